@@ -1,0 +1,50 @@
+# Every target sets up what it needs. `make` alone lists them.
+PYTHON ?= python3.11
+# The CUDA lock where a GPU is present, the CPU lock elsewhere; `make DEVICE=cpu …` overrides.
+DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+RUN := .venv/bin/python
+TORCH := $(shell grep '^torch==' requirements/$(DEVICE).txt)
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint types unit lock embedded clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: .venv/engine ## train the embedded example: before → after in a few minutes
+	$(RUN) -m rl_engine.train --config quickstart.yaml
+
+test: lint types unit ## lint, types and tests
+
+lint: .venv/tools
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/tools
+	.venv/bin/mypy
+
+unit: .venv/tools
+	$(RUN) -m pytest
+
+lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
+	requirements/lock.sh
+
+embedded: .venv/engine ## rebuild the embedded model from random weights (about a quarter of an hour)
+	$(RUN) -m rl_engine.embedded.build
+
+clean: ## remove the environment and caches, keep runs/
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# PyTorch's CPU index is asked for torch only, and only when pip's own sources do not have it: an index
+# that cannot be reached makes pip retry for every package of the lock.
+.venv/engine: requirements/$(DEVICE).txt
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --no-deps "$(TORCH)" \
+		|| $(RUN) -m pip install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) "$(TORCH)"
+	$(RUN) -m pip install --quiet --no-deps -r requirements/$(DEVICE).txt
+	touch $@
+
+.venv/tools: .venv/engine requirements/dev.txt
+	$(RUN) -m pip install --quiet --no-deps -r requirements/dev.txt
+	touch $@

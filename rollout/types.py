@@ -1,0 +1,91 @@
+"""The records that travel from a problem to its completions: one frozen class a hop, none filled in later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One verifiable problem.
+
+    Example: `Problem(id="gsm8k-test-0", text="Natalia sold clips …", answer="72", level="", subject="")`
+    """
+
+    id: str
+    text: str
+    """What the model is asked, before any template."""
+    answer: str
+    """The reference answer, as the source writes it."""
+    level: str = ""
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A problem as the policy sees it."""
+
+    problem: Problem
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How completions are drawn. `temperature` 0 is greedy."""
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRef:
+    """A published adapter: what a sampler is told to load. Names are never reused within a run.
+
+    Example: `AdapterRef(name="policy", version=3, path=Path("runs/x/adapters/v000003"), sha256="9f…", rank=1)`
+    """
+
+    name: str
+    version: int
+    path: Path
+    sha256: str
+    """Digest of the manifest, which holds the digest of every file."""
+    rank: int
+
+    @property
+    def key(self) -> str:
+        """The name under which engines load this version: unique for the life of the run."""
+        return f"{self.name}-v{self.version:06d}"
+
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled completion."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """[T] sampled tokens, the end-of-sequence token included when it was sampled."""
+    logprobs: tuple[float, ...]
+    """[T] nats: the sampler's log-probability of each sampled token, after temperature and top_p."""
+    finish_reason: FinishReason
+    adapter: str
+    """`AdapterRef.key` of the version that produced it; `base` when none was loaded."""
+
+    def __post_init__(self) -> None:
+        assert len(self.token_ids) == len(self.logprobs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """The completions of one prompt: a group shares a baseline."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...] = field(default=())
