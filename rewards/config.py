@@ -1,0 +1,67 @@
+"""The `rewards:` section of a run's configuration."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+AnswerForm = Literal["boxed", "answer_is", "gsm8k_hashes"]
+
+
+class RewardConfig(BaseModel):
+    """How completions are graded and what is added to the reward. Everything but the verdict is off."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: int = Field(default=2, ge=1, le=256, description="Grading processes.")
+    timeout_s: float = Field(
+        default=5.0, gt=0.0, le=600.0, description="Time limit of one judgement, in seconds of wall clock."
+    )
+    memory_mib: int = Field(
+        default=1024, ge=512, le=65536, description="Address space a grading process may use, in MiB."
+    )
+    answer_forms: tuple[AnswerForm, ...] = Field(
+        default=("boxed",),
+        min_length=1,
+        max_length=3,
+        description="Where a final answer may stand, tried in this order: boxed (the last \\boxed{…}), "
+        "answer_is (a last line 'the answer is …'), gsm8k_hashes (a last line '#### n').",
+    )
+    format_weight: float = Field(
+        default=0.0, ge=0.0, le=10.0, description="Added when the form is right: think tags closed, one box."
+    )
+    format_think: bool = Field(
+        default=False, description="The format term also asks for exactly one <think>…</think> at the start."
+    )
+    overlong_weight: float = Field(
+        default=0.0, ge=0.0, le=10.0, description="Taken off as a completion nears max_tokens (DAPO)."
+    )
+    overlong_buffer_tokens: int = Field(
+        default=0, ge=0, le=1_000_000, description="Length of the soft zone before max_tokens, in tokens."
+    )
+    repetition_weight: float = Field(
+        default=0.0, ge=0.0, le=10.0, description="Taken off in proportion to repeated word n-grams."
+    )
+    repetition_ngram: int = Field(default=20, ge=2, le=200, description="Words in a repeated n-gram.")
+    function: str | None = Field(
+        default=None,
+        description="Import path 'package.module:name' of a reward function of your own, or 'trl:name'. "
+        "It replaces the verdict's 1.0 or 0.0 or is added to it, see function_weight.",
+    )
+    function_weight: float = Field(
+        default=1.0, ge=-10.0, le=10.0, description="Weight of the function's value in the reward."
+    )
+    function_replaces_verdict: bool = Field(
+        default=False, description="Leave the verdict's own 1.0 out of the reward; it is still reported."
+    )
+
+    @model_validator(mode="after")
+    def _terms_have_what_they_need(self) -> Self:
+        if self.overlong_weight > 0 and self.overlong_buffer_tokens == 0:
+            raise ValueError("overlong_weight needs overlong_buffer_tokens > 0, the length of the soft zone")
+        if self.function_replaces_verdict and self.function is None:
+            raise ValueError("function_replaces_verdict needs function, the import path of the replacement")
+        if self.function is not None and ":" not in self.function:
+            raise ValueError(f"function must look like 'package.module:name', not {self.function!r}")
+        return self

@@ -1,0 +1,134 @@
+"""Completions and references → verdicts and rewards: the public face of this package."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rewards import wire
+from rewards.config import RewardConfig
+from rewards.pool import Pool
+from rewards.types import GradeItem, GradeResult, Verdict
+
+MAX_COMPLETION_CHARS = 4_000_000
+MAX_REFERENCE_CHARS = 20_000
+
+Gradable = GradeItem | tuple[str, str]
+
+
+class Grader:
+    """Grades in worker processes that start with the first item and can be killed one by one.
+
+    May be used from several threads (calls take turns) and from asyncio through `asyncio.to_thread`.
+    A forked child that inherits a grader starts workers of its own.
+    """
+
+    def __init__(
+        self, *, workers: int = 2, timeout_s: float = 5.0, config: RewardConfig | None = None
+    ) -> None:
+        self.config = config or RewardConfig(workers=workers, timeout_s=timeout_s)
+        self._lock = threading.Lock()
+        self._open_pool()
+        self._closed = False
+
+    @classmethod
+    def from_config(cls, config: RewardConfig) -> Self:
+        return cls(config=config)
+
+    def grade(self, items: Sequence[Gradable]) -> list[GradeResult]:
+        """Judge every item, in order. Never raises because of what an item holds."""
+        records = [
+            item if isinstance(item, GradeItem) else GradeItem(completion=item[0], reference=item[1])
+            for item in items
+        ]
+        return self._grade(records)
+
+    def check_references(self, references: Sequence[str]) -> list[GradeResult]:
+        r"""Grade each reference against itself: one that is not `correct` cannot reward anybody.
+
+        A reference that holds a box of its own is taken as a completion as it stands.
+        """
+        return self._grade(
+            [GradeItem(completion="\\boxed{" + text + "}", reference=text) for text in references]
+        )
+
+    @property
+    def restarts(self) -> int:
+        """Workers that were killed or died, so far."""
+        return self._pool.restarts
+
+    def close(self) -> None:
+        """End the workers. Closing twice is harmless; grading afterwards is an error."""
+        with self._lock:
+            self._closed = True
+            self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_pool(self) -> None:
+        self._owner_pid = os.getpid()
+        self._pool = Pool(
+            workers=self.config.workers,
+            timeout_s=self.config.timeout_s,
+            settings=self.config.model_dump(mode="json"),
+        )
+        self._finalizer = weakref.finalize(self, _close_in_owner, self._pool, self._owner_pid)
+
+    def _grade(self, items: Sequence[GradeItem]) -> list[GradeResult]:
+        if os.getpid() != self._owner_pid:
+            # After a fork the lock may be held by a thread that does not exist here.
+            self._finalizer.detach()
+            self._lock = threading.Lock()
+            self._open_pool()
+        with self._lock:
+            if self._closed:
+                raise ValueError("this grader is closed")
+            sizes = [_size_problem(item) for item in items]
+            replies = iter(
+                self._pool.run([_request(i) for i, problem in zip(items, sizes, strict=True) if not problem])
+            )
+        return [
+            self._result(item, next(replies) if not problem else _oversized(problem))
+            for item, problem in zip(items, sizes, strict=True)
+        ]
+
+    def _result(self, item: GradeItem, reply: wire.Message) -> GradeResult:
+        verdict = Verdict(reply["verdict"])
+        return GradeResult(
+            verdict=verdict,
+            reward=1.0 if verdict is Verdict.CORRECT else 0.0,
+            extracted=reply["extracted"],
+            detail=reply["detail"],
+        )
+
+
+def _close_in_owner(pool: Pool, owner_pid: int) -> None:
+    if os.getpid() == owner_pid:
+        pool.close()
+
+
+def _request(item: GradeItem) -> wire.Message:
+    return {"completion": item.completion, "reference": item.reference}
+
+
+def _size_problem(item: GradeItem) -> str:
+    """Size limits come before anything looks at the text, in the caller's process."""
+    if len(item.completion) > MAX_COMPLETION_CHARS:
+        return f"completion over {MAX_COMPLETION_CHARS} characters"
+    if len(item.reference) > MAX_REFERENCE_CHARS:
+        return f"reference over {MAX_REFERENCE_CHARS} characters"
+    return ""
+
+
+def _oversized(problem: str) -> wire.Message:
+    return {"verdict": Verdict.UNPARSEABLE, "extracted": None, "detail": problem}

@@ -1,0 +1,75 @@
+"""What a worker process may not do, set by the kernel before it sees any input.
+
+A judgement reads text and answers. It needs no files, no processes and little memory, so all three are
+refused at the lowest level there is. The time limit is a kernel timer with its default action, which ends
+the process even when C code holds the interpreter lock, and even when the parent is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+FORBIDDEN_EVENTS = (
+    "os.",
+    "shutil.",
+    "socket.",
+    "subprocess.",
+    "pty.",
+    "tempfile.",
+    "urllib.",
+    "webbrowser.",
+    "ctypes.dlopen",
+)
+ALLOWED_EVENTS = frozenset({"os.listdir", "os.scandir", "os.fspath", "os.walk"})
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, whatever it is doing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def _lower(kind: int, soft: int) -> None:
+    """Set a limit, never above what the process already has."""
+    _, hard = resource.getrlimit(kind)
+    limit = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+    resource.setrlimit(kind, (limit, limit))
+
+
+def confine(*, memory_mib: int, allow_files: bool) -> None:
+    """Apply the resource limits. `allow_files` is for a user's reward function, which may read a table."""
+    _lower(resource.RLIMIT_AS, memory_mib * 2**20)
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_FSIZE, 0)
+    _lower(resource.RLIMIT_NOFILE, 256 if allow_files else 64)
+    if not allow_files:
+        _lower(resource.RLIMIT_NPROC, 0)
+        sys.addaudithook(_refuse)
+
+
+def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    """Audit hook: no writing, no processes, no network, whatever code the input made the parser run."""
+    if event == "open":
+        flags = arguments[2]
+        if isinstance(flags, int) and flags & WRITE_FLAGS:
+            raise PermissionError("a grading worker may not write files")
+    elif event.startswith(FORBIDDEN_EVENTS) and event not in ALLOWED_EVENTS:
+        raise PermissionError(f"a grading worker may not use {event}")
+
+
+def start_timer(timeout_s: float) -> None:
+    """Let the kernel end this process after `timeout_s` of wall clock unless the timer is stopped."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+
+
+def stop_timer() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0.0)

@@ -1,0 +1,118 @@
+"""The process that holds math-verify in memory and forks grading workers on request.
+
+Importing sympy takes a second, forking takes milliseconds: a killed worker is replaced at once. This
+process is small, has one thread and never judges anything itself, so forking it is safe whatever the
+user's own process does with threads, CUDA or event loops.
+
+It is started as `python -m rewards.nursery FD`, with FD a socket to the grader. Requests are JSON
+messages (`rewards.wire`): `spawn` answers with the worker's pid and passes one end of a new socket pair,
+`kill` ends a worker. End of file means that the grader is gone: everything dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from rewards import wire
+from rewards.worker import preload, serve
+
+PARENT_POLL_S = 2.0
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    buffer = bytearray()
+    settings = wire.receive(control, buffer)
+    if settings is None:
+        return
+    preload()
+    control.sendall(wire.encode({"ready": True}))
+    with open(os.devnull, "w", encoding="ascii") as sink:  # noqa: PTH123
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+    Nursery(control, buffer, settings).run()
+
+
+class Nursery:
+    """Forks, kills and buries workers, and holds no other state."""
+
+    def __init__(self, control: socket.socket, buffer: bytearray, settings: wire.Message) -> None:
+        self._control = control
+        self._buffer = buffer
+        self._settings = settings
+        self._parent = os.getppid()
+        self._children: set[int] = set()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        # A handler that does nothing: the wake-up pipe is what makes select return when a child dies.
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+
+    def run(self) -> None:
+        while os.getppid() == self._parent:
+            ready, _, _ = select.select([self._control.fileno(), self._wake_read], [], [], PARENT_POLL_S)
+            if self._wake_read in ready:
+                os.read(self._wake_read, 4096)
+            self._bury()
+            if self._control.fileno() in ready:
+                chunk = self._control.recv(1 << 16)
+                if not chunk:
+                    break
+                self._buffer += chunk
+            while (request := wire.take(self._buffer)) is not None:
+                self._answer(request)
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._children:
+            os.waitpid(pid, 0)
+
+    def _answer(self, request: wire.Message) -> None:
+        if request["do"] == "spawn":
+            self._spawn()
+        elif request["do"] == "kill" and request["pid"] in self._children:
+            # Only children not yet waited for are in the set, so the pid cannot be someone else's.
+            os.kill(request["pid"], signal.SIGKILL)
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            theirs.close()
+            self._become_worker(ours)
+        ours.close()
+        self._children.add(pid)
+        socket.send_fds(self._control, [wire.encode({"pid": pid})], [theirs.fileno()])
+        theirs.close()
+
+    def _become_worker(self, connection: socket.socket) -> NoReturn:
+        """In the child: drop what belongs to the nursery, then serve until the connection closes."""
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._control.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            serve(connection, self._settings)
+            status = 0
+        finally:
+            # Never unwind into the nursery's own stack: this is another process now.
+            os._exit(status)
+
+    def _bury(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                self._children.discard(pid)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Requests → replies, through workers that may hang, crash or be killed at any moment.
+
+Each worker holds a short queue, so that it never waits for the next item; only the first of a queue is
+being judged. When a worker dies, the item it was judging gets the failure and the others are given to
+someone else. When a worker is slow, idle ones take what waits behind its current item, so that no item
+waits on its neighbour. An answer depends on nothing but its item, so judging one twice is harmless.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rewards import wire
+from rewards.processes import NurseryProcess, Worker, WorkersFailed
+from rewards.types import Verdict
+
+QUEUE_ITEMS = 16
+QUEUE_BYTES = 1 << 18
+GRACE_S = 0.5
+"""The worker's own timer comes first; the grader's deadline follows this much later."""
+SLOW_S = 0.2
+CRASHES_PER_ITEM = 2
+NURSERY_RESTARTS = 3
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Batch:
+    """The state of one call: what waits, what is answered, how often each item took a worker down."""
+
+    frames: Sequence[bytes]
+    waiting: deque[int]
+    replies: list[wire.Message | None]
+    crashes: dict[int, int]
+    open: int
+
+    @classmethod
+    def of(cls, frames: Sequence[bytes]) -> Batch:
+        count = len(frames)
+        return cls(frames, deque(range(count)), [None] * count, {}, count)
+
+    def settle(self, index: int, reply: wire.Message) -> None:
+        if self.replies[index] is None:
+            self.replies[index] = reply
+            self.open -= 1
+
+
+class Pool:
+    """Keeps workers between calls. Not thread-safe: the grader holds a lock around `run`."""
+
+    def __init__(self, *, workers: int, timeout_s: float, settings: wire.Message) -> None:
+        self._size = workers
+        self._timeout_s = timeout_s
+        self._settings = settings
+        self._nursery: NurseryProcess | None = None
+        self._workers: list[Worker] = []
+        self._selector = selectors.DefaultSelector()
+        self.restarts = 0
+        self._nursery_restarts = 0
+
+    def run(self, requests: Sequence[wire.Message]) -> list[wire.Message]:
+        """Answer every request, in order. Failures are answers too: verdict `timeout` or `error`."""
+        batch = Batch.of([wire.encode({**request, "id": i}) for i, request in enumerate(requests)])
+        self._nursery_restarts = 0
+        try:
+            while batch.open:
+                self._hire(batch)
+                self._hand_out(batch)
+                self._exchange(batch)
+                self._enforce_limit()
+        except BaseException:
+            # An interrupt leaves answers in flight that belong to nobody: start afresh next time.
+            self.close()
+            raise
+        self._clear_stolen()
+        return [reply for reply in batch.replies if reply is not None]
+
+    def close(self) -> None:
+        for worker in list(self._workers):
+            self._forget(worker)
+        if self._nursery is not None:
+            self._nursery.close()
+            self._nursery = None
+
+    @property
+    def nursery_pid(self) -> int | None:
+        return None if self._nursery is None else self._nursery.pid
+
+    # -- staffing ------------------------------------------------------------------------------------
+
+    def _hire(self, batch: Batch) -> None:
+        wanted = min(self._size, batch.open)
+        while len(self._workers) < wanted:
+            if self._nursery is None:
+                self._nursery = NurseryProcess(self._settings)
+            try:
+                worker = self._nursery.spawn()
+            except WorkersFailed:
+                self._nursery.close()
+                self._nursery = None
+                self._nursery_restarts += 1
+                if self._nursery_restarts >= NURSERY_RESTARTS:
+                    raise
+                logger.warning("the grading processes died and are being started again")
+                continue
+            self._workers.append(worker)
+            self._selector.register(worker.connection, selectors.EVENT_READ, worker)
+
+    def _forget(self, worker: Worker) -> None:
+        self._workers.remove(worker)
+        self._selector.unregister(worker.connection)
+        worker.connection.close()
+
+    def _clear_stolen(self) -> None:
+        """A worker still busy with an item that another has answered is not kept for the next call."""
+        for worker in [w for w in self._workers if w.assigned]:
+            self._kill(worker)
+            self._forget(worker)
+
+    def _kill(self, worker: Worker) -> None:
+        worker.overdue = True
+        if self._nursery is not None:
+            self._nursery.kill(worker)
+
+    # -- work ----------------------------------------------------------------------------------------
+
+    def _hand_out(self, batch: Batch) -> None:
+        for worker in self._workers:
+            size = len(worker.outgoing)
+            while (
+                batch.waiting
+                and not worker.leaving
+                and not worker.overdue
+                and len(worker.assigned) < self._queue_length(batch)
+                and size < QUEUE_BYTES
+            ):
+                index = batch.waiting.popleft()
+                if batch.replies[index] is None:
+                    size += self._assign(worker, index, batch)
+            if not worker.assigned and not worker.leaving and not batch.waiting:
+                self._steal_for(worker, batch)
+
+    def _queue_length(self, batch: Batch) -> int:
+        """Short queues near the end of a batch, so that workers finish together."""
+        return max(1, min(QUEUE_ITEMS, len(batch.waiting) // self._size))
+
+    def _assign(self, worker: Worker, index: int, batch: Batch) -> int:
+        if not worker.assigned:
+            worker.head_since = time.monotonic()
+        worker.assigned.append(index)
+        frame = batch.frames[index]
+        worker.outgoing += frame
+        self._selector.modify(worker.connection, selectors.EVENT_READ | selectors.EVENT_WRITE, worker)
+        return len(frame)
+
+    def _steal_for(self, idle: Worker, batch: Batch) -> None:
+        """Give an idle worker one item that waits behind a slow one."""
+        now = time.monotonic()
+        held = {index for worker in self._workers for index in list(worker.assigned)[:1]}
+        for worker in self._workers:
+            if worker is idle or now - worker.head_since < SLOW_S:
+                continue
+            for index in list(worker.assigned)[1:]:
+                if batch.replies[index] is None and index not in held:
+                    self._assign(idle, index, batch)
+                    return
+
+    def _exchange(self, batch: Batch) -> None:
+        for key, events in self._selector.select(self._patience()):
+            worker: Worker = key.data
+            if events & selectors.EVENT_READ and not self._read(worker, batch):
+                self._lost(worker, batch)
+            elif events & selectors.EVENT_WRITE:
+                self._write(worker)
+
+    def _patience(self) -> float:
+        """Seconds until something has to be looked at even if nobody speaks."""
+        now = time.monotonic()
+        limit = self._timeout_s + GRACE_S
+        due = [w.head_since + limit - now for w in self._workers if w.assigned and not w.overdue]
+        some_idle = any(not w.assigned for w in self._workers)
+        return max(0.0, min([*due, SLOW_S if some_idle else 1.0]))
+
+    def _write(self, worker: Worker) -> None:
+        try:
+            sent = worker.connection.send(worker.outgoing)
+        except BlockingIOError:
+            return
+        except OSError:
+            worker.outgoing.clear()  # dead: the read side will say so
+            sent = 0
+        del worker.outgoing[:sent]
+        if not worker.outgoing:
+            self._selector.modify(worker.connection, selectors.EVENT_READ, worker)
+
+    def _read(self, worker: Worker, batch: Batch) -> bool:
+        """Take in answers. False when the worker is gone."""
+        try:
+            chunk = worker.connection.recv(1 << 18)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        worker.incoming += chunk
+        while (reply := wire.take(worker.incoming)) is not None:
+            worker.assigned.popleft()
+            worker.head_since = time.monotonic()
+            worker.leaving = worker.leaving or bool(reply["leaving"])
+            batch.settle(int(reply["id"]), reply)
+        return bool(chunk)
+
+    # -- failure -------------------------------------------------------------------------------------
+
+    def _enforce_limit(self) -> None:
+        limit = self._timeout_s + GRACE_S
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.assigned and not worker.overdue and now - worker.head_since > limit:
+                self._kill(worker)
+
+    def _lost(self, worker: Worker, batch: Batch) -> None:
+        """A worker is gone: judge why, settle its item, give the rest back."""
+        self._forget(worker)
+        assigned = list(worker.assigned)
+        if assigned and not worker.leaving:
+            self.restarts += 1
+            elapsed = time.monotonic() - worker.head_since
+            head = assigned[0]
+            if worker.overdue or elapsed >= 0.9 * self._timeout_s:
+                self._report("a judgement ran over its limit")
+                batch.settle(head, _failure(Verdict.TIMEOUT, f"over the limit of {self._timeout_s:g} s"))
+            else:
+                self._report("a worker died")
+                batch.crashes[head] = batch.crashes.get(head, 0) + 1
+                if batch.crashes[head] >= CRASHES_PER_ITEM:
+                    batch.settle(head, _failure(Verdict.ERROR, "the grading worker crashed on this item"))
+        batch.waiting.extendleft(i for i in reversed(assigned) if batch.replies[i] is None)
+
+    def _report(self, what: str) -> None:
+        if self.restarts == 1:
+            logger.warning(
+                "%s and was replaced; further replacements are counted in Grader.restarts, not reported",
+                what,
+            )
+
+
+def _failure(verdict: Verdict, detail: str) -> wire.Message:
+    return {"verdict": verdict, "extracted": None, "detail": detail}

@@ -1,0 +1,129 @@
+"""The grader's side of its processes: start the nursery, get workers from it, talk, kill, close.
+
+Nothing here depends on how the user's program uses processes: no `__main__` guard is needed, no start
+method matters, Ctrl-C in a terminal does not reach the workers, and their standard output goes nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rewards import wire
+
+START_LIMIT_S = 180.0
+SPAWN_LIMIT_S = 30.0
+CLOSE_LIMIT_S = 5.0
+
+
+class WorkersFailed(RuntimeError):
+    """The grading processes could not be started. Nothing can be graded, so this reaches the user."""
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One grading process as the grader sees it."""
+
+    pid: int
+    connection: socket.socket
+    assigned: deque[int] = field(default_factory=deque)
+    """Items sent and not yet answered, in order; the first is the one being judged."""
+    head_since: float = 0.0
+    """When the first assigned item became the one being judged (monotonic seconds)."""
+    incoming: bytearray = field(default_factory=bytearray)
+    outgoing: bytearray = field(default_factory=bytearray)
+    leaving: bool = False
+    """The worker announced that it ends after its last answer."""
+    overdue: bool = False
+    """The grader gave up on the item being judged and asked for the worker's end."""
+
+
+class NurseryProcess:
+    """The child process that forks workers. One per grader, restarted when it dies."""
+
+    def __init__(self, settings: wire.Message) -> None:
+        ours, theirs = socket.socketpair()
+        self._control = ours
+        self._buffer = bytearray()
+        try:
+            self._process = subprocess.Popen(  # the command line is ours, nothing of it is user text
+                [sys.executable, "-m", "rewards.nursery", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                env=_environment(),
+            )
+        finally:
+            theirs.close()
+        self._ready = False
+        self._control.sendall(wire.encode(settings))
+
+    def spawn(self) -> Worker:
+        """Fork one worker; waits for the nursery's imports the first time."""
+        try:
+            if not self._ready:
+                self._expect_ready()
+            self._control.settimeout(SPAWN_LIMIT_S)
+            self._control.sendall(wire.encode({"do": "spawn"}))
+            pid, descriptor = self._receive_worker()
+        except (OSError, EOFError) as error:
+            status = self._process.poll()
+            raise WorkersFailed(
+                f"the grading workers did not start: {error or type(error).__name__}"
+                + (f" (the process ended with status {status})" if status is not None else "")
+            ) from error
+        connection = socket.socket(fileno=descriptor)
+        connection.setblocking(False)
+        return Worker(pid=pid, connection=connection)
+
+    def kill(self, worker: Worker) -> None:
+        with contextlib.suppress(OSError):  # the nursery is gone, and its workers with it
+            self._control.sendall(wire.encode({"do": "kill", "pid": worker.pid}))
+
+    def close(self) -> None:
+        """End the nursery and, through it, every worker; wait until they are gone."""
+        self._control.close()
+        try:
+            self._process.wait(CLOSE_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _expect_ready(self) -> None:
+        deadline = time.monotonic() + START_LIMIT_S
+        self._control.settimeout(max(0.1, deadline - time.monotonic()))
+        if wire.receive(self._control, self._buffer) is None:
+            raise EOFError("it ended while importing math-verify")
+        self._ready = True
+
+    def _receive_worker(self) -> tuple[int, int]:
+        """The answer to `spawn`: a message with the pid, and a descriptor beside it."""
+        descriptors: list[int] = []
+        while True:
+            message = wire.take(self._buffer)
+            if message is not None:
+                return int(message["pid"]), descriptors[0]
+            chunk, received, _, _ = socket.recv_fds(self._control, 4096, 4)
+            descriptors += received
+            if not chunk:
+                raise EOFError("it ended unexpectedly")
+            self._buffer += chunk
+
+
+def _environment() -> dict[str, str]:
+    """The user's environment, with a path on which the child finds this package and the user's modules."""
+    package_parent = str(Path(__file__).resolve().parent.parent)
+    entries = [package_parent, *(entry or str(Path.cwd()) for entry in sys.path)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(entries)), "PYTHONSAFEPATH": "1"}

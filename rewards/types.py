@@ -1,0 +1,60 @@
+"""The records of grading: what is asked of a grader, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """The six things a grader can say. Only `correct` is rewarded; only the first two judge the policy.
+
+    The other four are kept apart so that a broken grader, a broken reference or a policy that stopped
+    answering never looks like a policy that answers wrongly.
+    """
+
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    NO_ANSWER = "no_answer"
+    """The completion holds no final answer in an allowed form."""
+    UNPARSEABLE = "unparseable"
+    """There is an answer (or a reference) that cannot be read as mathematics or text."""
+    TIMEOUT = "timeout"
+    """Judging took longer than the limit; the worker was killed and replaced."""
+    ERROR = "error"
+    """The grader failed: out of memory, a crashed worker, a reward function that raised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradeItem:
+    r"""One completion to judge.
+
+    Example: `GradeItem(completion="… so \\boxed{72}", reference="72", tokens=180, max_tokens=512)`
+    """
+
+    completion: str
+    reference: str
+    tokens: int | None = None
+    """Length of the completion in tokens; only the overlong term reads it."""
+    max_tokens: int | None = None
+    """The sampling limit; only the overlong term reads it."""
+    problem: str = ""
+    """The problem as asked; only a user's reward function reads it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradeResult:
+    """The judgement of one item.
+
+    Example: `GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="72", terms={}, detail="same_text")`
+    """
+
+    verdict: Verdict
+    reward: float
+    """1.0 when correct, else 0.0, plus the shaping terms that are switched on."""
+    extracted: str | None
+    """The final answer as read from the completion, or None where there is none."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """Value of each shaping term that was added to the reward."""
+    detail: str = ""
+    """The rule that decided, or the text of the error."""
