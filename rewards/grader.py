@@ -27,9 +27,7 @@ class Grader:
     A forked child that inherits a grader starts workers of its own.
     """
 
-    def __init__(
-        self, *, workers: int = 2, timeout_s: float = 5.0, config: RewardConfig | None = None
-    ) -> None:
+    def __init__(self, *, workers: int = 2, timeout_s: float = 5.0, config: RewardConfig | None = None) -> None:
         self.config = config or RewardConfig(workers=workers, timeout_s=timeout_s)
         self._lock = threading.Lock()
         self._open_pool()
@@ -42,8 +40,7 @@ class Grader:
     def grade(self, items: Sequence[Gradable]) -> list[GradeResult]:
         """Judge every item, in order. Never raises because of what an item holds."""
         records = [
-            item if isinstance(item, GradeItem) else GradeItem(completion=item[0], reference=item[1])
-            for item in items
+            item if isinstance(item, GradeItem) else GradeItem(completion=item[0], reference=item[1]) for item in items
         ]
         return self._grade(records)
 
@@ -52,9 +49,7 @@ class Grader:
 
         A reference that holds a box of its own is taken as a completion as it stands.
         """
-        return self._grade(
-            [GradeItem(completion="\\boxed{" + text + "}", reference=text) for text in references]
-        )
+        return self._grade([GradeItem(completion="\\boxed{" + text + "}", reference=text) for text in references])
 
     @property
     def restarts(self) -> int:

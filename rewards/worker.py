@@ -58,9 +58,7 @@ def _judge(request: wire.Message, settings: wire.Message) -> wire.Message:
     from rewards.judge import judge_completion
 
     try:
-        judgement = judge_completion(
-            request["completion"], request["reference"], forms=tuple(settings["answer_forms"])
-        )
+        judgement = judge_completion(request["completion"], request["reference"], forms=tuple(settings["answer_forms"]))
     except MemoryError:
         return {"verdict": Verdict.ERROR, "extracted": None, "detail": "out of memory"}
     except RecursionError:

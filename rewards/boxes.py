@@ -1,0 +1,97 @@
+r"""Text → the boxes in it: `\boxed{…}` found in one pass, whatever the nesting or the size.
+
+A box counts when it is complete, visible and outermost. `\fbox`, `\Boxed` and a box whose `\b` was eaten by
+a string escape (`oxed{…}`) are boxes too; `\beginboxed{…}` and `\boxed 5` are not.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_TOKEN = re.compile(
+    r"(?P<box>\\(?:boxed|Boxed|fbox)[ \t]*\{|(?:\x08|(?<![A-Za-z\\]))oxed\{)|(?P<escaped>\\[\\{}])|(?P<brace>[{}])"
+)
+_HIDDEN = (
+    re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL),
+    re.compile(r"\\iffalse\b.*?(?:\\fi\b|\Z)", re.DOTALL),
+    re.compile(r"\\begin\{comment\}.*?(?:\\end\{comment\}|\Z)", re.DOTALL),
+    re.compile(r"<(?P<tag>\w+)[^<>\n]{0,200}(?:display:\s*none|visibility:\s*hidden)[^<>\n]{0,200}>.*?(?:</(?P=tag)>|\Z)", re.DOTALL),
+    # A LaTeX comment: a percent sign that follows neither a backslash nor a number.
+    re.compile(r"(?<![\\\d}])(?<!\d )%[^\n]*"),
+    re.compile(r"\\verb\*?([|!+@])[^\n]{0,200}?\1"),
+)  # fmt: skip
+_HIDING_COMMAND = re.compile(r"\\(?:[hv]?phantom|smash|llap|rlap|color\{white\}|textcolor\{white\})\s*\{?")
+_HIDING_WINDOW = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A complete box: where it starts and ends in the text, what is in it, and whether it holds boxes."""
+
+    start: int
+    end: int
+    content: str
+    nested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    complete: tuple[Box, ...]
+    """Visible outermost boxes in order."""
+    unfinished: tuple[int, ...]
+    """Where the content of boxes that never close begins."""
+
+
+def find_boxes(text: str) -> Boxes:
+    if "oxed" not in text and "\\fbox" not in text:
+        return Boxes((), ())
+    visible = _blank_hidden(text)
+    return _scan(visible, text)
+
+
+def _blank_hidden(text: str) -> str:
+    """Overwrite what a reader does not see with spaces, keeping every position."""
+    for pattern in _HIDDEN:
+        text = pattern.sub(lambda match: " " * len(match.group()), text)
+    return text
+
+
+def _scan(visible: str, text: str) -> Boxes:
+    """Match braces with a stack, so that 100,000 unclosed ones cost one pass."""
+    stack: list[tuple[int, int]] = []  # (start of the box or -1 for a plain brace, start of its content)
+    found: list[tuple[int, int, int]] = []
+    for token in _TOKEN.finditer(visible):
+        if token.lastgroup == "box":
+            stack.append((token.start(), token.end()))
+        elif token.lastgroup == "brace":
+            if token.group() == "{":
+                stack.append((-1, token.end()))
+            elif stack:
+                start, inside = stack.pop()
+                if start >= 0:
+                    found.append((start, inside, token.end()))
+    return Boxes(
+        complete=tuple(_outermost(found, text)),
+        unfinished=tuple(inside for start, inside in stack if start >= 0),
+    )
+
+
+def _outermost(found: list[tuple[int, int, int]], text: str) -> list[Box]:
+    boxes: list[Box] = []
+    for start, inside, end in found:  # in order of their ends: inner boxes come before outer ones
+        nested = False
+        while boxes and boxes[-1].start > start:
+            boxes.pop()
+            nested = True
+        boxes.append(Box(start, end, text[inside : end - 1], nested))
+    return [box for box in boxes if not _is_hidden(text, box.start)]
+
+
+def _is_hidden(text: str, start: int) -> bool:
+    r"""`\phantom{\boxed{5}}` and its kin: the command stands right before the box."""
+    before = text[max(0, start - _HIDING_WINDOW) : start].rstrip("{$ ")
+    match = None
+    for match in _HIDING_COMMAND.finditer(before):
+        pass
+    return match is not None and match.end() >= len(before)

@@ -1,0 +1,219 @@
+"""Answer text → the same answer in one spelling. Both sides of a comparison go through it.
+
+Only spelling changes here: typography, spacing, LaTeX that a reader does not see. Nothing that could turn
+one value into another. Characters that make a reader see something else than what is there are refused.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+MAX_ANSWER_CHARS = 2_000
+MAX_DEPTH = 40
+MAX_DIGITS = 1_000
+DOLLAR = "＄"
+"""Stands for a currency dollar, so that it cannot be taken for a mathematics delimiter."""
+
+
+class Unreadable(ValueError):
+    """The text cannot be an answer: the message names the rule."""
+
+
+_SYMBOLS = str.maketrans(
+    {
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "－": "-",
+        "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ", "∗": "*",
+        "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ",
+        "±": r"\pm ", "∓": r"\mp ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∉": r"\notin ",
+        "∅": r"\emptyset ", "ø": r"\emptyset ", "Ø": r"\emptyset ", "∖": r"\setminus ", "⊂": r"\subset ",
+        "⊆": r"\subseteq ", "→": r"\to ", "⇒": r"\implies ", "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ",
+        "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ",
+        "ω": r"\omega ", "Δ": r"\Delta ", "ε": r"\epsilon ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
+        "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "°": r"^\circ ", "º": r"^\circ ",
+        "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "…": r"\ldots ", "⟨": r"\langle ", "⟩": r"\rangle ",
+        "，": ",", "。": ".", "：": ":", "；": ";", "（": "(", "）": ")", "％": r"\%", "＋": "+", "＝": "=",
+        "¬": r"\neg ", "∧": r"\land ", "∨": r"\lor ", "∠": r"\angle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ",
+        "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+        "⅕": r"\frac{1}{5}", "⅖": r"\frac{2}{5}", "⅗": r"\frac{3}{5}", "⅘": r"\frac{4}{5}", "⅙": r"\frac{1}{6}",
+        "⅚": r"\frac{5}{6}", "⅛": r"\frac{1}{8}", "⅜": r"\frac{3}{8}", "⅝": r"\frac{5}{8}", "⅞": r"\frac{7}{8}",
+        "⁄": "/", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2003": " ", "\u2002": " ", "\u3000": " ",
+    }
+)  # fmt: skip
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()")
+_SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
+_SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
+_RADICAL = re.compile(r"√\s*(?:\((?P<group>[^()]*)\)|(?P<number>\d+(?:\.\d+)?)|(?P<letter>[A-Za-z]))")
+
+_REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|label|tag\*?|kern)\s*\{[^{}]*\}", ""),
+        (r"\\phantom\s*.", ""),
+        (r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![A-Za-z])\.?", ""),
+        (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|boldmath|bf|rm|it|large|Large|huge|strut|mathstrut)(?![A-Za-z])", " "),
+        (r"\\!", ""),
+        (r"\\(?:[,;:> ]|quad(?![A-Za-z])|qquad(?![A-Za-z])|enspace|thinspace|medspace|thickspace|nobreakspace|hfill)|~", " "),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+        (r"\\(?:textrm|textbf|textit|textsf|texttt|textnormal|textup|mbox|hbox|emph|textsc|mathtt)(?=\s*\{)", r"\\text"),
+        (r"\\(?:boldsymbol|bm|mathbf|mathit|mathsf|mathnormal|pmb|underline|boxed|fbox|ensuremath|mathbin|mathord)\s*(?=\{)", ""),
+        (r"\\mathrm\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
+        (r"\\(?:mathrm|rm)(?=\s*\{)", r"\\text"),
+        (r"\\(?:leqslant|leq|leqq)(?![A-Za-z])", r"\\le"),
+        (r"\\(?:geqslant|geq|geqq)(?![A-Za-z])", r"\\ge"),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\(?:neq|not\s*=)(?![A-Za-z])|!=", r"\\ne "),
+        (r"<=", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"\\(?:lbrace)(?![A-Za-z])", r"\\{"),
+        (r"\\(?:rbrace)(?![A-Za-z])", r"\\}"),
+        (r"\\(?:lbrack)(?![A-Za-z])", "["),
+        (r"\\(?:rbrack)(?![A-Za-z])", "]"),
+        (r"\\(?:lvert|rvert|vert)(?![A-Za-z])", "|"),
+        (r"\\(?:varnothing|O|o)(?![A-Za-z])", r"\\emptyset "),
+        (r"\\(?:degree|degrees)(?![A-Za-z])", r"^\\circ "),
+        (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])", r"^\\circ "),
+        (r"\\(?:bullet|ast)(?![A-Za-z])", "*"),
+        (r"\\(?:dots|cdots|dotsc|dotsb)(?![A-Za-z])", r"\\ldots "),
+        (r"\\colon(?![A-Za-z])", ":"),
+        (r"\\backslash(?![A-Za-z])", r"\\setminus "),
+        (r"\\(?:Reals|R)(?![A-Za-z])", r"\\mathbb{R}"),
+        (r"\\mathbb\s*([A-Z])(?![A-Za-z])", r"\\mathbb{\1}"),
+        (r"\\textdegree(?![A-Za-z])", r"^\\circ "),
+        (r"\\textdollar(?![A-Za-z])|\\\$", DOLLAR),
+        (r"\\(?:euro|texteuro|EUR)(?![A-Za-z])", "€"),
+        (r"\\pounds(?![A-Za-z])", "£"),
+        (r"\{\s*,\s*\}", ","),
+        (r"(?<!\\)%", r"\\%"),
+    )
+)  # fmt: skip
+_COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?P<colour>[^{}]*)\s*\}")
+_DELIMITERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"), ("__", "__"))
+_SPACES = re.compile(r"\s+")
+_IDLE_SPACE = re.compile(r"(?<![A-Za-z0-9.]) | (?![A-Za-z0-9.])|(?<=[A-Za-z]) (?=\d)|(?<=\d) (?=[A-Za-z])")
+
+
+@lru_cache(maxsize=8192)
+def clean(text: str) -> str:
+    """One spelling of an answer. Raises `Unreadable` when a limit or a forbidden character is met."""
+    if len(text) > MAX_ANSWER_CHARS:
+        raise Unreadable("answer_too_long")
+    _refuse_deceptive(text)
+    if not text.isascii():
+        text = _typography(text)
+    if re.search(r"\d{%d}" % MAX_DIGITS, text):
+        raise Unreadable("number_too_long")
+    for match in _COLOUR.finditer(text):
+        if match.group("colour").strip().lower() in {"white", "transparent"}:
+            raise Unreadable("invisible_answer")
+    if "\\" in text or "%" in text or "{" in text or "~" in text or "<=" in text or ">=" in text or "!=" in text:
+        text = _COLOUR.sub("", text)
+        for pattern, replacement in _REWRITES:
+            text = pattern.sub(replacement, text)
+    text = _strip_wrapping(_SPACES.sub(" ", text).strip())
+    if _depth(text) > MAX_DEPTH:
+        raise Unreadable("nested_too_deeply")
+    return text
+
+
+def fingerprint(text: str) -> str:
+    """A cleaned answer without the spaces that carry no meaning: equal fingerprints are equal answers."""
+    return _IDLE_SPACE.sub("", text)
+
+
+def _refuse_deceptive(text: str) -> None:
+    """Control characters, lone surrogates and writing-direction marks: what is seen is not what is there."""
+    if text.isascii() and text.isprintable():
+        return
+    for character in text:
+        category = unicodedata.category(character)
+        if category in {"Cs", "Co", "Cn"} or (category == "Cc" and character not in "\t\n\r\x08"):
+            raise Unreadable("forbidden_character")
+        if unicodedata.bidirectional(character) in {"RLO", "LRO", "RLE", "LRE", "RLI", "LRI", "FSI", "PDF", "PDI"}:
+            raise Unreadable("forbidden_character")
+
+
+def _typography(text: str) -> str:
+    """Unicode mathematics → LaTeX; decimal digits of any script and full-width letters → ASCII."""
+    text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
+    text = _SUBSCRIPT_RUN.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)
+    text = _RADICAL.sub(
+        lambda m: r"\sqrt{" + (m.group("group") or m.group("number") or m.group("letter") or "") + "}", text
+    )
+    text = text.translate(_SYMBOLS).replace("√", r"\sqrt")
+    return "".join(_plain_character(c) for c in text)
+
+
+def _plain_character(character: str) -> str:
+    if character.isascii():
+        return character
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return str(unicodedata.decimal(character))
+    if category == "Cf":
+        return ""  # zero-width characters: a reader sees nothing
+    if "\uff01" <= character <= "\uff5e" and character != DOLLAR or "\U0001d400" <= character <= "\U0001d7ff":
+        return unicodedata.normalize("NFKC", character)
+    return character
+
+
+def _strip_wrapping(text: str) -> str:
+    """Remove mathematics delimiters, emphasis and closing punctuation around the whole answer."""
+    while True:
+        before = text
+        text = text.strip()
+        while text.endswith((".", ",", ";", ":", "\\\\")) and not text.endswith("..") and len(text) > 1:
+            text = text[: -2 if text.endswith("\\\\") else -1].rstrip()
+        for opening, closing in _DELIMITERS:
+            inner = text[len(opening) : len(text) - len(closing)]
+            if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
+                if opening not in inner and closing not in inner:
+                    text = inner
+        if _wraps(text, "{", "}"):
+            text = text[1:-1]
+        if text.startswith(r"\text{") and _wraps(text[5:], "{", "}"):
+            text = text[6:-1]
+        if text == before:
+            return _loose_dollars(text)
+
+
+def _loose_dollars(text: str) -> str:
+    """A dollar sign left alone before a number is money; the others are delimiters in the text."""
+    if text.count("$") % 2 == 1:
+        text = re.sub(r"^([-+]?)\$(?=[\d.])", r"\1" + DOLLAR, text)
+    return text.replace("$", "").strip()
+
+
+def _wraps(text: str, opening: str, closing: str) -> bool:
+    """Whether the first and last characters of `text` are a pair."""
+    if len(text) < 2 or text[0] != opening or text[-1] != closing or text[-2] == "\\":
+        return False
+    depth = 0
+    escaped = False
+    for position, character in enumerate(text):
+        if escaped:
+            escaped = False
+        elif character == "\\":
+            escaped = True
+        elif character == opening:
+            depth += 1
+        elif character == closing:
+            depth -= 1
+            if depth == 0 and position < len(text) - 1:
+                return False
+    return depth == 0
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth -= 1
+    return deepest

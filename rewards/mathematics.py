@@ -1,0 +1,303 @@
+"""Two expressions → equal or not. math-verify parses and verifies; exact and 60-digit values cross-check.
+
+The only file that imports the mathematics. math-verify compares rounded values, so 1e-7 equals 2e-7 for
+it, and 1/2004! equals 1/2006!. Here rationals are compared exactly, and other values to 60 digits relative
+to their size, and agreement of numbers counts only where the numbers are of everyday size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from math_verify import verify
+from math_verify.grader import should_treat_as_complex
+from sympy.core.function import AppliedUndef
+
+from rewards.latex import to_latex
+
+DIGITS = 60
+AGREE = sympy.Float("1e-50", DIGITS)
+MAX_POWER = 200_000.0
+"""Largest number of decimal digits a value may have before it is left unevaluated."""
+MAX_FACTORIAL = 20_000
+EVERYDAY_DIGITS = 40
+MAX_NODES = 600
+MAX_LATEX_CHARS = 1_000
+
+_CONVERSION = ConversionConfig(lowercase_symbols=False)
+_UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
+
+Expr = Any  # sympy is not annotated
+
+
+class Unparsed(ValueError):
+    """The text is not mathematics that the parser understands."""
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> Expr:
+    """The sympy object of a cleaned expression."""
+    latex = to_latex(text)
+    if len(latex) > MAX_LATEX_CHARS:
+        raise Unparsed(f"longer than {MAX_LATEX_CHARS} characters")
+    try:
+        parsed = latex2sympy(
+            latex,
+            is_real=not should_treat_as_complex(latex),
+            convert_degrees=True,
+            normalization_config=None,
+            conversion_config=_CONVERSION,
+        )
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # noqa: BLE001 - the parser raises bare Exception for every syntax error
+        raise Unparsed(str(error).split("\n", 1)[0]) from None
+    if not isinstance(parsed, sympy.Basic | sympy.MatrixBase):
+        raise Unparsed(f"parsed to {type(parsed).__name__}")
+    if sum(1 for _ in itertools.islice(sympy.preorder_traversal(parsed), MAX_NODES + 1)) > MAX_NODES:
+        raise Unparsed("too large an expression")
+    return parsed
+
+
+@lru_cache(maxsize=8192)
+def same_expression(reference: str, answer: str) -> bool:
+    """Whether two cleaned expressions are equal. `Unparsed` when either cannot be read."""
+    left, right = parse(reference), parse(answer)
+    if left == right:
+        return True
+    if not _is_evaluable(left) or not _is_evaluable(right):
+        return False
+    if right.has(*_UNEVALUATED) and not left.has(*_UNEVALUATED):
+        return False  # the problem restated, not answered
+    if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)):
+        return bool(verify(left, right, timeout_seconds=None))
+    left, right = _as_numbers_and_symbols(left), _as_numbers_and_symbols(right)
+    if left.is_Rational and right.is_Rational:
+        return bool(left == right)
+    if left.is_infinite or right.is_infinite or left.is_Boolean or right.is_Boolean:
+        return bool(left == right)
+    if left.free_symbols != right.free_symbols:
+        difference = sympy.simplify(left - right)
+        return bool(difference == 0)
+    agreement = _agree(left, right)
+    if agreement is None or (agreement and not (_is_everyday(left) and _is_everyday(right))):
+        return bool(sympy.simplify(left - right) == 0)
+    return agreement
+
+
+def value_of(text: str) -> Fraction | None:
+    """The value of a closed real expression to `DIGITS` digits, or None."""
+    expression = parse(text)
+    if not isinstance(expression, sympy.Expr) or not _is_evaluable(expression):
+        return None
+    expression = _as_numbers_and_symbols(expression)
+    if expression.free_symbols or expression.has(*_UNEVALUATED):
+        return None
+    if expression.is_Rational:
+        return Fraction(int(expression.p), int(expression.q))
+    value = expression.evalf(DIGITS)
+    if not (value.is_Float and value.is_finite):
+        return None
+    rational = sympy.Rational(value)
+    return Fraction(int(rational.p), int(rational.q))
+
+
+def is_closed(text: str) -> bool:
+    """Whether a text is an expression without variables."""
+    try:
+        expression = parse(text)
+    except Unparsed:
+        return False
+    return isinstance(expression, sympy.Expr) and not expression.free_symbols and not expression.atoms(AppliedUndef)
+
+
+def _as_numbers_and_symbols(expression: Expr) -> Expr:
+    """Evaluate what the parser left lazy, and let f(x) stand for an unknown of its own."""
+    expression = expression.doit(deep=True) if not expression.has(*_UNEVALUATED) else expression
+    functions = {call: sympy.Symbol(f"value_{call}", real=True) for call in expression.atoms(AppliedUndef)}
+    return expression.xreplace(functions) if functions else expression
+
+
+def _is_evaluable(expression: Expr) -> bool:
+    """Powers and factorials that would fill memory are left alone: such answers compare as text only."""
+    for node in sympy.preorder_traversal(expression):
+        if isinstance(node, sympy.Pow | sympy.exp) and _digits(node) > MAX_POWER:
+            return False
+        if isinstance(node, sympy.factorial | sympy.factorial2 | sympy.gamma | sympy.binomial | sympy.fibonacci):
+            if any(_size(argument) > MAX_FACTORIAL for argument in node.args):
+                return False
+    return True
+
+
+def _digits(power: Expr) -> float:
+    """About how many decimal digits a power has."""
+    base, exponent = power.as_base_exp()
+    size = _size(exponent)
+    if size <= 1:
+        return 0.0
+    return size * max(1.0, math.log10(max(2.0, _size(base)))) if size < math.inf else math.inf
+
+
+def _size(expression: Expr) -> float:
+    """An upper estimate of |expression|, in floats, without evaluating it. Symbols count as small."""
+    if expression.is_Rational:
+        return (
+            abs(float(Fraction(int(expression.p), int(expression.q)))) if expression.p.bit_length() < 900 else math.inf
+        )
+    if not expression.args:
+        return 4.0
+    sizes = [_size(argument) for argument in expression.args]
+    try:
+        if expression.is_Add:
+            return math.fsum(sizes)
+        if expression.is_Pow:
+            return max(1.0, sizes[0]) ** sizes[1] if sizes[1] < math.inf else math.inf
+        if expression.is_Mul:
+            return math.prod(max(size, 1e-3) for size in sizes)
+        if isinstance(expression, sympy.factorial | sympy.gamma):
+            return math.gamma(min(sizes[0], 170.0) + 1) if sizes[0] <= 170 else math.inf
+        if isinstance(expression, sympy.exp):
+            return math.exp(sizes[0])
+        return max(sizes)
+    except (OverflowError, ValueError):
+        return math.inf
+
+
+def _is_everyday(expression: Expr) -> bool:
+    """No number in it is so long that different values could agree in all compared digits."""
+    limit = 10**EVERYDAY_DIGITS
+    numbers = expression.atoms(sympy.Rational)
+    if any(abs(number.p) > limit or number.q > limit for number in numbers):
+        return False
+    return all(
+        abs(power.exp) <= EVERYDAY_DIGITS for power in expression.atoms(sympy.Pow) if power.exp.is_Rational
+    ) and not expression.has(sympy.factorial, sympy.gamma)
+
+
+_POINTS = (
+    "37/16",
+    "-53/23",
+    "101/89",
+    "-29/41",
+    "13/7",
+    "71/19",
+    "-5/13",
+    "97/43",
+    "-17/31",
+    "43/29",
+    "7/61",
+    "-83/37",
+)
+
+
+def _agree(left: Expr, right: Expr) -> bool | None:
+    """Compare values: once for closed expressions, at points where both are real otherwise. None: undecided."""
+    symbols = sorted(left.free_symbols, key=str)
+    if not symbols:
+        return _close(_evaluate(left), _evaluate(right))
+    complex_outcomes: list[bool | None] = []
+    real_outcomes: list[bool | None] = []
+    for offset in range(10):
+        point = {s: sympy.Rational(_POINTS[(offset + 5 * i) % 12]) + i // 12 for i, s in enumerate(symbols)}
+        if offset >= 6:
+            point = {s: sympy.Integer(offset - 3 + (2 * i) % 5) for i, s in enumerate(symbols)}
+        one, other = _evaluate(left.xreplace(point)), _evaluate(right.xreplace(point))
+        if one is None or other is None:
+            continue
+        outcome = _close(one, other)
+        both_real = bool(one.is_real and other.is_real)
+        if outcome is False and both_real:
+            return False
+        (real_outcomes if both_real else complex_outcomes).append(outcome)
+    decided = [o for o in real_outcomes if o is not None]
+    if len(decided) >= 3:
+        return True
+    if any(o is False for o in complex_outcomes):
+        return False
+    decided += [o for o in complex_outcomes if o is not None]
+    return True if len(decided) >= 3 else None
+
+
+def _evaluate(expression: Expr) -> Expr | None:
+    value = expression.evalf(DIGITS, maxn=400)
+    if not value.is_number or value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
+        return None
+    parts = value.as_real_imag()
+    return value if all(part.is_Float or part.is_Rational for part in parts) else None
+
+
+def _close(left: Expr | None, right: Expr | None) -> bool | None:
+    """Agreement to 50 digits relative to the larger value; None when both may be zero."""
+    if left is None or right is None:
+        return None
+    size = max(abs(left), abs(right))
+    if size < AGREE:
+        return None
+    return bool(abs(left - right) <= AGREE * size)
+
+
+def same_direction(left: tuple[str, str], right: tuple[str, str], *, signed: bool) -> bool:
+    """Whether a - b and c - d differ by a constant factor: the same equation, or with `signed` inequality."""
+    one, other = (_as_numbers_and_symbols(parse(a) - parse(b)) for a, b in (left, right))
+    symbols = sorted(one.free_symbols, key=str)
+    if not symbols or one.free_symbols != other.free_symbols:
+        return False
+    if not _is_evaluable(one) or not _is_evaluable(other):
+        return False
+    ratios = []
+    for offset in range(5):
+        point = {s: sympy.Rational(_POINTS[(offset + 5 * i) % 12]) + i // 12 for i, s in enumerate(symbols)}
+        top, bottom = _evaluate(one.xreplace(point)), _evaluate(other.xreplace(point))
+        if top is None or bottom is None or abs(bottom) < AGREE or abs(top) < AGREE:
+            continue
+        ratios.append(top / bottom)
+    if len(ratios) < 3 or not all(_close(ratio, ratios[0]) for ratio in ratios[1:]):
+        return False
+    return not signed or bool(ratios[0].is_real and ratios[0] > 0)
+
+
+def interval(start: str, end: str, *, left_open: bool, right_open: bool) -> Expr:
+    return sympy.Interval(_real(start), _real(end), left_open, right_open)
+
+
+def _real(text: str) -> Expr:
+    expression = parse(text)
+    if not isinstance(expression, sympy.Expr) or not _is_evaluable(expression):
+        raise Unparsed(f"{text} is no end of an interval")
+    value = expression.doit()
+    if value.is_extended_real is not True or not value.is_comparable and not value.is_infinite:
+        raise Unparsed(f"{text} is no real number")
+    return value
+
+
+def finite_set(texts: list[str]) -> Expr:
+    return sympy.FiniteSet(*[_real(text) for text in texts])
+
+
+def combine(operator: str, parts: list[Expr]) -> Expr:
+    operations = {"cup": sympy.Union, "cap": sympy.Intersection, "setminus": sympy.Complement}
+    return operations[operator](*parts)
+
+
+def domain(name: str) -> Expr:
+    return {"R": sympy.S.Reals, "Z": sympy.S.Integers, "N": sympy.S.Naturals, "Q": sympy.S.Rationals}.get(
+        name, sympy.S.Complexes
+    )
+
+
+def same_set(left: Expr, right: Expr) -> bool:
+    """Unions of intervals in sympy's own canonical order, with ends compared exactly."""
+    if left == right:
+        return True
+    ends = [sorted(part.boundary, key=lambda end: float(end)) if part.is_Interval else None for part in (left, right)]
+    if ends[0] is None or ends[1] is None:
+        return False
+    if len(ends[0]) != len(ends[1]) or (left.left_open, left.right_open) != (right.left_open, right.right_open):
+        return False
+    return all(bool(sympy.simplify(a - b) == 0) for a, b in zip(*ends, strict=True)) and left.inf == right.inf

@@ -1,0 +1,122 @@
+"""Text answers: fixed phrases, yes and no, choices, dates and times, and words that are no answer at all."""
+
+from __future__ import annotations
+
+import re
+
+from rewards.shapes import Domain, Expression, Items, Moment, Node, Unusable, Words
+
+_FOLDED: dict[str, Node] = {
+    phrase: node
+    for node, phrases in (
+        (Domain("R"), "all real numbers|all reals|all real|real numbers|the reals|all real values|any real number|every real number|all real x|the set of all real numbers|all real values of x"),
+        (Domain("Z"), "all integers|integers|the integers|any integer|the set of all integers|every integer"),
+        (Items((), "set"), "empty set|the empty set|no solution|no solutions|no real solution|no real solutions|there is no solution|there are no solutions|no such number exists|no values|null set"),
+        (Words("undefined"), "undefined|does not exist|dne|not defined|limit does not exist|the limit does not exist|doesn't exist"),
+        (Expression(r"\infty"), "infinity|infinite|plus infinity|positive infinity|diverges to infinity|infinitely many|unbounded"),
+        (Expression(r"-\infty"), "negative infinity|minus infinity"),
+        (Words("yes"), "yes"),
+        (Words("no"), "no"),
+        (Words("true"), "true"),
+        (Words("false"), "false"),
+    )
+    for phrase in phrases.split("|")
+}  # fmt: skip
+_PLACEHOLDER = re.compile(
+    r"[?_.\s\\*#-]*|(?:your|the|my|final|insert|put|write|enter|fill|correct)?\s*(?:final\s+)?(?:answer|result|solution)(?:\s+here)?"
+    r"|answer here|xxx+|tbd|todo|n/?a|nan|null|\[.*(?:answer|result).*\]|<.*>|unknown|i don'?t know|see above|same as (?:the )?reference",
+    re.IGNORECASE,
+)
+_NUMBER_WORDS = {
+    word: str(value)
+    for value, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+        " seventeen eighteen nineteen twenty".split()
+    )
+}
+_CHOICE = re.compile(
+    r"(?:\\text\s*\{\s*)?(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+)?(?P<open>\(?)\s*(?P<letter>[A-J])\s*(?P<mark>[).:])\s*\}?\s*"
+    r"(?P<rest>.*)",
+    re.DOTALL,
+)
+_CONTINUES = re.compile(r"[=(^_+\-*/,;|]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])")
+_TIME = re.compile(
+    r"(?P<hour>\d{1,2})(?:\s*:\s*(?P<minute>\d{2}))?(?:\s*:\s*(?P<second>\d{2}))?\s*(?P<half>[ap])\.?\s*m\.?",
+    re.IGNORECASE,
+)
+_MONTHS = "january february march april may june july august september october november december".split()
+_MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS)
+_DATE = (
+    re.compile(rf"(?P<month>{_MONTH})\.?\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:\s*,?\s+(?P<year>\d{{4}}))?", re.I),
+    re.compile(
+        rf"(?P<day>\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?(?P<month>{_MONTH})\.?(?:\s*,?\s+(?P<year>\d{{4}}))?", re.I
+    ),
+)
+_ARTICLES = re.compile(r"^(?:a|an|the)\s+")
+FUNCTION_NAMES = frozenset(
+    "sin cos tan cot sec csc log ln exp sqrt arcsin arccos arctan sinh cosh tanh gcd lcm max min mod det dim deg ker"
+    " arg pi inf abs floor ceil theta alpha beta gamma frac".split()
+)
+_LETTER_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+
+
+def fold(text: str) -> str:
+    r"""Words as they are compared: no \text, case, punctuation, articles or doubled spaces."""
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"[{}$\"“”]|\\(?=\s)", "", text.replace("~", " "))
+    text = re.sub(r"[\s_-]+", " ", text).strip(" .,:;!").lower()
+    return _ARTICLES.sub("", text)
+
+
+def placeholder(text: str) -> Unusable | None:
+    """`?`, `...`, `answer`, `nan`: nothing has been answered."""
+    return Unusable("placeholder") if _PLACEHOLDER.fullmatch(fold(text)) or not text.strip() else None
+
+
+def phrase(text: str) -> Node | None:
+    return _FOLDED.get(fold(text))
+
+
+def number_word(text: str) -> str | None:
+    """twelve → 12."""
+    return _NUMBER_WORDS.get(fold(text))
+
+
+def choice(text: str) -> tuple[str, str] | None:
+    """(C), C), C., (C) 42 → the letter and the rest. A bare C is a letter like any other."""
+    match = _CHOICE.fullmatch(text)
+    if match is None or bool(match.group("open")) > (match.group("mark") == ")"):
+        return None
+    rest = match.group("rest").strip()
+    if rest.count("}") > rest.count("{"):
+        rest = rest.removesuffix("}").strip()
+    if _CONTINUES.match(rest):
+        return None
+    return match.group("letter"), rest
+
+
+def moment(text: str) -> Moment | None:
+    """8:00 p.m. → 20:00; June 20 and 20th of June → 20 june."""
+    text = re.sub(r"\\text\s*\{([^{}]*)\}|[{}\\]", r"\1 ", text).strip()
+    text = re.sub(r"\s+", " ", text)
+    match = _TIME.fullmatch(text)
+    if match:
+        hour = int(match.group("hour")) % 12 + (12 if match.group("half").lower() == "p" else 0)
+        return Moment(f"{hour:02d}:{match.group('minute') or '00'}:{match.group('second') or '00'}")
+    for pattern in _DATE:
+        match = pattern.fullmatch(text)
+        if match:
+            month = next(name for name in _MONTHS if name.startswith(match.group("month").lower()[:3]))
+            return Moment(f"{int(match.group('day'))} {month} {match.group('year') or ''}".strip())
+    return None
+
+
+def words(text: str) -> Words | None:
+    r"""Ordinary words, as opposed to a product of letters: three or more letters in a row outside commands."""
+    bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
+    if re.search(r"[=<>^\\+*/|]|\d", bare):
+        return None
+    runs = _LETTER_RUN.findall(bare)
+    if any(len(run) >= 3 and run.lower() not in FUNCTION_NAMES for run in runs) or r"\text" in text:
+        return Words(fold(text))
+    return None

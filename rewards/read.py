@@ -1,0 +1,332 @@
+"""Cleaned answer text → what kind of answer it is. The first rule that recognises the text decides.
+
+Reading never evaluates: it only sees brackets, separators, relation signs, units and words. What is left
+over is an `Expression`, which math-verify parses when it is compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from rewards import phrases, split
+from rewards.numbers import read_number
+from rewards.shapes import (
+    Approximation,
+    Based,
+    Bracketed,
+    Choice,
+    Combination,
+    Conditioned,
+    Domain,
+    Exact,
+    Expression,
+    Items,
+    Matrix,
+    Node,
+    Quantity,
+    Ratio,
+    Relation,
+    Unusable,
+)
+from rewards.units import SCALES, read_unit
+
+MAX_ELEMENTS = 200
+MAX_NESTING = 8
+
+_MATRIX = re.compile(
+    r"\\begin\{(?P<name>[pbvBV]?matrix|smallmatrix|array)\}\s*(?:\{[lcr| ]*\})?(?P<body>.*?)\\end\{(?P=name)\}",
+    re.DOTALL,
+)
+_NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|\()")
+_UNIT_TAIL = re.compile(
+    r"(?P<value>.*?[\d})\]a-zπ]|.*?\\pi)\s*"
+    r"(?P<unit>(?:\^\\circ\s*(?:[CF](?![A-Za-z]))?|\\%|[＄€£¥₹¢]|\\text\s*\{[^{}]*\}(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
+    r"(?:\s*/\s*\\text\s*\{[^{}]*\})?|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*(?:\s*\^\s*(?:\{\s*\d\s*\}|\d))?)"
+    r"(?:\s*\\text\s*\{[^{}]*\})?)\s*",
+    re.DOTALL,
+)
+_CURRENCY_HEAD = re.compile(r"(?P<sign>[-+]?)\s*(?P<currency>[＄€£¥₹])\s*(?P<value>.+)", re.DOTALL)
+_LEAD = re.compile(
+    r"(?:\\text\s*\{\s*)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*\}?\s*(?P<rest>[^A-Za-z].*)",
+    re.I | re.DOTALL,
+)
+_BASE = re.compile(
+    r"(?P<digits>[0-9A-Fa-f]+)\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(?P<braced>\d{1,2}|two|three|eight|ten)\s*\}?\s*\}|(?P<bare>\d{1,2}))"
+)
+_BASE_WORDS = {"two": 2, "three": 3, "eight": 8, "ten": 10}
+_DOMAIN = re.compile(r"\\mathbb\s*\{\s*([RZNQC])\s*\}")
+_CONDITION = re.compile(
+    r"\\in(?![a-z])|\\mathbb|\\text\s*\{[^{}]*(?:where|for|integer|real|constant|some|any|if)|^\s*(?:where|for|with|if)\b"
+)
+_CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
+_ELLIPSIS = re.compile(r"\\ldots|\.\.\.|…")
+
+
+class Reader:
+    """Reads one text. `thousands` tells whether 1,234 is one number or two."""
+
+    def __init__(self, *, thousands: bool = True) -> None:
+        self._thousands = thousands
+
+    def read(self, text: str, nesting: int = 0) -> Node:
+        if nesting > MAX_NESTING:
+            return Unusable("nested_too_deeply", text)
+        text = text.strip()
+        number = read_number(text)
+        if number is not None and (self._thousands or "," not in text):
+            return Exact(number)
+        for rule in _RULES:
+            node = rule(self, text, nesting)
+            if node is not None:
+                return node
+        return Expression(text)
+
+    # Each rule below recognises one kind of text and returns None for all others. Order is in _RULES.
+
+    def placeholder(self, text: str, _nesting: int) -> Node | None:
+        return phrases.placeholder(text)
+
+    def phrase(self, text: str, _nesting: int) -> Node | None:
+        """all real numbers, no solution, yes; twelve."""
+        word = phrases.number_word(text)
+        number = read_number(word) if word else None
+        return Exact(number) if number else phrases.phrase(text)
+
+    def lead(self, text: str, nesting: int) -> Node | None:
+        r"""\text{Answer: } 5."""
+        match = _LEAD.fullmatch(text)
+        return self.read(match.group("rest"), nesting + 1) if match else None
+
+    def ellipsis(self, text: str, _nesting: int) -> Node | None:
+        """1, 2, …: an unfinished list is an answer only where the reference is the same text."""
+        return Unusable("ellipsis", text) if _ELLIPSIS.search(text) and "," in text else None
+
+    def moment(self, text: str, _nesting: int) -> Node | None:
+        return phrases.moment(text)
+
+    def choice(self, text: str, nesting: int) -> Node | None:
+        found = phrases.choice(text)
+        if found is None:
+            return None
+        letter, rest = found
+        return Choice(letter, self.read(rest, nesting + 1) if rest else None)
+
+    def conditioned(self, text: str, nesting: int) -> Node | None:
+        r"""k\pi, k \in \mathbb{Z}; f(x) = x + C, C \in \mathbb{R}."""
+        pieces = split.split_at(text, {",", ";"})
+        for position in range(1, len(pieces)):
+            rest = ", ".join(pieces[position:])
+            if _CONDITION.search(rest) and not _CONDITION.search(", ".join(pieces[:position])):
+                return Conditioned(self.read(", ".join(pieces[:position]), nesting + 1), rest)
+        match = re.search(
+            r"\\text\s*\{\s*,?\s*(?:where|for|with|if)\b|(?<![A-Za-z])(?:where|for (?:some|any|all|every))\b", text
+        )
+        if match and match.start() > 0:
+            return Conditioned(self.read(text[: match.start()].rstrip(" ,"), nesting + 1), text[match.start() :])
+        return None
+
+    def items(self, text: str, nesting: int) -> Node | None:
+        """1, 2 and 3; x = 1 or x = 2; p=5, q=2; p=7, q=2."""
+        found = split.split_items(text, thousands=self._thousands)
+        if found is None or len(found[0]) < 2:
+            return self.read(found[0][0], nesting + 1) if found and found[0] and found[0][0] != text else None
+        pieces, joined_by = found
+        if len(pieces) > MAX_ELEMENTS:
+            return Unusable("too_many_values", text)
+        elements: list[Node] = []
+        label = ""
+        for piece in pieces:
+            node = self.read(piece, nesting + 1)
+            if isinstance(node, Relation) and len(node.sides) == 2 and node.operators == ("=",):
+                label = node.sides[0]
+            elif label and isinstance(node, Exact | Expression | Bracketed):
+                node = Relation((label, piece), ("=",))  # n = 2, 3, 4
+            elements.extend(node.elements if _is_plus_minus(piece, node) else [node])  # type: ignore[union-attr]
+        return Items(tuple(elements), "list", joined_by)  # type: ignore[arg-type]
+
+    def relation(self, text: str, nesting: int) -> Node | None:
+        found = split.split_relation(text)
+        if found is None:
+            return None
+        sides, operators = found
+        if any(not side for side in sides):
+            return Unusable("incomplete_relation", text)
+        if operators[-1] == "~":
+            return self._approximation(sides, operators, nesting)
+        if operators == ["in"]:
+            return Relation((sides[0], sides[1]), ("in",))
+        return Relation(tuple(sides), tuple(operators))
+
+    def _approximation(self, sides: list[str], operators: list[str], nesting: int) -> Node:
+        r"""\sqrt{2} \approx 1.414 gives both; x \approx 1.4 is x = 1.4."""
+        before = sides[:-1]
+        rounded = self.read(sides[-1], nesting + 1)
+        if len(before) == 1 and re.fullmatch(r"[A-Za-z](?:_\{?\w+\}?)?", before[0]):
+            return Relation((before[0], sides[-1]), ("=",))
+        kinds = {"=": " = ", "~": r" \approx ", "<": "<", ">": ">"}
+        joined = before[0] + "".join(kinds.get(o, " = ") + s for o, s in zip(operators[:-1], before[1:], strict=True))
+        return Approximation(self.read(joined, nesting + 1), rounded)
+
+    def plus_minus(self, text: str, nesting: int) -> Node | None:
+        r"""1 \pm \sqrt{19} is the list of two; \mp takes the other sign."""
+        if r"\pm" not in text and r"\mp" not in text:
+            return None
+        upper = re.sub(r"\\pm(?![a-z])", "+", re.sub(r"\\mp(?![a-z])", "-", text)).strip().removeprefix("+").strip()
+        lower = re.sub(r"\\pm(?![a-z])", "-", re.sub(r"\\mp(?![a-z])", "+", text)).strip().removeprefix("+").strip()
+        upper, lower = (re.sub(r"\(\s*\+", "(", side) for side in (upper, lower))
+        return Items((self.read(upper, nesting + 1), self.read(lower, nesting + 1)), "list", "or")
+
+    def combination(self, text: str, nesting: int) -> Node | None:
+        r"""(0,1) \cup (2,3); \mathbb{R} \setminus \{0\}."""
+        for operator in ("cup", "setminus", "cap"):
+            parts = split.split_at(text, {"\\" + operator})
+            if len(parts) > 1 and all(parts) and len(parts) <= MAX_ELEMENTS:
+                return Combination(operator, tuple(self.read(part, nesting + 1) for part in parts))  # type: ignore[arg-type]
+        match = re.match(r"(\\mathbb\s*\{[RZNQC]\})\s*-\s*(\\\{.*)", text, re.DOTALL)
+        if match:
+            return Combination("setminus", tuple(self.read(part, nesting + 1) for part in match.groups()))
+        return None
+
+    def domain(self, text: str, _nesting: int) -> Node | None:
+        match = _DOMAIN.fullmatch(text)
+        if match:
+            return Domain(match.group(1))
+        return Items((), "set") if text in {r"\emptyset", r"\{\}", r"\{ \}"} else None
+
+    def matrix(self, text: str, nesting: int) -> Node | None:
+        r"""\begin{pmatrix}…\end{pmatrix}, whatever its brackets; arrays in \left[…\right] too."""
+        inner = re.sub(r"^[(\[|]\s*(\\begin.*\\end\{[a-zA-Z]+\})\s*[)\]|]$", r"\1", text, flags=re.DOTALL)
+        match = _MATRIX.fullmatch(inner)
+        if match is None:
+            return None
+        if match.group("name") in {"vmatrix", "Vmatrix"} or (match.group("name") == "array" and text[0] == "|"):
+            return None  # a determinant: left to math-verify
+        body = re.sub(r"\\hline", "", match.group("body")).strip()
+        rows = [row.strip() for row in split.split_at(body, {"\\\\"})]
+        cells = [split.split_at(row, {"&"}) for row in rows if row]
+        return Matrix(tuple(tuple(self.read(cell, nesting + 1) for cell in row) for row in cells))
+
+    def brackets(self, text: str, nesting: int) -> Node | None:
+        found = split.enclosed(text)
+        if found is None:
+            return None
+        opening, inside, closing = found
+        if opening == "{":
+            return self.read(inside, nesting + 1)
+        if opening == r"\{" and re.search(r"\\mid(?![a-z])|(?<!\|)\|(?!\|)|:", inside):
+            return None  # set-builder notation is left to math-verify and to equal text
+        pieces = Reader(thousands=False)._pieces(inside)
+        if len(pieces) > MAX_ELEMENTS:
+            return Unusable("too_many_values", text)
+        if opening == r"\{":
+            if not pieces:
+                return Items((), "set")
+            elements = [self._element(piece, nesting) for piece in pieces]
+            flat = [
+                leaf
+                for piece, node in zip(pieces, elements, strict=True)
+                for leaf in (node.elements if _is_plus_minus(piece, node) else [node])
+            ]  # type: ignore[union-attr]
+            return Items(tuple(flat), "set")
+        if len(pieces) == 1:
+            return self.read(inside, nesting + 1) if (opening, closing) in {("(", ")"), ("[", "]")} else None
+        return Bracketed(opening, closing, tuple(self._element(piece, nesting) for piece in pieces))
+
+    def _pieces(self, inside: str) -> list[str]:
+        found = split.split_items(inside, thousands=False)
+        return [inside.strip()] * bool(inside.strip()) if found is None else found[0]
+
+    def _element(self, piece: str, nesting: int) -> Node:
+        return Reader(thousands=False).read(piece, nesting + 1)
+
+    def ratio(self, text: str, nesting: int) -> Node | None:
+        parts = split.split_at(text, {":"})
+        if len(parts) < 2 or not all(parts) or len(parts) > 6 or re.search(r"[|{]", parts[0].replace(r"\frac{", "")):
+            return None
+        nodes = tuple(self.read(part, nesting + 1) for part in parts)
+        return Ratio(nodes, clock=bool(_CLOCK.fullmatch(text.replace(" ", ""))))
+
+    def based(self, text: str, _nesting: int) -> Node | None:
+        match = _BASE.fullmatch(text)
+        if match is None:
+            return None
+        name = match.group("braced") or match.group("bare")
+        base = _BASE_WORDS.get(name) or int(name)
+        digits = match.group("digits").upper()
+        if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
+            return None
+        return Based(digits, base)
+
+    def quantity(self, text: str, nesting: int) -> Node | None:
+        r"""5 \text{ cm}, \$18.90, 28\%, 45^\circ, 3 million."""
+        money = _CURRENCY_HEAD.fullmatch(text)
+        if money:
+            value = self.read((money.group("sign") + money.group("value")).strip(), nesting + 1)
+            return self._with_unit(value, money.group("currency"))
+        if not _NUMBER_HEAD.match(text):
+            return None
+        match = _UNIT_TAIL.fullmatch(text)
+        if match is None or (_looks_like_algebra(match.group("unit")) and "\\text" not in text):
+            return None
+        unit = read_unit(match.group("unit"))
+        if unit is None:
+            return Unusable("words_after_value", text)
+        return self._with_unit(self.read(match.group("value"), nesting + 1), unit)
+
+    def _with_unit(self, value: Node, unit: str) -> Node:
+        if isinstance(value, Quantity) and value.unit and unit:
+            canonical = read_unit(value.unit + " " + unit) if unit not in "＄€£¥₹" else None
+            unit = canonical or unit
+            value = value.value
+        canonical_unit = read_unit(unit) if unit else ""
+        if canonical_unit is None:
+            return Unusable("words_after_value")
+        words = canonical_unit.split()
+        if words and words[0] in SCALES:
+            scaled = read_number(str(SCALES[words[0]]))
+            if isinstance(value, Exact) and scaled is not None:
+                number = type(scaled)(value.number.value * scaled.value)
+                return self._with_unit(Exact(number), " ".join(words[1:])) if words[1:] else Exact(number)
+            return Unusable("words_after_value")
+        return Quantity(value, canonical_unit) if canonical_unit else value
+
+    def words(self, text: str, _nesting: int) -> Node | None:
+        return phrases.words(text)
+
+
+def _is_plus_minus(piece: str, node: Node) -> bool:
+    return (r"\pm" in piece or r"\mp" in piece) and isinstance(node, Items)
+
+
+def _looks_like_algebra(unit: str) -> bool:
+    """5x, 2ab, 3 sin x are expressions; 5 cm and 5 m are quantities."""
+    plain = unit.strip()
+    if not re.fullmatch(r"[A-Za-z]+(?:\s*\^.*)?(?:\s+[A-Za-z]+)*", plain):
+        return False
+    first = re.split(r"[\s^]", plain)[0]
+    if len(first) >= 3:
+        return first.lower() in phrases.FUNCTION_NAMES or first.lower().startswith(("sin", "cos", "tan", "log", "sqrt"))
+    return first not in {"cm", "mm", "km", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm"}
+
+
+_RULES: tuple[Callable[[Reader, str, int], Node | None], ...] = (
+    Reader.placeholder,
+    Reader.phrase,
+    Reader.lead,
+    Reader.ellipsis,
+    Reader.moment,
+    Reader.matrix,
+    Reader.choice,
+    Reader.conditioned,
+    Reader.items,
+    Reader.relation,
+    Reader.domain,
+    Reader.combination,
+    Reader.brackets,
+    Reader.plus_minus,
+    Reader.ratio,
+    Reader.based,
+    Reader.quantity,
+    Reader.words,
+)

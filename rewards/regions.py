@@ -1,0 +1,155 @@
+r"""Answers → sets of real numbers: intervals, unions, inequalities in one variable, all real numbers.
+
+-2 < x ≤ 7, x ∈ (-2, 7] and (-2, 7] are the same region. What is no region is None, and other rules decide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rewards import mathematics
+from rewards.shapes import Bracketed, Combination, Domain, Exact, Expression, Items, Node, Relation
+
+Region = Any  # a sympy set
+_INEQUALITIES = {"<", ">", "<=", ">="}
+_MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+
+
+def equal_if_regions(reference: Node, answer: Node) -> bool | None:
+    """Compare as sets of reals when both are regions and at least one can be nothing else."""
+    if not (_is_clearly_region(reference) or _is_clearly_region(answer)):
+        return None
+    names = (variable(reference), variable(answer))
+    if None not in names and names[0] != names[1]:
+        return False
+    try:
+        left, right = region(reference), region(answer)
+        if left is None or right is None:
+            return None
+        return mathematics.same_set(left, right)
+    except (mathematics.Unparsed, TypeError, NotImplementedError, ValueError):
+        return None
+
+
+def _is_clearly_region(node: Node) -> bool:
+    if isinstance(node, Combination | Domain):
+        return True
+    if isinstance(node, Relation):
+        return variable(node) is not None
+    if isinstance(node, Items):
+        return bool(node.elements) and all(
+            isinstance(part, Relation) and variable(part) is not None for part in node.elements
+        )
+    if isinstance(node, Bracketed):
+        return any(_is_infinite(part) for part in node.elements)
+    return False
+
+
+def _is_infinite(node: Node) -> bool:
+    return isinstance(node, Expression) and node.latex.replace(" ", "").lstrip("+-") == r"\infty"
+
+
+def variable(node: Node) -> str | None:
+    """The variable of an inequality or a membership, by its name."""
+    if isinstance(node, Items):
+        names = {variable(part) for part in node.elements}
+        return names.pop() if len(names) == 1 else None
+    if not isinstance(node, Relation):
+        return None
+    if node.operators == ("in",):
+        return node.sides[0] if _is_name(node.sides[0]) else None
+    if not all(operator in _INEQUALITIES or operator == "!=" for operator in node.operators):
+        return None
+    names = {side for side in node.sides if _is_name(side)}
+    others = [side for side in node.sides if not _is_name(side)]
+    if len(names) != 1 or len(others) != len(node.operators) or not all(_is_end(side) for side in others):
+        return None
+    return names.pop()
+
+
+def _is_name(text: str) -> bool:
+    bare = text.strip().strip("{}")
+    return (len(bare) == 1 and bare.isalpha()) or bare in {r"\theta", r"\alpha", r"\beta", r"\lambda", r"\mu"}
+
+
+def _is_end(text: str) -> bool:
+    return text.replace(" ", "").lstrip("+-") == r"\infty" or mathematics.is_closed(text)
+
+
+def region(node: Node) -> Region | None:
+    """The set of reals a node describes, or None when it describes something else."""
+    if isinstance(node, Domain):
+        return mathematics.domain(node.name)
+    if isinstance(node, Combination):
+        parts = [region(part) for part in node.parts]
+        return None if any(part is None for part in parts) else mathematics.combine(node.operator, parts)
+    if isinstance(node, Bracketed):
+        return _interval(node)
+    if isinstance(node, Items):
+        return _from_items(node)
+    if isinstance(node, Relation):
+        return _from_relation(node)
+    return None
+
+
+def _interval(node: Bracketed) -> Region | None:
+    if len(node.elements) != 2 or node.opening not in "([" or node.closing not in ")]":
+        return None
+    ends = [_text(part) for part in node.elements]
+    if ends[0] is None or ends[1] is None:
+        return None
+    return mathematics.interval(ends[0], ends[1], left_open=node.opening == "(", right_open=node.closing == ")")
+
+
+def _text(node: Node) -> str | None:
+    if isinstance(node, Expression):
+        return node.latex
+    if isinstance(node, Exact):
+        value = node.number.value
+        return rf"\frac{{{value.numerator}}}{{{value.denominator}}}" if value.denominator != 1 else str(value.numerator)
+    return None
+
+
+def _from_items(node: Items) -> Region | None:
+    """{1, 2} is a finite set; x < 1 or x > 3 a union; x > 1 and x < 3 an intersection."""
+    if node.elements and all(isinstance(part, Relation) for part in node.elements):
+        parts = [region(part) for part in node.elements]
+        if any(part is None for part in parts) or variable(node) is None:
+            return None
+        met = mathematics.combine("cap", parts)
+        if node.joined_by == "or" or met.is_empty:
+            return mathematics.combine("cup", parts)
+        return met
+    if node.kind != "set":
+        return None
+    texts = [_text(part) for part in node.elements]
+    return None if None in texts else mathematics.finite_set([text for text in texts if text is not None])
+
+
+def _from_relation(node: Relation) -> Region | None:
+    name = variable(node)
+    if name is None:
+        return None
+    if node.operators == ("in",):
+        from rewards.read import Reader
+
+        return region(Reader(thousands=False).read(node.sides[1]))
+    parts = []
+    for position, operator in enumerate(node.operators):
+        left, right = node.sides[position : position + 2]
+        if left.strip() == name:
+            parts.append(_ray(operator, right))
+        elif right.strip() == name:
+            parts.append(_ray(_MIRRORED.get(operator, operator), left))
+        else:
+            return None
+    return mathematics.combine("cap", parts)
+
+
+def _ray(operator: str, end: str) -> Region:
+    """x < 3 → (-\\infty, 3); x ≠ 3 → everything else."""
+    if operator == "!=":
+        return mathematics.combine("setminus", [mathematics.domain("R"), mathematics.finite_set([end])])
+    if operator in {"<", "<="}:
+        return mathematics.interval(r"-\infty", end, left_open=True, right_open=operator == "<")
+    return mathematics.interval(end, r"\infty", left_open=operator == ">", right_open=True)

@@ -1,0 +1,162 @@
+"""What an answer can be: one frozen class per kind. `rewards.read` makes them, `rewards.compare` compares them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rewards.numbers import Number
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """A number that needs no parser: 42, 1,234, 3 1/2, 1.2 \\times 10^{-5}."""
+
+    number: Number
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """Mathematics left to math-verify: 2\\sqrt{3}, x^2+1, \\ln 6."""
+
+    latex: str
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A text answer, folded to lower case without articles and punctuation: ellipse, yes, tuesday."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A value with a unit, a currency, a percent or a degree sign."""
+
+    value: Node
+    unit: str
+    """Canonical name from `rewards.units`, or the folded words when unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A lettered choice with what stands beside the letter, or None: (C), C. 42"""
+
+    letter: str
+    content: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A time of day or a date in canonical form: 14:30, 20 june."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """2:3 and longer. `clock` marks a:bb, which may be a time and is then never reduced."""
+
+    parts: tuple[Node, ...]
+    clock: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Based:
+    """A numeral with an explicit base: 1011_2."""
+
+    digits: str
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Several values without order: `list` is bare or joined by and/or, `set` stands in braces."""
+
+    elements: tuple[Node, ...]
+    kind: Literal["list", "set"] = "list"
+    joined_by: Literal[",", ";", "and", "or"] = ","
+
+
+@dataclass(frozen=True, slots=True)
+class Bracketed:
+    """Values with order in round or square brackets: a point, a vector or an interval, as the context says."""
+
+    opening: str
+    closing: str
+    elements: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    rows: tuple[tuple[Node, ...], ...]
+    bars: bool = False
+    """Written between bars: a determinant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    r"""A named set: \mathbb{R}."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    r"""Sets joined by \cup, \cap or \setminus."""
+
+    operator: Literal["cup", "cap", "setminus"]
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A chain a = b < c …: `sides` has one entry more than `operators`."""
+
+    sides: tuple[str, ...]
+    operators: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioned:
+    r"""A value with a side condition: k\pi, k \in \mathbb{Z}."""
+
+    body: Node
+    condition: str
+
+
+@dataclass(frozen=True, slots=True)
+class Approximation:
+    """An exact value with its rounded value beside it."""
+
+    exact: Node
+    rounded: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Text that is no single answer: it hedges, negates, or leaves a placeholder."""
+
+    rule: str
+    source: str = field(default="")
+
+
+Node = (
+    Exact
+    | Expression
+    | Words
+    | Quantity
+    | Choice
+    | Moment
+    | Ratio
+    | Based
+    | Items
+    | Bracketed
+    | Matrix
+    | Domain
+    | Combination
+    | Relation
+    | Conditioned
+    | Approximation
+    | Unusable
+)

@@ -1,0 +1,131 @@
+"""The words around a box: do they take it back, offer a choice, or name another answer?
+
+Each test reads a short stretch of text, so its cost does not grow with the completion.
+"""
+
+from __future__ import annotations
+
+import re
+
+REACH = 160
+TAIL = 4000
+
+_MATH_OPENING = r"(?:[\s$({\[*_:]|\\[(\[]|\\quad|\\,|\\;)*"
+_MATH_CLOSING = r"(?:[\s$)}\].,;*_]|\\[)\]]|\\quad|\\,|\\;)*"
+
+_NEGATED_BEFORE = re.compile(
+    r"(?:\bnot|n't|\bnever|\bcannot|\bcan not|\brather than|\binstead of|\bother than|\bexcept|\bneither|\bnor"
+    r"|≠|\\neq?|!=)"
+    r"(?:\s+(?:be|equal|equal to|equals|simply|just|actually|really|get|give))?" + _MATH_OPENING + r"$",
+    re.IGNORECASE,
+)
+_NEGATED_AFTER = re.compile(
+    r"^" + _MATH_CLOSING + r"(?:[,(–—-]\s*)?(?:(?:which|that|this|it|but|and|i think|the answer)\s+)*"
+    r"(?:(?:is|was|are|would be|seems|looks|must be|cannot be|can't be|isn't|is not|was not|does not|doesn't)\s+)"
+    r"?(?:also\s+|clearly\s+|actually\s+|definitely\s+)*"
+    r"(?:(?:wrong|incorrect|false|a mistake|mistaken|an error|impossible|invalid|rejected|too (?:large|small|big))\b"
+    r"|(?:not|n't)\s+(?:the\s+)?(?:correct|right|valid|answer|final|possible|true|a (?:valid|correct|possible))\b)",
+    re.IGNORECASE,
+)
+_ALTERNATIVE_BEFORE = re.compile(r"\b(?:or|or maybe|or perhaps|or possibly|or even)\b" + _MATH_OPENING + r"$", re.I)
+_ALTERNATIVE_AFTER = re.compile(
+    r"^" + _MATH_CLOSING + r"(?:\(?\s*or\b(?!\s+(?:equivalently|in other words|simply|as a|approximately|about))"
+    r"|alternatively\b|(?:maybe|perhaps|possibly)\b)",
+    re.IGNORECASE,
+)
+_RETRACTED = re.compile(
+    r"\b(?:that|this|the above|it|my answer|which|the (?:above |previous |boxed )?(?:answer|value|result))"
+    r"(?:\s+(?:is|was|seems|must be|'s)|'s)\s+(?:clearly\s+|actually\s+|definitely\s+)?"
+    r"(?:wrong|incorrect|not (?:right|correct|the answer|valid)|a mistake|mistaken|an error|false)\b"
+    r"|\bi (?:made|have made) (?:a|an) (?:mistake|error)\b|\bscratch that\b|\bdisregard (?:that|the|this)\b"
+    r"|\b(?:just|only) (?:a guess|guessing|kidding|a placeholder)\b|\bignore (?:that|this|the) (?:answer|box)\b",
+    re.IGNORECASE,
+)
+_CLAIM = re.compile(
+    r"\b(?:(?P<other>(?:actual|actually|correct|real|true|right|final|proper|intended)\b[^.\n$\\]{0,20}?)?"
+    r"(?:answer|result|solution|value)(?:\s+(?:is|should be|must be|would be|equals|becomes)|\s*[:=])"
+    r"|(?:actually|correction|instead|rather)\W{1,3}(?:it|the answer|this)?\s*(?:is|'s|should be|must be|equals)"
+    r"|it (?:should|must|ought to) (?:actually |really )?be)(?P<claim>[^\n]{1,160})",
+    re.IGNORECASE,
+)
+_CHOICE_BETWEEN = re.compile(
+    r"\b(?:or|alternatively|maybe|perhaps|possibly|might|could be|may be|otherwise|either|else|guess|candidate|option"
+    r"|possible|possibility|another (?:answer|option|choice|candidate|guess)|if not|alternative)\b",
+    re.IGNORECASE,
+)
+_CORRECTION = re.compile(
+    r"\b(?:wrong|incorrect|mistake|error|actually|correct(?:ing|ed|ion)?|wait|instead|fix|recheck|re-?check|redo|oops"
+    r"|sorry|no,|revis\w+|not right)\b",
+    re.IGNORECASE,
+)
+_INFERENCE = re.compile(
+    r"\b(?:hence|thus|therefore|so|thereby|consequently|finally|implies|substitut\w+|plug\w*|using|since|next|step"
+    r"|intermediate|adding|multiply\w*|giving|gives|we (?:get|have|find|obtain)|requested|desired|required)\b"
+    r"|\\implies|\\Rightarrow|⇒|=>",
+    re.IGNORECASE,
+)
+_CLAIMED = re.compile(
+    r"\banswers?\b[^.\n]{0,30}(?:is|are|be|:|=)" + _MATH_OPENING + r"$|\b(?:guess|option|candidate|try)\b[^.\n]{0,15}$", re.I
+)  # fmt: skip
+MIN_PROSE_WORDS = 4
+
+
+def is_negated(text: str, start: int, end: int) -> bool:
+    r"""`the answer is not \boxed{5}`, `\boxed{5} is wrong`."""
+    return bool(
+        _NEGATED_BEFORE.search(text[max(0, start - REACH) : start]) or _NEGATED_AFTER.match(text[end : end + REACH])
+    )
+
+
+def is_alternative(text: str, start: int, end: int) -> bool:
+    r"""`either 4 or \boxed{5}`, `\boxed{5} or 6`."""
+    return bool(
+        _ALTERNATIVE_BEFORE.search(text[max(0, start - REACH) : start])
+        or _ALTERNATIVE_AFTER.match(text[end : end + REACH])
+    )
+
+
+def is_retracted(tail: str) -> bool:
+    """Words after the answer that withdraw it."""
+    return bool(_RETRACTED.search(tail[:TAIL]))
+
+
+def later_claims(tail: str) -> list[str]:
+    """Other values that the text after the answer states as the answer, as written."""
+    claims = []
+    for match in _CLAIM.finditer(tail[:TAIL]):
+        claim = _first_statement(match.group("claim"))
+        if any(c.isdigit() for c in claim) or "$" in match.group("claim")[:6]:
+            claims.append(claim)
+    return claims[-3:]
+
+
+def _first_statement(text: str) -> str:
+    """The value at the start of `text`: up to the end of the sentence or of the formula."""
+    text = text.strip().lstrip("*: ").strip()
+    formula = re.match(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", text)
+    if formula:
+        return next(group for group in formula.groups() if group is not None)
+    return re.split(r"\.(?!\d)|[;!?]|,\s|\s(?:because|since|as|which|and|so|by|for|\()\b", text, maxsplit=1)[0].strip(
+        " *"
+    )
+
+
+def choice_between(gap: str) -> bool:
+    """The words between two different boxes offer them side by side."""
+    return bool(_CHOICE_BETWEEN.search(gap))
+
+
+def supersedes(gap: str) -> bool:
+    """The words between two different boxes make the first a step or a mistake, and the second the answer."""
+    words = len(re.findall(r"[A-Za-z]{2,}", gap))
+    return bool(_CORRECTION.search(gap) or _INFERENCE.search(gap)) or words > 3 * MIN_PROSE_WORDS
+
+
+def corrects(gap: str) -> bool:
+    return bool(_CORRECTION.search(gap))
+
+
+def is_claimed(text: str, start: int) -> bool:
+    r"""`The answer is \boxed{5}`: this box was offered as the final one."""
+    return bool(_CLAIMED.search(text[max(0, start - 60) : start]))

@@ -1,0 +1,158 @@
+"""Words after a number → a unit: its dimension and size, so that 90 minutes are 1.5 hours and 5 km are not 5 m."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+Dimension = tuple[tuple[str, int], ...]
+
+_BASES: dict[str, tuple[str, Fraction, str]] = {
+    name: (dimension, Fraction(size), canonical)
+    for canonical, dimension, size, names in (
+        ("mm", "length", "1/1000", "mm millimeter millimetre"),
+        ("cm", "length", "1/100", "cm centimeter centimetre"),
+        ("m", "length", "1", "m meter metre"),
+        ("km", "length", "1000", "km kilometer kilometre"),
+        ("inch", "length", "127/5000", "in inch inche"),
+        ("foot", "length", "381/1250", "ft foot feet"),
+        ("yard", "length", "1143/1250", "yd yard"),
+        ("mile", "length", "201168/125", "mi mile"),
+        ("mg", "mass", "1/1000000", "mg milligram"),
+        ("g", "mass", "1/1000", "g gram"),
+        ("kg", "mass", "1", "kg kilogram kilo"),
+        ("ounce", "mass", "45359237/1600000000", "oz ounce"),
+        ("pound", "mass", "45359237/100000000", "lb pound"),
+        ("ton", "mass", "1000", "tonne"),
+        ("second", "time", "1", "s sec second"),
+        ("minute", "time", "60", "min minute"),
+        ("hour", "time", "3600", "h hr hour"),
+        ("day", "time", "86400", "day"),
+        ("week", "time", "604800", "week wk"),
+        ("month", "months", "1", "month"),
+        ("year", "months", "12", "year yr"),
+        ("ml", "volume", "1/1000", "ml milliliter millilitre"),
+        ("liter", "volume", "1", "l liter litre"),
+        ("gallon", "gallon", "1", "gallon gal"),
+        ("quart", "gallon", "1/4", "quart qt"),
+        ("pint", "gallon", "1/8", "pint"),
+        ("degree", "angle", "1", "degree deg °"),
+        ("radian", "radian", "1", "radian rad"),
+        ("dollar", "dollar", "1", "＄ dollar usd buck"),
+        ("cent", "dollar", "1/100", "cent ¢ ¢"),
+        ("euro", "euro", "1", "€ euro eur"),
+        ("pound sterling", "sterling", "1", "£ gbp"),
+        ("rupee", "rupee", "1", "₹ rupee rs inr"),
+        ("yen", "yen", "1", "¥ yen"),
+        ("percent", "percent", "1", r"% \% percent percentage pct"),
+    )
+    for name in names.split()
+}
+_COMPOUND = {"mph": "mile/hour", "kmph": "km/hour", "kph": "km/hour", "sq": "square", "cu": "cubic", "mps": "m/second"}
+_IGNORED = {"of", "the", "a", "an", "in", "about", "unit", "total", "full", "whole", "exactly", "each"}
+_COUNTERS = {"square": 2, "cubic": 3}
+SCALES = {
+    "hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000, "trillion": 10**12,
+    "dozen": 12,
+}  # fmt: skip
+DECEPTIVE = frozenset(
+    "not no isn't isnt never wrong incorrect false maybe perhaps possibly probably either neither nor or"
+    " and unless if except plus minus least most between over under than above below until squared cubed"
+    " half quarter third double triple approximately roughly around nearly almost guess placeholder"
+    " unknown cannot impossible but actually instead rather versus vs error mistake other otherwise"
+    " alternatively depends greater smaller without divided multiplied power root factorial mod modulo"
+    " remainder ignore".split()
+)
+_WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|[＄€£¥₹¢°%]|\\%|\^?\d+|/|\^")
+
+
+def read_unit(text: str) -> str | None:
+    """Canonical name of the unit in the words after a number; the words themselves when unknown.
+
+    None when the words change the meaning ("or 43", "is wrong", "at least"), so that nothing hides in them.
+    """
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).replace(r"^\circ", "°").replace("\\", " ")
+    text = re.sub(r"\^\s*\{\s*(-?\d)\s*\}", r"^\1", text).replace(".", " ").replace("(s)", "s").strip()
+    words = [_singular(word) for word in _WORD.findall(text.replace("-", " "))]
+    rest = _WORD.sub("", text.replace("-", " "))
+    if re.search(r"[^\s(){}*,]", rest) or not words or len(words) > 8:
+        return None
+    lowered = [word.lower() for word in words]
+    if any(word in DECEPTIVE for word in lowered) or any(word.isdigit() for word in words):
+        return None
+    known = _known(lowered)
+    if known is not None:
+        return known
+    if any(word.lstrip("^").isdigit() or word in {"/", "^"} for word in words):
+        return None
+    kept = [word for word in lowered if word not in _IGNORED]
+    return " ".join(kept)
+
+
+def _singular(word: str) -> str:
+    """hours → hour, inches → inch, feet → foot. Short unit symbols stay as they are."""
+    lower = word.lower()
+    if lower in _BASES or lower in _COMPOUND or len(word) < 4:
+        return "in" if lower == "in" else word
+    for ending, replacement in (("ches", "ch"), ("ies", "y"), ("s", "")):
+        if lower.endswith(ending) and not lower.endswith("ss"):
+            return lower[: -len(ending)] + replacement
+    return lower
+
+
+def _known(words: list[str]) -> str | None:
+    """Canonical form of a product of known units: "square cm", "cm ^2", "mile per hour"."""
+    expanded = " ".join(_COMPOUND.get(word, word) for word in words).replace("/", " / ").split()
+    powers: dict[str, int] = {}
+    sign, pending, last = 1, 1, None
+    for position, word in enumerate(expanded):
+        if word in {"per", "/"}:
+            sign = -1
+        elif word in _COUNTERS:
+            pending = _COUNTERS[word]
+        elif word.startswith("^") and word[1:].isdigit() and last is not None:
+            powers[last] += sign * (int(word[1:]) - 1)
+        elif word in _BASES:
+            last = _BASES[word][2]
+            powers[last] = powers.get(last, 0) + sign * pending
+            pending = 1
+        elif word not in {"unit", "of"} or position == 0:
+            return None
+    if not powers:
+        return None
+    return "·".join(f"{name}^{power}" if power != 1 else name for name, power in sorted(powers.items()) if power)
+
+
+def conversion(left: str, right: str) -> Fraction | None:
+    """How many `right` one `left` is, or None when they do not measure the same thing."""
+    one, other = _dimension(left), _dimension(right)
+    if one is None or other is None or one[0] != other[0]:
+        return None
+    return one[1] / other[1]
+
+
+_BY_CANONICAL = {canonical: (dimension, size) for dimension, size, canonical in _BASES.values()}
+
+
+def _dimension(unit: str) -> tuple[Dimension, Fraction] | None:
+    total: dict[str, int] = {}
+    scale = Fraction(1)
+    for factor in unit.split("·"):
+        name, _, power_text = factor.partition("^")
+        if name not in _BY_CANONICAL:
+            return None
+        power = int(power_text or 1)
+        dimension, size = _BY_CANONICAL[name]
+        total[dimension] = total.get(dimension, 0) + power
+        scale *= size**power
+    return tuple(sorted(total.items())), scale
+
+
+def is_known(unit: str) -> bool:
+    return _dimension(unit) is not None
+
+
+def same_things(left: str, right: str) -> bool:
+    """Counted things that are the same in other words: "distinct integer" and "integer", not "dog" and "cat"."""
+    one, other = set(left.split()), set(right.split())
+    return not one or not other or one <= other or other <= one
