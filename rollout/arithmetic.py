@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rollout.config import ArithmeticConfig
 from rollout.types import Problem
 
 Split = Literal["train", "held_out"]
 
-LEVELS = (3, 4, 5, 6)
-LARGEST_TERM = 50
 HELD_OUT_SHARE = 0.1
+# When this many draws a problem have been made, the space of small expressions is taken to be used up.
+DRAWS_PER_PROBLEM = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +56,28 @@ class Expression:
         return "\n".join([*lines, self.direct()])
 
 
-def expressions(split: Split, seed: int) -> Iterator[Expression]:
-    """An endless stream of the split's expressions, the same for the same seed."""
+def expressions(split: Split, seed: int, terms: Sequence[int], largest: int) -> Iterator[Expression]:
+    """An endless stream of the split's expressions, the same for the same arguments."""
     rng = random.Random(f"{split}-{seed}")
     while True:
-        size = rng.choice(LEVELS)
-        first = rng.randint(1, LARGEST_TERM)
-        rest = (rng.choice((-1, 1)) * rng.randint(1, LARGEST_TERM) for _ in range(size - 1))
+        first = rng.randint(1, largest)
+        rest = (rng.choice((-1, 1)) * rng.randint(1, largest) for _ in range(rng.choice(terms) - 1))
         expression = Expression((first, *rest))
         if expression.split == split:
             yield expression
 
 
-def problems(split: Split, count: int, seed: int) -> list[Problem]:
-    """`count` different problems of the split."""
+def arithmetic_problems(config: ArithmeticConfig, split: Split, count: int, seed: int) -> list[Problem]:
+    """`count` different problems of the split, fewer when no more exist."""
     found: dict[str, Problem] = {}
-    for expression in expressions(split, seed):
-        if len(found) == count:
+    for drawn, expression in enumerate(expressions(split, seed, config.terms, config.largest)):
+        if len(found) == count or drawn > DRAWS_PER_PROBLEM * count:
             break
         found.setdefault(
             expression.text,
             Problem(
                 id=f"arithmetic-{expression.text}",
-                text=f"{expression.text}=?",
+                text=config.wording.replace("{expression}", expression.text),
                 answer=str(expression.value),
                 level=str(len(expression.terms)),
             ),

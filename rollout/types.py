@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -30,17 +30,6 @@ class Prompt:
     problem: Problem
     text: str
     token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How completions are drawn. `temperature` 0 is greedy."""
-
-    n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 256
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,4 +77,4 @@ class RolloutGroup:
     """The completions of one prompt: a group shares a baseline."""
 
     prompt: Prompt
-    completions: tuple[Completion, ...] = field(default=())
+    completions: tuple[Completion, ...]

@@ -1,0 +1,47 @@
+"""Rewards → advantages: what each completion did better than the others of its group.
+
+Legend of shapes, everywhere in this package: P problems of a step, G completions of a problem, B sequences of a
+micro-batch, T token positions, C completion positions, N completion tokens of a micro-batch (flat), V vocabulary,
+H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def group_mean(rewards_PG: Tensor) -> Tensor:
+    """A_i = R_i − mean_j R_j. The default.
+
+    No division by the spread: that would weigh easy and hard problems up (Liu et al. 2025, "Understanding
+    R1-Zero-Like Training", section 3).
+
+    Args:
+        rewards_PG: [P, G] rewards.
+
+    Returns:
+        [P, G] advantages, each row summing to zero.
+    """
+    return rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
+
+
+BASELINES: dict[str, Callable[[Tensor], Tensor]] = {"group_mean": group_mean}
+
+
+def signal_P(rewards_PG: Tensor) -> Tensor:
+    """[P] whether a group's rewards differ: one where they do not carries no gradient."""
+    return (rewards_PG != rewards_PG[:, :1]).any(dim=1)
+
+
+def advantages_of(rewards: list[list[float]], baseline: str) -> tuple[list[list[float]], list[bool]]:
+    """(advantages, has signal) for the groups of a step, all of one size.
+
+    Advantages of a group without signal are exactly zero, whatever rounding the baseline leaves.
+    """
+    rewards_PG = torch.tensor(rewards, dtype=torch.float64)
+    signal = signal_P(rewards_PG)
+    advantages_PG = torch.where(signal[:, None], BASELINES[baseline](rewards_PG), 0.0)
+    return advantages_PG.tolist(), signal.tolist()

@@ -1,0 +1,246 @@
+"""Configuration → a run ready to train: loads data, model and engines, in the order in which they can fail cheaply."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from evals.suites import Suite, find_suite, load_suite
+from rewards import Grader
+from rl_engine.checkpoint import Checkpoints, RunState
+from rl_engine.config import Config, ConfigError
+from rl_engine.console import RunConsole
+from rl_engine.data import TrainingData, prepare
+from rl_engine.gap import gap_limits
+from rl_engine.learner import Learner
+from rl_engine.learner_state import restore_learner
+from rl_engine.loop import Run
+from rl_engine.publish import Publisher
+from rl_engine.ranks import Ranks
+from rl_engine.records import METRICS, Records
+from rl_engine.sampler import Sampler
+from rl_engine.stopping import StopRequest
+from rollout.adapters import AdapterStore
+from rollout.config import SamplingConfig
+from rollout.cursor import Cursor
+from rollout.engine import EngineSettings
+from rollout.models import locate_model
+from rollout.prompts import Renderer
+from rollout.types import Prompt
+
+CANARY_PROMPTS = 2
+# What may change between a run and its resumption: nothing that the numbers depend on.
+FREE_TO_CHANGE = ("output_dir", "log", "checkpoint", "eval")
+
+
+def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        locate_model(config.model.name), revision=config.model.revision
+    )
+    return tokenizer
+
+
+def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any token will do where the mask is zero; models without a padding token lend their end token."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    assert isinstance(pad, int)
+    return pad
+
+
+def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, SamplingConfig]:
+    """(training, evaluation) sampling, both with the template's stop strings."""
+    stop = (*renderer.stop, *config.sampling.stop)
+    training = config.sampling.model_copy(update={"stop": stop})
+    evaluation = SamplingConfig(
+        n=config.eval.n,
+        temperature=config.eval.temperature,
+        top_p=config.eval.top_p,
+        max_tokens=config.eval.max_tokens or config.sampling.max_tokens,
+        stop=stop,
+    )
+    return training, evaluation
+
+
+def load_suites(config: Config, renderer: Renderer) -> list[tuple[Suite, list[Prompt]]]:
+    suites = []
+    for name in config.eval.suites:
+        suite = find_suite(name)
+        problems = load_suite(suite, config.data, config.eval.data_dir, config.eval.limit)
+        suites.append((suite, renderer.render_all(problems)))
+    return suites
+
+
+def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sampling: SamplingConfig) -> int:
+    """The longest prompt with the longest completion, in tokens."""
+    training = config.data.max_prompt_tokens + config.sampling.max_tokens
+    longest = max((len(prompt.token_ids) for _, prompts in suites for prompt in prompts), default=0)
+    return max(training, longest + sampling.max_tokens)
+
+
+def check_context(config: Config, needed: int) -> None:
+    """Raises `ConfigError` when prompts and completions do not fit into the model's context."""
+    facts: Any = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    limit = facts.max_position_embeddings
+    if needed > limit:
+        raise ConfigError(
+            f"prompt and completion may take {needed} tokens, and {config.model.name} has a context of {limit}: "
+            "lower data.max_prompt_tokens, sampling.max_tokens or eval.max_tokens"
+        )
+
+
+def config_hash(config: Config) -> str:
+    """Digest of everything the numbers of a run depend on."""
+    facts = _decisive(config.model_dump(mode="json"))
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in facts.items() if key not in FREE_TO_CHANGE}
+    return {**kept, "train": {**kept["train"], "steps": None}}
+
+
+def check_output(config: Config, resume: bool) -> None:
+    """Raises `ConfigError` rather than write over another run, or resume one that is not this one."""
+    run = Path(config.output_dir)
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"output_dir: {run} is not a directory")
+    exists = (run / METRICS).exists() or (run / "checkpoints").exists()
+    if exists and not resume:
+        raise ConfigError(
+            f"output_dir: {run} holds a run already; --resume continues it, --overwrite replaces it, "
+            "or give another output_dir"
+        )
+    if resume and (run / "config.yaml").is_file():
+        old = _decisive(yaml.safe_load((run / "config.yaml").read_text()))
+        changed = _differences(old, _decisive(config.model_dump(mode="json")))
+        if changed:
+            raise ConfigError(f"{run} cannot be resumed with another configuration: {'; '.join(changed)}")
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if old == new else [f"{prefix} was {old!r} and is {new!r}"]
+
+
+def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool) -> Run:
+    """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
+    the data, the model or the output directory, before any weights are loaded where that can be known."""
+    console = RunConsole(quiet=not ranks.is_main, steps=config.train.steps)
+    tokenizer = load_tokenizer(config)
+    renderer = Renderer(tokenizer, config.prompt)
+    sampling, eval_sampling = samplings(config, renderer)
+    with console.phase("reading and checking problems"):
+        data = prepare(config, renderer, grader, ranks)
+        suites = load_suites(config, renderer)
+    needed = context_needed(config, suites, eval_sampling)
+    check_context(config, needed)
+    run_dir = Path(config.output_dir)
+    records = Records(run_dir, config)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
+    found = checkpoints.newest() if resume else None
+    with console.phase("loading the model"):
+        learner = Learner(config, ranks, pad_id_of(tokenizer))
+    console.facts(describe(config, data, learner))
+    with console.phase("starting vLLM"):
+        engine = start_engine(config, ranks, needed)
+    publisher = Publisher(
+        store=AdapterStore(run_dir / "adapters"),
+        engine=engine,
+        learner=learner,
+        ranks=ranks,
+        canary=data.prompts[:CANARY_PROMPTS],
+        sampling=sampling,
+        max_gap=gap_limits(config)[1],
+        facts={"base_model": config.model.name, "config_hash": config_hash(config)},
+    )
+    run = Run(
+        config=config,
+        sampling=sampling,
+        eval_sampling=eval_sampling,
+        suites=suites,
+        cursor=Cursor(data.prompts, config.seed, config.data.shuffle),
+        sampler=Sampler(engine, grader, ranks),
+        learner=learner,
+        publisher=publisher,
+        checkpoints=checkpoints,
+        records=records,
+        console=console,
+        stop=StopRequest(),
+        config_hash=config_hash(config),
+    )
+    _continue_from(run, found)
+    if ranks.is_main:
+        records.open(run.step if found else None)
+    return run
+
+
+def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | None) -> None:
+    if found is None:
+        return
+    state, tensors = found
+    if state.config_hash != run.config_hash:
+        raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
+    restore_learner(run.learner, tensors)
+    run.step, run.version, run.cursor.position = state.step, state.version, state.position
+    run.console.note(f"resumed after step {state.step}")
+
+
+def start_engine(config: Config, ranks: Ranks, max_model_len: int) -> Any:
+    from rollout.vllm_engine import (
+        VllmEngine,
+    )  # vLLM takes seconds to import: what can fail before has failed
+
+    rollout = config.rollout
+    return VllmEngine(
+        EngineSettings(
+            model=locate_model(config.model.name),
+            revision=config.model.revision,
+            dtype=config.model.dtype,
+            max_model_len=max_model_len,
+            lora_rank=config.lora.rank,
+            max_num_seqs=rollout.max_num_seqs,
+            kv_cache_gib=rollout.kv_cache_gib,
+            memory_fraction=rollout.memory_fraction,
+            tensor_parallel_size=rollout.tensor_parallel_size,
+            sleep=rollout.sleep and ranks.device.type == "cuda",
+            seed=config.seed,
+            ranks=ranks.count,
+        )
+    )
+
+
+def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, str]:
+    """The first lines of a run: what is about to happen, in numbers."""
+    return {
+        "model": f"{config.model.name} ({config.model.dtype})",
+        "data": f"{config.data.source}: {data.describe()}",
+        "adapter": f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, {learner.coverage.describe()}",
+        **plan_lines(config),
+        "output": config.output_dir,
+    }
+
+
+def plan_lines(config: Config) -> dict[str, str]:
+    """Prompts × samples, tokens a step and the rate: known from the configuration alone."""
+    completions = config.train.problems_per_step * config.sampling.n
+    return {
+        "step": (
+            f"{config.train.problems_per_step} prompts × {config.sampling.n} samples = {completions} completions, "
+            f"at most {completions * config.sampling.max_tokens:,} sampled tokens; {config.train.steps} steps"
+        ),
+        "learning": (
+            f"{config.loss.name}, Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, "
+            f"constant rate {config.optim.lr:g}"
+        ),
+    }

@@ -1,0 +1,195 @@
+"""YAML and overrides → the frozen configuration of a run. Imports neither torch nor vllm.
+
+The object made here is the object that runs, and the one that is written beside the run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from rewards import RewardConfig
+from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the text says which key, which value and what is allowed."""
+
+
+class LoraConfig(Section):
+    rank: int = Field(1, ge=1, le=512, description="Rank of the update of each layer.")
+    alpha: float = Field(32.0, gt=0, description="The update is (alpha / rank) · B·A.")
+    targets: str | tuple[str, ...] = Field(
+        "all", description="`all` linear layers, `mlp`, `attention`, or names of layers."
+    )
+
+
+class OptimConfig(Section):
+    lr: float = Field(gt=0, le=1, description="Constant learning rate of Adam.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    eps: float = Field(1e-12, gt=0, description="Far below any gradient: the loss's constant must not matter.")
+    clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0 for no clipping.")
+
+
+class LossConfig(Section):
+    name: Literal["importance_sampling", "reinforce"] = "importance_sampling"
+    baseline: Literal["group_mean"] = "group_mean"
+    normalizer: Literal["constant"] = "constant"
+
+
+class LearnerConfig(Section):
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="What DeepSpeed shards over the ranks.")
+    tokens_per_microbatch: int = Field(8192, ge=1, description="Padded tokens of one forward and backward.")
+    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
+
+
+class TrainConfig(Section):
+    steps: int = Field(ge=1)
+    problems_per_step: int = Field(ge=1)
+
+
+class EvalConfig(Section):
+    every: int = Field(10, ge=0, description="Steps between evaluations; 0 for only before and after.")
+    suites: tuple[str, ...] = Field((), description="Names of suites, or JSON Lines files of problems.")
+    limit: int | None = Field(None, ge=1, description="Use only the first N problems of each suite.")
+    n: int = Field(1, ge=1, description="Completions of each problem.")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1, description="Longest completion; the training's when absent.")
+    data_dir: str | None = Field(None, description="Directory with the suites' JSON Lines files, for no hub.")
+
+    @model_validator(mode="after")
+    def _greedy_is_one(self) -> Self:
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(f"eval.n is {self.n} but eval.temperature 0 gives the same completion each time")
+        return self
+
+
+class CheckpointConfig(Section):
+    every: int = Field(10, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(2, ge=1, description="Checkpoints kept; the newest ones.")
+    keep_adapters: int | None = Field(
+        None, ge=2, description="Published adapters kept, the newest ones; all of them when absent."
+    )
+
+
+class LogConfig(Section):
+    tensorboard: bool = True
+    wandb: str | None = Field(None, description="Weights & Biases project.")
+    trackio: str | None = Field(None, description="Trackio project.")
+
+
+class Config(Section):
+    """One run."""
+
+    seed: int = Field(0, ge=0)
+    output_dir: str = Field(description="Where the run is kept; `runs/<config name>` when not given.")
+    method: Literal["lora"] = "lora"
+    model: ModelConfig
+    data: DataConfig
+    prompt: PromptConfig = PromptConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    rewards: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    lora: LoraConfig = LoraConfig()
+    optim: OptimConfig
+    loss: LossConfig = LossConfig()
+    learner: LearnerConfig = LearnerConfig()
+    train: TrainConfig
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _can_learn(self) -> Self:
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature is 0: a greedy group has no spread; give a value in (0, 2]")
+        if self.sampling.n < 2:
+            raise ValueError("sampling.n is 1: a group of one is its own baseline; give 2 or more")
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def find_config(name: str) -> Path:
+    """The file of that path, or else of that name among the shipped configurations."""
+    for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+    near = difflib.get_close_matches(name, shipped, n=1, cutoff=0)
+    raise ConfigError(f"no configuration {name!r}: not a file, and not one of {', '.join(shipped)}; nearest: {near[0]}")
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file, apply `key.sub=value` overrides in turn, and check the whole.
+
+    Raises `ConfigError` with every problem found.
+    """
+    path = find_config(name)
+    try:
+        tree = OmegaConf.load(path)
+        for override in overrides:
+            if "=" not in override:
+                raise ConfigError(f"{override!r} is not an override: write key.sub=value")
+            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
+        values = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys to values, not {type(values).__name__}")
+    values.setdefault("output_dir", f"runs/{path.stem}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}:\n" + "\n".join(f"  {_explain(problem)}" for problem in error.errors())) from error
+
+
+def _explain(problem: Any) -> str:
+    """One line for one problem: key, value, what is allowed."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: no such key; did you mean {_nearest_key(location)}?"
+    if problem["type"] == "missing":
+        return f"{key}: required, and not given"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key and not message.startswith(key) else message
+    return f"{key}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+
+
+def _nearest_key(location: list[str]) -> str:
+    """The existing key most like an unknown one: one of the same name elsewhere, else beside it, else anywhere."""
+    everywhere = list(_keys(Config))
+    for key in everywhere:
+        if key.split(".")[-1] == location[-1]:
+            return key
+    wanted = ".".join(location)
+    siblings = [key for key in everywhere if key.split(".")[:-1] == location[:-1]]
+    near = difflib.get_close_matches(wanted, siblings, n=1) or difflib.get_close_matches(
+        wanted, everywhere, n=1, cutoff=0
+    )
+    return near[0]
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> typing.Iterator[str]:
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        annotation = info.annotation
+        # tuple[str, …] passes for a class until issubclass is asked.
+        plain = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
+        if plain and issubclass(annotation, BaseModel):
+            yield from _keys(annotation, f"{prefix}{name}.")

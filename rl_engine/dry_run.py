@@ -1,0 +1,53 @@
+"""Configuration → what would run, checked as far as it can be without weights."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+from rewards import Grader
+from rl_engine.assemble import (
+    check_context,
+    check_output,
+    context_needed,
+    load_suites,
+    load_tokenizer,
+    plan_lines,
+    samplings,
+)
+from rl_engine.config import Config
+from rl_engine.console import RunConsole
+from rl_engine.data import prepare
+from rl_engine.lora import coverage_of, meta_model
+from rl_engine.ranks import Ranks
+from rollout.models import locate_model
+from rollout.prompts import Renderer
+
+
+def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
+    """Print what would run. Raises what the run itself would raise before it loads weights."""
+    check_output(config, resume)
+    console = RunConsole(quiet=False, steps=config.train.steps)
+    console.facts({"model": f"{config.model.name} ({config.model.dtype})", **plan_lines(config)})
+    shape = meta_model(locate_model(config.model.name), config.model.revision)
+    coverage = coverage_of(shape, config.lora)
+    console.facts({"adapter": f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, {coverage.describe()}"})
+    renderer = Renderer(load_tokenizer(config), config.prompt)
+    _, eval_sampling = samplings(config, renderer)
+    with Grader.from_config(config.rewards) as grader, console.phase("reading and checking problems"):
+        data = prepare(config, renderer, grader, ranks)
+    suites = load_suites(config, renderer)
+    check_context(config, context_needed(config, suites, eval_sampling))
+    console.facts(
+        {
+            "data": f"{config.data.source}: {data.describe()}",
+            **{f"suite {suite.name}": f"{len(prompts)} problems" for suite, prompts in suites},
+            "stop": ", ".join(repr(text) for text in (*renderer.stop, *config.sampling.stop)) or "end of sequence",
+            "template": f"{config.prompt.template}; the first prompt ({len(data.prompts[0].token_ids)} tokens):",
+        }
+    )
+    out = Console(highlight=False)
+    out.rule(style="dim")
+    out.print(escape(data.prompts[0].text), soft_wrap=True)
+    out.rule(style="dim")
+    console.note("dry run: nothing was trained or written")

@@ -1,0 +1,191 @@
+"""The training loop: where the end of the pipeline meets its beginning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evals.report import EvalReport, report_on
+from evals.suites import Suite
+from rl_engine.advantages import advantages_of
+from rl_engine.batching import TrainingSample
+from rl_engine.checkpoint import Checkpoints, RunState
+from rl_engine.config import Config
+from rl_engine.console import RunConsole
+from rl_engine.gap import gap_limits
+from rl_engine.learner import Learner
+from rl_engine.learner_state import learner_state
+from rl_engine.losses import NORMALIZERS
+from rl_engine.metrics import Timing, learn_metrics, rollout_metrics, time_metrics
+from rl_engine.plot import NAME as PLOT
+from rl_engine.plot import plot_run
+from rl_engine.publish import Publisher
+from rl_engine.records import METRICS, Records
+from rl_engine.sampler import GradedGroup, Sampler
+from rl_engine.stopping import StopRequest
+from rl_engine.tally import LearnStats
+from rollout.config import SamplingConfig
+from rollout.cursor import Cursor
+from rollout.types import AdapterRef, Prompt
+
+
+@dataclass
+class Run:
+    """The parts of a run, and where it stands."""
+
+    config: Config
+    sampling: SamplingConfig
+    """The configuration's, with the template's stop strings."""
+    eval_sampling: SamplingConfig
+    suites: Sequence[tuple[Suite, Sequence[Prompt]]]
+    cursor: Cursor[Prompt]
+    sampler: Sampler
+    learner: Learner
+    publisher: Publisher
+    checkpoints: Checkpoints
+    records: Records
+    console: RunConsole
+    stop: StopRequest
+    config_hash: str
+    step: int = 0
+    version: int = 0
+    adapter: AdapterRef = field(init=False)
+
+    @property
+    def is_main(self) -> bool:
+        return self.learner.ranks.is_main
+
+
+def train(run: Run) -> None:
+    """Sample, grade, learn, publish, record; until the steps are done or someone asks to stop."""
+    run.adapter = run.publisher.publish(run.version)
+    if run.step == 0:
+        record(run, {}, evaluate(run))
+    while run.step < run.config.train.steps and not run.stop.agreed(run.learner.ranks):
+        start = time.monotonic()
+        run.step += 1
+        graded = sample(run)
+        advantages, signal = advantages_of([group.rewards for group in graded], run.config.loss.baseline)
+        samples = training_samples(graded, advantages)
+        learn_start = time.monotonic()
+        stats = learn(run, samples, signal)
+        sync_start = time.monotonic()
+        if any(signal):
+            run.version += 1
+            run.adapter = run.publisher.publish(run.version)
+        end = time.monotonic()
+        timing = Timing(
+            rollout_s=run.sampler.rollout_s,
+            grade_s=run.sampler.grade_s,
+            learn_s=sync_start - learn_start,
+            sync_s=end - sync_start,
+            step_s=end - start,
+        )
+        metrics = step_metrics(run, graded, signal, stats, timing)
+        if run.is_main:
+            run.records.rollouts(run.step, graded, advantages)
+        record(run, metrics, evaluate(run) if due(run.step, run.config.eval.every, run) else [])
+        if due(run.step, run.config.checkpoint.every, run):
+            save(run)
+    if run.step % run.config.checkpoint.every and run.step < run.config.train.steps:
+        save(run)
+
+
+def due(step: int, every: int, run: Run) -> bool:
+    """Whether something done every so many steps, and after the last, is to be done."""
+    return step == run.config.train.steps or (every > 0 and step % every == 0)
+
+
+def sample(run: Run) -> list[GradedGroup]:
+    """Graded completions of the step's problems, under the current adapter."""
+    prompts = run.cursor.take(run.config.train.problems_per_step)
+    with run.console.phase(f"step {run.step}: sampling"):
+        return run.sampler.graded_groups(prompts, run.sampling, run.adapter, f"{run.config.seed}/{run.step}")
+
+
+def training_samples(graded: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]) -> list[TrainingSample]:
+    """Every completion of the step with its advantage."""
+    return [
+        TrainingSample(
+            prompt_ids=group.group.prompt.token_ids,
+            completion_ids=completion.token_ids,
+            behaviour_logprobs=completion.logprobs,
+            advantage=advantage,
+        )
+        for group, row in zip(graded, advantages, strict=True)
+        for completion, advantage in zip(group.group.completions, row, strict=True)
+    ]
+
+
+def learn(run: Run, samples: Sequence[TrainingSample], signal: Sequence[bool]) -> LearnStats:
+    """One update from the groups that carry signal; where none does, only the measurements."""
+    max_kl, max_gap = gap_limits(run.config)
+    size = run.config.sampling.n
+    useful = [s for index, s in enumerate(samples) if signal[index // size]]
+    engine = run.sampler.engine
+    engine.sleep()
+    with run.console.phase(f"step {run.step}: learning"):
+        if useful:
+            normalizer = NORMALIZERS[run.config.loss.normalizer](len(samples), run.config.sampling.max_tokens)
+            stats = run.learner.step(useful, normalizer, max_kl=max_kl, max_gap=max_gap)
+        else:
+            stats = run.learner.measure(samples[:size], max_kl=max_kl, max_gap=max_gap)
+    engine.wake()
+    return stats
+
+
+def step_metrics(
+    run: Run, graded: Sequence[GradedGroup], signal: Sequence[bool], stats: LearnStats, timing: Timing
+) -> dict[str, float]:
+    tokens = sum(len(c.token_ids) for group in graded for c in group.group.completions)
+    return {
+        **rollout_metrics(graded, signal),
+        **learn_metrics(stats, float(run.learner.optimizer.param_groups[0]["lr"])),
+        **time_metrics(timing, tokens),
+    }
+
+
+def evaluate(run: Run) -> list[EvalReport]:
+    """Score the current adapter on every suite, by the same engine that samples for training."""
+    reports = []
+    for suite, prompts in run.suites:
+        with run.console.phase(f"step {run.step}: evaluating {suite.name}"):
+            graded = run.sampler.graded_groups(prompts, run.eval_sampling, run.adapter, f"eval/{suite.name}")
+        groups, results = [g.group for g in graded], [g.results for g in graded]
+        reports.append(report_on(suite, run.adapter.key, run.eval_sampling, groups, results))
+    return reports
+
+
+def record(run: Run, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
+    """The step's line in metrics.jsonl, the reports, a row on the console, the plot."""
+    if not run.is_main:
+        return
+    line = {"step": run.step, "adapter/version": run.adapter.version, **metrics}
+    for report in reports:
+        report.write(run.records.run / "evals")
+        line |= report.metrics()
+    run.records.metrics(line)
+    run.console.row(line, reports)
+    if reports:
+        plot_run(run.records.run)
+
+
+def save(run: Run) -> None:
+    """A checkpoint after the current step, and no more published versions than are wanted."""
+    tensors = learner_state(run.learner)
+    if not run.is_main:
+        return
+    state = RunState(step=run.step, position=run.cursor.position, version=run.version, config_hash=run.config_hash)
+    run.checkpoints.save(state, tensors)
+    keep = run.config.checkpoint.keep_adapters
+    if keep is not None:
+        for version in run.publisher.store.versions()[:-keep]:
+            run.publisher.store.delete(version)
+
+
+def summary_paths(run: Run) -> dict[str, Path]:
+    """Where a person finds what the run made."""
+    root = run.records.run
+    return {"run": root, "adapter": run.adapter.path, "metrics": root / METRICS, "plot": root / PLOT}

@@ -1,0 +1,95 @@
+"""The processes of a run: one by itself, or several under torchrun or the deepspeed launcher."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Which process this is, of how many."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: list[T]) -> list[T]:
+        """This rank's items, dealt in turn."""
+        return items[self.rank :: self.count]
+
+    def gather(self, mine: list[T]) -> list[T]:
+        """Every rank's items on every rank, in the order `share` dealt them."""
+        if self.count == 1:
+            return mine
+        parts: list[list[T]] = [[] for _ in range(self.count)]
+        dist.all_gather_object(parts, mine)
+        total = sum(len(part) for part in parts)
+        return [parts[index % self.count][index // self.count] for index in range(total)]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any rank says so: every rank then does the same."""
+        if self.count == 1:
+            return flag
+        value = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def join_ranks() -> Ranks:
+    """Enter the process group: the launcher's, or one of our own with this process alone in it.
+
+    DeepSpeed without a launcher's variables would look for MPI.
+    """
+    alone = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+    if "RANK" not in os.environ:
+        os.environ.update(alone)
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    if not cuda:
+        # DeepSpeed would compile a shared-memory operator first, which takes a minute and a compiler; gloo, which
+        # it falls back to, is there already.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
+    device = torch.device(f"cuda:{local_rank}") if cuda else torch.device("cpu")
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def leave_ranks() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,130 @@
+"""The run directory: configuration, metrics.jsonl, rollouts, and the services that mirror the metrics."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from rl_engine.config import Config
+from rl_engine.sampler import GradedGroup
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl; a last line cut short by a crash is left out."""
+    path = run / METRICS
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+@dataclass
+class Records:
+    """Writes what a run leaves behind. Main rank only."""
+
+    run: Path
+    config: Config
+    _sinks: list[Any] = field(default_factory=list, init=False)
+
+    def open(self, resumed_at: int | None) -> None:
+        """Start, or go on after step `resumed_at`: what was written of later steps will be made again."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        (self.run / "rollouts").mkdir(exist_ok=True)
+        if resumed_at is not None:
+            kept = [line for line in read_metrics(self.run) if line["step"] <= resumed_at]
+            scratch = self.run / f".{METRICS}.partial"
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            scratch.replace(self.run / METRICS)
+            for path in (self.run / "rollouts").glob("step*.jsonl.gz"):
+                if int(path.name[4:10]) > resumed_at:
+                    path.unlink()
+        (self.run / "config.yaml").write_text(self.config.to_yaml())
+        self._sinks = open_sinks(self.run, self.config, resumed_at)
+
+    def metrics(self, line: dict[str, float]) -> None:
+        """Append one step's line, and hand it to every service."""
+        with (self.run / METRICS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for sink in self._sinks:
+            sink.log(line)
+
+    def rollouts(self, step: int, graded: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]) -> None:
+        """All completions of a step, one JSON object a line, compressed."""
+        path = self.run / "rollouts" / f"step{step:06d}.jsonl.gz"
+        # No time stamp in the header: the same completions are the same bytes.
+        with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+            for group, row in zip(graded, advantages, strict=True):
+                prompt = group.group.prompt
+                for index, (completion, result) in enumerate(zip(group.group.completions, group.results, strict=True)):
+                    record = {
+                        "step": step,
+                        "problem_id": prompt.problem.id,
+                        "sample": index,
+                        "problem": prompt.problem.text,
+                        "reference": prompt.problem.answer,
+                        "prompt": prompt.text,
+                        "completion": completion.text,
+                        "extracted": result.extracted,
+                        "verdict": result.verdict.value,
+                        "reward": result.reward,
+                        "advantage": row[index],
+                        "adapter": completion.adapter,
+                        "prompt_tokens": len(prompt.token_ids),
+                        "completion_tokens": len(completion.token_ids),
+                        "finish_reason": completion.finish_reason,
+                    }
+                    file.write(json.dumps(record).encode() + b"\n")
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+class _TensorBoard:
+    def __init__(self, run: Path, resumed_at: int | None) -> None:
+        purge = None if resumed_at is None else resumed_at + 1
+        self._writer = SummaryWriter(run / "tensorboard", purge_step=purge)  # type: ignore[no-untyped-call]
+
+    def log(self, line: dict[str, float]) -> None:
+        for name, value in line.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, int(line["step"]))  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class _Tracker:
+    """Weights & Biases and trackio share one interface."""
+
+    def __init__(self, module: str, project: str, run: Path, config: Config) -> None:
+        try:
+            self._module = importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"log.{module} is set, but {module} is not installed: pip install {module}") from error
+        self._module.init(project=project, name=run.name, config=config.model_dump(mode="json"))
+
+    def log(self, line: dict[str, float]) -> None:
+        self._module.log(line, step=int(line["step"]))
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def open_sinks(run: Path, config: Config, resumed_at: int | None) -> list[Any]:
+    sinks: list[Any] = []
+    if config.log.tensorboard:
+        sinks.append(_TensorBoard(run, resumed_at))
+    for module, project in (("wandb", config.log.wandb), ("trackio", config.log.trackio)):
+        if project is not None:
+            sinks.append(_Tracker(module, project, run, config))
+    return sinks

@@ -1,0 +1,113 @@
+"""The command: `python -m rl_engine.train --config NAME_OR_PATH [--resume] [--dry-run] [key.sub=value …]`.
+
+Imports nothing heavy until the configuration is known to be good.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from evals.suites import find_suite, suite_needs_hub
+from rl_engine.config import Config, load_config
+from rollout import models, problems
+
+if TYPE_CHECKING:
+    from rl_engine.ranks import Ranks
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    config: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings that replace the file's.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but the weights, and stop.")] = False,
+) -> None:
+    """Train a LoRA adapter with reinforcement learning."""
+    try:
+        settings = load_config(config, overrides or ())
+        stay_offline_if_possible(settings)
+        code = run(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
+    except (ValueError, FileNotFoundError) as error:
+        # Configuration, data or adapters that cannot be used: the message is made for people.
+        fail(str(error), 2)
+    except OSError as error:
+        fail(f"{error}. What was saved before stands; continue it with --resume.", 1)
+    raise typer.Exit(code)
+
+
+def fail(message: str, code: int) -> None:
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def stay_offline_if_possible(config: Config) -> None:
+    """Where model, data and suites are all on this machine, forbid the libraries to ask the hub at all."""
+    suites = [find_suite(name) for name in config.eval.suites]
+    if not (
+        models.needs_hub(config.model.name)
+        or problems.needs_hub(config.data)
+        or any(suite_needs_hub(suite, config.eval.data_dir) for suite in suites)
+    ):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
+    """Assemble and train; the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    from rl_engine.ranks import join_ranks, leave_ranks
+
+    ranks = join_ranks()
+    try:
+        if only_check:
+            from rl_engine.dry_run import dry_run
+
+            dry_run(config, ranks, resume=resume)
+            return 0
+        return train_run(config, ranks, resume=resume, overwrite=overwrite)
+    finally:
+        leave_ranks()
+
+
+def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) -> int:
+    from rewards import Grader
+    from rl_engine.assemble import assemble, check_output
+    from rl_engine.loop import summary_paths, train
+    from rl_engine.records import read_metrics
+
+    output = Path(config.output_dir)
+    if overwrite and ranks.is_main and (output / "config.yaml").is_file():
+        shutil.rmtree(output)
+    ranks.barrier()
+    check_output(config, resume)
+    with Grader.from_config(config.rewards) as grader:
+        run = assemble(config, ranks, grader, resume)
+        run.stop.listen()
+        try:
+            train(run)
+        finally:
+            run.records.close()
+            run.sampler.engine.close()
+        if ranks.is_main:
+            run.console.summary(read_metrics(output), summary_paths(run))
+            if run.stop.signum is not None:
+                run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
+    return 0 if run.stop.signum is None else 128 + run.stop.signum
+
+
+if __name__ == "__main__":
+    sys.exit(app())

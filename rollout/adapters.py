@@ -1,0 +1,130 @@
+"""Adapter ↔ published version: a directory in PEFT's own format, with a manifest written last.
+
+A version is complete or absent: it is written aside, synced, and renamed into place; readers trust only what
+the manifest vouches for. A version's number is never used again for other weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rollout.types import AdapterRef
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class AdapterError(ValueError):
+    """A published adapter that cannot be trusted or does not belong here."""
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A scratch directory that becomes `target`, synced, when the block ends well, and vanishes otherwise."""
+    scratch = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        for file in scratch.iterdir():
+            _sync(file)
+        _sync(scratch)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(directory: Path, facts: dict[str, Any]) -> None:
+    """The manifest of everything that lies in `directory`; to be called when all else is written."""
+    files = {file.name: sha256_of(file) for file in sorted(directory.iterdir()) if file.name != MANIFEST}
+    manifest = {"format": FORMAT, **facts, "files": files}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest, once every file it names has the digest it states.
+
+    Raises `AdapterError` naming the file that is missing or differs.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
+        files: dict[str, str] = manifest["files"]
+    except FileNotFoundError as error:
+        raise AdapterError(f"{directory} has no {MANIFEST}: it was never published") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{directory / MANIFEST} is damaged: {error}") from error
+    for name, digest in files.items():
+        file = directory / name
+        if Path(name).name != name or not file.is_file():
+            raise AdapterError(f"{directory}: the manifest names {name!r}, which is not there")
+        if sha256_of(file) != digest:
+            raise AdapterError(f"{file} is not what was published: its sha256 differs from the manifest's")
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterStore:
+    """The published versions of one adapter under one directory: `v000000`, `v000001`, …, `latest`."""
+
+    root: Path
+    name: str = "policy"
+
+    def path_of(self, version: int) -> Path:
+        return self.root / f"v{version:06d}"
+
+    def publish(self, version: int, write: Callable[[Path], None], facts: dict[str, Any]) -> AdapterRef:
+        """Write a version with `write(directory)` and vouch for it.
+
+        A resumed run comes back to versions it has published before: it makes them again, bit for bit on CPU.
+        """
+        target = self.path_of(version)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with written_aside(target) as scratch:
+            write(scratch)
+            write_manifest(scratch, {"name": self.name, "version": version, **facts})
+        pointer = self.root / ".latest.partial"
+        pointer.unlink(missing_ok=True)
+        pointer.symlink_to(target.name)
+        pointer.replace(self.root / "latest")
+        return self.open(version)
+
+    def open(self, version: int) -> AdapterRef:
+        """The reference of a published version, verified."""
+        path = self.path_of(version)
+        manifest = read_manifest(path)
+        return AdapterRef(
+            name=self.name,
+            version=version,
+            path=path.resolve(),
+            sha256=sha256_of(path / MANIFEST),
+            rank=int(manifest["rank"]),
+        )
+
+    def versions(self) -> list[int]:
+        return sorted(int(path.name[1:]) for path in self.root.glob("v[0-9]*") if (path / MANIFEST).is_file())
+
+    def delete(self, version: int) -> None:
+        shutil.rmtree(self.path_of(version), ignore_errors=True)

@@ -1,0 +1,101 @@
+"""Settings of the sampling side. Frozen, closed to unknown keys; every field says what it does."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rollout.prompts import BOXED_INSTRUCTION, FRAMES
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys are errors, values are checked, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    name: str = Field(description="Hub id, directory, or `embedded` for the model that ships with the project.")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Precision of the base model.")
+    revision: str | None = Field(None, description="Hub revision; the default branch when absent.")
+
+
+class ArithmeticConfig(Section):
+    terms: tuple[Annotated[int, Field(ge=2, le=20)], ...] = Field(
+        (3, 4, 5, 6),
+        min_length=1,
+        description="Numbers in an expression, drawn evenly from these. The level.",
+    )
+    largest: int = Field(50, ge=1, description="Largest number in an expression.")
+    count: int = Field(4096, ge=1, description="Different problems generated.")
+    wording: str = Field("{expression}=?", description="The question; `{expression}` stands for the sum.")
+
+    @model_validator(mode="after")
+    def _wording_has_expression(self) -> Self:
+        if "{expression}" not in self.wording:
+            raise ValueError("data.arithmetic.wording needs `{expression}` where the sum goes")
+        return self
+
+
+class ColumnsConfig(Section):
+    """Which column of a source is what; unset ones follow the source's own table entry."""
+
+    problem: str | None = None
+    answer: str | None = None
+    level: str | None = None
+    subject: str | None = None
+    id: str | None = None
+
+
+class DataConfig(Section):
+    source: str = Field(description="`arithmetic`, `jsonl`, or a data set of the sources table (gsm8k, math, …).")
+    path: str | None = Field(None, description="JSON Lines file read in place of the hub data set.")
+    columns: ColumnsConfig = ColumnsConfig()
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
+    limit: int | None = Field(None, ge=1, description="Use only the first N problems of the source.")
+    shuffle: bool = Field(True, description="Shuffle anew each epoch, from the run's seed.")
+    max_prompt_tokens: int = Field(512, ge=1, description="Longer prompts are dropped, with a count.")
+
+
+class PromptConfig(Section):
+    template: str = Field("chat", description=f"`chat` (the model's own template) or one of {sorted(FRAMES)}.")
+    system: str | None = Field(None, description="System message of the chat template.")
+    instruction: str | None = Field(BOXED_INSTRUCTION, description="Sentence after the problem; null for none.")
+    frame: str | None = Field(None, description="Own frame for `template: frame`; `{problem}` stands for the problem.")
+
+    @model_validator(mode="after")
+    def _template_exists(self) -> Self:
+        known = ["chat", "frame", *sorted(FRAMES)]
+        if self.template not in known:
+            raise ValueError(f"prompt.template is {self.template!r}; known are {', '.join(known)}")
+        if (self.template == "frame") != (self.frame is not None):
+            raise ValueError("prompt.frame and prompt.template: frame go together")
+        if self.frame is not None and "{problem}" not in self.frame:
+            raise ValueError("prompt.frame needs `{problem}` where the problem goes")
+        if self.system is not None and self.template != "chat":
+            raise ValueError(f"prompt.system needs prompt.template: chat, not {self.template!r}")
+        return self
+
+
+class SamplingConfig(Section):
+    n: int = Field(8, ge=1, description="Completions of each problem: the size of a group.")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(256, ge=1, description="Longest completion, in tokens.")
+    stop: tuple[str, ...] = Field((), description="Strings that end a completion, besides the template's own.")
+
+
+class RolloutConfig(Section):
+    placement: Literal["inprocess"] = Field("inprocess", description="Where vLLM runs: inside each learner rank.")
+    max_num_seqs: int = Field(512, ge=1, description="Completions sampled side by side by one engine.")
+    kv_cache_gib: float = Field(2.0, gt=0, description="CPU only: memory for keys and values.")
+    memory_fraction: float = Field(0.45, gt=0, le=1, description="CUDA only: share of the card for the sampler.")
+    tensor_parallel_size: int = Field(1, ge=1, description="CUDA only: cards that share one sampler.")
+    sleep: bool = Field(True, description="CUDA only: free the sampler's memory while the learner works.")
+    max_kl: float | Literal["auto"] = Field(
+        "auto", description="Largest sampler/learner KL (nats a token) before the run stops."
+    )
+    max_logprob_gap: float | Literal["auto"] = Field(
+        "auto", description="Largest |learner − sampler| log-probability of one token before the run stops."
+    )

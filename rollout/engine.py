@@ -1,0 +1,87 @@
+"""The seam between a step and whatever samples: everything the training loop may ask of a rollout engine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from rollout.config import SamplingConfig
+from rollout.types import AdapterRef, Prompt, RolloutGroup
+
+# vLLM's allowed values; padding above the adapter's own rank costs speed, so the smallest that fits is taken.
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+BASE = "base"
+
+
+class Engine(Protocol):
+    """Samples completions from the base model or from a loaded adapter."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        adapter: AdapterRef | None,
+        seeds: Sequence[str],
+    ) -> list[RolloutGroup]:
+        """One group of `sampling.n` completions a prompt, in the order of the prompts.
+
+        `seeds` has one string a prompt. On CPU the completions are a function of it, the prompt, the adapter
+        and the batch.
+        """
+        ...
+
+    def load_adapter(self, ref: AdapterRef) -> None:
+        """Make a published version available under `ref.key`. Raises when its files are not what was published."""
+        ...
+
+    def unload_adapter(self, ref: AdapterRef) -> None: ...
+
+    def sleep(self) -> None:
+        """Give the device's memory to the learner until `wake`; nothing to do where memory is not shared."""
+        ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None:
+        """End the engine. Nothing may be asked of it afterwards."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What an engine needs to know to start."""
+
+    model: str
+    """Directory or hub id."""
+    dtype: Literal["bfloat16", "float32"]
+    revision: str | None = None
+    max_model_len: int
+    """Prompt and completion together, in tokens."""
+    lora_rank: int
+    """Largest rank it will be given; 0 for none."""
+    max_loras: int = 1
+    """Adapters that sample side by side."""
+    max_num_seqs: int = 512
+    kv_cache_gib: float = 2.0
+    memory_fraction: float = 0.45
+    tensor_parallel_size: int = 1
+    sleep: bool = False
+    seed: int = 0
+    ranks: int = 1
+    """Processes of this run that hold an engine each under one launcher."""
+
+
+def smallest_allowed_rank(rank: int) -> int:
+    """The smallest `max_lora_rank` vLLM accepts for an adapter of this rank."""
+    for allowed in VLLM_LORA_RANKS:
+        if rank <= allowed:
+            return allowed
+    raise ValueError(f"lora.rank is {rank}; the sampler serves ranks up to {VLLM_LORA_RANKS[-1]}")
+
+
+def sample_seed(seed: str, sample: int) -> int:
+    """The seed of one completion of a group: 63 bits of a hash, so that neighbouring seeds share nothing."""
+    digest = hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1

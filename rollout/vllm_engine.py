@@ -1,0 +1,176 @@
+"""Prompts → completions, by vLLM inside this process. The only file that imports vllm."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# Read by vLLM when it is imported. In its own process the engine burns a core in a busy wait and takes ten
+# times longer to start; nothing may be reported to anyone from a run.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# Its C++ side reports the memory binding it chose, on every start.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+import torch
+
+# That Triton is missing is news on a GPU machine alone, and there vLLM itself says so.
+logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+from rollout.adapters import AdapterError, read_manifest, sha256_of
+from rollout.config import SamplingConfig
+from rollout.engine import BASE, EngineSettings, sample_seed, smallest_allowed_rank
+from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
+
+GIB = 1024**3
+
+
+@dataclass
+class VllmEngine:
+    """One vLLM engine in this process: the base model, and the adapters it was told to load."""
+
+    settings: EngineSettings
+    _llm: Any = field(init=False, repr=False)
+    _loaded: dict[str, LoRARequest] = field(default_factory=dict, init=False, repr=False)
+    _ids_given: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self._llm = LLM(**_engine_arguments(self.settings))
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        adapter: AdapterRef | None,
+        seeds: Sequence[str],
+    ) -> list[RolloutGroup]:
+        """See `Engine.generate`. Every completion is a request of its own, with a seed of its own."""
+        request = self._request_of(adapter)
+        # Blocks kept from earlier calls depend on what those calls were; without them a resumed run
+        # computes what the uninterrupted one did.
+        self._llm.reset_prefix_cache()
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts for _ in range(sampling.n)],
+            [_sampling_params(sampling, sample_seed(seed, i)) for seed in seeds for i in range(sampling.n)],
+            lora_request=request,
+            use_tqdm=False,
+        )
+        key = adapter.key if adapter else BASE
+        completions = [_completion(output.outputs[0], key) for output in outputs]
+        return [
+            RolloutGroup(prompt=prompt, completions=tuple(completions[i * sampling.n : (i + 1) * sampling.n]))
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def load_adapter(self, ref: AdapterRef) -> None:
+        """See `Engine.load_adapter`. vLLM keeps adapters apart by name and number: both are used once."""
+        if ref.key in self._loaded:
+            raise AdapterError(f"{ref.key} is already loaded: names are never reused")
+        read_manifest(ref.path)
+        if sha256_of(ref.path / "manifest.json") != ref.sha256:
+            raise AdapterError(f"{ref.path} was published anew since {ref.key} was announced")
+        self._ids_given += 1
+        request = LoRARequest(ref.key, self._ids_given, str(ref.path))
+        self._llm.llm_engine.add_lora(request)
+        if request.lora_int_id not in self._llm.llm_engine.list_loras():
+            raise AdapterError(f"vLLM did not load {ref.path}")
+        self._loaded[ref.key] = request
+
+    def unload_adapter(self, ref: AdapterRef) -> None:
+        # vLLM may have dropped it already to make room: the outcome is the same.
+        self._llm.llm_engine.remove_lora(self._loaded.pop(ref.key).lora_int_id)
+
+    def sleep(self) -> None:
+        if self.settings.sleep:
+            self._llm.sleep(level=1)
+
+    def wake(self) -> None:
+        if self.settings.sleep:
+            self._llm.wake_up()
+
+    def close(self) -> None:
+        """End the engine and its part of the process group; to be called before the group itself is left."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._llm.llm_engine.engine_core.shutdown()
+
+    def _request_of(self, adapter: AdapterRef | None) -> LoRARequest | None:
+        if adapter is None:
+            return None
+        if adapter.key not in self._loaded:
+            raise AdapterError(f"{adapter.key} is not loaded; loaded are {sorted(self._loaded) or 'none'}")
+        return self._loaded[adapter.key]
+
+
+def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "model": settings.model,
+        "revision": settings.revision,
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        # The log-probability under what was really sampled from: after temperature and top_p.
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if settings.lora_rank:
+        arguments |= {
+            "enable_lora": True,
+            "max_lora_rank": smallest_allowed_rank(settings.lora_rank),
+            "max_loras": settings.max_loras,
+        }
+    if settings.ranks > 1:
+        arguments["distributed_executor_backend"] = "external_launcher"
+    if torch.cuda.is_available():
+        arguments |= {
+            "gpu_memory_utilization": settings.memory_fraction,
+            "enable_sleep_mode": settings.sleep,
+        }
+    else:
+        arguments |= {
+            "kv_cache_memory_bytes": int(settings.kv_cache_gib * GIB),
+            # A generator of the CPU cannot be moved to the middle of a prompt: seeds need whole prefills,
+            # and whole prefills need a budget that the longest prompt fits into.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(8192, settings.max_model_len),
+        }
+    return arguments
+
+
+def _sampling_params(sampling: SamplingConfig, seed: int) -> SamplingParams:
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        stop=list(sampling.stop),
+        seed=seed if sampling.temperature > 0 else None,
+        logprobs=0,
+    )
+
+
+def _completion(output: Any, adapter: str) -> Completion:
+    logprobs = [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
+    if output.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended a completion with {output.finish_reason!r}")
+    return Completion(
+        text=output.text,
+        token_ids=tuple(output.token_ids),
+        logprobs=tuple(logprobs),
+        finish_reason=output.finish_reason,
+        adapter=adapter,
+    )
