@@ -58,7 +58,9 @@ def conditioned(reference: Node, answer: Node) -> bool | None:
     if not isinstance(reference, Conditioned) and not isinstance(answer, Conditioned):
         return None
     if isinstance(reference, Conditioned) and isinstance(answer, Conditioned):
-        return relations.same_condition(reference.condition, answer.condition) and equal(reference.body, answer.body)
+        if not relations.same_condition(reference.condition, answer.condition):
+            return False
+        return equal(reference.body, answer.body) or relations.equal_renamed(reference, answer, equal)
     lone = reference if isinstance(reference, Conditioned) else answer
     assert isinstance(lone, Conditioned)
     if not relations.is_mere_domain(lone.condition):
@@ -114,8 +116,6 @@ def texts(reference: Node, answer: Node) -> bool | None:
         word, other = (reference, answer) if isinstance(reference, Words) else (answer, reference)
         assert isinstance(word, Words)
         return isinstance(other, Expression) and fold(other.latex) == word.text
-    if isinstance(reference, Moment) and isinstance(answer, Moment):
-        return reference.text == answer.text
     return None
 
 
@@ -123,6 +123,8 @@ def moments(reference: Node, answer: Node) -> bool | None:
     """2:30 p.m. is 14:30, and 2:30 where the answer leaves the half of the day out."""
     if not isinstance(reference, Moment) and not isinstance(answer, Moment):
         return None
+    if isinstance(reference, Moment) and isinstance(answer, Moment):
+        return reference.text == answer.text
     moment, other = (reference, answer) if isinstance(reference, Moment) else (answer, reference)
     assert isinstance(moment, Moment)
     if not isinstance(other, Ratio) or not other.clock or not moment.text[:1].isdigit() or ":" not in moment.text:
@@ -346,7 +348,13 @@ def expressions(reference: Node, answer: Node) -> bool | None:
 
 
 def _expressions(one: str, other: str) -> bool:
-    return fingerprint(one) == fingerprint(other) or mathematics.same_expression(one, other)
+    """Text that the parser refuses equals only the same text."""
+    if fingerprint(one) == fingerprint(other):
+        return True
+    try:
+        return mathematics.same_expression(one, other)
+    except mathematics.Unparsed:
+        return False
 
 
 def _is_long(number: Number) -> bool:
@@ -354,16 +362,17 @@ def _is_long(number: Number) -> bool:
 
 
 def _value_of(text: str) -> Fraction | None:
-    return mathematics.value_of(text)
+    try:
+        return mathematics.value_of(text)
+    except mathematics.Unparsed:
+        return None
 
 
 def _value(node: Node) -> Fraction | None:
     """The exact value of a number, or of a closed expression to the working precision."""
     if isinstance(node, Exact):
         return node.number.value
-    if isinstance(node, Expression):
-        return mathematics.value_of(node.latex)
-    return None
+    return _value_of(node.latex) if isinstance(node, Expression) else None
 
 
 def _latex(node: Node) -> str | None:

@@ -16,7 +16,7 @@ from rewards.compare import equal
 from rewards.extract import Extracted, Refused, extract
 from rewards.numbers import read_number, same_number
 from rewards.read import Reader
-from rewards.shapes import Items, Node, Unusable
+from rewards.shapes import Expression, Items, Node, Unusable
 from rewards.surroundings import later_claims
 from rewards.types import Verdict
 
@@ -82,10 +82,11 @@ def same_answer(answer: str, reference: str, *, several: bool = False, fast: boo
         if outcome is not None:
             return outcome
     try:
-        outcome_equal = _equal_in_some_reading(expected, given, several=several)
+        if _equal_in_some_reading(expected, given, several=several):
+            return Verdict.CORRECT, "compared"
     except mathematics.Unparsed as error:
-        return _unparsed(expected, given, str(error))
-    return (Verdict.CORRECT if outcome_equal else Verdict.INCORRECT), "compared"
+        return Verdict.UNPARSEABLE, f"unparsed: {error}"[:200]
+    return _why_not(given)
 
 
 def _own_box(reference: str) -> str:
@@ -137,6 +138,14 @@ def _equal_in_some_reading(expected: str, given: str, *, several: bool) -> bool:
     return False
 
 
-def _unparsed(expected: str, given: str, message: str) -> tuple[Verdict, str]:
-    """Text that the parser refused: equal texts were settled before, so nothing proves it right."""
-    return Verdict.UNPARSEABLE, f"unparsed: {message}"[:200]
+def _why_not(given: str) -> tuple[Verdict, str]:
+    """The rule behind a rejection. An expression that the parser refuses was not judged: it is unparseable."""
+    node = Reader().read(given)
+    if isinstance(node, Unusable):
+        return Verdict.INCORRECT, node.rule
+    if isinstance(node, Expression):
+        try:
+            mathematics.parse(node.latex)
+        except mathematics.Unparsed as error:
+            return Verdict.UNPARSEABLE, f"unparsed: {error}"[:200]
+    return Verdict.INCORRECT, "compared"

@@ -41,6 +41,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<=[)\]])\s*(?=[\d(\\])(?!\\(?:cdot|times|div|le|ge|ne|in|cup|cap|pm|mp|to|right))", r" \\cdot "),
         (r"(?<=\d)\s*\^\\circ(?![A-Za-z])", r"^{\\circ}"),
         (r"\{\s*\}\s*_", "_"),
+        (r"(\\end\{[a-z]*matrix\})\s*(\\begin)", r"\1 \\cdot \2"),
     )
 )  # fmt: skip
 _DECIMAL = re.compile(r"(?<![\d_])(\d*)\.(\d+)(?!\d)")

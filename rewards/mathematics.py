@@ -62,7 +62,7 @@ def parse(text: str) -> Expr:
         raise Unparsed(f"parsed to {type(parsed).__name__}")
     if sum(1 for _ in itertools.islice(sympy.preorder_traversal(parsed), MAX_NODES + 1)) > MAX_NODES:
         raise Unparsed("too large an expression")
-    return parsed
+    return parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
 
 
 @lru_cache(maxsize=8192)

@@ -29,7 +29,7 @@ from rewards.shapes import (
     Relation,
     Unusable,
 )
-from rewards.units import SCALES, read_unit
+from rewards.units import SCALES, is_known, read_unit
 
 MAX_ELEMENTS = 200
 MAX_NESTING = 8
@@ -118,12 +118,14 @@ class Reader:
         for position in range(1, len(pieces)):
             rest = ", ".join(pieces[position:])
             if _CONDITION.search(rest) and not _CONDITION.search(", ".join(pieces[:position])):
-                return Conditioned(self.read(", ".join(pieces[:position]), nesting + 1), rest)
+                body = ", ".join(pieces[:position])
+                return Conditioned(self.read(body, nesting + 1), rest, body)
         match = re.search(
             r"\\text\s*\{\s*,?\s*(?:where|for|with|if)\b|(?<![A-Za-z])(?:where|for (?:some|any|all|every))\b", text
         )
         if match and match.start() > 0:
-            return Conditioned(self.read(text[: match.start()].rstrip(" ,"), nesting + 1), text[match.start() :])
+            body = text[: match.start()].rstrip(" ,")
+            return Conditioned(self.read(body, nesting + 1), text[match.start() :], body)
         return None
 
     def items(self, text: str, nesting: int) -> Node | None:
@@ -198,8 +200,8 @@ class Reader:
         r"""\begin{pmatrix}…\end{pmatrix}, whatever its brackets; arrays in \left[…\right] too."""
         inner = re.sub(r"^[(\[|]\s*(\\begin.*\\end\{[a-zA-Z]+\})\s*[)\]|]$", r"\1", text, flags=re.DOTALL)
         match = _MATRIX.fullmatch(inner)
-        if match is None:
-            return None
+        if match is None or inner.count(r"\begin") > 1:
+            return None  # a sum or product of matrices: left to math-verify
         if match.group("name") in {"vmatrix", "Vmatrix"} or (match.group("name") == "array" and text[0] == "|"):
             return None  # a determinant: left to math-verify
         body = re.sub(r"\\hline", "", match.group("body")).strip()
@@ -215,7 +217,7 @@ class Reader:
         if opening == "{":
             return self.read(inside, nesting + 1)
         if opening == r"\{" and re.search(r"\\mid(?![a-z])|(?<!\|)\|(?!\|)|:", inside):
-            return None  # set-builder notation is left to math-verify and to equal text
+            return Expression(text)  # set-builder notation equals only the same text
         pieces = Reader(thousands=False)._pieces(inside)
         if len(pieces) > MAX_ELEMENTS:
             return Unusable("too_many_values", text)
@@ -279,7 +281,7 @@ class Reader:
             canonical = read_unit(value.unit + " " + unit) if unit not in "＄€£¥₹" else None
             unit = canonical or unit
             value = value.value
-        canonical_unit = read_unit(unit) if unit else ""
+        canonical_unit = read_unit(unit) if unit and not is_known(unit) else unit
         if canonical_unit is None:
             return Unusable("words_after_value")
         words = canonical_unit.split()

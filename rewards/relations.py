@@ -13,7 +13,7 @@ from fractions import Fraction
 from rewards import mathematics, regions
 from rewards.clean import fingerprint
 from rewards.phrases import fold
-from rewards.shapes import Approximation, Bracketed, Exact, Expression, Items, Node, Quantity, Relation
+from rewards.shapes import Approximation, Bracketed, Conditioned, Exact, Expression, Items, Node, Quantity, Relation
 
 Equal = Callable[[Node, Node], bool]
 CONSISTENT = Fraction(1, 50)
@@ -31,6 +31,7 @@ _NAME = re.compile(
     r"|\\text\s*\{[^{}]*\}|\\frac\s*\{\s*d[a-z]?\s*\}\s*\{\s*d[a-z]\s*\}|[A-Z][a-z]+(?: [A-Za-z]+){0,3}"
     r"|\\operatorname\s*\{[A-Za-z]+\}\s*\([^()]*\))\s*"
 )  # fmt: skip
+_QUANTIFIED = re.compile(r"(?<![\\A-Za-z])([A-Za-z])\s*(?:\\in\b|(?:is|be)\b|\\text)")
 _DOMAIN_CONDITION = re.compile(
     r"(?:where|for|with|and|any|all|every|some|is|an|a|integers?|real|constants?|arbitrary|numbers?|k|n|m|c|C|\s|,"
     r"|[A-Za-z]|\\in|\\mathbb\s*\{[RZNQC]\}|\\text\s*\{[^{}<>=\d]*\}|\\forall)+"
@@ -229,6 +230,19 @@ def same_condition(one: str, other: str) -> bool:
     if fingerprint(fold(one)) == fingerprint(fold(other)):
         return True
     return is_mere_domain(one) and is_mere_domain(other) and _domain_names(one) == _domain_names(other)
+
+
+def equal_renamed(reference: Conditioned, answer: Conditioned, equal: Equal) -> bool:
+    """n\\pi with n an integer is k\\pi with k an integer: the quantified letter may have another name."""
+    one, other = (_QUANTIFIED.search(node.condition) for node in (reference, answer))
+    if one is None or other is None or one.group(1) == other.group(1):
+        return False
+    name, old = one.group(1), other.group(1)
+    letter = r"(?<![\\A-Za-z]){}(?![A-Za-z])"
+    if re.search(letter.format(name), answer.text):
+        return False
+    renamed = re.sub(letter.format(old), name, answer.text)
+    return renamed != answer.text and equal(reference.body, _read(renamed))
 
 
 def is_mere_domain(condition: str) -> bool:

@@ -123,6 +123,8 @@ class Conditioned:
 
     body: Node
     condition: str
+    text: str
+    """The body as written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,8 @@ def later_claims(tail: str) -> list[str]:
 
 def _first_statement(text: str) -> str:
     """The value at the start of `text`: up to the end of the sentence or of the formula."""
-    text = text.strip().lstrip("*: ").strip()
+    again = re.match(r".*\banswer\s*(?:is|:|=)(?P<rest>.+)", text, re.IGNORECASE)
+    text = (again.group("rest") if again else text).strip().lstrip("*: ").strip()
     formula = re.match(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", text)
     if formula:
         return next(group for group in formula.groups() if group is not None)
