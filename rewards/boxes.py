@@ -12,17 +12,22 @@ from dataclasses import dataclass
 _TOKEN = re.compile(
     r"(?P<box>\\(?:boxed|Boxed|fbox)[ \t]*\{|(?:\x08|(?<![A-Za-z\\]))oxed\{)|(?P<escaped>\\[\\{}])|(?P<brace>[{}])"
 )
-_HIDDEN = (
-    re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL),
-    re.compile(r"\\iffalse\b.*?(?:\\fi\b|\Z)", re.DOTALL),
-    re.compile(r"\\begin\{comment\}.*?(?:\\end\{comment\}|\Z)", re.DOTALL),
-    re.compile(r"<(?P<tag>\w+)[^<>\n]{0,200}(?:display:\s*none|visibility:\s*hidden)[^<>\n]{0,200}>.*?(?:</(?P=tag)>|\Z)", re.DOTALL),
-    # A LaTeX comment: a percent sign that follows neither a backslash nor a number.
-    re.compile(r"(?<![\\\d}])(?<!\d )%[^\n]*"),
-    re.compile(r"\\verb\*?([|!+@])[^\n]{0,200}?\1"),
+_HIDDEN = tuple(
+    (mark, re.compile(pattern, re.DOTALL))
+    for mark, pattern in (
+        ("<!--", r"<!--.*?(?:-->|\Z)"),
+        (r"\iffalse", r"\\iffalse\b.*?(?:\\fi\b|\Z)"),
+        (r"\begin{comment}", r"\\begin\{comment\}.*?(?:\\end\{comment\}|\Z)"),
+        ("style", r"<(?P<tag>\w+)[^<>\n]{0,200}(?:display:\s*none|visibility:\s*hidden)[^<>\n]{0,200}>.*?(?:</(?P=tag)>|\Z)"),
+        # A LaTeX comment: a percent sign that follows neither a backslash nor a number.
+        ("%", r"(?<![\\\d}])(?<!\d )%[^\n]*"),
+        (r"\verb", r"\\verb\*?([|!+@])[^\n]{0,200}?\1"),
+    )
 )  # fmt: skip
+"""What a reader does not see; the mark is a quick test for whether the pattern can match at all."""
 _HIDING_COMMAND = re.compile(r"\\(?:[hv]?phantom|smash|llap|rlap|color\{white\}|textcolor\{white\})\s*\{?")
 _HIDING_WINDOW = 40
+MAX_BOXES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,9 @@ def find_boxes(text: str) -> Boxes:
 
 def _blank_hidden(text: str) -> str:
     """Overwrite what a reader does not see with spaces, keeping every position."""
-    for pattern in _HIDDEN:
-        text = pattern.sub(lambda match: " " * len(match.group()), text)
+    for mark, pattern in _HIDDEN:
+        if mark in text:
+            text = pattern.sub(lambda match: " " * len(match.group()), text)
     return text
 
 
@@ -78,14 +84,19 @@ def _scan(visible: str, text: str) -> Boxes:
 
 
 def _outermost(found: list[tuple[int, int, int]], text: str) -> list[Box]:
-    boxes: list[Box] = []
+    """Keep outermost boxes, at most the last `MAX_BOXES`; only theirs is the content copied."""
+    outer: list[tuple[int, int, int, bool]] = []
     for start, inside, end in found:  # in order of their ends: inner boxes come before outer ones
         nested = False
-        while boxes and boxes[-1].start > start:
-            boxes.pop()
+        while outer and outer[-1][0] > start:
+            outer.pop()
             nested = True
-        boxes.append(Box(start, end, text[inside : end - 1], nested))
-    return [box for box in boxes if not _is_hidden(text, box.start)]
+        outer.append((start, inside, end, nested))
+    return [
+        Box(start, end, text[inside : end - 1], nested)
+        for start, inside, end, nested in outer[-MAX_BOXES:]
+        if not _is_hidden(text, start)
+    ]
 
 
 def _is_hidden(text: str, start: int) -> bool:

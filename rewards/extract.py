@@ -67,7 +67,7 @@ def boxed(completion: str) -> Extracted | Refused:
         return Refused("no_complete_box")
     speech = own_words(completion, first_box_end=everything.complete[0].end)
     text = speech.said
-    boxes = find_boxes(text)
+    boxes = everything if text == completion else find_boxes(text)
     if not boxes.complete and speech.thought:
         text = speech.thought
         boxes = find_boxes(text)

@@ -35,14 +35,30 @@ class Judgement:
 
 def warm_up() -> None:
     """Fill the parser's tables before workers are forked: its first parses are a hundred times slower."""
-    for answer, reference in (
-        (r"\frac{1}{2}x^2 + 3\sqrt{5}\pi", r"\frac{x^{2}}{2}+3\pi\sqrt{5}"),
-        (r"(1, 2)\cup[3,\infty)", r"x > 3"),
-        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"),
-        (r"\sin 60^\circ + \ln 2 + e^{2}", r"\binom{4}{2} + 3!"),
-        (r"y = 2x + 3", r"2x - y + 3 = 0"),
-    ):
-        same_answer(answer, reference)
+    for reference in WARM_UP:
+        same_answer("5", reference)
+
+
+WARM_UP = (
+    r"\frac{1}{2}x^2 + 3\sqrt{5}\pi - y_1",
+    r"(1, 2)\cup[3,\infty)",
+    r"\begin{pmatrix}1&2\\3&4\end{pmatrix} + \begin{pmatrix}1&2\\3&5\end{pmatrix}",
+    r"\sin 60^\circ + \ln 2 + e^{2} - \cos(2x)",
+    r"\binom{4}{2} + 3! - |x-1|",
+    r"y = 2x + 3",
+    r"(a+5)(b+2) - 2(x+1)",
+    r"\frac{11+9a}{20}",
+    r"\frac{3\sqrt{3}}{4}",
+    r"-\frac{35}{9}",
+    r"6 - 5i",
+    r"x^5 - x^4 + x^3 - x^2 + x - 1",
+    r"\frac{-1+\sqrt{5}}{2}",
+    r"\sqrt[3]{2}\cdot\log_2 3",
+    r"\frac{\pi}{6} + \tan^{2}\theta",
+    r"\lfloor x\rfloor + f(x)",
+    r"(2x+1)^{3}(y-2)",
+    r"x < 3",
+)
 
 
 def judge_completion(completion: str, reference: str, *, forms: tuple[str, ...]) -> Judgement:

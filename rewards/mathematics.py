@@ -33,6 +33,10 @@ MAX_LATEX_CHARS = 1_000
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 
+_SYMPY_ERRORS = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, KeyError, IndexError)
+"""What sympy raises on expressions that make no sense to it; a failure of ours would be one of these too,
+so the text of the error is kept in the verdict's detail."""
+
 Expr = Any  # sympy is not annotated
 
 
@@ -69,32 +73,42 @@ def parse(text: str) -> Expr:
 def same_expression(reference: str, answer: str) -> bool:
     """Whether two cleaned expressions are equal. `Unparsed` when either cannot be read."""
     left, right = parse(reference), parse(answer)
+    try:
+        return _same(left, right)
+    except _SYMPY_ERRORS as error:
+        raise Unparsed(f"{type(error).__name__}: {error}") from error
+
+
+def _same(left: Expr, right: Expr) -> bool:
     if left == right:
         return True
     if not _is_evaluable(left) or not _is_evaluable(right):
         return False
     if right.has(*_UNEVALUATED) and not left.has(*_UNEVALUATED):
         return False  # the problem restated, not answered
-    if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)):
+    if _is_scalar(left) != _is_scalar(right):
+        return False  # a set or a relation in place of a value: other rules have had their say
+    if not _is_scalar(left):
         return bool(verify(left, right, timeout_seconds=None))
     left, right = _as_numbers_and_symbols(left), _as_numbers_and_symbols(right)
     if left.is_Rational and right.is_Rational:
         return bool(left == right)
     if left.is_infinite or right.is_infinite or left.is_Boolean or right.is_Boolean:
         return bool(left == right)
-    if left.free_symbols != right.free_symbols:
-        difference = sympy.simplify(left - right)
-        return bool(difference == 0)
     agreement = _agree(left, right)
     if agreement is None or (agreement and not (_is_everyday(left) and _is_everyday(right))):
         return bool(sympy.simplify(left - right) == 0)
     return agreement
 
 
+def _is_scalar(expression: Expr) -> bool:
+    return isinstance(expression, sympy.Expr) and not isinstance(expression, sympy.MatrixExpr | sympy.MatrixBase)
+
+
 def value_of(text: str) -> Fraction | None:
     """The value of a closed real expression to `DIGITS` digits, or None."""
     expression = parse(text)
-    if not isinstance(expression, sympy.Expr) or not _is_evaluable(expression):
+    if not _is_scalar(expression) or not _is_evaluable(expression):
         return None
     expression = _as_numbers_and_symbols(expression)
     if expression.free_symbols or expression.has(*_UNEVALUATED):
@@ -114,7 +128,7 @@ def is_closed(text: str) -> bool:
         expression = parse(text)
     except Unparsed:
         return False
-    return isinstance(expression, sympy.Expr) and not expression.free_symbols and not expression.atoms(AppliedUndef)
+    return _is_scalar(expression) and not expression.free_symbols and not expression.atoms(AppliedUndef)
 
 
 def _as_numbers_and_symbols(expression: Expr) -> Expr:
@@ -198,7 +212,7 @@ _POINTS = (
 
 def _agree(left: Expr, right: Expr) -> bool | None:
     """Compare values: once for closed expressions, at points where both are real otherwise. None: undecided."""
-    symbols = sorted(left.free_symbols, key=str)
+    symbols = sorted(left.free_symbols | right.free_symbols, key=str)
     if not symbols:
         return _close(_evaluate(left), _evaluate(right))
     complex_outcomes: list[bool | None] = []
@@ -244,7 +258,10 @@ def _close(left: Expr | None, right: Expr | None) -> bool | None:
 
 def same_direction(left: tuple[str, str], right: tuple[str, str], *, signed: bool) -> bool:
     """Whether a - b and c - d differ by a constant factor: the same equation, or with `signed` inequality."""
-    one, other = (_as_numbers_and_symbols(parse(a) - parse(b)) for a, b in (left, right))
+    pairs = [(parse(a), parse(b)) for a, b in (left, right)]
+    if not all(_is_scalar(a) and _is_scalar(b) for a, b in pairs):
+        return False
+    one, other = (_as_numbers_and_symbols(a - b) for a, b in pairs)
     symbols = sorted(one.free_symbols, key=str)
     if not symbols or one.free_symbols != other.free_symbols:
         return False
@@ -268,7 +285,7 @@ def interval(start: str, end: str, *, left_open: bool, right_open: bool) -> Expr
 
 def _real(text: str) -> Expr:
     expression = parse(text)
-    if not isinstance(expression, sympy.Expr) or not _is_evaluable(expression):
+    if not _is_scalar(expression) or not _is_evaluable(expression):
         raise Unparsed(f"{text} is no end of an interval")
     value = expression.doit()
     if value.is_extended_real is not True or not value.is_comparable and not value.is_infinite:

@@ -152,6 +152,8 @@ class Reader:
         if found is None:
             return None
         sides, operators = found
+        if operators == ["~"] and not sides[0] and sides[1]:
+            return Approximation(Unusable("approximate", text), self.read(sides[1], nesting + 1))
         if any(not side for side in sides):
             return Unusable("incomplete_relation", text)
         if operators[-1] == "~":

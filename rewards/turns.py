@@ -40,7 +40,7 @@ def own_words(completion: str, *, first_box_end: int | None) -> Speech:
     leading = _LEADING_ROLE.match(completion)
     begin = leading.end() if leading else 0
     cut = len(completion)
-    special = _SPECIAL_TURN.search(completion, begin)
+    special = _SPECIAL_TURN.search(completion, begin) if "<" in completion or "INST]" in completion else None
     if special:
         cut = special.start()
     if first_box_end is not None:
@@ -48,7 +48,7 @@ def own_words(completion: str, *, first_box_end: int | None) -> Speech:
         if plain:
             cut = plain.start()
     rest = _ROLE_WORDS.sub("", completion[cut:])
-    thought, said = _split_thought(completion[begin:cut])
+    thought, said = _split_thought(completion[begin:cut]) if "<" in completion else ("", completion[begin:cut])
     return Speech(thought=thought, said=said, goes_on=bool(re.search(r"\w", rest)))
 
 

@@ -80,6 +80,19 @@ def read_unit(text: str) -> str | None:
     lowered = [word.lower() for word in words]
     if any(word in DECEPTIVE for word in lowered) or any(word.isdigit() for word in words):
         return None
+    if "unit" in lowered and set(lowered) <= {
+        "unit",
+        "square",
+        "cubic",
+        "sq",
+        "cu",
+        "^2",
+        "^3",
+        "of",
+        "length",
+        "area",
+    }:
+        return ""
     known = _known(lowered)
     if known is not None:
         return known
