@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 AnswerForm = Literal["boxed", "answer_is", "gsm8k_hashes"]
 
@@ -46,22 +46,26 @@ class RewardConfig(BaseModel):
     repetition_ngram: int = Field(default=20, ge=2, le=200, description="Words in a repeated n-gram.")
     function: str | None = Field(
         default=None,
-        description="Import path 'package.module:name' of a reward function of your own, or 'trl:name'. "
-        "It replaces the verdict's 1.0 or 0.0 or is added to it, see function_weight.",
+        description="A reward function of your own, 'package.module:name', or one of TRL's, 'trl:name'. "
+        "It runs in the grading processes; its value times function_weight is added to the reward.",
+    )
+    function_arguments: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="When given, `function` is called with these first and what it returns is the function.",
     )
     function_weight: float = Field(
         default=1.0, ge=-10.0, le=10.0, description="Weight of the function's value in the reward."
     )
-    function_replaces_verdict: bool = Field(
-        default=False, description="Leave the verdict's own 1.0 out of the reward; it is still reported."
+    correct_weight: float = Field(
+        default=1.0, ge=0.0, le=10.0, description="Reward of a correct answer; 0 leaves it to `function`."
     )
 
     @model_validator(mode="after")
     def _terms_have_what_they_need(self) -> Self:
         if self.overlong_weight > 0 and self.overlong_buffer_tokens == 0:
             raise ValueError("overlong_weight needs overlong_buffer_tokens > 0, the length of the soft zone")
-        if self.function_replaces_verdict and self.function is None:
-            raise ValueError("function_replaces_verdict needs function, the import path of the replacement")
+        if self.function is None and self.function_arguments:
+            raise ValueError("function_arguments needs function, the import path of what takes them")
         if self.function is not None and ":" not in self.function:
             raise ValueError(f"function must look like 'package.module:name', not {self.function!r}")
         return self

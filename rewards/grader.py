@@ -12,6 +12,7 @@ from typing import Self
 from rewards import wire
 from rewards.config import RewardConfig
 from rewards.pool import Pool
+from rewards.shaping import shaping_terms
 from rewards.types import GradeItem, GradeResult, Verdict
 
 MAX_COMPLETION_CHARS = 4_000_000
@@ -99,10 +100,17 @@ class Grader:
 
     def _result(self, item: GradeItem, reply: wire.Message) -> GradeResult:
         verdict = Verdict(reply["verdict"])
+        terms = shaping_terms(item, self.config)
+        if reply.get("function") is not None:
+            terms["function"] = self.config.function_weight * reply["function"]
+        reward = self.config.correct_weight if verdict is Verdict.CORRECT else 0.0
+        if verdict is Verdict.ERROR:
+            terms = {}  # the grader failed: nothing about the policy may be paid or charged
         return GradeResult(
             verdict=verdict,
-            reward=1.0 if verdict is Verdict.CORRECT else 0.0,
+            reward=reward + sum(terms.values()),
             extracted=reply["extracted"],
+            terms=terms,
             detail=reply["detail"],
         )
 
@@ -113,7 +121,12 @@ def _close_in_owner(pool: Pool, owner_pid: int) -> None:
 
 
 def _request(item: GradeItem) -> wire.Message:
-    return {"completion": item.completion, "reference": item.reference}
+    return {
+        "completion": item.completion,
+        "reference": item.reference,
+        "problem": item.problem,
+        "tokens": item.tokens,
+    }
 
 
 def _size_problem(item: GradeItem) -> str:

@@ -44,13 +44,17 @@ def _lower(kind: int, soft: int) -> None:
     resource.setrlimit(kind, (limit, limit))
 
 
-def confine(*, memory_mib: int, allow_files: bool) -> None:
-    """Apply the resource limits. `allow_files` is for a user's reward function, which may read a table."""
+def confine(*, memory_mib: int, own_code: bool) -> None:
+    """Apply the resource limits.
+
+    With `own_code`, a reward function of the user's runs here: it may read files and start threads, but it
+    has the same memory, may write no byte, and its time is limited like everything else.
+    """
     _lower(resource.RLIMIT_AS, memory_mib * 2**20)
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, 0)
-    _lower(resource.RLIMIT_NOFILE, 256 if allow_files else 64)
-    if not allow_files:
+    _lower(resource.RLIMIT_NOFILE, 256 if own_code else 64)
+    if not own_code:
         _lower(resource.RLIMIT_NPROC, 0)
         sys.addaudithook(_refuse)
 

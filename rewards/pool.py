@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewards import wire
-from rewards.processes import NurseryProcess, Worker, WorkersFailed
+from rewards.processes import START_LIMIT_S, NurseryProcess, Worker, WorkersFailed
 from rewards.types import Verdict
 
 QUEUE_ITEMS = 16
@@ -26,6 +26,7 @@ GRACE_S = 0.5
 SLOW_S = 0.2
 CRASHES_PER_ITEM = 2
 NURSERY_RESTARTS = 3
+STILLBORN_LIMIT = 4
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Pool:
         self._selector = selectors.DefaultSelector()
         self.restarts = 0
         self._nursery_restarts = 0
+        self._stillborn = 0
 
     def run(self, requests: Sequence[wire.Message]) -> list[wire.Message]:
         """Answer every request, in order. Failures are answers too: verdict `timeout` or `error`."""
@@ -131,7 +133,7 @@ class Pool:
     # -- work ----------------------------------------------------------------------------------------
 
     def _hand_out(self, batch: Batch) -> None:
-        for worker in self._workers:
+        for worker in [w for w in self._workers if w.ready]:
             size = len(worker.outgoing)
             while (
                 batch.waiting
@@ -209,6 +211,10 @@ class Pool:
             return False
         worker.incoming += chunk
         while (reply := wire.take(worker.incoming)) is not None:
+            if "hello" in reply:
+                worker.ready = True
+                self._stillborn = 0
+                continue
             worker.assigned.popleft()
             worker.head_since = time.monotonic()
             worker.leaving = worker.leaving or bool(reply["leaving"])
@@ -221,12 +227,18 @@ class Pool:
         limit = self._timeout_s + GRACE_S
         now = time.monotonic()
         for worker in self._workers:
-            if worker.assigned and not worker.overdue and now - worker.head_since > limit:
+            late = worker.assigned and now - worker.head_since > limit
+            if not worker.overdue and (late or (not worker.ready and now - worker.born > START_LIMIT_S)):
                 self._kill(worker)
 
     def _lost(self, worker: Worker, batch: Batch) -> None:
         """A worker is gone: judge why, settle its item, give the rest back."""
         self._forget(worker)
+        if not worker.ready:
+            self._stillborn += 1
+            if self._stillborn >= STILLBORN_LIMIT:
+                raise WorkersFailed("the grading workers die while they start: is memory_mib too small?")
+            return
         assigned = list(worker.assigned)
         if assigned and not worker.leaving:
             self.restarts += 1

@@ -39,6 +39,9 @@ class Worker:
     """When the first assigned item became the one being judged (monotonic seconds)."""
     incoming: bytearray = field(default_factory=bytearray)
     outgoing: bytearray = field(default_factory=bytearray)
+    born: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    """The worker has said hello: its imports are done and its limits are set."""
     leaving: bool = False
     """The worker announced that it ends after its last answer."""
     overdue: bool = False

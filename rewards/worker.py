@@ -12,12 +12,14 @@ import os
 import socket
 import sys
 import warnings
+from typing import Any
 
-from rewards import limits, wire
+from rewards import function, limits, wire
 from rewards.types import Verdict
 
 RECYCLE_AFTER_ITEMS = 20_000
 RECURSION_LIMIT = 4_000
+OUT_OF_MEMORY = "out of memory"
 
 
 def preload() -> None:
@@ -37,36 +39,64 @@ def serve(connection: socket.socket, settings: wire.Message) -> None:
         return  # the nursery died between the fork and the line above
     warnings.simplefilter("ignore")
     sys.setrecursionlimit(RECURSION_LIMIT)
-    limits.confine(memory_mib=settings["memory_mib"], allow_files=False)
+    limits.confine(memory_mib=settings["memory_mib"], own_code=settings["function"] is not None)
+    judge = _Judge(settings)
+    connection.sendall(wire.encode({"hello": True}))
     buffer = bytearray()
     served = 0
     while (request := wire.receive(connection, buffer)) is not None:
         limits.start_timer(settings["timeout_s"])
-        reply = _judge(request, settings)
+        reply = judge(request)
         limits.stop_timer()
         served += 1
         reply["id"] = request["id"]
         # Memory that was once short stays fragmented: answer, then make way for a fresh process.
-        leaving = reply["detail"] == "out of memory" or served >= RECYCLE_AFTER_ITEMS
+        leaving = reply["detail"] == OUT_OF_MEMORY or served >= RECYCLE_AFTER_ITEMS
         reply["leaving"] = leaving
         connection.sendall(wire.encode(reply))
         if leaving:
             return
 
 
-def _judge(request: wire.Message, settings: wire.Message) -> wire.Message:
-    from rewards.judge import judge_completion
+class _Judge:
+    """Judges a request, and runs the user's function on it when there is one."""
 
-    try:
-        judgement = judge_completion(request["completion"], request["reference"], forms=tuple(settings["answer_forms"]))
-    except MemoryError:
-        return {"verdict": Verdict.ERROR, "extracted": None, "detail": "out of memory"}
-    except RecursionError:
-        return {"verdict": Verdict.UNPARSEABLE, "extracted": None, "detail": "nested too deeply"}
-    except BaseException as error:  # noqa: BLE001 - the boundary: reported as its own verdict, never swallowed
+    def __init__(self, settings: wire.Message) -> None:
+        from rewards.judge import judge_completion
+
+        self._judge_completion = judge_completion
+        self._forms = tuple(settings["answer_forms"])
+        self._function: function.Call | None = None
+        self._failure = ""
+        if settings["function"] is not None:
+            try:
+                self._function = function.load(settings["function"], settings["function_arguments"])
+            except Exception as error:  # noqa: BLE001 - the boundary: every item reports it
+                self._failure = f"cannot load {settings['function']}: {_text(error)}"
+
+    def __call__(self, request: wire.Message) -> wire.Message:
+        if self._failure:
+            return _error(self._failure)
+        try:
+            judgement = self._judge_completion(request["completion"], request["reference"], forms=self._forms)
+            value = None if self._function is None else self._function(request)
+        except MemoryError:
+            return _error(OUT_OF_MEMORY)
+        except RecursionError:
+            return {"verdict": Verdict.UNPARSEABLE, "extracted": None, "detail": "nested too deeply"}
+        except BaseException as error:  # noqa: BLE001 - the boundary: reported as its own verdict, never swallowed
+            return _error(_text(error))
         return {
-            "verdict": Verdict.ERROR,
-            "extracted": None,
-            "detail": f"{type(error).__name__}: {error}"[:300],
+            "verdict": judgement.verdict,
+            "extracted": judgement.extracted,
+            "detail": judgement.rule,
+            "function": value,
         }
-    return {"verdict": judgement.verdict, "extracted": judgement.extracted, "detail": judgement.rule}
+
+
+def _error(detail: str) -> dict[str, Any]:
+    return {"verdict": Verdict.ERROR, "extracted": None, "detail": detail[:300]}
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

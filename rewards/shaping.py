@@ -1,0 +1,70 @@
+"""Completion → small additions to the reward: form, length, repetition. All are off by default.
+
+Each term is a pure function of one item, linear in its length, computed in the caller's process; the table
+at the end is the list of them. A user's own function runs in the workers instead (`rewards.function`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from rewards.boxes import find_boxes
+from rewards.config import RewardConfig
+from rewards.types import GradeItem
+
+_THINK_TAG = re.compile(r"</?think>")
+MAX_SHAPED_CHARS = 400_000
+
+
+def format_term(completion: str, *, think: bool) -> float:
+    """1.0 when the form is right: think tags paired and in order, exactly one box, and it is outside the thought.
+
+    With `think`, one thought is required and the completion begins with it.
+    """
+    tags = [match.group() for match in _THINK_TAG.finditer(completion)]
+    if tags not in ([], ["<think>", "</think>"]) or (think and not tags):
+        return 0.0
+    if think and not completion.lstrip().startswith("<think>"):
+        return 0.0
+    said = completion.rsplit("</think>", 1)[-1] if tags else completion
+    boxes = find_boxes(said)
+    return 1.0 if len(boxes.complete) == 1 and not boxes.unfinished and not boxes.complete[0].nested else 0.0
+
+
+def overlong_term(tokens: int | None, max_tokens: int | None, *, buffer: int) -> float:
+    """DAPO's soft penalty: 0 up to max - buffer, falling linearly to -1 at max and beyond.
+
+    See equation 13 of DAPO (arXiv 2503.14476). Without the two lengths there is nothing to penalise.
+    """
+    if tokens is None or max_tokens is None:
+        return 0.0
+    excess = tokens - (max_tokens - buffer)
+    return -min(1.0, max(0.0, excess / buffer))
+
+
+def repetition_term(completion: str, *, ngram: int) -> float:
+    """Minus the share of word n-grams that occurred before: 0 for fresh text, near -1 for a loop."""
+    words = completion[-MAX_SHAPED_CHARS:].split()
+    total = len(words) - ngram + 1
+    if total < 1:
+        return 0.0
+    seen = {hash(tuple(words[i : i + ngram])) for i in range(total)}
+    return -(1.0 - len(seen) / total)
+
+
+Term = Callable[[GradeItem, RewardConfig], float]
+
+TERMS: dict[str, Term] = {
+    "format": lambda item, c: c.format_weight * format_term(item.completion, think=c.format_think),
+    "overlong": lambda item, c: (
+        c.overlong_weight * overlong_term(item.tokens, item.max_tokens, buffer=c.overlong_buffer_tokens)
+    ),
+    "repetition": lambda item, c: c.repetition_weight * repetition_term(item.completion, ngram=c.repetition_ngram),
+}
+_WEIGHTS = {"format": "format_weight", "overlong": "overlong_weight", "repetition": "repetition_weight"}
+
+
+def shaping_terms(item: GradeItem, config: RewardConfig) -> dict[str, float]:
+    """The weighted value of every term that is switched on."""
+    return {name: term(item, config) for name, term in TERMS.items() if getattr(config, _WEIGHTS[name]) > 0}
