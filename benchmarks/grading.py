@@ -79,7 +79,8 @@ def main(
         peer_speed, peer_verdicts = peer(peer_items)
         same = sum(a == b for a, b in zip(verdicts, peer_verdicts, strict=False))
         print(
-            f"{name}: {speed:,.0f} verdicts/s with {workers} workers (goal {goal:,.0f}), math-verify {peer_speed:,.0f}/s, "
+            f"{name}: {speed:,.0f} verdicts/s with {workers} workers (goal {goal:,.0f}), "
+            f"math-verify {peer_speed:,.0f}/s, "
             f"{sum(verdicts)} of {len(items)} correct, {same} of {len(peer_items)} verdicts as math-verify's"
         )
         ratio = speed / peer_speed

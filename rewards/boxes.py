@@ -18,7 +18,11 @@ _HIDDEN = tuple(
         ("<!--", r"<!--.*?(?:-->|\Z)"),
         (r"\iffalse", r"\\iffalse\b.*?(?:\\fi\b|\Z)"),
         (r"\begin{comment}", r"\\begin\{comment\}.*?(?:\\end\{comment\}|\Z)"),
-        ("style", r"<(?P<tag>\w+)[^<>\n]{0,200}(?:display:\s*none|visibility:\s*hidden)[^<>\n]{0,200}>.*?(?:</(?P=tag)>|\Z)"),
+        (
+            "style",
+            r"<(?P<tag>\w+)[^<>\n]{0,200}(?:display:\s*none|visibility:\s*hidden)[^<>\n]{0,200}>"
+            r".*?(?:</(?P=tag)>|\Z)",
+        ),
         # A LaTeX comment: a percent sign that follows neither a backslash nor a number.
         ("%", r"(?<![\\\d}])(?<!\d )%[^\n]*"),
         (r"\verb", r"\\verb\*?([|!+@])[^\n]{0,200}?\1"),
@@ -102,7 +106,4 @@ def _outermost(found: list[tuple[int, int, int]], text: str) -> list[Box]:
 def _is_hidden(text: str, start: int) -> bool:
     r"""`\phantom{\boxed{5}}` and its kin: the command stands right before the box."""
     before = text[max(0, start - _HIDING_WINDOW) : start].rstrip("{$ ")
-    match = None
-    for match in _HIDING_COMMAND.finditer(before):
-        pass
-    return match is not None and match.end() >= len(before)
+    return any(match.end() >= len(before) for match in _HIDING_COMMAND.finditer(before))

@@ -53,14 +53,16 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|label|tag\*?|kern)\s*\{[^{}]*\}", ""),
         (r"\\phantom\s*.", ""),
         (r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![A-Za-z])\.?", ""),
-        (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|boldmath|bf|rm|it|large|Large|huge|strut|mathstrut)(?![A-Za-z])", " "),
+        (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|boldmath)(?![A-Za-z])", " "),
+        (r"\\(?:bf|rm|it|large|Large|huge|strut|mathstrut)(?![A-Za-z])", " "),
         (r"(?<=\d),\s*\\!\s*(?=\d)", ","),
         (r"(?<!\\)\\!", ""),
-        (r"(?<!\\)\\(?:[,;:> ]|quad(?![A-Za-z])|qquad(?![A-Za-z])|enspace|thinspace|medspace|thickspace|nobreakspace|hfill)|~", " "),
+        (r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z]))|~", " "),
+        (r"\\(?:enspace|thinspace|medspace|thickspace|nobreakspace|hfill)(?![A-Za-z])", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
-        (r"\\(?:textrm|textbf|textit|textsf|texttt|textnormal|textup|mbox|hbox|emph|textsc|mathtt)(?=\s*\{)", r"\\text"),
-        (r"\\(?:boldsymbol|bm|mathbf|mathit|mathsf|mathnormal|pmb|underline|boxed|fbox|ensuremath|mathbin|mathord)\s*(?=\{)", ""),
+        (r"\\(?:text(?:rm|bf|it|sf|tt|normal|up|sc)|[mh]box|emph|mathtt)(?=\s*\{)", r"\\text"),
+        (r"\\(?:boldsymbol|bm|pmb|math(?:bf|it|sf|normal|bin|ord)|underline|boxed|fbox|ensuremath)\s*(?=\{)", ""),
         (r"\\mathrm\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
         (r"\\(?:mathrm|rm)(?=\s*\{)", r"\\text"),
         (r"\\(?:leqslant|leq|leqq)(?![A-Za-z])", r"\\le"),
@@ -94,6 +96,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<!\\)%", r"\\%"),
     )
 )  # fmt: skip
+_LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS}}}")
 _COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?P<colour>[^{}]*)\s*\}")
 _DELIMITERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"), ("__", "__"))
 _SPACES = re.compile(r"\s+")
@@ -108,7 +111,7 @@ def clean(text: str) -> str:
     _refuse_deceptive(text)
     if not text.isascii():
         text = _typography(text)
-    if re.search(r"\d{%d}" % MAX_DIGITS, text):
+    if _LONG_NUMBER.search(text):
         raise Unreadable("number_too_long")
     for match in _COLOUR.finditer(text):
         if match.group("colour").strip().lower() in {"white", "transparent"}:
@@ -159,7 +162,7 @@ def _plain_character(character: str) -> str:
         return str(unicodedata.decimal(character))
     if category == "Cf":
         return ""  # zero-width characters: a reader sees nothing
-    if "\uff01" <= character <= "\uff5e" and character != DOLLAR or "\U0001d400" <= character <= "\U0001d7ff":
+    if ("\uff01" <= character <= "\uff5e" and character != DOLLAR) or "\U0001d400" <= character <= "\U0001d7ff":
         return unicodedata.normalize("NFKC", character)
     return character
 
@@ -173,9 +176,9 @@ def _strip_wrapping(text: str) -> str:
             text = text[: -2 if text.endswith("\\\\") else -1].rstrip()
         for opening, closing in _DELIMITERS:
             inner = text[len(opening) : len(text) - len(closing)]
-            if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
-                if opening not in inner and closing not in inner:
-                    text = inner
+            wrapped = len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing)
+            if wrapped and opening not in inner and closing not in inner:
+                text = inner
         if _wraps(text, "{", "}"):
             text = text[1:-1]
         if text.startswith(r"\text{") and _wraps(text[5:], "{", "}"):

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from rewards import mathematics, regions, relations
+from rewards import mathematics, measures, regions, relations
 from rewards.clean import fingerprint
 from rewards.numbers import Number, rounds_to, same_number
 from rewards.phrases import fold
 from rewards.shapes import (
     Approximation,
-    Based,
     Bracketed,
     Choice,
     Combination,
@@ -25,15 +24,11 @@ from rewards.shapes import (
     Expression,
     Items,
     Matrix,
-    Moment,
     Node,
-    Quantity,
-    Ratio,
     Relation,
     Unusable,
     Words,
 )
-from rewards.units import conversion, is_known, same_things
 
 APPROXIMATION_TOLERANCE = Fraction(1, 50)
 Rule = Callable[[Node, Node], bool | None]
@@ -119,104 +114,20 @@ def texts(reference: Node, answer: Node) -> bool | None:
     return None
 
 
+def quantities(reference: Node, answer: Node) -> bool | None:
+    return measures.quantities(reference, answer, equal)
+
+
 def moments(reference: Node, answer: Node) -> bool | None:
-    """2:30 p.m. is 14:30, and 2:30 where the answer leaves the half of the day out."""
-    if not isinstance(reference, Moment) and not isinstance(answer, Moment):
-        return None
-    if isinstance(reference, Moment) and isinstance(answer, Moment):
-        return reference.text == answer.text
-    moment, other = (reference, answer) if isinstance(reference, Moment) else (answer, reference)
-    assert isinstance(moment, Moment)
-    if not isinstance(other, Ratio) or not other.clock or not moment.text[:1].isdigit() or ":" not in moment.text:
-        return False
-    parts = [int(part.number.value) for part in other.parts if isinstance(part, Exact)]
-    clock = [int(part) for part in moment.text.split(":")]
-    if len(parts) == 2:
-        parts.append(0)
-    return parts == clock or (
-        moment is reference and parts[0] <= 12 and parts[1:] == clock[1:] and parts[0] % 12 == clock[0] % 12
-    )
+    return measures.moments(reference, answer, equal)
 
 
 def ratios(reference: Node, answer: Node) -> bool | None:
-    """2:3 is 4:6 and 2/3; 2:30 may be a time and equals only itself."""
-    if isinstance(reference, Ratio) and isinstance(answer, Ratio):
-        if len(reference.parts) != len(answer.parts):
-            return False
-        if reference.clock or answer.clock:
-            return _all_equal(reference.parts, answer.parts)
-        return _all_equal(reference.parts, answer.parts) or _proportional(reference, answer)
-    for ratio, other in ((reference, answer), (answer, reference)):
-        if isinstance(ratio, Ratio):
-            values = [_value(part) for part in ratio.parts]
-            quotient = _value(other)
-            if ratio.clock or len(values) != 2 or None in values or quotient is None or not values[1]:
-                return False
-            return values[0] == quotient * values[1]  # type: ignore[operator]
-    return None
-
-
-def _proportional(one: Ratio, other: Ratio) -> bool:
-    left = [_value(part) for part in one.parts]
-    right = [_value(part) for part in other.parts]
-    if None in left or None in right or not left[0] or not right[0]:
-        return False
-    return all(a * right[0] == b * left[0] for a, b in zip(left, right, strict=True))  # type: ignore[operator]
+    return measures.ratios(reference, answer, equal)
 
 
 def bases(reference: Node, answer: Node) -> bool | None:
-    """1011_2 is itself and, as a value, 11; never the bare digits 1011."""
-    if isinstance(reference, Based) and isinstance(answer, Based):
-        return int(reference.digits, reference.base) == int(answer.digits, answer.base)
-    for based, other in ((reference, answer), (answer, reference)):
-        if isinstance(based, Based):
-            return isinstance(other, Exact) and other.number.value == int(based.digits, based.base)
-    return None
-
-
-def quantities(reference: Node, answer: Node) -> bool | None:
-    """Units agree or convert; one side may leave its unit out. Percent signs: see `_percent`."""
-    if not isinstance(reference, Quantity) and not isinstance(answer, Quantity):
-        return None
-    one, one_unit = (reference.value, reference.unit) if isinstance(reference, Quantity) else (reference, "")
-    other, other_unit = (answer.value, answer.unit) if isinstance(answer, Quantity) else (answer, "")
-    if isinstance(one, Items | Bracketed | Relation) or isinstance(other, Items | Bracketed | Relation):
-        return equal(one, other) if one_unit == other_unit or not (one_unit and other_unit) else False
-    if one_unit == other_unit:
-        return equal(one, other)
-    if "percent" in (one_unit, other_unit) and not (one_unit and other_unit):
-        return _percent(one, other, percent_is_reference=one_unit == "percent")
-    if not one_unit or not other_unit:
-        return equal(one, other) or _degrees_in_radians(one, one_unit, other, other_unit)
-    factor = conversion(one_unit, other_unit)
-    if factor is not None:
-        left, right = _value(one), _value(other)
-        return left is not None and right is not None and left * factor == right
-    if is_known(one_unit) or is_known(other_unit):
-        return False
-    return same_things(one_unit, other_unit) and equal(one, other)
-
-
-def _percent(one: Node, other: Node, *, percent_is_reference: bool) -> bool:
-    """50% is 1/2. 50% is also 50, where the sign was left out or added, but 0.5% is never 0.5."""
-    percent, plain = (one, other) if percent_is_reference else (other, one)
-    value, bare = _value(percent), _value(plain)
-    if value is None or bare is None:
-        return equal(one, other)
-    return value / 100 == bare or (value == bare and abs(value) >= 1)
-
-
-def _degrees_in_radians(one: Node, one_unit: str, other: Node, other_unit: str) -> bool:
-    """45° is \\pi/4."""
-    if (one_unit, other_unit) == ("degree", ""):
-        degrees, radians = one, other
-    elif (one_unit, other_unit) == ("", "degree"):
-        degrees, radians = other, one
-    else:
-        return False
-    if not isinstance(radians, Expression) or r"\pi" not in radians.latex:
-        return False
-    return isinstance(degrees, Exact) and equal(Expression(rf"\frac{{{degrees.number.value.numerator}\pi}}{{{180 * degrees.number.value.denominator}}}"), radians)  # fmt: skip
+    return measures.bases(reference, answer, equal)
 
 
 def relational(reference: Node, answer: Node) -> bool | None:
@@ -236,7 +147,8 @@ def items(reference: Node, answer: Node) -> bool | None:
     if isinstance(reference, Items) and isinstance(answer, Items):
         if relations.is_assignment_list(reference):
             return relations.equal_assignments(reference, answer, equal)
-        left, right = reference.elements, answer.elements
+        left: Sequence[Node] = reference.elements
+        right: Sequence[Node] = answer.elements
         if "set" in (reference.kind, answer.kind):
             left, right = _distinct(left), _distinct(right)
         return _same_members(left, right)
@@ -341,7 +253,7 @@ def expressions(reference: Node, answer: Node) -> bool | None:
         return False
     for exact, text in ((reference, other), (answer, one)):
         if isinstance(exact, Exact) and exact.number.digits:
-            value = _value_of(text)
+            value = measures.value_of(text)
             if value is not None:
                 return value == exact.number.value or (_is_long(exact.number) and rounds_to(value, exact.number))
     return _expressions(one, other)
@@ -359,20 +271,6 @@ def _expressions(one: str, other: str) -> bool:
 
 def _is_long(number: Number) -> bool:
     return number.digits >= 12
-
-
-def _value_of(text: str) -> Fraction | None:
-    try:
-        return mathematics.value_of(text)
-    except mathematics.Unparsed:
-        return None
-
-
-def _value(node: Node) -> Fraction | None:
-    """The exact value of a number, or of a closed expression to the working precision."""
-    if isinstance(node, Exact):
-        return node.number.value
-    return _value_of(node.latex) if isinstance(node, Expression) else None
 
 
 def _latex(node: Node) -> str | None:

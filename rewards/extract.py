@@ -53,11 +53,12 @@ class Refused:
 
 def extract(completion: str, forms: tuple[str, ...]) -> Extracted | Refused:
     """Try the allowed forms in order. A refusal that is about a box is final; a missing form is not."""
+    outcome: Extracted | Refused = Refused("no_form_allowed")
     for form in forms:
         outcome = FORMS[form](completion)
         if isinstance(outcome, Extracted) or outcome.answer is not None:
-            return outcome
-    return Refused("no_answer_in_allowed_form")
+            break
+    return outcome
 
 
 def boxed(completion: str) -> Extracted | Refused:

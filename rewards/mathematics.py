@@ -33,6 +33,7 @@ MAX_LATEX_CHARS = 1_000
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 
+_FAST_GROWING = (sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial, sympy.fibonacci)
 _SYMPY_ERRORS = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, KeyError, IndexError)
 """What sympy raises on expressions that make no sense to it; a failure of ours would be one of these too,
 so the text of the error is kept in the verdict's detail."""
@@ -143,9 +144,8 @@ def _is_evaluable(expression: Expr) -> bool:
     for node in sympy.preorder_traversal(expression):
         if isinstance(node, sympy.Pow | sympy.exp) and _digits(node) > MAX_POWER:
             return False
-        if isinstance(node, sympy.factorial | sympy.factorial2 | sympy.gamma | sympy.binomial | sympy.fibonacci):
-            if any(_size(argument) > MAX_FACTORIAL for argument in node.args):
-                return False
+        if isinstance(node, _FAST_GROWING) and any(_size(argument) > MAX_FACTORIAL for argument in node.args):
+            return False
     return True
 
 
@@ -288,7 +288,7 @@ def _real(text: str) -> Expr:
     if not _is_scalar(expression) or not _is_evaluable(expression):
         raise Unparsed(f"{text} is no end of an interval")
     value = expression.doit()
-    if value.is_extended_real is not True or not value.is_comparable and not value.is_infinite:
+    if value.is_extended_real is not True or (not value.is_comparable and not value.is_infinite):
         raise Unparsed(f"{text} is no real number")
     return value
 

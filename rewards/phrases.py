@@ -9,29 +9,69 @@ from rewards.shapes import Domain, Expression, Items, Moment, Node, Unusable, Wo
 _FOLDED: dict[str, Node] = {
     phrase: node
     for node, phrases in (
-        (Domain("R"), "all real numbers|all reals|all real|real numbers|the reals|all real values|any real number|every real number|all real x|the set of all real numbers|all real values of x"),
-        (Domain("Z"), "all integers|integers|the integers|any integer|the set of all integers|every integer"),
-        (Items((), "set"), "empty set|the empty set|no solution|no solutions|no real solution|no real solutions|there is no solution|there are no solutions|no such number exists|no values|null set"),
-        (Words("undefined"), "undefined|does not exist|dne|not defined|limit does not exist|the limit does not exist|doesn't exist"),
-        (Expression(r"\infty"), "infinity|infinite|plus infinity|positive infinity|diverges to infinity|infinitely many|unbounded"),
-        (Expression(r"-\infty"), "negative infinity|minus infinity"),
-        (Words("yes"), "yes"),
-        (Words("no"), "no"),
-        (Words("true"), "true"),
-        (Words("false"), "false"),
+        (
+            Domain("R"),
+            (
+                "all real numbers", "all reals", "all real", "real numbers", "the reals", "all real values",
+                "any real number", "every real number", "all real x", "set of all real numbers", "all real values of x",
+            ),
+        ),
+        (Domain("Z"), ("all integers", "integers", "any integer", "set of all integers", "every integer")),
+        (
+            Items((), "set"),
+            (
+                "empty set", "no solution", "no solutions", "no real solution", "no real solutions", "null set",
+                "there is no solution", "there are no solutions", "no such number exists", "no values",
+            ),
+        ),
+        (
+            Words("undefined"),
+            ("undefined", "does not exist", "dne", "not defined", "limit does not exist", "doesn't exist"),
+        ),
+        (
+            Expression(r"\infty"),
+            ("infinity", "infinite", "plus infinity", "positive infinity", "infinitely many", "unbounded"),
+        ),
+        (Expression(r"-\infty"), ("negative infinity", "minus infinity")),
+        (Words("yes"), ("yes",)),
+        (Words("no"), ("no",)),
+        (Words("true"), ("true",)),
+        (Words("false"), ("false",)),
     )
-    for phrase in phrases.split("|")
+    for phrase in phrases
 }  # fmt: skip
 _PLACEHOLDER = re.compile(
-    r"[?_.\s\\*#-]*|(?:your|the|my|final|insert|put|write|enter|fill|correct)?\s*(?:final\s+)?(?:answer|result|solution)(?:\s+here)?"
-    r"|answer here|xxx+|tbd|todo|n/?a|nan|null|\[.*(?:answer|result).*\]|<.*>|unknown|i don'?t know|see above|same as (?:the )?reference",
+    r"[?_.\s\\*#-]*|(?:your|the|my|final|insert|put|write|enter|fill|correct)?\s*(?:final\s+)?"
+    r"(?:answer|result|solution)(?:\s+here)?|answer here|xxx+|tbd|todo|n/?a|nan|null|\[.*(?:answer|result).*\]|<.*>"
+    r"|unknown|i don'?t know|see above|same as (?:the )?reference",
     re.IGNORECASE,
 )
 _NUMBER_WORDS = {
     word: str(value)
     for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-        " seventeen eighteen nineteen twenty".split()
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
     )
 }
 _CHOICE = re.compile(
@@ -44,7 +84,20 @@ _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s*:\s*(?P<minute>\d{2}))?(?:\s*:\s*(?P<second>\d{2}))?\s*(?P<half>[ap])\.?\s*m\.?",
     re.IGNORECASE,
 )
-_MONTHS = "january february march april may june july august september october november december".split()
+_MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
 _MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" for month in _MONTHS)
 _DATE = (
     re.compile(rf"(?P<month>{_MONTH})\.?\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:\s*,?\s+(?P<year>\d{{4}}))?", re.I),
@@ -54,8 +107,44 @@ _DATE = (
 )
 _ARTICLES = re.compile(r"^(?:a|an|the)\s+")
 FUNCTION_NAMES = frozenset(
-    "sin cos tan cot sec csc log ln exp sqrt arcsin arccos arctan sinh cosh tanh gcd lcm max min mod det dim deg ker"
-    " arg pi inf abs floor ceil theta alpha beta gamma frac".split()
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "exp",
+        "sqrt",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "gcd",
+        "lcm",
+        "max",
+        "min",
+        "mod",
+        "det",
+        "dim",
+        "deg",
+        "ker",
+        "arg",
+        "pi",
+        "inf",
+        "abs",
+        "floor",
+        "ceil",
+        "theta",
+        "alpha",
+        "beta",
+        "gamma",
+        "frac",
+    ]
 )
 _LETTER_RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 

@@ -39,11 +39,13 @@ _MATRIX = re.compile(
     re.DOTALL,
 )
 _NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|\()")
+_TEXT = r"\\text\s*\{[^{}]*\}"
 _UNIT_TAIL = re.compile(
-    r"(?P<value>.*?[\d})\]a-zπ]|.*?\\pi)\s*"
-    r"(?P<unit>(?:\^\\circ\s*(?:[CF](?![A-Za-z]))?|\\%|[＄€£¥₹¢]|\\text\s*\{[^{}]*\}(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
-    r"(?:\s*/\s*\\text\s*\{[^{}]*\})?|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*(?:\s*\^\s*(?:\{\s*\d\s*\}|\d))?)"
-    r"(?:\s*\\text\s*\{[^{}]*\})?)\s*",
+    r"(?P<value>.*?[\d})\]a-zπ]|.*?\\pi)\s*(?P<unit>(?:"
+    r"\^\\circ\s*(?:[CF](?![A-Za-z]))?|\\%|[＄€£¥₹¢]"
+    rf"|{_TEXT}(?:\s*\^\s*(?:\{{\s*-?\d\s*\}}|-?\d))?(?:\s*/\s*{_TEXT})?"
+    r"|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*(?:\s*\^\s*(?:\{\s*\d\s*\}|\d))?"
+    rf")(?:\s*{_TEXT})?)\s*",
     re.DOTALL,
 )
 _CURRENCY_HEAD = re.compile(r"(?P<sign>[-+]?)\s*(?P<currency>[＄€£¥₹])\s*(?P<value>.+)", re.DOTALL)
@@ -144,7 +146,7 @@ class Reader:
                 label = node.sides[0]
             elif label and isinstance(node, Exact | Expression | Bracketed):
                 node = Relation((label, piece), ("=",))  # n = 2, 3, 4
-            elements.extend(node.elements if _is_plus_minus(piece, node) else [node])  # type: ignore[union-attr]
+            elements.extend(_spread(piece, node))
         return Items(tuple(elements), "list", joined_by)  # type: ignore[arg-type]
 
     def relation(self, text: str, nesting: int) -> Node | None:
@@ -186,7 +188,7 @@ class Reader:
         for operator in ("cup", "setminus", "cap"):
             parts = split.split_at(text, {"\\" + operator})
             if len(parts) > 1 and all(parts) and len(parts) <= MAX_ELEMENTS:
-                return Combination(operator, tuple(self.read(part, nesting + 1) for part in parts))  # type: ignore[arg-type]
+                return Combination(operator, tuple(self.read(part, nesting + 1) for part in parts))
         match = re.match(r"(\\mathbb\s*\{[RZNQC]\})\s*-\s*(\\\{.*)", text, re.DOTALL)
         if match:
             return Combination("setminus", tuple(self.read(part, nesting + 1) for part in match.groups()))
@@ -227,11 +229,7 @@ class Reader:
             if not pieces:
                 return Items((), "set")
             elements = [self._element(piece, nesting) for piece in pieces]
-            flat = [
-                leaf
-                for piece, node in zip(pieces, elements, strict=True)
-                for leaf in (node.elements if _is_plus_minus(piece, node) else [node])
-            ]  # type: ignore[union-attr]
+            flat = [leaf for piece, node in zip(pieces, elements, strict=True) for leaf in _spread(piece, node)]
             return Items(tuple(flat), "set")
         if len(pieces) == 1:
             return self.read(inside, nesting + 1) if (opening, closing) in {("(", ")"), ("[", "]")} else None
@@ -299,8 +297,11 @@ class Reader:
         return phrases.words(text)
 
 
-def _is_plus_minus(piece: str, node: Node) -> bool:
-    return (r"\pm" in piece or r"\mp" in piece) and isinstance(node, Items)
+def _spread(piece: str, node: Node) -> tuple[Node, ...]:
+    r"""1 \pm 2 inside a list or a set is two of its elements."""
+    if isinstance(node, Items) and (r"\pm" in piece or r"\mp" in piece):
+        return node.elements
+    return (node,)
 
 
 def _looks_like_algebra(unit: str) -> bool:

@@ -65,7 +65,9 @@ _INFERENCE = re.compile(
     re.IGNORECASE,
 )
 _CLAIMED = re.compile(
-    r"\banswers?\b[^.\n]{0,30}(?:is|are|be|:|=)" + _MATH_OPENING + r"$|\b(?:guess|option|candidate|try)\b[^.\n]{0,15}$", re.I
+    r"\banswers?\b[^.\n]{0,30}(?:is|are|be|:|=)" + _MATH_OPENING + r"$"
+    r"|\b(?:guess|option|candidate|try)\b[^.\n]{0,15}$",
+    re.IGNORECASE,
 )  # fmt: skip
 MIN_PROSE_WORDS = 4
 

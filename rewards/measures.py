@@ -1,0 +1,133 @@
+"""Measured values: quantities with units, percentages, ratios, clock times, numerals in other bases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+from rewards import mathematics
+from rewards.shapes import Based, Bracketed, Exact, Expression, Items, Moment, Node, Quantity, Ratio, Relation
+from rewards.units import conversion, is_known, same_things
+
+Equal = Callable[[Node, Node], bool]
+
+# Each rule returns None when it does not apply to the pair.
+
+
+def moments(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """2:30 p.m. is 14:30, and 2:30 where the answer leaves the half of the day out."""
+    if not isinstance(reference, Moment) and not isinstance(answer, Moment):
+        return None
+    if isinstance(reference, Moment) and isinstance(answer, Moment):
+        return reference.text == answer.text
+    moment, other = (reference, answer) if isinstance(reference, Moment) else (answer, reference)
+    assert isinstance(moment, Moment)
+    if not isinstance(other, Ratio) or not other.clock or not moment.text[:1].isdigit() or ":" not in moment.text:
+        return False
+    parts = [int(part.number.value) for part in other.parts if isinstance(part, Exact)]
+    clock = [int(part) for part in moment.text.split(":")]
+    if len(parts) == 2:
+        parts.append(0)
+    return parts == clock or (
+        moment is reference and parts[0] <= 12 and parts[1:] == clock[1:] and parts[0] % 12 == clock[0] % 12
+    )
+
+
+def ratios(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """2:3 is 4:6 and 2/3; 2:30 may be a time and equals only itself."""
+    if isinstance(reference, Ratio) and isinstance(answer, Ratio):
+        if len(reference.parts) != len(answer.parts):
+            return False
+        if reference.clock or answer.clock:
+            return _same_parts(reference, answer, equal)
+        return _same_parts(reference, answer, equal) or _proportional(reference, answer)
+    for ratio, other in ((reference, answer), (answer, reference)):
+        if isinstance(ratio, Ratio):
+            values = [_value(part) for part in ratio.parts]
+            quotient = _value(other)
+            if ratio.clock or len(values) != 2 or None in values or quotient is None or not values[1]:
+                return False
+            return values[0] == quotient * values[1]
+    return None
+
+
+def _proportional(one: Ratio, other: Ratio) -> bool:
+    left = [_value(part) for part in one.parts]
+    right = [_value(part) for part in other.parts]
+    if None in left or None in right or not left[0] or not right[0]:
+        return False
+    return all(a * right[0] == b * left[0] for a, b in zip(left, right, strict=True))  # type: ignore[operator]
+
+
+def bases(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """1011_2 is itself and, as a value, 11; never the bare digits 1011."""
+    if isinstance(reference, Based) and isinstance(answer, Based):
+        return int(reference.digits, reference.base) == int(answer.digits, answer.base)
+    for based, other in ((reference, answer), (answer, reference)):
+        if isinstance(based, Based):
+            return isinstance(other, Exact) and other.number.value == int(based.digits, based.base)
+    return None
+
+
+def quantities(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """Units agree or convert; one side may leave its unit out. Percent signs: see `_percent`."""
+    if not isinstance(reference, Quantity) and not isinstance(answer, Quantity):
+        return None
+    one, one_unit = (reference.value, reference.unit) if isinstance(reference, Quantity) else (reference, "")
+    other, other_unit = (answer.value, answer.unit) if isinstance(answer, Quantity) else (answer, "")
+    if isinstance(one, Items | Bracketed | Relation) or isinstance(other, Items | Bracketed | Relation):
+        return equal(one, other) if one_unit == other_unit or not (one_unit and other_unit) else False
+    if one_unit == other_unit:
+        return equal(one, other)
+    if "percent" in (one_unit, other_unit) and not (one_unit and other_unit):
+        return _percent(one, other, equal, percent_is_reference=one_unit == "percent")
+    if not one_unit or not other_unit:
+        return equal(one, other) or _degrees_in_radians((one, one_unit), (other, other_unit), equal)
+    factor = conversion(one_unit, other_unit)
+    if factor is not None:
+        left, right = _value(one), _value(other)
+        return left is not None and right is not None and left * factor == right
+    if is_known(one_unit) or is_known(other_unit):
+        return False
+    return same_things(one_unit, other_unit) and equal(one, other)
+
+
+def _percent(one: Node, other: Node, equal: Equal, *, percent_is_reference: bool) -> bool:
+    """50% is 1/2. 50% is also 50, where the sign was left out or added, but 0.5% is never 0.5."""
+    percent, plain = (one, other) if percent_is_reference else (other, one)
+    value, bare = _value(percent), _value(plain)
+    if value is None or bare is None:
+        return equal(one, other)
+    return value / 100 == bare or (value == bare and abs(value) >= 1)
+
+
+def _degrees_in_radians(left: tuple[Node, str], right: tuple[Node, str], equal: Equal) -> bool:
+    """45° is \\pi/4."""
+    if {left[1], right[1]} != {"degree", ""}:
+        return False
+    degrees, radians = (left[0], right[0]) if left[1] else (right[0], left[0])
+    if not isinstance(radians, Expression) or r"\pi" not in radians.latex:
+        return False
+    if not isinstance(degrees, Exact):
+        return False
+    turn = degrees.number.value / 180
+    return equal(Expression(rf"\frac{{{turn.numerator}\pi}}{{{turn.denominator}}}"), radians)
+
+
+def _same_parts(reference: Ratio, answer: Ratio, equal: Equal) -> bool:
+    return all(equal(a, b) for a, b in zip(reference.parts, answer.parts, strict=True))
+
+
+def value_of(text: str) -> Fraction | None:
+    """The value of a closed expression, None when it has none or cannot be read."""
+    try:
+        return mathematics.value_of(text)
+    except mathematics.Unparsed:
+        return None
+
+
+def _value(node: Node) -> Fraction | None:
+    """The exact value of a number, or of a closed expression to the working precision."""
+    if isinstance(node, Exact):
+        return node.number.value
+    return value_of(node.latex) if isinstance(node, Expression) else None
