@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,16 @@ class Learner:
         norm = self._grad_norm if self.config.learner.zero_stage == 0 else self.engine.get_global_grad_norm()
         return replace(stats, grad_norm=float(norm))
 
+    def prime(self) -> None:
+        """A step with a gradient of exactly zero: it moves nothing, and the optimizer then has its state to restore.
+
+        DeepSpeed makes its shards of the moments in the first step, and only then knows whose they are.
+        """
+        nothing = TrainingSample(prompt_ids=(0,), completion_ids=(0,), behaviour_logprobs=(0.0,), advantage=0.0)
+        self.engine.train()
+        self._pass_over([nothing], 1.0)
+        self.engine.step()
+
     @torch.no_grad()
     def measure(self, samples: Sequence[TrainingSample], *, max_kl: float, max_gap: float) -> LearnStats:
         """The figures of `step` without a step: for one whose groups carry no signal."""
@@ -136,19 +146,22 @@ class Learner:
         return logprob_N  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
-    def _whole_adapter(self) -> Any:
-        """The adapter's full values on every rank; under ZeRO-3 only these are gathered, never the base."""
+    def whole_adapter(self, *, modify: bool = False) -> Iterator[None]:
+        """The adapter's full values on every rank; under ZeRO-3 only these are gathered, never the base.
+
+        With `modify`, what rank 0 writes into them inside the block is scattered again at its end.
+        """
         if self.config.learner.zero_stage < 3:
             yield
             return
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(self.parameters.values())):
+        with deepspeed.zero.GatheredParameters(list(self.parameters.values()), modifier_rank=0 if modify else None):
             yield
 
     def adapter(self) -> dict[str, Tensor]:
         """A copy of the adapter's tensors on the CPU, float32, under PEFT's names."""
-        with self._whole_adapter():
+        with self.whole_adapter():
             return {name: p.detach().float().cpu().clone() for name, p in self.parameters.items()}
 
     def write_adapter(self, directory: Path, tensors: dict[str, Tensor]) -> None:

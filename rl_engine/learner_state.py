@@ -39,9 +39,11 @@ def restore_learner(learner: Learner, state: dict[str, Tensor]) -> None:
     if missing or any(state[name].numel() != _numel(p) for name, p in expected.items()):
         raise ValueError("the checkpoint holds another adapter: its modules or its rank are not this run's")
     count = int(state[COUNT])
-    for name, parameter in learner.parameters.items():
-        _set_parameter(learner, parameter, state[f"adapter.{name}"])
-        if count:
+    if count:
+        learner.prime()
+    _set_parameters(learner, state)
+    if count:
+        for name, parameter in learner.parameters.items():
             for moment in MOMENTS:
                 _set_moment(learner, parameter, moment, state[f"{moment}.{name}"])
     _set_count(learner, count)
@@ -75,24 +77,23 @@ def _moment(learner: Learner, parameter: Any, moment: str) -> Tensor | None:
 def _set_moment(learner: Learner, parameter: Any, moment: str, value: Tensor) -> None:
     value = value.to(parameter.device)
     if not _sharded(learner):
-        learner.optimizer.state[parameter][moment] = value.clone()
+        learner.optimizer.state[parameter][moment].copy_(value)
         return
     from deepspeed.utils import safe_set_full_optimizer_state
 
     safe_set_full_optimizer_state(parameter, value, moment)
 
 
-def _set_parameter(learner: Learner, parameter: Any, value: Tensor) -> None:
-    if not _sharded(learner):
-        with torch.no_grad():
-            parameter.copy_(value)
-        return
-    from deepspeed.utils import safe_set_full_fp32_param
+def _set_parameters(learner: Learner, state: dict[str, Tensor]) -> None:
+    """Both copies where DeepSpeed keeps two: the one the forward pass reads, and the one the optimizer steps on."""
+    with learner.whole_adapter(modify=True), torch.no_grad():
+        for name, parameter in learner.parameters.items():
+            parameter.copy_(state[f"adapter.{name}"])
+    if _sharded(learner):
+        from deepspeed.utils import safe_set_full_fp32_param
 
-    safe_set_full_fp32_param(parameter, value.to(learner.ranks.device))
-    if learner.config.learner.zero_stage < 3:
-        with torch.no_grad():
-            parameter.copy_(value)
+        for name, parameter in learner.parameters.items():
+            safe_set_full_fp32_param(parameter, state[f"adapter.{name}"].to(learner.ranks.device))
 
 
 def _adam_states(learner: Learner) -> list[dict[str, Any]]:
@@ -106,8 +107,5 @@ def _count(learner: Learner) -> int:
 
 
 def _set_count(learner: Learner, count: int) -> None:
-    if not _sharded(learner) and count:
-        for parameter in learner.parameters.values():
-            learner.optimizer.state[parameter]["step"] = torch.tensor(float(count))
     for state in _adam_states(learner):
         state["step"] = torch.tensor(float(count))

@@ -40,6 +40,8 @@ def written_aside(target: Path) -> Iterator[Path]:
     try:
         yield scratch
         for file in scratch.iterdir():
+            # safetensors makes files that only their owner may read; samplers may run as another user.
+            file.chmod(0o644)
             _sync(file)
         _sync(scratch)
         shutil.rmtree(target, ignore_errors=True)

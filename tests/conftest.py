@@ -1,0 +1,106 @@
+"""What the tests share: the process group, one vLLM engine, one grader, and small builders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rewards import Grader
+from rl_engine.batching import TrainingSample
+from rl_engine.config import Config, load_config
+from rl_engine.learner import Learner
+from rl_engine.ranks import Ranks, join_ranks
+from rollout.engine import EngineSettings
+from rollout.models import EMBEDDED_DIR
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+LARGEST_TEST_RANK = 8
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The directory of real problem files; the test is skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared problem files are not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Ranks:
+    return join_ranks()
+
+
+@pytest.fixture(scope="session")
+def grader() -> Iterator[Grader]:
+    with Grader(workers=2, timeout_s=5.0) as grader:
+        yield grader
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(ranks: Ranks) -> Iterator[Any]:
+    """The real sampler on the embedded model, started once. It depends on `ranks` so that it is closed before."""
+    from rollout.vllm_engine import VllmEngine
+
+    engine = VllmEngine(
+        EngineSettings(
+            model=str(EMBEDDED_DIR),
+            dtype="float32",
+            max_model_len=128,
+            lora_rank=LARGEST_TEST_RANK,
+            max_num_seqs=64,
+            kv_cache_gib=0.25,
+        )
+    )
+    yield engine
+    engine.close()
+
+
+ConfigMaker = Callable[..., Config]
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> ConfigMaker:
+    """The quickstart's configuration with overrides, writing below the test's own directory."""
+
+    def make(*overrides: str) -> Config:
+        return load_config("quickstart.yaml", [f"output_dir={tmp_path / 'run'}", *overrides])
+
+    return make
+
+
+LearnerMaker = Callable[..., Learner]
+
+
+@pytest.fixture
+def make_learner(make_config: ConfigMaker, ranks: Ranks) -> LearnerMaker:
+    def make(*overrides: str) -> Learner:
+        return Learner(make_config(*overrides), ranks, pad_id=0)
+
+    return make
+
+
+@pytest.fixture
+def samples() -> list[TrainingSample]:
+    """Eight completions of different lengths, with made-up behaviour log-probabilities and advantages."""
+    generator = torch.Generator().manual_seed(5)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, 21, (count,), generator=generator).tolist())
+
+    made = []
+    for index in range(8):
+        completion = tokens(3 + 2 * index)
+        noise = torch.rand(len(completion), generator=generator)
+        made.append(
+            TrainingSample(
+                prompt_ids=tokens(5 + index % 3),
+                completion_ids=completion,
+                behaviour_logprobs=tuple((-2.0 - noise).tolist()),
+                advantage=(-1.0) ** index * (0.25 + 0.1 * index),
+            )
+        )
+    return made

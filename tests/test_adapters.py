@@ -1,0 +1,78 @@
+"""Published versions: complete or absent, and believed only as far as the manifest goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rollout.adapters import MANIFEST, AdapterError, AdapterStore, read_manifest
+from rollout.engine import sample_seed, smallest_allowed_rank
+
+
+def write_weights(directory: Path) -> None:
+    (directory / "weights.bin").write_bytes(b"weights")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AdapterStore:
+    return AdapterStore(tmp_path / "adapters")
+
+
+def test_a_version_is_published_with_digests_and_latest_points_at_it(store: AdapterStore) -> None:
+    store.publish(0, write_weights, {"rank": 1, "base_model": "m"})
+    ref = store.publish(1, write_weights, {"rank": 1, "base_model": "m"})
+    assert (ref.key, ref.version, ref.rank) == ("policy-v000001", 1, 1)
+    assert (store.root / "latest").resolve() == ref.path
+    manifest = read_manifest(ref.path)
+    assert manifest["base_model"] == "m"
+    assert set(manifest["files"]) == {"weights.bin"}
+    assert store.versions() == [0, 1]
+    assert store.open(0).sha256 != ref.sha256
+
+
+def test_a_failure_while_writing_leaves_nothing(store: AdapterStore) -> None:
+    def fail(directory: Path) -> None:
+        write_weights(directory)
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        store.publish(0, fail, {"rank": 1})
+    assert store.versions() == []
+    assert list(store.root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: (path / "weights.bin").write_bytes(b"weightz"), "sha256 differs"),
+        (lambda path: (path / "weights.bin").unlink(), "not there"),
+        (lambda path: (path / MANIFEST).unlink(), "never published"),
+        (lambda path: (path / MANIFEST).write_text("{"), "damaged"),
+        (lambda path: (path / MANIFEST).write_text(json.dumps({"files": {"../x": "0"}})), "not there"),
+    ],
+)
+def test_what_is_damaged_is_not_believed(store: AdapterStore, damage: object, words: str) -> None:
+    path = store.publish(0, write_weights, {"rank": 1}).path
+    assert callable(damage)
+    damage(path)
+    with pytest.raises(AdapterError, match=words):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (2, 8), (8, 8), (9, 16), (65, 128), (512, 512)])
+def test_the_sampler_pads_to_the_smallest_rank_it_accepts(rank: int, allowed: int) -> None:
+    assert smallest_allowed_rank(rank) == allowed
+
+
+def test_ranks_the_sampler_cannot_serve_are_refused() -> None:
+    with pytest.raises(ValueError, match="512"):
+        smallest_allowed_rank(513)
+
+
+def test_seeds_differ_by_occasion_and_by_sample_and_fit_vllm() -> None:
+    seeds = {sample_seed(f"0/{step}/{index}", i) for step in range(3) for index in range(4) for i in range(5)}
+    assert len(seeds) == 60
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert sample_seed("0/1/2", 3) == sample_seed("0/1/2", 3)
