@@ -46,11 +46,21 @@ class Grader:
         return self._grade(records)
 
     def check_references(self, references: Sequence[str]) -> list[GradeResult]:
-        r"""Grade each reference against itself: one that is not `correct` cannot reward anybody.
+        """Grade each reference against itself: one that is not `correct` cannot reward anybody.
 
-        A reference that holds a box of its own is taken as a completion as it stands.
+        The reference is the answer, whatever the answer forms; no shaping term is added.
         """
-        return self._grade([GradeItem(completion="\\boxed{" + text + "}", reference=text) for text in references])
+        requests = [{"completion": text, "reference": text, "as_answer": True} for text in references]
+        problems = [_too_long(len(text), MAX_REFERENCE_CHARS, "reference") for text in references]
+        return [
+            GradeResult(
+                verdict=Verdict(reply["verdict"]),
+                reward=float(reply["verdict"] == Verdict.CORRECT),
+                extracted=reply["extracted"],
+                detail=reply["detail"],
+            )
+            for reply in self._replies(requests, problems)
+        ]
 
     @property
     def restarts(self) -> int:
@@ -81,6 +91,11 @@ class Grader:
         self._finalizer = weakref.finalize(self, _close_in_owner, self._pool, self._owner_pid)
 
     def _grade(self, items: Sequence[GradeItem]) -> list[GradeResult]:
+        replies = self._replies([_request(item) for item in items], [_size_problem(item) for item in items])
+        return [self._result(item, reply) for item, reply in zip(items, replies, strict=True)]
+
+    def _replies(self, requests: Sequence[wire.Message], problems: Sequence[str]) -> list[wire.Message]:
+        """One reply a request, in order. Requests with a size problem never reach a worker."""
         if os.getpid() != self._owner_pid:
             # After a fork the lock may be held by a thread that does not exist here.
             self._finalizer.detach()
@@ -89,14 +104,9 @@ class Grader:
         with self._lock:
             if self._closed:
                 raise ValueError("this grader is closed")
-            sizes = [_size_problem(item) for item in items]
-            replies = iter(
-                self._pool.run([_request(i) for i, problem in zip(items, sizes, strict=True) if not problem])
-            )
-        return [
-            self._result(item, next(replies) if not problem else _oversized(problem))
-            for item, problem in zip(items, sizes, strict=True)
-        ]
+            sent = [request for request, problem in zip(requests, problems, strict=True) if not problem]
+            replies = iter(self._pool.run(sent))
+        return [_oversized(problem) if problem else next(replies) for problem in problems]
 
     def _result(self, item: GradeItem, reply: wire.Message) -> GradeResult:
         verdict = Verdict(reply["verdict"])
@@ -131,11 +141,13 @@ def _request(item: GradeItem) -> wire.Message:
 
 def _size_problem(item: GradeItem) -> str:
     """Size limits come before anything looks at the text, in the caller's process."""
-    if len(item.completion) > MAX_COMPLETION_CHARS:
-        return f"completion over {MAX_COMPLETION_CHARS} characters"
-    if len(item.reference) > MAX_REFERENCE_CHARS:
-        return f"reference over {MAX_REFERENCE_CHARS} characters"
-    return ""
+    return _too_long(len(item.completion), MAX_COMPLETION_CHARS, "completion") or _too_long(
+        len(item.reference), MAX_REFERENCE_CHARS, "reference"
+    )
+
+
+def _too_long(length: int, limit: int, what: str) -> str:
+    return f"{what} over {limit} characters" if length > limit else ""
 
 
 def _oversized(problem: str) -> wire.Message:

@@ -74,6 +74,13 @@ def judge_completion(completion: str, reference: str, *, forms: tuple[str, ...])
     return Judgement(verdict, found.answer, rule)
 
 
+def judge_reference(reference: str) -> Judgement:
+    """Whether a reference grades correct against itself."""
+    answer = _own_box(reference)
+    verdict, rule = same_answer(answer, reference)
+    return Judgement(verdict, answer, rule)
+
+
 def _belied(found: Extracted, reference: str) -> bool:
     """The text after the answer states another answer."""
     claims = later_claims(found.tail)

@@ -62,9 +62,10 @@ class _Judge:
     """Judges a request, and runs the user's function on it when there is one."""
 
     def __init__(self, settings: wire.Message) -> None:
-        from rewards.judge import judge_completion
+        from rewards.judge import judge_completion, judge_reference
 
         self._judge_completion = judge_completion
+        self._judge_reference = judge_reference
         self._forms = tuple(settings["answer_forms"])
         self._function: function.Call | None = None
         self._failure = ""
@@ -78,8 +79,11 @@ class _Judge:
         if self._failure:
             return _error(self._failure)
         try:
-            judgement = self._judge_completion(request["completion"], request["reference"], forms=self._forms)
-            value = None if self._function is None else self._function(request)
+            if request.get("as_answer"):
+                judgement, value = self._judge_reference(request["reference"]), None
+            else:
+                judgement = self._judge_completion(request["completion"], request["reference"], forms=self._forms)
+                value = None if self._function is None else self._function(request)
         except MemoryError:
             return _error(OUT_OF_MEMORY)
         except RecursionError:

@@ -1,0 +1,131 @@
+"""Where do other judges disagree with the verdicts of a rollout file? For finding false negatives by eye.
+
+    python -m rewards.audit ROLLOUTS.jsonl [--output DISAGREEMENTS.jsonl]
+
+Every completion is graded again and shown to two other judges: equal text or number, and math-verify with
+lenient settings. A completion that is not correct for us but for one of them may be a false negative; one
+that is correct for us and for none of them may be a false positive. Neither is an error by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from rewards.config import RewardConfig
+from rewards.grader import Grader
+from rewards.records import Row, chunks, read_rows
+from rewards.second_opinion import MATH_VERIFY, PLAIN
+from rewards.types import GradeItem, GradeResult, Verdict
+
+CHUNK = 1000
+KINDS = {
+    "false_negative?": "not correct for us, correct for another judge",
+    "false_positive?": "correct for us, for no other judge",
+    "verdict_changed": "the recorded verdict differs from today's",
+    "undecided": "graded with a timeout or an error today",
+}
+
+app = typer.Typer(add_completion=False)
+
+
+def compare(row: Row, result: GradeResult) -> Row | None:
+    """The disagreement about one completion, or None."""
+    opinions = int(result.terms.get("function", 0.0))
+    if result.verdict in {Verdict.TIMEOUT, Verdict.ERROR}:
+        kind = "undecided"
+    elif result.verdict is not Verdict.CORRECT and opinions:
+        kind = "false_negative?"
+    elif result.verdict is Verdict.CORRECT and not opinions:
+        kind = "false_positive?"
+    elif row["verdict"] != result.verdict:
+        kind = "verdict_changed"
+    else:
+        return None
+    return {
+        "kind": kind,
+        "step": row.get("step"),
+        "problem_id": row.get("problem_id"),
+        "sample": row.get("sample"),
+        "reference": row["reference"],
+        "extracted": result.extracted,
+        "recorded": row["verdict"],
+        "verdict": str(result.verdict),
+        "rule": result.detail,
+        "plain": bool(opinions & PLAIN),
+        "math_verify": bool(opinions & MATH_VERIFY),
+    }
+
+
+def _item(row: Row) -> GradeItem:
+    return GradeItem(
+        completion=str(row["completion"]), reference=str(row["reference"]), problem=str(row.get("problem", ""))
+    )
+
+
+def disagreements(path: Path, config: RewardConfig, progress: Progress) -> tuple[int, list[Row]]:
+    """Number of completions read, and what was found."""
+    found: list[Row] = []
+    count = 0
+    task = progress.add_task("grading again", total=None)
+    with Grader.from_config(config) as grader:
+        for chunk in chunks(read_rows(path, required=("completion", "reference", "verdict")), CHUNK):
+            items = [
+                GradeItem(
+                    completion=str(r["completion"]), reference=str(r["reference"]), problem=str(r.get("problem", ""))
+                )
+                for r in chunk
+            ]
+            results = grader.grade(items)
+            found += [f for row, result in zip(chunk, results, strict=True) if (f := compare(row, result))]
+            count += len(chunk)
+            progress.update(task, description=f"grading again: {count} completions, {len(found)} disagreements")
+    return count, found
+
+
+@app.command()
+def main(
+    rollouts: Annotated[Path, typer.Argument(help="Rollout file, .jsonl or .jsonl.gz.")],
+    output: Annotated[Path | None, typer.Option(help="Write every disagreement here as JSON Lines.")] = None,
+    form: Annotated[list[str] | None, typer.Option(help="Answer form of the run; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of one completion.")] = 10.0,
+    show: Annotated[int, typer.Option(min=0, help="Disagreements of each kind to print.")] = 10,
+) -> None:
+    """List completions on which other judges disagree with the verdict."""
+    console = Console()
+    try:
+        config = RewardConfig.model_validate(
+            {
+                "workers": workers,
+                "timeout_s": timeout_s,
+                "answer_forms": form or ["boxed"],
+                "function": "rewards.second_opinion:opinions",
+            }
+        )
+        with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as progress:
+            count, found = disagreements(rollouts, config, progress)
+    except ValueError as error:  # a bad record or an unknown form, both meant for the user
+        console.print(f"[red]error:[/red] {escape(str(error))}")
+        raise typer.Exit(2) from None
+    counts = Counter(row["kind"] for row in found)
+    console.print(f"{rollouts}: {count} completions")
+    for kind, meaning in KINDS.items():
+        console.print(f"  {counts[kind]:6d}  {kind}: {meaning}")
+        for row in [r for r in found if r["kind"] == kind][:show]:
+            where = f"step {row['step']}, {row['problem_id']}, sample {row['sample']}"
+            what = f"reference {row['reference']!r}, answer {row['extracted']!r}: {row['verdict']} by {row['rule']}"
+            console.print(f"          {escape(f'{where}: {what}')}", soft_wrap=True, highlight=False)
+    if output is not None:
+        output.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

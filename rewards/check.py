@@ -1,0 +1,145 @@
+"""Is a problem file fit to train on? Ungradable references, repeats, overlap with evaluation files.
+
+    python -m rewards.check DATA.jsonl [--against EVAL.jsonl …] [--output REPORT.jsonl]
+
+Every reference is graded against itself, in the same workers that grade training. Exit status 1 when a
+reference cannot be graded or a problem overlaps a file given with --against, so that a script can stop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, track
+
+from rewards import overlap
+from rewards.config import RewardConfig
+from rewards.grader import Grader
+from rewards.records import BadRecord, Row, read_rows
+from rewards.types import GradeItem, Verdict
+
+CHUNK = 500
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing a user should look at."""
+
+    kind: str
+    """`ungradable`, `text_only`, `repeat` or `overlap`."""
+    id: str
+    what: str
+
+
+def load(path: Path) -> list[Row]:
+    return list(read_rows(path, required=("id", "problem", "answer")))
+
+
+def ungradable(rows: list[Row], grader: Grader, progress: Progress) -> list[Finding]:
+    """References that are not correct against themselves."""
+    found = []
+    task = progress.add_task("grading references against themselves", total=len(rows))
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        results = grader.check_references([str(row["answer"]) for row in chunk])
+        for row, result in zip(chunk, results, strict=True):
+            if result.verdict is not Verdict.CORRECT:
+                found.append(
+                    Finding("ungradable", str(row["id"]), f"{row['answer']!r}: {result.verdict}, {result.detail}")
+                )
+        progress.advance(task, len(chunk))
+    return found
+
+
+def text_only(rows: list[Row], workers: int, timeout_s: float, progress: Progress) -> list[Finding]:
+    """References that only their own text can equal: graded, but an answer in other words is missed."""
+    config = RewardConfig(workers=workers, timeout_s=timeout_s, function="rewards.second_opinion:understands")
+    found = []
+    task = progress.add_task("reading references", total=len(rows))
+    with Grader.from_config(config) as grader:
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            results = grader.grade([GradeItem(completion="", reference=str(row["answer"])) for row in chunk])
+            for row, result in zip(chunk, results, strict=True):
+                if result.terms.get("function") == 0.0:
+                    found.append(Finding("text_only", str(row["id"]), repr(row["answer"])))
+            progress.advance(task, len(chunk))
+    return found
+
+
+def repeats(rows: list[Row]) -> list[Finding]:
+    pairs = overlap.within((str(row["id"]), str(row["problem"])) for row in track(rows, "looking for repeats"))
+    return [Finding("repeat", pair.left, f"{pair.kind} with {pair.right}") for pair in pairs]
+
+
+def overlaps(rows: list[Row], other: Path) -> list[Finding]:
+    """Problems that an evaluation file holds as well."""
+    index = overlap.Index()
+    for row in load(other):
+        index.add(f"{other.name}:{row['id']}", str(row["problem"]))
+    found = []
+    for row in track(rows, f"comparing with {other.name}"):
+        for pair in index.find(str(row["id"]), str(row["problem"])):
+            found.append(Finding("overlap", pair.left, f"{pair.kind} with {pair.right}"))
+    return found
+
+
+@app.command()
+def main(
+    data: Annotated[Path, typer.Argument(help="Problem file: JSON Lines with id, problem, answer.")],
+    against: Annotated[list[Path] | None, typer.Option(help="Evaluation file; may be repeated.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write every finding here as JSON Lines.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of one reference.")] = 5.0,
+    show: Annotated[int, typer.Option(min=0, help="Findings of each kind to print.")] = 10,
+) -> None:
+    """Check a problem file before training on it."""
+    console = Console()
+    try:
+        rows = load(data)
+        with Progress(console=console, transient=True) as progress:
+            with Grader(workers=workers, timeout_s=timeout_s) as grader:
+                findings = ungradable(rows, grader, progress)
+            findings += text_only(rows, workers, timeout_s, progress)
+        findings += repeats(rows)
+        for other in against or []:
+            findings += overlaps(rows, other)
+    except BadRecord as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}")
+        raise typer.Exit(2) from None
+    _report(console, data, rows, findings, show)
+    if output is not None:
+        lines = [json.dumps({"kind": f.kind, "id": f.id, "what": f.what}) + "\n" for f in findings]
+        output.write_text("".join(lines), encoding="utf-8")
+    if any(finding.kind in {"ungradable", "overlap"} for finding in findings):
+        raise typer.Exit(1)
+
+
+_MEANING = {
+    "ungradable": "references that cannot be graded; training drops them",
+    "text_only": "references that only their own text can equal",
+    "repeat": "pairs inside the file that repeat each other",
+    "overlap": "pairs that overlap another file",
+}
+
+
+def _report(console: Console, data: Path, rows: list[Row], findings: list[Finding], show: int) -> None:
+    counts = Counter(finding.kind for finding in findings)
+    console.print(f"{data}: {len(rows)} problems")
+    for kind, meaning in _MEANING.items():
+        console.print(f"  {counts[kind]:6d}  {meaning}")
+        for finding in [f for f in findings if f.kind == kind][:show]:
+            console.print(f"          {escape(finding.id)}: {escape(finding.what)}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    app()
