@@ -181,7 +181,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool) -> Run:
     )
     _continue_from(run, found)
     if ranks.is_main:
-        records.open(run.step if found else None)
+        records.open(run.step if found else -1)
     return run
 
 

@@ -140,7 +140,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = find_config(name)
     try:
-        tree = OmegaConf.load(path)
+        tree: Any = OmegaConf.load(path)
         for override in overrides:
             if "=" not in override:
                 raise ConfigError(f"{override!r} is not an override: write key.sub=value")
@@ -188,7 +188,7 @@ def _nearest_key(location: list[str]) -> str:
 def _keys(model: type[BaseModel], prefix: str = "") -> typing.Iterator[str]:
     for name, info in model.model_fields.items():
         yield prefix + name
-        annotation = info.annotation
+        annotation: Any = info.annotation
         # tuple[str, …] passes for a class until issubclass is asked.
         plain = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
         if plain and issubclass(annotation, BaseModel):

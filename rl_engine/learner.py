@@ -53,7 +53,7 @@ class Learner:
             weight_decay=0.0,
         )
         self._grad_norm = 0.0
-        self.engine = self._start_engine(Policy(self.model, config.sampling.temperature))
+        self.engine = self._start_engine(Policy(self.model.get_base_model(), config.sampling.temperature))
 
     def _start_engine(self, policy: Policy) -> Any:
         import deepspeed

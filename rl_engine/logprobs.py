@@ -60,24 +60,24 @@ def token_logprobs(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, tempe
     Returns:
         ([N] nats, [N] nats), float32.
     """
-    logprob_N, entropy_N = _TokenLogprobs.apply(hidden_NH, weight_VH, target_N, temperature)
+    logprob_N, entropy_N = _TokenLogprobs.apply(hidden_NH, weight_VH, target_N, temperature)  # type: ignore[no-untyped-call]
     return logprob_N, entropy_N
 
 
 class Policy(nn.Module):
-    """A causal language model that answers with log-probabilities of completion tokens."""
+    """A causal language model of transformers, with or without LoRA layers in it, that answers with
+    log-probabilities of completion tokens."""
 
-    def __init__(self, model: nn.Module, temperature: float) -> None:
+    def __init__(self, causal_lm: Any, temperature: float) -> None:
         super().__init__()
-        self.model = model
+        self.causal_lm = causal_lm
         self.temperature = temperature
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """([N] log-probabilities, [N] entropies) of the batch's completion tokens, in nats."""
-        causal_lm: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        hidden_BTH = causal_lm.get_decoder()(
+        hidden_BTH = self.causal_lm.get_decoder()(
             input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
         ).last_hidden_state
         hidden_NH = hidden_BTH.flatten(0, 1)[batch.source_N]
-        head = causal_lm.get_output_embeddings()
+        head = self.causal_lm.get_output_embeddings()
         return token_logprobs(hidden_NH, head.weight, batch.target_N, self.temperature)

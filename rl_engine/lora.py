@@ -121,14 +121,15 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftMo
     peft_config = PeftLoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,
-        lora_alpha=config.alpha,
+        # PEFT calls it an integer and divides by the rank: fractions work, whole numbers are written as such.
+        lora_alpha=int(config.alpha) if config.alpha.is_integer() else config.alpha,  # type: ignore[arg-type]
         target_modules=leaves if exact else list(coverage.modules),
         lora_dropout=0.0,
         bias="none",
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, peft_config, autocast_adapter_dtype=True)  # type: ignore[arg-type]
+        adapted = get_peft_model(model, peft_config, autocast_adapter_dtype=True)
     assert isinstance(adapted, PeftModel)
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert trainable == coverage.trainable, (trainable, coverage.trainable)

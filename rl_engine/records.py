@@ -34,20 +34,19 @@ class Records:
     config: Config
     _sinks: list[Any] = field(default_factory=list, init=False)
 
-    def open(self, resumed_at: int | None) -> None:
-        """Start, or go on after step `resumed_at`: what was written of later steps will be made again."""
+    def open(self, done: int) -> None:
+        """Go on after step `done`, −1 for a new run: what was written of later steps will be made again."""
         self.run.mkdir(parents=True, exist_ok=True)
         (self.run / "rollouts").mkdir(exist_ok=True)
-        if resumed_at is not None:
-            kept = [line for line in read_metrics(self.run) if line["step"] <= resumed_at]
-            scratch = self.run / f".{METRICS}.partial"
-            scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            scratch.replace(self.run / METRICS)
-            for path in (self.run / "rollouts").glob("step*.jsonl.gz"):
-                if int(path.name[4:10]) > resumed_at:
-                    path.unlink()
+        kept = [line for line in read_metrics(self.run) if line["step"] <= done]
+        scratch = self.run / f".{METRICS}.partial"
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        scratch.replace(self.run / METRICS)
+        for path in (self.run / "rollouts").glob("step*.jsonl.gz"):
+            if int(path.name[4:10]) > done:
+                path.unlink()
         (self.run / "config.yaml").write_text(self.config.to_yaml())
-        self._sinks = open_sinks(self.run, self.config, resumed_at)
+        self._sinks = open_sinks(self.run, self.config, done)
 
     def metrics(self, line: dict[str, float]) -> None:
         """Append one step's line, and hand it to every service."""
@@ -89,18 +88,17 @@ class Records:
 
 
 class _TensorBoard:
-    def __init__(self, run: Path, resumed_at: int | None) -> None:
-        purge = None if resumed_at is None else resumed_at + 1
-        self._writer = SummaryWriter(run / "tensorboard", purge_step=purge)  # type: ignore[no-untyped-call]
+    def __init__(self, run: Path, done: int) -> None:
+        self._writer = SummaryWriter(run / "tensorboard", purge_step=done + 1)
 
     def log(self, line: dict[str, float]) -> None:
         for name, value in line.items():
             if name != "step":
-                self._writer.add_scalar(name, value, int(line["step"]))  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, int(line["step"]))
+        self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class _Tracker:
@@ -120,10 +118,10 @@ class _Tracker:
         self._module.finish()
 
 
-def open_sinks(run: Path, config: Config, resumed_at: int | None) -> list[Any]:
+def open_sinks(run: Path, config: Config, done: int) -> list[Any]:
     sinks: list[Any] = []
     if config.log.tensorboard:
-        sinks.append(_TensorBoard(run, resumed_at))
+        sinks.append(_TensorBoard(run, done))
     for module, project in (("wandb", config.log.wandb), ("trackio", config.log.trackio)):
         if project is not None:
             sinks.append(_Tracker(module, project, run, config))

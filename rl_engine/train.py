@@ -69,8 +69,11 @@ def stay_offline_if_possible(config: Config) -> None:
 def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
     """Assemble and train; the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    from transformers.utils.logging import disable_progress_bar
+
     from rl_engine.ranks import join_ranks, leave_ranks
 
+    disable_progress_bar()
     ranks = join_ranks()
     try:
         if only_check:

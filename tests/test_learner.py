@@ -18,8 +18,8 @@ from rl_engine.batching import TrainingSample, collate
 from rl_engine.config import LoraConfig
 from rl_engine.learner import Learner, SamplerGapError
 from rl_engine.learner_state import learner_state, restore_learner
-from rl_engine.lora import coverage_of, match_targets
 from rl_engine.logprobs import Policy
+from rl_engine.lora import coverage_of, match_targets
 from rl_engine.losses import constant
 from rollout.models import EMBEDDED_DIR
 
@@ -195,15 +195,15 @@ def test_a_published_adapter_loads_with_plain_peft_and_merges_to_the_same_policy
     learner.write_adapter(tmp_path, learner.adapter())
     expected = learner.score(samples)
 
-    def scores(model: Any) -> list[list[float]]:
-        policy = Policy(model, temperature=1.0)
+    def scores(causal_lm: Any) -> list[list[float]]:
+        policy = Policy(causal_lm, temperature=1.0)
         with torch.no_grad():
             return [policy(collate([sample], pad_id=0))[0].tolist() for sample in samples]
 
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
     assert scores(base) != expected
     adapted = PeftModel.from_pretrained(base, str(tmp_path))
-    for found, row in zip(scores(adapted), expected, strict=True):
+    for found, row in zip(scores(adapted.get_base_model()), expected, strict=True):
         assert found == pytest.approx(row, abs=1e-5)
     merged = adapted.merge_and_unload()
     for found, row in zip(scores(merged), expected, strict=True):

@@ -133,7 +133,9 @@ def test_ranks_share_all_micro_batches_and_pass_equally_often(samples: list[Trai
 
 def test_a_collated_batch_points_at_the_right_places() -> None:
     short = TrainingSample(prompt_ids=(5, 6), completion_ids=(7,), behaviour_logprobs=(-1.0,), advantage=1.0)
-    long = TrainingSample(prompt_ids=(8,), completion_ids=(9, 10, 11), behaviour_logprobs=(-2.0, -3.0, -4.0), advantage=-1.0)
+    long = TrainingSample(
+        prompt_ids=(8,), completion_ids=(9, 10, 11), behaviour_logprobs=(-2.0, -3.0, -4.0), advantage=-1.0
+    )
     batch = collate([long, short], pad_id=0)
     assert batch.input_ids_BT.tolist() == [[8, 9, 10, 11], [5, 6, 7, 0]]
     assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]

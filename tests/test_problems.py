@@ -100,7 +100,7 @@ def test_a_hub_data_set_is_read_by_its_table_entry(monkeypatch: pytest.MonkeyPat
             {"problem": "no box", "solution": "nothing", "level": "Level 1", "type": "Algebra"},
         ]
         if path == "HuggingFaceH4/MATH-500":
-            rows = [{"problem": "shared", "answer": "3", "level": 1, "subject": "Algebra"}]
+            rows = [{"problem": "shared", "answer": "3", "level": "1", "subject": "Algebra"}]
         return datasets.Dataset.from_list(rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -215,7 +215,9 @@ def test_what_cannot_be_rewarded_or_does_not_fit_is_dropped(
 def test_nothing_left_is_an_error_with_the_reasons(
     tmp_path: Path, renderer: Renderer, grader: Grader, ranks: Ranks
 ) -> None:
-    config = config_of(write_jsonl(tmp_path / "r.jsonl", [{"problem": "1+1=?" * 30, "answer": "2"}]), max_prompt_tokens=8)
+    config = config_of(
+        write_jsonl(tmp_path / "r.jsonl", [{"problem": "1+1=?" * 30, "answer": "2"}]), max_prompt_tokens=8
+    )
     with pytest.raises(ValueError, match=r"no problem is left.*max_prompt_tokens"):
         prepare(config, renderer, grader, ranks)
 

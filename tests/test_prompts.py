@@ -65,7 +65,7 @@ def test_a_tokenizer_without_an_end_is_refused(tokenizer: Any) -> None:
 )
 def test_contradictions_are_refused(settings: dict[str, str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        PromptConfig(**settings)  # type: ignore[arg-type]
+        PromptConfig(**settings)
 
 
 def test_a_path_that_is_no_model_is_an_error() -> None:
