@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, track
+from rich.progress import Progress
 
 from rewards import overlap
 from rewards.config import RewardConfig
@@ -76,21 +76,18 @@ def text_only(rows: list[Row], workers: int, timeout_s: float, progress: Progres
     return found
 
 
+def _problems(rows: list[Row], prefix: str = "") -> list[tuple[str, str]]:
+    return [(f"{prefix}{row['id']}", str(row["problem"])) for row in rows]
+
+
 def repeats(rows: list[Row]) -> list[Finding]:
-    pairs = overlap.within((str(row["id"]), str(row["problem"])) for row in track(rows, "looking for repeats"))
-    return [Finding("repeat", pair.left, f"{pair.kind} with {pair.right}") for pair in pairs]
+    return [Finding("repeat", pair.left, f"{pair.kind} with {pair.right}") for pair in overlap.within(_problems(rows))]
 
 
 def overlaps(rows: list[Row], other: Path) -> list[Finding]:
     """Problems that an evaluation file holds as well."""
-    index = overlap.Index()
-    for row in load(other):
-        index.add(f"{other.name}:{row['id']}", str(row["problem"]))
-    found = []
-    for row in track(rows, f"comparing with {other.name}"):
-        for pair in index.find(str(row["id"]), str(row["problem"])):
-            found.append(Finding("overlap", pair.left, f"{pair.kind} with {pair.right}"))
-    return found
+    pairs = overlap.between(_problems(rows), _problems(load(other), f"{other.name}:"))
+    return [Finding("overlap", pair.left, f"{pair.kind} with {pair.right}") for pair in pairs]
 
 
 @app.command()
@@ -110,9 +107,10 @@ def main(
             with Grader(workers=workers, timeout_s=timeout_s) as grader:
                 findings = ungradable(rows, grader, progress)
             findings += text_only(rows, workers, timeout_s, progress)
-        findings += repeats(rows)
-        for other in against or []:
-            findings += overlaps(rows, other)
+        with console.status("looking for repeats"):
+            findings += repeats(rows)
+            for other in against or []:
+                findings += overlaps(rows, other)
     except BadRecord as error:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(2) from None

@@ -7,15 +7,17 @@ share it, short enough that a reworded ending does not hide a repeat. Numbers ar
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 NGRAM = 13
-COMMON_LIMIT = 50
-"""A run shared by more problems than this is a formula of the source ("Express your answer as …")."""
+COMMON_LIMIT = 5
+"""A run held by more problems than this is a formula ("where m and n are relatively prime …"), not a repeat."""
 
 _WORD = re.compile(r"\\?[a-z]+|\d+")
+Problems = Sequence[tuple[str, str]]
+"""Pairs of id and text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,37 +39,52 @@ def _runs(tokens: list[str]) -> set[int]:
     return {hash(tuple(tokens[i : i + NGRAM])) for i in range(len(tokens) - NGRAM + 1)}
 
 
-class Index:
-    """The problems of one or more files, ready to be searched."""
+def formulas(*files: Problems) -> set[int]:
+    """Runs that many problems of one file share."""
+    common: set[int] = set()
+    for problems in files:
+        counts = Counter(run for _, text in problems for run in _runs(words(text)))
+        common |= {run for run, count in counts.items() if count > COMMON_LIMIT}
+    return common
 
-    def __init__(self) -> None:
+
+class Index:
+    """Problems ready to be searched for repeats. Runs in `ignored` prove nothing."""
+
+    def __init__(self, ignored: set[int]) -> None:
+        self._ignored = ignored
         self._exact: dict[tuple[str, ...], list[str]] = defaultdict(list)
         self._grams: dict[int, list[str]] = defaultdict(list)
 
     def add(self, identity: str, text: str) -> None:
         tokens = words(text)
         self._exact[tuple(tokens)].append(identity)
-        for run in _runs(tokens):
+        for run in _runs(tokens) - self._ignored:
             self._grams[run].append(identity)
 
     def find(self, identity: str, text: str) -> list[Overlap]:
         """Every indexed problem that repeats this one."""
         tokens = words(text)
-        exact = self._exact.get(tuple(tokens), [])
-        found = dict.fromkeys(exact, "exact")
-        for run in _runs(tokens):
-            holders = self._grams.get(run, [])
-            if len(holders) <= COMMON_LIMIT:
-                for other in holders:
-                    found.setdefault(other, f"{NGRAM}-gram")
+        found = dict.fromkeys(self._exact.get(tuple(tokens), []), "exact")
+        for run in _runs(tokens) - self._ignored:
+            for other in self._grams.get(run, []):
+                found.setdefault(other, f"{NGRAM}-gram")
         return [Overlap(identity, other, kind) for other, kind in found.items() if other != identity]
 
 
-def within(problems: Iterable[tuple[str, str]]) -> list[Overlap]:
+def within(problems: Problems) -> list[Overlap]:
     """Repeats inside one file, each pair once, the later problem first."""
-    index = Index()
+    index = Index(formulas(problems))
     found: list[Overlap] = []
     for identity, text in problems:
         found += index.find(identity, text)
         index.add(identity, text)
     return found
+
+
+def between(problems: Problems, others: Problems) -> list[Overlap]:
+    """Problems that the other file holds as well."""
+    index = Index(formulas(problems, others))
+    for identity, text in others:
+        index.add(identity, text)
+    return [pair for identity, text in problems for pair in index.find(identity, text)]

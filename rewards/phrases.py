@@ -79,6 +79,7 @@ _CHOICE = re.compile(
     r"(?P<rest>.*)",
     re.DOTALL,
 )
+_NAMED_CHOICE = re.compile(r"(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+\(?([A-J])\)?")
 _CONTINUES = re.compile(r"[=(^_+\-*/,;|]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])")
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s*:\s*(?P<minute>\d{2}))?(?:\s*:\s*(?P<second>\d{2}))?\s*(?P<half>[ap])\.?\s*m\.?",
@@ -173,6 +174,9 @@ def number_word(text: str) -> str | None:
 
 def choice(text: str) -> tuple[str, str] | None:
     """(C), C), C., (C) 42 → the letter and the rest. A bare C is a letter like any other."""
+    named = _NAMED_CHOICE.fullmatch(text)
+    if named:
+        return named.group(1), ""
     match = _CHOICE.fullmatch(text)
     if match is None or bool(match.group("open")) > (match.group("mark") == ")"):
         return None

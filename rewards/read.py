@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from rewards import phrases, split
+from rewards import phrases, regions, split
 from rewards.numbers import read_number
 from rewards.shapes import (
     Approximation,
@@ -60,6 +60,9 @@ _BASE_WORDS = {"two": 2, "three": 3, "eight": 8, "ten": 10}
 _DOMAIN = re.compile(r"\\mathbb\s*\{\s*([RZNQC])\s*\}")
 _CONDITION = re.compile(
     r"\\in(?![a-z])|\\mathbb|\\text\s*\{[^{}]*(?:where|for|integer|real|constant|some|any|if)|^\s*(?:where|for|with|if)\b"
+)
+_SET_BUILDER = re.compile(
+    r"(?P<name>[a-z])\s*(?:\\in\s*\\mathbb\s*\{R\}\s*)?(?:\\mid|[|:])\s*(?P<condition>.+)", re.DOTALL
 )
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
 _ELLIPSIS = re.compile(r"\\ldots|\.\.\.|…")
@@ -221,7 +224,7 @@ class Reader:
         if opening == "{":
             return self.read(inside, nesting + 1)
         if opening == r"\{" and re.search(r"\\mid(?![a-z])|(?<!\|)\|(?!\|)|:", inside):
-            return Expression(text)  # set-builder notation equals only the same text
+            return self._set_builder(inside, nesting) or Expression(text)
         pieces = Reader(thousands=False)._pieces(inside)
         if len(pieces) > MAX_ELEMENTS:
             return Unusable("too_many_values", text)
@@ -234,6 +237,14 @@ class Reader:
         if len(pieces) == 1:
             return self.read(inside, nesting + 1) if (opening, closing) in {("(", ")"), ("[", "]")} else None
         return Bracketed(opening, closing, tuple(self._element(piece, nesting) for piece in pieces))
+
+    def _set_builder(self, inside: str, nesting: int) -> Node | None:
+        r"""{x | x > 3} is the region x > 3; any other set-builder notation equals only its own text."""
+        match = _SET_BUILDER.fullmatch(inside)
+        if match is None:
+            return None
+        node = self.read(match.group("condition"), nesting + 1)
+        return node if regions.variable(node) == match.group("name") else None
 
     def _pieces(self, inside: str) -> list[str]:
         found = split.split_items(inside, thousands=False)

@@ -1,0 +1,46 @@
+"""Golden answers, one line each in cases/answers.tsv: what a careful reader accepts for a reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rewards.judge import same_answer
+from rewards.types import Verdict
+
+CASES = Path(__file__).parent / "cases" / "answers.tsv"
+
+
+def cases() -> list[tuple[str, str, str]]:
+    rows = [line.split("\t") for line in CASES.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+@pytest.mark.parametrize(("expected", "reference", "answer"), cases())
+def test_golden_answer(expected: str, reference: str, answer: str) -> None:
+    verdict, rule = same_answer(answer, reference)
+    assert (verdict is Verdict.CORRECT) == (expected == "T"), f"{verdict} by {rule}"
+
+
+def test_the_fast_path_never_changes_a_verdict() -> None:
+    for _, reference, answer in cases():
+        fast, slow = (same_answer(answer, reference, fast=fast)[0] for fast in (True, False))
+        assert (fast is Verdict.CORRECT) == (slow is Verdict.CORRECT), (reference, answer)
+
+
+ONE_WAY = {
+    # A reference may carry more than the answer has to.
+    "(3,4)", "x=1,y=2", r"2:30 \text{ p.m.}", "9:30", "x=5", "2:30", r"\int_0^1 1 dx",
+    r"\approx 42", r"\sim 42", r"\sum_{n=0}^\infty 2^{-n}",
+}  # fmt: skip
+
+
+def test_equality_is_symmetric() -> None:
+    uneven = []
+    for expected, reference, answer in cases():
+        if reference not in ONE_WAY and answer not in ONE_WAY:
+            backwards, _ = same_answer(reference, answer)
+            if (backwards is Verdict.CORRECT) != (expected == "T"):
+                uneven.append((reference, answer))
+    assert not uneven

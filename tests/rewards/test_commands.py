@@ -1,0 +1,129 @@
+"""`python -m rewards.check` and `python -m rewards.audit` on small files whose findings are known."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rewards import audit, check
+
+RUNNER = CliRunner()
+LONG = "A train leaves the station at noon and travels east at a constant speed of {} miles per hour until it stops"
+OTHER = (
+    "Find the number of ways to colour the vertices of a regular polygon with {} sides up to rotation and reflection"
+)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def problem(identity: str, text: str, answer: str = "5") -> dict[str, Any]:
+    return {"id": identity, "problem": text, "answer": answer}
+
+
+def test_check_finds_bad_references_repeats_and_overlap(tmp_path: Path) -> None:
+    data = write(
+        tmp_path / "train.jsonl",
+        [
+            problem("a", LONG.format(60)),
+            problem("b", "What is 2 + 3?", ""),
+            problem("c", "what is  2+3 ?", "nan"),
+            problem("d", "Name the cardinal.", r"\aleph_0 \otimes 1"),
+            problem("e", OTHER.format(7), r"\frac{1}{2}"),
+        ],
+    )
+    other = write(
+        tmp_path / "eval.jsonl", [problem("x", "Hello. " + LONG.format(60) + " again"), problem("y", "Else?")]
+    )
+    report = tmp_path / "report.jsonl"
+    result = RUNNER.invoke(check.app, [str(data), "--against", str(other), "--output", str(report), "--workers", "1"])
+    assert result.exit_code == 1, result.output
+    found = {(row["kind"], row["id"]) for row in read(report)}
+    assert found == {
+        ("ungradable", "b"), ("ungradable", "c"), ("text_only", "b"), ("text_only", "c"), ("text_only", "d"),
+        ("repeat", "c"), ("overlap", "a"),
+    }  # fmt: skip
+
+
+def test_check_of_a_clean_file_succeeds(tmp_path: Path) -> None:
+    data = write(tmp_path / "train.jsonl", [problem("a", LONG.format(60)), problem("e", OTHER.format(7), r"\frac12")])
+    result = RUNNER.invoke(check.app, [str(data), "--workers", "1"])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"id": "a", "problem": "?"}\n', "no field 'answer'"),
+        ("not json\n", "line 1: not JSON"),
+        ("[1]\n", "must be an object"),
+    ],
+)
+def test_check_names_the_line_that_is_wrong(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(content)
+    result = RUNNER.invoke(check.app, [str(path)])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_check_of_a_missing_file(tmp_path: Path) -> None:
+    result = RUNNER.invoke(check.app, [str(tmp_path / "none.jsonl")])
+    assert result.exit_code == 2
+    assert "no such file" in " ".join(result.output.split())
+
+
+def rollout(identity: str, completion: str, reference: str, verdict: str) -> dict[str, Any]:
+    return {
+        "completion": completion, "reference": reference, "verdict": verdict, "reward": 0.0, "step": 3,
+        "problem_id": identity, "problem": "?", "sample": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_audit_sorts_disagreements(tmp_path: Path, compressed: bool) -> None:
+    rows = [
+        rollout("agree", "\\boxed{2\\sqrt{3}}", "\\sqrt{12}", "correct"),
+        rollout("rounded", "\\boxed{0.333}", "\\frac{1}{3}", "incorrect"),
+        rollout("unboxed", "So it is\n5", "5", "no_answer"),
+        rollout("changed", "\\boxed{5}", "5", "incorrect"),
+        rollout("ours", "\\boxed{90 \\text{ minutes}}", "1.5 \\text{ hours}", "correct"),
+    ]
+    path = tmp_path / ("rollouts.jsonl.gz" if compressed else "rollouts.jsonl")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if compressed:
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    report = tmp_path / "report.jsonl"
+    result = RUNNER.invoke(audit.app, [str(path), "--output", str(report), "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    found = {row["problem_id"]: row["kind"] for row in read(report)}
+    assert found == {
+        "rounded": "false_negative?", "unboxed": "false_negative?", "changed": "verdict_changed",
+        "ours": "false_positive?",
+    }  # fmt: skip
+
+
+def test_audit_explains_bad_input(tmp_path: Path) -> None:
+    missing = RUNNER.invoke(audit.app, [str(tmp_path / "none.jsonl")])
+    assert missing.exit_code == 2
+    path = write(tmp_path / "r.jsonl", [{"completion": "x"}])
+    assert "no field 'reference'" in " ".join(RUNNER.invoke(audit.app, [str(path)]).output.split())
+    assert RUNNER.invoke(audit.app, [str(path), "--form", "guess"]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", [check.app, audit.app])
+def test_help(command: Any) -> None:
+    assert RUNNER.invoke(command, ["--help"]).exit_code == 0

@@ -1,0 +1,66 @@
+"""On real references and the graded development answers: skipped where the shared files are absent."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards import Grader
+from rewards.judge import judge_completion, same_answer
+from rewards.types import Verdict
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+pytestmark = [pytest.mark.shared, pytest.mark.skipif(not SHARED.is_dir(), reason="the shared files are not here")]
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (SHARED / name).read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_development_case_is_judged_as_expected(grader: Grader) -> None:
+    cases = rows("verifier_dev.jsonl")
+    results = grader.grade([(case["completion"], case["gold"]) for case in cases])
+    wrong = [
+        (case["id"], case["gold"], result.extracted, result.verdict, result.detail)
+        for case, result in zip(cases, results, strict=True)
+        if (result.verdict is Verdict.CORRECT) != case["expected"]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", ["math500.jsonl", "aime2024.jsonl", "aime2025.jsonl", "aime2026.jsonl"])
+def test_every_reference_is_correct_against_itself(grader: Grader, name: str) -> None:
+    references = [row["answer"] for row in rows(name)]
+    failed = [
+        r for r, result in zip(references, grader.check_references(references), strict=True) if result.reward != 1.0
+    ]
+    assert not failed
+
+
+def test_the_fast_path_never_changes_a_verdict() -> None:
+    """Development cases, MATH-500 references against themselves and their neighbours, and GSM8K integers."""
+    pairs = [(case["completion"], case["gold"]) for case in rows("verifier_dev.jsonl")]
+    answers = [judge_completion(text, gold, forms=("boxed",)).extracted for text, gold in pairs]
+    compared = [(answer, gold) for answer, (_, gold) in zip(answers, pairs, strict=True) if answer is not None]
+    for name in ("math500.jsonl", "gsm8k_test.jsonl"):
+        references = [row["answer"] for row in rows(name)][:500]
+        compared += [(reference, reference) for reference in references]
+        compared += list(itertools.pairwise(references))
+    for answer, reference in compared:
+        fast, slow = (same_answer(answer, reference, fast=fast)[0] for fast in (True, False))
+        assert (fast is Verdict.CORRECT) == (slow is Verdict.CORRECT), (answer, reference)
+
+
+def test_different_references_are_different() -> None:
+    """No MATH-500 reference equals the next one unless both are the same value: nothing is too lenient."""
+    references = sorted({row["answer"] for row in rows("math500.jsonl")})
+    equal = {
+        (one, other) for one, other in itertools.pairwise(references) if same_answer(other, one)[0] is Verdict.CORRECT
+    }
+    bare = re.compile(r"\^\\circ|\\mbox\{.*|\\text\{.*|[\\$\s]")
+    assert all(bare.sub("", one) == bare.sub("", other) for one, other in equal), equal

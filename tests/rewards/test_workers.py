@@ -1,0 +1,229 @@
+"""The worker pool: started late, used from anywhere, replaced when it dies, gone when closed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rewards import Grader, GradeResult
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RIGHT = ("\\boxed{2x+3}", "3+2x")
+WRONG = ("\\boxed{7}", "8")
+HANGS = ("\\boxed{\\sqrt{10^{100000}+1}}", "10^{50000}")
+
+
+@pytest.fixture(scope="module")
+def pool_grader() -> Iterator[Grader]:
+    with Grader(workers=2, timeout_s=2.0) as grader:
+        yield grader
+
+
+def verdicts(results: list[GradeResult]) -> list[str]:
+    return [str(result.verdict) for result in results]
+
+
+def descendants() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def wait_until_gone(processes: list[psutil.Process], seconds: float = 20.0) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return not alive
+
+
+def test_nothing_starts_before_the_first_item() -> None:
+    before = {process.pid for process in descendants()}
+    grader = Grader(workers=2)
+    assert {process.pid for process in descendants()} == before
+    assert grader.grade([]) == []
+    assert {process.pid for process in descendants()} == before
+    grader.close()
+
+
+def test_close_leaves_no_process_behind() -> None:
+    before = {process.pid for process in descendants()}
+    with Grader(workers=2, timeout_s=2.0) as grader:
+        assert verdicts(grader.grade([RIGHT] * 40)) == ["correct"] * 40
+        mine = [process for process in descendants() if process.pid not in before]
+        assert len(mine) == 3  # the nursery and two workers
+    assert wait_until_gone(mine)
+    grader.close()
+    with pytest.raises(ValueError, match="closed"):
+        grader.grade([RIGHT])
+
+
+def test_a_forgotten_grader_is_closed_by_the_collector() -> None:
+    before = {process.pid for process in descendants()}
+    grader = Grader(workers=1)
+    grader.grade([WRONG])
+    mine = [process for process in descendants() if process.pid not in before]
+    del grader
+    assert wait_until_gone(mine)
+
+
+def test_a_hanging_item_costs_only_its_own_verdict(pool_grader: Grader) -> None:
+    results = pool_grader.grade([RIGHT, HANGS, WRONG, RIGHT, HANGS, *[WRONG] * 30])
+    assert verdicts(results) == ["correct", "timeout", "incorrect", "correct", "timeout", *["incorrect"] * 30]
+    zombies = [process for process in descendants() if process.status() == psutil.STATUS_ZOMBIE]
+    time.sleep(0.2)
+    assert not [process for process in zombies if process.is_running() and process.status() == psutil.STATUS_ZOMBIE]
+
+
+def test_replacements_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="rewards"), Grader(workers=1, timeout_s=1.0) as grader:
+        assert verdicts(grader.grade([HANGS, WRONG, HANGS])) == ["timeout", "incorrect", "timeout"]
+        assert grader.restarts == 2
+    assert len([record for record in caplog.records if record.name.startswith("rewards")]) == 1
+
+
+def test_a_killed_worker_is_replaced_and_its_items_regraded(pool_grader: Grader) -> None:
+    items = [RIGHT, WRONG] * 200
+    pool_grader.grade(items[:2])
+    nursery = next(p for p in descendants() if "rewards.nursery" in p.cmdline() and p.children())
+
+    def kill_workers() -> None:
+        for child in nursery.children():
+            child.kill()
+
+    killer = threading.Timer(0.05, kill_workers)
+    killer.start()
+    assert verdicts(pool_grader.grade(items)) == ["correct", "incorrect"] * 200
+    killer.join()
+
+
+def test_a_killed_nursery_is_started_again() -> None:
+    with Grader(workers=2, timeout_s=2.0) as grader:
+        grader.grade([RIGHT])
+        for process in descendants():
+            if "rewards.nursery" in process.cmdline() and process.ppid() == os.getpid():
+                process.kill()
+                process.wait(10)
+        assert verdicts(grader.grade([RIGHT, WRONG])) == ["correct", "incorrect"]
+
+
+def test_threads(pool_grader: Grader) -> None:
+    outcomes: dict[int, list[str]] = {}
+
+    def work(number: int) -> None:
+        outcomes[number] = verdicts(pool_grader.grade([RIGHT, WRONG, HANGS if number == 0 else RIGHT]))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes[0] == ["correct", "incorrect", "timeout"]
+    assert all(outcomes[number] == ["correct", "incorrect", "correct"] for number in (1, 2, 3))
+
+
+def test_a_grader_started_in_a_short_thread_outlives_it() -> None:
+    with Grader(workers=1, timeout_s=2.0) as grader:
+        thread = threading.Thread(target=grader.grade, args=([RIGHT],))
+        thread.start()
+        thread.join()
+        assert verdicts(grader.grade([RIGHT, WRONG])) == ["correct", "incorrect"]
+        assert grader.restarts == 0
+
+
+def test_asyncio(pool_grader: Grader) -> None:
+    async def main() -> list[list[GradeResult]]:
+        calls = [asyncio.to_thread(pool_grader.grade, [RIGHT, WRONG]) for _ in range(3)]
+        return await asyncio.gather(*calls)
+
+    assert all(verdicts(results) == ["correct", "incorrect"] for results in asyncio.run(main()))
+
+
+def _grade_in_child(grader: Grader, queue: multiprocessing.Queue[list[str]]) -> None:
+    queue.put(verdicts(grader.grade([RIGHT, WRONG])))
+    grader.close()
+
+
+def test_a_forked_child_uses_workers_of_its_own(pool_grader: Grader) -> None:
+    pool_grader.grade([RIGHT])
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_grade_in_child, args=(pool_grader, queue))
+    child.start()
+    assert queue.get(timeout=120) == ["correct", "incorrect"]
+    child.join(30)
+    assert child.exitcode == 0
+    assert verdicts(pool_grader.grade([RIGHT, WRONG])) == ["correct", "incorrect"]
+
+
+SCRIPT = """
+import sys
+from rewards import Grader
+
+grader = Grader(workers=2, timeout_s={limit})
+print(*[r.verdict for r in grader.grade([({right!r}, {reference!r})])], flush=True)
+{then}
+"""
+
+
+def run_script(then: str, limit: float = 3.0) -> subprocess.Popen[str]:
+    """A program without a main guard, which no start method forgives but ours does not mind."""
+    source = SCRIPT.format(limit=limit, right=RIGHT[0], reference=RIGHT[1], then=textwrap.dedent(then))
+    return subprocess.Popen(
+        [sys.executable, "-c", source], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_script_without_a_main_guard_ends_cleanly_and_prints_nothing_else() -> None:
+    with run_script("pass") as script:
+        out, err = script.communicate(timeout=120)
+        assert script.returncode == 0
+    assert out == "correct\n"
+    assert err == ""
+
+
+def test_under_spawn() -> None:
+    then = """
+    import multiprocessing
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        code = "__import__('rewards').Grader(workers=1).grade([('\\\\\\\\boxed{1}', '1')])[0].verdict"
+        print(pool.apply(eval, (code,)))
+    """
+    with run_script(then) as script:
+        out, err = script.communicate(timeout=120)
+    assert out == "correct\ncorrect\n", err
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+def test_when_the_program_is_stopped_its_workers_go_with_it(signal_number: signal.Signals) -> None:
+    """Ctrl-C, kill and kill -9 in the middle of an item that would take a minute."""
+    then = f"grader.grade([({HANGS[0]!r}, {HANGS[1]!r})])"
+    with run_script(then, limit=60.0) as script:
+        assert script.stdout is not None
+        assert script.stdout.readline() == "correct\n"
+        children = psutil.Process(script.pid).children(recursive=True)
+        assert children
+        time.sleep(0.3)
+        script.send_signal(signal_number)
+        script.wait(60)
+        assert script.returncode != 0
+        assert wait_until_gone(children)
+
+
+def test_importing_is_light() -> None:
+    code = (
+        "import sys, rewards;"
+        "heavy = {'torch', 'vllm', 'transformers', 'sympy', 'math_verify', 'latex2sympy2_extended', 'trl', 'numpy'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
