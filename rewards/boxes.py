@@ -29,7 +29,10 @@ _HIDDEN = tuple(
     )
 )  # fmt: skip
 """What a reader does not see; the mark is a quick test for whether the pattern can match at all."""
-_HIDING_COMMAND = re.compile(r"\\(?:[hv]?phantom|smash|llap|rlap|color\{white\}|textcolor\{white\})\s*\{?")
+_HIDING_COMMAND = re.compile(
+    r"\\(?:[hv]?phantom|smash|llap|rlap|[xb]?cancel|sout|color\{white\}|textcolor\{white\})\s*\{?"
+    r"|\\(?:re)?newcommand\*?\{?\\\w+\}?|\\def\s*\\\w+|~~|<(?:s|del|strike)>"
+)
 _HIDING_WINDOW = 40
 MAX_BOXES = 100
 

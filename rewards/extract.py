@@ -49,6 +49,8 @@ class Refused:
 
     rule: str
     answer: str | None = None
+    rivals: tuple[str, ...] = ()
+    """The other boxes, when there are several: if all say the same, it was one answer after all."""
 
 
 def extract(completion: str, forms: tuple[str, ...]) -> Extracted | Refused:
@@ -97,11 +99,16 @@ def _settle(text: str, boxes: Boxes, tail: str) -> Extracted | Refused:
         ("several_boxes", _several_answers(text, boxes.complete, group)),
     ):
         if applies:
-            return Refused(rule, last.content)
+            return Refused(rule, last.content, _rivals(boxes.complete) if rule == "several_boxes" else ())
     contents = list(dict.fromkeys(_squeeze(box.content) for box in group))
     if len(contents) == 1:
         return Extracted(last.content, tail)
     return Extracted(", ".join(_labelled(text, group)), tail, several=True)
+
+
+def _rivals(boxes: tuple[Box, ...]) -> tuple[str, ...]:
+    contents = tuple(dict.fromkeys(_squeeze(box.content) for box in boxes))
+    return contents if len(contents) <= MAX_DIFFERENT_BOXES else ()
 
 
 def _side_by_side(text: str, boxes: tuple[Box, ...]) -> list[Box]:

@@ -67,6 +67,8 @@ def judge_completion(completion: str, reference: str, *, forms: tuple[str, ...])
     if isinstance(found, Refused):
         if found.answer is None or found.rule == "empty_box":
             return Judgement(Verdict.NO_ANSWER, None, found.rule)
+        if found.rivals and all(same_answer(rival, reference)[0] is Verdict.CORRECT for rival in found.rivals):
+            return Judgement(Verdict.CORRECT, found.answer, "same_in_every_box")
         return Judgement(Verdict.INCORRECT, found.answer, found.rule)
     verdict, rule = same_answer(found.answer, reference, several=found.several)
     if verdict is Verdict.CORRECT and _belied(found, reference):

@@ -24,6 +24,7 @@ _SYMBOL = rf"{_LETTER}{_SUBSCRIPT}'*(?:\^\s*(?:\{{\s*-1\s*\}}|\{{?\\prime\}}?|\*
 _NAME = re.compile(
     rf"\s*(?:{_SYMBOL}(?:\s*\((?:[^()]|\([^()]*\))*\))?"  # x, a_1, f(x), P(A), f^{{-1}}(x)
     rf"|[-+]?\s*{_SYMBOL}(?:\s*[-+]?\s*{_SYMBOL}){{1,4}}"  # m + n, abc, AB
+    rf"|{_SYMBOL}\s*/\s*{_SYMBOL}|\\frac\s*\{{\s*{_SYMBOL}\s*\}}\s*\{{\s*{_SYMBOL}\s*\}}"  # a / b
     rf"|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL}){{0,5}}\s*\)"  # (x, y)
     r"|\\(?:angle|triangle|overline|overrightarrow|vec|widehat|hat|bar|mathcal|measuredangle)\s*\{?[A-Za-z ]{1,6}\}?"
     rf"|m\s*\\angle\s*[A-Z]{{1,3}}|\|\s*{_SYMBOL}(?:\s*[-+]?\s*{_SYMBOL}){{0,2}}\s*\||\[[A-Z]{{3,6}}\]"
@@ -31,6 +32,7 @@ _NAME = re.compile(
     r"|\\text\s*\{[^{}]*\}|\\frac\s*\{\s*d[a-z]?\s*\}\s*\{\s*d[a-z]\s*\}|[A-Z][a-z]+(?: [A-Za-z]+){0,3}"
     r"|\\operatorname\s*\{[A-Za-z]+\}\s*\([^()]*\))\s*"
 )  # fmt: skip
+_POWER_SUM = re.compile(r"\s*[A-Za-z](?:\^\{?\d\}?)?(?:\s*\+?\s*[A-Za-z](?:\^\{?\d\}?)?){1,4}\s*")
 _QUANTIFIED = re.compile(r"(?<![\\A-Za-z])([A-Za-z])\s*(?:\\in\b|(?:is|be)\b|\\text)")
 _DOMAIN_CONDITION = re.compile(
     r"(?:where|for|with|and|any|all|every|some|is|an|a|integers?|real|constants?|arbitrary|numbers?|k|n|m|c|C|\s|,"
@@ -40,7 +42,13 @@ _DOMAIN_CONDITION = re.compile(
 
 def is_name(text: str) -> bool:
     """Whether the left side of an equation only names the value: no number takes part in it."""
-    return _NAME.fullmatch(text) is not None
+    return _NAME.fullmatch(text) is not None or _is_power_sum(text)
+
+
+def _is_power_sum(text: str) -> bool:
+    """x^2 + y^2 or x^2 y asks for one value of several unknowns; x^2 alone is an equation to be solved."""
+    match = _POWER_SUM.fullmatch(text)
+    return match is not None and len(set(re.findall(r"[A-Za-z]", text))) >= 2
 
 
 def equal_relations(reference: Node, answer: Node, equal: Equal) -> bool:

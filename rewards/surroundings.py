@@ -15,7 +15,8 @@ _MATH_CLOSING = r"(?:[\s$)}\].,;*_]|\\[)\]]|\\quad|\\,|\\;)*"
 
 _NEGATED_BEFORE = re.compile(
     r"(?:\bnot|n't|\bnever|\bcannot|\bcan not|\brather than|\binstead of|\bother than|\bexcept|\bneither|\bnor"
-    r"|≠|\\neq?|!=)"
+    r"|≠|\\neq?|!=|\b(?:wrong|incorrect(?:ly)?|false|naive|mistaken(?:ly)?|example|e\.g\.)\b[^.,;\n$\\\d]{0,25}"
+    r"|\b(?:do not|don't|never|should not|shouldn't)\s+(?:write|say|answer|box|put)\b)"
     r"(?:\s+(?:be|equal|equal to|equals|simply|just|actually|really|get|give))?" + _MATH_OPENING + r"$",
     re.IGNORECASE,
 )
@@ -23,7 +24,9 @@ _NEGATED_AFTER = re.compile(
     r"^" + _MATH_CLOSING + r"(?:[,(–—-]\s*)?(?:(?:which|that|this|it|but|and|i think|the answer)\s+)*"
     r"(?:(?:is|was|are|would be|seems|looks|must be|cannot be|can't be|isn't|is not|was not|does not|doesn't)\s+)"
     r"?(?:also\s+|clearly\s+|actually\s+|definitely\s+)*"
-    r"(?:(?:wrong|incorrect|false|a mistake|mistaken|an error|impossible|invalid|rejected|too (?:large|small|big))\b"
+    r"(?:what (?:a|an|some|many|most|others|one)\b"
+    r"|(?:wrong|incorrect|false|a mistake|mistaken|an error|impossible|invalid|rejected"
+    r"|too (?:large|small|big))\b"
     r"|(?:not|n't)\s+(?:the\s+)?(?:correct|right|valid|answer|final|possible|true|a (?:valid|correct|possible))\b)",
     re.IGNORECASE,
 )
@@ -42,12 +45,13 @@ _RETRACTED = re.compile(
     re.IGNORECASE,
 )
 _CLAIM = re.compile(
-    r"\b(?:(?P<other>(?:actual|actually|correct|real|true|right|final|proper|intended)\b[^.\n$\\]{0,20}?)?"
-    r"(?:answer|result|solution|value)(?:\s+(?:is|should be|must be|would be|equals|becomes)|\s*[:=])"
+    r"(?:\b(?:answer|(?:actual|correct|real|true|right|final|proper|intended)\s+(?:result|solution|value))"
+    r"(?:\s+(?:is|should be|must be|would be|equals|becomes)|\s*[:=])"
     r"|(?:actually|correction|instead|rather)\W{1,3}(?:it|the answer|this)?\s*(?:is|'s|should be|must be|equals)"
     r"|it (?:should|must|ought to) (?:actually |really )?be)(?P<claim>[^\n]{1,160})",
     re.IGNORECASE,
 )
+_STARTS_A_VALUE = frozenset("0123456789-+.\\([{√π")
 _CHOICE_BETWEEN = re.compile(
     r"\b(?:or|alternatively|maybe|perhaps|possibly|might|could be|may be|otherwise|either|else|guess|candidate|option"
     r"|possible|possibility|another (?:answer|option|choice|candidate|guess)|if not|alternative)\b",
@@ -69,7 +73,7 @@ _CLAIMED = re.compile(
     r"|\b(?:guess|option|candidate|try)\b[^.\n]{0,15}$",
     re.IGNORECASE,
 )  # fmt: skip
-MIN_PROSE_WORDS = 4
+MIN_PROSE_WORDS = 3
 
 
 def is_negated(text: str, start: int, end: int) -> bool:
@@ -97,7 +101,7 @@ def later_claims(tail: str) -> list[str]:
     claims = []
     for match in _CLAIM.finditer(tail[:TAIL]):
         claim = _first_statement(match.group("claim"))
-        if any(c.isdigit() for c in claim) or "$" in match.group("claim")[:6]:
+        if claim[:1] in _STARTS_A_VALUE:
             claims.append(claim)
     return claims[-3:]
 
@@ -122,7 +126,9 @@ def choice_between(gap: str) -> bool:
 def supersedes(gap: str) -> bool:
     """The words between two different boxes make the first a step or a mistake, and the second the answer."""
     words = len(re.findall(r"[A-Za-z]{2,}", gap))
-    return bool(_CORRECTION.search(gap) or _INFERENCE.search(gap)) or words > 3 * MIN_PROSE_WORDS
+    if _CORRECTION.search(gap):
+        return True
+    return words >= MIN_PROSE_WORDS and (_INFERENCE.search(gap) is not None or words > 3 * MIN_PROSE_WORDS)
 
 
 def corrects(gap: str) -> bool:

@@ -15,8 +15,8 @@ _SPECIAL_TURN = re.compile(
     r"|<\|user\|>|<\|assistant\|>|<start_of_turn>|<end_of_turn>|\[/?INST\]|</s>|<｜User｜>|<｜Assistant｜>"
 )
 _PLAIN_TURN = re.compile(
-    r"\n[ \t]*(?:#+[ \t]*|\*\*)?(?:User|Human|Assistant|System|Instruction|Q|Question|Problem|Prompt)(?:\*\*)?"
-    r"[ \t]*(?:\d+[ \t]*)?(?::|\n)",
+    r"\n[ \t]*(?:#+[ \t]*|\*\*)?(?:(?P<speaker>User|Human|Assistant|System)|Instruction|Q|Question|Problem|Prompt)"
+    r"(?:\*\*)?[ \t]*(?:\d+[ \t]*)?(?::|\n)",
 )
 _LEADING_ROLE = re.compile(r"\s*(?:<\|im_start\|>\s*assistant\b|<\|assistant\|>|<｜Assistant｜>)\s*")
 _ROLE_WORDS = re.compile(r"<\|?[^<>|\n]{1,30}\|?>|[<\[][/\w|｜]{1,20}[>\]]|\b(?:user|assistant|human|system)\b:?", re.I)
@@ -39,17 +39,18 @@ def own_words(completion: str, *, first_box_end: int | None) -> Speech:
     """
     leading = _LEADING_ROLE.match(completion)
     begin = leading.end() if leading else 0
-    cut = len(completion)
+    cut, speaks = len(completion), True
     special = _SPECIAL_TURN.search(completion, begin) if "<" in completion or "INST]" in completion else None
     if special:
         cut = special.start()
     if first_box_end is not None:
         plain = _PLAIN_TURN.search(completion, first_box_end, cut)
         if plain:
-            cut = plain.start()
+            # A next problem, as base models invent them, ends the answer; a next speaker spoils it.
+            cut, speaks = plain.start(), plain.group("speaker") is not None
     rest = _ROLE_WORDS.sub("", completion[cut:])
     thought, said = _split_thought(completion[begin:cut]) if "<" in completion else ("", completion[begin:cut])
-    return Speech(thought=thought, said=said, goes_on=bool(re.search(r"\w", rest)))
+    return Speech(thought=thought, said=said, goes_on=speaks and re.search(r"\w", rest) is not None)
 
 
 def _split_thought(text: str) -> tuple[str, str]:

@@ -129,6 +129,7 @@ DECEPTIVE = frozenset(
         "modulo",
         "remainder",
         "ignore",
+        "ish",
     ]
 )
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|[＄€£¥₹¢°%]|\\%|\^?\d+|/|\^")
