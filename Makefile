@@ -12,8 +12,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-quickstart: .venv/engine ## train the embedded example: before → after in a few minutes
-	$(RUN) -m rl_engine.train --config quickstart.yaml
+quickstart: .venv/engine ## train the embedded example, before → after in minutes; ARGS="seed=1" adds settings
+	$(RUN) -m rl_engine.train --config quickstart.yaml --overwrite $(ARGS)
 
 test: lint types unit ## lint, types and tests
 
@@ -31,7 +31,7 @@ lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 	requirements/lock.sh
 
 embedded: .venv/engine ## rebuild the embedded model from random weights (about a quarter of an hour)
-	$(RUN) -m rl_engine.embedded.build
+	$(RUN) -m rl_engine.embedded
 
 clean: ## remove the environment and caches, keep runs/
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -130,7 +130,7 @@ def held_out_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, start: str
 
 def build(
     output: Annotated[Path, typer.Option(help="Where the checkpoint is written.")] = EMBEDDED_DIR,
-    steps: Annotated[int, typer.Option(min=1, help="Batches of the warm start.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Batches of the warm start.")] = 700,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the examples.")] = 0,
 ) -> None:
     """Make the embedded model from nothing."""
@@ -159,11 +159,10 @@ def build(
         "steps": steps,
         "seed": seed,
         "loss": loss.item(),
-        "seconds": round(time.monotonic() - start),
         "held_out_accuracy": {style: held_out_accuracy(model, tokenizer, text) for style, text in starts.items()},
     }
     (output / "made.json").write_text(json.dumps(made, indent=2) + "\n")
-    Console().print(f"{output}:", made)
+    Console().print(f"{output}, made in {time.monotonic() - start:.0f} s:", made)
 
 
 if __name__ == "__main__":

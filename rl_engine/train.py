@@ -68,6 +68,8 @@ def stay_offline_if_possible(config: Config) -> None:
 
 def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
     """Assemble and train; the exit code."""
+    # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     from transformers.utils.logging import disable_progress_bar
 
