@@ -20,6 +20,7 @@ from rewards.shapes import Expression, Items, Node, Unusable
 from rewards.surroundings import later_claims
 from rewards.types import Verdict
 
+MAX_REMEMBERED_CHARS = 1_000
 _BOXED_REFERENCE = re.compile(r"\\boxed\s*\{")
 _AMBIGUOUS_COMMAS = re.compile(r"\d{1,3}(?:,\d{3})+")
 
@@ -89,9 +90,22 @@ def _belied(found: Extracted, reference: str) -> bool:
     return bool(claims) and same_answer(claims[-1], reference)[0] is Verdict.INCORRECT
 
 
-@lru_cache(maxsize=16384)
 def same_answer(answer: str, reference: str, *, several: bool = False, fast: bool = True) -> tuple[Verdict, str]:
-    """Whether an answer agrees with a reference, and by which rule. `fast=False` skips the short cuts."""
+    """Whether an answer agrees with a reference, and by which rule. `fast=False` skips the short cuts.
+
+    Pairs of ordinary length are remembered: a group of completions often gives the same few answers.
+    """
+    if len(answer) + len(reference) > MAX_REMEMBERED_CHARS:
+        return _judge_pair(answer, reference, several, fast)
+    return _remembered(answer, reference, several, fast)
+
+
+@lru_cache(maxsize=16384)
+def _remembered(answer: str, reference: str, several: bool, fast: bool) -> tuple[Verdict, str]:
+    return _judge_pair(answer, reference, several, fast)
+
+
+def _judge_pair(answer: str, reference: str, several: bool, fast: bool) -> tuple[Verdict, str]:
     try:
         expected = clean(_own_box(reference))
     except Unreadable as error:

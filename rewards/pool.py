@@ -245,7 +245,7 @@ class Pool:
             elapsed = time.monotonic() - worker.head_since
             head = assigned[0]
             if worker.overdue or elapsed >= 0.9 * self._timeout_s:
-                self._report("a judgement ran over its limit")
+                self._report("a worker ran over the time limit")
                 batch.settle(head, _failure(Verdict.TIMEOUT, f"over the limit of {self._timeout_s:g} s"))
             else:
                 self._report("a worker died")

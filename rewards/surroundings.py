@@ -76,24 +76,33 @@ _CLAIMED = re.compile(
 MIN_PROSE_WORDS = 3
 
 
+_NEGATING_MARKS = (
+    "not", "n't", "never", "than", "instead", "except", "neither", "nor", "≠", "\\ne", "!=", "wrong", "ncorrect",
+    "false", "naive", "mistaken", "example", "e.g.",
+)  # fmt: skip
+"""One of these is in every text that `_NEGATED_BEFORE` matches: a cheap test before the expensive one."""
+
+
 def is_negated(text: str, start: int, end: int) -> bool:
     r"""`the answer is not \boxed{5}`, `\boxed{5} is wrong`."""
-    return bool(
-        _NEGATED_BEFORE.search(text[max(0, start - REACH) : start]) or _NEGATED_AFTER.match(text[end : end + REACH])
-    )
+    before = text[max(0, start - REACH) : start]
+    lowered = before.lower()
+    if any(mark in lowered for mark in _NEGATING_MARKS) and _NEGATED_BEFORE.search(before):
+        return True
+    return _NEGATED_AFTER.match(text[end : end + REACH]) is not None
 
 
 def is_alternative(text: str, start: int, end: int) -> bool:
     r"""`either 4 or \boxed{5}`, `\boxed{5} or 6`."""
-    return bool(
-        _ALTERNATIVE_BEFORE.search(text[max(0, start - REACH) : start])
-        or _ALTERNATIVE_AFTER.match(text[end : end + REACH])
-    )
+    before = text[max(0, start - REACH) : start]
+    if "or" in before[-20:].lower() and _ALTERNATIVE_BEFORE.search(before):
+        return True
+    return _ALTERNATIVE_AFTER.match(text[end : end + REACH]) is not None
 
 
 def is_retracted(tail: str) -> bool:
     """Words after the answer that withdraw it."""
-    return bool(_RETRACTED.search(tail[:TAIL]))
+    return len(tail) > 4 and _RETRACTED.search(tail[:TAIL]) is not None
 
 
 def later_claims(tail: str) -> list[str]:

@@ -40,6 +40,10 @@ def descendants() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
+def is_nursery(process: psutil.Process) -> bool:
+    return process.status() != psutil.STATUS_ZOMBIE and "rewards.nursery" in process.cmdline()
+
+
 def wait_until_gone(processes: list[psutil.Process], seconds: float = 20.0) -> bool:
     _, alive = psutil.wait_procs(processes, timeout=seconds)
     return not alive
@@ -93,7 +97,7 @@ def test_replacements_are_reported_once(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_killed_worker_is_replaced_and_its_items_regraded(pool_grader: Grader) -> None:
     items = [RIGHT, WRONG] * 200
     pool_grader.grade(items[:2])
-    nursery = next(p for p in descendants() if "rewards.nursery" in p.cmdline() and p.children())
+    nursery = next(p for p in descendants() if is_nursery(p) and p.children())
 
     def kill_workers() -> None:
         for child in nursery.children():
@@ -108,10 +112,9 @@ def test_a_killed_worker_is_replaced_and_its_items_regraded(pool_grader: Grader)
 def test_a_killed_nursery_is_started_again() -> None:
     with Grader(workers=2, timeout_s=2.0) as grader:
         grader.grade([RIGHT])
-        for process in descendants():
-            if "rewards.nursery" in process.cmdline() and process.ppid() == os.getpid():
-                process.kill()
-                process.wait(10)
+        nursery = next(p for p in descendants() if p.ppid() == os.getpid() and is_nursery(p))
+        nursery.kill()
+        nursery.wait(10)
         assert verdicts(grader.grade([RIGHT, WRONG])) == ["correct", "incorrect"]
 
 
