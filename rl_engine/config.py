@@ -37,15 +37,21 @@ class LoraConfig(Section):
 
 class OptimConfig(Section):
     lr: float = Field(gt=0, le=1, description="Constant learning rate of Adam.")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="Adam's decay rates of the two moments."
+    )
     eps: float = Field(1e-12, gt=0, description="Far below any gradient: the loss's constant must not matter.")
     clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0 for no clipping.")
 
 
 class LossConfig(Section):
-    name: Literal["importance_sampling", "reinforce"] = "importance_sampling"
-    baseline: Literal["group_mean"] = "group_mean"
-    normalizer: Literal["constant"] = "constant"
+    name: Literal["importance_sampling", "reinforce"] = Field(
+        "importance_sampling", description="Entry of `rl_engine.losses.LOSSES`."
+    )
+    baseline: Literal["group_mean"] = Field("group_mean", description="What a completion is compared with.")
+    normalizer: Literal["constant"] = Field(
+        "constant", description="What the step's sum of token losses is divided by: completions × max_tokens."
+    )
 
 
 class LearnerConfig(Section):
@@ -55,8 +61,8 @@ class LearnerConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: int = Field(ge=1)
-    problems_per_step: int = Field(ge=1)
+    steps: int = Field(ge=1, description="Optimizer steps of the run.")
+    problems_per_step: int = Field(ge=1, description="Groups sampled for each step.")
 
 
 class EvalConfig(Section):
@@ -65,7 +71,7 @@ class EvalConfig(Section):
     limit: int | None = Field(None, ge=1, description="Use only the first N problems of each suite.")
     n: int = Field(1, ge=1, description="Completions of each problem.")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this share.")
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; the training's when absent.")
     data_dir: str | None = Field(None, description="Directory with the suites' JSON Lines files, for no hub.")
 
@@ -85,7 +91,7 @@ class CheckpointConfig(Section):
 
 
 class LogConfig(Section):
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, description="Write `tensorboard/` into the run's directory.")
     wandb: str | None = Field(None, description="Weights & Biases project.")
     trackio: str | None = Field(None, description="Trackio project.")
 
@@ -93,9 +99,9 @@ class LogConfig(Section):
 class Config(Section):
     """One run."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Of the adapter, the order of problems and the completions.")
     output_dir: str = Field(description="Where the run is kept; `runs/<config name>` when not given.")
-    method: Literal["lora"] = "lora"
+    method: Literal["lora"] = Field("lora", description="What is trained.")
     model: ModelConfig
     data: DataConfig
     prompt: PromptConfig = PromptConfig()

@@ -46,8 +46,17 @@ def main(
         # Configuration, data or adapters that cannot be used: the message is made for people.
         fail(str(error), 2)
     except OSError as error:
-        fail(f"{error}. What was saved before stands; continue it with --resume.", 1)
+        fail(explain(error), 1)
     raise typer.Exit(code)
+
+
+def explain(error: OSError) -> str:
+    """What the system or the hub client said, and the way out."""
+    if error.errno is None:
+        hint = "On a machine without the hub, give model.name, data.path and eval.data_dir as local paths."
+    else:
+        hint = "What was saved before stands: --resume continues it."
+    return f"{error}\n{hint}"
 
 
 def fail(message: str, code: int) -> None:
@@ -70,6 +79,7 @@ def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> i
     """Assemble and train; the exit code."""
     # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     from transformers.utils.logging import disable_progress_bar
 

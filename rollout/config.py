@@ -41,11 +41,11 @@ class ArithmeticConfig(Section):
 class ColumnsConfig(Section):
     """Which column of a source is what; unset ones follow the source's own table entry."""
 
-    problem: str | None = None
-    answer: str | None = None
-    level: str | None = None
-    subject: str | None = None
-    id: str | None = None
+    problem: str | None = Field(None, description="Column of the question; the source's own when absent, like all.")
+    answer: str | None = Field(None, description="Column of the reference answer.")
+    level: str | None = Field(None, description="Column of the difficulty.")
+    subject: str | None = Field(None, description="Column of the subject.")
+    id: str | None = Field(None, description="Column of the identifier.")
 
 
 class DataConfig(Section):
@@ -59,7 +59,10 @@ class DataConfig(Section):
 
 
 class PromptConfig(Section):
-    template: str = Field("chat", description=f"`chat` (the model's own template) or one of {sorted(FRAMES)}.")
+    template: str = Field(
+        "chat",
+        description=f"`chat` (the model's own template), `frame` (your own) or one of {', '.join(sorted(FRAMES))}.",
+    )
     system: str | None = Field(None, description="System message of the chat template.")
     instruction: str | None = Field(BOXED_INSTRUCTION, description="Sentence after the problem; null for none.")
     frame: str | None = Field(None, description="Own frame for `template: frame`; `{problem}` stands for the problem.")
@@ -81,7 +84,7 @@ class PromptConfig(Section):
 class SamplingConfig(Section):
     n: int = Field(8, ge=1, description="Completions of each problem: the size of a group.")
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this share.")
     max_tokens: int = Field(256, ge=1, description="Longest completion, in tokens.")
     stop: tuple[str, ...] = Field((), description="Strings that end a completion, besides the template's own.")
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from rl_engine.config import CONFIGS, Config, ConfigError, load_config
+from rl_engine.reference import reference
 
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
@@ -99,3 +100,9 @@ def test_yaml_is_loaded_safely(tmp_path: Path) -> None:
 def test_the_resolved_form_is_plain_yaml() -> None:
     tree = yaml.safe_load(load_config("quickstart.yaml").to_yaml())
     assert set(tree) == set(Config.model_fields)
+
+
+def test_the_reference_in_the_docs_is_that_of_the_code() -> None:
+    written = (CONFIGS.parent / "docs" / "configuration.md").read_text()
+    assert written == reference(), "run: python -m rl_engine.reference > docs/configuration.md"
+    assert "`optim.lr`" in written
