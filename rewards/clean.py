@@ -106,6 +106,7 @@ _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS}}}")
 _COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?P<colour>[^{}]*)\s*\}")
 _DELIMITERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"), ("__", "__"))
 _SPACES = re.compile(r"\s+")
+_SINGLE_BRACED = re.compile(r"([_^])\{(\w)\}")
 _IDLE_SPACE = re.compile(r"(?<![A-Za-z0-9.]) | (?![A-Za-z0-9.])|(?<=[A-Za-z]) (?=\d)|(?<=\d) (?=[A-Za-z])")
 
 
@@ -134,7 +135,7 @@ def clean(text: str) -> str:
 
 def fingerprint(text: str) -> str:
     """A cleaned answer without the spaces that carry no meaning: equal fingerprints are equal answers."""
-    return _IDLE_SPACE.sub("", text)
+    return _SINGLE_BRACED.sub(r"\1\2", _IDLE_SPACE.sub("", text))
 
 
 def _refuse_deceptive(text: str) -> None:

@@ -164,7 +164,9 @@ def items(reference: Node, answer: Node) -> bool | None:
             and other.opening == "("
             and _all_equal(other.elements, lone.elements)
         )
-    members = _distinct(lone.elements)
+    # 3/4 or 0.75 is one value said twice; 75, 75 is two values.
+    said_twice = lone.kind == "set" or lone.joined_by == "or"
+    members = _distinct(lone.elements) if said_twice else lone.elements
     if len(members) != 1:
         return False
     return equal(members[0], other) if lone is reference else equal(other, members[0])

@@ -47,6 +47,8 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(\\end\{[a-z]*matrix\})\s*(\\begin)", r"\1 \\cdot \2"),
     )
 )  # fmt: skip
+_PRIMED = re.compile(r"([A-Za-z])('+)")
+"""The parser drops primes, which would make f' and f the same."""
 _DECIMAL = re.compile(r"(?<![\d_])(\d*)\.(\d+)(?!\d)")
 _MIXED = re.compile(r"(?<![\d.\\^_{}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
 _MIXED_SLASH = re.compile(r"(?<![\d./^_])(\d+) (\d+)/(\d+)(?![\d.])")
@@ -54,6 +56,7 @@ _FUNCTION_BARE_POWER = re.compile(r"(?<![\d,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
 
 
 def to_latex(text: str) -> str:
+    text = _PRIMED.sub(lambda m: f"{m.group(1)}_{{prime{len(m.group(2))}}}", text.replace(r"^{\prime}", "'"))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = _FUNCTION_BARE_POWER.sub(lambda m: m.group(1).replace(",", ""), text)

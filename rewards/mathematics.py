@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -33,6 +34,7 @@ MAX_LATEX_CHARS = 1_000
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 
+_SYMBOLIC_DIVISOR = re.compile(r"\\(?:gcd|lcm)(?![A-Za-z])[^\\]*?[A-Za-z]")
 _FAST_GROWING = (sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial, sympy.fibonacci)
 _SYMPY_ERRORS = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, KeyError, IndexError)
 """What sympy raises on expressions that make no sense to it; a failure of ours would be one of these too,
@@ -49,6 +51,10 @@ class Unparsed(ValueError):
 def parse(text: str) -> Expr:
     """The sympy object of a cleaned expression."""
     latex = to_latex(text)
+    if "'" in latex:
+        raise Unparsed("a prime that the parser would drop")
+    if _SYMBOLIC_DIVISOR.search(latex):
+        raise Unparsed("a greatest common divisor of unknowns")  # sympy takes them for coprime polynomials
     if len(latex) > MAX_LATEX_CHARS:
         raise Unparsed(f"longer than {MAX_LATEX_CHARS} characters")
     try:
