@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 # The CUDA lock where a GPU is present, the CPU lock elsewhere; `make DEVICE=cpu …` overrides.
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 RUN := .venv/bin/python
+PIP := $(RUN) -m pip install --quiet --no-deps
 TORCH := $(shell grep '^torch==' requirements/$(DEVICE).txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -36,15 +37,14 @@ embedded: .venv/engine ## rebuild the embedded model from random weights (about 
 clean: ## remove the environment and caches, keep runs/
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# PyTorch's CPU index is asked for torch only, and only when pip's own sources do not have it: an index
-# that cannot be reached makes pip retry for every package of the lock.
+# torch for the CPU has a version of its own (+cpu) that the public index lacks. PyTorch's index is asked for it alone,
+# and only when pip's own sources do not have it: an index that cannot be reached makes pip retry for every package.
 .venv/engine: requirements/$(DEVICE).txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --no-deps "$(TORCH)" \
-		|| $(RUN) -m pip install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) "$(TORCH)"
-	$(RUN) -m pip install --quiet --no-deps -r requirements/$(DEVICE).txt
+	$(PIP) "$(TORCH)" || { test $(DEVICE) = cpu && $(PIP) --index-url $(TORCH_CPU_INDEX) "$(TORCH)"; }
+	$(PIP) -r requirements/$(DEVICE).txt
 	touch $@
 
 .venv/tools: .venv/engine requirements/dev.txt
-	$(RUN) -m pip install --quiet --no-deps -r requirements/dev.txt
+	$(PIP) -r requirements/dev.txt
 	touch $@

@@ -26,11 +26,11 @@ def test_it_is_small_and_has_the_shape_of_qwen3() -> None:
 
 def test_its_record_says_that_guessing_mostly_fails_and_working_mostly_succeeds() -> None:
     accuracy = json.loads((EMBEDDED_DIR / "made.json").read_text())["held_out_accuracy"]
-    assert 0.3 <= accuracy["direct"] < 0.5 < 0.75 < accuracy["worked"] < 0.95
+    assert 0.3 <= accuracy["direct"] <= 0.5 < 0.8 < accuracy["worked"] < 0.98
 
 
 def test_quickstart_trains_on_the_task_it_was_made_for() -> None:
-    assert load_config("quickstart.yaml").data.arithmetic.model_copy(update={"count": 4096}) == embedded.TASK
+    assert load_config("quickstart.yaml").data.arithmetic == embedded.ASKED
 
 
 def test_the_tokenizer_is_one_token_a_character_and_loses_nothing() -> None:
@@ -47,7 +47,7 @@ def test_examples_never_show_a_held_out_expression_and_mix_the_two_styles() -> N
     shown = list(itertools.islice(embedded.examples(0), 4000))
     held_out = {
         embedded.prompt_of(e)
-        for e in itertools.islice(expressions("held_out", 1, embedded.TASK.terms, embedded.TASK.largest), 2000)
+        for e in itertools.islice(expressions("held_out", 1, embedded.ASKED.terms, embedded.ASKED.largest), 2000)
     }
     assert not {prompt for prompt, _ in shown} & held_out
     direct = sum(answer.startswith(embedded.BOX) for _, answer in shown) / len(shown)

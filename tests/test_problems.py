@@ -13,7 +13,7 @@ import pytest
 from rewards import Grader, Verdict
 from rl_engine.config import Config
 from rl_engine.data import prepare
-from rl_engine.embedded import TASK
+from rl_engine.embedded import ASKED, SHOWN
 from rl_engine.ranks import Ranks
 from rollout.arithmetic import Expression, arithmetic_problems, expressions
 from rollout.config import ArithmeticConfig, ColumnsConfig, DataConfig, PromptConfig
@@ -132,16 +132,16 @@ def test_a_missing_column_names_those_there_are(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_train_and_held_out_never_share_an_expression() -> None:
-    train = {p.text for seed in (0, 1, 2) for p in arithmetic_problems(TASK, "train", 3000, seed)}
-    held_out = {p.text for p in arithmetic_problems(TASK, "held_out", 1000, 1)}
+    train = {p.text for seed in (0, 1, 2) for p in arithmetic_problems(SHOWN, "train", 3000, seed)}
+    held_out = {p.text for p in arithmetic_problems(ASKED, "held_out", 1000, 1)}
     assert len(held_out) == 1000
     assert not train & held_out
-    shown = {e.text for e in itertools.islice(expressions("train", 0, TASK.terms, TASK.largest), 20_000)}
+    shown = {e.text for e in itertools.islice(expressions("train", 0, SHOWN.terms, SHOWN.largest), 20_000)}
     assert not shown & {text.removesuffix("=?") for text in held_out}
 
 
 def test_answers_and_worked_steps_are_right() -> None:
-    for problem in arithmetic_problems(TASK, "train", 300, 7):
+    for problem in arithmetic_problems(ASKED, "train", 300, 7):
         expression = problem.text.removesuffix("=?")
         assert eval(expression) == int(problem.answer)
         assert problem.level == str(len(re.findall(r"\d+", expression)))
@@ -150,8 +150,8 @@ def test_answers_and_worked_steps_are_right() -> None:
 
 
 def test_the_generator_is_a_function_of_its_seed_and_stops_when_all_is_used() -> None:
-    assert arithmetic_problems(TASK, "train", 50, 3) == arithmetic_problems(TASK, "train", 50, 3)
-    assert arithmetic_problems(TASK, "train", 50, 3) != arithmetic_problems(TASK, "train", 50, 4)
+    assert arithmetic_problems(ASKED, "train", 50, 3) == arithmetic_problems(ASKED, "train", 50, 3)
+    assert arithmetic_problems(ASKED, "train", 50, 3) != arithmetic_problems(ASKED, "train", 50, 4)
     tiny = ArithmeticConfig(terms=(2,), largest=2)
     assert 0 < len(arithmetic_problems(tiny, "train", 100, 0)) <= 8
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rewards import Verdict
@@ -61,7 +62,11 @@ STEP_METRICS = {
 }
 
 
-def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+PYTHON = (sys.executable,)
+TWO_RANKS = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def start(directory: Path, *arguments: str, launcher: tuple[str, ...] = PYTHON) -> subprocess.Popen[str]:
     """The command in a process of its own that cannot reach beyond this machine."""
     environment = {
         **os.environ,
@@ -71,7 +76,7 @@ def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
     }
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HF_HUB_OFFLINE"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "rl_engine.train", "--config", "quickstart.yaml", *arguments]
+    command = [*launcher, "-m", "rl_engine.train", "--config", "quickstart.yaml", *arguments]
     return subprocess.Popen(
         command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -221,6 +226,20 @@ def test_sigterm_saves_and_leaves_and_the_run_resumes_bit_for_bit(
     assert comparable(interrupted) == comparable(run_dir)
     for path in sorted((run_dir / "rollouts").iterdir()):
         assert (interrupted / "rollouts" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_two_ranks_make_the_adapter_of_one(run_dir: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, *OVERRIDES, "learner.zero_stage=1", launcher=TWO_RANKS)
+    output = finish(process)
+    assert process.returncode == 0, output
+    two = tmp_path / "runs" / "quickstart"
+    for path in sorted(run_dir.glob("adapters/v*/adapter_model.safetensors")):
+        expected, found = load_file(path), load_file(two / path.relative_to(run_dir))
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+    assert [line["reward/mean"] for line in read_metrics(two)[1:]] == [
+        line["reward/mean"] for line in read_metrics(run_dir)[1:]
+    ]
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_a_stale_one_is_found(
