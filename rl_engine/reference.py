@@ -63,9 +63,8 @@ def _name(annotation: Any) -> str:
         return _name(arguments[0])
     if origin is tuple:
         return f"list of {_name(arguments[0])}"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
-        annotation.__name__, annotation.__name__
-    )
+    names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
+    return names[str(annotation.__name__)]
 
 
 def reference() -> str:
