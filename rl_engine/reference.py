@@ -63,8 +63,9 @@ def _name(annotation: Any) -> str:
         return _name(arguments[0])
     if origin is tuple:
         return f"list of {_name(arguments[0])}"
-    names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
-    return names[str(annotation.__name__)]
+    names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "dict": "mapping"}
+    name = str(annotation.__name__)
+    return names.get(name, name)
 
 
 def reference() -> str:
