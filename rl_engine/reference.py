@@ -31,7 +31,7 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if plain and issubclass(annotation, BaseModel):
             yield from rows(annotation, f"{prefix}{name}.")
         else:
-            default = "required" if info.is_required() else f"`{_written(info.default)}`"
+            default = "required" if info.is_required() else f"`{_written(info.get_default(call_default_factory=True))}`"
             meaning = (info.description or "").replace("|", "\\|")
             yield f"| `{prefix}{name}` | {_type(annotation, info)} | {default} | {meaning} |"
 
