@@ -201,7 +201,7 @@ def test_what_cannot_be_rewarded_or_does_not_fit_is_dropped(
     rows = [
         {"id": "good", "problem": "1+1=?", "answer": "2"},
         {"id": "long", "problem": "1+" * 40 + "1=?", "answer": "41"},
-        {"id": "hopeless", "problem": "1=?", "answer": "\\frac{"},
+        {"id": "hopeless", "problem": "1=?", "answer": "?"},
     ]
     config = config_of(write_jsonl(tmp_path / "rows.jsonl", rows), max_prompt_tokens=20)
     data = prepare(config, renderer, grader, ranks)
