@@ -28,7 +28,30 @@ def group_mean(rewards_PG: Tensor) -> Tensor:
     return rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
 
 
-BASELINES: dict[str, Callable[[Tensor], Tensor]] = {"group_mean": group_mean}
+def leave_one_out(rewards_PG: Tensor) -> Tensor:
+    """A_i = R_i − mean_{j≠i} R_j = G/(G−1) · (R_i − mean_j R_j): the baseline does not contain what it judges, so the
+    gradient is unbiased (RLOO: Kool et al. 2019; Ahmadian et al. 2024, equation 8).
+
+    Args and returns: as `group_mean`.
+    """
+    size = rewards_PG.shape[1]
+    return group_mean(rewards_PG) * size / (size - 1)
+
+
+def group_mean_std(rewards_PG: Tensor) -> Tensor:
+    """A_i = (R_i − mean_j R_j) / (std_j R_j + 1e-4), std with G − 1: GRPO (Shao et al. 2024, section 4.1.2), with the
+    constant of TRL's implementation.
+
+    Args and returns: as `group_mean`.
+    """
+    return group_mean(rewards_PG) / (rewards_PG.std(dim=1, keepdim=True) + 1e-4)
+
+
+BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
+    "group_mean": group_mean,
+    "leave_one_out": leave_one_out,
+    "group_mean_std": group_mean_std,
+}
 
 
 def signal_P(rewards_PG: Tensor) -> Tensor:

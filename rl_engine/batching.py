@@ -18,6 +18,10 @@ class TrainingSample:
     behaviour_logprobs: tuple[float, ...]
     """[C] nats: the sampler's log-probability of each completion token."""
     advantage: float
+    weight: float = 1.0
+    """Of each token in the step's loss: what the normaliser says."""
+    old_logprobs: tuple[float, ...] | None = None
+    """[C] nats: the learner's own at the start of the step, where they were needed."""
 
     @property
     def num_tokens(self) -> int:
@@ -36,10 +40,13 @@ class MicroBatch:
     """The token that was sampled there."""
     mask_BC: Tensor
     behaviour_logprob_BC: Tensor
+    old_logprob_BC: Tensor | None
     advantage_B: Tensor
+    weight_B: Tensor
 
     def to(self, device: torch.device) -> MicroBatch:
-        return replace(self, **{name: getattr(self, name).to(device) for name in self.__slots__})
+        tensors = {name: getattr(self, name) for name in self.__slots__}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
     def spread(self, values_N: Tensor) -> Tensor:
         """[N] values of the completion tokens → [B, C], zero where there is no token."""
@@ -66,12 +73,12 @@ def share_of_rank(batches: Sequence[list[TrainingSample]], rank: int, ranks: int
     """This rank's micro-batches, dealt in turn; every rank gets as many.
 
     Ranks that pass through collectives in each backward must make the same number of passes, so the short ones
-    repeat a sample with advantage zero, which adds exactly nothing.
+    repeat a sample with weight zero, which adds exactly nothing.
     """
     mine = list(batches[rank::ranks])
     most = -(-len(batches) // ranks)
     if len(mine) < most:
-        mine.append([replace(batches[-1][-1], advantage=0.0)])
+        mine.append([replace(batches[-1][-1], advantage=0.0, weight=0.0)])
     return mine
 
 
@@ -83,6 +90,7 @@ def collate(samples: Sequence[TrainingSample], pad_id: int) -> MicroBatch:
     attention_mask_BT = torch.zeros(len(samples), width, dtype=torch.long)
     mask_BC = torch.zeros(len(samples), completion_width, dtype=torch.bool)
     behaviour_BC = torch.zeros(len(samples), completion_width)
+    old_BC = torch.zeros(len(samples), completion_width) if samples[0].old_logprobs is not None else None
     sources, targets = [], []
     for row, sample in enumerate(samples):
         start, end = len(sample.prompt_ids), sample.num_tokens
@@ -90,6 +98,9 @@ def collate(samples: Sequence[TrainingSample], pad_id: int) -> MicroBatch:
         attention_mask_BT[row, :end] = 1
         mask_BC[row, : end - start] = True
         behaviour_BC[row, : end - start] = torch.tensor(sample.behaviour_logprobs)
+        if old_BC is not None:
+            assert sample.old_logprobs is not None
+            old_BC[row, : end - start] = torch.tensor(sample.old_logprobs)
         sources.append(torch.arange(start - 1, end - 1) + row * width)
         targets.append(input_ids_BT[row, start:end])
     return MicroBatch(
@@ -99,5 +110,7 @@ def collate(samples: Sequence[TrainingSample], pad_id: int) -> MicroBatch:
         target_N=torch.cat(targets),
         mask_BC=mask_BC,
         behaviour_logprob_BC=behaviour_BC,
+        old_logprob_BC=old_BC,
         advantage_B=torch.tensor([sample.advantage for sample in samples]),
+        weight_B=torch.tensor([sample.weight for sample in samples]),
     )

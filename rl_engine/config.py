@@ -27,11 +27,26 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the text says which key, which value and what is allowed."""
 
 
+# Distances of the clipping bounds from a ratio of one, where `loss.clip_low` and `loss.clip_high` are not given. A loss
+# that is not here has none.
+CLIP_BOUNDS: dict[str, dict[str, float]] = {
+    "ppo_clip": {"clip_low": 0.2, "clip_high": 0.2},
+    "cispo": {"clip_high": 3.0},
+    "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
+}
+
+
 class LoraConfig(Section):
     rank: int = Field(1, ge=1, le=512, description="Rank of the update of each layer.")
     alpha: float = Field(32.0, gt=0, description="The update is (alpha / rank) · B·A.")
     targets: str | tuple[str, ...] = Field(
-        "all", description="`all` linear layers, `mlp`, `attention`, or names of layers."
+        "all",
+        description="`all` linear layers, `mlp`, `attention`, each with `+lm_head` for the output embedding too, "
+        "or names of layers.",
+    )
+    expert_rank: int | Literal["auto"] = Field(
+        "auto",
+        description="Mixture of experts: rank of each expert's update; auto is rank / active experts, at least 1.",
     )
 
 
@@ -45,19 +60,69 @@ class OptimConfig(Section):
 
 
 class LossConfig(Section):
-    name: Literal["importance_sampling", "reinforce"] = Field(
+    name: Literal["importance_sampling", "reinforce", "ppo_clip", "cispo", "gspo"] = Field(
         "importance_sampling", description="Entry of `rl_engine.losses.LOSSES`."
     )
-    baseline: Literal["group_mean"] = Field("group_mean", description="What a completion is compared with.")
-    normalizer: Literal["constant"] = Field(
-        "constant", description="What the step's sum of token losses is divided by: completions × max_tokens."
+    baseline: Literal["group_mean", "leave_one_out", "group_mean_std"] = Field(
+        "group_mean", description="What a completion is compared with; the last also divides by the spread (GRPO)."
     )
+    normalizer: Literal["constant", "tokens", "sequence"] = Field(
+        "constant",
+        description="What divides the step's sum of token losses: completions × max_tokens, the tokens of the step "
+        "(DAPO), or each completion's own length and then the completions (GRPO).",
+    )
+    clip_low: float | None = Field(
+        None, gt=0, lt=1, description="Ratios below 1 − clip_low are clipped (ppo_clip 0.2, gspo 3e-4 when absent)."
+    )
+    clip_high: float | None = Field(
+        None, gt=0, description="Ratios above 1 + clip_high are (ppo_clip 0.2, cispo 3, gspo 4e-4 when absent)."
+    )
+    sampler_correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
+        "none",
+        description="Weigh the loss by learner/sampler probability, bounded, and take the loss's own ratio against "
+        "the learner at the start of the step; with `none` that ratio is taken against the sampler.",
+    )
+    correction_min: float = Field(0.0, ge=0, lt=1, description="Smallest such weight left alone.")
+    correction_max: float = Field(2.0, gt=1, description="Largest such weight left alone.")
+    kl_coef: float = Field(0.0, ge=0, description="Weight of the KL to the base model; 0 for none.")
+    kl_penalty: Literal["k1", "k2", "k3", "advantage"] = Field(
+        "k3", description="Estimator of the KL in the loss, or `advantage` to take log p/p_base off the advantages."
+    )
+    entropy_coef: float = Field(0.0, description="Weight of the entropy bonus; negative for a penalty.")
+
+    def bounds(self) -> dict[str, float]:
+        """Clipping bounds of the chosen loss, by the name of its argument."""
+        return {key: getattr(self, key) or default for key, default in CLIP_BOUNDS.get(self.name, {}).items()}
+
+    @model_validator(mode="after")
+    def _bounds_belong_to_the_loss(self) -> Self:
+        for key in ("clip_low", "clip_high"):
+            if getattr(self, key) is not None and key not in CLIP_BOUNDS.get(self.name, {}):
+                users = [name for name, bounds in CLIP_BOUNDS.items() if key in bounds]
+                raise ValueError(f"loss.{key} has no meaning for {self.name}; it belongs to {', '.join(users)}")
+        return self
 
 
 class LearnerConfig(Section):
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="What DeepSpeed shards over the ranks.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="What DeepSpeed shards over the ranks: nothing, Adam's moments, gradients too, parameters too."
+    )
+    offload_optimizer: bool = Field(
+        False, description="Adam's moments and step in host memory; needs zero_stage 1 or more."
+    )
+    updates_per_step: int = Field(
+        1,
+        ge=1,
+        description="Optimizer updates a step: its groups are dealt into so many parts, each learned from once.",
+    )
     tokens_per_microbatch: int = Field(8192, ge=1, description="Padded tokens of one forward and backward.")
     gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
+
+    @model_validator(mode="after")
+    def _offload_is_of_shards(self) -> Self:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3, not 0")
+        return self
 
 
 class TrainConfig(Section):
@@ -86,7 +151,9 @@ class CheckpointConfig(Section):
     every: int = Field(10, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints kept; the newest ones.")
     keep_adapters: int | None = Field(
-        None, ge=2, description="Published adapters kept, the newest ones; all of them when absent."
+        None,
+        ge=2,
+        description="Published versions kept, the newest ones; when absent all adapters, and 2 of method full.",
     )
 
 
@@ -101,7 +168,7 @@ class Config(Section):
 
     seed: int = Field(0, ge=0, description="Of the adapter, the order of problems and the completions.")
     output_dir: str = Field(description="Where the run is kept; `runs/<config name>` when not given.")
-    method: Literal["lora"] = Field("lora", description="What is trained.")
+    method: Literal["lora", "full"] = Field("lora", description="What is trained: an adapter, or every weight.")
     model: ModelConfig
     data: DataConfig
     prompt: PromptConfig = PromptConfig()
@@ -123,6 +190,11 @@ class Config(Section):
             raise ValueError("sampling.temperature is 0: a greedy group has no spread; give a value in (0, 2]")
         if self.sampling.n < 2:
             raise ValueError("sampling.n is 1: a group of one is its own baseline; give 2 or more")
+        if self.learner.updates_per_step > self.train.problems_per_step:
+            raise ValueError(
+                f"learner.updates_per_step is {self.learner.updates_per_step}: more updates than "
+                f"train.problems_per_step ({self.train.problems_per_step}) has groups to deal"
+            )
         return self
 
     def to_yaml(self) -> str:

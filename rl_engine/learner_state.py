@@ -1,4 +1,4 @@
-"""Learner ↔ what a resumed run needs of it: adapter, Adam's moments and count, as plain tensors.
+"""Learner ↔ what a resumed run needs of it: what is trained, Adam's moments and count, as plain tensors.
 
 The tensors are whole, whatever ZeRO stage and number of ranks sharded them, and are kept in safetensors: nothing
 is unpickled.
@@ -20,14 +20,17 @@ COUNT = "adam_steps"
 
 
 def learner_state(learner: Learner) -> dict[str, Tensor]:
-    """Every tensor a resumed run needs, on the CPU. Collective: all ranks call it."""
-    state = {f"adapter.{name}": tensor for name, tensor in learner.adapter().items()}
+    """Every tensor a resumed run needs, on the CPU. Collective: all ranks call it, and rank 0 gets them."""
+    state = {f"adapter.{name}": tensor for name, tensor in learner.weights().items()}
     for name, parameter in learner.parameters.items():
         for moment in MOMENTS:
             value = _moment(learner, parameter, moment)
-            state[f"{moment}.{name}"] = (
-                torch.zeros_like(state[f"adapter.{name}"]) if value is None else value.detach().float().cpu().clone()
-            )
+            if learner.ranks.is_main:
+                state[f"{moment}.{name}"] = (
+                    torch.zeros_like(state[f"adapter.{name}"])
+                    if value is None
+                    else value.detach().float().cpu().clone()
+                )
     state[COUNT] = torch.tensor(_count(learner), dtype=torch.int64)
     return state
 
@@ -37,7 +40,7 @@ def restore_learner(learner: Learner, state: dict[str, Tensor]) -> None:
     expected = {f"adapter.{name}": p for name, p in learner.parameters.items()}
     missing = expected.keys() - state.keys()
     if missing or any(state[name].numel() != _numel(p) for name, p in expected.items()):
-        raise ValueError("the checkpoint holds another adapter: its modules or its rank are not this run's")
+        raise ValueError("the checkpoint holds another adapter or model: its modules or its rank are not this run's")
     count = int(state[COUNT])
     if count:
         learner.prime()
@@ -86,8 +89,8 @@ def _set_moment(learner: Learner, parameter: Any, moment: str, value: Tensor) ->
 
 def _set_parameters(learner: Learner, state: dict[str, Tensor]) -> None:
     """Both copies where DeepSpeed keeps two: the one the forward pass reads, and the one the optimizer steps on."""
-    with learner.whole_adapter(modify=True), torch.no_grad():
-        for name, parameter in learner.parameters.items():
+    for name, parameter in learner.parameters.items():
+        with learner.whole(parameter, modify=True), torch.no_grad():
             parameter.copy_(state[f"adapter.{name}"])
     if _sharded(learner):
         from deepspeed.utils import safe_set_full_fp32_param

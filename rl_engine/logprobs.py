@@ -2,76 +2,123 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from rl_engine.batching import MicroBatch
 
 CHUNK = 512
 
 
-class _TokenLogprobs(torch.autograd.Function):
-    """log p(y_i) = z_i[y_i] − logsumexp(z_i) with z_i = W h_i / temperature, W frozen.
+def _of_logits(logits_nV: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(log-probability of each target, entropy, all log-probabilities, all probabilities)."""
+    all_nV = logits_nV.log_softmax(dim=-1)
+    probs_nV = all_nV.exp()
+    # Σ p log p: where p underflows to zero the product is zero, not NaN, since log p stays finite.
+    entropy_n = -(probs_nV * all_nV).sum(dim=-1)
+    return all_nV.gather(1, target_n[:, None]).squeeze(1), entropy_n, all_nV, probs_nV
 
-    Its gradient is ∂log p(y_i)/∂h_i = (W[y_i] − Σ_v p_v W[v]) / temperature: one vector of the hidden size a token.
-    It is computed while the chunk's probabilities are at hand, so that the backward pass needs no logits again.
+
+class _FrozenHead(torch.autograd.Function):
+    """log p(y_i) = z_i[y_i] − logsumexp(z_i) and H_i = −Σ_v p_v log p_v with z_i = W h_i / temperature, W frozen.
+
+    ∂log p(y_i)/∂h_i = (W[y_i] − Σ_v p_v W[v]) / temperature and ∂H_i/∂h_i = −Σ_v p_v (log p_v + H_i) W[v] /
+    temperature: one vector of the hidden size a token each. They are computed while the chunk's probabilities are at
+    hand, so that the backward pass needs no logits again.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float, learn_entropy: bool
     ) -> tuple[Tensor, Tensor]:
-        logprobs, entropies, gradients = [], [], []
+        logprobs, entropies, gradients, entropy_gradients = [], [], [], []
+        dtype = weight_VH.dtype
         for hidden_nH, target_n in zip(hidden_NH.split(CHUNK), target_N.split(CHUNK), strict=True):
             logits_nV = (hidden_nH @ weight_VH.T).float() / temperature
-            all_nV = logits_nV.log_softmax(dim=-1)
-            probs_nV = all_nV.exp()
-            logprobs.append(all_nV.gather(1, target_n[:, None]).squeeze(1))
-            # Σ p log p: where p underflows to zero the product is zero, not NaN, since log p stays finite.
-            entropies.append(-(probs_nV * all_nV).sum(dim=-1))
+            logprob_n, entropy_n, all_nV, probs_nV = _of_logits(logits_nV, target_n)
+            logprobs.append(logprob_n)
+            entropies.append(entropy_n)
             if ctx.needs_input_grad[0]:
-                mean_nH = probs_nV.to(weight_VH.dtype) @ weight_VH
-                gradients.append((weight_VH[target_n] - mean_nH) / temperature)
+                gradients.append((weight_VH[target_n] - probs_nV.to(dtype) @ weight_VH) / temperature)
+                if learn_entropy:
+                    pull_nV = probs_nV * (all_nV + entropy_n[:, None])
+                    entropy_gradients.append(pull_nV.to(dtype) @ weight_VH / -temperature)
         if gradients:
-            ctx.save_for_backward(torch.cat(gradients))
+            ctx.save_for_backward(torch.cat(gradients), torch.cat(entropy_gradients) if learn_entropy else None)
         entropy_N = torch.cat(entropies)
-        ctx.mark_non_differentiable(entropy_N)
+        if not learn_entropy:
+            ctx.mark_non_differentiable(entropy_N)
         return torch.cat(logprobs), entropy_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient_NH,) = ctx.saved_tensors
-        return (grad_N[:, None] * gradient_NH).to(gradient_NH.dtype), None, None, None
+    def backward(ctx: Any, grad_N: Tensor, entropy_grad_N: Tensor) -> tuple[Tensor, None, None, None, None]:
+        gradient_NH, entropy_gradient_NH = ctx.saved_tensors
+        total_NH = grad_N[:, None] * gradient_NH
+        if entropy_gradient_NH is not None:
+            total_NH = total_NH + entropy_grad_N[:, None] * entropy_gradient_NH
+        return total_NH.to(gradient_NH.dtype), None, None, None, None
 
 
-def token_logprobs(hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, and the entropy of its distribution (without gradient).
+def token_logprobs(
+    hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float, *, learn_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target, and the entropy of its distribution, under a frozen output embedding.
 
     Args:
         hidden_NH: [N, H] last hidden states at the positions that predict the targets.
         weight_VH: [V, H] output embedding, frozen.
         target_N: [N] token ids.
         temperature: of the sampler; the policy is the tempered distribution.
+        learn_entropy: whether the entropy carries a gradient.
 
     Returns:
         ([N] nats, [N] nats), float32.
     """
-    logprob_N, entropy_N = _TokenLogprobs.apply(hidden_NH, weight_VH, target_N, temperature)  # type: ignore[no-untyped-call]
+    logprob_N, entropy_N = _FrozenHead.apply(  # type: ignore[no-untyped-call]
+        hidden_NH, weight_VH, target_N, temperature, learn_entropy
+    )
     return logprob_N, entropy_N
+
+
+def token_logprobs_of_trained_head(
+    hidden_NH: Tensor, head: Callable[[Tensor], Tensor], target_N: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """As `token_logprobs`, for a head that learns too: each chunk's logits are computed again in the backward pass."""
+
+    def of_chunk(hidden_nH: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
+        logprob_n, entropy_n, _, _ = _of_logits(head(hidden_nH).float() / temperature, target_n)
+        return logprob_n, entropy_n
+
+    parts = [
+        checkpoint(of_chunk, hidden_nH, target_n, use_reentrant=False)
+        for hidden_nH, target_n in zip(hidden_NH.split(CHUNK), target_N.split(CHUNK), strict=True)
+    ]
+    return torch.cat([logprob for logprob, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
 class Policy(nn.Module):
     """A causal language model of transformers, with or without LoRA layers in it, that answers with
     log-probabilities of completion tokens."""
 
-    def __init__(self, causal_lm: Any, temperature: float) -> None:
+    def __init__(self, causal_lm: Any, temperature: float, *, learn_entropy: bool = False) -> None:
         super().__init__()
         self.causal_lm = causal_lm
         self.temperature = temperature
+        self.learn_entropy = learn_entropy
+
+    @property
+    def head(self) -> Any:
+        return self.causal_lm.get_output_embeddings()
+
+    @property
+    def trains_head(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.head.parameters())
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """([N] log-probabilities, [N] entropies) of the batch's completion tokens, in nats."""
@@ -79,5 +126,8 @@ class Policy(nn.Module):
             input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
         ).last_hidden_state
         hidden_NH = hidden_BTH.flatten(0, 1)[batch.source_N]
-        head = self.causal_lm.get_output_embeddings()
-        return token_logprobs(hidden_NH, head.weight, batch.target_N, self.temperature)
+        if self.trains_head:
+            return token_logprobs_of_trained_head(hidden_NH, self.head, batch.target_N, self.temperature)
+        return token_logprobs(
+            hidden_NH, self.head.weight, batch.target_N, self.temperature, learn_entropy=self.learn_entropy
+        )

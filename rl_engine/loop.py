@@ -17,8 +17,7 @@ from rl_engine.console import RunConsole
 from rl_engine.gap import gap_limits
 from rl_engine.learner import Learner
 from rl_engine.learner_state import learner_state
-from rl_engine.losses import NORMALIZERS
-from rl_engine.metrics import Timing, learn_metrics, rollout_metrics, time_metrics
+from rl_engine.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
 from rl_engine.plot import NAME as PLOT
 from rl_engine.plot import plot_run
 from rl_engine.publish import Publisher
@@ -26,6 +25,7 @@ from rl_engine.records import METRICS, Records
 from rl_engine.sampler import GradedGroup, Sampler
 from rl_engine.stopping import StopRequest
 from rl_engine.tally import LearnStats
+from rl_engine.updates import training_samples, updates_of
 from rollout.config import SamplingConfig
 from rollout.cursor import Cursor
 from rollout.types import AdapterRef, Prompt
@@ -68,11 +68,11 @@ def train(run: Run) -> None:
         run.step += 1
         graded = sample(run)
         advantages, signal = advantages_of([group.rewards for group in graded], run.config.loss.baseline)
-        samples = training_samples(graded, advantages)
+        updates = updates_of(run.config, graded, advantages, signal)
         learn_start = time.monotonic()
-        stats = learn(run, samples, signal)
+        stats = learn(run, updates, graded)
         sync_start = time.monotonic()
-        if any(signal):
+        if updates:
             run.version += 1
             run.adapter = run.publisher.publish(run.version)
         end = time.monotonic()
@@ -83,7 +83,7 @@ def train(run: Run) -> None:
             sync_s=end - sync_start,
             step_s=end - start,
         )
-        metrics = step_metrics(run, graded, signal, stats, timing)
+        metrics = {**step_metrics(run, graded, signal, stats, timing), **advantage_metrics(advantages)}
         if run.is_main:
             run.records.rollouts(run.step, graded, advantages)
         record(run, metrics, evaluate(run) if due(run.step, run.config.eval.every, run) else [])
@@ -105,33 +105,17 @@ def sample(run: Run) -> list[GradedGroup]:
         return run.sampler.graded_groups(prompts, run.sampling, run.adapter, f"{run.config.seed}/{run.step}")
 
 
-def training_samples(graded: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]) -> list[TrainingSample]:
-    """Every completion of the step with its advantage."""
-    return [
-        TrainingSample(
-            prompt_ids=group.group.prompt.token_ids,
-            completion_ids=completion.token_ids,
-            behaviour_logprobs=completion.logprobs,
-            advantage=advantage,
-        )
-        for group, row in zip(graded, advantages, strict=True)
-        for completion, advantage in zip(group.group.completions, row, strict=True)
-    ]
-
-
-def learn(run: Run, samples: Sequence[TrainingSample], signal: Sequence[bool]) -> LearnStats:
-    """One update from the groups that carry signal; where none does, only the measurements."""
+def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], graded: Sequence[GradedGroup]) -> LearnStats:
+    """The step's updates; where no group carries signal, only the measurements."""
     max_kl, max_gap = gap_limits(run.config)
-    size = run.config.sampling.n
-    useful = [s for index, s in enumerate(samples) if signal[index // size]]
     engine = run.sampler.engine
     engine.sleep()
     with run.console.phase(f"step {run.step}: learning"):
-        if useful:
-            normalizer = NORMALIZERS[run.config.loss.normalizer](len(samples), run.config.sampling.max_tokens)
-            stats = run.learner.step(useful, normalizer, max_kl=max_kl, max_gap=max_gap)
+        if updates:
+            stats = run.learner.step(updates, max_kl=max_kl, max_gap=max_gap)
         else:
-            stats = run.learner.measure(samples[:size], max_kl=max_kl, max_gap=max_gap)
+            unlearned = training_samples(graded[0], [0.0] * run.config.sampling.n)
+            stats = run.learner.measure(unlearned, max_kl=max_kl, max_gap=max_gap)
     engine.wake()
     return stats
 
@@ -173,16 +157,12 @@ def record(run: Run, metrics: dict[str, float], reports: Sequence[EvalReport]) -
 
 
 def save(run: Run) -> None:
-    """A checkpoint after the current step, and no more published versions than are wanted."""
+    """A checkpoint after the current step."""
     tensors = learner_state(run.learner)
     if not run.is_main:
         return
     state = RunState(step=run.step, position=run.cursor.position, version=run.version, config_hash=run.config_hash)
     run.checkpoints.save(state, tensors)
-    keep = run.config.checkpoint.keep_adapters
-    if keep is not None:
-        for version in run.publisher.store.versions()[:-keep]:
-            run.publisher.store.delete(version)
 
 
 def summary_paths(run: Run) -> dict[str, Path]:

@@ -1,20 +1,43 @@
-"""Model → model with a LoRA adapter: which layers, and what that comes to. The only file that imports peft."""
+"""Model → model with a LoRA adapter: which layers, and what that comes to."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from rl_engine.config import LoraConfig
+from rl_engine.base_model import load_causal_lm
+from rl_engine.config import Config, LoraConfig
+from rl_engine.lora_linear import LoraLinear
+from rollout.models import locate_model
+
+if TYPE_CHECKING:
+    from rl_engine.trainee import Score
 
 PRESETS = ("all", "mlp", "attention")
+HEAD = "+lm_head"
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Shape(NamedTuple):
+    """What a target maps: a linear layer, or the stacked layers of a mixture's experts."""
+
+    inputs: int
+    outputs: int
+    experts: int = 0
+
+    def parameters(self, rank: int) -> int:
+        return rank * (self.inputs + self.outputs) * max(self.experts, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,49 +71,74 @@ def group_of(module: str) -> str:
     return "other"
 
 
-def linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every linear layer but the output embedding, by its path."""
+def adaptable(model: nn.Module) -> dict[str, Shape]:
+    """Every linear layer but the output embedding, and every stack of experts, by path."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            found[path] = Shape(module.in_features, module.out_features)
+        if path.endswith("experts"):
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() == 3:
+                    experts, outputs, inputs = parameter.shape
+                    found[f"{path}.{name}"] = Shape(inputs, outputs, experts)
+    return found
+
+
+def head_of(model: nn.Module) -> dict[str, Shape]:
+    """The output embedding, by its path."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     return {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
+        path: Shape(module.in_features, module.out_features)
+        for path, module in model.named_modules()
+        if module is head and isinstance(module, nn.Linear)
     }
 
 
-def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, nn.Linear]:
-    """The linear layers that a preset or a list of names means, by path.
+def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, Shape]:
+    """The layers that a preset or a list of names means, by path.
 
     Raises `ValueError` for a name that matches nothing, with the nearest that would.
     """
-    linears = linear_modules(model)
-    if targets == "all":
-        return linears
-    if targets in PRESETS:
-        matched = {name: module for name, module in linears.items() if group_of(name) == targets}
+    layers = adaptable(model)
+    if isinstance(targets, str) and targets.removesuffix(HEAD) in PRESETS:
+        preset = targets.removesuffix(HEAD)
+        matched = {path: shape for path, shape in layers.items() if preset in ("all", group_of(path))}
         if not matched:
-            raise ValueError(f"lora.targets: the preset {targets!r} matches no layer of this model")
-        return matched
+            raise ValueError(f"lora.targets: the preset {preset!r} matches no layer of this model")
+        return {**matched, **head_of(model)} if targets.endswith(HEAD) else matched
+    layers |= head_of(model)
     wanted = (targets,) if isinstance(targets, str) else targets
-    leaves = sorted({name.rpartition(".")[2] for name in linears})
+    leaves = sorted({path.rpartition(".")[2] for path in layers})
     for target in wanted:
-        if not any(_names(target, path) for path in linears):
+        if not any(_names(target, path) for path in layers):
             near = difflib.get_close_matches(target, [*leaves, *PRESETS], n=1, cutoff=0)
             raise ValueError(
                 f"lora.targets: {target!r} matches no linear layer; the nearest name is {near[0]!r} "
-                f"(presets: {', '.join(PRESETS)}; layers: {', '.join(leaves)})"
+                f"(presets: {', '.join(PRESETS)}, each with {HEAD} or without; layers: {', '.join(leaves)})"
             )
-    return {path: module for path, module in linears.items() if any(_names(target, path) for target in wanted)}
+    return {path: shape for path, shape in layers.items() if any(_names(target, path) for target in wanted)}
 
 
 def _names(target: str, path: str) -> bool:
     return path == target or path.endswith("." + target)
 
 
+def expert_rank(model: Any, config: LoraConfig) -> int:
+    """Rank of each expert's update: with `auto` the rank is shared out among the experts that a token passes through,
+    so that it meets as many trained parameters as in a dense layer (LoRA Without Regret)."""
+    if config.expert_rank != "auto":
+        return config.expert_rank
+    return max(1, config.rank // int(getattr(model.config, "num_experts_per_tok", None) or 1))
+
+
 def coverage_of(model: nn.Module, config: LoraConfig) -> Coverage:
-    """What an adapter of this configuration adds: rank × (inputs + outputs) for each matched layer."""
+    """What an adapter of this configuration adds: rank × (inputs + outputs) for each layer or expert."""
     matched = match_targets(model, config.targets)
     by_group: dict[str, int] = {}
-    for path, module in matched.items():
-        size = config.rank * (module.in_features + module.out_features)
+    for path, shape in matched.items():
+        size = shape.parameters(expert_rank(model, config) if shape.experts else config.rank)
         by_group[group_of(path)] = by_group.get(group_of(path), 0) + size
     return Coverage(
         modules=tuple(matched),
@@ -100,10 +148,27 @@ def coverage_of(model: nn.Module, config: LoraConfig) -> Coverage:
     )
 
 
-def meta_model(model: str, revision: str | None) -> nn.Module:
-    """The model's shape without its weights, from its config alone."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, revision=revision))  # type: ignore[no-any-return]
+def peft_config_for(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
+    """PEFT's configuration of the adapter."""
+    matched = match_targets(model, config.targets)
+    linears = [path for path, shape in matched.items() if not shape.experts]
+    experts = [path for path, shape in matched.items() if shape.experts]
+    # Leaf names where they mean just these layers, so that adapter_config.json stays readable.
+    leaves = sorted({path.rpartition(".")[2] for path in linears})
+    exact = bool(leaves) and set(match_targets(model, tuple(leaves))) == set(linears)
+    peft_config = PeftLoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.rank,
+        # PEFT calls it an integer and divides by the rank: fractions work, whole numbers are written as such.
+        lora_alpha=int(config.alpha) if config.alpha.is_integer() else config.alpha,  # type: ignore[arg-type]
+        target_modules=leaves if exact else linears,
+        target_parameters=experts or None,
+        rank_pattern=dict.fromkeys(experts, expert_rank(model, config)),
+        lora_dropout=0.0,
+        bias="none",
+    )
+    peft_config._register_custom_module({nn.Linear: LoraLinear})
+    return peft_config
 
 
 def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftModel, Coverage]:
@@ -115,21 +180,9 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftMo
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the base model is {parameter.dtype} at {name}; bfloat16 and float32 are supported")
-    # Leaf names where they mean just these layers, so that adapter_config.json stays readable.
-    leaves = sorted({path.rpartition(".")[2] for path in coverage.modules})
-    exact = set(match_targets(model, tuple(leaves))) == set(coverage.modules)
-    peft_config = PeftLoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=config.rank,
-        # PEFT calls it an integer and divides by the rank: fractions work, whole numbers are written as such.
-        lora_alpha=int(config.alpha) if config.alpha.is_integer() else config.alpha,  # type: ignore[arg-type]
-        target_modules=leaves if exact else list(coverage.modules),
-        lora_dropout=0.0,
-        bias="none",
-    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, peft_config, autocast_adapter_dtype=True)
+        adapted = get_peft_model(model, peft_config_for(model, config), autocast_adapter_dtype=True)
     assert isinstance(adapted, PeftModel)
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert trainable == coverage.trainable, (trainable, coverage.trainable)
@@ -151,3 +204,34 @@ def peft_config_of(model: PeftModel, base_model: str) -> dict[str, Any]:
     config["base_model_name_or_path"] = base_model
     config["inference_mode"] = True
     return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+
+
+class LoraTrainee:
+    """A frozen model with an adapter that learns; the base model is the same with the adapter switched off."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self._config = config
+        self.model, self.coverage = add_adapter(load_causal_lm(config, device), config.lora, config.seed)
+        self.causal_lm: Any = self.model.get_base_model()
+        self.parameters = adapter_parameters(self.model)
+
+    def describe(self) -> str:
+        return f"rank {self._config.lora.rank}, alpha {self._config.lora.alpha:g}, {self.coverage.describe()}"
+
+    @contextlib.contextmanager
+    def as_base(self, score: Score) -> Iterator[Score]:
+        with self.model.disable_adapter():
+            yield score
+
+    def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
+        layers = [module for module in self.causal_lm.modules() if isinstance(module, LoraLinear)]
+        return [(layer, parameter) for layer in layers for parameter in layer.outer_parameters()]
+
+    def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
+        """An adapter in PEFT's format."""
+        save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+        facts = peft_config_of(self.model, locate_model(self._config.model.name))
+        (directory / "adapter_config.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "lora", "rank": self._config.lora.rank, "weights": WEIGHTS}

@@ -1,67 +1,201 @@
-"""Log-probabilities and advantages → the loss of each token: pure functions, and one table that names them.
+"""Log-probabilities and advantages → the loss of each token: pure functions, and tables that name them.
 
-A loss returns [B, C] token losses; the learner sums them under the mask and divides by one normaliser of the whole
-step, over all micro-batches and ranks, so that splitting a batch differently changes nothing but rounding.
+A loss returns [B, C] token losses; the learner weighs each completion by the step's normaliser and sums, over all
+micro-batches and ranks, so that splitting a batch differently changes nothing but rounding.
+
+Arguments of every loss:
+    logprob_BC: [B, C] nats, the policy's log-probability of each sampled token; carries the gradient.
+    old_logprob_BC: [B, C] nats, the same under the policy the ratio is taken against: the sampler's own, or with a
+        sampler correction the learner's at the start of the step.
+    advantage_BC: [B, C] advantage of each token (one value a completion unless a KL penalty is in it).
+    mask_BC: [B, C] whether the position holds a token.
+Bounds are distances from a ratio of one: `clip_high` 0.28 allows ratios up to 1.28.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-
-class Loss(Protocol):
-    def __call__(
-        self, logprob_BC: Tensor, behaviour_logprob_BC: Tensor, advantage_B: Tensor, mask_BC: Tensor
-    ) -> Tensor: ...
+Loss = Callable[..., Tensor]
 
 
-def importance_sampling(
-    logprob_BC: Tensor, behaviour_logprob_BC: Tensor, advantage_B: Tensor, mask_BC: Tensor
-) -> Tensor:
-    """L_t = −(p_θ(y_t) / q(y_t)) · A: importance-weighted policy gradient, the default.
+def importance_sampling(logprob_BC: Tensor, old_logprob_BC: Tensor, advantage_BC: Tensor, mask_BC: Tensor) -> Tensor:
+    """L_t = −r_t · A with r_t = p_θ(y_t) / q(y_t): importance-weighted policy gradient, the default.
 
     q is the sampler's own probability, so that what rounding or a stale adapter put between sampler and learner is
-    corrected for. Its gradient is −(p/q) · A · ∇log p. No clipping, no division by a spread, no KL term
+    corrected for. Its gradient is −r_t · A · ∇log p. No clipping, no division by a spread, no KL term
     (Schulman et al. 2025, "LoRA Without Regret"; Tinker's `importance_sampling`).
+    """
+    return -token_ratio(logprob_BC, old_logprob_BC, mask_BC) * advantage_BC * mask_BC
+
+
+def reinforce(logprob_BC: Tensor, old_logprob_BC: Tensor, advantage_BC: Tensor, mask_BC: Tensor) -> Tensor:
+    """L_t = −log p_θ(y_t) · A (Williams 1992): the same gradient as `importance_sampling` when sampler and learner
+    agree exactly, and no correction when they do not. `old_logprob_BC` is not used."""
+    return -logprob_BC * advantage_BC * mask_BC
+
+
+def ppo_clip(
+    logprob_BC: Tensor,
+    old_logprob_BC: Tensor,
+    advantage_BC: Tensor,
+    mask_BC: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Tensor:
+    """L_t = −min(r_t · A, clip(r_t, 1 − low, 1 + high) · A): a token stops pulling once its ratio has left the bounds
+    in the direction the advantage pushes it.
+
+    Schulman et al. 2017, "Proximal Policy Optimization", equation 7; GRPO (Shao et al. 2024, equation 3) uses
+    0.2/0.2, DAPO (Yu et al. 2025, equation 10) 0.2/0.28 so that unlikely tokens may grow.
+    """
+    ratio_BC = token_ratio(logprob_BC, old_logprob_BC, mask_BC)
+    return _clipped(ratio_BC, advantage_BC, clip_low, clip_high) * mask_BC
+
+
+def cispo(
+    logprob_BC: Tensor, old_logprob_BC: Tensor, advantage_BC: Tensor, mask_BC: Tensor, *, clip_high: float = 3.0
+) -> Tensor:
+    """L_t = −sg[min(r_t, 1 + high)] · A · log p_θ(y_t), sg stopping the gradient: every token keeps a gradient, only
+    its weight is bounded (MiniMax 2025, "MiniMax-M1", equation 4, with the upper bound alone; by default r ≤ 4)."""
+    weight_BC = token_ratio(logprob_BC, old_logprob_BC, mask_BC).clamp(max=1 + clip_high).detach()
+    return -weight_BC * advantage_BC * logprob_BC * mask_BC
+
+
+def gspo(
+    logprob_BC: Tensor,
+    old_logprob_BC: Tensor,
+    advantage_BC: Tensor,
+    mask_BC: Tensor,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+) -> Tensor:
+    """L_t = −min(s · A, clip(s, 1 − low, 1 + high) · A) with s = exp(mean_t log r_t), one ratio a completion
+    (Zheng et al. 2025, "Group Sequence Policy Optimization", equations 5 and 7, with the bounds of its section 5.1).
+
+    As published it goes with `normalizer: sequence`, which turns the same loss on each of a completion's tokens into
+    one loss a completion.
+    """
+    ratio_BC = sequence_ratio(logprob_BC, old_logprob_BC, mask_BC)
+    return _clipped(ratio_BC, advantage_BC, clip_low, clip_high) * mask_BC
+
+
+def token_ratio(logprob_BC: Tensor, old_logprob_BC: Tensor, mask_BC: Tensor) -> Tensor:
+    """[B, C] r_t = p_θ(y_t) / q(y_t); one where there is no token."""
+    return ((logprob_BC - old_logprob_BC) * mask_BC).exp()
+
+
+def sequence_ratio(logprob_BC: Tensor, old_logprob_BC: Tensor, mask_BC: Tensor) -> Tensor:
+    """[B, C] s = exp(mean_t log r_t), the geometric mean of a completion's ratios, on each of its tokens."""
+    log_ratio_B = ((logprob_BC - old_logprob_BC) * mask_BC).sum(dim=1) / mask_BC.sum(dim=1).clamp(min=1)
+    return log_ratio_B.exp()[:, None].expand_as(logprob_BC)
+
+
+def _clipped(ratio_BC: Tensor, advantage_BC: Tensor, low: float, high: float) -> Tensor:
+    return -torch.minimum(ratio_BC * advantage_BC, ratio_BC.clamp(1 - low, 1 + high) * advantage_BC)
+
+
+LOSSES: dict[str, Loss] = {
+    "importance_sampling": importance_sampling,
+    "reinforce": reinforce,
+    "ppo_clip": ppo_clip,
+    "cispo": cispo,
+    "gspo": gspo,
+}
+RATIOS: dict[str, Loss] = {name: sequence_ratio if name == "gspo" else token_ratio for name in LOSSES}
+
+
+def bounds_hit(ratio_BC: Tensor, advantage_BC: Tensor, mask_BC: Tensor, low: float, high: float) -> tuple[int, int]:
+    """(tokens held by the lower bound, by the upper): those whose ratio is outside in the direction their advantage
+    pushes, where a clipped loss has no gradient (CISPO keeps one, with its weight cut)."""
+    held_low = (ratio_BC < 1 - low) & (advantage_BC < 0) & mask_BC
+    held_high = (ratio_BC > 1 + high) & (advantage_BC > 0) & mask_BC
+    return int(held_low.sum()), int(held_high.sum())
+
+
+# KL(policy ‖ base) from the sampled tokens, with d = log p_θ − log p_base (Schulman 2020, "Approximating KL
+# Divergence"). As a loss only k2 and k3 pull towards the base on policy: the expected gradient of k1 is zero there.
+
+
+def k1(logprob_BC: Tensor, base_logprob_BC: Tensor) -> Tensor:
+    """d: unbiased, may be negative. As a loss on policy its expected gradient, E[∇log p_θ], is zero."""
+    return logprob_BC - base_logprob_BC
+
+
+def k2(logprob_BC: Tensor, base_logprob_BC: Tensor) -> Tensor:
+    """½d²: biased as a value, and its expected gradient on policy is exactly that of the KL."""
+    return 0.5 * (logprob_BC - base_logprob_BC).square()
+
+
+def k3(logprob_BC: Tensor, base_logprob_BC: Tensor) -> Tensor:
+    """exp(−d) − 1 + d: unbiased and never negative; GRPO's penalty (Shao et al. 2024, equation 4)."""
+    difference_BC = base_logprob_BC - logprob_BC
+    return difference_BC.expm1() - difference_BC
+
+
+KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def sampler_weight(
+    log_ratio_BC: Tensor, mask_BC: Tensor, *, level: str, action: str, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """Weight of each token's loss for what lies between the sampler q and the learner p at the start of the step.
+
+    w = p/q of the token, or of the whole completion (the product over its tokens); where it is outside [low, high] it
+    is truncated to the bound (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+    Training") or masked to zero (Ling team 2025, IcePop).
 
     Args:
-        logprob_BC: [B, C] nats, the learner's log-probability of each sampled token; carries the gradient.
-        behaviour_logprob_BC: [B, C] nats, the sampler's.
-        advantage_B: [B] one advantage a completion.
+        log_ratio_BC: [B, C] nats, log p − log q.
         mask_BC: [B, C] whether the position holds a token.
+        level: `token` or `sequence`.
+        action: `truncate` or `mask`.
+        low: smallest weight left alone.
+        high: largest.
 
     Returns:
-        [B, C] losses, zero outside the mask.
+        ([B, C] weights without gradient, [B, C] whether the weight was outside).
     """
-    ratio_BC = ((logprob_BC - behaviour_logprob_BC) * mask_BC).exp()
-    return -ratio_BC * advantage_B[:, None] * mask_BC
+    log_ratio_BC = log_ratio_BC.detach() * mask_BC
+    if level == "sequence":
+        log_ratio_BC = log_ratio_BC.sum(dim=1, keepdim=True).expand_as(log_ratio_BC)
+    weight_BC = log_ratio_BC.exp()
+    outside_BC = ((weight_BC < low) | (weight_BC > high)) & mask_BC
+    bounded_BC = weight_BC.clamp(low, high) if action == "truncate" else weight_BC.masked_fill(outside_BC, 0.0)
+    return bounded_BC, outside_BC
 
 
-def reinforce(logprob_BC: Tensor, behaviour_logprob_BC: Tensor, advantage_B: Tensor, mask_BC: Tensor) -> Tensor:
-    """L_t = −log p_θ(y_t) · A (Williams 1992): the same gradient as `importance_sampling` when sampler and learner
-    agree exactly, and no correction when they do not.
-
-    Args and returns: as `importance_sampling`; `behaviour_logprob_BC` is not used.
-    """
-    return -logprob_BC * advantage_B[:, None] * mask_BC
+# Normalisers: the weight of each token of a completion in the step's loss, from the lengths [S] of all completions of
+# the update over all ranks, those without signal included.
 
 
-LOSSES: dict[str, Loss] = {"importance_sampling": importance_sampling, "reinforce": reinforce}
-
-
-def constant(completions: int, max_tokens: int) -> float:
-    """Completions of the step × the most tokens one may have: the same for every step of a run.
+def constant(lengths_S: Tensor, max_tokens: int) -> Tensor:
+    """1 / (S · max_tokens): the same for every step of a run, the default.
 
     Long and short completions then count alike a token, and a step with short completions is not blown up
     (Dr. GRPO: Liu et al. 2025, section 3.2).
-
-    Args:
-        completions: sampled in the whole step over all ranks, those without signal included.
-        max_tokens: `sampling.max_tokens`.
     """
-    return float(completions * max_tokens)
+    return torch.full_like(lengths_S, 1 / (len(lengths_S) * max_tokens))
 
 
-NORMALIZERS = {"constant": constant}
+def tokens(lengths_S: Tensor, max_tokens: int) -> Tensor:
+    """1 / Σ lengths: the mean over all tokens of the update (DAPO: Yu et al. 2025, section 3.3)."""
+    return torch.full_like(lengths_S, 1) / lengths_S.sum()
+
+
+def sequence(lengths_S: Tensor, max_tokens: int) -> Tensor:
+    """1 / (S · length): the mean over completions of the mean over each one's tokens (GRPO: Shao et al. 2024). A long
+    wrong completion then costs a token less than a short one."""
+    return 1 / (len(lengths_S) * lengths_S)
+
+
+NORMALIZERS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "constant": constant,
+    "tokens": tokens,
+    "sequence": sequence,
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, pstdev
 
 from rewards import Verdict
 from rl_engine.sampler import GradedGroup
@@ -50,6 +50,12 @@ def rollout_metrics(graded: Sequence[GradedGroup], signal: Sequence[bool]) -> di
     return metrics
 
 
+def advantage_metrics(advantages: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Spread of the advantages over the step's completions, those without signal included."""
+    flat = [advantage for row in advantages for advantage in row]
+    return {"advantage/std": pstdev(flat), "advantage/max_abs": max(abs(advantage) for advantage in flat)}
+
+
 def learn_metrics(stats: LearnStats, lr: float) -> dict[str, float]:
     return {
         "loss": stats.loss,
@@ -58,7 +64,14 @@ def learn_metrics(stats: LearnStats, lr: float) -> dict[str, float]:
         "policy/entropy": stats.entropy,
         "policy/kl_base": stats.kl_base,
         "sampler/kl": stats.sampler_kl,
+        "sampler/kl_v1": stats.sampler_kl_v1,
+        "sampler/kl_v3": stats.sampler_kl_v3,
         "sampler/logprob_gap_max": stats.logprob_gap_max,
+        **{f"ratio/{name}": value for name, value in stats.ratio.items()},
+        "ratio/ess_frac": stats.ess_frac,
+        "loss/clip_low_frac": stats.clip_low_frac,
+        "loss/clip_high_frac": stats.clip_high_frac,
+        **{f"correction/{name}": value for name, value in stats.correction.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""Adapter → published version → the sampler: written once, loaded everywhere, and seen to have arrived."""
+"""What was trained → published version → the sampler: written once, loaded everywhere, and seen to have arrived."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.types import AdapterRef, Prompt
 
-WEIGHTS = "adapter_model.safetensors"
 CANARY_TOKENS = 8
 
 
@@ -39,6 +38,8 @@ class Publisher:
     max_gap: float
     facts: dict[str, str]
     """What every manifest states: base model, configuration hash."""
+    keep: int | None = None
+    """Published versions that stay on disk, the newest ones."""
     _current: AdapterRef | None = field(default=None, init=False)
     _last: _Sighting | None = field(default=None, init=False)
 
@@ -47,16 +48,13 @@ class Publisher:
 
         Raises `SamplerGapError` when the sampler still answers as it did before although the adapter is another.
         """
-        whole = self.learner.adapter()
+        whole = self.learner.weights()
+        trainee = self.learner.trainee
         if self.ranks.is_main:
             self.store.publish(
                 version,
-                lambda directory: self.learner.write_adapter(directory, whole),
-                {
-                    "parent": version - 1 if version else None,
-                    "rank": self.learner.config.lora.rank,
-                    **self.facts,
-                },
+                lambda directory: trainee.write(directory, whole),
+                {"parent": version - 1 if version else None, **trainee.facts(), **self.facts},
             )
         self.ranks.barrier()
         ref = self.store.open(version)
@@ -65,6 +63,9 @@ class Publisher:
             self.engine.unload_adapter(self._current)
         self._current = ref
         self._look(ref)
+        if self.ranks.is_main and self.keep is not None:
+            for old in self.store.versions()[: -self.keep]:
+                self.store.delete(old)
         return ref
 
     def _look(self, ref: AdapterRef) -> None:
@@ -93,7 +94,8 @@ class Publisher:
                 f"{ref.key} did not reach the sampler: on the canary prompts its log-probabilities are {gap:.3g} nats "
                 f"from the learner's (limit {self.max_gap:.3g}, rollout.max_logprob_gap)"
             )
-        sighting = _Sighting(read_manifest(ref.path)["files"][WEIGHTS], samples, scored)
+        manifest = read_manifest(ref.path)
+        sighting = _Sighting(manifest["files"][manifest["weights"]], samples, scored)
         self._refuse_stale(sighting, ref)
         self._last = sighting
 

@@ -34,7 +34,8 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterRef:
-    """A published adapter: what a sampler is told to load. Names are never reused within a run.
+    """A published version, an adapter or a whole model: what a sampler is told to load. Names are never reused within
+    a run.
 
     Example: `AdapterRef(name="policy", version=3, path=Path("runs/x/adapters/v000003"), sha256="9f…", rank=1)`
     """
@@ -45,6 +46,7 @@ class AdapterRef:
     sha256: str
     """Digest of the manifest, which holds the digest of every file."""
     rank: int
+    """Of the adapter; 0 for a whole model."""
 
     @property
     def key(self) -> str:

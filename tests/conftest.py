@@ -101,6 +101,7 @@ def samples() -> list[TrainingSample]:
                 completion_ids=completion,
                 behaviour_logprobs=tuple((-2.0 - noise).tolist()),
                 advantage=(-1.0) ** index * (0.25 + 0.1 * index),
+                weight=1 / (8 * 20),
             )
         )
     return made

@@ -12,7 +12,6 @@ import pytest
 
 from rl_engine.batching import TrainingSample
 from rl_engine.learner import Learner, SamplerGapError
-from rl_engine.losses import constant
 from rl_engine.publish import Publisher
 from rl_engine.ranks import Ranks
 from rollout.adapters import AdapterError, AdapterStore
@@ -51,6 +50,7 @@ def samples_of(groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
             completion_ids=completion.token_ids,
             behaviour_logprobs=completion.logprobs,
             advantage=1.0 if index % 2 else -1.0,
+            weight=1 / 240,
         )
         for group in groups
         for index, completion in enumerate(group.completions)
@@ -119,7 +119,7 @@ def test_sampler_and_learner_agree_before_and_after_an_update(
     groups = vllm_engine.generate(prompts, sampling, before, seeds(prompts))
     assert {c.adapter for g in groups for c in g.completions} == {before.key}
     rows = samples_of(groups)
-    stats = learner.step(rows, constant(len(rows), 40), max_kl=1e-6, max_gap=1e-3)
+    stats = learner.step([rows], max_kl=1e-6, max_gap=1e-3)
     assert stats.logprob_gap_max < 1e-4
     after = publisher.publish(1)
     rows = samples_of(vllm_engine.generate(prompts, sampling, after, seeds(prompts, "after")))
@@ -190,7 +190,7 @@ def test_the_canary_catches_a_sampler_that_keeps_the_old_adapter(
     publisher = replace(publisher_of(learner, stale, ranks, prompts, tmp_path), max_gap=max_gap)
     ref = publisher.publish(0)
     rows = samples_of(stale.generate(prompts, SAMPLING, ref, seeds(prompts)))
-    learner.step(rows, constant(len(rows), 40), max_kl=1e-6, max_gap=1e-3)
+    learner.step([rows], max_kl=1e-6, max_gap=1e-3)
     with pytest.raises(SamplerGapError, match=r"did not reach the sampler|answers exactly as the version before"):
         publisher.publish(1)
 

@@ -20,14 +20,11 @@ from rl_engine.learner import Learner, SamplerGapError
 from rl_engine.learner_state import learner_state, restore_learner
 from rl_engine.logprobs import Policy
 from rl_engine.lora import coverage_of, match_targets
-from rl_engine.losses import constant
 from rollout.models import EMBEDDED_DIR
 
 pytestmark = pytest.mark.engine
 
 LearnerMaker = Callable[..., Learner]
-LOOSE: dict[str, float] = {"max_kl": 1e9, "max_gap": 1e9}
-NORMALIZER = constant(8, 20)
 
 
 def on_policy(learner: Learner, samples: list[TrainingSample]) -> list[TrainingSample]:
@@ -42,8 +39,8 @@ def test_the_update_does_not_depend_on_the_split_into_micro_batches(
     adapters, stats = [], []
     for budget in (10_000, 60, 1):
         learner = make_learner(f"learner.tokens_per_microbatch={budget}")
-        stats.append(learner.step(samples, NORMALIZER, **LOOSE))
-        adapters.append(learner.adapter())
+        stats.append(learner.step([samples]))
+        adapters.append(learner.weights())
     for other in stats[1:]:
         assert other.loss == pytest.approx(stats[0].loss, rel=1e-5)
         assert other.grad_norm == pytest.approx(stats[0].grad_norm, rel=1e-4)
@@ -68,8 +65,8 @@ def test_padding_changes_no_logprob(make_learner: LearnerMaker, samples: list[Tr
 
 def test_nothing_changes_before_the_first_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     learner = make_learner("lora.rank=4")
-    assert all(not tensor.any() for name, tensor in learner.adapter().items() if "lora_B" in name)
-    stats = learner.measure(on_policy(learner, samples), **LOOSE)
+    assert all(not tensor.any() for name, tensor in learner.weights().items() if "lora_B" in name)
+    stats = learner.measure(on_policy(learner, samples))
     assert stats.kl_base == 0.0
     # Alone or in a padded batch: rounding of float32 at log-probabilities around −10.
     assert stats.logprob_gap_max < 2e-5
@@ -77,8 +74,8 @@ def test_nothing_changes_before_the_first_update(make_learner: LearnerMaker, sam
 
 def first_update(learner: Learner, rows: list[TrainingSample]) -> dict[str, Tensor]:
     """ΔW = α/r · B·A of each layer after one step."""
-    learner.step(rows, NORMALIZER, **LOOSE)
-    adapter, config = learner.adapter(), learner.config.lora
+    learner.step([rows])
+    adapter, config = learner.weights(), learner.config.lora
     return {
         name: config.alpha / config.rank * adapter[name.replace("lora_A", "lora_B")] @ tensor
         for name, tensor in adapter.items()
@@ -115,9 +112,9 @@ def test_the_first_update_does_not_depend_on_the_rank(
 def test_b_moves_by_the_rate_at_the_first_step(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     """Adam's first step is −rate · sign(gradient), to within eps; A has no gradient while B is zero."""
     learner = make_learner("optim.lr=1e-3")
-    before = learner.adapter()
-    learner.step(samples, NORMALIZER, **LOOSE)
-    for name, tensor in learner.adapter().items():
+    before = learner.weights()
+    learner.step([samples])
+    for name, tensor in learner.weights().items():
         moved = (tensor - before[name]).abs()
         if "lora_B" in name:
             assert moved[moved > 0].median() == pytest.approx(1e-3, rel=1e-3)
@@ -129,7 +126,7 @@ def test_the_step_goes_up_the_reward(make_learner: LearnerMaker, samples: list[T
     learner = make_learner()
     rows = on_policy(learner, samples)
     before = learner.score(rows)
-    learner.step(rows, NORMALIZER, **LOOSE)
+    learner.step([rows])
     after = learner.score(rows)
     gain = sum(s.advantage * (sum(b) - sum(a)) for s, a, b in zip(rows, before, after, strict=True))
     assert gain > 0
@@ -143,19 +140,19 @@ def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
     sharded = make_learner(f"learner.zero_stage={stage}", "optim.clip_norm=0.01")
     for learner in (plain, sharded):
         for _ in range(2):
-            stats = learner.step(samples, NORMALIZER, **LOOSE)
+            stats = learner.step([samples])
         assert stats.grad_norm > 0.01
-    for name, tensor in plain.adapter().items():
-        torch.testing.assert_close(sharded.adapter()[name], tensor, atol=1e-6, rtol=1e-5)
+    for name, tensor in plain.weights().items():
+        torch.testing.assert_close(sharded.weights()[name], tensor, atol=1e-6, rtol=1e-5)
 
     state = learner_state(sharded)
     assert int(state["adam_steps"]) == 2
     resumed = make_learner(f"learner.zero_stage={stage}", "optim.clip_norm=0.01", "seed=9")
     restore_learner(resumed, state)
     for learner in (sharded, resumed):
-        learner.step(samples, NORMALIZER, **LOOSE)
-    for name, tensor in sharded.adapter().items():
-        assert torch.equal(resumed.adapter()[name], tensor), name
+        learner.step([samples])
+    for name, tensor in sharded.weights().items():
+        assert torch.equal(resumed.weights()[name], tensor), name
 
 
 def test_a_state_of_another_adapter_is_refused(make_learner: LearnerMaker) -> None:
@@ -167,9 +164,9 @@ def test_a_state_of_another_adapter_is_refused(make_learner: LearnerMaker) -> No
 def test_gradient_checkpointing_changes_no_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     plain, checkpointed = make_learner(), make_learner("learner.gradient_checkpointing=true")
     for learner in (plain, checkpointed):
-        learner.step(samples, NORMALIZER, **LOOSE)
-    for name, tensor in plain.adapter().items():
-        torch.testing.assert_close(checkpointed.adapter()[name], tensor, atol=1e-6, rtol=1e-5)
+        learner.step([samples])
+    for name, tensor in plain.weights().items():
+        torch.testing.assert_close(checkpointed.weights()[name], tensor, atol=1e-6, rtol=1e-5)
 
 
 def test_a_gap_over_the_limit_stops_before_anything_is_updated(
@@ -178,10 +175,10 @@ def test_a_gap_over_the_limit_stops_before_anything_is_updated(
     learner = make_learner()
     rows = on_policy(learner, samples)
     wrong = [replace(rows[0], behaviour_logprobs=tuple(q + 0.5 for q in rows[0].behaviour_logprobs)), *rows[1:]]
-    before = learner.adapter()
+    before = learner.weights()
     with pytest.raises(SamplerGapError, match=r"logprob_gap_max 0\.5 .*Nothing was updated"):
-        learner.step(wrong, NORMALIZER, max_kl=1.0, max_gap=1e-2)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.adapter().items())
+        learner.step([wrong], max_kl=1.0, max_gap=1e-2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.weights().items())
     broken = [replace(rows[0], behaviour_logprobs=(float("nan"),) * len(rows[0].completion_ids))]
     with pytest.raises(SamplerGapError):
         learner.measure(broken, max_kl=1.0, max_gap=1e9)
@@ -191,8 +188,8 @@ def test_a_published_adapter_loads_with_plain_peft_and_merges_to_the_same_policy
     make_learner: LearnerMaker, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     learner = make_learner("lora.rank=4", "optim.lr=1e-2")
-    learner.step(samples, NORMALIZER, **LOOSE)
-    learner.write_adapter(tmp_path, learner.adapter())
+    learner.step([samples])
+    learner.trainee.write(tmp_path, learner.weights())
     expected = learner.score(samples)
 
     def scores(causal_lm: Any) -> list[list[float]]:
@@ -249,5 +246,5 @@ def test_targets_by_name_and_the_nearest_one_when_misspelt() -> None:
 
 def test_one_layer_by_its_path_trains_that_layer_alone(make_learner: LearnerMaker) -> None:
     learner = make_learner("lora.targets=[model.layers.1.mlp.up_proj]")
-    assert learner.coverage.modules == ("model.layers.1.mlp.up_proj",)
+    assert learner.trainee.coverage.modules == ("model.layers.1.mlp.up_proj",)
     assert len(learner.parameters) == 2
