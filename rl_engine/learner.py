@@ -86,7 +86,7 @@ class Learner:
         )
         if stage == 3:
             pairs = self.trainee.prepare_for_zero3()
-            if not self.policy.trains_head:
+            if self.policy.head_is_frozen:
                 pairs.append((self.policy, self.policy.head.weight))
             for module, parameter in pairs:
                 deepspeed.zero.register_external_parameter(module, parameter)

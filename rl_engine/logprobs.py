@@ -117,8 +117,9 @@ class Policy(nn.Module):
         return self.causal_lm.get_output_embeddings()
 
     @property
-    def trains_head(self) -> bool:
-        return any(parameter.requires_grad for parameter in self.head.parameters())
+    def head_is_frozen(self) -> bool:
+        """Whether the output embedding is just a matrix: nothing learns it, and no adapter is in front of it."""
+        return type(self.head) is nn.Linear and not self.head.weight.requires_grad
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """([N] log-probabilities, [N] entropies) of the batch's completion tokens, in nats."""
@@ -126,8 +127,8 @@ class Policy(nn.Module):
             input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
         ).last_hidden_state
         hidden_NH = hidden_BTH.flatten(0, 1)[batch.source_N]
-        if self.trains_head:
-            return token_logprobs_of_trained_head(hidden_NH, self.head, batch.target_N, self.temperature)
-        return token_logprobs(
-            hidden_NH, self.head.weight, batch.target_N, self.temperature, learn_entropy=self.learn_entropy
-        )
+        if self.head_is_frozen:
+            return token_logprobs(
+                hidden_NH, self.head.weight, batch.target_N, self.temperature, learn_entropy=self.learn_entropy
+            )
+        return token_logprobs_of_trained_head(hidden_NH, self.head, batch.target_N, self.temperature)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,11 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftMo
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the base model is {parameter.dtype} at {name}; bfloat16 and float32 are supported")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # An adapter of the output embedding alone is what is wanted where it is tied to the input's.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        # PEFT looks among modules alone for what a rank is given to; the count below sees that experts got theirs.
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
         torch.manual_seed(seed)
         adapted = get_peft_model(model, peft_config_for(model, config), autocast_adapter_dtype=True)
     assert isinstance(adapted, PeftModel)

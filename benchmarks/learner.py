@@ -1,0 +1,149 @@
+"""Tokens a second of the learner's forward and backward pass, LoRA and full, against the machine's matrix products.
+
+    python benchmarks/learner.py --model DIR_OR_HUB_ID
+
+The bound is measured in the same run: the time of nothing but the linear layers' matrix products, shape by shape, at
+the micro-batch's size (for LoRA the forward product and the input's gradient; for full the weight's gradient too; the
+output embedding on completion tokens alone). LoRA, full and bound take turns, and medians are compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from rl_engine.base_model import DTYPES, meta_model
+from rl_engine.batching import MicroBatch, TrainingSample, collate
+from rl_engine.config import Config, load_config
+from rl_engine.learner import Learner
+from rl_engine.lora import adaptable
+from rl_engine.objective import objective
+from rl_engine.ranks import join_ranks, leave_ranks
+from rollout.models import locate_model
+
+Seconds = dict[str, list[float]]
+
+
+def micro_batch(sequences: int, prompt: int, completion: int, vocabulary: int) -> MicroBatch:
+    """Random tokens of one size: what they say does not matter to how long they take."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, vocabulary, (sequences, prompt + completion), generator=generator).tolist()
+    return collate(
+        [
+            TrainingSample(
+                prompt_ids=tuple(row[:prompt]),
+                completion_ids=tuple(row[prompt:]),
+                behaviour_logprobs=(-3.0,) * completion,
+                advantage=1.0 if index % 2 else -1.0,
+                weight=1 / (sequences * completion),
+            )
+            for index, row in enumerate(tokens)
+        ],
+        pad_id=0,
+    )
+
+
+def pass_of(learner: Learner, batch: MicroBatch) -> Callable[[], None]:
+    """One forward and backward pass of a micro-batch, as a step makes it."""
+
+    def run() -> None:
+        logprob_N, entropy_N = learner.engine(batch)
+        part = objective(learner.config.loss, batch, batch.spread(logprob_N), batch.spread(entropy_N), None)
+        learner.engine.backward(part.loss)
+
+    return run
+
+
+def products(model: nn.Module, batch: MicroBatch, dtype: torch.dtype, *, weights: bool) -> Callable[[], None]:
+    """The matrix products alone. `weights`: those of the weights' gradients too."""
+    everywhere = Counter((shape.inputs, shape.outputs) for shape in adaptable(model).values())
+    vocabulary, hidden = model.get_output_embeddings().weight.shape  # type: ignore[operator]
+    work = [(batch.input_ids_BT.numel(), inputs, outputs, count) for (inputs, outputs), count in everywhere.items()]
+    work.append((batch.target_N.numel(), hidden, vocabulary, 1))
+    operands = [
+        (torch.randn(n, i, dtype=dtype), torch.randn(o, i, dtype=dtype), torch.randn(n, o, dtype=dtype), count)
+        for n, i, o, count in work
+    ]
+
+    def run() -> None:
+        for x_NI, weight_OI, grad_NO, count in operands:
+            for _ in range(count):
+                _ = x_NI @ weight_OI.T
+                _ = grad_NO @ weight_OI
+                if weights:
+                    _ = grad_NO.T @ x_NI
+
+    return run
+
+
+def timed(work: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, taken in turns after one round of warming up."""
+    seconds: Seconds = {name: [] for name in work}
+    for turn in range(rounds + 1):
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def config_of(model: str, dtype: str, method: str, rank: int) -> Config:
+    return load_config(
+        "quickstart.yaml",
+        [f"model.name={model}", f"model.dtype={dtype}", f"method={method}", f"lora.rank={rank}", "optim.lr=1e-6"],
+    )
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Directory, hub id, or `embedded`.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    rank: Annotated[int, typer.Option(help="Of the adapter.")] = 1,
+    sequences: Annotated[int, typer.Option(help="Completions of the micro-batch.")] = 16,
+    prompt: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 47,
+    completion: Annotated[int, typer.Option(help="Tokens of each completion.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Times each is measured.")] = 5,
+) -> None:
+    """Time LoRA, full and the matrix products in turns."""
+    warnings.simplefilter("ignore")
+    ranks = join_ranks()
+    lora = Learner(config_of(model, dtype, "lora", rank), ranks, 0)
+    full = Learner(config_of(model, dtype, "full", rank), ranks, 0)
+    shape = meta_model(locate_model(model), None)
+    batch = micro_batch(sequences, prompt, completion, shape.config.vocab_size)
+    seconds = timed(
+        {
+            "LoRA": pass_of(lora, batch),
+            "full": pass_of(full, batch),
+            "products of LoRA": products(shape, batch, DTYPES[dtype], weights=False),
+            "products of full": products(shape, batch, DTYPES[dtype], weights=True),
+        },
+        rounds,
+    )
+    tokens = batch.input_ids_BT.numel()
+    table = Table("", "seconds", "tokens/s", "share of the bound", title=f"{model}, {dtype}, {tokens:,} tokens")
+    for name, value in seconds.items():
+        share = seconds.get(f"products of {name}", value) / value
+        table.add_row(name, f"{value:.3f}", f"{tokens / value:,.0f}", f"{share:.2f}")
+    Console().print(table)
+    sizes = adaptable(shape).values()
+    theory = sum(2 * s.inputs * s.outputs + 3 * rank * (s.inputs + s.outputs) for s in sizes) / sum(
+        3 * s.inputs * s.outputs for s in sizes
+    )
+    print(f"LoRA over full {seconds['LoRA'] / seconds['full']:.3f}, multiplications of the linear layers {theory:.3f}")
+    print(f"LoRA learner to matrix products ratio {seconds['products of LoRA'] / seconds['LoRA']:.3f}")
+    leave_ranks()
+
+
+if __name__ == "__main__":
+    typer.run(main)
