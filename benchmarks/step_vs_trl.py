@@ -54,8 +54,8 @@ def prepare(work: Work, model: str | None, directory: Path) -> list[str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
     from rl_engine.base_model import DTYPES
-    from rollout.config import ArithmeticConfig, PromptConfig
     from rollout.arithmetic import arithmetic_problems
+    from rollout.config import ArithmeticConfig, PromptConfig
     from rollout.models import EMBEDDED_DIR, locate_model
     from rollout.prompts import BOXED_INSTRUCTION, Renderer
 
@@ -166,11 +166,12 @@ def trl(work: Work, directory: str, texts: list[str], pipe: Connection) -> None:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     from rl_engine.base_model import DTYPES
 
-    class Turns(TrainerCallback):  # type: ignore[misc]
+    class Turns(TrainerCallback):
         start = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -185,7 +186,9 @@ def trl(work: Work, directory: str, texts: list[str], pipe: Connection) -> None:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     counted = {"prompt": 0, "completion": 0}
 
-    def alternate(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def alternate(
+        prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any
+    ) -> list[float | None]:
         counted["prompt"] += sum(len(tokenizer.encode(prompt, add_special_tokens=False)) for prompt in prompts)
         counted["completion"] += sum(len(ids) for ids in completion_ids)
         return [float(index % 2) for index in range(len(completions))]
@@ -249,7 +252,10 @@ def measure(work: Work, directory: str, texts: list[str], steps: int) -> dict[st
             pipe.send(True)
             report: Report = pipe.recv()
             seconds, prompt_tokens, completion_tokens = report
-            print(f"{name:10s} step {turn}: {seconds:7.2f} s, {prompt_tokens:,} + {completion_tokens:,} tokens", flush=True)
+            print(
+                f"{name:10s} step {turn}: {seconds:7.2f} s, {prompt_tokens:,} + {completion_tokens:,} tokens",
+                flush=True,
+            )
             if turn:
                 reports[name].append(report)
     for process in processes:

@@ -21,6 +21,8 @@ from rl_engine.gap import gap_limits
 from rl_engine.learner import Learner
 from rl_engine.learner_state import restore_learner
 from rl_engine.loop import Run
+from rl_engine.memory import check_fits, plan
+from rl_engine.peaks import PhasePeaks, available
 from rl_engine.publish import Publisher
 from rl_engine.ranks import Ranks
 from rl_engine.records import METRICS, Records
@@ -84,8 +86,14 @@ def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sam
 
 
 def check_context(config: Config, needed: int) -> None:
-    """Raises `ConfigError` when prompts and completions do not fit into the model's context."""
+    """Raises `ConfigError` when the sampler cannot serve the model, or prompts and completions do not fit into its
+    context."""
     facts: Any = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    if config.method == "lora" and getattr(facts, "num_experts", None) and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{config.model.name} is a mixture of experts, and vLLM's CPU build cannot serve one with an adapter (it "
+            "stops with \"module 'triton.language' has no attribute 'float32'\"): use method=full, or a CUDA machine"
+        )
     limit = facts.max_position_embeddings
     if needed > limit:
         raise ConfigError(
@@ -133,10 +141,11 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix} was {old!r} and is {new!r}"]
 
 
-def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool) -> Run:
+def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console: RunConsole | None = None) -> Run:
     """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
     the data, the model or the output directory, before any weights are loaded where that can be known."""
-    console = RunConsole(quiet=not ranks.is_main, steps=config.train.steps)
+    console = console or RunConsole(quiet=not ranks.is_main, steps=config.train.steps)
+    check_fits(plan(config, ranks), available(ranks))
     tokenizer = load_tokenizer(config)
     renderer = Renderer(tokenizer, config.prompt)
     sampling, eval_sampling = samplings(config, renderer)
@@ -163,6 +172,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool) -> Run:
         sampling=sampling,
         max_gap=gap_limits(config)[1],
         facts={"base_model": config.model.name, "config_hash": config_hash(config)},
+        keep=config.checkpoint.keep_adapters or {"lora": None, "full": 2}[config.method],
     )
     run = Run(
         config=config,
@@ -177,6 +187,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool) -> Run:
         records=records,
         console=console,
         stop=StopRequest(),
+        peaks=PhasePeaks(ranks.device),
         config_hash=config_hash(config),
     )
     _continue_from(run, found)
@@ -202,13 +213,18 @@ def start_engine(config: Config, ranks: Ranks, max_model_len: int) -> Any:
     )  # vLLM takes seconds to import: what can fail before has failed
 
     rollout = config.rollout
+    if ranks.count > 1 and rollout.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size is {rollout.tensor_parallel_size} with {ranks.count} ranks: each rank holds "
+            "a sampler of its own; run one rank, or set it to 1"
+        )
     return VllmEngine(
         EngineSettings(
             model=locate_model(config.model.name),
             revision=config.model.revision,
             dtype=config.model.dtype,
             max_model_len=max_model_len,
-            lora_rank=config.lora.rank,
+            lora_rank=config.lora.rank if config.method == "lora" else 0,
             max_num_seqs=rollout.max_num_seqs,
             kv_cache_gib=rollout.kv_cache_gib,
             memory_fraction=rollout.memory_fraction,
@@ -225,7 +241,7 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
     return {
         "model": f"{config.model.name} ({config.model.dtype})",
         "data": f"{config.data.source}: {data.describe()}",
-        "adapter": f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, {learner.coverage.describe()}",
+        "training": learner.trainee.describe(),
         **plan_lines(config),
         "output": config.output_dir,
     }
@@ -240,7 +256,7 @@ def plan_lines(config: Config) -> dict[str, str]:
             f"at most {completions * config.sampling.max_tokens:,} sampled tokens; {config.train.steps} steps"
         ),
         "learning": (
-            f"{config.loss.name}, Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, "
-            f"constant rate {config.optim.lr:g}"
+            f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates_per_step} update(s) a step, "
+            f"Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, constant rate {config.optim.lr:g}"
         ),
     }

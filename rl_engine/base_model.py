@@ -19,7 +19,7 @@ def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | No
         locate_model(config.model.name),
         revision=config.model.revision,
         dtype=dtype or DTYPES[config.model.dtype],
-        attn_implementation="sdpa",
+        attn_implementation=config.learner.attention,
     )
     if config.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

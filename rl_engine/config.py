@@ -116,6 +116,14 @@ class LearnerConfig(Section):
         description="Optimizer updates a step: its groups are dealt into so many parts, each learned from once.",
     )
     tokens_per_microbatch: int = Field(8192, ge=1, description="Padded tokens of one forward and backward.")
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
+        "sdpa", description="The learner's attention; flash_attention_2 needs CUDA and the package flash-attn."
+    )
+    packing: bool = Field(
+        False,
+        description="Samples end to end in one row instead of padded rows: no padding. Fast with flash_attention_2 "
+        "alone, since others attend over the whole row.",
+    )
     gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
 
     @model_validator(mode="after")

@@ -15,10 +15,13 @@ from rl_engine.assemble import (
     plan_lines,
     samplings,
 )
+from rl_engine.base_model import meta_model
 from rl_engine.config import Config
 from rl_engine.console import RunConsole
 from rl_engine.data import prepare
-from rl_engine.lora import coverage_of, meta_model
+from rl_engine.lora import coverage_of
+from rl_engine.memory import check_fits, estimated, plan
+from rl_engine.peaks import available
 from rl_engine.ranks import Ranks
 from rollout.models import locate_model
 from rollout.prompts import Renderer
@@ -29,9 +32,15 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     check_output(config, resume)
     console = RunConsole(quiet=False, steps=config.train.steps)
     console.facts({"model": f"{config.model.name} ({config.model.dtype})", **plan_lines(config)})
-    shape = meta_model(locate_model(config.model.name), config.model.revision)
-    coverage = coverage_of(shape, config.lora)
-    console.facts({"adapter": f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, {coverage.describe()}"})
+    if config.method == "lora":
+        shape = meta_model(locate_model(config.model.name), config.model.revision)
+        coverage = coverage_of(shape, config.lora)
+        console.facts({"training": f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, {coverage.describe()}"})
+    else:
+        console.facts({"training": "full fine-tuning, all parameters, float32 masters"})
+    memory, room = plan(config, ranks), available(ranks)
+    console.facts(estimated(memory, room))
+    check_fits(memory, room)
     renderer = Renderer(load_tokenizer(config), config.prompt)
     _, eval_sampling = samplings(config, renderer)
     with Grader.from_config(config.rewards) as grader, console.phase("reading and checking problems"):

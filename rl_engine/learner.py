@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -26,6 +27,8 @@ from rl_engine.trainee import METHODS
 
 # ZeRO-3 leaves parameters smaller than this whole on every rank.
 PERSISTENT_PARAMETERS = 100_000
+# Completions of a rank that the KL to the base is measured on where the loss does not need it.
+KL_SAMPLES = 32
 NOTHING = TrainingSample(prompt_ids=(0,), completion_ids=(0,), behaviour_logprobs=(0.0,), advantage=0.0, weight=0.0)
 
 
@@ -39,15 +42,17 @@ class Learner:
     def __init__(self, config: Config, ranks: Ranks, pad_id: int) -> None:
         self.config = config
         self.ranks = ranks
-        self.pad_id = pad_id
         self.trainee = METHODS[config.method](config, ranks.device)
         self.parameters = self.trainee.parameters
+        self._collate = partial(collate, pad_id=pad_id, packed=config.learner.packing)
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
             lr=config.optim.lr,
             betas=config.optim.betas,
             eps=config.optim.eps,
             weight_decay=0.0,
+            # One kernel for all parameters; offloaded ones are on the host.
+            fused=ranks.device.type == "cuda" and not config.learner.offload_optimizer,
         )
         self._grad_norm = 0.0
         self.policy = Policy(
@@ -142,13 +147,18 @@ class Learner:
         """Forward over this rank's micro-batches, and backward to learn. `fresh`: nothing was updated since the
         samples were drawn."""
         loss_config = self.config.loss
-        batches = pack(samples, self.config.learner.tokens_per_microbatch)
+        settings = self.config.learner
+        batches = pack(samples, settings.tokens_per_microbatch, packed=settings.packing)
         mine = share_of_rank(batches, self.ranks.rank, self.ranks.count)
         for index, rows in enumerate(mine):
-            batch = collate(rows, self.pad_id).to(self.ranks.device)
-            with_base = needs_base(loss_config) or (fresh and index == len(mine) // 2)
+            batch = self._collate(rows).to(self.ranks.device)
             # Before the policy's own pass: ZeRO-3 keeps what a forward pass gathered for the backward pass next to it.
-            base_N = self._base_logprobs(batch) if with_base else None
+            base_N = None
+            if needs_base(loss_config):
+                base_N = self._base_logprobs(batch)
+            elif fresh and index == len(mine) // 2:
+                # To know the KL to the base, a few completions of median length do.
+                base_N = self._base_logprobs(self._collate(rows[:KL_SAMPLES]).to(self.ranks.device))
             logprob_N, entropy_N = self.engine(batch)
             part = objective(
                 loss_config,
@@ -163,14 +173,14 @@ class Learner:
             if fresh:
                 tally.add_gap(logprob_N.detach(), batch)
             if base_N is not None:
-                tally.add_base(logprob_N.detach(), base_N)
+                tally.add_base(logprob_N.detach()[: len(base_N)], base_N)
 
     @torch.no_grad()
     def score(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
         """Log-probabilities (nats) of each sample's completion tokens under the current policy, in order."""
         scores = []
         for sample in samples:
-            logprob_N, _ = self.engine(collate([sample], self.pad_id).to(self.ranks.device))
+            logprob_N, _ = self.engine(self._collate([sample]).to(self.ranks.device))
             scores.append(logprob_N.tolist())
         return scores
 
@@ -201,6 +211,11 @@ class Learner:
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if modify else None):
             yield
+
+    def release_memory(self) -> None:
+        """Give cached memory of the card back, for the sampler that shares it to wake in."""
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of what learns, on the CPU in float32, by published name. Collective: every rank calls it, and rank 0

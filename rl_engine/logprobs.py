@@ -124,7 +124,10 @@ class Policy(nn.Module):
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """([N] log-probabilities, [N] entropies) of the batch's completion tokens, in nats."""
         hidden_BTH = self.causal_lm.get_decoder()(
-            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
+            input_ids=batch.input_ids_BT,
+            attention_mask=batch.attention_mask_BT,
+            position_ids=batch.position_ids_BT,
+            use_cache=False,
         ).last_hidden_state
         hidden_NH = hidden_BTH.flatten(0, 1)[batch.source_N]
         if self.head_is_frozen:

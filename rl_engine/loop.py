@@ -18,6 +18,7 @@ from rl_engine.gap import gap_limits
 from rl_engine.learner import Learner
 from rl_engine.learner_state import learner_state
 from rl_engine.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
+from rl_engine.peaks import PhasePeaks
 from rl_engine.plot import NAME as PLOT
 from rl_engine.plot import plot_run
 from rl_engine.publish import Publisher
@@ -48,6 +49,7 @@ class Run:
     records: Records
     console: RunConsole
     stop: StopRequest
+    peaks: PhasePeaks
     config_hash: str
     step: int = 0
     version: int = 0
@@ -74,7 +76,8 @@ def train(run: Run) -> None:
         sync_start = time.monotonic()
         if updates:
             run.version += 1
-            run.adapter = run.publisher.publish(run.version)
+            with run.peaks.peak_gib("sync"):
+                run.adapter = run.publisher.publish(run.version)
         end = time.monotonic()
         timing = Timing(
             rollout_s=run.sampler.rollout_s,
@@ -101,7 +104,7 @@ def due(step: int, every: int, run: Run) -> bool:
 def sample(run: Run) -> list[GradedGroup]:
     """Graded completions of the step's problems, under the current adapter."""
     prompts = run.cursor.take(run.config.train.problems_per_step)
-    with run.console.phase(f"step {run.step}: sampling"):
+    with run.console.phase(f"step {run.step}: sampling"), run.peaks.peak_gib("rollout"):
         return run.sampler.graded_groups(prompts, run.sampling, run.adapter, f"{run.config.seed}/{run.step}")
 
 
@@ -110,12 +113,13 @@ def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], graded: Sequenc
     max_kl, max_gap = gap_limits(run.config)
     engine = run.sampler.engine
     engine.sleep()
-    with run.console.phase(f"step {run.step}: learning"):
+    with run.console.phase(f"step {run.step}: learning"), run.peaks.peak_gib("learn"):
         if updates:
             stats = run.learner.step(updates, max_kl=max_kl, max_gap=max_gap)
         else:
             unlearned = training_samples(graded[0], [0.0] * run.config.sampling.n)
             stats = run.learner.measure(unlearned, max_kl=max_kl, max_gap=max_gap)
+    run.learner.release_memory()
     engine.wake()
     return stats
 
@@ -128,6 +132,7 @@ def step_metrics(
         **rollout_metrics(graded, signal),
         **learn_metrics(stats, float(run.learner.optimizer.param_groups[0]["lr"])),
         **time_metrics(timing, tokens),
+        **run.peaks.metrics(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Configuration and a micro-batch's log-probabilities → its loss: the chosen loss with its corrections and penalties."""
+"""Configuration and a micro-batch's log-probabilities → its loss, with the corrections and penalties asked for."""
 
 from __future__ import annotations
 

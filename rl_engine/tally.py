@@ -29,8 +29,8 @@ class LearnStats:
     entropy: float
     """Nats a token."""
     kl_base: float
-    """KL(policy ‖ base), nats a token: on every token where it is penalised, else on one micro-batch of each rank,
-    that of median length."""
+    """KL(policy ‖ base), nats a token: on every token where it is penalised, else on a few completions of each rank,
+    those of median length."""
     sampler_kl_v1: float
     """mean(log q − log p), nats: the plain estimate of KL(q ‖ p)."""
     sampler_kl: float

@@ -77,16 +77,9 @@ def stay_offline_if_possible(config: Config) -> None:
 
 def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
     """Assemble and train; the exit code."""
-    # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
-    from transformers.utils.logging import disable_progress_bar
+    ranks = join_quietly()
+    from rl_engine.ranks import leave_ranks
 
-    from rl_engine.ranks import join_ranks, leave_ranks
-
-    disable_progress_bar()
-    ranks = join_ranks()
     try:
         if only_check:
             from rl_engine.dry_run import dry_run
@@ -96,6 +89,20 @@ def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> i
         return train_run(config, ranks, resume=resume, overwrite=overwrite)
     finally:
         leave_ranks()
+
+
+def join_quietly() -> Ranks:
+    """Enter the process group, with the libraries told to speak only of what matters."""
+    # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    from transformers.utils.logging import disable_progress_bar
+
+    from rl_engine.ranks import join_ranks
+
+    disable_progress_bar()
+    return join_ranks()
 
 
 def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) -> int:

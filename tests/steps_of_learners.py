@@ -1,6 +1,6 @@
 """A program for torchrun: three steps of a learner for each of the settings given, and rank 0 saves what it learned.
 
-    torchrun --nproc-per-node 2 tests/steps_of_learners.py OUTPUT_DIR NAME 'key.sub=value key.sub=value' …
+torchrun --nproc-per-node 2 tests/steps_of_learners.py OUTPUT_DIR NAME 'key.sub=value key.sub=value' …
 """
 
 from __future__ import annotations

@@ -18,7 +18,11 @@ MAY_IMPORT = {
     "rl_engine": set(OURS),
     "configs": set(),
 }
-HEAVY = {"vllm": "rollout/vllm_engine.py", "peft": "rl_engine/lora.py", "omegaconf": "rl_engine/config.py"}
+HEAVY = {
+    "vllm": {"rollout/vllm_engine.py", "rollout/one_adapter.py"},
+    "peft": {"rl_engine/lora.py", "rl_engine/lora_linear.py"},
+    "omegaconf": {"rl_engine/config.py"},
+}
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -49,10 +53,10 @@ def test_a_file_imports_only_what_its_package_may_and_stays_short(path: Path) ->
             assert node.end_lineno - node.lineno < 60, f"{path}:{node.name} is over 60 lines"
 
 
-@pytest.mark.parametrize(("dependency", "home"), HEAVY.items())
-def test_a_heavy_dependency_is_imported_by_one_file(dependency: str, home: str) -> None:
+@pytest.mark.parametrize(("dependency", "homes"), HEAVY.items())
+def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes: set[str]) -> None:
     users = {str(path.relative_to(ROOT)) for path in FILES if dependency in imported(path)}
-    assert users == {home}
+    assert users == homes
 
 
 @pytest.mark.parametrize("module", ["rewards", "rl_engine.config", "rl_engine.train", "rollout.config"])

@@ -19,7 +19,7 @@ from rl_engine.config import LoraConfig
 from rl_engine.learner import Learner, SamplerGapError
 from rl_engine.learner_state import learner_state, restore_learner
 from rl_engine.logprobs import Policy
-from rl_engine.lora import coverage_of, match_targets
+from rl_engine.lora import LoraTrainee, coverage_of, match_targets
 from rollout.models import EMBEDDED_DIR
 
 pytestmark = pytest.mark.engine
@@ -61,6 +61,17 @@ def test_padding_changes_no_logprob(make_learner: LearnerMaker, samples: list[Tr
     for row, (sample, expected) in enumerate(zip(samples, alone, strict=True)):
         found = spread[row, : len(sample.completion_ids)].tolist()
         assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_packing_changes_no_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+    padded, packed = make_learner(), make_learner("learner.packing=true", "learner.tokens_per_microbatch=60")
+    for found, row in zip(packed.score(samples), padded.score(samples), strict=True):
+        assert found == pytest.approx(row, abs=1e-5)
+    for learner in (padded, packed):
+        stats = learner.step([samples])
+        assert stats.tokens == sum(len(s.completion_ids) for s in samples)
+    for name, tensor in padded.weights().items():
+        torch.testing.assert_close(packed.weights()[name], tensor, atol=2e-5, rtol=1e-4)
 
 
 def test_nothing_changes_before_the_first_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
@@ -246,5 +257,6 @@ def test_targets_by_name_and_the_nearest_one_when_misspelt() -> None:
 
 def test_one_layer_by_its_path_trains_that_layer_alone(make_learner: LearnerMaker) -> None:
     learner = make_learner("lora.targets=[model.layers.1.mlp.up_proj]")
+    assert isinstance(learner.trainee, LoraTrainee)
     assert learner.trainee.coverage.modules == ("model.layers.1.mlp.up_proj",)
     assert len(learner.parameters) == 2

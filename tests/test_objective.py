@@ -121,12 +121,26 @@ def test_a_collated_batch_points_at_the_right_places() -> None:
     )
     batch = collate([long, short], pad_id=0)
     assert batch.input_ids_BT.tolist() == [[8, 9, 10, 11], [5, 6, 7, 0]]
+    assert batch.attention_mask_BT is not None
     assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     # The token at position t is predicted from position t − 1.
     assert batch.source_N.tolist() == [0, 1, 2, 5]
     assert batch.target_N.tolist() == [9, 10, 11, 7]
     assert batch.spread(batch.target_N.float()).tolist() == [[9, 10, 11], [7, 0, 0]]
     assert batch.behaviour_logprob_BC.tolist() == [[-2, -3, -4], [-1, 0, 0]]
+
+
+def test_a_packed_batch_is_one_row_without_padding() -> None:
+    first = TrainingSample(prompt_ids=(5, 6), completion_ids=(7,), behaviour_logprobs=(-1.0,), advantage=1.0)
+    second = TrainingSample(prompt_ids=(8,), completion_ids=(9, 10), behaviour_logprobs=(-2.0, -3.0), advantage=-1.0)
+    batch = collate([first, second], pad_id=0, packed=True)
+    assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8, 9, 10]]
+    assert batch.position_ids_BT is not None
+    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 0, 1, 2]]
+    assert batch.attention_mask_BT is None
+    assert batch.source_N.tolist() == [1, 3, 4]
+    assert batch.target_N.tolist() == [7, 9, 10]
+    assert batch.behaviour_logprob_BC.tolist() == [[-1, 0], [-2, -3]]
 
 
 def split(samples: Sequence[TrainingSample], sizes: Sequence[int]) -> list[Sequence[TrainingSample]]:
@@ -139,7 +153,7 @@ def split(samples: Sequence[TrainingSample], sizes: Sequence[int]) -> list[Seque
 
 @pytest.mark.parametrize("name", ["importance_sampling", "ppo_clip", "gspo"])
 def test_loss_of_a_step_does_not_depend_on_the_split(name: str, samples: list[TrainingSample]) -> None:
-    config = LossConfig(name=name, kl_coef=0.1, entropy_coef=0.2, sampler_correction="sequence_mask")  # type: ignore[arg-type]
+    config = LossConfig(name=name, kl_coef=0.1, entropy_coef=0.2, sampler_correction="sequence_mask")
 
     def total(parts: Sequence[Sequence[TrainingSample]]) -> float:
         value = 0.0

@@ -15,7 +15,7 @@ from rl_engine.batching import TrainingSample, collate
 from rl_engine.learner import Learner
 from rl_engine.learner_state import learner_state, restore_learner
 from rl_engine.logprobs import Policy
-from rl_engine.lora import coverage_of, match_targets
+from rl_engine.lora import Coverage, LoraTrainee, coverage_of, match_targets
 from rollout.models import EMBEDDED_DIR
 
 pytestmark = [
@@ -29,6 +29,11 @@ LearnerMaker = Callable[..., Learner]
 EXPERTS, ACTIVE, HIDDEN, WIDTH = 8, 2, 32, 48
 
 
+def coverage(learner: Learner) -> Coverage:
+    assert isinstance(learner.trainee, LoraTrainee)
+    return learner.trainee.coverage
+
+
 def scores(causal_lm: Any, samples: list[TrainingSample]) -> list[list[float]]:
     policy = Policy(causal_lm, temperature=1.0)
     with torch.no_grad():
@@ -40,8 +45,7 @@ def test_the_output_embedding_can_be_adapted(
 ) -> None:
     plain, learner = make_learner(), make_learner("lora.targets=all+lm_head", "optim.lr=1e-2")
     vocabulary, hidden = plain.policy.head.weight.shape
-    added = learner.trainee.coverage.trainable - plain.trainee.coverage.trainable  # type: ignore[attr-defined]
-    assert added == vocabulary + hidden
+    assert coverage(learner).trainable - coverage(plain).trainable == vocabulary + hidden
     assert plain.policy.head_is_frozen
     assert not learner.policy.head_is_frozen
     before = learner.weights()
@@ -85,7 +89,6 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        head_dim=16,
         num_experts=EXPERTS,
         num_experts_per_tok=ACTIVE,
         decoder_sparse_step=1,
@@ -98,11 +101,10 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_experts_share_the_rank_among_those_a_token_meets(make_learner: LearnerMaker, mixture: Path) -> None:
     learner = make_learner(f"model.name={mixture}", "lora.rank=4")
-    coverage = learner.trainee.coverage  # type: ignore[attr-defined]
     # Rank 4 / 2 active experts = 2 for each expert: gate and up in one matrix, and down.
     expert = 2 * EXPERTS * ((HIDDEN + 2 * WIDTH) + (WIDTH + HIDDEN))
     attention = 4 * 4 * (HIDDEN + HIDDEN)
-    assert coverage.by_group == {"attention": 2 * attention, "mlp": 2 * expert}
+    assert coverage(learner).by_group == {"attention": 2 * attention, "mlp": 2 * expert}
     shape = learner.trainee.causal_lm.config
     assert (shape.num_experts, shape.num_experts_per_tok) == (EXPERTS, ACTIVE)
     base = AutoModelForCausalLM.from_pretrained(mixture)

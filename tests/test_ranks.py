@@ -1,4 +1,4 @@
-"""One rank and two, at every ZeRO stage, with an adapter and with the whole model: the same weights after three steps."""
+"""One rank and two, every ZeRO stage, an adapter and the whole model: the same weights after three steps."""
 
 from __future__ import annotations
 

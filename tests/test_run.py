@@ -59,6 +59,9 @@ STEP_METRICS = {
     "time/sync_s",
     "time/step_s",
     "throughput/tokens_per_s",
+    "memory/rollout_gib",
+    "memory/learn_gib",
+    "memory/sync_gib",
 }
 
 
@@ -190,7 +193,7 @@ def digests(run_directory: Path) -> dict[str, str]:
 
 def comparable(run_directory: Path) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in line.items() if not key.startswith(("time/", "throughput/"))}
+        {key: value for key, value in line.items() if not key.startswith(("time/", "throughput/", "memory/"))}
         for line in read_metrics(run_directory)
     ]
 
@@ -240,6 +243,29 @@ def test_two_ranks_make_the_adapter_of_one(run_dir: Path, tmp_path: Path) -> Non
     assert [line["reward/mean"] for line in read_metrics(two)[1:]] == [
         line["reward/mean"] for line in read_metrics(run_dir)[1:]
     ]
+
+
+def test_the_method_is_the_only_difference_between_an_adapter_and_the_whole_model(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    """The same configuration with one other key: the same loop, the same metrics, the sampler's gap at its floor.
+
+    The rate is the adapter's, far above what suits a whole model, which falls apart: what is learned is not the point.
+    """
+    code, output = run(tmp_path, *OVERRIDES, "method=full")
+    assert code == 0, output
+    full = tmp_path / "runs" / "quickstart"
+    lines, expected = read_metrics(full), read_metrics(run_dir)
+    assert all(not STEP_METRICS - line.keys() for line in lines[1:])
+    # Before the first update both are the base model; afterwards they differ.
+    assert lines[1]["reward/mean"] == expected[1]["reward/mean"]
+    assert lines[STEPS]["policy/kl_base"] != expected[STEPS]["policy/kl_base"]
+    assert all(line["sampler/logprob_gap_max"] < 1e-3 for line in lines[1:])
+    config, other = (yaml.safe_load((path / "config.yaml").read_text()) for path in (full, run_dir))
+    assert {key for key in config if config[key] != other[key]} == {"method"}
+    versions = sorted(path.name for path in (full / "adapters").glob("v*"))
+    assert versions == [f"v{STEPS - 1:06d}", f"v{STEPS:06d}"]
+    AutoModelForCausalLM.from_pretrained(full / "adapters" / "latest")
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_a_stale_one_is_found(

@@ -24,7 +24,8 @@ from rollout.models import EMBEDDED_DIR
 with warnings.catch_warnings():
     # TRL names the vLLM versions it was tried with; none is used here.
     warnings.simplefilter("ignore")
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
 pytestmark = pytest.mark.engine
 
@@ -63,6 +64,10 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def no_reward(completions: list[str], **_: Any) -> list[float | None]:
+    return [0.0] * len(completions)
+
+
 def trainer_of(settings: dict[str, Any], directory: Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
     arguments = GRPOConfig(
@@ -77,11 +82,11 @@ def trainer_of(settings: dict[str, Any], directory: Path) -> Any:
         **settings,
     )
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
-    trainer = GRPOTrainer(
+    trainer: Any = GRPOTrainer(
         model=model,
         args=arguments,
         processing_class=tokenizer,
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        reward_funcs=no_reward,
         train_dataset=Dataset.from_dict({"prompt": ["1+1=?"]}),
     )
     trainer.model.train()
