@@ -34,14 +34,14 @@ from rollout.models import locate_model
 Seconds = dict[str, list[float]]
 
 
-def micro_batch(sequences: int, prompt: int, completion: int, vocabulary: int) -> MicroBatch:
+def micro_batch(sequences: int, group: int, prompt: int, completion: int, vocabulary: int, layout: str) -> MicroBatch:
     """Random tokens of one size: what they say does not matter to how long they take."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, vocabulary, (sequences, prompt + completion), generator=generator).tolist()
     return collate(
         [
             TrainingSample(
-                prompt_ids=tuple(row[:prompt]),
+                prompt_ids=tuple(tokens[index - index % group][:prompt]),
                 completion_ids=tuple(row[prompt:]),
                 behaviour_logprobs=(-3.0,) * completion,
                 advantage=1.0 if index % 2 else -1.0,
@@ -49,7 +49,8 @@ def micro_batch(sequences: int, prompt: int, completion: int, vocabulary: int) -
             )
             for index, row in enumerate(tokens)
         ],
-        pad_id=0,
+        0,
+        layout,
     )
 
 
@@ -66,9 +67,10 @@ def pass_of(learner: Learner, batch: MicroBatch) -> Callable[[], None]:
 
 def products(model: nn.Module, batch: MicroBatch, dtype: torch.dtype, *, weights: bool) -> Callable[[], None]:
     """The matrix products alone. `weights`: those of the weights' gradients too."""
+    positions = batch.input_ids_BT.numel()
     everywhere = Counter((shape.inputs, shape.outputs) for shape in adaptable(model).values())
     vocabulary, hidden = model.get_output_embeddings().weight.shape  # type: ignore[operator]
-    work = [(batch.input_ids_BT.numel(), inputs, outputs, count) for (inputs, outputs), count in everywhere.items()]
+    work = [(positions, inputs, outputs, count) for (inputs, outputs), count in everywhere.items()]
     work.append((batch.target_N.numel(), hidden, vocabulary, 1))
     operands = [
         (torch.randn(n, i, dtype=dtype), torch.randn(o, i, dtype=dtype), torch.randn(n, o, dtype=dtype), count)
@@ -110,6 +112,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
     rank: Annotated[int, typer.Option(help="Of the adapter.")] = 1,
     sequences: Annotated[int, typer.Option(help="Completions of the micro-batch.")] = 16,
+    group: Annotated[int, typer.Option(help="Completions that share a prompt; 1 for none.")] = 1,
     prompt: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 47,
     completion: Annotated[int, typer.Option(help="Tokens of each completion.")] = 64,
     rounds: Annotated[int, typer.Option(help="Times each is measured.")] = 5,
@@ -120,7 +123,7 @@ def main(
     lora = Learner(config_of(model, dtype, "lora", rank), ranks, 0)
     full = Learner(config_of(model, dtype, "full", rank), ranks, 0)
     shape = meta_model(locate_model(model), None)
-    batch = micro_batch(sequences, prompt, completion, shape.config.vocab_size)
+    batch = micro_batch(sequences, group, prompt, completion, shape.config.vocab_size, lora.layout)
     seconds = timed(
         {
             "LoRA": pass_of(lora, batch),
@@ -130,7 +133,7 @@ def main(
         },
         rounds,
     )
-    tokens = batch.input_ids_BT.numel()
+    tokens = sequences * (prompt + completion)
     table = Table("", "seconds", "tokens/s", "share of the bound", title=f"{model}, {dtype}, {tokens:,} tokens")
     for name, value in seconds.items():
         share = seconds.get(f"products of {name}", value) / value

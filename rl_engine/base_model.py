@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rl_engine.config import Config
+from rl_engine.attention import NAME, has_plain_attention
+from rl_engine.config import Config, ConfigError
 from rollout.models import locate_model
 
+# Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
+LONGEST_SHARED = 2048
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -19,11 +22,28 @@ def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | No
         locate_model(config.model.name),
         revision=config.model.revision,
         dtype=dtype or DTYPES[config.model.dtype],
-        attn_implementation=config.learner.attention,
+        attn_implementation=NAME if layout_of(config, device) == NAME else config.learner.attention,
     )
     if config.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.to(device)
+
+
+def layout_of(config: Config, device: torch.device) -> str:
+    """`learner.layout`, or what auto makes of it."""
+    if config.learner.layout == "padded" or config.learner.layout == "packed":
+        return config.learner.layout
+    facts: Any = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    plain = has_plain_attention(facts)
+    if config.learner.layout == NAME:
+        if not plain:
+            raise ConfigError(
+                f"learner.layout is {NAME}, which does not know the attention of a {facts.model_type} model with these "
+                "layers: set it to padded"
+            )
+        return NAME
+    short = config.data.max_prompt_tokens + config.sampling.max_tokens <= LONGEST_SHARED
+    return NAME if plain and short and device.type == "cpu" else "padded"
 
 
 def meta_model(model: str, revision: str | None) -> Any:

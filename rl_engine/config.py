@@ -117,12 +117,14 @@ class LearnerConfig(Section):
     )
     tokens_per_microbatch: int = Field(8192, ge=1, description="Padded tokens of one forward and backward.")
     attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
-        "sdpa", description="The learner's attention; flash_attention_2 needs CUDA and the package flash-attn."
+        "sdpa",
+        description="Of the learner, where prompts are not shared; flash_attention_2 needs CUDA and flash-attn.",
     )
-    packing: bool = Field(
-        False,
-        description="Samples end to end in one row instead of padded rows: no padding. Fast with flash_attention_2 "
-        "alone, since others attend over the whole row.",
+    layout: Literal["auto", "shared_prompt", "padded", "packed"] = Field(
+        "auto",
+        description="How samples make a micro-batch: `shared_prompt` computes the prompt of a group once; `padded` "
+        "gives each a row; `packed` puts them end to end, fast with flash_attention_2 alone. auto: on a CPU "
+        "shared_prompt, where the model's attention allows it and samples have at most 2,048 tokens; else padded.",
     )
     gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
 

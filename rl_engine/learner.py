@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl_engine.base_model import layout_of
 from rl_engine.batching import MicroBatch, TrainingSample, collate, pack, share_of_rank
 from rl_engine.config import Config
 from rl_engine.logprobs import Policy
@@ -44,7 +45,8 @@ class Learner:
         self.ranks = ranks
         self.trainee = METHODS[config.method](config, ranks.device)
         self.parameters = self.trainee.parameters
-        self._collate = partial(collate, pad_id=pad_id, packed=config.learner.packing)
+        self.layout = layout_of(config, ranks.device)
+        self._collate = partial(collate, pad_id=pad_id, layout=self.layout)
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
             lr=config.optim.lr,
@@ -147,8 +149,7 @@ class Learner:
         """Forward over this rank's micro-batches, and backward to learn. `fresh`: nothing was updated since the
         samples were drawn."""
         loss_config = self.config.loss
-        settings = self.config.learner
-        batches = pack(samples, settings.tokens_per_microbatch, packed=settings.packing)
+        batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
         mine = share_of_rank(batches, self.ranks.rank, self.ranks.count)
         for index, rows in enumerate(mine):
             batch = self._collate(rows).to(self.ranks.device)

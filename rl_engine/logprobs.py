@@ -128,6 +128,7 @@ class Policy(nn.Module):
             attention_mask=batch.attention_mask_BT,
             position_ids=batch.position_ids_BT,
             use_cache=False,
+            **({} if batch.layout is None else {"layout": batch.layout}),
         ).last_hidden_state
         hidden_NH = hidden_BTH.flatten(0, 1)[batch.source_N]
         if self.head_is_frozen:

@@ -45,7 +45,7 @@ def test_the_forward_pass_is_that_of_the_cast_model_and_tied_weights_stay_tied(
     trainee = FullTrainee(config, CPU)
     assert {p.dtype for p in trainee.parameters.values()} == {torch.float32}
     plain = load_causal_lm(config, CPU)
-    batch = collate(samples, pad_id=0)
+    batch = collate(samples, pad_id=0, layout="shared_prompt")
     with torch.no_grad():
         expected, _ = Policy(plain, 1.0)(batch)
         found, _ = Policy(trainee.causal_lm, 1.0)(batch)
@@ -198,7 +198,7 @@ def test_the_sampler_follows_the_whole_model(
     # What is published is an ordinary checkpoint of the same policy.
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "adapters" / "latest", dtype=torch.float32)
     with torch.no_grad():
-        logprob_N, _ = Policy(model, 1.0)(collate(rows[:1], pad_id=0))
+        logprob_N, _ = Policy(model, 1.0)(collate(rows[:1], pad_id=0, layout="padded"))
     assert logprob_N.tolist() == pytest.approx(list(rows[0].behaviour_logprobs), abs=1e-4)
     moved = replace(rows[0], behaviour_logprobs=tuple(q + 1 for q in rows[0].behaviour_logprobs))
     assert learner.measure([moved]).logprob_gap_max == pytest.approx(1.0, abs=1e-4)

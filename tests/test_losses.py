@@ -226,6 +226,7 @@ def micro_batch() -> MicroBatch:
             )
         ],
         pad_id=0,
+        layout="padded",
     )
 
 

@@ -97,16 +97,16 @@ def test_certain_tokens_have_no_entropy_and_no_nan() -> None:
 
 def test_micro_batches_stay_within_the_budget_and_lose_nothing(samples: list[TrainingSample]) -> None:
     for budget in (1, 20, 40, 60, 10_000):
-        batches = pack(samples, budget)
+        batches = pack(samples, budget, "padded")
         assert sorted(s.num_tokens for batch in batches for s in batch) == sorted(s.num_tokens for s in samples)
         for batch in batches:
             assert len(batch) == 1 or len(batch) * max(s.num_tokens for s in batch) <= budget
-    assert len(pack(samples, 10_000)) == 1
-    assert len(pack(samples, 1)) == len(samples)
+    assert len(pack(samples, 10_000, "padded")) == 1
+    assert len(pack(samples, 1, "padded")) == len(samples)
 
 
 def test_ranks_share_all_micro_batches_and_pass_equally_often(samples: list[TrainingSample]) -> None:
-    batches = pack(samples, 40)
+    batches = pack(samples, 40, "padded")
     for ranks in (1, 2, 3, len(batches) + 1):
         shares = [share_of_rank(batches, rank, ranks) for rank in range(ranks)]
         assert len({len(share) for share in shares}) == 1
@@ -119,7 +119,7 @@ def test_a_collated_batch_points_at_the_right_places() -> None:
     long = TrainingSample(
         prompt_ids=(8,), completion_ids=(9, 10, 11), behaviour_logprobs=(-2.0, -3.0, -4.0), advantage=-1.0
     )
-    batch = collate([long, short], pad_id=0)
+    batch = collate([long, short], pad_id=0, layout="padded")
     assert batch.input_ids_BT.tolist() == [[8, 9, 10, 11], [5, 6, 7, 0]]
     assert batch.attention_mask_BT is not None
     assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
@@ -133,7 +133,7 @@ def test_a_collated_batch_points_at_the_right_places() -> None:
 def test_a_packed_batch_is_one_row_without_padding() -> None:
     first = TrainingSample(prompt_ids=(5, 6), completion_ids=(7,), behaviour_logprobs=(-1.0,), advantage=1.0)
     second = TrainingSample(prompt_ids=(8,), completion_ids=(9, 10), behaviour_logprobs=(-2.0, -3.0), advantage=-1.0)
-    batch = collate([first, second], pad_id=0, packed=True)
+    batch = collate([first, second], pad_id=0, layout="packed")
     assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8, 9, 10]]
     assert batch.position_ids_BT is not None
     assert batch.position_ids_BT.tolist() == [[0, 1, 2, 0, 1, 2]]
@@ -158,7 +158,7 @@ def test_loss_of_a_step_does_not_depend_on_the_split(name: str, samples: list[Tr
     def total(parts: Sequence[Sequence[TrainingSample]]) -> float:
         value = 0.0
         for part in parts:
-            batch = collate(part, pad_id=0)
+            batch = collate(part, pad_id=0, layout="padded")
             logprob = (batch.behaviour_logprob_BC - 0.1) * batch.mask_BC
             value += float(objective(config, batch, logprob, -logprob, logprob + 0.3).loss.double())
         return value

@@ -37,7 +37,7 @@ def coverage(learner: Learner) -> Coverage:
 def scores(causal_lm: Any, samples: list[TrainingSample]) -> list[list[float]]:
     policy = Policy(causal_lm, temperature=1.0)
     with torch.no_grad():
-        return [policy(collate([sample], pad_id=0))[0].tolist() for sample in samples]
+        return [policy(collate([sample], pad_id=0, layout="padded"))[0].tolist() for sample in samples]
 
 
 def test_the_output_embedding_can_be_adapted(

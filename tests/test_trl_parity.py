@@ -146,7 +146,8 @@ def our_loss(settings: dict[str, Any], values: dict[str, Tensor]) -> tuple[Tenso
         for i, length in enumerate(LENGTHS)
     ]
     logprob = values["logprob"].clone().requires_grad_()
-    loss = objective(config, collate(samples, pad_id=0), logprob, values["entropy"], values["base"]).loss
+    batch = collate(samples, pad_id=0, layout="padded")
+    loss = objective(config, batch, logprob, values["entropy"], values["base"]).loss
     (gradient,) = torch.autograd.grad(loss, logprob)
     return loss.detach(), gradient
 

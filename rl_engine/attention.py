@@ -1,0 +1,154 @@
+"""Queries, keys and values of a micro-batch whose samples share their prompts → attention over them.
+
+The samples of a group begin with the same tokens. Laid out as one row, every prompt once and then every completion, the
+model computes a prompt once for its whole group; only attention has to know that completion and prompt belong together.
+Shapes beyond the package's legend: Q prompts of a micro-batch, L positions of a prompt, D size of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "shared_prompt"
+# Architectures of transformers whose attention is the plain causal one, by rotary positions that are passed in.
+MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "smollm3", "olmo2"})
+
+
+def has_plain_attention(facts: Any) -> bool:
+    """Whether a model's configuration asks for nothing but causal attention over everything before."""
+    kinds = set(getattr(facts, "layer_types", None) or ["full_attention"])
+    slides = getattr(facts, "use_sliding_window", True) and getattr(facts, "sliding_window", None)
+    return facts.model_type in MODEL_TYPES and kinds == {"full_attention"} and not slides
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedPrompts:
+    """How a row is laid out: Q prompts of L positions, then B completions of C positions, each padded on the right."""
+
+    prompts: int
+    prompt_width: int
+    prompt_of_B: Tensor
+    """[B] which of the prompts a completion continues."""
+    prompt_mask_BL: Tensor
+    """[B, L] whether the position of a completion's prompt holds a token."""
+
+    def to(self, device: torch.device) -> SharedPrompts:
+        return replace(self, prompt_of_B=self.prompt_of_B.to(device), prompt_mask_BL=self.prompt_mask_BL.to(device))
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(q kᵀ · scale) v where nothing is to `drop`, by plain matrix products: for the short rows of a CPU's
+    micro-batches several times as fast as torch's fused kernel, whose backward pass dominates there.
+
+    Scores and softmax are float32. With P the probabilities and g = ∂L/∂out: ∂L/∂v = Pᵀ g, and with
+    dS = P ∘ (g vᵀ − rowsum(P ∘ g vᵀ)) · scale: ∂L/∂q = dS k, ∂L/∂k = dSᵀ q. P is kept, in the precision of v.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, drop: Tensor, scale: float) -> Tensor:
+        rows, heads, queries, size = q.shape
+        kv_heads, keys = k.shape[1:3]
+        # The heads that share keys and values are more queries of one head.
+        q = q.reshape(rows, kv_heads, -1, size)
+        scores = (q.float() * scale) @ k.float().mT
+        scores.view(rows, kv_heads, -1, queries, keys).masked_fill_(drop[:, None, None], float("-inf"))
+        probs = scores.softmax(dim=-1).to(v.dtype)
+        ctx.save_for_backward(q, k, v, probs)
+        ctx.scale = scale
+        return (probs @ v).view(rows, heads, queries, size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q, k, v, probs = ctx.saved_tensors
+        shape = grad.shape
+        grad = grad.reshape(q.shape)
+        grad_scores = torch._softmax_backward_data(grad @ v.mT, probs, -1, probs.dtype).mul_(ctx.scale)
+        return (grad_scores @ k).view(shape), grad_scores.mT @ q, probs.mT @ grad, None, None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, drop: Tensor, scale: float) -> Tensor:
+    """Attention of R rows.
+
+    Args:
+        q: [R, heads, T, D].
+        k: [R, kv heads, S, D]; heads is a multiple of kv heads.
+        v: as k.
+        drop: [R or 1, T, S] which keys a query must not see.
+        scale: of the scores.
+
+    Returns:
+        [R, heads, T, D].
+    """
+    if q.device.type == "cpu":
+        return _Attention.apply(q, k, v, drop, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return scaled_dot_product_attention(q, k, v, ~drop[:, None], scale=scale, enable_gqa=True)
+
+
+def _blocks(x: Tensor, layout: SharedPrompts) -> tuple[Tensor, Tensor]:
+    """[1, heads, T, D] of the row → ([Q, heads, L, D] of prompts, [B, heads, C, D] of completions)."""
+    heads, size = x.shape[1], x.shape[3]
+    cut = layout.prompts * layout.prompt_width
+    of_prompts = x[0, :, :cut].view(heads, layout.prompts, -1, size).transpose(0, 1)
+    of_completions = x[0, :, cut:].reshape(heads, len(layout.prompt_of_B), -1, size).transpose(0, 1)
+    return of_prompts, of_completions
+
+
+def _after(count: int, device: torch.device) -> Tensor:
+    """[count, count] which positions come after which: what causal attention drops."""
+    return torch.ones(count, count, dtype=torch.bool, device=device).triu(1)
+
+
+def shared_prompt_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    layout: SharedPrompts,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of transformers' interface over a row of shared prompts: prompts attend to themselves, completions to
+    their prompt and to themselves.
+
+    Args:
+        module: the attention layer; not used.
+        query: [1, heads, T, D].
+        key: [1, kv heads, T, D].
+        value: as key.
+        attention_mask: none is made for this layout.
+        scaling: of the scores.
+        layout: what T is made of.
+
+    Returns:
+        ([1, T, heads, D], None).
+    """
+    q_prompt, q_own = _blocks(query, layout)
+    k_prompt, k_own = _blocks(key, layout)
+    v_prompt, v_own = _blocks(value, layout)
+    # Padding is on the right, where no earlier position looks.
+    of_prompts = attend(q_prompt, k_prompt, v_prompt, _after(layout.prompt_width, query.device)[None], scaling)
+    width = q_own.shape[2]
+    drop_prompt = ~layout.prompt_mask_BL[:, None].expand(-1, width, -1)
+    drop_own = _after(width, query.device).expand(len(layout.prompt_of_B), -1, -1)
+    of_completions = attend(
+        q_own,
+        torch.cat([k_prompt[layout.prompt_of_B], k_own], dim=2),
+        torch.cat([v_prompt[layout.prompt_of_B], v_own], dim=2),
+        torch.cat([drop_prompt, drop_own], dim=2),
+        scaling,
+    )
+    rows = [block.transpose(1, 2).flatten(0, 1) for block in (of_prompts, of_completions)]
+    return torch.cat(rows)[None], None
+
+
+AttentionInterface.register(NAME, shared_prompt_attention)
