@@ -12,7 +12,17 @@ from torch.utils.checkpoint import checkpoint
 
 from rl_engine.batching import MicroBatch
 
+# Rows of logits that are computed at once: on a GPU enough to keep its matrix units busy. On a CPU buffers beyond 32 MiB
+# are taken from the system anew each time, page by page, so a chunk stays below.
 CHUNK = 512
+CPU_CHUNK_BYTES = 28 * 2**20
+
+
+def rows_at_once(weight_VH: Tensor) -> int:
+    """Completion tokens whose logits are computed together."""
+    if weight_VH.device.type != "cpu":
+        return CHUNK
+    return max(16, CPU_CHUNK_BYTES // (4 * weight_VH.shape[0]))
 
 
 def _of_logits(logits_nV: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -20,7 +30,7 @@ def _of_logits(logits_nV: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor, Ten
     all_nV = logits_nV.log_softmax(dim=-1)
     probs_nV = all_nV.exp()
     # Σ p log p: where p underflows to zero the product is zero, not NaN, since log p stays finite.
-    entropy_n = -(probs_nV * all_nV).sum(dim=-1)
+    entropy_n = -torch.linalg.vecdot(probs_nV, all_nV)
     return all_nV.gather(1, target_n[:, None]).squeeze(1), entropy_n, all_nV, probs_nV
 
 
@@ -37,9 +47,11 @@ class _FrozenHead(torch.autograd.Function):
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float, learn_entropy: bool
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, gradients, entropy_gradients = [], [], [], []
-        dtype = weight_VH.dtype
-        for hidden_nH, target_n in zip(hidden_NH.split(CHUNK), target_N.split(CHUNK), strict=True):
-            logits_nV = (hidden_nH @ weight_VH.T).float() / temperature
+        dtype, rows = weight_VH.dtype, rows_at_once(weight_VH)
+        for hidden_nH, target_n in zip(hidden_NH.split(rows), target_N.split(rows), strict=True):
+            logits_nV = (hidden_nH @ weight_VH.T).float()
+            if temperature != 1:
+                logits_nV /= temperature
             logprob_n, entropy_n, all_nV, probs_nV = _of_logits(logits_nV, target_n)
             logprobs.append(logprob_n)
             entropies.append(entropy_n)
@@ -87,7 +99,7 @@ def token_logprobs(
 
 
 def token_logprobs_of_trained_head(
-    hidden_NH: Tensor, head: Callable[[Tensor], Tensor], target_N: Tensor, temperature: float
+    hidden_NH: Tensor, head: Callable[[Tensor], Tensor], target_N: Tensor, temperature: float, rows: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
     """As `token_logprobs`, for a head that learns too: each chunk's logits are computed again in the backward pass."""
 
@@ -97,7 +109,7 @@ def token_logprobs_of_trained_head(
 
     parts = [
         checkpoint(of_chunk, hidden_nH, target_n, use_reentrant=False)
-        for hidden_nH, target_n in zip(hidden_NH.split(CHUNK), target_N.split(CHUNK), strict=True)
+        for hidden_nH, target_n in zip(hidden_NH.split(rows), target_N.split(rows), strict=True)
     ]
     return torch.cat([logprob for logprob, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
@@ -135,4 +147,5 @@ class Policy(nn.Module):
             return token_logprobs(
                 hidden_NH, self.head.weight, batch.target_N, self.temperature, learn_entropy=self.learn_entropy
             )
-        return token_logprobs_of_trained_head(hidden_NH, self.head, batch.target_N, self.temperature)
+        rows = rows_at_once(self.head.weight)
+        return token_logprobs_of_trained_head(hidden_NH, self.head, batch.target_N, self.temperature, rows)

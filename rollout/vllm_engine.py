@@ -1,11 +1,12 @@
-"""Prompts → completions, by vLLM inside this process. The only file that imports vllm."""
+"""Prompts → completions, by vLLM inside this process. With `rollout/one_adapter.py` the only file that imports vllm."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
+    from vllm.platforms import current_platform
 
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.config import SamplingConfig
@@ -40,9 +42,11 @@ class VllmEngine:
     _llm: Any = field(init=False, repr=False)
     _loaded: dict[str, LoRARequest] = field(default_factory=dict, init=False, repr=False)
     _ids_given: int = field(default=0, init=False, repr=False)
+    _weights: str = field(default=BASE, init=False, repr=False)
+    """Key of the version whose whole model is loaded."""
 
     def __post_init__(self) -> None:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _lora_arithmetic(self.settings):
             warnings.simplefilter("ignore", FutureWarning)
             self._llm = LLM(**_engine_arguments(self.settings))
 
@@ -65,7 +69,8 @@ class VllmEngine:
             use_tqdm=False,
         )
         key = adapter.key if adapter else BASE
-        completions = [_completion(output.outputs[0], key) for output in outputs]
+        tokenizer = None if sampling.stop else self._llm.get_tokenizer()
+        completions = [_completion(output.outputs[0], key, tokenizer) for output in outputs]
         return [
             RolloutGroup(prompt=prompt, completions=tuple(completions[i * sampling.n : (i + 1) * sampling.n]))
             for i, prompt in enumerate(prompts)
@@ -75,9 +80,11 @@ class VllmEngine:
         """See `Engine.load_adapter`. vLLM keeps adapters apart by name and number: both are used once."""
         if ref.key in self._loaded:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
-        read_manifest(ref.path)
         if sha256_of(ref.path / "manifest.json") != ref.sha256:
             raise AdapterError(f"{ref.path} was published anew since {ref.key} was announced")
+        if read_manifest(ref.path).get("kind") == "full":
+            self._load_weights(ref)
+            return
         self._ids_given += 1
         request = LoRARequest(ref.key, self._ids_given, str(ref.path))
         self._llm.llm_engine.add_lora(request)
@@ -85,7 +92,16 @@ class VllmEngine:
             raise AdapterError(f"vLLM did not load {ref.path}")
         self._loaded[ref.key] = request
 
+    def _load_weights(self, ref: AdapterRef) -> None:
+        """Replace the whole model's weights by a version's."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(ref.path)})
+        if not torch.cuda.is_available():
+            self._llm.apply_model(_repack_tied_head)
+        self._weights = ref.key
+
     def unload_adapter(self, ref: AdapterRef) -> None:
+        if ref.key not in self._loaded:
+            return  # a whole model: the next one has taken its place already
         # vLLM may have dropped it already to make room: the outcome is the same.
         self._llm.llm_engine.remove_lora(self._loaded.pop(ref.key).lora_int_id)
 
@@ -104,11 +120,21 @@ class VllmEngine:
             self._llm.llm_engine.engine_core.shutdown()
 
     def _request_of(self, adapter: AdapterRef | None) -> LoRARequest | None:
-        if adapter is None:
+        if (adapter.key if adapter else BASE) == self._weights:
             return None
+        if adapter is None:
+            raise AdapterError(f"the base model is gone from this engine: {self._weights} took its place")
         if adapter.key not in self._loaded:
             raise AdapterError(f"{adapter.key} is not loaded; loaded are {sorted(self._loaded) or 'none'}")
         return self._loaded[adapter.key]
+
+
+def _repack_tied_head(model: Any) -> None:
+    """Rebuild the CPU's packed copy of an output embedding that is tied to the input's: reloading forgets it."""
+    if model.config.tie_word_embeddings:
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+        dispatch_cpu_unquantized_gemm(model.lm_head, remove_weight=False)
 
 
 def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
@@ -146,8 +172,36 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             # and whole prefills need a budget that the longest prompt fits into.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(8192, settings.max_model_len),
+            # A group's samples share the whole blocks of their prompt; in vLLM's blocks of 128 few prompts have one.
+            # The smallest that its attention serves at full speed.
+            "block_size": 32,
         }
+    if _multiplies_itself(settings) and settings.dtype == "float32":
+        from rollout.one_adapter import KERNELS
+
+        arguments |= KERNELS
     return arguments
+
+
+def _multiplies_itself(settings: EngineSettings) -> bool:
+    """Whether `rollout/one_adapter.py` serves this engine."""
+    return bool(settings.one_adapter and settings.lora_rank and settings.max_loras == 1 and current_platform.is_cpu())
+
+
+@contextlib.contextmanager
+def _lora_arithmetic(settings: EngineSettings) -> Iterator[None]:
+    """While an engine is built inside, its CPU platform names our class when asked which one multiplies adapters.
+
+    Engines that start processes of their own (tensor parallel) ask there, and get vLLM's class.
+    """
+    if not _multiplies_itself(settings):
+        yield
+        return
+    current_platform.get_punica_wrapper = lambda: "rollout.one_adapter.OneAdapterWrapper"
+    try:
+        yield
+    finally:
+        del current_platform.get_punica_wrapper
 
 
 def _sampling_params(sampling: SamplingConfig, seed: int) -> SamplingParams:
@@ -158,17 +212,26 @@ def _sampling_params(sampling: SamplingConfig, seed: int) -> SamplingParams:
         stop=list(sampling.stop),
         seed=seed if sampling.temperature > 0 else None,
         logprobs=0,
+        # Text and objects made for every token at every step take an eighth of a small model's sampling time.
+        # Only stop strings need the text on the way; else it is made once, in the end.
+        flat_logprobs=True,
+        detokenize=bool(sampling.stop),
     )
 
 
-def _completion(output: Any, adapter: str) -> Completion:
-    logprobs = [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
+def _completion(output: Any, adapter: str, tokenizer: Any) -> Completion:
     if output.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"vLLM ended a completion with {output.finish_reason!r}")
     return Completion(
-        text=output.text,
+        text=output.text if tokenizer is None else _text(output, tokenizer),
         token_ids=tuple(output.token_ids),
-        logprobs=tuple(logprobs),
+        logprobs=tuple(output.logprobs.logprobs),
         finish_reason=output.finish_reason,
         adapter=adapter,
     )
+
+
+def _text(output: Any, tokenizer: Any) -> str:
+    """The text as vLLM makes it when no string but a token ended the completion: that token is no part of it."""
+    spoken = output.token_ids[:-1] if output.finish_reason == "stop" else output.token_ids
+    return str(tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False))

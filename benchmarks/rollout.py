@@ -1,0 +1,199 @@
+"""Tokens per second of sampling: without an adapter, with one as vLLM multiplies it, and with one as we do.
+
+    python -m benchmarks.rollout [--model embedded] [--dtype float32] [--sequences 16,64,128,512] [--rounds 5]
+
+Every arm is an engine in a process of its own; each round asks all of them, one after the other, for the same
+prompts under the same seeds. The adapter has rank 1 on every linear layer and values so small that the arms sample
+nearly the same completions; `max 8` serves it padded to vLLM's next rank. Ratios are medians of the rounds' own.
+vLLM compiles a CPU model only where it takes no adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rollout.adapters import AdapterStore
+from rollout.arithmetic import arithmetic_problems
+from rollout.config import ArithmeticConfig, PromptConfig, SamplingConfig
+from rollout.engine import EngineSettings
+from rollout.models import locate_model
+from rollout.types import AdapterRef, Prompt
+
+GOAL = 0.9
+SAMPLES = 8
+"""Completions a prompt."""
+BASE, OURS = "no adapter", "rank 1, ours"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One engine: the rank it is built for, 0 for none, and whose arithmetic it uses."""
+
+    lora_rank: int
+    one_adapter: bool
+
+
+ARMS = {
+    BASE: Arm(0, False),
+    "rank 1, vLLM": Arm(1, False),
+    OURS: Arm(1, True),
+    "max 8, vLLM": Arm(8, False),
+    "max 8, ours": Arm(8, True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every arm is given."""
+
+    model: str
+    dtype: Literal["bfloat16", "float32"]
+    tokens: int
+    kv_cache_gib: float
+    prompts: list[Prompt]
+    adapter: AdapterRef
+
+
+def write_adapter(directory: Path, model: str) -> None:
+    """A random adapter of rank 1 in PEFT's format on every linear layer but the output head."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    draw = torch.Generator().manual_seed(0)
+    tensors, head = {}, shape.get_output_embeddings()
+    layers = {name: m for name, m in shape.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    for name, layer in layers.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(1, layer.in_features, generator=draw)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(layer.out_features, 1, generator=draw) * 1e-5
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = sorted({name.rpartition(".")[2] for name in layers})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 1, "lora_alpha": 1, "target_modules": targets}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+
+
+def render(model: str, count: int) -> list[Prompt]:
+    from transformers import AutoTokenizer
+
+    from rollout.prompts import Renderer
+
+    problems = arithmetic_problems(ArithmeticConfig(terms=(3, 6), largest=20), "train", count, 0)
+    return Renderer(AutoTokenizer.from_pretrained(model), PromptConfig(instruction=None)).render_all(problems)
+
+
+def serve(arm: Arm, work: Work, pipe: Connection) -> None:
+    """The child's side: an engine that answers (number of sequences, occasion) with tokens per second, until None."""
+    from rollout.vllm_engine import VllmEngine
+
+    longest = max(len(prompt.token_ids) for prompt in work.prompts)
+    engine = VllmEngine(
+        EngineSettings(
+            model=work.model,
+            dtype=work.dtype,
+            max_model_len=longest + work.tokens,
+            lora_rank=arm.lora_rank,
+            one_adapter=arm.one_adapter,
+            kv_cache_gib=work.kv_cache_gib,
+        )
+    )
+    if arm.lora_rank:
+        engine.load_adapter(work.adapter)
+    sampling = SamplingConfig(n=SAMPLES, temperature=1.0, max_tokens=work.tokens)
+    pipe.send("ready")
+    while (request := pipe.recv()) is not None:
+        sequences, occasion = request
+        prompts = work.prompts[: sequences // SAMPLES]
+        seeds = [f"{occasion}/{index}" for index in range(len(prompts))]
+        begin = time.perf_counter()
+        groups = engine.generate(prompts, sampling, work.adapter if arm.lora_rank else None, seeds)
+        seconds = time.perf_counter() - begin
+        pipe.send(sum(len(c.token_ids) for group in groups for c in group.completions) / seconds)
+    engine.close()
+
+
+@contextmanager
+def engines(work: Work) -> Iterator[dict[str, Connection]]:
+    """A pipe to each arm's process. They start one after the other: starts disturb each other."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    try:
+        for name, arm in ARMS.items():
+            pipes[name], theirs = context.Pipe()
+            processes.append(context.Process(target=serve, args=(arm, work, theirs), daemon=True))
+            processes[-1].start()
+            theirs.close()
+            pipes[name].recv()
+        yield pipes
+        for pipe in pipes.values():
+            pipe.send(None)
+        for process in processes:
+            process.join(timeout=60)
+    finally:
+        for process in processes:
+            process.terminate()
+
+
+def measure(pipes: dict[str, Connection], sequences: int, rounds: int) -> dict[str, list[float]]:
+    """Tokens per second of each arm in each round. A round before them warms up and is not counted."""
+    speeds: dict[str, list[float]] = {name: [] for name in pipes}
+    for number in range(rounds + 1):
+        for name, pipe in pipes.items():
+            pipe.send((sequences, f"{sequences}/{number}"))
+            speed = pipe.recv()
+            if number:
+                speeds[name].append(speed)
+    return speeds
+
+
+def ratio(speeds: dict[str, list[float]], name: str) -> float:
+    """An arm's share of the speed without an adapter."""
+    return statistics.median(a / b for a, b in zip(speeds[name], speeds[BASE], strict=True))
+
+
+def _row(head: str, cells: Iterable[str]) -> str:
+    return f"{head:>9}" + "".join(f"{cell:>16}" for cell in cells)
+
+
+def main(
+    model: Annotated[str, typer.Option(help="`embedded`, a directory or a hub id.")] = "embedded",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    sequences: Annotated[str, typer.Option(help="Completions side by side, multiples of 8.")] = "16,64,128,512",
+    tokens: Annotated[int, typer.Option(help="Longest completion.")] = 72,
+    rounds: Annotated[int, typer.Option(help="Rounds over all arms.")] = 5,
+    kv_cache_gib: Annotated[float, typer.Option(help="Memory for keys and values of each engine.")] = 1.0,
+) -> None:
+    """Print tokens per second by arm and number of sequences and, last, our share at the largest number."""
+    if dtype not in ("float32", "bfloat16"):
+        raise typer.BadParameter(f"dtype is {dtype!r}; allowed are float32 and bfloat16")
+    sizes = [int(size) for size in sequences.split(",")]
+    path = locate_model(model)
+    print(f"{model}, {dtype}: tokens/s (ratio to {BASE})", flush=True)
+    print(_row("sequences", ARMS), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = AdapterStore(Path(scratch))
+        adapter = store.publish(0, lambda directory: write_adapter(directory, path), {"rank": 1})
+        work = Work(path, dtype, tokens, kv_cache_gib, render(path, max(sizes) // SAMPLES), adapter)  # type: ignore[arg-type]
+        with engines(work) as pipes:
+            for size in sizes:
+                speeds = measure(pipes, size, rounds)
+                cells = [f"{statistics.median(row):,.0f} ({ratio(speeds, name):.2f})" for name, row in speeds.items()]
+                print(_row(str(size), cells), flush=True)
+    print(f"adapter ratio {ratio(speeds, OURS):.2f} at {sizes[-1]} sequences (goal {GOAL:.2f})")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,183 @@
+"""One adapter for the whole batch: the same numbers as vLLM's own arithmetic, for less work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
+from vllm import ir
+from vllm.lora.layers import LoRAMapping
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+from rollout.adapters import AdapterStore
+from rollout.config import SamplingConfig
+from rollout.models import EMBEDDED_DIR
+from rollout.one_adapter import PROVIDER, OneAdapterWrapper
+from rollout.types import Problem, Prompt
+
+ADAPTER = 7
+"""Its number at vLLM; it lies in slot 0."""
+INPUTS = 32
+# One rounding of a sum of terms near one; bfloat16 keeps eight bits.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def wrappers(rows: list[int], prefill: bool = True) -> tuple[OneAdapterWrapper, PunicaWrapperCPU]:
+    """Ours and vLLM's, told that row i is served by adapter `rows[i]`, 0 for none."""
+    both = OneAdapterWrapper(64, 64, "cpu"), PunicaWrapperCPU(64, 64, "cpu")
+    for wrapper in both:
+        wrapper.update_metadata(LoRAMapping(tuple(rows), tuple(rows), is_prefill=prefill), [ADAPTER], 2, 100)
+    return both
+
+
+def adapter(rank: int, slices: tuple[int, ...], dtype: torch.dtype) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Matrices A and B of each slice as vLLM stacks them, for one slot."""
+    a = tuple(torch.randn(1, 1, rank, INPUTS).to(dtype) / INPUTS**0.5 for _ in slices)
+    return a, tuple(torch.randn(1, 1, width, rank).to(dtype) for width in slices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rank", [1, 8])
+@pytest.mark.parametrize("slices", [(24,), (16, 8, 8), (40, 40)], ids=["one", "qkv", "gate_up"])
+@pytest.mark.parametrize("prefill", [True, False], ids=["prefill", "decode"])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_layer_gets_what_vllm_adds(
+    dtype: torch.dtype, rank: int, slices: tuple[int, ...], prefill: bool, scale: float
+) -> None:
+    torch.manual_seed(0)
+    ours, theirs = wrappers([ADAPTER] * 13, prefill)
+    a, b = adapter(rank, slices, dtype)
+    x, before = torch.randn(13, INPUTS).to(dtype), torch.randn(13, sum(slices)).to(dtype)
+    expected, y = before.clone(), before.clone()
+    theirs.add_lora_linear(expected, x, a, b, scale, slices)
+    ours.add_lora_linear(y, x, a, b, scale, slices)
+    assert not torch.equal(y, before)
+    torch.testing.assert_close(y, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    # And no further than vLLM's from what the adapter says.
+    exact = before.double() + torch.cat(
+        [scale * x.double() @ p[0, 0].double().T @ q[0, 0].double().T for p, q in zip(a, b, strict=True)], 1
+    )
+    assert (y - exact).abs().mean() <= 1.1 * (expected - exact).abs().mean()
+    ours.add_lora_linear(y, x, a, b, scale, slices, add_inputs=False)
+    torch.testing.assert_close(y.double(), exact - before.double(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("padding", [-3, 0, 3])
+@pytest.mark.parametrize("rank", [1, 8])
+def test_logits_get_what_vllm_adds_whatever_the_padding(rank: int, padding: int) -> None:
+    torch.manual_seed(0)
+    ours, theirs = wrappers([ADAPTER] * 5)
+    (a,), (b,) = adapter(rank, (20,), torch.float32)
+    x, before = torch.randn(5, INPUTS), torch.randn(5, 20 + padding)
+    expected, y = before.clone(), before.clone()
+    theirs.add_lora_logits(expected, x, a, b, 1.0)
+    ours.add_lora_logits(y, x, a, b, 1.0)
+    assert not torch.equal(y, before)
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("prefill", [True, False], ids=["prefill", "decode"])
+@pytest.mark.parametrize("rank", [1, 8])
+def test_rows_without_an_adapter_are_left_alone(rank: int, prefill: bool) -> None:
+    """vLLM's CPU wrapper takes its index -1 for the last slot, and gives these rows the adapter all the same."""
+    torch.manual_seed(0)
+    rows = [ADAPTER, 0, 0, ADAPTER, 0]
+    served = torch.tensor(rows) == ADAPTER
+    (ours, theirs), (nobody, _) = wrappers(rows, prefill), wrappers([0] * 5, prefill)
+    a, b = adapter(rank, (16, 8), torch.float32)
+    x, before = torch.randn(5, INPUTS), torch.randn(5, 24)
+    expected, y = before.clone(), before.clone()
+    theirs.add_lora_linear(expected, x, a, b, 1.0, (16, 8))
+    ours.add_lora_linear(y, x, a, b, 1.0, (16, 8))
+    torch.testing.assert_close(y, torch.where(served.unsqueeze(1), expected, before))
+    nobody.add_lora_linear(y := before.clone(), x, a, b, 1.0, (16, 8))
+    assert torch.equal(y, before)
+    ours.add_lora_logits(y := before[:, :16].clone(), x, a[0], b[0], 1.0)
+    torch.testing.assert_close(y, torch.where(served.unsqueeze(1), expected, before)[:, :16])
+
+
+def write_adapter(directory: Path) -> None:
+    """A random adapter of rank 2 of the embedded model, on a part of each fused layer and on the plain ones."""
+    shape = AutoConfig.from_pretrained(EMBEDDED_DIR)
+    hidden, heads = shape.hidden_size, shape.num_attention_heads * shape.head_dim
+    layers = {"self_attn.q_proj": (hidden, heads), "self_attn.o_proj": (heads, hidden)}
+    layers |= {"mlp.up_proj": (hidden, shape.intermediate_size), "mlp.down_proj": (shape.intermediate_size, hidden)}
+    draw, tensors = torch.Generator().manual_seed(0), {}
+    for number in range(shape.num_hidden_layers):
+        for name, (inputs, outputs) in layers.items():
+            stem = f"base_model.model.model.layers.{number}.{name}"
+            tensors[f"{stem}.lora_A.weight"] = torch.randn(2, inputs, generator=draw) / inputs**0.5
+            tensors[f"{stem}.lora_B.weight"] = torch.randn(outputs, 2, generator=draw) / 10
+    save_file(tensors, directory / "adapter_model.safetensors")
+    targets = [name.rpartition(".")[2] for name in layers]
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": targets}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.engine
+def test_the_engine_samples_what_it_samples_with_vllms_own_arithmetic(
+    vllm_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = AdapterStore(tmp_path, name="products").publish(0, write_adapter, {"rank": 2})
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
+    prompts = [
+        Prompt(problem=Problem(id=text, text=text, answer=""), text=text, token_ids=tuple(tokenizer(text).input_ids))
+        for text in ("3+4=", "17-5+2-11=", "1+2+3+4+5=")
+    ]
+    sampling = SamplingConfig(n=4, temperature=1.0, max_tokens=24)
+
+    def sample(adapter: Any) -> list[Any]:
+        groups = vllm_engine.generate(prompts, sampling, adapter, ["a", "b", "c"])
+        return [completion for group in groups for completion in group.completions]
+
+    vllm_engine.load_adapter(ref)
+    used = []
+    products = OneAdapterWrapper.add_lora_linear
+
+    def noted(self: Any, *args: Any) -> None:
+        used.append(args)
+        products(self, *args)
+
+    monkeypatch.setattr(OneAdapterWrapper, "add_lora_linear", noted)
+    ours = sample(ref)
+    assert used, "the engine was not built with our wrapper"
+    monkeypatch.setattr(OneAdapterWrapper, "add_lora_linear", PunicaWrapperCPU.add_lora_linear)
+    theirs, base = sample(ref), sample(None)
+    vllm_engine.unload_adapter(ref)
+    assert [c.token_ids for c in ours] == [c.token_ids for c in theirs]
+    gaps = [abs(p - q) for a, b in zip(ours, theirs, strict=True) for p, q in zip(a.logprobs, b.logprobs, strict=True)]
+    assert max(gaps) < 1e-4
+    assert [c.logprobs for c in base] != [c.logprobs for c in ours]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("max_tokens", "reason"), [(6, "length"), (24, "stop")])
+def test_the_text_is_the_one_vllm_makes_on_the_way(vllm_engine: Any, max_tokens: int, reason: str) -> None:
+    """A stop string that never comes makes vLLM write the text itself."""
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
+    prompt = Prompt(
+        problem=Problem(id="x", text="x", answer=""), text="x", token_ids=tuple(tokenizer("3+4=").input_ids)
+    )
+    sampling = SamplingConfig(n=16, temperature=1.0, max_tokens=max_tokens)
+    (ours,) = vllm_engine.generate([prompt], sampling, None, ["x"])
+    (theirs,) = vllm_engine.generate([prompt], sampling.model_copy(update={"stop": ("never",)}), None, ["x"])
+    assert ours == theirs
+    assert reason in {completion.finish_reason for completion in ours.completions}
+
+
+def test_the_kernel_norms_as_vllm_does() -> None:
+    """Rows of a slice, as q and k are normed, and a sum's norm in place of its terms."""
+    torch.manual_seed(0)
+    x, residual, weight = torch.randn(6, 3, 64)[:, 1:], torch.randn(6, 64), torch.randn(64)
+    kernel, steps = (ir.ops.rms_norm.impls[name].impl_fn for name in (PROVIDER, "native"))
+    torch.testing.assert_close(kernel(x, weight, 1e-6), steps(x, weight, 1e-6))
+    kernel, steps = (ir.ops.fused_add_rms_norm.impls[name].impl_fn for name in (PROVIDER, "native"))
+    y = torch.randn(6, 64)
+    expected = steps(y.clone(), residual.clone(), weight, 1e-6)
+    torch.testing.assert_close(kernel(y, residual, weight, 1e-6), expected)
