@@ -25,8 +25,9 @@ lint: .venv/tools
 types: .venv/tools
 	.venv/bin/mypy
 
+# Two workers, a thread each: on two cores that is twice as fast as one worker with two threads.
 unit: .venv/tools
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 	requirements/lock.sh

@@ -1,6 +1,6 @@
 """Verdicts per second, ours against plain math-verify in process, on the same completions.
 
-    python benchmarks/grading.py [--data-dir ../shared/data] [--workers 2] [--limit N]
+    python -m benchmarks.grading [--data-dir ../shared/data] [--workers 2] [--limit N]
 
 Completions look like a policy's: the reference solution with its answer in a box, and for every second one
 the answer of another problem in its place. `GSM8K` has integer answers, `MATH-500` everything else. Each

@@ -1,6 +1,6 @@
 """Tokens a second of the learner's forward and backward pass, LoRA and full, against the machine's matrix products.
 
-    python benchmarks/learner.py --model DIR_OR_HUB_ID
+    python -m benchmarks.learner --model DIR_OR_HUB_ID
 
 The bound is measured in the same run: the time of nothing but the linear layers' matrix products, shape by shape, at
 the micro-batch's size (for LoRA the forward product and the input's gradient; for full the weight's gradient too; the

@@ -1,7 +1,7 @@
 """Seconds of a whole training step, ours and that of TRL's GRPOTrainer, on the same work in one run.
 
-    python benchmarks/step_vs_trl.py small                                # 3.2 M-parameter Qwen3, float32, 64 x 8 x 48
-    python benchmarks/step_vs_trl.py smollm2 --model DIR_OR_HUB_ID        # SmolLM2-135M, bfloat16, 8 x 16 x 96
+    python -m benchmarks.step_vs_trl small                             # 3.2 M-parameter Qwen3, float32, 64 x 8 x 48
+    python -m benchmarks.step_vs_trl smollm2 --model DIR_OR_HUB_ID     # SmolLM2-135M, bfloat16, 8 x 16 x 96
 
 A step samples a group for each prompt, learns from all of it, and leaves the new rank-1 adapter (all linear layers)
 where the next step samples from. Both arms get the same prompts and the same model, with an end token outside its

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rl_engine.batching import MicroBatch
 
-# Rows of logits that are computed at once: on a GPU enough to keep its matrix units busy. On a CPU buffers beyond 32 MiB
-# are taken from the system anew each time, page by page, so a chunk stays below.
+# Rows of logits that are computed at once: on a GPU enough to keep its matrix units busy. On a CPU buffers beyond
+# 32 MiB are taken from the system anew each time, page by page, so a chunk stays below.
 CHUNK = 512
 CPU_CHUNK_BYTES = 28 * 2**20
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from rl_engine.base_model import DTYPES, meta_model
+from rl_engine.attention import NAME as SHARED
+from rl_engine.base_model import DTYPES, layout_of, meta_model
 from rl_engine.config import Config, ConfigError
-from rl_engine.logprobs import CHUNK
+from rl_engine.logprobs import CHUNK, CPU_CHUNK_BYTES
 from rl_engine.lora import coverage_of
 from rl_engine.ranks import Ranks
 from rollout.engine import smallest_allowed_rank
@@ -124,8 +126,9 @@ def layer_bytes(widths: Widths, size: int, row: int, attention: str = "sdpa") ->
 
     Counted: the float32 input of both norms; the input of the attention's and of the feed-forward's first matrices;
     queries, keys and values (repeated to all heads), attention's output, its normaliser, what a token keeps of its
-    `row` of positions (with sdpa the mask, with eager every head's weights too, in float32 and cast); gate, activated
-    gate, up and their product; where there are norms of queries and keys, the float32 input of those.
+    `row` of positions (with sdpa the mask, with eager every head's weights too, in float32 and cast, with shared
+    prompts the cast ones); gate, activated gate, up and their product; where there are norms of queries and keys, the
+    float32 input of those.
     Not counted: the LoRA layers' rank-wide products and everything that is freed before the layer ends.
     """
     heads = widths.heads * widths.head_dim
@@ -133,7 +136,12 @@ def layer_bytes(widths: Widths, size: int, row: int, attention: str = "sdpa") ->
     if widths.normed_heads:
         norms += FP32 * (heads + widths.kv_heads * widths.head_dim)
     inputs = 2 * size * widths.hidden
-    of_a_position = {"flash_attention_2": 0, "sdpa": size, "eager": size + widths.heads * (FP32 + size)}[attention]
+    of_a_position = {
+        "flash_attention_2": 0,
+        "sdpa": size,
+        "eager": size + widths.heads * (FP32 + size),
+        SHARED: widths.heads * size,
+    }[attention]
     attended = 4 * size * heads + FP32 * widths.heads + row * of_a_position
     return norms + inputs + attended + 4 * size * widths.intermediate
 
@@ -228,12 +236,15 @@ def _optimizer(config: Config, trainable: int, ranks: int, cuda: bool) -> list[P
 def _learning(config: Config, widths: Widths, cuda: bool) -> list[Part]:
     size = DTYPES[config.model.dtype].itemsize
     tokens, longest = microbatch_tokens(config)
-    row = tokens if config.learner.packing else longest
-    checkpointing, attention = config.learner.gradient_checkpointing, config.learner.attention
+    layout = layout_of(config, torch.device("cuda" if cuda else "cpu"))
+    row = tokens if layout == "packed" else longest
+    checkpointing = config.learner.gradient_checkpointing
+    attention = layout if layout == SHARED else config.learner.attention
     held = activation_bytes(widths, size, tokens, row, checkpointing=checkpointing, attention=attention)
     trains_head = config.method == "full" or "lm_head" in str(config.lora.targets)
     copies = TRAINED_LOGITS if trains_head else FROZEN_LOGITS
-    rows = min(CHUNK, config.train.problems_per_step * config.sampling.n * config.sampling.max_tokens)
+    at_once = CHUNK if cuda else max(16, CPU_CHUNK_BYTES // (FP32 * widths.vocabulary))
+    rows = min(at_once, config.train.problems_per_step * config.sampling.n * config.sampling.max_tokens)
     chunk = rows * widths.vocabulary * FP32 * copies
     keys = tuple(key for key in ACTIVATIONS if not (checkpointing and key == "learner.gradient_checkpointing"))
     return [
@@ -307,8 +318,6 @@ def plan(config: Config, ranks: Ranks) -> Memory:
     shape = meta_model(locate_model(config.model.name), config.model.revision)
     card_gib = None
     if ranks.device.type == "cuda":
-        import torch
-
         card_gib = torch.cuda.get_device_properties(ranks.device).total_memory / GIB
     return estimate(config, shape, trainable_parameters(config, shape), ranks.count, card_gib=card_gib)
 

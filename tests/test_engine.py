@@ -131,6 +131,23 @@ def test_sampler_and_learner_agree_before_and_after_an_update(
     vllm_engine.unload_adapter(after)
 
 
+def test_an_adapter_of_the_output_embedding_reaches_the_sampler(
+    vllm_engine: Any, prompts: list[Prompt], make_learner: LearnerMaker, ranks: Ranks, tmp_path: Path
+) -> None:
+    """It is tied to the input embedding in this model, which must stay as it is."""
+    learner = make_learner("lora.targets=all+lm_head", "lora.rank=2", "optim.lr=1e-2")
+    publisher = publisher_of(learner, vllm_engine, ranks, prompts, tmp_path)
+    before = publisher.publish(0)
+    learner.step([samples_of(vllm_engine.generate(prompts, SAMPLING, before, seeds(prompts)))], max_gap=1e-3)
+    assert learner.weights()["base_model.model.lm_head.lora_B.weight"].any()
+    after = publisher.publish(1)
+    rows = samples_of(vllm_engine.generate(prompts, SAMPLING, after, seeds(prompts, "after")))
+    stats = learner.measure(rows, max_kl=1e-6, max_gap=1e-3)
+    assert stats.logprob_gap_max < 1e-4
+    assert stats.kl_base > 1e-3
+    vllm_engine.unload_adapter(after)
+
+
 def test_names_are_never_reused_and_damage_is_refused(
     vllm_engine: Any, prompts: list[Prompt], make_learner: LearnerMaker, ranks: Ranks, tmp_path: Path
 ) -> None:
