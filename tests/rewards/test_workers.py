@@ -209,10 +209,13 @@ def test_under_spawn() -> None:
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_when_the_program_is_stopped_its_workers_go_with_it(signal_number: signal.Signals) -> None:
     """Ctrl-C, kill and kill -9 in the middle of an item that would take a minute."""
-    then = f"grader.grade([({HANGS[0]!r}, {HANGS[1]!r})])"
+    # A shell that puts the tests in the background has them ignore Ctrl-C, and children inherit that.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); print('listening', flush=True)"
+    then = f"{listen}; grader.grade([({HANGS[0]!r}, {HANGS[1]!r})])"
     with run_script(then, limit=60.0) as script:
         assert script.stdout is not None
         assert script.stdout.readline() == "correct\n"
+        assert script.stdout.readline() == "listening\n"
         children = psutil.Process(script.pid).children(recursive=True)
         assert children
         time.sleep(0.3)
