@@ -36,14 +36,14 @@ class Work:
     problems: int
     samples: int
     max_tokens: int
-    trl_microbatches: int = 4
+    trl_microbatches: int
 
     @property
     def completions(self) -> int:
         return self.problems * self.samples
 
 
-WORK = {"small": Work("float32", 64, 8, 48), "smollm2": Work("bfloat16", 8, 16, 96)}
+WORK = {"small": Work("float32", 64, 8, 48, 4), "smollm2": Work("bfloat16", 8, 16, 96, 8)}
 # What an arm says of a step: seconds, prompt tokens, completion tokens.
 Report = tuple[float, int, int]
 
