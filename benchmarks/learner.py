@@ -13,7 +13,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
@@ -100,11 +100,9 @@ def timed(work: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def config_of(model: str, dtype: str, method: str, rank: int) -> Config:
-    return load_config(
-        "quickstart.yaml",
-        [f"model.name={model}", f"model.dtype={dtype}", f"method={method}", f"lora.rank={rank}", "optim.lr=1e-6"],
-    )
+def config_of(model: str, dtype: str, method: str, rank: int, overrides: Sequence[str]) -> Config:
+    settings = [f"model.name={model}", f"model.dtype={dtype}", f"method={method}", f"lora.rank={rank}", "optim.lr=1e-6"]
+    return load_config("quickstart.yaml", [*settings, *overrides])
 
 
 def main(
@@ -116,12 +114,15 @@ def main(
     prompt: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 47,
     completion: Annotated[int, typer.Option(help="Tokens of each completion.")] = 64,
     rounds: Annotated[int, typer.Option(help="Times each is measured.")] = 5,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings of the learner.")
+    ] = None,
 ) -> None:
     """Time LoRA, full and the matrix products in turns."""
     warnings.simplefilter("ignore")
     ranks = join_ranks()
-    lora = Learner(config_of(model, dtype, "lora", rank), ranks, 0)
-    full = Learner(config_of(model, dtype, "full", rank), ranks, 0)
+    lora = Learner(config_of(model, dtype, "lora", rank, overrides or ()), ranks, 0)
+    full = Learner(config_of(model, dtype, "full", rank, overrides or ()), ranks, 0)
     shape = meta_model(locate_model(model), None)
     batch = micro_batch(sequences, group, prompt, completion, shape.config.vocab_size, lora.layout)
     seconds = timed(

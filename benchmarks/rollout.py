@@ -70,16 +70,15 @@ def write_adapter(directory: Path, model: str) -> None:
     """A random adapter of rank 1 in PEFT's format on every linear layer but the output head."""
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    from rl_engine.base_model import meta_model
+    from rl_engine.lora import adaptable
+
     draw = torch.Generator().manual_seed(0)
-    tensors, head = {}, shape.get_output_embeddings()
-    layers = {name: m for name, m in shape.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    for name, layer in layers.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(1, layer.in_features, generator=draw)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(layer.out_features, 1, generator=draw) * 1e-5
+    tensors, layers = {}, adaptable(meta_model(model, None))
+    for name, shape in layers.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(1, shape.inputs, generator=draw)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(shape.outputs, 1, generator=draw) * 1e-5
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     targets = sorted({name.rpartition(".")[2] for name in layers})
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 1, "lora_alpha": 1, "target_modules": targets}

@@ -27,6 +27,10 @@ from typing import Annotated, Any
 
 import typer
 
+from rl_engine.config import Config, load_config
+from rl_engine.gap import gap_limits
+from rollout.types import Problem, Prompt
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -90,86 +94,75 @@ def prepare(work: Work, model: str | None, directory: Path) -> list[str]:
 
 def ours(work: Work, directory: str, texts: list[str], pipe: Connection) -> None:
     """The parts of a step as `rl_engine.loop` puts them together."""
-    import torch
-    from transformers import AutoTokenizer
-
-    from rl_engine.batching import TrainingSample
-    from rl_engine.config import load_config
     from rl_engine.learner import Learner
     from rl_engine.publish import Publisher
     from rl_engine.ranks import join_ranks
+    from rl_engine.updates import training_samples
     from rollout.adapters import AdapterStore
     from rollout.engine import EngineSettings
-    from rollout.types import Problem, Prompt
     from rollout.vllm_engine import VllmEngine
 
-    overrides = [f"model.name={directory}", f"model.dtype={work.dtype}", f"output_dir={directory}/run"]
-    sizes = [f"sampling.n={work.samples}", f"sampling.max_tokens={work.max_tokens}", "optim.lr=1e-5"]
-    config = load_config("quickstart.yaml", [*overrides, *sizes])
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    prompts = [
-        Prompt(
-            problem=Problem(id=text, text=text, answer="0"),
-            text=text,
-            token_ids=tuple(tokenizer.encode(text, add_special_tokens=False)),
-        )
-        for text in texts
-    ]
+    config = our_config(work, directory)
+    prompts, pad_id = our_prompts(directory, texts)
     ranks = join_ranks()
-    learner = Learner(config, ranks, tokenizer.pad_token_id)
+    max_kl, max_gap = gap_limits(config)
+    learner = Learner(config, ranks, pad_id)
     engine = VllmEngine(EngineSettings(model=directory, dtype=config.model.dtype, max_model_len=512, lora_rank=1))
-    limit = {"float32": 1e-2, "bfloat16": 2.0}[work.dtype]
-    store = AdapterStore(Path(directory) / "adapters")
     publisher = Publisher(
-        store=store,
+        store=AdapterStore(Path(directory) / "adapters"),
         engine=engine,
         learner=learner,
         ranks=ranks,
         canary=prompts[:2],
         sampling=config.sampling,
-        max_gap=limit,
+        max_gap=max_gap,
         facts={},
     )
-    ref = publisher.publish(0)
-
-    def step(number: int) -> Report:
-        nonlocal ref
-        start = time.perf_counter()
-        groups = engine.generate(prompts, config.sampling, ref, [f"{number}/{i}" for i in range(len(prompts))])
-        samples = [
-            TrainingSample(
-                prompt_ids=group.prompt.token_ids,
-                completion_ids=completion.token_ids,
-                behaviour_logprobs=completion.logprobs,
-                advantage=1.0 if index % 2 else -1.0,
-                weight=1 / (work.completions * work.max_tokens),
-            )
-            for group in groups
-            for index, completion in enumerate(group.completions)
-        ]
-        learner.step([samples], max_gap=limit)
-        ref = publisher.publish(number)
-        seconds = time.perf_counter() - start
-        return seconds, sum(len(s.prompt_ids) for s in samples), sum(len(s.completion_ids) for s in samples)
-
-    torch.manual_seed(0)
-    number = 0
+    ref, version = publisher.publish(0), 0
+    advantages = [1.0 if index % 2 else -1.0 for index in range(work.samples)]
+    weight = 1 / (work.completions * work.max_tokens)
     while pipe.recv():
-        number += 1
-        pipe.send(step(number))
-    engine.close()
+        start = time.perf_counter()
+        version += 1
+        groups = engine.generate(prompts, config.sampling, ref, [f"{version}/{i}" for i in range(len(prompts))])
+        samples = [sample for group in groups for sample in training_samples(group, advantages, weight)]
+        learner.step([samples], max_kl=max_kl, max_gap=max_gap)
+        ref = publisher.publish(version)
+        seconds = time.perf_counter() - start
+        pipe.send((seconds, sum(len(s.prompt_ids) for s in samples), sum(len(s.completion_ids) for s in samples)))
+
+
+def our_config(work: Work, directory: str) -> Config:
+    return load_config(
+        "quickstart.yaml",
+        [
+            f"model.name={directory}",
+            f"model.dtype={work.dtype}",
+            f"output_dir={directory}/run",
+            f"sampling.n={work.samples}",
+            f"sampling.max_tokens={work.max_tokens}",
+            "optim.lr=1e-5",
+        ],
+    )
+
+
+def our_prompts(directory: str, texts: list[str]) -> tuple[list[Prompt], int]:
+    """(the prompts, the padding token): texts are rendered already, special tokens and all."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ids = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    problems = [Problem(id=text, text=text, answer="0") for text in texts]
+    prompts = [Prompt(problem=p, text=p.text, token_ids=row) for p, row in zip(problems, ids, strict=True)]
+    return prompts, tokenizer.pad_token_id
 
 
 def trl(work: Work, directory: str, texts: list[str], pipe: Connection) -> None:
     """GRPOTrainer, held before each of its steps until it is this arm's turn."""
-    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer, TrainerCallback
-    from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
-
-    from rl_engine.base_model import DTYPES
 
     class Turns(TrainerCallback):
         start = 0.0
@@ -179,8 +172,7 @@ def trl(work: Work, directory: str, texts: list[str], pipe: Connection) -> None:
             self.start = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            seconds = time.perf_counter() - self.start
-            pipe.send((seconds, counted["prompt"], counted["completion"]))
+            pipe.send((time.perf_counter() - self.start, counted["prompt"], counted["completion"]))
             counted.update(prompt=0, completion=0)
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -195,36 +187,44 @@ def trl(work: Work, directory: str, texts: list[str], pipe: Connection) -> None:
 
     trainer = GRPOTrainer(
         model=directory,
-        args=GRPOConfig(
-            output_dir=f"{directory}/trl",
-            model_init_kwargs={"dtype": DTYPES[work.dtype]},
-            max_steps=10**6,
-            per_device_train_batch_size=work.completions // work.trl_microbatches,
-            gradient_accumulation_steps=work.trl_microbatches,
-            num_generations=work.samples,
-            max_completion_length=work.max_tokens,
-            loss_type="dr_grpo",
-            scale_rewards="none",
-            beta=0.0,
-            learning_rate=1e-5,
-            lr_scheduler_type="constant",
-            gradient_checkpointing=False,
-            shuffle_dataset=False,
-            bf16=False,
-            use_cpu=True,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
+        args=trl_arguments(work, directory),
         processing_class=tokenizer,
         reward_funcs=alternate,
         train_dataset=Dataset.from_dict({"prompt": texts}),
         peft_config=LoraConfig(r=1, lora_alpha=32, target_modules="all-linear"),
         callbacks=[Turns()],
     )
-    torch.manual_seed(0)
     trainer.train()
+
+
+def trl_arguments(work: Work, directory: str) -> Any:
+    """The same objective as ours, and nothing that a step does not need."""
+    from trl.trainer.grpo_config import GRPOConfig
+
+    from rl_engine.base_model import DTYPES
+
+    return GRPOConfig(
+        output_dir=f"{directory}/trl",
+        model_init_kwargs={"dtype": DTYPES[work.dtype]},
+        max_steps=10**6,
+        per_device_train_batch_size=work.completions // work.trl_microbatches,
+        gradient_accumulation_steps=work.trl_microbatches,
+        num_generations=work.samples,
+        max_completion_length=work.max_tokens,
+        loss_type="dr_grpo",
+        scale_rewards="none",
+        beta=0.0,
+        learning_rate=1e-5,
+        lr_scheduler_type="constant",
+        gradient_checkpointing=False,
+        shuffle_dataset=False,
+        bf16=False,
+        use_cpu=True,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
 Arm = Callable[[Work, str, list[str], Connection], None]

@@ -86,15 +86,19 @@ def examine(config: Config, ranks: Ranks) -> bool:
 
 
 def plan_facts(config: Config, ranks: Ranks) -> dict[str, str]:
-    """What the run would use, known without its model."""
+    """What the run would use, known without its weights."""
+    from rl_engine.base_model import layout_of
+
     cuda = ranks.device.type == "cuda"
     rollout, learner = config.rollout, config.learner
     share = f"{rollout.memory_fraction:.0%} of the card, {'asleep' if rollout.sleep else 'awake'} while learning"
+    layout = layout_of(config, ranks.device)
+    kernel = "plain products" if layout == "shared_prompt" else learner.attention
     offload = ", optimizer in the machine's memory" if learner.offload_optimizer else ""
     return {
         "model": f"{config.model.name}, {config.model.dtype}, method {config.method}",
         "device": f"{ranks.device}, {ranks.count} rank(s), {'nccl' if cuda else 'gloo'}",
-        "attention": f"{learner.attention} in the learner, vLLM's own in the sampler",
+        "attention": f"{kernel} over {layout} rows in the learner, vLLM's own in the sampler",
         "sampler": share if cuda else f"{rollout.kv_cache_gib:g} GiB of KV cache",
         "learner": f"ZeRO stage {learner.zero_stage}{offload}, {learner.tokens_per_microbatch:,} tokens a micro-batch, "
         f"gradient checkpointing {'on' if learner.gradient_checkpointing else 'off'}",

@@ -19,7 +19,7 @@ from rl_engine.base_model import meta_model
 from rl_engine.config import Config
 from rl_engine.console import RunConsole
 from rl_engine.data import prepare
-from rl_engine.lora import coverage_of
+from rl_engine.lora import coverage_of, describe_adapter
 from rl_engine.memory import check_fits, estimated, plan
 from rl_engine.peaks import available
 from rl_engine.ranks import Ranks
@@ -35,7 +35,7 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     if config.method == "lora":
         shape = meta_model(locate_model(config.model.name), config.model.revision)
         coverage = coverage_of(shape, config.lora)
-        console.facts({"training": f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, {coverage.describe()}"})
+        console.facts({"training": describe_adapter(config.lora, coverage)})
     else:
         console.facts({"training": "full fine-tuning, all parameters, float32 masters"})
     memory, room = plan(config, ranks), available(ranks)

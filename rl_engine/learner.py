@@ -104,9 +104,7 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         self._grad_norm = float(norm)
 
-    def step(
-        self, updates: Sequence[Sequence[TrainingSample]], *, max_kl: float = 1e9, max_gap: float = 1e9
-    ) -> LearnStats:
+    def step(self, updates: Sequence[Sequence[TrainingSample]], *, max_kl: float, max_gap: float) -> LearnStats:
         """One optimizer update for each of `updates`, whose samples every rank passes alike.
 
         Raises `SamplerGapError` before anything is updated when the sampler's log-probabilities and the learner's
@@ -137,7 +135,7 @@ class Learner:
         self.engine.step()
 
     @torch.no_grad()
-    def measure(self, samples: Sequence[TrainingSample], *, max_kl: float = 1e9, max_gap: float = 1e9) -> LearnStats:
+    def measure(self, samples: Sequence[TrainingSample], *, max_kl: float, max_gap: float) -> LearnStats:
         """The figures of `step` without a step: for one whose groups carry no signal."""
         tally = Tally(self.ranks)
         self._pass_over(samples, tally, learn=False, fresh=True)

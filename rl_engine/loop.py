@@ -117,7 +117,7 @@ def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], graded: Sequenc
         if updates:
             stats = run.learner.step(updates, max_kl=max_kl, max_gap=max_gap)
         else:
-            unlearned = training_samples(graded[0], [0.0] * run.config.sampling.n)
+            unlearned = training_samples(graded[0].group, [0.0] * run.config.sampling.n)
             stats = run.learner.measure(unlearned, max_kl=max_kl, max_gap=max_gap)
     run.learner.release_memory()
     engine.wake()

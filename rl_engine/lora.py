@@ -149,6 +149,11 @@ def coverage_of(model: nn.Module, config: LoraConfig) -> Coverage:
     )
 
 
+def describe_adapter(config: LoraConfig, coverage: Coverage) -> str:
+    """For people: what the adapter is, in numbers."""
+    return f"rank {config.rank}, alpha {config.alpha:g}, {coverage.describe()}"
+
+
 def peft_config_for(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
     """PEFT's configuration of the adapter."""
     matched = match_targets(model, config.targets)
@@ -221,7 +226,7 @@ class LoraTrainee:
         self.parameters = adapter_parameters(self.model)
 
     def describe(self) -> str:
-        return f"rank {self._config.lora.rank}, alpha {self._config.lora.alpha:g}, {self.coverage.describe()}"
+        return describe_adapter(self._config.lora, self.coverage)
 
     @contextlib.contextmanager
     def as_base(self, score: Score) -> Iterator[Score]:

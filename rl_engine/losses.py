@@ -185,7 +185,7 @@ def constant(lengths_S: Tensor, max_tokens: int) -> Tensor:
 
 def tokens(lengths_S: Tensor, max_tokens: int) -> Tensor:
     """1 / Σ lengths: the mean over all tokens of the update (DAPO: Yu et al. 2025, section 3.3)."""
-    return torch.full_like(lengths_S, 1) / lengths_S.sum()
+    return torch.full_like(lengths_S, 1 / float(lengths_S.sum()))
 
 
 def sequence(lengths_S: Tensor, max_tokens: int) -> Tensor:

@@ -65,7 +65,8 @@ def objective(
     if base_logprob_BC is not None and config.kl_penalty == "advantage":
         # log p/p_base as a cost of each token: its policy gradient is that of each position's KL given the prefix.
         advantage_BC = advantage_BC - config.kl_coef * (logprob_BC.detach() - base_logprob_BC)
-    loss_BC = LOSSES[config.name](logprob_BC, old_BC, advantage_BC, mask_BC, **config.bounds())
+    bounds = config.bounds()
+    loss_BC = LOSSES[config.name](logprob_BC, old_BC, advantage_BC, mask_BC, **bounds)
     corrected = None
     if corrects:
         level, _, action = config.sampler_correction.partition("_")
@@ -85,7 +86,6 @@ def objective(
         loss_BC = loss_BC - config.entropy_coef * entropy_BC
     with torch.no_grad():
         ratio_BC = RATIOS[config.name](logprob_BC, old_BC, mask_BC)
-        bounds = config.bounds()
         hits = bounds_hit(
             ratio_BC, advantage_BC, mask_BC, bounds.get("clip_low", float("inf")), bounds.get("clip_high", float("inf"))
         )

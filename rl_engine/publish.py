@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from rl_engine.batching import TrainingSample
 from rl_engine.learner import Learner, SamplerGapError
 from rl_engine.ranks import Ranks
+from rl_engine.updates import training_samples
 from rollout.adapters import AdapterStore, read_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
@@ -73,16 +74,7 @@ class Publisher:
         sampling = self.sampling.model_copy(update={"n": 1, "max_tokens": min(CANARY_TOKENS, self.sampling.max_tokens)})
         seeds = [f"canary/{index}" for index in range(len(self.canary))]
         groups = self.engine.generate(self.canary, sampling, ref, seeds)
-        samples = tuple(
-            TrainingSample(
-                prompt_ids=group.prompt.token_ids,
-                completion_ids=completion.token_ids,
-                behaviour_logprobs=completion.logprobs,
-                advantage=0.0,
-            )
-            for group in groups
-            for completion in group.completions
-        )
+        samples = tuple(sample for group in groups for sample in training_samples(group, [0.0]))
         scored = tuple(tuple(row) for row in self.learner.score(samples))
         gap = max(
             abs(p - q)

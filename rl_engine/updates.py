@@ -12,18 +12,20 @@ from rl_engine.config import Config
 from rl_engine.losses import NORMALIZERS
 from rl_engine.objective import needs_every_group
 from rl_engine.sampler import GradedGroup
+from rollout.types import RolloutGroup
 
 
-def training_samples(graded: GradedGroup, advantages: Sequence[float]) -> list[TrainingSample]:
+def training_samples(group: RolloutGroup, advantages: Sequence[float], weight: float = 1.0) -> list[TrainingSample]:
     """A group's completions, each with its advantage."""
     return [
         TrainingSample(
-            prompt_ids=graded.group.prompt.token_ids,
+            prompt_ids=group.prompt.token_ids,
             completion_ids=completion.token_ids,
             behaviour_logprobs=completion.logprobs,
             advantage=advantage,
+            weight=weight,
         )
-        for completion, advantage in zip(graded.group.completions, advantages, strict=True)
+        for completion, advantage in zip(group.completions, advantages, strict=True)
     ]
 
 
@@ -37,7 +39,7 @@ def updates_of(
     """
     count = config.learner.updates_per_step
     keep_all = needs_every_group(config.loss)
-    groups = [training_samples(group, row) for group, row in zip(graded, advantages, strict=True)]
+    groups = [training_samples(g.group, row) for g, row in zip(graded, advantages, strict=True)]
     updates = []
     for first in range(count):
         part = list(zip(groups[first::count], signal[first::count], strict=True))

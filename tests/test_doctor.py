@@ -48,7 +48,15 @@ def test_all_checks_pass_here(tmp_path: Path) -> None:
     assert len(lines) == len(CHECKS) == 10
     for check in CHECKS:
         assert any(line.startswith(f"ok     {check} ") for line in lines), (check, output)
-    for words in ("processors", "torch 2", "gloo", "sdpa", "float32", "ZeRO stage 0", "all checks passed"):
+    for words in (
+        "processors",
+        "torch 2",
+        "gloo",
+        "plain products over shared_prompt",
+        "float32",
+        "ZeRO stage 0",
+        "all checks passed",
+    ):
         assert words in output
     assert "Traceback" not in output
     assert not list(tmp_path.glob("rl_engine-doctor-*"))

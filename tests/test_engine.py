@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from rl_engine.batching import TrainingSample
 from rl_engine.learner import Learner, SamplerGapError
 from rl_engine.publish import Publisher
 from rl_engine.ranks import Ranks
@@ -18,6 +17,7 @@ from rollout.adapters import AdapterError, AdapterStore
 from rollout.arithmetic import arithmetic_problems
 from rollout.config import ArithmeticConfig, SamplingConfig
 from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
+from tests.made import alternating
 
 pytestmark = pytest.mark.engine
 
@@ -41,20 +41,6 @@ def prompts() -> list[Prompt]:
 
 def seeds(prompts: Sequence[Prompt], occasion: str = "test") -> list[str]:
     return [f"{occasion}/{index}" for index in range(len(prompts))]
-
-
-def samples_of(groups: Sequence[RolloutGroup]) -> list[TrainingSample]:
-    return [
-        TrainingSample(
-            prompt_ids=group.prompt.token_ids,
-            completion_ids=completion.token_ids,
-            behaviour_logprobs=completion.logprobs,
-            advantage=1.0 if index % 2 else -1.0,
-            weight=1 / 240,
-        )
-        for group in groups
-        for index, completion in enumerate(group.completions)
-    ]
 
 
 def publisher_of(learner: Learner, engine: Any, ranks: Ranks, prompts: Sequence[Prompt], root: Path) -> Publisher:
@@ -118,11 +104,11 @@ def test_sampler_and_learner_agree_before_and_after_an_update(
     before = publisher.publish(0)
     groups = vllm_engine.generate(prompts, sampling, before, seeds(prompts))
     assert {c.adapter for g in groups for c in g.completions} == {before.key}
-    rows = samples_of(groups)
+    rows = alternating(groups)
     stats = learner.step([rows], max_kl=1e-6, max_gap=1e-3)
     assert stats.logprob_gap_max < 1e-4
     after = publisher.publish(1)
-    rows = samples_of(vllm_engine.generate(prompts, sampling, after, seeds(prompts, "after")))
+    rows = alternating(vllm_engine.generate(prompts, sampling, after, seeds(prompts, "after")))
     stats = learner.measure(rows, max_kl=1e-6, max_gap=1e-3)
     assert stats.logprob_gap_max < 1e-4
     assert stats.kl_base > 1e-3
@@ -138,10 +124,12 @@ def test_an_adapter_of_the_output_embedding_reaches_the_sampler(
     learner = make_learner("lora.targets=all+lm_head", "lora.rank=2", "optim.lr=1e-2")
     publisher = publisher_of(learner, vllm_engine, ranks, prompts, tmp_path)
     before = publisher.publish(0)
-    learner.step([samples_of(vllm_engine.generate(prompts, SAMPLING, before, seeds(prompts)))], max_gap=1e-3)
+    learner.step(
+        [alternating(vllm_engine.generate(prompts, SAMPLING, before, seeds(prompts)))], max_kl=1e-6, max_gap=1e-3
+    )
     assert learner.weights()["base_model.model.lm_head.lora_B.weight"].any()
     after = publisher.publish(1)
-    rows = samples_of(vllm_engine.generate(prompts, SAMPLING, after, seeds(prompts, "after")))
+    rows = alternating(vllm_engine.generate(prompts, SAMPLING, after, seeds(prompts, "after")))
     stats = learner.measure(rows, max_kl=1e-6, max_gap=1e-3)
     assert stats.logprob_gap_max < 1e-4
     assert stats.kl_base > 1e-3
@@ -206,7 +194,7 @@ def test_the_canary_catches_a_sampler_that_keeps_the_old_adapter(
     learner = make_learner("optim.lr=1e-2")
     publisher = replace(publisher_of(learner, stale, ranks, prompts, tmp_path), max_gap=max_gap)
     ref = publisher.publish(0)
-    rows = samples_of(stale.generate(prompts, SAMPLING, ref, seeds(prompts)))
+    rows = alternating(stale.generate(prompts, SAMPLING, ref, seeds(prompts)))
     learner.step([rows], max_kl=1e-6, max_gap=1e-3)
     with pytest.raises(SamplerGapError, match=r"did not reach the sampler|answers exactly as the version before"):
         publisher.publish(1)

@@ -45,6 +45,15 @@ def test_there_are_files_to_check() -> None:
 def test_a_file_imports_only_what_its_package_may_and_stays_short(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     assert imported(path) & set(OURS) <= MAY_IMPORT[package]
+    assert_short(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_stays_short(path: Path) -> None:
+    assert_short(path)
+
+
+def assert_short(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= 400
     for node in ast.walk(ast.parse(text)):

@@ -21,6 +21,7 @@ from rl_engine.learner_state import learner_state, restore_learner
 from rl_engine.logprobs import Policy
 from rl_engine.lora import LoraTrainee, coverage_of, match_targets
 from rollout.models import EMBEDDED_DIR
+from tests.made import LOOSE
 
 pytestmark = pytest.mark.engine
 
@@ -39,7 +40,7 @@ def test_the_update_does_not_depend_on_the_split_into_micro_batches(
     adapters, stats = [], []
     for budget in (10_000, 60, 1):
         learner = make_learner(f"learner.tokens_per_microbatch={budget}")
-        stats.append(learner.step([samples]))
+        stats.append(learner.step([samples], **LOOSE))
         adapters.append(learner.weights())
     for other in stats[1:]:
         assert other.loss == pytest.approx(stats[0].loss, rel=1e-5)
@@ -75,7 +76,7 @@ def test_the_layout_changes_no_update(
     other = make_learner(f"learner.layout={layout}", f"learner.tokens_per_microbatch={budget}", *more)
     for found, row in zip(other.score(rows), padded.score(rows), strict=True):
         assert found == pytest.approx(row, abs=5e-5)
-    stats = [learner.step([rows]) for learner in (padded, other)]
+    stats = [learner.step([rows], **LOOSE) for learner in (padded, other)]
     assert stats[1].tokens == stats[0].tokens == sum(len(s.completion_ids) for s in rows)
     assert stats[1].loss == pytest.approx(stats[0].loss, rel=1e-5)
     assert stats[1].grad_norm == pytest.approx(stats[0].grad_norm, rel=1e-4)
@@ -87,7 +88,7 @@ def test_the_layout_changes_no_update(
 def test_nothing_changes_before_the_first_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     learner = make_learner("lora.rank=4")
     assert all(not tensor.any() for name, tensor in learner.weights().items() if "lora_B" in name)
-    stats = learner.measure(on_policy(learner, samples))
+    stats = learner.measure(on_policy(learner, samples), **LOOSE)
     assert stats.kl_base == 0.0
     # Alone or in a padded batch: rounding of float32 at log-probabilities around −10.
     assert stats.logprob_gap_max < 2e-5
@@ -95,7 +96,7 @@ def test_nothing_changes_before_the_first_update(make_learner: LearnerMaker, sam
 
 def first_update(learner: Learner, rows: list[TrainingSample]) -> dict[str, Tensor]:
     """ΔW = α/r · B·A of each layer after one step."""
-    learner.step([rows])
+    learner.step([rows], **LOOSE)
     adapter, config = learner.weights(), learner.config.lora
     return {
         name: config.alpha / config.rank * adapter[name.replace("lora_A", "lora_B")] @ tensor
@@ -134,7 +135,7 @@ def test_b_moves_by_the_rate_at_the_first_step(make_learner: LearnerMaker, sampl
     """Adam's first step is −rate · sign(gradient), to within eps; A has no gradient while B is zero."""
     learner = make_learner("optim.lr=1e-3")
     before = learner.weights()
-    learner.step([samples])
+    learner.step([samples], **LOOSE)
     for name, tensor in learner.weights().items():
         moved = (tensor - before[name]).abs()
         if "lora_B" in name:
@@ -147,7 +148,7 @@ def test_the_step_goes_up_the_reward(make_learner: LearnerMaker, samples: list[T
     learner = make_learner()
     rows = on_policy(learner, samples)
     before = learner.score(rows)
-    learner.step([rows])
+    learner.step([rows], **LOOSE)
     after = learner.score(rows)
     gain = sum(s.advantage * (sum(b) - sum(a)) for s, a, b in zip(rows, before, after, strict=True))
     assert gain > 0
@@ -161,7 +162,7 @@ def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
     sharded = make_learner(f"learner.zero_stage={stage}", "optim.clip_norm=0.01")
     for learner in (plain, sharded):
         for _ in range(2):
-            stats = learner.step([samples])
+            stats = learner.step([samples], **LOOSE)
         assert stats.grad_norm > 0.01
     for name, tensor in plain.weights().items():
         torch.testing.assert_close(sharded.weights()[name], tensor, atol=1e-6, rtol=1e-5)
@@ -171,7 +172,7 @@ def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
     resumed = make_learner(f"learner.zero_stage={stage}", "optim.clip_norm=0.01", "seed=9")
     restore_learner(resumed, state)
     for learner in (sharded, resumed):
-        learner.step([samples])
+        learner.step([samples], **LOOSE)
     for name, tensor in sharded.weights().items():
         assert torch.equal(resumed.weights()[name], tensor), name
 
@@ -185,7 +186,7 @@ def test_a_state_of_another_adapter_is_refused(make_learner: LearnerMaker) -> No
 def test_gradient_checkpointing_changes_no_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     plain, checkpointed = make_learner(), make_learner("learner.gradient_checkpointing=true")
     for learner in (plain, checkpointed):
-        learner.step([samples])
+        learner.step([samples], **LOOSE)
     for name, tensor in plain.weights().items():
         torch.testing.assert_close(checkpointed.weights()[name], tensor, atol=1e-6, rtol=1e-5)
 
@@ -209,7 +210,7 @@ def test_a_published_adapter_loads_with_plain_peft_and_merges_to_the_same_policy
     make_learner: LearnerMaker, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     learner = make_learner("lora.rank=4", "optim.lr=1e-2")
-    learner.step([samples])
+    learner.step([samples], **LOOSE)
     learner.trainee.write(tmp_path, learner.weights())
     expected = learner.score(samples)
 
@@ -222,7 +223,8 @@ def test_a_published_adapter_loads_with_plain_peft_and_merges_to_the_same_policy
     assert scores(base) != expected
     adapted = PeftModel.from_pretrained(base, str(tmp_path))
     for found, row in zip(scores(adapted.get_base_model()), expected, strict=True):
-        assert found == pytest.approx(row, abs=1e-4)
+        # Another layout, another order of summation: 1.05e-5 was seen at log-probabilities near −14.
+        assert found == pytest.approx(row, abs=2e-5)
     merged = adapted.merge_and_unload()
     for found, row in zip(scores(merged), expected, strict=True):
         assert found == pytest.approx(row, abs=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ from rl_engine.losses import (
     token_ratio,
 )
 from rl_engine.objective import objective
+from rl_engine.ranks import Ranks
+from rl_engine.tally import Tally
 
 LOG2 = math.log(2)
 ONES = torch.ones(1, 2, dtype=torch.bool)
@@ -259,6 +262,39 @@ def test_with_a_correction_the_ratio_is_the_learners_own_and_the_rest_a_bounded_
     assert result.log_ratio_N.tolist() == [0.0, 0.0]
     assert result.corrected == (2.5, 1)
     assert total({"sampler_correction": "token_mask", "correction_max": 1.5}) == pytest.approx(-0.5 * 2.0)
+
+
+def test_old_logprobs_are_what_the_ratio_is_taken_against_when_there_are_any() -> None:
+    """In a later update of a step: ratio 2 against the step's start, and the start's own ratio of ½ to the sampler."""
+    batch = replace(micro_batch(), old_logprob_BC=row(-1.0, -2.0 - LOG2))
+    config = LossConfig(sampler_correction="token_truncate")
+    result = objective(config, batch, row(-1.0, -2.0), row(0.0, 0.0), None)
+    assert float(result.loss) == pytest.approx(-0.5 * 2.0 * (1 + 2 * 0.5))
+    assert result.log_ratio_N.tolist() == pytest.approx([0.0, LOG2])
+
+
+def test_the_statistics_of_a_step_by_hand(ranks: Ranks) -> None:
+    """Two tokens whose ratios are 1 and 2, with the advantage 2: one over the bound of PPO."""
+    logprob, entropy = torch.tensor([-1.0, -2.0 + LOG2]), torch.tensor([0.3, 0.5])
+    batch = micro_batch()
+    config = LossConfig(name="ppo_clip")
+    part = objective(config, batch, batch.spread(logprob), batch.spread(entropy), None)
+    tally = Tally(ranks)
+    tally.add(part, logprob, entropy, batch)
+    tally.add_gap(logprob, batch)
+    tally.add_base(logprob[:1], torch.tensor([-1.5]))
+    stats = tally.totals()
+    assert stats.loss == pytest.approx(-0.5 * 2.0 * (1 + 1.2))
+    assert stats.entropy == pytest.approx(0.4)
+    assert stats.kl_base == pytest.approx(math.exp(-0.5) - 0.5)
+    assert stats.sampler_kl_v1 == pytest.approx(-LOG2 / 2)
+    assert stats.sampler_kl == pytest.approx(0.5 * LOG2**2 / 2)
+    assert stats.sampler_kl_v3 == pytest.approx((2 - 1 - LOG2) / 2)
+    assert stats.logprob_gap_max == pytest.approx(LOG2)
+    assert stats.ratio == pytest.approx({"p01": 1.0, "p50": 1.0, "p99": 2.0, "max": 2.0})
+    assert stats.ess_frac == pytest.approx(3**2 / (2 * 5))
+    assert (stats.clip_low_frac, stats.clip_high_frac, stats.tokens) == (0.0, 0.5, 2)
+    assert stats.correction == {}
 
 
 # The configuration.

@@ -11,12 +11,16 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from rl_engine.assemble import check_context, start_engine
 from rl_engine.batching import TrainingSample, collate
+from rl_engine.config import ConfigError
 from rl_engine.learner import Learner
 from rl_engine.learner_state import learner_state, restore_learner
 from rl_engine.logprobs import Policy
 from rl_engine.lora import Coverage, LoraTrainee, coverage_of, match_targets
+from rl_engine.ranks import Ranks
 from rollout.models import EMBEDDED_DIR
+from tests.made import LOOSE
 
 pytestmark = [
     pytest.mark.engine,
@@ -49,7 +53,7 @@ def test_the_output_embedding_can_be_adapted(
     assert plain.policy.head_is_frozen
     assert not learner.policy.head_is_frozen
     before = learner.weights()
-    stats = learner.step([samples])
+    stats = learner.step([samples], **LOOSE)
     assert stats.kl_base == 0.0
     moved = {name for name, tensor in learner.weights().items() if not torch.equal(tensor, before[name])}
     assert "base_model.model.lm_head.lora_B.weight" in moved
@@ -58,7 +62,7 @@ def test_the_output_embedding_can_be_adapted(
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, str(tmp_path))
     for found, row in zip(scores(adapted.get_base_model(), samples), learner.score(samples), strict=True):
-        assert found == pytest.approx(row, abs=1e-4)
+        assert found == pytest.approx(row, abs=3e-5)
 
 
 def test_a_trained_head_changes_nothing_for_the_other_layers(
@@ -67,7 +71,7 @@ def test_a_trained_head_changes_nothing_for_the_other_layers(
     """At the first step B is zero everywhere, so every layer's gradient is what it is without the head's adapter."""
     plain, with_head = make_learner(), make_learner("lora.targets=all+lm_head")
     for learner in (plain, with_head):
-        learner.step([samples])
+        learner.step([samples], **LOOSE)
     expected = plain.weights()
     found = with_head.weights()
     for name, tensor in expected.items():
@@ -123,7 +127,7 @@ def test_a_mixture_learns_and_its_adapter_loads_with_plain_peft(
     rows = learner.score(samples)
     gains = []
     for _ in range(3):
-        learner.step([samples])
+        learner.step([samples], **LOOSE)
     after = learner.score(samples)
     for sample, before, now in zip(samples, rows, after, strict=True):
         gains.append(sample.advantage * (sum(now) - sum(before)))
@@ -134,7 +138,21 @@ def test_a_mixture_learns_and_its_adapter_loads_with_plain_peft(
     learner.trainee.write(tmp_path, learner.weights())
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(mixture), str(tmp_path))
     for found, row in zip(scores(adapted.get_base_model(), samples), after, strict=True):
-        assert found == pytest.approx(row, abs=1e-4)
+        assert found == pytest.approx(row, abs=3e-5)
     resumed = make_learner(f"model.name={mixture}", "lora.rank=4", "optim.lr=1e-2", "seed=3")
     restore_learner(resumed, learner_state(learner))
     assert resumed.score(samples) == after
+
+
+def test_a_mixture_with_an_adapter_is_refused_where_the_sampler_cannot_serve_it(
+    make_config: Any, mixture: Path
+) -> None:
+    with pytest.raises(ConfigError, match="is a mixture of experts, and vLLM's CPU build cannot serve one"):
+        check_context(make_config(f"model.name={mixture}"), needed=10)
+    check_context(make_config(f"model.name={mixture}", "method=full"), needed=10)
+
+
+def test_tensor_parallel_samplers_of_several_ranks_are_refused(make_config: Any) -> None:
+    two = Ranks(0, 2, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="tensor_parallel_size is 2 with 2 ranks"):
+        start_engine(make_config("rollout.tensor_parallel_size=2"), two, 64)
