@@ -30,10 +30,15 @@ def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | No
 
 
 def layout_of(config: Config, device: torch.device) -> str:
-    """`learner.layout`, or what auto makes of it."""
-    if config.learner.layout == "padded" or config.learner.layout == "packed":
+    """How this run lays out its micro-batches on that device."""
+    facts = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    return choose_layout(config, facts, device)
+
+
+def choose_layout(config: Config, facts: Any, device: torch.device) -> str:
+    """`learner.layout`, or what auto makes of it for a model of these facts."""
+    if config.learner.layout in ("padded", "packed"):
         return config.learner.layout
-    facts: Any = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
     plain = has_plain_attention(facts)
     if config.learner.layout == NAME:
         if not plain:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rl_engine.attention import NAME as SHARED
-from rl_engine.base_model import DTYPES, layout_of, meta_model
+from rl_engine.base_model import DTYPES, choose_layout, meta_model
 from rl_engine.config import Config, ConfigError
 from rl_engine.logprobs import CHUNK, CPU_CHUNK_BYTES
 from rl_engine.lora import coverage_of
@@ -183,7 +183,7 @@ def estimate(config: Config, shape: nn.Module, trainable: int, ranks: int, *, ca
     parts = [
         *_weights(config, total, trainable, ranks),
         *_optimizer(config, trainable, ranks, cuda),
-        *_learning(config, Widths.of(shape), cuda),
+        *_learning(config, shape, cuda),
         *(_card_sampler(config, total, card_gib) if card_gib is not None else _cpu_sampler(config, shape, trainable)),
         *_syncing(config, trainable, cuda),
         Part(name="libraries", gib=LIBRARIES_GIB, on_host=cuda),
@@ -233,10 +233,11 @@ def _optimizer(config: Config, trainable: int, ranks: int, cuda: bool) -> list[P
     ]
 
 
-def _learning(config: Config, widths: Widths, cuda: bool) -> list[Part]:
+def _learning(config: Config, shape: nn.Module, cuda: bool) -> list[Part]:
+    widths = Widths.of(shape)
     size = DTYPES[config.model.dtype].itemsize
     tokens, longest = microbatch_tokens(config)
-    layout = layout_of(config, torch.device("cuda" if cuda else "cpu"))
+    layout = choose_layout(config, shape.config, torch.device("cuda" if cuda else "cpu"))
     row = tokens if layout == "packed" else longest
     checkpointing = config.learner.gradient_checkpointing
     attention = layout if layout == SHARED else config.learner.attention

@@ -313,3 +313,51 @@ def test_the_estimate_of_the_quickstart_holds_and_is_not_far_off(tmp_path: Path)
     # Not `sync`: on the CPU the allocator still holds what learning took.
     for phase in ("rollout", "learn"):
         assert 0.7 < memory.needed(phase) / measured[f"memory/{phase}_gib"] < 2.0, phase
+
+
+def qwen3(hidden: int, layers: int, intermediate: int, heads: int, *, tied: bool) -> nn.Module:
+    facts = Qwen3Config(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        intermediate_size=intermediate,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+        tie_word_embeddings=tied,
+    )
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(facts)
+    return model
+
+
+QWEN3 = {
+    "1.7B": {"hidden": 2048, "layers": 28, "intermediate": 6144, "heads": 16, "tied": True},
+    "4B": {"hidden": 2560, "layers": 36, "intermediate": 9728, "heads": 32, "tied": True},
+    "8B": {"hidden": 4096, "layers": 36, "intermediate": 12288, "heads": 32, "tied": False},
+}
+SMALL_CARD = ("rollout.memory_fraction=0.6", "sampling.max_tokens=4096", "learner.tokens_per_microbatch=8192")
+FULL = ("method=full", "rollout.memory_fraction=0.4", "learner.zero_stage=3")
+
+
+@pytest.mark.parametrize(
+    ("model", "card_gib", "ranks", "settings", "row"),
+    [
+        ("1.7B", 24, 1, SMALL_CARD, (18.6, 7.9, 4.1)),
+        ("4B", 24, 1, SMALL_CARD, (22.9, 13.4, 8.4)),
+        ("8B", 80, 1, ("rollout.memory_fraction=0.6",), (64.3, 27.6, 16.1)),
+        ("8B", 80, 8, ("rollout.memory_fraction=0.7",), (72.3, 27.6, 16.1)),
+        ("8B", 80, 8, FULL, (63.5, 51.0, 61.9)),
+    ],
+)
+def test_the_table_of_settings_for_cards_is_what_the_estimate_says(
+    model: str, card_gib: float, ranks: int, settings: tuple[str, ...], row: tuple[float, float, float]
+) -> None:
+    """`deepmath.yaml` on the cards of docs/gpu.md: sampling, learning and host memory in GiB."""
+    config = load_config("deepmath.yaml", settings)
+    shape = qwen3(**QWEN3[model])  # type: ignore[arg-type]
+    memory = estimate(config, shape, trainable_parameters(config, shape), ranks, card_gib=card_gib)
+    host = max(memory.needed(phase, on_host=True) for phase in ("rollout", "learn", "sync"))
+    assert (memory.needed("rollout"), memory.needed("learn"), host) == pytest.approx(row, abs=0.1)
+    printed = " | ".join(f"{figure:.1f}" for figure in row)
+    assert f"| {printed} |" in (ROOT / "docs" / "gpu.md").read_text()
