@@ -114,6 +114,9 @@ def main(
     prompt: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 47,
     completion: Annotated[int, typer.Option(help="Tokens of each completion.")] = 64,
     rounds: Annotated[int, typer.Option(help="Times each is measured.")] = 5,
+    profile: Annotated[
+        bool, typer.Option(help="Also where one LoRA pass spends its time, by torch's profiler.")
+    ] = False,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings of the learner.")
     ] = None,
@@ -134,6 +137,10 @@ def main(
         },
         rounds,
     )
+    if profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            pass_of(lora, batch)()
+        print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20))
     tokens = sequences * (prompt + completion)
     table = Table("", "seconds", "tokens/s", "share of the bound", title=f"{model}, {dtype}, {tokens:,} tokens")
     for name, value in seconds.items():

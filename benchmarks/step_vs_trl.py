@@ -125,11 +125,16 @@ def ours(work: Work, directory: str, texts: list[str], pipe: Connection) -> None
         start = time.perf_counter()
         version += 1
         groups = engine.generate(prompts, config.sampling, ref, [f"{version}/{i}" for i in range(len(prompts))])
+        sampled = time.perf_counter()
         samples = [sample for group in groups for sample in training_samples(group, advantages, weight)]
         learner.step([samples], max_kl=max_kl, max_gap=max_gap)
+        learned = time.perf_counter()
         ref = publisher.publish(version)
-        seconds = time.perf_counter() - start
-        pipe.send((seconds, sum(len(s.prompt_ids) for s in samples), sum(len(s.completion_ids) for s in samples)))
+        end = time.perf_counter()
+        print(
+            f"  sampling {sampled - start:.2f} s, learning {learned - sampled:.2f} s, publishing {end - learned:.2f} s"
+        )
+        pipe.send((end - start, sum(len(s.prompt_ids) for s in samples), sum(len(s.completion_ids) for s in samples)))
 
 
 def our_config(work: Work, directory: str) -> Config:
