@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from evals.suites import Suite, find_suite, load_suite
 from rewards import Grader
 from rl_engine.checkpoint import Checkpoints, RunState
-from rl_engine.config import Config, ConfigError
+from rl_engine.config import Config
+from rl_engine.config_file import ConfigError
 from rl_engine.console import RunConsole
 from rl_engine.data import TrainingData, prepare
 from rl_engine.gap import gap_limits

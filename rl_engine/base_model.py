@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rl_engine.attention import NAME, has_plain_attention
-from rl_engine.config import Config, ConfigError
+from rl_engine.config import Config
+from rl_engine.config_file import ConfigError
 from rollout.models import locate_model
 
 # Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.

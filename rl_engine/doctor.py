@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from rl_engine.config import Config, ConfigError, load_config
+from rl_engine.config import Config, load_config
+from rl_engine.config_file import ConfigError
 from rl_engine.train import fail, join_quietly, stay_offline_if_possible
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from torch import nn
 
 from rl_engine.attention import NAME as SHARED
 from rl_engine.base_model import DTYPES, choose_layout, meta_model
-from rl_engine.config import Config, ConfigError
+from rl_engine.config import Config
+from rl_engine.config_file import ConfigError
 from rl_engine.logprobs import CHUNK, CPU_CHUNK_BYTES
 from rl_engine.lora import coverage_of
 from rl_engine.ranks import Ranks

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralC
 from rl_engine.attention import attend, has_plain_attention
 from rl_engine.base_model import layout_of
 from rl_engine.batching import TrainingSample, collate
-from rl_engine.config import ConfigError, load_config
+from rl_engine.config import load_config
+from rl_engine.config_file import ConfigError
 from rl_engine.logprobs import Policy
 from rollout.models import EMBEDDED_DIR
 

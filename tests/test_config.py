@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rl_engine.config import CONFIGS, Config, ConfigError, load_config
+from rl_engine.config import Config, load_config
+from rl_engine.config_file import CONFIGS, ConfigError
 from rl_engine.reference import reference
 
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))

@@ -21,7 +21,7 @@ MAY_IMPORT = {
 HEAVY = {
     "vllm": {"rollout/vllm_engine.py", "rollout/one_adapter.py"},
     "peft": {"rl_engine/lora.py", "rl_engine/lora_linear.py"},
-    "omegaconf": {"rl_engine/config.py"},
+    "omegaconf": {"rl_engine/config_file.py"},
 }
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 

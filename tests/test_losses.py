@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rl_engine.batching import MicroBatch, TrainingSample, collate
-from rl_engine.config import CLIP_BOUNDS, ConfigError, LossConfig, load_config
+from rl_engine.config import CLIP_BOUNDS, LossConfig, load_config
+from rl_engine.config_file import ConfigError
 from rl_engine.losses import (
     KL_ESTIMATORS,
     LOSSES,

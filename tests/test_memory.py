@@ -18,7 +18,8 @@ from rewards import Grader
 from rl_engine import assemble as assembling
 from rl_engine import peaks as measuring
 from rl_engine.base_model import meta_model
-from rl_engine.config import Config, ConfigError, load_config
+from rl_engine.config import Config, load_config
+from rl_engine.config_file import ConfigError
 from rl_engine.memory import (
     GIB,
     Available,

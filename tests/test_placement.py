@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qw
 
 from rl_engine.assemble import check_context, start_engine
 from rl_engine.batching import TrainingSample, collate
-from rl_engine.config import ConfigError
+from rl_engine.config_file import ConfigError
 from rl_engine.learner import Learner
 from rl_engine.learner_state import learner_state, restore_learner
 from rl_engine.logprobs import Policy
