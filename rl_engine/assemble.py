@@ -29,6 +29,7 @@ from rl_engine.ranks import Ranks
 from rl_engine.records import METRICS, Records
 from rl_engine.sampler import Sampler
 from rl_engine.stopping import StopRequest
+from rl_engine.variants import served_rank
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.cursor import Cursor
@@ -160,7 +161,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
     found = checkpoints.newest() if resume else None
     with console.phase("loading the model"):
-        learner = Learner(config, ranks, pad_id_of(tokenizer))
+        learner = Learner(config, ranks, pad_id_of(tokenizer), [prompt.token_ids for prompt in data.prompts])
     console.facts(describe(config, data, learner))
     with console.phase("starting vLLM"):
         engine = start_engine(config, ranks, needed)
@@ -225,7 +226,7 @@ def start_engine(config: Config, ranks: Ranks, max_model_len: int) -> Any:
             revision=config.model.revision,
             dtype=config.model.dtype,
             max_model_len=max_model_len,
-            lora_rank=config.lora.rank if config.method == "lora" else 0,
+            lora_rank=served_rank(config.lora) if config.method == "lora" else 0,
             max_num_seqs=rollout.max_num_seqs,
             kv_cache_gib=rollout.kv_cache_gib,
             memory_fraction=rollout.memory_fraction,

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from rewards import RewardConfig
 from rl_engine.config_file import read_config
+from rl_engine.variants import DORA, REFUSED, STARTS, served_rank
 from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
 
 # Distances of the clipping bounds from a ratio of one, where `loss.clip_low` and `loss.clip_high` are not given. A loss
@@ -36,6 +37,40 @@ class LoraConfig(Section):
         "auto",
         description="Mixture of experts: rank of each expert's update; auto is rank / active experts, at least 1.",
     )
+    init: str = Field(
+        "default",
+        description=f"Where the adapter starts: {', '.join(STARTS)}. All but the SVD ones (pissa, olora) and eva start "
+        "from values that know nothing of the model; docs/choosing.md.",
+    )
+    plus_ratio: float = Field(
+        1.0, gt=0, le=1024, description="LoRA+: the rate of B is this many times `optim.lr`, the rate of A."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / √rank (rsLoRA) instead of alpha / rank.")
+    dora: bool = Field(False, description="Not served by vLLM, so refused; the message says what to do instead.")
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=512)]] = Field(
+        {}, description="Other ranks by name or path of layers, `{down_proj: 4}`; the first that fits counts."
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="Other alphas in the same way.")
+    start_from: str | None = Field(
+        None, description="Directory of an adapter to go on training, of this rank, alpha and targets."
+    )
+
+    @model_validator(mode="after")
+    def _can_be_trained_and_served(self) -> Self:
+        if self.dora:
+            raise ValueError(DORA)
+        if self.init not in STARTS:
+            reason = REFUSED.get(self.init)
+            known = f"known are {', '.join(STARTS)}"
+            raise ValueError(f"lora.init is {self.init!r}: " + (f"not offered: {reason}" if reason else known))
+        ranks = [self.rank, *self.rank_pattern.values()]
+        if self.init == "orthogonal" and any(rank % 2 for rank in ranks):
+            raise ValueError(f"lora.init orthogonal needs even ranks, not {', '.join(map(str, ranks))}")
+        if served_rank(self) > 512:
+            raise ValueError(f"lora.init {self.init} is served at rank {served_rank(self)}, and vLLM serves up to 512")
+        if self.start_from is not None and self.init != "default":
+            raise ValueError(f"lora.start_from says where the adapter starts: leave lora.init ({self.init}) out")
+        return self
 
 
 class OptimConfig(Section):

@@ -7,7 +7,7 @@ computes in `model.dtype` with their cast values, which are what is published an
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,12 @@ class FullTrainee:
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters.values())
         return f"full fine-tuning, all {count:,} parameters, float32 masters"
+
+    def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
+        return [(1.0, list(self.parameters.values()))]
+
+    def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
+        pass
 
     @contextlib.contextmanager
     def as_base(self, score: Score) -> Iterator[Score]:

@@ -40,7 +40,8 @@ class SamplerGapError(RuntimeError):
 class Learner:
     """The policy, what of it learns, and its optimizer on this rank."""
 
-    def __init__(self, config: Config, ranks: Ranks, pad_id: int) -> None:
+    def __init__(self, config: Config, ranks: Ranks, pad_id: int, calibration: Sequence[Sequence[int]] = ()) -> None:
+        """`calibration`: token ids of prompts, for adapters that start from the model's activations."""
         self.config = config
         self.ranks = ranks
         self.trainee = METHODS[config.method](config, ranks.device)
@@ -48,7 +49,7 @@ class Learner:
         self.layout = layout_of(config, ranks.device)
         self._collate = partial(collate, pad_id=pad_id, layout=self.layout)
         self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
+            [{"params": group, "lr": factor * config.optim.lr} for factor, group in self.trainee.rates()],
             lr=config.optim.lr,
             betas=config.optim.betas,
             eps=config.optim.eps,
@@ -60,7 +61,14 @@ class Learner:
         self.policy = Policy(
             self.trainee.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
         )
+        self.trainee.calibrate(partial(self.policy, self._alone(ids)) for ids in calibration)
         self.engine = self._start_engine()
+
+    def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
+        """A micro-batch of one prompt, whose last token stands for the completion."""
+        *before, last = prompt_ids
+        sample = replace(NOTHING, prompt_ids=tuple(before), completion_ids=(last,))
+        return self._collate([sample]).to(self.ranks.device)
 
     def _start_engine(self) -> Any:
         import deepspeed

@@ -18,6 +18,7 @@ from rl_engine.config_file import ConfigError
 from rl_engine.logprobs import CHUNK, CPU_CHUNK_BYTES
 from rl_engine.lora import coverage_of
 from rl_engine.ranks import Ranks
+from rl_engine.variants import served_rank
 from rollout.engine import smallest_allowed_rank
 from rollout.models import locate_model
 
@@ -282,7 +283,7 @@ def _adapter_slots(config: Config, trainable: int) -> float:
     """The slot that is computed with, padded to a rank vLLM allows, and the loaded adapter it was filled from."""
     if config.method != "lora":
         return 0.0
-    padded = smallest_allowed_rank(config.lora.rank) / config.lora.rank
+    padded = smallest_allowed_rank(served_rank(config.lora)) / config.lora.rank
     return trainable * (padded + 1) * DTYPES[config.model.dtype].itemsize / GIB
 
 
