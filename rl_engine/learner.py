@@ -78,7 +78,9 @@ class Learner:
         if stage == 0:
             # Without ZeRO the plain optimizer steps on reduced gradients, and nothing else sees their norm.
             self.optimizer.register_step_pre_hook(self._clip)
-        zero: dict[str, Any] = {"stage": stage}
+        # DeepSpeed's default, 5e8, would hold 2 GB for an adapter of some megabytes.
+        count = sum(parameter.numel() for parameter in self.parameters.values())
+        zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": min(500_000_000, count)}
         if stage == 3:
             zero["stage3_param_persistence_threshold"] = PERSISTENT_PARAMETERS
         if settings.offload_optimizer:

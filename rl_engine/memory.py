@@ -41,8 +41,8 @@ CPU_SAMPLER_COPIES = 2
 FROZEN_LOGITS, TRAINED_LOGITS = 5, 7
 # The sampler's logits, log-probabilities, probabilities and random numbers, float32, a row for each sequence.
 SAMPLER_LOGITS = 5
-# Elements of the float32 buffer that DeepSpeed makes to reduce gradients through; on the CPU only what is used of it
-# takes memory.
+# Most elements of the float32 buffer that DeepSpeed makes to reduce gradients through; on the CPU only what is used of
+# it takes memory.
 ZERO_BUCKET = 500_000_000
 # vLLM's smallest budget for prompts here (`rollout/vllm_engine.py`): their activations are a few rows wide.
 PREFILL_TOKENS = 8192
@@ -227,11 +227,12 @@ def _optimizer(config: Config, trainable: int, ranks: int, cuda: bool) -> list[P
     keys = SHARDING if away else OFFLOAD if cuda else SHARDING
     moments = 2 * gib / (ranks if stage >= 1 else 1)
     gradients = gib / (ranks if stage >= 2 else 1)
+    bucket = min(ZERO_BUCKET, trainable) * FP32 / GIB
     return [
         Part(name="gradients", gib=gradients, phases=("learn",), keys=keys, on_host=away and stage >= 2),
         Part(name="Adam's moments", gib=moments, keys=keys, on_host=away),
         Part(name="ZeRO's copy", gib=gib / ranks if stage >= 1 else 0.0, keys=keys, on_host=away),
-        Part(name="ZeRO's bucket", gib=ZERO_BUCKET * FP32 / GIB if cuda and stage >= 1 else 0.0, phases=("learn",)),
+        Part(name="ZeRO's bucket", gib=bucket if cuda and stage >= 1 else 0.0, phases=("learn",)),
     ]
 
 
