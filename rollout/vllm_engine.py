@@ -168,6 +168,9 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     else:
         arguments |= {
             "kv_cache_memory_bytes": int(settings.kv_cache_gib * GIB),
+            # vLLM never compiles a CPU model that takes adapters. One without would take a compiler and a minute at
+            # its first start, and both methods are to run the same arithmetic.
+            "enforce_eager": True,
             # A generator of the CPU cannot be moved to the middle of a prompt: seeds need whole prefills,
             # and whole prefills need a budget that the longest prompt fits into.
             "enable_chunked_prefill": False,
@@ -185,7 +188,7 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
 
 def _multiplies_itself(settings: EngineSettings) -> bool:
     """Whether `rollout/one_adapter.py` serves this engine."""
-    return bool(settings.one_adapter and settings.lora_rank and settings.max_loras == 1 and current_platform.is_cpu())
+    return bool(settings.one_adapter and settings.max_loras == 1 and current_platform.is_cpu())
 
 
 @contextlib.contextmanager
