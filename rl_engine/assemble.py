@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from evals.contamination import contamination
 from evals.suites import Suite, find_suite, load_suite
 from rewards import Grader
 from rl_engine.checkpoint import Checkpoints, RunState
@@ -75,9 +76,18 @@ def load_suites(config: Config, renderer: Renderer) -> list[tuple[Suite, list[Pr
     suites = []
     for name in config.eval.suites:
         suite = find_suite(name)
-        problems = load_suite(suite, config.data, config.eval.data_dir, config.eval.limit)
+        problems = load_suite(suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic)
         suites.append((suite, renderer.render_all(problems)))
     return suites
+
+
+def overlap_notes(data: TrainingData, suites: list[tuple[Suite, list[Prompt]]]) -> list[str]:
+    """What the training problems share with each suite, for people. Generated sums are disjoint by their making."""
+    texts = {
+        suite.name: [prompt.problem for prompt in prompts] for suite, prompts in suites if suite.source != "arithmetic"
+    }
+    found = contamination([prompt.problem for prompt in data.prompts], texts)
+    return [f"warning: {one.describe()}" for one in found if one]
 
 
 def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sampling: SamplingConfig) -> int:
@@ -154,6 +164,9 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     with console.phase("reading and checking problems"):
         data = prepare(config, renderer, grader, ranks)
         suites = load_suites(config, renderer)
+        overlaps = overlap_notes(data, suites) if ranks.is_main else []
+    for line in overlaps:
+        console.note(line)
     needed = context_needed(config, suites, eval_sampling)
     check_context(config, needed)
     run_dir = Path(config.output_dir)

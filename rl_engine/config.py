@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from evals.suites import suite_name
 from rewards import RewardConfig
 from rl_engine.config_file import read_config
 from rl_engine.variants import DORA, REFUSED, STARTS, served_rank
@@ -166,12 +167,22 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     every: int = Field(10, ge=0, description="Steps between evaluations; 0 for only before and after.")
     suites: tuple[str, ...] = Field((), description="Names of suites, or JSON Lines files of problems.")
+    best: str | None = Field(
+        None, description="Suite whose best adapter is kept as `adapters/best`; the first suite when absent."
+    )
     limit: int | None = Field(None, ge=1, description="Use only the first N problems of each suite.")
     n: int = Field(1, ge=1, description="Completions of each problem.")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this share.")
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; the training's when absent.")
     data_dir: str | None = Field(None, description="Directory with the suites' JSON Lines files, for no hub.")
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        names = [suite_name(name) for name in self.suites]
+        if self.best is not None and self.best not in names:
+            raise ValueError(f"eval.best is {self.best!r}; eval.suites has {', '.join(names) or 'none'}")
+        return self
 
     @model_validator(mode="after")
     def _greedy_is_one(self) -> Self:

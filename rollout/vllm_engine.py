@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     from vllm.lora.request import LoRARequest
     from vllm.platforms import current_platform
 
-from rollout.adapters import AdapterError, read_manifest, sha256_of
+from rollout.adapters import MANIFEST, AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import BASE, EngineSettings, sample_seed, smallest_allowed_rank
 from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
@@ -80,9 +80,9 @@ class VllmEngine:
         """See `Engine.load_adapter`. vLLM keeps adapters apart by name and number: both are used once."""
         if ref.key in self._loaded:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
-        if sha256_of(ref.path / "manifest.json") != ref.sha256:
+        if identity_of(ref.path) != ref.sha256:
             raise AdapterError(f"{ref.path} was published anew since {ref.key} was announced")
-        if read_manifest(ref.path).get("kind") == "full":
+        if (ref.path / MANIFEST).is_file() and read_manifest(ref.path).get("kind") == "full":
             self._load_weights(ref)
             return
         self._ids_given += 1
