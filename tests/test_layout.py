@@ -68,9 +68,11 @@ def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes
     assert users == homes
 
 
-@pytest.mark.parametrize("module", ["rewards", "rl_engine.config", "rl_engine.train", "rollout.config"])
+@pytest.mark.parametrize(
+    "module", ["rewards", "rl_engine.config", "rl_engine.train", "rl_engine.sweep.__main__", "rollout.config"]
+)
 def test_light_modules_load_neither_torch_nor_vllm(module: str) -> None:
-    heavy = ("torch", "vllm", "transformers", "deepspeed", "sympy", "math_verify", "datasets")
+    heavy = ("torch", "vllm", "transformers", "deepspeed", "sympy", "math_verify", "datasets", "matplotlib")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
