@@ -14,11 +14,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from evals.contamination import contamination
 from evals.suites import Suite, find_suite, load_suite
 from rewards import Grader
+from rl_engine.base_model import meta_model
 from rl_engine.checkpoint import Checkpoints, RunState
 from rl_engine.config import Config
 from rl_engine.config_file import ConfigError
 from rl_engine.console import RunConsole
 from rl_engine.data import TrainingData, prepare
+from rl_engine.forecast import first_lines
 from rl_engine.gap import gap_limits
 from rl_engine.learner import Learner
 from rl_engine.learner_state import restore_learner
@@ -28,6 +30,7 @@ from rl_engine.peaks import PhasePeaks, available
 from rl_engine.publish import Publisher
 from rl_engine.ranks import Ranks
 from rl_engine.records import METRICS, Records
+from rl_engine.rules import rate_of_run
 from rl_engine.sampler import Sampler
 from rl_engine.stopping import StopRequest
 from rl_engine.variants import served_rank
@@ -112,6 +115,16 @@ def check_context(config: Config, needed: int) -> None:
             f"prompt and completion may take {needed} tokens, and {config.model.name} has a context of {limit}: "
             "lower data.max_prompt_tokens, sampling.max_tokens or eval.max_tokens"
         )
+
+
+def settled(config: Config, console: RunConsole) -> Config:
+    """The configuration with what `auto` stands for in `optim.lr`, which is what runs and what is written down."""
+    if config.optim.lr != "auto":
+        return config
+    facts = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    rule = rate_of_run(config, facts)
+    console.facts({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
+    return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
 
 
 def config_hash(config: Config) -> str:
@@ -258,6 +271,7 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
         "data": f"{config.data.source}: {data.describe()}",
         "training": learner.trainee.describe(),
         **plan_lines(config),
+        **first_lines(config, meta_model(locate_model(config.model.name), config.model.revision)),
         "output": config.output_dir,
     }
 
@@ -272,6 +286,6 @@ def plan_lines(config: Config) -> dict[str, str]:
         ),
         "learning": (
             f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates_per_step} update(s) a step, "
-            f"Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, constant rate {config.optim.lr:g}"
+            f"Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, constant rate {config.optim.rate:g}"
         ),
     }

@@ -75,12 +75,20 @@ class LoraConfig(Section):
 
 
 class OptimConfig(Section):
-    lr: float = Field(gt=0, le=1, description="Constant learning rate of Adam.")
+    lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        description="Constant learning rate of Adam; auto: by rule (docs/choosing.md), printed with its derivation."
+    )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.95), description="Adam's decay rates of the two moments."
     )
     eps: float = Field(1e-12, gt=0, description="Far below any gradient: the loss's constant must not matter.")
     clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0 for no clipping.")
+
+    @property
+    def rate(self) -> float:
+        """`lr` as a number: a run replaces auto before anything else (`rl_engine.rules.with_rate`)."""
+        assert self.lr != "auto", "the rate has not been decided"
+        return self.lr
 
 
 class LossConfig(Section):

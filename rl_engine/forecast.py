@@ -100,9 +100,9 @@ def forecast(
 
 
 def first_lines(config: Config, shape: nn.Module) -> dict[str, str]:
-    """What a run prints before its first step: parameters, capacity, compute, warnings."""
+    """What a run prints before its first step, beside the parameters that learn: capacity, compute, warnings."""
     made = forecast(config, shape, device="cuda" if torch.cuda.is_available() else "cpu")
-    return lines_of(made)
+    return {name: text for name, text in lines_of(made).items() if name != "parameters"}
 
 
 def lines_of(made: Forecast) -> dict[str, str]:

@@ -49,8 +49,8 @@ class Learner:
         self.layout = layout_of(config, ranks.device)
         self._collate = partial(collate, pad_id=pad_id, layout=self.layout)
         self.optimizer = torch.optim.AdamW(
-            [{"params": group, "lr": factor * config.optim.lr} for factor, group in self.trainee.rates()],
-            lr=config.optim.lr,
+            [{"params": group, "lr": factor * config.optim.rate} for factor, group in self.trainee.rates()],
+            lr=config.optim.rate,
             betas=config.optim.betas,
             eps=config.optim.eps,
             weight_decay=0.0,

@@ -78,9 +78,12 @@ def stay_offline_if_possible(config: Config) -> None:
 def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
     """Assemble and train; the exit code."""
     ranks = join_quietly()
+    from rl_engine.assemble import settled
+    from rl_engine.console import RunConsole
     from rl_engine.ranks import leave_ranks
 
     try:
+        config = settled(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
         if only_check:
             from rl_engine.dry_run import dry_run
 
