@@ -9,6 +9,7 @@ const COLOURS = 8;
 const FEW_POINTS = 40;
 
 const colour = index => `var(--c${index % COLOURS})`;
+const dash = index => DASHES[index % DASHES.length];
 
 /** An element with attributes or properties and children; text is always set as text. */
 function element(tag, properties = {}, ...children) {
@@ -46,10 +47,16 @@ function linearScale(low, high, count, factors = [1, 2, 2.5, 5, 10]) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const factor = factors.find(factor => factor * power >= rough * 0.999);
   const apart = factor * power;
+  const digit = factor === 10 ? apart : power;
   const ticks = [];
-  for (let index = Math.ceil(low / apart - 1e-9); index * apart <= high + apart * 1e-9; index++) ticks.push(index * apart);
-  return {low, high, ticks, place: value => (value - low) / (high - low),
-    text: value => formatted(value, factor === 2.5 ? power / 10 : apart), exact: value => formatted(value, power / 100)};
+  const last = Math.floor(high / apart + 1e-9);
+  for (let index = Math.ceil(low / apart - 1e-9); index <= last; index++) ticks.push(index * apart);
+  return {
+    low, high, ticks,
+    place: value => (value - low) / (high - low),
+    text: value => formatted(value, factor === 2.5 ? digit / 10 : digit),
+    exact: value => formatted(value, digit / 100),
+  };
 }
 
 function logScale(low, high) {
@@ -120,7 +127,8 @@ function stacked(curves) {
 /** Draw the curves into a chart's figure, and let the pointer ask for values. */
 function draw(figure, chart, curves, {log, span, steps}) {
   const width = figure.clientWidth;
-  const height = (figure.classList.contains('wide') ? WIDE_HEIGHT : HEIGHT) - figure.querySelector('.legend').offsetHeight;
+  const whole = figure.classList.contains('wide') ? WIDE_HEIGHT : HEIGHT;
+  const height = whole - figure.querySelector('.legend').offsetHeight;
   const y = valueScale(chart, curves, log);
   const labels = y.ticks.map(y.text);
   const left = Math.max(48, 12 + 6.6 * Math.max(...labels.map(label => label.length)));
@@ -129,7 +137,8 @@ function draw(figure, chart, curves, {log, span, steps}) {
   const placeX = step => left + x.place(step) * inner.width;
   const placeY = value => PAD.top + (1 - y.place(value)) * inner.height;
   const spoken = curves.map(({label, points}) => `${label} ${y.exact(points.at(-1).value)}`).join(', ');
-  const image = svg('svg', {class: 'plot', width, height, role: 'img', 'aria-label': `${chart.title}, ${chart.unit}; last: ${spoken}`});
+  const described = `${chart.title}, ${chart.unit}; last: ${spoken}`;
+  const image = svg('svg', {class: 'plot', width, height, role: 'img', 'aria-label': described});
   y.ticks.forEach((tick, index) => {
     image.append(svg('line', {class: 'grid', x1: left, x2: width - PAD.right, y1: placeY(tick), y2: placeY(tick)}));
     image.append(svg('text', {x: left - 6, y: placeY(tick) + 4, 'text-anchor': 'end'}, labels[index]));
@@ -148,7 +157,8 @@ function draw(figure, chart, curves, {log, span, steps}) {
 
 function drawCurve(image, curve, {log, span, placeX, placeY}) {
   const visible = curve.points.filter(point => !log || point.value > 0);
-  const path = points => 'M' + points.map(([step, value]) => `${placeX(step).toFixed(1)},${placeY(value).toFixed(1)}`).join('L');
+  const place = ([step, value]) => `${placeX(step).toFixed(1)},${placeY(value).toFixed(1)}`;
+  const path = points => 'M' + points.map(place).join('L');
   const banded = visible.filter(point => point.low !== undefined && (!log || point.low > 0));
   if (banded.length) {
     const outline = [...banded.map(p => [p.step, p.high]), ...banded.toReversed().map(p => [p.step, p.low])];
@@ -172,7 +182,8 @@ function followPointer(figure, image, curves, {left, inner, placeX, x, y}) {
   const tip = figure.querySelector('.tip');
   image.append(cursor);
   image.onpointermove = event => {
-    const wanted = x.low + (event.offsetX - left) / inner.width * (x.high - x.low);
+    const across = event.clientX - image.getBoundingClientRect().left - left;
+    const wanted = x.low + across / inner.width * (x.high - x.low);
     const step = steps.reduce((best, other) => Math.abs(other - wanted) < Math.abs(best - wanted) ? other : best);
     cursor.setAttribute('x1', placeX(step));
     cursor.setAttribute('x2', placeX(step));
@@ -182,7 +193,8 @@ function followPointer(figure, image, curves, {left, inner, placeX, x, y}) {
       const point = curve.points.find(point => point.step === step);
       if (!point) continue;
       const interval = point.low === undefined || curve.area ? '' : ` (${y.exact(point.low)}–${y.exact(point.high)})`;
-      tip.append(element('div', {}, key(curve), ` ${curve.label} `, element('b', {textContent: y.exact(point.value)}), interval));
+      const value = element('b', {textContent: y.exact(point.value)});
+      tip.append(element('div', {}, key(curve), ` ${curve.label} `, value, interval));
     }
     tip.hidden = false;
     const right = placeX(step) > image.clientWidth / 2;

@@ -8,7 +8,7 @@ const LONG = 400;
 const by = id => document.getElementById(id);
 const plainVerdict = verdict => verdict.replace('_', ' ');
 
-/** Groups of the chosen run that hold a completion the filters ask for, in the order of steps. */
+/** Groups that hold a completion the filters ask for, in the order of steps. */
 function matching(groups, {step, verdict, text}) {
   const wanted = text.toLowerCase();
   return groups.filter(group =>
@@ -18,16 +18,17 @@ function matching(groups, {step, verdict, text}) {
       .some(part => part.toLowerCase().includes(wanted))));
 }
 
-/** Fill the list of problems and the group beside it. `state`: run, step, verdict, text, problem, groupStep. */
+/** Fill the list of problems and the group beside it. `choose` is called with the group a reader goes to. */
 function showCompletions(data, state, choose) {
   const {groups, steps_total, groups_total} = data.runs[state.run];
   fillFilters(groups, state);
   const found = matching(groups, state);
   const index = Math.max(0, found.findIndex(group => isChosen(group, state)));
   by('found').textContent = groups.length ? `${found.length} of ${groups.length} groups` : '';
-  by('browser').hidden = found.length === 0;
   by('left-out').textContent = leftOut(groups, steps_total, groups_total);
-  by('problems').replaceChildren(...found.map((group, place) => listed(group, place === index, choose)));
+  by('browser').hidden = found.length === 0;
+  refill(by('problems'), found.map((group, place) => listed(group, place === index, choose)));
+  keepInSight(by('problems'), index);
   by('group-before').disabled = index === 0;
   by('group-after').disabled = index >= found.length - 1;
   by('group-before').onclick = () => choose(found[index - 1]);
@@ -37,33 +38,55 @@ function showCompletions(data, state, choose) {
 
 const isChosen = (group, state) => group.problem_id === state.problem && group.step === state.groupStep;
 
+/** Replace the children, and leave the keyboard where it was. */
+function refill(container, children) {
+  const place = [...container.children].findIndex(child => child.contains(document.activeElement));
+  container.replaceChildren(...children);
+  const next = container.children[place];
+  (next?.querySelector('button') ?? next)?.focus({preventScroll: true});
+}
+
+/** Scroll a list, and not the page, so far that one of its entries is seen. */
+function keepInSight(list, index) {
+  const entry = list.children[index];
+  if (!entry) return;
+  const top = entry.offsetTop - list.offsetTop;
+  list.scrollTop = Math.min(top, Math.max(list.scrollTop, top + entry.offsetHeight - list.clientHeight));
+}
+
 function leftOut(groups, stepsTotal, groupsTotal) {
-  if (!stepsTotal) return 'No completions are stored in this run.';
+  if (!stepsTotal) return 'This run has stored no completions.';
   const steps = new Set(groups.map(group => group.step)).size;
-  return `Shown are ${groups.length.toLocaleString('en')} groups from ${steps} of ${stepsTotal.toLocaleString('en')} ` +
-    `steps; the steps that were read hold ${groupsTotal.toLocaleString('en')}. Problems that occur at several steps come ` +
-    'first, then the digest of the id decides. --problems N shows more.';
+  const count = number => number.toLocaleString('en');
+  return `Shown: ${count(groups.length)} of ${count(groupsTotal)} groups, from ${count(steps)} of ${count(stepsTotal)} ` +
+    'steps. Problems that occur at several steps come first, then the digest of the id decides; --problems N shows more.';
 }
 
 function fillFilters(groups, state) {
   const steps = [...new Set(groups.map(group => group.step))];
-  const verdicts = Object.keys(SIGNS).filter(name => groups.some(group => group.completions.some(c => c.verdict === name)));
+  const present = new Set(groups.flatMap(group => group.completions.map(completion => completion.verdict)));
+  const verdicts = Object.keys(SIGNS).filter(name => present.has(name));
   if (!steps.includes(Number(state.step))) state.step = 'all';
   if (!verdicts.includes(state.verdict)) state.verdict = 'all';
-  by('step').replaceChildren(new Option('all', 'all'), ...steps.map(step => new Option(step, step)));
-  by('verdict').replaceChildren(new Option('all', 'all'), ...verdicts.map(name => new Option(`${SIGNS[name]} ${plainVerdict(name)}`, name)));
-  by('step').value = state.step;
-  by('verdict').value = state.verdict;
+  const fill = (id, options) => {
+    by(id).replaceChildren(new Option('all', 'all'), ...options);
+    by(id).value = state[id];
+  };
+  fill('step', steps.map(step => new Option(step, step)));
+  fill('verdict', verdicts.map(name => new Option(`${SIGNS[name]} ${plainVerdict(name)}`, name)));
   by('text').value = state.text;
   by('run').value = state.run;
   by('step-before').disabled = state.step === 'all';
-  by('step-after').disabled = state.step === String(steps.at(-1)) || !steps.length;
+  by('step-after').disabled = !steps.length || state.step === String(steps.at(-1));
 }
 
-/** k/n right, with a sign for each completion. */
+const right = group => Math.round(group.accuracy * group.samples);
+
+/** A sign for each completion. */
 function signs(group) {
-  const made = element('span', {className: 'signs', title: `${Math.round(group.accuracy * group.samples)} of ${group.samples} right`});
-  for (const {verdict} of group.completions) made.append(element('span', {className: verdict, textContent: SIGNS[verdict]}));
+  const made = element('span', {className: 'signs', title: `${right(group)} of ${group.samples} right`});
+  for (const {verdict} of group.completions)
+    made.append(element('span', {className: verdict, textContent: SIGNS[verdict]}));
   return made;
 }
 
@@ -76,12 +99,15 @@ function listed(group, chosen, choose) {
 }
 
 function showGroup(group, groups, state, choose) {
+  const shown = group.completions.filter(({verdict}) => state.verdict === 'all' || verdict === state.verdict);
   by('problem-id').textContent = `${group.problem_id}, step ${group.step}`;
   by('problem').textContent = group.problem;
-  const right = Math.round(group.accuracy * group.samples);
-  const shown = group.completions.filter(({verdict}) => state.verdict === 'all' || verdict === state.verdict);
-  by('reference').textContent = `Reference answer ${group.reference} · ${right} of ${group.samples} completions right · ` +
-    (shown.length < group.samples ? `${shown.length} shown · ` : '') + `sampled by ${group.completions[0].adapter}`;
+  by('reference').textContent = [
+    `Reference answer ${group.reference}`,
+    `${right(group)} of ${group.samples} completions right`,
+    ...(shown.length < group.samples ? [`${shown.length} shown`] : []),
+    `sampled by ${group.completions[0].adapter}`,
+  ].join(' · ');
   by('prompt').textContent = group.prompt;
   showHistory(group, groups, choose);
   by('cards').classList.toggle('long', shown.some(completion => completion.text.length > LONG));
@@ -90,17 +116,15 @@ function showGroup(group, groups, state, choose) {
 
 /** The steps at which the same problem was sampled, to step through. */
 function showHistory(group, groups, choose) {
+  const note = textContent => element('span', {className: 'note', textContent});
+  const to = (other, textContent, title) =>
+    element('button', {type: 'button', disabled: !other, title, textContent, onclick: () => choose(other)});
   const same = groups.filter(other => other.problem_id === group.problem_id);
   const place = same.indexOf(group);
-  const to = (other, label, title) => element('button', {type: 'button', disabled: !other, title, onclick: () => choose(other)}, label);
-  const buttons = same.map(other => {
-    const button = to(other, `step ${other.step}: ${Math.round(other.accuracy * other.samples)}/${other.samples}`, 'This problem at this step');
-    if (other === group) button.setAttribute('aria-current', 'true');
-    return button;
-  });
-  by('history').replaceChildren(...(same.length === 1 ? [element('span', {className: 'note', textContent: 'Shown at this step only'})] :
-    [element('span', {className: 'note', textContent: 'Same problem'}), to(same[place - 1], '◀', 'Earlier step'), ...buttons,
-      to(same[place + 1], '▶', 'Later step')]));
+  const steps = same.map(other => to(other, `step ${other.step}: ${right(other)}/${other.samples}`, 'Right at this step'));
+  steps[place].setAttribute('aria-current', 'true');
+  refill(by('history'), same.length === 1 ? [note('Shown at this step only.')] :
+    [note('Same problem'), to(same[place - 1], '◀', 'Earlier step'), ...steps, to(same[place + 1], '▶', 'Later step')]);
 }
 
 function card(completion) {

@@ -6,11 +6,12 @@ const OWN_KEY = 'chosen by the reader';
 const DRAWN = new Set(data.charts.flatMap(chart => chart.series.map(series => series.key)).concat('adapter/version'));
 const STORE = `rl_engine.report ${location.pathname}`;
 const state = {
-  shown: data.runs.map(run => run.name), theme: '', span: 1, log: {}, wide: [], metric: data.keys.find(name => !DRAWN.has(name)) ?? data.keys[0], allAdapters: false,
-  run: 0, step: 'all', verdict: 'all', text: '', problem: '', groupStep: -1, scroll: 0,
+  shown: data.runs.map(run => run.name), theme: '', scroll: 0, allAdapters: false,
+  span: 1, log: {}, wide: [], metric: data.keys.find(name => !DRAWN.has(name)),
+  run: 0, step: 'all', verdict: 'all', text: '', problem: '', groupStep: -1,
   ...JSON.parse(sessionStorage.getItem(STORE) ?? '{}'),
 };
-if (state.run >= data.runs.length) state.run = 0;
+if (!data.runs[state.run]) state.run = 0;
 
 const isShown = index => state.shown.includes(data.runs[index].name);
 
@@ -36,9 +37,12 @@ function curvesOf(chart) {
     if (!isShown(place)) return;
     parts.forEach((series, index) => {
       const points = pointsOf(run.metrics, series, factor);
-      const label = several ? (parts.length > 1 ? `${run.name}, ${series.label}` : run.name) : series.label;
-      if (points.length)
-        curves.push({label, colour: colour(several ? place : index), dash: several ? DASHES[index % DASHES.length] : '', points});
+      if (!points.length) return;
+      if (!several) curves.push({points, label: series.label, colour: colour(index), dash: ''});
+      else {
+        const label = parts.length > 1 ? `${run.name}, ${series.label}` : run.name;
+        curves.push({points, label, colour: colour(place), dash: dash(index)});
+      }
     });
   });
   return chart.total && !several ? stacked(curves) : curves;
@@ -71,9 +75,8 @@ function redraw(figure) {
 
 /** The first and the last step of what is shown: all charts share their axis. */
 function stepsShown() {
-  const steps = data.runs.filter((run, index) => isShown(index)).flatMap(run => [run.metrics.step?.[0], run.metrics.step?.at(-1)]);
-  const known = steps.filter(step => step !== undefined);
-  return [Math.min(...known), Math.max(...known)];
+  const steps = data.runs.filter((run, index) => isShown(index)).map(run => run.metrics.step).filter(Boolean);
+  return [Math.min(...steps.map(of => of[0])), Math.max(...steps.map(of => of.at(-1)))];
 }
 
 /** The runs' colours stand in the page's head; a chart explains what is particular to it. */
@@ -82,45 +85,59 @@ function legendOf(chart, curves) {
     return curves.length > 1 ? curves.map(curve => element('span', {}, key(curve), ` ${curve.label}`)) : [];
   if (chart.total) return [element('span', {textContent: 'all phases together'})];
   if (chart.series.length === 1) return [];
-  return chart.series.map((series, index) => element('span', {}, key({colour: 'var(--ink)', dash: DASHES[index % DASHES.length]}), ` ${series.label}`));
+  return chart.series.map((series, index) =>
+    element('span', {}, key({colour: 'var(--ink)', dash: dash(index)}), ` ${series.label}`));
 }
 
+/** The frame of a chart; without one, of the chart whose metric the reader chooses. */
 function makeFigure(chart) {
-  const title = element('figcaption', {});
-  if (chart) title.append(element('b', {textContent: chart.title}), element('span', {className: 'unit', textContent: chart.unit}));
-  else title.append(metricSelect());
   const name = chart?.name ?? OWN_KEY;
-  const toggle = (label, className, hint, change) => element('button', {type: 'button', className, textContent: label, title: hint,
-    onclick: () => { change(); save(); redraw(figure); }});
-  title.append(element('span', {className: 'buttons'},
-    toggle('log', 'log', 'Axis by powers of ten', () => { state.log[name] = !(state.log[name] ?? chart?.log ?? false); }),
-    toggle('⤢', 'enlarge', 'Large or small', () => {
+  const text = (tag, textContent, className) => element(tag, {className, textContent});
+  const title = chart ? [text('b', chart.title, 'title'), text('span', chart.unit, 'unit')] : [metricSelect()];
+  const button = (className, textContent, hint, change) => {
+    const onclick = () => {
+      change();
+      save();
+      redraw(figure);
+    };
+    return element('button', {type: 'button', className, textContent, title: hint, onclick});
+  };
+  const buttons = element('span', {className: 'buttons'},
+    button('log', 'log', 'Axis by powers of ten', () => {
+      state.log[name] = !(state.log[name] ?? chart?.log ?? false);
+    }),
+    button('enlarge', '⤢', 'Large or small', () => {
       state.wide = state.wide.includes(name) ? state.wide.filter(other => other !== name) : [...state.wide, name];
-    })));
-  const figure = element('figure', {chart}, title, element('div', {className: 'legend'}), element('div', {className: 'tip', hidden: true}));
+    }));
+  const figure = element('figure', {chart}, element('figcaption', {}, ...title, buttons),
+    element('div', {className: 'legend'}), element('div', {className: 'tip', hidden: true}));
   figure.dataset.chart = name;
   return figure;
 }
 
 function metricSelect() {
-  const select = element('select', {title: 'Any metric', onchange: () => { state.metric = select.value; save(); redraw(select.closest('figure')); }});
-  select.append(...data.keys.map(name => new Option(name, name)));
+  const select = element('select', {}, ...data.keys.map(name => new Option(name, name)));
   if (!data.keys.includes(state.metric)) state.metric = data.keys[0];
   select.value = state.metric;
+  select.onchange = () => {
+    state.metric = select.value;
+    save();
+    redraw(select.closest('figure'));
+  };
   return element('label', {}, element('b', {textContent: 'Any metric '}), select);
 }
 
 function redrawAll() {
   document.querySelectorAll('#charts figure').forEach(redraw);
-  const still = data.charts.map(chart => [chart, constant(curvesOf(chart))]).filter(([, value]) => value !== undefined);
-  by('constant').textContent = still.length === 0 ? '' : 'The same at every step: ' +
-    still.map(([chart, value]) => `${chart.title} ${Number(value.toPrecision(4))} ${chart.unit}`).join('; ') + '.';
+  const still = data.charts.map(chart => [chart, constant(curvesOf(chart))]).filter(([, value]) => value !== undefined)
+    .map(([chart, value]) => `${chart.title} ${Number(value.toPrecision(4))} ${chart.unit}`);
+  by('constant').textContent = still.length ? `The same at every step: ${still.join('; ')}.` : '';
 }
 
 /** Hide what belongs to a run that is switched off. */
 function showRuns() {
-  document.querySelectorAll('[data-run]').forEach(part => { part.hidden = !isShown(Number(part.dataset.run)); });
-  document.querySelectorAll('#runs input').forEach(box => { box.checked = isShown(Number(box.value)); });
+  for (const part of document.querySelectorAll('[data-run]')) part.hidden = !isShown(part.dataset.run);
+  for (const box of document.querySelectorAll('#runs input')) box.checked = isShown(box.value);
 }
 
 function showTheme() {
@@ -129,7 +146,7 @@ function showTheme() {
 
 function showAdapters() {
   by('adapters').classList.toggle('all', state.allAdapters);
-  document.querySelectorAll('.all-adapters').forEach(box => { box.checked = state.allAdapters; });
+  for (const box of document.querySelectorAll('.all-adapters')) box.checked = state.allAdapters;
 }
 
 function browse() {
@@ -148,31 +165,47 @@ function save() {
 }
 
 function listen() {
-  document.querySelectorAll('#runs input').forEach(box => box.addEventListener('change', () => {
-    state.shown = data.runs.map(run => run.name).filter((name, index) => by('runs').querySelectorAll('input')[index].checked);
+  const boxes = [...document.querySelectorAll('#runs input')];
+  for (const box of boxes)
+    box.onchange = () => {
+      state.shown = boxes.filter(other => other.checked).map(other => data.runs[other.value].name);
+      save();
+      showRuns();
+      redrawAll();
+    };
+  by('smoothing').onchange = event => {
+    state.span = Number(event.target.value);
     save();
-    showRuns();
     redrawAll();
-  }));
-  by('smoothing').onchange = event => { state.span = Number(event.target.value); save(); redrawAll(); };
+  };
   by('theme').onclick = () => {
-    const dark = state.theme ? state.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
-    state.theme = dark ? 'light' : 'dark';
+    const isDark = state.theme ? state.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
+    state.theme = isDark ? 'light' : 'dark';
     save();
     showTheme();
   };
-  document.querySelectorAll('.all-adapters').forEach(box => box.addEventListener('change', () => {
-    state.allAdapters = box.checked;
-    save();
-    showAdapters();
-  }));
-  by('run').onchange = event => { Object.assign(state, {run: Number(event.target.value), problem: ''}); browse(); };
-  for (const name of ['step', 'verdict', 'text'])
-    by(name).addEventListener(name === 'text' ? 'input' : 'change', event => { state[name] = event.target.value; browse(); });
+  for (const box of document.querySelectorAll('.all-adapters'))
+    box.onchange = () => {
+      state.allAdapters = box.checked;
+      save();
+      showAdapters();
+    };
+  for (const id of ['run', 'step', 'verdict', 'text'])
+    by(id).oninput = event => {
+      state[id] = event.target.value;
+      browse();
+    };
   for (const [id, move] of [['step-before', -1], ['step-after', 1]])
-    by(id).onclick = () => { by('step').selectedIndex += move; state.step = by('step').value; browse(); };
-  new ResizeObserver(redrawAll).observe(by('charts'));
-  addEventListener('pagehide', () => { state.scroll = scrollY; save(); });
+    by(id).onclick = () => {
+      by('step').selectedIndex += move;
+      state.step = by('step').value;
+      browse();
+    };
+  addEventListener('resize', redrawAll);
+  addEventListener('pagehide', () => {
+    state.scroll = scrollY;
+    save();
+  });
 }
 
 function reloadLater() {
