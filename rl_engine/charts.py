@@ -174,7 +174,7 @@ def accuracy_chart(*suites: str) -> Chart:
     """Scores with their 95 % intervals."""
     title = SUITE_TITLES.get(suites[0], suites[0]) if len(suites) == 1 else "held-out problems"
     return Chart(
-        name="_".join(("accuracy", *suites)) if len(suites) == 1 else "accuracy",
+        name="_".join(("accuracy", *suites)),
         title=f"Accuracy on {title}",
         unit="%",
         series=tuple(

@@ -53,7 +53,7 @@ def test_problems_that_come_back_are_shown_at_every_step_they_occur_at(tmp_path:
     found = chosen(shown)
     assert (found[0], found[2]) == ((1, "again"), (3, "again"))
     assert found[1] in [(2, "c"), (2, "d")]
-    assert (shown.steps_total, shown.groups_total) == (3, 7)
+    assert (shown.steps_read, shown.groups_total, shown.is_full) == (3, 7, False)
     assert shown == shown_completions(tmp_path / "run", problems=1, budget_bytes=10**6)
     (first, *_) = shown.groups
     assert (first.samples, first.accuracy, first.completions[1].verdict) == (2, 0.5, "incorrect")
@@ -67,6 +67,7 @@ def test_a_small_budget_is_spread_over_the_run(tmp_path: Path) -> None:
     steps = [group.step for group in some.groups]
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8][:: 8 // len(steps)]
     assert 2 <= len(steps) <= 8
+    assert some.is_full
     assert shown_completions(tmp_path / "run", problems=2, budget_bytes=0).groups == ()
 
 
@@ -75,7 +76,7 @@ def test_a_long_run_is_read_at_even_steps_and_at_the_last(tmp_path: Path, monkey
     sampled(tmp_path / "run", [["a"] for _ in range(10)])
     shown = shown_completions(tmp_path / "run", problems=1, budget_bytes=10**6)
     assert [group.step for group in shown.groups] == [1, 5, 9, 10]
-    assert shown.steps_total == 10
+    assert (shown.steps_read, shown.steps_total) == (4, 10)
 
 
 def test_large_groups_and_long_texts_are_cut_and_say_so(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_plots_draw_per_cent_interval_and_overlay(tmp_path: Path) -> None:
     assert [sign.get_label() for sign in signs] == ["one", "two"]
     assert axes.lines[0].get_ydata().tolist() == [0, 50]  # type: ignore[union-attr]
     assert axes.lines[1].get_xdata().tolist() == [5]  # type: ignore[union-attr]
-    assert axes.collections[0].get_paths()[0].get_extents().extents.tolist() == [0, 0, 5, 50]
+    assert tuple(axes.collections[0].get_paths()[0].get_extents().extents) == (0, 0, 5, 50)
     plt.close(figure)
     files = plot_charts({"one": lines}, tmp_path, "svg")
     assert [file.name for file in files] == ["accuracy_s.svg"]

@@ -188,6 +188,25 @@ def test_the_pointer_reads_values_off_a_chart(opened: Opened, files: tuple[Path,
     assert str(last.locator("svg.plot").get_attribute("aria-label")).endswith("last: time/step_s 3.25")
 
 
+def test_a_run_that_has_just_begun_opens(opened: Opened, tmp_path: Path) -> None:
+    records = start_run(tmp_path)
+    page = opened.go(write_page(read_runs([tmp_path], 4), tmp_path / "page.html"))
+    assert "No step is on record yet." in page.inner_text("#curves")
+    assert "This run has stored no completions." in page.inner_text("#completions")
+    assert "No adapter is kept" in page.inner_text("#adapters")
+    record_step(
+        records,
+        1,
+        {},
+        {"sampler/kl": 0.0, "reward/mean": float("nan"), "time/step_s": 1.0, "throughput/tokens_per_s": 1.0},
+    )
+    page = opened.go(write_page(read_runs([tmp_path], 4), tmp_path / "page.html"))
+    gap = page.locator("figure[data-chart=sampler_kl]")
+    assert gap.locator("circle").count() == 1
+    assert gap.locator(".log").get_attribute("aria-pressed") == "false"
+    assert page.is_hidden("figure[data-chart=reward]")
+
+
 # The contrast of every piece of text with what lies behind it, as WCAG 2 defines it; disabled controls are exempt.
 CONTRASTS = """() => {
   const channels = colour => colour.match(/[\\d.]+/g).map(Number);

@@ -28,7 +28,7 @@ class PlotFormat(StrEnum):
 
 @app.command()
 def main(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR…", help="Run directories; several are compared.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories; several are compared.")],
     output: Annotated[Path | None, typer.Option(help="The file to write; report.html in the first RUN_DIR.")] = None,
     problems: Annotated[
         int, typer.Option(min=1, help="Problems whose completions are shown, of each step.")

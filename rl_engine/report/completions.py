@@ -58,8 +58,11 @@ class ShownCompletions:
 
     groups: tuple[ShownGroup, ...]
     steps_total: int
+    steps_read: int
     groups_total: int
     """Of the steps that were read."""
+    is_full: bool
+    """Whether the budget ended before the problems that were asked for."""
 
 
 def shown_completions(run: Path, *, problems: int, budget_bytes: int) -> ShownCompletions:
@@ -92,7 +95,9 @@ def shown_completions(run: Path, *, problems: int, budget_bytes: int) -> ShownCo
     return ShownCompletions(
         groups=tuple(sorted(kept, key=lambda group: group.step)),
         steps_total=len(files),
+        steps_read=len(read),
         groups_total=sum(len(ids) for ids in ids_of_steps),
+        is_full=len(kept) < len(rounds),
     )
 
 

@@ -80,7 +80,7 @@ def names_of(records: Sequence[RunRecord]) -> list[str]:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("rl_engine.report", "page"),
+        loader=PackageLoader("rl_engine.report", "assets"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -89,15 +89,20 @@ def _environment() -> Environment:
     # `tojson` writes <, >, & and ' as \u003c …, so that no completion can end the element it stands in.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["percent"] = _percent
+    environment.filters["tokens"] = _tokens
     return environment
 
 
 def _own(name: str) -> str:
-    return resources.files("rl_engine.report").joinpath("page", name).read_text(encoding="utf-8")
+    return resources.files("rl_engine.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _percent(score: float) -> str:
     return f"{100 * score:.1f}"
+
+
+def _tokens(mean: float) -> str:
+    return f"{mean:,.1f}" if mean < 100 else f"{mean:,.0f}"
 
 
 def _data(names: Sequence[str], records: Sequence[RunRecord], reload_s: float | None) -> dict[str, Any]:

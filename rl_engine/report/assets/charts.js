@@ -105,11 +105,12 @@ function mayBeLog(curves) {
   return low > 0 && high >= 10 * low;
 }
 
-/** The mean over `span` steps around each point; what has an interval stays as it is. */
+/** The mean over `span` points around each, over fewer at the ends; what has an interval stays as it is. */
 function smoothed(points, span) {
   if (span === 1 || points.some(point => point.low !== undefined)) return points;
   return points.map((point, index) => {
-    const near = points.slice(Math.max(0, index - (span >> 1)), index + (span >> 1) + 1);
+    const side = Math.min(span >> 1, index, points.length - 1 - index);
+    const near = points.slice(index - side, index + side + 1);
     return {step: point.step, value: near.reduce((sum, other) => sum + other.value, 0) / near.length};
   });
 }

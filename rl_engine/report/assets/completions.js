@@ -3,7 +3,7 @@
 // the same problem at other steps.
 
 // Not by colour alone: each verdict has a sign and its name.
-const SIGNS = {correct: '✓', incorrect: '✗', no_answer: '∅', unparseable: '?', timeout: '⏱', error: '!'};
+const SIGNS = {correct: '✓', incorrect: '✗', no_answer: '∅', unparseable: '?', timeout: '…', error: '!'};
 const LONG = 400;
 const by = id => document.getElementById(id);
 const plainVerdict = verdict => verdict.replace('_', ' ');
@@ -20,12 +20,12 @@ function matching(groups, {step, verdict, text}) {
 
 /** Fill the list of problems and the group beside it. `choose` is called with the group a reader goes to. */
 function showCompletions(data, state, choose) {
-  const {groups, steps_total, groups_total} = data.runs[state.run];
+  const run = data.runs[state.run], {groups} = run;
   fillFilters(groups, state);
   const found = matching(groups, state);
   const index = Math.max(0, found.findIndex(group => isChosen(group, state)));
   by('found').textContent = groups.length ? `${found.length} of ${groups.length} groups` : '';
-  by('left-out').textContent = leftOut(groups, steps_total, groups_total);
+  by('left-out').textContent = leftOut(run);
   by('browser').hidden = found.length === 0;
   refill(by('problems'), found.map((group, place) => listed(group, place === index, choose)));
   keepInSight(by('problems'), index);
@@ -54,12 +54,14 @@ function keepInSight(list, index) {
   list.scrollTop = Math.min(top, Math.max(list.scrollTop, top + entry.offsetHeight - list.clientHeight));
 }
 
-function leftOut(groups, stepsTotal, groupsTotal) {
-  if (!stepsTotal) return 'This run has stored no completions.';
-  const steps = new Set(groups.map(group => group.step)).size;
-  const count = number => number.toLocaleString('en');
-  return `Shown: ${count(groups.length)} of ${count(groupsTotal)} groups, from ${count(steps)} of ${count(stepsTotal)} ` +
-    'steps. Problems that occur at several steps come first, then the digest of the id decides; --problems N shows more.';
+function leftOut({groups, groups_total, steps_read, steps_total, is_full}) {
+  if (!steps_total) return 'This run has stored no completions.';
+  const of = (some, all) => some === all ? `all ${all.toLocaleString('en')}` :
+    `${some.toLocaleString('en')} of the ${all.toLocaleString('en')}`;
+  const shown = `Shown: ${of(groups.length, groups_total)} groups in ${of(steps_read, steps_total)} steps`;
+  if (groups.length === groups_total) return `${shown}.`;
+  return `${shown}, first those whose problem occurs at several steps, then by the digest of its id. ` +
+    (is_full ? 'There is no room on a page for more.' : '--problems N shows more.');
 }
 
 function fillFilters(groups, state) {

@@ -64,7 +64,8 @@ function redraw(figure) {
   figure.hidden = Boolean(figure.chart) && (curves.length === 0 || constant(curves) !== undefined);
   figure.querySelector('svg.plot')?.remove();
   if (figure.hidden || !curves.length) return;
-  const log = state.log[chart.name] ?? chart.log ?? false;
+  const positive = curves.some(curve => curve.points.some(point => point.value > 0));
+  const log = positive && (state.log[chart.name] ?? chart.log ?? false);
   const button = figure.querySelector('.log');
   button.hidden = !(log || chart.log || mayBeLog(curves));
   button.setAttribute('aria-pressed', log);
