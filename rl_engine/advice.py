@@ -15,9 +15,7 @@ from rl_engine.rules import (
     RL_HIGHEST,
     RL_LOWEST,
 )
-
-# PEFT's initial values that are taken from a decomposition of the weights or of their gradients.
-DECOMPOSITIONS = ("pissa", "milora", "olora", "corda", "lora_ga")
+from rl_engine.variants import STARTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +89,12 @@ def attention_alone(facts: Facts) -> str | None:
 
 
 def decomposed_start(facts: Facts) -> str | None:
-    start = str(facts.config.lora.model_dump().get("init", ""))
-    if not facts.is_lora or not start.startswith(DECOMPOSITIONS):
+    start = facts.config.lora.init
+    if not facts.is_lora or STARTS[start].served != "converted":
         return None
     return (
-        f"lora.init {start} starts from a decomposition: such adapters are reported to collapse under reinforcement "
-        "learning at the rate of a plain LoRA, and they change the base weights that the sampler must be given"
+        f"lora.init {start} starts from a decomposition of the weights: such adapters are reported to collapse under "
+        "reinforcement learning at the rate of a plain LoRA"
     )
 
 

@@ -89,7 +89,8 @@ class Records:
 
 class _TensorBoard:
     def __init__(self, run: Path, done: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # those who only read metrics need no torch
+        # Here, and not above: whoever only reads a run's records has no need of torch.
+        from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(run / "tensorboard", purge_step=done + 1)
 

@@ -69,7 +69,16 @@ def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes
 
 
 @pytest.mark.parametrize(
-    "module", ["rewards", "rl_engine.config", "rl_engine.train", "rl_engine.sweep.__main__", "rollout.config"]
+    "module",
+    [
+        "rewards",
+        "rl_engine.config",
+        "rl_engine.plan",
+        "rl_engine.report.__main__",
+        "rl_engine.sweep.__main__",
+        "rl_engine.train",
+        "rollout.config",
+    ],
 )
 def test_light_modules_load_neither_torch_nor_vllm(module: str) -> None:
     heavy = ("torch", "vllm", "transformers", "deepspeed", "sympy", "math_verify", "datasets", "matplotlib")
