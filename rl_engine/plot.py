@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,28 +75,36 @@ def draw_chart(axes: Axes, chart: Chart, runs: Mapping[str, Lines]) -> list[Line
     axes.set_xlabel("step")
     axes.set_ylabel(chart.unit)
     if len(runs) == 1:
-        (lines,) = runs.values()
-        series = [one for one in chart.series if any(one.key in line for line in lines)]
-        signs = [Line2D([], [], color=COLOURS[place], label=one.label) for place, one in enumerate(series)]
-        if chart.total:
-            rows = [line for line in lines if all(one.key in line for one in series)]
-            axes.stackplot([row["step"] for row in rows], [[row[one.key] for row in rows] for one in series])
-        else:
-            for one in series:
-                _curve(axes, one, lines, factor)
+        signs = _one_run(axes, chart, next(iter(runs.values())), factor)
     else:
-        parts = (chart.total,) if chart.total else chart.series
-        for place, lines in enumerate(runs.values()):
-            for one, dash in zip(parts, DASHES, strict=False):
-                _curve(axes, one, lines, factor, color=COLOURS[place % len(COLOURS)], linestyle=dash)
-        signs = [Line2D([], [], color=COLOURS[place % len(COLOURS)], label=name) for place, name in enumerate(runs)]
-        if len(parts) > 1:
-            dashes = zip(parts, DASHES, strict=False)
-            signs += [Line2D([], [], color="black", linestyle=dash, label=one.label) for one, dash in dashes]
+        signs = _several_runs(axes, (chart.total,) if chart.total else chart.series, runs, factor)
     if chart.log:
         axes.set_yscale("log")
     elif chart.from_zero:
         axes.set_ylim(bottom=min(0.0, axes.dataLim.y0))
+    return signs
+
+
+def _one_run(axes: Axes, chart: Chart, lines: Lines, factor: float) -> list[Line2D]:
+    series = [one for one in chart.series if any(one.key in line for line in lines)]
+    if chart.total:
+        rows = [line for line in lines if all(one.key in line for one in series)]
+        axes.stackplot([row["step"] for row in rows], [[row[one.key] for row in rows] for one in series])
+    else:
+        for one in series:
+            _curve(axes, one, lines, factor)
+    return [Line2D([], [], color=colour, label=one.label) for one, colour in zip(series, cycle(COLOURS), strict=False)]
+
+
+def _several_runs(axes: Axes, parts: Sequence[Series], runs: Mapping[str, Lines], factor: float) -> list[Line2D]:
+    signs = []
+    dashes = list(zip(parts, cycle(DASHES), strict=False))
+    for (name, lines), colour in zip(runs.items(), cycle(COLOURS), strict=False):
+        signs.append(Line2D([], [], color=colour, label=name))
+        for one, dash in dashes:
+            _curve(axes, one, lines, factor, color=colour, linestyle=dash)
+    if len(parts) > 1:
+        signs += [Line2D([], [], color="black", linestyle=dash, label=one.label) for one, dash in dashes]
     return signs
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from jinja2.utils import htmlsafe_json_dumps
+
 from rewards import Verdict
 
 STEPS = 256
@@ -88,7 +90,7 @@ def shown_completions(run: Path, *, problems: int, budget_bytes: int) -> ShownCo
     kept = []
     left_bytes = budget_bytes
     for _, _, group in sorted(rounds, key=lambda entry: entry[:2]):
-        left_bytes -= len(json.dumps(asdict(group)))
+        left_bytes -= bytes_in_page(group)
         if left_bytes < 0:
             break
         kept.append(group)
@@ -99,6 +101,11 @@ def shown_completions(run: Path, *, problems: int, budget_bytes: int) -> ShownCo
         groups_total=sum(len(ids) for ids in ids_of_steps),
         is_full=len(kept) < len(rounds),
     )
+
+
+def bytes_in_page(group: ShownGroup) -> int:
+    """With what the page escapes: a < takes six."""
+    return len(htmlsafe_json_dumps(asdict(group)))
 
 
 def _spread(files: list[Path]) -> list[Path]:

@@ -38,7 +38,8 @@ function formatted(value, resolution) {
   const size = Math.max(Math.abs(value), resolution);
   if (size < 1e-3 || size >= 1e7) return scientific(value, 2);
   const decimals = Math.min(8, Math.max(0, Math.ceil(-Math.log10(resolution) - 1e-9)));
-  return value.toLocaleString('en', {minimumFractionDigits: decimals, maximumFractionDigits: decimals});
+  const text = value.toLocaleString('en', {minimumFractionDigits: decimals, maximumFractionDigits: decimals});
+  return text.replace('-', '−');
 }
 
 /** Round values over [low, high], at most about `count` of them: a factor times a power of ten apart. */
@@ -115,7 +116,7 @@ function smoothed(points, span) {
   });
 }
 
-/** Each curve on top of those before it: points gain low and high. A step that one of them lacks is left out. */
+/** Each curve on top of those before it: points gain low and high. A step that a curve lacks counts as nothing. */
 function stacked(curves) {
   const heights = new Map();
   return curves.map(curve => ({...curve, area: true, points: curve.points.map(point => {

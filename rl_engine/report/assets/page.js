@@ -6,14 +6,14 @@ const OWN_KEY = 'chosen by the reader';
 const DRAWN = new Set(data.charts.flatMap(chart => chart.series.map(series => series.key)).concat('adapter/version'));
 const STORE = `rl_engine.report ${location.pathname}`;
 const state = {
-  shown: data.runs.map(run => run.name), theme: '', scroll: 0, allAdapters: false,
+  off: [], theme: '', scroll: 0, allAdapters: false,
   span: 1, log: {}, wide: [], metric: data.keys.find(name => !DRAWN.has(name)),
   run: 0, step: 'all', verdict: 'all', text: '', problem: '', groupStep: -1,
   ...JSON.parse(sessionStorage.getItem(STORE) ?? '{}'),
 };
 if (!data.runs[state.run]) state.run = 0;
 
-const isShown = index => state.shown.includes(data.runs[index].name);
+const isShown = index => !state.off.includes(data.runs[index].name);
 
 /** The points of one metric of a run; a step without it has none. */
 function pointsOf(metrics, {key, low, high}, factor) {
@@ -169,7 +169,7 @@ function listen() {
   const boxes = [...document.querySelectorAll('#runs input')];
   for (const box of boxes)
     box.onchange = () => {
-      state.shown = boxes.filter(other => other.checked).map(other => data.runs[other.value].name);
+      state.off = boxes.filter(other => !other.checked).map(other => data.runs[other.value].name);
       save();
       showRuns();
       redrawAll();
