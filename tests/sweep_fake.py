@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from rl_engine.config import TrainConfig
 from rl_engine.sweep.__main__ import app
-from rl_engine.sweep.config import COMMANDS, Command
+from rl_engine.sweep.config import COMMANDS, Command, SweepConfig
 from rollout.config import Section
 
 
@@ -35,6 +35,12 @@ FAKE = Command(
     steps=lambda config: config.train.steps,
     step_scale="linear",
 )
+
+
+def sweep_of(**values: Any) -> SweepConfig:
+    plain = {"base": "quickstart.yaml", "score": {"metric": "eval/held_out/avg"}, "output_dir": "runs/x"}
+    return SweepConfig.model_validate({**plain, **values})
+
 
 if __name__ == "__main__":
     COMMANDS["fake"] = FAKE

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,10 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
         "spread": analysis.spread,
         "arms": [{"name": report.arm.name, "best": report.best and asdict(report.best)} for report in analysis.arms],
     }
-    # One result a line: a file for people, and for diffs.
+    # One result a line: a file for people, and for diffs. Of an error its last line: the log has the others.
     head = json.dumps(strict_json(facts), indent=1).removesuffix("\n}")
-    lines = ",\n".join("  " + json.dumps(asdict(result)) for result in found.values())
+    results = [asdict(replace(result, error=last_line(result.error))) for result in found.values()]
+    lines = ",\n".join(f"  {json.dumps(result)}" for result in results)
     replace_text(config.output / SUMMARY, f'{head},\n "results": [\n{lines}\n ]\n}}\n')
     draw_report(config, found, analysis, config.output)
     return analysis
