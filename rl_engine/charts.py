@@ -138,6 +138,22 @@ CHARTS = (
     ),
     Chart(name="loss", title="Loss", unit="of the step", series=(Series(key="loss", label="loss"),), from_zero=False),
     Chart(
+        name="adapter_norms",
+        title="Inside the adapter: norms",
+        unit="median over modules",
+        series=(
+            Series(key="inside/norm_a", label="‖A‖₂"),
+            Series(key="inside/norm_b", label="‖B‖₂"),
+            Series(key="inside/norm_update", label="‖ΔW‖F"),
+        ),
+    ),
+    Chart(
+        name="stable_rank",
+        title="Inside the adapter: stable rank of ΔW",
+        unit="median over modules",
+        series=(Series(key="inside/stable_rank", label="‖ΔW‖²F / ‖ΔW‖²₂"),),
+    ),
+    Chart(
         name="time",
         title="Time of a step",
         unit="s",

@@ -12,6 +12,7 @@ import yaml
 
 from rl_engine.records import read_metrics
 from rl_engine.report.completions import ShownCompletions, shown_completions
+from rl_engine.report.insides import with_insides
 from rollout.adapters import MANIFEST
 
 
@@ -66,7 +67,7 @@ class RunRecord:
     settings: Mapping[str, Any]
     """The configuration with dotted keys."""
     lines: tuple[Mapping[str, float], ...]
-    """Of metrics.jsonl, whole ones."""
+    """Of metrics.jsonl, whole ones, with what is inside the adapters (`insides.py`)."""
     adapters: tuple[Adapter, ...]
     """In the order of their keys."""
     completions: ShownCompletions
@@ -94,7 +95,7 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> RunRecord:
     settings = _dotted(yaml.safe_load(text))
     if "train.steps" not in settings:
         raise ValueError(f"{run / 'config.yaml'} is not the configuration of a run: there is no train.steps")
-    lines = tuple(read_metrics(run))
+    lines = with_insides(run, tuple(read_metrics(run)))
     return RunRecord(
         name=run.resolve().name,
         path=run,
