@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from rollout.adapters import MANIFEST, AdapterStore
+from rollout.adapters import AdapterStore
 
+ADAPTER_CONFIG = "adapter_config.json"
 VERSIONS = 16
 """Versions that are looked into, evenly spaced, the first and the last among them."""
 
@@ -21,11 +21,9 @@ def with_insides(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Map
     steps: dict[int, int] = {}
     for index, line in enumerate(lines):
         steps.setdefault(int(line["adapter/version"]), index)
-    kept = [version for version in store.versions() if version in steps]
-    if not kept or json.loads((store.path_of(kept[-1]) / MANIFEST).read_text()).get("kind", "lora") != "lora":
-        return lines
+    adapters = [version for version in store.versions() if (store.path_of(version) / ADAPTER_CONFIG).is_file()]
     found = list(lines)
-    for version in evenly(kept, VERSIONS):
+    for version in evenly([version for version in adapters if version in steps], VERSIONS):
         index = steps[version]
         found[index] = {**lines[index], **figures_of(store.path_of(version))}
     return tuple(found)
