@@ -14,7 +14,7 @@ import pytest
 from rl_engine.config_file import ConfigError
 from rl_engine.sweep.analysis import analyse, due_cells
 from rl_engine.sweep.config import ScoreConfig, SweepConfig
-from rl_engine.sweep.figures import best_over
+from rl_engine.sweep.figures import best_over, score_over_axis
 from rl_engine.sweep.report import best_rows, redraw, score_rows, write_report
 from rl_engine.sweep.results import Result, scores_of, thinned
 from rl_engine.sweep.statistics import T975, estimate, mean_over_seeds, optima, pooled_spread, redrawn
@@ -216,6 +216,15 @@ def test_the_reference_of_an_arm_is_the_one_at_its_own_batch_size(tmp_path: Path
     assert lora_y.tolist() == pytest.approx([0.9, 0.7])
     assert full_y.tolist() == pytest.approx([0.9, 0.8])
     assert full_style == "--"
+
+
+def test_a_diverged_loss_does_not_flatten_the_others(tmp_path: Path) -> None:
+    config = paper_sweep(tmp_path, score={"metric": "eval/held_out/avg", "mode": "min"})
+    found = made_up(config, lambda arm, rate, seed: 12.0 if rate == 1e-2 else 0.3 + abs(math.log10(rate) + 3) / 100)
+    axes = score_over_axis(config, found, analyse(config, found)).axes[0]
+    # From the lowest, 0.3, to the untrained model's 0.5, and a twentieth more at either end.
+    assert axes.get_ylim() == pytest.approx((0.29, 0.51))
+    assert any(12.0 in np.asarray(line.get_ydata()) for line in axes.get_lines())
 
 
 def test_table_and_figures_come_again_from_the_summary_alone(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from rl_engine.sweep.analysis import Analysis, ArmReport, Found
 from rl_engine.sweep.cells import cell_of
@@ -65,7 +66,9 @@ def score_over_axis(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
     axes.set_xscale("log")
     axes.set_xlabel(config.axis)
     axes.set_ylabel(config.score.metric)
-    _before_training(axes, config, found)
+    before = _before_training(axes, config, found)
+    if config.score.mode == "min":
+        _leave_out_the_diverged(axes, analysis, before)
     _finish(figure, [axes])
     return figure
 
@@ -75,15 +78,23 @@ def _band(axes: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], colo
     axes.fill_between(x, [*map(min, seeds)], [*map(max, seeds)], color=colour, alpha=0.15, linewidth=0)
 
 
-def _before_training(axes: Axes, config: SweepConfig, found: Found) -> None:
-    """The untrained model's score as a line; a loss above it is off the picture, or it would flatten all others."""
+def _before_training(axes: Axes, config: SweepConfig, found: Found) -> list[float]:
+    """The untrained model's score as a line, where the runs evaluated it."""
     curves = [result.curves[config.score.metric] for result in found.values() if config.score.metric in result.curves]
     before = [curve[0][1] for curve in curves if curve[0][0] == 0]
     if before:
         axes.axhline(fmean(before), color="grey", linestyle=":", linewidth=1, label="before training")
-        low, high = axes.get_ylim()
-        if config.score.mode == "min" and high > fmean(before):
-            axes.set_ylim(low, fmean(before) + 0.05 * (fmean(before) - low))
+    return before
+
+
+def _leave_out_the_diverged(axes: Axes, analysis: Analysis, before: Sequence[float]) -> None:
+    """A loss worse than the untrained model's and every arm's best would flatten all others: it is off the picture."""
+    scores = [[*point.scores.values()] for report in analysis.arms for point in report.points]
+    lowest = min([*before, *(score for each in scores for score in each)], default=0.0)
+    highest = max([*before, *(report.best.score.value for report in analysis.arms if report.best)], default=lowest)
+    if axes.get_ylim()[1] > highest > lowest:
+        margin = 0.05 * (highest - lowest)
+        axes.set_ylim(lowest - margin, highest + margin)
 
 
 def learning_curves(config: SweepConfig, found: Found, analysis: Analysis) -> Figure:
@@ -103,10 +114,9 @@ def learning_curves(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
             steps, rows = _together(curves)
             label = f"{report.arm.name} ({_short(config.axis)} {report.best.axis_value:g})"
             axes.plot(steps, [fmean(row) for row in rows], label=label, **(style | {"markersize": 3}))
-            axes.fill_between(
-                steps, [*map(min, rows)], [*map(max, rows)], color=style["color"], alpha=0.15, linewidth=0
-            )
+            _band(axes, steps, rows, style["color"])
         axes.set_xscale(COMMANDS[config.command].step_scale)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.set_xlabel("step")
         axes.set_ylabel(metric)
     _finish(figure, panels)
@@ -126,10 +136,11 @@ def best_over(config: SweepConfig, analysis: Analysis, key: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes: Axes = figure.subplots()
     styles = _styles(config, analysis)
+    numbers = all(isinstance(value, int | float) and value > 0 for value in config.grid[key])
     for label, reports in _lines_over(analysis, key).items():
         style = styles[reports[0].arm.name]
         scores = [report.best.score for report in reports if report.best]
-        values = [report.arm.at[key] for report in reports if report.best]
+        values = [report.arm.at[key] if numbers else str(report.arm.at[key]) for report in reports if report.best]
         if len(reports) == 1:
             for score in scores:
                 axes.axhline(score.value, label=label, **{**style, "marker": None})
@@ -139,7 +150,7 @@ def best_over(config: SweepConfig, analysis: Analysis, key: str) -> Figure:
         errors = [[h - low for h, (low, _) in zip(heights, ends, strict=True)]]
         errors += [[high - h for h, (_, high) in zip(heights, ends, strict=True)]]
         axes.errorbar(values, heights, yerr=errors, label=label, capsize=3, **style)
-    if all(isinstance(value, int | float) and value > 0 for value in config.grid[key]):
+    if numbers:
         axes.set_xscale("log")
     axes.set_xlabel(key)
     axes.set_ylabel(f"{config.score.metric} at the best {config.axis}")

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.table import Table
@@ -135,7 +136,7 @@ def score_rows(config: SweepConfig, analysis: Analysis) -> Rows:
         cells = {point.axis_value: "" for point in report.points}
         for point in report.points:
             scores = [*point.scores.values()]
-            shown = [f"{sum(scores) / len(scores):.3f} ({len(scores)})"] if scores else []
+            shown = [f"{fmean(scores):.3f} ({len(scores)})"] if scores else []
             shown += [f"{point.failed} failed"] if point.failed else []
             cells[point.axis_value] = ", ".join(shown)
         rows.append([report.arm.name, *(cells.get(value, "") for value in values)])

@@ -97,7 +97,7 @@ class CellRun:
         return int(lines[-1]["step"]) if lines else -1
 
     def stop(self) -> None:
-        """Ask it to save and leave; after `GRACE_S`, or asked in vain, end it and all it started."""
+        """Ask it to save and leave; called again after `GRACE_S`, end it and all it started."""
         now = time.monotonic()
         if self.asked_to_stop is None:
             self.asked_to_stop = now
