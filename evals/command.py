@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,6 @@ def run(asked: Asked, launch: Launch, console: Console, start_engine: StartEngin
     launch.barrier()  # all deal out the same work: nobody adds to the ledger before everybody has read it
     with Grader.from_config(grading_of(asked)) as grader:
         answer(asked, exams, contenders, grader, ledger, launch, console, start_engine)
-        launch.barrier()
         if not launch.is_main:
             return
         ledger.read()
@@ -124,26 +123,27 @@ def answer(
     console: Console,
     start_engine: StartEngine,
 ) -> None:
-    """This process's share of what is not in the ledger; no engine is started when nothing is left."""
+    """Sample what is not in the ledger; every process its share, and none returns before all have done theirs.
+
+    No engine is started when nothing is left.
+    """
     everything = batches_of(exams, contenders, asked.batch)
     pending = unfinished(everything, ledger)
     count = sum(len(batch.prompts) for batch in everything)
     left = sum(len(batch.prompts) for batch in pending)
     if left < count:
         console.print(f"{count - left:,} of {count:,} problems are finished already, in {escape(str(ledger.path))}")
-    mine = pending[launch.rank :: launch.count]
-    if not mine:
-        return
-    with console.status("starting vLLM"):
-        engine = start_engine(engine_settings(asked, ledger.settings["model"]["dtype"], exams, contenders, launch))
-    try:
-        for contender in contenders:
-            if contender.ref is not None:
-                engine.load_adapter(contender.ref)
-        with progress_bar(mine, console) as advance:
-            sample(mine, engine, grader, ledger, asked.seed, advance)
-    finally:
-        engine.close()
+    with ExitStack() as stack:
+        if mine := pending[launch.rank :: launch.count]:
+            with console.status("starting vLLM"):
+                settings = engine_settings(asked, ledger.settings["model"]["dtype"], exams, contenders, launch)
+                engine = stack.enter_context(closing(start_engine(settings)))
+            for contender in contenders:
+                if contender.ref is not None:
+                    engine.load_adapter(contender.ref)
+            with progress_bar(mine, console) as advance:
+                sample(mine, engine, grader, ledger, asked.seed, advance)
+        launch.barrier()  # before the engine is closed: it takes the process group with it
 
 
 def engine_settings(

@@ -47,4 +47,5 @@ def leave_launch(launch: Launch) -> None:
     if launch.count > 1:
         import torch.distributed as dist
 
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -91,8 +91,9 @@ def test_a_hub_data_set_is_read_by_its_table_entry(monkeypatch: pytest.MonkeyPat
 
     asked = []
 
-    def load_dataset(path: str, config: str | None, split: str) -> datasets.Dataset:
+    def load_dataset(path: str, config: str | None, split: str, revision: str | None) -> datasets.Dataset:
         asked.append((path, config, split))
+        assert revision == {"HuggingFaceH4/MATH-500": SOURCES["math500"].revision}.get(path)
         rows = [
             {"problem": "p1", "solution": r"so \boxed{\frac{1}{2}} is it", "level": "Level 2", "type": "Algebra"},
             {"problem": "p2", "solution": r"\boxed{1} then \boxed{2}", "level": "Level 1", "type": "Algebra"},
