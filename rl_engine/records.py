@@ -8,12 +8,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from rl_engine.config import Config
-from rl_engine.sampler import GradedGroup
+
+if TYPE_CHECKING:
+    from rl_engine.sampler import GradedGroup
 
 METRICS = "metrics.jsonl"
 
@@ -89,6 +89,8 @@ class Records:
 
 class _TensorBoard:
     def __init__(self, run: Path, done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # heavy, and nothing to those who only read a run
+
         self._writer = SummaryWriter(run / "tensorboard", purge_step=done + 1)
 
     def log(self, line: dict[str, float]) -> None:
