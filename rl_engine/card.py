@@ -49,14 +49,19 @@ class Release:
 
     adapter: TrainedAdapter
     repo: str
+    """Of the hub: `user/name`."""
     tag: str
     licence: Licence
-    rounding: Rounding | None
-    """Of the merged model that goes along; None when none does."""
+    merged: str | None
+    """Precision of a merged model that goes along; None for none."""
+
+    @property
+    def name(self) -> str:
+        return self.repo.partition("/")[2]
 
 
-def card_text(release: Release, files: Sequence[str]) -> str:
-    """README.md of a release that holds these files, by their paths in it."""
+def card_text(release: Release, rounding: Rounding | None, files: Sequence[str]) -> str:
+    """README.md of a release that holds these files, by their paths in it; `rounding` is its merged model's."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -71,7 +76,7 @@ def card_text(release: Release, files: Sequence[str]) -> str:
         base=adapter.base,
         run=run,
         config=config,
-        title=release.repo.partition("/")[2],
+        rounding=rounding,
         scores=adapter.scores(),
         suites=[score.suite for _, score in adapter.scores()],
         rows=[*adapter_rows(adapter), *(recipe_rows(config, run, adapter.step) if run and config else [])],
@@ -100,7 +105,7 @@ def metadata(release: Release) -> ModelCardData:
         license_link=release.licence.link,
         datasets=[trained_on.path] if trained_on else None,
         tags=["lora", *(["reinforcement-learning"] if config else []), "reasoning", "rl_engine"],
-        model_name=release.repo.partition("/")[2] if scores else None,
+        model_name=release.name if scores else None,
         eval_results=scores or None,
         base_model_relation="adapter" if adapter.base.hub_id else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ FIRST_WAIT_S = 1.0
 TIMEOUT_S = 120.0
 """Longest silence of the hub; its client has no limit of its own."""
 LOOKUP_S = 10.0
-"""The same for what a release can do without."""
+"""The same for the base model's licence."""
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 # What a release may leave behind in a repository when the next one has no such file.
 OURS = ("run/", "merged/", "curves.png")
@@ -66,17 +67,15 @@ def licence_of(api: HfApi, base: BaseModel, given: str | None) -> Licence:
     """The terms asked for; else the base model's, from its card, as far as that can be read from here."""
     if given is not None:
         return Licence(id=given, origin="given")
-    if base.is_embedded:
-        return Licence(id="apache-2.0", origin="base")
+    card = None
     if base.directory is not None and (base.directory / "README.md").is_file():
         card = ModelCard.load(base.directory / "README.md").data
     elif base.hub_id is not None:
-        try:
+        # A release can do without: a hub that is not there leaves the licence unstated.
+        with suppress(HfHubHTTPError, OfflineModeIsEnabled, httpx2.TransportError):
             card = api.model_info(base.hub_id, revision=base.revision, timeout=LOOKUP_S).card_data
-        except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.TransportError):
-            return Licence(id=None)
-    else:
-        return Licence(id=None)
+    elif base.is_embedded:
+        return Licence(id="apache-2.0", origin="base")
     if card is None or card.license is None:
         return Licence(id=None)
     return Licence(id=card.license, name=card.license_name, link=card.license_link, origin="base")
@@ -89,15 +88,16 @@ def upload(api: HfApi, folder: Path, destination: Destination, message: str) -> 
     Raises `ValueError` when the tag holds other files or a private release would be public, and what
     huggingface_hub raises when the hub refuses or stays away.
     """
-    for attempt in range(ATTEMPTS):
+    attempt = 0
+    while True:
         try:
             return _upload_once(api, folder, destination, message)
         except (HfHubHTTPError, httpx2.TransportError) as error:
+            attempt += 1
             passes = not isinstance(error, HfHubHTTPError) or error.response.status_code in TRANSIENT
-            if not passes or attempt == ATTEMPTS - 1:
+            if attempt == ATTEMPTS or not passes:
                 raise
-            time.sleep(FIRST_WAIT_S * 2**attempt)
-    raise AssertionError("unreachable")
+            time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
 
 
 def _upload_once(api: HfApi, folder: Path, destination: Destination, message: str) -> bool:

@@ -7,9 +7,9 @@ nowhere else.
 from __future__ import annotations
 
 import enum
+import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +20,10 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # typ
 from rich.console import Console
 from rich.markup import escape
 
-from rl_engine.card import headline
+from rl_engine.card import Release, headline
 from rl_engine.console import new_console
 from rl_engine.hub import Destination, licence_of, limit_waits, require_token, upload
-from rl_engine.release import Plan, make_release
+from rl_engine.release import make_release
 from rl_engine.train import fail
 from rl_engine.trained import TrainedAdapter, dtype_of, read_trained
 
@@ -65,22 +65,28 @@ def main(
     api = HfApi()
     try:
         check_names(repo, base_model)
+        if merged_dtype is not None and not merged:
+            raise ValueError("--merged-dtype is given without --merged")
         if not dry_run:
             require_token()
         trained = read_trained(adapter, base_model)
-        plan = Plan(
+        release = Release(
             adapter=trained,
             repo=repo,
             tag=tag or trained.version,
             licence=licence_of(api, trained.base, license),
             merged=(merged_dtype or merged_dtype_of(trained)) if merged else None,
         )
+        # Saving a model looks for DeepSpeed, which would report that it looked for a GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         folder = output or folder_of(trained)
-        show(console, folder, make_release(plan, folder))
+        show(console, folder, make_release(release, folder))
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         fail(str(error), 2)
+    except OSError as error:
+        fail(str(error), 1)
     if not dry_run:
-        destination = Destination(repo=repo, branch=revision, tag=plan.tag, private=private)
+        destination = Destination(repo=repo, branch=revision, tag=release.tag, private=private)
         send(console, api, folder, destination, headline(trained))
 
 
@@ -115,8 +121,7 @@ def show(console: Console, folder: Path, files: Sequence[Path]) -> None:
 def send(console: Console, api: HfApi, folder: Path, destination: Destination, message: str) -> None:
     """Upload, and say what became of it."""
     try:
-        with console.status("uploading") if console.is_terminal else nullcontext():
-            changed = upload(api, folder, destination, message)
+        changed = upload(api, folder, destination, message)
     except (OSError, httpx2.TransportError, RuntimeError) as error:
         # The last is how huggingface_hub says that a file could not be sent; why is in its cause.
         cause = f": {error.__cause__}" if error.__cause__ else ""

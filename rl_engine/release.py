@@ -12,36 +12,24 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rl_engine.card import Licence, Release, card_text
+from rl_engine.card import Release, card_text
 from rl_engine.trained import PEFT_CONFIG, RUN_CONFIG, WEIGHTS, RunRecord, TrainedAdapter
 from rollout.adapters import MANIFEST, sha256_of, write_manifest
 
 CARD = "README.md"
-# Parts of a run that go along where they exist.
-AT_THE_TOP = ("curves.png",)
-UNDER_RUN = ("metrics.jsonl", "report.html", "evals/*.json")
-TEXT = {".html", ".jinja", ".json", ".jsonl", ".md", ".yaml"}
+PLOT = "curves.png"
+# What else of a run goes along where it exists.
+RECORDS = ("metrics.jsonl", "report.html", "evals/*.json")
+# Sections of a configuration whose strings are what a model reads or writes, whatever they look like.
+SPOKEN = ("prompt", "sampling")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What to publish, and where."""
-
-    adapter: TrainedAdapter
-    repo: str
-    tag: str
-    licence: Licence
-    merged: str | None
-    """Precision of a merged model that goes along; None for none."""
-
-
-def make_release(plan: Plan, folder: Path) -> list[Path]:
+def make_release(release: Release, folder: Path) -> list[Path]:
     """Write the folder anew; its files, as paths within it.
 
     Raises `FileExistsError` rather than replace a directory that is not an earlier release.
@@ -52,7 +40,7 @@ def make_release(plan: Plan, folder: Path) -> list[Path]:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        _fill(plan, scratch)
+        _fill(release, scratch)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     finally:
@@ -64,22 +52,21 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
-def _fill(plan: Plan, folder: Path) -> None:
-    adapter = plan.adapter
+def _fill(release: Release, folder: Path) -> None:
+    adapter = release.adapter
     _copy_adapter(adapter, folder)
     if adapter.run is not None:
         _copy_run(adapter.run, folder)
+        _forget_paths(folder / "run", machine_paths(adapter, adapter.run))
     rounding = None
-    if plan.merged is not None:
+    if release.merged is not None:
         from rl_engine.merge import merge  # loads torch and transformers
 
-        rounding = merge(adapter, plan.merged, folder / "merged")
-    _forget_paths(folder, machine_paths(adapter))
+        rounding = merge(adapter, release.merged, folder / "merged")
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    release = Release(adapter=adapter, repo=plan.repo, tag=plan.tag, licence=plan.licence, rounding=rounding)
-    files = [str(path) for path in files_of(folder)]
-    (folder / CARD).write_text(card_text(release, files), encoding="utf-8")
+    card = card_text(release, rounding, [str(path) for path in files_of(folder)])
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _copy_adapter(adapter: TrainedAdapter, folder: Path) -> None:
@@ -99,12 +86,11 @@ def _copy_adapter(adapter: TrainedAdapter, folder: Path) -> None:
 def _copy_run(run: RunRecord, folder: Path) -> None:
     place = folder / "run"
     place.mkdir()
-    values = without_paths(run.values)
+    values = {key: value if key in SPOKEN else without_paths(value) for key, value in run.values.items()}
     (place / RUN_CONFIG).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    for pattern in AT_THE_TOP:
-        _copy(run.directory, pattern, folder)
-    for pattern in UNDER_RUN:
+    for pattern in RECORDS:
         _copy(run.directory, pattern, place)
+    _copy(run.directory, PLOT, folder)
 
 
 def _copy(source: Path, pattern: str, target: Path) -> None:
@@ -127,13 +113,12 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("/", "~")) and "\n" not in value
 
 
-def machine_paths(adapter: TrainedAdapter) -> set[Path]:
+def machine_paths(adapter: TrainedAdapter, run: RunRecord) -> set[Path]:
     """Every path of this machine that a file about the run may name."""
-    found = {adapter.directory, Path.home(), Path.cwd()}
+    named = (value for key, section in run.values.items() if key not in SPOKEN for value in _strings(section))
+    found = {adapter.directory, run.directory, Path.home(), Path.cwd(), *map(Path, filter(_is_path, named))}
     if adapter.base.directory is not None:
         found.add(adapter.base.directory)
-    if adapter.run is not None:
-        found |= {adapter.run.directory, *(Path(value) for value in _strings(adapter.run.values) if _is_path(value))}
     # A home or working directory of "/" says nothing.
     return {path for path in found if path.name}
 
@@ -147,12 +132,9 @@ def _strings(value: Any) -> Iterable[str]:
 
 
 def _forget_paths(folder: Path, paths: Iterable[Path]) -> None:
-    """Replace paths in text files by their last part, the longest first."""
+    """Replace paths in every file by their last part, the longest first."""
     longest_first = sorted((str(path) for path in paths), key=len, reverse=True)
     pattern = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])")
-    for path in folder.rglob("*"):
-        if path.suffix in TEXT:
-            text = path.read_text(encoding="utf-8")
-            cleaned = pattern.sub(lambda found: Path(found[0]).name, text)
-            if cleaned != text:
-                path.write_text(cleaned, encoding="utf-8")
+    for path in files_of(folder):
+        text = (folder / path).read_text(encoding="utf-8")
+        (folder / path).write_text(pattern.sub(lambda found: Path(found[0]).name, text), encoding="utf-8")

@@ -156,13 +156,14 @@ def base_model_of(
         return BaseModel(name=given or Path(recorded).name, hub_id=given, directory=directory, revision=None)
     if given not in (None, loaded):
         raise ValueError(f"--base-model is {given!r}, and the adapter was trained on {loaded!r}")
-    revision = run.values["model"].get("revision") if run else peft["revision"]
+    revision = run.values.get("model", {}).get("revision") if run else peft["revision"]
     return BaseModel(name=loaded, hub_id=loaded, directory=None, revision=revision)
 
 
 def dtype_of(adapter: TrainedAdapter) -> str:
     """Precision of the base model during training; `auto`, its own, where that is not known."""
-    return str(adapter.run.values["model"].get("dtype", "auto")) if adapter.run else "auto"
+    values = adapter.run.values if adapter.run else {}
+    return str(values.get("model", {}).get("dtype", "auto"))
 
 
 def read_run(directory: Path) -> RunRecord | None:
