@@ -74,6 +74,7 @@ def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes
         "rewards",
         "rl_engine.config",
         "rl_engine.plan",
+        "rl_engine.push",
         "rl_engine.report.__main__",
         "rl_engine.sweep.__main__",
         "rl_engine.train",

@@ -1,0 +1,200 @@
+"""Trained adapter → the text of its model card: metadata for the hub, then what a reader wants to know first."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCardData
+
+from evals.suites import HELD_OUT_SEED, SUITES
+from rl_engine.config import Config
+from rl_engine.recipe import recipe_rows
+from rl_engine.trained import Score, TrainedAdapter, dtype_of
+from rollout.arithmetic import expressions
+from rollout.engine import smallest_allowed_rank
+from rollout.problems import SOURCES
+from rollout.prompts import FRAMES
+
+if TYPE_CHECKING:
+    from rl_engine.merge import Rounding
+
+TEMPLATE = Path(__file__).parent / "card.md.jinja"
+EXAMPLE = "A train travels 120 km in 1.5 hours. What is its average speed in km/h?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Licence:
+    """Terms of the adapter.
+
+    Example: `Licence(id="apache-2.0", name=None, link=None, origin="base")`
+    """
+
+    id: str | None
+    """As the hub abbreviates it; None where none is stated."""
+    name: str | None = None
+    link: str | None = None
+    origin: str | None = None
+    """Who states it: `given` by the one who pushes, or the `base` model's card."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """What is published, and where."""
+
+    adapter: TrainedAdapter
+    repo: str
+    """Of the hub: `user/name`."""
+    tag: str
+    licence: Licence
+    merged: str | None
+    """Precision of a merged model that goes along; None for none."""
+
+    @property
+    def name(self) -> str:
+        return self.repo.partition("/")[2]
+
+
+def card_text(release: Release, rounding: Rounding | None, files: Sequence[str]) -> str:
+    """README.md of a release that holds these files, by their paths in it; `rounding` is its merged model's."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"py": _literal, "percent": _percent, "share": _share}
+    adapter = release.adapter
+    run = adapter.run
+    config = run.config if run else None
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        metadata=metadata(release).to_yaml(),
+        release=release,
+        adapter=adapter,
+        base=adapter.base,
+        run=run,
+        config=config,
+        rounding=rounding,
+        scores=adapter.scores(),
+        suites=[score.suite for _, score in adapter.scores()],
+        rows=[*adapter_rows(adapter), *(recipe_rows(config, run, adapter.step) if run and config else [])],
+        files=files,
+        example=example_problem(config),
+        prompt_lines=prompt_lines(config),
+        stop=stop_strings(config),
+        max_tokens=(config.eval.max_tokens or config.sampling.max_tokens) if config else 512,
+        dtype=dtype_of(adapter),
+        max_lora_rank=smallest_allowed_rank(adapter.rank),
+    )
+
+
+def metadata(release: Release) -> ModelCardData:
+    """What the hub reads: base model, library, licence, data, scores as a `model-index`."""
+    adapter = release.adapter
+    config = adapter.run.config if adapter.run else None
+    trained_on = SOURCES.get(config.data.source) if config and config.data.path is None else None
+    scores = [eval_result(score) for _, score in adapter.scores()]
+    return ModelCardData(
+        base_model=adapter.base.hub_id,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        license=release.licence.id,
+        license_name=release.licence.name,
+        license_link=release.licence.link,
+        datasets=[trained_on.path] if trained_on else None,
+        tags=["lora", *(["reinforcement-learning"] if config else []), "reasoning", "rl_engine"],
+        model_name=release.name if scores else None,
+        eval_results=scores or None,
+        base_model_relation="adapter" if adapter.base.hub_id else None,
+    )
+
+
+def eval_result(score: Score) -> EvalResult:
+    """One entry of the `model-index`: the score as a fraction, its interval and setting as the metric's arguments."""
+    suite = SUITES.get(score.suite)
+    dataset = SOURCES.get(suite.source) if suite else None
+    config = dataset.configs[0] if dataset and len(dataset.configs) == 1 else None
+    return EvalResult(
+        task_type="text-generation",
+        task_name="Mathematical reasoning",
+        dataset_type=dataset.path if dataset else score.suite,
+        dataset_name=score.suite,
+        dataset_config=config,
+        dataset_split=dataset.splits[0] if dataset and len(dataset.splits) == 1 else None,
+        metric_type="accuracy",
+        metric_name=f"avg@{score.samples}",
+        metric_value=round(score.avg, 4),
+        metric_args={
+            "interval_95": [round(bound, 4) for bound in score.interval],
+            "problems": score.problems,
+            "samples": score.samples,
+            "temperature": score.temperature,
+            "max_tokens": score.max_tokens,
+            "suite_version": score.suite_version,
+        },
+    )
+
+
+def headline(adapter: TrainedAdapter) -> str:
+    """The version and its scores in one line.
+
+    Example: `v000025: held_out 93.0 % (89.2–95.5)`
+    """
+    scores = ", ".join(f"{score.suite} {_percent(score)}" for _, score in adapter.scores())
+    return f"{adapter.version}: {scores or 'not evaluated'}"
+
+
+def adapter_rows(adapter: TrainedAdapter) -> list[tuple[str, str]]:
+    """What the adapter is, as far as its own files say it."""
+    base, peft = adapter.base, adapter.peft
+    modules = sorted(name.removesuffix(".lora_A.weight") for name in adapter.shapes if name.endswith(".lora_A.weight"))
+    leaves = sorted({module.rpartition(".")[2] for module in modules})
+    numbers = sum(math.prod(shape) for shape in adapter.shapes.values())
+    revision = f", revision `{base.revision}`" if base.revision else ""
+    return [
+        ("base model", f"{base.name}{revision}"),
+        ("method", f"LoRA of rank {adapter.rank}, α = {peft['lora_alpha']:g}: W + (α / rank) · B·A"),
+        ("targets", f"{', '.join(leaves)}: {len(modules):,} matrices, {numbers:,} trained parameters"),
+    ]
+
+
+def example_problem(config: Config | None) -> str:
+    """A problem of the kind the adapter was trained on, where problems can be made; of no data set."""
+    if config is None or config.data.source != "arithmetic":
+        return EXAMPLE
+    task = config.data.arithmetic
+    expression = next(expressions("held_out", HELD_OUT_SEED, task.terms, task.largest))
+    return task.wording.replace("{expression}", expression.text)
+
+
+def prompt_lines(config: Config | None) -> list[str]:
+    """Lines of the frame around a problem; none for the tokenizer's chat template."""
+    if config is None:
+        return ["{problem}"]
+    if config.prompt.template == "chat":
+        return []
+    return (config.prompt.frame or FRAMES[config.prompt.template].text).splitlines(keepends=True)
+
+
+def stop_strings(config: Config | None) -> list[str]:
+    if config is None:
+        return []
+    template = FRAMES.get(config.prompt.template)
+    return [*(template.stop if template else ()), *config.sampling.stop]
+
+
+def _literal(value: Any) -> str:
+    """A Python literal; JSON's strings and lists are some."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _percent(score: Score) -> str:
+    low, high = (100 * bound for bound in score.interval)
+    return f"{100 * score.avg:.1f} % ({low:.1f}–{high:.1f})"
+
+
+def _share(value: float) -> str:
+    """A fraction as a percentage with two significant digits."""
+    return f"{100 * value:.2g} %"
