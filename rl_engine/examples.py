@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2.exceptions import TemplateError
+from numpy.typing import NDArray
 
 from rl_engine.conversations import Conversation, Dropped, Message, streams
 from rl_engine.sft_config import SftConfig
@@ -22,6 +24,8 @@ from rollout.prompts import Renderer
 from rollout.types import Problem
 
 IGNORED = -100
+# Lists of Python's integers would take ten times the memory.
+Tokens = NDArray[np.int32]
 # The plain format of Tulu 3, for models that have no chat template of their own.
 TULU = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>\\n' + message.content }}"
@@ -34,16 +38,16 @@ class UnusableError(ValueError):
     """A conversation that cannot be learned from; the text is the reason that is counted."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Example:
     """[T] token ids, and [T] labels: the same ids where they are learned, `IGNORED` elsewhere."""
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: Tokens
+    labels: Tokens
 
     @property
     def learned_tokens(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
+        return int((self.labels != IGNORED).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,7 @@ class ExampleRenderer:
         for part, learned in self._parts(conversation.messages):
             ids += part
             labels += part if learned else [IGNORED] * len(part)
-        return Example(ids, labels)
+        return Example(np.array(ids, np.int32), np.array(labels, np.int32))
 
     def _parts(self, messages: tuple[Message, ...]) -> list[tuple[list[int], bool]]:
         """Token ids in turn, and whether they are learned."""

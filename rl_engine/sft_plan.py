@@ -33,8 +33,9 @@ def plan_of(config: SftConfig, rows: Dataset) -> Plan:
     """A shuffled pass over all rows an epoch, cut into batches; a batch may span two epochs, so that all are full."""
     train = config.train
     steps = train.steps or math.ceil(len(rows) * (train.epochs or 1) / train.batch_size)
-    lengths = np.array([len(ids) for ids in rows["input_ids"]])
-    learned = np.array([sum(label != IGNORED for label in labels) for labels in rows["labels"]])
+    labels = [row["labels"] for row in rows.with_format("numpy")]
+    lengths = np.array([len(row) for row in labels])
+    learned = np.array([(row != IGNORED).sum() for row in labels])
     taken = np.array(Cursor(range(len(rows)), config.seed, config.data.shuffle).take(steps * train.batch_size))
     # Like lengths side by side: the micro-batches of a step then hold little padding.
     batches = [batch[np.argsort(lengths[batch], kind="stable")] for batch in np.split(taken, steps)]

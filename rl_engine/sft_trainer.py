@@ -82,6 +82,7 @@ def make_trainer(
         packing=config.data.packing,
         max_length=config.data.max_tokens,
         max_grad_norm=config.optim.clip_norm,
+        ddp_find_unused_parameters=False,
         gradient_checkpointing=train.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         # A mixture's own loss for balance is not part of what is compared.
@@ -117,7 +118,8 @@ def log_loss(trainer: Any, examples: Sequence[Example]) -> float:
     size = trainer.args.per_device_train_batch_size
     by_length = sorted(examples, key=lambda example: len(example.input_ids))
     for first in range(0, len(by_length), size):
-        rows = [{"input_ids": e.input_ids, "labels": e.labels} for e in by_length[first : first + size]]
+        chosen = by_length[first : first + size]
+        rows = [{"input_ids": e.input_ids.tolist(), "labels": e.labels.tolist()} for e in chosen]
         batch = {
             name: value.to(trainer.args.device) if isinstance(value, Tensor) else value
             for name, value in trainer.data_collator(rows).items()

@@ -20,7 +20,8 @@ MAY_IMPORT = {
 }
 HEAVY = {
     "vllm": {"rollout/vllm_engine.py", "rollout/one_adapter.py"},
-    "peft": {"rl_engine/lora.py", "rl_engine/lora_linear.py"},
+    "peft": {"rl_engine/lora.py", "rl_engine/lora_linear.py", "rl_engine/merge.py"},
+    "trl": {"rl_engine/sft_trainer.py"},
     "omegaconf": {"rl_engine/config_file.py"},
 }
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
@@ -68,9 +69,11 @@ def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes
     assert users == homes
 
 
-@pytest.mark.parametrize("module", ["rewards", "rl_engine.config", "rl_engine.train", "rollout.config"])
+@pytest.mark.parametrize(
+    "module", ["rewards", "rl_engine.config", "rl_engine.train", "rl_engine.sft", "rollout.config"]
+)
 def test_light_modules_load_neither_torch_nor_vllm(module: str) -> None:
-    heavy = ("torch", "vllm", "transformers", "deepspeed", "sympy", "math_verify", "datasets")
+    heavy = ("torch", "vllm", "transformers", "deepspeed", "sympy", "math_verify", "datasets", "trl")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
