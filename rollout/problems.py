@@ -170,31 +170,32 @@ def _or_default(chosen: ColumnsConfig, defaults: ColumnsConfig) -> ColumnsConfig
     return defaults.model_copy(update={name: value for name, value in chosen if value is not None})
 
 
+def jsonl_rows(path: Path, drop: Callable[[str, str], None]) -> Iterator[tuple[str, Row]]:
+    """(where, row) of a JSON Lines file; a line that is not a JSON object is dropped with a reason."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{path.name}:{number}"
+            try:
+                row = json.loads(line)
+            except ValueError:
+                drop("not JSON", where)
+                continue
+            if isinstance(row, dict):
+                yield where, row
+            else:
+                drop("not a JSON object", where)
+
+
 def read_jsonl(path: Path, columns: ColumnsConfig) -> Loaded:
-    """Rows of a JSON Lines file. A line that is not a JSON object is dropped and counted, like any bad row."""
+    """Problems of a JSON Lines file."""
     if not path.is_file():
         raise FileNotFoundError(f"data.path: no such file: {path}")
     # Files follow the project's own names, whatever the hub's copy of the data set calls its columns.
     own = ColumnsConfig(problem="problem", answer="answer", level="level", subject="subject", id="id")
     loaded = Loaded([])
-
-    def rows() -> Iterator[tuple[str, Row]]:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{path.name}:{number}"
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    loaded.drop("not JSON", where)
-                    continue
-                if isinstance(row, dict):
-                    yield where, row
-                else:
-                    loaded.drop("not a JSON object", where)
-
-    _collect(rows(), _or_default(columns, own), None, loaded)
+    _collect(jsonl_rows(path, loaded.drop), _or_default(columns, own), None, loaded)
     return loaded
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from rl_engine.config import Config
+from rl_engine.sft_config import SftConfig
 from rollout.config import Section
 
 
@@ -34,6 +35,13 @@ COMMANDS = {
         again="--resume",
         steps=lambda config: config.train.steps,
         step_scale="linear",
+    ),
+    "sft": Command(
+        module="rl_engine.sft",
+        schema=SftConfig,
+        again="--resume",
+        steps=lambda config: config.train.steps,
+        step_scale="symlog",
     ),
 }
 
