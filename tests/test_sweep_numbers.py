@@ -218,6 +218,12 @@ def test_the_reference_of_an_arm_is_the_one_at_its_own_batch_size(tmp_path: Path
     assert full_style == "--"
 
 
+def test_a_sweep_stopped_before_its_first_result_has_a_table_and_no_figures(tmp_path: Path) -> None:
+    write_report(sweep_of(grid={"optim.lr": [1e-3]}, output_dir=str(tmp_path)), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "table.md"}
+    assert "| quickstart | no value with all seeds |" in (tmp_path / "table.md").read_text()
+
+
 def test_a_diverged_loss_does_not_flatten_the_others(tmp_path: Path) -> None:
     config = paper_sweep(tmp_path, score={"metric": "eval/held_out/avg", "mode": "min"})
     found = made_up(config, lambda arm, rate, seed: 12.0 if rate == 1e-2 else 0.3 + abs(math.log10(rate) + 3) / 100)

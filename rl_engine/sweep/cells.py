@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rl_engine.config_file import ConfigError, read_config
@@ -57,7 +58,7 @@ def arms_of(config: SweepConfig) -> tuple[Arm, ...]:
             told = [f"{key}={_text(value)}" for key, value in at.items() if len(others[key]) > 1]
             arms.append(
                 Arm(
-                    name=", ".join([family, *told] if family else told) or config.axis,
+                    name=", ".join([family, *told] if family else told) or Path(config.base).stem,
                     family=family,
                     at=at,
                     overrides=overrides,

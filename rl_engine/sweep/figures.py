@@ -27,6 +27,8 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {"png": {"dpi": 150}, "svg": {"metada
 
 def draw(config: SweepConfig, found: Found, analysis: Analysis, directory: Path) -> list[Path]:
     """All figures that the results have something for, as PNG and as SVG; the files written."""
+    if not any(point.scores for report in analysis.arms for point in report.points):
+        return []
     paths = []
     with matplotlib.rc_context({"svg.hashsalt": "rl_engine", "font.size": 9, "legend.frameon": False}):
         figures = {f"score_against_{_short(config.axis)}": score_over_axis(config, found, analysis)}

@@ -11,6 +11,7 @@ from statistics import median
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from rl_engine.console import new_console
 from rl_engine.sweep.report import last_line
@@ -30,9 +31,12 @@ class SweepProgress:
     _drawn: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
-        self._task = self._bar.add_task("")
+        # What runs takes the room that is left.
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        done = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7))
+        columns = (BarColumn(20), done, TextColumn("{task.description}", table_column=rest))
+        self._bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True, expand=True)
+        self._task = self._bar.add_task("", total=None)
         if self.console.is_terminal:
             self._bar.start()
 

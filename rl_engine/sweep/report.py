@@ -120,8 +120,10 @@ def _range(best: Best, report: ArmReport) -> str:
 
 
 def _written(estimate: Estimate, form: str) -> str:
-    """`0.93 (0.91 … 0.95)`; what lies beyond the axis is said to."""
+    """`0.93 (0.91 … 0.95)`; what lies beyond the axis is said to, and so is what cannot be known."""
     value = format(estimate.value, form) if math.isfinite(estimate.value) else "beyond"
+    if math.isnan(estimate.value):
+        return "unknown"
     if estimate.interval is None:
         return value
     low, high = (format(end, form) if math.isfinite(end) else "beyond" for end in estimate.interval)
