@@ -270,6 +270,35 @@ def served(model: PeftModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+def write_adapter(directory: Path, model: PeftModel, config: LoraConfig, base: str, tensors: dict[str, Tensor]) -> None:
+    """An adapter in PEFT's format, from what learns. `base` is the name of the base model."""
+    whole = {name: tensor.contiguous() for name, tensor in served(model, tensors).items()}
+    save_file(whole, directory / WEIGHTS, metadata={"format": "pt"})
+    facts = peft_config_of(model, config, locate_model(base))
+    (directory / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+
+
+def adapter_facts(config: LoraConfig) -> dict[str, Any]:
+    """What the manifest says of every version of an adapter."""
+    return {"kind": "lora", "rank": served_rank(config), "weights": WEIGHTS}
+
+
+def go_on_from(parameters: dict[str, nn.Parameter], config: LoraConfig, base: str) -> None:
+    """Begin with the adapter of `lora.start_from`, if there is one."""
+    if config.start_from is not None:
+        scale = config.alpha / (config.rank**0.5 if config.rslora else config.rank)
+        put(parameters, read_adapter(Path(config.start_from), base, scale), config.start_from)
+
+
+def rate_groups(parameters: dict[str, nn.Parameter], config: LoraConfig) -> list[tuple[float, list[nn.Parameter]]]:
+    """LoRA+ (Hayou et al. 2024): B learns at `lora.plus_ratio` times the rate of A. See `Trainee.rates`."""
+    if config.plus_ratio == 1:
+        return [(1.0, list(parameters.values()))]
+    of_b = {name: parameter for name, parameter in parameters.items() if "lora_B" in name}
+    of_a = [parameter for name, parameter in parameters.items() if name not in of_b]
+    return [(1.0, of_a), (config.plus_ratio, list(of_b.values()))]
+
+
 class LoraTrainee:
     """A frozen model with an adapter that learns; the base model is the same with the adapter switched off."""
 
@@ -278,22 +307,13 @@ class LoraTrainee:
         self.model, self.coverage = add_adapter(load_causal_lm(config, device), config.lora, config.seed)
         self.causal_lm: Any = self.model.get_base_model()
         self.parameters = adapter_parameters(self.model)
-        if config.lora.start_from is not None:
-            scale = config.lora.alpha / (config.lora.rank**0.5 if config.lora.rslora else config.lora.rank)
-            tensors = read_adapter(Path(config.lora.start_from), config.model.name, scale)
-            put(self.parameters, tensors, config.lora.start_from)
+        go_on_from(self.parameters, config.lora, config.model.name)
 
     def describe(self) -> str:
         return describe_adapter(self._config.lora, self.coverage)
 
     def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
-        """LoRA+ (Hayou et al. 2024): B learns at `lora.plus_ratio` times the rate of A."""
-        ratio = self._config.lora.plus_ratio
-        if ratio == 1:
-            return [(1.0, list(self.parameters.values()))]
-        of_b = {name: parameter for name, parameter in self.parameters.items() if "lora_B" in name}
-        of_a = [parameter for name, parameter in self.parameters.items() if name not in of_b]
-        return [(1.0, of_a), (ratio, list(of_b.values()))]
+        return rate_groups(self.parameters, self._config.lora)
 
     def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
         if STARTS[self._config.lora.init].calibrated:
@@ -309,11 +329,7 @@ class LoraTrainee:
         return [(layer, p) for layer in lora_layers(self.model).values() for p in layer.outer_parameters()]
 
     def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
-        """An adapter in PEFT's format."""
-        whole = {name: tensor.contiguous() for name, tensor in served(self.model, tensors).items()}
-        save_file(whole, directory / WEIGHTS, metadata={"format": "pt"})
-        facts = peft_config_of(self.model, self._config.lora, locate_model(self._config.model.name))
-        (directory / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+        write_adapter(directory, self.model, self._config.lora, self._config.model.name, tensors)
 
     def facts(self) -> dict[str, Any]:
-        return {"kind": "lora", "rank": served_rank(self._config.lora), "weights": WEIGHTS}
+        return adapter_facts(self._config.lora)

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from rl_engine.config import LogConfig, LoraConfig, OptimConfig
+from rl_engine.variants import STARTS
 from rollout.config import ModelConfig, PromptConfig, Section
 
 
@@ -138,6 +139,12 @@ class SftConfig(Section):
     eval: SftEvalConfig = SftEvalConfig()
     checkpoint: SftCheckpointConfig = SftCheckpointConfig()
     log: SftLogConfig = SftLogConfig()
+
+    @model_validator(mode="after")
+    def _starts_without_prompts(self) -> Self:
+        if STARTS[self.lora.init].calibrated:
+            raise ValueError(f"lora.init {self.lora.init} looks at the prompts of reinforcement learning: take default")
+        return self
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -6,21 +6,18 @@ Both arms compute in `model.dtype` and learn in float32.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rl_engine import full, lora
 from rl_engine.base_model import DTYPES, load_weights
 from rl_engine.lora_linear import LoraLinear
 from rl_engine.sft_config import SftConfig
-from rollout.models import locate_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +29,8 @@ class Trained:
     causal_lm: Any
     parameters: dict[str, nn.Parameter]
     """What learns, float32, by the names it is published under."""
+    rates: list[tuple[float, list[nn.Parameter]]]
+    """The same in groups, each with the multiple of `optim.lr` that it learns at."""
     write: Callable[[Path, dict[str, Tensor]], None]
     facts: dict[str, Any]
     """What the manifest says of every version."""
@@ -50,18 +49,19 @@ def adapted(config: SftConfig, tokenizer: Any, device: torch.device) -> Trained:
     """The frozen base with the adapter that reinforcement learning would start with."""
     causal_lm = load_weights(config.model, config.train.attention).to(device)
     model, coverage = lora.add_adapter(causal_lm, config.lora, config.seed)
+    parameters = lora.adapter_parameters(model)
+    lora.go_on_from(parameters, config.lora, config.model.name)
 
     def write(directory: Path, tensors: dict[str, Tensor]) -> None:
-        save_file(tensors, directory / lora.WEIGHTS, metadata={"format": "pt"})
-        facts = lora.peft_config_of(model, locate_model(config.model.name))
-        (directory / "adapter_config.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+        lora.write_adapter(directory, model, config.lora, config.model.name, tensors)
 
     return Trained(
         model=model,
         causal_lm=causal_lm,
-        parameters=lora.adapter_parameters(model),
+        parameters=parameters,
+        rates=lora.rate_groups(parameters, config.lora),
         write=write,
-        facts={"kind": "lora", "rank": config.lora.rank, "weights": lora.WEIGHTS},
+        facts=lora.adapter_facts(config.lora),
         description=lora.describe_adapter(config.lora, coverage),
     )
 
@@ -78,6 +78,7 @@ def whole(config: SftConfig, tokenizer: Any, device: torch.device) -> Trained:
         model=model,
         causal_lm=model,
         parameters=parameters,
+        rates=[(1.0, list(parameters.values()))],
         write=lambda directory, tensors: full.write_model(directory, tensors, facts, tokenizer),
         facts={"kind": "full", "rank": 0, "weights": full.WEIGHTS},
         description=f"full fine-tuning, all {count:,} parameters, float32 masters",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from rl_engine.checkpoint import Checkpoints
 from rl_engine.config_file import ConfigError
@@ -16,6 +16,7 @@ from rl_engine.conversations import information_bits
 from rl_engine.examples import load_examples, read_template
 from rl_engine.merge import merge
 from rl_engine.records import Records
+from rl_engine.rules import SHORT_RUN_STEPS, learning_rate
 from rl_engine.sft_config import SftConfig
 from rl_engine.sft_loop import SftRun
 from rl_engine.sft_model import METHODS
@@ -39,6 +40,7 @@ def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False,
         raise ConfigError("supervised training runs in one process; start it without torchrun")
     if merged and config.method == "full":
         raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
+    config = settled(config)
     check_output(config, resume=resume, overwrite=overwrite)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would remark on it
@@ -86,8 +88,8 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
     plan = plan_of(config, rows)
     trained = METHODS[config.method](config, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     optimizer = torch.optim.AdamW(
-        list(trained.parameters.values()),
-        lr=config.optim.lr,
+        [{"params": group, "lr": factor * config.optim.rate} for factor, group in trained.rates],
+        lr=config.optim.rate,
         betas=config.optim.betas,
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
@@ -116,6 +118,20 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
     return run
 
 
+def settled(config: SftConfig) -> SftConfig:
+    """The configuration with what `auto` stands for in `optim.lr`, said with its derivation. A run that is measured in
+    epochs is taken for a long one."""
+    if config.optim.lr != "auto":
+        return config
+    steps = config.train.steps or SHORT_RUN_STEPS
+    facts = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    text = facts.get_text_config()
+    rule = learning_rate(text.model_type, text.hidden_size, method=config.method, steps=steps, reinforcement=False)
+    optim = config.optim.model_copy(update={"lr": rule.value})
+    RunConsole(quiet=False, steps=0).facts({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
+    return config.model_copy(update={"optim": optim})
+
+
 def describe(run: SftRun, rows: int) -> dict[str, str]:
     """The first lines of a run: what is about to happen, in numbers."""
     config, plan = run.config, run.plan
@@ -130,7 +146,7 @@ def describe(run: SftRun, rows: int) -> dict[str, str]:
             f"{plan.steps} steps, {epochs:.3g} epochs, {plan.learned[-1]:,} learned tokens of {plan.tokens[-1]:,}"
         ),
         "learning": (
-            f"AdamW {optim.betas[0]:g}/{optim.betas[1]:g}, {optim.schedule} rate {optim.lr:g}, "
+            f"AdamW {optim.betas[0]:g}/{optim.betas[1]:g}, {optim.schedule} rate {optim.rate:g}, "
             f"{optim.warmup_steps} warm-up steps, weight decay {optim.weight_decay:g}"
         ),
         "output": config.output_dir,
