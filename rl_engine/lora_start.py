@@ -58,13 +58,22 @@ def fit_to_activations(layers: Mapping[str, Any], passes: Iterator[Callable[[], 
             hook.remove()
     for path, layer in layers.items():
         a_RI: Tensor = layer.lora_A["default"].weight
-        x_NI = torch.cat(seen[path])[:EVA_TOKENS].float()
+        x_NI = torch.cat(seen[path])[:EVA_TOKENS].double()
         if len(a_RI) > min(x_NI.shape):
             raise ConfigError(
                 f"lora.init eva finds {min(x_NI.shape)} directions in {len(x_NI)} tokens at {path}, and lora.rank is "
                 f"{len(a_RI)}: lower it, or take lora.init=default"
             )
-        a_RI.copy_(torch.linalg.svd(x_NI, full_matrices=False)[2][: len(a_RI)])
+        a_RI.copy_(leading_directions(x_NI, len(a_RI)))
+
+
+def leading_directions(x_NI: Tensor, rank: int) -> Tensor:
+    """[rank, I] right singular vectors of the largest singular values, from the eigenvectors of the smaller of XᵀX and
+    XXᵀ: several times as fast as a singular value decomposition."""
+    if x_NI.shape[0] >= x_NI.shape[1]:
+        return torch.linalg.eigh(x_NI.T @ x_NI).eigenvectors[:, -rank:].flip(1).T
+    leading_NR = torch.linalg.eigh(x_NI @ x_NI.T).eigenvectors[:, -rank:].flip(1)
+    return torch.nn.functional.normalize(leading_NR.T @ x_NI)
 
 
 def read_adapter(directory: Path, base_model: str, scale: float) -> dict[str, Tensor]:

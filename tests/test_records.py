@@ -60,6 +60,7 @@ def test_going_on_drops_what_was_written_of_later_steps(tmp_path: Path) -> None:
     config = load_config("quickstart.yaml", [f"output_dir={tmp_path}", "log.tensorboard=false"])
     records = Records(tmp_path, config)
     records.open(-1)
+    (tmp_path / "rollouts").mkdir()
     for step in range(4):
         records.metrics({"step": step})
         (tmp_path / "rollouts" / f"step{step:06d}.jsonl.gz").write_bytes(b"")
