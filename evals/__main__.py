@@ -31,7 +31,10 @@ Adapter = Annotated[
 ]
 Template = Annotated[
     str,
-    typer.Option(help=f"chat, {', '.join(sorted(FRAMES))}; auto: the model's chat template, or problem_solution."),
+    typer.Option(
+        help=f"chat, {', '.join(sorted(FRAMES))}; auto is the model's chat template, or problem_solution where it has "
+        "none or calls itself a base model."
+    ),
 ]
 
 

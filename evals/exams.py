@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from rollout.config import PromptConfig
 from rollout.prompts import Renderer
 
 PLAIN_TEMPLATE = "problem_solution"
+# Tokenizers of base models often bring the chat template of their instructed siblings, to which they do not listen.
+SAYS_BASE = re.compile(r"(?:^|[-_.])base(?:$|[-_.])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +67,13 @@ def find_suites(names: Sequence[str]) -> list[Suite]:
 
 
 def prompt_of(asked: Asked, suite: Suite, tokenizer: PreTrainedTokenizerBase) -> PromptConfig:
-    """The model's own template where it has one, a plain frame where it has none, unless told otherwise."""
+    """The model's own template, unless it has none or its name says that it is a base model, or one was asked for."""
     template = asked.template
-    if template == "auto":
-        plain = "frame" if asked.frame is not None else PLAIN_TEMPLATE
-        template = "chat" if tokenizer.chat_template and asked.frame is None else plain
+    if template == "auto" and asked.frame is not None:
+        template = "frame"
+    elif template == "auto":
+        chats = tokenizer.chat_template and not SAYS_BASE.search(Path(asked.model).name)
+        template = "chat" if chats else PLAIN_TEMPLATE
     instruction = suite.instruction if asked.instruction is None else asked.instruction or None
     return PromptConfig(template=template, frame=asked.frame, instruction=instruction)
 

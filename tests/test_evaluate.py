@@ -17,14 +17,15 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from evals.command import run
 from evals.contenders import find_contenders, same_model
-from evals.exams import Asked
+from evals.exams import Asked, prompt_of
 from evals.launch import Launch
 from evals.ledger import Ledger, LedgerError
 from evals.outcomes import Outcome, Sample
+from evals.suites import SUITES
 from rewards import Grader, Verdict
 from rewards.records import read_rows
 from rollout.adapters import AdapterError, AdapterStore
@@ -265,6 +266,28 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     assert "the model's context is 256" in text
     assert found["sampling"]["max_tokens"] < 256
     assert "a\\|b" in (tmp_path / "out.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "template"),
+    [
+        ("org/Thing-Instruct", {}, "chat"),
+        ("org/Thing-8B-Base", {}, "problem_solution"),
+        ("org/database-7B", {}, "chat"),
+        ("org/Thing-Base", {"template": "chat"}, "chat"),
+        ("org/Thing", {"frame": "Q: {problem}\nA:"}, "frame"),
+    ],
+)
+def test_base_models_get_no_chat_template(
+    model: str, changes: dict[str, str], template: str, tmp_path: Path, adapter: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
+    asked = asked_for(tmp_path, adapter, model=model, **changes)
+    assert prompt_of(asked, SUITES["gsm8k"], tokenizer).template == template
+    tokenizer.chat_template = None
+    plain = {"chat": "problem_solution"}.get(template, template)
+    if "template" not in changes:
+        assert prompt_of(asked, SUITES["gsm8k"], tokenizer).template == plain
 
 
 # What is measured.
