@@ -1,16 +1,26 @@
-"""Verdicts → a score and how far it can be trusted."""
+"""Verdicts → a score, how far it can be trusted, and whether two scores differ.
+
+Shapes: P problems, K samples of each. Intervals are of 95 %.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats  # type: ignore[import-untyped]
 
 Z95 = 1.959964
+RESAMPLES = 2000
+SIGN_FLIPS = 9999
+Floats = NDArray[np.float64]
 
 
-def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
+def wilson(successes: float, trials: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927): 95 % by default.
 
     Raises `ValueError` when there were no trials.
@@ -24,7 +34,7 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def bootstrap(scores_P: NDArray[np.float64], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap(scores_P: Floats, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the mean over problems: samples of one problem are not independent."""
     generator = np.random.default_rng(seed)
     picks = generator.integers(0, len(scores_P), size=(resamples, len(scores_P)))
@@ -32,11 +42,143 @@ def bootstrap(scores_P: NDArray[np.float64], resamples: int = 2000, seed: int = 
     return float(low), float(high)
 
 
+def mean_interval(scores_P: Floats) -> tuple[float, float]:
+    """Interval of the mean of scores in [0, 1], one a problem: Wilson's where each is 0 or 1, a bootstrap otherwise.
+
+    Where all problems score alike every resample does too, and a bootstrap would claim certainty: Wilson's then.
+    """
+    if np.isin(scores_P, (0.0, 1.0)).all() or np.ptp(scores_P) == 0:
+        return wilson(float(scores_P.sum()), len(scores_P))
+    return bootstrap(scores_P)
+
+
 def average(correct_PK: NDArray[np.bool_]) -> tuple[float, tuple[float, float]]:
-    """avg@k, the mean over problems and samples, with its 95 % interval: Wilson's for one sample a problem,
-    a bootstrap over problems otherwise."""
-    problems, samples = correct_PK.shape
-    score = float(correct_PK.mean())
-    if samples == 1:
-        return score, wilson(int(correct_PK.sum()), problems)
-    return score, bootstrap(correct_PK.mean(axis=1))
+    """avg@k, the mean over problems and samples, with its interval."""
+    return float(correct_PK.mean()), mean_interval(correct_PK.mean(axis=1))
+
+
+def pass_at_k(correct_PK: NDArray[np.bool_]) -> Floats:
+    """[P, K]: pass@1 … pass@K of each problem, unbiased.
+
+    1 − C(n − c, k) / C(n, k) for c right ones of n (Chen et al. 2021, equation 1), as the product
+    1 − Π (1 − k/i) over i = n − c + 1 … n, which no factorial can overflow.
+    """
+    samples = correct_PK.shape[1]
+    k_K1 = np.arange(1, samples + 1)[:, None]
+    table = np.empty((samples + 1, samples))
+    for right in range(samples + 1):
+        table[right] = 1 - np.prod(1 - k_K1 / np.arange(samples - right + 1, samples + 1), axis=1)
+    return np.asarray(table[correct_PK.sum(axis=1)])
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """The answers to one problem, counted by what they state.
+
+    Example: `Votes(right=3, wrong=(2, 2, 1), silent=1)` of nine samples, one of them without an answer
+    """
+
+    right: int
+    wrong: tuple[int, ...]
+    """Size of each class of equivalent answers that are not correct."""
+    silent: int
+    """Samples without an answer: they cast no vote."""
+
+
+@lru_cache(maxsize=4096)
+def maj_at_k(votes: Votes, k: int) -> float:
+    """maj@k: the chance that the most frequent answer of k samples is right, a tie being decided by lot.
+
+    The expectation over all subsets of k of the n samples (k = n is the usual maj@k), exact: counts of a subset are
+    independent binomials given that they sum to k. So for each number of right ones drawn, the wrong classes that
+    may tie are folded in one at a time, and all others together.
+    """
+    n = votes.right + sum(votes.wrong) + votes.silent
+    if not 1 <= k <= n:
+        raise ValueError(f"maj@{k} needs at least {k} samples; there are {n}")
+
+    def drawn(size: int) -> Floats:
+        # Any rate gives the same conditional law; this one keeps the numbers far from 0.
+        return np.asarray(stats.binom.pmf(np.arange(size + 1), size, k / n))
+
+    expected = 0.0
+    for right in range(1, min(votes.right, k) + 1):
+        rivals = [size for size in votes.wrong if size >= right]
+        chances_TM = drawn(n - votes.right - sum(rivals))[None, : k - right + 1]
+        for size in rivals:
+            chances_TM = _with_rival(chances_TM, drawn(size)[: right + 1], k - right + 1)
+        if chances_TM.shape[1] == k - right + 1:
+            lots = 1 / np.arange(1, len(chances_TM) + 1)
+            expected += float(drawn(votes.right)[right] * (lots @ chances_TM[:, -1]))
+    return expected / float(stats.binom.pmf(k, n, k / n))
+
+
+def _with_rival(chances_TM: Floats, drawn: Floats, width: int) -> Floats:
+    """Chances by ties and samples drawn, with one more class that must not exceed the right one.
+
+    The last entry of `drawn` is the chance of a tie.
+    """
+    ties, before = chances_TM.shape
+    longest = min(width, before + len(drawn) - 1)
+    result = np.zeros((ties + 1, longest))
+    for row in range(ties):
+        result[row] += _padded(np.convolve(chances_TM[row], drawn[:-1]), longest)
+        tied = np.convolve(chances_TM[row], np.append(np.zeros(len(drawn) - 1), drawn[-1]))
+        result[row + 1] += _padded(tied, longest)
+    return result
+
+
+def _padded(values: Floats, length: int) -> Floats:
+    return np.pad(values[:length], (0, max(0, length - len(values))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One score minus another on the same problems."""
+
+    mean: float
+    interval: tuple[float, float]
+    """Bootstrap over problems."""
+    p_value: float
+    test: str
+    better: int
+    """Problems on which the first scores higher."""
+    worse: int
+
+
+def paired(first_P: Floats, second_P: Floats) -> Difference:
+    """Difference of two scores of the same problems, in the same order, and a two-sided test that it is zero.
+
+    With one sample each, McNemar's exact test: the problems that only one of them solves are fair coin flips
+    (McNemar 1947). With several, the signs of the problems' differences are flipped (Fisher 1935).
+    """
+    gaps_P = first_P - second_P
+    better, worse = int((gaps_P > 0).sum()), int((gaps_P < 0).sum())
+    if np.isin(gaps_P, (-1.0, 0.0, 1.0)).all():
+        test = "McNemar, exact"
+        p_value = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    else:
+        test, p_value = "sign flips", _sign_flips(gaps_P[gaps_P != 0])
+    return Difference(
+        mean=float(gaps_P.mean()),
+        interval=bootstrap(gaps_P),
+        p_value=float(p_value),
+        test=test,
+        better=better,
+        worse=worse,
+    )
+
+
+def _sign_flips(gaps_P: Floats) -> float:
+    """Share of sign patterns whose mean is at least as far from zero: of all, or where they are many of some drawn."""
+    count = len(gaps_P)
+    if 2**count <= SIGN_FLIPS:
+        signs = np.array(list(itertools.product((-1, 1), repeat=count)))
+        drawn = 0
+    else:
+        signs = np.random.default_rng(0).integers(0, 2, size=(SIGN_FLIPS, count), dtype=np.int8) * 2 - 1
+        drawn = 1  # the pattern that was seen counts among those drawn: a p-value is never 0
+    sums = signs @ gaps_P
+    # The same sum in another order may differ by rounding.
+    extreme = np.abs(sums) >= abs(gaps_P.sum()) - 1e-9
+    return float((extreme.sum() + drawn) / (len(sums) + drawn))

@@ -1,43 +1,82 @@
-"""Suite name → problems. A suite's version goes up with any change that can move a score."""
+"""Suite name → problems, and how they are asked, sampled and graded.
+
+A suite's version goes up with any change that can move a score: its problems, the sentence after them, the
+sampling, where the answer may stand, or a rule of docs/rewards.md that its answers meet.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollout.config import DataConfig
-from rollout.problems import load_problems
+from rewards.config import AnswerForm
+from rollout.config import ArithmeticConfig, DataConfig, SamplingConfig
+from rollout.problems import SOURCES, load_problems
+from rollout.prompts import BOXED_INSTRUCTION
 from rollout.types import Problem
 
 HELD_OUT_SEED = 1
 HELD_OUT_COUNT = 256
+# What the embedded example is asked; a training run asks what its own `data.arithmetic` says instead.
+EMBEDDED_SUMS = ArithmeticConfig(terms=(3, 4, 5, 6), largest=20)
+ANSWER_FORMS: tuple[AnswerForm, ...] = ("boxed",)
+"""Where the answer to any suite may stand when `python -m evals` grades; a training run has its own."""
+# Of several samples of a suite that is greedy by itself: what models are usually published with.
+SAMPLED_TEMPERATURE, SAMPLED_TOP_P = 0.6, 0.95
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """A fixed set of problems.
+    """A fixed set of problems with a protocol. Training takes the problems and its own `eval` settings instead.
 
-    Example: `Suite("aime2024", "aime2024", "aime2024", version=1)`
+    Example: `SUITES["aime2024"]`
     """
 
     name: str
-    source: str
-    """Entry of the sources table."""
-    file: str
-    """Name of its file, without `.jsonl`, under a data directory."""
     version: int
+    source: str
+    """Entry of the sources table, which holds the data set's revision; or `arithmetic`, or `jsonl`."""
+    file: str = ""
+    """Name of its file, without `.jsonl`, under a data directory; of a `jsonl` suite the path."""
+    parts: tuple[str, ...] = ()
+    """Files that hold it together, for a directory without `file`."""
+    size: int | None = None
+    """Problems of the whole suite; another number was read from damaged or different data."""
+    instruction: str | None = BOXED_INSTRUCTION
+    """Sentence after the problem."""
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int
+
+
+def _aime(year: int) -> Suite:
+    # 30 problems at p = 0.2 have a standard error of 7.3 points with one sample each, of 1.8 with 16.
+    name = f"aime{year}"
+    return Suite(
+        name=name, version=1, source=name, file=name, size=30, n=16, temperature=0.6, top_p=0.95, max_tokens=32_768
+    )
 
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
-        Suite("held_out", "arithmetic", "", version=1),
-        Suite("gsm8k", "gsm8k_test", "gsm8k_test", version=1),
-        Suite("math500", "math500", "math500", version=1),
-        Suite("math", "math_test", "math_test", version=1),
-        Suite("aime2024", "aime2024", "aime2024", version=1),
-        Suite("aime2025", "aime2025", "aime2025", version=1),
-        Suite("aime2026", "aime2026", "aime2026", version=1),
+        Suite(name="held_out", version=1, source="arithmetic", size=HELD_OUT_COUNT, instruction=None, max_tokens=72),
+        Suite(name="gsm8k", version=1, source="gsm8k_test", file="gsm8k_test", size=1319, max_tokens=1024),
+        Suite(name="math500", version=1, source="math500", file="math500", size=500, max_tokens=4096),
+        Suite(
+            name="math",
+            version=1,
+            source="math_test",
+            file="math_test",
+            parts=("math500", "math_test_minus500"),
+            size=5000,
+            max_tokens=4096,
+        ),
+        *(_aime(year) for year in (2024, 2025, 2026)),
     )
 }
 
@@ -50,26 +89,91 @@ def find_suite(name: str) -> Suite:
     if name in SUITES:
         return SUITES[name]
     if name.endswith(".jsonl"):
-        return Suite(Path(name).stem, "jsonl", name, version=1)
+        return Suite(name=suite_name(name), version=1, source="jsonl", file=name, max_tokens=4096)
     raise ValueError(f"no suite {name!r}: known are {', '.join(SUITES)}, or give a .jsonl file")
+
+
+def suite_name(name: str) -> str:
+    """What a suite is called in reports: a file's is its name without the ending."""
+    return Path(name).stem if name.endswith(".jsonl") else name
 
 
 def suite_needs_hub(suite: Suite, data_dir: str | None) -> bool:
     return suite.source not in ("arithmetic", "jsonl") and data_dir is None
 
 
-def load_suite(suite: Suite, training: DataConfig, data_dir: str | None, limit: int | None) -> list[Problem]:
+def sampling_of(
+    suite: Suite,
+    *,
+    n: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    max_tokens: int | None = None,
+) -> SamplingConfig:
+    """The suite's sampling with what was asked for in its place.
+
+    Several samples of a greedy suite are drawn at temperature 0.6, top_p 0.95; greedy ones of any suite are one each.
+    Raises `ValueError` for several greedy samples.
+    """
+    samples = n or (1 if temperature == 0 else suite.n)
+    several = samples > 1 and suite.temperature == 0
+    chosen = temperature if temperature is not None else SAMPLED_TEMPERATURE if several else suite.temperature
+    if chosen == 0 and samples > 1:
+        raise ValueError(
+            f"{samples} samples at temperature 0 are the same one; give a temperature above 0, or 1 sample"
+        )
+    return SamplingConfig(
+        n=samples,
+        temperature=chosen,
+        top_p=top_p or (1.0 if chosen == 0 else SAMPLED_TOP_P if several else suite.top_p),
+        max_tokens=max_tokens or suite.max_tokens,
+    )
+
+
+def load_suite(
+    suite: Suite, data_dir: str | None = None, limit: int | None = None, sums: ArithmeticConfig = EMBEDDED_SUMS
+) -> list[Problem]:
     """The suite's problems, in their own order.
 
-    `held_out` is the part of the training's generator that training never sees, so it needs its settings.
+    `sums` are the settings of the generator, of which `held_out` is the part that training never sees.
     """
     if suite.source == "arithmetic":
-        data = DataConfig(source="arithmetic", arithmetic=training.arithmetic, limit=limit or HELD_OUT_COUNT)
+        data = DataConfig(source="arithmetic", arithmetic=sums, limit=limit or HELD_OUT_COUNT)
         return load_problems(data, split="held_out", seed=HELD_OUT_SEED).problems
-    path = None
+    paths = suite_files(suite, data_dir) or (None,)
+    problems = [
+        problem
+        for path in paths
+        for problem in load_problems(
+            DataConfig(source=suite.source, path=path), split="held_out", seed=HELD_OUT_SEED
+        ).problems
+    ]
+    return problems[:limit]
+
+
+def suite_files(suite: Suite, data_dir: str | None) -> tuple[str, ...]:
+    """The files a suite is read from; none when it comes from the hub or the generator."""
     if suite.source == "jsonl":
-        path = suite.file
-    elif data_dir is not None:
-        path = str(Path(data_dir) / f"{suite.file}.jsonl")
-    data = DataConfig(source=suite.source, path=path, limit=limit)
-    return load_problems(data, split="held_out", seed=HELD_OUT_SEED).problems
+        return (suite.file,)
+    if suite.source == "arithmetic" or data_dir is None:
+        return ()
+    whole, *parts = (str(Path(data_dir) / f"{name}.jsonl") for name in (suite.file, *suite.parts))
+    split = bool(parts) and not Path(whole).is_file() and all(Path(part).is_file() for part in parts)
+    return tuple(parts) if split else (whole,)
+
+
+def origin_of(suite: Suite, data_dir: str | None) -> str:
+    """Where the problems come from, for people: hub data set and revision, file names, or the generator."""
+    files = suite_files(suite, data_dir)
+    if files:
+        return " + ".join(Path(file).name for file in files)
+    if suite.source == "arithmetic":
+        return f"generator, held-out part, seed {HELD_OUT_SEED}"
+    dataset = SOURCES[suite.source]
+    return f"{dataset.path}@{dataset.revision or 'main'}"
+
+
+def digest_of(problems: Sequence[Problem]) -> str:
+    """SHA-256 of the texts and answers, in whatever order: equal digests were the same questions."""
+    lines = sorted(json.dumps([problem.text, problem.answer]) for problem in problems)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

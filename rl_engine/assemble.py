@@ -11,13 +11,16 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from evals.contamination import contamination
 from evals.suites import Suite, find_suite, load_suite
 from rewards import Grader
+from rl_engine.base_model import meta_model
 from rl_engine.checkpoint import Checkpoints, RunState
 from rl_engine.config import Config
 from rl_engine.config_file import ConfigError
 from rl_engine.console import RunConsole
 from rl_engine.data import TrainingData, prepare
+from rl_engine.forecast import first_lines
 from rl_engine.gap import gap_limits
 from rl_engine.learner import Learner
 from rl_engine.learner_state import restore_learner
@@ -27,8 +30,10 @@ from rl_engine.peaks import PhasePeaks, available
 from rl_engine.publish import Publisher
 from rl_engine.ranks import Ranks
 from rl_engine.records import METRICS, Records
+from rl_engine.rules import rate_of_run
 from rl_engine.sampler import Sampler
 from rl_engine.stopping import StopRequest
+from rl_engine.variants import served_rank
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.cursor import Cursor
@@ -74,9 +79,18 @@ def load_suites(config: Config, renderer: Renderer) -> list[tuple[Suite, list[Pr
     suites = []
     for name in config.eval.suites:
         suite = find_suite(name)
-        problems = load_suite(suite, config.data, config.eval.data_dir, config.eval.limit)
+        problems = load_suite(suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic)
         suites.append((suite, renderer.render_all(problems)))
     return suites
+
+
+def overlap_notes(data: TrainingData, suites: list[tuple[Suite, list[Prompt]]]) -> list[str]:
+    """What the training problems share with each suite, for people. Generated sums are disjoint by their making."""
+    texts = {
+        suite.name: [prompt.problem for prompt in prompts] for suite, prompts in suites if suite.source != "arithmetic"
+    }
+    found = contamination([prompt.problem for prompt in data.prompts], texts)
+    return [f"warning: {one.describe()}" for one in found if one]
 
 
 def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sampling: SamplingConfig) -> int:
@@ -101,6 +115,16 @@ def check_context(config: Config, needed: int) -> None:
             f"prompt and completion may take {needed} tokens, and {config.model.name} has a context of {limit}: "
             "lower data.max_prompt_tokens, sampling.max_tokens or eval.max_tokens"
         )
+
+
+def settled(config: Config, console: RunConsole) -> Config:
+    """The configuration with what `auto` stands for in `optim.lr`, which is what runs and what is written down."""
+    if config.optim.lr != "auto":
+        return config
+    facts = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    rule = rate_of_run(config, facts)
+    console.facts({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
+    return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
 
 
 def config_hash(config: Config) -> str:
@@ -153,6 +177,9 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     with console.phase("reading and checking problems"):
         data = prepare(config, renderer, grader, ranks)
         suites = load_suites(config, renderer)
+        overlaps = overlap_notes(data, suites) if ranks.is_main else []
+    for line in overlaps:
+        console.note(line)
     needed = context_needed(config, suites, eval_sampling)
     check_context(config, needed)
     run_dir = Path(config.output_dir)
@@ -160,7 +187,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
     found = checkpoints.newest() if resume else None
     with console.phase("loading the model"):
-        learner = Learner(config, ranks, pad_id_of(tokenizer))
+        learner = Learner(config, ranks, pad_id_of(tokenizer), [prompt.token_ids for prompt in data.prompts])
     console.facts(describe(config, data, learner))
     with console.phase("starting vLLM"):
         engine = start_engine(config, ranks, needed)
@@ -225,7 +252,7 @@ def start_engine(config: Config, ranks: Ranks, max_model_len: int) -> Any:
             revision=config.model.revision,
             dtype=config.model.dtype,
             max_model_len=max_model_len,
-            lora_rank=config.lora.rank if config.method == "lora" else 0,
+            lora_rank=served_rank(config.lora) if config.method == "lora" else 0,
             max_num_seqs=rollout.max_num_seqs,
             kv_cache_gib=rollout.kv_cache_gib,
             memory_fraction=rollout.memory_fraction,
@@ -244,6 +271,7 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
         "data": f"{config.data.source}: {data.describe()}",
         "training": learner.trainee.describe(),
         **plan_lines(config),
+        **first_lines(config, meta_model(locate_model(config.model.name), config.model.revision)),
         "output": config.output_dir,
     }
 
@@ -258,6 +286,6 @@ def plan_lines(config: Config) -> dict[str, str]:
         ),
         "learning": (
             f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates_per_step} update(s) a step, "
-            f"Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, constant rate {config.optim.lr:g}"
+            f"Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, constant rate {config.optim.rate:g}"
         ),
     }

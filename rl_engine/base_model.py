@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rl_engine.attention import NAME, has_plain_attention
 from rl_engine.config import Config
 from rl_engine.config_file import ConfigError
+from rollout.config import ModelConfig
 from rollout.models import locate_model
 
 # Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
@@ -18,16 +19,22 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """The base model in `model.dtype`, or in another."""
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        locate_model(config.model.name),
-        revision=config.model.revision,
-        dtype=dtype or DTYPES[config.model.dtype],
-        attn_implementation=NAME if layout_of(config, device) == NAME else config.learner.attention,
-    )
+    """The base model in `model.dtype`, or in another, as the learner computes it."""
+    attention = NAME if layout_of(config, device) == NAME else config.learner.attention
+    model = load_weights(config.model, attention, dtype)
     if config.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.to(device)
+
+
+def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:
+    """A model on the CPU, in `model.dtype` or in another."""
+    return AutoModelForCausalLM.from_pretrained(
+        locate_model(model.name),
+        revision=model.revision,
+        dtype=dtype or DTYPES[model.dtype],
+        attn_implementation=attention,
+    )
 
 
 def layout_of(config: Config, device: torch.device) -> str:

@@ -11,8 +11,10 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from evals.suites import suite_name
 from rewards import RewardConfig
 from rl_engine.config_file import read_config
+from rl_engine.variants import DORA, REFUSED, STARTS, served_rank
 from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
 
 # Distances of the clipping bounds from a ratio of one, where `loss.clip_low` and `loss.clip_high` are not given. A loss
@@ -36,15 +38,57 @@ class LoraConfig(Section):
         "auto",
         description="Mixture of experts: rank of each expert's update; auto is rank / active experts, at least 1.",
     )
+    init: str = Field(
+        "default",
+        description=f"Where the adapter starts: {', '.join(STARTS)}. All but the SVD ones (pissa, olora) and eva start "
+        "from values that know nothing of the model; docs/choosing.md.",
+    )
+    plus_ratio: float = Field(
+        1.0, gt=0, le=1024, description="LoRA+: the rate of B is this many times `optim.lr`, the rate of A."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / √rank (rsLoRA) instead of alpha / rank.")
+    dora: bool = Field(False, description="Not served by vLLM, so refused; the message says what to do instead.")
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=512)]] = Field(
+        {}, description="Other ranks by name or path of layers, `{down_proj: 4}`; the first that fits counts."
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="Other alphas in the same way.")
+    start_from: str | None = Field(
+        None, description="Directory of an adapter to go on training, of this rank, alpha and targets."
+    )
+
+    @model_validator(mode="after")
+    def _can_be_trained_and_served(self) -> Self:
+        if self.dora:
+            raise ValueError(DORA)
+        if self.init not in STARTS:
+            reason = REFUSED.get(self.init)
+            known = f"known are {', '.join(STARTS)}"
+            raise ValueError(f"lora.init is {self.init!r}: " + (f"not offered: {reason}" if reason else known))
+        ranks = [self.rank, *self.rank_pattern.values()]
+        if self.init == "orthogonal" and any(rank % 2 for rank in ranks):
+            raise ValueError(f"lora.init orthogonal needs even ranks, not {', '.join(map(str, ranks))}")
+        if served_rank(self) > 512:
+            raise ValueError(f"lora.init {self.init} is served at rank {served_rank(self)}, and vLLM serves up to 512")
+        if self.start_from is not None and self.init != "default":
+            raise ValueError(f"lora.start_from says where the adapter starts: leave lora.init ({self.init}) out")
+        return self
 
 
 class OptimConfig(Section):
-    lr: float = Field(gt=0, le=1, description="Constant learning rate of Adam.")
+    lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        description="Constant learning rate of Adam; auto: by rule (docs/choosing.md), printed with its derivation."
+    )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.95), description="Adam's decay rates of the two moments."
     )
     eps: float = Field(1e-12, gt=0, description="Far below any gradient: the loss's constant must not matter.")
     clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0 for no clipping.")
+
+    @property
+    def rate(self) -> float:
+        """`lr` as a number: a run replaces auto before anything else (`rl_engine.rules.with_rate`)."""
+        assert self.lr != "auto", "the rate has not been decided"
+        return self.lr
 
 
 class LossConfig(Section):
@@ -131,12 +175,22 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     every: int = Field(10, ge=0, description="Steps between evaluations; 0 for only before and after.")
     suites: tuple[str, ...] = Field((), description="Names of suites, or JSON Lines files of problems.")
+    best: str | None = Field(
+        None, description="Suite whose best adapter is kept as `adapters/best`; the first suite when absent."
+    )
     limit: int | None = Field(None, ge=1, description="Use only the first N problems of each suite.")
     n: int = Field(1, ge=1, description="Completions of each problem.")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this share.")
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; the training's when absent.")
     data_dir: str | None = Field(None, description="Directory with the suites' JSON Lines files, for no hub.")
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        names = [suite_name(name) for name in self.suites]
+        if self.best is not None and self.best not in names:
+            raise ValueError(f"eval.best is {self.best!r}; eval.suites has {', '.join(names) or 'none'}")
+        return self
 
     @model_validator(mode="after")
     def _greedy_is_one(self) -> Self:

@@ -67,10 +67,21 @@ def _explain(schema: type[BaseModel], problem: Any) -> str:
         return f"{key}: no such key; did you mean {_nearest_key(schema, location)}?"
     if problem["type"] == "missing":
         return f"{key}: required, and not given"
+    key = ".".join(_without_types(schema, location))
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key and not message.startswith(key) else message
     return f"{key}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+
+
+def _without_types(schema: Any, location: list[str]) -> list[str]:
+    """A key without what pydantic appends to tell the alternatives of a union apart."""
+    for index, part in enumerate(location):
+        fields = getattr(schema, "model_fields", {})
+        if part not in fields:
+            return location[:index] + [part for part in location[index:] if part.isdigit()]
+        schema = fields[part].annotation
+    return location
 
 
 def _nearest_key(schema: type[BaseModel], location: list[str]) -> str:

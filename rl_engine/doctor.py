@@ -60,6 +60,7 @@ def main(
 
 def examine(config: Config, ranks: Ranks) -> bool:
     """Print facts and checks; whether all of them passed."""
+    from rl_engine.assemble import settled
     from rl_engine.console import RunConsole
     from rl_engine.machine import machine_facts
     from rl_engine.selftest import self_test
@@ -68,6 +69,7 @@ def examine(config: Config, ranks: Ranks) -> bool:
     console.console.print("[bold]machine[/bold]")
     console.facts(machine_facts())
     console.console.print("[bold]configuration[/bold]")
+    config = settled(config, console)
     console.facts(plan_facts(config, ranks))
     console.console.print("[bold]self-test[/bold]")
 

@@ -19,6 +19,7 @@ from rl_engine.base_model import meta_model
 from rl_engine.config import Config
 from rl_engine.console import RunConsole
 from rl_engine.data import prepare
+from rl_engine.forecast import first_lines
 from rl_engine.lora import coverage_of, describe_adapter
 from rl_engine.memory import check_fits, estimated, plan
 from rl_engine.peaks import available
@@ -32,12 +33,13 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     check_output(config, resume)
     console = RunConsole(quiet=False, steps=config.train.steps)
     console.facts({"model": f"{config.model.name} ({config.model.dtype})", **plan_lines(config)})
+    shape = meta_model(locate_model(config.model.name), config.model.revision)
     if config.method == "lora":
-        shape = meta_model(locate_model(config.model.name), config.model.revision)
         coverage = coverage_of(shape, config.lora)
         console.facts({"training": describe_adapter(config.lora, coverage)})
     else:
         console.facts({"training": "full fine-tuning, all parameters, float32 masters"})
+    console.facts(first_lines(config, shape))
     memory, room = plan(config, ranks), available(ranks)
     console.facts(estimated(memory, room))
     check_fits(memory, room)

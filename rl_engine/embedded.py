@@ -2,35 +2,37 @@
 
     python -m rl_engine.embedded [--output DIR] [--steps N] [--seed S]
 
-Two thirds of the examples give the answer at once, the others work it out line by line, and nothing tells
-the two apart. A model this small can add two numbers but not six in one go: so it ends with the habit of
-guessing, mostly wrong, and with a way of working that mostly succeeds. Held-out expressions are never shown.
+The warm start is `rl_engine.sft` on `configs/embedded.yaml`. Two thirds of its examples give the answer at once, the
+others work it out line by line, and nothing tells the two apart. A model this small can add two numbers but not six in
+one go: so it ends with the habit of guessing, mostly wrong, and with a way of working that mostly succeeds. Held-out
+expressions are never shown.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import random
+import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import track
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from rl_engine.config_file import read_config
+from rl_engine.records import read_metrics
+from rl_engine.sft_config import SftConfig
+from rl_engine.sft_run import run_sft
 from rollout.arithmetic import Expression, expressions
 from rollout.config import ArithmeticConfig
 from rollout.models import EMBEDDED_DIR
 
-# What the warm start shows, and what quickstart.yaml then asks. Sums of two are what the longer ones are made of.
-SHOWN = ArithmeticConfig(terms=(2, 3, 4, 5, 6), largest=20)
+RECIPE = "embedded.yaml"
+# What quickstart.yaml asks of it.
 ASKED = ArithmeticConfig(terms=(3, 4, 5, 6), largest=20)
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
@@ -39,11 +41,6 @@ VOCABULARY = (PAD, END, UNKNOWN, "\n", " ", "+", "-", "=", "?", BOX, "}", *"0123
 PAD_ID, END_ID = 0, 1
 # The prompt is the problem on a line of its own; the completion starts on the next.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{{ '\\n' }}{% endfor %}"
-
-DIRECT_SHARE = 0.65
-BATCH = 96
-PEAK_RATE = 2e-3
-IGNORED = -100
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -82,31 +79,8 @@ def build_model() -> Qwen3ForCausalLM:
     )
 
 
-def examples(seed: int) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, answer) pairs of the train split, the answer in one of the two styles."""
-    rng = random.Random(seed)
-    for expression in expressions("train", seed, SHOWN.terms, SHOWN.largest):
-        yield (
-            prompt_of(expression),
-            expression.direct() if rng.random() < DIRECT_SHARE else expression.worked(),
-        )
-
-
 def prompt_of(expression: Expression) -> str:
-    return SHOWN.wording.replace("{expression}", expression.text) + "\n"
-
-
-def collate(pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token ids, labels), both [B, T]; labels are `IGNORED` on the problem and on padding."""
-    rows = [(tokenizer.encode(prompt), [*tokenizer.encode(answer), END_ID]) for prompt, answer in pairs]
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids = torch.full((len(rows), width), PAD_ID)
-    labels = torch.full((len(rows), width), IGNORED)
-    for row, (prompt, answer) in enumerate(rows):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.tensor(prompt + answer)
-        labels[row, len(prompt) : end] = torch.tensor(answer)
-    return ids, labels
+    return ASKED.wording.replace("{expression}", expression.text) + "\n"
 
 
 @torch.inference_mode()
@@ -129,37 +103,46 @@ def held_out_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, start: str
     return right / count
 
 
+def write_random_model(directory: Path, seed: int) -> None:
+    """What the warm start begins with: weights drawn from `seed`, in float32, and the tokenizer."""
+    torch.manual_seed(seed)
+    build_model().save_pretrained(directory)
+    build_tokenizer().save_pretrained(directory)
+
+
+def warm_start(directory: Path, steps: int, seed: int) -> Path:
+    """Train random weights by `configs/embedded.yaml`, below `directory`; where the run was left."""
+    write_random_model(directory / "random", seed)
+    overrides = (f"seed={seed}", f"data.seed={seed}", f"train.steps={steps}")
+    places = (f"model.name={directory / 'random'}", f"output_dir={directory / 'run'}")
+    code = run_sft(read_config(SftConfig, RECIPE, [*overrides, *places]))
+    if code:
+        raise typer.Exit(code)
+    return directory / "run"
+
+
 def build(
     output: Annotated[Path, typer.Option(help="Where the checkpoint is written.")] = EMBEDDED_DIR,
     steps: Annotated[int, typer.Option(min=1, help="Batches of the warm start.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the examples.")] = 0,
 ) -> None:
     """Make the embedded model from nothing."""
-    torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
-    model: Any = build_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 50) * (1 - step / steps))
-    stream = examples(seed)
-    start, loss = time.monotonic(), torch.tensor(0.0)
-    for _ in track(range(steps), description="warm start"):
-        ids, labels = collate(list(itertools.islice(stream, BATCH)), tokenizer)
-        logits = model(input_ids=ids).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        run = warm_start(Path(scratch), steps, seed)
+        model: Any = AutoModelForCausalLM.from_pretrained(run / "adapters" / "latest", dtype=torch.float32)
+        last = read_metrics(run)[-1]
     # bfloat16 values load into float32 exactly: half the size, and the figures below are of what is stored.
     model.to(torch.bfloat16).save_pretrained(output)
+    tokenizer = build_tokenizer()
     tokenizer.save_pretrained(output)
     model.float().eval()
     starts = {"free": "", "direct": BOX, "worked": "{first}"}
     made = {
         "steps": steps,
         "seed": seed,
-        "loss": loss.item(),
+        "loss": last["loss"],
+        "test_log_loss": last["test/log_loss"],
         "held_out_accuracy": {style: held_out_accuracy(model, tokenizer, text) for style, text in starts.items()},
     }
     (output / "made.json").write_text(json.dumps(made, indent=2) + "\n")

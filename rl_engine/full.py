@@ -7,7 +7,7 @@ computes in `model.dtype` with their cast values, which are what is published an
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,25 +46,42 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
             register_parametrization(module, name, _Cast(dtype), unsafe=True)
 
 
+def masters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The float32 parameters, by the names they have in a checkpoint."""
+    return {
+        name.replace("parametrizations.", "").removesuffix(".original"): parameter
+        for name, parameter in model.named_parameters()
+    }
+
+
+def write_model(directory: Path, tensors: dict[str, Tensor], facts: Any, tokenizer: Any) -> None:
+    """An ordinary checkpoint, in the precision that its `facts` (transformers' configuration) state."""
+    cast = {name: tensor.to(facts.dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(cast, directory / WEIGHTS, metadata={"format": "pt"})
+    facts.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
 class FullTrainee:
     """Every weight of the model, and a frozen copy of what it was."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config = config
-        self._dtype = DTYPES[config.model.dtype]
         self.causal_lm: Any = load_causal_lm(config, device, torch.float32)
-        if self._dtype != torch.float32:
-            compute_in(self.causal_lm, self._dtype)
-        self.parameters = {
-            name.replace("parametrizations.", "").removesuffix(".original"): parameter
-            for name, parameter in self.causal_lm.named_parameters()
-        }
+        compute_in(self.causal_lm, DTYPES[config.model.dtype])
+        self.parameters = masters_of(self.causal_lm)
         frozen = load_causal_lm(config, device).requires_grad_(False)
         self._base = Policy(frozen, config.sampling.temperature)
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters.values())
         return f"full fine-tuning, all {count:,} parameters, float32 masters"
+
+    def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
+        return [(1.0, list(self.parameters.values()))]
+
+    def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
+        pass
 
     @contextlib.contextmanager
     def as_base(self, score: Score) -> Iterator[Score]:
@@ -75,12 +92,9 @@ class FullTrainee:
 
     def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
         """An ordinary checkpoint, in `model.dtype`, with its tokenizer."""
-        cast = {name: tensor.to(self._dtype).contiguous() for name, tensor in tensors.items()}
-        save_file(cast, directory / WEIGHTS, metadata={"format": "pt"})
-        facts = self._base.causal_lm.config
-        facts.save_pretrained(directory)
         source = locate_model(self._config.model.name)
-        AutoTokenizer.from_pretrained(source, revision=self._config.model.revision).save_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=self._config.model.revision)
+        write_model(directory, tensors, self._base.causal_lm.config, tokenizer)
 
     def facts(self) -> dict[str, Any]:
         return {"kind": "full", "rank": 0, "weights": WEIGHTS}

@@ -40,7 +40,8 @@ class SamplerGapError(RuntimeError):
 class Learner:
     """The policy, what of it learns, and its optimizer on this rank."""
 
-    def __init__(self, config: Config, ranks: Ranks, pad_id: int) -> None:
+    def __init__(self, config: Config, ranks: Ranks, pad_id: int, calibration: Sequence[Sequence[int]] = ()) -> None:
+        """`calibration`: token ids of prompts, for adapters that start from the model's activations."""
         self.config = config
         self.ranks = ranks
         self.trainee = METHODS[config.method](config, ranks.device)
@@ -48,8 +49,8 @@ class Learner:
         self.layout = layout_of(config, ranks.device)
         self._collate = partial(collate, pad_id=pad_id, layout=self.layout)
         self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
-            lr=config.optim.lr,
+            [{"params": group, "lr": factor * config.optim.rate} for factor, group in self.trainee.rates()],
+            lr=config.optim.rate,
             betas=config.optim.betas,
             eps=config.optim.eps,
             weight_decay=0.0,
@@ -60,7 +61,14 @@ class Learner:
         self.policy = Policy(
             self.trainee.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
         )
+        self.trainee.calibrate(partial(self.policy, self._alone(ids)) for ids in calibration)
         self.engine = self._start_engine()
+
+    def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
+        """A micro-batch of one prompt, whose last token stands for the completion."""
+        *before, last = prompt_ids
+        sample = replace(NOTHING, prompt_ids=tuple(before), completion_ids=(last,))
+        return self._collate([sample]).to(self.ranks.device)
 
     def _start_engine(self) -> Any:
         import deepspeed
@@ -70,7 +78,9 @@ class Learner:
         if stage == 0:
             # Without ZeRO the plain optimizer steps on reduced gradients, and nothing else sees their norm.
             self.optimizer.register_step_pre_hook(self._clip)
-        zero: dict[str, Any] = {"stage": stage}
+        # DeepSpeed's default, 5e8, would hold 2 GB for an adapter of some megabytes.
+        count = sum(parameter.numel() for parameter in self.parameters.values())
+        zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": min(500_000_000, count)}
         if stage == 3:
             zero["stage3_param_persistence_threshold"] = PERSISTENT_PARAMETERS
         if settings.offload_optimizer:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from evals.outcomes import outcome_of
 from evals.report import EvalReport, report_on
 from evals.suites import Suite
 from rl_engine.advantages import advantages_of
 from rl_engine.batching import TrainingSample
+from rl_engine.best import best_version
 from rl_engine.checkpoint import Checkpoints, RunState
 from rl_engine.config import Config
 from rl_engine.console import RunConsole
@@ -22,7 +24,7 @@ from rl_engine.peaks import PhasePeaks
 from rl_engine.plot import NAME as PLOT
 from rl_engine.plot import plot_run
 from rl_engine.publish import Publisher
-from rl_engine.records import METRICS, Records
+from rl_engine.records import METRICS, Records, read_metrics
 from rl_engine.sampler import GradedGroup, Sampler
 from rl_engine.stopping import StopRequest
 from rl_engine.tally import LearnStats
@@ -65,6 +67,8 @@ def train(run: Run) -> None:
     run.adapter = run.publisher.publish(run.version)
     if run.step == 0:
         record(run, {}, evaluate(run))
+    elif run.is_main:
+        mark_best(run)
     while run.step < run.config.train.steps and not run.stop.agreed(run.learner.ranks):
         start = time.monotonic()
         run.step += 1
@@ -137,13 +141,15 @@ def step_metrics(
 
 
 def evaluate(run: Run) -> list[EvalReport]:
-    """Score the current adapter on every suite, by the same engine that samples for training."""
+    """Score the current adapter on every suite, by the same engine that samples for training. The main rank reports."""
     reports = []
     for suite, prompts in run.suites:
         with run.console.phase(f"step {run.step}: evaluating {suite.name}"):
             graded = run.sampler.graded_groups(prompts, run.eval_sampling, run.adapter, f"eval/{suite.name}")
-        groups, results = [g.group for g in graded], [g.results for g in graded]
-        reports.append(report_on(suite, run.adapter.key, run.eval_sampling, groups, results))
+        if not run.is_main:
+            continue
+        outcomes = [outcome_of(g.group, g.results, run.sampler.rollout_s / len(graded)) for g in graded]
+        reports.append(report_on(suite, outcomes, run.eval_sampling, run.sampler.grader, adapter=run.adapter))
     return reports
 
 
@@ -159,6 +165,18 @@ def record(run: Run, metrics: dict[str, float], reports: Sequence[EvalReport]) -
     run.console.row(line, reports)
     if reports:
         plot_run(run.records.run)
+        mark_best(run)
+
+
+def mark_best(run: Run) -> None:
+    """Let `adapters/best` name the version that scored highest so far."""
+    if not run.suites:
+        return
+    store = run.publisher.store
+    suite = run.config.eval.best or run.suites[0][0].name
+    best = best_version(read_metrics(run.records.run), suite, store.versions())
+    if best is not None:
+        store.point("best", best)
 
 
 def save(run: Run) -> None:
@@ -172,5 +190,8 @@ def save(run: Run) -> None:
 
 def summary_paths(run: Run) -> dict[str, Path]:
     """Where a person finds what the run made."""
-    root = run.records.run
-    return {"run": root, "adapter": run.adapter.path, "metrics": root / METRICS, "plot": root / PLOT}
+    root, best = run.records.run, run.publisher.store.pointed("best")
+    paths = {"run": root, "adapter": run.adapter.path}
+    if best is not None:
+        paths["best adapter"] = run.publisher.store.path_of(best)
+    return {**paths, "metrics": root / METRICS, "plot": root / PLOT}

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model
+from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rl_engine.base_model import load_causal_lm
 from rl_engine.config import Config, LoraConfig
 from rl_engine.lora_linear import LoraLinear
+from rl_engine.lora_start import FACTS, WEIGHTS, fit_to_activations, put, read_adapter, unchanged
+from rl_engine.variants import STARTS, served_alpha_factor, served_factor, served_rank
 from rollout.models import locate_model
 
 if TYPE_CHECKING:
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 
 PRESETS = ("all", "mlp", "attention")
 HEAD = "+lm_head"
-WEIGHTS = "adapter_model.safetensors"
 
 
 class Shape(NamedTuple):
@@ -134,12 +136,29 @@ def expert_rank(model: Any, config: LoraConfig) -> int:
     return max(1, config.rank // int(getattr(model.config, "num_experts_per_tok", None) or 1))
 
 
+def rank_of(path: str, config: LoraConfig) -> int:
+    """A layer's rank, by PEFT's own rule: the first pattern that names it, or else `lora.rank`."""
+    return config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), path), config.rank)
+
+
+def refuse_idle_patterns(matched: dict[str, Shape], config: LoraConfig) -> None:
+    """Raises `ValueError` for a pattern that names no adapted layer, or experts, whose rank `expert_rank` sets."""
+    for key, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for name in pattern:
+            named = [shape for path, shape in matched.items() if get_pattern_key([name], path) == name]
+            if not named or any(shape.experts for shape in named):
+                leaves = sorted({path.rpartition(".")[2] for path, shape in matched.items() if not shape.experts})
+                near = difflib.get_close_matches(name, leaves, n=1, cutoff=0)
+                raise ValueError(f"lora.{key}: {name!r} names no adapted linear layer; the nearest is {near[0]!r}")
+
+
 def coverage_of(model: nn.Module, config: LoraConfig) -> Coverage:
     """What an adapter of this configuration adds: rank × (inputs + outputs) for each layer or expert."""
     matched = match_targets(model, config.targets)
+    refuse_idle_patterns(matched, config)
     by_group: dict[str, int] = {}
     for path, shape in matched.items():
-        size = shape.parameters(expert_rank(model, config) if shape.experts else config.rank)
+        size = shape.parameters(expert_rank(model, config) if shape.experts else rank_of(path, config))
         by_group[group_of(path)] = by_group.get(group_of(path), 0) + size
     return Coverage(
         modules=tuple(matched),
@@ -151,7 +170,12 @@ def coverage_of(model: nn.Module, config: LoraConfig) -> Coverage:
 
 def describe_adapter(config: LoraConfig, coverage: Coverage) -> str:
     """For people: what the adapter is, in numbers."""
-    return f"rank {config.rank}, alpha {config.alpha:g}, {coverage.describe()}"
+    scale = f"alpha {config.alpha:g}" + (" over √rank" if config.rslora else "")
+    start = f", continued from {config.start_from}" if config.start_from else ""
+    if config.init != "default":
+        start = f", init {config.init}" + (f" (served at rank {served_rank(config)})" * (served_factor(config) > 1))
+    ratio = f", B at {config.plus_ratio:g} × the rate" if config.plus_ratio != 1 else ""
+    return f"rank {config.rank}, {scale}{start}{ratio}, {coverage.describe()}"
 
 
 def peft_config_for(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
@@ -169,7 +193,10 @@ def peft_config_for(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
         lora_alpha=int(config.alpha) if config.alpha.is_integer() else config.alpha,  # type: ignore[arg-type]
         target_modules=leaves if exact else linears,
         target_parameters=experts or None,
-        rank_pattern=dict.fromkeys(experts, expert_rank(model, config)),
+        rank_pattern={**config.rank_pattern, **dict.fromkeys(experts, expert_rank(model, config))},
+        alpha_pattern=dict(config.alpha_pattern),
+        init_lora_weights=STARTS[config.init].peft,  # type: ignore[arg-type]
+        use_rslora=config.rslora,
         lora_dropout=0.0,
         bias="none",
     )
@@ -178,11 +205,15 @@ def peft_config_for(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
 
 
 def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftModel, Coverage]:
-    """Freeze the model and add the adapter, in float32: A uniform in ±1/√d_in, B zero, scale α/r.
+    """Freeze the model and add the adapter, in float32: with the default start A uniform in ±1/√d_in, B zero; scale
+    α/r.
 
-    A's values are drawn from `seed` and nothing else.
+    What is drawn is drawn from `seed` and nothing else. The weights of the model stay as they are.
     """
     coverage = coverage_of(model, config)
+    converted = STARTS[config.init].served == "converted"
+    if config.init != "default" and any(shape.experts for shape in match_targets(model, config.targets).values()):
+        raise ValueError(f"lora.init {config.init} is made for linear layers, and this model has experts: take default")
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the base model is {parameter.dtype} at {name}; bfloat16 and float32 are supported")
@@ -192,11 +223,20 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftMo
         # PEFT looks among modules alone for what a rank is given to; the count below sees that experts got theirs.
         warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, peft_config_for(model, config), autocast_adapter_dtype=True)
+        with unchanged(model, coverage.modules if converted else ()):
+            adapted = get_peft_model(model, peft_config_for(model, config), autocast_adapter_dtype=True)
     assert isinstance(adapted, PeftModel)
+    if converted:
+        for layer in lora_layers(adapted).values():
+            layer.remember_start()
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert trainable == coverage.trainable, (trainable, coverage.trainable)
     return adapted, coverage
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """The adapted linear layers by their paths in the PEFT model."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
@@ -208,12 +248,55 @@ def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
     }
 
 
-def peft_config_of(model: PeftModel, base_model: str) -> dict[str, Any]:
-    """What goes into adapter_config.json: PEFT's own fields, with the base model as the user named it."""
-    config = model.peft_config["default"].to_dict()
-    config["base_model_name_or_path"] = base_model
-    config["inference_mode"] = True
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+def peft_config_of(model: PeftModel, config: LoraConfig, base_model: str) -> dict[str, Any]:
+    """What goes into adapter_config.json: PEFT's own fields of the adapter as it is served, which loads as a plain
+    LoRA whatever it started from."""
+    facts = model.peft_config["default"].to_dict()
+    facts["base_model_name_or_path"] = base_model
+    facts["inference_mode"] = True
+    ranks, alphas = served_factor(config), served_alpha_factor(config)
+    if ranks > 1:
+        facts |= {"init_lora_weights": True, "r": ranks * facts["r"], "lora_alpha": alphas * facts["lora_alpha"]}
+        facts["rank_pattern"] = {name: ranks * rank for name, rank in facts["rank_pattern"].items()}
+        facts["alpha_pattern"] = {name: alphas * alpha for name, alpha in facts["alpha_pattern"].items()}
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in facts.items()}
+
+
+def served(model: PeftModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What learns → what is served, by the same names."""
+    for path, layer in lora_layers(model).items():
+        a, b = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+        tensors = {**tensors, **dict(zip((a, b), layer.whole(tensors[a], tensors[b]), strict=True))}
+    return tensors
+
+
+def write_adapter(directory: Path, model: PeftModel, config: LoraConfig, base: str, tensors: dict[str, Tensor]) -> None:
+    """An adapter in PEFT's format, from what learns. `base` is the name of the base model."""
+    whole = {name: tensor.contiguous() for name, tensor in served(model, tensors).items()}
+    save_file(whole, directory / WEIGHTS, metadata={"format": "pt"})
+    facts = peft_config_of(model, config, locate_model(base))
+    (directory / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+
+
+def adapter_facts(config: LoraConfig) -> dict[str, Any]:
+    """What the manifest says of every version of an adapter."""
+    return {"kind": "lora", "rank": served_rank(config), "weights": WEIGHTS}
+
+
+def go_on_from(parameters: dict[str, nn.Parameter], config: LoraConfig, base: str) -> None:
+    """Begin with the adapter of `lora.start_from`, if there is one."""
+    if config.start_from is not None:
+        scale = config.alpha / (config.rank**0.5 if config.rslora else config.rank)
+        put(parameters, read_adapter(Path(config.start_from), base, scale), config.start_from)
+
+
+def rate_groups(parameters: dict[str, nn.Parameter], config: LoraConfig) -> list[tuple[float, list[nn.Parameter]]]:
+    """LoRA+ (Hayou et al. 2024): B learns at `lora.plus_ratio` times the rate of A. See `Trainee.rates`."""
+    if config.plus_ratio == 1:
+        return [(1.0, list(parameters.values()))]
+    of_b = {name: parameter for name, parameter in parameters.items() if "lora_B" in name}
+    of_a = [parameter for name, parameter in parameters.items() if name not in of_b]
+    return [(1.0, of_a), (config.plus_ratio, list(of_b.values()))]
 
 
 class LoraTrainee:
@@ -224,9 +307,18 @@ class LoraTrainee:
         self.model, self.coverage = add_adapter(load_causal_lm(config, device), config.lora, config.seed)
         self.causal_lm: Any = self.model.get_base_model()
         self.parameters = adapter_parameters(self.model)
+        go_on_from(self.parameters, config.lora, config.model.name)
 
     def describe(self) -> str:
         return describe_adapter(self._config.lora, self.coverage)
+
+    def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
+        return rate_groups(self.parameters, self._config.lora)
+
+    def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
+        if STARTS[self._config.lora.init].calibrated:
+            with self.model.disable_adapter():
+                fit_to_activations(lora_layers(self.model), passes)
 
     @contextlib.contextmanager
     def as_base(self, score: Score) -> Iterator[Score]:
@@ -234,14 +326,10 @@ class LoraTrainee:
             yield score
 
     def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
-        layers = [module for module in self.causal_lm.modules() if isinstance(module, LoraLinear)]
-        return [(layer, parameter) for layer in layers for parameter in layer.outer_parameters()]
+        return [(layer, p) for layer in lora_layers(self.model).values() for p in layer.outer_parameters()]
 
     def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
-        """An adapter in PEFT's format."""
-        save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-        facts = peft_config_of(self.model, locate_model(self._config.model.name))
-        (directory / "adapter_config.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+        write_adapter(directory, self.model, self._config.lora, self._config.model.name, tensors)
 
     def facts(self) -> dict[str, Any]:
-        return {"kind": "lora", "rank": self._config.lora.rank, "weights": WEIGHTS}
+        return adapter_facts(self._config.lora)

@@ -54,15 +54,31 @@ class LoraLinear(PeftLoraLinear):
         if self.disable_adapters or self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
+        learned: Any = (self.lora_A[adapter].weight, self.lora_B[adapter].weight)
+        a_RI, b_OR = self.whole(*learned)
         y_NO = _LoraLinear.apply(  # type: ignore[no-untyped-call]
             x.flatten(0, -2),
             base.weight,
             base.bias,
-            self.lora_A[adapter].weight.to(x.dtype),
-            self.lora_B[adapter].weight.to(x.dtype),
+            a_RI.to(x.dtype),
+            b_OR.to(x.dtype),
             self.scaling[adapter],
         )
         return y_NO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    def remember_start(self) -> None:
+        """Take what the adapter is now off it from here on: the layer is then what it was without one."""
+        (adapter,) = self.active_adapters
+        parts: dict[str, Any] = {"start_a": self.lora_A[adapter], "start_b": self.lora_B[adapter]}
+        for name, layer in parts.items():
+            self.register_buffer(name, layer.weight.detach().clone(), persistent=False)
+
+    def whole(self, a_RI: Tensor, b_OR: Tensor) -> tuple[Tensor, Tensor]:
+        """The adapter as it is served, from what learns: with a remembered start [A; A₀] and [B, −B₀]."""
+        if not hasattr(self, "start_a"):
+            return a_RI, b_OR
+        start_a, start_b = (self.get_buffer(name).to(a_RI.device) for name in ("start_a", "start_b"))
+        return torch.cat([a_RI, start_a]), torch.cat([b_OR, -start_b], dim=1)
 
     def outer_parameters(self) -> list[Any]:
         """Parameters of its parts that its own forward pass reads: what ZeRO-3 must gather for it."""

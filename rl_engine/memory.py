@@ -18,6 +18,7 @@ from rl_engine.config_file import ConfigError
 from rl_engine.logprobs import CHUNK, CPU_CHUNK_BYTES
 from rl_engine.lora import coverage_of
 from rl_engine.ranks import Ranks
+from rl_engine.variants import served_rank
 from rollout.engine import smallest_allowed_rank
 from rollout.models import locate_model
 
@@ -40,8 +41,8 @@ CPU_SAMPLER_COPIES = 2
 FROZEN_LOGITS, TRAINED_LOGITS = 5, 7
 # The sampler's logits, log-probabilities, probabilities and random numbers, float32, a row for each sequence.
 SAMPLER_LOGITS = 5
-# Elements of the float32 buffer that DeepSpeed makes to reduce gradients through; on the CPU only what is used of it
-# takes memory.
+# Most elements of the float32 buffer that DeepSpeed makes to reduce gradients through; on the CPU only what is used of
+# it takes memory.
 ZERO_BUCKET = 500_000_000
 # vLLM's smallest budget for prompts here (`rollout/vllm_engine.py`): their activations are a few rows wide.
 PREFILL_TOKENS = 8192
@@ -226,11 +227,12 @@ def _optimizer(config: Config, trainable: int, ranks: int, cuda: bool) -> list[P
     keys = SHARDING if away else OFFLOAD if cuda else SHARDING
     moments = 2 * gib / (ranks if stage >= 1 else 1)
     gradients = gib / (ranks if stage >= 2 else 1)
+    bucket = min(ZERO_BUCKET, trainable) * FP32 / GIB
     return [
         Part(name="gradients", gib=gradients, phases=("learn",), keys=keys, on_host=away and stage >= 2),
         Part(name="Adam's moments", gib=moments, keys=keys, on_host=away),
         Part(name="ZeRO's copy", gib=gib / ranks if stage >= 1 else 0.0, keys=keys, on_host=away),
-        Part(name="ZeRO's bucket", gib=ZERO_BUCKET * FP32 / GIB if cuda and stage >= 1 else 0.0, phases=("learn",)),
+        Part(name="ZeRO's bucket", gib=bucket if cuda and stage >= 1 else 0.0, phases=("learn",)),
     ]
 
 
@@ -282,7 +284,7 @@ def _adapter_slots(config: Config, trainable: int) -> float:
     """The slot that is computed with, padded to a rank vLLM allows, and the loaded adapter it was filled from."""
     if config.method != "lora":
         return 0.0
-    padded = smallest_allowed_rank(config.lora.rank) / config.lora.rank
+    padded = smallest_allowed_rank(served_rank(config.lora)) / config.lora.rank
     return trainable * (padded + 1) * DTYPES[config.model.dtype].itemsize / GIB
 
 

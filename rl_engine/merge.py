@@ -12,19 +12,17 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_engine.base_model import DTYPES
+from rl_engine.deltas import rank_and_scale
 from rl_engine.trained import WEIGHTS, BaseModel, TrainedAdapter
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-# Fields of adapter_config.json under which the update is not just (alpha / r) · B·A, with what they must be.
+# Fields of adapter_config.json under which the update is not just a multiple of B·A, with what they must be.
 PLAIN: dict[str, Any] = {
-    "alpha_pattern": {},
     "bias": "none",
     "fan_in_fan_out": False,
     "modules_to_save": None,
-    "rank_pattern": {},
     "target_parameters": None,
     "use_dora": False,
-    "use_rslora": False,
 }
 
 
@@ -46,20 +44,20 @@ class Rounding:
 def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
     """Write the merged model, with its tokenizer, into the directory `target`.
 
-    W + (alpha / r) · B·A is computed in float32 from the base model as it is published, whatever precision it was
+    W + (alpha / rank) · B·A is computed in float32 from the base model as it is published, whatever precision it was
     trained in; all that is rounded is the sum. Takes 4 bytes of memory a parameter.
     Raises `ValueError` for an adapter that is more than that, or a base model that is not here.
     """
     for name, plain in PLAIN.items():
         if adapter.peft.get(name, plain) != plain:
-            raise ValueError(f"--merged: the adapter has {name} {adapter.peft[name]!r}; only plain LoRA is merged")
+            raise ValueError(f"the adapter has {name} {adapter.peft[name]!r}, and only plain LoRA is merged")
     source, revision = _source_of(adapter.base), adapter.base.revision
     model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=torch.float32)
-    scale = adapter.peft["lora_alpha"] / adapter.peft["r"]
     tensors = load_file(adapter.directory / WEIGHTS)
     sums = _Sums(DTYPES[dtype])
     for name in [name.removesuffix(A) for name in tensors if name.endswith(A)]:
         layer = model.get_submodule(name.removeprefix(PREFIX))
+        _, scale = rank_and_scale(adapter.peft, name.removeprefix(PREFIX))
         update = (tensors[name + B] @ tensors[name + A]) * scale
         _untie(model, layer)
         merged = layer.weight.data + update

@@ -40,7 +40,7 @@ class Publisher:
     facts: dict[str, str]
     """What every manifest states: base model, configuration hash."""
     keep: int | None = None
-    """Published versions that stay on disk, the newest ones."""
+    """Published versions that stay on disk: the newest ones, and whatever `best` names."""
     _current: AdapterRef | None = field(default=None, init=False)
     _last: _Sighting | None = field(default=None, init=False)
 
@@ -66,7 +66,8 @@ class Publisher:
         self._look(ref)
         if self.ranks.is_main and self.keep is not None:
             for old in self.store.versions()[: -self.keep]:
-                self.store.delete(old)
+                if old != self.store.pointed("best"):
+                    self.store.delete(old)
         return ref
 
     def _look(self, ref: AdapterRef) -> None:

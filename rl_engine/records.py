@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_engine.config import Config
+from rl_engine.sft_config import SftConfig
 
 if TYPE_CHECKING:
     from rl_engine.sampler import GradedGroup
@@ -31,13 +32,12 @@ class Records:
     """Writes what a run leaves behind. Main rank only."""
 
     run: Path
-    config: Config
+    config: Config | SftConfig
     _sinks: list[Any] = field(default_factory=list, init=False)
 
     def open(self, done: int) -> None:
         """Go on after step `done`, −1 for a new run: what was written of later steps will be made again."""
         self.run.mkdir(parents=True, exist_ok=True)
-        (self.run / "rollouts").mkdir(exist_ok=True)
         kept = [line for line in read_metrics(self.run) if line["step"] <= done]
         scratch = self.run / f".{METRICS}.partial"
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -58,6 +58,7 @@ class Records:
     def rollouts(self, step: int, graded: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]) -> None:
         """All completions of a step, one JSON object a line, compressed."""
         path = self.run / "rollouts" / f"step{step:06d}.jsonl.gz"
+        path.parent.mkdir(exist_ok=True)
         # No time stamp in the header: the same completions are the same bytes.
         with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
             for group, row in zip(graded, advantages, strict=True):
@@ -89,7 +90,8 @@ class Records:
 
 class _TensorBoard:
     def __init__(self, run: Path, done: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # heavy, and nothing to those who only read a run
+        # Here, and not above: whoever only reads a run's records has no need of torch.
+        from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(run / "tensorboard", purge_step=done + 1)
 
@@ -106,7 +108,7 @@ class _TensorBoard:
 class _Tracker:
     """Weights & Biases and trackio share one interface."""
 
-    def __init__(self, module: str, project: str, run: Path, config: Config) -> None:
+    def __init__(self, module: str, project: str, run: Path, config: Config | SftConfig) -> None:
         try:
             self._module = importlib.import_module(module)
         except ImportError as error:
@@ -120,7 +122,7 @@ class _Tracker:
         self._module.finish()
 
 
-def open_sinks(run: Path, config: Config, done: int) -> list[Any]:
+def open_sinks(run: Path, config: Config | SftConfig, done: int) -> list[Any]:
     sinks: list[Any] = []
     if config.log.tensorboard:
         sinks.append(_TensorBoard(run, done))

@@ -78,9 +78,12 @@ def stay_offline_if_possible(config: Config) -> None:
 def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
     """Assemble and train; the exit code."""
     ranks = join_quietly()
+    from rl_engine.assemble import settled
+    from rl_engine.console import RunConsole
     from rl_engine.ranks import leave_ranks
 
     try:
+        config = settled(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
         if only_check:
             from rl_engine.dry_run import dry_run
 
@@ -110,6 +113,8 @@ def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) ->
     from rl_engine.assemble import assemble, check_output
     from rl_engine.loop import summary_paths, train
     from rl_engine.records import read_metrics
+    from rl_engine.report.page import NAME as REPORT
+    from rl_engine.report.page import write_report
 
     output = Path(config.output_dir)
     if overwrite and ranks.is_main and (output / "config.yaml").is_file():
@@ -125,7 +130,8 @@ def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) ->
             run.records.close()
             run.sampler.engine.close()
         if ranks.is_main:
-            run.console.summary(read_metrics(output), summary_paths(run))
+            report = write_report([output], output / REPORT)
+            run.console.summary(read_metrics(output), {**summary_paths(run), "report": report})
             if run.stop.signum is not None:
                 run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
     return 0 if run.stop.signum is None else 128 + run.stop.signum

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,15 @@ class Trainee(Protocol):
 
     def describe(self) -> str:
         """For people: what is trained, in numbers."""
+        ...
+
+    def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """Every parameter that learns once, in groups: (multiple of `optim.lr`, parameters)."""
+        ...
+
+    def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
+        """Choose where to start from the model's activations in forward passes over the run's prompts, where the
+        method asks for that; nothing otherwise."""
         ...
 
     def as_base(self, score: Score) -> AbstractContextManager[Score]:

@@ -14,12 +14,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rollout.types import AdapterRef
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+# What PEFT calls the weights of an adapter; one that we did not publish has no manifest to name them.
+FOREIGN_WEIGHTS = "adapter_model.safetensors"
+Pointer = Literal["latest", "best"]
 
 
 class AdapterError(ValueError):
@@ -87,9 +90,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def identity_of(directory: Path) -> str:
+    """The digest that `AdapterRef.sha256` holds: of the manifest, or of the weights where PEFT alone wrote them."""
+    manifest = directory / MANIFEST
+    return sha256_of(manifest if manifest.is_file() else directory / FOREIGN_WEIGHTS)
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterStore:
-    """The published versions of one adapter under one directory: `v000000`, `v000001`, …, `latest`."""
+    """The published versions of one adapter under one directory: `v000000`, `v000001`, …, `latest`, `best`."""
 
     root: Path
     name: str = "policy"
@@ -107,11 +116,20 @@ class AdapterStore:
         with written_aside(target) as scratch:
             write(scratch)
             write_manifest(scratch, {"name": self.name, "version": version, **facts})
-        pointer = self.root / ".latest.partial"
-        pointer.unlink(missing_ok=True)
-        pointer.symlink_to(target.name)
-        pointer.replace(self.root / "latest")
+        self.point("latest", version)
         return self.open(version)
+
+    def point(self, pointer: Pointer, version: int) -> None:
+        """Make a symbolic link name a version; it never names nothing in between."""
+        scratch = self.root / f".{pointer}.partial"
+        scratch.unlink(missing_ok=True)
+        scratch.symlink_to(self.path_of(version).name)
+        scratch.replace(self.root / pointer)
+
+    def pointed(self, pointer: Pointer) -> int | None:
+        """The version that a link names."""
+        link = self.root / pointer
+        return int(link.readlink().name[1:]) if link.is_symlink() else None
 
     def open(self, version: int) -> AdapterRef:
         """The reference of a published version, verified."""

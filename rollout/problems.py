@@ -44,6 +44,8 @@ class HubDataset:
     """A data set of the hub, and which of its columns is what."""
 
     path: str
+    revision: str | None = None
+    """Commit; the newest when absent. Evaluation suites have one, so that a score names what it was measured on."""
     configs: tuple[str | None, ...] = (None,)
     splits: tuple[str, ...] = ("train",)
     problem: str = "problem"
@@ -72,6 +74,7 @@ SOURCES: dict[str, HubDataset] = {
     ),
     "gsm8k_test": HubDataset(
         path="openai/gsm8k",
+        revision="740312add88f781978c0658806c59bc2815b9866",
         configs=("main",),
         splits=("test",),
         problem="question",
@@ -90,6 +93,7 @@ SOURCES: dict[str, HubDataset] = {
     ),
     "math_test": HubDataset(
         path="EleutherAI/hendrycks_math",
+        revision="21a5633873b6a120296cce3e2df9d5550074f4a3",
         configs=MATH_SUBJECTS,
         splits=("test",),
         answer=last_box,
@@ -97,7 +101,13 @@ SOURCES: dict[str, HubDataset] = {
         level="level",
         subject="type",
     ),
-    "math500": HubDataset(path="HuggingFaceH4/MATH-500", splits=("test",), level="level", subject="subject"),
+    "math500": HubDataset(
+        path="HuggingFaceH4/MATH-500",
+        revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+        splits=("test",),
+        level="level",
+        subject="subject",
+    ),
     # The other columns of DeepMath-103K are 2 GB of solutions.
     "deepmath": HubDataset(
         path="zwhe99/DeepMath-103K",
@@ -106,9 +116,11 @@ SOURCES: dict[str, HubDataset] = {
         level="difficulty",
         subject="topic",
     ),
-    "aime2024": HubDataset(path="HuggingFaceH4/aime_2024"),
-    "aime2025": HubDataset(path="math-ai/aime25", splits=("test",)),
-    "aime2026": HubDataset(path="MathArena/aime_2026"),
+    "aime2024": HubDataset(path="HuggingFaceH4/aime_2024", revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a"),
+    "aime2025": HubDataset(
+        path="math-ai/aime25", revision="563bb8404243c5f09de6ec262f2db674fe5bce9b", splits=("test",)
+    ),
+    "aime2026": HubDataset(path="MathArena/aime_2026", revision="10b4e45b7a503075d4da8a0d57916a4f06ce6bd2"),
 }
 
 
@@ -158,31 +170,32 @@ def _or_default(chosen: ColumnsConfig, defaults: ColumnsConfig) -> ColumnsConfig
     return defaults.model_copy(update={name: value for name, value in chosen if value is not None})
 
 
+def jsonl_rows(path: Path, drop: Callable[[str, str], None]) -> Iterator[tuple[str, Row]]:
+    """(where, row) of a JSON Lines file; a line that is not a JSON object is dropped with a reason."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{path.name}:{number}"
+            try:
+                row = json.loads(line)
+            except ValueError:
+                drop("not JSON", where)
+                continue
+            if isinstance(row, dict):
+                yield where, row
+            else:
+                drop("not a JSON object", where)
+
+
 def read_jsonl(path: Path, columns: ColumnsConfig) -> Loaded:
-    """Rows of a JSON Lines file. A line that is not a JSON object is dropped and counted, like any bad row."""
+    """Problems of a JSON Lines file."""
     if not path.is_file():
         raise FileNotFoundError(f"data.path: no such file: {path}")
     # Files follow the project's own names, whatever the hub's copy of the data set calls its columns.
     own = ColumnsConfig(problem="problem", answer="answer", level="level", subject="subject", id="id")
     loaded = Loaded([])
-
-    def rows() -> Iterator[tuple[str, Row]]:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{path.name}:{number}"
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    loaded.drop("not JSON", where)
-                    continue
-                if isinstance(row, dict):
-                    yield where, row
-                else:
-                    loaded.drop("not a JSON object", where)
-
-    _collect(rows(), _or_default(columns, own), None, loaded)
+    _collect(jsonl_rows(path, loaded.drop), _or_default(columns, own), None, loaded)
     return loaded
 
 
@@ -206,7 +219,7 @@ def read_hub(name: str, dataset: HubDataset, chosen: ColumnsConfig) -> Loaded:
     def rows() -> Iterator[tuple[str, Row]]:
         for config in dataset.configs:
             for split in dataset.splits:
-                part = datasets.load_dataset(dataset.path, config, split=split)
+                part = datasets.load_dataset(dataset.path, config, split=split, revision=dataset.revision)
                 missing = wanted - set(part.column_names)
                 if missing:
                     raise ValueError(

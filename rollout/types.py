@@ -44,7 +44,7 @@ class AdapterRef:
     version: int
     path: Path
     sha256: str
-    """Digest of the manifest, which holds the digest of every file."""
+    """Digest of the manifest, which holds the digest of every file; of the weights where there is no manifest."""
     rank: int
     """Of the adapter; 0 for a whole model."""
 

@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     from vllm.lora.request import LoRARequest
     from vllm.platforms import current_platform
 
-from rollout.adapters import AdapterError, read_manifest, sha256_of
+from rollout.adapters import MANIFEST, AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import BASE, EngineSettings, sample_seed, smallest_allowed_rank
 from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
@@ -80,9 +80,9 @@ class VllmEngine:
         """See `Engine.load_adapter`. vLLM keeps adapters apart by name and number: both are used once."""
         if ref.key in self._loaded:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
-        if sha256_of(ref.path / "manifest.json") != ref.sha256:
+        if identity_of(ref.path) != ref.sha256:
             raise AdapterError(f"{ref.path} was published anew since {ref.key} was announced")
-        if read_manifest(ref.path).get("kind") == "full":
+        if (ref.path / MANIFEST).is_file() and read_manifest(ref.path).get("kind") == "full":
             self._load_weights(ref)
             return
         self._ids_given += 1
@@ -168,6 +168,9 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     else:
         arguments |= {
             "kv_cache_memory_bytes": int(settings.kv_cache_gib * GIB),
+            # vLLM never compiles a CPU model that takes adapters. One without would take a compiler and a minute at
+            # its first start, and both methods are to run the same arithmetic.
+            "enforce_eager": True,
             # A generator of the CPU cannot be moved to the middle of a prompt: seeds need whole prefills,
             # and whole prefills need a budget that the longest prompt fits into.
             "enable_chunked_prefill": False,
@@ -185,7 +188,7 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
 
 def _multiplies_itself(settings: EngineSettings) -> bool:
     """Whether `rollout/one_adapter.py` serves this engine."""
-    return bool(settings.one_adapter and settings.lora_rank and settings.max_loras == 1 and current_platform.is_cpu())
+    return bool(settings.one_adapter and settings.max_loras == 1 and current_platform.is_cpu())
 
 
 @contextlib.contextmanager

@@ -76,3 +76,15 @@ def test_seeds_differ_by_occasion_and_by_sample_and_fit_vllm() -> None:
     assert len(seeds) == 60
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert sample_seed("0/1/2", 3) == sample_seed("0/1/2", 3)
+
+
+def test_best_is_a_link_like_latest(store: AdapterStore) -> None:
+    for version in range(3):
+        store.publish(version, write_weights, {"rank": 1})
+    assert store.pointed("best") is None
+    store.point("best", 1)
+    store.point("best", 0)
+    assert store.pointed("best") == 0
+    assert store.pointed("latest") == 2
+    assert store.versions() == [0, 1, 2]
+    assert (store.root / "best").resolve() == store.path_of(0).resolve()

@@ -1,121 +1,274 @@
-"""Suites, estimators and reports."""
+"""Suites, votes, reports, contamination."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from evals.estimators import average, bootstrap, wilson
-from evals.report import report_on
-from evals.suites import SUITES, find_suite, load_suite, suite_needs_hub
-from rewards import GradeResult, Verdict
-from rollout.config import DataConfig, SamplingConfig
-from rollout.problems import SOURCES
-from rollout.types import Completion, Problem, Prompt, RolloutGroup
-
-TRAINING = DataConfig(source="arithmetic")
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [
-        # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
+from evals.contamination import contamination
+from evals.estimators import Votes
+from evals.outcomes import Outcome, Sample, outcome_of
+from evals.report import compare, report_on
+from evals.suites import (
+    ANSWER_FORMS,
+    EMBEDDED_SUMS,
+    SUITES,
+    digest_of,
+    find_suite,
+    load_suite,
+    origin_of,
+    sampling_of,
+    suite_files,
+    suite_needs_hub,
 )
-def test_wilson_agrees_with_the_published_table(successes: int, trials: int, low: float, high: float) -> None:
-    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+from evals.votes import MOST_COMPARED, count_votes
+from rewards import Grader, GradeResult, Verdict
+from rewards.overlap import between
+from rl_engine.config import load_config
+from rl_engine.embedded import ASKED
+from rollout.config import ArithmeticConfig, SamplingConfig
+from rollout.problems import SOURCES
+from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup
+
+VERSION_3 = AdapterRef(name="policy", version=3, path=Path("a"), sha256="9f", rank=1)
 
 
-def test_an_interval_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        wilson(0, 0)
-
-
-def test_the_bootstrap_has_the_width_of_the_normal_approximation_and_its_seed() -> None:
-    scores = np.random.default_rng(0).random(400)
-    low, high = bootstrap(scores)
-    assert high - low == pytest.approx(2 * 1.96 * scores.std() / 20, rel=0.1)
-    assert bootstrap(scores) == (low, high)
-
-
-def test_average_counts_problems_and_samples() -> None:
-    score, (low, high) = average(np.array([[True, False], [True, True], [False, False]]))
-    assert score == 0.5
-    assert low < score < high
-
-
-def test_a_report_by_hand(tmp_path: Path) -> None:
-    def group(name: str, level: str, lengths: tuple[int, ...]) -> RolloutGroup:
-        problem = Problem(id=name, text=name, answer="1", level=level)
-        completions = tuple(
-            Completion(
-                text="",
-                token_ids=(0,) * length,
-                logprobs=(0.0,) * length,
-                finish_reason="length" if length == 9 else "stop",
-                adapter="policy-v000003",
-            )
-            for length in lengths
-        )
-        return RolloutGroup(prompt=Prompt(problem=problem, text=name, token_ids=(1,)), completions=completions)
-
-    right = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="1")
-    wrong = GradeResult(verdict=Verdict.INCORRECT, reward=0.0, extracted="2")
-    none = GradeResult(verdict=Verdict.NO_ANSWER, reward=0.0, extracted=None)
-    report = report_on(
-        SUITES["aime2024"],
-        "policy-v000003",
-        SamplingConfig(n=2, max_tokens=9, temperature=0.6),
-        [group("a", "1", (3, 5)), group("b", "2", (9, 7))],
-        [(right, right), (none, wrong)],
+def sample(extracted: str | None, verdict: Verdict = Verdict.INCORRECT, tokens: int = 1, cut: bool = False) -> Sample:
+    return Sample(
+        text="",
+        extracted=extracted,
+        verdict=verdict,
+        detail="",
+        tokens=tokens,
+        finish_reason="length" if cut else "stop",
     )
-    assert (report.avg, report.problems, report.samples) == (0.5, 2, 2)
-    assert (report.tokens_mean, report.tokens_mean_correct, report.truncated_frac) == (6.0, 4.0, 0.25)
-    assert report.verdicts["correct"] == 0.5
-    assert report.verdicts["no_answer"] == 0.25
-    assert report.by_level == {"1": 1.0, "2": 0.0}
-    assert report.metrics()["eval/aime2024/avg"] == 0.5
-    path = report.write(tmp_path)
-    assert path.name == "aime2024-policy-v000003.json"
-    assert json.loads(path.read_text())["interval"] == list(report.interval)
 
 
-def test_suites_are_named_versioned_and_come_from_known_sources() -> None:
-    assert {"gsm8k", "math500", "math", "aime2024", "aime2025", "aime2026", "held_out"} <= set(SUITES)
+def outcome(name: str, *samples: Sample, level: str = "", adapter: str = "base", sampling_s: float = 0.0) -> Outcome:
+    problem = Problem(id=name, text=name, answer="1", level=level, subject="s")
+    return Outcome(problem=problem, adapter=adapter, samples=samples, sampling_s=sampling_s)
+
+
+# Suites.
+
+DEFINED = {
+    "held_out": (1, "ada886"),
+    "gsm8k": (1, "27ec74"),
+    "math500": (1, "427b0d"),
+    "math": (1, "c1b74e"),
+    "aime2024": (1, "5646fa"),
+    "aime2025": (1, "8d9952"),
+    "aime2026": (1, "2c73a0"),
+}
+
+
+def definition(name: str) -> str:
+    """Six digits of a digest of everything in the definition that can move a score."""
+    suite = SUITES[name]
+    source = SOURCES.get(suite.source)
+    facts = {
+        **dataclasses.asdict(dataclasses.replace(suite, version=0)),
+        "answer_forms": ANSWER_FORMS,
+        "data": (source.path, source.revision, source.configs, source.splits) if source else EMBEDDED_SUMS.model_dump(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:6]
+
+
+def test_a_suite_changes_with_its_version_alone() -> None:
+    """Where this fails the definition of a suite changed: raise its version, then write both down here."""
+    assert {name: (suite.version, definition(name)) for name, suite in SUITES.items()} == DEFINED
+
+
+def test_suites_come_from_known_sources_at_a_fixed_revision() -> None:
     for suite in SUITES.values():
-        assert suite.version >= 1
-        assert suite.source == "arithmetic" or suite.source in SOURCES
+        if suite.source != "arithmetic":
+            revision = SOURCES[suite.source].revision
+            assert revision is not None
+            assert len(revision) == 40
+            assert origin_of(suite, None) == f"{SOURCES[suite.source].path}@{revision}"
     with pytest.raises(ValueError, match="aime2024"):
         find_suite("aime")
     assert suite_needs_hub(SUITES["gsm8k"], None)
     assert not suite_needs_hub(SUITES["gsm8k"], "data")
 
 
-def test_the_held_out_suite_is_fixed() -> None:
-    held_out = load_suite(find_suite("held_out"), TRAINING, None, None)
+def test_the_held_out_suite_is_fixed_and_the_quickstarts() -> None:
+    held_out = load_suite(find_suite("held_out"))
     assert len(held_out) == 256
-    assert held_out == load_suite(find_suite("held_out"), TRAINING, None, None)
-    assert load_suite(find_suite("held_out"), TRAINING, None, 10) == held_out[:10]
+    assert load_suite(find_suite("held_out"), limit=10) == held_out[:10]
+    assert load_config("quickstart.yaml").data.arithmetic == EMBEDDED_SUMS == ASKED
+    other = load_suite(find_suite("held_out"), sums=ArithmeticConfig(terms=(2,), largest=30))
+    assert {problem.level for problem in other} == {"2"}
+    assert digest_of(held_out) == digest_of(held_out[::-1]) != digest_of(other)
 
 
-def test_a_file_is_a_suite(tmp_path: Path) -> None:
-    path = tmp_path / "mine.jsonl"
-    path.write_text('{"id": "a", "problem": "1+1", "answer": "2"}\n')
-    suite = find_suite(str(path))
+def write_rows(path: Path, count: int) -> None:
+    rows = [{"id": f"{path.stem}-{i}", "problem": f"{path.stem} {i}", "answer": str(i)} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_file_is_a_suite_and_a_suite_may_lie_in_two_files(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    write_rows(mine, 2)
+    suite = find_suite(str(mine))
     assert suite.name == "mine"
-    assert [p.id for p in load_suite(suite, TRAINING, None, None)] == ["a"]
+    assert [p.id for p in load_suite(suite)] == ["mine-0", "mine-1"]
+    write_rows(tmp_path / "math500.jsonl", 2)
+    write_rows(tmp_path / "math_test_minus500.jsonl", 3)
+    found = load_suite(SUITES["math"], str(tmp_path), limit=4)
+    assert [p.id for p in found] == ["math500-0", "math500-1", "math_test_minus500-0", "math_test_minus500-1"]
+    write_rows(tmp_path / "math_test.jsonl", 1)
+    assert suite_files(SUITES["math"], str(tmp_path)) == (str(tmp_path / "math_test.jsonl"),)
+
+
+@pytest.mark.parametrize(
+    ("suite", "asked", "expected"),
+    [
+        ("gsm8k", {}, (1, 0.0, 1.0, 1024)),
+        ("gsm8k", {"n": 8}, (8, 0.6, 0.95, 1024)),
+        ("gsm8k", {"n": 8, "temperature": 1.0, "top_p": 0.9, "max_tokens": 9}, (8, 1.0, 0.9, 9)),
+        ("aime2025", {}, (16, 0.6, 0.95, 32_768)),
+        ("aime2025", {"n": 64}, (64, 0.6, 0.95, 32_768)),
+        ("aime2025", {"temperature": 0.0}, (1, 0.0, 1.0, 32_768)),
+    ],
+)
+def test_the_protocol_is_the_suites_unless_told_otherwise(
+    suite: str, asked: dict[str, float], expected: tuple[float, ...]
+) -> None:
+    chosen = sampling_of(SUITES[suite], **asked)  # type: ignore[arg-type]
+    assert (chosen.n, chosen.temperature, chosen.top_p, chosen.max_tokens) == expected
+
+
+def test_several_greedy_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="the same one"):
+        sampling_of(SUITES["gsm8k"], n=4, temperature=0.0)
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(
-    ("name", "count"), [("gsm8k", 1319), ("math500", 500), ("aime2024", 30), ("aime2025", 30), ("aime2026", 30)]
-)
-def test_suites_read_from_a_directory(name: str, count: int, shared_data: Path) -> None:
-    assert len(load_suite(find_suite(name), TRAINING, str(shared_data), None)) == count
+@pytest.mark.parametrize("name", ["gsm8k", "math500", "math", "aime2024", "aime2025", "aime2026"])
+def test_suites_read_from_a_directory(name: str, shared_data: Path) -> None:
+    assert len(load_suite(find_suite(name), str(shared_data))) == SUITES[name].size
+
+
+# Votes.
+
+
+def test_wrong_answers_are_counted_by_what_they_state(grader: Grader) -> None:
+    right = sample("7", Verdict.CORRECT)
+    found = count_votes(
+        [
+            outcome("a", *map(sample, ("1/2", "0.5", r"\frac{2}{4}", "3")), right, sample(None, Verdict.NO_ANSWER)),
+            outcome("b", *map(sample, ("x+1", "1+x", "x+2", "{broken", "{broken"))),
+            # Refused although it states the reference: the verdict counts, not the text.
+            outcome("c", right, sample("7"), sample("7")),
+        ],
+        grader,
+    )
+    assert found[0] == Votes(right=1, wrong=(3, 1), silent=1)
+    assert found[1] == Votes(right=0, wrong=(2, 2, 1), silent=0)
+    assert found[2] == Votes(right=1, wrong=(2,), silent=0)
+
+
+def test_comparisons_are_bounded(grader: Grader) -> None:
+    """Beyond the limit an answer equals only its own text."""
+    many = [str(number) for number in range(10, 10 + MOST_COMPARED)]
+    (votes,) = count_votes([outcome("a", *map(sample, [*many, *many, "10.0", "99", "99"]))], grader)
+    assert votes.wrong == (2,) * (MOST_COMPARED + 1) + (1,)
+
+
+# Reports.
+
+
+def test_a_report_by_hand(tmp_path: Path, grader: Grader) -> None:
+    key = VERSION_3.key
+    right, wrong = sample("1", Verdict.CORRECT, tokens=3), sample("2", tokens=7)
+    outcomes = [
+        outcome("a", right, sample("1", Verdict.CORRECT, tokens=5), level="1", adapter=key, sampling_s=0.5),
+        outcome(
+            "b", sample(None, Verdict.NO_ANSWER, tokens=9, cut=True), wrong, level="10", adapter=key, sampling_s=1.5
+        ),
+        outcome("c", wrong, right, level="2", adapter=key, sampling_s=1.0),
+    ]
+    sampling = SamplingConfig(n=2, max_tokens=9, temperature=0.6)
+    report = report_on(SUITES["aime2024"], outcomes, sampling, grader, VERSION_3)
+    assert (report.adapter, report.adapter_sha256, report.suite_version) == (key, "9f", 1)
+    assert (report.avg, report.problems, report.samples) == (0.5, 3, 2)
+    assert {k: estimate.value for k, estimate in report.pass_at.items()} == {1: 0.5, 2: pytest.approx(2 / 3)}
+    # One right and one wrong answer tie: half a point.
+    assert report.maj_at[2].value == pytest.approx((1 + 0 + 0.5) / 3)
+    assert (report.tokens_mean, report.tokens_mean_correct) == (34 / 6, 11 / 3)
+    assert report.tokens_mean_wrong == 23 / 3
+    assert report.tokens_per_s == pytest.approx(34 / 3)
+    assert report.truncated_frac == pytest.approx(1 / 6)
+    assert report.verdicts["no_answer"] == pytest.approx(1 / 6)
+    assert {name: (part.problems, part.avg) for name, part in report.by_level.items()} == {
+        "1": (1, 1.0),
+        "2": (1, 0.5),
+        "10": (1, 0.0),
+    }
+    assert list(report.by_level) == ["1", "2", "10"]
+    assert report.by_subject["s"].tokens_mean == 34 / 6
+    metrics = report.metrics()
+    assert metrics["eval/aime2024/avg"] == 0.5
+    assert metrics["eval/aime2024/pass_at_2"] == pytest.approx(2 / 3)
+    path = report.write(tmp_path)
+    assert path.name == "aime2024-policy-v000003.json"
+    assert json.loads(path.read_text())["interval"] == list(report.interval)
+    base = [dataclasses.replace(one, samples=(wrong, wrong)) for one in outcomes]
+    assert compare(outcomes, base).mean == 0.5
+
+
+def test_completions_of_another_version_cannot_measure_this_one(grader: Grader) -> None:
+    stale = outcome("a", sample("1", Verdict.CORRECT), adapter="policy-v000002")
+    with pytest.raises(ValueError, match="policy-v000002 cannot measure policy-v000003"):
+        report_on(SUITES["held_out"], [stale], SamplingConfig(n=1), grader, VERSION_3)
+    completions = tuple(
+        Completion(text="", token_ids=(), logprobs=(), finish_reason="stop", adapter=adapter) for adapter in "ab"
+    )
+    group = RolloutGroup(prompt=Prompt(problem=stale.problem, text="", token_ids=()), completions=completions)
+    verdict = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="1")
+    with pytest.raises(ValueError, match="several adapters: a, b"):
+        outcome_of(group, [verdict, verdict])
+
+
+# Contamination.
+
+STORY = "a farmer has twelve cows and buys seven more at the market before selling {} of them to a neighbour"
+
+
+def problems(*texts: str, prefix: str = "p") -> list[Problem]:
+    return [Problem(id=f"{prefix}{index}", text=text, answer="1") for index, text in enumerate(texts)]
+
+
+def test_training_problems_that_a_suite_holds_are_counted() -> None:
+    formula = "find the remainder when the number m plus n is divided by one thousand where {} is given"
+    suite = problems(STORY.format(3), formula.format("it"), "What is 2 + 2?")
+    training = problems(
+        STORY.format("3!"),  # word for word: punctuation does not count
+        STORY.format(5),  # the story goes on in other numbers
+        "Something else entirely",
+        *(formula.format(name) for name in "abcdefg"),  # held by more than five: a formula
+    )
+    (found,) = contamination(training, {"mine": suite})
+    assert (found.training, found.exact, found.ngram, found.touched) == (10, 1, 1, 1)
+    assert found.examples == (("p0", "mine:p0"), ("p1", "mine:p0"))
+    assert "2 of 10 training problems overlap mine" in found.describe()
+    # The same file, hence the same ids, on both sides.
+    (same,) = contamination(suite, {"mine": suite})
+    assert (same.exact, bool(same)) == (3, True)
+    assert not contamination(problems("Nothing alike"), {"mine": suite})[0]
+
+
+@pytest.mark.shared
+def test_two_passes_find_what_one_finds(shared_data: Path) -> None:
+    training = load_suite(find_suite(str(shared_data / "math_train.jsonl")))[6500:]
+    suite = load_suite(SUITES["math500"], str(shared_data))
+    (found,) = contamination(training, {"math500": suite})
+    pairs = between(*([(f"{mark}{p.id}", p.text) for p in group] for mark, group in (("", training), (":", suite))))
+    assert found.exact + found.ngram == len({pair.left for pair in pairs})
+    assert found.touched == len({pair.right for pair in pairs})
+    assert found.exact >= 1  # math-train-07163 is math500-046

@@ -176,11 +176,12 @@ def test_the_sampler_follows_the_whole_model(
     for version in range(3):
         stats = learner.step([sampled(version)], max_kl=1e-6, max_gap=1e-3)
         assert stats.logprob_gap_max < 1e-4
+        publisher.store.point("best", 0)
     rows = sampled(3)
     stats = learner.measure(rows, max_kl=1e-6, max_gap=1e-3)
     assert stats.kl_base > 1e-3
-    # Old versions leave the disk, and the base model has left the sampler.
-    assert publisher.store.versions() == [2, 3]
+    # Old versions leave the disk, all but the best, and the base model has left the sampler.
+    assert publisher.store.versions() == [0, 2, 3]
     with pytest.raises(AdapterError, match="the base model is gone"):
         whole_model_engine.generate(prompts, SAMPLING, None, ["x"] * len(prompts))
 

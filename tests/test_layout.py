@@ -21,6 +21,7 @@ MAY_IMPORT = {
 HEAVY = {
     "vllm": {"rollout/vllm_engine.py", "rollout/one_adapter.py"},
     "peft": {"rl_engine/lora.py", "rl_engine/lora_linear.py"},
+    "trl": {"rl_engine/sft_trainer.py"},
     "omegaconf": {"rl_engine/config_file.py"},
 }
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
@@ -69,10 +70,21 @@ def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes
 
 
 @pytest.mark.parametrize(
-    "module", ["rewards", "rl_engine.config", "rl_engine.train", "rl_engine.push", "rollout.config"]
+    "module",
+    [
+        "rewards",
+        "rl_engine.config",
+        "rl_engine.plan",
+        "rl_engine.push",
+        "rl_engine.report.__main__",
+        "rl_engine.sft",
+        "rl_engine.sweep.__main__",
+        "rl_engine.train",
+        "rollout.config",
+    ],
 )
 def test_light_modules_load_neither_torch_nor_vllm(module: str) -> None:
-    heavy = ("torch", "vllm", "transformers", "deepspeed", "sympy", "math_verify", "datasets")
+    heavy = ("torch", "vllm", "transformers", "deepspeed", "sympy", "math_verify", "datasets", "matplotlib", "trl")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120

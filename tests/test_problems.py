@@ -13,7 +13,7 @@ import pytest
 from rewards import Grader, Verdict
 from rl_engine.config import Config
 from rl_engine.data import prepare
-from rl_engine.embedded import ASKED, SHOWN
+from rl_engine.embedded import ASKED
 from rl_engine.ranks import Ranks
 from rollout.arithmetic import Expression, arithmetic_problems, expressions
 from rollout.config import ArithmeticConfig, ColumnsConfig, DataConfig, PromptConfig
@@ -21,6 +21,9 @@ from rollout.cursor import Cursor
 from rollout.models import locate_model
 from rollout.problems import SOURCES, load_problems
 from rollout.prompts import Renderer
+
+# What the warm start of the embedded model shows (configs/embedded.yaml).
+SHOWN = ArithmeticConfig(terms=(2, 3, 4, 5, 6), largest=20)
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> str:
@@ -91,8 +94,9 @@ def test_a_hub_data_set_is_read_by_its_table_entry(monkeypatch: pytest.MonkeyPat
 
     asked = []
 
-    def load_dataset(path: str, config: str | None, split: str) -> datasets.Dataset:
+    def load_dataset(path: str, config: str | None, split: str, revision: str | None) -> datasets.Dataset:
         asked.append((path, config, split))
+        assert revision == {"HuggingFaceH4/MATH-500": SOURCES["math500"].revision}.get(path)
         rows = [
             {"problem": "p1", "solution": r"so \boxed{\frac{1}{2}} is it", "level": "Level 2", "type": "Algebra"},
             {"problem": "p2", "solution": r"\boxed{1} then \boxed{2}", "level": "Level 1", "type": "Algebra"},

@@ -12,8 +12,10 @@ import pytest
 from rich.console import Console
 
 from rl_engine.assemble import config_hash, pad_id_of
+from rl_engine.best import best_version
 from rl_engine.checkpoint import Checkpoints, RunState
 from rl_engine.config import load_config
+from rl_engine.config_file import ConfigError
 from rl_engine.console import RunConsole
 from rl_engine.gap import gap_limits
 from rl_engine.records import Records, read_metrics
@@ -95,6 +97,24 @@ def test_limits_follow_precision_and_top_p() -> None:
     assert cut_gap == pytest.approx(gap + 0.1053605, rel=1e-4)
     chosen = load_config("quickstart.yaml", ["rollout.max_kl=0.5", "rollout.max_logprob_gap=3"])
     assert gap_limits(chosen) == (0.5, 3.0)
+
+
+def test_the_best_version_is_the_first_with_the_highest_score_that_is_still_there() -> None:
+    scores = [(0, 0.2), (5, 0.6), (9, 0.6), (12, 0.5)]
+    lines = [{"step": v, "adapter/version": v, "eval/a/avg": s, "eval/b/avg": -s} for v, s in scores]
+    lines.insert(1, {"step": 3, "adapter/version": 3})
+    assert best_version(lines, "a", range(13)) == 5
+    assert best_version(lines, "b", range(13)) == 0
+    assert best_version(lines, "a", [0, 9, 12]) == 9
+    assert best_version(lines[:3], "a", range(13)) == 5
+    assert best_version(lines, "c", range(13)) is None
+
+
+def test_the_suite_that_decides_must_be_measured() -> None:
+    config = load_config("quickstart.yaml", ["eval.suites=[held_out,some/mine.jsonl]", "eval.best=mine"])
+    assert config.eval.best == "mine"
+    with pytest.raises(ConfigError, match=r"eval.best is 'aime2024'; eval.suites has held_out"):
+        load_config("quickstart.yaml", ["eval.best=aime2024"])
 
 
 def test_a_model_without_a_padding_token_lends_its_end() -> None:

@@ -440,7 +440,7 @@ def test_an_update_of_a_tied_output_embedding_leaves_the_input_alone(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("use_rslora", True), ("use_dora", True), ("target_parameters", ["experts.down_proj"])]
+    ("name", "value"), [("bias", "all"), ("use_dora", True), ("target_parameters", ["experts.down_proj"])]
 )
 def test_what_is_more_than_plain_lora_is_not_merged(run: Path, tmp_path: Path, name: str, value: Any) -> None:
     adapter = read_trained(run / "adapters/latest", None)

@@ -24,7 +24,7 @@ from rewards import Verdict
 from rl_engine.checkpoint import Checkpoints
 from rl_engine.plot import plot_run
 from rl_engine.records import read_metrics
-from rollout.adapters import AdapterError, read_manifest, sha256_of
+from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
 from rollout.models import EMBEDDED_DIR
 
 ROOT = Path(__file__).parent.parent
@@ -153,6 +153,16 @@ def test_the_run_directory_is_the_contract(run_dir: Path) -> None:
         manifest = read_manifest(run_dir / "adapters" / f"v{version:06d}")
         assert (manifest["version"], manifest["base_model"]) == (version, "embedded")
         assert manifest["parent"] == (version - 1 if version else None)
+    scores = {
+        int(line["adapter/version"]): line["eval/held_out/avg"]
+        for line in read_metrics(run_dir)
+        if "eval/held_out/avg" in line
+    }
+    assert AdapterStore(run_dir / "adapters").pointed("best") == max(scores, key=lambda version: scores[version])
+    for version, score in scores.items():
+        report = json.loads((run_dir / "evals" / f"held_out-policy-v{version:06d}.json").read_text())
+        vouched = run_dir / "adapters" / f"v{version:06d}" / "manifest.json"
+        assert (report["avg"], report["adapter_sha256"]) == (score, sha256_of(vouched))
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step000002", "step000004"]
     assert len(list((run_dir / "evals").glob("held_out-policy-v*.json"))) == 3
     assert (run_dir / "curves.png").stat().st_size > 10_000
@@ -238,6 +248,7 @@ def test_sigterm_saves_and_leaves_and_the_run_resumes_bit_for_bit(
     assert f"resumed after step {stopped}" in output
     assert digests(interrupted) == digests(run_dir)
     assert comparable(interrupted) == comparable(run_dir)
+    assert (interrupted / "adapters" / "best").readlink() == (run_dir / "adapters" / "best").readlink()
     for path in sorted((run_dir / "rollouts").iterdir()):
         assert (interrupted / "rollouts" / path.name).read_bytes() == path.read_bytes()
 
@@ -275,9 +286,12 @@ def test_the_method_is_the_only_difference_between_an_adapter_and_the_whole_mode
     assert all(line["sampler/logprob_gap_max"] < 1e-3 for line in lines[1:])
     config, other = (yaml.safe_load((path / "config.yaml").read_text()) for path in (full, run_dir))
     assert {key for key in config if config[key] != other[key]} == {"method", "train"}
-    versions = sorted(path.name for path in (full / "adapters").glob("v*"))
-    assert versions[-1] == f"v{lines[2]['adapter/version']:06d}"
-    assert len(versions) == 2
+    store = AdapterStore(full / "adapters")
+    best = store.pointed("best")
+    assert best is not None
+    # The two newest, and the one that scored best: not lost although it may be older.
+    newest = int(lines[2]["adapter/version"])
+    assert store.versions() == sorted({best, newest - 1, newest})
     AutoModelForCausalLM.from_pretrained(full / "adapters" / "latest")
 
 

@@ -1,0 +1,139 @@
+"""The command: `python -m evals --model M [--adapter DIR …] --suite gsm8k,math500 --output FILE.json`.
+
+Imports nothing heavy until the arguments are known to be good.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from evals.suites import SUITES, find_suite, suite_needs_hub
+from rollout import models
+from rollout.prompts import FRAMES
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+Suite = Annotated[
+    list[str], typer.Option(help=f"Comma-separated: {', '.join(SUITES)}, or JSON Lines files of problems.")
+]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[NAME=]DIR", help="A published version or a PEFT directory; may be repeated."),
+]
+Template = Annotated[
+    str,
+    typer.Option(help=f"chat, {', '.join(sorted(FRAMES))}; auto: the model's chat template, or problem_solution."),
+]
+
+
+@app.command()
+def main(
+    model: Annotated[str, typer.Option(help="Hub id, directory, or `embedded`.")],
+    suite: Suite,
+    output: Annotated[Path, typer.Option(help="JSON file; tables go beside it as Markdown.")],
+    adapter: Adapter = None,
+    base: Annotated[bool, typer.Option(help="Measure the base model too.")] = True,
+    data_dir: Annotated[str | None, typer.Option(help="Directory with the suites' .jsonl files, for no hub.")] = None,
+    train_data: Annotated[
+        str | None, typer.Option(help="Training problems (.jsonl): warn of those that a suite holds too.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Completions of each problem; the suite's own.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N problems of each suite.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="0 is greedy; the suite's own, or 0.6 for several samples.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="The suite's own, or 0.95 with 0.6.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest completion; the suite's own.")] = None,
+    template: Template = "auto",
+    frame: Annotated[str | None, typer.Option(help="A frame of your own; `{problem}` stands for the problem.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Sentence after the problem; the suite's own, '' for none.")
+    ] = None,
+    records: Annotated[bool, typer.Option("--records", help="Keep every sample, as FILE.samples.jsonl.gz.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output, begin anew.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the completions.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Completions sampled between two savings.")] = 256,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: float32 for `embedded`, else bfloat16.")
+    ] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of grading one sample.")] = 5.0,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: cards that share the model.")] = 1,
+    memory_fraction: Annotated[float, typer.Option(min=0.05, max=1, help="CUDA only: share of each card.")] = 0.9,
+    kv_cache_gib: Annotated[float, typer.Option(min=0.05, help="CPU only: memory for keys and values.")] = 2.0,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences sampled at once.")] = 512,
+) -> None:
+    """Score a model and adapters on it, on the same prompts, from one engine.
+
+    An interrupted evaluation goes on when the same command is given again. For data parallel sampling start it under
+    torchrun: `torchrun --nproc-per-node 8 -m evals …`; each process then has an engine and a share of the batches.
+    """
+    arguments = dict(locals())
+    arguments["adapters"] = tuple(arguments.pop("adapter") or ())
+    arguments["suites"] = tuple(name for names in arguments.pop("suite") for name in names.split(",") if name)
+    try:
+        stay_offline_if_possible(model, arguments["suites"], data_dir)
+        start(arguments)
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on from what is finished", 130)
+    except (ValueError, FileNotFoundError) as error:
+        fail(str(error), 2)
+    except OSError as error:
+        fail(f"{error}\nOn a machine without the hub, give --model and --data-dir as local paths.", 1)
+
+
+def start(arguments: dict[str, object]) -> None:
+    quiet_libraries()
+    from evals.command import run
+    from evals.exams import Asked
+    from evals.launch import join_launch, leave_launch
+
+    launch = join_launch()
+    console = Console(highlight=False, quiet=not launch.is_main)
+    if not console.is_terminal:
+        console = Console(highlight=False, quiet=not launch.is_main, width=200)
+    try:
+        run(Asked(**arguments), launch, console, start_vllm)  # type: ignore[arg-type]  # typer has checked them
+    finally:
+        leave_launch(launch)
+
+
+def start_vllm(settings: object) -> object:
+    from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
+
+    return VllmEngine(settings)  # type: ignore[arg-type]
+
+
+def stay_offline_if_possible(model: str, suites: tuple[str, ...], data_dir: str | None) -> None:
+    """Where model and suites are on this machine, forbid the libraries to ask the hub at all."""
+    if not models.needs_hub(model) and not any(suite_needs_hub(find_suite(name), data_dir) for name in suites):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def quiet_libraries() -> None:
+    # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def fail(message: str, code: int) -> None:
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,136 @@
+"""Adapter directories → what is measured: the base model, and adapters that the engine can be told to load.
+
+A published version is verified by its manifest. A directory that PEFT wrote elsewhere has none: it is taken as it is,
+after a look at whether vLLM can serve it on this model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from rollout.adapters import FOREIGN_WEIGHTS, MANIFEST, AdapterError, identity_of, read_manifest
+from rollout.engine import BASE, smallest_allowed_rank
+from rollout.models import locate_model
+from rollout.types import AdapterRef
+
+CONFIG = "adapter_config.json"
+# vLLM refuses these when it loads the adapter, which is after the model. Initialisations that change the base weights
+# when PEFT loads them are refused too.
+REFUSED = ("use_dora", "lora_bias", "modules_to_save", "layer_replication", "use_bdlora", "use_qalora")
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
+# Layers that read the hidden state: their A has as many columns as the model is wide.
+READS_HIDDEN = re.compile(r"\.layers\.(\d+)\..*\.(?:[qkv]_proj|gate_proj|up_proj)\.lora_A\.weight$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """The base model or one adapter on it."""
+
+    label: str
+    """What reports call it: the version's key, the name given, or the directory's."""
+    ref: AdapterRef | None = None
+    """None for the base model."""
+    remarks: tuple[str, ...] = ()
+    """What a person should know before trusting it."""
+
+
+BASE_MODEL = Contender(label=BASE)
+
+
+def find_contenders(arguments: Sequence[str], model: str, facts: Any) -> list[Contender]:
+    """The contenders of `--adapter [NAME=]DIR`, checked against a model and its configuration (`AutoConfig`).
+
+    Raises `AdapterError` for what cannot be measured.
+    """
+    contenders = [_contender(argument, model, facts) for argument in arguments]
+    labels = Counter(contender.label for contender in contenders)
+    for label, count in labels.items():
+        if count > 1 or label == BASE:
+            raise AdapterError(f"{count} adapters are called {label!r}; give names of your own: --adapter NAME=DIR")
+    return contenders
+
+
+def _contender(argument: str, model: str, facts: Any) -> Contender:
+    name, given, place = argument.rpartition("=")
+    if Path(argument).exists():  # a directory whose own name holds the sign
+        name, given, place = "", "", argument
+    directory = Path(place).expanduser().resolve()
+    if not (directory / CONFIG).is_file():
+        raise AdapterError(f"--adapter {place}: {_what_is_there(directory)}")
+    settings = json.loads((directory / CONFIG).read_text())
+    rank = _rank_of(settings, directory)
+    _check_fits(directory, facts, model)
+    published = (directory / MANIFEST).is_file()
+    manifest = read_manifest(directory) if published else {}
+    ref = AdapterRef(
+        name=name if given else manifest.get("name", directory.name),
+        version=manifest.get("version", 0),
+        path=directory,
+        sha256=identity_of(directory),
+        rank=rank,
+    )
+    remarks = [] if published else ["no manifest: taken as it is, not verified"]
+    trained_on = manifest.get("base_model") or settings.get("base_model_name_or_path")
+    if trained_on and not same_model(trained_on, model):
+        remarks.append(f"trained on {trained_on!r}, measured on {model!r}: make sure that they are one model")
+    return Contender(label=ref.key if published and not given else ref.name, ref=ref, remarks=tuple(remarks))
+
+
+def _what_is_there(directory: Path) -> str:
+    if (directory / "config.json").is_file():
+        return "a whole model, not an adapter; give it as --model"
+    if not directory.is_dir():
+        return "no such directory"
+    return f"not an adapter: it has no {CONFIG}"
+
+
+def _rank_of(settings: dict[str, Any], directory: Path) -> int:
+    """The largest rank of its layers. Raises `AdapterError` for what vLLM cannot serve."""
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise AdapterError(f"{directory}: peft_type is {kind!r}; vLLM serves LORA alone")
+    refused = [key for key in REFUSED if settings.get(key)]
+    if settings.get("init_lora_weights", True) not in PLAIN_STARTS:
+        refused.append(f"init_lora_weights={settings['init_lora_weights']}")
+    if refused:
+        raise AdapterError(f"{directory}: vLLM cannot serve an adapter with {', '.join(refused)}")
+    rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
+    try:
+        smallest_allowed_rank(rank)
+    except ValueError as error:
+        raise AdapterError(f"{directory}: {error}") from error
+    return rank
+
+
+def _check_fits(directory: Path, facts: Any, model: str) -> None:
+    """vLLM copies what is too small into its larger buffers without a word."""
+    if not (directory / FOREIGN_WEIGHTS).is_file():
+        raise AdapterError(f"{directory} has no {FOREIGN_WEIGHTS}")
+    layers, hidden = facts.num_hidden_layers, facts.hidden_size
+    with safe_open(directory / FOREIGN_WEIGHTS, framework="numpy") as weights:
+        for name in weights.keys():  # noqa: SIM118 - not a mapping
+            found = READS_HIDDEN.search(name)
+            if found is None:
+                continue
+            width = weights.get_slice(name).get_shape()[1]
+            if width != hidden or int(found[1]) >= layers:
+                raise AdapterError(
+                    f"{directory} does not fit {model}: {name} reads {width} values in layer {found[1]}, and the model "
+                    f"is {hidden} wide with {layers} layers"
+                )
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model as far as names tell: equal, or the same last part of a path or hub id."""
+    with contextlib.suppress(FileNotFoundError):  # a directory of another machine
+        one, other = locate_model(one), locate_model(other)
+    return one == other or Path(one).name == Path(other).name

@@ -1,0 +1,116 @@
+"""Finished problems ↔ a file beside the output: what an interrupted evaluation has not to sample again.
+
+The first line holds the settings that the numbers depend on; a file of other settings is refused. Every further line is
+the outcome of one problem by one contender.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evals.outcomes import Outcome
+
+Settings = dict[str, Any]
+Key = tuple[str, str, str]
+"""Suite, contender, problem id."""
+
+
+class LedgerError(ValueError):
+    """A ledger of another evaluation; the text says what differs."""
+
+
+@dataclass
+class Ledger:
+    """One process's view of `FILE.partial.jsonl`. Further ranks write `FILE.partial-1.jsonl` … of their own."""
+
+    output: Path
+    settings: Settings
+    rank: int = 0
+    _records: dict[Key, dict[str, Any]] = field(default_factory=dict, init=False)
+
+    @property
+    def path(self) -> Path:
+        return self._path_of(self.rank)
+
+    def _path_of(self, rank: int) -> Path:
+        return self.output.with_suffix(f".partial-{rank}.jsonl" if rank else ".partial.jsonl")
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.output.parent.glob(f"{glob.escape(self.output.stem)}.partial*.jsonl"))
+
+    def begin(self, *, overwrite: bool) -> None:
+        """Gather what earlier processes left into one clean file: by the main rank, before the others read.
+
+        Raises `LedgerError` when it is of another evaluation.
+        """
+        if overwrite:
+            self.remove()
+        self.read()
+        text = json.dumps({"settings": self.settings}) + "\n"
+        text += "".join(json.dumps(record) + "\n" for record in self._records.values())
+        write_whole(self.path, text)
+        for path in self._paths():
+            if path != self.path:
+                path.unlink()
+
+    def read(self) -> None:
+        """Take in every finished problem of every rank. A last line cut short by a crash is left out."""
+        for path in self._paths():
+            lines = _whole_lines(path)
+            header = next(lines, {"settings": self.settings})
+            changed = differences(header.get("settings"), json.loads(json.dumps(self.settings)))
+            if changed:
+                raise LedgerError(
+                    f"{path} holds an unfinished evaluation with other settings: {'; '.join(changed)}. "
+                    "--overwrite begins anew"
+                )
+            for record in lines:
+                self._records[(record["suite"], record["contender"], record["problem_id"])] = record
+
+    def find(self, suite: str, contender: str, problem_id: str) -> dict[str, Any] | None:
+        """The record of a finished problem."""
+        return self._records.get((suite, contender, problem_id))
+
+    def add(self, suite: str, contender: str, outcomes: Sequence[Outcome]) -> None:
+        """Keep the outcomes of problems that were sampled together, in one write."""
+        records = [{"suite": suite, "contender": contender, **outcome.to_json()} for outcome in outcomes]
+        lines = [] if self.path.is_file() else [{"settings": self.settings}]
+        with self.path.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in (*lines, *records)))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        for path in self._paths():
+            path.unlink()
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two nested settings, one line each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [
+            line for key in keys for line in differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        ]
+    return [] if old == new else [f"{where or 'the first line'} was {old!r} and is {new!r}"]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is complete or absent, whenever the process may end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(text)
+    scratch.replace(path)

@@ -1,0 +1,223 @@
+"""Names of metrics → the charts they make: the same on the report's page and in a paper's plots."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One curve of a chart."""
+
+    key: str
+    """Name in metrics.jsonl."""
+    label: str
+    low: str = ""
+    """Names of the ends of its interval, where it has one."""
+    high: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """Curves that share an axis."""
+
+    name: str
+    """Of its file, where it is written to one."""
+    title: str
+    unit: str
+    """What stands on the axis; values under `%` are stored as fractions of one."""
+    series: tuple[Series, ...]
+    log: bool = False
+    """Drawn on a logarithmic axis unless the reader asks otherwise."""
+    from_zero: bool = True
+    """Whether the axis begins at zero, so that heights compare."""
+    total: Series | None = None
+    """Where the curves are the parts of a whole: they are stacked, and of several runs only the whole is drawn."""
+
+
+# Of one verdict or another there is always some; these four say that an answer was not judged.
+UNJUDGED = ("no_answer", "unparseable", "timeout", "error")
+SUITE_TITLES = {
+    "held_out": "held-out problems",
+    "gsm8k": "GSM8K",
+    "math500": "MATH-500",
+    "math": "MATH",
+    "aime2024": "AIME 2024",
+    "aime2025": "AIME 2025",
+    "aime2026": "AIME 2026",
+}
+
+REWARD = Chart(
+    name="reward", title="Reward", unit="mean of completions", series=(Series(key="reward/mean", label="reward"),)
+)
+COT_LENGTH = Chart(
+    name="cot_length",
+    title="CoT length",
+    unit="tokens/completion",
+    series=(
+        Series(key="completion/tokens_mean", label="all"),
+        Series(key="completion/tokens_mean_correct", label="right"),
+        Series(key="completion/tokens_mean_wrong", label="wrong"),
+    ),
+)
+CHARTS = (
+    Chart(
+        name="sampled_accuracy",
+        title="Accuracy while sampling",
+        unit="%",
+        series=(Series(key="reward/accuracy", label="right"),),
+    ),
+    Chart(
+        name="entropy",
+        title="Entropy of the policy",
+        unit="nats/token",
+        series=(Series(key="policy/entropy", label="entropy"),),
+    ),
+    Chart(
+        name="kl_base",
+        title="KL to the base model",
+        unit="nats/token",
+        series=(Series(key="policy/kl_base", label="KL"),),
+    ),
+    Chart(
+        name="unjudged",
+        title="No judged answer",
+        unit="% of completions",
+        series=tuple(Series(key=f"reward/verdict/{name}", label=name.replace("_", " ")) for name in UNJUDGED),
+    ),
+    Chart(
+        name="no_signal",
+        title="Groups without a signal",
+        unit="% of groups",
+        series=(Series(key="groups/no_signal_frac", label="all rewards equal"),),
+    ),
+    Chart(
+        name="truncated",
+        title="Cut off by the token limit",
+        unit="% of completions",
+        series=(Series(key="completion/truncated_frac", label="truncated"),),
+    ),
+    Chart(
+        name="sampler_kl",
+        title="Sampler gap: KL",
+        unit="nats/token",
+        series=(Series(key="sampler/kl", label="KL"),),
+        log=True,
+        from_zero=False,
+    ),
+    Chart(
+        name="sampler_gap",
+        title="Sampler gap: furthest token",
+        unit="nats",
+        series=(Series(key="sampler/logprob_gap_max", label="largest gap"),),
+        log=True,
+        from_zero=False,
+    ),
+    Chart(
+        name="clipped",
+        title="Held by a clipping bound",
+        unit="% of tokens",
+        series=(
+            Series(key="loss/clip_low_frac", label="lower bound"),
+            Series(key="loss/clip_high_frac", label="upper bound"),
+        ),
+    ),
+    Chart(
+        name="ratio",
+        title="Ratio of probabilities in the loss",
+        unit="policy/behaviour",
+        series=tuple(Series(key=f"ratio/{name}", label=name) for name in ("p01", "p50", "p99", "max")),
+        from_zero=False,
+    ),
+    Chart(
+        name="grad_norm",
+        title="Gradient norm",
+        unit="before clipping",
+        series=(Series(key="grad_norm", label="norm"),),
+    ),
+    Chart(name="loss", title="Loss", unit="of the step", series=(Series(key="loss", label="loss"),), from_zero=False),
+    Chart(
+        name="adapter_norms",
+        title="Inside the adapter: norms",
+        unit="median over modules",
+        series=(
+            Series(key="inside/norm_a", label="‖A‖₂"),
+            Series(key="inside/norm_b", label="‖B‖₂"),
+            Series(key="inside/norm_update", label="‖ΔW‖F"),
+        ),
+    ),
+    Chart(
+        name="stable_rank",
+        title="Inside the adapter: stable rank of ΔW",
+        unit="median over modules",
+        series=(Series(key="inside/stable_rank", label="‖ΔW‖²F / ‖ΔW‖²₂"),),
+    ),
+    Chart(
+        name="time",
+        title="Time of a step",
+        unit="s",
+        series=tuple(
+            Series(key=f"time/{phase}_s", label=label)
+            for phase, label in (("rollout", "sample"), ("grade", "grade"), ("learn", "learn"), ("sync", "sync"))
+        ),
+        total=Series(key="time/step_s", label="step"),
+    ),
+    Chart(
+        name="throughput",
+        title="Throughput",
+        unit="tokens/s",
+        series=(Series(key="throughput/tokens_per_s", label="completion tokens over the step's time"),),
+    ),
+    Chart(
+        name="memory",
+        title="Peak memory",
+        unit="GiB",
+        series=tuple(
+            Series(key=f"memory/{phase}_gib", label=label)
+            for phase, label in (("rollout", "sample"), ("learn", "learn"), ("sync", "sync"))
+        ),
+    ),
+)
+
+
+def suites_of(keys: Collection[str]) -> list[str]:
+    """Names of the suites with a score among these metrics."""
+    return sorted({key.split("/")[1] for key in keys if key.startswith("eval/") and key.endswith("/avg")})
+
+
+def accuracy_chart(*suites: str) -> Chart:
+    """Scores with their 95 % intervals."""
+    title = SUITE_TITLES.get(suites[0], suites[0]) if len(suites) == 1 else "held-out problems"
+    return Chart(
+        name="_".join(("accuracy", *suites)),
+        title=f"Accuracy on {title}",
+        unit="%",
+        series=tuple(
+            Series(
+                key=f"eval/{suite}/avg",
+                label=SUITE_TITLES.get(suite, suite),
+                low=f"eval/{suite}/low",
+                high=f"eval/{suite}/high",
+            )
+            for suite in suites
+        ),
+    )
+
+
+def charts_of(keys: Collection[str]) -> list[Chart]:
+    """The charts for which there is something to draw, in reading order: is it learning, does it stay sane, is it
+    correct, is it fast."""
+    suites = suites_of(keys)
+    shaping = sorted(key for key in keys if key.startswith("reward/term/"))
+    terms = tuple(Series(key=key, label=key.removeprefix("reward/term/")) for key in shaping)
+    reward = replace(REWARD, series=(*REWARD.series, *terms))
+    length = Chart(
+        name="eval_length",
+        title="CoT length in evaluation",
+        unit="tokens/completion",
+        series=tuple(Series(key=f"eval/{suite}/tokens_mean", label=SUITE_TITLES.get(suite, suite)) for suite in suites),
+    )
+    scores = [accuracy_chart(suite) for suite in suites]
+    everything = [reward, *scores, COT_LENGTH, *([length] if suites else []), *CHARTS]
+    return [chart for chart in everything if any(series.key in keys for series in chart.series)]

@@ -1,0 +1,86 @@
+"""The command: `python -m rl_engine.report RUN_DIR … [--output FILE] [--plots DIR] [--watch]`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from rl_engine.records import METRICS
+from rl_engine.report.page import NAME, PROBLEMS, names_of, read_runs, write_page
+from rl_engine.train import fail
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class PlotFormat(StrEnum):
+    SVG = "svg"
+    PNG = "png"
+
+
+@app.command()
+def main(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories; several are compared.")],
+    output: Annotated[Path | None, typer.Option(help="The file to write; report.html in the first RUN_DIR.")] = None,
+    problems: Annotated[
+        int, typer.Option(min=1, help="Problems whose completions are shown, of each step.")
+    ] = PROBLEMS,
+    plots: Annotated[Path | None, typer.Option(help="Directory that gets each chart as a file, for a paper.")] = None,
+    format: Annotated[PlotFormat, typer.Option(help="Of those files.")] = PlotFormat.SVG,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again with new steps, until the runs end.")] = False,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks with --watch.")] = 10,
+) -> None:
+    """Write one HTML file about runs, done or under way. It holds all that it shows and opens offline."""
+    target = output or runs[0] / NAME
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        if watch:
+            console.print(f"watching; {escape(str(target))} loads itself again, Ctrl-C ends it")
+            watch_runs(runs, target, problems, every)
+        records = read_runs(runs, problems)
+        write_page(records, target)
+        console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
+        if plots is not None:
+            # matplotlib takes a second to load, and the page does without it.
+            from rl_engine.plot import plot_charts
+
+            lines = {name: record.lines for name, record in zip(names_of(records), records, strict=True)}
+            files = plot_charts(lines, plots, format.value)
+            console.print(f"plots   {len(files)} in {escape(str(plots))}")
+    except ValueError as error:
+        fail(str(error), 2)
+
+
+def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float) -> None:
+    """Write the page whenever a run has recorded a step; until all are done, or Ctrl-C."""
+    seen = None
+    failed = False
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            sizes = [path.stat().st_size if path.is_file() else 0 for path in (run / METRICS for run in runs)]
+            if sizes != seen:
+                try:
+                    records = read_runs(runs, problems)
+                except (FileNotFoundError, ValueError):
+                    # A version pruned or a file half written just now is settled at the next look; twice is a fault.
+                    if failed or seen is None:
+                        raise
+                    failed = True
+                else:
+                    if all(record.is_done for record in records):
+                        return
+                    write_page(records, output, every_s)
+                    seen, failed = sizes, False
+            time.sleep(every_s)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

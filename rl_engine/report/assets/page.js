@@ -1,0 +1,229 @@
+'use strict';
+// The page: which runs are shown, what the charts draw, what a reader chose, and, in a watched run, loading again.
+
+const data = JSON.parse(by('data').textContent);
+const OWN_KEY = 'chosen by the reader';
+const DRAWN = new Set(data.charts.flatMap(chart => chart.series.map(series => series.key)).concat('adapter/version'));
+const STORE = `rl_engine.report ${location.pathname}`;
+const state = {
+  off: [], theme: '', scroll: 0, allAdapters: false,
+  span: 1, log: {}, wide: [], metric: data.keys.find(name => !DRAWN.has(name)),
+  run: 0, step: 'all', verdict: 'all', text: '', problem: '', groupStep: -1,
+  ...JSON.parse(sessionStorage.getItem(STORE) ?? '{}'),
+};
+if (!data.runs[state.run]) state.run = 0;
+
+const isShown = index => !state.off.includes(data.runs[index].name);
+
+/** The points of one metric of a run; a step without it has none. */
+function pointsOf(metrics, {key, low, high}, factor) {
+  const points = [];
+  (metrics[key] ?? []).forEach((value, index) => {
+    if (value === null) return;
+    const point = {step: metrics.step[index], value: value * factor};
+    if (low) Object.assign(point, {low: metrics[low][index] * factor, high: metrics[high][index] * factor});
+    points.push(point);
+  });
+  return points;
+}
+
+/** One run: a colour for each metric. Several: a colour for each run, a dash for each metric. */
+function curvesOf(chart) {
+  const several = data.runs.length > 1;
+  const parts = several && chart.total ? [chart.total] : chart.series;
+  const factor = chart.unit.startsWith('%') ? 100 : 1;
+  const curves = [];
+  data.runs.forEach((run, place) => {
+    if (!isShown(place)) return;
+    parts.forEach((series, index) => {
+      const points = pointsOf(run.metrics, series, factor);
+      if (!points.length) return;
+      if (!several) curves.push({points, label: series.label, colour: colour(index), dash: ''});
+      else {
+        const label = parts.length > 1 ? `${run.name}, ${series.label}` : run.name;
+        curves.push({points, label, colour: colour(place), dash: dash(index)});
+      }
+    });
+  });
+  return chart.total && !several ? stacked(curves) : curves;
+}
+
+/** The one value of curves that never move: worth a sentence, not a chart. Undefined where there is more to see. */
+function constant(curves) {
+  const [low, high] = extent(curves);
+  return low === high && curves.some(curve => curve.points.length > 1) ? low : undefined;
+}
+
+function ownChart() {
+  return {name: OWN_KEY, title: '', unit: '', series: [{key: state.metric, label: state.metric}], from_zero: false};
+}
+
+function redraw(figure) {
+  const chart = figure.chart ?? ownChart();
+  const curves = curvesOf(chart);
+  figure.hidden = Boolean(figure.chart) && (curves.length === 0 || constant(curves) !== undefined);
+  figure.querySelector('svg.plot')?.remove();
+  if (figure.hidden || !curves.length) return;
+  const positive = curves.some(curve => curve.points.some(point => point.value > 0));
+  const log = positive && (state.log[chart.name] ?? chart.log ?? false);
+  const button = figure.querySelector('.log');
+  button.hidden = !(log || chart.log || mayBeLog(curves));
+  button.setAttribute('aria-pressed', log);
+  figure.classList.toggle('wide', state.wide.includes(chart.name));
+  figure.querySelector('.legend').replaceChildren(...legendOf(chart, curves));
+  draw(figure, chart, curves, {log, span: state.span, steps: stepsShown()});
+}
+
+/** The first and the last step of what is shown: all charts share their axis. */
+function stepsShown() {
+  const steps = data.runs.filter((run, index) => isShown(index)).map(run => run.metrics.step).filter(Boolean);
+  return [Math.min(...steps.map(of => of[0])), Math.max(...steps.map(of => of.at(-1)))];
+}
+
+/** The runs' colours stand in the page's head; a chart explains what is particular to it. */
+function legendOf(chart, curves) {
+  if (data.runs.length === 1)
+    return curves.length > 1 ? curves.map(curve => element('span', {}, key(curve), ` ${curve.label}`)) : [];
+  if (chart.total) return [element('span', {textContent: 'all phases together'})];
+  if (chart.series.length === 1) return [];
+  return chart.series.map((series, index) =>
+    element('span', {}, key({colour: 'var(--ink)', dash: dash(index)}), ` ${series.label}`));
+}
+
+/** The frame of a chart; without one, of the chart whose metric the reader chooses. */
+function makeFigure(chart) {
+  const name = chart?.name ?? OWN_KEY;
+  const text = (tag, textContent, className) => element(tag, {className, textContent});
+  const title = chart ? [text('b', chart.title, 'title'), text('span', chart.unit, 'unit')] : [metricSelect()];
+  const button = (className, textContent, hint, change) => {
+    const onclick = () => {
+      change();
+      save();
+      redraw(figure);
+    };
+    return element('button', {type: 'button', className, textContent, title: hint, onclick});
+  };
+  const buttons = element('span', {className: 'buttons'},
+    button('log', 'log', 'Axis by powers of ten', () => {
+      state.log[name] = !(state.log[name] ?? chart?.log ?? false);
+    }),
+    button('enlarge', '⤢', 'Large or small', () => {
+      state.wide = state.wide.includes(name) ? state.wide.filter(other => other !== name) : [...state.wide, name];
+    }));
+  const figure = element('figure', {chart}, element('figcaption', {}, ...title, buttons),
+    element('div', {className: 'legend'}), element('div', {className: 'tip', hidden: true}));
+  figure.dataset.chart = name;
+  return figure;
+}
+
+function metricSelect() {
+  const select = element('select', {}, ...data.keys.map(name => new Option(name, name)));
+  if (!data.keys.includes(state.metric)) state.metric = data.keys[0];
+  select.value = state.metric;
+  select.onchange = () => {
+    state.metric = select.value;
+    save();
+    redraw(select.closest('figure'));
+  };
+  return element('label', {}, element('b', {textContent: 'Any metric '}), select);
+}
+
+function redrawAll() {
+  document.querySelectorAll('#charts figure').forEach(redraw);
+  const still = data.charts.map(chart => [chart, constant(curvesOf(chart))]).filter(([, value]) => value !== undefined)
+    .map(([chart, value]) => `${chart.title} ${Number(value.toPrecision(4))} ${chart.unit}`);
+  by('constant').textContent = still.length ? `The same at every step: ${still.join('; ')}.` : '';
+}
+
+/** Hide what belongs to a run that is switched off. */
+function showRuns() {
+  for (const part of document.querySelectorAll('[data-run]')) part.hidden = !isShown(part.dataset.run);
+  for (const box of document.querySelectorAll('#runs input')) box.checked = isShown(box.value);
+}
+
+function showTheme() {
+  document.documentElement.style.colorScheme = state.theme || 'light dark';
+}
+
+function showAdapters() {
+  by('adapters').classList.toggle('all', state.allAdapters);
+  for (const box of document.querySelectorAll('.all-adapters')) box.checked = state.allAdapters;
+}
+
+function browse() {
+  save();
+  showCompletions(data, state, group => {
+    Object.assign(state, {problem: group.problem_id, groupStep: group.step});
+    // A step of the history outside the filters: the filters give way.
+    if (state.step !== 'all') state.step = String(group.step);
+    if (!matching([group], state).length) Object.assign(state, {verdict: 'all', text: ''});
+    browse();
+  });
+}
+
+function save() {
+  sessionStorage.setItem(STORE, JSON.stringify(state));
+}
+
+function listen() {
+  const boxes = [...document.querySelectorAll('#runs input')];
+  for (const box of boxes)
+    box.onchange = () => {
+      state.off = boxes.filter(other => !other.checked).map(other => data.runs[other.value].name);
+      save();
+      showRuns();
+      redrawAll();
+    };
+  by('smoothing').onchange = event => {
+    state.span = Number(event.target.value);
+    save();
+    redrawAll();
+  };
+  by('theme').onclick = () => {
+    const isDark = state.theme ? state.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
+    state.theme = isDark ? 'light' : 'dark';
+    save();
+    showTheme();
+  };
+  for (const box of document.querySelectorAll('.all-adapters'))
+    box.onchange = () => {
+      state.allAdapters = box.checked;
+      save();
+      showAdapters();
+    };
+  for (const id of ['run', 'step', 'verdict', 'text'])
+    by(id).oninput = event => {
+      state[id] = event.target.value;
+      browse();
+    };
+  for (const [id, move] of [['step-before', -1], ['step-after', 1]])
+    by(id).onclick = () => {
+      by('step').selectedIndex += move;
+      state.step = by('step').value;
+      browse();
+    };
+  addEventListener('resize', redrawAll);
+  addEventListener('pagehide', () => {
+    state.scroll = scrollY;
+    save();
+  });
+}
+
+function reloadLater() {
+  by('fresh').textContent = `live, ${new Date(document.lastModified).toLocaleTimeString()}`;
+  // Not under the hands of someone who is marking text.
+  const reload = () => getSelection().isCollapsed ? location.reload() : setTimeout(reload, 1000);
+  setTimeout(reload, 1000 * data.reload_s);
+}
+
+by('charts').append(...data.charts.map(makeFigure), ...(data.keys.length ? [makeFigure()] : []));
+by('no-curves').hidden = data.keys.length > 0;
+by('smoothing').value = state.span;
+showTheme();
+showRuns();
+showAdapters();
+listen();
+browse();
+redrawAll();
+scrollTo(0, state.scroll);
+if (data.reload_s) reloadLater();

@@ -1,0 +1,181 @@
+"""rollouts/ → a bounded, repeatable choice of groups to read: some problems of every step, spread over the run."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from jinja2.utils import htmlsafe_json_dumps
+
+from rewards import Verdict
+
+STEPS = 256
+"""Most steps that are read; of more, every second, fourth, … is."""
+SAMPLES = 8
+"""Most completions shown of a group."""
+CHARACTERS = 20_000
+"""Longest text shown whole; of a longer one the middle is left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownCompletion:
+    text: str
+    verdict: str
+    reward: float
+    advantage: float
+    tokens: int
+    finish_reason: str
+    extracted: str | None
+    adapter: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownGroup:
+    """One problem at one step, with the first of its completions."""
+
+    step: int
+    problem_id: str
+    problem: str
+    reference: str
+    prompt: str
+    samples: int
+    """Completions of the group, shown or not."""
+    accuracy: float
+    """Over all of them."""
+    completions: tuple[ShownCompletion, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownCompletions:
+    """What is shown of a run's rollouts, in the order of steps, and how much there is."""
+
+    groups: tuple[ShownGroup, ...]
+    steps_total: int
+    steps_read: int
+    groups_total: int
+    """Of the steps that were read."""
+    is_full: bool
+    """Whether the budget ended before the problems that were asked for."""
+
+
+def shown_completions(run: Path, *, problems: int, budget_bytes: int) -> ShownCompletions:
+    """At most `problems` groups of each step, and at most `budget_bytes` of JSON in all.
+
+    Problems that occur at more of the steps come first, so that their history can be followed; between equals the
+    digest of the id decides, which knows nothing of how hard a problem is. Where the budget does not reach, whole
+    rounds of one group a step are left out, and of the last round steps that lie between others.
+    """
+    files = sorted((run / "rollouts").glob("step*.jsonl*"))
+    read = [(path, path.stat().st_mtime_ns) for path in _spread(files)]
+    ids_of_steps = [_problem_ids(path, changed_ns) for path, changed_ns in read]
+    occurrences = Counter(problem for ids in ids_of_steps for problem in ids)
+
+    def preference(problem: str) -> tuple[int, str]:
+        return -occurrences[problem], hashlib.sha256(problem.encode()).hexdigest()
+
+    rounds: list[tuple[int, int, ShownGroup]] = []
+    for index, ((path, changed_ns), ids) in enumerate(zip(read, ids_of_steps, strict=True)):
+        chosen = tuple(sorted(ids, key=preference)[:problems])
+        for place, group in enumerate(_groups(path, changed_ns, chosen)):
+            rounds.append((place, _halving(index), group))
+    kept = []
+    left_bytes = budget_bytes
+    for _, _, group in sorted(rounds, key=lambda entry: entry[:2]):
+        left_bytes -= bytes_in_page(group)
+        if left_bytes < 0:
+            break
+        kept.append(group)
+    return ShownCompletions(
+        groups=tuple(sorted(kept, key=lambda group: group.step)),
+        steps_total=len(files),
+        steps_read=len(read),
+        groups_total=sum(len(ids) for ids in ids_of_steps),
+        is_full=len(kept) < len(rounds),
+    )
+
+
+def bytes_in_page(group: ShownGroup) -> int:
+    """With what the page escapes: a < takes six."""
+    return len(htmlsafe_json_dumps(asdict(group)))
+
+
+def _spread(files: list[Path]) -> list[Path]:
+    """At most `STEPS` of the files at an even distance, and the last: a longer run keeps what was chosen before."""
+    stride = 1
+    while len(files) > stride * STEPS:
+        stride *= 2
+    return [path for index, path in enumerate(files) if index % stride == 0 or index == len(files) - 1]
+
+
+def _halving(index: int) -> int:
+    """Sorting by this goes through 0, 1, 2, … so that every beginning is spread evenly (van der Corput)."""
+    return int(f"{index:016b}"[::-1], 2)
+
+
+# Kept between refreshes of a page that is watched. The time of change is in the key: a file is only ever replaced.
+@lru_cache(maxsize=2 * STEPS)
+def _problem_ids(path: Path, _changed_ns: int) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(row["problem_id"] for row in _rows(path)))
+
+
+@lru_cache(maxsize=2 * STEPS)
+def _groups(path: Path, _changed_ns: int, chosen: tuple[str, ...]) -> list[ShownGroup]:
+    """The groups of those problems, in that order."""
+    rows: dict[str, list[dict[str, Any]]] = {problem: [] for problem in chosen}
+    for row in _rows(path):
+        if row["problem_id"] in rows:
+            rows[row["problem_id"]].append(row)
+    return [_group(group) for group in rows.values()]
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The completions of a step; none of one that is still being written."""
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+            rows = [json.loads(line) for line in file]
+    except (EOFError, zlib.error, json.JSONDecodeError):
+        return
+    yield from rows
+
+
+def _group(rows: list[dict[str, Any]]) -> ShownGroup:
+    first = rows[0]
+    return ShownGroup(
+        step=first["step"],
+        problem_id=first["problem_id"],
+        problem=first["problem"],
+        reference=first["reference"],
+        prompt=shortened(first["prompt"]),
+        samples=len(rows),
+        accuracy=fmean(row["verdict"] == Verdict.CORRECT for row in rows),
+        completions=tuple(
+            ShownCompletion(
+                text=shortened(row["completion"]),
+                verdict=row["verdict"],
+                reward=row["reward"],
+                advantage=row["advantage"],
+                tokens=row["completion_tokens"],
+                finish_reason=row["finish_reason"],
+                extracted=row["extracted"],
+                adapter=row["adapter"],
+            )
+            for row in rows[:SAMPLES]
+        ),
+    )
+
+
+def shortened(text: str) -> str:
+    """The text, with a mark in place of the middle of a very long one."""
+    if len(text) <= CHARACTERS:
+        return text
+    half = CHARACTERS // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"

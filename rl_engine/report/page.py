@@ -1,0 +1,134 @@
+"""Run records → one HTML file that needs nothing else: style, scripts and data are inside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rl_engine.charts import charts_of
+from rl_engine.report.run_record import RunRecord, read_run
+from rl_engine.report.tables import changes_of, conditions_of, differences_of, facts_of
+
+NAME = "report.html"
+PROBLEMS = 4
+"""Problems shown of each step unless asked otherwise."""
+COMPLETIONS_BYTES = 10_000_000
+"""Of the completions in a page, all runs together. What else there is stays far below."""
+LINES = 2_000
+"""Steps drawn of a run; of more, every second, third, …, and all that evaluate."""
+SCRIPTS = ("charts.js", "completions.js", "page.js")
+
+
+def write_report(runs: Sequence[Path], output: Path, *, problems: int = PROBLEMS) -> Path:
+    """Write the page of these run directories. `problems` bounds the groups shown of each step.
+
+    Raises `ValueError` for a directory that is not a run.
+    """
+    return write_page(read_runs(runs, problems), output)
+
+
+def read_runs(runs: Sequence[Path], problems: int) -> list[RunRecord]:
+    """The records of the runs; completions share the page's room evenly."""
+    return [read_run(run, problems=problems, budget_bytes=COMPLETIONS_BYTES // len(runs)) for run in runs]
+
+
+def write_page(records: Sequence[RunRecord], output: Path, reload_s: float | None = None) -> Path:
+    """Write the page all at once: no browser sees half of it. With `reload_s` it loads itself again so often."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = output.with_name(f".{output.name}.partial")
+    scratch.write_text(page_of(records, reload_s), encoding="utf-8")
+    return scratch.replace(output)
+
+
+def page_of(records: Sequence[RunRecord], reload_s: float | None = None) -> str:
+    """The page's HTML. What runs wrote is escaped by the template, or is JSON that is only read as text."""
+    script = "\n".join(_own(name) for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
+    names = names_of(records)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            names=names,
+            records=records,
+            facts=[facts_of(record) for record in records],
+            changes=changes_of(records),
+            conditions=[conditions_of(record) for record in records],
+            differences=differences_of(records),
+            data=_data(names, records, reload_s),
+            style=Markup(_own("page.css")),
+            script=Markup(script),
+            script_digest=digest,
+        )
+    )
+
+
+def names_of(records: Sequence[RunRecord]) -> list[str]:
+    """What each run is called: its directory's name, or the path where two share a name."""
+    names = [record.name for record in records]
+    return [name if names.count(name) == 1 else str(record.path) for name, record in zip(names, records, strict=True)]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("rl_engine.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # `tojson` writes <, >, & and ' as \u003c …, so that no completion can end the element it stands in.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters["percent"] = _percent
+    environment.filters["tokens"] = _tokens
+    return environment
+
+
+def _own(name: str) -> str:
+    return resources.files("rl_engine.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _percent(score: float) -> str:
+    return f"{100 * score:.1f}"
+
+
+def _tokens(mean: float) -> str:
+    return f"{mean:,.1f}" if mean < 100 else f"{mean:,.0f}"
+
+
+def _data(names: Sequence[str], records: Sequence[RunRecord], reload_s: float | None) -> dict[str, Any]:
+    """What the scripts read."""
+    keys = {key for record in records for line in record.lines for key in line}
+    return {
+        "reload_s": reload_s,
+        "charts": [asdict(chart) for chart in charts_of(keys)],
+        "keys": sorted(keys - {"step"}),
+        "runs": [
+            {"name": name, "metrics": _columns(record.lines), **asdict(record.completions)}
+            for name, record in zip(names, records, strict=True)
+        ],
+    }
+
+
+def _columns(lines: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
+    """Each metric over the steps, eight digits of it; null where a step has none or it is no number."""
+    stride = math.ceil(len(lines) / LINES) or 1
+    kept = [
+        line
+        for index, line in enumerate(lines)
+        if index % stride == 0 or line is lines[-1] or any(key.startswith("eval/") for key in line)
+    ]
+
+    def digits(value: float | None) -> float | None:
+        return None if value is None or not math.isfinite(value) else float(f"{value:.8g}")
+
+    return {key: [digits(line.get(key)) for line in kept] for key in sorted({key for line in kept for key in line})}

@@ -1,0 +1,161 @@
+"""A run directory, finished or not → one frozen record of what is in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl_engine.records import read_metrics
+from rl_engine.report.completions import ShownCompletions, shown_completions
+from rl_engine.report.insides import with_insides
+from rollout.adapters import MANIFEST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One report in evals/: what an adapter scores on a suite, and under which conditions."""
+
+    suite: str
+    suite_version: int
+    adapter: str
+    problems: int
+    samples: int
+    avg: float
+    interval: tuple[float, float]
+    tokens_mean: float
+    temperature: float
+    max_tokens: int
+
+    @property
+    def condition(self) -> tuple[str, str]:
+        """The suite, and how it was asked: scores compare where both are the same."""
+        how = "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
+        return (
+            f"{self.suite}, version {self.suite_version}",
+            f"{self.problems:,} problems × {self.samples:,}, {how}, ≤ {self.max_tokens:,} tokens",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A version in adapters/, or one that has scores although it is no longer kept."""
+
+    key: str
+    """As in `AdapterRef.key`: `policy-v000005`."""
+    facts: Mapping[str, Any] | None
+    """Its manifest; None where the version is not kept."""
+    step: int | None
+    """The step that published it; None where no line of the metrics says so."""
+    is_best: bool
+    is_latest: bool
+    scores: Mapping[tuple[str, str], Score]
+    """By their condition."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What is shown of a run."""
+
+    name: str
+    path: Path
+    config_text: str
+    settings: Mapping[str, Any]
+    """The configuration with dotted keys."""
+    lines: tuple[Mapping[str, float], ...]
+    """Of metrics.jsonl, whole ones, with what is inside the adapters (`insides.py`)."""
+    adapters: tuple[Adapter, ...]
+    """In the order of their keys."""
+    completions: ShownCompletions
+
+    @property
+    def step(self) -> int:
+        """The last step on record; 0 before the first."""
+        return int(self.lines[-1]["step"]) if self.lines else 0
+
+    @property
+    def steps(self) -> int:
+        """The steps the configuration asks for."""
+        return int(self.settings["train.steps"])
+
+    @property
+    def is_done(self) -> bool:
+        return self.step >= self.steps
+
+
+def read_run(run: Path, *, problems: int, budget_bytes: int) -> RunRecord:
+    """Gather a run directory. Raises `ValueError` when it is not one."""
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}")
+    text = (run / "config.yaml").read_text()
+    settings = _dotted(yaml.safe_load(text))
+    if "train.steps" not in settings:
+        raise ValueError(f"{run / 'config.yaml'} is not the configuration of a run: there is no train.steps")
+    lines = with_insides(run, tuple(read_metrics(run)))
+    return RunRecord(
+        name=run.resolve().name,
+        path=run,
+        config_text=text,
+        settings=settings,
+        lines=lines,
+        adapters=_adapters(run, lines),
+        completions=shown_completions(run, problems=problems, budget_bytes=budget_bytes),
+    )
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapter, ...]:
+    directories = {path.parent.name: path for path in (run / "adapters").glob(f"v[0-9]*/{MANIFEST}")}
+    manifests = {}
+    for name, path in directories.items():
+        facts = _json(path)
+        manifests[f"{facts['name']}-{name}"] = facts
+    marks = {mark: (run / "adapters" / mark).resolve().name for mark in ("best", "latest")}
+    # A step without a signal publishes nothing: the first step that names a version made it.
+    steps: dict[str, int] = {}
+    for line in lines:
+        steps.setdefault(f"v{int(line['adapter/version']):06d}", int(line["step"]))
+    scores = _scores(run)
+    found = []
+    for key in sorted({*manifests, *(score.adapter for score in scores)}):
+        version = key.rpartition("-")[2]
+        found.append(
+            Adapter(
+                key=key,
+                facts=manifests.get(key),
+                step=steps.get(version),
+                is_best=version == marks["best"],
+                is_latest=version == marks["latest"],
+                scores={score.condition: score for score in scores if score.adapter == key},
+            )
+        )
+    return tuple(found)
+
+
+def _scores(run: Path) -> list[Score]:
+    """Every report in evals/; a JSON file of another kind there is passed over."""
+    names = tuple(Score.__annotations__)
+    scores = []
+    for path in sorted((run / "evals").glob("*.json")):
+        report = _json(path)
+        if isinstance(report, dict) and all(name in report for name in names):
+            low, high = report["interval"]
+            scores.append(Score(**{name: report[name] for name in names} | {"interval": (low, high)}))
+    return scores
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error

@@ -1,0 +1,76 @@
+"""Run records → the rows of the page's tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from statistics import median
+from typing import Any
+
+from rl_engine.charts import suites_of
+from rl_engine.report.run_record import RunRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteChange:
+    """The first, the last and the best score of a run on one suite: lines of its metrics without `eval/<suite>/`."""
+
+    run: int
+    suite: str
+    first: Mapping[str, float]
+    last: Mapping[str, float]
+    best: Mapping[str, float]
+
+
+def facts_of(record: RunRecord) -> dict[str, str]:
+    """What ran, how far it came and how fast it was."""
+    settings = record.settings
+    lines = [line for line in record.lines if "time/step_s" in line]
+    lora = f"LoRA of rank {settings['lora.rank']} on {_plain(settings['lora.targets'])}"
+    return {
+        "Model": f"{settings['model.name']}, {settings['model.dtype']}",
+        "Trained": lora if settings["method"] == "lora" else "every weight",
+        "Data": str(settings["data.path"] or settings["data.source"]),
+        "Objective": str(settings["loss.name"]).replace("_", " "),
+        "Learning rate": str(settings["optim.lr"]),
+        "Problems × samples": f"{settings['train.problems_per_step']} × {settings['sampling.n']}",
+        "Token limit": f"{settings['sampling.max_tokens']:,}",
+        "Steps": f"{record.step:,} of {record.steps:,}",
+        "Training time": str(timedelta(seconds=round(sum(line["time/step_s"] for line in lines)))),
+        "Tokens/s, median": f"{median(line['throughput/tokens_per_s'] for line in lines):,.0f}" if lines else "—",
+    }
+
+
+def changes_of(records: Sequence[RunRecord]) -> list[SuiteChange]:
+    """Before and after on every suite of every run."""
+    changes = []
+    for index, record in enumerate(records):
+        for suite in suites_of({key for line in record.lines for key in line}):
+            prefix = f"eval/{suite}/"
+            scored = [
+                {key.removeprefix(prefix): value for key, value in line.items() if key.startswith((prefix, "step"))}
+                for line in record.lines
+                if f"{prefix}avg" in line
+            ]
+            best = max(scored, key=lambda score: score["avg"])
+            changes.append(SuiteChange(run=index, suite=suite, first=scored[0], last=scored[-1], best=best))
+    return changes
+
+
+def conditions_of(record: RunRecord) -> list[tuple[str, str]]:
+    """Under what the run's adapters were scored: the columns of their table."""
+    return sorted({condition for adapter in record.adapters for condition in adapter.scores})
+
+
+def differences_of(records: Sequence[RunRecord]) -> dict[str, list[str]]:
+    """Keys of the configuration whose values differ between the runs; `—` where a run has no such key."""
+    keys = dict.fromkeys(key for record in records for key in record.settings)
+    values = {key: [_plain(record.settings.get(key, "—")) for record in records] for key in keys}
+    return {key: row for key, row in values.items() if len(set(row)) > 1}
+
+
+def _plain(value: Any) -> str:
+    """A value of the configuration as one would write it there."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,80 @@
+"""The command: `python -m rl_engine.sweep --config NAME_OR_PATH [--retry-failed] [--dry-run] [key.sub=value …]`,
+or `--redraw SUMMARY` for the figures of results that are there.
+
+Imports neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from rl_engine.config_file import ConfigError, read_config
+from rl_engine.console import new_console
+from rl_engine.sweep.analysis import Analysis, cells_left, due_cells
+from rl_engine.sweep.config import SweepConfig
+from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
+from rl_engine.sweep.results import RESULTS, Results
+from rl_engine.sweep.schedule import run_sweep, targets_of
+from rl_engine.train import fail
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = new_console()
+
+
+@app.command()
+def main(
+    config: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped sweep.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings that replace the file's.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells that failed once more.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all cells, list those due, and stop.")] = False,
+    redraws: Annotated[
+        list[Path] | None, typer.Option("--redraw", help="A summary.json: draw its table and figures beside it.")
+    ] = None,
+) -> None:
+    """Run a grid of configurations, or go on where an earlier sweep stopped; then its table and figures."""
+    try:
+        if (config is None) == (not redraws):
+            raise ConfigError("give --config NAME_OR_PATH to run a sweep, or --redraw SUMMARY to draw one again")
+        for summary in redraws or ():
+            show(*redraw(summary), summary.parent)
+        if config is not None:
+            settings = read_config(SweepConfig, config, overrides or ())
+            raise typer.Exit(sweep(settings, retry_failed=retry_failed, only_check=dry_run))
+    except (ValueError, OSError) as error:
+        fail(str(error), 2)
+
+
+def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
+    """Run, report; the exit code: 1 when no cell at all is done."""
+    targets = targets_of(config)
+    if only_check:
+        found = Results(config.output / RESULTS).by_cell
+        due = due_cells(config, found)
+        for cell in due:
+            console.print(escape(cell.name), soft_wrap=True)
+        console.print(f"{len(due)} cells due, {cells_left(config, found) - len(due)} to follow, {len(found)} done")
+        return 0
+    results, stop = run_sweep(config, targets, retry_failed=retry_failed)
+    show(config, write_report(config, results.by_cell), config.output)
+    if stop.signum is not None:
+        console.print("stopped as asked: the same command goes on")
+        return 128 + stop.signum
+    return 0 if any(result.status == "done" for result in results.by_cell.values()) else 1
+
+
+def show(config: SweepConfig, analysis: Analysis, directory: Path) -> None:
+    for rows in (best_rows(config, analysis), score_rows(config, analysis)):
+        console.print()
+        console.print(console_table(rows))
+    console.print(f"\n{directory}: {TABLE}, {SUMMARY}, figures", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

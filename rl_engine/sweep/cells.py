@@ -1,0 +1,124 @@
+"""A sweep's configuration → its arms, and their cells: one run each."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl_engine.config_file import ConfigError, read_config
+from rl_engine.sweep.config import COMMANDS, SweepConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One line of the figures: what is the same in all its cells, and the axis values they are run at.
+
+    Example: `Arm(name="full, train.problems_per_step=16", family="full", at={"train.problems_per_step": 16},
+    overrides={"method": "full"}, axis_values=(1e-5, 1e-4))`
+    """
+
+    name: str
+    family: str
+    """Its name in the configuration; empty where that names no arms."""
+    at: Mapping[str, Any]
+    """Its values of the grid's keys, but the axis."""
+    overrides: Mapping[str, Any]
+    """Its other settings."""
+    axis_values: tuple[float, ...]
+    """Ascending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One run. Example: `Cell(name="rank-1_optim.lr=0.001_seed=0", arm="rank 1", axis_value=0.001, seed=0, …)`"""
+
+    name: str
+    """Of its directory; a function of arm, axis value and seed."""
+    arm: str
+    axis_value: float
+    seed: int
+    overrides: Mapping[str, Any]
+
+
+def arms_of(config: SweepConfig) -> tuple[Arm, ...]:
+    """Every named arm at every combination of the grid, but the axis. Raises `ConfigError`."""
+    arms = []
+    for family, given in (config.arms or {"": {}}).items():
+        grid = {key: _own_values(given, key, values) for key, values in config.grid.items()}
+        overrides = {**config.set, **{key: value for key, value in given.items() if key not in grid}}
+        others = {key: values for key, values in grid.items() if key != config.axis}
+        for values in itertools.product(*others.values()):
+            at = dict(zip(others, values, strict=True))
+            told = [f"{key}={_text(value)}" for key, value in at.items() if len(others[key]) > 1]
+            arms.append(
+                Arm(
+                    name=", ".join([family, *told] if family else told) or Path(config.base).stem,
+                    family=family,
+                    at=at,
+                    overrides=overrides,
+                    axis_values=_axis_values(config.axis, grid[config.axis]),
+                )
+            )
+    names = [cell_of(config, arm, arm.axis_values[0], 0).name for arm in arms]
+    if len({*names}) < len(names):
+        raise ConfigError(f"two arms would share a directory: {', '.join(arm.name for arm in arms)}")
+    return tuple(arms)
+
+
+def _own_values(given: Mapping[str, Any], key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    own = given.get(key, values)
+    return tuple(own) if isinstance(own, list | tuple) else (own,)
+
+
+def _axis_values(axis: str, values: tuple[Any, ...]) -> tuple[float, ...]:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ConfigError(f"grid.{axis}: the axis takes positive numbers, not {value!r}")
+    if len({*values}) < len(values):
+        raise ConfigError(f"grid.{axis}: a value is given twice in {', '.join(map(str, values))}")
+    return tuple(sorted(values))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def cell_of(config: SweepConfig, arm: Arm, axis_value: float, seed: int) -> Cell:
+    parts = (arm.name, f"{config.axis}={axis_value}", f"seed={seed}")
+    name = "_".join(re.sub(r"[^\w.=+-]+", "-", part).strip("-") for part in parts)
+    overrides = {**arm.overrides, **arm.at, config.axis: axis_value, "seed": seed}
+    return Cell(name=name, arm=arm.name, axis_value=axis_value, seed=seed, overrides=overrides)
+
+
+def arguments_of(cell: Cell) -> list[str]:
+    """The cell's settings as a command line takes them."""
+    return [f"{key}={json.dumps(value)}" for key, value in cell.overrides.items()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a cell's run must be and reach."""
+
+    config_hash: str
+    """Digest of what its configuration says, but for seed and output_dir: a default that is new changes nothing."""
+    steps: int | None
+    """Of the last line of its metrics.jsonl; None where its exit code alone tells that it is whole."""
+
+
+def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
+    """The target of the cells of one point; its settings are checked. Raises `ConfigError` naming the arm."""
+    command = COMMANDS[config.command]
+    cell = cell_of(config, arm, axis_value, config.seeds[0])
+    try:
+        settings = read_config(command.schema, config.base, arguments_of(cell))
+    except ConfigError as error:
+        raise ConfigError(f"arm {arm.name}, {config.axis}={axis_value}: {error}") from error
+    given = settings.model_dump(mode="json", exclude_unset=True, exclude={"seed", "output_dir"})
+    digest = hashlib.sha256(json.dumps([config.command, given], sort_keys=True).encode()).hexdigest()
+    return Target(config_hash=digest, steps=command.steps(settings))

@@ -1,0 +1,133 @@
+"""What a sweep can be told. Imports neither torch nor matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+from rl_engine.config import Config
+from rl_engine.sft_config import SftConfig
+from rollout.config import Section
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A program that a sweep can run: `python -m MODULE --config BASE key=value …`."""
+
+    module: str
+    schema: type[BaseModel]
+    again: str
+    """Option under which it starts where its directory stands: `--resume`, or `--overwrite` where it cannot."""
+    steps: Callable[[Any], int | None]
+    """Settings → the step of the last line of a finished run's metrics.jsonl; None when they do not say."""
+    step_scale: Literal["linear", "symlog"]
+    """How steps are drawn: a supervised loss against their logarithm, as the paper does."""
+
+
+COMMANDS = {
+    "train": Command(
+        module="rl_engine.train",
+        schema=Config,
+        again="--resume",
+        steps=lambda config: config.train.steps,
+        step_scale="linear",
+    ),
+    "sft": Command(
+        module="rl_engine.sft",
+        schema=SftConfig,
+        again="--resume",
+        steps=lambda config: config.train.steps,
+        step_scale="symlog",
+    ),
+}
+
+
+def flattened(tree: Any) -> Any:
+    """`{"lora": {"rank": 8}}` and `{"lora.rank": 8}` are the same setting; of two the later one holds."""
+    if not isinstance(tree, dict):
+        return tree  # pydantic says what is wrong with it
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= {f"{key}.{sub}": leaf for sub, leaf in flattened(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(flattened)]
+
+
+class ScoreConfig(Section):
+    metric: str = Field(description="Name in metrics.jsonl, such as `eval/held_out/avg`.")
+    mode: Literal["max", "min"] = Field("max", description="Whether high or low is good.")
+    at: Literal["last", "best"] | Annotated[int, Field(ge=1)] = Field(
+        "last", description="Which evaluation of a run counts: the last, the best, or the mean of the last so many."
+    )
+    tolerance: float = Field(
+        0.02, gt=0, description="The good range of an arm: axis values that score at most this far from its best."
+    )
+
+
+class SweepConfig(Section):
+    """One sweep."""
+
+    command: str = Field("train", description="What each cell runs: entry of `rl_engine.sweep.config.COMMANDS`.")
+    base: str = Field(description="Configuration that all cells start from: a file, or the name of a shipped one.")
+    set: Settings = Field({}, description="Settings of all cells, replacing the base's.")
+    grid: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(flattened)] = Field(
+        description="Key → its values. Every arm runs at every combination."
+    )
+    arms: dict[str, Settings] = Field(
+        {}, description="Name → settings. For a key of the grid an arm gives its own value or values."
+    )
+    axis: str = Field("optim.lr", description="Key of the grid on the figures' horizontal axis; positive numbers.")
+    reference: str | None = Field(None, description="Arm that the others are compared with, drawn dashed.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Run at every axis value.")
+    confirm_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="Run only at each arm's best axis value, once `seeds` have shown which; they give its score."
+    )
+    score: ScoreConfig
+    curves: tuple[str, ...] = Field((), description="Other metrics kept in the results and drawn over the steps.")
+    jobs: int = Field(1, ge=1, description="Runs at the same time; each gets its share of the cores.")
+    time_limit_s: float | None = Field(None, gt=0, description="Longest a run may take; it is then stopped.")
+    keep: Literal["all", "metrics"] = Field(
+        "all", description="`metrics` deletes adapters, checkpoints and rollouts of runs that are done."
+    )
+    output_dir: str = Field(description="Where the sweep is kept; `runs/<config name>` when not given.")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        if self.command not in COMMANDS:
+            raise ValueError(f"command is {self.command!r}; known are {', '.join(sorted(COMMANDS))}")
+        if self.axis not in self.grid:
+            raise ValueError(f"axis is {self.axis!r}, which grid does not have; it has {', '.join(self.grid)}")
+        if self.reference is not None and self.reference not in self.arms:
+            raise ValueError(f"reference is {self.reference!r}, which is none of the arms {', '.join(self.arms)}")
+        for key in ("seed", "output_dir"):
+            if any(key in given for given in (self.set, self.grid, *self.arms.values())):
+                raise ValueError(f"{key} is not for set, arms or grid: the sweep gives each cell its own")
+        return self
+
+    @model_validator(mode="after")
+    def _values_are_usable(self) -> Self:
+        seeds = (*self.seeds, *self.confirm_seeds)
+        if len({*seeds}) < len(seeds):
+            raise ValueError(f"seeds and confirm_seeds name a seed twice: {', '.join(map(str, seeds))}")
+        for key, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid.{key} has no values")
+        return self
+
+    @property
+    def output(self) -> Path:
+        return Path(self.output_dir)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The score's metric first, then those of `curves`."""
+        return (self.score.metric, *(name for name in self.curves if name != self.score.metric))

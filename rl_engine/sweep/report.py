@@ -1,0 +1,184 @@
+"""A sweep's results → table.md, summary.json and the figures; summary.json alone → table and figures again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from rl_engine.config_file import ConfigError
+from rl_engine.machine import LOCKS, libraries
+from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse
+from rl_engine.sweep.config import SweepConfig
+from rl_engine.sweep.results import Result, parsed, replace_text
+from rl_engine.sweep.statistics import Estimate
+
+SUMMARY, TABLE = "summary.json", "table.md"
+FORMAT = 1
+Rows = list[list[str]]
+"""The first one holds the titles."""
+
+
+def write_report(config: SweepConfig, found: Found) -> Analysis:
+    """Everything a sweep shows, into its output directory."""
+    analysis = analyse(config, found)
+    facts = {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "environment": environment(),
+        "spread": analysis.spread,
+        "arms": [{"name": report.arm.name, "best": report.best and asdict(report.best)} for report in analysis.arms],
+    }
+    # One result a line: a file for people, and for diffs. Of an error its last line: the log has the others.
+    head = json.dumps(strict_json(facts), indent=1).removesuffix("\n}")
+    results = [asdict(replace(result, error=last_line(result.error))) for result in found.values()]
+    lines = ",\n".join(f"  {json.dumps(result)}" for result in results)
+    replace_text(config.output / SUMMARY, f'{head},\n "results": [\n{lines}\n ]\n}}\n')
+    draw_report(config, found, analysis, config.output)
+    return analysis
+
+
+def redraw(summary: Path) -> tuple[SweepConfig, Analysis]:
+    """Table and figures beside a summary.json, from nothing else. Raises `ConfigError` for another file."""
+    try:
+        facts = json.loads(summary.read_text())
+        config = SweepConfig.model_validate(facts["config"])
+        results = [parsed(values) for values in facts["results"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{summary} is not the summary of a sweep: {error}") from error
+    found = {result.cell: result for result in results}
+    analysis = analyse(config, found)
+    draw_report(config, found, analysis, summary.parent)
+    return config, analysis
+
+
+def draw_report(config: SweepConfig, found: Found, analysis: Analysis, directory: Path) -> None:
+    from rl_engine.sweep.figures import draw  # matplotlib takes a second, and --help does not need it
+
+    (directory / TABLE).write_text(table(config, found, analysis))
+    draw(config, found, analysis, directory)
+
+
+def strict_json(tree: Any) -> Any:
+    """JSON has no infinity: what lies beyond the axis is null."""
+    if isinstance(tree, dict):
+        return {key: strict_json(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [strict_json(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were made with."""
+    versions = {library.name: library.installed for library in libraries(LOCKS / "cpu.txt")}
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": len(os.sched_getaffinity(0)),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def best_rows(config: SweepConfig, analysis: Analysis) -> Rows:
+    """A row an arm: where it is best, how good there, and how that compares with the reference."""
+    axis, reference = config.axis, config.reference
+    titles = ["arm", f"best {axis}", "between the values", "good range", "score there", "seeds"]
+    titles += [f"best / {reference}'s", f"score − {reference}'s"] if reference else []
+    return [titles, *([report.arm.name, *_best_cells(report, bool(reference))] for report in analysis.arms)]
+
+
+def _best_cells(report: ArmReport, compared: bool) -> list[str]:
+    best = report.best
+    if best is None:
+        return ["no value with all seeds"] + [""] * (6 if compared else 4)
+    cells = [
+        f"{best.axis_value:g}",
+        _written(best.best, ".2g"),
+        _range(best, report),
+        _written(best.score, ".3f"),
+        str(best.seeds),
+    ]
+    if compared and best.comparison:
+        cells += [_written(best.comparison.best_ratio, ".2g"), _written(best.comparison.score_difference, "+.3f")]
+    return cells + [""] * ((7 if compared else 5) - len(cells))
+
+
+def _range(best: Best, report: ArmReport) -> str:
+    """An end of the axis is marked: the good range may go on."""
+    low, high = best.good_range
+    ends = report.points[0].axis_value, report.points[-1].axis_value
+    open_low, open_high = low <= ends[0] * (1 + 1e-9), high >= ends[1] * (1 - 1e-9)
+    width = _written(best.good_decades, ".2f")
+    return f"{'≤ ' * open_low}{low:.2g} – {'≥ ' * open_high}{high:.2g}: {'≥ ' * (open_low or open_high)}{width} decades"
+
+
+def _written(estimate: Estimate, form: str) -> str:
+    """`0.93 (0.91 … 0.95)`; what lies beyond the axis is said to, and so is what cannot be known."""
+    value = format(estimate.value, form) if math.isfinite(estimate.value) else "beyond"
+    if math.isnan(estimate.value):
+        return "unknown"
+    if estimate.interval is None:
+        return value
+    low, high = (format(end, form) if math.isfinite(end) else "beyond" for end in estimate.interval)
+    return f"{value} ({low} … {high})"
+
+
+def score_rows(config: SweepConfig, analysis: Analysis) -> Rows:
+    """A row an arm, a column an axis value: mean score (seeds), and how many failed."""
+    values = sorted({point.axis_value for report in analysis.arms for point in report.points})
+    rows = [["arm", *(f"{value:g}" for value in values)]]
+    for report in analysis.arms:
+        cells = {point.axis_value: "" for point in report.points}
+        for point in report.points:
+            scores = [*point.scores.values()]
+            shown = [f"{fmean(scores):.3f} ({len(scores)})"] if scores else []
+            shown += [f"{point.failed} failed"] if point.failed else []
+            cells[point.axis_value] = ", ".join(shown)
+        rows.append([report.arm.name, *(cells.get(value, "") for value in values)])
+    return rows
+
+
+def table(config: SweepConfig, found: Found, analysis: Analysis) -> str:
+    """The report as Markdown."""
+    score = config.score
+    done = [result for result in found.values() if result.status == "done"]
+    spread = "" if analysis.spread is None else f" Spread between seeds at the best values: {analysis.spread:.3f}."
+    parts = [
+        f"Score: `{score.metric}`, {score.at if isinstance(score.at, str) else f'mean of the last {score.at}'}, "
+        f"{score.mode}. {len(done)} runs done in {sum(result.seconds for result in done) / 3600:.2f} hours of runs, "
+        f"{len(found) - len(done)} failed.{spread} In brackets: 95 %.",
+        markdown(best_rows(config, analysis)),
+        f"Mean score (seeds) by `{config.axis}`:",
+        markdown(score_rows(config, analysis)),
+        *_failures([result for result in found.values() if result.status != "done"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _failures(failed: Sequence[Result]) -> list[str]:
+    if not failed:
+        return []
+    return ["Failed:", "\n".join(f"- {r.cell}: {r.status}: {last_line(r.error)}" for r in failed)]
+
+
+def last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def markdown(rows: Rows) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def console_table(rows: Rows) -> Table:
+    drawn = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows[1:]:
+        drawn.add_row(*row)
+    return drawn

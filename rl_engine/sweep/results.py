@@ -1,0 +1,114 @@
+"""A cell's run directory → its result; the sweep's results ↔ results.jsonl."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rl_engine.records import METRICS, read_metrics
+from rl_engine.sweep.config import ScoreConfig
+
+RESULTS = "results.jsonl"
+CURVE_POINTS = 60
+Curve = Sequence[tuple[int, float]]
+"""(step, value), ascending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a cell. Example: `Result(cell="rank-1_optim.lr=0.001_seed=0", status="done", score=0.93, …)`"""
+
+    cell: str
+    arm: str
+    axis_value: float
+    seed: int
+    overrides: Mapping[str, Any]
+    config_hash: str
+    status: Literal["done", "failed", "timeout"]
+    score: float | None
+    """Of the evaluations that `score.at` names; absent unless done."""
+    best: float | None
+    """The run's best evaluation; absent unless done."""
+    curves: Mapping[str, Curve]
+    """Metric → its values, thinned to `CURVE_POINTS`; as far as the run came."""
+    seconds: float
+    """Of the attempt that ended it."""
+    error: str
+    """Why it is not done: a sentence, or the last lines of its log."""
+
+
+def curve_of(lines: Iterable[Mapping[str, float]], metric: str) -> list[tuple[int, float]]:
+    return [(int(line["step"]), float(line[metric])) for line in lines if metric in line]
+
+
+def thinned(curve: Curve, most: int = CURVE_POINTS) -> list[tuple[int, float]]:
+    """At most so many points, evenly spread, the first and the last among them; six significant digits."""
+    last = len(curve) - 1
+    picked = range(last + 1) if last < most else sorted({round(i * last / (most - 1)) for i in range(most)})
+    return [(curve[i][0], float(f"{curve[i][1]:.6g}")) for i in picked if math.isfinite(curve[i][1])]
+
+
+def scores_of(lines: Sequence[Mapping[str, float]], score: ScoreConfig) -> tuple[float, float]:
+    """(score, best evaluation) of a run. Raises `ValueError` where there is none that is a number."""
+    values = [value for _, value in curve_of(lines, score.metric)]
+    if not values:
+        names = sorted({name for line in lines for name in line})
+        near = difflib.get_close_matches(score.metric, names, n=1, cutoff=0)
+        raise ValueError(f"{METRICS} has no {score.metric!r}; nearest: {', '.join(near) or 'nothing, it is empty'}")
+    if not math.isfinite(values[-1]):
+        raise ValueError(f"{score.metric} ends as {values[-1]}")
+    best = (max if score.mode == "max" else min)(value for value in values if math.isfinite(value))
+    last = 1 if score.at == "last" else score.at
+    return best if last == "best" else math.fsum(values[-last:]) / len(values[-last:]), best
+
+
+def measured(result: Result, run: Path, score: ScoreConfig, metrics: Sequence[str]) -> Result:
+    """The result with scores and curves from the run's metrics.jsonl; one that is done and has no score has failed."""
+    lines = read_metrics(run)
+    curves = {name: curve for name in metrics if (curve := thinned(curve_of(lines, name)))}
+    result = replace(result, curves=curves, score=None, best=None)
+    if result.status != "done":
+        return result
+    try:
+        value, best = scores_of(lines, score)
+    except ValueError as error:
+        return replace(result, status="failed", error=str(error))
+    return replace(result, score=value, best=best)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, whenever we are killed."""
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(text)
+    scratch.replace(path)
+
+
+@dataclass
+class Results:
+    """The results by cell, and the file that holds them: one JSON object a line, replaced as a whole."""
+
+    path: Path
+    by_cell: dict[str, Result] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.path.is_file():
+            results = [parsed(json.loads(line)) for line in self.path.read_text().splitlines()]
+            self.by_cell = {result.cell: result for result in results}
+
+    def add(self, result: Result) -> None:
+        self.by_cell[result.cell] = result
+        self.write()
+
+    def write(self) -> None:
+        replace_text(self.path, "".join(json.dumps(asdict(result)) + "\n" for result in self.by_cell.values()))
+
+
+def parsed(values: Mapping[str, Any]) -> Result:
+    """A result from its JSON object. Raises `TypeError` or `KeyError` when it is none."""
+    curves = {name: [(step, value) for step, value in curve] for name, curve in values["curves"].items()}
+    return Result(**{**values, "curves": curves})

@@ -1,0 +1,130 @@
+"""Cells that are due → results, several at a time, until none is left or someone asks to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+
+from rl_engine.config_file import ConfigError
+from rl_engine.records import METRICS
+from rl_engine.sweep.analysis import cells_left, due_cells
+from rl_engine.sweep.cells import Target, arms_of, cell_of, target_of
+from rl_engine.sweep.config import SweepConfig
+from rl_engine.sweep.progress import SweepProgress
+from rl_engine.sweep.results import RESULTS, Results, measured
+from rl_engine.sweep.runs import CELL, CellRun, result_of, sole_user, start
+
+POLL_S = 0.1
+Targets = Mapping[tuple[str, float], Target]
+"""By arm and axis value."""
+
+
+@dataclass
+class Stop:
+    """Whether someone asked the sweep to stop, and by which signal. A second request ends the runs at once."""
+
+    signum: int | None = None
+    at_once: bool = False
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM inside the block."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.at_once = self.signum is not None
+        self.signum = number
+
+
+def targets_of(config: SweepConfig) -> Targets:
+    """The target of every cell, by its point; all settings are checked. Raises `ConfigError`."""
+    return {(arm.name, value): target_of(config, arm, value) for arm in arms_of(config) for value in arm.axis_values}
+
+
+def run_sweep(config: SweepConfig, targets: Targets, *, retry_failed: bool) -> tuple[Results, Stop]:
+    """Run what has no result yet. Raises `ConfigError` when `output_dir` holds runs of other settings."""
+    stop = Stop()
+    with sole_user(config.output) as lock, stop.heard():
+        results = Results(config.output / RESULTS)
+        check_unchanged(config, targets, results)
+        remeasure(config, results)
+        if retry_failed:
+            results.by_cell = {name: result for name, result in results.by_cell.items() if result.status == "done"}
+        results.write()
+        progress = SweepProgress(jobs=config.jobs)
+        try:
+            run_cells(config, targets, results, stop, progress, lock)
+        finally:
+            progress.close()
+    return results, stop
+
+
+def run_cells(
+    config: SweepConfig, targets: Targets, results: Results, stop: Stop, progress: SweepProgress, lock: int
+) -> None:
+    """Start, watch and record, until nothing is due and nothing runs; once asked to stop, until nothing runs."""
+    runs: list[CellRun] = []
+    due, left = due_cells(config, results.by_cell), cells_left(config, results.by_cell)
+    while True:
+        if stop.signum is None:
+            while due and len(runs) < config.jobs:
+                cell = due.pop(0)
+                runs.append(start(config, cell, targets[cell.arm, cell.axis_value], lock))
+        else:
+            for run in runs:
+                run.kill() if stop.at_once else run.stop()
+        if not runs:
+            return
+        time.sleep(POLL_S)
+        progress.running(runs, left)
+        for run in [run for run in runs if run.ended(config.time_limit_s)]:
+            runs.remove(run)
+            result = result_of(run, config)
+            # A run that was told to leave has no result: the next sweep continues it.
+            if stop.signum is None or result.status == "done":
+                results.add(result)
+                at_work = {run.cell.name for run in runs}
+                due = [cell for cell in due_cells(config, results.by_cell) if cell.name not in at_work]
+                left = cells_left(config, results.by_cell)
+                progress.result(result, left)
+
+
+def check_unchanged(config: SweepConfig, targets: Targets, results: Results) -> None:
+    """Raises `ConfigError` when a cell was run, or begun, with other settings than it has now."""
+    changed = []
+    for arm in arms_of(config):
+        for value, seed in itertools.product(arm.axis_values, (*config.seeds, *config.confirm_seeds)):
+            name = cell_of(config, arm, value, seed).name
+            begun = config.output / "cells" / name / CELL
+            if name in results.by_cell:
+                known = results.by_cell[name].config_hash
+            elif begun.is_file():
+                known = json.loads(begun.read_text())["config_hash"]
+            else:
+                continue
+            if known != targets[arm.name, value].config_hash:
+                changed.append(name)
+    if changed:
+        raise ConfigError(
+            f"output_dir: {config.output} holds {len(changed)} cells that were run with other settings, the first of "
+            f"them {changed[0]}: give another output_dir"
+        )
+
+
+def remeasure(config: SweepConfig, results: Results) -> None:
+    """Scores and curves as the configuration now wants them, of runs whose metrics are still there."""
+    for name, result in results.by_cell.items():
+        run = config.output / "cells" / name / "run"
+        if result.status == "done" and (run / METRICS).is_file():
+            results.by_cell[name] = measured(result, run, config.score, config.metrics)

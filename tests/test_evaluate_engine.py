@@ -1,0 +1,96 @@
+"""The command's work on the real sampler: several adapters in one engine, none touched by the others."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+from evals.command import run
+from evals.exams import Asked
+from evals.launch import Launch
+from rewards import Grader
+from rollout.adapters import AdapterStore
+from rollout.engine import EngineSettings
+from rollout.types import AdapterRef
+
+pytestmark = pytest.mark.engine
+
+
+class Borrowed:
+    """The session's engine, from which adapters are taken off again in place of closing it."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.loaded = inner, list[AdapterRef]()
+        self.generate = inner.generate
+
+    def start(self, settings: EngineSettings) -> Borrowed:
+        assert (settings.model, settings.dtype) == (self.inner.settings.model, self.inner.settings.dtype)
+        assert settings.lora_rank <= self.inner.settings.lora_rank
+        assert settings.max_model_len <= self.inner.settings.max_model_len
+        return self
+
+    def load_adapter(self, ref: AdapterRef) -> None:
+        self.inner.load_adapter(ref)
+        self.loaded.append(ref)
+
+    def close(self) -> None:
+        for ref in self.loaded:
+            self.inner.unload_adapter(ref)
+
+
+def write_random(directory: Path, rank: int) -> None:
+    """An adapter of the embedded model's down projections that changes what it says."""
+    draw = torch.Generator().manual_seed(rank)
+    tensors = {}
+    for layer in range(4):
+        stem = f"base_model.model.model.layers.{layer}.mlp.down_proj"
+        tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, 512, generator=draw) / 512**0.5
+        tensors[f"{stem}.lora_B.weight"] = torch.randn(192, rank, generator=draw) / 4
+    directory.mkdir(exist_ok=True)
+    save_file(tensors, directory / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["down_proj"]}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_adapters_of_several_ranks_take_turns_in_one_engine(
+    vllm_engine: Any, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A published one of rank 3 and a plain PEFT one of rank 1 score, side by side, what each scores alone."""
+    monkeypatch.setattr("evals.command.Grader.from_config", lambda _: contextlib.nullcontext(grader))
+    store = AdapterStore(tmp_path / "adapters", name="side")
+    published = store.publish(1, lambda directory: write_random(directory, 3), {"rank": 3, "base_model": "embedded"})
+    write_random(tmp_path / "plain", 1)
+    both = (str(published.path), str(tmp_path / "plain"))
+    asked = Asked(
+        model="embedded",
+        suites=("held_out",),
+        adapters=both,
+        limit=6,
+        samples=2,
+        max_tokens=24,
+        batch=6,
+        output=tmp_path / "a.json",
+    )
+
+    def rows(asked: Asked) -> dict[str, Any]:
+        run(asked, Launch(0, 1), Console(file=io.StringIO()), Borrowed(vllm_engine).start)
+        (suite,) = json.loads(asked.output.read_text())["suites"]
+        return {row.pop("adapter"): {**row, "tokens_per_s": None} for row in suite["rows"]}
+
+    together = rows(asked)
+    assert list(together) == ["base", "side-v000001", "plain"]
+    assert together["side-v000001"]["adapter_sha256"] == published.sha256
+    alone = rows(replace(asked, adapters=both[1:], output=tmp_path / "b.json"))
+    assert alone["plain"] == together["plain"]
+    assert alone["base"] == together["base"]
+    lengths = {row["tokens_mean"] for row in together.values()}
+    assert len(lengths) == 3, "adapters that change nothing show nothing"
