@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -62,14 +63,10 @@ class Release:
 
 def card_text(release: Release, rounding: Rounding | None, files: Sequence[str]) -> str:
     """README.md of a release that holds these files, by their paths in it; `rounding` is its merged model's."""
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters |= {"py": _literal, "percent": _percent, "share": _share}
     adapter = release.adapter
     run = adapter.run
     config = run.config if run else None
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return template().render(
         metadata=metadata(release).to_yaml(),
         release=release,
         adapter=adapter,
@@ -88,6 +85,15 @@ def card_text(release: Release, rounding: Rounding | None, files: Sequence[str])
         dtype=dtype_of(adapter),
         max_lora_rank=smallest_allowed_rank(adapter.rank),
     )
+
+
+@functools.cache
+def template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"py": _literal, "percent": _percent, "share": _share}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def metadata(release: Release) -> ModelCardData:

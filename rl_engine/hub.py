@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def require_token() -> None:
         raise ValueError("no token of the hub: log in with `hf auth login`, or set HF_TOKEN; --dry-run needs none")
 
 
+@functools.cache  # once a process: a client reads the machine's certificates when it is made
 def limit_waits() -> None:
     """Give every request of this process an end, keeping the client's own hooks."""
     hooks = get_session().event_hooks
