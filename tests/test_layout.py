@@ -22,6 +22,7 @@ HEAVY = {
     "vllm": {"rollout/vllm_engine.py", "rollout/one_adapter.py"},
     "peft": {"rl_engine/lora.py", "rl_engine/lora_linear.py"},
     "omegaconf": {"rl_engine/config_file.py"},
+    "lm_eval": {"evals/harness.py"},
 }
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -68,7 +69,9 @@ def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes
     assert users == homes
 
 
-@pytest.mark.parametrize("module", ["rewards", "rl_engine.config", "rl_engine.train", "rollout.config"])
+@pytest.mark.parametrize(
+    "module", ["rewards", "rl_engine.config", "rl_engine.train", "rollout.config", "evals.forgetting"]
+)
 def test_light_modules_load_neither_torch_nor_vllm(module: str) -> None:
     heavy = ("torch", "vllm", "transformers", "deepspeed", "sympy", "math_verify", "datasets")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
