@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rollout.config import SamplingConfig
-from rollout.types import AdapterRef, Prompt, RolloutGroup
+from rollout.types import AdapterRef, Prompt, RolloutGroup, TokenScores
 
 # vLLM's allowed values; padding above the adapter's own rank costs speed, so the smallest that fits is taken.
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -46,6 +46,19 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End the engine. Nothing may be asked of it afterwards."""
+        ...
+
+
+class ScoringEngine(Engine, Protocol):
+    """An engine that also says how likely given tokens are; training asks for no such thing."""
+
+    def score(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: AdapterRef | None
+    ) -> list[TokenScores]:
+        """Scores of the tokens of each (context, continuation), in order. All rows are served by the one adapter.
+
+        Raises `ValueError` for a row without context or continuation, or longer than `max_model_len` less one.
+        """
         ...
 
 

@@ -80,3 +80,13 @@ class RolloutGroup:
 
     prompt: Prompt
     completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """How likely given tokens are after a context."""
+
+    logprobs: tuple[float, ...]
+    """[T] nats, at temperature 1 and top_p 1."""
+    greedy: tuple[bool, ...]
+    """[T] whether the token is the likeliest where it stands."""

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
 from rollout.adapters import MANIFEST, AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import BASE, EngineSettings, sample_seed, smallest_allowed_rank
-from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
+from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 
 GIB = 1024**3
 
@@ -75,6 +75,27 @@ class VllmEngine:
             RolloutGroup(prompt=prompt, completions=tuple(completions[i * sampling.n : (i + 1) * sampling.n]))
             for i, prompt in enumerate(prompts)
         ]
+
+    def score(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: AdapterRef | None
+    ) -> list[TokenScores]:
+        """See `ScoringEngine.score`. vLLM reads no cached block for such a request, so every row is computed whole."""
+        request = self._request_of(adapter)
+        room = self.settings.max_model_len - 1  # vLLM generates a token that nobody asked for
+        for context, continuation in rows:
+            if not context or not continuation:
+                raise ValueError("a row to score needs a token of context and one to score")
+            if len(context) + len(continuation) > room:
+                raise ValueError(
+                    f"a row to score has {len(context) + len(continuation):,} tokens; the engine has room for {room:,}"
+                )
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": [*context, *continuation]} for context, continuation in rows],
+            SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, flat_logprobs=True, detokenize=False),
+            lora_request=request,
+            use_tqdm=False,
+        )
+        return [_scores(output.prompt_logprobs, row[1]) for output, row in zip(outputs, rows, strict=True)]
 
     def load_adapter(self, ref: AdapterRef) -> None:
         """See `Engine.load_adapter`. vLLM keeps adapters apart by name and number: both are used once."""
@@ -219,6 +240,16 @@ def _sampling_params(sampling: SamplingConfig, seed: int) -> SamplingParams:
         # Only stop strings need the text on the way; else it is made once, in the end.
         flat_logprobs=True,
         detokenize=bool(sampling.stop),
+    )
+
+
+def _scores(flat: Any, continuation: Sequence[int]) -> TokenScores:
+    """Two entries a position: the token that is there, and the likeliest."""
+    logprobs, token_ids = (values[-2 * len(continuation) :] for values in (flat.logprobs, flat.token_ids))
+    assert token_ids[::2] == list(continuation)
+    return TokenScores(
+        logprobs=tuple(logprobs[::2]),
+        greedy=tuple(here == best for here, best in zip(token_ids[::2], token_ids[1::2], strict=True)),
     )
 
 

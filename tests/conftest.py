@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from rewards import Grader
 from rl_engine.batching import TrainingSample
@@ -16,6 +17,7 @@ from rl_engine.learner import Learner
 from rl_engine.ranks import Ranks, join_ranks
 from rollout.engine import EngineSettings
 from rollout.models import EMBEDDED_DIR
+from tests.forgetting_made import Policies, loaded_policies
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LARGEST_TEST_RANK = 8
@@ -57,6 +59,31 @@ def vllm_engine(ranks: Ranks) -> Iterator[Any]:
     )
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The embedded model's."""
+    return AutoTokenizer.from_pretrained(EMBEDDED_DIR)
+
+
+@pytest.fixture(scope="module")
+def policies(vllm_engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
+    """Adapters that the engine has loaded, beside what transformers and PEFT say of them."""
+    with loaded_policies(vllm_engine, tmp_path_factory.mktemp("policies")) as policies:
+        yield policies
+
+
+@pytest.fixture
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The seam to lm_eval, with a cache of data sets of its own; the test is skipped where that is not installed."""
+    pytest.importorskip("lm_eval")
+    import datasets
+
+    import evals.harness
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return evals.harness
 
 
 ConfigMaker = Callable[..., Config]

@@ -23,6 +23,7 @@ HEAVY = {
     "peft": {"rl_engine/lora.py", "rl_engine/lora_linear.py"},
     "trl": {"rl_engine/sft_trainer.py"},
     "omegaconf": {"rl_engine/config_file.py"},
+    "lm_eval": {"evals/crosscheck.py", "evals/harness.py"},
 }
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -72,6 +73,7 @@ def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes
 @pytest.mark.parametrize(
     "module",
     [
+        "evals.forgetting",
         "rewards",
         "rl_engine.config",
         "rl_engine.plan",
