@@ -50,7 +50,7 @@ def read_task_prompts(
     else:
         # As the model itself would be asked; anything else is what a configuration is for.
         prompt = PromptConfig(template="chat" if tokenizer.chat_template else "problem_solution")
-        problems = load_suite(find_suite(source), DataConfig(source="arithmetic"), data_dir, None)
+        problems = load_suite(find_suite(source), data_dir)
     renderer = Renderer(tokenizer, prompt)
     chosen = random.Random(seed).sample(problems, min(count, len(problems)))
     sampling = SamplingConfig(n=samples, max_tokens=max_tokens or own_tokens, stop=renderer.stop)
