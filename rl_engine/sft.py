@@ -45,7 +45,7 @@ def main(
         # Configuration, data or adapters that cannot be used: the message is made for people.
         fail(str(error), 2)
     except OSError as error:
-        fail(explain(error), 1)
+        fail(explain(error, "model.name and data.path"), 1)
     raise typer.Exit(code)
 
 

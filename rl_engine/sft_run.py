@@ -46,20 +46,17 @@ def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False,
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would remark on it
     tokenizer = load_tokenizer(config)
     run = assemble(config, tokenizer, resume=resume)
-    run.stop.listen()
-    try:
-        if run.step == 0:
-            publish(run, 0)
-            run.record({})
+    store = AdapterStore(Path(config.output_dir) / "adapters")
+    if resume and run.plan.steps in store.versions():
+        run.console.note("every step of this run is done")
+        ref = store.open(run.plan.steps)
+    else:
+        train(run)
         if run.step < run.plan.steps:
-            run.trainer.train()
-    finally:
-        run.records.close()
-    if run.step < run.plan.steps:
-        assert run.stop.signum is not None
-        run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
-        return 128 + run.stop.signum
-    ref = publish(run, run.plan.steps)
+            assert run.stop.signum is not None
+            run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
+            return 128 + run.stop.signum
+        ref = publish(run, run.plan.steps)
     paths = {"run": config.output_dir, {"lora": "adapter", "full": "model"}[config.method]: str(ref.path)}
     if merged:
         target = Path(config.output_dir) / "merged"
@@ -69,6 +66,20 @@ def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False,
         paths["merged"] = f"{target}; rounding to {config.model.dtype} moves a weight by {lost:.2%} of the mean update"
     run.console.facts(paths)
     return 0
+
+
+def train(run: SftRun) -> None:
+    """Turn the loop until the steps are done or someone asks to stop."""
+    run.records.open(run.step or -1)
+    run.stop.listen()
+    run.titles()
+    try:
+        if run.step == 0:
+            publish(run, 0)
+            run.record({})
+        run.trainer.train()
+    finally:
+        run.records.close()
 
 
 def load_tokenizer(config: SftConfig) -> Any:
@@ -95,7 +106,7 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
         weight_decay=config.optim.weight_decay,
     )
     checkpoints = Checkpoints(output / "checkpoints", config.checkpoint.keep)
-    done = restore(config, trained, optimizer, checkpoints) if resume else None
+    done = restore(config, trained, optimizer, checkpoints) if resume else 0
     run = SftRun(
         config=config,
         examples=examples,
@@ -106,15 +117,13 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
         records=Records(output, config),
         console=RunConsole(quiet=False, steps=plan.steps),
         stop=StopRequest(),
-        step=done or 0,
+        step=done,
     )
     run.console.facts(describe(run, len(rows)))
-    if done is not None:
+    if done:
         run.console.note(f"resumed after step {done}")
-    run.titles()
-    run.records.open(-1 if done is None else done)
-    left = rows.select(plan.order[run.step * config.train.batch_size :])
-    run.trainer = make_trainer(config, trained, tokenizer, left, optimizer, run, done=run.step, steps=plan.steps)
+    left = rows.select(plan.order[done * config.train.batch_size :])
+    run.trainer = make_trainer(config, trained, tokenizer, left, optimizer, run, done=done, steps=plan.steps)
     return run
 
 

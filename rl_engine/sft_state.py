@@ -64,13 +64,11 @@ def save(
     checkpoints.save(RunState(step=step, position=position, version=0, config_hash=config_hash(config)), tensors)
 
 
-def restore(
-    config: SftConfig, trained: Trained, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints
-) -> int | None:
-    """Put back the newest checkpoint; the steps it has done, None where there is none."""
+def restore(config: SftConfig, trained: Trained, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints) -> int:
+    """Put back the newest checkpoint; the steps it has done, 0 where there is none."""
     found = checkpoints.newest()
     if found is None:
-        return None
+        return 0
     state, tensors = found
     if state.config_hash != config_hash(config):
         raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")

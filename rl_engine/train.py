@@ -50,10 +50,10 @@ def main(
     raise typer.Exit(code)
 
 
-def explain(error: OSError) -> str:
+def explain(error: OSError, paths: str = "model.name, data.path and eval.data_dir") -> str:
     """What the system or the hub client said, and the way out."""
     if error.errno is None:
-        hint = "On a machine without the hub, give model.name, data.path and eval.data_dir as local paths."
+        hint = f"On a machine without the hub, give {paths} as local paths."
     else:
         hint = "What was saved before stands: --resume continues it."
     return f"{error}\n{hint}"
