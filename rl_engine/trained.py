@@ -128,6 +128,11 @@ class TrainedAdapter:
         version = self.manifest["version"]
         return next((int(line["step"]) for line in lines if line.get("adapter/version") == version), None)
 
+    @property
+    def is_best(self) -> bool:
+        """Whether the run holds it for its best: then it is the highest of several scores."""
+        return (self.directory.parent / "best").resolve() == self.directory
+
     def scores(self) -> list[tuple[Score | None, Score]]:
         """(the base model's score, this adapter's) for everything it was evaluated on.
 

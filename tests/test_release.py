@@ -27,7 +27,7 @@ from rl_engine.push import app
 from rl_engine.release import files_of, make_release
 from rl_engine.sft_config import SftConfig
 from rl_engine.trained import read_trained
-from rollout.adapters import AdapterError, read_manifest, sha256_of
+from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
 from rollout.models import EMBEDDED_DIR
 from rollout.prompts import Renderer
 from rollout.types import Problem
@@ -193,6 +193,15 @@ def test_version_zero_is_no_base_model_where_it_went_on_from_another_adapter(run
     assert "| held_out (version 1) | avg@1 | not measured | **75.0 %" in table(folder)
     assert "| start | another adapter (`lora.start_from`) |" in table(folder)
     assert not [path for path in files_of(folder) if b"/srv" in (folder / path).read_bytes()]
+
+
+def test_the_highest_of_several_scores_is_said_to_be_one(run: Path, tmp_path: Path) -> None:
+    words = "this one scored highest"
+    assert words not in table(release(run, tmp_path / "folder"))
+    AdapterStore(run / "adapters").point("best", 0)
+    assert words not in table(release(run, tmp_path / "folder"))
+    AdapterStore(run / "adapters").point("best", LAST)
+    assert words in table(release(run, tmp_path / "folder"))
 
 
 def test_what_python_m_evals_wrote_counts_for_the_version_it_measured(run: Path, tmp_path: Path) -> None:
