@@ -15,9 +15,11 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from evals.suites import HELD_OUT_SEED, SUITES
 from rl_engine.config import Config
-from rl_engine.recipe import recipe_rows
-from rl_engine.trained import Score, TrainedAdapter, dtype_of
+from rl_engine.recipe import data_set_of, recipe_rows
+from rl_engine.sft_config import SftConfig
+from rl_engine.trained import Measure, Score, TrainedAdapter, dtype_of
 from rollout.arithmetic import expressions
+from rollout.config import PromptConfig
 from rollout.engine import smallest_allowed_rank
 from rollout.problems import SOURCES
 from rollout.prompts import FRAMES
@@ -63,25 +65,27 @@ class Release:
 
 def card_text(release: Release, rounding: Rounding | None, files: Sequence[str]) -> str:
     """README.md of a release that holds these files, by their paths in it; `rounding` is its merged model's."""
-    adapter = release.adapter
-    run = adapter.run
+    adapter, run = release.adapter, release.adapter.run
     config = run.config if run else None
+    reinforced = config if isinstance(config, Config) else None
+    prompt = prompt_of(config)
     return template().render(
         metadata=metadata(release).to_yaml(),
         release=release,
         adapter=adapter,
         base=adapter.base,
         run=run,
-        config=config,
+        reinforced=reinforced,
+        supervised=isinstance(config, SftConfig),
         rounding=rounding,
         scores=adapter.scores(),
-        suites=[score.suite for _, score in adapter.scores()],
         rows=[*adapter_rows(adapter), *(recipe_rows(config, run, adapter.step) if run and config else [])],
         files=files,
-        example=example_problem(config),
-        prompt_lines=prompt_lines(config),
-        stop=stop_strings(config),
-        max_tokens=(config.eval.max_tokens or config.sampling.max_tokens) if config else 512,
+        prompt=prompt,
+        example=example_problem(reinforced),
+        prompt_lines=prompt_lines(prompt),
+        stop=stop_strings(reinforced),
+        max_tokens=(reinforced.eval.max_tokens or reinforced.sampling.max_tokens) if reinforced else 512,
         dtype=dtype_of(adapter),
         max_lora_rank=smallest_allowed_rank(adapter.rank),
     )
@@ -100,8 +104,8 @@ def metadata(release: Release) -> ModelCardData:
     """What the hub reads: base model, library, licence, data, scores as a `model-index`."""
     adapter = release.adapter
     config = adapter.run.config if adapter.run else None
-    trained_on = SOURCES.get(config.data.source) if config and config.data.path is None else None
-    scores = [eval_result(score) for _, score in adapter.scores()]
+    trained_on = data_set_of(config) if config else None
+    scores = [result for _, score in adapter.scores() for result in eval_results(score)]
     return ModelCardData(
         base_model=adapter.base.hub_id,
         library_name="peft",
@@ -109,38 +113,42 @@ def metadata(release: Release) -> ModelCardData:
         license=release.licence.id,
         license_name=release.licence.name,
         license_link=release.licence.link,
-        datasets=[trained_on.path] if trained_on else None,
-        tags=["lora", *(["reinforcement-learning"] if config else []), "reasoning", "rl_engine"],
+        datasets=[trained_on] if trained_on else None,
+        tags=["lora", *(["reinforcement-learning"] if isinstance(config, Config) else []), "reasoning", "rl_engine"],
         model_name=release.name if scores else None,
         eval_results=scores or None,
         base_model_relation="adapter" if adapter.base.hub_id else None,
     )
 
 
-def eval_result(score: Score) -> EvalResult:
-    """One entry of the `model-index`: the score as a fraction, its interval and setting as the metric's arguments."""
-    suite = SUITES.get(score.suite)
+def eval_results(score: Score) -> list[EvalResult]:
+    """Entries of the `model-index`: scores as fractions, interval and setting as the metric's arguments."""
+    setting = score.setting
+    suite = SUITES.get(setting.suite)
     dataset = SOURCES.get(suite.source) if suite else None
-    config = dataset.configs[0] if dataset and len(dataset.configs) == 1 else None
-    return EvalResult(
-        task_type="text-generation",
-        task_name="Mathematical reasoning",
-        dataset_type=dataset.path if dataset else score.suite,
-        dataset_name=score.suite,
-        dataset_config=config,
-        dataset_split=dataset.splits[0] if dataset and len(dataset.splits) == 1 else None,
-        metric_type="accuracy",
-        metric_name=f"avg@{score.samples}",
-        metric_value=round(score.avg, 4),
-        metric_args={
-            "interval_95": [round(bound, 4) for bound in score.interval],
-            "problems": score.problems,
-            "samples": score.samples,
-            "temperature": score.temperature,
-            "max_tokens": score.max_tokens,
-            "suite_version": score.suite_version,
-        },
-    )
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Mathematical reasoning",
+            dataset_type=dataset.path if dataset else setting.suite,
+            dataset_name=setting.suite,
+            dataset_config=dataset.configs[0] if dataset and len(dataset.configs) == 1 else None,
+            dataset_split=dataset.splits[0] if dataset and len(dataset.splits) == 1 else None,
+            dataset_revision=dataset.revision if dataset else None,
+            metric_type="accuracy",
+            metric_name=measure.name,
+            metric_value=round(measure.value, 4),
+            metric_args={
+                "interval_95": [round(bound, 4) for bound in measure.interval],
+                "problems": setting.problems,
+                "samples": setting.samples,
+                "temperature": setting.temperature,
+                "max_tokens": setting.max_tokens,
+                "suite_version": setting.suite_version,
+            },
+        )
+        for measure in score.measures
+    ]
 
 
 def headline(adapter: TrainedAdapter) -> str:
@@ -148,7 +156,7 @@ def headline(adapter: TrainedAdapter) -> str:
 
     Example: `v000025: held_out 93.0 % (89.2–95.5)`
     """
-    scores = ", ".join(f"{score.suite} {_percent(score)}" for _, score in adapter.scores())
+    scores = ", ".join(f"{score.setting.suite} {_percent(score.measures[0])}" for _, score in adapter.scores())
     return f"{adapter.version}: {scores or 'not evaluated'}"
 
 
@@ -159,9 +167,10 @@ def adapter_rows(adapter: TrainedAdapter) -> list[tuple[str, str]]:
     leaves = sorted({module.rpartition(".")[2] for module in modules})
     numbers = sum(math.prod(shape) for shape in adapter.shapes.values())
     revision = f", revision `{base.revision}`" if base.revision else ""
+    scale = "(α / √rank)" if peft["use_rslora"] else "(α / rank)"
     return [
         ("base model", f"{base.name}{revision}"),
-        ("method", f"LoRA of rank {adapter.rank}, α = {peft['lora_alpha']:g}: W + (α / rank) · B·A"),
+        ("method", f"LoRA of rank {adapter.rank}, α = {peft['lora_alpha']:g}: W + {scale} · B·A"),
         ("targets", f"{', '.join(leaves)}: {len(modules):,} matrices, {numbers:,} trained parameters"),
     ]
 
@@ -175,13 +184,20 @@ def example_problem(config: Config | None) -> str:
     return task.wording.replace("{expression}", expression.text)
 
 
-def prompt_lines(config: Config | None) -> list[str]:
+def prompt_of(config: Config | SftConfig | None) -> PromptConfig | None:
+    """The form of the prompts, where the base model's tokenizer is enough to make them."""
+    if isinstance(config, SftConfig) and config.data.chat_template is not None:
+        return None
+    return config.prompt if config else None
+
+
+def prompt_lines(prompt: PromptConfig | None) -> list[str]:
     """Lines of the frame around a problem; none for the tokenizer's chat template."""
-    if config is None:
+    if prompt is None:
         return ["{problem}"]
-    if config.prompt.template == "chat":
+    if prompt.template == "chat":
         return []
-    return (config.prompt.frame or FRAMES[config.prompt.template].text).splitlines(keepends=True)
+    return (prompt.frame or FRAMES[prompt.template].text).splitlines(keepends=True)
 
 
 def stop_strings(config: Config | None) -> list[str]:
@@ -196,9 +212,9 @@ def _literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _percent(score: Score) -> str:
-    low, high = (100 * bound for bound in score.interval)
-    return f"{100 * score.avg:.1f} % ({low:.1f}–{high:.1f})"
+def _percent(measure: Measure) -> str:
+    low, high = (100 * bound for bound in measure.interval)
+    return f"{100 * measure.value:.1f} % ({low:.1f}–{high:.1f})"
 
 
 def _share(value: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rl_engine.config import Config
+from rl_engine.config import Config, LoraConfig, OptimConfig
+from rl_engine.conversations import HUB
+from rl_engine.sft_config import SftConfig
 from rl_engine.trained import RunRecord
 from rollout.problems import SOURCES
 
@@ -10,34 +12,69 @@ Rows = list[tuple[str, str]]
 FORMS = {"boxed": r"`\boxed{…}`", "answer_is": "“the answer is …”", "gsm8k_hashes": "`#### …`"}
 
 
-def recipe_rows(config: Config, run: RunRecord, step: int | None) -> Rows:
-    """(what, how) of reinforcement learning; every number is the configuration's or measured by the run."""
+def recipe_rows(config: Config | SftConfig, run: RunRecord, step: int | None) -> Rows:
+    """(what, how) of the training; every number is the configuration's or measured by the run."""
+    method = _supervised(config) if isinstance(config, SftConfig) else _reinforced(config, step)
     return [
+        *_start(config.lora),
         ("data", _data(config)),
-        ("prompt", _prompt(config)),
-        ("sampling", _sampling(config)),
-        ("reward", _reward(config)),
-        ("objective", _objective(config)),
-        ("optimizer", _optimizer(config)),
-        ("steps", _steps(config, step)),
+        *method,
         ("precision", f"base model {config.model.dtype}, adapter and optimizer float32"),
         ("seed", str(config.seed)),
         *_measured(run, step),
     ]
 
 
-def _data(config: Config) -> str:
+def data_set_of(config: Config | SftConfig) -> str | None:
+    """The hub's data set that was trained on; None for files and what is generated."""
+    source = (HUB if isinstance(config, SftConfig) else SOURCES).get(config.data.source)
+    return source.path if source and config.data.path is None else None
+
+
+def _reinforced(config: Config, step: int | None) -> Rows:
+    return [
+        ("prompt", _prompt(config)),
+        ("sampling", _sampling(config)),
+        ("reward", _reward(config)),
+        ("objective", _objective(config)),
+        ("optimizer", _optimizer(config.optim, "constant")),
+        ("steps", _steps(config, step)),
+    ]
+
+
+def _supervised(config: SftConfig) -> Rows:
+    train, optim = config.train, config.optim
+    length = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
+    what = "packed rows" if config.data.packing else "examples"
+    return [
+        ("objective", "log-likelihood of the answers"),
+        ("optimizer", f"{_optimizer(optim, optim.schedule)}, {optim.warmup_steps} steps of warm-up"),
+        ("steps", f"{length} of {train.batch_size} {what} of up to {config.data.max_tokens:,} tokens"),
+    ]
+
+
+def _start(lora: LoraConfig) -> Rows:
+    """What is unlike plain LoRA from an update of zero."""
+    rows = []
+    if lora.start_from is not None:
+        rows.append(("start", "another adapter (`lora.start_from`)"))
+    elif lora.init != "default":
+        rows.append(("start", f"{lora.init} of rank {lora.rank}"))
+    if lora.plus_ratio != 1:
+        rows.append(("LoRA+", f"B learns at {lora.plus_ratio:g} times the rate"))
+    return rows
+
+
+def _data(config: Config | SftConfig) -> str:
     data = config.data
-    limit = f", the first {data.limit:,} problems" if data.limit else ""
-    if data.source == "arithmetic":
-        terms = data.arithmetic.terms
-        numbers = f"{terms[0]}" if len(terms) == 1 else f"{min(terms)} to {max(terms)}"
-        count = data.limit or data.arithmetic.count
-        return f"{count:,} generated sums and differences of {numbers} numbers up to {data.arithmetic.largest}"
-    if data.path is not None:
-        return f"{data.source}, from a file{limit}"
-    path = SOURCES[data.source].path if data.source in SOURCES else data.source
-    return f"[{path}](https://huggingface.co/datasets/{path}){limit}"
+    limit = f", the first {data.limit:,}" if data.limit else ""
+    if isinstance(config, Config) and data.source == "arithmetic":
+        task = config.data.arithmetic
+        numbers = f"{task.terms[0]}" if len(task.terms) == 1 else f"{min(task.terms)} to {max(task.terms)}"
+        return f"{data.limit or task.count:,} generated sums and differences of {numbers} numbers up to {task.largest}"
+    if (path := data_set_of(config)) is not None:
+        return f"[{path}](https://huggingface.co/datasets/{path}){limit}"
+    return f"{data.source}{', from a file' if data.path else ''}{limit}"
 
 
 def _prompt(config: Config) -> str:
@@ -80,10 +117,9 @@ def _objective(config: Config) -> str:
     return ", ".join(parts)
 
 
-def _optimizer(config: Config) -> str:
-    optim = config.optim
+def _optimizer(optim: OptimConfig, schedule: str) -> str:
     clip = f", gradients clipped at {optim.clip_norm:g}" if optim.clip_norm else ""
-    return f"Adam ({optim.betas[0]:g}, {optim.betas[1]:g}), constant rate {optim.lr:g}{clip}"
+    return f"Adam ({optim.betas[0]:g}, {optim.betas[1]:g}), {schedule} rate {optim.rate:g}{clip}"
 
 
 def _steps(config: Config, step: int | None) -> str:

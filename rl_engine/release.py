@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ import yaml
 
 from rl_engine.card import Release, card_text
 from rl_engine.trained import PEFT_CONFIG, RUN_CONFIG, WEIGHTS, RunRecord, TrainedAdapter
-from rollout.adapters import MANIFEST, sha256_of, write_manifest
+from rollout.adapters import MANIFEST, write_manifest
 
 CARD = "README.md"
 PLOT = "curves.png"
 # What else of a run goes along where it exists.
-RECORDS = ("metrics.jsonl", "report.html", "evals/*.json")
-# Sections of a configuration whose strings are what a model reads or writes, whatever they look like.
+RECORDS = ("metrics.jsonl", "report.html")
+# Sections whose strings are what a model reads or writes, whatever they look like.
 SPOKEN = ("prompt", "sampling")
 
 
@@ -79,31 +79,27 @@ def _copy_adapter(adapter: TrainedAdapter, folder: Path) -> None:
     peft = {**adapter.peft, "base_model_name_or_path": base.hub_id, "revision": base.revision}
     (folder / PEFT_CONFIG).write_text(json.dumps(peft, indent=2, sort_keys=True) + "\n")
     facts = {key: value for key, value in adapter.manifest.items() if key not in ("files", "format")}
-    published = sha256_of(adapter.directory / MANIFEST)
-    write_manifest(folder, {**facts, "base_model": base.name, "published_manifest": published})
+    write_manifest(folder, {**facts, "base_model": base.name, "published_manifest": adapter.sha256})
 
 
 def _copy_run(run: RunRecord, folder: Path) -> None:
     place = folder / "run"
     place.mkdir()
-    values = {key: value if key in SPOKEN else without_paths(value) for key, value in run.values.items()}
+    values = without_paths(run.values)
     (place / RUN_CONFIG).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    for pattern in RECORDS:
-        _copy(run.directory, pattern, place)
-    _copy(run.directory, PLOT, folder)
-
-
-def _copy(source: Path, pattern: str, target: Path) -> None:
-    for path in sorted(source.glob(pattern)):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, place)
+    (place / "evals").mkdir()
+    for path in sorted((run.directory / "evals").glob("*.json")):
+        report = without_paths(json.loads(path.read_text()))
+        (place / "evals" / path.name).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    for name, target in (*((name, place) for name in RECORDS), (PLOT, folder)):
+        if (run.directory / name).is_file():
+            shutil.copyfile(run.directory / name, target / name)
 
 
 def without_paths(value: Any) -> Any:
-    """The same values, with the last part of every absolute path in its place."""
+    """The same values, with the last part of every absolute path in its place, save in `SPOKEN` sections."""
     if isinstance(value, dict):
-        return {key: without_paths(inner) for key, inner in value.items()}
+        return {key: inner if key in SPOKEN else without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [without_paths(inner) for inner in value]
     return Path(value).name if _is_path(value) else value
@@ -114,21 +110,22 @@ def _is_path(value: Any) -> bool:
 
 
 def machine_paths(adapter: TrainedAdapter, run: RunRecord) -> set[Path]:
-    """Every path of this machine that a file about the run may name."""
-    named = (value for key, section in run.values.items() if key not in SPOKEN for value in _strings(section))
-    found = {adapter.directory, run.directory, Path.home(), Path.cwd(), *map(Path, filter(_is_path, named))}
+    """Every path of this machine that a text about the run may name."""
+    found = {adapter.directory, run.directory, Path.home(), Path.cwd(), *_paths(run.values)}
     if adapter.base.directory is not None:
         found.add(adapter.base.directory)
     # A home or working directory of "/" says nothing.
     return {path for path in found if path.name}
 
 
-def _strings(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    inner: Sequence[Any] = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for item in inner:
-        yield from _strings(item)
+def _paths(value: Any) -> Iterator[Path]:
+    if isinstance(value, dict):
+        value = [inner for key, inner in value.items() if key not in SPOKEN]
+    if isinstance(value, list):
+        for inner in value:
+            yield from _paths(inner)
+    elif _is_path(value):
+        yield Path(value)
 
 
 def _forget_paths(folder: Path, paths: Iterable[Path]) -> None:

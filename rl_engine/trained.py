@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from safetensors import safe_open
 
 from rl_engine.config import Config
 from rl_engine.records import read_metrics
-from rollout.adapters import AdapterError, read_manifest
+from rl_engine.sft_config import SftConfig
+from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
 from rollout.models import EMBEDDED, EMBEDDED_DIR
 
 PEFT_CONFIG = "adapter_config.json"
@@ -42,26 +44,44 @@ class BaseModel:
         return self.directory == EMBEDDED_DIR
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Example: `Measure("pass@16", 0.62, (0.51, 0.73))`"""
+
+    name: str
+    value: float
+    interval: tuple[float, float]
+    """95 %."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a score depends on besides the model. Scores are comparable where this is equal."""
+
+    file: str | None
+    """Of `python -m evals`, whose prompts and grading may be others than the run's own; None for those."""
+    suite: str
+    suite_version: int
+    data_sha256: str | None
+    """Of the problems; None in older reports."""
+    problems: int
+    samples: int
+    temperature: float
+    top_p: float | None
+    max_tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """One report of `evals/`, as far as its format is promised."""
 
-    suite: str
-    suite_version: int
+    setting: Setting
     adapter: str
-    problems: int
-    samples: int
-    avg: float
-    interval: tuple[float, float]
-    """95 %."""
+    adapter_sha256: str | None
+    """Of the manifest; None of the base model and in older reports."""
+    measures: tuple[Measure, ...]
+    """avg@k first; with several samples pass@k and maj@k too."""
     tokens_mean: float
-    temperature: float
-    max_tokens: int
-
-    @property
-    def setting(self) -> tuple[str, int, int, int, float, int]:
-        """Scores are comparable where this is equal."""
-        return self.suite, self.suite_version, self.problems, self.samples, self.temperature, self.max_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +91,7 @@ class RunRecord:
     directory: Path
     values: dict[str, Any]
     """`config.yaml` as it was written."""
-    config: Config | None
+    config: Config | SftConfig | None
     """The same, checked; None for a configuration of another kind or version."""
     metrics: tuple[dict[str, float], ...]
     scores: tuple[Score, ...]
@@ -83,6 +103,8 @@ class TrainedAdapter:
 
     directory: Path
     manifest: dict[str, Any]
+    sha256: str
+    """Of the manifest: it stands for every file."""
     peft: dict[str, Any]
     """adapter_config.json."""
     shapes: dict[str, tuple[int, ...]]
@@ -101,19 +123,33 @@ class TrainedAdapter:
 
     @property
     def step(self) -> int | None:
-        """The step of the run after which it was published."""
+        """The step of the run after which it was published; None where the run's metrics do not say."""
         lines = self.run.metrics if self.run else ()
-        return next((int(line["step"]) for line in lines if line["adapter/version"] == self.manifest["version"]), None)
+        version = self.manifest["version"]
+        return next((int(line["step"]) for line in lines if line.get("adapter/version") == version), None)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the run holds it for its best: then it is the highest of several scores."""
+        return (self.directory.parent / "best").resolve() == self.directory
 
     def scores(self) -> list[tuple[Score | None, Score]]:
         """(the base model's score, this adapter's) for everything it was evaluated on.
 
-        Version 0 has an update of zero: it is the base model.
+        Version 0 has an update of zero, and is the base model, unless it went on from another adapter.
         """
-        everything = self.run.scores if self.run else ()
+        if self.run is None:
+            return []
         name = self.manifest["name"]
-        base = {score.setting: score for score in everything if score.adapter in ("base", f"{name}-v000000")}
-        return [(base.get(score.setting), score) for score in everything if score.adapter == f"{name}-{self.version}"]
+        fresh = self.run.values.get("lora", {}).get("start_from") is None
+        base_names = {"base", f"{name}-v000000"} if fresh else {"base"}
+        base = {score.setting: score for score in self.run.scores if score.adapter in base_names}
+        return [
+            (base.get(score.setting), score)
+            for score in self.run.scores
+            if score.adapter_sha256 == self.sha256
+            or (score.adapter_sha256 is None and score.adapter == f"{name}-{self.version}")
+        ]
 
 
 def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
@@ -137,6 +173,7 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
     return TrainedAdapter(
         directory=directory,
         manifest=manifest,
+        sha256=sha256_of(directory / MANIFEST),
         peft=peft,
         shapes=_shapes(directory / WEIGHTS),
         base=base_model_of(manifest, peft, run, base_model),
@@ -171,10 +208,10 @@ def read_run(directory: Path) -> RunRecord | None:
     if not (directory / RUN_CONFIG).is_file():
         return None
     values = yaml.safe_load((directory / RUN_CONFIG).read_text())
-    try:
-        config = Config.model_validate(values)
-    except ValidationError:
-        config = None
+    config: Config | SftConfig | None = None
+    for schema in (Config, SftConfig):
+        with suppress(ValidationError):
+            config = schema.model_validate(values)
     return RunRecord(
         directory=directory,
         values=values,
@@ -185,11 +222,31 @@ def read_run(directory: Path) -> RunRecord | None:
 
 
 def _scores(evals: Path) -> Iterator[Score]:
+    """A run's own reports, one a file, and the rows of what `python -m evals` wrote among them."""
     for path in sorted(evals.glob("*.json")):
         report = json.loads(path.read_text())
-        if Score.__dataclass_fields__.keys() <= report.keys():
-            low, high = report["interval"]
-            yield Score(**{name: report[name] for name in Score.__dataclass_fields__} | {"interval": (low, high)})
+        for suite in report.get("suites", ()):
+            yield from (_score(row, path.name) for row in suite["rows"])
+        if "suite" in report:
+            yield _score(report, None)
+
+
+def _score(report: dict[str, Any], file: str | None) -> Score:
+    samples = report["samples"]
+    measures = [Measure(f"avg@{samples}", report["avg"], tuple(report["interval"]))]
+    for name in ("pass", "maj"):
+        # Of one sample they are its average.
+        if samples > 1 and (found := report.get(f"{name}_at", {}).get(str(samples))):
+            measures.append(Measure(f"{name}@{samples}", found["value"], tuple(found["interval"])))
+    setting: dict[str, Any] = {field.name: report.get(field.name) for field in fields(Setting)}
+    setting["file"] = file
+    return Score(
+        setting=Setting(**setting),
+        adapter=report["adapter"],
+        adapter_sha256=report.get("adapter_sha256"),
+        measures=tuple(measures),
+        tokens_mean=report["tokens_mean"],
+    )
 
 
 def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:

@@ -174,7 +174,7 @@ def test_a_push_that_was_killed_goes_on_where_it_was(hub: Hub, run: Path, tmp_pa
     """The second large file is half way when the process is killed; the first is not sent again."""
     hub.faults["put"].extend(["", "hang"])
     killed = command(hub, run, tmp_path, HF_TOKEN=TOKEN)
-    assert hub.hanging.wait(120)
+    assert hub.hanging.wait(300)
     for _ in range(600):
         if hub.puts:
             break
@@ -185,7 +185,7 @@ def test_a_push_that_was_killed_goes_on_where_it_was(hub: Hub, run: Path, tmp_pa
     assert hub.repos[REPO].messages == ["initial commit"]
 
     resumed = command(hub, run, tmp_path, HF_TOKEN=TOKEN)
-    output, _ = resumed.communicate(timeout=120)
+    output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, output
     weights = (run / "adapters/latest/adapter_model.safetensors").read_bytes()
     assert hub.puts == {sha256(weights): 1, sha256(CURVES): 1}
@@ -198,7 +198,7 @@ def test_the_token_is_nowhere(hub: Hub, run: Path, tmp_path: Path) -> None:
     (tmp_path / "hf" / "token").write_text(TOKEN)
     hub.faults["tag"].append("403")
     done = command(hub, run, tmp_path, HF_DEBUG="1")
-    output, _ = done.communicate(timeout=120)
+    output, _ = done.communicate(timeout=300)
     assert done.returncode == 1
     assert "curl -X POST" in output  # the log was on
     assert "authorization: <TOKEN>" in output

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from typer.testing import CliRunner
 
 from rl_engine.card import Licence, Release
 from rl_engine.config import Config, load_config
+from rl_engine.config_file import read_config
 from rl_engine.lora import LoraTrainee
 from rl_engine.merge import merge
 from rl_engine.push import app
 from rl_engine.release import files_of, make_release
+from rl_engine.sft_config import SftConfig
 from rl_engine.trained import read_trained
-from rollout.adapters import AdapterError, read_manifest
+from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
 from rollout.models import EMBEDDED_DIR
 from rollout.prompts import Renderer
 from rollout.types import Problem
@@ -172,15 +175,57 @@ def test_the_hub_reads_the_scores_with_their_intervals(run: Path, tmp_path: Path
     assert held_out.metric_args["interval_95"] == [0.69, 0.8]
     assert (held_out.metric_args["problems"], held_out.metric_args["max_tokens"]) == (200, 72)
     assert (gsm8k.dataset_type, gsm8k.dataset_config, gsm8k.dataset_split) == ("openai/gsm8k", "main", "test")
-    assert "| held_out (version 1) | 25.0 % (20.0–31.0) | **75.0 % (69.0–80.0)** | 200 × 1 | 7.5 → 22.5 |" in card.text
+    row = "| held_out (version 1) | avg@1 | 25.0 % (20.0–31.0) | **75.0 % (69.0–80.0)** | 200 × 1 | 7.5 → 22.5 |"
+    assert row in card.text
     # Of gsm8k the base model has no score.
-    assert "| gsm8k (version 1) | not measured | **44.4 % (40.0–49.0)** |" in card.text
+    assert "| gsm8k (version 1) | avg@1 | not measured | **44.4 % (40.0–49.0)** |" in card.text
 
 
 def test_a_base_score_in_another_setting_is_no_comparison(run: Path, tmp_path: Path) -> None:
     path = run / "evals/held_out-policy-v000000.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.6}))
-    assert "| held_out (version 1) | not measured | **75.0 %" in table(release(run, tmp_path / "folder"))
+    assert "| held_out (version 1) | avg@1 | not measured | **75.0 %" in table(release(run, tmp_path / "folder"))
+
+
+def test_version_zero_is_no_base_model_where_it_went_on_from_another_adapter(run: Path, tmp_path: Path) -> None:
+    configure(run, "lora.start_from=/srv/adapters/first")
+    folder = release(run, tmp_path / "folder")
+    assert "| held_out (version 1) | avg@1 | not measured | **75.0 %" in table(folder)
+    assert "| start | another adapter (`lora.start_from`) |" in table(folder)
+    assert not [path for path in files_of(folder) if b"/srv" in (folder / path).read_bytes()]
+
+
+def test_the_highest_of_several_scores_is_said_to_be_one(run: Path, tmp_path: Path) -> None:
+    words = "this one scored highest"
+    assert words not in table(release(run, tmp_path / "folder"))
+    AdapterStore(run / "adapters").point("best", 0)
+    assert words not in table(release(run, tmp_path / "folder"))
+    AdapterStore(run / "adapters").point("best", LAST)
+    assert words in table(release(run, tmp_path / "folder"))
+
+
+def test_what_python_m_evals_wrote_counts_for_the_version_it_measured(run: Path, tmp_path: Path) -> None:
+    """By the digest of its manifest, whatever the row is called; and against the base model of the same file."""
+
+    def row(adapter: str, sha256: str | None, avg: float) -> dict[str, Any]:
+        made = asdict(report(adapter, avg, (avg - 0.1, avg + 0.1), suite="aime2024"))
+        estimates = {"16": {"value": avg + 0.2, "interval": [avg, avg + 0.3]}}
+        return {**made, "adapter_sha256": sha256, "samples": 16, "pass_at": estimates, "maj_at": estimates}
+
+    mine = sha256_of(run / "adapters/v000003/manifest.json")
+    rows = [row("base", None, 0.1), row("mine", mine, 0.4), row("policy-v000003", "f" * 64, 0.6)]
+    measured = {"data": {"origin": "/srv/data/aime2024.jsonl"}, "suites": [{"suite": "aime2024", "rows": rows}]}
+    (run / "evals" / "aime.json").write_text(json.dumps(measured))
+    folder = release(run, tmp_path / "folder")
+    rows_of_aime = [line for line in table(folder).splitlines() if line.startswith("| aime2024")]
+    assert [line.split(" | ")[1:4] for line in rows_of_aime] == [
+        ["avg@16", "10.0 % (0.0–20.0)", "**40.0 % (30.0–50.0)**"],
+        ["pass@16", "30.0 % (10.0–40.0)", "**60.0 % (40.0–70.0)**"],
+        ["maj@16", "30.0 % (10.0–40.0)", "**60.0 % (40.0–70.0)**"],
+    ]
+    first, *_ = ModelCard.load(folder / "README.md").data.get("eval_results")
+    assert (first.metric_name, first.metric_value, first.dataset_type) == ("avg@16", 0.4, "HuggingFaceH4/aime_2024")
+    assert json.loads((folder / "run/evals/aime.json").read_text())["data"] == {"origin": "aime2024.jsonl"}
 
 
 def test_the_recipe_is_the_configurations(run: Path, tmp_path: Path) -> None:
@@ -250,11 +295,27 @@ def test_a_card_without_a_run_says_what_it_does_not_know(run: Path, tmp_path: Pa
         compile(code, "card", "exec")
 
 
+def test_the_recipe_of_a_supervised_run(run: Path, tmp_path: Path) -> None:
+    config = read_config(SftConfig, "sft_tulu3.yaml", ["model.name=embedded", "lora.init=olora", "lora.plus_ratio=16"])
+    (run / "config.yaml").write_text(config.to_yaml())
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "tokens": 0}) + "\n")
+    card = ModelCard.load(release(run, tmp_path / "folder") / "README.md")
+    assert card.data.get("datasets") == ["allenai/tulu-3-sft-mixture"]
+    assert "reinforcement" not in card.content
+    rows = dict(re.findall(r"^\| ([^|]+?) \| (.+) \|$", card.text, re.MULTILINE))
+    assert rows["start"] == f"olora of rank {config.lora.rank}"
+    assert rows["LoRA+"] == "B learns at 16 times the rate"
+    assert f"of {config.train.batch_size} " in rows["steps"]
+    assert rows["optimizer"].startswith(f"Adam (0.9, 0.95), {config.optim.schedule} rate ")
+    # Its chat template is a file of its own, which the base model's tokenizer does not have.
+    assert "The form of the prompts that it was trained on is not recorded here" in card.text
+
+
 def test_a_configuration_of_another_kind_is_shipped_and_not_explained(run: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump({"model": values["model"], "sft": {"epochs": 3}}))
+    (run / "config.yaml").write_text(yaml.safe_dump({"model": values["model"], "other": {"epochs": 3}}))
     folder = release(run, tmp_path / "folder")
-    assert yaml.safe_load((folder / "run/config.yaml").read_text())["sft"] == {"epochs": 3}
+    assert yaml.safe_load((folder / "run/config.yaml").read_text())["other"] == {"epochs": 3}
     assert "reinforcement" not in table(folder)
     assert "**75.0 % (69.0–80.0)**" in table(folder)
 
