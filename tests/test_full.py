@@ -131,9 +131,10 @@ def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.weights().items())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole_model_engine(ranks: Ranks) -> Iterator[Any]:
-    """A sampler of the embedded model without adapters."""
+    """A sampler of the embedded model without adapters. It stays to the end: closing an engine takes the process group
+    from the other one."""
     from rollout.vllm_engine import VllmEngine
 
     engine = VllmEngine(
