@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evals.report import EvalReport
+if TYPE_CHECKING:
+    from evals.report import EvalReport  # scipy takes seconds to load
 
 WIDTHS = (7, 6, 8, 14, 6, 8, 8, 6, 7)
 SCORES = ("avg", "low", "high", "tokens_mean")
