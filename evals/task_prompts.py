@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +46,29 @@ def read_task_prompts(
 
     Raises `ValueError` or `FileNotFoundError` for a source that has no problems.
     """
-    own_tokens: int = MAX_TOKENS
     if source.endswith((".yaml", ".yml")):
-        problems, prompt, own_tokens = _of_run(Path(source))
+        problems, config, sampling, longest_prompt = _of_run(Path(source))
     else:
         # As the model itself would be asked; anything else is what a configuration is for.
-        prompt = PromptConfig(template="chat" if tokenizer.chat_template else "problem_solution")
+        config = PromptConfig(template="chat" if tokenizer.chat_template else "problem_solution")
         problems = load_suite(find_suite(source), data_dir)
-    renderer = Renderer(tokenizer, prompt)
-    chosen = random.Random(seed).sample(problems, min(count, len(problems)))
-    sampling = SamplingConfig(n=samples, max_tokens=max_tokens or own_tokens, stop=renderer.stop)
-    return TaskPrompts(renderer.render_all(chosen), sampling)
+        sampling, longest_prompt = SamplingConfig(max_tokens=MAX_TOKENS), sys.maxsize
+    renderer = Renderer(tokenizer, config)
+    drawn = map(renderer.render, random.Random(seed).sample(problems, len(problems)))
+    prompts = list(islice((prompt for prompt in drawn if len(prompt.token_ids) <= longest_prompt), count))
+    if not prompts:
+        raise ValueError(f"--prompts {source}: every prompt is over data.max_prompt_tokens ({longest_prompt:,})")
+    asked = {"n": samples, "max_tokens": max_tokens or sampling.max_tokens, "stop": (*renderer.stop, *sampling.stop)}
+    return TaskPrompts(prompts, sampling.model_copy(update={**asked, "temperature": 1.0, "top_p": 1.0}))
 
 
-def _of_run(path: Path) -> tuple[list[Problem], PromptConfig, int]:
-    """The problems that a run trains on, how it asks them, and its longest completion."""
+def _of_run(path: Path) -> tuple[list[Problem], PromptConfig, SamplingConfig, int]:
+    """The problems that a run trains on, how it asks and answers them, and its longest prompt in tokens."""
     run = yaml.safe_load(path.read_text())
     missing = [name for name in ("seed", "data", "prompt", "sampling") if not isinstance(run, dict) or name not in run]
     if missing:
         raise ValueError(f"--prompts {path} has no {', '.join(missing)}: give the config.yaml that a run wrote")
-    problems = load_problems(DataConfig.model_validate(run["data"]), split="train", seed=run["seed"]).problems
-    return (
-        problems,
-        PromptConfig.model_validate(run["prompt"]),
-        SamplingConfig.model_validate(run["sampling"]).max_tokens,
-    )
+    data = DataConfig.model_validate(run["data"])
+    problems = load_problems(data, split="train", seed=run["seed"]).problems
+    prompt, sampling = PromptConfig.model_validate(run["prompt"]), SamplingConfig.model_validate(run["sampling"])
+    return problems, prompt, sampling, data.max_prompt_tokens

@@ -19,6 +19,7 @@ from evals.forgetting import Asked, find_adapters, run
 from evals.forgetting_table import Policy, TaskScore, changes, grid, mean_of_means, to_json
 from evals.task_prompts import read_task_prompts
 from rollout.adapters import AdapterError, AdapterStore
+from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings
 from tests.forgetting_made import Policies, write_task
 
@@ -52,22 +53,25 @@ def test_one_document_has_no_standard_error() -> None:
 def test_prompts_of_a_run_are_its_own(tokenizer: Any, tmp_path: Path) -> None:
     """A sample of the training problems, asked as the run asks them."""
     run_file = tmp_path / "config.yaml"
-    sections = {
+    sections: dict[str, Any] = {
         "seed": 4,
         "data": {"source": "arithmetic", "arithmetic": {"terms": [2], "largest": 9, "count": 30}},
         "prompt": {"template": "frame", "frame": "1+1=2\n{problem}\n", "instruction": None},
-        "sampling": {"max_tokens": 7},
+        "sampling": {"max_tokens": 7, "temperature": 0.6, "stop": ["!"]},
     }
     run_file.write_text(json.dumps(sections))
     ask = partial(read_task_prompts, data_dir=None, tokenizer=tokenizer, samples=2, max_tokens=None)
     found = ask(str(run_file), count=5, seed=0)
     assert len({prompt.text for prompt in found.prompts}) == 5
     assert all(re.fullmatch(r"1\+1=2\n\d[+-]\d=\?\n", prompt.text) for prompt in found.prompts)
-    assert (found.sampling.n, found.sampling.max_tokens, found.sampling.temperature) == (2, 7, 1.0)
+    assert found.sampling == SamplingConfig(n=2, max_tokens=7, temperature=1.0, stop=("!",))
     assert ask(str(run_file), count=5, seed=0) == found
     assert ask(str(run_file), count=5, seed=1).prompts != found.prompts
     assert len(ask(str(run_file), count=99, seed=0).prompts) == 30
     assert ask("held_out", count=3, seed=0).sampling.max_tokens == 256
+    run_file.write_text(json.dumps({**sections, "data": {**sections["data"], "max_prompt_tokens": 11}}))
+    with pytest.raises(ValueError, match=r"over data.max_prompt_tokens \(11\)"):
+        ask(str(run_file), count=5, seed=0)
     run_file.write_text(json.dumps({"seed": 0, "data": {"source": "arithmetic"}}))
     with pytest.raises(ValueError, match="no prompt, sampling"):
         ask(str(run_file), count=5, seed=0)
