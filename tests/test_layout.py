@@ -86,7 +86,18 @@ def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes
     ],
 )
 def test_light_modules_load_neither_torch_nor_vllm(module: str) -> None:
-    heavy = ("torch", "vllm", "transformers", "deepspeed", "sympy", "math_verify", "datasets", "matplotlib", "trl", "scipy")
+    heavy = (
+        "torch",
+        "vllm",
+        "transformers",
+        "deepspeed",
+        "sympy",
+        "math_verify",
+        "datasets",
+        "matplotlib",
+        "trl",
+        "scipy",
+    )
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
