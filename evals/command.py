@@ -6,13 +6,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import AutoConfig, AutoTokenizer
 
 from evals.contamination import Contamination, contamination
@@ -178,8 +178,11 @@ def progress_bar(batches: Sequence[Batch], console: Console) -> Iterator[Callabl
     right: dict[tuple[str, str], list[bool]] = {}
     done, total = 0, sum(len(batch.prompts) for batch in batches)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("sampling", total=total)
+    # rich's own estimate looks back half a minute, and a batch may take longer.
+    remaining = TextColumn("{task.fields[left]}")
+    start = time.monotonic()
+    with Progress(*columns, remaining, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("sampling", total=total, left="")
 
         def advance(batch: Batch, outcomes: list[Outcome]) -> None:
             nonlocal done
@@ -188,9 +191,11 @@ def progress_bar(batches: Sequence[Batch], console: Console) -> Iterator[Callabl
             so_far = right.setdefault(name, [])
             so_far += [one.correct for outcome in outcomes for one in outcome.samples]
             text = f"{name[0]} · {name[1]}: {percent(sum(so_far) / len(so_far))} so far"
-            progress.update(task, advance=len(outcomes), description=escape(text))
+            left_s = (time.monotonic() - start) * (total - done) / done
+            left = f"{timedelta(seconds=round(left_s))} left"
+            progress.update(task, advance=len(outcomes), description=escape(text), left=left)
             if not console.is_terminal:
-                console.print(f"{done:>6,} of {total:,} problems  {escape(text)}")
+                console.print(f"{done:>6,} of {total:,} problems  {escape(text)}, {left}")
 
         yield advance
 

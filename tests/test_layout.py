@@ -68,7 +68,9 @@ def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes
     assert users == homes
 
 
-@pytest.mark.parametrize("module", ["rewards", "rl_engine.config", "rl_engine.train", "rollout.config"])
+@pytest.mark.parametrize(
+    "module", ["rewards", "rl_engine.config", "rl_engine.train", "rollout.config", "evals.__main__"]
+)
 def test_light_modules_load_neither_torch_nor_vllm(module: str) -> None:
     heavy = ("torch", "vllm", "transformers", "deepspeed", "sympy", "math_verify", "datasets")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"

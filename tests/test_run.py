@@ -161,8 +161,8 @@ def test_the_run_directory_is_the_contract(run_dir: Path) -> None:
     assert AdapterStore(run_dir / "adapters").pointed("best") == max(scores, key=lambda version: scores[version])
     for version, score in scores.items():
         report = json.loads((run_dir / "evals" / f"held_out-policy-v{version:06d}.json").read_text())
-        manifest = run_dir / "adapters" / f"v{version:06d}" / "manifest.json"
-        assert (report["avg"], report["adapter_sha256"]) == (score, sha256_of(manifest))
+        published = run_dir / "adapters" / f"v{version:06d}"
+        assert (report["avg"], report["adapter_sha256"]) == (score, sha256_of(published / "manifest.json"))
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step000002", "step000004"]
     assert len(list((run_dir / "evals").glob("held_out-policy-v*.json"))) == 3
     assert (run_dir / "curves.png").stat().st_size > 10_000
