@@ -149,8 +149,7 @@ def load_suite(
         whole.problems.extend(part.problems)
         whole.dropped.update(part.dropped)
         whole.examples.update(part.examples)
-    del whole.problems[limit:]
-    return whole
+    return Loaded(whole.problems[:limit], whole.dropped, whole.examples)
 
 
 def suite_files(suite: Suite, data_dir: str | None) -> tuple[str, ...]:
