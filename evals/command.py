@@ -53,6 +53,9 @@ def run(asked: Asked, launch: Launch, console: Console, start_engine: StartEngin
         raise ValueError("nothing to measure: --no-base without an --adapter")
     exams = [exam_of(asked, suite, tokenizer, text.max_position_embeddings) for suite in suites]
     shared = overlaps(asked, exams)
+    remarks = [f"{contender.label}: {remark}" for contender in contenders for remark in contender.remarks]
+    for warning in (*remarks, *(found.describe() for found in shared.values() if found)):
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     settings = settings_of(asked, exams, contenders)
     ledger = Ledger(asked.output, settings, launch.rank)
     if launch.is_main:
@@ -66,7 +69,6 @@ def run(asked: Asked, launch: Launch, console: Console, start_engine: StartEngin
             return
         ledger.read()
         results = [result_of(exam, contenders, ledger, grader, shared.get(exam.suite.name)) for exam in exams]
-    remarks = [f"{contender.label}: {remark}" for contender in contenders for remark in contender.remarks]
     facts_of_run = {
         "format": FORMAT,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -77,7 +79,7 @@ def run(asked: Asked, launch: Launch, console: Console, start_engine: StartEngin
         "remarks": remarks,
     }
     write(asked, facts_of_run, results, exams, contenders, ledger)
-    show(asked, results, remarks, console)
+    show(asked, results, console)
 
 
 def grading_of(asked: Asked) -> RewardConfig:
@@ -225,9 +227,7 @@ def samples_path(output: Path) -> Path:
     return output.with_suffix(".samples.jsonl.gz")
 
 
-def show(asked: Asked, results: Sequence[SuiteResult], remarks: Sequence[str], console: Console) -> None:
-    for remark in remarks:
-        console.print(f"[yellow]warning:[/yellow] {escape(remark)}", soft_wrap=True)
+def show(asked: Asked, results: Sequence[SuiteResult], console: Console) -> None:
     for result in results:
         print_result(result, console)
     files = [asked.output, asked.output.with_suffix(".md"), *([samples_path(asked.output)] if asked.records else [])]
