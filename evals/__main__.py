@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -81,7 +81,7 @@ def main(
     An interrupted evaluation goes on when the same command is given again. For data parallel sampling start it under
     torchrun: `torchrun --nproc-per-node 8 -m evals …`; each process then has an engine and a share of the batches.
     """
-    arguments = dict(locals())
+    arguments: dict[str, Any] = dict(locals())
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["suites"] = tuple(name for names in arguments.pop("suite") for name in names.split(",") if name)
     try:
@@ -95,7 +95,8 @@ def main(
         fail(f"{error}\nOn a machine without the hub, give --model and --data-dir as local paths.", 1)
 
 
-def start(arguments: dict[str, object]) -> None:
+def start(arguments: dict[str, Any]) -> None:
+    """Measure in this process, one of as many as a launcher started."""
     quiet_libraries()
     from evals.command import run
     from evals.exams import Asked
@@ -106,15 +107,15 @@ def start(arguments: dict[str, object]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, quiet=not launch.is_main, width=200)
     try:
-        run(Asked(**arguments), launch, console, start_vllm)  # type: ignore[arg-type]  # typer has checked them
+        run(Asked(**arguments), launch, console, start_vllm)
     finally:
         leave_launch(launch)
 
 
-def start_vllm(settings: object) -> object:
+def start_vllm(settings: Any) -> Any:
     from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
 
-    return VllmEngine(settings)  # type: ignore[arg-type]
+    return VllmEngine(settings)
 
 
 def stay_offline_if_possible(model: str, suites: tuple[str, ...], data_dir: str | None) -> None:

@@ -6,13 +6,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import AutoConfig, AutoTokenizer
 
 from evals.contamination import Contamination, contamination
@@ -53,6 +53,9 @@ def run(asked: Asked, launch: Launch, console: Console, start_engine: StartEngin
         raise ValueError("nothing to measure: --no-base without an --adapter")
     exams = [exam_of(asked, suite, tokenizer, text.max_position_embeddings) for suite in suites]
     shared = overlaps(asked, exams)
+    remarks = [f"{contender.label}: {remark}" for contender in contenders for remark in contender.remarks]
+    for warning in (*remarks, *(found.describe() for found in shared.values() if found)):
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     settings = settings_of(asked, exams, contenders)
     ledger = Ledger(asked.output, settings, launch.rank)
     if launch.is_main:
@@ -66,7 +69,6 @@ def run(asked: Asked, launch: Launch, console: Console, start_engine: StartEngin
             return
         ledger.read()
         results = [result_of(exam, contenders, ledger, grader, shared.get(exam.suite.name)) for exam in exams]
-    remarks = [f"{contender.label}: {remark}" for contender in contenders for remark in contender.remarks]
     facts_of_run = {
         "format": FORMAT,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -77,7 +79,7 @@ def run(asked: Asked, launch: Launch, console: Console, start_engine: StartEngin
         "remarks": remarks,
     }
     write(asked, facts_of_run, results, exams, contenders, ledger)
-    show(asked, results, remarks, console)
+    show(asked, results, console)
 
 
 def grading_of(asked: Asked) -> RewardConfig:
@@ -178,8 +180,11 @@ def progress_bar(batches: Sequence[Batch], console: Console) -> Iterator[Callabl
     right: dict[tuple[str, str], list[bool]] = {}
     done, total = 0, sum(len(batch.prompts) for batch in batches)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("sampling", total=total)
+    # rich's own estimate looks back half a minute, and a batch may take longer.
+    remaining = TextColumn("{task.fields[left]}")
+    start = time.monotonic()
+    with Progress(*columns, remaining, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("sampling", total=total, left="")
 
         def advance(batch: Batch, outcomes: list[Outcome]) -> None:
             nonlocal done
@@ -188,9 +193,11 @@ def progress_bar(batches: Sequence[Batch], console: Console) -> Iterator[Callabl
             so_far = right.setdefault(name, [])
             so_far += [one.correct for outcome in outcomes for one in outcome.samples]
             text = f"{name[0]} · {name[1]}: {percent(sum(so_far) / len(so_far))} so far"
-            progress.update(task, advance=len(outcomes), description=escape(text))
+            left_s = (time.monotonic() - start) * (total - done) / done
+            left = f"{timedelta(seconds=round(left_s))} left"
+            progress.update(task, advance=len(outcomes), description=escape(text), left=left)
             if not console.is_terminal:
-                console.print(f"{done:>6,} of {total:,} problems  {escape(text)}")
+                console.print(f"{done:>6,} of {total:,} problems  {escape(text)}, {left}")
 
         yield advance
 
@@ -220,9 +227,7 @@ def samples_path(output: Path) -> Path:
     return output.with_suffix(".samples.jsonl.gz")
 
 
-def show(asked: Asked, results: Sequence[SuiteResult], remarks: Sequence[str], console: Console) -> None:
-    for remark in remarks:
-        console.print(f"[yellow]warning:[/yellow] {escape(remark)}", soft_wrap=True)
+def show(asked: Asked, results: Sequence[SuiteResult], console: Console) -> None:
     for result in results:
         print_result(result, console)
     files = [asked.output, asked.output.with_suffix(".md"), *([samples_path(asked.output)] if asked.records else [])]

@@ -62,7 +62,7 @@ def contamination(training: Sequence[Problem], suites: Mapping[str, Iterable[Pro
 def _shared(
     name: str, training: int, hits: Sequence[tuple[str, str]], suite: Sequence[tuple[str, str]]
 ) -> Contamination:
-    pairs = between(hits, suite)
+    pairs = sorted(between(hits, suite), key=lambda pair: pair.kind != "exact")
     exact = {pair.left for pair in pairs if pair.kind == "exact"}
     return Contamination(
         suite=name,

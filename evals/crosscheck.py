@@ -8,6 +8,7 @@ code and the task's own file: it needs `pip install lm_eval`. Ours is the grader
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from collections import Counter
@@ -51,22 +52,21 @@ def gsm8k_task() -> dict[str, Any]:
 
 def judged_by_them(pairs: Sequence[tuple[str, str]]) -> list[Theirs]:
     """Their verdicts on pairs of completion and reference."""
-    from lm_eval.api.instance import Instance
-    from lm_eval.api.metrics import exact_match_hf_evaluate
-    from lm_eval.filters import build_filter_ensemble
-
     task = gsm8k_task()
+    instance_of = importlib.import_module("lm_eval.api.instance").Instance
+    exact_match = importlib.import_module("lm_eval.api.metrics").exact_match_hf_evaluate
+    ensemble_of = importlib.import_module("lm_eval.filters").build_filter_ensemble
     steps = next(entry["filter"] for entry in task["filter_list"] if entry["name"] == FILTER)
     (metric,) = task["metric_list"]
     options = {key: metric[key] for key in ("ignore_case", "ignore_punctuation", "regexes_to_ignore")}
     instances = [
-        Instance(request_type="generate_until", doc={}, arguments=("", {}), idx=0, resps=[text]) for text, _ in pairs
+        instance_of(request_type="generate_until", doc={}, arguments=("", {}), idx=0, resps=[text]) for text, _ in pairs
     ]
     components = [(step["function"], {k: v for k, v in step.items() if k != "function"}) for step in steps]
-    build_filter_ensemble(FILTER, components).apply(instances)
+    ensemble_of(FILTER, components).apply(instances)
     extracted = [str(instance.filtered_resps[FILTER]) for instance in instances]
     return [
-        Theirs(text, bool(exact_match_hf_evaluate([text], [reference], **options)["exact_match"]))
+        Theirs(text, bool(exact_match([text], [reference], **options)["exact_match"]))
         for text, (_, reference) in zip(extracted, pairs, strict=True)
     ]
 

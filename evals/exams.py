@@ -58,7 +58,9 @@ class Asked:
 
 
 def find_suites(names: Sequence[str]) -> list[Suite]:
-    """Raises `ValueError` for a name that is no suite, or is two."""
+    """Raises `ValueError` for a name that is no suite, or is two, and for no name at all."""
+    if not names:
+        raise ValueError("--suite names no suite")
     suites = [find_suite(name) for name in names]
     twice = {suite.name for suite in suites if [s.name for s in suites].count(suite.name) > 1}
     if twice:
@@ -82,14 +84,17 @@ def exam_of(asked: Asked, suite: Suite, tokenizer: PreTrainedTokenizerBase, cont
     """Raises `ValueError` when a problem leaves no room for an answer in the model's `context` tokens."""
     prompt = prompt_of(asked, suite, tokenizer)
     renderer = Renderer(tokenizer, prompt)
-    problems = load_suite(suite, asked.data_dir, asked.limit)
-    prompts = tuple(renderer.render_all(problems))
+    loaded = load_suite(suite, asked.data_dir, asked.limit)
+    prompts = tuple(renderer.render_all(loaded.problems))
     sampling = sampling_of(
         suite, n=asked.samples, temperature=asked.temperature, top_p=asked.top_p, max_tokens=asked.max_tokens
     )
-    remarks = []
-    if suite.size is not None and asked.limit is None and len(problems) != suite.size:
-        remarks.append(f"{len(problems):,} problems were read of a suite of {suite.size:,}: damaged or different data")
+    remarks = [
+        f"dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
+        for reason, count in loaded.dropped.items()
+    ]
+    if suite.size is not None and asked.limit is None and len(prompts) != suite.size:
+        remarks.append(f"{len(prompts):,} problems were read of a suite of {suite.size:,}: damaged or different data")
     room = context - max(len(one.token_ids) for one in prompts)
     if room < 1:
         raise ValueError(f"the longest problem of {suite.name} fills the model's context of {context:,} tokens")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rewards.config import AnswerForm
 from rollout.config import ArithmeticConfig, DataConfig, SamplingConfig
-from rollout.problems import SOURCES, load_problems
+from rollout.problems import SOURCES, Loaded, load_problems
 from rollout.prompts import BOXED_INSTRUCTION
 from rollout.types import Problem
 
@@ -94,8 +94,11 @@ def find_suite(name: str) -> Suite:
 
 
 def suite_name(name: str) -> str:
-    """What a suite is called in reports: a file's is its name without the ending."""
-    return Path(name).stem if name.endswith(".jsonl") else name
+    """What a suite is called in reports: one of a file after the file, without passing for a suite of the table."""
+    if not name.endswith(".jsonl"):
+        return name
+    stem = Path(name).stem
+    return f"{stem}-file" if stem in SUITES else stem
 
 
 def suite_needs_hub(suite: Suite, data_dir: str | None) -> bool:
@@ -132,23 +135,21 @@ def sampling_of(
 
 def load_suite(
     suite: Suite, data_dir: str | None = None, limit: int | None = None, sums: ArithmeticConfig = EMBEDDED_SUMS
-) -> list[Problem]:
-    """The suite's problems, in their own order.
+) -> Loaded:
+    """The suite's problems, in their own order, and which rows were dropped.
 
     `sums` are the settings of the generator, of which `held_out` is the part that training never sees.
     """
     if suite.source == "arithmetic":
         data = DataConfig(source="arithmetic", arithmetic=sums, limit=limit or HELD_OUT_COUNT)
-        return load_problems(data, split="held_out", seed=HELD_OUT_SEED).problems
-    paths = suite_files(suite, data_dir) or (None,)
-    problems = [
-        problem
-        for path in paths
-        for problem in load_problems(
-            DataConfig(source=suite.source, path=path), split="held_out", seed=HELD_OUT_SEED
-        ).problems
-    ]
-    return problems[:limit]
+        return load_problems(data, split="held_out", seed=HELD_OUT_SEED)
+    whole = Loaded([])
+    for path in suite_files(suite, data_dir) or (None,):
+        part = load_problems(DataConfig(source=suite.source, path=path), split="held_out", seed=HELD_OUT_SEED)
+        whole.problems.extend(part.problems)
+        whole.dropped.update(part.dropped)
+        whole.examples.update(part.examples)
+    return Loaded(whole.problems[:limit], whole.dropped, whole.examples)
 
 
 def suite_files(suite: Suite, data_dir: str | None) -> tuple[str, ...]:

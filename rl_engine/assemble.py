@@ -79,8 +79,8 @@ def load_suites(config: Config, renderer: Renderer) -> list[tuple[Suite, list[Pr
     suites = []
     for name in config.eval.suites:
         suite = find_suite(name)
-        problems = load_suite(suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic)
-        suites.append((suite, renderer.render_all(problems)))
+        loaded = load_suite(suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic)
+        suites.append((suite, renderer.render_all(loaded.problems)))
     return suites
 
 

@@ -193,5 +193,5 @@ def summary_paths(run: Run) -> dict[str, Path]:
     root, best = run.records.run, run.publisher.store.pointed("best")
     paths = {"run": root, "adapter": run.adapter.path}
     if best is not None:
-        paths["best adapter"] = run.publisher.store.path_of(best)
+        paths["best adapter"] = run.publisher.store.path_of(best).resolve()
     return {**paths, "metrics": root / METRICS, "plot": root / PLOT}

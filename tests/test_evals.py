@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ from evals.suites import (
 from evals.votes import MOST_COMPARED, count_votes
 from rewards import Grader, GradeResult, Verdict
 from rewards.overlap import between
+from rl_engine.assemble import overlap_notes
 from rl_engine.config import load_config
+from rl_engine.data import TrainingData
 from rl_engine.embedded import ASKED
 from rollout.config import ArithmeticConfig, SamplingConfig
 from rollout.problems import SOURCES
@@ -97,11 +100,11 @@ def test_suites_come_from_known_sources_at_a_fixed_revision() -> None:
 
 
 def test_the_held_out_suite_is_fixed_and_the_quickstarts() -> None:
-    held_out = load_suite(find_suite("held_out"))
+    held_out = load_suite(find_suite("held_out")).problems
     assert len(held_out) == 256
-    assert load_suite(find_suite("held_out"), limit=10) == held_out[:10]
+    assert load_suite(find_suite("held_out"), limit=10).problems == held_out[:10]
     assert load_config("quickstart.yaml").data.arithmetic == EMBEDDED_SUMS == ASKED
-    other = load_suite(find_suite("held_out"), sums=ArithmeticConfig(terms=(2,), largest=30))
+    other = load_suite(find_suite("held_out"), sums=ArithmeticConfig(terms=(2,), largest=30)).problems
     assert {problem.level for problem in other} == {"2"}
     assert digest_of(held_out) == digest_of(held_out[::-1]) != digest_of(other)
 
@@ -116,10 +119,11 @@ def test_a_file_is_a_suite_and_a_suite_may_lie_in_two_files(tmp_path: Path) -> N
     write_rows(mine, 2)
     suite = find_suite(str(mine))
     assert suite.name == "mine"
-    assert [p.id for p in load_suite(suite)] == ["mine-0", "mine-1"]
+    assert find_suite("elsewhere/aime2024.jsonl").name == "aime2024-file"
+    assert [p.id for p in load_suite(suite).problems] == ["mine-0", "mine-1"]
     write_rows(tmp_path / "math500.jsonl", 2)
     write_rows(tmp_path / "math_test_minus500.jsonl", 3)
-    found = load_suite(SUITES["math"], str(tmp_path), limit=4)
+    found = load_suite(SUITES["math"], str(tmp_path), limit=4).problems
     assert [p.id for p in found] == ["math500-0", "math500-1", "math_test_minus500-0", "math_test_minus500-1"]
     write_rows(tmp_path / "math_test.jsonl", 1)
     assert suite_files(SUITES["math"], str(tmp_path)) == (str(tmp_path / "math_test.jsonl"),)
@@ -151,7 +155,7 @@ def test_several_greedy_samples_are_refused() -> None:
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["gsm8k", "math500", "math", "aime2024", "aime2025", "aime2026"])
 def test_suites_read_from_a_directory(name: str, shared_data: Path) -> None:
-    assert len(load_suite(find_suite(name), str(shared_data))) == SUITES[name].size
+    assert len(load_suite(find_suite(name), str(shared_data)).problems) == SUITES[name].size
 
 
 # Votes.
@@ -263,10 +267,17 @@ def test_training_problems_that_a_suite_holds_are_counted() -> None:
     assert not contamination(problems("Nothing alike"), {"mine": suite})[0]
 
 
+def test_a_run_is_warned_of_overlap_but_not_of_generated_sums() -> None:
+    prompts = [Prompt(problem=problem, text=problem.text, token_ids=()) for problem in problems("a 1", "b 2")]
+    data = TrainingData(prompts, Counter(), {})
+    (note,) = overlap_notes(data, [(SUITES["gsm8k"], prompts[:1]), (SUITES["held_out"], prompts)])
+    assert note.startswith("warning: 1 of 2 training problems overlap gsm8k (1 word for word")
+
+
 @pytest.mark.shared
 def test_two_passes_find_what_one_finds(shared_data: Path) -> None:
-    training = load_suite(find_suite(str(shared_data / "math_train.jsonl")))[6500:]
-    suite = load_suite(SUITES["math500"], str(shared_data))
+    training = load_suite(find_suite(str(shared_data / "math_train.jsonl"))).problems[6500:]
+    suite = load_suite(SUITES["math500"], str(shared_data)).problems
     (found,) = contamination(training, {"math500": suite})
     pairs = between(*([(f"{mark}{p.id}", p.text) for p in group] for mark, group in (("", training), (":", suite))))
     assert found.exact + found.ngram == len({pair.left for pair in pairs})

@@ -255,6 +255,8 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     story = "A farmer has {} cows and buys seven more at the market before selling four of them"
     rows = [{"id": f"q{i}", "problem": story.format(i), "answer": str(i), "subject": "a|b"} for i in range(3)]
     suite.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with suite.open("a") as file:
+        file.write("{broken\n")
     training.write_text(json.dumps(rows[1]) + "\n" + json.dumps({"id": "z", "problem": "other", "answer": "1"}) + "\n")
     asked = asked_for(tmp_path, adapter, suites=(str(suite),), samples=1, temperature=0.0, train_data=str(training))
     text = measure(asked, scripted())
@@ -262,6 +264,7 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     (found,) = json.loads(asked.output.read_text())["suites"]
     assert found["contamination"]["exact"] == 1
     assert found["minus_base"]["policy-v000007"]["test"] == "McNemar, exact"
+    assert "dropped 1 rows: not JSON (for one, exam.jsonl:4)" in text
     # The default length is cut to what the model can hold, and that is said.
     assert "the model's context is 256" in text
     assert found["sampling"]["max_tokens"] < 256

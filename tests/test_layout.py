@@ -73,6 +73,7 @@ def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes
 @pytest.mark.parametrize(
     "module",
     [
+        "evals.__main__",
         "evals.forgetting",
         "rewards",
         "rl_engine.config",
