@@ -51,7 +51,7 @@ def read_task_prompts(
     else:
         # As the model itself would be asked; anything else is what a configuration is for.
         config = PromptConfig(template="chat" if tokenizer.chat_template else "problem_solution")
-        problems = load_suite(find_suite(source), data_dir)
+        problems = load_suite(find_suite(source), data_dir).problems
         sampling, longest_prompt = SamplingConfig(max_tokens=MAX_TOKENS), sys.maxsize
     renderer = Renderer(tokenizer, config)
     drawn = map(renderer.render, random.Random(seed).sample(problems, len(problems)))

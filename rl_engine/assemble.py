@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from evals.contamination import contamination
@@ -26,10 +23,11 @@ from rl_engine.learner import Learner
 from rl_engine.learner_state import restore_learner
 from rl_engine.loop import Run
 from rl_engine.memory import check_fits, plan
+from rl_engine.output import config_hash
 from rl_engine.peaks import PhasePeaks, available
 from rl_engine.publish import Publisher
 from rl_engine.ranks import Ranks
-from rl_engine.records import METRICS, Records
+from rl_engine.records import Records
 from rl_engine.rules import rate_of_run
 from rl_engine.sampler import Sampler
 from rl_engine.stopping import StopRequest
@@ -43,8 +41,6 @@ from rollout.prompts import Renderer
 from rollout.types import Prompt
 
 CANARY_PROMPTS = 2
-# What may change between a run and its resumption: nothing that the numbers depend on.
-FREE_TO_CHANGE = ("output_dir", "log", "checkpoint", "eval")
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -75,13 +71,18 @@ def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, Sampl
     return training, evaluation
 
 
-def load_suites(config: Config, renderer: Renderer) -> list[tuple[Suite, list[Prompt]]]:
-    suites = []
+def load_suites(config: Config, renderer: Renderer) -> tuple[list[tuple[Suite, list[Prompt]]], list[str]]:
+    """The suites of a run, and what of their rows could not be used, for people."""
+    suites, notes = [], []
     for name in config.eval.suites:
         suite = find_suite(name)
         loaded = load_suite(suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic)
         suites.append((suite, renderer.render_all(loaded.problems)))
-    return suites
+        notes += [
+            f"warning: suite {suite.name}: dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
+            for reason, count in loaded.dropped.most_common()
+        ]
+    return suites, notes
 
 
 def overlap_notes(data: TrainingData, suites: list[tuple[Suite, list[Prompt]]]) -> list[str]:
@@ -127,45 +128,6 @@ def settled(config: Config, console: RunConsole) -> Config:
     return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
 
 
-def config_hash(config: Config) -> str:
-    """Digest of everything the numbers of a run depend on."""
-    facts = _decisive(config.model_dump(mode="json"))
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in facts.items() if key not in FREE_TO_CHANGE}
-    return {**kept, "train": {**kept["train"], "steps": None}}
-
-
-def check_output(config: Config, resume: bool) -> None:
-    """Raises `ConfigError` rather than write over another run, or resume one that is not this one."""
-    run = Path(config.output_dir)
-    if run.exists() and not run.is_dir():
-        raise ConfigError(f"output_dir: {run} is not a directory")
-    exists = (run / METRICS).exists() or (run / "checkpoints").exists()
-    if exists and not resume:
-        raise ConfigError(
-            f"output_dir: {run} holds a run already; --resume continues it, --overwrite replaces it, "
-            "or give another output_dir"
-        )
-    if resume and (run / "config.yaml").is_file():
-        old = _decisive(yaml.safe_load((run / "config.yaml").read_text()))
-        changed = _differences(old, _decisive(config.model_dump(mode="json")))
-        if changed:
-            raise ConfigError(f"{run} cannot be resumed with another configuration: {'; '.join(changed)}")
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in sorted({*old, *new})
-            for line in _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        ]
-    return [] if old == new else [f"{prefix} was {old!r} and is {new!r}"]
-
-
 def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console: RunConsole | None = None) -> Run:
     """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
     the data, the model or the output directory, before any weights are loaded where that can be known."""
@@ -176,9 +138,9 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     sampling, eval_sampling = samplings(config, renderer)
     with console.phase("reading and checking problems"):
         data = prepare(config, renderer, grader, ranks)
-        suites = load_suites(config, renderer)
-        overlaps = overlap_notes(data, suites) if ranks.is_main else []
-    for line in overlaps:
+        suites, notes = load_suites(config, renderer)
+        notes += overlap_notes(data, suites) if ranks.is_main else []
+    for line in notes:
         console.note(line)
     needed = context_needed(config, suites, eval_sampling)
     check_context(config, needed)

@@ -8,10 +8,10 @@ from rich.markup import escape
 from rewards import Grader
 from rl_engine.assemble import (
     check_context,
-    check_output,
     context_needed,
     load_suites,
     load_tokenizer,
+    overlap_notes,
     plan_lines,
     samplings,
 )
@@ -22,6 +22,7 @@ from rl_engine.data import prepare
 from rl_engine.forecast import first_lines
 from rl_engine.lora import coverage_of, describe_adapter
 from rl_engine.memory import check_fits, estimated, plan
+from rl_engine.output import check_output
 from rl_engine.peaks import available
 from rl_engine.ranks import Ranks
 from rollout.models import locate_model
@@ -30,7 +31,7 @@ from rollout.prompts import Renderer
 
 def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     """Print what would run. Raises what the run itself would raise before it loads weights."""
-    check_output(config, resume)
+    check_output(config, resume=resume)
     console = RunConsole(quiet=False, steps=config.train.steps)
     console.facts({"model": f"{config.model.name} ({config.model.dtype})", **plan_lines(config)})
     shape = meta_model(locate_model(config.model.name), config.model.revision)
@@ -47,7 +48,9 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     _, eval_sampling = samplings(config, renderer)
     with Grader.from_config(config.rewards) as grader, console.phase("reading and checking problems"):
         data = prepare(config, renderer, grader, ranks)
-    suites = load_suites(config, renderer)
+    suites, notes = load_suites(config, renderer)
+    for line in [*notes, *overlap_notes(data, suites)]:
+        console.note(line)
     check_context(config, context_needed(config, suites, eval_sampling))
     console.facts(
         {

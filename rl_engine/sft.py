@@ -5,18 +5,16 @@ Imports nothing heavy until the configuration is known to be good.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from typing import Annotated
 
 import typer
-from rich.logging import RichHandler
 
 from rl_engine.config_file import read_config
 from rl_engine.conversations import needs_hub
 from rl_engine.sft_config import SftConfig
-from rl_engine.train import explain, fail
+from rl_engine.train import explain, fail, speak_only_of_what_matters
 from rollout import models
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -47,14 +45,6 @@ def main(
     except OSError as error:
         fail(explain(error, "model.name and data.path"), 1)
     raise typer.Exit(code)
-
-
-def speak_only_of_what_matters() -> None:
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
 
 
 if __name__ == "__main__":

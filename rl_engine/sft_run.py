@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from rl_engine.console import RunConsole
 from rl_engine.conversations import information_bits
 from rl_engine.examples import load_examples, read_template
 from rl_engine.merge import merge
+from rl_engine.output import check_output, config_hash
 from rl_engine.records import Records
 from rl_engine.rules import SHORT_RUN_STEPS, learning_rate
 from rl_engine.sft_config import SftConfig
 from rl_engine.sft_loop import SftRun
 from rl_engine.sft_model import METHODS
 from rl_engine.sft_plan import plan_of
-from rl_engine.sft_state import check_output, config_hash, restore
+from rl_engine.sft_state import restore
 from rl_engine.sft_trainer import make_trainer, rows_of
 from rl_engine.stopping import StopRequest
 from rl_engine.trained import read_trained
@@ -41,7 +43,9 @@ def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False,
     if merged and config.method == "full":
         raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
     config = settled(config)
-    check_output(config, resume=resume, overwrite=overwrite)
+    if overwrite and (Path(config.output_dir) / "config.yaml").is_file():
+        shutil.rmtree(config.output_dir)
+    check_output(config, resume=resume)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would remark on it
     tokenizer = load_tokenizer(config)

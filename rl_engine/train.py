@@ -95,23 +95,29 @@ def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> i
 
 
 def join_quietly() -> Ranks:
-    """Enter the process group, with the libraries told to speak only of what matters."""
+    """Enter the process group."""
     # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    speak_only_of_what_matters()
+    from rl_engine.ranks import join_ranks
+
+    return join_ranks()
+
+
+def speak_only_of_what_matters() -> None:
+    """Warnings in our own style, and no progress bars of libraries."""
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     from transformers.utils.logging import disable_progress_bar
 
-    from rl_engine.ranks import join_ranks
-
     disable_progress_bar()
-    return join_ranks()
 
 
 def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) -> int:
     from rewards import Grader
-    from rl_engine.assemble import assemble, check_output
+    from rl_engine.assemble import assemble
     from rl_engine.loop import summary_paths, train
+    from rl_engine.output import check_output
     from rl_engine.records import read_metrics
     from rl_engine.report.page import NAME as REPORT
     from rl_engine.report.page import write_report
@@ -120,7 +126,7 @@ def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) ->
     if overwrite and ranks.is_main and (output / "config.yaml").is_file():
         shutil.rmtree(output)
     ranks.barrier()
-    check_output(config, resume)
+    check_output(config, resume=resume)
     with Grader.from_config(config.rewards) as grader:
         run = assemble(config, ranks, grader, resume)
         run.stop.listen()

@@ -23,7 +23,7 @@ HEAVY = {
     "peft": {"rl_engine/lora.py", "rl_engine/lora_linear.py"},
     "trl": {"rl_engine/sft_trainer.py"},
     "omegaconf": {"rl_engine/config_file.py"},
-    "lm_eval": {"evals/crosscheck.py", "evals/harness.py"},
+    "lm_eval": {"evals/harness.py"},
 }
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rl_engine.assemble import config_hash, pad_id_of
+from rl_engine.assemble import pad_id_of
 from rl_engine.best import best_version
 from rl_engine.checkpoint import Checkpoints, RunState
 from rl_engine.config import load_config
 from rl_engine.config_file import ConfigError
 from rl_engine.console import RunConsole
 from rl_engine.gap import gap_limits
+from rl_engine.output import config_hash
 from rl_engine.records import Records, read_metrics
 
 
