@@ -58,20 +58,23 @@ def find_contenders(arguments: Sequence[str], model: str, facts: Any) -> list[Co
     return contenders
 
 
+def named_directory(argument: str) -> tuple[str, Path]:
+    """`[NAME=]DIR` → the name, or nothing, and the directory, whose own name may hold the sign."""
+    name, _, place = ("", "", argument) if Path(argument).exists() or "=" not in argument else argument.partition("=")
+    return name, Path(place).expanduser().resolve()
+
+
 def _contender(argument: str, model: str, facts: Any) -> Contender:
-    name, given, place = argument.rpartition("=")
-    if Path(argument).exists():  # a directory whose own name holds the sign
-        name, given, place = "", "", argument
-    directory = Path(place).expanduser().resolve()
+    name, directory = named_directory(argument)
     if not (directory / PEFT_CONFIG).is_file():
-        raise AdapterError(f"--adapter {place}: {_what_is_there(directory)}")
+        raise AdapterError(f"--adapter {argument}: {_what_is_there(directory)}")
     settings = json.loads((directory / PEFT_CONFIG).read_text())
     rank = _rank_of(settings, directory)
     _check_fits(directory, facts, model)
     published = (directory / MANIFEST).is_file()
     manifest = read_manifest(directory) if published else {}
     ref = AdapterRef(
-        name=name if given else manifest.get("name", directory.name),
+        name=name or manifest.get("name", directory.name),
         version=manifest.get("version", 0),
         path=directory,
         sha256=identity_of(directory),
@@ -81,7 +84,7 @@ def _contender(argument: str, model: str, facts: Any) -> Contender:
     trained_on = manifest.get("base_model") or settings.get("base_model_name_or_path")
     if trained_on and not same_model(trained_on, model):
         remarks.append(f"trained on {trained_on!r}, measured on {model!r}: make sure that they are one model")
-    return Contender(label=ref.key if published and not given else ref.name, ref=ref, remarks=tuple(remarks))
+    return Contender(label=ref.key if published and not name else ref.name, ref=ref, remarks=tuple(remarks))
 
 
 def _what_is_there(directory: Path) -> str:
