@@ -27,7 +27,7 @@ types: .venv/tools
 
 # Two workers, a thread each: on two cores that is twice as fast as one worker with two threads.
 unit: .venv/tools
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --durations=25
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 	requirements/lock.sh
