@@ -78,10 +78,10 @@ def _name(annotation: Any) -> str:
 
 def reference() -> str:
     """The supervised arm's table leaves out what is the same to the letter."""
-    shared, own = [*rows(Config)], []
-    same = []
-    for row in rows(SftConfig):
-        (same if row in shared else own).append(row)
+    shared = [*rows(Config)]
+    supervised = [*rows(SftConfig)]
+    own = [row for row in supervised if row not in shared]
+    same = [row for row in supervised if row in shared]
     names = ", ".join(row.split(" | ")[0].removeprefix("| ") for row in same)
     tables = (HEADER, TABLE, "\n".join(shared), "\n", SUPERVISED.format(same=names), TABLE, "\n".join(own), "\n")
     return "".join(tables)
