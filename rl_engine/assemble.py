@@ -182,6 +182,10 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     )
     _continue_from(run, found)
     if ranks.is_main:
+        if resume:
+            publisher.store.rewind(run.version)
+            if not found:
+                console.note("there is no checkpoint: the run begins at its beginning")
         records.open(run.step if found else -1)
     return run
 

@@ -70,8 +70,10 @@ def join_ranks() -> Ranks:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }
-    if "RANK" not in os.environ:
+    by_itself = "RANK" not in os.environ
+    if by_itself:
         os.environ.update(alone)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -84,7 +86,10 @@ def join_ranks() -> Ranks:
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
-    if not dist.is_initialized():
+    if by_itself and not dist.is_initialized():
+        # A store in memory: torch's own would listen on every interface, and believe whoever comes.
+        dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     device = torch.device(f"cuda:{local_rank}") if cuda else torch.device("cpu")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)

@@ -5,9 +5,10 @@ Imports nothing heavy until the configuration is known to be good.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,8 @@ def explain(error: OSError, paths: str = "model.name, data.path and eval.data_di
     """What the system or the hub client said, and the way out."""
     if error.errno is None:
         hint = f"On a machine without the hub, give {paths} as local paths."
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "Make space: what was saved before stands, and --resume continues it."
     else:
         hint = "What was saved before stands: --resume continues it."
     return f"{error}\n{hint}"
@@ -114,19 +117,25 @@ def speak_only_of_what_matters() -> None:
 
 
 def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) -> int:
+    from rl_engine.output import check_output, sole_writer
+
+    mine = sole_writer(Path(config.output_dir), overwrite=overwrite)
+    with mine if ranks.is_main else contextlib.nullcontext():
+        ranks.barrier()
+        check_output(config, resume=resume)
+        return train_in_place(config, ranks, resume=resume)
+
+
+def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
+    """In an output directory that is known to be ours."""
     from rewards import Grader
     from rl_engine.assemble import assemble
     from rl_engine.loop import summary_paths, train
-    from rl_engine.output import check_output
     from rl_engine.records import read_metrics
     from rl_engine.report.page import NAME as REPORT
     from rl_engine.report.page import write_report
 
     output = Path(config.output_dir)
-    if overwrite and ranks.is_main and (output / "config.yaml").is_file():
-        shutil.rmtree(output)
-    ranks.barrier()
-    check_output(config, resume=resume)
     with Grader.from_config(config.rewards) as grader:
         run = assemble(config, ranks, grader, resume)
         run.stop.listen()
