@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements/$(DEVICE).txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types unit lock embedded clean
+.PHONY: help quickstart test lint types unit drills lock embedded clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,7 +27,10 @@ types: .venv/tools
 
 # Two workers, a thread each: on two cores that is twice as fast as one worker with two threads.
 unit: .venv/tools
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --durations=25
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --durations=25 -m "not drill"
+
+drills: .venv/tools ## kill, fill and starve whole runs (half an hour); docs/reliability.md has the figures
+	$(RUN) -m pytest tests/drills -m drill -s
 
 lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 	requirements/lock.sh
