@@ -70,8 +70,7 @@ def join_ranks() -> Ranks:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }
-    by_itself = "RANK" not in os.environ
-    if by_itself:
+    if "RANK" not in os.environ:
         os.environ.update(alone)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     cuda = torch.cuda.is_available()
@@ -86,7 +85,7 @@ def join_ranks() -> Ranks:
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
-    if by_itself and not dist.is_initialized():
+    if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
         # A store in memory: torch's own would listen on every interface, and believe whoever comes.
         dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     if not deepspeed.comm.is_initialized():

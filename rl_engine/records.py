@@ -113,13 +113,15 @@ class _TensorBoard:
         # Here, and not above: whoever only reads a run's records has no need of torch.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(run / "tensorboard", purge_step=done + 1)
+        self._place = run / "tensorboard"
+        self._writer = SummaryWriter(self._place, purge_step=done + 1)
 
     def log(self, line: dict[str, float]) -> None:
-        for name, value in line.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, int(line["step"]))
-        self._writer.flush()
+        with naming(self._place):
+            for name, value in line.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, int(line["step"]))
+            self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

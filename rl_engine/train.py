@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from safetensors import SafetensorError
 
 from evals.suites import find_suite, suite_needs_hub
 from rl_engine.config import Config, load_config
@@ -46,6 +47,8 @@ def main(
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
         fail(str(error), 2)
+    except SafetensorError as error:
+        fail(f"a file of weights cannot be read: {error}", 2)
     except OSError as error:
         fail(explain(error), 1)
     raise typer.Exit(code)

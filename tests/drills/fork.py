@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "RL_ENGINE_DRILL"
-# What is going on, and the method that does it.
+# What is going on, and what does it: a module, what holds it there, its name.
 PHASES = {
     "loading": ("rl_engine.learner", "Learner", "__init__"),
     "starting vLLM": ("rollout.vllm_engine", "VllmEngine", "__post_init__"),
@@ -36,6 +36,8 @@ PHASES = {
     "rollouts": ("rl_engine.records", "Records", "rollouts"),
     "metrics": ("rl_engine.records", "Records", "metrics"),
     "checkpointing": ("rl_engine.checkpoint", "Checkpoints", "save"),
+    "drawing": ("rl_engine", "loop", "plot_run"),
+    "writing the page": ("rl_engine.report", "page", "write_report"),
 }
 CONTEXT = multiprocessing.get_context("forkserver")
 TINY = (
@@ -156,7 +158,7 @@ def train_here(place: Path, directory: Path, arguments: tuple[str, ...], moment:
         os.dup2(output.fileno(), 2)
     journal = Journal(place, moment)
     for name, (module, holder, method) in PHASES.items():
-        owner = getattr(importlib.import_module(module), holder)
+        owner = getattr(importlib.import_module(module), holder, None) or importlib.import_module(f"{module}.{holder}")
         setattr(owner, method, noted(getattr(owner, method), journal, name))
     from rl_engine.train import app
 
