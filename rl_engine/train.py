@@ -111,12 +111,13 @@ def join_quietly() -> Ranks:
 
 
 def speak_only_of_what_matters() -> None:
-    """Warnings in our own style, and no progress bars of libraries."""
+    """Warnings in our own style, and no progress bars or questions of libraries."""
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    models.refuse_code_of_models()
 
 
 def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) -> int:

@@ -14,10 +14,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rewards import Grader
+from rewards import processes
 from rl_engine import stopping
 from rl_engine.checkpoint import Checkpoints, RunState
-from rl_engine.config import Config
+from rl_engine.config import Config, load_config
 from rl_engine.config_file import ConfigError
 from rl_engine.output import check_output, sole_writer
 from rl_engine.ranks import Ranks
@@ -25,6 +25,7 @@ from rl_engine.records import Records
 from rl_engine.stopping import StopRequest
 from rl_engine.train import app
 from rollout.adapters import write_manifest
+from rollout.models import refuse_code_of_models
 from tests.test_layout import FILES, ROOT
 
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
@@ -78,21 +79,42 @@ def test_a_run_by_itself_listens_on_loopback_alone(ranks: Ranks) -> None:
     assert set(listening) <= {"127.0.0.1", "::1"}
 
 
-@pytest.mark.parametrize("function", [None, "math:sqrt"])
+@pytest.mark.parametrize("function", [None, "mine:reward"])
 def test_grading_processes_are_told_no_secrets_unless_they_run_your_own_code(
     function: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets = {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "hub_password"}
     for name in secrets:
         monkeypatch.setenv(name, "hidden")
-    from rewards import RewardConfig
+    monkeypatch.setattr(processes, "CLOSE_LIMIT_S", 0.01)
+    nursery = processes.NurseryProcess({"function": function})
+    told = psutil.Process(nursery.pid).environ()
+    nursery.close()
+    assert secrets & told.keys() == (secrets if function else set())
+    assert told["PATH"] == os.environ["PATH"]
 
-    before = {process.pid for process in psutil.Process().children()}
-    with Grader.from_config(RewardConfig(workers=1, function=function)) as grader:
-        grader.grade([("\\boxed{1}", "1")])
-        (nursery,) = [process for process in psutil.Process().children() if process.pid not in before]
-        assert secrets & nursery.environ().keys() == (secrets if function else set())
-        assert nursery.environ()["PATH"] == os.environ["PATH"]
+
+def test_code_beside_a_model_is_neither_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig, dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 15)
+    (tmp_path / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}')
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'made')!r}, 'w')\nclass Mine: pass\n")
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    refuse_code_of_models()
+    with pytest.raises(ValueError, match="custom code"):
+        AutoConfig.from_pretrained(tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_configuration_may_name_variables_but_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.setenv("OPENAI_API_KEY", "hidden")
+    assert load_config("quickstart.yaml", ["output_dir=${oc.env:SCRATCH}/run"]).output_dir == "/scratch/run"
+    assert load_config("quickstart.yaml", ["output_dir=${oc.env:NOWHERE,here}"]).output_dir == "here"
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY looks like a secret") as error:
+        load_config("quickstart.yaml", ["rewards.function_arguments={key: '${oc.env:OPENAI_API_KEY}'}"])
+    assert "hidden" not in str(error.value)
 
 
 # What is written, and by whom.

@@ -1,4 +1,4 @@
-"""One run killed with kill -9 at 20 random moments, resumed after each, and compared with the run that nobody touched."""
+"""One run killed with kill -9 at 20 random moments, resumed after each: it ends as the run that nobody touched."""
 
 from __future__ import annotations
 
