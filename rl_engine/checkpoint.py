@@ -66,7 +66,7 @@ class Checkpoints:
         remove_leftovers(self.root, "step")
 
     def newest(self) -> tuple[RunState, dict[str, Tensor]] | None:
-        """The newest undamaged checkpoint; a damaged one is passed over with a warning. Restores torch's RNG.
+        """The newest undamaged checkpoint; a damaged one is passed over with a warning.
 
         Raises `AdapterError` when there are checkpoints and every one of them is damaged.
         """
@@ -74,10 +74,7 @@ class Checkpoints:
         for path in found:
             if not self._is_whole(path):
                 continue
-            state = _read_state(path / STATE)
-            tensors = load_state(path / TENSORS)
-            torch.set_rng_state(tensors.pop(RNG))
-            return state, tensors
+            return _read_state(path / STATE), load_state(path / TENSORS)
         if found:
             raise AdapterError(f"every checkpoint in {self.root} is damaged")
         return None
@@ -98,6 +95,11 @@ class Checkpoints:
     def _steps(self) -> dict[int, Path]:
         """By step, the oldest first."""
         return numbered(self.root, "step")
+
+
+def restore_rng(tensors: dict[str, Tensor]) -> None:
+    """Put torch's random state back: when all is built, for building draws numbers too."""
+    torch.set_rng_state(tensors[RNG])
 
 
 def _read_state(path: Path) -> RunState:

@@ -87,7 +87,8 @@ def join_ranks() -> Ranks:
         torch.cuda.set_device(local_rank)
     if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
         # A store in memory: torch's own would listen on every interface, and believe whoever comes.
-        dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=0, world_size=1)
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     device = torch.device(f"cuda:{local_rank}") if cuda else torch.device("cpu")

@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(7200)]
 # One after the other in one run, which goes on after each: what is filled when that is about to be written.
 FILLED = [
     ("publishing", 0),
-    ("metrics", 0),
     ("reporting", 0),
+    ("metrics", 0),
     ("drawing", 0),
     ("rollouts", 0),
     ("checkpointing", 0),
