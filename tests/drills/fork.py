@@ -157,6 +157,7 @@ def train_here(place: Path, directory: Path, arguments: tuple[str, ...], moment:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     journal = Journal(place, moment)
+    journal.note()
     for name, (module, holder, method) in PHASES.items():
         owner = getattr(importlib.import_module(module), holder, None) or importlib.import_module(f"{module}.{holder}")
         setattr(owner, method, noted(getattr(owner, method), journal, name))
