@@ -17,12 +17,11 @@ from typing import Any
 
 from safetensors import safe_open
 
-from rollout.adapters import FOREIGN_WEIGHTS, MANIFEST, AdapterError, identity_of, read_manifest
+from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
 from rollout.engine import BASE, smallest_allowed_rank
 from rollout.models import locate_model
 from rollout.types import AdapterRef
 
-CONFIG = "adapter_config.json"
 # vLLM refuses these when it loads the adapter, which is after the model. Initialisations that change the base weights
 # when PEFT loads them are refused too.
 REFUSED = ("use_dora", "lora_bias", "modules_to_save", "layer_replication", "use_bdlora", "use_qalora")
@@ -59,20 +58,23 @@ def find_contenders(arguments: Sequence[str], model: str, facts: Any) -> list[Co
     return contenders
 
 
+def named_directory(argument: str) -> tuple[str, Path]:
+    """`[NAME=]DIR` → the name, or nothing, and the directory, whose own name may hold the sign."""
+    name, _, place = ("", "", argument) if Path(argument).exists() or "=" not in argument else argument.partition("=")
+    return name, Path(place).expanduser().resolve()
+
+
 def _contender(argument: str, model: str, facts: Any) -> Contender:
-    name, given, place = argument.rpartition("=")
-    if Path(argument).exists():  # a directory whose own name holds the sign
-        name, given, place = "", "", argument
-    directory = Path(place).expanduser().resolve()
-    if not (directory / CONFIG).is_file():
-        raise AdapterError(f"--adapter {place}: {_what_is_there(directory)}")
-    settings = json.loads((directory / CONFIG).read_text())
+    name, directory = named_directory(argument)
+    if not (directory / PEFT_CONFIG).is_file():
+        raise AdapterError(f"--adapter {argument}: {_what_is_there(directory)}")
+    settings = json.loads((directory / PEFT_CONFIG).read_text())
     rank = _rank_of(settings, directory)
     _check_fits(directory, facts, model)
     published = (directory / MANIFEST).is_file()
     manifest = read_manifest(directory) if published else {}
     ref = AdapterRef(
-        name=name if given else manifest.get("name", directory.name),
+        name=name or manifest.get("name", directory.name),
         version=manifest.get("version", 0),
         path=directory,
         sha256=identity_of(directory),
@@ -82,7 +84,7 @@ def _contender(argument: str, model: str, facts: Any) -> Contender:
     trained_on = manifest.get("base_model") or settings.get("base_model_name_or_path")
     if trained_on and not same_model(trained_on, model):
         remarks.append(f"trained on {trained_on!r}, measured on {model!r}: make sure that they are one model")
-    return Contender(label=ref.key if published and not given else ref.name, ref=ref, remarks=tuple(remarks))
+    return Contender(label=ref.key if published and not name else ref.name, ref=ref, remarks=tuple(remarks))
 
 
 def _what_is_there(directory: Path) -> str:
@@ -90,7 +92,7 @@ def _what_is_there(directory: Path) -> str:
         return "a whole model, not an adapter; give it as --model"
     if not directory.is_dir():
         return "no such directory"
-    return f"not an adapter: it has no {CONFIG}"
+    return f"not an adapter: it has no {PEFT_CONFIG}"
 
 
 def _rank_of(settings: dict[str, Any], directory: Path) -> int:
@@ -113,10 +115,10 @@ def _rank_of(settings: dict[str, Any], directory: Path) -> int:
 
 def _check_fits(directory: Path, facts: Any, model: str) -> None:
     """vLLM copies what is too small into its larger buffers without a word."""
-    if not (directory / FOREIGN_WEIGHTS).is_file():
-        raise AdapterError(f"{directory} has no {FOREIGN_WEIGHTS}")
+    if not (directory / PEFT_WEIGHTS).is_file():
+        raise AdapterError(f"{directory} has no {PEFT_WEIGHTS}")
     layers, hidden = facts.num_hidden_layers, facts.hidden_size
-    with safe_open(directory / FOREIGN_WEIGHTS, framework="numpy") as weights:
+    with safe_open(directory / PEFT_WEIGHTS, framework="numpy") as weights:
         for name in weights.keys():  # noqa: SIM118 - not a mapping
             found = READS_HIDDEN.search(name)
             if found is None:

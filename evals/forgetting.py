@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from evals.contenders import named_directory
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.engine import BASE, EngineSettings, ScoringEngine
 from rollout.models import EMBEDDED, locate_model
@@ -200,8 +201,7 @@ def find_adapters(arguments: Sequence[str]) -> list[AdapterRef]:
     """
     refs = []
     for argument in arguments:
-        name, _, place = argument.rpartition("=")
-        directory = Path(place).expanduser().resolve()
+        name, directory = named_directory(argument)
         manifest = read_manifest(directory)
         refs.append(
             AdapterRef(

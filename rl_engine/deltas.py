@@ -14,10 +14,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rl_engine.spectrum import Spectrum, of_factors, of_matrix
-from rollout.adapters import MANIFEST, AdapterError, AdapterStore, read_manifest
+from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, AdapterStore, read_manifest
 from rollout.models import locate_model
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?(?P<factor>[AB])(?:\.weight)?$")
 
 
@@ -38,8 +37,8 @@ def directories(path: Path) -> list[Path]:
         store = AdapterStore(root)
         if found := store.versions():
             return [store.path_of(version) for version in found]
-    if not any((path / name).is_file() for name in (ADAPTER_CONFIG, "config.json")):
-        raise FileNotFoundError(f"{path} is no adapter, no model and no run: {ADAPTER_CONFIG} or adapters/ is wanted")
+    if not any((path / name).is_file() for name in (PEFT_CONFIG, "config.json")):
+        raise FileNotFoundError(f"{path} is no adapter, no model and no run: {PEFT_CONFIG} or adapters/ is wanted")
     return [path]
 
 
@@ -57,7 +56,7 @@ def read_version(directory: Path, base: Path | None, only: str = "") -> Version:
         read_manifest(directory)
     spectra = (
         _of_adapter(directory, only)
-        if (directory / ADAPTER_CONFIG).is_file()
+        if (directory / PEFT_CONFIG).is_file()
         else _of_model(directory, base or _base_of(directory), only)
     )
     found = tuple(spectra)
@@ -67,13 +66,13 @@ def read_version(directory: Path, base: Path | None, only: str = "") -> Version:
 
 
 def _of_adapter(directory: Path, only: str) -> Iterator[Spectrum]:
-    facts = json.loads((directory / ADAPTER_CONFIG).read_text())
+    facts = json.loads((directory / PEFT_CONFIG).read_text())
     if facts.get("peft_type") != "LORA" or facts.get("use_dora"):
         kind = "DoRA" if facts.get("use_dora") else facts.get("peft_type")
         raise AdapterError(f"{directory} is a {kind} adapter: only of a plain LoRA is ΔW the product of its factors")
-    path = directory / ADAPTER_WEIGHTS
+    path = directory / PEFT_WEIGHTS
     if not path.is_file():
-        raise FileNotFoundError(f"{directory} has no {ADAPTER_WEIGHTS}")
+        raise FileNotFoundError(f"{directory} has no {PEFT_WEIGHTS}")
     with safe_open(path, framework="pt") as file:
         names: dict[str, dict[str, str]] = {}
         for name in file.keys():  # noqa: SIM118  (not a dict)

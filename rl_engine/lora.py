@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from rl_engine.base_model import load_causal_lm
 from rl_engine.config import Config, LoraConfig
 from rl_engine.lora_linear import LoraLinear
-from rl_engine.lora_start import FACTS, WEIGHTS, fit_to_activations, put, read_adapter, unchanged
+from rl_engine.lora_start import fit_to_activations, put, read_adapter, unchanged
 from rl_engine.variants import STARTS, served_alpha_factor, served_factor, served_rank
+from rollout.adapters import PEFT_CONFIG, PEFT_WEIGHTS
 from rollout.models import locate_model
 
 if TYPE_CHECKING:
@@ -273,21 +274,21 @@ def served(model: PeftModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def write_adapter(directory: Path, model: PeftModel, config: LoraConfig, base: str, tensors: dict[str, Tensor]) -> None:
     """An adapter in PEFT's format, from what learns. `base` is the name of the base model."""
     whole = {name: tensor.contiguous() for name, tensor in served(model, tensors).items()}
-    save_file(whole, directory / WEIGHTS, metadata={"format": "pt"})
+    save_file(whole, directory / PEFT_WEIGHTS, metadata={"format": "pt"})
     facts = peft_config_of(model, config, locate_model(base))
-    (directory / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    (directory / PEFT_CONFIG).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
 def adapter_facts(config: LoraConfig) -> dict[str, Any]:
     """What the manifest says of every version of an adapter."""
-    return {"kind": "lora", "rank": served_rank(config), "weights": WEIGHTS}
+    return {"kind": "lora", "rank": served_rank(config), "weights": PEFT_WEIGHTS}
 
 
-def go_on_from(parameters: dict[str, nn.Parameter], config: LoraConfig, base: str) -> None:
+def go_on_from(model: PeftModel, config: LoraConfig, base: str) -> None:
     """Begin with the adapter of `lora.start_from`, if there is one."""
     if config.start_from is not None:
-        scale = config.alpha / (config.rank**0.5 if config.rslora else config.rank)
-        put(parameters, read_adapter(Path(config.start_from), base, scale), config.start_from)
+        tensors = read_adapter(Path(config.start_from), base, peft_config_of(model, config, base))
+        put(adapter_parameters(model), tensors, config.start_from)
 
 
 def rate_groups(parameters: dict[str, nn.Parameter], config: LoraConfig) -> list[tuple[float, list[nn.Parameter]]]:
@@ -307,7 +308,7 @@ class LoraTrainee:
         self.model, self.coverage = add_adapter(load_causal_lm(config, device), config.lora, config.seed)
         self.causal_lm: Any = self.model.get_base_model()
         self.parameters = adapter_parameters(self.model)
-        go_on_from(self.parameters, config.lora, config.model.name)
+        go_on_from(self.model, config.lora, config.model.name)
 
     def describe(self) -> str:
         return describe_adapter(self._config.lora, self.coverage)

@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rl_engine.config_file import ConfigError
-from rollout.adapters import MANIFEST, AdapterError, read_manifest
+from rl_engine.deltas import FACTOR, rank_and_scale
+from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, read_manifest
 
-WEIGHTS = "adapter_model.safetensors"
-FACTS = "adapter_config.json"
 # Activations that EVA looks at: some times the largest useful rank, and small beside the model.
 EVA_TOKENS = 1024
 
@@ -77,29 +76,35 @@ def leading_directions(x_NI: Tensor, rank: int) -> Tensor:
     return torch.nn.functional.normalize(leading_NR.T @ x_NI)
 
 
-def read_adapter(directory: Path, base_model: str, scale: float) -> dict[str, Tensor]:
+def read_adapter(directory: Path, base_model: str, here: dict[str, Any]) -> dict[str, Tensor]:
     """The float32 tensors of an adapter to go on from, by the names PEFT saves them under.
 
+    Args:
+        here: what adapter_config.json says of the adapter that is to go on.
+
     Raises `AdapterError` when its files are not what its manifest states, when it was trained on another base model,
-    or when its scale (alpha / rank) is another.
+    or when the scale (alpha / rank) of a module is another.
     """
-    if not (directory / FACTS).is_file():
-        raise AdapterError(f"lora.start_from: {directory} holds no {FACTS}")
+    if not (directory / PEFT_CONFIG).is_file():
+        raise AdapterError(f"lora.start_from: {directory} holds no {PEFT_CONFIG}")
     if (directory / MANIFEST).is_file():
         read_manifest(directory)
-    facts = json.loads((directory / FACTS).read_text())
+    facts = json.loads((directory / PEFT_CONFIG).read_text())
     trained_on = str(facts.get("base_model_name_or_path") or "")
     if Path(trained_on).name.lower() != Path(base_model).name.lower():
         raise AdapterError(
             f"lora.start_from: {directory} is an adapter of {trained_on!r}, and model.name is {base_model!r}"
         )
-    found = facts["lora_alpha"] / (facts["r"] ** 0.5 if facts.get("use_rslora") else facts["r"])
-    if abs(found - scale) > 1e-6 * scale:
-        raise AdapterError(
-            f"lora.start_from: the update of {directory} is scaled by {found:g} (alpha {facts['lora_alpha']:g}, rank "
-            f"{facts['r']}), and this configuration's by {scale:g}: set lora.rank and lora.alpha to its own"
-        )
-    return {name: tensor.float() for name, tensor in load_file(directory / WEIGHTS).items()}
+    tensors = {name: tensor.float() for name, tensor in load_file(directory / PEFT_WEIGHTS).items()}
+    for match in filter(None, map(FACTOR.match, tensors)):
+        module = match["module"]
+        (rank, found), (_, scale) = rank_and_scale(facts, module), rank_and_scale(here, module)
+        if abs(found - scale) > 1e-6 * scale:
+            raise AdapterError(
+                f"lora.start_from: the update of {module} in {directory} is scaled by {found:g} (rank {rank}), and "
+                f"here by {scale:g}: set lora.rank, lora.alpha, lora.rslora and their patterns to its own"
+            )
+    return tensors
 
 
 def put(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], source: str) -> None:

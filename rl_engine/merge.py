@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_engine.base_model import DTYPES
 from rl_engine.deltas import rank_and_scale
-from rl_engine.trained import WEIGHTS, BaseModel, TrainedAdapter
+from rl_engine.trained import BaseModel, TrainedAdapter
+from rollout.adapters import PEFT_WEIGHTS
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 # Fields of adapter_config.json under which the update is not just a multiple of B·A, with what they must be.
@@ -53,7 +54,7 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
             raise ValueError(f"the adapter has {name} {adapter.peft[name]!r}, and only plain LoRA is merged")
     source, revision = _source_of(adapter.base), adapter.base.revision
     model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=torch.float32)
-    tensors = load_file(adapter.directory / WEIGHTS)
+    tensors = load_file(adapter.directory / PEFT_WEIGHTS)
     sums = _Sums(DTYPES[dtype])
     for name in [name.removesuffix(A) for name in tensors if name.endswith(A)]:
         layer = model.get_submodule(name.removeprefix(PREFIX))

@@ -12,13 +12,21 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rl_engine.config import Config
+from rl_engine.sft_config import SftConfig
 
 HEADER = """# Configuration
 
 Every key, its type and range, its default and its meaning. Made from the code by
 `python -m rl_engine.reference > docs/configuration.md`; a test keeps it up to date.
 
-| key | type | default | meaning |
+## `python -m rl_engine.train`
+"""
+SUPERVISED = """
+## `python -m rl_engine.sft`
+These, and of the keys above: {same}.
+
+"""
+TABLE = """| key | type | default | meaning |
 |---|---|---|---|
 """
 
@@ -69,7 +77,14 @@ def _name(annotation: Any) -> str:
 
 
 def reference() -> str:
-    return HEADER + "\n".join(rows(Config)) + "\n"
+    """The supervised arm's table leaves out what is the same to the letter."""
+    shared = [*rows(Config)]
+    supervised = [*rows(SftConfig)]
+    own = [row for row in supervised if row not in shared]
+    same = [row for row in supervised if row in shared]
+    names = ", ".join(row.split(" | ")[0].removeprefix("| ") for row in same)
+    tables = (HEADER, TABLE, "\n".join(shared), "\n", SUPERVISED.format(same=names), TABLE, "\n".join(own), "\n")
+    return "".join(tables)
 
 
 if __name__ == "__main__":

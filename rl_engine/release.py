@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from rl_engine.card import Release, card_text
-from rl_engine.trained import PEFT_CONFIG, RUN_CONFIG, WEIGHTS, RunRecord, TrainedAdapter
-from rollout.adapters import MANIFEST, write_manifest
+from rl_engine.trained import RUN_CONFIG, RunRecord, TrainedAdapter
+from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, write_manifest
 
 CARD = "README.md"
 PLOT = "curves.png"
@@ -74,7 +74,7 @@ def _copy_adapter(adapter: TrainedAdapter, folder: Path) -> None:
 
     The manifest vouches for the files beside it, and for the published version they come from.
     """
-    shutil.copyfile(adapter.directory / WEIGHTS, folder / WEIGHTS)
+    shutil.copyfile(adapter.directory / PEFT_WEIGHTS, folder / PEFT_WEIGHTS)
     base = adapter.base
     peft = {**adapter.peft, "base_model_name_or_path": base.hub_id, "revision": base.revision}
     (folder / PEFT_CONFIG).write_text(json.dumps(peft, indent=2, sort_keys=True) + "\n")

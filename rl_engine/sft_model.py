@@ -50,7 +50,7 @@ def adapted(config: SftConfig, tokenizer: Any, device: torch.device) -> Trained:
     causal_lm = load_weights(config.model, config.train.attention).to(device)
     model, coverage = lora.add_adapter(causal_lm, config.lora, config.seed)
     parameters = lora.adapter_parameters(model)
-    lora.go_on_from(parameters, config.lora, config.model.name)
+    lora.go_on_from(model, config.lora, config.model.name)
 
     def write(directory: Path, tensors: dict[str, Tensor]) -> None:
         lora.write_adapter(directory, model, config.lora, config.model.name, tensors)

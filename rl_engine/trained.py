@@ -16,11 +16,9 @@ from safetensors import safe_open
 from rl_engine.config import Config
 from rl_engine.records import read_metrics
 from rl_engine.sft_config import SftConfig
-from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
+from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, read_manifest, sha256_of
 from rollout.models import EMBEDDED, EMBEDDED_DIR
 
-PEFT_CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 RUN_CONFIG = "config.yaml"
 
 
@@ -165,7 +163,7 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
     kind = manifest.get("kind", "lora")
     if kind != "lora":
         raise AdapterError(f"{path} holds a whole model (method: {kind}): only adapters are pushed")
-    for name in (PEFT_CONFIG, WEIGHTS):
+    for name in (PEFT_CONFIG, PEFT_WEIGHTS):
         if name not in manifest["files"]:
             raise AdapterError(f"{path}: the manifest does not vouch for {name}")
     peft = json.loads((directory / PEFT_CONFIG).read_text())
@@ -175,7 +173,7 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
         manifest=manifest,
         sha256=sha256_of(directory / MANIFEST),
         peft=peft,
-        shapes=_shapes(directory / WEIGHTS),
+        shapes=_shapes(directory / PEFT_WEIGHTS),
         base=base_model_of(manifest, peft, run, base_model),
         run=run,
     )

@@ -24,8 +24,9 @@ from rollout.types import AdapterRef
 MANIFEST = "manifest.json"
 FORMAT = 1
 MAX_MANIFEST_BYTES = 1 << 20
-# What PEFT calls the weights of an adapter; one that we did not publish has no manifest to name them.
-FOREIGN_WEIGHTS = "adapter_model.safetensors"
+# PEFT's names for the two files of an adapter.
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
 Pointer = Literal["latest", "best"]
 
 
@@ -165,7 +166,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def identity_of(directory: Path) -> str:
     """The digest that `AdapterRef.sha256` holds: of the manifest, or of the weights where PEFT alone wrote them."""
     manifest = directory / MANIFEST
-    return sha256_of(manifest if manifest.is_file() else directory / FOREIGN_WEIGHTS)
+    return sha256_of(manifest if manifest.is_file() else directory / PEFT_WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True)

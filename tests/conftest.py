@@ -21,6 +21,12 @@ from tests.forgetting_made import Policies, loaded_policies
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LARGEST_TEST_RANK = 8
+# Few tests that take minutes: begun first, so that no worker is left alone with one of these files in the end.
+LONGEST = ("test_ranks.py", "test_run.py", "test_doctor.py", "test_memory.py", "test_full.py", "test_sft.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -314,6 +314,14 @@ def test_published_versions_and_plain_peft_directories_are_taken(tmp_path: Path,
     assert (named.label, named.ref.key) == ("again", "again-v000007")
 
 
+def test_a_directory_may_hold_the_sign_that_ends_a_name(tmp_path: Path) -> None:
+    """Those of a sweep do: `rank-1_optim.lr=0.001_seed=0`."""
+    write_peft(tmp_path / "lr=0.001_seed=0")
+    plain, named = contenders(str(tmp_path / "lr=0.001_seed=0"), f"rank 1, seed 0={tmp_path}/lr=0.001_seed=0")
+    assert (plain.label, named.label) == ("lr=0.001_seed=0", "rank 1, seed 0")
+    assert plain.ref.path == named.ref.path == tmp_path / "lr=0.001_seed=0"
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -137,7 +137,8 @@ def test_a_run_goes_on_from_an_adapter(
     assert second.score(samples) == first.score(samples)
     for overrides, message in (
         (["lora.rank=1", "lora.alpha=16"], r"is \(2, 192\) in .* and \(1, 192\) here"),
-        (["lora.rank=2", "lora.alpha=8"], r"scaled by 16 \(alpha 32, rank 2\).*set lora.rank and lora.alpha"),
+        (["lora.rank=2", "lora.alpha=8"], r"scaled by 16 \(rank 2\), and here by 4: set lora.rank, lora.alpha"),
+        (["lora.rank=2", "lora.alpha_pattern={up_proj: 8}"], r"0\.mlp\.up_proj in .* by 16 \(rank 2\), and here by 4"),
         (["lora.rank=2", "lora.targets=mlp"], r"touches other layers.* has 32 more"),
     ):
         with pytest.raises(AdapterError, match=message):

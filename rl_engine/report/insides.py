@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
-from rollout.adapters import AdapterStore
+from rollout.adapters import MANIFEST, PEFT_CONFIG, AdapterStore, sha256_of
 
-ADAPTER_CONFIG = "adapter_config.json"
 VERSIONS = 16
 """Versions that are looked into, evenly spaced, the first and the last among them."""
 
@@ -21,11 +21,12 @@ def with_insides(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Map
     steps: dict[int, int] = {}
     for index, line in enumerate(lines):
         steps.setdefault(int(line["adapter/version"]), index)
-    adapters = [version for version in store.versions() if (store.path_of(version) / ADAPTER_CONFIG).is_file()]
+    adapters = [version for version in store.versions() if (store.path_of(version) / PEFT_CONFIG).is_file()]
     found = list(lines)
     for version in evenly([version for version in adapters if version in steps], VERSIONS):
+        directory = store.path_of(version)
         index = steps[version]
-        found[index] = {**lines[index], **figures_of(store.path_of(version))}
+        found[index] = {**lines[index], **figures_of(directory, sha256_of(directory / MANIFEST))}
     return tuple(found)
 
 
@@ -36,8 +37,9 @@ def evenly(items: list[int], count: int) -> list[int]:
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 
 
-def figures_of(directory: Path) -> dict[str, float]:
-    """Medians over the modules of an adapter."""
+@cache
+def figures_of(directory: Path, sha256: str) -> dict[str, float]:
+    """Medians over the modules of an adapter whose manifest has this digest: read once, though the page is watched."""
     # They load torch, which a report of a run without adapters has no need of.
     from rl_engine.deltas import read_version
     from rl_engine.inspect import middle

@@ -1,0 +1,186 @@
+"""What is left of the first task after the second: the runs of `sweep_second_task.yaml` → accuracy, KL, and a figure.
+
+    python -m benchmarks.second_task runs/claims/second_task
+
+Each arm's runs at its best rate are measured by the public commands: `python -m evals` on the held-out sums that the
+embedded model was made for, `python -m evals.forgetting` for KL(base‖policy) on their prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import typer
+from matplotlib.figure import Figure
+
+from rl_engine.sweep.figures import COLOURS, MARKERS
+from rl_engine.sweep.report import SUMMARY, environment
+from rollout.adapters import PEFT_CONFIG
+
+SUITE = "held_out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """One run on the second task."""
+
+    arm: str
+    seed: int
+    rate: float
+    second_task_log_loss: float
+    directory: Path
+    """Its last version."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+    @property
+    def is_full(self) -> bool:
+        return not (self.directory / PEFT_CONFIG).is_file()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What a run learned, and what it left of the first task."""
+
+    arm: str
+    seed: int
+    rate: float
+    second_task_log_loss: float
+    """Nats a token of the answers."""
+    first_task_accuracy: float
+    kl_base: float
+    """KL(base‖policy) on the first task's prompts, nats a token, by k3."""
+
+
+def trained_runs(sweep: Path) -> list[Trained]:
+    """The runs at each arm's best rate."""
+    summary = json.loads((sweep / SUMMARY).read_text())
+    best = {arm["name"]: arm["best"]["axis_value"] for arm in summary["arms"] if arm["best"]}
+    return [
+        Trained(
+            arm=result["arm"],
+            seed=result["seed"],
+            rate=result["axis_value"],
+            second_task_log_loss=result["score"],
+            directory=(sweep / "cells" / result["cell"] / "run" / "adapters" / "latest").resolve(),
+        )
+        for result in summary["results"]
+        if result["status"] == "done" and best.get(result["arm"]) == result["axis_value"]
+    ]
+
+
+def run(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", *arguments], check=True)
+
+
+def adapters(runs: Sequence[Trained]) -> list[str]:
+    return [word for one in runs for word in ("--adapter", f"{one.label}={one.directory}")]
+
+
+def accuracies(runs: Sequence[Trained], place: Path) -> dict[str, float]:
+    """avg@4 on the first task by label, the base's among them."""
+    wholes = [one for one in runs if one.is_full]
+    found: dict[str, float] = {}
+    common = ("--suite", SUITE, "--samples", "4", "--temperature", "1", "--top-p", "1", "--overwrite")
+    output = place / "first_task.json"
+    run(
+        *("evals", "--model", "embedded", "--output", str(output), *common),
+        *adapters([one for one in runs if not one.is_full]),
+    )
+    found |= {row["adapter"]: row["avg"] for row in rows_of(output)}
+    for one in wholes:
+        run("evals", "--model", str(one.directory), "--dtype", "float32", "--output", str(output), *common)
+        found[one.label] = rows_of(output)[0]["avg"]
+    return found
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(output.read_text())["suites"][0]["rows"]
+    return rows
+
+
+def divergences(runs: Sequence[Trained], place: Path) -> dict[str, float]:
+    """KL(base‖policy) by label."""
+    output = place / "kl.json"
+    found = {}
+    # A whole model takes the base's place in its engine: each needs one of its own.
+    together = [[one for one in runs if not one.is_full], *([one] for one in runs if one.is_full)]
+    for some in together:
+        run(
+            *("evals.forgetting", "--model", "embedded", "--tasks", "", "--prompts", SUITE),
+            *("--output", str(output), "--overwrite", *adapters(some)),
+        )
+        for policy in json.loads(output.read_text())["policies"]:
+            if policy["divergence"] is not None:
+                # NAME-v000320
+                found[policy["label"].rpartition("-v")[0]] = policy["divergence"]["kl_k3"]
+    return found
+
+
+def draw(lefts: Sequence[Left], base: float, path: Path) -> None:
+    """Learned against kept, a mark for each run."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    arms = list(dict.fromkeys(one.arm for one in lefts))
+    for arm, colour, marker in zip(arms, COLOURS, MARKERS, strict=False):
+        own = [one for one in lefts if one.arm == arm]
+        axes.plot(
+            [one.second_task_log_loss for one in own],
+            [one.first_task_accuracy for one in own],
+            marker,
+            color=colour,
+            label=arm,
+        )
+    axes.axhline(base, color="grey", linestyle=":", linewidth=1)
+    axes.annotate("before", (1, base), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="grey")
+    axes.invert_xaxis()
+    axes.set_xlabel("log loss on the second task, nats/token (better to the right)")
+    axes.set_ylabel("accuracy on the first task")
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main(sweep: Annotated[Path, typer.Argument(help="Output directory of sweep_second_task.yaml.")]) -> None:
+    """Measure what the second task left of the first."""
+    runs = trained_runs(sweep)
+    right, moved = accuracies(runs, sweep), divergences(runs, sweep)
+    lefts = [
+        Left(
+            arm=one.arm,
+            seed=one.seed,
+            rate=one.rate,
+            second_task_log_loss=one.second_task_log_loss,
+            first_task_accuracy=right[one.label],
+            kl_base=moved[one.label],
+        )
+        for one in runs
+    ]
+    facts = {"first_task_accuracy_before": right["base"], "environment": environment()}
+    (sweep / "forgetting.json").write_text(
+        json.dumps({**facts, "runs": [asdict(one) for one in lefts]}, indent=1) + "\n"
+    )
+    draw(lefts, right["base"], sweep / "forgetting.svg")
+    lost = {}
+    print(f"{'':12}{'log loss':>10}{'first task':>12}{'KL':>8}")
+    for arm in dict.fromkeys(one.arm for one in lefts):
+        own = [one for one in lefts if one.arm == arm]
+        means = [
+            fmean(getattr(one, name) for one in own)
+            for name in ("second_task_log_loss", "first_task_accuracy", "kl_base")
+        ]
+        lost[arm] = right["base"] - means[1]
+        print(f"{arm:12}{means[0]:10.3f}{means[1]:12.1%}{means[2]:8.2f}")
+    print(f"first task lost by rank 1 over full ratio {lost['rank 1'] / lost['full']:.2f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
