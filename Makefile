@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' requirements/$(DEVICE).txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types unit claims lock embedded clean
+.PHONY: help quickstart test lint types unit drills claims lock embedded clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,13 +27,16 @@ types: .venv/tools
 
 # Two workers, a thread each: on two cores that is twice as fast as one worker with two threads.
 unit: .venv/tools
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
 
 # Each goes on where it stopped. Runs take turns with nothing: leave the machine alone, or times in the results mean less.
 CLAIMS := rates capacity layers layers_sft batch starts second_task
 claims: .venv/engine ## test the claims of LoRA Without Regret on the embedded model (about two hours)
 	for name in $(CLAIMS); do $(RUN) -m rl_engine.sweep --config sweep_$$name.yaml output_dir=runs/claims/$$name || exit; done
 	$(RUN) -m benchmarks.second_task runs/claims/second_task
+
+drills: .venv/tools ## kill, fill and starve whole runs (half an hour); docs/reliability.md has the figures
+	$(RUN) -m pytest tests/drills -m drill -s
 
 lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 	requirements/lock.sh

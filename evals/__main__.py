@@ -132,6 +132,7 @@ def quiet_libraries() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    models.refuse_code_of_models()
 
 
 def fail(message: str, code: int) -> None:

@@ -15,6 +15,7 @@ from evals.outcomes import Outcome, Sample
 from evals.suites import Suite, digest_of
 from evals.votes import count_votes
 from rewards import Grader, Verdict
+from rollout.adapters import write_synced
 from rollout.config import SamplingConfig
 from rollout.engine import BASE
 from rollout.types import AdapterRef
@@ -97,7 +98,7 @@ class EvalReport:
     def write(self, directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{self.suite}-{self.adapter}.json"
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_synced(path, json.dumps(asdict(self), indent=2) + "\n")
         return path
 
 

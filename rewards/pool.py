@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewards import wire
-from rewards.processes import START_LIMIT_S, NurseryProcess, Worker, WorkersFailed
+from rewards.processes import CLOSE_LIMIT_S, START_LIMIT_S, NurseryProcess, Worker, WorkersFailed
 from rewards.types import Verdict
 
 QUEUE_ITEMS = 16
@@ -126,7 +126,7 @@ class Pool:
             self._forget(worker)
 
     def _kill(self, worker: Worker) -> None:
-        worker.overdue = True
+        worker.overdue_since = time.monotonic()
         if self._nursery is not None:
             self._nursery.kill(worker)
 
@@ -228,8 +228,13 @@ class Pool:
         now = time.monotonic()
         for worker in self._workers:
             late = worker.assigned and now - worker.head_since > limit
-            if not worker.overdue and (late or (not worker.ready and now - worker.born > START_LIMIT_S)):
-                self._kill(worker)
+            if worker.overdue_since is None:
+                if late or (not worker.ready and now - worker.born > START_LIMIT_S):
+                    self._kill(worker)
+            elif self._nursery is not None and now - worker.overdue_since > CLOSE_LIMIT_S:
+                # The nursery does not do as it is told (stopped, swapped out): its end is the end of its workers.
+                self._nursery.close()
+                self._nursery = None
 
     def _lost(self, worker: Worker, batch: Batch) -> None:
         """A worker is gone: judge why, settle its item, give the rest back."""

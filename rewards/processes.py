@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from rewards import wire
 START_LIMIT_S = 180.0
 SPAWN_LIMIT_S = 30.0
 CLOSE_LIMIT_S = 5.0
+SECRET = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
+"""Names of variables that hold what nobody else should know."""
 
 
 class WorkersFailed(RuntimeError):
@@ -44,8 +47,12 @@ class Worker:
     """The worker has said hello: its imports are done and its limits are set."""
     leaving: bool = False
     """The worker announced that it ends after its last answer."""
-    overdue: bool = False
-    """The grader gave up on the item being judged and asked for the worker's end."""
+    overdue_since: float | None = None
+    """When the grader gave up on the item being judged and asked for the worker's end (monotonic seconds)."""
+
+    @property
+    def overdue(self) -> bool:
+        return self.overdue_since is not None
 
 
 class NurseryProcess:
@@ -62,7 +69,7 @@ class NurseryProcess:
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
-                env=_environment(),
+                env=_environment(own_code=settings["function"] is not None),
             )
         finally:
             theirs.close()
@@ -125,8 +132,12 @@ class NurseryProcess:
             self._buffer += chunk
 
 
-def _environment() -> dict[str, str]:
-    """The user's environment, with a path on which the child finds this package and the user's modules."""
+def _environment(*, own_code: bool) -> dict[str, str]:
+    """The user's environment, with a path on which the child finds this package and the user's modules.
+
+    Processes that only read what models wrote are told no secrets; a reward function of the user's may need them.
+    """
     package_parent = str(Path(__file__).resolve().parent.parent)
     entries = [package_parent, *(entry or str(Path.cwd()) for entry in sys.path)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(entries)), "PYTHONSAFEPATH": "1"}
+    kept = {name: value for name, value in os.environ.items() if own_code or not SECRET.search(name)}
+    return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(entries)), "PYTHONSAFEPATH": "1"}

@@ -12,7 +12,7 @@ from evals.contamination import contamination
 from evals.suites import Suite, find_suite, load_suite
 from rewards import Grader
 from rl_engine.base_model import meta_model
-from rl_engine.checkpoint import Checkpoints, RunState
+from rl_engine.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.config import Config
 from rl_engine.config_file import ConfigError
 from rl_engine.console import RunConsole
@@ -182,6 +182,10 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     )
     _continue_from(run, found)
     if ranks.is_main:
+        if resume:
+            publisher.store.rewind(run.version)
+            if not found:
+                console.note("there is no checkpoint: the run begins at its beginning")
         records.open(run.step if found else -1)
     return run
 
@@ -193,6 +197,7 @@ def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | N
     if state.config_hash != run.config_hash:
         raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
     restore_learner(run.learner, tensors)
+    restore_rng(tensors)
     run.step, run.version, run.cursor.position = state.step, state.version, state.position
     run.console.note(f"resumed after step {state.step}")
 

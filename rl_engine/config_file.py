@@ -12,7 +12,10 @@ from typing import Any, TypeVar
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 from pydantic import BaseModel, ValidationError
+
+from rewards.processes import SECRET
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 S = TypeVar("S", bound=BaseModel)
@@ -20,6 +23,17 @@ S = TypeVar("S", bound=BaseModel)
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the text says which key, which value and what is allowed."""
+
+
+def _variable(name: str, *default: str | None) -> str | None:
+    """What `${oc.env:NAME}` stands for. The resolved values are kept, shown and pushed: never a secret."""
+    if SECRET.search(name):
+        raise ConfigError(f"{name} looks like a secret, and config.yaml is no place for one: read it where it is used")
+    value: str | None = oc.env(name, *default)
+    return value
+
+
+OmegaConf.register_resolver("oc.env", _variable, replace=True)
 
 
 def find_config(name: str) -> Path:

@@ -12,6 +12,9 @@ from rollout.problems import Loaded, load_problems
 from rollout.prompts import Renderer
 from rollout.types import Prompt
 
+# Hardly any tokenizer has a longer token: a text of more than this for each token allowed is not tokenized to find out.
+CHARACTERS_PER_TOKEN = 256
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
@@ -43,13 +46,15 @@ def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) ->
     checks = ranks.gather(grader.check_references(ranks.share([problem.answer for problem in loaded.problems])))
     result = Loaded([], loaded.dropped, loaded.examples)
     prompts = []
+    limit = config.data.max_prompt_tokens
     for problem, check in zip(loaded.problems, checks, strict=True):
         if check.verdict is not Verdict.CORRECT:
             result.drop(f"reference does not grade correct against itself ({check.verdict})", problem.id)
             continue
-        prompt = renderer.render(problem)
-        if len(prompt.token_ids) > config.data.max_prompt_tokens:
-            result.drop(f"prompt over data.max_prompt_tokens ({config.data.max_prompt_tokens})", problem.id)
+        fits = len(problem.text) <= CHARACTERS_PER_TOKEN * limit
+        prompt = renderer.render(problem) if fits else None
+        if prompt is None or len(prompt.token_ids) > limit:
+            result.drop(f"prompt over data.max_prompt_tokens ({limit})", problem.id)
             continue
         prompts.append(prompt)
     data = TrainingData(prompts, result.dropped, result.examples)

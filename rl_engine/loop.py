@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from evals.outcomes import outcome_of
 from evals.report import EvalReport, report_on
 from evals.suites import Suite
@@ -64,7 +66,8 @@ class Run:
 
 def train(run: Run) -> None:
     """Sample, grade, learn, publish, record; until the steps are done or someone asks to stop."""
-    run.adapter = run.publisher.publish(run.version)
+    with torch.random.fork_rng(devices=()):  # a run that goes on publishes once more than one that never stopped
+        run.adapter = run.publisher.publish(run.version)
     if run.step == 0:
         record(run, {}, evaluate(run))
     elif run.is_main:

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from rl_engine.charts import COT_LENGTH, REWARD, Chart, Series, accuracy_chart, charts_of, suites_of
 from rl_engine.records import read_metrics
+from rollout.adapters import naming
 
 NAME = "curves.png"
 # Okabe and Ito's colours, which colour-blind readers tell apart, a little darker; the report's page has the same.
@@ -49,7 +50,8 @@ def plot_run(run: Path) -> Path:
                 axes.legend(handles=signs)
         figure.suptitle(run.name)
         path = run / NAME
-        figure.savefig(path, dpi=120)
+        with naming(path):
+            figure.savefig(path, dpi=120)
     return path
 
 

@@ -72,6 +72,7 @@ def join_ranks() -> Ranks:
     }
     if "RANK" not in os.environ:
         os.environ.update(alone)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -84,7 +85,11 @@ def join_ranks() -> Ranks:
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
-    if not dist.is_initialized():
+    if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
+        # A store in memory: torch's own would listen on every interface, and believe whoever comes.
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=0, world_size=1)
+    if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     device = torch.device(f"cuda:{local_rank}") if cuda else torch.device("cpu")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rl_engine.config import Config
 from rl_engine.sft_config import SftConfig
+from rollout.adapters import naming, write_synced
 
 if TYPE_CHECKING:
     from rl_engine.sampler import GradedGroup
@@ -24,7 +26,11 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     path = run / METRICS
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} holds a line that is not JSON: {error.doc[:80]!r}") from error
 
 
 @dataclass
@@ -38,20 +44,21 @@ class Records:
     def open(self, done: int) -> None:
         """Go on after step `done`, −1 for a new run: what was written of later steps will be made again."""
         self.run.mkdir(parents=True, exist_ok=True)
+        # First of all: without it nobody may replace this directory, and with it alone there is no run yet.
+        write_synced(self.run / "config.yaml", self.config.to_yaml())
         kept = [line for line in read_metrics(self.run) if line["step"] <= done]
-        scratch = self.run / f".{METRICS}.partial"
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        scratch.replace(self.run / METRICS)
+        write_synced(self.run / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         for path in (self.run / "rollouts").glob("step*.jsonl.gz"):
-            if int(path.name[4:10]) > done:
+            if int(path.name[4:-9]) > done:
                 path.unlink()
-        (self.run / "config.yaml").write_text(self.config.to_yaml())
         self._sinks = open_sinks(self.run, self.config, done)
 
     def metrics(self, line: dict[str, float]) -> None:
         """Append one step's line, and hand it to every service."""
-        with (self.run / METRICS).open("a") as file:
+        path = self.run / METRICS
+        with naming(path), path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+            _sync(file)
         for sink in self._sinks:
             sink.log(line)
 
@@ -59,8 +66,15 @@ class Records:
         """All completions of a step, one JSON object a line, compressed."""
         path = self.run / "rollouts" / f"step{step:06d}.jsonl.gz"
         path.parent.mkdir(exist_ok=True)
+        with naming(path), path.open("wb") as raw:
+            self._write_rollouts(raw, step, graded, advantages)
+            _sync(raw)
+
+    def _write_rollouts(
+        self, raw: IO[bytes], step: int, graded: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]
+    ) -> None:
         # No time stamp in the header: the same completions are the same bytes.
-        with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+        with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
             for group, row in zip(graded, advantages, strict=True):
                 prompt = group.group.prompt
                 for index, (completion, result) in enumerate(zip(group.group.completions, group.results, strict=True)):
@@ -88,18 +102,26 @@ class Records:
             sink.close()
 
 
+def _sync(file: IO[Any]) -> None:
+    """To the disk: a checkpoint, which is synced, must not be ahead of what was recorded before it."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
 class _TensorBoard:
     def __init__(self, run: Path, done: int) -> None:
         # Here, and not above: whoever only reads a run's records has no need of torch.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(run / "tensorboard", purge_step=done + 1)
+        self._place = run / "tensorboard"
+        self._writer = SummaryWriter(self._place, purge_step=done + 1)
 
     def log(self, line: dict[str, float]) -> None:
-        for name, value in line.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, int(line["step"]))
-        self._writer.flush()
+        with naming(self._place):
+            for name, value in line.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, int(line["step"]))
+            self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

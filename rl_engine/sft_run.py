@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from rl_engine.console import RunConsole
 from rl_engine.conversations import information_bits
 from rl_engine.examples import load_examples, read_template
 from rl_engine.merge import merge
-from rl_engine.output import check_output, config_hash
+from rl_engine.output import check_output, config_hash, sole_writer
 from rl_engine.records import Records
 from rl_engine.rules import SHORT_RUN_STEPS, learning_rate
 from rl_engine.sft_config import SftConfig
@@ -43,9 +42,13 @@ def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False,
     if merged and config.method == "full":
         raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
     config = settled(config)
-    if overwrite and (Path(config.output_dir) / "config.yaml").is_file():
-        shutil.rmtree(config.output_dir)
-    check_output(config, resume=resume)
+    with sole_writer(Path(config.output_dir), overwrite=overwrite):
+        check_output(config, resume=resume)
+        return _run(config, resume=resume, merged=merged)
+
+
+def _run(config: SftConfig, *, resume: bool, merged: bool) -> int:
+    """In an output directory that is known to be ours."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would remark on it
     tokenizer = load_tokenizer(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rl_engine.checkpoint import Checkpoints, RunState
+from rl_engine.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.config_file import ConfigError
 from rl_engine.output import config_hash
 from rl_engine.sft_config import SftConfig
@@ -32,6 +32,7 @@ def restore(config: SftConfig, trained: Trained, optimizer: torch.optim.Optimize
     if found is None:
         return 0
     state, tensors = found
+    restore_rng(tensors)
     if state.config_hash != config_hash(config):
         raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
     for name, parameter in trained.parameters.items():

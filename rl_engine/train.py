@@ -5,9 +5,10 @@ Imports nothing heavy until the configuration is known to be good.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from safetensors import SafetensorError
 
 from evals.suites import find_suite, suite_needs_hub
 from rl_engine.config import Config, load_config
@@ -45,6 +47,8 @@ def main(
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
         fail(str(error), 2)
+    except SafetensorError as error:
+        fail(f"a file of weights cannot be read: {error}", 2)
     except OSError as error:
         fail(explain(error), 1)
     raise typer.Exit(code)
@@ -54,6 +58,8 @@ def explain(error: OSError, paths: str = "model.name, data.path and eval.data_di
     """What the system or the hub client said, and the way out."""
     if error.errno is None:
         hint = f"On a machine without the hub, give {paths} as local paths."
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "Make space: what was saved before stands, and --resume continues it."
     else:
         hint = "What was saved before stands: --resume continues it."
     return f"{error}\n{hint}"
@@ -105,28 +111,35 @@ def join_quietly() -> Ranks:
 
 
 def speak_only_of_what_matters() -> None:
-    """Warnings in our own style, and no progress bars of libraries."""
+    """Warnings in our own style, and no progress bars or questions of libraries."""
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    models.refuse_code_of_models()
 
 
 def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) -> int:
+    from rl_engine.output import check_output, sole_writer
+
+    mine = sole_writer(Path(config.output_dir), overwrite=overwrite)
+    with mine if ranks.is_main else contextlib.nullcontext():
+        ranks.barrier()
+        check_output(config, resume=resume)
+        return train_in_place(config, ranks, resume=resume)
+
+
+def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
+    """In an output directory that is known to be ours."""
     from rewards import Grader
     from rl_engine.assemble import assemble
     from rl_engine.loop import summary_paths, train
-    from rl_engine.output import check_output
     from rl_engine.records import read_metrics
     from rl_engine.report.page import NAME as REPORT
     from rl_engine.report.page import write_report
 
     output = Path(config.output_dir)
-    if overwrite and ranks.is_main and (output / "config.yaml").is_file():
-        shutil.rmtree(output)
-    ranks.barrier()
-    check_output(config, resume=resume)
     with Grader.from_config(config.rewards) as grader:
         run = assemble(config, ranks, grader, resume)
         run.stop.listen()

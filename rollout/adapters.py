@@ -10,16 +10,20 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
+
 from rollout.types import AdapterRef
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+MAX_MANIFEST_BYTES = 1 << 20
 # PEFT's names for the two files of an adapter.
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -37,25 +41,88 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A scratch directory that becomes `target`, synced, when the block ends well, and vanishes otherwise."""
+    """A scratch directory that becomes `target`, synced, when the block ends well, and vanishes otherwise.
+
+    What was at `target` before stays whole until then. Raises `OSError` that names `target`, of the disk or of
+    safetensors.
+    """
     scratch = target.with_name(f".{target.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     try:
-        yield scratch
-        for file in scratch.iterdir():
-            # safetensors makes files that only their owner may read; samplers may run as another user.
-            file.chmod(0o644)
-            _sync(file)
-        _sync(scratch)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
-        _sync(target.parent)
+        with naming(target):
+            scratch.mkdir(parents=True)
+            yield scratch
+            for file in scratch.iterdir():
+                # safetensors makes files that only their owner may read; samplers may run as another user.
+                file.chmod(0o644)
+                sync(file)
+            sync(scratch)
+            grave = _set_aside(target)
+            scratch.rename(target)
+            sync(target.parent)
+            shutil.rmtree(grave, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the disk inside the block say what was being written: a full disk alone names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def discard(directory: Path) -> None:
+    """Remove a directory, if it is there, so that nobody ever finds half of it."""
+    shutil.rmtree(_set_aside(directory), ignore_errors=True)
+
+
+def _set_aside(directory: Path) -> Path:
+    """Take a directory out of its readers' sight; where it is now, if there was one."""
+    grave = directory.with_name(f".{directory.name}.gone")
+    shutil.rmtree(grave, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        directory.rename(grave)
+    return grave
+
+
+def remove_leftovers(root: Path, kind: str) -> None:
+    """What a killed process left of directories whose names begin with `kind`; for the one who writes there."""
+    for suffix in ("partial", "gone"):
+        for leftover in root.glob(f".{kind}[0-9]*.{suffix}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def numbered(root: Path, kind: str) -> dict[int, Path]:
+    """The directories `<kind><number>` of `root`, by number, in order."""
+    found = {
+        int(path.name.removeprefix(kind)): path
+        for path in root.glob(f"{kind}[0-9]*")
+        if re.fullmatch(r"\d{6,}", path.name.removeprefix(kind))
+    }
+    return dict(sorted(found.items()))
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Replace a file as a whole: after a crash it is the old one or the new one."""
+    scratch = path.with_name(f".{path.name}.partial")
+    with naming(path):
+        scratch.write_text(text)
+        sync(scratch)
+        scratch.replace(path)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -75,20 +142,25 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
     Raises `AdapterError` naming the file that is missing or differs.
     """
+    path = directory / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
-        files: dict[str, str] = manifest["files"]
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+        files: dict[str, str] = dict(manifest["files"])
     except FileNotFoundError as error:
         raise AdapterError(f"{directory} has no {MANIFEST}: it was never published") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{directory / MANIFEST} is damaged: {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AdapterError(f"{path} is damaged: {error}") from error
+    if manifest.get("format") != FORMAT:
+        raise AdapterError(f"{path} has format {manifest.get('format')!r}: this version reads format {FORMAT}")
     for name, digest in files.items():
         file = directory / name
         if Path(name).name != name or not file.is_file():
             raise AdapterError(f"{directory}: the manifest names {name!r}, which is not there")
         if sha256_of(file) != digest:
             raise AdapterError(f"{file} is not what was published: its sha256 differs from the manifest's")
-    return manifest
+    return dict(manifest)
 
 
 def identity_of(directory: Path) -> str:
@@ -118,7 +190,13 @@ class AdapterStore:
             write(scratch)
             write_manifest(scratch, {"name": self.name, "version": version, **facts})
         self.point("latest", version)
+        remove_leftovers(self.root, "v")
         return self.open(version)
+
+    def rewind(self, version: int) -> None:
+        """Forget versions after this one: a run that goes on from a checkpoint makes them again."""
+        for newer in [number for number in numbered(self.root, "v") if number > version]:
+            self.delete(newer)
 
     def point(self, pointer: Pointer, version: int) -> None:
         """Make a symbolic link name a version; it never names nothing in between."""
@@ -145,7 +223,7 @@ class AdapterStore:
         )
 
     def versions(self) -> list[int]:
-        return sorted(int(path.name[1:]) for path in self.root.glob("v[0-9]*") if (path / MANIFEST).is_file())
+        return [number for number, path in numbered(self.root, "v").items() if (path / MANIFEST).is_file()]
 
     def delete(self, version: int) -> None:
-        shutil.rmtree(self.path_of(version), ignore_errors=True)
+        discard(self.path_of(version))

@@ -26,3 +26,10 @@ def locate_model(name: str) -> str:
 def needs_hub(name: str) -> bool:
     """Whether loading the model would ask the hub."""
     return not Path(locate_model(name)).is_absolute()
+
+
+def refuse_code_of_models() -> None:
+    """transformers would ask at the terminal whether to run Python files that lie beside a model: here it refuses."""
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0

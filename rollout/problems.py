@@ -179,7 +179,7 @@ def jsonl_rows(path: Path, drop: Callable[[str, str], None]) -> Iterator[tuple[s
             where = f"{path.name}:{number}"
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 drop("not JSON", where)
                 continue
             if isinstance(row, dict):
@@ -244,6 +244,15 @@ def _excluded_texts(dataset: HubDataset) -> frozenset[str]:
     return frozenset(problem.text for problem in other.problems)
 
 
+def _is_text(text: str) -> bool:
+    """JSON can spell what no encoding can write and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _collect(
     rows: Iterable[tuple[str, Row]],
     columns: ColumnsConfig,
@@ -267,6 +276,8 @@ def _collect(
             loaded.drop(f"no {columns.answer or 'answer'}", where)
         elif identifier in seen:
             loaded.drop("id seen before", where)
+        elif not _is_text(identifier + problem + answer):
+            loaded.drop("not text: half of a surrogate pair", where)
         else:
             seen.add(identifier)
             loaded.problems.append(

@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     from vllm.lora.request import LoRARequest
     from vllm.platforms import current_platform
 
-from rollout.adapters import MANIFEST, AdapterError, identity_of, read_manifest
+from rollout.adapters import MANIFEST, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import BASE, EngineSettings, sample_seed, smallest_allowed_rank
 from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
@@ -106,6 +106,9 @@ class VllmEngine:
         if (ref.path / MANIFEST).is_file() and read_manifest(ref.path).get("kind") == "full":
             self._load_weights(ref)
             return
+        if not (ref.path / PEFT_WEIGHTS).is_file():
+            # vLLM would go on to formats that have to be unpickled.
+            raise AdapterError(f"{ref.path} has no {PEFT_WEIGHTS}: weights in another format are not read")
         self._ids_given += 1
         request = LoRARequest(ref.key, self._ids_given, str(ref.path))
         self._llm.llm_engine.add_lora(request)

@@ -50,7 +50,11 @@ def test_a_failure_while_writing_leaves_nothing(store: AdapterStore) -> None:
         (lambda path: (path / "weights.bin").unlink(), "not there"),
         (lambda path: (path / MANIFEST).unlink(), "never published"),
         (lambda path: (path / MANIFEST).write_text("{"), "damaged"),
-        (lambda path: (path / MANIFEST).write_text(json.dumps({"files": {"../x": "0"}})), "not there"),
+        (lambda path: (path / MANIFEST).write_text(json.dumps({"format": 1, "files": {"../x": "0"}})), "not there"),
+        (lambda path: (path / MANIFEST).write_text(json.dumps({"format": 1, "files": {"..": "0"}})), "not there"),
+        (lambda path: (path / MANIFEST).write_text(json.dumps({"format": 2, "files": {}})), "reads format 1"),
+        (lambda path: (path / MANIFEST).write_text("[" * 100_000), "damaged"),
+        (lambda path: (path / MANIFEST).write_text("[]" + " " * 2**20), "larger than 1,048,576"),
     ],
 )
 def test_what_is_damaged_is_not_believed(store: AdapterStore, damage: object, words: str) -> None:

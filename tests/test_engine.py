@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rl_engine.learner import Learner, SamplerGapError
 from rl_engine.publish import Publisher
 from rl_engine.ranks import Ranks
-from rollout.adapters import AdapterError, AdapterStore
+from rollout.adapters import AdapterError, AdapterStore, identity_of, write_manifest
 from rollout.arithmetic import arithmetic_problems
 from rollout.config import ArithmeticConfig, SamplingConfig
 from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
@@ -149,6 +150,16 @@ def test_names_are_never_reused_and_damage_is_refused(
     (ref.path / "adapter_config.json").write_text("{}")
     with pytest.raises(AdapterError, match="sha256 differs"):
         vllm_engine.load_adapter(replace(ref, name="damaged"))
+
+
+def test_weights_that_would_have_to_be_unpickled_are_refused(vllm_engine: Any, tmp_path: Path) -> None:
+    """vLLM takes adapter_model.bin where there are no safetensors."""
+    torch.save({"w": torch.ones(1)}, tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    write_manifest(tmp_path, {"name": "foreign", "version": 0})
+    ref = AdapterRef(name="foreign", version=0, path=tmp_path, sha256=identity_of(tmp_path), rank=1)
+    with pytest.raises(AdapterError, match=r"no adapter_model\.safetensors"):
+        vllm_engine.load_adapter(ref)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,33 @@ def test_what_cannot_be_rewarded_or_does_not_fit_is_dropped(
     assert data.examples["prompt over data.max_prompt_tokens (20)"] == "long"
     assert "dropped 1" in data.describe()
     assert "hopeless" in data.describe()
+
+
+def test_hostile_rows_cost_neither_the_run_nor_its_time(
+    tmp_path: Path, renderer: Renderer, grader: Grader, ranks: Ranks
+) -> None:
+    """Ten megabytes of problem or answer, JSON nested without end, half a character: dropped, each with its reason."""
+    rows = [
+        {"id": "good", "problem": "1+1=?", "answer": "2"},
+        {"id": "problem of 10 MB", "problem": "1+" * 5_000_000 + "1=?", "answer": "5000001"},
+        {"id": "answer of 10 MB", "problem": "2+2=?", "answer": "4" * 10_000_000},
+        "[" * 100_000,
+        {"id": "half", "problem": "\ud800", "answer": "2"},
+        {"id": "odd", "problem": "1+2=?", "answer": "3", "level": float("nan"), "subject": {"a": [None]}},
+        {"id": "good", "problem": "1+3=?", "answer": "4"},
+    ]
+    config = config_of(write_jsonl(tmp_path / "rows.jsonl", rows), max_prompt_tokens=20)
+    start = time.process_time()
+    data = prepare(config, renderer, grader, ranks)
+    assert time.process_time() - start < 5  # to tokenize the problem alone takes longer
+    assert [prompt.problem.id for prompt in data.prompts] == ["good", "odd"]
+    assert data.examples == {
+        "not JSON": "rows.jsonl:4",
+        "not text: half of a surrogate pair": "rows.jsonl:5",
+        "id seen before": "rows.jsonl:7",
+        "prompt over data.max_prompt_tokens (20)": "problem of 10 MB",
+        "reference does not grade correct against itself (unparseable)": "answer of 10 MB",
+    }
 
 
 def test_nothing_left_is_an_error_with_the_reasons(

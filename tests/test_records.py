@@ -9,11 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from rl_engine.assemble import pad_id_of
 from rl_engine.best import best_version
-from rl_engine.checkpoint import Checkpoints, RunState
+from rl_engine.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.config import load_config
 from rl_engine.config_file import ConfigError
 from rl_engine.console import RunConsole
@@ -81,6 +82,9 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert found is not None
     assert found[0] == RunState(step=3, position=3, version=3, config_hash="h")
     assert Checkpoints(tmp_path / "none", keep=1).newest() is None
+    drawn = torch.rand(3)
+    restore_rng(found[1])
+    assert torch.equal(torch.rand(3), drawn)
 
 
 def test_the_hash_covers_what_the_numbers_depend_on() -> None:

@@ -247,6 +247,9 @@ def test_sigterm_saves_and_leaves_and_the_run_resumes_bit_for_bit(
     assert code == 0, output
     assert f"resumed after step {stopped}" in output
     assert digests(interrupted) == digests(run_dir)
+    # Adam's moments and the random state too.
+    last = Path("checkpoints") / f"step{STEPS:06d}" / "learner.safetensors"
+    assert (interrupted / last).read_bytes() == (run_dir / last).read_bytes()
     assert comparable(interrupted) == comparable(run_dir)
     assert (interrupted / "adapters" / "best").readlink() == (run_dir / "adapters" / "best").readlink()
     for path in sorted((run_dir / "rollouts").iterdir()):

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from rl_engine.charts import charts_of
 from rl_engine.report.run_record import RunRecord, read_run
 from rl_engine.report.tables import changes_of, conditions_of, differences_of, facts_of
+from rollout.adapters import naming
 
 NAME = "report.html"
 PROBLEMS = 4
@@ -45,8 +46,9 @@ def write_page(records: Sequence[RunRecord], output: Path, reload_s: float | Non
     """Write the page all at once: no browser sees half of it. With `reload_s` it loads itself again so often."""
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f".{output.name}.partial")
-    scratch.write_text(page_of(records, reload_s), encoding="utf-8")
-    return scratch.replace(output)
+    with naming(output):
+        scratch.write_text(page_of(records, reload_s), encoding="utf-8")
+        return scratch.replace(output)
 
 
 def page_of(records: Sequence[RunRecord], reload_s: float | None = None) -> str:

@@ -1,0 +1,69 @@
+"""One process that runs are forked from, one uninterrupted run, and a look at what is left behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.drills.fork import CONTEXT, MARK, Ended, train
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An uninterrupted run."""
+
+    run: Path
+    ended: Ended
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forkserver() -> Iterator[None]:
+    """Everything that is started from here carries a mark in its environment, so that strays are found."""
+    os.environ.update({MARK: str(os.getpid()), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"})
+    # One small function is compiled at the start of every run: a tenth of these.
+    os.environ.update({"TORCH_CPP_LOG_LEVEL": "ERROR", "TORCHDYNAMO_DISABLE": "1"})
+    CONTEXT.set_forkserver_preload(["tests.drills.loaded"])
+    yield
+    del os.environ[MARK]
+
+
+def strays() -> list[psutil.Process]:
+    """What is still there of runs that have ended."""
+    found = []
+    ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    for process in psutil.process_iter():
+        try:
+            if process.pid in ours or process.environ().get(MARK) != str(os.getpid()):
+                continue
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if "multiprocessing." not in line:
+            found.append(process)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No process and no shared memory outlives a drill by more than ten seconds."""
+    shared = set(Path("/dev/shm").iterdir())
+    yield
+    deadline = time.monotonic() + 10
+    while strays() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [process.cmdline() for process in strays()] == []
+    assert set(Path("/dev/shm").iterdir()) <= shared
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    place = tmp_path_factory.mktemp("whole")
+    ended = train(place)
+    assert ended.code == 0, ended.output
+    return Reference(place / "runs" / "quickstart", ended)

@@ -1,0 +1,71 @@
+"""The disk full at each kind of write: a plain message, nothing lost, and the same run once there is space again."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rl_engine.checkpoint import Checkpoints
+from rollout.adapters import AdapterStore
+from tests.drills.conftest import Reference
+from tests.drills.equality import different
+from tests.drills.fork import Moment, fill, train
+
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(7200)]
+# One after the other in one run, which goes on after each: what is filled when that is about to be written.
+FILLED = [
+    ("publishing", 0),
+    ("reporting", 0),
+    ("metrics", 0),
+    ("drawing", 0),
+    ("rollouts", 0),
+    ("checkpointing", 0),
+    ("checkpointing", 1),
+    ("writing the page", 0),
+]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Eight megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("a file system can only be mounted by root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_nothing_else(small_disk: Path, reference: Reference, tmp_path: Path) -> None:
+    run = small_disk / "runs" / "quickstart"
+    steps = []
+    for phase, occurrence in FILLED:
+        moment = Moment(phase=phase, occurrence=occurrence, do="fill")
+        ended = train(tmp_path / "notes", "--resume", moment=moment, directory=small_disk)
+        message = " ".join(ended.output[ended.output.find("error:") :].split())
+        print(f"{phase} {occurrence}: exit code {ended.code}, {message}", flush=True)
+        assert ended.code == 1, ended.output
+        assert "No space left on device: 'runs/quickstart" in message
+        assert "--resume continues it" in message
+        assert "Traceback" not in ended.output
+        (small_disk / "filler").unlink()
+        store = AdapterStore(run / "adapters")
+        for version in store.versions():
+            store.open(version)
+        found = Checkpoints(run / "checkpoints", keep=1).newest()
+        steps.append(found[0].step if found else 0)
+    assert steps == [0, 0, 0, 0, 0, 0, 2, 3]
+    ended = train(tmp_path / "notes", "--resume", directory=small_disk)
+    assert ended.code == 0, ended.output
+    assert different(run, reference.run) == []
+
+
+def test_a_disk_that_is_full_or_read_only_is_said_before_anything_is_loaded(small_disk: Path, tmp_path: Path) -> None:
+    fill(small_disk / "filler")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    ended = train(tmp_path / "notes", directory=small_disk)
+    assert (ended.code, "Read-only file system: 'runs" in ended.output) == (1, True), ended.output
+    assert ended.durations == {}
