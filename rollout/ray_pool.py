@@ -1,315 +1,388 @@
 """Prompts → completions, by workers on this machine or on many: a Ray actor each, with the in-process engine inside.
 
-The only file that imports ray. Work is handed out in pieces of a few prompts. A piece is sampled as one batch whichever
-worker takes it and whenever, so what comes back depends on neither. A worker that dies, hangs, fails or answers from
-another adapter is replaced, and its piece is given out again: no prompt is lost and none counted twice.
+The only file that imports ray. Work is handed out in pieces of a few prompts (`rollout/pieces.py`), each sampled as one
+batch. A thread watches the workers: one that dies, hangs, fails or answers from another adapter is replaced, and its
+piece is given out again. No prompt is lost and none counted twice.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
+import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-
-# Read by ray when it is imported: nothing may be reported to anyone from a run.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rollout.adapters import AdapterError, read_manifest, sha256_of, written_aside
+from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
 from rollout.config import SamplingConfig
-from rollout.engine import BASE, EngineSettings
+from rollout.engine import BASE, Engine, EngineSettings, PoolError, PoolSettings
+from rollout.pieces import Piece, Request, cut
+from rollout.pool_worker import PoolWorker, vllm_engine
+from rollout.scratch import ScratchDirectory
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
 
-# The object store holds the adapter and the prompts and completions under way.
+# The object store holds the adapters, and the prompts and completions under way.
 STORE_BYTES = 512 * 2**20
-# Nobody waits for a worker longer than this at a stretch, so that a signal is heard.
-POLL_S = 1.0
-
-
-class PoolError(RuntimeError):
-    """No worker is left; the text ends with what happened to the first of them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSettings:
-    """How many workers, where, and how long they may take."""
-
-    workers: int
-    address: str | None
-    """Of a Ray cluster to join; None starts one on this machine."""
-    prompts_per_piece: int
-    start_timeout_s: float
-    """For a worker to start its engine and load the adapter."""
-    piece_timeout_s: float
-    """For a worker to sample one piece."""
-    max_restarts: int
-    """Workers replaced over the life of the pool; beyond it the pool goes on with those that are left."""
-    cpus_per_worker: int
-
-
-class Worker:
-    """The actor: an engine, and the adapters it was sent."""
-
-    def __init__(self, settings: EngineSettings) -> None:
-        from rollout.vllm_engine import VllmEngine  # here, in the actor's own process
-
-        self._directory = TemporaryDirectory(prefix="rl_engine_adapters_")
-        self._loaded: list[str] = []
-        self._engine = VllmEngine(settings)
-
-    def load_adapter(self, ref: AdapterRef, files: dict[str, bytes]) -> str:
-        """Write, verify and load a version; its manifest's digest, as found here."""
-        path = Path(self._directory.name) / ref.key
-        with written_aside(path) as scratch:
-            for name, content in files.items():
-                (scratch / name).write_bytes(content)
-        self._engine.load_adapter(replace(ref, path=path))
-        self._loaded.append(ref.key)
-        return sha256_of(path / "manifest.json")
-
-    def unload_adapter(self, ref: AdapterRef) -> None:
-        self._engine.unload_adapter(ref)
-        self._loaded.remove(ref.key)
-        shutil.rmtree(Path(self._directory.name) / ref.key)
-
-    def loaded(self) -> list[str]:
-        """Keys of the versions it has, once the engine stands and everything asked before is done."""
-        return self._loaded
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
-    ) -> list[RolloutGroup]:
-        return self._engine.generate(prompts, sampling, adapter, seeds)
-
-    def sleep(self) -> None:
-        self._engine.sleep()
-
-    def wake(self) -> None:
-        self._engine.wake()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Piece:
-    """Consecutive prompts of one call, sampled as one batch."""
-
-    number: int
-    prompts: Sequence[Prompt]
-    seeds: Sequence[str]
-
+# How soon a new call is waited for, a late one noticed and a signal heard.
+POLL_S = 0.05
+# For workers to leave by themselves when the pool is closed.
+CLOSE_S = 5.0
+# A piece that has cost so many workers is at fault itself.
+MAX_TRIES = 3
 
 Complaint = str | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What a worker was asked, until when it may take, and what is wrong with an answer, if anything is."""
+    """What a worker was asked, until when it may take, and what takes the answer and says what is wrong with it."""
 
-    worker: Any
+    handle: Any
     deadline: float
-    check: Callable[[Any], Complaint]
-    piece: _Piece | None = None
+    accept: Callable[[Any], Complaint]
+    piece: Piece | None = None
     """What it samples; None for any other request."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """A call that is over. `groups` is None where its piece has to be sampled again."""
+@dataclass(eq=False)
+class _Worker:
+    """An actor as the pool knows it. It is asked one thing at a time."""
 
-    piece: _Piece | None
-    groups: list[RolloutGroup] | None
+    actor: Any
+    where: Any
+    """Handle of (node, process id): known before the engine stands."""
+    call: _Call | None = None
+    ready: bool = False
+    loaded: set[str] = field(default_factory=set)
+    """Keys of the versions whose digest it has acknowledged."""
 
 
-@dataclass
+@dataclass(eq=False)
 class RayPool:
-    """An `Engine` of many workers. `close` ends them, and the local cluster if there is one."""
+    """A `PoolEngine`. `close` ends the workers, and the local cluster if it was started here."""
 
     engine: EngineSettings
     settings: PoolSettings
+    make_engine: Callable[[EngineSettings], Engine] = vllm_engine
     lost: int = field(default=0, init=False)
     """Workers that had to be given up."""
-    _idle: list[Any] = field(default_factory=list, init=False, repr=False)
-    _calls: dict[Any, _Call] = field(default_factory=dict, init=False, repr=False)
-    _adapters: dict[str, tuple[AdapterRef, Any]] = field(default_factory=dict, init=False, repr=False)
-    """Loaded versions by key, with their files in the object store."""
-    _first_cause: str | None = field(default=None, init=False, repr=False)
+    _workers: list[_Worker] = field(default_factory=list, init=False)
+    _adapters: dict[str, tuple[AdapterRef, Any]] = field(default_factory=dict, init=False)
+    """Versions that workers are to have, by key, with their files in the object store."""
+    _urgent: deque[Piece] = field(default_factory=deque, init=False)
+    _waiting: deque[Piece] = field(default_factory=deque, init=False)
+    _in_a_row: list[str] = field(default_factory=list, init=False)
+    """Why workers were lost since a piece was last sampled."""
+    _begun: bool = field(default=False, init=False)
+    """Whether a worker has ever started."""
+    _closing: bool = field(default=False, init=False)
+    _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
+    """Held by whoever reads or changes any of the above."""
+    _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "pool"), init=False)
+    _supervision: Future[None] = field(init=False)
+    _scratch: ScratchDirectory = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.settings.address is None:
-            ray.init(
-                num_cpus=self.settings.workers * self.settings.cpus_per_worker,
-                object_store_memory=STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-            )
-        else:
-            ray.init(address=self.settings.address, log_to_driver=False, logging_level=logging.ERROR)
-        for _ in range(self.settings.workers):
-            self._start_worker()
-        self._until_all_answered()
+        self._scratch = ScratchDirectory.make("rl_engine_ray_")
+        try:
+            self._connect()
+            self._workers = [self._hire() for _ in range(self.settings.workers)]
+            self._supervision = self._thread.submit(self._supervise)
+            # The others may come later: what they have missed they are told then.
+            self._wait_until(lambda: any(worker.ready for worker in self._workers))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def alive(self) -> int:
+        """Workers that sample, or could."""
+        with self._changed:
+            return sum(worker.ready for worker in self._workers)
+
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        adapter: AdapterRef | None,
+        seeds: Sequence[str],
+        *,
+        urgent: bool = False,
+    ) -> Request:
+        """See `PoolEngine.submit`."""
+        if adapter is not None and adapter.key not in self._adapters:
+            raise AdapterError(f"{adapter.key} is not loaded; loaded are {sorted(self._adapters) or 'none'}")
+        request = cut(prompts, sampling, adapter, seeds, self.settings.prompts_per_piece)
+        with self._changed:
+            (self._urgent if urgent else self._waiting).extend(request.pieces)
+            self._employ()
+        return request
+
+    def finished(self, request: Request, timeout_s: float) -> bool:
+        """See `PoolEngine.finished`."""
+        return self._wait_until(lambda: request.done, timeout_s)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
-        """See `Engine.generate`."""
-        size = self.settings.prompts_per_piece
-        pieces = [
-            _Piece(number, prompts[start : start + size], seeds[start : start + size])
-            for number, start in enumerate(range(0, len(prompts), size))
-        ]
-        waiting, done = deque(pieces), dict[int, list[RolloutGroup]]()
-        check = partial(_not_sampled_from, adapter.key if adapter else BASE)
-        while len(done) < len(pieces):
-            while self._idle and waiting:
-                worker, piece = self._idle.pop(), waiting.popleft()
-                handle = worker.generate.remote(piece.prompts, sampling, adapter, piece.seeds)
-                self._expect(handle, worker, self.settings.piece_timeout_s, check, piece)
-            for ended in self._next_ended():
-                if ended.piece is not None and ended.groups is None:
-                    waiting.appendleft(ended.piece)
-                elif ended.piece is not None and ended.groups is not None:
-                    done[ended.piece.number] = ended.groups
-        return [group for number in range(len(pieces)) for group in done[number]]
+        """See `Engine.generate`: ahead of everything that was submitted and not begun."""
+        request = self.submit(prompts, sampling, adapter, seeds, urgent=True)
+        self._wait_until(lambda: request.done)
+        return request.groups()
 
     def load_adapter(self, ref: AdapterRef) -> None:
-        """See `Engine.load_adapter`: every worker gets the files, checks them and says what it has."""
+        """See `Engine.load_adapter`. Every worker gets the files before it gets its next piece, checks them, and says
+        what it has; nobody waits for those that are busy."""
         if ref.key in self._adapters:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
-        if sha256_of(ref.path / "manifest.json") != ref.sha256:
+        if sha256_of(ref.path / MANIFEST) != ref.sha256:
             raise AdapterError(f"{ref.path} was published anew since {ref.key} was announced")
-        names = ["manifest.json", *read_manifest(ref.path)["files"]]
+        names = [MANIFEST, *read_manifest(ref.path)["files"]]
         files = ray.put({name: (ref.path / name).read_bytes() for name in names})
-        # Known before they are asked: a worker that takes the place of another loads it too.
-        self._adapters[ref.key] = (ref, files)
-        self._ask_all("load_adapter", ref, files, check=partial(_not_loaded, ref.sha256))
+        with self._changed:
+            self._adapters[ref.key] = (ref, files)
+            self._employ()
 
     def unload_adapter(self, ref: AdapterRef) -> None:
-        self._adapters.pop(ref.key, None)
-        self._ask_all("unload_adapter", ref)
+        with self._changed:
+            self._adapters.pop(ref.key, None)
+            self._employ()
 
     def sleep(self) -> None:
-        self._ask_all("sleep")
+        """Nothing to do, nor in `wake`: workers share no memory with the learner."""
 
-    def wake(self) -> None:
-        self._ask_all("wake")
+    def wake(self) -> None: ...
 
     def close(self) -> None:
-        for worker in [*self._idle, *(call.worker for call in self._calls.values())]:
-            ray.kill(worker)
-        ray.shutdown()
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.shutdown()
+        if ray.is_initialized():
+            farewells = [worker.actor.close.remote() for worker in self._workers]
+            if farewells:
+                ray.wait(farewells, num_returns=len(farewells), timeout=CLOSE_S)
+            for worker in self._workers:
+                _end(worker, hangs=True)
+            self._workers = []
+            ray.shutdown()
+        self._scratch.remove()
 
-    def _ask_all(self, verb: str, *arguments: Any, check: Callable[[Any], Complaint] = lambda _: None) -> None:
-        """Ask every worker, and wait until each has answered or been replaced."""
-        self._until_all_answered()
-        workers, self._idle = self._idle, []
-        for worker in workers:
-            handle = getattr(worker, verb).remote(*arguments)
-            self._expect(handle, worker, self.settings.start_timeout_s, check)
-        self._until_all_answered()
+    def _connect(self) -> None:
+        if self.settings.address is not None:
+            ray.init(address=self.settings.address, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        with _visible_cards(self.settings.cards):
+            ray.init(
+                address="local",
+                num_cpus=self.settings.workers * self.settings.cpus_per_worker,
+                num_gpus=len(self.settings.cards),
+                object_store_memory=STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(self._scratch.path),
+            )
+        bound = ray.util.get_node_ip_address()
+        if bound != "127.0.0.1":
+            raise PoolError(f"the local Ray binds to {bound}: call prepare_ray before anything imports ray")
 
-    def _start_worker(self) -> None:
-        """A new worker with every loaded version. Ray queues the calls until the engine stands."""
-        on_gpu = ray.cluster_resources().get("GPU", 0) > 0
-        remote: Any = ray.remote(
-            num_cpus=self.settings.cpus_per_worker,
-            num_gpus=self.engine.tensor_parallel_size if on_gpu else 0,
-            max_restarts=0,
-            runtime_env={
-                "env_vars": {
-                    "OMP_NUM_THREADS": str(self.settings.cpus_per_worker),
-                    # Each engine would bind its threads to the same first cores.
-                    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-                }
-            },
-        )(Worker)
-        worker = remote.remote(self.engine)
-        for ref, files in self._adapters.values():
-            worker.load_adapter.remote(ref, files)
-        loaded = [ref.key for ref, _ in self._adapters.values()]
-        self._expect(
-            worker.loaded.remote(),
-            worker,
-            self.settings.start_timeout_s,
-            lambda keys: None if keys == loaded else f"it has {keys} loaded, not {loaded}",
-        )
+    def _hire(self) -> _Worker:
+        """A new worker that starts its engine."""
+        cpus = self.settings.cpus_per_worker
+        remote: Any = ray.remote(num_cpus=cpus, num_gpus=self.settings.gpus_per_worker, max_restarts=0)(PoolWorker)
+        actor = remote.remote(cpus)
+        worker = _Worker(actor, actor.__ray_call__.remote(_where))
 
-    def _expect(
-        self,
-        handle: Any,
-        worker: Any,
-        timeout_s: float,
-        check: Callable[[Any], Complaint],
-        piece: _Piece | None = None,
-    ) -> None:
-        self._calls[handle] = _Call(worker, time.monotonic() + timeout_s, check, piece)
+        def started(_: None) -> Complaint:
+            worker.ready = self._begun = True
+            return None
 
-    def _until_all_answered(self) -> None:
-        while self._calls:
-            self._next_ended()
+        handle = actor.start.remote(self.engine, self.make_engine)
+        worker.call = _Call(handle, self._by(self.settings.start_timeout_s), started)
+        return worker
 
-    def _next_ended(self) -> list[_Ended]:
-        """Calls that ended since last asked. A worker whose answer is missing or wrong is given up.
+    def _by(self, timeout_s: float) -> float:
+        return time.monotonic() + timeout_s
 
-        Raises `PoolError` when no worker is left.
+    def _wait_until(self, true: Callable[[], bool], timeout_s: float = float("inf")) -> bool:
+        """Whether it came true in time. Raises what ended the supervision."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not true():
+                if self._supervision.done():
+                    self._supervision.result()
+                    raise PoolError("the pool was closed")
+                if time.monotonic() > deadline:
+                    return False
+                self._changed.wait(POLL_S)
+        return True
+
+    def _supervise(self) -> None:
+        """Hand out work and look at answers until the pool is closed. Raises `PoolError` when it cannot go on."""
+        # Nobody joins a thread whose program has ended: it ends itself.
+        while not self._closing and threading.main_thread().is_alive():
+            with self._changed:
+                calls = {worker.call.handle: worker for worker in self._workers if worker.call}
+                if not calls:
+                    self._changed.wait(POLL_S)
+                    continue
+            ready, _ = ray.wait(list(calls), num_returns=1, timeout=POLL_S)
+            answers = {handle: _answer(handle) for handle in ready}
+            with self._changed:
+                now = time.monotonic()
+                for handle, worker in calls.items():
+                    assert worker.call is not None
+                    if handle in answers:
+                        self._conclude(worker, *answers[handle])
+                    elif worker.call.deadline < now:
+                        self._lose(worker, "it did not answer in time", hangs=True)
+                self._employ()
+                self._changed.notify_all()
+
+    def _employ(self) -> None:
+        """Ask every worker that is free for the next thing it has to do."""
+        for worker in self._workers:
+            if worker.call is None:
+                worker.call = self._next_call(worker)
+
+    def _next_call(self, worker: _Worker) -> _Call | None:
+        """Versions first, so that no piece meets a worker without its adapter."""
+        for key, (ref, files) in self._adapters.items():
+            if key not in worker.loaded:
+                handle = worker.actor.load_adapter.remote(ref, files)
+                return _Call(handle, self._by(self.settings.start_timeout_s), partial(_loaded, worker, ref))
+        for key in worker.loaded - self._adapters.keys():
+            worker.loaded.remove(key)
+            handle = worker.actor.unload_adapter.remote(key)
+            return _Call(handle, self._by(self.settings.start_timeout_s), lambda _: None)
+        for queue in (self._urgent, self._waiting):
+            if queue:
+                piece = queue.popleft()
+                request = piece.request
+                handle = worker.actor.generate.remote(piece.prompts, request.sampling, request.adapter, piece.seeds)
+                return _Call(handle, self._by(self.settings.piece_timeout_s), partial(_sampled, piece), piece)
+        return None
+
+    def _conclude(self, worker: _Worker, answer: Any, complaint: Complaint) -> None:
+        """A call has ended."""
+        call = worker.call
+        assert call is not None
+        complaint = complaint or call.accept(answer)
+        if complaint is not None:
+            self._lose(worker, complaint)
+            return
+        worker.call = None
+        if call.piece is not None:
+            self._in_a_row = []
+
+    def _lose(self, worker: _Worker, cause: str, *, hangs: bool = False) -> None:
+        """Give a worker up, put its piece back, and start another while it is not hopeless.
+
+        Raises `PoolError` when a piece has cost too many workers, or none is left.
         """
-        if not self._calls and not self._idle:
-            raise PoolError(f"no sampling worker is left ({self.lost} were lost). The first: {self._first_cause}")
-        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=POLL_S) if self._calls else ([], [])
-        now = time.monotonic()
-        late = [handle for handle, call in self._calls.items() if call.deadline < now and handle not in ready]
-        ended = []
-        for handle in [*ready, *late]:
-            call = self._calls.pop(handle)
-            answer, complaint = _answer(handle) if handle in ready else (None, "it did not answer in time")
-            complaint = complaint or call.check(answer)
-            if complaint is None:
-                self._idle.append(call.worker)
-            else:
-                self._give_up(call.worker, complaint)
-            ended.append(_Ended(call.piece, None if complaint else answer))
-        return ended
-
-    def _give_up(self, worker: Any, cause: str) -> None:
-        """End a worker and, while restarts are left, start another in its place."""
         self.lost += 1
-        self._first_cause = self._first_cause or cause
-        ray.kill(worker)
-        replaced = self.lost <= self.settings.max_restarts
-        then = "another takes its place" if replaced else f"{len(self._idle) + len(self._calls)} are left"
-        log.warning("a sampling worker was lost, %s; %s", cause, then)
+        self._in_a_row.append(cause)
+        self._workers.remove(worker)
+        _end(worker, hangs=hangs)
+        if worker.call is not None and worker.call.piece is not None:
+            piece = worker.call.piece
+            piece.tries += 1
+            if piece.tries >= MAX_TRIES:
+                ids = ", ".join(prompt.problem.id for prompt in piece.prompts)
+                raise PoolError(f"{piece.tries} sampling workers were lost over the same prompts ({ids}): {cause}")
+            self._urgent.appendleft(piece)
+        # Before any has started, what stopped one will stop the next.
+        replaced = self._begun and len(self._in_a_row) <= self.settings.max_restarts
         if replaced:
-            self._start_worker()
+            self._workers.append(self._hire())
+        then = "another takes its place" if replaced else f"{len(self._workers)} are left"
+        log.warning("a sampling worker was lost, %s; %s", cause, then)
+        if not self._workers:
+            raise PoolError(
+                f"no sampling worker is left; {len(self._in_a_row)} were lost in a row. The first: {self._in_a_row[0]}"
+            )
 
 
-def _not_sampled_from(adapter: str, groups: Sequence[RolloutGroup]) -> Complaint:
-    found = {completion.adapter for group in groups for completion in group.completions}
-    return None if found == {adapter} else f"it sampled from {', '.join(sorted(found))} when asked for {adapter}"
+@contextmanager
+def _visible_cards(cards: Sequence[int]) -> Iterator[None]:
+    """Inside the block a cluster that is started sees these cards alone: the others are the learner's."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if cards:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, cards))
+    try:
+        yield
+    finally:
+        if cards:
+            os.environ.pop("CUDA_VISIBLE_DEVICES")
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def _not_loaded(sha256: str, found: str) -> Complaint:
-    return None if found == sha256 else f"the version it loaded has digest {found[:12]}…, not {sha256[:12]}…"
+def _where(_: PoolWorker) -> tuple[str, int]:
+    return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
 def _answer(handle: Any) -> tuple[Any, Complaint]:
     """What a call returned, or why it did not."""
     try:
-        return ray.get(handle, timeout=POLL_S), None
+        return ray.get(handle, timeout=CLOSE_S), None
     except RayTaskError as error:
         return None, f"it failed: {error.cause!r}"
     except RayError as error:
         # Of an actor that died, the first line says how; what follows is Ray's advice.
         return None, f"it died or its answer was lost: {str(error).splitlines()[0]}"
+
+
+def _loaded(worker: _Worker, ref: AdapterRef, found: str) -> Complaint:
+    if found != ref.sha256:
+        return f"what it loaded as {ref.key} has digest {found[:12]}…, not {ref.sha256[:12]}…"
+    worker.loaded.add(ref.key)
+    return None
+
+
+def _sampled(piece: Piece, groups: Sequence[RolloutGroup]) -> Complaint:
+    asked = piece.request.adapter.key if piece.request.adapter else BASE
+    found = {completion.adapter for group in groups for completion in group.completions}
+    if found != {asked}:
+        return f"it sampled from {', '.join(sorted(found)) or 'nothing'} when asked for {asked}"
+    if [group.prompt for group in groups] != list(piece.prompts):
+        return "it answered other prompts than it was asked"
+    piece.groups = groups
+    return None
+
+
+def _end(worker: _Worker, *, hangs: bool = False) -> None:
+    """End an actor. One that hangs may be stopped, and a stopped process hears the kernel alone."""
+    if hangs and ray.wait([worker.where], timeout=0)[0]:
+        found, _ = _answer(worker.where)
+        node, pid = found or (None, None)
+        if node == ray.get_runtime_context().get_node_id():
+            kill_process(pid)
+        elif node is not None:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(kill_process).remote(pid)
+    ray.kill(worker.actor)
+
+
+def kill_process(pid: int) -> None:
+    """SIGKILL to a process of Ray's on this machine; nothing where it is gone and its number another's."""
+    try:
+        if "ray::" in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        return
