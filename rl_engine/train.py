@@ -20,6 +20,7 @@ from rich.markup import escape
 from evals.suites import find_suite, suite_needs_hub
 from rl_engine.config import Config, load_config
 from rollout import models, problems
+from rollout.engine import PoolError
 
 if TYPE_CHECKING:
     from rl_engine.ranks import Ranks
@@ -45,6 +46,8 @@ def main(
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
         fail(str(error), 2)
+    except PoolError as error:
+        fail(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
     except OSError as error:
         fail(explain(error), 1)
     raise typer.Exit(code)

@@ -80,10 +80,12 @@ class PoolEngine(Engine, Protocol):
         sampling: SamplingConfig,
         adapter: AdapterRef | None,
         seeds: Sequence[str],
+        *,
+        urgent: bool = False,
     ) -> Request:
         """Ask for what `generate` gives, from a version that is loaded and stays so until it is there.
 
-        What is submitted is begun in this order, and `generate` goes ahead of it.
+        What is submitted is begun in this order; what is urgent, and `generate`, before the rest.
         """
         ...
 

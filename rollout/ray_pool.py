@@ -186,7 +186,7 @@ class RayPool:
         if self.settings.address is not None:
             ray.init(address=self.settings.address, log_to_driver=False, logging_level=logging.ERROR)
             return
-        with _visible_cards(self.settings.cards):
+        with _visible_cards(self.settings.cards), _signals_kept():
             ray.init(
                 address="local",
                 num_cpus=self.settings.workers * self.settings.cpus_per_worker,
@@ -319,6 +319,17 @@ class RayPool:
 
 
 @contextmanager
+def _signals_kept() -> Iterator[None]:
+    """What is started inside the block does not hear a request to stop: it is often sent to every process of a job,
+    and the run finishes its step first."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _visible_cards(cards: Sequence[int]) -> Iterator[None]:
     """Inside the block a cluster that is started sees these cards alone: the others are the learner's."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -369,11 +380,10 @@ def _sampled(piece: Piece, groups: Sequence[RolloutGroup]) -> Complaint:
 def _end(worker: _Worker, *, hangs: bool = False) -> None:
     """End an actor. One that hangs may be stopped, and a stopped process hears the kernel alone."""
     if hangs and ray.wait([worker.where], timeout=0)[0]:
-        found, _ = _answer(worker.where)
-        node, pid = found or (None, None)
+        node, pid = _answer(worker.where)[0] or ("", 0)
         if node == ray.get_runtime_context().get_node_id():
             kill_process(pid)
-        elif node is not None:
+        elif node:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(kill_process).remote(pid)
     ray.kill(worker.actor)

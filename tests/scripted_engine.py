@@ -1,4 +1,4 @@
-"""An engine for tests of the pool: its completions follow from prompt, seed and adapter, its faults from what a prompt says.
+"""An engine for tests of the pool: completions follow from prompt, seed and adapter, faults from what a prompt says.
 
 A prompt's text names a fault; the fault happens once, to whichever worker is first to take the file of that name out
 of the script's directory (`EngineSettings.model`).
