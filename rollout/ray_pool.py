@@ -1,8 +1,8 @@
 """Prompts → completions, by workers on this machine or on many: a Ray actor each, with the in-process engine inside.
 
-The only file that imports ray. Work is handed out in pieces of a few prompts (`rollout/pieces.py`), each sampled as one
-batch. A thread watches the workers: one that dies, hangs, fails or answers from another adapter is replaced, and its
-piece is given out again. No prompt is lost and none counted twice.
+With `rollout/ray_local.py` the only file that imports ray. Work is handed out in pieces of a few prompts
+(`rollout/pieces.py`), each sampled as one batch. A thread watches the workers: one that dies, hangs, fails or answers
+from another adapter is replaced, and its piece is given out again. No prompt is lost and none counted twice.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,13 +29,13 @@ from rollout.config import SamplingConfig
 from rollout.engine import BASE, Engine, EngineSettings, PoolError, PoolSettings
 from rollout.pieces import Piece, Request, cut
 from rollout.pool_worker import PoolWorker, vllm_engine
+from rollout.ray_local import start_ray
 from rollout.scratch import ScratchDirectory
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
 
-# The object store holds the adapters, and the prompts and completions under way.
-STORE_BYTES = 512 * 2**20
+SCRATCH = "rl_engine_ray_"
 # How soon a new call is waited for, a late one noticed and a signal heard.
 POLL_S = 0.05
 # For workers to leave by themselves when the pool is closed.
@@ -94,10 +93,10 @@ class RayPool:
     """Held by whoever reads or changes any of the above."""
     _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "pool"), init=False)
     _supervision: Future[None] = field(init=False)
-    _scratch: ScratchDirectory = field(init=False)
+    _scratch: ScratchDirectory | None = field(default=None, init=False)
+    """Of a connection to Ray that is this pool's own."""
 
     def __post_init__(self) -> None:
-        self._scratch = ScratchDirectory.make("rl_engine_ray_")
         try:
             self._connect()
             self._workers = [self._hire() for _ in range(self.settings.workers)]
@@ -173,33 +172,24 @@ class RayPool:
             self._changed.notify_all()
         self._thread.shutdown()
         if ray.is_initialized():
-            farewells = [worker.actor.close.remote() for worker in self._workers]
-            if farewells:
-                ray.wait(farewells, num_returns=len(farewells), timeout=CLOSE_S)
-            for worker in self._workers:
-                _end(worker, hangs=True)
+            farewells = {worker.actor.close.remote(): worker for worker in self._workers}
+            late = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[1] if farewells else []
+            for farewell, worker in farewells.items():
+                _end(worker, hangs=farewell in late)
             self._workers = []
+        if self._scratch is not None:
             ray.shutdown()
-        self._scratch.remove()
+            self._scratch.remove()
 
     def _connect(self) -> None:
-        if self.settings.address is not None:
-            ray.init(address=self.settings.address, log_to_driver=False, logging_level=logging.ERROR)
-            return
-        with _visible_cards(self.settings.cards), _signals_kept():
-            ray.init(
-                address="local",
-                num_cpus=self.settings.workers * self.settings.cpus_per_worker,
-                num_gpus=len(self.settings.cards),
-                object_store_memory=STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(self._scratch.path),
-            )
-        bound = ray.util.get_node_ip_address()
-        if bound != "127.0.0.1":
-            raise PoolError(f"the local Ray binds to {bound}: call prepare_ray before anything imports ray")
+        address, cpus = self.settings.address, self.settings.workers * self.settings.cpus_per_worker
+        if ray.is_initialized():
+            return  # by whoever made this pool: they will end it
+        self._scratch = ScratchDirectory.make(SCRATCH)
+        if address is None:
+            start_ray(cpus, self._scratch.path, self.settings.cards)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
     def _hire(self) -> _Worker:
         """A new worker that starts its engine."""
@@ -316,32 +306,6 @@ class RayPool:
             raise PoolError(
                 f"no sampling worker is left; {len(self._in_a_row)} were lost in a row. The first: {self._in_a_row[0]}"
             )
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """What is started inside the block does not hear a request to stop: it is often sent to every process of a job,
-    and the run finishes its step first."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _visible_cards(cards: Sequence[int]) -> Iterator[None]:
-    """Inside the block a cluster that is started sees these cards alone: the others are the learner's."""
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if cards:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, cards))
-    try:
-        yield
-    finally:
-        if cards:
-            os.environ.pop("CUDA_VISIBLE_DEVICES")
-        if before is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _where(_: PoolWorker) -> tuple[str, int]:

@@ -41,7 +41,7 @@ class ScriptedEngine:
         for prompt in prompts:
             key = self._suffer(prompt.text, key)
         return [
-            RolloutGroup(prompt=prompt, completions=tuple(_completion(seed, i, key) for i in range(sampling.n)))
+            RolloutGroup(prompt=prompt, completions=self.complete(seed, sampling.n, key))
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
 
@@ -53,7 +53,7 @@ class ScriptedEngine:
             time.sleep(0.5)
         try:
             (Path(self.settings.model) / fault).unlink()
-        except (FileNotFoundError, IsADirectoryError):
+        except FileNotFoundError:
             return key
         if fault == "raise":
             raise ValueError("the sampler stumbled")
@@ -75,7 +75,9 @@ class ScriptedEngine:
 
     def close(self) -> None: ...
 
-
-def _completion(seed: str, sample: int, key: str) -> Completion:
-    token = sample_seed(seed, sample)
-    return Completion(text=str(token), token_ids=(token,), logprobs=(-1.0,), finish_reason="stop", adapter=key)
+    def complete(self, seed: str, count: int, key: str) -> tuple[Completion, ...]:
+        tokens = [sample_seed(seed, sample) for sample in range(count)]
+        return tuple(
+            Completion(text=str(token), token_ids=(token,), logprobs=(-1.0,), finish_reason="stop", adapter=key)
+            for token in tokens
+        )
