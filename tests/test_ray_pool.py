@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -53,30 +54,52 @@ def ray_cluster() -> Iterator[Path]:
 
     scratch = ScratchDirectory.make("rl_engine_ray_test_")
     start_ray(4, scratch.path)
-    family = psutil.Process().children(recursive=True)
     yield scratch.path
-    family += psutil.Process().children(recursive=True)
-    ours = [process for process in family if process.is_running() and _is_rays(process)]
+    family = rays_processes()
     ray.shutdown()
     scratch.remove()
-    _, alive = psutil.wait_procs(ours, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert family
     assert not alive
 
 
-def _is_rays(process: psutil.Process) -> bool:
-    return any("ray" in Path(word).name.lower() or "/ray/" in word for word in process.cmdline())
+def rays_processes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("ray::" in word or "/ray/" in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the pool that most tests share."""
+    return tmp_path_factory.mktemp("script")
+
+
+@pytest.fixture(scope="module")
+def pool(ray_cluster: Path, script: Path) -> Iterator[Any]:
+    from rollout.ray_pool import RayPool
+
+    pool = RayPool(scripted(script), SETTINGS, ScriptedEngine)
+    yield pool
+    pool.close()
+
+
+def scripted(directory: Path) -> EngineSettings:
+    return EngineSettings(model=str(directory), dtype="float32", max_model_len=8, lora_rank=1)
 
 
 @pytest.fixture
 def make_pool(ray_cluster: Path, tmp_path: Path) -> Iterator[PoolMaker]:
-    """Pools of scripted engines, whose script lies in `tmp_path`."""
+    """Pools of a single worker with a scripted engine, whose script lies in `tmp_path`."""
     from rollout.ray_pool import RayPool
 
     made = []
 
     def make(engine: EngineSettings | None = None, factory: Any = ScriptedEngine, **settings: Any) -> Any:
-        engine = engine or EngineSettings(model=str(tmp_path), dtype="float32", max_model_len=8, lora_rank=1)
-        made.append(RayPool(engine, replace(SETTINGS, **settings), factory))
+        made.append(RayPool(engine or scripted(tmp_path), replace(SETTINGS, **{"workers": 1, **settings}), factory))
         return made[-1]
 
     yield make
@@ -95,7 +118,7 @@ def seeds(prompts: list[Prompt]) -> list[str]:
 
 def expected(prompts: list[Prompt], adapter: AdapterRef | None = None) -> list[RolloutGroup]:
     """What one engine gives that nothing befalls."""
-    engine = ScriptedEngine(EngineSettings(model="/nowhere", dtype="float32", max_model_len=8, lora_rank=1))
+    engine = ScriptedEngine(scripted(Path("/nowhere")))
     return [
         RolloutGroup(prompt=prompt, completions=engine.complete(seed, SAMPLING.n, adapter.key if adapter else "base"))
         for prompt, seed in zip(prompts, seeds(prompts), strict=True)
@@ -126,17 +149,16 @@ def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
 
 
 def test_whatever_befalls_the_workers_the_answer_is_the_same(
-    make_pool: PoolMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pool: Any, script: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Killed, stopped, failing, answering from another version: each is replaced and its prompts are sampled again."""
-    pool = make_pool()
     faults = {1: "die", 4: "hang", 7: "raise", 9: "stale", 10: "slow"}
     for fault in faults.values():
-        (tmp_path / fault).touch()
+        (script / fault).touch()
     prompts = [prompt_of(number, faults.get(number, "none")) for number in range(13)]
     assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
     assert pool.lost == 4
-    begun = Counter(ids[0] for _, _, ids in log_of(tmp_path))
+    begun = Counter(ids[0] for _, _, ids in log_of(script))
     assert begun == {"p0": 2, "p2": 1, "p4": 2, "p6": 2, "p8": 2, "p10": 1, "p12": 1}
     for cause in (
         "it died",
@@ -146,27 +168,27 @@ def test_whatever_befalls_the_workers_the_answer_is_the_same(
     ):
         assert cause in caplog.text
     until(lambda: pool.alive == 2)
-    gone = {pid for pid, _, _ in log_of(tmp_path)}
+    gone = {pid for pid, _, _ in log_of(script)}
     prompts = [prompt_of(number, "slow") for number in range(20, 24)]
     pool.generate(prompts, SAMPLING, None, seeds(prompts))
-    at_work = {pid for pid, _, _ in log_of(tmp_path)[-2:]}
+    at_work = {pid for pid, _, _ in log_of(script)[-2:]}
     until(lambda: not any(psutil.pid_exists(pid) for pid in gone - at_work), 10)
 
 
-def test_adapters_reach_every_worker_and_those_that_come_later(make_pool: PoolMaker, tmp_path: Path) -> None:
-    pool = make_pool()
+def test_adapters_reach_every_worker_and_those_that_come_later(pool: Any, script: Path, tmp_path: Path) -> None:
     old, new = published(tmp_path, 0), published(tmp_path, 1)
     prompts = [prompt_of(number, "slow") for number in range(8)]
     pool.load_adapter(old)
     ahead = pool.submit(prompts, SAMPLING, old, seeds(prompts))
     pool.load_adapter(new)
-    (tmp_path / "die").touch()
+    (script / "die").touch()
+    lost = pool.lost
     urgent = [prompt_of(8, "die")]
     assert pool.generate(urgent, SAMPLING, new, seeds(urgent)) == expected(urgent, new)
     assert not pool.finished(ahead, 0.0)  # what is urgent goes before what waits
     assert pool.finished(ahead, 60)
     assert ahead.groups() == expected(prompts, old)
-    assert pool.lost == 1
+    assert pool.lost == lost + 1
     with pytest.raises(AdapterError, match="never reused"):
         pool.load_adapter(new)
     pool.unload_adapter(old)
@@ -174,9 +196,8 @@ def test_adapters_reach_every_worker_and_those_that_come_later(make_pool: PoolMa
         pool.submit(prompts, SAMPLING, old, seeds(prompts))
 
 
-def test_an_adapter_that_is_not_what_was_published_reaches_no_worker(make_pool: PoolMaker, tmp_path: Path) -> None:
-    pool = make_pool(workers=1)
-    ref = published(tmp_path, 0)
+def test_an_adapter_that_is_not_what_was_published_reaches_no_worker(pool: Any, tmp_path: Path) -> None:
+    ref = published(tmp_path, 2)
     with pytest.raises(AdapterError, match="published anew"):
         pool.load_adapter(replace(ref, sha256="0" * 64))
     _write(ref.path / "weights", "others")
@@ -190,36 +211,36 @@ def test_a_worker_whose_adapter_was_damaged_on_the_way_never_samples(
     import ray
 
     put = ray.put
-    pool = make_pool(workers=1, max_restarts=1)
+    pool = make_pool(max_restarts=0)
     monkeypatch.setattr(ray, "put", lambda files: put({**files, "weights": b"others"}))
     ref = published(tmp_path, 0)
     pool.load_adapter(ref)
     prompts = [prompt_of(0)]
-    with pytest.raises(PoolError, match=r"no sampling worker is left; 2 were lost in a row.*sha256 differs"):
+    with pytest.raises(PoolError, match=r"no sampling worker is left; 1 were lost in a row.*sha256 differs"):
         pool.generate(prompts, SAMPLING, ref, seeds(prompts))
     assert not (tmp_path / "log").exists()
 
 
-def test_fewer_workers_go_on_and_none_left_says_why(
-    make_pool: PoolMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    pool = make_pool(max_restarts=0)
+def test_fewer_workers_go_on_and_none_left_says_why(pool: Any, script: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The last test of this pool: it ends it."""
     until(lambda: pool.alive == 2)
-    (tmp_path / "die").touch()
+    pool.settings = replace(pool.settings, max_restarts=0)
+    (script / "die").touch()
     prompts = [prompt_of(number, "die" if number == 3 else "none") for number in range(9)]
     assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
     assert pool.alive == 1
     assert "1 are left" in caplog.text
-    (tmp_path / "raise").touch()
+    (script / "raise").touch()
     prompts = [prompt_of(0, "raise")]
     with pytest.raises(PoolError, match=r"no sampling worker is left; 1 were lost in a row.*the sampler stumbled"):
         pool.generate(prompts, SAMPLING, None, seeds(prompts))
 
 
-def test_prompts_that_cost_every_worker_are_named(make_pool: PoolMaker) -> None:
-    pool = make_pool(workers=1)
+def test_prompts_that_cost_every_worker_are_named(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.ray_pool.MAX_TRIES", 2)
+    pool = make_pool()
     prompts = [prompt_of(0), prompt_of(1), prompt_of(2, "poison"), prompt_of(3)]
-    with pytest.raises(PoolError, match=r"3 sampling workers were lost over the same prompts \(p2, p3\): it died"):
+    with pytest.raises(PoolError, match=r"2 sampling workers were lost over the same prompts \(p2, p3\): it died"):
         pool.generate(prompts, SAMPLING, None, seeds(prompts))
 
 
@@ -232,8 +253,8 @@ def test_a_pool_that_cannot_start_says_why_at_once(make_pool: PoolMaker, tmp_pat
 def test_the_local_cluster_is_out_of_reach(ray_cluster: Path) -> None:
     """Its processes listen on the loopback device alone, and ask for a token."""
     found = []
-    for process in psutil.Process().children(recursive=True):
-        if _is_rays(process):
+    for process in rays_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
             found += [each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
     assert len(found) >= 4
     assert set(found) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
@@ -269,7 +290,7 @@ def test_workers_sample_what_the_engine_in_process_samples(
         for group in vllm_engine.generate(prompts[start : start + 2], sampling, ref, seeds(prompts)[start : start + 2])
     ]
     vllm_engine.unload_adapter(ref)
-    pool = make_pool(vllm_engine.settings, make_vllm, piece_timeout_s=120)
+    pool = make_pool(vllm_engine.settings, make_vllm, workers=2, piece_timeout_s=120)
     pool.load_adapter(ref)
     assert pool.generate(prompts, sampling, ref, seeds(prompts)) == alone
     assert {completion.adapter for group in alone for completion in group.completions} == {ref.key}
