@@ -290,7 +290,7 @@ def test_workers_sample_what_the_engine_in_process_samples(
         for group in vllm_engine.generate(prompts[start : start + 2], sampling, ref, seeds(prompts)[start : start + 2])
     ]
     vllm_engine.unload_adapter(ref)
-    pool = make_pool(vllm_engine.settings, make_vllm, workers=2, piece_timeout_s=120)
+    pool = make_pool(vllm_engine.settings, make_vllm, workers=2, start_timeout_s=400, piece_timeout_s=400)
     pool.load_adapter(ref)
     assert pool.generate(prompts, sampling, ref, seeds(prompts)) == alone
     assert {completion.adapter for group in alone for completion in group.completions} == {ref.key}
