@@ -88,6 +88,8 @@ class RayPool:
     """Why workers were lost since a piece was last sampled."""
     _begun: bool = field(default=False, init=False)
     """Whether a worker has ever started."""
+    _wanted: int = field(default=0, init=False)
+    """Workers to be replaced."""
     _closing: bool = field(default=False, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     """Held by whoever reads or changes any of the above."""
@@ -241,6 +243,10 @@ class RayPool:
                         self._conclude(worker, *answers[handle])
                     elif worker.call.deadline < now:
                         self._lose(worker, "it did not answer in time", hangs=True)
+                # Before any has started, what stopped one would stop the next.
+                while self._begun and self._wanted:
+                    self._wanted -= 1
+                    self._workers.append(self._hire())
                 self._employ()
                 self._changed.notify_all()
 
@@ -281,7 +287,7 @@ class RayPool:
             self._in_a_row = []
 
     def _lose(self, worker: _Worker, cause: str, *, hangs: bool = False) -> None:
-        """Give a worker up, put its piece back, and start another while it is not hopeless.
+        """Give a worker up, put its piece back, and ask for another while it is not hopeless.
 
         Raises `PoolError` when a piece has cost too many workers, or none is left.
         """
@@ -296,13 +302,11 @@ class RayPool:
                 ids = ", ".join(prompt.problem.id for prompt in piece.prompts)
                 raise PoolError(f"{piece.tries} sampling workers were lost over the same prompts ({ids}): {cause}")
             self._urgent.appendleft(piece)
-        # Before any has started, what stopped one will stop the next.
-        replaced = self._begun and len(self._in_a_row) <= self.settings.max_restarts
-        if replaced:
-            self._workers.append(self._hire())
+        replaced = len(self._in_a_row) <= self.settings.max_restarts
+        self._wanted += replaced
         then = "another takes its place" if replaced else f"{len(self._workers)} are left"
         log.warning("a sampling worker was lost, %s; %s", cause, then)
-        if not self._workers:
+        if not self._workers and not (self._begun and self._wanted):
             raise PoolError(
                 f"no sampling worker is left; {len(self._in_a_row)} were lost in a row. The first: {self._in_a_row[0]}"
             )

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-import rl_engine.driven
 from rl_engine.driven import DrivenPool
 from rl_engine.ranks import Ranks
 from rollout.adapters import AdapterError
@@ -61,7 +60,7 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DrivenPool, D
         box[:] = shared
         barrier.wait()
 
-    monkeypatch.setattr(rl_engine.driven.dist, "broadcast_object_list", broadcast)
+    monkeypatch.setattr("rl_engine.driven.dist.broadcast_object_list", broadcast)
     pool: Any = SlowPool(EngineSettings(model=str(tmp_path), dtype="float32", max_model_len=8, lora_rank=1))
     ranks = [Ranks(rank, 2, torch.device("cpu")) for rank in (0, 1)]
     return DrivenPool(pool, ranks[0]), DrivenPool(None, ranks[1])
