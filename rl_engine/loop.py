@@ -17,7 +17,6 @@ from rl_engine.best import best_version
 from rl_engine.checkpoint import Checkpoints, RunState
 from rl_engine.config import Config
 from rl_engine.console import RunConsole
-from rl_engine.driven import DrivenPool
 from rl_engine.gap import gap_limits
 from rl_engine.learner import Learner
 from rl_engine.learner_state import learner_state
@@ -143,7 +142,6 @@ def step_metrics(
         **learn_metrics(stats, float(run.learner.optimizer.param_groups[0]["lr"])),
         **time_metrics(timing, tokens),
         **run.supply.metrics(),
-        **(run.sampler.engine.metrics() if isinstance(run.sampler.engine, DrivenPool) else {}),
         **run.peaks.metrics(),
     }
 

@@ -37,6 +37,10 @@ class Sampler:
     """Seconds spent sampling, or waiting for it, since `reset_times`."""
     grade_s: float = field(default=0.0, init=False)
 
+    def metrics(self) -> dict[str, float]:
+        """How the workers of a pool are."""
+        return self.engine.metrics() if isinstance(self.engine, DrivenPool) else {}
+
     def reset_times(self) -> None:
         self.rollout_s = self.grade_s = 0.0
 

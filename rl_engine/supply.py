@@ -74,12 +74,13 @@ class Supply:
         return [group for _, group in ordered]
 
     def metrics(self) -> dict[str, float]:
-        """Of the last step."""
+        """Of the last step, and of what samples."""
         replaced = len(self.staleness) - self.config.train.problems_per_step
         return {
             "rollout/staleness_mean": fmean(self.staleness),
             "rollout/staleness_max": float(max(self.staleness)),
             **({"groups/replaced": float(replaced)} if self.config.train.max_problems_per_step else {}),
+            **self.sampler.metrics(),
         }
 
     def _ask(self, count: int, adapter: AdapterRef) -> None:

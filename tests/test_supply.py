@@ -39,6 +39,9 @@ class FakeSampler:
 
     def reset_times(self) -> None: ...
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def ask(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef, seeds: Sequence[str]
     ) -> Callable[[], list[GradedGroup]]:
