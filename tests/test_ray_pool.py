@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -219,6 +220,19 @@ def test_a_worker_whose_adapter_was_damaged_on_the_way_never_samples(
     with pytest.raises(PoolError, match=r"no sampling worker is left; 1 were lost in a row.*sha256 differs"):
         pool.generate(prompts, SAMPLING, ref, seeds(prompts))
     assert not (tmp_path / "log").exists()
+
+
+def test_a_request_to_stop_leaves_the_workers_at_work(pool: Any) -> None:
+    """A terminal, a scheduler and `timeout` send it to every process; the run is to finish its step."""
+    until(lambda: pool.alive == 2)
+    lost = pool.lost
+    for process in rays_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+    prompts = [prompt_of(number, "slow") for number in range(4)]
+    assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
+    assert (pool.lost, pool.alive) == (lost, 2)
 
 
 def test_fewer_workers_go_on_and_none_left_says_why(pool: Any, script: Path, caplog: pytest.LogCaptureFixture) -> None:
