@@ -24,18 +24,19 @@ from rl_engine.learner_state import restore_learner
 from rl_engine.loop import Run
 from rl_engine.memory import check_fits, plan
 from rl_engine.output import config_hash
+from rl_engine.past import PastVersions
 from rl_engine.peaks import PhasePeaks, available
+from rl_engine.placement import start_engine
 from rl_engine.publish import Publisher
 from rl_engine.ranks import Ranks
 from rl_engine.records import Records
 from rl_engine.rules import rate_of_run
 from rl_engine.sampler import Sampler
 from rl_engine.stopping import StopRequest
-from rl_engine.variants import served_rank
+from rl_engine.supply import Supply
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.cursor import Cursor
-from rollout.engine import EngineSettings
 from rollout.models import locate_model
 from rollout.prompts import Renderer
 from rollout.types import Prompt
@@ -153,6 +154,8 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     console.facts(describe(config, data, learner))
     with console.phase("starting vLLM"):
         engine = start_engine(config, ranks, needed)
+    sampler = Sampler(engine, grader, ranks)
+    past = PastVersions(learner, config.rollout.max_staleness)
     publisher = Publisher(
         store=AdapterStore(run_dir / "adapters"),
         engine=engine,
@@ -160,18 +163,19 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         ranks=ranks,
         canary=data.prompts[:CANARY_PROMPTS],
         sampling=sampling,
+        past=past,
         max_gap=gap_limits(config)[1],
         facts={"base_model": config.model.name, "config_hash": config_hash(config)},
         keep=config.checkpoint.keep_adapters or {"lora": None, "full": 2}[config.method],
     )
     run = Run(
         config=config,
-        sampling=sampling,
         eval_sampling=eval_sampling,
         suites=suites,
-        cursor=Cursor(data.prompts, config.seed, config.data.shuffle),
-        sampler=Sampler(engine, grader, ranks),
+        supply=Supply(config, Cursor(data.prompts, config.seed, config.data.shuffle), sampler, sampling),
+        sampler=sampler,
         learner=learner,
+        past=past,
         publisher=publisher,
         checkpoints=checkpoints,
         records=records,
@@ -198,37 +202,8 @@ def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | N
         raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
     restore_learner(run.learner, tensors)
     restore_rng(tensors)
-    run.step, run.version, run.cursor.position = state.step, state.version, state.position
+    run.step, run.version, run.supply.cursor.position = state.step, state.version, state.position
     run.console.note(f"resumed after step {state.step}")
-
-
-def start_engine(config: Config, ranks: Ranks, max_model_len: int) -> Any:
-    from rollout.vllm_engine import (
-        VllmEngine,
-    )  # vLLM takes seconds to import: what can fail before has failed
-
-    rollout = config.rollout
-    if ranks.count > 1 and rollout.tensor_parallel_size > 1:
-        raise ConfigError(
-            f"rollout.tensor_parallel_size is {rollout.tensor_parallel_size} with {ranks.count} ranks: each rank holds "
-            "a sampler of its own; run one rank, or set it to 1"
-        )
-    return VllmEngine(
-        EngineSettings(
-            model=locate_model(config.model.name),
-            revision=config.model.revision,
-            dtype=config.model.dtype,
-            max_model_len=max_model_len,
-            lora_rank=served_rank(config.lora) if config.method == "lora" else 0,
-            max_num_seqs=rollout.max_num_seqs,
-            kv_cache_gib=rollout.kv_cache_gib,
-            memory_fraction=rollout.memory_fraction,
-            tensor_parallel_size=rollout.tensor_parallel_size,
-            sleep=rollout.sleep and ranks.device.type == "cuda",
-            seed=config.seed,
-            ranks=ranks.count,
-        )
-    )
 
 
 def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, str]:

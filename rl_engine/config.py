@@ -169,7 +169,22 @@ class LearnerConfig(Section):
 
 class TrainConfig(Section):
     steps: int = Field(ge=1, description="Optimizer steps of the run.")
-    problems_per_step: int = Field(ge=1, description="Groups sampled for each step.")
+    problems_per_step: int = Field(ge=1, description="Groups learned from in each step.")
+    max_problems_per_step: int | None = Field(
+        None,
+        ge=1,
+        description="Dynamic sampling (DAPO): groups without signal are replaced by further ones until so many were "
+        "sampled for a step; none are when absent.",
+    )
+
+    @model_validator(mode="after")
+    def _limit_is_above(self) -> Self:
+        if (self.max_problems_per_step or self.problems_per_step) < self.problems_per_step:
+            raise ValueError(
+                f"train.max_problems_per_step is {self.max_problems_per_step}; a step needs at least "
+                f"train.problems_per_step ({self.problems_per_step})"
+            )
+        return self
 
 
 class EvalConfig(Section):
@@ -246,6 +261,32 @@ class Config(Section):
             raise ValueError(
                 f"learner.updates_per_step is {self.learner.updates_per_step}: more updates than "
                 f"train.problems_per_step ({self.train.problems_per_step}) has groups to deal"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_placed(self) -> Self:
+        rollout = self.rollout
+        if rollout.placement == "inprocess":
+            if rollout.max_staleness:
+                raise ValueError(
+                    f"rollout.max_staleness is {rollout.max_staleness}, and in process nobody samples while the "
+                    "learner works: give rollout.placement=ray too, or leave it at 0"
+                )
+            if rollout.address is not None:
+                raise ValueError(
+                    f"rollout.address is {rollout.address!r}: give rollout.placement=ray too, or leave it out"
+                )
+            return self
+        if self.method == "full":
+            raise ValueError(
+                "rollout.placement is ray, whose workers are sent adapters, not whole models: method=full needs "
+                "rollout.placement=inprocess"
+            )
+        if rollout.max_staleness and self.loss.name == "reinforce" and self.loss.sampler_correction == "none":
+            raise ValueError(
+                f"rollout.max_staleness is {rollout.max_staleness}, and loss.name reinforce does not weigh a token by "
+                "how likely it still is: give another loss, or loss.sampler_correction"
             )
         return self
 

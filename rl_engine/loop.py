@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from rl_engine.gap import gap_limits
 from rl_engine.learner import Learner
 from rl_engine.learner_state import learner_state
 from rl_engine.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
+from rl_engine.past import PastVersions, gaps_of_versions
 from rl_engine.peaks import PhasePeaks
 from rl_engine.plot import NAME as PLOT
 from rl_engine.plot import plot_run
@@ -29,10 +31,10 @@ from rl_engine.publish import Publisher
 from rl_engine.records import METRICS, Records, read_metrics
 from rl_engine.sampler import GradedGroup, Sampler
 from rl_engine.stopping import StopRequest
+from rl_engine.supply import Supply
 from rl_engine.tally import LearnStats
 from rl_engine.updates import training_samples, updates_of
 from rollout.config import SamplingConfig
-from rollout.cursor import Cursor
 from rollout.types import AdapterRef, Prompt
 
 
@@ -41,13 +43,12 @@ class Run:
     """The parts of a run, and where it stands."""
 
     config: Config
-    sampling: SamplingConfig
-    """The configuration's, with the template's stop strings."""
     eval_sampling: SamplingConfig
     suites: Sequence[tuple[Suite, Sequence[Prompt]]]
-    cursor: Cursor[Prompt]
+    supply: Supply
     sampler: Sampler
     learner: Learner
+    past: PastVersions
     publisher: Publisher
     checkpoints: Checkpoints
     records: Records
@@ -77,9 +78,10 @@ def train(run: Run) -> None:
         run.step += 1
         graded = sample(run)
         advantages, signal = advantages_of([group.rewards for group in graded], run.config.loss.baseline)
-        updates = updates_of(run.config, graded, advantages, signal)
+        used = slice(run.config.train.problems_per_step)
+        updates = updates_of(run.config, graded[used], advantages[used], signal[used])
         learn_start = time.monotonic()
-        stats = learn(run, updates, graded)
+        stats = learn(run, updates, graded[used])
         sync_start = time.monotonic()
         if updates:
             run.version += 1
@@ -109,10 +111,9 @@ def due(step: int, every: int, run: Run) -> bool:
 
 
 def sample(run: Run) -> list[GradedGroup]:
-    """Graded completions of the step's problems, under the current adapter."""
-    prompts = run.cursor.take(run.config.train.problems_per_step)
+    """Graded completions of the step's problems; after those to learn from, those that others took the place of."""
     with run.console.phase(f"step {run.step}: sampling"), run.peaks.peak_gib("rollout"):
-        return run.sampler.graded_groups(prompts, run.sampling, run.adapter, f"{run.config.seed}/{run.step}")
+        return run.supply.take(run.step, run.adapter)
 
 
 def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], graded: Sequence[GradedGroup]) -> LearnStats:
@@ -121,6 +122,10 @@ def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], graded: Sequenc
     engine = run.sampler.engine
     engine.sleep()
     with run.console.phase(f"step {run.step}: learning"), run.peaks.peak_gib("learn"):
+        gaps = gaps_of_versions(run.past, graded, run.adapter, max_kl=max_kl, max_gap=max_gap)
+        if gaps:
+            # What the step itself sees between sampler and learner is then what was learned in between, too.
+            max_kl = max_gap = math.inf
         if updates:
             stats = run.learner.step(updates, max_kl=max_kl, max_gap=max_gap)
         else:
@@ -128,7 +133,7 @@ def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], graded: Sequenc
             stats = run.learner.measure(unlearned, max_kl=max_kl, max_gap=max_gap)
     run.learner.release_memory()
     engine.wake()
-    return stats
+    return replace(stats, **gaps)
 
 
 def step_metrics(
@@ -139,6 +144,7 @@ def step_metrics(
         **rollout_metrics(graded, signal),
         **learn_metrics(stats, float(run.learner.optimizer.param_groups[0]["lr"])),
         **time_metrics(timing, tokens),
+        **run.supply.metrics(),
         **run.peaks.metrics(),
     }
 
@@ -148,7 +154,8 @@ def evaluate(run: Run) -> list[EvalReport]:
     reports = []
     for suite, prompts in run.suites:
         with run.console.phase(f"step {run.step}: evaluating {suite.name}"):
-            graded = run.sampler.graded_groups(prompts, run.eval_sampling, run.adapter, f"eval/{suite.name}")
+            seeds = [f"eval/{suite.name}/{index}" for index in range(len(prompts))]
+            graded = run.sampler.graded_groups(prompts, run.eval_sampling, run.adapter, seeds)
         if not run.is_main:
             continue
         outcomes = [outcome_of(g.group, g.results, run.sampler.rollout_s / len(graded)) for g in graded]
@@ -187,7 +194,7 @@ def save(run: Run) -> None:
     tensors = learner_state(run.learner)
     if not run.is_main:
         return
-    state = RunState(step=run.step, position=run.cursor.position, version=run.version, config_hash=run.config_hash)
+    state = RunState(step=run.step, position=run.supply.position, version=run.version, config_hash=run.config_hash)
     run.checkpoints.save(state, tensors)
 
 

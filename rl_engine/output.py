@@ -22,6 +22,7 @@ from rl_engine.sft_config import SftConfig
 LOCK = ".lock"
 # What may change between a run and its resumption: nothing that the numbers depend on.
 FREE_TO_CHANGE = ("output_dir", "log", "checkpoint", "eval")
+FREE_OF_ROLLOUT = ("workers", "address", "start_timeout_s", "piece_timeout_s", "max_restarts")
 
 
 def config_hash(config: Config | SftConfig) -> str:
@@ -34,7 +35,8 @@ def _decisive(facts: dict[str, Any], config: Config | SftConfig) -> dict[str, An
     kept = {key: value for key, value in facts.items() if key not in FREE_TO_CHANGE}
     if isinstance(config, SftConfig):
         return kept  # its order of examples and its rates depend on the number of steps
-    return {**kept, "train": {**kept["train"], "steps": None}}
+    rollout = {key: value for key, value in kept["rollout"].items() if key not in FREE_OF_ROLLOUT}
+    return {**kept, "rollout": rollout, "train": {**kept["train"], "steps": None}}
 
 
 @contextlib.contextmanager

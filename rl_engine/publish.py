@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from rl_engine.batching import TrainingSample
 from rl_engine.learner import Learner, SamplerGapError
+from rl_engine.past import PastVersions
 from rl_engine.ranks import Ranks
 from rl_engine.updates import training_samples
 from rollout.adapters import AdapterStore, read_manifest
@@ -28,7 +29,8 @@ class _Sighting:
 
 @dataclass
 class Publisher:
-    """Publishes the learner's adapter and keeps exactly the newest version loaded in this rank's engine."""
+    """Publishes the learner's adapter and keeps the newest versions loaded in this rank's engine: one, or as many as
+    are sampled from at a time."""
 
     store: AdapterStore
     engine: Engine
@@ -41,11 +43,13 @@ class Publisher:
     """What every manifest states: base model, configuration hash."""
     keep: int | None = None
     """Published versions that stay on disk: the newest ones, and whatever `best` names."""
-    _current: AdapterRef | None = field(default=None, init=False)
+    past: PastVersions | None = None
+    """Where completions are sampled ahead: what the versions loaded besides the newest one were."""
+    _loaded: list[AdapterRef] = field(default_factory=list, init=False)
     _last: _Sighting | None = field(default=None, init=False)
 
     def publish(self, version: int) -> AdapterRef:
-        """Write the learner's adapter as `version`, load it, unload the one before.
+        """Write the learner's adapter as `version`, load it, unload the oldest.
 
         Raises `SamplerGapError` when the sampler still answers as it did before although the adapter is another.
         """
@@ -60,9 +64,11 @@ class Publisher:
         self.ranks.barrier()
         ref = self.store.open(version)
         self.engine.load_adapter(ref)
-        if self._current is not None:
-            self.engine.unload_adapter(self._current)
-        self._current = ref
+        self._loaded.append(ref)
+        if self.past is not None:
+            self.past.remember(ref)
+        if len(self._loaded) > (self.past.depth if self.past else 0) + 1:
+            self.engine.unload_adapter(self._loaded.pop(0))
         self._look(ref)
         if self.ranks.is_main and self.keep is not None:
             for old in self.store.versions()[: -self.keep]:

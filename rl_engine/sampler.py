@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rewards import GradeItem, Grader, GradeResult
+from rl_engine.driven import DrivenPool
 from rl_engine.ranks import Ranks
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
@@ -29,29 +30,58 @@ class GradedGroup:
 class Sampler:
     """The engine and the grader of this rank."""
 
-    engine: Engine
+    engine: Engine | DrivenPool
     grader: Grader
     ranks: Ranks
     rollout_s: float = field(default=0.0, init=False)
-    """Seconds the last call spent sampling."""
+    """Seconds spent sampling, or waiting for it, since `reset_times`."""
     grade_s: float = field(default=0.0, init=False)
 
+    def metrics(self) -> dict[str, float]:
+        """How the workers of a pool are."""
+        return self.engine.metrics() if isinstance(self.engine, DrivenPool) else {}
+
+    def reset_times(self) -> None:
+        self.rollout_s = self.grade_s = 0.0
+
     def graded_groups(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seed: str
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[GradedGroup]:
-        """One graded group a prompt, in order. `seed` names the occasion: the run's seed and the step."""
-        start = time.monotonic()
-        numbered = self.ranks.share(list(enumerate(prompts)))
-        groups = self.engine.generate(
-            [prompt for _, prompt in numbered],
+        """One graded group a prompt, in order, before anything that was asked for ahead."""
+        self.reset_times()
+        return self.ask(prompts, sampling, adapter, seeds, urgent=True)()
+
+    def ask(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        adapter: AdapterRef | None,
+        seeds: Sequence[str],
+        *,
+        urgent: bool = False,
+    ) -> Callable[[], list[GradedGroup]]:
+        """Ask for completions; calling what is returned waits for them and grades them: one group a prompt, in order.
+
+        A pool begins at once, an engine of this rank's own when it is called.
+        """
+        engine = self.engine
+        if isinstance(engine, DrivenPool):
+            request = engine.submit(prompts, sampling, adapter, seeds, urgent=urgent)
+            return lambda: self._graded(lambda: self.ranks.share(engine.collect(request)), sampling)
+        mine = self.ranks.share(list(zip(prompts, seeds, strict=True)))
+        return lambda: self._graded(
+            lambda: engine.generate([prompt for prompt, _ in mine], sampling, adapter, [seed for _, seed in mine]),
             sampling,
-            adapter,
-            [f"{seed}/{index}" for index, _ in numbered],
         )
-        self.rollout_s = time.monotonic() - start
+
+    def _graded(self, groups: Callable[[], list[RolloutGroup]], sampling: SamplingConfig) -> list[GradedGroup]:
+        """Every rank grades its share, and has the whole."""
         start = time.monotonic()
-        graded = self.ranks.gather(self._grade(groups, sampling))
-        self.grade_s = time.monotonic() - start
+        mine = groups()
+        sampled = time.monotonic()
+        graded = self.ranks.gather(self._grade(mine, sampling))
+        self.rollout_s += sampled - start
+        self.grade_s += time.monotonic() - sampled
         return graded
 
     def _grade(self, groups: Sequence[RolloutGroup], sampling: SamplingConfig) -> list[GradedGroup]:

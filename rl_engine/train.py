@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from evals.suites import find_suite, suite_needs_hub
 from rl_engine.config import Config, load_config
 from rollout import models, problems
+from rollout.engine import PoolError
 
 if TYPE_CHECKING:
     from rl_engine.ranks import Ranks
@@ -49,6 +50,8 @@ def main(
         fail(str(error), 2)
     except SafetensorError as error:
         fail(f"a file of weights cannot be read: {error}", 2)
+    except PoolError as error:
+        fail(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
     except OSError as error:
         fail(explain(error), 1)
     raise typer.Exit(code)

@@ -90,7 +90,32 @@ class SamplingConfig(Section):
 
 
 class RolloutConfig(Section):
-    placement: Literal["inprocess"] = Field("inprocess", description="Where vLLM runs: inside each learner rank.")
+    placement: Literal["inprocess", "ray"] = Field(
+        "inprocess",
+        description="Where vLLM runs: inside each learner rank, or in workers here or elsewhere (docs/cluster.md).",
+    )
+    workers: int = Field(2, ge=1, le=65536, description="ray only: engines, each in a process of its own.")
+    address: str | None = Field(
+        None, description="ray only: cluster to join, `auto` or host:port; one of its own on this machine when absent."
+    )
+    cpus_per_worker: int = Field(1, ge=1, description="ray only: cores of a worker, its threads on the CPU.")
+    prompts_per_piece: int = Field(
+        16, ge=1, description="ray only: prompts that a worker is given at a time; they are sampled as one batch."
+    )
+    start_timeout_s: float = Field(600, gt=0, description="ray only: for a worker to start or to load an adapter.")
+    piece_timeout_s: float = Field(1800, gt=0, description="ray only: for a worker to sample what it was given.")
+    max_restarts: int = Field(
+        8,
+        ge=0,
+        description="ray only: workers replaced in a row without anything sampled; then those left go on alone.",
+    )
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="ray only: steps that sampling runs ahead of learning, and so the updates that the adapter which "
+        "samples may lie behind; 0 is strictly on-policy.",
+    )
     max_num_seqs: int = Field(512, ge=1, description="Completions sampled side by side by one engine.")
     kv_cache_gib: float = Field(2.0, gt=0, description="CPU only: memory for keys and values.")
     memory_fraction: float = Field(0.45, gt=0, le=1, description="CUDA only: share of the card for the sampler.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rollout.config import SamplingConfig
+from rollout.pieces import Request
 from rollout.types import AdapterRef, Prompt, RolloutGroup, TokenScores
 
 # vLLM's allowed values; padding above the adapter's own rank costs speed, so the smallest that fits is taken.
@@ -60,6 +61,61 @@ class ScoringEngine(Engine, Protocol):
         Raises `ValueError` for a row without context or continuation, or longer than `max_model_len` less one.
         """
         ...
+
+
+class PoolEngine(Engine, Protocol):
+    """An engine that samples while its owner does something else."""
+
+    lost: int
+    """Workers that had to be given up so far."""
+
+    @property
+    def alive(self) -> int:
+        """Workers that sample, or could."""
+        ...
+
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        adapter: AdapterRef | None,
+        seeds: Sequence[str],
+        *,
+        urgent: bool = False,
+    ) -> Request:
+        """Ask for what `generate` gives, from a version that is loaded and stays so until it is there.
+
+        What is submitted is begun in this order; what is urgent, and `generate`, before the rest.
+        """
+        ...
+
+    def finished(self, request: Request, timeout_s: float) -> bool:
+        """Wait until everything of a request is there, at most so long. Raises `PoolError` when it never will be."""
+        ...
+
+
+class PoolError(RuntimeError):
+    """A pool that cannot go on; the text says what happened first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """How many workers, where, and how long they may take."""
+
+    workers: int
+    address: str | None
+    """Of a Ray cluster to join; None starts one on this machine."""
+    cpus_per_worker: int
+    gpus_per_worker: int = 0
+    cards: tuple[int, ...] = ()
+    """CUDA, in a cluster of one's own: this machine's cards that are the workers'."""
+    prompts_per_piece: int
+    start_timeout_s: float
+    """For a worker to find its place, start its engine, or load an adapter."""
+    piece_timeout_s: float
+    """For a worker to sample one piece."""
+    max_restarts: int
+    """Workers replaced without a piece sampled in between; beyond it the pool goes on with those that are left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

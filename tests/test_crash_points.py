@@ -26,7 +26,7 @@ from rollout.adapters import AdapterStore
 OPERATIONS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink"}
 
 
-def survives(operation: int, work: Callable[[], None]) -> bool:
+def survives(operation: int, work: Callable[[], object]) -> bool:
     """Whether the work got through without reaching its n-th operation on files, where it is killed."""
     child = os.fork()
     if child == 0:

@@ -22,6 +22,7 @@ HEAVY = {
     "vllm": {"rollout/vllm_engine.py", "rollout/one_adapter.py"},
     "peft": {"rl_engine/lora.py", "rl_engine/lora_linear.py"},
     "trl": {"rl_engine/sft_trainer.py"},
+    "ray": {"rollout/ray_pool.py", "rollout/ray_local.py"},
     "omegaconf": {"rl_engine/config_file.py"},
     "lm_eval": {"evals/harness.py"},
 }

@@ -11,13 +11,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from rl_engine.assemble import check_context, start_engine
+from rl_engine.assemble import check_context
 from rl_engine.batching import TrainingSample, collate
 from rl_engine.config_file import ConfigError
 from rl_engine.learner import Learner
 from rl_engine.learner_state import learner_state, restore_learner
 from rl_engine.logprobs import Policy
 from rl_engine.lora import Coverage, LoraTrainee, coverage_of, match_targets
+from rl_engine.placement import start_engine
 from rl_engine.ranks import Ranks
 from rollout.models import EMBEDDED_DIR
 from tests.made import LOOSE

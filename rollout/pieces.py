@@ -1,0 +1,59 @@
+"""One request for completions → pieces to hand out → its groups in order, whoever sampled them and whenever."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rollout.config import SamplingConfig
+from rollout.types import AdapterRef, Prompt, RolloutGroup
+
+
+@dataclass(eq=False)
+class Request:
+    """What was asked for at once, and what of it is there."""
+
+    sampling: SamplingConfig
+    adapter: AdapterRef | None
+    pieces: list[Piece] = field(default_factory=list, init=False)
+
+    @property
+    def done(self) -> bool:
+        return all(piece.groups is not None for piece in self.pieces)
+
+    def groups(self) -> list[RolloutGroup]:
+        """One a prompt, in the order of the prompts; to be called when all is done."""
+        assert self.done
+        return [group for piece in self.pieces for group in piece.groups or ()]
+
+
+@dataclass(eq=False)
+class Piece:
+    """Consecutive prompts of a request, sampled as one batch by one worker.
+
+    On the CPU a completion is a function of its batch too: pieces are cut by number alone, so that neither the
+    workers' number nor their speed changes one.
+    """
+
+    request: Request
+    prompts: Sequence[Prompt]
+    seeds: Sequence[str]
+    groups: Sequence[RolloutGroup] | None = field(default=None, init=False)
+    """The first complete answer; a piece has one, however often it was given out."""
+    tries: int = field(default=0, init=False)
+    """Workers that were lost over it."""
+
+
+def cut(
+    prompts: Sequence[Prompt],
+    sampling: SamplingConfig,
+    adapter: AdapterRef | None,
+    seeds: Sequence[str],
+    prompts_per_piece: int,
+) -> Request:
+    """A request in pieces of `prompts_per_piece`, the last one smaller."""
+    request = Request(sampling, adapter)
+    for start in range(0, len(prompts), prompts_per_piece):
+        end = start + prompts_per_piece
+        request.pieces.append(Piece(request, prompts[start:end], seeds[start:end]))
+    return request
