@@ -76,6 +76,7 @@ STEP_METRICS = {
 }
 
 
+SECRETS = {"HF_TOKEN": "hf_do_not_write_this", "WANDB_API_KEY": "wandb-do-not-write-this"}
 PYTHON = (sys.executable,)
 TWO_RANKS = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
@@ -87,6 +88,7 @@ def start(directory: Path, *arguments: str, launcher: tuple[str, ...] = PYTHON) 
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "no_network"))),
         "NETWORK_ATTEMPTS": str(directory / "network-attempts"),
         "CUDA_VISIBLE_DEVICES": "",
+        **SECRETS,
     }
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HF_HUB_OFFLINE"):
         environment.pop(name, None)
@@ -128,6 +130,14 @@ pytestmark = pytest.mark.engine
 def test_a_run_never_tries_to_leave_the_machine(whole_run: Path, run_dir: Path) -> None:
     assert run_dir.is_dir()
     assert not (whole_run / "network-attempts").exists()
+
+
+def test_no_secret_of_the_environment_is_in_what_a_run_leaves(whole_run: Path) -> None:
+    files = [path for path in whole_run.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        assert not [name for name, value in SECRETS.items() if value.encode() in content], path
 
 
 def test_metrics_have_the_promised_names_on_every_step(run_dir: Path) -> None:
