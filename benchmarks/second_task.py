@@ -2,7 +2,7 @@
 
     python -m benchmarks.second_task runs/claims/second_task
 
-Each arm's runs at its best rate are measured by the public commands: `python -m evals` on the held-out sums that the
+Every run is measured by the public commands: `python -m evals` on the held-out sums that the
 embedded model was made for, `python -m evals.forgetting` for KL(base‖policy) on their prompts.
 """
 
@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +24,7 @@ from rl_engine.sweep.report import SUMMARY, environment
 from rollout.adapters import PEFT_CONFIG
 
 SUITE = "held_out"
+MAX_TOKENS = "72"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +33,14 @@ class Trained:
 
     arm: str
     seed: int
-    rate: float
+    steps: int
     second_task_log_loss: float
     directory: Path
     """Its last version."""
 
     @property
     def label(self) -> str:
-        return f"{self.arm}, seed {self.seed}"
+        return f"{self.arm}, {self.steps} steps, seed {self.seed}"
 
     @property
     def is_full(self) -> bool:
@@ -53,7 +53,7 @@ class Left:
 
     arm: str
     seed: int
-    rate: float
+    steps: int
     second_task_log_loss: float
     """Nats a token of the answers."""
     first_task_accuracy: float
@@ -62,19 +62,20 @@ class Left:
 
 
 def trained_runs(sweep: Path) -> list[Trained]:
-    """The runs at each arm's best rate."""
+    """Those that are done, in the order of arms and steps."""
     summary = json.loads((sweep / SUMMARY).read_text())
-    best = {arm["name"]: arm["best"]["axis_value"] for arm in summary["arms"] if arm["best"]}
+    arms = [arm["name"] for arm in summary["arms"]]
+    done = [result for result in summary["results"] if result["status"] == "done"]
+    done.sort(key=lambda result: (arms.index(result["arm"]), result["axis_value"], result["seed"]))
     return [
         Trained(
             arm=result["arm"],
             seed=result["seed"],
-            rate=result["axis_value"],
+            steps=int(result["axis_value"]),
             second_task_log_loss=result["score"],
             directory=(sweep / "cells" / result["cell"] / "run" / "adapters" / "latest").resolve(),
         )
-        for result in summary["results"]
-        if result["status"] == "done" and best.get(result["arm"]) == result["axis_value"]
+        for result in done
     ]
 
 
@@ -90,15 +91,25 @@ def accuracies(runs: Sequence[Trained], place: Path) -> dict[str, float]:
     """avg@4 on the first task by label, the base's among them."""
     wholes = [one for one in runs if one.is_full]
     found: dict[str, float] = {}
-    common = ("--suite", SUITE, "--samples", "4", "--temperature", "1", "--top-p", "1", "--overwrite")
+    common = ("--suite", SUITE, "--samples", "4", "--temperature", "1", "--top-p", "1", "--max-tokens", MAX_TOKENS)
     output = place / "first_task.json"
     run(
-        *("evals", "--model", "embedded", "--output", str(output), *common),
+        *("evals", "--model", "embedded", "--output", str(output), "--overwrite", *common),
         *adapters([one for one in runs if not one.is_full]),
     )
     found |= {row["adapter"]: row["avg"] for row in rows_of(output)}
     for one in wholes:
-        run("evals", "--model", str(one.directory), "--dtype", "float32", "--output", str(output), *common)
+        run(
+            "evals",
+            "--model",
+            str(one.directory),
+            "--dtype",
+            "float32",
+            "--output",
+            str(output),
+            "--overwrite",
+            *common,
+        )
         found[one.label] = rows_of(output)[0]["avg"]
     return found
 
@@ -116,7 +127,7 @@ def divergences(runs: Sequence[Trained], place: Path) -> dict[str, float]:
     together = [[one for one in runs if not one.is_full], *([one] for one in runs if one.is_full)]
     for some in together:
         run(
-            *("evals.forgetting", "--model", "embedded", "--tasks", "", "--prompts", SUITE),
+            *("evals.forgetting", "--model", "embedded", "--tasks", "", "--prompts", SUITE, "--max-tokens", MAX_TOKENS),
             *("--output", str(output), "--overwrite", *adapters(some)),
         )
         for policy in json.loads(output.read_text())["policies"]:
@@ -127,7 +138,7 @@ def divergences(runs: Sequence[Trained], place: Path) -> dict[str, float]:
 
 
 def draw(lefts: Sequence[Left], base: float, path: Path) -> None:
-    """Learned against kept, a mark for each run."""
+    """Learned against kept, a line for each arm and a mark for each run."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     arms = list(dict.fromkeys(one.arm for one in lefts))
@@ -136,7 +147,7 @@ def draw(lefts: Sequence[Left], base: float, path: Path) -> None:
         axes.plot(
             [one.second_task_log_loss for one in own],
             [one.first_task_accuracy for one in own],
-            marker,
+            f"{marker}-",
             color=colour,
             label=arm,
         )
@@ -157,7 +168,7 @@ def main(sweep: Annotated[Path, typer.Argument(help="Output directory of sweep_s
         Left(
             arm=one.arm,
             seed=one.seed,
-            rate=one.rate,
+            steps=one.steps,
             second_task_log_loss=one.second_task_log_loss,
             first_task_accuracy=right[one.label],
             kl_base=moved[one.label],
@@ -169,17 +180,14 @@ def main(sweep: Annotated[Path, typer.Argument(help="Output directory of sweep_s
         json.dumps({**facts, "runs": [asdict(one) for one in lefts]}, indent=1) + "\n"
     )
     draw(lefts, right["base"], sweep / "forgetting.svg")
-    lost = {}
-    print(f"{'':12}{'log loss':>10}{'first task':>12}{'KL':>8}")
-    for arm in dict.fromkeys(one.arm for one in lefts):
-        own = [one for one in lefts if one.arm == arm]
-        means = [
-            fmean(getattr(one, name) for one in own)
-            for name in ("second_task_log_loss", "first_task_accuracy", "kl_base")
-        ]
-        lost[arm] = right["base"] - means[1]
-        print(f"{arm:12}{means[0]:10.3f}{means[1]:12.1%}{means[2]:8.2f}")
-    print(f"first task lost by rank 1 over full ratio {lost['rank 1'] / lost['full']:.2f}")
+    print(f"{'':12}{'steps':>8}{'log loss':>10}{'first task':>12}{'KL':>8}")
+    for one in lefts:
+        print(
+            f"{one.arm:12}{one.steps:8}{one.second_task_log_loss:10.3f}"
+            f"{one.first_task_accuracy:12.1%}{one.kl_base:8.2f}"
+        )
+    last = {one.arm: one.kl_base for one in lefts}
+    print(f"KL of rank 1 over full's after the last step ratio {last['rank 1'] / last['full']:.2f}")
 
 
 if __name__ == "__main__":
