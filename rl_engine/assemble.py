@@ -184,26 +184,27 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         peaks=PhasePeaks(ranks.device),
         config_hash=config_hash(config),
     )
-    _continue_from(run, found)
+    if resume:
+        _continue_from(run, found)
     if ranks.is_main:
-        if resume:
-            publisher.store.rewind(run.version)
-            if not found:
-                console.note("there is no checkpoint: the run begins at its beginning")
         records.open(run.step if found else -1)
     return run
 
 
 def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | None) -> None:
+    """Go to where the checkpoint stands, or back to the beginning; versions published after that are dropped."""
     if found is None:
-        return
-    state, tensors = found
-    if state.config_hash != run.config_hash:
-        raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
-    restore_learner(run.learner, tensors)
-    restore_rng(tensors)
-    run.step, run.version, run.supply.cursor.position = state.step, state.version, state.position
-    run.console.note(f"resumed after step {state.step}")
+        run.console.note("there is no checkpoint: the run begins at its beginning")
+    else:
+        state, tensors = found
+        if state.config_hash != run.config_hash:
+            raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
+        restore_learner(run.learner, tensors)
+        restore_rng(tensors)
+        run.step, run.version, run.supply.cursor.position = state.step, state.version, state.position
+        run.console.note(f"resumed after step {state.step}")
+    if run.is_main:
+        run.publisher.store.rewind(run.version)
 
 
 def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, str]:

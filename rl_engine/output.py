@@ -47,6 +47,7 @@ def sole_writer(run: Path, *, overwrite: bool) -> Iterator[None]:
     Raises `ConfigError` when another process is at work there, `OSError` when nothing can be written there.
     """
     _refuse_file(run)
+    made = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("w") as file:
         try:
@@ -59,7 +60,13 @@ def sole_writer(run: Path, *, overwrite: bool) -> Iterator[None]:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
-        yield
+        try:
+            yield
+        finally:
+            if made and [path.name for path in run.iterdir()] == [LOCK]:
+                # Refused before it began: nothing is left of it.
+                (run / LOCK).unlink()
+                run.rmdir()
 
 
 def check_output(config: Config | SftConfig, *, resume: bool) -> None:

@@ -17,12 +17,18 @@ from rl_engine.learner import Learner
 from rl_engine.ranks import Ranks, join_ranks
 from rollout.engine import EngineSettings
 from rollout.models import EMBEDDED_DIR
+from rollout.ray_environment import prepare_ray
 from tests.forgetting_made import Policies, loaded_policies
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LARGEST_TEST_RANK = 8
 # Few tests that take minutes: begun first, so that no worker is left alone with one of these files in the end.
 LONGEST = ("test_ranks.py", "test_run.py", "test_doctor.py", "test_memory.py", "test_full.py", "test_sft.py")
+
+
+def pytest_configure() -> None:
+    """vLLM imports Ray, and Ray reads these when it is imported."""
+    prepare_ray(None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
