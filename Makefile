@@ -29,9 +29,9 @@ types: .venv/tools
 unit: .venv/tools
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
 
-# Each goes on where it stopped. Runs take turns with nothing: leave the machine alone, or times in the results mean less.
+# Each sweep goes on where it stopped.
 CLAIMS := rates capacity layers layers_sft batch starts second_task
-claims: .venv/engine ## test the claims of LoRA Without Regret on the embedded model (about two hours)
+claims: .venv/engine ## test the claims of LoRA Without Regret on the embedded model (hours)
 	for name in $(CLAIMS); do $(RUN) -m rl_engine.sweep --config sweep_$$name.yaml output_dir=runs/claims/$$name || exit; done
 	$(RUN) -m benchmarks.second_task runs/claims/second_task
 

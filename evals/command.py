@@ -20,12 +20,13 @@ from evals.contenders import BASE_MODEL, Contender, find_contenders
 from evals.evaluate import Batch, Exam, batches_of, sample, unfinished
 from evals.exams import Asked, exam_of, find_suites
 from evals.launch import Launch
-from evals.ledger import Ledger, write_whole
+from evals.ledger import Ledger
 from evals.outcomes import Outcome
 from evals.results import FORMAT, SuiteResult, describe, package_versions, result_of, write_samples
 from evals.suites import ANSWER_FORMS
 from evals.tables import markdown_of, percent, print_result
 from rewards import Grader, RewardConfig
+from rollout.adapters import write_synced
 from rollout.config import DataConfig
 from rollout.engine import EngineSettings
 from rollout.models import EMBEDDED, locate_model
@@ -217,9 +218,9 @@ def write(
     title = f"# {model['name']}, {model['dtype']}\n\n{facts['when']}, seed {asked.seed}\n"
     remarks = "".join(f"- warning: {remark}\n" for remark in facts["remarks"])
     sections = [title, remarks, *(markdown_of(result) for result in results)]
-    write_whole(asked.output.with_suffix(".md"), "\n".join(part for part in sections if part))
+    write_synced(asked.output.with_suffix(".md"), "\n".join(part for part in sections if part))
     suites = [result.to_json() for result in results]
-    write_whole(asked.output, json.dumps({**facts, "suites": suites}, indent=2, ensure_ascii=False) + "\n")
+    write_synced(asked.output, json.dumps({**facts, "suites": suites}, indent=2, ensure_ascii=False) + "\n")
     ledger.remove()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.outcomes import Outcome
+from rollout.adapters import write_synced
 
 Settings = dict[str, Any]
 Key = tuple[str, str, str]
@@ -54,7 +55,7 @@ class Ledger:
         self.read()
         text = json.dumps({"settings": self.settings}) + "\n"
         text += "".join(json.dumps(record) + "\n" for record in self._records.values())
-        write_whole(self.path, text)
+        write_synced(self.path, text)
         for path in self._paths():
             if path != self.path:
                 path.unlink()
@@ -106,11 +107,3 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
             line for key in keys for line in differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
         ]
     return [] if old == new else [f"{where or 'the first line'} was {old!r} and is {new!r}"]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that is complete or absent, whenever the process may end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(text)
-    scratch.replace(path)

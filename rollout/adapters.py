@@ -113,7 +113,8 @@ def numbered(root: Path, kind: str) -> dict[int, Path]:
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Replace a file as a whole: after a crash it is the old one or the new one."""
+    """Replace a file as a whole: after a crash it is the old one or the new one. Its directory is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.partial")
     with naming(path):
         scratch.write_text(text)

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -99,15 +100,14 @@ class RayPool:
     """Of a connection to Ray that is this pool's own."""
 
     def __post_init__(self) -> None:
-        try:
+        with ExitStack() as undone:
+            undone.callback(self.close)
             self._connect()
             self._workers = [self._hire() for _ in range(self.settings.workers)]
             self._supervision = self._thread.submit(self._supervise)
             # The others may come later: what they have missed they are told then.
             self._wait_until(lambda: any(worker.ready for worker in self._workers))
-        except BaseException:
-            self.close()
-            raise
+            undone.pop_all()
 
     @property
     def alive(self) -> int:

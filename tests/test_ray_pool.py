@@ -19,7 +19,6 @@ from rl_engine.learner import Learner
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, PoolError, PoolSettings
-from rollout.ray_environment import prepare_ray
 from rollout.scratch import ScratchDirectory
 from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
 from tests.made import LOOSE, alternating
@@ -48,7 +47,6 @@ PoolMaker = Callable[..., Any]
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Path]:
     """A local cluster for all tests; when it is gone nothing of it may be left."""
-    prepare_ray(None)
     import ray
 
     from rollout.ray_local import start_ray

@@ -18,8 +18,9 @@ from rl_engine.config_file import ConfigError
 from rl_engine.machine import LOCKS, libraries
 from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse
 from rl_engine.sweep.config import SweepConfig
-from rl_engine.sweep.results import Result, parsed, replace_text
+from rl_engine.sweep.results import Result, parsed
 from rl_engine.sweep.statistics import Estimate
+from rollout.adapters import write_synced
 
 SUMMARY, TABLE = "summary.json", "table.md"
 FORMAT = 1
@@ -41,7 +42,7 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
     head = json.dumps(strict_json(facts), indent=1).removesuffix("\n}")
     results = [asdict(replace(result, error=last_line(result.error))) for result in found.values()]
     lines = ",\n".join(f"  {json.dumps(result)}" for result in results)
-    replace_text(config.output / SUMMARY, f'{head},\n "results": [\n{lines}\n ]\n}}\n')
+    write_synced(config.output / SUMMARY, f'{head},\n "results": [\n{lines}\n ]\n}}\n')
     draw_report(config, found, analysis, config.output)
     return analysis
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rl_engine.records import METRICS, read_metrics
 from rl_engine.sweep.config import ScoreConfig
+from rollout.adapters import write_synced
 
 RESULTS = "results.jsonl"
 CURVE_POINTS = 60
@@ -81,13 +82,6 @@ def measured(result: Result, run: Path, score: ScoreConfig, metrics: Sequence[st
     return replace(result, score=value, best=best)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, whenever we are killed."""
-    scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(text)
-    scratch.replace(path)
-
-
 @dataclass
 class Results:
     """The results by cell, and the file that holds them: one JSON object a line, replaced as a whole."""
@@ -105,7 +99,7 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        replace_text(self.path, "".join(json.dumps(asdict(result)) + "\n" for result in self.by_cell.values()))
+        write_synced(self.path, "".join(json.dumps(asdict(result)) + "\n" for result in self.by_cell.values()))
 
 
 def parsed(values: Mapping[str, Any]) -> Result:

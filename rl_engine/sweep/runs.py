@@ -27,7 +27,8 @@ from rl_engine.config_file import ConfigError
 from rl_engine.records import read_metrics
 from rl_engine.sweep.cells import Cell, Target, arguments_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
-from rl_engine.sweep.results import Result, measured, replace_text
+from rl_engine.sweep.results import Result, measured
+from rollout.adapters import write_synced
 
 GRACE_S = 120.0
 """A run that was asked to stop finishes its step and saves; after so long it is killed."""
@@ -124,7 +125,7 @@ def start(config: SweepConfig, cell: Cell, target: Target, lock: int) -> CellRun
     directory = config.output / "cells" / cell.name
     directory.mkdir(parents=True, exist_ok=True)
     facts = {**asdict(cell), "config_hash": target.config_hash}
-    replace_text(directory / CELL, json.dumps(facts, indent=2) + "\n")
+    write_synced(directory / CELL, json.dumps(facts, indent=2) + "\n")
     command = COMMANDS[config.command]
     line = [sys.executable, "-m", command.module, "--config", config.base, *arguments_of(cell)]
     line += [f"output_dir={json.dumps(str(directory / 'run'))}", command.again]
