@@ -3,7 +3,8 @@ PYTHON ?= python3.11
 # The CUDA lock where a GPU is present, the CPU lock elsewhere; `make DEVICE=cpu …` overrides.
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 RUN := .venv/bin/python
-PIP := $(RUN) -m pip install --quiet --no-deps
+# Python compiles what it imports, once. For pip to compile everything takes longer than the rest of the installation.
+PIP := $(RUN) -m pip install --quiet --no-deps --no-compile
 TORCH := $(shell grep '^torch==' requirements/$(DEVICE).txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
