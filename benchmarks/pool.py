@@ -108,7 +108,7 @@ def table(measured: Measured) -> list[str]:
     for name in ARMS:
         cells = [f"{measured.median(name, lambda step: getattr(step, phase)):10.2f}" for phase in PHASES]  # noqa: B023
         step_s = measured.median(name, lambda step: step.step_s)
-        tokens_per_s = measured.median(name, lambda step: step.tokens / step.step_s)
+        tokens_per_s = measured.median(name, lambda step: step.tokens_per_s)
         speeds = measured.speeds(name)
         cells += [f"{step_s:10.2f}{tokens_per_s:10,.0f}{statistics.median(speeds):15.2f}"]
         cells += [f"{f'{min(speeds):.2f} … {max(speeds):.2f}':>18}"]

@@ -65,6 +65,11 @@ class MeasuredStep:
     learned_tokens: int
     """Of the groups with signal."""
 
+    @property
+    def tokens_per_s(self) -> float:
+        """Over the time from step to step."""
+        return self.tokens / (self.step_s + self.between_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRun:
@@ -115,7 +120,7 @@ class Measured:
     def speeds(self, arm: str) -> list[float]:
         """Tokens a second of each step over those of the same step in process, in the same round."""
         return [
-            (step.tokens / step.step_s) / (other.tokens / other.step_s)
+            step.tokens_per_s / other.tokens_per_s
             for steps, others in zip(self.steps_of(arm), self.steps_of(IN_PROCESS), strict=True)
             for step, other in zip(steps, others, strict=True)
         ]

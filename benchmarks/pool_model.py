@@ -80,12 +80,12 @@ class Scale:
         shape = (self.problems, self.samples)
         lengths = [
             lognormal_lengths(shape, self.mean_tokens, tail, self.max_tokens, seed)
-            for seed in range(1 + 2 * staleness + STEADY)
+            for seed in range(1 + 2 * (staleness + 1) + STEADY)
         ]
         return [StepWork(lengths=each, learned_tokens=self.signal * float(each.sum())) for each in lengths]
 
     def step_s(self, costs: Costs, workers: int, tail: float, staleness: int) -> float:
-        """Mean of the steady steps."""
+        """Mean over steady steps, from one to the next."""
         setting = Setting(
             workers=workers,
             staleness=staleness,
@@ -93,7 +93,8 @@ class Scale:
             learner_ranks=self.learner_ranks,
         )
         steps = simulate(costs, setting, self.steps(tail, staleness))
-        return statistics.fmean(step.step_s for step in steady(staleness, steps))
+        # The first step that waits after those that were sampled at the start finds more there than later ones do.
+        return statistics.fmean(step.step_s + step.between_s for step in steady(staleness + 1, steps))
 
 
 Curves = dict[float, dict[int, list[float]]]

@@ -156,8 +156,8 @@ def time_pool(question: Question) -> dict[str, Any]:
 
 
 def _sizes(most: int) -> list[int]:
-    """1, 2, 4, … prompts."""
-    return [2**power for power in range(most.bit_length()) if 2**power <= most]
+    """1, 4, 16, … prompts, and the most."""
+    return [*(4**power for power in range(most.bit_length()) if 4**power < most), most]
 
 
 def _publish(directory: str, question: Question, version: int) -> AdapterRef:

@@ -132,13 +132,14 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSeconds:
-    """As `metrics.jsonl` has them."""
+    """As `metrics.jsonl` has them, and what lies behind the step."""
 
     rollout_s: float
     """The learner's wait for completions."""
     grade_s: float
     learn_s: float
     sync_s: float
+    between_s: float
 
     @property
     def step_s(self) -> float:
@@ -248,15 +249,17 @@ class _Simulation:
             yield costs.publish_s, 1
             self._publish()
             yield self._submit([costs.canary_s], urgent=True)
+            synced = self.now
+            yield work.lengths.size * costs.record_completion_s, 1
             self._done.append(
                 StepSeconds(
                     rollout_s=sampled - begin,
                     grade_s=graded - sampled,
                     learn_s=learned - graded,
-                    sync_s=self.now - learned,
+                    sync_s=synced - learned,
+                    between_s=self.now - synced,
                 )
             )
-            yield work.lengths.size * costs.record_completion_s, 1
 
     def _resume(self) -> None:
         """The learner has what it waited for: on to the next thing that takes time."""
