@@ -16,6 +16,7 @@ from benchmarks.pool_parts import Parts
 from benchmarks.pool_simulation import Cores, Costs, Setting, StepSeconds, StepWork, simulate, steady
 from rl_engine.records import read_metrics
 
+MEASURED = Path(__file__).parent.parent / "docs" / "benchmarks" / "pool.json"
 PHASES = ("rollout_s", "grade_s", "learn_s", "sync_s")
 
 
@@ -27,16 +28,10 @@ class Arm:
     """0: in the learner's process."""
     staleness: int
 
-    def overrides(self, prompts_per_piece: int, cpus_per_worker: int) -> list[str]:
+    def overrides(self) -> list[str]:
         if not self.workers:
             return ["rollout.placement=inprocess"]
-        return [
-            "rollout.placement=ray",
-            f"rollout.workers={self.workers}",
-            f"rollout.max_staleness={self.staleness}",
-            f"rollout.prompts_per_piece={prompts_per_piece}",
-            f"rollout.cpus_per_worker={cpus_per_worker}",
-        ]
+        return ["rollout.placement=ray", f"rollout.workers={self.workers}", f"rollout.max_staleness={self.staleness}"]
 
 
 IN_PROCESS, ONE_WORKER = "in process", "1 worker, k = 0"

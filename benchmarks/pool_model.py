@@ -31,8 +31,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import brentq  # type: ignore[import-untyped]
 from scipy.stats import norm  # type: ignore[import-untyped]
 
-from benchmarks.pool import DOCS
-from benchmarks.pool_measured import ARMS, PHASES, Measured
+from benchmarks.pool_measured import ARMS, MEASURED, PHASES, Measured
 from benchmarks.pool_simulation import Costs, Setting, StepWork, simulate, steady
 from rl_engine.sweep.figures import COLOURS, MARKERS
 
@@ -169,7 +168,7 @@ def numbers(text: str) -> list[float]:
 
 
 def main(
-    measured: Annotated[Path, typer.Argument(help="What benchmarks.pool wrote.")] = DOCS / "benchmarks" / "pool.json",
+    measured: Annotated[Path, typer.Argument(help="What benchmarks.pool wrote.")] = MEASURED,
     workers: Annotated[str, typer.Option(help="Numbers of workers.")] = "1,4,16,64,256,1024,4096",
     tails: Annotated[str, typer.Option(help="Standard deviations of the length's logarithm.")] = "0.5,1,1.5",
     staleness: Annotated[str, typer.Option(help="Values of rollout.max_staleness.")] = "0,1,2,4",

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +26,7 @@ from benchmarks.pool_simulation import Decoding
 from benchmarks.rollout import write_adapter
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
-from rollout.engine import Engine, EngineSettings, PoolSettings
+from rollout.engine import Engine, EngineSettings, PoolError, PoolSettings
 from rollout.types import AdapterRef, Prompt
 
 WORKERS = 2
@@ -112,12 +113,10 @@ def time_engine(question: Question) -> dict[str, Any]:
     """In process, up to the whole step as one batch."""
     from rollout.vllm_engine import VllmEngine
 
-    engine = VllmEngine(question.engine)
-    with tempfile.TemporaryDirectory() as scratch:
+    with closing(VllmEngine(question.engine)) as engine, tempfile.TemporaryDirectory() as scratch:
         adapter = _publish(scratch, question, 0)
         engine.load_adapter(adapter)
         decoding, error = fit(_time_batches(engine, question, adapter, _sizes(len(question.prompts))))
-    engine.close()
     return {"engine": decoding, "engine_error": error}
 
 
@@ -137,22 +136,21 @@ def time_pool(question: Question) -> dict[str, Any]:
         piece_timeout_s=600,
         max_restarts=0,
     )
-    pool = RayPool(question.engine, settings)
-    while pool.alive < WORKERS:
-        time.sleep(0.1)
-    with tempfile.TemporaryDirectory() as scratch:
+    with closing(RayPool(question.engine, settings)) as pool, tempfile.TemporaryDirectory() as scratch:
+        while pool.alive < WORKERS:
+            if pool.lost:
+                raise PoolError(f"one of {WORKERS} workers did not start")
+            time.sleep(0.1)
         adapter = _publish(scratch, question, 0)
         pool.load_adapter(adapter)
         decoding, error = fit(_time_batches(pool, question, adapter, _sizes(question.prompts_per_piece)))
-        facts = {
+        return {
             "worker": decoding,
             "worker_error": error,
             "all_busy": _all_busy(pool, question, adapter),
             **_sync(pool, question, scratch),
             **_driver(),
         }
-    pool.close()
-    return facts
 
 
 def _sizes(most: int) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.pool_measured import ARMS, MOST_STALE, Measured, MeasuredRun, MeasuredStep
-from benchmarks.pool_model import comparison, error_of, lognormal_lengths, mean_of_cut
+from benchmarks.pool_model import Scale, comparison, error_of, lognormal_lengths, mean_of_cut
 from benchmarks.pool_parts import Parts, fit
 from benchmarks.pool_simulation import (
     Cores,
@@ -243,6 +243,21 @@ def test_every_tail_has_the_same_mean_and_ends_at_the_limit(tail: float) -> None
     assert mean_of_cut(3.0, tail, 50) == pytest.approx(float(np.minimum(drawn, 50).mean()), rel=5e-3)
     with pytest.raises(ValueError, match="not below the limit of 512"):
         lognormal_lengths((1,), 512, tail, 512, 0)
+
+
+def test_a_larger_run_gives_every_worker_a_piece_and_divides_the_learning() -> None:
+    scale = Scale(
+        problems=8, samples=4, mean_tokens=50, max_tokens=400, prompts_per_piece=16, learner_ranks=10, signal=0.5
+    )
+    steps = scale.steps(1.0, 0)
+    assert all(a.tokens != b.tokens for a, b in pairwise(steps))
+    by_hand = [
+        max(DECODING.seconds(work.lengths)) + 32 * 0.01 / 10 + work.tokens * 0.5 * 0.002 / 10 + SYNC_S + 32 * 0.02
+        for work in steps[2:-1]
+    ]
+    assert scale.step_s(COSTS, 8, 1.0, 0) == pytest.approx(float(np.mean(by_hand)), rel=EXACT)
+    # All of a step as one piece, for one worker: each ahead of the next, it never waits for the learner.
+    assert scale.step_s(COSTS, 1, 1.0, 1) < scale.step_s(COSTS, 1, 1.0, 0)
 
 
 def measured_from(costs: Costs, parts: Parts, steps: list[StepWork]) -> Measured:
