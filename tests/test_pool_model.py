@@ -256,7 +256,7 @@ def test_a_larger_run_gives_every_worker_a_piece_and_divides_the_learning() -> N
         for work in steps[2:-1]
     ]
     assert scale.step_s(COSTS, 8, 1.0, 0) == pytest.approx(float(np.mean(by_hand)), rel=EXACT)
-    # All of a step as one piece, for one worker: each ahead of the next, it never waits for the learner.
+    # Ahead, learning hides behind sampling.
     assert scale.step_s(COSTS, 1, 1.0, 1) < scale.step_s(COSTS, 1, 1.0, 0)
 
 
