@@ -278,7 +278,7 @@ def _sampling(config: Config, shape: nn.Module, trainable: int, ranks: int, card
         *(
             replace(
                 part,
-                name=f"{part.name}, {number} worker{'s'[: number > 1]}",
+                name=f"{part.name}, {number} {'worker' if number == 1 else 'workers'}",
                 gib=part.gib * number / ranks,
                 phases=PHASES,  # they may be sampling ahead
                 keys=("rollout.workers", *part.keys),
