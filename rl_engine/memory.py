@@ -5,7 +5,7 @@ All sizes are GiB of one rank. A part is counted in the phases that hold it; the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ PHASES = ("rollout", "learn", "sync")
 LIBRARIES_GIB = 0.65
 GRADER_GIB = 0.08
 CUDA_CONTEXT_GIB = 1.0
+# The local cluster's own processes (docs/memory.md).
+RAY_GIB = 0.6
 # The CPU's allocator keeps what is freed below 32 MiB, and micro-batches of different widths do not fit into each
 # other's holes: a share of the activations that was measured on top of them.
 HEAP_SLACK = 0.5
@@ -186,7 +188,7 @@ def estimate(config: Config, shape: nn.Module, trainable: int, ranks: int, *, ca
         *_weights(config, total, trainable, ranks),
         *_optimizer(config, trainable, ranks, cuda),
         *_learning(config, shape, cuda),
-        *(_card_sampler(config, total, card_gib) if card_gib is not None else _cpu_sampler(config, shape, trainable)),
+        *_sampling(config, shape, trainable, ranks, card_gib),
         *_syncing(config, trainable, cuda),
         Part(name="libraries", gib=LIBRARIES_GIB, on_host=cuda),
         Part(name="grading", gib=GRADER_GIB * (config.rewards.workers + 1), keys=("rewards.workers",), on_host=cuda),
@@ -258,22 +260,53 @@ def _learning(config: Config, shape: nn.Module, cuda: bool) -> list[Part]:
     ]
 
 
-def _cpu_sampler(config: Config, shape: nn.Module, trainable: int) -> list[Part]:
-    """vLLM on the CPU. An output embedding that is tied to the input's is one more matrix there."""
+def _sampling(config: Config, shape: nn.Module, trainable: int, ranks: int, card_gib: float | None) -> list[Part]:
+    """What samples on this machine; of a rank, its share of the workers."""
+    rollout = config.rollout
+    if rollout.placement == "inprocess":
+        if card_gib is not None:
+            return _card_sampler(config, sum(parameter.numel() for parameter in shape.parameters()), card_gib)
+        return _cpu_sampler(config, shape, trainable, config.train.problems_per_step)
+    if rollout.address is not None:
+        return []  # a cluster's workers may be anywhere
+    worker = [Part(name="sampler libraries", gib=LIBRARIES_GIB)]
+    if card_gib is None:
+        worker += _cpu_sampler(config, shape, trainable, rollout.prompts_per_piece)
+    # On CUDA they have cards of their own.
+    number = rollout.workers
+    return [
+        *(
+            replace(
+                part,
+                name=f"{part.name}, {number} {'worker' if number == 1 else 'workers'}",
+                gib=part.gib * number / ranks,
+                phases=PHASES,  # they may be sampling ahead
+                keys=("rollout.workers", *part.keys),
+                on_host=card_gib is not None,
+            )
+            for part in worker
+        ),
+        Part(name="Ray", gib=RAY_GIB / ranks, on_host=card_gib is not None),
+    ]
+
+
+def _cpu_sampler(config: Config, shape: nn.Module, trainable: int, prompts: int) -> list[Part]:
+    """vLLM on the CPU, asked for so many prompts at a time. An output embedding that is tied to the input's is one more
+    matrix there."""
     size = DTYPES[config.model.dtype].itemsize
     widths = Widths.of(shape)
     tied = bool(getattr(shape.config, "tie_word_embeddings", False))
     total = sum(parameter.numel() for parameter in shape.parameters()) + tied * widths.vocabulary * widths.hidden
-    rows = min(config.rollout.max_num_seqs, config.train.problems_per_step * config.sampling.n)
+    rows = min(config.rollout.max_num_seqs, prompts * config.sampling.n)
     logits = rows * widths.vocabulary * FP32 * SAMPLER_LOGITS
-    prompts = PREFILL_TOKENS * size * (4 * widths.hidden + 4 * widths.intermediate)
+    prefill = PREFILL_TOKENS * size * (4 * widths.hidden + 4 * widths.intermediate)
     return [
         Part(name="sampler weights", gib=CPU_SAMPLER_COPIES * total * size / GIB),
         Part(name="sampler adapter", gib=_adapter_slots(config, trainable), keys=("lora.rank",)),
         Part(name="KV cache", gib=config.rollout.kv_cache_gib, keys=("rollout.kv_cache_gib",)),
         Part(
             name="sampler activations",
-            gib=max(logits, prompts) / GIB,
+            gib=max(logits, prefill) / GIB,
             phases=("rollout",),
             keys=("rollout.max_num_seqs",),
         ),
@@ -281,11 +314,11 @@ def _cpu_sampler(config: Config, shape: nn.Module, trainable: int) -> list[Part]
 
 
 def _adapter_slots(config: Config, trainable: int) -> float:
-    """The slot that is computed with, padded to a rank vLLM allows, and the loaded adapter it was filled from."""
+    """The slot that is computed with, padded to a rank vLLM allows, and the adapters that are loaded."""
     if config.method != "lora":
         return 0.0
     padded = smallest_allowed_rank(served_rank(config.lora)) / config.lora.rank
-    return trainable * (padded + 1) * DTYPES[config.model.dtype].itemsize / GIB
+    return trainable * (padded + 1 + config.rollout.max_staleness) * DTYPES[config.model.dtype].itemsize / GIB
 
 
 def _card_sampler(config: Config, total: int, card_gib: float) -> list[Part]:

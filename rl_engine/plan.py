@@ -208,6 +208,8 @@ def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[st
         f"every prompt has {work.prompt_tokens:,} tokens and every completion {work.completion_tokens:,} (at most "
         f"{config.data.max_prompt_tokens:,} and {config.sampling.max_tokens:,}); every group carries signal",
     ]
+    if config.rollout.placement == "ray":
+        lines.append("the workers' own cards are not planned for: time is of devices that sample and learn in turns")
     if speed is None:
         lines.append("no time is predicted: give a speed with --from, --tokens-per-s or --card")
     elif isinstance(speed, Throughput):

@@ -151,6 +151,35 @@ def test_on_a_card_the_sampler_has_its_fraction_and_sleeps_while_the_learner_wor
     assert asleep.needed("learn", on_host=True) - awake.needed("learn", on_host=True) == pytest.approx(14.957, abs=1e-3)
 
 
+def test_every_worker_on_this_machine_is_counted_and_shares_no_card_with_the_learner(
+    config: Config, llama: nn.Module
+) -> None:
+    alone = of_llama(config, llama)
+    pool: dict[str, Any] = {"placement": "ray", "workers": 3, "max_staleness": 2}
+    memory = of_llama(with_settings(config, rollout=pool), llama)
+    assert memory.part("KV cache, 3 workers") == 3 * 2.0
+    assert memory.part("sampler weights, 3 workers") == pytest.approx(3 * 2 * LLAMA_PARAMETERS * BF16 / GIB)
+    # A slot and three versions of it, where in process there is the newest alone.
+    assert memory.part("sampler adapter, 3 workers") == pytest.approx(3 * 4 / 2 * alone.part("sampler adapter"))
+    assert memory.part("sampler libraries, 3 workers") == pytest.approx(3 * alone.part("libraries"))
+    assert memory.part("sampler weights") == memory.part("KV cache") == 0
+    assert memory.needed("learn") > alone.needed("learn") + 2 * (2.0 + alone.part("sampler weights"))
+    with pytest.raises(ConfigError, match=r"sampler weights, 3 workers.*rollout\.workers"):
+        check_fits(memory, Available(device_gib=90.0, host_gib=90.0))
+    # Of several ranks on the machine each has its share of the room, and of the workers.
+    assert of_llama(with_settings(config, rollout=pool), llama, ranks=3).part("KV cache, 3 workers") == pytest.approx(
+        2.0
+    )
+    joined = of_llama(with_settings(config, rollout={**pool, "address": "auto"}), llama)
+    assert alone.needed("rollout") - joined.needed("rollout") == pytest.approx(
+        sum(alone.part(name) for name in ("sampler weights", "sampler adapter", "KV cache", "sampler activations"))
+    )
+    whole_cards = with_settings(config, rollout={**pool, "memory_fraction": 0.9})
+    card = of_llama(whole_cards, llama, card_gib=80.0)
+    check_fits(card, Available(device_gib=80.0, host_gib=30.0))
+    assert card.part("sampler libraries, 3 workers") == pytest.approx(3 * alone.part("libraries"))
+
+
 def test_activations_of_a_llama_layer_by_hand(llama: nn.Module) -> None:
     widths = Widths.of(llama)
     norms = 2 * FP32 * 4096

@@ -1,0 +1,209 @@
+"""What `benchmarks.pool` measured → what the simulation makes of the same runs, and of many more workers.
+
+    python -m benchmarks.pool_model [MEASURED.json] [--workers 1,4,16] [--tails 0.5,1,1.5] [--staleness 0,1,2,4]
+
+`benchmarks/pool_simulation.py` says what is simulated, how, and what is left out. The first table has simulated
+beside measured for the arms that were run. Seconds of learning and of the sync are taken from the arms with k = 0, so
+there the comparison tests sampling alone; with k = 1 it also tests how learner and workers share the cores, for which
+nothing is fitted.
+
+The other tables are of a run that was not made: each worker with cores of its own, a learner of `--learner-ranks`
+such machines that divides its work ideally, larger steps, and completions of lognormal length: `--tails` are the
+standard deviations of the length's logarithm, cut off at `--max-tokens`, the mean the same for all. Pieces are made
+smaller than `--prompts-per-piece` where a worker would otherwise have none. Everything takes the time it takes on the
+machine that was measured.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.optimize import brentq  # type: ignore[import-untyped]
+from scipy.stats import norm  # type: ignore[import-untyped]
+
+from benchmarks.pool_measured import ARMS, MEASURED, PHASES, Measured
+from benchmarks.pool_simulation import Costs, Setting, StepWork, simulate, steady
+from rl_engine.sweep.figures import COLOURS, MARKERS
+
+POOLED = "2 workers, k = 0"
+"""Whose costs the larger runs have."""
+STEADY = 4
+"""Steps that a simulated step time is the mean of."""
+
+
+def mean_of_cut(location: float, tail: float, limit: float) -> float:
+    """E[min(X, limit)] of a lognormal X with mean `location` and standard deviation `tail` of its logarithm."""
+    z = (math.log(limit) - location) / tail
+    below = math.exp(location + tail**2 / 2) * norm.cdf(z - tail)
+    return float(below + limit * norm.sf(z))
+
+
+def lognormal_lengths(shape: tuple[int, ...], mean: float, tail: float, limit: int, seed: int) -> npt.NDArray[np.int64]:
+    """Lengths of at least 1 and at most `limit` tokens whose mean is `mean` up to rounding and chance.
+
+    Raises `ValueError` where the mean is not below the limit.
+    """
+    if not mean < limit:
+        raise ValueError(f"a mean of {mean:g} tokens is not below the limit of {limit:,}")
+    location = brentq(lambda at: mean_of_cut(at, tail, limit) - mean, -20.0, math.log(limit) + 20)
+    drawn = np.random.default_rng(seed).lognormal(location, tail, shape)
+    lengths: npt.NDArray[np.int64] = np.clip(np.rint(drawn), 1, limit).astype(np.int64)
+    return lengths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """A run with many workers."""
+
+    problems: int
+    samples: int
+    mean_tokens: float
+    max_tokens: int
+    prompts_per_piece: int
+    learner_ranks: int
+    signal: float
+    """Share of the tokens that is learned from."""
+
+    def steps(self, tail: float, staleness: int) -> list[StepWork]:
+        """As many as it takes to be steady. The same completions whatever the workers and the staleness."""
+        shape = (self.problems, self.samples)
+        lengths = [
+            lognormal_lengths(shape, self.mean_tokens, tail, self.max_tokens, seed)
+            for seed in range(1 + 2 * (staleness + 1) + STEADY)
+        ]
+        return [StepWork(lengths=each, learned_tokens=self.signal * float(each.sum())) for each in lengths]
+
+    def step_s(self, costs: Costs, workers: int, tail: float, staleness: int) -> float:
+        """Mean over steady steps, from one to the next."""
+        setting = Setting(
+            workers=workers,
+            staleness=staleness,
+            prompts_per_piece=min(self.prompts_per_piece, -(-self.problems // workers)),
+            learner_ranks=self.learner_ranks,
+        )
+        steps = simulate(costs, setting, self.steps(tail, staleness))
+        # The first step that waits after those that were sampled at the start finds more there than later ones do.
+        return statistics.fmean(step.step_s + step.between_s for step in steady(staleness + 1, steps))
+
+
+Curves = dict[float, dict[int, list[float]]]
+"""Step seconds by tail and staleness, for each number of workers."""
+
+
+def comparison(measured: Measured) -> list[str]:
+    """Seconds of each phase, simulated / measured; and how far the simulated step is off."""
+    titles = [phase.removesuffix("_s") for phase in (*PHASES, "step_s")]
+    rows = [f"{'simulated / measured, s':24}" + "".join(f"{title:>16}" for title in titles) + f"{'off by':>10}"]
+    for name in ARMS:
+        steps = measured.simulated(name)
+        cells = []
+        for phase in (*PHASES, "step_s"):
+            made = statistics.median(getattr(step, phase) for step in steps)
+            seen = measured.median(name, lambda step: getattr(step, phase))  # noqa: B023
+            cells.append(f"{f'{made:.2f} / {seen:.2f}':>16}")
+        rows.append(f"{name:24}" + "".join(cells) + f"{error_of(measured, name):>+10.1%}")
+    return rows
+
+
+def error_of(measured: Measured, name: str) -> float:
+    """Of the simulated median step, relative to the measured one."""
+    made = statistics.median(step.step_s for step in measured.simulated(name))
+    return made / measured.median(name, lambda step: step.step_s) - 1
+
+
+def table(curves: dict[int, list[float]], workers: Sequence[int], tail: float) -> list[str]:
+    rows = [f"{f'tail {tail:g}: step, s':>20}" + "".join(f"{f'k = {staleness}':>10}" for staleness in curves)]
+    for index, count in enumerate(workers):
+        cells = "".join(f"{seconds[index]:10,.1f}" for seconds in curves.values())
+        rows.append(f"{f'{count:,} workers':>20}" + cells)
+    return rows
+
+
+def draw(measured: Measured, curves: Curves, workers: Sequence[int], path: Path) -> None:
+    """The arms that were run, measured and simulated; and a panel for each tail."""
+    figure = Figure(figsize=(3.2 * (1 + len(curves)), 3.6), layout="constrained")
+    first, *panels = figure.subplots(1, 1 + len(curves))
+    _draw_arms(measured, first)
+    for axes, (tail, by_staleness) in zip(panels, curves.items(), strict=True):
+        axes.sharey(panels[0])
+        for (staleness, seconds), colour, marker in zip(by_staleness.items(), COLOURS, MARKERS, strict=False):
+            axes.loglog(workers, seconds, f"{marker}-", color=colour, label=f"k = {staleness}", markersize=4)
+        axes.set_title(f"simulated, tail {tail:g}")
+        axes.set_xlabel("workers")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("seconds of a step")
+    panels[-1].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_arms(measured: Measured, axes: Axes) -> None:
+    """Lowest, median and highest measured step; the simulated one beside it."""
+    for place, name in enumerate(ARMS):
+        seconds = [step.step_s for steps in measured.steps_of(name) for step in steps]
+        middle = statistics.median(seconds)
+        spread = [[middle - min(seconds)], [max(seconds) - middle]]
+        axes.errorbar(middle, place, xerr=spread, fmt="o", color=COLOURS[0], label="" if place else "measured")
+        made = statistics.median(step.step_s for step in measured.simulated(name))
+        axes.plot(made, place + 0.2, "D", color=COLOURS[1], label="" if place else "simulated")
+    axes.set_yticks(range(len(ARMS)), list(ARMS))
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("seconds of a step")
+    axes.set_title("this machine")
+    axes.legend(frameon=False)
+
+
+def numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def main(
+    measured: Annotated[Path, typer.Argument(help="What benchmarks.pool wrote.")] = MEASURED,
+    workers: Annotated[str, typer.Option(help="Numbers of workers.")] = "1,4,16,64,256,1024,4096",
+    tails: Annotated[str, typer.Option(help="Standard deviations of the length's logarithm.")] = "0.5,1,1.5",
+    staleness: Annotated[str, typer.Option(help="Values of rollout.max_staleness.")] = "0,1,2,4",
+    problems: Annotated[int, typer.Option(min=1, help="Of a step.")] = 4096,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each.")] = 8,
+    mean_tokens: Annotated[float, typer.Option(min=1, help="Mean completion.")] = 512,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Longest completion.")] = 8192,
+    prompts_per_piece: Annotated[int, typer.Option(min=1, help="At most.")] = 16,
+    learner_ranks: Annotated[int, typer.Option(min=1, help="Machines as the measured one that learn.")] = 128,
+) -> None:
+    """Print simulated beside measured, then the step time by workers, tail and staleness; draw both."""
+    found = Measured.read(measured)
+    print("\n".join(comparison(found)))
+    counts, tail_values = [int(value) for value in numbers(workers)], numbers(tails)
+    steps = found.work()
+    scale = Scale(
+        problems=problems,
+        samples=samples,
+        mean_tokens=mean_tokens,
+        max_tokens=max_tokens,
+        prompts_per_piece=prompts_per_piece,
+        learner_ranks=learner_ranks,
+        signal=sum(step.learned_tokens for step in steps) / sum(step.tokens for step in steps),
+    )
+    costs = found.costs(POOLED)
+    curves: Curves = {}
+    for tail in tail_values:
+        curves[tail] = {
+            int(k): [scale.step_s(costs, count, tail, int(k)) for count in counts] for k in numbers(staleness)
+        }
+        print("\n".join(table(curves[tail], counts, tail)), flush=True)
+    draw(found, curves, counts, measured.with_suffix(".png"))
+    worst = max(abs(error_of(found, name)) for name in ARMS)
+    print(f"simulated step to the measured one, furthest of {len(ARMS)} arms ratio {1 + worst:.2f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

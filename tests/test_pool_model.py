@@ -1,0 +1,330 @@
+"""The simulated pool against closed forms, brute force and bounds; and the fit of what it is fed with."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.pool_measured import ARMS, MOST_STALE, Measured, MeasuredRun, MeasuredStep
+from benchmarks.pool_model import Scale, comparison, error_of, lognormal_lengths, mean_of_cut
+from benchmarks.pool_parts import Parts, fit
+from benchmarks.pool_simulation import (
+    Cores,
+    Costs,
+    Decoding,
+    Setting,
+    StepSeconds,
+    StepWork,
+    pieces_of,
+    simulate,
+    steady,
+)
+
+DECODING = Decoding(call_s=0.5, sequence_s=0.01, longest_s=0.02, token_s=0.001)
+COSTS = Costs(
+    decoding=DECODING,
+    canary_s=0.3,
+    load_s=0.2,
+    learn_token_s=0.002,
+    check_token_s=0.0005,
+    grade_completion_s=0.01,
+    record_completion_s=0.02,
+    publish_s=0.4,
+)
+SYNC_S = COSTS.publish_s + COSTS.load_s + COSTS.canary_s
+PROBLEMS, SAMPLES = 12, 4
+EXACT = 1e-9
+
+
+def works(count: int, seed: int = 0) -> list[StepWork]:
+    lengths = np.random.default_rng(seed).integers(1, 200, (count, PROBLEMS, SAMPLES))
+    return [StepWork(lengths=each, learned_tokens=0.5 * float(each.sum())) for each in lengths]
+
+
+def setting(workers: int, staleness: int = 0, **others: Any) -> Setting:
+    return Setting(**{"workers": workers, "staleness": staleness, "prompts_per_piece": 2, **others})
+
+
+def pieces(work: StepWork, prompts_per_piece: int = 2) -> list[float]:
+    return pieces_of(work.lengths, prompts_per_piece, DECODING)
+
+
+def learner_s(work: StepWork, *, stale: bool) -> float:
+    """Grading and learning."""
+    completions = PROBLEMS * SAMPLES
+    return completions * 0.01 + work.learned_tokens * 0.002 + stale * work.tokens * 0.0005
+
+
+def list_schedule(seconds: list[float], workers: int) -> float:
+    free = [0.0] * workers
+    for each in seconds:
+        heapq.heapreplace(free, free[0] + each)
+    return max(free)
+
+
+def test_a_batch_takes_the_sum_of_its_decoding_steps_each_cheaper_when_a_sequence_has_ended() -> None:
+    lengths = np.array([3, 1, 7, 7])
+    steps = sum(0.02 + 0.001 * int((lengths > at).sum()) for at in range(7))
+    assert DECODING.seconds(lengths) == pytest.approx(0.5 + 4 * 0.01 + steps)
+
+
+def test_a_request_is_cut_as_the_pool_cuts_it() -> None:
+    lengths = works(1)[0].lengths
+    by_hand = [float(DECODING.seconds(lengths[at : at + 5].reshape(-1))) for at in (0, 5, 10)]
+    assert pieces_of(lengths, 5, DECODING) == pytest.approx(by_hand)
+
+
+def test_one_worker_on_policy_takes_the_sum_of_everything() -> None:
+    steps = works(3)
+    for work, found in zip(steps, simulate(COSTS, setting(1), steps), strict=True):
+        assert found.rollout_s == pytest.approx(sum(pieces(work)), rel=EXACT)
+        assert found.learn_s == pytest.approx(work.learned_tokens * 0.002, rel=EXACT)
+        assert found.sync_s == pytest.approx(SYNC_S, rel=EXACT)
+        assert found.step_s == pytest.approx(sum(pieces(work)) + learner_s(work, stale=False) + SYNC_S, rel=EXACT)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_on_policy_sampling_takes_what_handing_out_in_order_takes(workers: int) -> None:
+    steps = works(3)
+    for work, found in zip(steps, simulate(COSTS, setting(workers), steps), strict=True):
+        assert found.rollout_s == pytest.approx(list_schedule(pieces(work), workers), rel=EXACT)
+
+
+def test_with_a_worker_for_each_piece_the_longest_is_waited_for() -> None:
+    steps = works(3)
+    for work, found in zip(steps, simulate(COSTS, setting(500), steps), strict=True):
+        assert found.rollout_s == pytest.approx(max(pieces(work)), rel=EXACT)
+
+
+@pytest.mark.parametrize("staleness", [1, 2, 4])
+def test_where_sampling_is_faster_a_step_ahead_takes_what_the_learner_takes(staleness: int) -> None:
+    steps, slow = works(12), replace(COSTS, learn_token_s=0.02)
+    found = simulate(slow, setting(6, staleness), steps)
+    for work, step in list(zip(steps, found, strict=True))[1 + staleness :]:
+        assert step.rollout_s == 0.0
+        assert step.learn_s == pytest.approx(work.learned_tokens * 0.02 + work.tokens * 0.0005, rel=EXACT)
+        # Free workers load at once, and the canary goes to the first.
+        assert step.sync_s == pytest.approx(SYNC_S, rel=EXACT)
+
+
+def test_where_learning_is_faster_one_worker_is_never_idle_ahead() -> None:
+    """The period is what the worker does: its pieces, a version and a canary."""
+    steps, fast = works(30), replace(COSTS, learn_token_s=1e-5, check_token_s=0.0, record_completion_s=0.0)
+    found = steady(1, simulate(fast, setting(1, 1), steps))
+    sampled = [sum(pieces(work)) + COSTS.load_s + COSTS.canary_s for work in steps[2:-1]]
+    # Step s waits for pieces of s, and its canary for one of s + 1: over many steps that evens out.
+    assert sum(step.step_s for step in found) == pytest.approx(sum(sampled), rel=0.03)
+
+
+def test_the_first_request_ahead_is_of_several_steps_and_the_last_steps_ask_for_nothing() -> None:
+    steps = works(4)
+    found = simulate(COSTS, setting(1, 2), steps)
+    assert found[0].rollout_s == pytest.approx(sum(sum(pieces(work)) for work in steps[:3]), rel=EXACT)
+    assert found[1].rollout_s == found[2].rollout_s == 0.0
+    # The first is of the version that the learner is; the others are checked.
+    for work, step, stale in zip(steps, found, (False, True, True, True), strict=True):
+        assert step.grade_s + step.learn_s == pytest.approx(learner_s(work, stale=stale), rel=EXACT)
+
+
+def test_a_canary_waits_for_the_worker_and_goes_ahead_of_what_waits() -> None:
+    """Pieces of 10 s, a learner of 5: while the worker is at a piece of the next step, its end is waited for."""
+    costs = replace(
+        COSTS,
+        decoding=Decoding(call_s=10.0, sequence_s=0, longest_s=0, token_s=0),
+        learn_token_s=0.0,
+        check_token_s=0.0,
+        grade_completion_s=5 / (PROBLEMS * SAMPLES),
+        record_completion_s=0.0,
+        publish_s=0.0,
+    )
+    found = simulate(costs, setting(1, 1, prompts_per_piece=6), works(3))
+    # Asked for: 4 pieces, 40 s. Then 2 of step 3 from the second step's beginning; the canary behind the first of them.
+    assert found[0].step_s == pytest.approx(40 + 5 + 0.2 + 0.3)
+    assert found[1].rollout_s == 0.0
+    assert found[1].sync_s == pytest.approx(5 + 0.2 + 0.3)
+    assert found[2].rollout_s == pytest.approx(10)
+
+
+def test_threads_share_the_cores() -> None:
+    """By hand: 3 threads on 2 cores have 2/3 of a core each. A learner of two threads and 6 s alone, and a worker with
+    a piece of 4 s: the piece ends after 6 s with 4 s of the learning done, and the last 2 s have both cores."""
+    costs = replace(
+        COSTS,
+        decoding=Decoding(call_s=4.0, sequence_s=0, longest_s=0, token_s=0),
+        learn_token_s=6 / 100,
+        check_token_s=0.0,
+        grade_completion_s=0.0,
+        record_completion_s=0.0,
+        publish_s=0.0,
+    )
+    steps = [StepWork(lengths=work.lengths, learned_tokens=100) for work in works(4)]
+    shared = setting(1, 1, prompts_per_piece=PROBLEMS, cores=Cores(count=2, worker=1, learner=2))
+    found = simulate(costs, shared, steps)
+    assert [step.learn_s for step in found] == pytest.approx([6, 6 + 2, 6 + 2, 6])
+    alone = simulate(costs, replace(shared, cores=Cores()), steps)
+    assert [step.learn_s for step in alone] == pytest.approx([6] * 4)
+
+
+def test_cores_that_slow_each_other_down() -> None:
+    """Two single threads at 0.8 each; two workers alone take 1 / 0.8 as long as one; of the learner's two threads that
+    is in the measured seconds already."""
+    cores = Cores(count=2, worker=1, learner=2, all_busy=0.8)
+    assert [cores.pace(threads) for threads in (1, 2, 4)] == pytest.approx([1, 0.8, 0.4])
+    work = works(1)
+    one, two = ([float(step.rollout_s) for step in simulate(COSTS, setting(n, cores=cores), work)] for n in (1, 2))
+    assert one[0] == pytest.approx(sum(pieces(work[0])))
+    assert two[0] >= sum(pieces(work[0])) / 2 / 0.8 * (1 - EXACT)
+    assert simulate(COSTS, setting(1, cores=cores), work)[0].learn_s == pytest.approx(work[0].learned_tokens * 0.002)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+@pytest.mark.parametrize("cores", [Cores(), Cores(count=2, worker=1, learner=2, all_busy=0.9)])
+def test_nothing_is_sampled_or_learned_faster_than_there_is_capacity_for(staleness: int, cores: Cores) -> None:
+    steps = works(9)
+    for workers in (1, 2, 4, 7):
+        found = simulate(COSTS, setting(workers, staleness, cores=cores), steps)
+        total = sum(step.step_s + step.between_s for step in found)
+        sampling = sum(sum(pieces(work)) for work in steps)
+        learning = sum(learner_s(work, stale=False) for work in steps)
+        assert total >= sampling / workers
+        assert total >= learning
+        if math.isfinite(cores.count):
+            threads = sampling + 2 * 0.9 * sum(step.learned_tokens for step in steps) * 0.002
+            assert total >= threads / (2 * 0.9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_more_workers_never_sample_a_step_more_slowly(seed: int) -> None:
+    """True on policy, where pieces depend on nothing but a free worker."""
+    steps = works(2, seed)
+    times = [[step.rollout_s for step in simulate(COSTS, setting(n), steps)] for n in range(1, 9)]
+    for fewer, more in pairwise(times):
+        assert all(b <= a * (1 + EXACT) for a, b in zip(fewer, more, strict=True))
+
+
+def test_the_driver_sends_and_answers_one_call_after_the_other() -> None:
+    """100 workers, one piece of 1 s each: all are sent in 100 × 0.1 s, and then the answers taken, 0.05 s each."""
+    costs = replace(
+        COSTS, decoding=Decoding(call_s=1.0, sequence_s=0, longest_s=0, token_s=0), send_s=0.1, answer_s=0.05
+    )
+    work = StepWork(lengths=np.ones((100, 1), dtype=np.int64), learned_tokens=1)
+    found = simulate(costs, setting(100, prompts_per_piece=1), [work])
+    assert found[0].rollout_s == pytest.approx(10 + 100 * 0.05)
+    slower = simulate(replace(costs, scan_s=0.001), setting(100, prompts_per_piece=1), [work])
+    assert slower[0].rollout_s == pytest.approx(10 + sum(0.05 + 0.001 * under_way for under_way in range(1, 101)))
+
+
+def test_the_fit_finds_what_batches_were_made_of() -> None:
+    random = np.random.default_rng(0)
+    batches = [random.integers(1, 100, size) for size in (8, 16, 32, 64, 128) for _ in range(4)]
+    found, error = fit([(float(DECODING.seconds(lengths)), lengths) for lengths in batches])
+    assert found.call_s == pytest.approx(0.5, rel=1e-6)
+    assert found.sequence_s == pytest.approx(0.01, rel=1e-6)
+    assert found.longest_s == pytest.approx(0.02, rel=1e-6)
+    assert found.token_s == pytest.approx(0.001, rel=1e-6)
+    assert error < 1e-9
+
+
+@pytest.mark.parametrize("tail", [0.5, 1.0, 1.5])
+def test_every_tail_has_the_same_mean_and_ends_at_the_limit(tail: float) -> None:
+    lengths = lognormal_lengths((200_000,), 512, tail, 8192, 0)
+    assert lengths.mean() == pytest.approx(512, rel=0.02)
+    assert lengths.min() >= 1
+    assert lengths.max() <= 8192
+    # Against numbers: E[min(X, limit)] as a mean over draws.
+    drawn = np.exp(3.0 + tail * np.random.default_rng(1).standard_normal(1_000_000))
+    assert mean_of_cut(3.0, tail, 50) == pytest.approx(float(np.minimum(drawn, 50).mean()), rel=5e-3)
+    with pytest.raises(ValueError, match="not below the limit of 512"):
+        lognormal_lengths((1,), 512, tail, 512, 0)
+
+
+def test_a_larger_run_gives_every_worker_a_piece_and_divides_the_learning() -> None:
+    scale = Scale(
+        problems=8, samples=4, mean_tokens=50, max_tokens=400, prompts_per_piece=16, learner_ranks=10, signal=0.5
+    )
+    steps = scale.steps(1.0, 0)
+    assert all(a.tokens != b.tokens for a, b in pairwise(steps))
+    by_hand = [
+        max(DECODING.seconds(work.lengths)) + 32 * 0.01 / 10 + work.tokens * 0.5 * 0.002 / 10 + SYNC_S + 32 * 0.02
+        for work in steps[2:-1]
+    ]
+    assert scale.step_s(COSTS, 8, 1.0, 0) == pytest.approx(float(np.mean(by_hand)), rel=EXACT)
+    # Ahead, learning hides behind sampling.
+    assert scale.step_s(COSTS, 1, 1.0, 1) < scale.step_s(COSTS, 1, 1.0, 0)
+
+
+def measured_from(costs: Costs, parts: Parts, steps: list[StepWork]) -> Measured:
+    """What a machine would have measured that is as the model says."""
+    draft = Measured(
+        environment={},
+        cores=2,
+        cpus_per_worker=1,
+        prompts_per_piece=2,
+        parts=parts,
+        lengths=[work.lengths.tolist() for work in steps],
+        runs=(),
+    )
+    runs = []
+    for name, arm in ARMS.items():
+        cores = Cores(count=2, worker=1 if arm.workers else 2, learner=2, all_busy=parts.all_busy)
+        placed = Setting(
+            workers=max(1, arm.workers),
+            staleness=arm.staleness,
+            prompts_per_piece=2 if arm.workers else PROBLEMS,
+            cores=cores,
+        )
+        own = costs if arm.workers else replace(costs, decoding=parts.engine, load_s=0.0, canary_s=0.0)
+        found = simulate(own, placed, steps)
+        runs.append(MeasuredRun(arm=name, round=1, steps=tuple(map(as_measured, found, steps))))
+    return replace(draft, runs=tuple(runs))
+
+
+def as_measured(step: StepSeconds, work: StepWork) -> MeasuredStep:
+    return MeasuredStep(
+        rollout_s=step.rollout_s,
+        grade_s=step.grade_s,
+        learn_s=step.learn_s,
+        sync_s=step.sync_s,
+        step_s=step.step_s,
+        between_s=step.between_s,
+        tokens=work.tokens,
+        learned_tokens=int(work.learned_tokens),
+    )
+
+
+def test_a_machine_that_is_as_the_model_says_is_found_again(tmp_path: Path) -> None:
+    """Costs are read back out of the steps, check and sync included, and every arm is met."""
+    steps = [replace(work, learned_tokens=work.tokens // 2) for work in works(8)]
+    parts = Parts(
+        worker=DECODING,
+        worker_error=0.0,
+        engine=replace(DECODING, token_s=0.0007),
+        engine_error=0.0,
+        all_busy=0.9,
+        canary_s=COSTS.canary_s,
+        load_s=COSTS.load_s,
+        send_s=0.0,
+        answer_s=0.0,
+        scan_s=0.0,
+    )
+    measured = measured_from(COSTS, parts, steps)
+    measured.write(tmp_path / "pool.json")
+    read = Measured.read(tmp_path / "pool.json")
+    assert read == measured
+    found = read.costs("2 workers, k = 1")
+    assert found.learn_token_s == pytest.approx(0.002, rel=1e-6)
+    assert found.check_token_s == pytest.approx(0.0005, rel=1e-6)
+    assert found.publish_s == pytest.approx(COSTS.publish_s, rel=1e-6)
+    assert found.record_completion_s == pytest.approx(0.02)
+    for name in ARMS:
+        assert error_of(read, name) == pytest.approx(0.0, abs=1e-6)
+        assert len(read.steps_of(name)[0]) == len(steps) - 1 - 2 * MOST_STALE
+    assert len(comparison(read)) == 1 + len(ARMS)
+    assert read.speeds("in process") == pytest.approx([1.0] * 5)
