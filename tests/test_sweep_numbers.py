@@ -228,8 +228,11 @@ def test_a_diverged_loss_does_not_flatten_the_others(tmp_path: Path) -> None:
     config = paper_sweep(tmp_path, score={"metric": "eval/held_out/avg", "mode": "min"})
     found = made_up(config, lambda arm, rate, seed: 12.0 if rate == 1e-2 else 0.3 + abs(math.log10(rate) + 3) / 100)
     axes = score_over_axis(config, found, analyse(config, found)).axes[0]
-    # From the lowest, 0.3, to the untrained model's 0.5, and a twentieth more at either end.
-    assert axes.get_ylim() == pytest.approx((0.29, 0.51))
+    # From the lowest, 0.3, to the highest that is not above the untrained model's 0.5, and a twentieth more at each
+    # end of the logarithmic scale.
+    assert axes.get_ylim() == pytest.approx((0.3 * (0.3 / 0.32) ** 0.05, 0.32 * (0.32 / 0.3) ** 0.05))
+    (before,) = (line for line in axes.get_lines() if line.get_label() == "before training: 0.5")
+    assert np.asarray(before.get_ydata()).tolist() == [0.5, 0.5]
     assert any(12.0 in np.asarray(line.get_ydata()) for line in axes.get_lines())
 
 

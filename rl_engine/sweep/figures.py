@@ -8,9 +8,10 @@ from statistics import fmean
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from rl_engine.sweep.analysis import Analysis, ArmReport, Found
 from rl_engine.sweep.cells import cell_of
@@ -66,11 +67,18 @@ def score_over_axis(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
         failed = [point.axis_value for point in report.points if point.failed]
         axes.plot(failed, [0.02] * len(failed), "x", color=style["color"], transform=axes.get_xaxis_transform())
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(config.axis)
     axes.set_ylabel(config.score.metric)
-    before = _before_training(axes, config, found)
+    before = _before_training(config, found)
     if config.score.mode == "min":
+        _as_losses(axes)
         _leave_out_the_diverged(axes, analysis, before)
+    if before is not None:
+        # A line that is off the picture is still told by the legend.
+        axes.axhline(before, color="grey", linestyle=":", linewidth=1, label=f"before training: {before:.3g}")
     _finish(figure, [axes])
     return figure
 
@@ -80,23 +88,32 @@ def _band(axes: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], colo
     axes.fill_between(x, [*map(min, seeds)], [*map(max, seeds)], color=colour, alpha=0.15, linewidth=0)
 
 
-def _before_training(axes: Axes, config: SweepConfig, found: Found) -> list[float]:
-    """The untrained model's score as a line, where the runs evaluated it."""
+def _before_training(config: SweepConfig, found: Found) -> float | None:
+    """The untrained model's score, where the runs evaluated it."""
     curves = [result.curves[config.score.metric] for result in found.values() if config.score.metric in result.curves]
     before = [curve[0][1] for curve in curves if curve[0][0] == 0]
-    if before:
-        axes.axhline(fmean(before), color="grey", linestyle=":", linewidth=1, label="before training")
-    return before
+    return fmean(before) if before else None
 
 
-def _leave_out_the_diverged(axes: Axes, analysis: Analysis, before: Sequence[float]) -> None:
+def _as_losses(axes: Axes) -> None:
+    """On a logarithmic scale, as in the paper: what tells arms apart is small beside what all have learned."""
+    if all(np.min(line.get_ydata(), initial=1) > 0 for line in axes.get_lines()):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _leave_out_the_diverged(axes: Axes, analysis: Analysis, before: float | None) -> None:
     """A loss worse than the untrained model's and every arm's best would flatten all others: it is off the picture."""
-    scores = [[*point.scores.values()] for report in analysis.arms for point in report.points]
-    lowest = min([*before, *(score for each in scores for score in each)], default=0.0)
-    highest = max([*before, *(report.best.score.value for report in analysis.arms if report.best)], default=lowest)
-    if axes.get_ylim()[1] > highest > lowest:
-        margin = 0.05 * (highest - lowest)
-        axes.set_ylim(lowest - margin, highest + margin)
+    bests = [report.best.score.value for report in analysis.arms if report.best]
+    scores = [score for report in analysis.arms for point in report.points for score in point.scores.values()]
+    limit = max([*bests, *([] if before is None else [before])], default=max(scores))
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform([min(scores), max(score for score in scores if score <= limit)])
+    margin = 0.05 * (high - low)
+    if margin > 0:
+        axes.set_ylim(*scale.inverted().transform([low - margin, high + margin]))
 
 
 def learning_curves(config: SweepConfig, found: Found, analysis: Analysis) -> Figure:
@@ -121,6 +138,8 @@ def learning_curves(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.set_xlabel("step")
         axes.set_ylabel(metric)
+        if metric == config.score.metric and config.score.mode == "min":
+            _as_losses(axes)
     _finish(figure, panels)
     return figure
 
