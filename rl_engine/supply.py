@@ -20,8 +20,8 @@ from rollout.types import AdapterRef, Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class _Ahead:
-    """Groups under way."""
+class _Batch:
+    """Groups under way that were asked for at once."""
 
     count: int
     max_tokens: int
@@ -37,7 +37,7 @@ class Supply:
     cursor: Cursor[Prompt]
     sampler: Sampler
     sampling: SamplingConfig
-    _under_way: deque[_Ahead] = field(default_factory=deque, init=False)
+    _under_way: deque[_Batch] = field(default_factory=deque, init=False)
     _there: deque[GradedGroup] = field(default_factory=deque, init=False)
     """Groups not taken yet."""
     _versions: dict[str, int] = field(default_factory=dict, init=False)
@@ -48,7 +48,7 @@ class Supply:
     @property
     def ahead(self) -> int:
         """Groups asked for and not taken."""
-        return sum(ahead.count for ahead in self._under_way) + len(self._there)
+        return sum(batch.count for batch in self._under_way) + len(self._there)
 
     @property
     def position(self) -> int:
@@ -100,25 +100,26 @@ class Supply:
     def _go_on(self, adapter: AdapterRef) -> None:
         """The next leg of all that is under way and not asked for as a whole, oldest first."""
         place = len(self._there)
-        for index, ahead in enumerate(self._under_way):
-            self._under_way[index] = self._extended(ahead, self._limit(place, ahead.max_tokens), adapter)
-            place += ahead.count
+        for index, batch in enumerate(self._under_way):
+            self._under_way[index] = self._extended(batch, self._limit(place, batch.max_tokens), adapter)
+            place += batch.count
 
-    def _extended(self, ahead: _Ahead, max_tokens: int, adapter: AdapterRef) -> _Ahead:
-        if max_tokens == ahead.max_tokens:
-            return ahead
-        asked = self.sampler.extend(ahead.asked, self._up_to(max_tokens), adapter)
-        return _Ahead(ahead.count, max_tokens, asked)
+    def _extended(self, batch: _Batch, max_tokens: int, adapter: AdapterRef) -> _Batch:
+        if max_tokens == batch.max_tokens:
+            return batch
+        asked = self.sampler.extend(batch.asked, self._up_to(max_tokens), adapter)
+        return _Batch(batch.count, max_tokens, asked)
 
     def _limit(self, place: int, tokens: int) -> int:
-        """How many tokens a completion has after its next leg, when it has had `tokens` and its group is so many places
-        from being taken.
+        """Tokens that completions may have after their next leg, where they may have had `tokens` before, and `place`
+        groups are to be taken before theirs.
 
-        The last leg is that of the step before the one that takes it: sampled while the learner works, as the others.
+        The step before the one that takes them samples all that is left: that too while the learner works.
         """
-        legs, size = self.config.rollout.leg_tokens, self.config.train.problems_per_step
-        whole = self.sampling.max_tokens
-        return whole if legs is None or place < 2 * size else min(tokens + legs, whole)
+        leg_tokens, whole = self.config.rollout.leg_tokens, self.sampling.max_tokens
+        if leg_tokens is None or place < 2 * self.config.train.problems_per_step:
+            return whole
+        return min(tokens + leg_tokens, whole)
 
     def _up_to(self, max_tokens: int) -> SamplingConfig:
         return self.sampling.model_copy(update={"max_tokens": max_tokens})
@@ -132,7 +133,7 @@ class Supply:
             seeds = [f"{self.config.seed}/{place // size + 1}/{place % size}" for place in range(first, first + part)]
             max_tokens = self._limit(self.ahead, 0)
             asked = self.sampler.ask(self.cursor.take(part), self._up_to(max_tokens), adapter, seeds)
-            self._under_way.append(_Ahead(part, max_tokens, asked))
+            self._under_way.append(_Batch(part, max_tokens, asked))
             count -= part
 
     def _next(self, count: int, adapter: AdapterRef) -> list[GradedGroup]:
@@ -140,8 +141,8 @@ class Supply:
         part is wanted whole."""
         self._ask(count - self.ahead, adapter)
         while len(self._there) < count:
-            ahead = self._extended(self._under_way.popleft(), self.sampling.max_tokens, adapter)
-            self._there += ahead.asked.collect()
+            batch = self._extended(self._under_way.popleft(), self.sampling.max_tokens, adapter)
+            self._there += batch.asked.collect()
         return [self._there.popleft() for _ in range(count)]
 
 
