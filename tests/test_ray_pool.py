@@ -205,6 +205,7 @@ def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_wo
     refs = [published(tmp_path, version) for version in (10, 11, 12)]
     faults = {1: "slow", 2: "die"}
     prompts = [prompt_of(number, faults.get(number, "none"), "long") for number in range(9)]
+    (script / "log").touch()
     places, lost, begun = seeds(prompts), pool.lost, len(log_of(script))
     shorter, short, whole = (SAMPLING.model_copy(update={"max_tokens": limit}) for limit in (2, 4, 256))
     for ref in refs:
