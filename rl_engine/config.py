@@ -290,6 +290,24 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_go_on(self) -> Self:
+        rollout, limit = self.rollout, self.sampling.max_tokens
+        if rollout.leg_tokens is None:
+            return self
+        if rollout.max_staleness < 2:
+            raise ValueError(
+                f"rollout.leg_tokens is {rollout.leg_tokens}, and another version goes on with a completion only where "
+                f"rollout.max_staleness is 2 or more (with rollout.placement=ray), not {rollout.max_staleness}: raise "
+                "that, or leave rollout.leg_tokens out"
+            )
+        if rollout.leg_tokens >= limit:
+            raise ValueError(
+                f"rollout.leg_tokens is {rollout.leg_tokens}: give fewer tokens than sampling.max_tokens ({limit}), or "
+                "nothing is left to go on with"
+            )
+        return self
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 

@@ -43,6 +43,10 @@ class DrivenPool:
         """Ask for completions; what it returns is for `collect`."""
         return None if self.pool is None else self.pool.submit(prompts, sampling, adapter, seeds, urgent=urgent)
 
+    def extend(self, request: Request | None, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request | None:
+        """See `PoolEngine.extend`; what it returns is for `collect`, in place of `request`."""
+        return None if self.pool is None else self.pool.extend(_known(request), sampling, adapter)
+
     def collect(self, request: Request | None) -> list[RolloutGroup]:
         """Wait for them: one group a prompt, in order."""
         while not self._from_main(lambda pool: pool.finished(_known(request), NEWS_S)):

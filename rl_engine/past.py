@@ -8,7 +8,9 @@ implementations.
 
 That pass covers one completion of each group, at about 1/n of a forward pass over the step. Nothing that it is for
 can hide in the others: a stale, wrong or damaged adapter, or a worker of other precision, shows in every completion of
-the batch that it sampled, and every batch is of whole groups.
+the batch that it sampled, and every batch is of whole groups. Of a group that several versions sampled it covers one of
+the completions that they all did, and compares each token with the version that produced it: a batch that went on with
+any of the group's completions went on with that one.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from torch import Tensor
 from rl_engine.batching import TrainingSample
 from rl_engine.learner import Learner, SamplerGapError
 from rl_engine.sampler import GradedGroup
-from rl_engine.updates import training_samples
 from rollout.types import AdapterRef
 
 
@@ -76,7 +77,7 @@ def gaps_of_versions(
 
     Raises `SamplerGapError` with the name of the version that is off.
     """
-    samples = _one_of_each_group(graded)
+    samples = _rows_by_version(graded)
     if samples.keys() == {current.key}:
         return {}
     found = []
@@ -94,12 +95,23 @@ def gaps_of_versions(
     return {**means, "logprob_gap_max": max(stats.logprob_gap_max for stats in found)}
 
 
-def _one_of_each_group(graded: Sequence[GradedGroup]) -> dict[str, list[TrainingSample]]:
-    """By the version that sampled it; another sample of a group than of its neighbour."""
-    samples: dict[str, list[TrainingSample]] = {}
+def _rows_by_version(graded: Sequence[GradedGroup]) -> dict[str, list[TrainingSample]]:
+    """One completion of each group, another one than of its neighbour, as rows of the versions that sampled it."""
+    rows: dict[str, list[TrainingSample]] = {}
     for number, each in enumerate(graded):
-        completions = each.group.completions
-        chosen = number % len(completions)
-        rows = training_samples(each.group, [0.0] * len(completions))
-        samples.setdefault(completions[chosen].adapter, []).append(rows[chosen])
-    return samples
+        most = max(len(completion.legs) for completion in each.group.completions)
+        furthest = [completion for completion in each.group.completions if len(completion.legs) == most]
+        chosen = furthest[number % len(furthest)]
+        end = 0
+        for leg in chosen.legs:
+            start, end = end, end + leg.tokens
+            rows.setdefault(leg.adapter, []).append(
+                TrainingSample(
+                    # What earlier versions sampled is, to this one, given like the prompt.
+                    prompt_ids=each.group.prompt.token_ids + chosen.token_ids[:start],
+                    completion_ids=chosen.token_ids[start:end],
+                    behaviour_logprobs=chosen.logprobs[start:end],
+                    advantage=0.0,
+                )
+            )
+    return rows

@@ -91,6 +91,7 @@ class Records:
                         "reward": result.reward,
                         "advantage": row[index],
                         "adapter": completion.adapter,
+                        "legs": [[leg.adapter, leg.tokens] for leg in completion.legs],
                         "prompt_tokens": len(prompt.token_ids),
                         "completion_tokens": len(completion.token_ids),
                         "finish_reason": completion.finish_reason,

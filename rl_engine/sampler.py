@@ -11,6 +11,7 @@ from rl_engine.driven import DrivenPool
 from rl_engine.ranks import Ranks
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
+from rollout.pieces import Request
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 
 
@@ -24,6 +25,16 @@ class GradedGroup:
     @property
     def rewards(self) -> list[float]:
         return [result.reward for result in self.results]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Groups that were asked for."""
+
+    collect: Callable[[], list[GradedGroup]]
+    """Wait for them, and grade them: one a prompt, in order."""
+    request: Request | None = None
+    """Of a pool, on the rank that drives it."""
 
 
 @dataclass
@@ -49,7 +60,7 @@ class Sampler:
     ) -> list[GradedGroup]:
         """One graded group a prompt, in order, before anything that was asked for ahead."""
         self.reset_times()
-        return self.ask(prompts, sampling, adapter, seeds, urgent=True)()
+        return self.ask(prompts, sampling, adapter, seeds, urgent=True).collect()
 
     def ask(
         self,
@@ -59,20 +70,27 @@ class Sampler:
         seeds: Sequence[str],
         *,
         urgent: bool = False,
-    ) -> Callable[[], list[GradedGroup]]:
-        """Ask for completions; calling what is returned waits for them and grades them: one group a prompt, in order.
-
-        A pool begins at once, an engine of this rank's own when it is called.
-        """
+    ) -> Asked:
+        """Ask for completions. A pool begins at once, an engine of this rank's own when they are collected."""
         engine = self.engine
         if isinstance(engine, DrivenPool):
-            request = engine.submit(prompts, sampling, adapter, seeds, urgent=urgent)
-            return lambda: self._graded(lambda: self.ranks.share(engine.collect(request)), sampling)
+            return self._of_pool(engine, engine.submit(prompts, sampling, adapter, seeds, urgent=urgent), sampling)
         mine = self.ranks.share(list(zip(prompts, seeds, strict=True)))
-        return lambda: self._graded(
-            lambda: engine.generate([prompt for prompt, _ in mine], sampling, adapter, [seed for _, seed in mine]),
-            sampling,
+        return Asked(
+            lambda: self._graded(
+                lambda: engine.generate([prompt for prompt, _ in mine], sampling, adapter, [seed for _, seed in mine]),
+                sampling,
+            )
         )
+
+    def extend(self, asked: Asked, sampling: SamplingConfig, adapter: AdapterRef | None) -> Asked:
+        """Ask a pool to go on with what `asked` leaves unfinished, up to `sampling.max_tokens`; to be collected in its
+        place."""
+        assert isinstance(self.engine, DrivenPool)
+        return self._of_pool(self.engine, self.engine.extend(asked.request, sampling, adapter), sampling)
+
+    def _of_pool(self, pool: DrivenPool, request: Request | None, sampling: SamplingConfig) -> Asked:
+        return Asked(lambda: self._graded(lambda: self.ranks.share(pool.collect(request)), sampling), request)
 
     def _graded(self, groups: Callable[[], list[RolloutGroup]], sampling: SamplingConfig) -> list[GradedGroup]:
         """Every rank grades its share, and has the whole."""

@@ -6,25 +6,27 @@ The prompts are one stream, and a step takes the next groups of it. All that a r
 
 from __future__ import annotations
 
+import operator
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from rl_engine.config import Config
-from rl_engine.sampler import GradedGroup, Sampler
+from rl_engine.sampler import Asked, GradedGroup, Sampler
 from rollout.config import SamplingConfig
 from rollout.cursor import Cursor
 from rollout.types import AdapterRef, Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """Groups under way."""
+class _Batch:
+    """Groups under way that were asked for at once."""
 
     count: int
-    version: int
-    collect: Callable[[], list[GradedGroup]]
+    max_tokens: int
+    """What their completions have been asked for so far."""
+    asked: Asked
 
 
 @dataclass
@@ -35,16 +37,18 @@ class Supply:
     cursor: Cursor[Prompt]
     sampler: Sampler
     sampling: SamplingConfig
-    staleness: list[int] = field(default_factory=list, init=False)
-    """Of each group of the last step: updates between the adapter that sampled it and the one it was taken under."""
-    _asked: deque[_Asked] = field(default_factory=deque, init=False)
-    _there: deque[tuple[int, GradedGroup]] = field(default_factory=deque, init=False)
-    """Groups not taken yet, each with the version that sampled it."""
+    _under_way: deque[_Batch] = field(default_factory=deque, init=False)
+    _there: deque[GradedGroup] = field(default_factory=deque, init=False)
+    """Groups not taken yet."""
+    _versions: dict[str, int] = field(default_factory=dict, init=False)
+    """By key, of what was sampled from."""
+    _metrics: dict[str, float] = field(default_factory=dict, init=False)
+    """Of the last step."""
 
     @property
     def ahead(self) -> int:
         """Groups asked for and not taken."""
-        return sum(asked.count for asked in self._asked) + len(self._there)
+        return sum(batch.count for batch in self._under_way) + len(self._there)
 
     @property
     def position(self) -> int:
@@ -58,48 +62,89 @@ class Supply:
         older than that when it is taken.
         """
         train = self.config.train
+        self._versions[adapter.key] = adapter.version
         steps = min(self.config.rollout.max_staleness, train.steps - step)
+        self._go_on(adapter)
         self._ask((steps + 1) * train.problems_per_step - self.ahead, adapter)
         self.sampler.reset_times()
         taken = self._next(train.problems_per_step, adapter)
         limit = train.max_problems_per_step or train.problems_per_step
         while (missing := train.problems_per_step - sum(map(_has_signal, taken))) and len(taken) < limit:
             taken += self._next(min(missing, limit - len(taken)), adapter)
-        self.staleness = [adapter.version - version for version, _ in taken]
-        assert max(self.staleness) <= self.config.rollout.max_staleness
+        self._metrics = self._metrics_of(taken, adapter)
+        assert self._metrics["rollout/staleness_max"] <= self.config.rollout.max_staleness
         # Those with signal first; where they do not suffice, the step keeps its size with groups that have none.
-        ordered = (
-            sorted(taken, key=lambda pair: not _has_signal(pair)) if len(taken) > train.problems_per_step else taken
+        return (
+            sorted(taken, key=lambda group: not _has_signal(group)) if len(taken) > train.problems_per_step else taken
         )
-        return [group for _, group in ordered]
 
     def metrics(self) -> dict[str, float]:
         """Of the last step, and of what samples."""
-        replaced = len(self.staleness) - self.config.train.problems_per_step
-        return {
-            "rollout/staleness_mean": fmean(self.staleness),
-            "rollout/staleness_max": float(max(self.staleness)),
-            **({"groups/replaced": float(replaced)} if self.config.train.max_problems_per_step else {}),
-            **self.sampler.metrics(),
+        return {**self._metrics, **self.sampler.metrics()}
+
+    def _metrics_of(self, taken: Sequence[GradedGroup], adapter: AdapterRef) -> dict[str, float]:
+        completions = [completion for graded in taken for completion in graded.group.completions]
+        legs = [leg for completion in completions for leg in completion.legs]
+        ages = [adapter.version - self._versions[leg.adapter] for leg in legs]
+        tokens = [leg.tokens for leg in legs]
+        metrics = {
+            "rollout/staleness_mean": sum(map(operator.mul, ages, tokens)) / sum(tokens),
+            "rollout/staleness_max": float(max(ages)),
         }
+        if self.config.rollout.leg_tokens is not None:
+            metrics["rollout/continued_frac"] = fmean(bool(completion.earlier) for completion in completions)
+        if self.config.train.max_problems_per_step is not None:
+            metrics["groups/replaced"] = float(len(taken) - self.config.train.problems_per_step)
+        return metrics
+
+    def _go_on(self, adapter: AdapterRef) -> None:
+        """The next leg of all that is under way and not asked for as a whole, oldest first."""
+        place = len(self._there)
+        for index, batch in enumerate(self._under_way):
+            self._under_way[index] = self._extended(batch, self._limit(place, batch.max_tokens), adapter)
+            place += batch.count
+
+    def _extended(self, batch: _Batch, max_tokens: int, adapter: AdapterRef) -> _Batch:
+        if max_tokens == batch.max_tokens:
+            return batch
+        asked = self.sampler.extend(batch.asked, self._up_to(max_tokens), adapter)
+        return _Batch(batch.count, max_tokens, asked)
+
+    def _limit(self, place: int, tokens: int) -> int:
+        """Tokens that completions may have after their next leg, where they may have had `tokens` before, and `place`
+        groups are to be taken before theirs.
+
+        The step before the one that takes them samples all that is left: that too while the learner works.
+        """
+        leg_tokens, whole = self.config.rollout.leg_tokens, self.sampling.max_tokens
+        if leg_tokens is None or place < 2 * self.config.train.problems_per_step:
+            return whole
+        return min(tokens + leg_tokens, whole)
+
+    def _up_to(self, max_tokens: int) -> SamplingConfig:
+        return self.sampling.model_copy(update={"max_tokens": max_tokens})
 
     def _ask(self, count: int, adapter: AdapterRef) -> None:
-        if count <= 0:
-            return
-        first, size = self.cursor.position, self.config.train.problems_per_step
-        # A group's seed is that of its place in the stream: of step and index, where every step takes as many.
-        seeds = [f"{self.config.seed}/{place // size + 1}/{place % size}" for place in range(first, first + count)]
-        collect = self.sampler.ask(self.cursor.take(count), self.sampling, adapter, seeds)
-        self._asked.append(_Asked(count, adapter.version, collect))
+        """The next `count` groups of the stream, in requests of a step's size."""
+        size = self.config.train.problems_per_step
+        while count > 0:
+            first, part = self.cursor.position, min(count, size)
+            # A group's seed is that of its place in the stream: of step and index, where every step takes as many.
+            seeds = [f"{self.config.seed}/{place // size + 1}/{place % size}" for place in range(first, first + part)]
+            max_tokens = self._limit(self.ahead, 0)
+            asked = self.sampler.ask(self.cursor.take(part), self._up_to(max_tokens), adapter, seeds)
+            self._under_way.append(_Batch(part, max_tokens, asked))
+            count -= part
 
-    def _next(self, count: int, adapter: AdapterRef) -> list[tuple[int, GradedGroup]]:
-        """The next groups of the stream; what has not been asked for is asked for now."""
+    def _next(self, count: int, adapter: AdapterRef) -> list[GradedGroup]:
+        """The next groups of the stream. What has not been asked for is asked for now, and what has been asked for in
+        part is wanted whole."""
         self._ask(count - self.ahead, adapter)
         while len(self._there) < count:
-            asked = self._asked.popleft()
-            self._there += [(asked.version, group) for group in asked.collect()]
+            batch = self._extended(self._under_way.popleft(), self.sampling.max_tokens, adapter)
+            self._there += batch.asked.collect()
         return [self._there.popleft() for _ in range(count)]
 
 
-def _has_signal(taken: tuple[int, GradedGroup]) -> bool:
-    return len(set(taken[1].rewards)) > 1
+def _has_signal(graded: GradedGroup) -> bool:
+    return len(set(graded.rewards)) > 1

@@ -116,6 +116,12 @@ class RolloutConfig(Section):
         description="ray only: steps that sampling runs ahead of learning, and so the updates that the adapter which "
         "samples may lie behind; 0 is strictly on-policy.",
     )
+    leg_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="ray and a max_staleness of 2 or more: tokens that one version samples of a completion before the "
+        "next version goes on with it (partial rollouts); one version samples the whole when absent.",
+    )
     max_num_seqs: int = Field(512, ge=1, description="Completions sampled side by side by one engine.")
     kv_cache_gib: float = Field(2.0, gt=0, description="CPU only: memory for keys and values.")
     memory_fraction: float = Field(0.45, gt=0, le=1, description="CUDA only: share of the card for the sampler.")

@@ -50,6 +50,20 @@ class Engine(Protocol):
         ...
 
 
+class ExtendingEngine(Engine, Protocol):
+    """An engine that also goes on with completions that a smaller limit, and maybe another version, left unfinished."""
+
+    def extend(
+        self,
+        groups: Sequence[RolloutGroup],
+        sampling: SamplingConfig,
+        adapter: AdapterRef | None,
+        seeds: Sequence[str],
+    ) -> list[RolloutGroup]:
+        """The groups with every completion finished, or of `sampling.max_tokens` tokens; `seeds` as in `generate`."""
+        ...
+
+
 class ScoringEngine(Engine, Protocol):
     """An engine that also says how likely given tokens are; training asks for no such thing."""
 
@@ -87,6 +101,11 @@ class PoolEngine(Engine, Protocol):
 
         What is submitted is begun in this order; what is urgent, and `generate`, before the rest.
         """
+        ...
+
+    def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
+        """Go on with every completion that a request leaves unfinished, piece by piece as they come, up to
+        `sampling.max_tokens` tokens: the answer has the whole groups."""
         ...
 
     def finished(self, request: Request, timeout_s: float) -> bool:
@@ -152,7 +171,11 @@ def smallest_allowed_rank(rank: int) -> int:
     raise ValueError(f"lora.rank is {rank}; the sampler serves ranks up to {VLLM_LORA_RANKS[-1]}")
 
 
-def sample_seed(seed: str, sample: int) -> int:
-    """The seed of one completion of a group: 63 bits of a hash, so that neighbouring seeds share nothing."""
-    digest = hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).digest()
+def sample_seed(seed: str, sample: int, start: int = 0) -> int:
+    """The seed of one completion of a group: 63 bits of a hash, so that neighbouring seeds share nothing.
+
+    What goes on after `start` tokens has another: the same would draw the same numbers again.
+    """
+    name = f"{seed}/{sample}/{start}" if start else f"{seed}/{sample}"
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1

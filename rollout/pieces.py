@@ -38,10 +38,17 @@ class Piece:
     request: Request
     prompts: Sequence[Prompt]
     seeds: Sequence[str]
+    before: Piece | None = None
+    """What it goes on with."""
     groups: Sequence[RolloutGroup] | None = field(default=None, init=False)
     """The first complete answer; a piece has one, however often it was given out."""
     tries: int = field(default=0, init=False)
     """Workers that were lost over it."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be begun."""
+        return self.before is None or self.before.groups is not None
 
 
 def cut(
@@ -57,3 +64,10 @@ def cut(
         end = start + prompts_per_piece
         request.pieces.append(Piece(request, prompts[start:end], seeds[start:end]))
     return request
+
+
+def extended(request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
+    """A request to go on with what another leaves unfinished, in the same pieces."""
+    more = Request(sampling, adapter)
+    more.pieces += [Piece(more, piece.prompts, piece.seeds, piece) for piece in request.pieces]
+    return more

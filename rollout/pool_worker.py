@@ -9,7 +9,7 @@ from typing import Any
 
 from rollout.adapters import MANIFEST, sha256_of, written_aside
 from rollout.config import SamplingConfig
-from rollout.engine import Engine, EngineSettings
+from rollout.engine import EngineSettings, ExtendingEngine
 from rollout.scratch import ScratchDirectory
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 
@@ -17,7 +17,7 @@ from rollout.types import AdapterRef, Prompt, RolloutGroup
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def vllm_engine(settings: EngineSettings) -> Engine:
+def vllm_engine(settings: EngineSettings) -> ExtendingEngine:
     """The engine of in-process placement."""
     from rollout.vllm_engine import VllmEngine  # here, in the worker: the pool's own process may have none
 
@@ -37,7 +37,7 @@ class PoolWorker:
         self._loaded: dict[str, AdapterRef] = {}
         self._engine: Any = None
 
-    def start(self, settings: EngineSettings, make_engine: Callable[[EngineSettings], Engine]) -> None:
+    def start(self, settings: EngineSettings, make_engine: Callable[[EngineSettings], ExtendingEngine]) -> None:
         self._engine = make_engine(settings)
 
     def load_adapter(self, ref: AdapterRef, files: dict[str, bytes]) -> str:
@@ -66,6 +66,13 @@ class PoolWorker:
         """See `Engine.generate`."""
         groups: list[RolloutGroup] = self._engine.generate(prompts, sampling, adapter, seeds)
         return groups
+
+    def extend(
+        self, groups: Sequence[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
+    ) -> list[RolloutGroup]:
+        """See `ExtendingEngine.extend`."""
+        whole: list[RolloutGroup] = self._engine.extend(groups, sampling, adapter, seeds)
+        return whole
 
     def close(self) -> None:
         self._scratch.remove()

@@ -27,12 +27,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
 from rollout.config import SamplingConfig
-from rollout.engine import BASE, Engine, EngineSettings, PoolError, PoolSettings
-from rollout.pieces import Piece, Request, cut
+from rollout.engine import BASE, EngineSettings, ExtendingEngine, PoolError, PoolSettings
+from rollout.legs import goes_on
+from rollout.pieces import Piece, Request, cut, extended
 from rollout.pool_worker import PoolWorker, vllm_engine
 from rollout.ray_local import start_ray
 from rollout.scratch import ScratchDirectory
-from rollout.types import AdapterRef, Prompt, RolloutGroup
+from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class RayPool:
 
     engine: EngineSettings
     settings: PoolSettings
-    make_engine: Callable[[EngineSettings], Engine] = vllm_engine
+    make_engine: Callable[[EngineSettings], ExtendingEngine] = vllm_engine
     lost: int = field(default=0, init=False)
     """Workers that had to be given up."""
     _workers: list[_Worker] = field(default_factory=list, init=False)
@@ -125,11 +126,18 @@ class RayPool:
         urgent: bool = False,
     ) -> Request:
         """See `PoolEngine.submit`."""
-        if adapter is not None and adapter.key not in self._adapters:
-            raise AdapterError(f"{adapter.key} is not loaded; loaded are {sorted(self._adapters) or 'none'}")
         request = cut(prompts, sampling, adapter, seeds, self.settings.prompts_per_piece)
+        return self._queued(request, self._urgent if urgent else self._waiting)
+
+    def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
+        """See `PoolEngine.extend`."""
+        return self._queued(extended(request, sampling, adapter), self._waiting)
+
+    def _queued(self, request: Request, queue: deque[Piece]) -> Request:
+        if request.adapter is not None and request.adapter.key not in self._adapters:
+            raise AdapterError(f"{request.adapter.key} is not loaded; loaded are {sorted(self._adapters) or 'none'}")
         with self._changed:
-            (self._urgent if urgent else self._waiting).extend(request.pieces)
+            queue.extend(request.pieces)
             self._employ()
         return request
 
@@ -267,10 +275,10 @@ class RayPool:
             handle = worker.actor.unload_adapter.remote(key)
             return _Call(handle, self._by(self.settings.start_timeout_s), lambda _: None)
         for queue in (self._urgent, self._waiting):
-            if queue:
-                piece = queue.popleft()
-                request = piece.request
-                handle = worker.actor.generate.remote(piece.prompts, request.sampling, request.adapter, piece.seeds)
+            piece = next((piece for piece in queue if piece.ready), None)
+            if piece is not None:
+                queue.remove(piece)
+                handle = _asked(worker, piece)
                 return _Call(handle, self._by(self.settings.piece_timeout_s), partial(_sampled, piece), piece)
         return None
 
@@ -334,15 +342,33 @@ def _loaded(worker: _Worker, ref: AdapterRef, found: str) -> Complaint:
     return None
 
 
+def _asked(worker: _Worker, piece: Piece) -> Any:
+    """A handle of what the worker will answer."""
+    request = piece.request
+    if piece.before is None:
+        return worker.actor.generate.remote(piece.prompts, request.sampling, request.adapter, piece.seeds)
+    return worker.actor.extend.remote(piece.before.groups, request.sampling, request.adapter, piece.seeds)
+
+
 def _sampled(piece: Piece, groups: Sequence[RolloutGroup]) -> Complaint:
-    asked = piece.request.adapter.key if piece.request.adapter else BASE
-    found = {completion.adapter for group in groups for completion in group.completions}
-    if found != {asked}:
-        return f"it sampled from {', '.join(sorted(found)) or 'nothing'} when asked for {asked}"
-    if [group.prompt for group in groups] != list(piece.prompts):
+    request = piece.request
+    if [(group.prompt, len(group.completions)) for group in groups] != [(p, request.sampling.n) for p in piece.prompts]:
         return "it answered other prompts than it was asked"
+    sampled = _completions(groups)
+    if piece.before is not None:
+        pairs = list(zip(_completions(piece.before.groups or ()), sampled, strict=True))
+        if not all(goes_on(before, after, request.sampling.max_tokens) for before, after in pairs):
+            return "it did not go on with what it was given"
+        sampled = [after for before, after in pairs if after != before]
+    asked = request.adapter.key if request.adapter else BASE
+    if strangers := {completion.adapter for completion in sampled} - {asked}:
+        return f"it sampled from {', '.join(sorted(strangers))} when asked for {asked}"
     piece.groups = groups
     return None
+
+
+def _completions(groups: Sequence[RolloutGroup]) -> list[Completion]:
+    return [completion for group in groups for completion in group.completions]
 
 
 def _end(worker: _Worker, *, hangs: bool = False) -> None:

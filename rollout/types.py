@@ -58,6 +58,15 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leg:
+    """Consecutive tokens of a completion that were sampled at once."""
+
+    adapter: str
+    """`AdapterRef.key` of the version that produced them."""
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """One sampled completion."""
 
@@ -68,10 +77,18 @@ class Completion:
     """[T] nats: the sampler's log-probability of each sampled token, after temperature and top_p."""
     finish_reason: FinishReason
     adapter: str
-    """`AdapterRef.key` of the version that produced it; `base` when none was loaded."""
+    """`AdapterRef.key` of the version that produced it, of several the last one; `base` when none was loaded."""
+    earlier: tuple[Leg, ...] = ()
+    """What came before the tokens of `adapter`, in order; nothing where it was sampled at once."""
 
     def __post_init__(self) -> None:
         assert len(self.token_ids) == len(self.logprobs)
+
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """All its tokens, by what produced them."""
+        last = len(self.token_ids) - sum(leg.tokens for leg in self.earlier)
+        return (*self.earlier, Leg(adapter=self.adapter, tokens=last))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

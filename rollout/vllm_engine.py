@@ -7,7 +7,8 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 # Read by vLLM when it is imported. In its own process the engine burns a core in a busy wait and takes ten
@@ -29,6 +30,7 @@ with warnings.catch_warnings():
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import BASE, EngineSettings, sample_seed, smallest_allowed_rank
+from rollout.legs import is_unfinished, joined
 from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 
 GIB = 1024**3
@@ -58,23 +60,61 @@ class VllmEngine:
         seeds: Sequence[str],
     ) -> list[RolloutGroup]:
         """See `Engine.generate`. Every completion is a request of its own, with a seed of its own."""
+        rows = [
+            (prompt.token_ids, _sampling_params(sampling, sample_seed(seed, i)))
+            for prompt, seed in zip(prompts, seeds, strict=True)
+            for i in range(sampling.n)
+        ]
+        completions = self._sampled(rows, sampling, adapter)
+        return [
+            RolloutGroup(prompt=prompt, completions=tuple(completions[i * sampling.n : (i + 1) * sampling.n]))
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def extend(
+        self,
+        groups: Sequence[RolloutGroup],
+        sampling: SamplingConfig,
+        adapter: AdapterRef | None,
+        seeds: Sequence[str],
+    ) -> list[RolloutGroup]:
+        """See `ExtendingEngine.extend`. Prompt and tokens so far are read anew: keys and values of another version
+        are none of this one's."""
+        rows = [
+            (
+                group.prompt.token_ids + completion.token_ids,
+                _sampling_params(sampling, sample_seed(seed, i, len(completion.token_ids)), len(completion.token_ids)),
+            )
+            for group, seed in zip(groups, seeds, strict=True)
+            for i, completion in enumerate(group.completions)
+            if is_unfinished(completion, sampling.max_tokens)
+        ]
+        legs = iter(self._sampled(rows, sampling, adapter))
+        decode = partial(_decoded, self._llm.get_tokenizer())
+
+        def whole(completion: Completion) -> Completion:
+            unfinished = is_unfinished(completion, sampling.max_tokens)
+            return joined(completion, next(legs), sampling.stop, decode) if unfinished else completion
+
+        return [replace(group, completions=tuple(map(whole, group.completions))) for group in groups]
+
+    def _sampled(
+        self, rows: Sequence[tuple[Sequence[int], Any]], sampling: SamplingConfig, adapter: AdapterRef | None
+    ) -> list[Completion]:
+        """What follows each context, with its parameters."""
         request = self._request_of(adapter)
         # Blocks kept from earlier calls depend on what those calls were; without them a resumed run
         # computes what the uninterrupted one did.
         self._llm.reset_prefix_cache()
         outputs = self._llm.generate(
-            [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts for _ in range(sampling.n)],
-            [_sampling_params(sampling, sample_seed(seed, i)) for seed in seeds for i in range(sampling.n)],
+            [{"prompt_token_ids": list(context)} for context, _ in rows],
+            [params for _, params in rows],
             lora_request=request,
             use_tqdm=False,
         )
         key = adapter.key if adapter else BASE
         tokenizer = None if sampling.stop else self._llm.get_tokenizer()
-        completions = [_completion(output.outputs[0], key, tokenizer) for output in outputs]
-        return [
-            RolloutGroup(prompt=prompt, completions=tuple(completions[i * sampling.n : (i + 1) * sampling.n]))
-            for i, prompt in enumerate(prompts)
-        ]
+        return [_completion(output.outputs[0], key, tokenizer) for output in outputs]
 
     def score(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: AdapterRef | None
@@ -231,11 +271,12 @@ def _lora_arithmetic(settings: EngineSettings) -> Iterator[None]:
         del current_platform.get_punica_wrapper
 
 
-def _sampling_params(sampling: SamplingConfig, seed: int) -> SamplingParams:
+def _sampling_params(sampling: SamplingConfig, seed: int, start: int = 0) -> SamplingParams:
+    """Of what follows `start` tokens of a completion."""
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
-        max_tokens=sampling.max_tokens,
+        max_tokens=sampling.max_tokens - start,
         stop=list(sampling.stop),
         seed=seed if sampling.temperature > 0 else None,
         logprobs=0,
@@ -270,5 +311,8 @@ def _completion(output: Any, adapter: str, tokenizer: Any) -> Completion:
 
 def _text(output: Any, tokenizer: Any) -> str:
     """The text as vLLM makes it when no string but a token ended the completion: that token is no part of it."""
-    spoken = output.token_ids[:-1] if output.finish_reason == "stop" else output.token_ids
-    return str(tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return _decoded(tokenizer, output.token_ids[:-1] if output.finish_reason == "stop" else output.token_ids)
+
+
+def _decoded(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -10,12 +10,13 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rollout.adapters import AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import BASE, EngineSettings, sample_seed
+from rollout.legs import is_unfinished, joined
 from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
 
 BAD_START = "bad start"
@@ -33,6 +34,29 @@ class ScriptedEngine:
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
+        key = self._begin(prompts, adapter)
+        return [
+            RolloutGroup(prompt=prompt, completions=self.complete(seed, sampling.n, key, sampling.max_tokens))
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    def extend(
+        self, groups: Sequence[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
+    ) -> list[RolloutGroup]:
+        key, limit = self._begin([group.prompt for group in groups], adapter), sampling.max_tokens
+
+        def longer(begun: Completion, seed: str, sample: int) -> Completion:
+            if not is_unfinished(begun, limit):
+                return begun
+            return joined(begun, _leg(seed, sample, key, len(begun.token_ids), limit), (), str)
+
+        return [
+            replace(group, completions=tuple(longer(begun, seed, i) for i, begun in enumerate(group.completions)))
+            for group, seed in zip(groups, seeds, strict=True)
+        ]
+
+    def _begin(self, prompts: Sequence[Prompt], adapter: AdapterRef | None) -> str:
+        """The key to answer with, if there is an answer."""
         key = adapter.key if adapter else BASE
         if adapter is not None and key not in self.adapters:
             raise AdapterError(f"{key} is not loaded")
@@ -40,13 +64,9 @@ class ScriptedEngine:
             log.write(f"{os.getpid()} {key} {' '.join(prompt.problem.id for prompt in prompts)}\n")
         for prompt in prompts:
             key = self._suffer(prompt.text, key)
-        return [
-            RolloutGroup(prompt=prompt, completions=self.complete(seed, sampling.n, key))
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        return key
 
     def _suffer(self, fault: str, key: str) -> str:
-        """The key to answer with, if there is an answer."""
         if fault == "poison":
             os._exit(1)
         if fault == "slow":
@@ -75,9 +95,22 @@ class ScriptedEngine:
 
     def close(self) -> None: ...
 
-    def complete(self, seed: str, count: int, key: str) -> tuple[Completion, ...]:
-        tokens = [sample_seed(seed, sample) for sample in range(count)]
-        return tuple(
-            Completion(text=str(token), token_ids=(token,), logprobs=(-1.0,), finish_reason="stop", adapter=key)
-            for token in tokens
-        )
+    def complete(self, seed: str, count: int, key: str, max_tokens: int = 1) -> tuple[Completion, ...]:
+        return tuple(_leg(seed, sample, key, 0, max_tokens) for sample in range(count))
+
+
+def length_of(seed: str, sample: int) -> int:
+    """Of a completion, in tokens: one, or where the seed says `long` up to nine."""
+    return 1 + sample_seed(seed, sample) % 9 if "long" in seed else 1
+
+
+def _leg(seed: str, sample: int, key: str, start: int, max_tokens: int) -> Completion:
+    length = length_of(seed, sample)
+    tokens = tuple(sample_seed(seed, sample, place) for place in range(start, min(length, max_tokens)))
+    return Completion(
+        text=str(tokens[0]),
+        token_ids=tokens,
+        logprobs=(-1.0,) * len(tokens),
+        finish_reason="stop" if length <= max_tokens else "length",
+        adapter=key,
+    )

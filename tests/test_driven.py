@@ -16,7 +16,7 @@ from rl_engine.ranks import Ranks
 from rollout.adapters import AdapterError
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, PoolError
-from rollout.pieces import Request, cut
+from rollout.pieces import Request, cut, extended
 from rollout.types import AdapterRef, Problem, Prompt
 from tests.scripted_engine import ScriptedEngine
 
@@ -37,6 +37,14 @@ class SlowPool(ScriptedEngine):
         for piece in request.pieces:
             piece.groups = self.generate(piece.prompts, sampling, adapter, piece.seeds)
         return request
+
+    def extend(self, request: Request, sampling: SamplingConfig, adapter: Any) -> Request:  # type: ignore[override]
+        more = extended(request, sampling, adapter)
+        for piece in more.pieces:
+            assert piece.before is not None
+            assert piece.before.groups is not None
+            piece.groups = super().extend(piece.before.groups, sampling, adapter, piece.seeds)
+        return more
 
     def finished(self, request: Request, timeout_s: float) -> bool:
         if request.sampling.temperature == 0:
@@ -93,6 +101,18 @@ def test_every_rank_gets_what_was_sampled_once(both: tuple[DrivenPool, DrivenPoo
     assert len((tmp_path / "log").read_text().splitlines()) == 3
     assert both[0].metrics() == {"workers/alive": 2, "workers/lost": 1}
     assert both[1].metrics() == {}
+
+
+def test_every_rank_gets_what_was_gone_on_with(both: tuple[DrivenPool, DrivenPool]) -> None:
+    def in_two_legs(engine: DrivenPool) -> Any:
+        seeds = [f"long/{seed}" for seed in SEEDS]
+        request = engine.submit(PROMPTS, SAMPLING.model_copy(update={"max_tokens": 2}), None, seeds)
+        return engine.collect(engine.extend(request, SAMPLING, None))
+
+    main, other = on_both(both, in_two_legs)
+    assert main == other
+    assert [group.prompt for group in main] == PROMPTS
+    assert {len(completion.legs) for group in main for completion in group.completions} == {1, 2}
 
 
 def test_what_the_main_rank_raises_all_raise(both: tuple[DrivenPool, DrivenPool]) -> None:

@@ -14,9 +14,9 @@ import torch
 from rewards import GradeResult, Verdict
 from rl_engine.batching import TrainingSample
 from rl_engine.learner import Learner, SamplerGapError
-from rl_engine.past import PastVersions, gaps_of_versions
+from rl_engine.past import PastVersions, _rows_by_version, gaps_of_versions
 from rl_engine.sampler import GradedGroup
-from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup
+from rollout.types import AdapterRef, Completion, Leg, Problem, Prompt, RolloutGroup
 from tests.made import LOOSE
 
 pytestmark = pytest.mark.engine
@@ -117,3 +117,81 @@ def test_a_gap_that_is_no_number_is_refused(
     past.remember(ref(1))
     with pytest.raises(SamplerGapError):
         gaps_of_versions(past, nothing, ref(1), **LIMITS)
+
+
+def in_two_legs(groups: list[Any], later: list[Any], border: int, noise: float = 0.0) -> list[Any]:
+    """Groups whose tokens from `border` on are those of `later`, and before it off by `noise` nats."""
+    made = []
+    for one, other in zip(groups, later, strict=True):
+        (before,), (after,) = one.group.completions, other.group.completions
+        completion = replace(
+            after,
+            logprobs=(*(value + noise for value in before.logprobs[:border]), *after.logprobs[border:]),
+            earlier=(Leg(adapter=before.adapter, tokens=border),),
+        )
+        made.append(replace(one, group=replace(one.group, completions=(completion,))))
+    return made
+
+
+def test_each_token_is_compared_with_the_version_that_produced_it(
+    make_learner: Callable[..., Learner], samples: list[TrainingSample]
+) -> None:
+    learner = make_learner("optim.lr=1e-2")
+    past = PastVersions(learner, depth=2)
+    views = []
+    for version in range(3):
+        past.remember(ref(version))
+        views.append(graded_by(learner, samples, ref(version)))
+        learner.step([samples], **LOOSE)
+    # Of 3, 5, … 17 tokens two are of version 0 and the others of version 1: 16 and 64.
+    honest = in_two_legs(views[0], views[1], border=2)
+    found = gaps_of_versions(past, honest, ref(2), **LIMITS)
+    assert found["logprob_gap_max"] < 1e-4
+    assert found["sampler_kl"] < 1e-9
+    off = gaps_of_versions(past, in_two_legs(views[0], views[1], border=2, noise=1e-3), ref(2), **LIMITS)
+    assert off["logprob_gap_max"] == pytest.approx(1e-3, rel=0.05)
+    assert off["sampler_kl_v1"] == pytest.approx(1e-3 * 16 / 80, rel=0.05)
+    assert off["sampler_kl"] == pytest.approx(0.5e-6 * 16 / 80, rel=0.05)
+    # A single token that is said to be of the other version shows.
+    for groups, border in ((honest, 1), (honest, 3)):
+        moved = [
+            replace(
+                g,
+                group=replace(
+                    g.group,
+                    completions=tuple(
+                        replace(c, earlier=(Leg(adapter=ref(0).key, tokens=border),)) for c in g.group.completions
+                    ),
+                ),
+            )
+            for g in groups[1:]
+        ]
+        with pytest.raises(SamplerGapError, match=r"completions of policy-v00000[01], against"):
+            gaps_of_versions(past, moved, ref(2), **LIMITS)
+
+
+def test_of_a_group_in_legs_a_completion_is_checked_that_all_its_versions_sampled() -> None:
+    prompt = Prompt(problem=Problem(id="", text="", answer=""), text="", token_ids=(5, 6))
+
+    def completion(*legs: tuple[int, int], first: int) -> Completion:
+        *earlier, last = [Leg(adapter=ref(version).key, tokens=tokens) for version, tokens in legs]
+        tokens = tuple(range(first, first + sum(leg.tokens for leg in (*earlier, last))))
+        return Completion(
+            text="",
+            token_ids=tokens,
+            logprobs=tuple(-float(token) for token in tokens),
+            finish_reason="stop",
+            adapter=last.adapter,
+            earlier=tuple(earlier),
+        )
+
+    short, long = completion((1, 2), first=10), completion((1, 3), (2, 1), (2, 2), first=20)
+    group = RolloutGroup(prompt=prompt, completions=(short, long, short))
+    result = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="", terms={})
+    rows = _rows_by_version([GradedGroup(group, (result,) * 3)] * 2)
+    of_one, of_two = rows[ref(1).key], rows[ref(2).key]
+    assert [(row.prompt_ids, row.completion_ids) for row in of_one] == [((5, 6), (20, 21, 22))] * 2
+    assert [(row.prompt_ids, row.completion_ids, row.behaviour_logprobs) for row in of_two[:2]] == [
+        ((5, 6, 20, 21, 22), (23,), (-23.0,)),
+        ((5, 6, 20, 21, 22, 23), (24, 25), (-24.0, -25.0)),
+    ]

@@ -18,11 +18,13 @@ import pytest
 from rl_engine.learner import Learner
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
-from rollout.engine import EngineSettings, PoolError, PoolSettings
+from rollout.engine import EngineSettings, PoolError, PoolSettings, sample_seed
+from rollout.legs import is_unfinished, joined
+from rollout.pieces import cut, extended
 from rollout.scratch import ScratchDirectory
-from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
+from rollout.types import AdapterRef, Completion, Leg, Problem, Prompt, RolloutGroup
 from tests.made import LOOSE, alternating
-from tests.scripted_engine import BAD_START, ScriptedEngine
+from tests.scripted_engine import BAD_START, ScriptedEngine, length_of
 
 pytestmark = [
     pytest.mark.engine,
@@ -106,8 +108,8 @@ def make_pool(ray_cluster: Path, tmp_path: Path) -> Iterator[PoolMaker]:
         pool.close()
 
 
-def prompt_of(number: int, fault: str = "none") -> Prompt:
-    problem = Problem(id=f"p{number}", text=fault, answer="")
+def prompt_of(number: int, fault: str = "none", name: str = "p") -> Prompt:
+    problem = Problem(id=f"{name}{number}", text=fault, answer="")
     return Prompt(problem=problem, text=fault, token_ids=(1,))
 
 
@@ -193,6 +195,75 @@ def test_adapters_reach_every_worker_and_those_that_come_later(pool: Any, script
     pool.unload_adapter(old)
     with pytest.raises(AdapterError, match=r"policy-v000000 is not loaded; loaded are \['policy-v000001'\]"):
         pool.submit(prompts, SAMPLING, old, seeds(prompts))
+
+
+def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_workers(
+    pool: Any, script: Path, tmp_path: Path
+) -> None:
+    """Begun while the leg before may still be under way, in the same pieces, by whoever is free."""
+    until(lambda: pool.alive == 2)
+    refs = [published(tmp_path, version) for version in (10, 11, 12)]
+    faults = {1: "slow", 2: "die"}
+    prompts = [prompt_of(number, faults.get(number, "none"), "long") for number in range(9)]
+    (script / "log").touch()
+    places, lost, begun = seeds(prompts), pool.lost, len(log_of(script))
+    shorter, short, whole = (SAMPLING.model_copy(update={"max_tokens": limit}) for limit in (2, 4, 256))
+    for ref in refs:
+        pool.load_adapter(ref)
+    request = pool.extend(pool.submit(prompts, shorter, refs[0], places), short, refs[1])
+    (script / "die").touch()
+    request = pool.extend(request, whole, refs[2])
+    assert pool.finished(request, 60)
+    assert pool.lost == lost + 1
+    groups = request.groups()
+    assert [group.prompt for group in groups] == prompts
+    for group, seed in zip(groups, places, strict=True):
+        for sample, completion in enumerate(group.completions):
+            length = length_of(seed, sample)
+            assert completion.token_ids == tuple(sample_seed(seed, sample, place) for place in range(length))
+            tokens = [end for end in (min(length, 2), min(length, 4) - 2, length - 4) if end > 0]
+            assert completion.legs == tuple(
+                Leg(adapter=ref.key, tokens=count) for ref, count in zip(refs, tokens, strict=False)
+            )
+    assert {len(c.legs) for group in groups for c in group.completions} == {1, 2, 3}
+    # Pieces stay as they were cut, in each of the three legs, and one was given out twice.
+    pieces = Counter(tuple(ids) for _, _, ids in log_of(script)[begun:])
+    assert sum(pieces.values()) == 3 * 5 + 1
+    assert pieces.keys() == {("long0", "long1"), ("long2", "long3"), ("long4", "long5"), ("long6", "long7"), ("long8",)}
+    for ref in refs:
+        pool.unload_adapter(ref)
+    with pytest.raises(AdapterError, match="policy-v000012 is not loaded"):
+        pool.extend(request, SAMPLING, refs[-1])
+
+
+def test_an_answer_that_does_not_go_on_with_what_was_given_is_refused() -> None:
+    from rollout.ray_pool import _sampled
+
+    engine, prompts = ScriptedEngine(scripted(Path("/nowhere"))), [prompt_of(0, name="long")]
+    short = SAMPLING.model_copy(update={"max_tokens": 1})
+    request = cut(prompts, short, None, seeds(prompts), 1)
+    begun = next(one for one in engine.complete(seeds(prompts)[0], 9, "base") if is_unfinished(one, 2))
+    group = RolloutGroup(prompt=prompts[0], completions=(begun,) * 3)
+    assert _sampled(request.pieces[0], [group]) is None
+    piece = extended(request, SAMPLING.model_copy(update={"max_tokens": 2}), None).pieces[0]
+
+    def complaint(after: Completion) -> str | None:
+        return _sampled(piece, [replace(group, completions=(after,) * 3)])
+
+    leg = replace(begun, token_ids=(7,))
+    whole = joined(begun, leg, (), str)
+    for other in (
+        begun,  # left as it was
+        replace(whole, token_ids=(8, 7)),
+        replace(whole, logprobs=(-2.0, -1.0)),
+        replace(whole, earlier=(Leg(adapter="policy-v000001", tokens=1),)),
+    ):
+        assert complaint(other) == "it did not go on with what it was given"
+    assert complaint(replace(whole, adapter="policy-v000099")) == "it sampled from policy-v000099 when asked for base"
+    fewer = replace(group, completions=(whole,) * 2)
+    assert _sampled(piece, [fewer]) == "it answered other prompts than it was asked"
+    assert piece.groups is None
+    assert complaint(whole) is None
 
 
 def test_an_adapter_that_is_not_what_was_published_reaches_no_worker(pool: Any, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from rewards import GradeResult, Verdict
 from rl_engine.assemble import pad_id_of
 from rl_engine.best import best_version
 from rl_engine.checkpoint import Checkpoints, RunState, restore_rng
@@ -21,6 +25,8 @@ from rl_engine.console import RunConsole
 from rl_engine.gap import gap_limits
 from rl_engine.output import config_hash
 from rl_engine.records import Records, read_metrics
+from rl_engine.sampler import GradedGroup
+from rollout.types import Completion, Leg, Problem, Prompt, RolloutGroup
 
 
 class Tracker:
@@ -71,6 +77,22 @@ def test_going_on_drops_what_was_written_of_later_steps(tmp_path: Path) -> None:
     records.open(1)
     assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1]
     assert len(list((tmp_path / "rollouts").iterdir())) == 2
+
+
+def test_a_row_says_which_version_produced_which_tokens(tmp_path: Path) -> None:
+    whole = Completion(text="6", token_ids=(6,), logprobs=(-1.0,), finish_reason="stop", adapter="policy-v000002")
+    earlier = (Leg(adapter="policy-v000000", tokens=2), Leg(adapter="policy-v000001", tokens=2))
+    in_legs = replace(whole, token_ids=(1, 2, 3, 4, 5, 6), logprobs=(-1.0,) * 6, earlier=earlier)
+    prompt = Prompt(problem=Problem(id="p", text="3+3=?", answer="6"), text="3+3=?", token_ids=(3, 3))
+    result = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="6", terms={})
+    graded = GradedGroup(RolloutGroup(prompt=prompt, completions=(whole, in_legs)), (result, result))
+    Records(tmp_path, load_config("quickstart.yaml")).rollouts(3, [graded], [[0.0, 0.0]])
+    with gzip.open(tmp_path / "rollouts" / "step000003.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
+    assert [(row["adapter"], row["completion_tokens"], row["legs"]) for row in rows] == [
+        ("policy-v000002", 1, [["policy-v000002", 1]]),
+        ("policy-v000002", 6, [["policy-v000000", 2], ["policy-v000001", 2], ["policy-v000002", 2]]),
+    ]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
