@@ -234,6 +234,7 @@ def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_wo
         pool.unload_adapter(ref)
     with pytest.raises(AdapterError, match="policy-v000012 is not loaded"):
         pool.extend(request, SAMPLING, refs[-1])
+    until(lambda: pool.alive == 2)
 
 
 def test_an_answer_that_does_not_go_on_with_what_was_given_is_refused() -> None:

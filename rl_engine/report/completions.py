@@ -166,11 +166,16 @@ def _group(rows: list[dict[str, Any]]) -> ShownGroup:
                 tokens=row["completion_tokens"],
                 finish_reason=row["finish_reason"],
                 extracted=row["extracted"],
-                adapter=row["adapter"],
+                adapter=" → ".join(_adapters(row)),
             )
             for row in rows[:SAMPLES]
         ),
     )
+
+
+def _adapters(row: dict[str, Any]) -> list[str]:
+    """The versions that sampled it, in order; runs from before partial rollouts name one."""
+    return [adapter for adapter, _ in row["legs"]] if "legs" in row else [row["adapter"]]
 
 
 def shortened(text: str) -> str:
