@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
@@ -323,8 +323,10 @@ def _answer(handle: Any) -> tuple[Any, Complaint]:
     except RayTaskError as error:
         return None, f"it failed: {error.cause!r}"
     except RayError as error:
-        # Of an actor that died, the first line says how; what follows is Ray's advice.
-        return None, f"it died or its answer was lost: {str(error).splitlines()[0]}"
+        lines = str(error).splitlines()
+        # Of an actor that died, the first line says how; what follows is Ray's advice, or a traceback and its cause.
+        cause = lines[-1] if isinstance(error, ActorDiedError) and error.actor_init_failed else lines[0]
+        return None, f"it died or its answer was lost: {cause}"
 
 
 def _loaded(worker: _Worker, ref: AdapterRef, found: str) -> Complaint:
