@@ -191,7 +191,13 @@ class RayPool:
         if address is None:
             start_ray(cpus, self._scratch.path, self.settings.cards)
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            except ConnectionError as error:  # Ray says no more, whatever the reason is
+                raise PoolError(
+                    f"rollout.address is {address}, and no Ray cluster there takes this process: start one with `ray "
+                    "start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
+                ) from error
 
     def _hire(self) -> _Worker:
         """A new worker that starts its engine."""

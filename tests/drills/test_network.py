@@ -40,6 +40,14 @@ SETTINGS = (
     "rollout.kv_cache_gib=0.1",
     "log.tensorboard=false",
 )
+# A pool of the cluster's.
+POOL = f"""
+from rollout.engine import EngineSettings, PoolSettings
+from rollout.ray_pool import RayPool
+engine = EngineSettings(model="none", dtype="float32", max_model_len=8, lora_rank=1)
+limits = {{"prompts_per_piece": 1, "start_timeout_s": 60, "piece_timeout_s": 60, "max_restarts": 0}}
+RayPool(engine, PoolSettings(workers=1, address="{HEAD}:6379", cpus_per_worker=1, **limits))
+"""
 JOIN = ("start", f"--address={HEAD}:6379", "--num-cpus=1")
 
 
@@ -109,14 +117,14 @@ def test_two_machines_give_what_one_gives(cluster: Cluster, local: Path) -> None
     assert unlike(cluster.run("joined"), local) == []
 
 
-def test_a_machine_without_the_token_cannot_join(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_process_without_the_token_is_told(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("0" * 64)
     environment = {**cluster.other.environment, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = cluster.other.command(ray, "status", f"--address={HEAD}:6379")
-    asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    command = cluster.other.command(sys.executable, "-c", POOL)
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert asked.returncode != 0
-    assert "uthentication" in asked.stdout + asked.stderr
+    assert f"PoolError: rollout.address is {HEAD}:6379, and no Ray cluster there takes this process" in asked.stderr
+    assert "InvalidAuthToken" in asked.stderr  # Ray's own line
 
 
 @pytest.mark.parametrize("cut_s", [30])
@@ -137,3 +145,20 @@ def test_a_link_that_is_cut_while_sampling(cluster: Cluster, local: Path, cut_s:
     print(cluster.output(name).read_text())
     print("workers lost:", read_metrics(cluster.run(name))[-1]["workers/lost"], flush=True)
     assert unlike(cluster.run(name), local) == []
+
+
+def test_a_machine_that_is_lost_and_comes_back(cluster: Cluster, local: Path) -> None:
+    """As after a longer cut, when the cluster counts the machine as dead: it is for others to start Ray there again."""
+    with cluster.training("lost") as process:
+        until(lambda: (cluster.steps("lost") >= 1 and pool_workers("generate")) or process.poll() is not None, 900)
+        cluster.other.ray("stop", "--force")
+        before = cluster.steps("lost")
+        assert cluster.other.workers() == []
+        time.sleep(10)
+        assert process.poll() is None, cluster.output("lost").read_text()
+        cluster.other.ray(*JOIN)
+        assert process.wait(3000) == 0, cluster.output("lost").read_text()
+    print(cluster.output("lost").read_text(), flush=True)
+    assert before < cluster.steps("lost")
+    assert read_metrics(cluster.run("lost"))[-1]["workers/lost"] == 1
+    assert unlike(cluster.run("lost"), local) == []
