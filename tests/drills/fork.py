@@ -184,7 +184,7 @@ def train(
     directory: Path | None = None,
     settings: tuple[str, ...] = TINY,
     prepare: Callable[[], None] = as_it_is,
-    timeout_s: float = 300,
+    timeout_s: float = 1200,
 ) -> Ended:
     """Run the command below `directory` (or `place`), which is made; notes about it go to `place`.
 
