@@ -276,6 +276,13 @@ def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch
         make_pool()
 
 
+def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
+    from rollout.ray_local import LONGEST_DIRECTORY, start_ray
+
+    with pytest.raises(PoolError, match="set TMPDIR to a directory with a shorter one"):
+        start_ray(1, Path("/" + LONGEST_DIRECTORY * "x"))
+
+
 def test_the_local_cluster_is_out_of_reach(ray_cluster: Path) -> None:
     """Its processes listen on the loopback device alone, and ask for a token."""
     found = []
