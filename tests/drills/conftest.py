@@ -76,7 +76,7 @@ def shared_memory() -> set[Path]:
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """A directory with a short name: those of Ray's sockets, below it, may have 107 characters."""
-    with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as path:
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as path:
         yield Path(path)
 
 

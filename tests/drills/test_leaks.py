@@ -58,6 +58,7 @@ class Figures:
     services_mib: float
     """Memory of all of these but driver and workers."""
     shared_memory_mib: float
+    """Of Ray's object store, as far as it was ever used."""
     temporary_files: int
 
 
@@ -86,11 +87,14 @@ def driver(place: Path) -> psutil.Process:
 
 def figures(run: psutil.Process, place: Path, step: int) -> Figures:
     family = run.children(recursive=True)
-    services = 0
+    services = shared = 0
     for process in family:
         with contextlib.suppress(psutil.Error):
-            if "PoolWorker" not in " ".join(process.cmdline()):
-                services += process.memory_full_info().uss
+            if "PoolWorker" in " ".join(process.cmdline()):
+                continue
+            services += process.memory_full_info().uss
+            if process.name() == "raylet":
+                shared += sum(mapped.rss for mapped in process.memory_maps() if mapped.path.startswith("/dev/shm"))
     return Figures(
         step=step,
         driver_mib=run.memory_full_info().uss / 2**20,
@@ -98,7 +102,7 @@ def figures(run: psutil.Process, place: Path, step: int) -> Figures:
         driver_threads=run.num_threads(),
         processes=len(family) + 1,
         services_mib=services / 2**20,
-        shared_memory_mib=sum(path.stat().st_blocks * 512 for path in Path("/dev/shm").iterdir()) / 2**20,
+        shared_memory_mib=shared / 2**20,
         temporary_files=sum(path.is_file() for path in files_below(place / "tmp")),
     )
 
@@ -122,7 +126,8 @@ def watch(place: Path, over: threading.Event) -> list[Figures]:
         with contextlib.suppress(psutil.NoSuchProcess):  # the run has just ended
             found.append(figures(driver(place), place, step))
             print({name: round(value, 1) for name, value in asdict(found[-1]).items()}, flush=True)
-            pool_workers()[0].kill()
+            if step < STEPS:  # what a killed worker leaves the next one to start removes
+                pool_workers()[0].kill()
     return found
 
 
@@ -144,6 +149,6 @@ def test_nothing_grows_and_nothing_is_left(short_path: Path) -> None:
     half = [each for each in found if each.step >= STEPS / 2]
     steps = [each.step for each in half]
     grown = {name: np.polyfit(steps, [getattr(f, name) for f in half], 1)[0] * (STEPS / 2) for name in GROWTH}
-    print({name: round(value, 2) for name, value in grown.items()}, flush=True)
+    print({name: round(float(value), 2) for name, value in grown.items()}, flush=True)
     assert [(name, value) for name, value in grown.items() if value > GROWTH[name]] == []
     assert list((short_path / "tmp").iterdir()) == []

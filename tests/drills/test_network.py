@@ -86,7 +86,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """The head has no cores for workers, so all of them are on the other machine."""
-    with tempfile.TemporaryDirectory(prefix="rl", dir="/tmp") as path, two_machines(Path(path)) as (head, other):
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as path, two_machines(Path(path)) as (head, other):
         head.ray("start", "--head", "--port=6379", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false")
         other.ray(*JOIN)
         yield Cluster(Path(path), head, other)
