@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from rollout.engine import BASE, EngineSettings, sample_seed
 from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
 
 TOKENS = 8
+# For a run that has it: the probabilities are made up.
+UNCHECKED = ("rollout.max_kl=1e9", "rollout.max_logprob_gap=1e9")
 
 
 @dataclass
@@ -18,6 +21,8 @@ class AnsweringEngine:
     """Tokens follow from seed and version: a new version answers otherwise, as the canary asks."""
 
     settings: EngineSettings
+    pause_s: float = 0.0
+    """How long it takes to answer, or to load an adapter."""
     _loaded: set[str] = field(default_factory=set)
 
     def generate(
@@ -25,6 +30,7 @@ class AnsweringEngine:
     ) -> list[RolloutGroup]:
         key = adapter.key if adapter else BASE
         assert adapter is None or key in self._loaded
+        time.sleep(self.pause_s)
         return [
             RolloutGroup(
                 prompt=prompt, completions=tuple(self._answer(prompt, seed, n, key) for n in range(sampling.n))
@@ -45,6 +51,7 @@ class AnsweringEngine:
 
     def load_adapter(self, ref: AdapterRef) -> None:
         assert identity_of(ref.path) == ref.sha256
+        time.sleep(self.pause_s)
         self._loaded.add(ref.key)
 
     def unload_adapter(self, ref: AdapterRef) -> None:
@@ -55,3 +62,8 @@ class AnsweringEngine:
     def wake(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def unhurried(settings: EngineSettings) -> AnsweringEngine:
+    """One that can be met at work."""
+    return AnsweringEngine(settings, pause_s=1.0)

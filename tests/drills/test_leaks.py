@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from rl_engine.records import read_metrics
-from tests.drills.answering_engine import AnsweringEngine
+from tests.drills.answering_engine import UNCHECKED, AnsweringEngine
 from tests.drills.bad_engines import workers_with
 from tests.drills.fork import MARK, train
 from tests.drills.machines import pool_workers
@@ -38,9 +38,7 @@ SETTINGS = (
     "eval.limit=2",
     "checkpoint.every=50",
     "optim.lr=1e-5",
-    # The engine makes its probabilities up.
-    "rollout.max_kl=1e9",
-    "rollout.max_logprob_gap=1e9",
+    *UNCHECKED,
 )
 
 

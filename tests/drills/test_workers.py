@@ -7,27 +7,34 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from rl_engine.records import read_metrics
+from tests.drills.answering_engine import UNCHECKED, unhurried
+from tests.drills.bad_engines import workers_with
 from tests.drills.equality import different
-from tests.drills.fork import train
+from tests.drills.fork import as_it_is, train
 from tests.drills.machines import pool_workers
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]
-PIECE_S, START_S = 20, 180
 SETTINGS = (
     "rollout.placement=ray",
     "rollout.workers=1",
     "rollout.prompts_per_piece=2",
-    f"rollout.piece_timeout_s={PIECE_S}",
-    f"rollout.start_timeout_s={START_S}",
-    "train.steps=10",
+    "rollout.piece_timeout_s=20",
+    "train.steps=8",
     "eval.every=2",
 )
+# How the pool gets its workers, and what differs. Also how long a worker that is stopped while it loads an adapter is
+# waited for: as long as for one that starts.
+ENGINES = {
+    "scripted": (partial(workers_with, unhurried), ("rollout.start_timeout_s=60", *UNCHECKED)),
+    "vllm": (as_it_is, ("rollout.start_timeout_s=240",)),
+}
 
 
 def kill(worker: psutil.Process, _: str) -> None:
@@ -103,14 +110,16 @@ def strike(run: Path, faults: list[Fault], over: threading.Event) -> list[str]:
     return done
 
 
-def test_a_run_whose_workers_are_harassed_is_the_run_nobody_touched(short_path: Path) -> None:
-    whole = train(short_path / "w", *SETTINGS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_whose_workers_are_harassed_is_the_run_nobody_touched(short_path: Path, engine: str) -> None:
+    prepare, settings = ENGINES[engine]
+    whole = train(short_path / "w", *SETTINGS, *settings, prepare=prepare)
     assert whole.code == 0, whole.output
     run, over = short_path / "h" / "runs" / "quickstart", threading.Event()
     with ThreadPoolExecutor(1) as thread:
         striking = thread.submit(strike, run, FAULTS, over)
         try:
-            harassed = train(short_path / "h", *SETTINGS, timeout_s=1800)
+            harassed = train(short_path / "h", *SETTINGS, *settings, prepare=prepare, timeout_s=3000)
         finally:
             over.set()
         done = striking.result()

@@ -24,17 +24,19 @@ SETTINGS = (
     # Versions a step apart differ by more than two implementations of one do.
     "optim.lr=1e-2",
 )
-CANARY = ("on the canary prompts", "answers exactly as the version before it did")
+KEY = f"policy-v{BAD:06d}"
+CANARY = (
+    "did not reach the sampler: on the canary prompts",
+    "is loaded, but the sampler answers exactly as the version",
+)
 
 
 def stopped(place: Path, *settings: str, prepare: Callable[[], None]) -> tuple[Path, str]:
-    """A run that such a worker has ended, and what it said."""
+    """A run that such a worker has ended, and what it said last."""
     ended = train(place, *SETTINGS, *settings, prepare=prepare)
-    message = " ".join(ended.output[ended.output.find("error:") :].split())
+    message = " ".join(ended.output.split())[-600:]
     print(message, flush=True)
-    assert ended.code == 2, ended.output
-    assert "Traceback" not in ended.output
-    assert f"policy-v{BAD:06d}" in message
+    assert ended.code == 1, ended.output
     return place / "runs" / "quickstart", message
 
 
@@ -43,21 +45,21 @@ def test_the_canary_sees_wrong_weights_before_anything_is_sampled(
     short_path: Path, staleness: int, prepare: Callable[[], None]
 ) -> None:
     run, message = stopped(short_path, f"rollout.max_staleness={staleness}", prepare=prepare)
-    assert any(words in message for words in CANARY)
+    assert any(f"{KEY} {words}" in message for words in CANARY)
     assert AdapterStore(run / "adapters").versions()[-1] == BAD
 
 
 def test_the_gap_sees_them_ahead_of_the_learner(short_path: Path) -> None:
     """The canary was answered rightly. With a step ahead, the next one still takes what the version before sampled."""
     run, message = stopped(short_path, "rollout.max_staleness=1", prepare=STALE_AFTER_CANARY)
-    assert not any(words in message for words in CANARY)
+    assert f"completions of {KEY}, against {KEY} as it was" in message
     assert AdapterStore(run / "adapters").versions()[-1] == BAD + 1
 
 
 def test_nothing_is_learned_from_them(short_path: Path) -> None:
     """The gap stops the step; resumed with a worker that does what it says, the run is the one nobody touched."""
     run, message = stopped(short_path / "b", prepare=BASE_AFTER_CANARY)
-    assert not any(words in message for words in CANARY)
+    assert "the sampler's log-probabilities are not the learner's" in message
     assert AdapterStore(run / "adapters").versions()[-1] == BAD
     assert read_metrics(run)[-1]["adapter/version"] == BAD
     for place in ("b", "w"):
