@@ -114,7 +114,7 @@ def watch(place: Path, over: threading.Event) -> list[Figures]:
     """Figures just before a worker is killed, every so many steps: the last killed one has been replaced by then."""
     found: list[Figures] = []
     run = place / "runs" / "quickstart"
-    while not over.wait(0.1):
+    while not over.wait(0.5):
         step = len(read_metrics(run)) - 1
         if step < EVERY * (len(found) + 1):
             continue
