@@ -12,6 +12,7 @@ from typing import Any
 import rollout.ray_pool
 from rollout.adapters import MANIFEST, sha256_of
 from rollout.engine import Engine, EngineSettings
+from rollout.pool_worker import vllm_engine
 from rollout.scratch import ScratchDirectory
 from rollout.types import AdapterRef
 
@@ -65,7 +66,7 @@ class WrongWeights:
 
 
 def wrong_weights(stale: bool, honest_calls: int, settings: EngineSettings) -> Engine:
-    engine: Any = WrongWeights(rollout.ray_pool.vllm_engine(settings), stale, honest_calls)
+    engine: Any = WrongWeights(vllm_engine(settings), stale, honest_calls)
     return engine  # type: ignore[no-any-return]
 
 

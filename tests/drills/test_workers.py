@@ -31,7 +31,7 @@ SETTINGS = (
 )
 # How the pool gets its workers, and what differs. Also how long a worker that is stopped while it loads an adapter is
 # waited for: as long as for one that starts.
-ENGINES = {
+ENGINES: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
     "scripted": (partial(workers_with, unhurried), ("rollout.start_timeout_s=60", *UNCHECKED)),
     "vllm": (as_it_is, ("rollout.start_timeout_s=240",)),
 }
