@@ -15,13 +15,21 @@ from rollout.engine import PoolError
 
 # The object store holds the adapters, and the prompts and completions under way.
 STORE_BYTES = 512 * 2**20
+# What Linux allows the name of a socket, less what Ray puts behind its directory's.
+LONGEST_DIRECTORY = 107 - len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 
 def start_ray(cpus: int, directory: Path, cards: Sequence[int] = ()) -> None:
     """A cluster of this machine alone, on the loopback device, that keeps its sockets and logs in `directory`.
 
     `cards`: the CUDA devices that are its own.
+    Raises `PoolError` when the directory's name is too long for the sockets.
     """
+    if len(os.fsencode(directory)) > LONGEST_DIRECTORY:
+        raise PoolError(
+            f"{directory} has too long a name for Ray's sockets ({LONGEST_DIRECTORY} bytes at most): set TMPDIR to a "
+            "directory with a shorter one"
+        )
     with _visible_cards(cards), _signals_kept():
         ray.init(
             address="local",

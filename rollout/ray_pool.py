@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
@@ -199,7 +199,13 @@ class RayPool:
         if address is None:
             start_ray(cpus, self._scratch.path, self.settings.cards)
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            except ConnectionError as error:  # Ray says no more, whatever the reason is
+                raise PoolError(
+                    f"rollout.address is {address}, and no Ray cluster there takes this process: start one with `ray "
+                    "start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
+                ) from error
 
     def _hire(self) -> _Worker:
         """A new worker that starts its engine."""
@@ -331,8 +337,10 @@ def _answer(handle: Any) -> tuple[Any, Complaint]:
     except RayTaskError as error:
         return None, f"it failed: {error.cause!r}"
     except RayError as error:
-        # Of an actor that died, the first line says how; what follows is Ray's advice.
-        return None, f"it died or its answer was lost: {str(error).splitlines()[0]}"
+        lines = str(error).splitlines()
+        # Of an actor that died, the first line says how; what follows is Ray's advice, or a traceback and its cause.
+        cause = lines[-1] if isinstance(error, ActorDiedError) and error.actor_init_failed else lines[0]
+        return None, f"it died or its answer was lost: {cause}"
 
 
 def _loaded(worker: _Worker, ref: AdapterRef, found: str) -> Complaint:

@@ -334,6 +334,27 @@ def test_a_pool_that_cannot_start_says_why_at_once(make_pool: PoolMaker, tmp_pat
         make_pool()
 
 
+def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without the project, for one: Ray's first line says only that the actor died."""
+
+    class Unmade:
+        def __init__(self, cpus: int) -> None:
+            raise ModuleNotFoundError("No module named 'rollout'")
+
+        def start(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr("rollout.ray_pool.PoolWorker", Unmade)
+    with pytest.raises(PoolError, match=r"no sampling worker is left.*ModuleNotFoundError: No module named 'rollout'"):
+        make_pool()
+
+
+def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
+    from rollout.ray_local import LONGEST_DIRECTORY, start_ray
+
+    with pytest.raises(PoolError, match="set TMPDIR to a directory with a shorter one"):
+        start_ray(1, Path("/" + LONGEST_DIRECTORY * "x"))
+
+
 def test_the_local_cluster_is_out_of_reach(ray_cluster: Path) -> None:
     """Its processes listen on the loopback device alone, and ask for a token."""
     found = []

@@ -1,4 +1,4 @@
-"""Two run directories → what is not the same in them, apart from times."""
+"""Two run directories → what is not the same in them, apart from times and lost workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rollout.adapters import sha256_of
 # Weights, Adam's moments, the state of the random numbers, completions: to the byte.
 WHOLE = ("adapters/v*/adapter_model.safetensors", "checkpoints/step*/learner.safetensors", "rollouts/*")
 LINKS = ("adapters/latest", "adapters/best")
-TIMES = ("time/", "throughput/", "memory/")
+# What depends on the clock, or on what befell the workers.
+TIMES = ("time/", "throughput/", "memory/", "workers/")
 
 
 def different(run: Path, other: Path) -> list[str]:
@@ -32,7 +33,7 @@ def different(run: Path, other: Path) -> list[str]:
 
 
 def timeless(run: Path) -> list[dict[str, float]]:
-    """The metrics that depend on no clock."""
+    """The metrics that depend on no clock and no accident."""
     return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in read_metrics(run)]
 
 

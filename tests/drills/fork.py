@@ -147,7 +147,9 @@ def noted(method: Callable[..., Any], journal: Journal, name: str) -> Callable[.
     return call
 
 
-def train_here(place: Path, directory: Path, arguments: tuple[str, ...], moment: Moment | None) -> None:
+def train_here(
+    place: Path, directory: Path, arguments: tuple[str, ...], moment: Moment | None, prepare: Callable[[], None]
+) -> None:
     """In the fork: become the command."""
     os.setsid()
     os.chdir(directory)
@@ -161,6 +163,7 @@ def train_here(place: Path, directory: Path, arguments: tuple[str, ...], moment:
     for name, (module, holder, method) in PHASES.items():
         owner = getattr(importlib.import_module(module), holder, None) or importlib.import_module(f"{module}.{holder}")
         setattr(owner, method, noted(getattr(owner, method), journal, name))
+    prepare()
     from rl_engine.train import app
 
     try:
@@ -171,16 +174,32 @@ def train_here(place: Path, directory: Path, arguments: tuple[str, ...], moment:
         (place / "durations.json").write_text(json.dumps(journal.durations))
 
 
-def train(place: Path, *arguments: str, moment: Moment | None = None, directory: Path | None = None) -> Ended:
-    """Run the command below `directory` (or `place`), which is made; notes about it go to `place`."""
+def as_it_is() -> None: ...
+
+
+def train(
+    place: Path,
+    *arguments: str,
+    moment: Moment | None = None,
+    directory: Path | None = None,
+    settings: tuple[str, ...] = TINY,
+    prepare: Callable[[], None] = as_it_is,
+    timeout_s: float = 1200,
+) -> Ended:
+    """Run the command below `directory` (or `place`), which is made; notes about it go to `place`.
+
+    `prepare` is called in the fork, before anything else: a change to the program that is tried.
+    """
     (place / "tmp").mkdir(parents=True, exist_ok=True)
     for name in ("phase", "struck", "durations.json"):
         (place / name).unlink(missing_ok=True)
-    process = CONTEXT.Process(target=train_here, args=(place, directory or place, (*TINY, *arguments), moment))
+    process = CONTEXT.Process(
+        target=train_here, args=(place, directory or place, (*settings, *arguments), moment, prepare)
+    )
     process.start()
-    process.join(300)
+    process.join(timeout_s)
     gone = time.time()
-    assert process.exitcode is not None, "the run is still there after five minutes"
+    assert process.exitcode is not None, f"the run is still there after {timeout_s:.0f} s"
     struck, at = json.loads((place / "struck").read_text()) if (place / "struck").exists() else (None, gone)
     done = place / "durations.json"
     return Ended(

@@ -1,0 +1,131 @@
+"""This machine → two, joined by a cable that can be pulled: namespaces for network, processes, files and names.
+
+Each has its own `/dev/shm` and, at the same path, its own directory for temporary files; they share the rest of the
+disk, as if they had the same environment at the same path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.drills.fork import MARK
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAD, OTHER = "10.99.7.1", "10.99.7.2"
+# It is the first process in there: it waits for whatever loses its parent.
+BOOT = "hostname {name}; mount --bind {own} {shared}; mount -t tmpfs tmpfs /dev/shm; while sleep 1; do :; done"
+# The cable ends in a switch of the head's: what is pulled is the plug there, and neither side's interface goes down.
+PLUG = (
+    "ip link set lo up; ip link add switch type bridge; ip link add plug type veth peer name eth netns {other}; "
+    f"ip link set plug master switch up; ip link set switch up; ip addr add {HEAD}/24 dev switch; "
+    "ip route add default dev switch"
+)
+CABLE = f"ip link set lo up; ip link set eth up; ip addr add {OTHER}/24 dev eth; ip route add default dev eth"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One of the two; it is gone with its first process."""
+
+    first: int
+    """The number, from outside, of that."""
+    environment: dict[str, str]
+
+    def command(self, *words: str) -> list[str]:
+        """What runs the words in there, at the project's root."""
+        return ["nsenter", f"--target={self.first}", "-m", "-u", "-i", "-n", "-p", f"--wd={ROOT}", *words]
+
+    def run(self, *words: str) -> str:
+        done = subprocess.run(self.command(*words), env=self.environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def ray(self, *words: str) -> str:
+        return self.run(str(Path(sys.executable).with_name("ray")), *words)
+
+    def workers(self) -> list[psutil.Process]:
+        """Workers of a pool in there."""
+        mine = network_of(self.first)
+        return [each for each in pool_workers() if network_of(each.pid) == mine]
+
+
+def network_of(pid: int) -> Path:
+    """The namespace of a process."""
+    return Path(f"/proc/{pid}/ns/net").readlink()
+
+
+def pool_workers(doing: str = "") -> list[psutil.Process]:
+    """Workers of the drill's runs, on any machine, that are at this: Ray writes it into a process's title."""
+    title, found = f"ray::PoolWorker.{doing}".rstrip(".").encode(), []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError, psutil.Error):
+            if path.read_bytes().startswith(title):
+                process = psutil.Process(int(path.parent.name))
+                if process.environ().get(MARK) == str(os.getpid()):
+                    found.append(process)
+    return found
+
+
+def until(true: Callable[[], object], timeout_s: float, every_s: float = 0.05) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(every_s)
+
+
+@contextlib.contextmanager
+def two_machines(place: Path) -> Iterator[tuple[Machine, Machine]]:
+    """`place` has a short name: Ray's sockets lie below it. Raises `OSError` where namespaces cannot be made."""
+    shared, token = place / "t", place / "token"
+    shared.mkdir()
+    token.write_text(secrets.token_hex(32))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"TMPDIR": str(shared), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    # Ray's own choice for workers, 15, is for machines of their own.
+    environment |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    kinds = ["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    with contextlib.ExitStack() as stack:
+        machines = []
+        for name in ("head", "other"):
+            (place / name).mkdir()
+            boot = BOOT.format(name=name, own=place / name, shared=shared)
+            process = subprocess.Popen(["unshare", *kinds, "sh", "-c", boot])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            until(lambda: psutil.Process(process.pid).children(), 10)  # noqa: B023 - called at once
+            machines.append(Machine(psutil.Process(process.pid).children()[0].pid, environment))
+        head, other = machines
+        until(lambda: other.run("hostname") == "other\n" and other.run("mount").count(str(shared)), 10)
+        for machine, words in ((head, PLUG.format(other=other.first)), (other, CABLE)):
+            # From outside, where the other machine's first process has that number.
+            subprocess.run(["nsenter", f"--target={machine.first}", "--net", "sh", "-ec", words], check=True)
+        yield head, other
+
+
+def possible() -> bool:
+    """Whether namespaces can be made here."""
+    command = ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", "ip link add switch type bridge"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def pulled(head: Machine) -> Iterator[None]:
+    """Inside the block nothing gets from one machine to the other, and nobody is told."""
+    head.run("ip", "link", "set", "plug", "down")
+    try:
+        yield
+    finally:
+        head.run("ip", "link", "set", "plug", "up")
