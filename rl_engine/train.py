@@ -137,6 +137,7 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
     """In an output directory that is known to be ours."""
     from rewards import Grader
     from rl_engine.assemble import assemble
+    from rl_engine.learner import SamplerGapError
     from rl_engine.loop import summary_paths, train
     from rl_engine.records import read_metrics
     from rl_engine.report.page import NAME as REPORT
@@ -148,6 +149,8 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
         run.stop.listen()
         try:
             train(run)
+        except SamplerGapError as error:
+            fail(f"step {run.step}, version {run.version}: {error}\n--resume goes on from the last checkpoint.", 1)
         finally:
             run.records.close()
             run.sampler.engine.close()
