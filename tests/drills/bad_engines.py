@@ -11,7 +11,7 @@ from typing import Any
 
 import rollout.ray_pool
 from rollout.adapters import MANIFEST, sha256_of
-from rollout.engine import Engine, EngineSettings
+from rollout.engine import EngineSettings, ExtendingEngine
 from rollout.pool_worker import vllm_engine
 from rollout.scratch import ScratchDirectory
 from rollout.types import AdapterRef
@@ -65,13 +65,13 @@ class WrongWeights:
         return replace(ref, path=path, sha256=sha256_of(path / MANIFEST))
 
 
-def wrong_weights(stale: bool, honest_calls: int, settings: EngineSettings) -> Engine:
+def wrong_weights(stale: bool, honest_calls: int, settings: EngineSettings) -> ExtendingEngine:
     engine: Any = WrongWeights(vllm_engine(settings), stale, honest_calls)
     return engine  # type: ignore[no-any-return]
 
 
-def workers_with(make_engine: Callable[[EngineSettings], Engine]) -> None:
-    """The pool of this process has workers with such engines."""
+def workers_with(make_engine: Callable[[EngineSettings], Any]) -> None:
+    """The pool of this process has workers with such engines: an `Engine`, since no drill has completions gone on with."""
     rollout.ray_pool.RayPool = partial(rollout.ray_pool.RayPool, make_engine=make_engine)  # type: ignore[misc, assignment]
 
 
