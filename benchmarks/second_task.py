@@ -186,8 +186,10 @@ def main(sweep: Annotated[Path, typer.Argument(help="Output directory of sweep_s
             f"{one.arm:12}{one.steps:8}{one.second_task_log_loss:10.3f}"
             f"{one.first_task_accuracy:12.1%}{one.kl_base:8.2f}"
         )
-    last = {one.arm: one.kl_base for one in lefts}
-    print(f"KL of rank 1 over full's after the last step ratio {last['rank 1'] / last['full']:.2f}")
+    moved_by = {(one.arm, one.steps): one.kl_base for one in lefts}
+    # A sweep that is not done has more steps of one arm than of another.
+    last = max(one.steps for one in lefts if {("rank 1", one.steps), ("full", one.steps)} <= moved_by.keys())
+    print(f"KL of rank 1 over full's after {last} steps ratio {moved_by['rank 1', last] / moved_by['full', last]:.2f}")
 
 
 if __name__ == "__main__":
