@@ -5,6 +5,8 @@ DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/n
 RUN := .venv/bin/python
 # Python compiles what it imports, once. For pip to compile everything takes longer than the rest of the installation.
 PIP := $(RUN) -m pip install --quiet --no-deps --no-compile
+# Forbidden to keep what they compiled, a hundred processes of the tests would compile the same libraries.
+unexport PYTHONDONTWRITEBYTECODE
 TORCH := $(shell grep '^torch==' requirements/$(DEVICE).txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
