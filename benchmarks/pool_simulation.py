@@ -19,7 +19,8 @@ The parts:
 - Learning takes `learn_token_s` for each completion token of the groups with signal. Where the step was sampled by an
   older version, the check of that version takes `check_token_s` for each token of the step. Grading, and recording
   between the steps, take as long as there are completions.
-- A call takes the driver `send_s`, and its answer `answer_s + scan_s · W` with W calls under way.
+- A call takes the driver `send_s`. It takes all answers that are there in one pass, of `scan_s · W` with W calls under
+  way and `answer_s` for each.
 - Cores: each thread that has work runs at `Cores.pace`. On C cores shared by learner and workers n > C threads get C
   / n of their speed each, whoever they belong to; and C busy cores are `all_busy` as fast each as one alone. Without
   a number of cores every worker and the learner have their own.
@@ -198,6 +199,8 @@ class _Simulation:
         self._loaded = [0] * setting.workers
         self._idle = deque(range(setting.workers))
         self._under_way = 0
+        self._answers: list[tuple[int, _Request | None]] = []
+        """Not taken yet."""
         self._urgent: deque[Piece] = deque()
         self._waiting: deque[Piece] = deque()
         self._learner = self._learn()
@@ -316,9 +319,20 @@ class _Simulation:
 
     def _end(self, worker: int, request: _Request | None) -> None:
         self._threads -= self.setting.cores.worker
-        answered = self._driven(self.costs.answer_s + self.costs.scan_s * self._under_way)
-        self._under_way -= 1
-        self._at(answered, self._answered, worker, request)
+        self._answers.append((worker, request))
+        if len(self._answers) == 1:
+            self._at(self._worked, self._take_answers)
+
+    def _take_answers(self) -> None:
+        """A pass of the driver, as soon as it is free: all answers that are there by then."""
+        if self._driver_free > self._worked:
+            self._at(self._driver_free, self._take_answers)
+            return
+        taken, self._answers = self._answers, []
+        answered = self._driven(self.costs.answer_s * len(taken) + self.costs.scan_s * self._under_way)
+        self._under_way -= len(taken)
+        for worker, request in taken:
+            self._at(answered, self._answered, worker, request)
 
     def _answered(self, worker: int, request: _Request | None) -> None:
         self._employ(worker)

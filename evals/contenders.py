@@ -18,9 +18,9 @@ from typing import Any
 from safetensors import safe_open
 
 from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
-from rollout.engine import BASE, smallest_allowed_rank
+from rollout.engine import smallest_allowed_rank
 from rollout.models import locate_model
-from rollout.types import AdapterRef
+from rollout.types import BASE, AdapterRef
 
 # vLLM refuses these when it loads the adapter, which is after the model. Initialisations that change the base weights
 # when PEFT loads them are refused too.

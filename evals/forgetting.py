@@ -29,9 +29,9 @@ from rich.markup import escape
 
 from evals.contenders import named_directory
 from rollout.adapters import AdapterError, read_manifest, sha256_of
-from rollout.engine import BASE, EngineSettings, ScoringEngine
+from rollout.engine import EngineSettings, ScoringEngine
 from rollout.models import EMBEDDED, locate_model
-from rollout.types import AdapterRef
+from rollout.types import BASE, AdapterRef
 
 if TYPE_CHECKING:
     from rich.status import Status

@@ -17,8 +17,7 @@ from evals.votes import count_votes
 from rewards import Grader, Verdict
 from rollout.adapters import write_synced
 from rollout.config import SamplingConfig
-from rollout.engine import BASE
-from rollout.types import AdapterRef
+from rollout.types import BASE, AdapterRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from evals.outcomes import Outcome
 from evals.report import EvalReport, compare, report_on
 from evals.suites import ANSWER_FORMS, digest_of
 from rewards import Grader
-from rollout.engine import BASE
+from rollout.types import BASE
 
 FORMAT = 1
 PACKAGES = (

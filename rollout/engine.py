@@ -13,7 +13,6 @@ from rollout.types import AdapterRef, Prompt, RolloutGroup, TokenScores
 
 # vLLM's allowed values; padding above the adapter's own rank costs speed, so the smallest that fits is taken.
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-BASE = "base"
 
 
 class Engine(Protocol):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rollout.config import SamplingConfig
-from rollout.types import AdapterRef, Prompt, RolloutGroup
+from rollout.legs import goes_on
+from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup
 
 
 @dataclass(eq=False)
@@ -49,6 +50,29 @@ class Piece:
     def ready(self) -> bool:
         """Whether it can be begun."""
         return self.before is None or self.before.groups is not None
+
+    def take(self, groups: Sequence[RolloutGroup]) -> str | None:
+        """Keep this answer, or say what is wrong with it and keep nothing."""
+        request = self.request
+        if [(group.prompt, len(group.completions)) for group in groups] != [
+            (p, request.sampling.n) for p in self.prompts
+        ]:
+            return "it answered other prompts than it was asked"
+        sampled = _completions(groups)
+        if self.before is not None:
+            pairs = list(zip(_completions(self.before.groups or ()), sampled, strict=True))
+            if not all(goes_on(before, after, request.sampling.max_tokens) for before, after in pairs):
+                return "it did not go on with what it was given"
+            sampled = [after for before, after in pairs if after != before]
+        asked = request.adapter.key if request.adapter else BASE
+        if strangers := {completion.adapter for completion in sampled} - {asked}:
+            return f"it sampled from {', '.join(sorted(strangers))} when asked for {asked}"
+        self.groups = groups
+        return None
+
+
+def _completions(groups: Sequence[RolloutGroup]) -> list[Completion]:
+    return [completion for group in groups for completion in group.completions]
 
 
 def cut(

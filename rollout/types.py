@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+BASE = "base"
+"""Stands for the key of an adapter where none is loaded."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:

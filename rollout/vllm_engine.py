@@ -29,9 +29,9 @@ with warnings.catch_warnings():
 
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
-from rollout.engine import BASE, EngineSettings, sample_seed, smallest_allowed_rank
+from rollout.engine import EngineSettings, sample_seed, smallest_allowed_rank
 from rollout.legs import is_unfinished, joined
-from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
+from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 
 GIB = 1024**3
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from rollout.adapters import AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
-from rollout.engine import BASE, EngineSettings, sample_seed
+from rollout.engine import EngineSettings, sample_seed
 from rollout.legs import is_unfinished, joined
-from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
+from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup
 
 BAD_START = "bad start"
 

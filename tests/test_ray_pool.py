@@ -238,18 +238,16 @@ def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_wo
 
 
 def test_an_answer_that_does_not_go_on_with_what_was_given_is_refused() -> None:
-    from rollout.ray_pool import _sampled
-
     engine, prompts = ScriptedEngine(scripted(Path("/nowhere"))), [prompt_of(0, name="long")]
     short = SAMPLING.model_copy(update={"max_tokens": 1})
     request = cut(prompts, short, None, seeds(prompts), 1)
     begun = next(one for one in engine.complete(seeds(prompts)[0], 9, "base") if is_unfinished(one, 2))
     group = RolloutGroup(prompt=prompts[0], completions=(begun,) * 3)
-    assert _sampled(request.pieces[0], [group]) is None
+    assert request.pieces[0].take([group]) is None
     piece = extended(request, SAMPLING.model_copy(update={"max_tokens": 2}), None).pieces[0]
 
     def complaint(after: Completion) -> str | None:
-        return _sampled(piece, [replace(group, completions=(after,) * 3)])
+        return piece.take([replace(group, completions=(after,) * 3)])
 
     leg = replace(begun, token_ids=(7,))
     whole = joined(begun, leg, (), str)
@@ -262,7 +260,7 @@ def test_an_answer_that_does_not_go_on_with_what_was_given_is_refused() -> None:
         assert complaint(other) == "it did not go on with what it was given"
     assert complaint(replace(whole, adapter="policy-v000099")) == "it sampled from policy-v000099 when asked for base"
     fewer = replace(group, completions=(whole,) * 2)
-    assert _sampled(piece, [fewer]) == "it answered other prompts than it was asked"
+    assert piece.take([fewer]) == "it answered other prompts than it was asked"
     assert piece.groups is None
     assert complaint(whole) is None
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from rollout.adapters import identity_of
 from rollout.config import SamplingConfig
-from rollout.engine import BASE, EngineSettings, sample_seed
-from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
+from rollout.engine import EngineSettings, sample_seed
+from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup
 
 TOKENS = 8
 # For a run that has it: the probabilities are made up.
