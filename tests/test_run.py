@@ -26,6 +26,7 @@ from rl_engine.plot import plot_run
 from rl_engine.records import read_metrics
 from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
 from rollout.models import EMBEDDED_DIR
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 STEPS = 4
@@ -104,17 +105,16 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> str:
 
 
 def run(directory: Path, *arguments: str) -> tuple[int, str]:
-    process = start(directory, *arguments)
-    output = finish(process)
-    return process.returncode, output
+    return forked.train(directory, *arguments, **SECRETS)
 
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of four steps."""
     directory = tmp_path_factory.mktemp("whole")
-    code, output = run(directory, *OVERRIDES)
-    assert code == 0, output
+    process = start(directory, *OVERRIDES)
+    output = finish(process)
+    assert process.returncode == 0, output
     (directory / "output.txt").write_text(output)
     return directory
 
