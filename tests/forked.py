@@ -26,7 +26,7 @@ def become(directory: Path, arguments: tuple[str, ...], environment: Mapping[str
     app(["--config", "quickstart.yaml", *arguments])
 
 
-def train(directory: Path, *arguments: str, timeout_s: float = 300, **environment: str) -> tuple[int, str]:
+def train(directory: Path, *arguments: str, environment: Mapping[str, str], timeout_s: float = 300) -> tuple[int, str]:
     """Exit code and output of `python -m rl_engine.train --config quickstart.yaml …` in this directory."""
     with tempfile.TemporaryDirectory() as place:
         output = Path(place) / "output.txt"

@@ -105,7 +105,7 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> str:
 
 
 def run(directory: Path, *arguments: str) -> tuple[int, str]:
-    return forked.train(directory, *arguments, **SECRETS)
+    return forked.train(directory, *arguments, environment=SECRETS)
 
 
 @pytest.fixture(scope="session")
