@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rl_engine.config_file import ConfigError
 from rl_engine.sweep.analysis import analyse, due_cells
 from rl_engine.sweep.config import ScoreConfig, SweepConfig
 from rl_engine.sweep.figures import best_over, score_over_axis
-from rl_engine.sweep.report import best_rows, redraw, score_rows, write_report
+from rl_engine.sweep.report import COLUMNS, best_rows, curve_rows, redraw, score_rows, write_report
 from rl_engine.sweep.results import Result, scores_of, thinned
 from rl_engine.sweep.statistics import T975, estimate, mean_over_seeds, optima, pooled_spread, redrawn
 from tests.sweep_fake import sweep_of
@@ -234,6 +235,24 @@ def test_a_diverged_loss_does_not_flatten_the_others(tmp_path: Path) -> None:
     (before,) = (line for line in axes.get_lines() if line.get_label() == "before training: 0.5")
     assert np.asarray(before.get_ydata()).tolist() == [0.5, 0.5]
     assert any(12.0 in np.asarray(line.get_ydata()) for line in axes.get_lines())
+
+
+def test_the_table_over_steps_has_the_means_of_what_all_seeds_have(tmp_path: Path) -> None:
+    config = paper_sweep(tmp_path, seeds=[0, 1], confirm_seeds=[], grid={"optim.lr": [1e-3, 3e-3]})
+    found = made_up(config, lambda arm, rate, seed: None if rate == 3e-3 else 0.7 + seed / 10)
+    name = next(name for name, r in found.items() if (r.arm, r.axis_value, r.seed) == ("rank 1", 1e-3, 1))
+    found[name] = replace(found[name], curves={config.score.metric: [(0, 0.4), (12, 0.8)]})
+    titles, *rows = curve_rows(config, found)
+    assert titles == ["arm", "optim.lr", "0", "3", "12"]
+    assert rows[0] == ["rank 1", "0.001", "0.450", "", "0.750"]
+    assert rows[1] == ["rank 8", "0.001", "0.500", "0.600", "0.750"]
+    long = [(step, 1.0) for step in range(100)]
+    many = {name: replace(result, curves={config.score.metric: long}) for name, result in found.items()}
+    titles = curve_rows(config, many)[0]
+    assert len(titles) <= 2 + COLUMNS + 1
+    assert (titles[2], titles[-1]) == ("0", "99")
+    ends = {name: replace(result, curves={config.score.metric: [(0, 1.0), (9, 1.0)]}) for name, result in found.items()}
+    assert curve_rows(config, ends) == []
 
 
 def test_table_and_figures_come_again_from_the_summary_alone(tmp_path: Path) -> None:

@@ -122,6 +122,16 @@ def points_of(config: SweepConfig, arm: Arm, found: Found) -> tuple[Point, ...]:
     return tuple(points)
 
 
+def curves_at(
+    config: SweepConfig, arm: Arm, axis_value: float, found: Found, metric: str
+) -> tuple[list[int], list[list[float]]]:
+    """The steps that a metric's curves of all seeds have in common there, and the values at each."""
+    names = [cell_of(config, arm, axis_value, seed).name for seed in (*config.seeds, *config.confirm_seeds)]
+    tables = [dict(found[name].curves[metric]) for name in names if name in found and metric in found[name].curves]
+    steps = sorted(set.intersection(*({*table} for table in tables))) if tables else []
+    return steps, [[table[step] for table in tables] for step in steps]
+
+
 def _curve(config: SweepConfig, points: Sequence[Point]) -> tuple[list[Point], list[float]]:
     """The points where all of `seeds` are done, and the means over these, turned so that high is good."""
     whole = [point for point in points if all(seed in point.scores for seed in config.seeds)]

@@ -13,10 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from rl_engine.sweep.analysis import Analysis, ArmReport, Found
-from rl_engine.sweep.cells import cell_of
+from rl_engine.sweep.analysis import Analysis, ArmReport, Found, curves_at
 from rl_engine.sweep.config import COMMANDS, SweepConfig
-from rl_engine.sweep.results import Curve
 
 # Okabe and Ito's colours, told apart by people with any kind of colour vision; markers tell them apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#7A5C00")
@@ -127,10 +125,7 @@ def learning_curves(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
             if report.best is None:
                 continue
             style = styles[report.arm.name]
-            seeds = (*config.seeds, *config.confirm_seeds)
-            names = [cell_of(config, report.arm, report.best.axis_value, seed).name for seed in seeds]
-            curves = [found[name].curves[metric] for name in names if name in found and metric in found[name].curves]
-            steps, rows = _together(curves)
+            steps, rows = curves_at(config, report.arm, report.best.axis_value, found, metric)
             label = f"{report.arm.name} ({_short(config.axis)} {report.best.axis_value:g})"
             axes.plot(steps, [fmean(row) for row in rows], label=label, **(style | {"markersize": 3}))
             _band(axes, steps, rows, style["color"])
@@ -142,13 +137,6 @@ def learning_curves(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
             _as_losses(axes)
     _finish(figure, panels)
     return figure
-
-
-def _together(curves: Sequence[Curve]) -> tuple[list[int], list[list[float]]]:
-    """The steps that all curves have, and the values at each."""
-    tables = [dict(curve) for curve in curves]
-    steps = sorted(set.intersection(*({*table} for table in tables))) if tables else []
-    return steps, [[table[step] for table in tables] for step in steps]
 
 
 def best_over(config: SweepConfig, analysis: Analysis, key: str) -> Figure:

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from rl_engine.config_file import ConfigError
 from rl_engine.machine import LOCKS, libraries
-from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse
+from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse, curves_at
+from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.results import Result, parsed
 from rl_engine.sweep.statistics import Estimate
@@ -24,6 +25,8 @@ from rollout.adapters import write_synced
 
 SUMMARY, TABLE = "summary.json", "table.md"
 FORMAT = 1
+COLUMNS = 12
+"""Of the table over the steps."""
 Rows = list[list[str]]
 """The first one holds the titles."""
 
@@ -146,6 +149,25 @@ def score_rows(config: SweepConfig, analysis: Analysis) -> Rows:
     return rows
 
 
+def curve_rows(config: SweepConfig, found: Found) -> Rows:
+    """A row an arm and axis value, a column a step: the score's metric, mean over the seeds. Empty where it is only
+    known before and after."""
+    places = [(arm, value) for arm in arms_of(config) for value in arm.axis_values]
+    curves = []
+    for arm, value in places:
+        steps, values = curves_at(config, arm, value, found, config.score.metric)
+        curves.append(dict(zip(steps, map(fmean, values), strict=True)))
+    steps = sorted({step for curve in curves for step in curve})
+    if len(steps) < 3:
+        return []
+    shown = [*steps[: -1 : math.ceil(len(steps) / COLUMNS)], steps[-1]]
+    rows = [["arm", config.axis, *map(str, shown)]]
+    for (arm, value), curve in zip(places, curves, strict=True):
+        if curve:
+            rows.append([arm.name, f"{value:g}", *(f"{curve[step]:.3f}" if step in curve else "" for step in shown)])
+    return rows
+
+
 def table(config: SweepConfig, found: Found, analysis: Analysis) -> str:
     """The report as Markdown."""
     score = config.score
@@ -158,9 +180,15 @@ def table(config: SweepConfig, found: Found, analysis: Analysis) -> str:
         markdown(best_rows(config, analysis)),
         f"Mean score (seeds) by `{config.axis}`:",
         markdown(score_rows(config, analysis)),
+        *_curves(config, found),
         *_failures([result for result in found.values() if result.status != "done"]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _curves(config: SweepConfig, found: Found) -> list[str]:
+    rows = curve_rows(config, found)
+    return [f"`{config.score.metric}` by step, mean over seeds:", markdown(rows)] if rows else []
 
 
 def _failures(failed: Sequence[Result]) -> list[str]:
