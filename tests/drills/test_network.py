@@ -100,12 +100,6 @@ def local(cluster: Cluster) -> Path:
     return cluster.place / "l" / "runs" / "quickstart"
 
 
-def unlike(run: Path, local: Path) -> list[str]:
-    """What differs, apart from torch's random state in the checkpoints: nothing draws from it, and it depends on what
-    the process imported."""
-    return [name for name in different(run, local) if not name.startswith("checkpoints/")]
-
-
 def test_two_machines_give_what_one_gives(cluster: Cluster, local: Path) -> None:
     with cluster.training("joined") as process:
         until(lambda: pool_workers("generate") or process.poll() is not None, 600)
@@ -114,7 +108,7 @@ def test_two_machines_give_what_one_gives(cluster: Cluster, local: Path) -> None
         assert cluster.head.workers() == []
         assert process.wait(3000) == 0, cluster.output("joined").read_text()
     assert read_metrics(cluster.run("joined"))[-1]["workers/lost"] == 0
-    assert unlike(cluster.run("joined"), local) == []
+    assert different(cluster.run("joined"), local) == []
 
 
 def test_a_process_without_the_token_is_told(cluster: Cluster, tmp_path: Path) -> None:
@@ -144,7 +138,7 @@ def test_a_link_that_is_cut_while_sampling(cluster: Cluster, local: Path, cut_s:
         assert process.wait(3000) == 0, cluster.output(name).read_text()
     print(cluster.output(name).read_text())
     print("workers lost:", read_metrics(cluster.run(name))[-1]["workers/lost"], flush=True)
-    assert unlike(cluster.run(name), local) == []
+    assert different(cluster.run(name), local) == []
 
 
 def test_a_machine_that_is_lost_and_comes_back(cluster: Cluster, local: Path) -> None:
@@ -161,4 +155,4 @@ def test_a_machine_that_is_lost_and_comes_back(cluster: Cluster, local: Path) ->
     print(cluster.output("lost").read_text(), flush=True)
     assert before < cluster.steps("lost")
     assert read_metrics(cluster.run("lost"))[-1]["workers/lost"] == 1
-    assert unlike(cluster.run("lost"), local) == []
+    assert different(cluster.run("lost"), local) == []
