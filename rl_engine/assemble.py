@@ -154,8 +154,6 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     console.facts(describe(config, data, learner))
     with console.phase("starting vLLM"):
         engine = start_engine(config, ranks, needed)
-    # By now it is vLLM's, or as torch chose it for this process. Nothing in a step draws from it; checkpoints hold it.
-    torch.manual_seed(config.seed)
     sampler = Sampler(engine, grader, ranks)
     past = PastVersions(learner, config.rollout.max_staleness)
     publisher = Publisher(

@@ -18,11 +18,14 @@ from rollout.ray_environment import prepare_ray
 
 
 def start_engine(config: Config, ranks: Ranks, max_model_len: int) -> Engine | DrivenPool:
-    """What samples for this rank.
+    """What samples for this rank. Leaves torch's random numbers at the run's seed, wherever the engine is.
 
     Raises `ConfigError` when it cannot be placed so, `PoolError` when no worker starts.
     """
-    return PLACEMENTS[config.rollout.placement](config, ranks, max_model_len)
+    engine = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len)
+    # By now they are vLLM's, or as torch chose for this process. Nothing in a step draws any; checkpoints hold the state.
+    torch.manual_seed(config.seed)
+    return engine
 
 
 def _in_process(config: Config, ranks: Ranks, max_model_len: int) -> Engine:

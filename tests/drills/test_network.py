@@ -154,5 +154,6 @@ def test_a_machine_that_is_lost_and_comes_back(cluster: Cluster, local: Path) ->
         assert process.wait(3000) == 0, cluster.output("lost").read_text()
     print(cluster.output("lost").read_text(), flush=True)
     assert before < cluster.steps("lost")
-    assert read_metrics(cluster.run("lost"))[-1]["workers/lost"] == 1
+    # Two where another was placed on the machine before the cluster counted it as dead.
+    assert read_metrics(cluster.run("lost"))[-1]["workers/lost"] in (1, 2)
     assert different(cluster.run("lost"), local) == []

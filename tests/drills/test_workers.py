@@ -26,14 +26,14 @@ SETTINGS = (
     "rollout.workers=1",
     "rollout.prompts_per_piece=2",
     "rollout.piece_timeout_s=20",
-    "train.steps=8",
+    "train.steps=20",
     "eval.every=2",
 )
 # How the pool gets its workers, and what differs. Also how long a worker that is stopped while it loads an adapter is
 # waited for: as long as for one that starts.
 ENGINES: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
     "scripted": (partial(workers_with, unhurried), ("rollout.start_timeout_s=60", *UNCHECKED)),
-    "vllm": (as_it_is, ("rollout.start_timeout_s=240",)),
+    "vllm": (as_it_is, ("rollout.start_timeout_s=120",)),
 }
 
 
@@ -60,19 +60,23 @@ def is_at(worker: psutil.Process, doing: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What befalls the worker when so many steps are recorded, in a phase."""
+    """What befalls the worker when so many steps are recorded or more, in a phase."""
 
     inflict: Callable[[psutil.Process, str], None]
     phase: str
     steps: int
 
 
-def sampled(run: Path, steps: int) -> bool:
-    """Whether the step after these has been sampled and learned from, so that what is sampled now is an evaluation."""
-    return (run / "rollouts" / f"step{steps + 1:06d}.jsonl.gz").exists()
+def in_phase(run: Path, fault: Fault) -> bool:
+    """Whether the step under way is one for the fault, and what is sampled now belongs to its phase."""
+    steps = len(read_metrics(run)) - 1
+    # Then the next has been sampled and learned from: what is sampled now is the evaluation, after every second.
+    sampled = (run / "rollouts" / f"step{steps + 1:06d}.jsonl.gz").exists()
+    evaluation = fault.phase == "evaluation"
+    return steps >= fault.steps and sampled == evaluation and not (evaluation and steps % 2 == 0)
 
 
-# Sampling and loading of the step after `steps`; the evaluation after an even step, before it is recorded.
+# A load takes milliseconds, and may be missed: then the next one is struck.
 DOING = {"sampling": "generate", "sync": "load_adapter", "evaluation": "generate"}
 FAULTS = [
     Fault(slow, "sampling", 1),
@@ -91,18 +95,16 @@ def strike(run: Path, faults: list[Fault], over: threading.Event) -> list[str]:
     """Inflict one after the other; what was done."""
     done: list[str] = []
     worker: psutil.Process | None = None
-    while len(done) < len(faults) and not over.wait(0.005):
+    while len(done) < len(faults) and not over.wait(0.002):
         fault = faults[len(done)]
         if worker is None:
             worker = next(iter(pool_workers()), None)
             continue
         try:
-            ready = len(read_metrics(run)) - 1 == fault.steps
-            ready &= sampled(run, fault.steps) == (fault.phase == "evaluation")
-            if ready and is_at(worker, DOING[fault.phase]):
+            if is_at(worker, DOING[fault.phase]) and in_phase(run, fault):
                 start = time.monotonic()
                 fault.inflict(worker, DOING[fault.phase])
-                done.append(f"{fault.inflict.__name__} in {fault.phase} after step {fault.steps}")
+                done.append(f"{fault.inflict.__name__} in {fault.phase}, due after step {fault.steps}")
                 print(f"{done[-1]}: {time.monotonic() - start:.1f} s", flush=True)
                 worker = worker if fault.inflict is slow else None
         except psutil.Error:
