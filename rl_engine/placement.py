@@ -23,7 +23,7 @@ def start_engine(config: Config, ranks: Ranks, max_model_len: int) -> Engine | D
     Raises `ConfigError` when it cannot be placed so, `PoolError` when no worker starts.
     """
     engine = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len)
-    # By now they are vLLM's, or as torch chose for this process. Nothing in a step draws any; checkpoints hold the state.
+    # By now they are vLLM's, or as torch chose for this process. No step draws any, but checkpoints hold their state.
     torch.manual_seed(config.seed)
     return engine
 
