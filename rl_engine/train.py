@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,6 +117,7 @@ def join_quietly() -> Ranks:
 def speak_only_of_what_matters() -> None:
     """Warnings in our own style, and no progress bars or questions of libraries."""
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # about what DeepSpeed calls
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     from transformers.utils.logging import disable_progress_bar
 
