@@ -45,7 +45,7 @@ drills: .venv/tools ## kill, fill, starve and cut off whole runs (over an hour o
 lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 	requirements/lock.sh
 
-embedded: .venv/engine ## rebuild the embedded model from random weights (about a quarter of an hour)
+embedded: .venv/engine ## rebuild the embedded model from random weights (half an hour)
 	$(RUN) -m rl_engine.embedded
 
 clean: ## remove the environment and caches, keep runs/

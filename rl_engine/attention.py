@@ -140,10 +140,11 @@ def shared_prompt_attention(
     width = q_own.shape[2]
     drop_prompt = ~layout.prompt_mask_BL[:, None].expand(-1, width, -1)
     drop_own = _after(width, query.device).expand(len(layout.prompt_of_B), -1, -1)
+    # `index_select`, since the gradient of indexing by `[]` is added by whichever thread of a CPU is first.
     of_completions = attend(
         q_own,
-        torch.cat([k_prompt[layout.prompt_of_B], k_own], dim=2),
-        torch.cat([v_prompt[layout.prompt_of_B], v_own], dim=2),
+        torch.cat([k_prompt.index_select(0, layout.prompt_of_B), k_own], dim=2),
+        torch.cat([v_prompt.index_select(0, layout.prompt_of_B), v_own], dim=2),
         torch.cat([drop_prompt, drop_own], dim=2),
         scaling,
     )

@@ -142,7 +142,8 @@ class Policy(nn.Module):
             use_cache=False,
             **({} if batch.layout is None else {"layout": batch.layout}),
         ).last_hidden_state
-        hidden_NH = hidden_BTH.flatten(0, 1)[batch.source_N]
+        # The first tokens of a group share a position; the gradient of indexing by `[]` would be added in any order.
+        hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, batch.source_N)
         if self.head_is_frozen:
             return token_logprobs(
                 hidden_NH, self.head.weight, batch.target_N, self.temperature, learn_entropy=self.learn_entropy

@@ -63,16 +63,6 @@ def test_all_checks_pass_here(tmp_path: Path) -> None:
     assert not (tmp_path / "network-attempts").exists()
 
 
-@pytest.mark.engine
-def test_a_gap_that_cannot_be_met_fails_the_first_publication(tmp_path: Path) -> None:
-    code, output = doctor(tmp_path, "rollout.kv_cache_gib=0.25", "rollout.max_logprob_gap=1e-12")
-    assert code == 1
-    (failed,) = [line for line in output.splitlines() if line.startswith("failed")]
-    assert failed.startswith(f"failed {FIRST}")
-    assert "nats from the learner's (limit 1e-12" in failed
-    assert "Traceback" not in output
-
-
 def test_what_cannot_be_configured_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
     code, output = doctor(tmp_path, "lora.rnak=1")
     assert (code, "did you mean lora.rank?" in output) == (2, True)
