@@ -197,8 +197,7 @@ def sums(config: SumsConfig, split: Split, seed: int) -> Iterator[Conversation]:
     rng = random.Random(seed)
     for expression in expressions(split, seed, config.terms, config.largest):
         answer = expression.direct() if rng.random() < config.direct_share else expression.worked()
-        question = config.wording.replace("{expression}", expression.text)
-        yield _asked(f"arithmetic-{expression.text}", question, answer)
+        yield _asked(f"arithmetic-{expression.text}", f"{expression.text}=?", answer)
 
 
 def random_pairs(config: PairsConfig, seed: int) -> list[Conversation]:

@@ -32,13 +32,6 @@ class SumsConfig(Section):
     )
     largest: int = Field(20, ge=1, description="Largest number in an expression.")
     direct_share: float = Field(0.65, ge=0, le=1, description="Share answered at once; the others line by line.")
-    wording: str = Field("{expression}=?", description="The question; `{expression}` stands for the sum.")
-
-    @model_validator(mode="after")
-    def _wording_has_expression(self) -> Self:
-        if "{expression}" not in self.wording:
-            raise ValueError("data.arithmetic.wording needs `{expression}` where the sum goes")
-        return self
 
 
 class PairsConfig(Section):

@@ -33,5 +33,7 @@ def train(directory: Path, *arguments: str, environment: Mapping[str, str], time
         process = CONTEXT.Process(target=become, args=(directory, arguments, environment, output))
         process.start()
         process.join(timeout_s)
-        assert process.exitcode is not None, f"it is still there after {timeout_s:.0f} s"
+        if process.exitcode is None:
+            process.kill()
+            raise AssertionError(f"it was still there after {timeout_s:.0f} s")
         return process.exitcode, output.read_text()

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.drills.fork import CONTEXT, MARK, Ended, train
+from tests.drills.fork import MARK, Ended, train
 from tests.drills.machines import network_of
 
 
@@ -32,7 +32,6 @@ def forkserver() -> Iterator[None]:
     os.environ.update({"TORCH_CPP_LOG_LEVEL": "ERROR", "TORCHDYNAMO_DISABLE": "1"})
     # For workers of a pool, which are started by Ray.
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    CONTEXT.set_forkserver_preload(["tests.drills.loaded"])
     yield
     del os.environ[MARK]
 

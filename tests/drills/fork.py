@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -22,6 +21,8 @@ from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any
+
+from tests.forked import CONTEXT
 
 MARK = "RL_ENGINE_DRILL"
 # What is going on, and what does it: a module, what holds it there, its name.
@@ -39,7 +40,6 @@ PHASES = {
     "drawing": ("rl_engine", "loop", "plot_run"),
     "writing the page": ("rl_engine.report", "page", "write_report"),
 }
-CONTEXT = multiprocessing.get_context("forkserver")
 TINY = (
     "data.limit=16",
     "train.steps=3",
