@@ -46,7 +46,7 @@ lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 	requirements/lock.sh
 
 embedded: .venv/engine ## rebuild the embedded model from random weights (half an hour)
-	$(RUN) -m rl_engine.embedded
+	$(RUN) -m rl_engine.sft.embedded
 
 clean: ## remove the environment and caches, keep runs/
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

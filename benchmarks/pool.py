@@ -32,8 +32,8 @@ from rl_engine.config import Config, load_config
 from rl_engine.sweep.report import environment
 from rollout.engine import EngineSettings
 from rollout.models import locate_model
-from rollout.problems import load_problems
-from rollout.prompts import Renderer
+from rollout.prompts.problems import load_problems
+from rollout.prompts.renderer import Renderer
 
 CONFIG = "quickstart.yaml"
 LONGEST_RUN_S = 3600

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.pool_parts import Parts
 from benchmarks.pool_simulation import Cores, Costs, Setting, StepSeconds, StepWork, simulate, steady
-from rl_engine.records import read_metrics
+from rl_engine.run.records import read_metrics
 
 MEASURED = Path(__file__).parent.parent / "docs" / "benchmarks" / "pool.json"
 PHASES = ("rollout_s", "grade_s", "learn_s", "sync_s")

@@ -33,7 +33,7 @@ WORKERS = 2
 CUTS = (8, 24, 72)
 """Longest completions, in tokens, of the batches that are timed."""
 CANARY_PROMPTS, CANARY_TOKENS = 2, 8
-"""As in `rl_engine/assemble.py` and `rl_engine/publish.py`."""
+"""As in `rl_engine/train/assemble.py` and `rl_engine/sampling/publish.py`."""
 HANDLES = (2, 4096)
 """Calls under way at which the driver is timed."""
 DRIVER_REPEATS = 50
@@ -122,10 +122,10 @@ def time_engine(question: Question) -> dict[str, Any]:
 
 def time_pool(question: Question) -> dict[str, Any]:
     """By two workers, with everything that Ray adds."""
-    from rollout.ray_environment import prepare_ray
+    from rollout.pool.environment import prepare_ray
 
     prepare_ray(None)
-    from rollout.ray_pool import RayPool
+    from rollout.pool.ray_pool import RayPool
 
     settings = PoolSettings(
         workers=WORKERS,

@@ -1,6 +1,6 @@
 """Seconds of the parts of a step → seconds of whole steps: learner and pool of workers, event by event.
 
-What is simulated is what `rl_engine/loop.py`, `rl_engine/supply.py` and `rollout/ray_pool.py` do:
+What is simulated is what `rl_engine/train/loop.py`, `rl_engine/sampling/stream.py` and `rollout/pool/ray_pool.py` do:
 
 - At the beginning of step s the learner asks for everything up to step s + k (k: `rollout.max_staleness`) that has
   not been asked for, and waits until the whole request that step s is part of is there. The first request, therefore,

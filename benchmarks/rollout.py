@@ -25,10 +25,10 @@ from typing import Annotated, Literal
 import typer
 
 from rollout.adapters import AdapterStore
-from rollout.arithmetic import arithmetic_problems
 from rollout.config import ArithmeticConfig, PromptConfig, SamplingConfig
 from rollout.engine import EngineSettings
 from rollout.models import locate_model
+from rollout.prompts.arithmetic import arithmetic_problems
 from rollout.types import AdapterRef, Prompt
 
 GOAL = 0.9
@@ -71,8 +71,8 @@ def write_adapter(directory: Path, model: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from rl_engine.base_model import meta_model
-    from rl_engine.lora import adaptable
+    from rl_engine.policy.base_model import meta_model
+    from rl_engine.policy.lora import adaptable
 
     draw = torch.Generator().manual_seed(0)
     tensors, layers = {}, adaptable(meta_model(model, None))
@@ -88,7 +88,7 @@ def write_adapter(directory: Path, model: str) -> None:
 def render(model: str, count: int) -> list[Prompt]:
     from transformers import AutoTokenizer
 
-    from rollout.prompts import Renderer
+    from rollout.prompts.renderer import Renderer
 
     problems = arithmetic_problems(ArithmeticConfig(terms=(3, 6), largest=20), "train", count, 0)
     return Renderer(AutoTokenizer.from_pretrained(model), PromptConfig(instruction=None)).render_all(problems)

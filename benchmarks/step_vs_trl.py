@@ -28,7 +28,7 @@ from typing import Annotated, Any
 import typer
 
 from rl_engine.config import Config, load_config
-from rl_engine.gap import gap_limits
+from rl_engine.learner.gap import gap_limits
 from rollout.types import Problem, Prompt
 
 
@@ -57,11 +57,11 @@ def prepare(work: Work, model: str | None, directory: Path) -> list[str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-    from rl_engine.base_model import DTYPES
-    from rollout.arithmetic import arithmetic_problems
+    from rl_engine.policy.base_model import DTYPES
     from rollout.config import ArithmeticConfig, PromptConfig
     from rollout.models import EMBEDDED_DIR, locate_model
-    from rollout.prompts import BOXED_INSTRUCTION, Renderer
+    from rollout.prompts.arithmetic import arithmetic_problems
+    from rollout.prompts.renderer import BOXED_INSTRUCTION, Renderer
 
     source = EMBEDDED_DIR if model is None else locate_model(model)
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -93,11 +93,11 @@ def prepare(work: Work, model: str | None, directory: Path) -> list[str]:
 
 
 def ours(work: Work, directory: str, texts: list[str], pipe: Connection) -> None:
-    """The parts of a step as `rl_engine.loop` puts them together."""
-    from rl_engine.learner import Learner
-    from rl_engine.publish import Publisher
-    from rl_engine.ranks import join_ranks
-    from rl_engine.updates import training_samples
+    """The parts of a step as `rl_engine.train.loop` puts them together."""
+    from rl_engine.learner.learner import Learner
+    from rl_engine.learner.ranks import join_ranks
+    from rl_engine.learner.updates import training_samples
+    from rl_engine.sampling.publish import Publisher
     from rollout.adapters import AdapterStore
     from rollout.engine import EngineSettings
     from rollout.vllm_engine import VllmEngine
@@ -206,7 +206,7 @@ def trl_arguments(work: Work, directory: str) -> Any:
     """The same objective as ours, and nothing that a step does not need."""
     from trl.trainer.grpo_config import GRPOConfig
 
-    from rl_engine.base_model import DTYPES
+    from rl_engine.policy.base_model import DTYPES
 
     return GRPOConfig(
         output_dir=f"{directory}/trl",

@@ -21,8 +21,8 @@ from evals.evaluate import Batch, Exam, batches_of, sample, unfinished
 from evals.exams import Asked, exam_of, find_suites
 from evals.launch import Launch
 from evals.ledger import Ledger
-from evals.outcomes import Outcome
 from evals.results import FORMAT, SuiteResult, describe, package_versions, result_of, write_samples
+from evals.scoring.outcomes import Outcome
 from evals.suites import ANSWER_FORMS
 from evals.tables import markdown_of, percent, print_result
 from rewards import Grader, RewardConfig
@@ -30,7 +30,7 @@ from rollout.adapters import write_synced
 from rollout.config import DataConfig
 from rollout.engine import EngineSettings
 from rollout.models import EMBEDDED, locate_model
-from rollout.problems import load_problems
+from rollout.prompts.problems import load_problems
 
 StartEngine = Callable[[EngineSettings], Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from evals.contenders import Contender
 from evals.ledger import Ledger
-from evals.outcomes import Outcome, grade_groups
+from evals.scoring.outcomes import Outcome, grade_groups
 from evals.suites import Suite
 from rewards import Grader
 from rollout.config import PromptConfig, SamplingConfig

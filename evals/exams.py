@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from evals.evaluate import Exam
 from evals.suites import Suite, find_suite, load_suite, origin_of, sampling_of
 from rollout.config import PromptConfig
-from rollout.prompts import Renderer
+from rollout.prompts.renderer import Renderer
 
 PLAIN_TEMPLATE = "problem_solution"
 # Tokenizers of base models often bring the chat template of their instructed siblings, to which they do not listen.

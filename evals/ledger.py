@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evals.outcomes import Outcome
+from evals.scoring.outcomes import Outcome
 from rollout.adapters import write_synced
 
 Settings = dict[str, Any]

@@ -13,11 +13,11 @@ from typing import Any
 
 from evals.contamination import Contamination
 from evals.contenders import Contender
-from evals.estimators import Difference
 from evals.evaluate import Exam, outcomes_of
 from evals.ledger import Ledger
-from evals.outcomes import Outcome
-from evals.report import EvalReport, compare, report_on
+from evals.scoring.estimators import Difference
+from evals.scoring.outcomes import Outcome
+from evals.scoring.report import EvalReport, compare, report_on
 from evals.suites import ANSWER_FORMS, digest_of
 from rewards import Grader
 from rollout.types import BASE

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evals.estimators import Difference
-from evals.report import EvalReport, Part, powers_of_two
 from evals.results import SuiteResult
+from evals.scoring.estimators import Difference
+from evals.scoring.report import EvalReport, Part, powers_of_two
 
 Row = tuple[str, ...]
 

@@ -11,19 +11,19 @@ import torch
 from transformers import AutoTokenizer
 
 from rewards import Grader
-from rl_engine.batching import TrainingSample
 from rl_engine.config import Config, load_config
-from rl_engine.learner import Learner
-from rl_engine.ranks import Ranks, join_ranks
+from rl_engine.learner.batching import TrainingSample
+from rl_engine.learner.learner import Learner
+from rl_engine.learner.ranks import Ranks, join_ranks
 from rollout.engine import EngineSettings
 from rollout.models import EMBEDDED_DIR
-from rollout.ray_environment import prepare_ray
-from tests.forgetting_made import Policies, loaded_policies
+from rollout.pool.environment import prepare_ray
+from tests.helpers.forgetting import Policies, loaded_policies
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LARGEST_TEST_RANK = 8
 # Few tests that take minutes: begun first, so that no worker is left alone with one of these files in the end.
-LONGEST = ("test_ranks.py", "test_run.py", "test_doctor.py", "test_memory.py", "test_full.py", "test_sft.py")
+LONGEST = ("test_ranks.py", "test_train.py", "test_doctor.py", "test_memory.py", "test_full.py", "test_run.py")
 
 
 def pytest_configure() -> None:
@@ -92,10 +92,10 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     pytest.importorskip("lm_eval")
     import datasets
 
-    import evals.harness
+    import evals.forgetting.harness
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return evals.harness
+    return evals.forgetting.harness
 
 
 ConfigMaker = Callable[..., Config]

@@ -20,11 +20,11 @@ MAY_IMPORT = {
 }
 HEAVY = {
     "vllm": {"rollout/vllm_engine.py", "rollout/one_adapter.py"},
-    "peft": {"rl_engine/lora.py", "rl_engine/lora_linear.py"},
-    "trl": {"rl_engine/sft_trainer.py"},
-    "ray": {"rollout/ray_pool.py", "rollout/ray_local.py"},
-    "omegaconf": {"rl_engine/config_file.py"},
-    "lm_eval": {"evals/harness.py"},
+    "peft": {"rl_engine/policy/lora.py", "rl_engine/policy/lora_linear.py"},
+    "trl": {"rl_engine/sft/trainer.py"},
+    "ray": {"rollout/pool/ray_pool.py", "rollout/pool/local_cluster.py"},
+    "omegaconf": {"rl_engine/config/file.py"},
+    "lm_eval": {"evals/forgetting/harness.py"},
 }
 FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -75,15 +75,17 @@ def test_a_heavy_dependency_is_imported_at_its_home_alone(dependency: str, homes
     "module",
     [
         "evals.__main__",
-        "evals.forgetting",
+        "evals.forgetting.__main__",
         "rewards",
         "rl_engine.config",
-        "rl_engine.plan",
-        "rl_engine.push",
+        "rl_engine.doctor.__main__",
+        "rl_engine.inspect.__main__",
+        "rl_engine.plan.__main__",
+        "rl_engine.push.__main__",
         "rl_engine.report.__main__",
-        "rl_engine.sft",
+        "rl_engine.sft.__main__",
         "rl_engine.sweep.__main__",
-        "rl_engine.train",
+        "rl_engine.train.__main__",
         "rollout.config",
     ],
 )

@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from rl_engine.records import METRICS
 from rl_engine.report.page import NAME, PROBLEMS, names_of, read_runs, write_page
-from rl_engine.train import fail
+from rl_engine.run.records import METRICS
+from rl_engine.train.__main__ import fail
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -50,7 +50,7 @@ def main(
         console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
         if plots is not None:
             # matplotlib takes a second to load, and the page does without it.
-            from rl_engine.plot import plot_charts
+            from rl_engine.report.plot import plot_charts
 
             lines = {name: record.lines for name, record in zip(names_of(records), records, strict=True)}
             files = plot_charts(lines, plots, format.value)

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rl_engine.charts import charts_of
+from rl_engine.report.charts import charts_of
 from rl_engine.report.run_record import RunRecord, read_run
 from rl_engine.report.tables import changes_of, conditions_of, differences_of, facts_of
 from rollout.adapters import naming

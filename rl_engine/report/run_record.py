@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from rl_engine.records import read_metrics
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.insides import with_insides
+from rl_engine.run.records import read_metrics
 from rollout.adapters import MANIFEST
 
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from statistics import median
 from typing import Any
 
-from rl_engine.charts import suites_of
+from rl_engine.report.charts import suites_of
 from rl_engine.report.run_record import RunRecord
 
 

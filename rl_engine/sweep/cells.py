@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_engine.config_file import ConfigError, read_config
+from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from rl_engine.config import Config
-from rl_engine.sft_config import SftConfig
+from rl_engine.config.sft import SftConfig
 from rollout.config import Section
 
 

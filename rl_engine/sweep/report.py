@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.table import Table
 
-from rl_engine.config_file import ConfigError
-from rl_engine.machine import LOCKS, libraries
+from rl_engine.config.file import ConfigError
+from rl_engine.doctor.machine import LOCKS, libraries
 from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse, curves_at
 from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import SweepConfig

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rl_engine.records import METRICS, read_metrics
+from rl_engine.run.records import METRICS, read_metrics
 from rl_engine.sweep.config import ScoreConfig
 from rollout.adapters import write_synced
 

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rl_engine.config_file import ConfigError
-from rl_engine.records import read_metrics
+from rl_engine.config.file import ConfigError
+from rl_engine.run.records import read_metrics
 from rl_engine.sweep.cells import Cell, Target, arguments_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.results import Result, measured

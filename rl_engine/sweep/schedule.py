@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 
-from rl_engine.config_file import ConfigError
-from rl_engine.records import METRICS
+from rl_engine.config.file import ConfigError
+from rl_engine.run.records import METRICS
 from rl_engine.sweep.analysis import cells_left, due_cells
 from rl_engine.sweep.cells import Target, arms_of, cell_of, target_of
 from rl_engine.sweep.config import SweepConfig

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import rollout.ray_pool
+import rollout.pool.ray_pool
 from rollout.adapters import MANIFEST, sha256_of
 from rollout.engine import EngineSettings, ExtendingEngine
-from rollout.pool_worker import vllm_engine
-from rollout.scratch import ScratchDirectory
+from rollout.pool.scratch import ScratchDirectory
+from rollout.pool.worker import vllm_engine
 from rollout.types import AdapterRef
 
 # From this version on.
@@ -72,7 +72,7 @@ def wrong_weights(stale: bool, honest_calls: int, settings: EngineSettings) -> E
 
 def workers_with(make_engine: Callable[[EngineSettings], Any]) -> None:
     """The pool of this process has workers with such engines. An `Engine` is enough: no drill samples in legs."""
-    rollout.ray_pool.RayPool = partial(rollout.ray_pool.RayPool, make_engine=make_engine)  # type: ignore[misc, assignment]
+    rollout.pool.ray_pool.RayPool = partial(rollout.pool.ray_pool.RayPool, make_engine=make_engine)  # type: ignore[misc, assignment]
 
 
 STALE = partial(workers_with, partial(wrong_weights, True, 0))

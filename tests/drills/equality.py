@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rl_engine.records import read_metrics
+from rl_engine.run.records import read_metrics
 from rollout.adapters import sha256_of
 
 # Weights, Adam's moments, the state of the random numbers, completions: to the byte.

@@ -22,22 +22,22 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from tests.forked import CONTEXT
+from tests.helpers.forked import CONTEXT
 
 MARK = "RL_ENGINE_DRILL"
 # What is going on, and what does it: a module, what holds it there, its name.
 PHASES = {
-    "loading": ("rl_engine.learner", "Learner", "__init__"),
+    "loading": ("rl_engine.learner.learner", "Learner", "__init__"),
     "starting vLLM": ("rollout.vllm_engine", "VllmEngine", "__post_init__"),
     "sampling": ("rollout.vllm_engine", "VllmEngine", "generate"),
     "grading": ("rewards", "Grader", "grade"),
-    "learning": ("rl_engine.learner", "Learner", "step"),
+    "learning": ("rl_engine.learner.learner", "Learner", "step"),
     "publishing": ("rollout.adapters", "AdapterStore", "publish"),
-    "reporting": ("evals.report", "EvalReport", "write"),
-    "rollouts": ("rl_engine.records", "Records", "rollouts"),
-    "metrics": ("rl_engine.records", "Records", "metrics"),
-    "checkpointing": ("rl_engine.checkpoint", "Checkpoints", "save"),
-    "drawing": ("rl_engine", "loop", "plot_run"),
+    "reporting": ("evals.scoring.report", "EvalReport", "write"),
+    "rollouts": ("rl_engine.run.records", "Records", "rollouts"),
+    "metrics": ("rl_engine.run.records", "Records", "metrics"),
+    "checkpointing": ("rl_engine.run.checkpoint", "Checkpoints", "save"),
+    "drawing": ("rl_engine.train", "loop", "plot_run"),
     "writing the page": ("rl_engine.report", "page", "write_report"),
 }
 TINY = (
@@ -164,7 +164,7 @@ def train_here(
         owner = getattr(importlib.import_module(module), holder, None) or importlib.import_module(f"{module}.{holder}")
         setattr(owner, method, noted(getattr(owner, method), journal, name))
     prepare()
-    from rl_engine.train import app
+    from rl_engine.train.__main__ import app
 
     try:
         app(["--config", "quickstart.yaml", *arguments])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rl_engine.selftest import FIRST
-from tests.test_doctor import doctor
+from rl_engine.doctor.selftest import FIRST
+from tests.doctor.test_doctor import doctor
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(600)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_engine.checkpoint import Checkpoints
+from rl_engine.run.checkpoint import Checkpoints
 from rollout.adapters import AdapterStore
 from tests.drills.conftest import Reference
 from tests.drills.equality import different

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
-from rl_engine.records import read_metrics
+from rl_engine.run.records import read_metrics
 from tests.drills.answering_engine import UNCHECKED, AnsweringEngine
 from tests.drills.bad_engines import workers_with
 from tests.drills.fork import MARK, train

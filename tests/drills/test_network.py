@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_engine.records import read_metrics
+from rl_engine.run.records import read_metrics
 from tests.drills.equality import different
 from tests.drills.fork import train
 from tests.drills.machines import HEAD, Machine, pool_workers, possible, pulled, two_machines, until
@@ -43,7 +43,7 @@ SETTINGS = (
 # A pool of the cluster's.
 POOL = f"""
 from rollout.engine import EngineSettings, PoolSettings
-from rollout.ray_pool import RayPool
+from rollout.pool.ray_pool import RayPool
 engine = EngineSettings(model="none", dtype="float32", max_model_len=8, lora_rank=1)
 limits = {{"prompts_per_piece": 1, "start_timeout_s": 60, "piece_timeout_s": 60, "max_restarts": 0}}
 RayPool(engine, PoolSettings(workers=1, address="{HEAD}:6379", cpus_per_worker=1, **limits))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rl_engine.checkpoint import Checkpoints
-from rl_engine.records import read_metrics
+from rl_engine.run.checkpoint import Checkpoints
+from rl_engine.run.records import read_metrics
 from tests.drills.conftest import Reference
 from tests.drills.equality import different
 from tests.drills.fork import TINY, Moment, train

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rl_engine.records import read_metrics
+from rl_engine.run.records import read_metrics
 from tests.drills.answering_engine import UNCHECKED, unhurried
 from tests.drills.bad_engines import workers_with
 from tests.drills.equality import different

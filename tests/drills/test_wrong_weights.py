@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_engine.records import read_metrics
+from rl_engine.run.records import read_metrics
 from rollout.adapters import AdapterStore
 from tests.drills.bad_engines import BAD, BASE, BASE_AFTER_CANARY, STALE, STALE_AFTER_CANARY
 from tests.drills.equality import different

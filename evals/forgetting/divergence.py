@@ -1,0 +1,127 @@
+"""The base model's own completions → how far a policy has moved from it: KL(base ‖ policy) in nats a token.
+
+Shapes: P prompts, T tokens of all completions of one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evals.scoring.estimators import bootstrap
+from rollout.config import SamplingConfig
+from rollout.engine import ScoringEngine
+from rollout.types import AdapterRef, Prompt, RolloutGroup
+
+Floats = NDArray[np.float64]
+
+# ½·mean((log q − log p)²) between an engine's sampling and its scoring of the same tokens, in nats: what a training
+# run allows between sampler and learner. Beyond it one of the two does not see the adapter as it is.
+LARGEST_GAP = {"float32": 1e-6, "bfloat16": 1e-2}
+CHECKED_PROMPTS, CHECKED_TOKENS = 16, 32
+
+
+class ScoringGapError(ValueError):
+    """The engine's log-probabilities of what it sampled are not those that it samples from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """KL(base ‖ policy) of a completion over the mean length, nats a token: by two estimators on the same tokens, each
+    with its 95 % interval."""
+
+    kl: float
+    """mean(log base − log policy): noisy, may fall below zero."""
+    interval: tuple[float, float]
+    kl_k3: float
+    """mean(r − 1 − log r), r = policy/base: the same expectation, since r − 1 has none; never negative, and less noisy
+    while the two are close (Schulman 2020, "Approximating KL Divergence")."""
+    interval_k3: tuple[float, float]
+    prompts: int
+    completions: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSamples:
+    """The base model's completions, and the base's own log-probabilities of them."""
+
+    groups: list[RolloutGroup]
+    logprobs_PT: list[Floats]
+
+
+def sample_base(engine: ScoringEngine, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int) -> BaseSamples:
+    """The tokens over which the expectation is taken: `sampling` must have temperature 1 and top_p 1."""
+    assert sampling.temperature == sampling.top_p == 1
+    groups = engine.generate(prompts, sampling, None, [f"forgetting/{seed}/{i}" for i in range(len(prompts))])
+    return BaseSamples(groups, _scored(engine, groups, None))
+
+
+def divergence(engine: ScoringEngine, samples: BaseSamples, adapter: AdapterRef) -> Divergence:
+    """KL(base ‖ adapter) on the base's samples.
+
+    Base and adapter are scored alike: what scoring and sampling round differently would count as divergence.
+    """
+    log_r_PT = [q - p for p, q in zip(samples.logprobs_PT, _scored(engine, samples.groups, adapter), strict=True)]
+    return estimate(log_r_PT, completions=sum(len(group.completions) for group in samples.groups))
+
+
+def _scored(engine: ScoringEngine, groups: Sequence[RolloutGroup], adapter: AdapterRef | None) -> list[Floats]:
+    """[P][T] log-probabilities of every group's tokens."""
+    rows = [(group.prompt.token_ids, one.token_ids) for group in groups for one in group.completions]
+    scores = iter(engine.score(rows, adapter))
+    return [np.concatenate([next(scores).logprobs for _ in group.completions]) for group in groups]
+
+
+def estimate(log_r_PT: Sequence[Floats], completions: int) -> Divergence:
+    """From log policy − log base of each token that the base sampled."""
+    tokens_P = np.array([len(log_r) for log_r in log_r_PT], dtype=np.float64)
+    kl, interval = _per_token(np.array([-log_r.sum() for log_r in log_r_PT]), tokens_P)
+    k3, interval_k3 = _per_token(np.array([(np.expm1(log_r) - log_r).sum() for log_r in log_r_PT]), tokens_P)
+    return Divergence(
+        kl=kl,
+        interval=interval,
+        kl_k3=k3,
+        interval_k3=interval_k3,
+        prompts=len(log_r_PT),
+        completions=completions,
+        tokens=int(tokens_P.sum()),
+    )
+
+
+def _per_token(sums_P: Floats, tokens_P: Floats) -> tuple[float, tuple[float, float]]:
+    """Σ sums / Σ tokens, and its interval by a bootstrap over prompts.
+
+    A ratio of means: each prompt enters as what it adds to the ratio to first order, so that the mean of these
+    is the ratio and their spread is its own (Cochran 1977, section 2.11).
+    """
+    ratio = sums_P.sum() / tokens_P.sum()
+    return float(ratio), bootstrap(ratio + (sums_P - ratio * tokens_P) / tokens_P.mean())
+
+
+def check_scoring(
+    engine: ScoringEngine,
+    prompts: Sequence[Prompt],
+    sampling: SamplingConfig,
+    adapter: AdapterRef | None,
+    dtype: str,
+    seed: int,
+) -> float:
+    """½·mean((log q − log p)²), nats, between what a policy samples from and how its samples are scored.
+
+    Scoring takes another path through the engine than sampling does. Raises `ScoringGapError` where they disagree.
+    """
+    few = prompts[:CHECKED_PROMPTS]
+    short = sampling.model_copy(update={"n": 1, "max_tokens": min(CHECKED_TOKENS, sampling.max_tokens)})
+    groups = engine.generate(few, short, adapter, [f"scoring/{seed}/{i}" for i in range(len(few))])
+    sampled = np.concatenate([one.logprobs for group in groups for one in group.completions])
+    gap = float(np.square(sampled - np.concatenate(_scored(engine, groups, adapter))).mean() / 2)
+    if not gap <= LARGEST_GAP[dtype]:
+        raise ScoringGapError(
+            f"{adapter.key if adapter else 'the base model'}: the engine samples and scores differently, by {gap:.2g} "
+            f"nats where {dtype} allows {LARGEST_GAP[dtype]:.0e}; its scores cannot be trusted"
+        )
+    return gap

@@ -1,0 +1,1 @@
+"""Graded samples → scores with intervals, and the report of one evaluation."""

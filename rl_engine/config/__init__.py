@@ -1,0 +1,29 @@
+"""YAML and overrides → what a run is told: frozen, checked, light to import (neither torch nor vllm)."""
+
+from rl_engine.config.run import (
+    CLIP_BOUNDS,
+    CheckpointConfig,
+    Config,
+    EvalConfig,
+    LearnerConfig,
+    LogConfig,
+    LoraConfig,
+    LossConfig,
+    OptimConfig,
+    TrainConfig,
+    load_config,
+)
+
+__all__ = [
+    "CLIP_BOUNDS",
+    "CheckpointConfig",
+    "Config",
+    "EvalConfig",
+    "LearnerConfig",
+    "LogConfig",
+    "LoraConfig",
+    "LossConfig",
+    "OptimConfig",
+    "TrainConfig",
+    "load_config",
+]

@@ -1,0 +1,65 @@
+"""Ways to start an adapter: which there are, how each is served, and why others are refused. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rl_engine.config.run import LoraConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """An initial adapter.
+
+    Example: `Start("pissa", served="converted")`
+    """
+
+    peft: bool | str
+    """What PEFT is given for `init_lora_weights`."""
+    served: str = "as is"
+    """`converted`: not zero at the start, so what it was then is taken off: [A; A₀] and [B, −B₀], of twice the rank."""
+    calibrated: bool = False
+    """Whether it is made from the model's activations on the run's prompts."""
+
+
+STARTS: dict[str, Start] = {
+    "default": Start(True),
+    "gaussian": Start("gaussian"),
+    "orthogonal": Start("orthogonal"),
+    # Ours (`lora_start.fit_to_activations`): PEFT's wants a data loader.
+    "eva": Start(True, calibrated=True),
+    "pissa": Start("pissa", served="converted"),
+    "pissa_niter_16": Start("pissa_niter_16", served="converted"),
+    "olora": Start("olora", served="converted"),
+}
+
+REFUSED: dict[str, str] = {
+    "loftq": "it trains over a quantised base, and the sampler serves the base as it is: save the quantised model as a "
+    "directory, name that in model.name, and take lora.init=default",
+    "corda": "it needs covariances collected over a data set of its own: take eva, which uses the run's prompts",
+    "lora_ga": "it needs gradients of a supervised loss before training: take pissa or eva",
+    "mica": "it freezes B, and every rule here is of an A and a B that learn: take default or orthogonal",
+}
+DORA = (
+    "lora.dora: vLLM cannot serve DoRA (its update has full rank, so no adapter equals it): "
+    "leave it off, or take method=full"
+)
+
+
+def served_factor(config: LoraConfig) -> int:
+    """Rank of the published adapter by that of the trained one."""
+    return 2 if STARTS[config.init].served == "converted" else 1
+
+
+def served_rank(config: LoraConfig) -> int:
+    """Largest rank the sampler has to serve."""
+    return served_factor(config) * max([config.rank, *config.rank_pattern.values()])
+
+
+def served_alpha_factor(config: LoraConfig) -> float:
+    """What alpha is multiplied with, so that the published adapter has the scale of the trained one."""
+    factor = served_factor(config)
+    return math.sqrt(factor) if config.rslora else factor

@@ -1,0 +1,1 @@
+"""Machine and configuration → can this machine run that?"""

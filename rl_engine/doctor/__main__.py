@@ -1,0 +1,112 @@
+"""The command: `python -m rl_engine.doctor [--config NAME_OR_PATH] [key.sub=value …]`: can this machine run that?
+
+It prints what the machine has and what the configuration would use, then trains two small steps and checks each part.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from rl_engine.config import Config, load_config
+from rl_engine.config.file import ConfigError
+from rl_engine.train.__main__ import fail, join_quietly, stay_offline_if_possible
+
+if TYPE_CHECKING:
+    from rl_engine.doctor.selftest import Check
+    from rl_engine.learner.ranks import Ranks
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def spread(completion: str, reference: str, problem: str) -> float:
+    """The self-test's share of the reward: a number in [0, 1) made from the text, so that completions differ."""
+    return zlib.crc32(completion.encode()) / 2**32
+
+
+@app.command()
+def main(
+    config: Annotated[
+        str, typer.Option(help="A YAML file, or the name of a shipped configuration.")
+    ] = "quickstart.yaml",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings that replace the file's.")
+    ] = None,
+) -> None:
+    """Show what this machine has and check that a configuration runs on it, in about a minute."""
+    try:
+        settings = load_config(config, overrides or ())
+        stay_offline_if_possible(settings)
+    except (ConfigError, FileNotFoundError) as error:
+        fail(str(error), 2)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fail("the doctor examines one rank: start it without a launcher", 2)
+    ranks = join_quietly()
+    from rl_engine.learner.ranks import leave_ranks
+
+    try:
+        passed = examine(settings, ranks)
+    finally:
+        leave_ranks()
+    raise typer.Exit(0 if passed else 1)
+
+
+def examine(config: Config, ranks: Ranks) -> bool:
+    """Print facts and checks; whether all of them passed."""
+    from rl_engine.doctor.machine import machine_facts
+    from rl_engine.doctor.selftest import self_test
+    from rl_engine.run.console import RunConsole
+    from rl_engine.train.assemble import settled
+
+    console = RunConsole(quiet=not ranks.is_main, steps=0)
+    console.console.print("[bold]machine[/bold]")
+    console.facts(machine_facts())
+    console.console.print("[bold]configuration[/bold]")
+    config = settled(config, console)
+    console.facts(plan_facts(config, ranks))
+    console.console.print("[bold]self-test[/bold]")
+
+    def report(check: Check) -> None:
+        verdict = "[green]ok    [/green]" if check.ok else "[bold red]failed[/bold red]"
+        console.console.print(
+            f"{verdict} {check.name:<11} {check.seconds:6.1f} s  {escape(check.figure)}", soft_wrap=True
+        )
+
+    with tempfile.TemporaryDirectory(prefix="rl_engine-doctor-") as directory:
+        metrics = self_test(config, Path(directory) / "run", ranks, report)
+    if metrics is None:
+        console.note("the self-test stopped at the first check that failed")
+        return False
+    console.note(f"all checks passed; {metrics['throughput/tokens_per_s']:,.0f} tokens/s in a step this small")
+    return True
+
+
+def plan_facts(config: Config, ranks: Ranks) -> dict[str, str]:
+    """What the run would use, known without its weights."""
+    from rl_engine.policy.base_model import layout_of
+
+    cuda = ranks.device.type == "cuda"
+    rollout, learner = config.rollout, config.learner
+    share = f"{rollout.memory_fraction:.0%} of the card, {'asleep' if rollout.sleep else 'awake'} while learning"
+    layout = layout_of(config, ranks.device)
+    kernel = "plain products" if layout == "shared_prompt" else learner.attention
+    offload = ", optimizer in the machine's memory" if learner.offload_optimizer else ""
+    return {
+        "model": f"{config.model.name}, {config.model.dtype}, method {config.method}",
+        "device": f"{ranks.device}, {ranks.count} rank(s), {'nccl' if cuda else 'gloo'}",
+        "attention": f"{kernel} over {layout} rows in the learner, vLLM's own in the sampler",
+        "sampler": share if cuda else f"{rollout.kv_cache_gib:g} GiB of KV cache",
+        "learner": f"ZeRO stage {learner.zero_stage}{offload}, {learner.tokens_per_microbatch:,} tokens a micro-batch, "
+        f"gradient checkpointing {'on' if learner.gradient_checkpointing else 'off'}",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,185 @@
+"""Configuration → checks: a training run of two small steps on the real engines, listened to as it goes.
+
+Nothing of the run is copied here. What stands in the place of its console turns what it hears into checks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evals.scoring.report import EvalReport
+from rewards import Grader
+from rl_engine.config import Config
+from rl_engine.learner.gap import gap_limits
+from rl_engine.learner.learner import SamplerGapError
+from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.memory import PHASES, check_fits, plan
+from rl_engine.run.console import RunConsole
+from rl_engine.run.peaks import available
+from rl_engine.train.assemble import assemble
+from rl_engine.train.loop import train
+
+PROBLEMS, SAMPLES, TOKENS, STEPS = 8, 4, 48, 2
+READ_PROBLEMS = 64
+SPREAD = "rl_engine.doctor:spread"
+SPREAD_WEIGHT = 0.5
+
+FITS, DATA, MODEL, ENGINE = "memory", "problems", "learner", "sampler"
+FIRST, SAMPLING, GAP_BEFORE, UPDATE = "version 0", "sampling", "gap before", "update"
+SECOND, GAP_AFTER = "version 1", "gap after"
+# What the run calls its phases → the check they are.
+CHECK_OF = {
+    "reading and checking problems": DATA,
+    "loading the model": MODEL,
+    "starting vLLM": ENGINE,
+    "step 1: sampling": SAMPLING,
+    "step 1: learning": UPDATE,
+    "step 2: sampling": GAP_AFTER,
+    "step 2: learning": GAP_AFTER,
+}
+REPORTED_AT_ONCE = (DATA, MODEL, ENGINE, SAMPLING)
+# A check without a phase of its own begins where another ends: publishing goes on between two phases.
+FOLLOWED_BY = {ENGINE: FIRST, UPDATE: SECOND}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line of the doctor's report.
+
+    Example: `Check(name="sampler", ok=True, figure="float32, 112 tokens of context", seconds=4.2)`
+    """
+
+    name: str
+    ok: bool
+    figure: str
+    seconds: float
+
+
+Report = Callable[[Check], None]
+
+
+def small(config: Config, directory: Path) -> Config:
+    """The same run with eight problems, four samples of each and two steps, kept in `directory`.
+
+    To the reward comes a number made from the completion's text, unless the configuration has a function of its own:
+    a model that solves nothing yet would have nothing to learn from, and its update could not be looked at.
+    """
+    facts = config.model_dump()
+    rewards = facts["rewards"]
+    if rewards["function"] is None:
+        rewards |= {"function": SPREAD, "function_arguments": {}, "function_weight": SPREAD_WEIGHT}
+    facts["output_dir"] = str(directory)
+    facts["data"]["limit"] = min(facts["data"]["limit"] or READ_PROBLEMS, READ_PROBLEMS)
+    facts["sampling"] |= {"n": SAMPLES, "max_tokens": min(facts["sampling"]["max_tokens"], TOKENS)}
+    facts["train"] |= {"steps": STEPS, "problems_per_step": PROBLEMS}
+    facts["learner"]["updates_per_step"] = 1
+    facts["eval"] |= {"suites": (), "every": 0}
+    facts["log"] |= {"tensorboard": False, "wandb": None, "trackio": None}
+    return Config.model_validate(facts)
+
+
+@dataclass
+class Listener(RunConsole):
+    """A console that prints nothing and reports a check as soon as it is over."""
+
+    report: Report = field(kw_only=True)
+    limits: tuple[float, float] = field(kw_only=True)
+    """(KL, gap of one token) in nats."""
+    current: str = field(default=DATA, init=False)
+    told: dict[str, str] = field(default_factory=dict, init=False)
+    metrics: dict[str, float] = field(default_factory=dict, init=False)
+    """Of the last step."""
+    _since: float = field(default_factory=time.monotonic, init=False)
+
+    def begin(self, check: str) -> None:
+        self.current, self._since = check, time.monotonic()
+
+    def passed(self, figure: str, check: str | None = None, seconds: float | None = None) -> None:
+        taken = time.monotonic() - self._since if seconds is None else seconds
+        self.report(Check(name=check or self.current, ok=True, figure=figure, seconds=taken))
+
+    def failed(self, cause: str) -> None:
+        self.report(Check(name=self.current, ok=False, figure=cause, seconds=time.monotonic() - self._since))
+
+    def facts(self, facts: dict[str, str]) -> None:
+        self.told |= facts
+
+    @contextlib.contextmanager
+    def phase(self, what: str) -> Iterator[None]:
+        check = CHECK_OF[what]
+        if check != self.current:
+            self.begin(check)
+        yield
+        if check in REPORTED_AT_ONCE:
+            self.passed(self._figure(check))
+        if check in FOLLOWED_BY:
+            self.begin(FOLLOWED_BY[check])
+
+    def _figure(self, check: str) -> str:
+        return {
+            DATA: "read, and each reference graded against itself",
+            MODEL: "weights loaded, DeepSpeed started",
+            ENGINE: "vLLM started",
+            SAMPLING: f"{PROBLEMS * SAMPLES} completions sampled and graded",
+        }[check]
+
+    def row(self, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
+        """A step is over, or the publication before the first."""
+        kl_limit, gap_limit = self.limits
+        if not metrics["step"]:
+            self.passed(f"published, loaded; canary within {gap_limit:.2g} nats of the learner")
+            return
+        self.metrics = metrics
+        gap = (
+            f"{metrics['sampler/logprob_gap_max']:.2g} nats (limit {gap_limit:.2g}), "
+            f"KL {metrics['sampler/kl']:.2g} (limit {kl_limit:.2g})"
+        )
+        if metrics["step"] == STEPS:
+            self.passed(gap, GAP_AFTER)
+            return
+        self.passed(gap, GAP_BEFORE, 0.0)
+        norm = metrics["grad_norm"]
+        if not (0 < norm < math.inf):
+            self.current = UPDATE
+            raise ValueError(f"the gradient's norm is {norm:g}: nothing can be learned from it")
+        if metrics["adapter/version"] != 1:
+            raise ValueError("no update was made: no group had completions of different reward")
+        self.passed(f"gradient norm {norm:.3g}", UPDATE, metrics["time/learn_s"])
+        self.passed("published, loaded; the sampler moved with it", SECOND, metrics["time/sync_s"])
+
+
+def self_test(config: Config, directory: Path, ranks: Ranks, report: Report) -> dict[str, float] | None:
+    """Run the checks in turn, each reported when it is over; the first that fails ends them.
+
+    Returns the last step's metrics, or None when a check failed.
+    """
+    chosen = small(config, directory)
+    listener = Listener(quiet=True, steps=STEPS, report=report, limits=gap_limits(chosen))
+    listener.begin(FITS)
+    try:
+        memory, room = plan(config, ranks), available(ranks)
+        check_fits(memory, room)
+        worst = max(PHASES, key=memory.needed)
+        listener.passed(f"{memory.needed(worst):.1f} GiB in {worst}, {room.device_gib:.1f} GiB available")
+        listener.begin(DATA)
+        with Grader.from_config(chosen.rewards) as grader:
+            run = assemble(chosen, ranks, grader, resume=False, console=listener)
+            try:
+                train(run)
+            finally:
+                run.records.close()
+                run.sampler.engine.close()
+    except SamplerGapError as error:
+        if listener.current == UPDATE:
+            listener.current = GAP_BEFORE
+        listener.failed(str(error))
+        return None
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        listener.failed(f"{type(error).__name__}: {error}")
+        return None
+    return listener.metrics

@@ -1,0 +1,1 @@
+"""Adapter files → what was learned: norms, spectra, used rank."""

@@ -1,0 +1,188 @@
+"""The command: `python -m rl_engine.inspect ADAPTER… [--base MODEL] [--plot FILE.png] [--output FILE.json]`.
+
+What was learned, from the files alone: norms of A, B and ΔW, and how many directions of the rank are used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from rl_engine.train.__main__ import fail
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from rl_engine.inspect.deltas import Version
+    from rl_engine.inspect.spectrum import Spectrum
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+ROWS = 30
+"""Versions that the table shows, at most."""
+# Column → figure of a module; a table shows the median over modules.
+FIGURES: dict[str, Callable[[Spectrum], float | None]] = {
+    "‖A‖₂": lambda spectrum: spectrum.norm_a,
+    "‖B‖₂": lambda spectrum: spectrum.norm_b,
+    "‖ΔW‖₂": lambda spectrum: spectrum.norm,
+    "‖ΔW‖F": lambda spectrum: spectrum.frobenius,
+    "stable rank": lambda spectrum: spectrum.stable_rank,
+    "values for 90 %": lambda spectrum: spectrum.energy_rank,
+    "of the rank": lambda spectrum: spectrum.used,
+}
+
+
+@app.command()
+def main(
+    adapters: Annotated[
+        list[Path],
+        typer.Argument(metavar="ADAPTER…", help="Adapters, whole models of `method: full`, or a run for all of its."),
+    ],
+    base: Annotated[
+        Path | None, typer.Option(help="What whole models began from; else the run's version 0.", metavar="MODEL")
+    ] = None,
+    only: Annotated[str, typer.Option(help="Only modules whose name contains this.", metavar="TEXT")] = "",
+    modules: Annotated[bool, typer.Option("--modules", help="Show every module of the last version.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures over the versions.", metavar="FILE.png")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write every figure of every module.", metavar="FILE.json")
+    ] = None,
+) -> None:
+    """Show what adapters learned: norms, stable rank, and how much of the rank is used."""
+    from rl_engine.run.console import new_console
+
+    try:
+        versions = inspect([*adapters], base, only)
+    except (ValueError, FileNotFoundError) as error:
+        fail(str(error), 2)
+    console = new_console()
+    if len(versions) > 1:
+        # Evenly spaced, the last among them.
+        shown = versions[:: len(versions) // -ROWS][::-1]
+        console.print(table("version", zip(titles(shown), (version.spectra for version in shown), strict=True)))
+        console.print()
+    last = versions[-1]
+    each = {spectrum.module: [spectrum] for spectrum in last.spectra} if modules else by_kind(last.spectra)
+    console.print(table(last.path.name, each.items()))
+    if plot is not None:
+        draw(versions, plot)
+        console.print(f"plot     {plot}")
+    if output is not None:
+        output.write_text(json.dumps(as_json(versions), indent=1) + "\n")
+        console.print(f"figures  {output}")
+
+
+def inspect(paths: Sequence[Path], base: Path | None = None, only: str = "") -> list[Version]:
+    """The versions at these paths, each with the spectra of its modules. See `deltas.read_version`."""
+    from rl_engine.inspect.deltas import directories, read_version
+
+    return [read_version(directory, base, only) for path in paths for directory in directories(path)]
+
+
+def by_kind(spectra: Sequence[Spectrum]) -> dict[str, list[Spectrum]]:
+    """Modules of one kind together, over all layers: by the last part of their names that is no number."""
+    kinds: dict[str, list[Spectrum]] = {}
+    for spectrum in spectra:
+        kind = next(part for part in reversed(spectrum.module.split(".")) if not part.isdigit())
+        kinds.setdefault(kind, []).append(spectrum)
+    return kinds
+
+
+def middle(spectra: Sequence[Spectrum], figure: Callable[[Spectrum], float | None]) -> float | None:
+    """The median over modules; None where the figure does not exist."""
+    values = [value for spectrum in spectra if (value := figure(spectrum)) is not None]
+    return median(values) if values else None
+
+
+def titles(versions: Sequence[Version]) -> list[str]:
+    """Short names where they tell the versions apart, else whole paths."""
+    names = [version.path.name for version in versions]
+    return names if len(set(names)) == len(names) else [str(version.path) for version in versions]
+
+
+def table(title: str, rows: Iterable[tuple[str, Sequence[Spectrum]]]) -> Table:
+    """A row for each group of modules: its size, its rank, the median of each figure."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2))
+    made.add_column(title)
+    for column in ("modules", "rank", *FIGURES):
+        made.add_column(column, justify="right")
+    for name, spectra in rows:
+        ranks = sorted({spectrum.rank for spectrum in spectra})
+        figures = (middle(spectra, figure) for figure in FIGURES.values())
+        made.add_row(
+            name,
+            str(len(spectra)),
+            str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}",
+            *("" if figure is None else f"{figure:.4g}" for figure in figures),
+        )
+    return made
+
+
+def as_json(versions: Sequence[Version]) -> list[dict[str, object]]:
+    return [
+        {"version": str(version.path), "modules": [{**asdict(s), "used": s.used} for s in version.spectra]}
+        for version in versions
+    ]
+
+
+def draw(versions: Sequence[Version], path: Path) -> None:
+    """Norms of the factors, norm of the update, stable rank and used share over the versions: medians of each kind of
+    layer."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    factors, update, stable, used = figure.subplots(1, 4)
+    _series(factors, versions, "‖A‖₂", "--")
+    factors.set_prop_cycle(None)
+    _series(factors, versions, "‖B‖₂", "-")
+    _series(update, versions, "‖ΔW‖F", "-")
+    _series(stable, versions, "stable rank", "-")
+    _series(used, versions, "of the rank", "-")
+    for axes, title in (
+        (factors, "‖A‖₂ (dashed), ‖B‖₂"),
+        (update, "‖ΔW‖ (Frobenius)"),
+        (stable, "stable rank"),
+        (used, "share of the rank for 90 %"),
+    ):
+        axes.set_title(title)
+        axes.set_xlabel("version")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def numbers(versions: Sequence[Version]) -> list[int]:
+    """Where the versions stand on an axis: by their own numbers, or one after another where they are not all of a
+    run."""
+    names = [version.path.name for version in versions]
+    mine = [int(name[1:]) for name in names if re.fullmatch(r"v\d+", name)]
+    return mine if len(set(mine)) == len(names) else list(range(len(names)))
+
+
+def _series(axes: Axes, versions: Sequence[Version], column: str, style: str) -> None:
+    """One line for each group of layers that a model's parts make: attention, mlp, other."""
+    from rl_engine.policy.lora import group_of
+
+    for group in ("attention", "mlp", "other"):
+        parts = [[one for one in version.spectra if group_of(one.module) == group] for version in versions]
+        values = [middle(part, FIGURES[column]) for part in parts]
+        drawn = [(x, y) for x, y in zip(numbers(versions), values, strict=True) if y is not None]
+        if drawn:
+            marker = "o" if len(drawn) == 1 else None
+            axes.plot(*zip(*drawn, strict=True), style, marker=marker, label=None if style == "--" else group)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

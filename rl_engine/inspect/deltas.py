@@ -1,0 +1,160 @@
+"""An adapter or a trained model on disk → the spectrum of each module's update. Reads safetensors, loads no model."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from rl_engine.inspect.spectrum import Spectrum, of_factors, of_matrix
+from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, AdapterStore, read_manifest
+from rollout.models import locate_model
+
+FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?(?P<factor>[AB])(?:\.weight)?$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """The updates of one version of what was trained."""
+
+    path: Path
+    spectra: tuple[Spectrum, ...]
+
+
+def directories(path: Path) -> list[Path]:
+    """Where the versions are: of a run's directory all it has published, in order; else the directory itself.
+
+    Raises `FileNotFoundError` where there is neither.
+    """
+    for root in (path / "adapters", path):
+        store = AdapterStore(root)
+        if found := store.versions():
+            return [store.path_of(version) for version in found]
+    if not any((path / name).is_file() for name in (PEFT_CONFIG, "config.json")):
+        raise FileNotFoundError(f"{path} is no adapter, no model and no run: {PEFT_CONFIG} or adapters/ is wanted")
+    return [path]
+
+
+def read_version(directory: Path, base: Path | None, only: str = "") -> Version:
+    """The spectra of a version whose module names contain `only`, in the order of its file.
+
+    Args:
+        directory: An adapter in PEFT's format, or a trained model.
+        base: The model that a trained model began from; version 0 beside it, or the one its manifest names, if None.
+
+    Raises `AdapterError` for what is damaged or is not a plain LoRA, `FileNotFoundError` without a base.
+    """
+    directory = directory.resolve()
+    if (directory / MANIFEST).is_file():
+        read_manifest(directory)
+    spectra = (
+        _of_adapter(directory, only)
+        if (directory / PEFT_CONFIG).is_file()
+        else _of_model(directory, base or _base_of(directory), only)
+    )
+    found = tuple(spectra)
+    if not found:
+        raise AdapterError(f"{directory} has no update of a module whose name contains {only!r}")
+    return Version(path=directory, spectra=found)
+
+
+def _of_adapter(directory: Path, only: str) -> Iterator[Spectrum]:
+    facts = json.loads((directory / PEFT_CONFIG).read_text())
+    if facts.get("peft_type") != "LORA" or facts.get("use_dora"):
+        kind = "DoRA" if facts.get("use_dora") else facts.get("peft_type")
+        raise AdapterError(f"{directory} is a {kind} adapter: only of a plain LoRA is ΔW the product of its factors")
+    path = directory / PEFT_WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} has no {PEFT_WEIGHTS}")
+    with safe_open(path, framework="pt") as file:
+        names: dict[str, dict[str, str]] = {}
+        for name in file.keys():  # noqa: SIM118  (not a dict)
+            if (match := FACTOR.match(name)) and only in match["module"]:
+                names.setdefault(match["module"], {})[match["factor"]] = name
+        for module, factors in names.items():
+            rank, scale = rank_and_scale(facts, module)
+            a_RI, b_OR = (file.get_tensor(factors[factor]) for factor in "AB")
+            yield from _of_experts(module, a_RI, b_OR, rank, scale)
+
+
+def _of_experts(module: str, a_RI: Tensor, b_OR: Tensor, rank: int, scale: float) -> Iterator[Spectrum]:
+    """PEFT stacks the experts of a mixture: A by expert and then rank, B by rank and then expert."""
+    experts = a_RI.shape[0] // rank
+    if experts == 1:
+        yield of_factors(module, a_RI, b_OR, scale)
+        return
+    a_ERI, b_ORE = a_RI.unflatten(0, (experts, rank)), b_OR.unflatten(1, (rank, experts))
+    for expert in range(experts):
+        yield of_factors(f"{module}.{expert}", a_ERI[expert], b_ORE[..., expert], scale)
+
+
+def rank_and_scale(facts: dict[str, Any], module: str) -> tuple[int, float]:
+    """(rank, factor before B·A) of a module: α/r, or α/√r with rsLoRA, with the patterns of adapter_config.json.
+
+    Experts are named by the stacked parameters they are; PEFT nests the adapters of one module's, as `base_layer`.
+    """
+    plain = module.removesuffix(".base_layer")
+    names = [plain]
+    for parameter in facts.get("target_parameters") or ():
+        parent, _, leaf = parameter.rpartition(".")
+        if plain == parent or plain.endswith("." + parent):
+            names.append(f"{plain}.{leaf}")
+
+    def setting(patterns: dict[str, float], default: float) -> float:
+        for name in names:
+            for pattern, value in patterns.items():
+                if re.match(rf"(.*\.)?({pattern})$", name):
+                    return value
+        return default
+
+    rank = int(setting(facts.get("rank_pattern") or {}, facts["r"]))
+    alpha = setting(facts.get("alpha_pattern") or {}, facts["lora_alpha"])
+    return rank, alpha / (math.sqrt(rank) if facts.get("use_rslora") else rank)
+
+
+def _of_model(directory: Path, base: Path, only: str) -> Iterator[Spectrum]:
+    """Matrices, and stacks of them; vectors have no spectrum."""
+    before = _files(base)
+    for name, path in _files(directory).items():
+        if only not in name:
+            continue
+        if name not in before:
+            raise AdapterError(f"{directory} has {name}, which its base {base} has not")
+        with safe_open(path, framework="pt") as new, safe_open(before[name], framework="pt") as old:
+            if len(new.get_slice(name).get_shape()) < 2:
+                continue
+            delta = new.get_tensor(name).float() - old.get_tensor(name).float()
+        module = name.removesuffix(".weight")
+        if delta.dim() == 2:
+            yield of_matrix(module, delta)
+        else:
+            yield from (of_matrix(f"{module}.{index}", one) for index, one in enumerate(delta))
+
+
+def _files(model: Path) -> dict[str, Path]:
+    """Tensor name → the file that holds it."""
+    found = {}
+    for path in sorted(model.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found.update(dict.fromkeys(file.keys(), path))
+    if not found:
+        raise FileNotFoundError(f"{model} has no safetensors files")
+    return found
+
+
+def _base_of(directory: Path) -> Path:
+    first = AdapterStore(directory.parent).path_of(0)
+    if first.is_dir():
+        return first
+    if (directory / MANIFEST).is_file():
+        name = json.loads((directory / MANIFEST).read_text()).get("base_model", "")
+        if name and Path(locate_model(name)).is_dir():
+            return Path(locate_model(name))
+    raise FileNotFoundError(f"{directory} is a whole model, and the one it began from is not here: give it as --base")

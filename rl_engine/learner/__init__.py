@@ -1,0 +1,1 @@
+"""Graded groups → advantages → micro-batches → loss → gradient → update."""

@@ -1,0 +1,223 @@
+"""Samples → micro-batches: sorted by length, filled to a token budget, laid out for the model in one of three ways."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rl_engine.policy.attention import SharedPrompts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSample:
+    """One completion with what the loss needs to know of it."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    behaviour_logprobs: tuple[float, ...]
+    """[C] nats: the sampler's log-probability of each completion token."""
+    advantage: float
+    weight: float = 1.0
+    """Of each token in the step's loss: what the normaliser says."""
+    old_logprobs: tuple[float, ...] | None = None
+    """[C] nats: the learner's own at the start of the step, where they were needed."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Tensors of B samples, completions C wide, N completion tokens in all.
+
+    `padded`: each sample is a row of T positions. `packed`: one row holds them all end to end, told apart by positions
+    that begin again at zero. `shared_prompt`: one row holds every prompt once, and then every completion.
+    """
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor | None
+    """Of padding; None where there is none."""
+    position_ids_BT: Tensor | None
+    """Each token's place in its sample, where samples share a row."""
+    layout: SharedPrompts | None
+    """What the row is made of, where prompts are shared."""
+    source_N: Tensor
+    """Flat index into [B·T] of the position whose hidden state predicts the token."""
+    target_N: Tensor
+    """The token that was sampled there."""
+    mask_BC: Tensor
+    behaviour_logprob_BC: Tensor
+    old_logprob_BC: Tensor | None
+    advantage_B: Tensor
+    weight_B: Tensor
+
+    def to(self, device: torch.device) -> MicroBatch:
+        tensors = {name: getattr(self, name) for name in self.__slots__}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
+
+    def spread(self, values_N: Tensor) -> Tensor:
+        """[N] values of the completion tokens → [B, C], zero where there is no token."""
+        zeros_BC = torch.zeros(self.mask_BC.shape, dtype=values_N.dtype, device=values_N.device)
+        return zeros_BC.masked_scatter(self.mask_BC, values_N)
+
+
+def pack(samples: Sequence[TrainingSample], tokens_per_microbatch: int, layout: str) -> list[list[TrainingSample]]:
+    """Micro-batches whose size stays within the budget, padding included, longest first.
+
+    A sample longer than the budget gets a micro-batch of its own. Longest first, so that the largest allocation
+    comes first: what fits then fits to the end.
+    """
+    size, length = LAYOUTS[layout].size, LAYOUTS[layout].length
+    batches: list[list[TrainingSample]] = []
+    for sample in sorted(samples, key=lambda sample: -length(sample)):
+        if batches and size([*batches[-1], sample]) <= tokens_per_microbatch:
+            batches[-1].append(sample)
+        else:
+            batches.append([sample])
+    return batches
+
+
+def share_of_rank(batches: Sequence[list[TrainingSample]], rank: int, ranks: int) -> list[list[TrainingSample]]:
+    """This rank's micro-batches, dealt in turn; every rank gets as many.
+
+    Ranks that pass through collectives in each backward must make the same number of passes, so the short ones
+    repeat a sample with weight zero, which adds exactly nothing.
+    """
+    mine = list(batches[rank::ranks])
+    most = -(-len(batches) // ranks)
+    if len(mine) < most:
+        mine.append([replace(batches[-1][-1], advantage=0.0, weight=0.0)])
+    return mine
+
+
+def collate(samples: Sequence[TrainingSample], pad_id: int, layout: str) -> MicroBatch:
+    """Bring samples into one micro-batch."""
+    rows = LAYOUTS[layout].rows(samples, pad_id)
+    width = max(len(sample.completion_ids) for sample in samples)
+    old_rows = [sample.old_logprobs for sample in samples if sample.old_logprobs is not None]
+    assert len(old_rows) in (0, len(samples))
+    return MicroBatch(
+        input_ids_BT=rows.input_ids_BT,
+        attention_mask_BT=rows.attention_mask_BT,
+        position_ids_BT=rows.position_ids_BT,
+        layout=rows.layout,
+        source_N=rows.source_N,
+        target_N=torch.cat([torch.tensor(sample.completion_ids) for sample in samples]),
+        mask_BC=_mask([len(sample.completion_ids) for sample in samples], width),
+        behaviour_logprob_BC=_pad([sample.behaviour_logprobs for sample in samples], width, 0.0),
+        old_logprob_BC=_pad(old_rows, width, 0.0) if old_rows else None,
+        advantage_B=torch.tensor([sample.advantage for sample in samples]),
+        weight_B=torch.tensor([sample.weight for sample in samples]),
+    )
+
+
+def _pad(rows: Sequence[Sequence[float]], width: int, value: float) -> Tensor:
+    """Rows padded on the right: int64 of integers, float32 of floats."""
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def _mask(lengths: Sequence[int], width: int) -> Tensor:
+    return torch.arange(width) < torch.tensor(lengths)[:, None]
+
+
+class _Rows(NamedTuple):
+    """The part of a micro-batch that the model reads."""
+
+    input_ids_BT: Tensor
+    source_N: Tensor
+    attention_mask_BT: Tensor | None = None
+    position_ids_BT: Tensor | None = None
+    layout: SharedPrompts | None = None
+
+
+def _sources(sample: TrainingSample, start: int) -> Tensor:
+    """Positions that predict a sample's completion tokens, where the sample begins at `start`."""
+    return torch.arange(start + len(sample.prompt_ids) - 1, start + sample.num_tokens - 1)
+
+
+def _padded_rows(samples: Sequence[TrainingSample], pad_id: int) -> _Rows:
+    width = max(sample.num_tokens for sample in samples)
+    return _Rows(
+        _pad([sample.prompt_ids + sample.completion_ids for sample in samples], width, pad_id),
+        torch.cat([_sources(sample, row * width) for row, sample in enumerate(samples)]),
+        attention_mask_BT=_mask([sample.num_tokens for sample in samples], width).long(),
+    )
+
+
+def _packed_rows(samples: Sequence[TrainingSample], pad_id: int) -> _Rows:
+    starts = [0, *itertools.accumulate(sample.num_tokens for sample in samples)]
+    tokens = [token for sample in samples for token in sample.prompt_ids + sample.completion_ids]
+    return _Rows(
+        torch.tensor([tokens]),
+        torch.cat([_sources(sample, start) for sample, start in zip(samples, starts, strict=False)]),
+        position_ids_BT=torch.cat([torch.arange(sample.num_tokens) for sample in samples])[None],
+    )
+
+
+def _shared_widths(samples: Sequence[TrainingSample]) -> tuple[list[tuple[int, ...]], int, int]:
+    """(the different prompts, positions of each, positions of each completion).
+
+    Nothing is predicted from a completion's last token, so it has no position.
+    """
+    prompts = list(dict.fromkeys(sample.prompt_ids for sample in samples))
+    own = max(len(sample.completion_ids) for sample in samples) - 1
+    return prompts, max(len(prompt) for prompt in prompts), max(own, 1)
+
+
+def _shared_rows(samples: Sequence[TrainingSample], pad_id: int) -> _Rows:
+    prompts, prompt_width, width = _shared_widths(samples)
+    number = {prompt: index for index, prompt in enumerate(prompts)}
+    own = [sample.completion_ids[:-1] for sample in samples]
+    cut = len(prompts) * prompt_width
+    lengths_B = torch.tensor([len(sample.prompt_ids) for sample in samples])
+    sources = []
+    for row, sample in enumerate(samples):
+        # The first token is predicted by the prompt's last, the others by the one before them.
+        first = number[sample.prompt_ids] * prompt_width + len(sample.prompt_ids) - 1
+        start = cut + row * width
+        sources.append(torch.tensor([first, *range(start, start + len(sample.completion_ids) - 1)]))
+    positions = torch.cat(
+        [torch.arange(prompt_width).repeat(len(prompts)), (lengths_B[:, None] + torch.arange(width)).flatten()]
+    )
+    ids = [_pad(rows, columns, pad_id).flatten().long() for rows, columns in ((prompts, prompt_width), (own, width))]
+    return _Rows(
+        torch.cat(ids)[None],
+        torch.cat(sources),
+        position_ids_BT=positions[None],
+        layout=SharedPrompts(
+            prompts=len(prompts),
+            prompt_width=prompt_width,
+            prompt_of_B=torch.tensor([number[sample.prompt_ids] for sample in samples]),
+            prompt_mask_BL=_mask(lengths_B.tolist(), prompt_width),
+        ),
+    )
+
+
+def _shared_size(samples: Sequence[TrainingSample]) -> int:
+    prompts, prompt_width, width = _shared_widths(samples)
+    return len(prompts) * prompt_width + len(samples) * width
+
+
+class _Layout(NamedTuple):
+    """How samples are measured, sorted and laid out."""
+
+    rows: Callable[[Sequence[TrainingSample], int], _Rows]
+    size: Callable[[Sequence[TrainingSample]], int]
+    """Positions of a micro-batch."""
+    length: Callable[[TrainingSample], int]
+    """What is alike in a micro-batch with little padding."""
+
+
+LAYOUTS = {
+    "padded": _Layout(
+        _padded_rows, lambda samples: len(samples) * max(s.num_tokens for s in samples), lambda s: s.num_tokens
+    ),
+    "packed": _Layout(_packed_rows, lambda samples: sum(s.num_tokens for s in samples), lambda s: s.num_tokens),
+    "shared_prompt": _Layout(_shared_rows, _shared_size, lambda s: len(s.completion_ids)),
+}

@@ -1,0 +1,249 @@
+"""Micro-batches → a new adapter: the policy under DeepSpeed. The only file that imports deepspeed's engine.
+
+The loss of an update is one sum over all its tokens, each with the weight the normaliser gave it. A rank adds up the
+part of its own micro-batches; DeepSpeed, told that each `backward` is unscaled, averages the ranks' gradients, so each
+rank multiplies by their number and the average is the sum again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl_engine.config import Config
+from rl_engine.learner.batching import MicroBatch, TrainingSample, collate, pack, share_of_rank
+from rl_engine.learner.objective import needs_base, needs_old_logprobs, objective
+from rl_engine.learner.ranks import Ranks
+from rl_engine.learner.statistics import LearnStats, Tally
+from rl_engine.policy.base_model import layout_of
+from rl_engine.policy.logprobs import Policy
+from rl_engine.policy.trainable import METHODS
+
+# ZeRO-3 leaves parameters smaller than this whole on every rank.
+PERSISTENT_PARAMETERS = 100_000
+# Completions of a rank that the KL to the base is measured on where the loss does not need it.
+KL_SAMPLES = 32
+NOTHING = TrainingSample(prompt_ids=(0,), completion_ids=(0,), behaviour_logprobs=(0.0,), advantage=0.0, weight=0.0)
+
+
+class SamplerGapError(RuntimeError):
+    """The sampler does not sample from the policy that is being trained."""
+
+
+class Learner:
+    """The policy, what of it learns, and its optimizer on this rank."""
+
+    def __init__(self, config: Config, ranks: Ranks, pad_id: int, calibration: Sequence[Sequence[int]] = ()) -> None:
+        """`calibration`: token ids of prompts, for adapters that start from the model's activations."""
+        self.config = config
+        self.ranks = ranks
+        self.trainee = METHODS[config.method](config, ranks.device)
+        self.parameters = self.trainee.parameters
+        self.layout = layout_of(config, ranks.device)
+        self._collate = partial(collate, pad_id=pad_id, layout=self.layout)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": group, "lr": factor * config.optim.rate} for factor, group in self.trainee.rates()],
+            lr=config.optim.rate,
+            betas=config.optim.betas,
+            eps=config.optim.eps,
+            weight_decay=0.0,
+            # One kernel for all parameters; offloaded ones are on the host.
+            fused=ranks.device.type == "cuda" and not config.learner.offload_optimizer,
+        )
+        self._grad_norm = 0.0
+        self.policy = Policy(
+            self.trainee.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
+        )
+        self.trainee.calibrate(partial(self.policy, self._alone(ids)) for ids in calibration)
+        self.engine = self._start_engine()
+
+    def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
+        """A micro-batch of one prompt, whose last token stands for the completion."""
+        *before, last = prompt_ids
+        sample = replace(NOTHING, prompt_ids=tuple(before), completion_ids=(last,))
+        return self._collate([sample]).to(self.ranks.device)
+
+    def _start_engine(self) -> Any:
+        import deepspeed
+
+        settings = self.config.learner
+        stage = settings.zero_stage
+        if stage == 0:
+            # Without ZeRO the plain optimizer steps on reduced gradients, and nothing else sees their norm.
+            self.optimizer.register_step_pre_hook(self._clip)
+        # DeepSpeed's default, 5e8, would hold 2 GB for an adapter of some megabytes.
+        count = sum(parameter.numel() for parameter in self.parameters.values())
+        zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": min(500_000_000, count)}
+        if stage == 3:
+            zero["stage3_param_persistence_threshold"] = PERSISTENT_PARAMETERS
+        if settings.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        engine, *_ = deepspeed.initialize(
+            model=self.policy,
+            optimizer=self.optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                # `step` is the boundary, whatever the number of micro-batches before it.
+                "managed_gradient_accumulation": False,
+                "gradient_clipping": self.config.optim.clip_norm if stage else 0.0,
+                "zero_optimization": zero,
+                "zero_allow_untested_optimizer": True,
+                # torch's Adam steps on the host as well; DeepSpeed's own would have to be compiled first.
+                "zero_force_ds_cpu_optimizer": False,
+                "steps_per_print": 10**9,
+            },
+        )
+        if stage == 3:
+            pairs = self.trainee.prepare_for_zero3()
+            if self.policy.head_is_frozen:
+                pairs.append((self.policy, self.policy.head.weight))
+            for module, parameter in pairs:
+                deepspeed.zero.register_external_parameter(module, parameter)
+        return engine
+
+    def _clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        limit = self.config.optim.clip_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
+        self._grad_norm = float(norm)
+
+    def step(self, updates: Sequence[Sequence[TrainingSample]], *, max_kl: float, max_gap: float) -> LearnStats:
+        """One optimizer update for each of `updates`, whose samples every rank passes alike.
+
+        Raises `SamplerGapError` before anything is updated when the sampler's log-probabilities and the learner's
+        are further apart than the limits (nats).
+        """
+        self.engine.train()
+        if needs_old_logprobs(self.config.loss, len(updates)):
+            updates = [self._with_old_logprobs(samples) for samples in updates]
+        tally = Tally(self.ranks)
+        norms = []
+        for index, samples in enumerate(updates):
+            self._pass_over(samples, tally, learn=True, fresh=index == 0)
+            if index == 0:
+                refuse_gap(tally.totals(), max_kl, max_gap)
+            self.engine.step()
+            norms.append(
+                self._grad_norm if self.config.learner.zero_stage == 0 else float(self.engine.get_global_grad_norm())
+            )
+        return replace(tally.totals(), grad_norm=fmean(norms))
+
+    def prime(self) -> None:
+        """A step with a gradient of exactly zero: it moves nothing, and the optimizer then has its state to restore.
+
+        DeepSpeed makes its shards of the moments in the first step, and only then knows whose they are.
+        """
+        self.engine.train()
+        self._pass_over([NOTHING], Tally(self.ranks), learn=True, fresh=False)
+        self.engine.step()
+
+    @torch.no_grad()
+    def measure(self, samples: Sequence[TrainingSample], *, max_kl: float, max_gap: float) -> LearnStats:
+        """The figures of `step` without a step: for one whose groups carry no signal."""
+        tally = Tally(self.ranks)
+        self._pass_over(samples, tally, learn=False, fresh=True)
+        stats = tally.totals()
+        refuse_gap(stats, max_kl, max_gap)
+        return stats
+
+    def _pass_over(self, samples: Sequence[TrainingSample], tally: Tally, *, learn: bool, fresh: bool) -> None:
+        """Forward over this rank's micro-batches, and backward to learn. `fresh`: nothing was updated since the
+        samples were drawn."""
+        loss_config = self.config.loss
+        batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
+        mine = share_of_rank(batches, self.ranks.rank, self.ranks.count)
+        for index, rows in enumerate(mine):
+            batch = self._collate(rows).to(self.ranks.device)
+            # Before the policy's own pass: ZeRO-3 keeps what a forward pass gathered for the backward pass next to it.
+            base_N = None
+            if needs_base(loss_config):
+                base_N = self._base_logprobs(batch)
+            elif fresh and index == len(mine) // 2:
+                # To know the KL to the base, a few completions of median length do.
+                base_N = self._base_logprobs(self._collate(rows[:KL_SAMPLES]).to(self.ranks.device))
+            logprob_N, entropy_N = self.engine(batch)
+            part = objective(
+                loss_config,
+                batch,
+                batch.spread(logprob_N),
+                batch.spread(entropy_N),
+                batch.spread(base_N) if base_N is not None and needs_base(loss_config) else None,
+            )
+            if learn:
+                self.engine.backward(part.loss * self.ranks.count)
+            tally.add(part, logprob_N.detach(), entropy_N.detach(), batch)
+            if fresh:
+                tally.add_gap(logprob_N.detach(), batch)
+            if base_N is not None:
+                tally.add_base(logprob_N.detach()[: len(base_N)], base_N)
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
+        """Log-probabilities (nats) of each sample's completion tokens under the current policy, in order."""
+        scores = []
+        for sample in samples:
+            logprob_N, _ = self.engine(self._collate([sample]).to(self.ranks.device))
+            scores.append(logprob_N.tolist())
+        return scores
+
+    def _with_old_logprobs(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+        """The samples with the learner's own log-probabilities of now; every rank scores its share."""
+        mine = self.ranks.share(list(samples))
+        # Every rank makes as many passes: parameters may be gathered in each.
+        idle = -(-len(samples) // self.ranks.count) - len(mine)
+        scores = self.score([*mine, *[NOTHING] * idle])[: len(mine)]
+        return self.ranks.gather([replace(s, old_logprobs=tuple(row)) for s, row in zip(mine, scores, strict=True)])
+
+    @torch.no_grad()
+    def _base_logprobs(self, batch: MicroBatch) -> Tensor:
+        with self.trainee.as_base(self.engine) as score:
+            return score(batch)[0]
+
+    @contextlib.contextmanager
+    def whole(self, parameter: nn.Parameter, *, modify: bool = False) -> Iterator[None]:
+        """Inside the block a parameter has its full value on every rank; under ZeRO-3 only what learns is ever
+        gathered so, never a frozen base.
+
+        With `modify`, what rank 0 writes into it inside the block is scattered again at its end.
+        """
+        if self.config.learner.zero_stage < 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if modify else None):
+            yield
+
+    def release_memory(self) -> None:
+        """Give cached memory of the card back, for the sampler that shares it to wake in."""
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of what learns, on the CPU in float32, by published name. Collective: every rank calls it, and rank 0
+        gets the tensors, the others nothing."""
+        tensors = {}
+        for name, parameter in self.parameters.items():
+            with self.whole(parameter):
+                if self.ranks.is_main:
+                    tensors[name] = parameter.detach().float().cpu().clone()
+        return tensors
+
+
+def refuse_gap(stats: LearnStats, max_kl: float, max_gap: float) -> None:
+    kl, gap = stats.sampler_kl, stats.logprob_gap_max
+    # Not `kl > max_kl`: a comparison with NaN is false, and NaN is no agreement.
+    if not (kl <= max_kl and gap <= max_gap):
+        raise SamplerGapError(
+            f"the sampler's log-probabilities are not the learner's: sampler/kl {kl:.3g} (limit {max_kl:.3g}), "
+            f"sampler/logprob_gap_max {gap:.3g} (limit {max_gap:.3g}) nats. Nothing was updated. Either the last "
+            "adapter did not reach the sampler, or the two run the model at different precision; the limits are "
+            "rollout.max_kl and rollout.max_logprob_gap."
+        )

@@ -1,0 +1,97 @@
+"""Configuration and a micro-batch's log-probabilities → its loss, with the corrections and penalties asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl_engine.config import LossConfig
+from rl_engine.learner.batching import MicroBatch
+from rl_engine.learner.losses import KL_ESTIMATORS, LOSSES, RATIOS, bounds_hit, sampler_weight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """The loss of one micro-batch and what is to be known of it. Only `loss` carries a gradient."""
+
+    loss: Tensor
+    """[] this micro-batch's part of the step's loss."""
+    log_ratio_N: Tensor
+    """[N] log of the ratio that the loss was computed with."""
+    bounds_hit: tuple[int, int]
+    """Tokens held by the lower and by the upper clipping bound."""
+    corrected: tuple[float, int] | None
+    """(sum of the sampler correction's weights over tokens, tokens outside its bounds); None without one."""
+
+
+def needs_every_group(config: LossConfig) -> bool:
+    """Whether completions without an advantage have a gradient too."""
+    return config.kl_coef > 0 or config.entropy_coef != 0
+
+
+def needs_base(config: LossConfig) -> bool:
+    return config.kl_coef > 0
+
+
+def needs_old_logprobs(config: LossConfig, updates_per_step: int) -> bool:
+    """Whether the learner must score the step's completions before its first update: afterwards its own
+    log-probabilities at the start of the step are gone."""
+    return config.sampler_correction != "none" and updates_per_step > 1
+
+
+def objective(
+    config: LossConfig,
+    batch: MicroBatch,
+    logprob_BC: Tensor,
+    entropy_BC: Tensor,
+    base_logprob_BC: Tensor | None,
+) -> Objective:
+    """The part of the step's loss that a micro-batch contributes.
+
+    Args:
+        config: the `loss:` section.
+        batch: B completions.
+        logprob_BC: [B, C] nats, the policy's; carries the gradient.
+        entropy_BC: [B, C] nats, of the policy at each position; carries one when there is an entropy bonus.
+        base_logprob_BC: [B, C] nats, the base model's; needed when there is a KL penalty.
+    """
+    mask_BC, behaviour_BC = batch.mask_BC, batch.behaviour_logprob_BC
+    corrects = config.sampler_correction != "none"
+    at_start_BC = logprob_BC.detach() if batch.old_logprob_BC is None else batch.old_logprob_BC
+    old_BC = at_start_BC if corrects else behaviour_BC
+    advantage_BC = batch.advantage_B[:, None].expand_as(logprob_BC)
+    if base_logprob_BC is not None and config.kl_penalty == "advantage":
+        # log p/p_base as a cost of each token: its policy gradient is that of each position's KL given the prefix.
+        advantage_BC = advantage_BC - config.kl_coef * (logprob_BC.detach() - base_logprob_BC)
+    bounds = config.bounds()
+    loss_BC = LOSSES[config.name](logprob_BC, old_BC, advantage_BC, mask_BC, **bounds)
+    corrected = None
+    if corrects:
+        level, _, action = config.sampler_correction.partition("_")
+        weight_BC, outside_BC = sampler_weight(
+            at_start_BC - behaviour_BC,
+            mask_BC,
+            level=level,
+            action=action,
+            low=config.correction_min,
+            high=config.correction_max,
+        )
+        loss_BC = loss_BC * weight_BC
+        corrected = float((weight_BC * mask_BC).sum()), int(outside_BC.sum())
+    if base_logprob_BC is not None and config.kl_penalty != "advantage":
+        loss_BC = loss_BC + config.kl_coef * KL_ESTIMATORS[config.kl_penalty](logprob_BC, base_logprob_BC)
+    if config.entropy_coef:
+        loss_BC = loss_BC - config.entropy_coef * entropy_BC
+    with torch.no_grad():
+        ratio_BC = RATIOS[config.name](logprob_BC, old_BC, mask_BC)
+        hits = bounds_hit(
+            ratio_BC, advantage_BC, mask_BC, bounds.get("clip_low", float("inf")), bounds.get("clip_high", float("inf"))
+        )
+    return Objective(
+        loss=((loss_BC * mask_BC).sum(dim=1) * batch.weight_B).sum(),
+        log_ratio_N=ratio_BC[mask_BC].log(),
+        bounds_hit=hits,
+        corrected=corrected,
+    )

@@ -1,0 +1,114 @@
+"""Learner ↔ what a resumed run needs of it: what is trained, Adam's moments and count, as plain tensors.
+
+The tensors are whole, whatever ZeRO stage and number of ranks sharded them, and are kept in safetensors: nothing
+is unpickled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rl_engine.learner.learner import Learner
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+COUNT = "adam_steps"
+
+
+def learner_state(learner: Learner) -> dict[str, Tensor]:
+    """Every tensor a resumed run needs, on the CPU. Collective: all ranks call it, and rank 0 gets them."""
+    state = {f"adapter.{name}": tensor for name, tensor in learner.weights().items()}
+    for name, parameter in learner.parameters.items():
+        for moment in MOMENTS:
+            value = _moment(learner, parameter, moment)
+            if learner.ranks.is_main:
+                state[f"{moment}.{name}"] = (
+                    torch.zeros_like(state[f"adapter.{name}"])
+                    if value is None
+                    else value.detach().float().cpu().clone()
+                )
+    state[COUNT] = torch.tensor(_count(learner), dtype=torch.int64)
+    return state
+
+
+def restore_learner(learner: Learner, state: dict[str, Tensor]) -> None:
+    """Put a saved state back. Collective: all ranks call it with the same state."""
+    expected = {f"adapter.{name}": p for name, p in learner.parameters.items()}
+    missing = expected.keys() - state.keys()
+    if missing or any(state[name].numel() != _numel(p) for name, p in expected.items()):
+        raise ValueError("the checkpoint holds another adapter or model: its modules or its rank are not this run's")
+    count = int(state[COUNT])
+    if count:
+        learner.prime()
+    _set_parameters(learner, state)
+    if count:
+        for name, parameter in learner.parameters.items():
+            for moment in MOMENTS:
+                _set_moment(learner, parameter, moment, state[f"{moment}.{name}"])
+    _set_count(learner, count)
+
+
+def save_state(state: dict[str, Tensor], path: Path) -> None:
+    save_file(state, path)
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    return load_file(path)
+
+
+def _numel(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _sharded(learner: Learner) -> bool:
+    return learner.config.learner.zero_stage > 0
+
+
+def _moment(learner: Learner, parameter: Any, moment: str) -> Tensor | None:
+    if not _sharded(learner):
+        value: Tensor | None = learner.optimizer.state.get(parameter, {}).get(moment)
+        return value
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    return safe_get_full_optimizer_state(parameter, moment)  # type: ignore[no-any-return]
+
+
+def _set_moment(learner: Learner, parameter: Any, moment: str, value: Tensor) -> None:
+    value = value.to(parameter.device)
+    if not _sharded(learner):
+        learner.optimizer.state[parameter][moment].copy_(value)
+        return
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def _set_parameters(learner: Learner, state: dict[str, Tensor]) -> None:
+    """Both copies where DeepSpeed keeps two: the one the forward pass reads, and the one the optimizer steps on."""
+    for name, parameter in learner.parameters.items():
+        with learner.whole(parameter, modify=True), torch.no_grad():
+            parameter.copy_(state[f"adapter.{name}"])
+    if _sharded(learner):
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for name, parameter in learner.parameters.items():
+            safe_set_full_fp32_param(parameter, state[f"adapter.{name}"].to(learner.ranks.device))
+
+
+def _adam_states(learner: Learner) -> list[dict[str, Any]]:
+    """The optimizer's own state dictionaries: of parameters, or of the flat shards DeepSpeed made of them."""
+    return [state for state in learner.optimizer.state.values() if state]
+
+
+def _count(learner: Learner) -> int:
+    """Adam's number of steps: the exponent of its bias correction."""
+    return max((int(state["step"]) for state in _adam_states(learner)), default=0)
+
+
+def _set_count(learner: Learner, count: int) -> None:
+    for state in _adam_states(learner):
+        state["step"] = torch.tensor(float(count))

@@ -1,0 +1,146 @@
+"""Micro-batches of a step → its statistics, summed over micro-batches, updates and ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rl_engine.learner.batching import MicroBatch
+from rl_engine.learner.losses import k3
+from rl_engine.learner.objective import Objective
+from rl_engine.learner.ranks import Ranks
+
+QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnStats:
+    """What one step of the learner saw; means and fractions are over completion tokens of all ranks.
+
+    q is the sampler and p the learner, before its first update, on the first update's tokens.
+    """
+
+    loss: float
+    grad_norm: float = 0.0
+    """Before clipping; the mean over the step's updates."""
+    entropy: float
+    """Nats a token."""
+    kl_base: float
+    """KL(policy ‖ base), nats a token: on every token where it is penalised, else on a few completions of each rank,
+    those of median length."""
+    sampler_kl_v1: float
+    """mean(log q − log p), nats: the plain estimate of KL(q ‖ p)."""
+    sampler_kl: float
+    """½·mean((log q − log p)²), nats."""
+    sampler_kl_v3: float
+    """mean(p/q − 1 − log p/q), nats: never negative, unbiased for KL(q ‖ p)."""
+    logprob_gap_max: float
+    """Largest |log q − log p| of one token, nats."""
+    ratio: dict[str, float]
+    """Quantiles (p01, p50, p99) and max of the ratio that the loss was computed with."""
+    ess_frac: float
+    """(Σ w)² / (N Σ w²) of the N weights w = policy/sampler of each token: 1 when all weigh alike."""
+    clip_low_frac: float
+    clip_high_frac: float
+    correction: dict[str, float]
+    """`mean` weight of the sampler correction and `outside_frac` of its bounds; empty without one."""
+    tokens: int
+
+
+@dataclass
+class Tally:
+    """Running sums in float64; `totals` is the same on every rank."""
+
+    ranks: Ranks
+    _sums: dict[str, float] = field(default_factory=dict)
+    _gap_max: float = 0.0
+    _log_ratios: list[Tensor] = field(default_factory=list)
+
+    def _add(self, **values: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def add(self, objective: Objective, logprob_N: Tensor, entropy_N: Tensor, batch: MicroBatch) -> None:
+        """Count one micro-batch."""
+        weight_N = (logprob_N.double() - batch.behaviour_logprob_BC[batch.mask_BC].double()).exp()
+        low, high = objective.bounds_hit
+        weights, outside = objective.corrected or (0.0, 0)
+        self._add(
+            loss=float(objective.loss.detach()),
+            entropy=float(entropy_N.double().sum()),
+            tokens=weight_N.numel(),
+            weights=float(weight_N.sum()),
+            weights2=float(weight_N.square().sum()),
+            low=low,
+            high=high,
+            corrections=weights,
+            outside=outside,
+            corrected=0 if objective.corrected is None else weight_N.numel(),
+        )
+        self._log_ratios.append(objective.log_ratio_N.float().cpu())
+
+    def add_gap(self, logprob_N: Tensor, batch: MicroBatch) -> None:
+        """Count how far sampler and learner are apart; only before the step's first update does that say anything
+        about the sampler."""
+        gap_N = logprob_N.double() - batch.behaviour_logprob_BC[batch.mask_BC].double()
+        self._add(
+            gap1=float(-gap_N.sum()),
+            gap2=float(gap_N.square().sum()),
+            gap3=float((gap_N.expm1() - gap_N).sum()),
+            gap_tokens=gap_N.numel(),
+        )
+        # Not max(): it would pass over NaN.
+        largest = float(gap_N.abs().max())
+        self._gap_max = largest if not largest <= self._gap_max else self._gap_max
+
+    def add_base(self, logprob_N: Tensor, base_logprob_N: Tensor) -> None:
+        """Count KL(policy ‖ base), by the estimator that is unbiased and never negative."""
+        self._add(
+            kl_base=float(k3(logprob_N.double(), base_logprob_N.double()).sum()), base_tokens=base_logprob_N.numel()
+        )
+
+    def totals(self) -> LearnStats:
+        """Collective: every rank calls it."""
+        names = sorted(self._sums)
+        sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64, device=self.ranks.device)
+        gap_max = torch.tensor(self._gap_max, dtype=torch.float64, device=self.ranks.device)
+        if self.ranks.count > 1:
+            dist.all_reduce(sums)
+            dist.all_reduce(gap_max, op=dist.ReduceOp.MAX)
+        total = dict(zip(names, sums.tolist(), strict=True))
+        tokens, gap_tokens = total["tokens"], total["gap_tokens"]
+        corrected = total["corrected"]
+        return LearnStats(
+            loss=total["loss"],
+            entropy=total["entropy"] / tokens,
+            kl_base=total["kl_base"] / total["base_tokens"],
+            sampler_kl_v1=total["gap1"] / gap_tokens,
+            sampler_kl=0.5 * total["gap2"] / gap_tokens,
+            sampler_kl_v3=total["gap3"] / gap_tokens,
+            logprob_gap_max=float(gap_max),
+            ratio=self._ratio_quantiles(),
+            ess_frac=total["weights"] ** 2 / (tokens * total["weights2"]),
+            clip_low_frac=total["low"] / tokens,
+            clip_high_frac=total["high"] / tokens,
+            correction={
+                "mean": total["corrections"] / corrected,
+                "outside_frac": total["outside"] / corrected,
+            }
+            if corrected
+            else {},
+            tokens=int(tokens),
+        )
+
+    def _ratio_quantiles(self) -> dict[str, float]:
+        mine = torch.cat(self._log_ratios)
+        if self.ranks.count > 1:
+            parts: list[Tensor] = [mine] * self.ranks.count
+            dist.all_gather_object(parts, mine)
+            mine = torch.cat(parts)
+        ordered = mine.sort().values
+        # Not torch.quantile, which takes at most 16 million values.
+        at = {name: float(ordered[round(q * (len(ordered) - 1))].exp()) for name, q in QUANTILES.items()}
+        return {**at, "max": float(ordered[-1].exp())}

@@ -1,0 +1,1 @@
+"""Configuration → what a run will ask for: capacity, compute, memory, time."""

@@ -1,0 +1,228 @@
+"""The command: `python -m rl_engine.plan --config NAME_OR_PATH [--devices 8x80] … [key.sub=value …]`.
+
+What a run will ask for, from the configuration and the model's config.json alone: no weights, no data, no engine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rl_engine.config import Config, load_config
+from rl_engine.train.__main__ import explain, fail, stay_offline_if_possible
+
+if TYPE_CHECKING:
+    from rl_engine.plan.devices import Fit
+    from rl_engine.plan.forecast import Forecast
+    from rl_engine.plan.step_time import DataSheet, StepTime, Throughput
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    config: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings that replace the file's.")
+    ] = None,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COUNTxGIB", help="Cards to plan for, as 8x80; may be repeated. Else this machine."),
+    ] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Mean prompt; else the longest allowed.")] = None,
+    completion_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Mean completion; else what --from measured, else the longest allowed.")
+    ] = None,
+    supervised_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Weigh the capacity against supervised training on so many tokens too.")
+    ] = None,
+    loss_nats: Annotated[float, typer.Option(min=0, help="Log loss of a supervised token in its first epoch.")] = 0.69,
+    measured_in: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN_DIR", help="Take the speed of this run's steps.")
+    ] = None,
+    from_devices: Annotated[int, typer.Option(min=1, help="Devices that the run of --from had.")] = 1,
+    tokens_per_s: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="S L", help="Completion tokens a second that one device samples, and learns from."),
+    ] = None,
+    card: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="TFLOPS TB/S", help="A card's data sheet: its peak, and its memory's bandwidth."),
+    ] = None,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of --card's peak that is reached.")] = 0.4,
+) -> None:
+    """Show what a configuration will ask for: parameters, capacity, compute, memory, time; and what to beware of."""
+    if sum(given is not None for given in (measured_in, tokens_per_s, card)) > 1:
+        fail("give one of --from, --tokens-per-s and --card", 2)
+    if min(tokens_per_s or card or (1.0,)) <= 0:
+        fail("--tokens-per-s and --card are numbers above 0", 2)
+    try:
+        settings = load_config(config, overrides or ())
+        stay_offline_if_possible(settings)
+        from rl_engine.plan.step_time import DataSheet, Throughput, measured
+
+        speed: Throughput | DataSheet | None = None
+        if measured_in is not None:
+            speed = measured(measured_in, settings, from_devices)
+            completion_tokens = completion_tokens or speed.completion_tokens
+        elif tokens_per_s is not None:
+            speed = Throughput(sampling=tokens_per_s[0], learning=tokens_per_s[1], source="given by --tokens-per-s")
+        elif card is not None:
+            speed = DataSheet(tflops=card[0], tb_per_s=card[1], mfu=mfu)
+        made, fits = plan(settings, devices or [], speed, prompt_tokens, completion_tokens)
+        show(made, fits, speed, supervised_line(made, supervised_tokens, loss_nats))
+    except (ValueError, FileNotFoundError) as error:
+        fail(str(error), 2)
+    except OSError as error:
+        fail(explain(error), 1)
+
+
+def plan(
+    config: Config,
+    devices: list[str],
+    speed: Throughput | DataSheet | None,
+    prompt_tokens: int | None,
+    completion_tokens: int | None,
+) -> tuple[Forecast, list[Fit]]:
+    """The run, and how it sits on each choice of devices; without any on this machine's."""
+    import torch
+
+    from rl_engine.plan.devices import on_cards, on_this_cpu
+    from rl_engine.plan.forecast import forecast
+    from rl_engine.plan.memory import GIB
+    from rl_engine.plan.step_time import Devices
+    from rl_engine.policy.base_model import meta_model
+    from rollout.models import locate_model
+
+    cards = [Devices.parse(text) for text in devices]
+    if not cards and torch.cuda.is_available():
+        card_gib = torch.cuda.get_device_properties(0).total_memory / GIB
+        cards = [Devices(count=torch.cuda.device_count(), gib=card_gib)]
+    made = forecast(
+        config,
+        meta_model(locate_model(config.model.name), config.model.revision),
+        device="cuda" if cards else "cpu",
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+    )
+    return made, [on_cards(made, each, speed) for each in cards] or [on_this_cpu(made, speed)]
+
+
+def show(made: Forecast, fits: list[Fit], speed: Throughput | DataSheet | None, further: dict[str, str]) -> None:
+    """Print the plan."""
+    from rl_engine.plan.forecast import lines_of
+    from rl_engine.run.console import RunConsole
+
+    config = made.config
+    console = RunConsole(quiet=False, steps=0)
+    console.facts(
+        {
+            "model": f"{config.model.name}, {config.model.dtype}, method {config.method}",
+            "rate": f"{made.rate:g}, constant",
+            "by rule": "\n".join((f"{made.rule.value:.3g}", *made.rule.derivation)),
+            **lines_of(made),
+            **further,
+        }
+    )
+    console.console.print(table_of(made, fits))
+    for fit in fits:
+        for refusal in fit.refusals:
+            console.note(f"{fit.title}: {refusal}")
+    console.console.print("[bold]assumed[/bold]")
+    for line in assumptions(made, speed):
+        console.note(f"- {line}")
+
+
+def supervised_line(made: Forecast, tokens: int | None, loss_nats: float) -> dict[str, str]:
+    """What supervised training on so many tokens would ask of the same adapter."""
+    from rl_engine.plan.budget import supervised_bits
+    from rl_engine.plan.forecast import describe_capacity
+
+    if tokens is None:
+        return {}
+    capacity = made.capacity_for(supervised_bits(tokens, loss_nats))
+    return {
+        "supervised": f"{tokens:,} tokens, each seen once at {loss_nats:g} nats, teach at most "
+        f"{capacity.taught:,.0f} bits: {describe_capacity(capacity, made.config.method)}"
+    }
+
+
+def table_of(made: Forecast, fits: list[Fit]) -> Table:
+    """A column for each choice of devices: memory by part, sampling, time."""
+    from rl_engine.plan.memory import PHASES
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    table.add_column("GiB of one device")
+    for fit in fits:
+        table.add_column(escape(fit.title), justify="right")
+    names = list(dict.fromkeys(part.name for fit in fits for part in fit.memory.parts if not part.on_host))
+    for name in sorted(names, key=lambda name: -max(fit.memory.part(name) for fit in fits)):
+        table.add_row(name, *(f"{fit.memory.part(name):.2f}" for fit in fits))
+        if name == "sampler":
+            table.add_row("  weights", *(f"{fit.sampler.weights:.2f}" for fit in fits if fit.sampler))
+            table.add_row("  KV cache", *(f"{fit.sampler.kv_cache:.2f}" for fit in fits if fit.sampler))
+    for phase in PHASES:
+        table.add_row(
+            f"needed in {phase}", *(f"{fit.memory.needed(phase):.2f} of {fit.room.device_gib:.2f}" for fit in fits)
+        )
+    host = [max(fit.memory.needed(phase, on_host=True) for phase in PHASES) for fit in fits]
+    if any(host):
+        table.add_row("needed of the machine's", *(f"{gib:.2f}" for gib in host))
+    table.add_row("fits", *("no" if fit.refusals else "yes" for fit in fits), end_section=True)
+    table.add_row("groups to sample", *(_groups(fit) for fit in fits))
+    table.add_row("sequences side by side", *(str(fit.side_by_side) for fit in fits), end_section=True)
+    if any(fit.time for fit in fits):
+        steps = made.config.train.steps
+        for name, value in TIMES.items():
+            table.add_row(name, *(f"{value(fit.time, steps, fit.count):,.2f}" if fit.time else "-" for fit in fits))
+    return table
+
+
+TIMES: dict[str, Callable[[StepTime, int, int], float]] = {
+    "sampling, s": lambda time, steps, count: time.sampling_s,
+    "learning, s": lambda time, steps, count: time.learning_s,
+    "grading and publishing, s": lambda time, steps, count: time.other_s,
+    "a step, s": lambda time, steps, count: time.step_s,
+    "the run, hours": lambda time, steps, count: steps * time.step_s / 3600,
+    "the run, device hours": lambda time, steps, count: steps * time.step_s / 3600 * count,
+}
+
+
+def _groups(fit: Fit) -> str:
+    return f"{fit.groups}, and {fit.idle} devices none" if fit.idle else str(fit.groups)
+
+
+def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[str]:
+    """What the figures stand on."""
+    from rl_engine.plan.step_time import Throughput
+
+    config, work = made.config, made.work
+    lines = [
+        "a calculation: nothing was run but what is called measured",
+        f"every prompt has {work.prompt_tokens:,} tokens and every completion {work.completion_tokens:,} (at most "
+        f"{config.data.max_prompt_tokens:,} and {config.sampling.max_tokens:,}); every group carries signal",
+    ]
+    if config.rollout.placement == "ray":
+        lines.append("the workers' own cards are not planned for: time is of devices that sample and learn in turns")
+    if speed is None:
+        lines.append("no time is predicted: give a speed with --from, --tokens-per-s or --card")
+    elif isinstance(speed, Throughput):
+        rates = f"{speed.sampling:,.0f} completion tokens a second sampled and {speed.learning:,.0f} learned from"
+        other = "grading and publishing as measured there" if speed.other_s else "grading and publishing not counted"
+        lines.append(f"speed {speed.source}: {rates} on each device, whatever their number; {other}")
+    else:
+        lines.append(
+            f"a card of {speed.tflops:g} TFLOP/s, of which {speed.mfu:.0%} is reached, and {speed.tb_per_s:g} TB/s, "
+            "reached in full: the sampling time is a bound that no engine beats; grading and publishing not counted"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,399 @@
+"""Configuration and shape → the memory that a rank will need, by part and by phase: what cannot fit is refused early.
+
+All sizes are GiB of one rank. A part is counted in the phases that hold it; the largest sum must fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
+from rl_engine.config.starts import served_rank
+from rl_engine.learner.ranks import Ranks
+from rl_engine.policy.attention import NAME as SHARED
+from rl_engine.policy.base_model import DTYPES, choose_layout, meta_model
+from rl_engine.policy.logprobs import CHUNK, CPU_CHUNK_BYTES
+from rl_engine.policy.lora import coverage_of
+from rollout.engine import smallest_allowed_rank
+from rollout.models import locate_model
+
+GIB = 1024**3
+FP32 = 4
+PHASES = ("rollout", "learn", "sync")
+
+# Resident memory of a process with torch, transformers, peft, DeepSpeed and vLLM in it, and of one grading process
+# (docs/memory.md). Of a CUDA context nothing was measured: a usual figure.
+LIBRARIES_GIB = 0.65
+GRADER_GIB = 0.08
+CUDA_CONTEXT_GIB = 1.0
+# The local cluster's own processes (docs/memory.md).
+RAY_GIB = 0.6
+# The CPU's allocator keeps what is freed below 32 MiB, and micro-batches of different widths do not fit into each
+# other's holes: a share of the activations that was measured on top of them.
+HEAP_SLACK = 0.5
+# vLLM on the CPU holds its weights as it loaded them and packed for its matrix products.
+CPU_SAMPLER_COPIES = 2
+# Arrays of a chunk's logits in float32 that live at once: those of the chunk before are dropped one by one. A head that
+# learns computes them again in the backward pass, beside their gradients.
+FROZEN_LOGITS, TRAINED_LOGITS = 5, 7
+# The sampler's logits, log-probabilities, probabilities and random numbers, float32, a row for each sequence.
+SAMPLER_LOGITS = 5
+# Most elements of the float32 buffer that DeepSpeed makes to reduce gradients through; on the CPU only what is used of
+# it takes memory.
+ZERO_BUCKET = 500_000_000
+# vLLM's smallest budget for prompts here (`rollout/vllm_engine.py`): their activations are a few rows wide.
+PREFILL_TOKENS = 8192
+
+WORTH_NAMING = 0.01
+"""Share of a phase below which a part's settings are no help."""
+SHARDING = ("learner.zero_stage",)
+OFFLOAD = ("learner.zero_stage", "learner.offload_optimizer")
+ACTIVATIONS = ("learner.tokens_per_microbatch", "learner.gradient_checkpointing", "sampling.max_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Something that takes memory.
+
+    Example: `Part(name="KV cache", gib=2.0, keys=("rollout.kv_cache_gib",))`
+    """
+
+    name: str
+    gib: float
+    phases: tuple[str, ...] = PHASES
+    keys: tuple[str, ...] = ()
+    """Settings that make it smaller."""
+    on_host: bool = False
+    """CUDA: in the machine's memory, not the card's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What one rank needs."""
+
+    parts: tuple[Part, ...]
+
+    def part(self, name: str) -> float:
+        """GiB of the parts of that name; 0 where there is none."""
+        return sum(part.gib for part in self.parts if part.name == name)
+
+    def held(self, phase: str, *, on_host: bool = False) -> list[Part]:
+        """The parts of a phase, largest first."""
+        held = [part for part in self.parts if phase in part.phases and part.on_host == on_host]
+        return sorted(held, key=lambda part: -part.gib)
+
+    def needed(self, phase: str, *, on_host: bool = False) -> float:
+        return sum(part.gib for part in self.held(phase, on_host=on_host))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widths:
+    """The sizes of a transformer that its activations are made of."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    """Of one token's feed-forward layers together: of all active experts where there are several."""
+    vocabulary: int
+    normed_heads: bool
+    """Whether queries and keys pass through a norm of their own (Qwen3)."""
+
+    @classmethod
+    def of(cls, shape: nn.Module) -> Widths:
+        facts: Any = shape.config.get_text_config()  # type: ignore[operator, union-attr]
+        heads = facts.num_attention_heads
+        experts = getattr(facts, "num_experts_per_tok", None) or 0
+        dense = getattr(facts, "intermediate_size", None) or 4 * facts.hidden_size
+        expert = getattr(facts, "moe_intermediate_size", None) or dense
+        return cls(
+            hidden=facts.hidden_size,
+            layers=facts.num_hidden_layers,
+            heads=heads,
+            kv_heads=getattr(facts, "num_key_value_heads", None) or heads,
+            head_dim=getattr(facts, "head_dim", None) or facts.hidden_size // heads,
+            intermediate=experts * expert if experts else dense,
+            vocabulary=facts.vocab_size,
+            normed_heads=any(name.endswith("q_norm") for name, _ in shape.named_modules()),
+        )
+
+
+def layer_bytes(widths: Widths, size: int, row: int, attention: str = "sdpa") -> int:
+    """Bytes a token that one decoder layer keeps for its backward pass, in a precision of `size` bytes.
+
+    Counted: the float32 input of both norms; the input of the attention's and of the feed-forward's first matrices;
+    queries, keys and values (repeated to all heads), attention's output, its normaliser, what a token keeps of its
+    `row` of positions (with sdpa the mask, with eager every head's weights too, in float32 and cast, with shared
+    prompts the cast ones); gate, activated gate, up and their product; where there are norms of queries and keys, the
+    float32 input of those.
+    Not counted: the LoRA layers' rank-wide products and everything that is freed before the layer ends.
+    """
+    heads = widths.heads * widths.head_dim
+    norms = 2 * FP32 * widths.hidden
+    if widths.normed_heads:
+        norms += FP32 * (heads + widths.kv_heads * widths.head_dim)
+    inputs = 2 * size * widths.hidden
+    of_a_position = {
+        "flash_attention_2": 0,
+        "sdpa": size,
+        "eager": size + widths.heads * (FP32 + size),
+        SHARED: widths.heads * size,
+    }[attention]
+    attended = 4 * size * heads + FP32 * widths.heads + row * of_a_position
+    return norms + inputs + attended + 4 * size * widths.intermediate
+
+
+def activation_bytes(
+    widths: Widths, size: int, tokens: int, row: int, *, checkpointing: bool, attention: str = "sdpa"
+) -> int:
+    """Bytes held at the end of the forward pass over `tokens` tokens in rows of `row`, with the gradients of one layer
+    on the way back.
+
+    With gradient checkpointing each layer keeps only its input, and one layer at a time is computed again.
+    """
+    one = layer_bytes(widths, size, row, attention)
+    kept = widths.layers * size * widths.hidden + one if checkpointing else widths.layers * one
+    gradients = 4 * size * widths.intermediate + 2 * FP32 * widths.hidden
+    return tokens * (kept + gradients)
+
+
+def microbatch_tokens(config: Config) -> tuple[int, int]:
+    """(padded tokens of the largest possible micro-batch, longest possible sample)."""
+    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
+    rows = config.train.problems_per_step * config.sampling.n
+    # A sample over the budget has a micro-batch of its own.
+    return max(longest, min(config.learner.tokens_per_microbatch, rows * longest)), longest
+
+
+def estimate(config: Config, shape: nn.Module, trainable: int, ranks: int, *, card_gib: float | None = None) -> Memory:
+    """What a rank will need; `shape` is the model on the meta device.
+
+    Args:
+        config: The run's.
+        shape: See `rl_engine.policy.base_model.meta_model`.
+        trainable: Parameters that learn.
+        ranks: Processes that share what ZeRO shards.
+        card_gib: Memory of the card; None for a run on the CPU.
+    """
+    cuda = card_gib is not None
+    total = sum(parameter.numel() for parameter in shape.parameters())
+    parts = [
+        *_weights(config, total, trainable, ranks),
+        *_optimizer(config, trainable, ranks, cuda),
+        *_learning(config, shape, cuda),
+        *_sampling(config, shape, trainable, ranks, card_gib),
+        *_syncing(config, trainable, cuda),
+        Part(name="libraries", gib=LIBRARIES_GIB, on_host=cuda),
+        Part(name="grading", gib=GRADER_GIB * (config.rewards.workers + 1), keys=("rewards.workers",), on_host=cuda),
+    ]
+    if cuda:
+        parts.append(Part(name="CUDA context", gib=CUDA_CONTEXT_GIB))
+    return Memory(parts=tuple(part for part in parts if part.gib > 0))
+
+
+def _weights(config: Config, total: int, trainable: int, ranks: int) -> list[Part]:
+    """What the learner computes with. ZeRO-3 shards everything that is part of the trained model."""
+    size = DTYPES[config.model.dtype].itemsize
+    share = ranks if config.learner.zero_stage == 3 else 1
+    if config.method == "lora":
+        return [
+            Part(name="base weights", gib=total * size / share / GIB, keys=SHARDING),
+            Part(name="adapter", gib=trainable * FP32 / share / GIB, keys=("lora.rank",)),
+        ]
+    # A layer's cast weights stay for its backward pass, unless the layer is computed again.
+    cast_share = share if config.learner.gradient_checkpointing else 1
+    cast = trainable * size / cast_share if size < FP32 else 0
+    return [
+        Part(name="master weights", gib=trainable * FP32 / share / GIB, keys=("method", *SHARDING)),
+        Part(name="cast weights", gib=cast / GIB, phases=("learn",), keys=("method", *SHARDING)),
+        Part(name="reference weights", gib=total * size / GIB, keys=("method",)),
+    ]
+
+
+def _optimizer(config: Config, trainable: int, ranks: int, cuda: bool) -> list[Part]:
+    """Gradients, Adam's moments, and DeepSpeed's own float32 copy of the shard it updates.
+
+    Stage 1 shards moments, stage 2 gradients too. Offloading moves a rank's shards into the machine's memory, which
+    on the CPU is where they are.
+    """
+    stage = config.learner.zero_stage
+    away = cuda and config.learner.offload_optimizer
+    gib = trainable * FP32 / GIB
+    keys = SHARDING if away else OFFLOAD if cuda else SHARDING
+    moments = 2 * gib / (ranks if stage >= 1 else 1)
+    gradients = gib / (ranks if stage >= 2 else 1)
+    bucket = min(ZERO_BUCKET, trainable) * FP32 / GIB
+    return [
+        Part(name="gradients", gib=gradients, phases=("learn",), keys=keys, on_host=away and stage >= 2),
+        Part(name="Adam's moments", gib=moments, keys=keys, on_host=away),
+        Part(name="ZeRO's copy", gib=gib / ranks if stage >= 1 else 0.0, keys=keys, on_host=away),
+        Part(name="ZeRO's bucket", gib=bucket if cuda and stage >= 1 else 0.0, phases=("learn",)),
+    ]
+
+
+def _learning(config: Config, shape: nn.Module, cuda: bool) -> list[Part]:
+    widths = Widths.of(shape)
+    size = DTYPES[config.model.dtype].itemsize
+    tokens, longest = microbatch_tokens(config)
+    layout = choose_layout(config, shape.config, torch.device("cuda" if cuda else "cpu"))
+    row = tokens if layout == "packed" else longest
+    checkpointing = config.learner.gradient_checkpointing
+    attention = layout if layout == SHARED else config.learner.attention
+    held = activation_bytes(widths, size, tokens, row, checkpointing=checkpointing, attention=attention)
+    trains_head = config.method == "full" or "lm_head" in str(config.lora.targets)
+    copies = TRAINED_LOGITS if trains_head else FROZEN_LOGITS
+    at_once = CHUNK if cuda else max(16, CPU_CHUNK_BYTES // (FP32 * widths.vocabulary))
+    rows = min(at_once, config.train.problems_per_step * config.sampling.n * config.sampling.max_tokens)
+    chunk = rows * widths.vocabulary * FP32 * copies
+    keys = tuple(key for key in ACTIVATIONS if not (checkpointing and key == "learner.gradient_checkpointing"))
+    return [
+        Part(name="activations", gib=held / GIB, phases=("learn",), keys=keys),
+        Part(name="logits chunk", gib=chunk / GIB, phases=("learn",)),
+        Part(name="heap slack", gib=0.0 if cuda else HEAP_SLACK * held / GIB, phases=("learn",), keys=keys),
+    ]
+
+
+def _sampling(config: Config, shape: nn.Module, trainable: int, ranks: int, card_gib: float | None) -> list[Part]:
+    """What samples on this machine; of a rank, its share of the workers."""
+    rollout = config.rollout
+    if rollout.placement == "inprocess":
+        if card_gib is not None:
+            return _card_sampler(config, sum(parameter.numel() for parameter in shape.parameters()), card_gib)
+        return _cpu_sampler(config, shape, trainable, config.train.problems_per_step)
+    if rollout.address is not None:
+        return []  # a cluster's workers may be anywhere
+    worker = [Part(name="sampler libraries", gib=LIBRARIES_GIB)]
+    if card_gib is None:
+        worker += _cpu_sampler(config, shape, trainable, rollout.prompts_per_piece)
+    # On CUDA they have cards of their own.
+    number = rollout.workers
+    return [
+        *(
+            replace(
+                part,
+                name=f"{part.name}, {number} {'worker' if number == 1 else 'workers'}",
+                gib=part.gib * number / ranks,
+                phases=PHASES,  # they may be sampling ahead
+                keys=("rollout.workers", *part.keys),
+                on_host=card_gib is not None,
+            )
+            for part in worker
+        ),
+        Part(name="Ray", gib=RAY_GIB / ranks, on_host=card_gib is not None),
+    ]
+
+
+def _cpu_sampler(config: Config, shape: nn.Module, trainable: int, prompts: int) -> list[Part]:
+    """vLLM on the CPU, asked for so many prompts at a time. An output embedding that is tied to the input's is one more
+    matrix there."""
+    size = DTYPES[config.model.dtype].itemsize
+    widths = Widths.of(shape)
+    tied = bool(getattr(shape.config, "tie_word_embeddings", False))
+    total = sum(parameter.numel() for parameter in shape.parameters()) + tied * widths.vocabulary * widths.hidden
+    rows = min(config.rollout.max_num_seqs, prompts * config.sampling.n)
+    logits = rows * widths.vocabulary * FP32 * SAMPLER_LOGITS
+    prefill = PREFILL_TOKENS * size * (4 * widths.hidden + 4 * widths.intermediate)
+    return [
+        Part(name="sampler weights", gib=CPU_SAMPLER_COPIES * total * size / GIB),
+        Part(name="sampler adapter", gib=_adapter_slots(config, trainable), keys=("lora.rank",)),
+        Part(name="KV cache", gib=config.rollout.kv_cache_gib, keys=("rollout.kv_cache_gib",)),
+        Part(
+            name="sampler activations",
+            gib=max(logits, prefill) / GIB,
+            phases=("rollout",),
+            keys=("rollout.max_num_seqs",),
+        ),
+    ]
+
+
+def _adapter_slots(config: Config, trainable: int) -> float:
+    """The slot that is computed with, padded to a rank vLLM allows, and the adapters that are loaded."""
+    if config.method != "lora":
+        return 0.0
+    padded = smallest_allowed_rank(served_rank(config.lora)) / config.lora.rank
+    return trainable * (padded + 1 + config.rollout.max_staleness) * DTYPES[config.model.dtype].itemsize / GIB
+
+
+def _card_sampler(config: Config, total: int, card_gib: float) -> list[Part]:
+    """vLLM takes its share of the card whole: weights, cache and activations. Asleep it keeps the weights in the
+    machine's memory and nothing on the card."""
+    size = DTYPES[config.model.dtype].itemsize
+    awake = ("rollout", "sync") if config.rollout.sleep else PHASES
+    keys = ("rollout.memory_fraction",) if config.rollout.sleep else ("rollout.memory_fraction", "rollout.sleep")
+    parts = [Part(name="sampler", gib=config.rollout.memory_fraction * card_gib, phases=awake, keys=keys)]
+    if config.rollout.sleep:
+        kept = total * size / config.rollout.tensor_parallel_size / GIB
+        parts.append(Part(name="sleeping sampler", gib=kept, keys=("rollout.sleep",), on_host=True))
+    return parts
+
+
+def _syncing(config: Config, trainable: int, cuda: bool) -> list[Part]:
+    """The version on its way to the sampler: float32 values on the CPU, and for a whole model their cast copy."""
+    size = DTYPES[config.model.dtype].itemsize
+    copies = FP32 if config.method == "lora" else FP32 + size
+    return [Part(name="version being published", gib=trainable * copies / GIB, phases=("sync",), on_host=cuda)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Available:
+    """What a rank may use, in GiB."""
+
+    device_gib: float
+    host_gib: float
+    """Of the machine; the same on the CPU."""
+
+
+def plan(config: Config, ranks: Ranks) -> Memory:
+    """The estimate for this run on this rank's device."""
+    shape = meta_model(locate_model(config.model.name), config.model.revision)
+    card_gib = None
+    if ranks.device.type == "cuda":
+        card_gib = torch.cuda.get_device_properties(ranks.device).total_memory / GIB
+    return estimate(config, shape, trainable_parameters(config, shape), ranks.count, card_gib=card_gib)
+
+
+def trainable_parameters(config: Config, shape: nn.Module) -> int:
+    if config.method == "full":
+        return sum(parameter.numel() for parameter in shape.parameters())
+    return coverage_of(shape, config.lora).trainable
+
+
+def check_fits(memory: Memory, available: Available) -> None:
+    """Raises `ConfigError` naming the largest part and the settings that help, when a phase needs more than there
+    is."""
+    for on_host, room in ((False, available.device_gib), (True, available.host_gib)):
+        phase = max(PHASES, key=lambda name: memory.needed(name, on_host=on_host))
+        needed = memory.needed(phase, on_host=on_host)
+        if needed <= room:
+            continue
+        held = memory.held(phase, on_host=on_host)
+        keys = list(dict.fromkeys(key for part in held if part.gib > WORTH_NAMING * needed for key in part.keys))
+        where = "of the machine's memory" if on_host else "of memory"
+        raise ConfigError(
+            f"this run would need about {needed:.1f} GiB {where} on each rank while it is in {phase}, and "
+            f"{room:.1f} GiB are available. The largest part is {held[0].name}, {held[0].gib:.1f} GiB"
+            + "".join(f"; then {part.name}, {part.gib:.1f} GiB" for part in held[1:3])
+            + f". What lowers it: {', '.join(keys) or 'a smaller model'}; --dry-run shows every part"
+        )
+
+
+def estimated(memory: Memory, available: Available) -> dict[str, str]:
+    """Lines of name and value: every phase against what there is, then every part."""
+    lines = {}
+    for phase in PHASES:
+        text = f"{memory.needed(phase):.2f} GiB of {available.device_gib:.2f} available"
+        host = memory.needed(phase, on_host=True)
+        if host:
+            text += f"; {host:.2f} GiB of the machine's {available.host_gib:.2f}"
+        lines[f"memory, {phase}"] = text
+    for part in sorted(memory.parts, key=lambda part: -part.gib):
+        where = ", on the machine" if part.on_host else ""
+        lines[f"  {part.name}"] = f"{part.gib:.3f} GiB ({', '.join(part.phases)}{where})"
+    return lines

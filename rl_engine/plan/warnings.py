@@ -1,0 +1,136 @@
+"""A planned run → warnings in plain words: one small function for each thing that is known to go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rl_engine.config import Config
+from rl_engine.config.starts import STARTS
+from rl_engine.plan.budget import Capacity
+from rl_engine.plan.learning_rate import (
+    ALPHA,
+    LORA_RATIO,
+    REFERENCE_HIDDEN,
+    RL_COMPLETIONS,
+    RL_HIGHEST,
+    RL_LOWEST,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the warnings look at."""
+
+    config: Config
+    rate: float
+    """The rate the run will use."""
+    hidden: int
+    context: int
+    """Positions of the model."""
+    groups: frozenset[str]
+    """Kinds of layers that learn."""
+    capacity: Capacity
+
+    @property
+    def is_lora(self) -> bool:
+        return self.config.method == "lora"
+
+
+def batch_large_for_lora(facts: Facts) -> str | None:
+    config = facts.config
+    episodes = config.train.problems_per_step * config.sampling.n // config.learner.updates_per_step
+    if not facts.is_lora or episodes <= RL_COMPLETIONS:
+        return None
+    return (
+        f"{episodes:,} completions an update are more than any recipe here has ({RL_COMPLETIONS:,}). LoRA loses more "
+        "than full fine-tuning as the batch grows, and a higher rank does not cure it: prefer more steps of fewer "
+        "problems"
+    )
+
+
+def rate_of_the_other_method(facts: Facts) -> str | None:
+    """The recipes' range is of models of 8B; small ones take more, so only too little is said of them."""
+    bounds = f"{RL_LOWEST:g} … {RL_HIGHEST:g}"
+    if facts.is_lora and facts.rate < RL_LOWEST:
+        return (
+            f"optim.lr {facts.rate:g} is below the range of LoRA ({bounds}), as if copied from full fine-tuning: LoRA "
+            f"wants about {LORA_RATIO} times that"
+        )
+    if facts.hidden < REFERENCE_HIDDEN:
+        return None
+    if facts.is_lora and facts.rate > RL_HIGHEST:
+        return f"optim.lr {facts.rate:g} is above the range of reinforcement learning with LoRA ({bounds})"
+    if not facts.is_lora and facts.rate > RL_HIGHEST / LORA_RATIO:
+        return (
+            f"optim.lr {facts.rate:g} is that of a LoRA: full fine-tuning wants about a tenth, at most "
+            f"{RL_HIGHEST / LORA_RATIO:g}"
+        )
+    return None
+
+
+def alpha_moved(facts: Facts) -> str | None:
+    alpha = facts.config.lora.alpha
+    if not facts.is_lora or alpha == ALPHA:
+        return None
+    return (
+        f"lora.alpha is {alpha:g}, and the rates are for {ALPHA:g}: the first updates are {alpha / ALPHA:.3g} times as "
+        "large as they would be"
+    )
+
+
+def attention_alone(facts: Facts) -> str | None:
+    if not facts.is_lora or "mlp" in facts.groups or "attention" not in facts.groups:
+        return None
+    return (
+        f"lora.targets {facts.config.lora.targets!r} leaves out the MLPs, where LoRA gains most: attention alone is "
+        "worse at the same number of parameters; use all"
+    )
+
+
+def decomposed_start(facts: Facts) -> str | None:
+    start = facts.config.lora.init
+    if not facts.is_lora or STARTS[start].served != "converted":
+        return None
+    return (
+        f"lora.init {start} starts from a decomposition of the weights: such adapters are reported to collapse under "
+        "reinforcement learning at the rate of a plain LoRA"
+    )
+
+
+def too_small_for_the_run(facts: Facts) -> str | None:
+    capacity = facts.capacity
+    if not facts.is_lora or capacity.taught <= capacity.bits:
+        return None
+    enough = "no rank up to 512" if capacity.rank is None else f"rank {capacity.rank}"
+    rank = facts.config.lora.rank
+    return f"the run may teach {capacity.share:.1f} times what rank {rank} can hold; {enough} holds it all"
+
+
+def longer_than_the_context(facts: Facts) -> str | None:
+    data, sampling = facts.config.data, facts.config.sampling
+    needed = data.max_prompt_tokens + sampling.max_tokens
+    if needed <= facts.context:
+        return None
+    return (
+        f"a prompt of {data.max_prompt_tokens:,} and a completion of {sampling.max_tokens:,} tokens are longer than "
+        f"the model's context of {facts.context:,}: lower data.max_prompt_tokens or sampling.max_tokens"
+    )
+
+
+WARNINGS: dict[str, Callable[[Facts], str | None]] = {
+    "batch": batch_large_for_lora,
+    "rate": rate_of_the_other_method,
+    "alpha": alpha_moved,
+    "targets": attention_alone,
+    "init": decomposed_start,
+    "capacity": too_small_for_the_run,
+    "context": longer_than_the_context,
+}
+"""Name → the warning's text, or None where there is nothing to warn of."""
+
+
+def warnings_of(facts: Facts) -> dict[str, str]:
+    """The warnings that apply, by name."""
+    texts = {name: warn(facts) for name, warn in WARNINGS.items()}
+    return {name: text for name, text in texts.items() if text is not None}

@@ -1,0 +1,1 @@
+"""Model → what is trained of it, and how it computes: adapters, log-probabilities, attention."""

@@ -1,0 +1,100 @@
+"""Base model → one whose every weight learns: full fine-tuning, the reference arm of every claim about LoRA.
+
+The weights that learn are float32, so that an update far below bfloat16's resolution is not lost; the forward pass
+computes in `model.dtype` with their cast values, which are what is published and what the sampler serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+from transformers import AutoTokenizer
+
+from rl_engine.config import Config
+from rl_engine.policy.base_model import DTYPES, load_causal_lm
+from rl_engine.policy.logprobs import Policy
+from rollout.models import locate_model
+
+if TYPE_CHECKING:
+    from rl_engine.policy.trainable import Score
+
+WEIGHTS = "model.safetensors"
+
+
+class _Cast(nn.Module):
+    """A weight as the forward pass sees it."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.to(self.dtype)
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Make every module of a float32 model read its weights cast to `dtype`; gradients arrive in float32."""
+    for module in list(model.modules()):
+        for name in [name for name, p in module.named_parameters(recurse=False) if p.dtype != dtype]:
+            register_parametrization(module, name, _Cast(dtype), unsafe=True)
+
+
+def masters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The float32 parameters, by the names they have in a checkpoint."""
+    return {
+        name.replace("parametrizations.", "").removesuffix(".original"): parameter
+        for name, parameter in model.named_parameters()
+    }
+
+
+def write_model(directory: Path, tensors: dict[str, Tensor], facts: Any, tokenizer: Any) -> None:
+    """An ordinary checkpoint, in the precision that its `facts` (transformers' configuration) state."""
+    cast = {name: tensor.to(facts.dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(cast, directory / WEIGHTS, metadata={"format": "pt"})
+    facts.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+class FullTrainee:
+    """Every weight of the model, and a frozen copy of what it was."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self._config = config
+        self.causal_lm: Any = load_causal_lm(config, device, torch.float32)
+        compute_in(self.causal_lm, DTYPES[config.model.dtype])
+        self.parameters = masters_of(self.causal_lm)
+        frozen = load_causal_lm(config, device).requires_grad_(False)
+        self._base = Policy(frozen, config.sampling.temperature)
+
+    def describe(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters.values())
+        return f"full fine-tuning, all {count:,} parameters, float32 masters"
+
+    def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
+        return [(1.0, list(self.parameters.values()))]
+
+    def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def as_base(self, score: Score) -> Iterator[Score]:
+        yield self._base
+
+    def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
+        return []
+
+    def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
+        """An ordinary checkpoint, in `model.dtype`, with its tokenizer."""
+        source = locate_model(self._config.model.name)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=self._config.model.revision)
+        write_model(directory, tensors, self._base.causal_lm.config, tokenizer)
+
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "full", "rank": 0, "weights": WEIGHTS}

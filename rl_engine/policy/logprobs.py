@@ -1,0 +1,152 @@
+"""Hidden states → log-probabilities of the sampled tokens, in chunks: no [B, T, V] tensor is ever made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from rl_engine.learner.batching import MicroBatch
+
+# Rows of logits that are computed at once: on a GPU enough to keep its matrix units busy. On a CPU buffers beyond
+# 32 MiB are taken from the system anew each time, page by page, so a chunk stays below.
+CHUNK = 512
+CPU_CHUNK_BYTES = 28 * 2**20
+
+
+def rows_at_once(weight_VH: Tensor) -> int:
+    """Completion tokens whose logits are computed together."""
+    if weight_VH.device.type != "cpu":
+        return CHUNK
+    return max(16, CPU_CHUNK_BYTES // (4 * weight_VH.shape[0]))
+
+
+def _of_logits(logits_nV: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(log-probability of each target, entropy, all log-probabilities, all probabilities)."""
+    all_nV = logits_nV.log_softmax(dim=-1)
+    probs_nV = all_nV.exp()
+    # Σ p log p: where p underflows to zero the product is zero, not NaN, since log p stays finite.
+    entropy_n = -torch.linalg.vecdot(probs_nV, all_nV)
+    return all_nV.gather(1, target_n[:, None]).squeeze(1), entropy_n, all_nV, probs_nV
+
+
+class _FrozenHead(torch.autograd.Function):
+    """log p(y_i) = z_i[y_i] − logsumexp(z_i) and H_i = −Σ_v p_v log p_v with z_i = W h_i / temperature, W frozen.
+
+    ∂log p(y_i)/∂h_i = (W[y_i] − Σ_v p_v W[v]) / temperature and ∂H_i/∂h_i = −Σ_v p_v (log p_v + H_i) W[v] /
+    temperature: one vector of the hidden size a token each. They are computed while the chunk's probabilities are at
+    hand, so that the backward pass needs no logits again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float, learn_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropies, gradients, entropy_gradients = [], [], [], []
+        dtype, rows = weight_VH.dtype, rows_at_once(weight_VH)
+        for hidden_nH, target_n in zip(hidden_NH.split(rows), target_N.split(rows), strict=True):
+            logits_nV = (hidden_nH @ weight_VH.T).float()
+            if temperature != 1:
+                logits_nV /= temperature
+            logprob_n, entropy_n, all_nV, probs_nV = _of_logits(logits_nV, target_n)
+            logprobs.append(logprob_n)
+            entropies.append(entropy_n)
+            if ctx.needs_input_grad[0]:
+                gradients.append((weight_VH[target_n] - probs_nV.to(dtype) @ weight_VH) / temperature)
+                if learn_entropy:
+                    pull_nV = probs_nV * (all_nV + entropy_n[:, None])
+                    entropy_gradients.append(pull_nV.to(dtype) @ weight_VH / -temperature)
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients), torch.cat(entropy_gradients) if learn_entropy else None)
+        entropy_N = torch.cat(entropies)
+        if not learn_entropy:
+            ctx.mark_non_differentiable(entropy_N)
+        return torch.cat(logprobs), entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor, entropy_grad_N: Tensor) -> tuple[Tensor, None, None, None, None]:
+        gradient_NH, entropy_gradient_NH = ctx.saved_tensors
+        total_NH = grad_N[:, None] * gradient_NH
+        if entropy_gradient_NH is not None:
+            total_NH = total_NH + entropy_grad_N[:, None] * entropy_gradient_NH
+        return total_NH.to(gradient_NH.dtype), None, None, None, None
+
+
+def token_logprobs(
+    hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float, *, learn_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target, and the entropy of its distribution, under a frozen output embedding.
+
+    Args:
+        hidden_NH: [N, H] last hidden states at the positions that predict the targets.
+        weight_VH: [V, H] output embedding, frozen.
+        target_N: [N] token ids.
+        temperature: of the sampler; the policy is the tempered distribution.
+        learn_entropy: whether the entropy carries a gradient.
+
+    Returns:
+        ([N] nats, [N] nats), float32.
+    """
+    logprob_N, entropy_N = _FrozenHead.apply(  # type: ignore[no-untyped-call]
+        hidden_NH, weight_VH, target_N, temperature, learn_entropy
+    )
+    return logprob_N, entropy_N
+
+
+def token_logprobs_of_trained_head(
+    hidden_NH: Tensor, head: Callable[[Tensor], Tensor], target_N: Tensor, temperature: float, rows: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """As `token_logprobs`, for a head that learns too: each chunk's logits are computed again in the backward pass."""
+
+    def of_chunk(hidden_nH: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
+        logprob_n, entropy_n, _, _ = _of_logits(head(hidden_nH).float() / temperature, target_n)
+        return logprob_n, entropy_n
+
+    parts = [
+        checkpoint(of_chunk, hidden_nH, target_n, use_reentrant=False)
+        for hidden_nH, target_n in zip(hidden_NH.split(rows), target_N.split(rows), strict=True)
+    ]
+    return torch.cat([logprob for logprob, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
+class Policy(nn.Module):
+    """A causal language model of transformers, with or without LoRA layers in it, that answers with
+    log-probabilities of completion tokens."""
+
+    def __init__(self, causal_lm: Any, temperature: float, *, learn_entropy: bool = False) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.temperature = temperature
+        self.learn_entropy = learn_entropy
+
+    @property
+    def head(self) -> Any:
+        return self.causal_lm.get_output_embeddings()
+
+    @property
+    def head_is_frozen(self) -> bool:
+        """Whether the output embedding is just a matrix: nothing learns it, and no adapter is in front of it."""
+        return type(self.head) is nn.Linear and not self.head.weight.requires_grad
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """([N] log-probabilities, [N] entropies) of the batch's completion tokens, in nats."""
+        hidden_BTH = self.causal_lm.get_decoder()(
+            input_ids=batch.input_ids_BT,
+            attention_mask=batch.attention_mask_BT,
+            position_ids=batch.position_ids_BT,
+            use_cache=False,
+            **({} if batch.layout is None else {"layout": batch.layout}),
+        ).last_hidden_state
+        # The first tokens of a group share a position; the gradient of indexing by `[]` would be added in any order.
+        hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, batch.source_N)
+        if self.head_is_frozen:
+            return token_logprobs(
+                hidden_NH, self.head.weight, batch.target_N, self.temperature, learn_entropy=self.learn_entropy
+            )
+        rows = rows_at_once(self.head.weight)
+        return token_logprobs_of_trained_head(hidden_NH, self.head, batch.target_N, self.temperature, rows)

@@ -1,0 +1,130 @@
+"""Base model, prompts or another adapter → where an adapter starts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rl_engine.config.file import ConfigError
+from rl_engine.inspect.deltas import FACTOR, rank_and_scale
+from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, read_manifest
+
+# Activations that EVA looks at: some times the largest useful rank, and small beside the model.
+EVA_TOKENS = 1024
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module, paths: tuple[str, ...]) -> Iterator[None]:
+    """Layers whose weights are the same after the block as before it.
+
+    PEFT's SVD starts take the initial update off the base weights. Here the base stays what it is, for the sampler
+    serves it and the KL is taken to it, and the initial update is taken off in the adapter.
+    """
+    layers: list[Any] = [model.get_submodule(path) for path in paths]
+    before = [layer.weight.detach().clone() for layer in layers]
+    yield
+    for layer, weight in zip(layers, before, strict=True):
+        layer.weight.data = weight
+
+
+@torch.no_grad()
+def fit_to_activations(layers: Mapping[str, Any], passes: Iterator[Callable[[], Any]]) -> None:
+    """EVA (Paischer et al. 2024): the rows of A are the leading right singular vectors of a layer's inputs; B is zero.
+
+    Args:
+        layers: LoRA layers by path.
+        passes: forward passes over the prompts, made until every layer has seen `EVA_TOKENS` tokens.
+    """
+    seen: dict[str, list[Tensor]] = {path: [] for path in layers}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, path=path: seen[path].append(inputs[0].flatten(0, -2)))
+        for path, layer in layers.items()
+    ]
+    try:
+        for forward in passes:
+            forward()
+            if sum(len(x) for x in next(iter(seen.values()))) >= EVA_TOKENS:
+                break
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for path, layer in layers.items():
+        a_RI: Tensor = layer.lora_A["default"].weight
+        x_NI = torch.cat(seen[path])[:EVA_TOKENS].double()
+        if len(a_RI) > min(x_NI.shape):
+            raise ConfigError(
+                f"lora.init eva finds {min(x_NI.shape)} directions in {len(x_NI)} tokens at {path}, and lora.rank is "
+                f"{len(a_RI)}: lower it, or take lora.init=default"
+            )
+        a_RI.copy_(leading_directions(x_NI, len(a_RI)))
+
+
+def leading_directions(x_NI: Tensor, rank: int) -> Tensor:
+    """[rank, I] right singular vectors of the largest singular values, from the eigenvectors of the smaller of XᵀX and
+    XXᵀ: several times as fast as a singular value decomposition."""
+    if x_NI.shape[0] >= x_NI.shape[1]:
+        leading_IR: Tensor = torch.linalg.eigh(x_NI.T @ x_NI).eigenvectors[:, -rank:].flip(1)
+        return leading_IR.T
+    leading_NR: Tensor = torch.linalg.eigh(x_NI @ x_NI.T).eigenvectors[:, -rank:].flip(1)
+    return torch.nn.functional.normalize(leading_NR.T @ x_NI)
+
+
+def read_adapter(directory: Path, base_model: str, here: dict[str, Any]) -> dict[str, Tensor]:
+    """The float32 tensors of an adapter to go on from, by the names PEFT saves them under.
+
+    Args:
+        here: what adapter_config.json says of the adapter that is to go on.
+
+    Raises `AdapterError` when its files are not what its manifest states, when it was trained on another base model,
+    or when the scale (alpha / rank) of a module is another.
+    """
+    if not (directory / PEFT_CONFIG).is_file():
+        raise AdapterError(f"lora.start_from: {directory} holds no {PEFT_CONFIG}")
+    if (directory / MANIFEST).is_file():
+        read_manifest(directory)
+    facts = json.loads((directory / PEFT_CONFIG).read_text())
+    trained_on = str(facts.get("base_model_name_or_path") or "")
+    if Path(trained_on).name.lower() != Path(base_model).name.lower():
+        raise AdapterError(
+            f"lora.start_from: {directory} is an adapter of {trained_on!r}, and model.name is {base_model!r}"
+        )
+    tensors = {name: tensor.float() for name, tensor in load_file(directory / PEFT_WEIGHTS).items()}
+    for match in filter(None, map(FACTOR.match, tensors)):
+        module = match["module"]
+        (rank, found), (_, scale) = rank_and_scale(facts, module), rank_and_scale(here, module)
+        if abs(found - scale) > 1e-6 * scale:
+            raise AdapterError(
+                f"lora.start_from: the update of {module} in {directory} is scaled by {found:g} (rank {rank}), and "
+                f"here by {scale:g}: set lora.rank, lora.alpha, lora.rslora and their patterns to its own"
+            )
+    return tensors
+
+
+def put(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy an adapter's tensors into the parameters of the same names.
+
+    Raises `AdapterError` naming what does not fit.
+    """
+    missing, left = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+    if missing or left:
+        raise AdapterError(
+            f"lora.start_from: {source} touches other layers than lora.targets: "
+            f"it lacks {len(missing)} of them{f', {missing[0]} for one' if missing else ''}, and has {len(left)} "
+            f"more{f', {left[0]} for one' if left else ''}"
+        )
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise AdapterError(
+                f"lora.start_from: {name} is {tuple(tensors[name].shape)} in {source} and {tuple(parameter.shape)} "
+                "here: another lora.rank, or another model"
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])

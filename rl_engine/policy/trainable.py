@@ -1,0 +1,58 @@
+"""Method → what is trained: the seam between the learner and the ways to change a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rl_engine.config import Config
+from rl_engine.learner.batching import MicroBatch
+from rl_engine.policy.full import FullTrainee
+from rl_engine.policy.lora import LoraTrainee
+
+Score = Callable[[MicroBatch], tuple[Tensor, Tensor]]
+
+
+class Trainee(Protocol):
+    """A causal language model, which of its parameters learn, and how they are published."""
+
+    causal_lm: Any
+    parameters: dict[str, nn.Parameter]
+    """What learns, float32, by the names it is published under."""
+
+    def describe(self) -> str:
+        """For people: what is trained, in numbers."""
+        ...
+
+    def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """Every parameter that learns once, in groups: (multiple of `optim.lr`, parameters)."""
+        ...
+
+    def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
+        """Choose where to start from the model's activations in forward passes over the run's prompts, where the
+        method asks for that; nothing otherwise."""
+        ...
+
+    def as_base(self, score: Score) -> AbstractContextManager[Score]:
+        """Inside the block, what scores a micro-batch under the base model. `score` does under the policy."""
+        ...
+
+    def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
+        """(module, parameter) pairs where a module's own forward pass reads a parameter of another."""
+        ...
+
+    def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
+        """Write a version, from whole float32 tensors on the CPU."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of every version."""
+        ...
+
+
+METHODS: dict[str, Callable[[Config, torch.device], Trainee]] = {"lora": LoraTrainee, "full": FullTrainee}

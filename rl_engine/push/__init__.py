@@ -1,0 +1,1 @@
+"""Trained adapter → a repository on the hub."""

@@ -1,0 +1,136 @@
+"""The command: `python -m rl_engine.push --adapter DIR --repo USER/NAME [--private] [--dry-run] …`.
+
+Makes the folder of a release, and puts it on the hub. The token comes from where huggingface_hub keeps it, and goes
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import httpx2
+import typer
+from huggingface_hub import HfApi
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # type: ignore[attr-defined]
+from rich.console import Console
+from rich.markup import escape
+
+from rl_engine.push.card import Release, headline
+from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
+from rl_engine.push.release import make_release
+from rl_engine.run.console import new_console
+from rl_engine.run.trained import TrainedAdapter, dtype_of, read_trained
+from rl_engine.train.__main__ import fail
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Dtype(enum.StrEnum):
+    """Precision of a merged model."""
+
+    float32 = enum.auto()
+    bfloat16 = enum.auto()
+
+
+@app.command()
+def main(
+    adapter: Annotated[Path, typer.Option(help="A published version: runs/x/adapters/v000025, …/latest.")],
+    repo: Annotated[str, typer.Option(metavar="USER/NAME", help="Repository of the hub; made if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, show it, and stop.")] = False,
+    output: Annotated[Path | None, typer.Option(help="The folder; RUN/release/VERSION when not given.")] = None,
+    revision: Annotated[str, typer.Option(help="Branch that the commit goes to; made if it does not exist.")] = "main",
+    tag: Annotated[str | None, typer.Option(help="Tag of the commit; the version when not given.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the adapter, as the hub abbreviates it; else the base model's.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id of the base model, where the run loaded it from a directory.")
+    ] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="Add base model and adapter in one, as merged/.")] = False,
+    merged_dtype: Annotated[
+        Dtype | None, typer.Option(help="Its precision; model.dtype of the run when not given.")
+    ] = None,
+) -> None:
+    """Publish an adapter on the hub, with its model card."""
+    console = new_console()
+    if not console.is_terminal:
+        disable_progress_bars()
+    limit_waits()
+    api = HfApi()
+    try:
+        check_names(repo, base_model)
+        if merged_dtype is not None and not merged:
+            raise ValueError("--merged-dtype is given without --merged")
+        if not dry_run:
+            require_token()
+        trained = read_trained(adapter, base_model)
+        release = Release(
+            adapter=trained,
+            repo=repo,
+            tag=tag or trained.version,
+            licence=licence_of(api, trained.base, license),
+            merged=(merged_dtype or merged_dtype_of(trained)) if merged else None,
+        )
+        # Saving a model looks for DeepSpeed, which would report that it looked for a GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        folder = output or folder_of(trained)
+        show(console, folder, make_release(release, folder))
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        fail(str(error), 2)
+    except OSError as error:
+        fail(str(error), 1)
+    if not dry_run:
+        destination = Destination(repo=repo, branch=revision, tag=release.tag, private=private)
+        send(console, api, folder, destination, headline(trained))
+
+
+def check_names(repo: str, base_model: str | None) -> None:
+    if repo.count("/") != 1:
+        raise ValueError(f"--repo is {repo!r}: write USER/NAME")
+    for name in (repo, base_model):
+        if name is not None:
+            validate_repo_id(name)
+
+
+def merged_dtype_of(adapter: TrainedAdapter) -> str:
+    """What the model was trained in; float32, which loses nothing, where that is not known."""
+    known = dtype_of(adapter)
+    return Dtype.float32 if known == "auto" else known
+
+
+def folder_of(adapter: TrainedAdapter) -> Path:
+    """In the run's directory, or beside an adapter without a run."""
+    if adapter.run is not None:
+        return adapter.run.directory / "release" / adapter.version
+    return adapter.directory.with_name(f"{adapter.directory.name}-release")
+
+
+def show(console: Console, folder: Path, files: Sequence[Path]) -> None:
+    """The release, file by file, with sizes in bytes."""
+    console.print(f"[bold]{escape(str(folder))}[/bold]")
+    for path in files:
+        console.print(f"{(folder / path).stat().st_size:>15,}  {escape(str(path))}")
+
+
+def send(console: Console, api: HfApi, folder: Path, destination: Destination, message: str) -> None:
+    """Upload, and say what became of it."""
+    try:
+        changed = upload(api, folder, destination, message)
+    except (OSError, httpx2.TransportError, RuntimeError) as error:
+        # The last is how huggingface_hub says that a file could not be sent; why is in its cause.
+        cause = f": {error.__cause__}" if error.__cause__ else ""
+        fail(f"{error}{cause}\nThe same command goes on from here: what the hub has is not sent again.", 1)
+    except ValueError as error:
+        fail(str(error), 2)
+    where = f"{api.endpoint}/{destination.repo}/tree/{destination.tag}"
+    console.print(escape(f"published: {where}" if changed else f"nothing to do: these files are at {where}"))
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,149 @@
+"""Release folder → repository of the hub: one commit and one tag a version; what the hub has is not sent again."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    get_session,
+    get_token,
+    set_client_factory,
+)
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
+
+from rl_engine.push.card import Licence
+from rl_engine.push.release import files_of
+from rl_engine.run.trained import BaseModel
+from rollout.adapters import sha256_of
+
+ATTEMPTS = 4
+FIRST_WAIT_S = 1.0
+TIMEOUT_S = 120.0
+"""Longest silence of the hub; its client has no limit of its own."""
+LOOKUP_S = 10.0
+"""The same for the base model's licence."""
+TRANSIENT = (408, 429, 500, 502, 503, 504)
+# What a release may leave behind in a repository when the next one has no such file.
+OURS = ("run/", "merged/", "curves.png")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where a release goes.
+
+    Example: `Destination(repo="user/name", branch="main", tag="v000025", private=False)`
+    """
+
+    repo: str
+    branch: str
+    tag: str
+    private: bool
+
+
+def require_token() -> None:
+    """Raises `ValueError` where nobody is logged in."""
+    if get_token() is None:
+        raise ValueError("no token of the hub: log in with `hf auth login`, or set HF_TOKEN; --dry-run needs none")
+
+
+@functools.cache  # once a process: a client reads the machine's certificates when it is made
+def limit_waits() -> None:
+    """Give every request of this process an end, keeping the client's own hooks."""
+    hooks = get_session().event_hooks
+    set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=TIMEOUT_S))
+
+
+def licence_of(api: HfApi, base: BaseModel, given: str | None) -> Licence:
+    """The terms asked for; else the base model's, from its card, as far as that can be read from here."""
+    if given is not None:
+        return Licence(id=given, origin="given")
+    card = None
+    if base.directory is not None and (base.directory / "README.md").is_file():
+        card = ModelCard.load(base.directory / "README.md").data
+    elif base.hub_id is not None:
+        # A release can do without: a hub that is not there leaves the licence unstated.
+        with suppress(HfHubHTTPError, OfflineModeIsEnabled, httpx2.TransportError):
+            card = api.model_info(base.hub_id, revision=base.revision, timeout=LOOKUP_S).card_data
+    elif base.is_embedded:
+        return Licence(id="apache-2.0", origin="base")
+    if card is None or card.license is None:
+        return Licence(id=None)
+    return Licence(id=card.license, name=card.license_name, link=card.license_link, origin="base")
+
+
+def upload(api: HfApi, folder: Path, destination: Destination, message: str) -> bool:
+    """Commit the folder's files and tag the commit; False when the tag holds these very files already.
+
+    Every attempt begins at the beginning and finds out what the hub has by then, so that it may fail anywhere.
+    Raises `ValueError` when the tag holds other files or a private release would be public, and what
+    huggingface_hub raises when the hub refuses or stays away.
+    """
+    attempt = 0
+    while True:
+        try:
+            return _upload_once(api, folder, destination, message)
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            attempt += 1
+            passes = not isinstance(error, HfHubHTTPError) or error.response.status_code in TRANSIENT
+            if attempt == ATTEMPTS or not passes:
+                raise
+            time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+
+
+def _upload_once(api: HfApi, folder: Path, destination: Destination, message: str) -> bool:
+    repo, tag, files = destination.repo, destination.tag, files_of(folder)
+    api.create_repo(repo, private=True if destination.private else None, exist_ok=True)
+    if destination.private and not api.model_info(repo).private:
+        raise ValueError(f"--private: {repo} exists and is public; change that on the hub, or leave --private out")
+    refs = api.list_repo_refs(repo)
+    if tag in [ref.name for ref in refs.tags]:
+        if _same(folder, files, _remote(api, repo, tag)):
+            return False
+        raise ValueError(f"{repo} has a tag {tag} with other files, and a tag never moves: give another --tag")
+    if destination.branch not in [ref.name for ref in refs.branches]:
+        api.create_branch(repo, branch=destination.branch)
+    there = _remote(api, repo, destination.branch)
+    stale = [path for path in there if path.startswith(OURS) and Path(path) not in files]
+    commit = api.create_commit(
+        repo,
+        operations=[
+            *(CommitOperationAdd(path_in_repo=str(path), path_or_fileobj=folder / path) for path in files),
+            *(CommitOperationDelete(path_in_repo=path) for path in stale),
+        ],
+        commit_message=message,
+        revision=destination.branch,
+    )
+    api.create_tag(repo, tag=tag, tag_message=message, revision=commit.oid)
+    return True
+
+
+def _remote(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
+    entries = api.list_repo_tree(repo, recursive=True, revision=revision)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def _same(folder: Path, files: Sequence[Path], there: dict[str, RepoFile]) -> bool:
+    """Whether the hub holds exactly these files, beside those that are not a release's."""
+    others = {path for path in there if path.startswith(OURS)} - {str(path) for path in files}
+    return not others and all(_is(folder / path, there.get(str(path))) for path in files)
+
+
+def _is(path: Path, remote: RepoFile | None) -> bool:
+    if remote is None or remote.size != path.stat().st_size:
+        return False
+    if remote.lfs is not None:
+        return remote.lfs.sha256 == sha256_of(path)
+    content = path.read_bytes()
+    return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

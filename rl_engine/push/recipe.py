@@ -1,0 +1,142 @@
+"""Configuration and metrics of a run → the lines that say how an adapter was trained."""
+
+from __future__ import annotations
+
+from rl_engine.config import Config, LoraConfig, OptimConfig
+from rl_engine.config.sft import SftConfig
+from rl_engine.run.trained import RunRecord
+from rl_engine.sft.conversations import HUB
+from rollout.prompts.problems import SOURCES
+
+Rows = list[tuple[str, str]]
+FORMS = {"boxed": r"`\boxed{…}`", "answer_is": "“the answer is …”", "gsm8k_hashes": "`#### …`"}
+
+
+def recipe_rows(config: Config | SftConfig, run: RunRecord, step: int | None) -> Rows:
+    """(what, how) of the training; every number is the configuration's or measured by the run."""
+    method = _supervised(config) if isinstance(config, SftConfig) else _reinforced(config, step)
+    return [
+        *_start(config.lora),
+        ("data", _data(config)),
+        *method,
+        ("precision", f"base model {config.model.dtype}, adapter and optimizer float32"),
+        ("seed", str(config.seed)),
+        *_measured(run, step),
+    ]
+
+
+def data_set_of(config: Config | SftConfig) -> str | None:
+    """The hub's data set that was trained on; None for files and what is generated."""
+    source = (HUB if isinstance(config, SftConfig) else SOURCES).get(config.data.source)
+    return source.path if source and config.data.path is None else None
+
+
+def _reinforced(config: Config, step: int | None) -> Rows:
+    return [
+        ("prompt", _prompt(config)),
+        ("sampling", _sampling(config)),
+        ("reward", _reward(config)),
+        ("objective", _objective(config)),
+        ("optimizer", _optimizer(config.optim, "constant")),
+        ("steps", _steps(config, step)),
+    ]
+
+
+def _supervised(config: SftConfig) -> Rows:
+    train, optim = config.train, config.optim
+    length = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
+    what = "packed rows" if config.data.packing else "examples"
+    return [
+        ("objective", "log-likelihood of the answers"),
+        ("optimizer", f"{_optimizer(optim, optim.schedule)}, {optim.warmup_steps} steps of warm-up"),
+        ("steps", f"{length} of {train.batch_size} {what} of up to {config.data.max_tokens:,} tokens"),
+    ]
+
+
+def _start(lora: LoraConfig) -> Rows:
+    """What is unlike plain LoRA from an update of zero."""
+    rows = []
+    if lora.start_from is not None:
+        rows.append(("start", "another adapter (`lora.start_from`)"))
+    elif lora.init != "default":
+        rows.append(("start", f"{lora.init} of rank {lora.rank}"))
+    if lora.plus_ratio != 1:
+        rows.append(("LoRA+", f"B learns at {lora.plus_ratio:g} times the rate"))
+    return rows
+
+
+def _data(config: Config | SftConfig) -> str:
+    data = config.data
+    limit = f", the first {data.limit:,}" if data.limit else ""
+    if isinstance(config, Config) and data.source == "arithmetic":
+        task = config.data.arithmetic
+        numbers = f"{task.terms[0]}" if len(task.terms) == 1 else f"{min(task.terms)} to {max(task.terms)}"
+        return f"{data.limit or task.count:,} generated sums and differences of {numbers} numbers up to {task.largest}"
+    if (path := data_set_of(config)) is not None:
+        return f"[{path}](https://huggingface.co/datasets/{path}){limit}"
+    return f"{data.source}{', from a file' if data.path else ''}{limit}"
+
+
+def _prompt(config: Config) -> str:
+    template = "the model's chat template" if config.prompt.template == "chat" else f"`{config.prompt.template}`"
+    return f"{template}, at most {config.data.max_prompt_tokens:,} tokens; the code above builds it"
+
+
+def _sampling(config: Config) -> str:
+    sampling = config.sampling
+    return (
+        f"{config.train.problems_per_step} problems × {sampling.n} completions a step, at most "
+        f"{sampling.max_tokens:,} tokens, temperature {sampling.temperature:g}, top_p {sampling.top_p:g}"
+    )
+
+
+def _reward(config: Config) -> str:
+    rewards = config.rewards
+    terms = {
+        "a form term": rewards.format_weight,
+        "a penalty on length": rewards.overlong_weight,
+        "a penalty on repetition": rewards.repetition_weight,
+        "a function of its own": rewards.function_weight if rewards.function else 0.0,
+    }
+    added = [f"{name} (weight {weight:g})" for name, weight in terms.items() if weight]
+    correct = f"{rewards.correct_weight:g} for a correct final answer, else 0"
+    forms = " or ".join(FORMS[form] for form in rewards.answer_forms)
+    return "; ".join([correct, *added, f"read from {forms}"])
+
+
+def _objective(config: Config) -> str:
+    loss = config.loss
+    parts = [f"`{loss.name}` over `{loss.baseline}`, normalised by `{loss.normalizer}`"]
+    parts += [f"{name} {value:g}" for name, value in loss.bounds().items()]
+    if loss.kl_coef:
+        parts.append(f"KL to the base model × {loss.kl_coef:g} ({loss.kl_penalty})")
+    if loss.entropy_coef:
+        parts.append(f"entropy × {loss.entropy_coef:g}")
+    if loss.sampler_correction != "none":
+        parts.append(f"sampler correction {loss.sampler_correction}")
+    return ", ".join(parts)
+
+
+def _optimizer(optim: OptimConfig, schedule: str) -> str:
+    clip = f", gradients clipped at {optim.clip_norm:g}" if optim.clip_norm else ""
+    return f"Adam ({optim.betas[0]:g}, {optim.betas[1]:g}), {schedule} rate {optim.rate:g}{clip}"
+
+
+def _steps(config: Config, step: int | None) -> str:
+    updates = config.learner.updates_per_step
+    each = "one update each" if updates == 1 else f"{updates} updates each"
+    if step is None:
+        return f"of {config.train.steps:,}, {each}"
+    completions = step * config.train.problems_per_step * config.sampling.n
+    return f"{step:,} of {config.train.steps:,}, {each}; {completions:,} completions"
+
+
+def _measured(run: RunRecord, step: int | None) -> Rows:
+    """What the run took and where it ended, up to the step of this version."""
+    lines = [line for line in run.metrics if "reward/mean" in line and (step is None or line["step"] <= step)]
+    if not lines:
+        return []
+    rows = [("training time", f"{sum(line['time/step_s'] for line in lines):,.0f} s, the sum of the steps")]
+    if "policy/kl_base" in lines[-1]:
+        rows.append(("KL to the base model", f"{lines[-1]['policy/kl_base']:.3g} nats a token at the last step"))
+    return rows

@@ -1,0 +1,137 @@
+"""Trained adapter → the folder that is published, without a path of the machine it was made on.
+
+    adapter_model.safetensors  adapter_config.json  manifest.json  README.md  curves.png
+    run/config.yaml  run/metrics.jsonl  run/evals/*.json  run/report.html  merged/
+
+The same adapter gives the same bytes: a folder can be made again, and pushed again for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl_engine.push.card import Release, card_text
+from rl_engine.run.trained import RUN_CONFIG, RunRecord, TrainedAdapter
+from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, write_manifest
+
+CARD = "README.md"
+PLOT = "curves.png"
+# What else of a run goes along where it exists.
+RECORDS = ("metrics.jsonl", "report.html")
+# Sections whose strings are what a model reads or writes, whatever they look like.
+SPOKEN = ("prompt", "sampling")
+
+
+def make_release(release: Release, folder: Path) -> list[Path]:
+    """Write the folder anew; its files, as paths within it.
+
+    Raises `FileExistsError` rather than replace a directory that is not an earlier release.
+    """
+    if folder.exists() and not ((folder / MANIFEST).is_file() and (folder / CARD).is_file()) and any(folder.iterdir()):
+        raise FileExistsError(f"--output: {folder} exists and is not a release: give another directory")
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        _fill(release, scratch)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return files_of(folder)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def _fill(release: Release, folder: Path) -> None:
+    adapter = release.adapter
+    _copy_adapter(adapter, folder)
+    if adapter.run is not None:
+        _copy_run(adapter.run, folder)
+        _forget_paths(folder / "run", machine_paths(adapter, adapter.run))
+    rounding = None
+    if release.merged is not None:
+        from rl_engine.run.merge import merge  # loads torch and transformers
+
+        rounding = merge(adapter, release.merged, folder / "merged")
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    card = card_text(release, rounding, [str(path) for path in files_of(folder)])
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _copy_adapter(adapter: TrainedAdapter, folder: Path) -> None:
+    """The weights as they are; the two files that name the base model name it as others know it.
+
+    The manifest vouches for the files beside it, and for the published version they come from.
+    """
+    shutil.copyfile(adapter.directory / PEFT_WEIGHTS, folder / PEFT_WEIGHTS)
+    base = adapter.base
+    peft = {**adapter.peft, "base_model_name_or_path": base.hub_id, "revision": base.revision}
+    (folder / PEFT_CONFIG).write_text(json.dumps(peft, indent=2, sort_keys=True) + "\n")
+    facts = {key: value for key, value in adapter.manifest.items() if key not in ("files", "format")}
+    write_manifest(folder, {**facts, "base_model": base.name, "published_manifest": adapter.sha256})
+
+
+def _copy_run(run: RunRecord, folder: Path) -> None:
+    place = folder / "run"
+    place.mkdir()
+    values = without_paths(run.values)
+    (place / RUN_CONFIG).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (place / "evals").mkdir()
+    for path in sorted((run.directory / "evals").glob("*.json")):
+        report = without_paths(json.loads(path.read_text()))
+        (place / "evals" / path.name).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    for name, target in (*((name, place) for name in RECORDS), (PLOT, folder)):
+        if (run.directory / name).is_file():
+            shutil.copyfile(run.directory / name, target / name)
+
+
+def without_paths(value: Any) -> Any:
+    """The same values, with the last part of every absolute path in its place, save in `SPOKEN` sections."""
+    if isinstance(value, dict):
+        return {key: inner if key in SPOKEN else without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_paths(inner) for inner in value]
+    return Path(value).name if _is_path(value) else value
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("/", "~")) and "\n" not in value
+
+
+def machine_paths(adapter: TrainedAdapter, run: RunRecord) -> set[Path]:
+    """Every path of this machine that a text about the run may name."""
+    found = {adapter.directory, run.directory, Path.home(), Path.cwd(), *_paths(run.values)}
+    if adapter.base.directory is not None:
+        found.add(adapter.base.directory)
+    # A home or working directory of "/" says nothing.
+    return {path for path in found if path.name}
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    if isinstance(value, dict):
+        value = [inner for key, inner in value.items() if key not in SPOKEN]
+    if isinstance(value, list):
+        for inner in value:
+            yield from _paths(inner)
+    elif _is_path(value):
+        yield Path(value)
+
+
+def _forget_paths(folder: Path, paths: Iterable[Path]) -> None:
+    """Replace paths in every file by their last part, the longest first."""
+    longest_first = sorted((str(path) for path in paths), key=len, reverse=True)
+    pattern = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])")
+    for path in files_of(folder):
+        text = (folder / path).read_text(encoding="utf-8")
+        (folder / path).write_text(pattern.sub(lambda found: Path(found[0]).name, text), encoding="utf-8")

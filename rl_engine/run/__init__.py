@@ -1,0 +1,1 @@
+"""Steps → the run directory, what a person watches, and what a resumed run needs."""

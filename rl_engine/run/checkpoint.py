@@ -1,0 +1,109 @@
+"""The state of a run ↔ a checkpoint: complete or absent, checked by digest before it is believed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rl_engine.learner.state import load_state, save_state
+from rollout.adapters import (
+    AdapterError,
+    discard,
+    numbered,
+    read_manifest,
+    remove_leftovers,
+    write_manifest,
+    written_aside,
+)
+
+log = logging.getLogger(__name__)
+
+TENSORS = "learner.safetensors"
+STATE = "state.json"
+RNG = "rng.torch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Where a run stands after a step.
+
+    Example: `RunState(step=20, position=1280, version=20, config_hash="5c…")`
+    """
+
+    step: int
+    position: int
+    """Problems taken by the cursor so far."""
+    version: int
+    """Version of the adapter that samples next."""
+    config_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """`step000010/`, `step000020/`, … under one directory, the newest `keep` of them."""
+
+    root: Path
+    keep: int
+
+    def save(self, state: RunState, tensors: dict[str, Tensor]) -> None:
+        target = self.root / f"step{state.step:06d}"
+        if self._is_whole(target):
+            return  # asked to stop before the next step: the run came from this very checkpoint
+        with written_aside(target) as scratch:
+            save_state({**tensors, RNG: torch.get_rng_state()}, scratch / TENSORS)
+            (scratch / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n")
+            write_manifest(scratch, {"step": state.step})
+        # A later step is there only where the run went on from before it, as from a damaged one: it counts no more.
+        steps = self._steps()
+        kept = [step for step in steps if step <= state.step][-self.keep :]
+        for step in steps.keys() - set(kept):
+            discard(steps[step])
+        remove_leftovers(self.root, "step")
+
+    def newest(self) -> tuple[RunState, dict[str, Tensor]] | None:
+        """The newest undamaged checkpoint; a damaged one is passed over with a warning.
+
+        Raises `AdapterError` when there are checkpoints and every one of them is damaged.
+        """
+        found = list(reversed(self._steps().values()))
+        for path in found:
+            if not self._is_whole(path):
+                continue
+            return _read_state(path / STATE), load_state(path / TENSORS)
+        if found:
+            raise AdapterError(f"every checkpoint in {self.root} is damaged")
+        return None
+
+    def _is_whole(self, path: Path) -> bool:
+        """Whether a checkpoint is there and is what was saved; a warning where it is there and is not."""
+        if not path.exists():
+            return False
+        try:
+            manifest = read_manifest(path)
+            if not {TENSORS, STATE} <= manifest["files"].keys():
+                raise AdapterError(f"{path}: the manifest does not vouch for {TENSORS} and {STATE}")
+        except AdapterError as error:
+            log.warning("checkpoint %s is damaged and passed over: %s", path.name, error)
+            return False
+        return True
+
+    def _steps(self) -> dict[int, Path]:
+        """By step, the oldest first."""
+        return numbered(self.root, "step")
+
+
+def restore_rng(tensors: dict[str, Tensor]) -> None:
+    """Put torch's random state back: when all is built, for building draws numbers too."""
+    torch.set_rng_state(tensors[RNG])
+
+
+def _read_state(path: Path) -> RunState:
+    try:
+        return RunState(**json.loads(path.read_text()))
+    except TypeError as error:
+        raise AdapterError(f"{path} was written by another version of this program: {error}") from error

@@ -1,0 +1,87 @@
+"""What happened in a step → its line of metrics.jsonl. SI seconds, tokens, nats, fractions of one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+from rewards import Verdict
+from rl_engine.learner.statistics import LearnStats
+from rl_engine.sampling.sampler import GradedGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds of each phase of a step."""
+
+    rollout_s: float
+    grade_s: float
+    learn_s: float
+    sync_s: float
+    step_s: float
+
+
+def rollout_metrics(graded: Sequence[GradedGroup], signal: Sequence[bool]) -> dict[str, float]:
+    """Reward, verdicts, lengths. Means are over completions; `no_signal` over groups."""
+    pairs = [pair for g in graded for pair in zip(g.group.completions, g.results, strict=True)]
+    lengths = [len(completion.token_ids) for completion, _ in pairs]
+    right = [len(c.token_ids) for c, result in pairs if result.verdict is Verdict.CORRECT]
+    wrong = [len(c.token_ids) for c, result in pairs if result.verdict is not Verdict.CORRECT]
+    verdicts = Counter(result.verdict for _, result in pairs)
+    metrics = {
+        "reward/mean": fmean(result.reward for _, result in pairs),
+        "reward/accuracy": verdicts[Verdict.CORRECT] / len(pairs),
+        **{f"reward/verdict/{verdict}": verdicts[verdict] / len(pairs) for verdict in Verdict},
+        "completion/tokens_mean": fmean(lengths),
+        "completion/tokens_max": float(max(lengths)),
+        "completion/truncated_frac": fmean(c.finish_reason == "length" for c, _ in pairs),
+        "groups/no_signal_frac": 1 - sum(signal) / len(signal),
+    }
+    # A mean over nothing is left out, not written as a number that looks measured.
+    if right:
+        metrics["completion/tokens_mean_correct"] = fmean(right)
+    if wrong:
+        metrics["completion/tokens_mean_wrong"] = fmean(wrong)
+    terms = sorted({name for _, result in pairs for name in result.terms})
+    for name in terms:
+        metrics[f"reward/term/{name}"] = fmean(result.terms.get(name, 0.0) for _, result in pairs)
+    return metrics
+
+
+def advantage_metrics(advantages: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Spread of the advantages over the step's completions, those without signal included."""
+    flat = [advantage for row in advantages for advantage in row]
+    return {"advantage/std": pstdev(flat), "advantage/max_abs": max(abs(advantage) for advantage in flat)}
+
+
+def learn_metrics(stats: LearnStats, lr: float) -> dict[str, float]:
+    return {
+        "loss": stats.loss,
+        "grad_norm": stats.grad_norm,
+        "lr": lr,
+        "policy/entropy": stats.entropy,
+        "policy/kl_base": stats.kl_base,
+        "sampler/kl": stats.sampler_kl,
+        "sampler/kl_v1": stats.sampler_kl_v1,
+        "sampler/kl_v3": stats.sampler_kl_v3,
+        "sampler/logprob_gap_max": stats.logprob_gap_max,
+        **{f"ratio/{name}": value for name, value in stats.ratio.items()},
+        "ratio/ess_frac": stats.ess_frac,
+        "loss/clip_low_frac": stats.clip_low_frac,
+        "loss/clip_high_frac": stats.clip_high_frac,
+        **{f"correction/{name}": value for name, value in stats.correction.items()},
+    }
+
+
+def time_metrics(timing: Timing, tokens: int) -> dict[str, float]:
+    """`throughput/tokens_per_s`: completion tokens of the step, sampled and learned from, over its whole time."""
+    return {
+        "time/rollout_s": timing.rollout_s,
+        "time/grade_s": timing.grade_s,
+        "time/learn_s": timing.learn_s,
+        "time/sync_s": timing.sync_s,
+        "time/step_s": timing.step_s,
+        "throughput/tokens_per_s": tokens / timing.step_s,
+    }

@@ -1,0 +1,128 @@
+"""This process and its device → memory: what is there, and the most that each phase of a step has held."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+
+from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.memory import GIB, Available
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+RESET_PEAK = "5"
+"""Written into clear_refs, sets the kernel's high-water mark to what is resident now (proc(5))."""
+
+
+def _from_status(field_name: str) -> float:
+    """A line of /proc/self/status in GiB: `VmHWM` is the high-water mark, `VmRSS` what is resident now."""
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(field_name + ":"):
+            return int(line.split()[1]) * 1024 / GIB
+    raise OSError(f"{STATUS} has no {field_name}")
+
+
+def _reset_peak() -> bool:
+    """Whether the kernel's high-water mark could be set back."""
+    try:
+        CLEAR_REFS.write_text(RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+@dataclass
+class PhasePeaks:
+    """The peak memory of each phase, in GiB: of this process on the CPU, of the card's allocations on CUDA.
+
+    On the CPU the kernel keeps the mark, so nothing is missed between two looks. Where it cannot be set back, the
+    figure is what is resident at the end of the phase, and a warning says so once.
+    """
+
+    device: torch.device
+    gib: dict[str, float] = field(default_factory=dict, init=False)
+    exact: bool = field(default=True, init=False)
+
+    @contextlib.contextmanager
+    def peak_gib(self, phase: str) -> Iterator[None]:
+        """Measure the block as that phase; a phase entered again is measured anew."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif not _reset_peak():
+            self._cannot_reset()
+        try:
+            yield
+        finally:
+            self.gib[phase] = self._now()
+
+    def metrics(self) -> dict[str, float]:
+        """`memory/rollout_gib`, `memory/learn_gib`, `memory/sync_gib`: of the phases measured since the last call."""
+        measured = {f"memory/{phase}_gib": gib for phase, gib in self.gib.items()}
+        self.gib = {}
+        return measured
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / GIB
+        return _from_status("VmHWM" if self.exact else "VmRSS")
+
+    def _cannot_reset(self) -> None:
+        if self.exact:
+            self.exact = False
+            logging.getLogger(__name__).warning(
+                f"{CLEAR_REFS} cannot be written: memory/… is what is resident at the end of a phase, not its peak"
+            )
+
+
+def available(ranks: Ranks) -> Available:
+    """What this rank may use. What it holds already counts, since the estimate counts it too."""
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
+    room = psutil.virtual_memory().available
+    limit = cgroup_room(Path("/proc/self/cgroup").read_text()) if Path("/proc/self/cgroup").exists() else None
+    host = min(room, room if limit is None else limit) / neighbours / GIB + psutil.Process().memory_info().rss / GIB
+    if ranks.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(ranks.device)
+        return Available(device_gib=(free + torch.cuda.memory_reserved(ranks.device)) / GIB, host_gib=host)
+    return Available(device_gib=host, host_gib=host)
+
+
+def cgroup_room(memberships: str, root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that the control groups of this process leave it; None without a limit.
+
+    `memberships` is /proc/self/cgroup: a line a hierarchy, `number:controllers:path`, without controllers in
+    version 2. Every group up to the root may set a limit.
+    """
+    rooms = []
+    for line in memberships.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, limit_name, used_name = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            top, limit_name, used_name = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        inner = top / path.lstrip("/")
+        for group in (inner, *inner.parents):
+            if group.is_relative_to(top):
+                room = _room_of(group / limit_name, group / used_name, group / "memory.stat")
+                rooms += [] if room is None else [room]
+    return min(rooms, default=None)
+
+
+def _room_of(limit: Path, used: Path, stat: Path) -> int | None:
+    """Limit less use, where pages of files that can be dropped are no use."""
+    if not (limit.is_file() and used.is_file()):
+        return None
+    text = limit.read_text().strip()
+    if text == "max":
+        return None
+    facts = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
+    droppable = int(facts.get("total_inactive_file", facts.get("inactive_file", 0)))
+    return max(0, int(text) - int(used.read_text()) + droppable)

@@ -1,0 +1,252 @@
+"""Adapter directory → what is known of it: manifest, PEFT's configuration, base model, and the run that made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from safetensors import safe_open
+
+from rl_engine.config import Config
+from rl_engine.config.sft import SftConfig
+from rl_engine.run.records import read_metrics
+from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, read_manifest, sha256_of
+from rollout.models import EMBEDDED, EMBEDDED_DIR
+
+RUN_CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """The model under an adapter.
+
+    Example: `BaseModel(name="Qwen/Qwen3-8B-Base", hub_id="Qwen/Qwen3-8B-Base", directory=None, revision=None)`
+    """
+
+    name: str
+    """For people: the hub id, `embedded`, or the last part of a directory's path."""
+    hub_id: str | None
+    """None where only this machine knows the model."""
+    directory: Path | None
+    """Where the run loaded it from; None for a model of the hub."""
+    revision: str | None
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.directory == EMBEDDED_DIR
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Example: `Measure("pass@16", 0.62, (0.51, 0.73))`"""
+
+    name: str
+    value: float
+    interval: tuple[float, float]
+    """95 %."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a score depends on besides the model. Scores are comparable where this is equal."""
+
+    file: str | None
+    """Of `python -m evals`, whose prompts and grading may be others than the run's own; None for those."""
+    suite: str
+    suite_version: int
+    data_sha256: str | None
+    """Of the problems; None in older reports."""
+    problems: int
+    samples: int
+    temperature: float
+    top_p: float | None
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One report of `evals/`, as far as its format is promised."""
+
+    setting: Setting
+    adapter: str
+    adapter_sha256: str | None
+    """Of the manifest; None of the base model and in older reports."""
+    measures: tuple[Measure, ...]
+    """avg@k first; with several samples pass@k and maj@k too."""
+    tokens_mean: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What a run directory says."""
+
+    directory: Path
+    values: dict[str, Any]
+    """`config.yaml` as it was written."""
+    config: Config | SftConfig | None
+    """The same, checked; None for a configuration of another kind or version."""
+    metrics: tuple[dict[str, float], ...]
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedAdapter:
+    """A published adapter whose files are what its manifest says."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    sha256: str
+    """Of the manifest: it stands for every file."""
+    peft: dict[str, Any]
+    """adapter_config.json."""
+    shapes: dict[str, tuple[int, ...]]
+    """Of the tensors, by name."""
+    base: BaseModel
+    run: RunRecord | None
+
+    @property
+    def version(self) -> str:
+        return f"v{self.manifest['version']:06d}"
+
+    @property
+    def rank(self) -> int:
+        """The largest of any layer's."""
+        return int(max([self.peft["r"], *self.peft["rank_pattern"].values()]))
+
+    @property
+    def step(self) -> int | None:
+        """The step of the run after which it was published; None where the run's metrics do not say."""
+        lines = self.run.metrics if self.run else ()
+        version = self.manifest["version"]
+        return next((int(line["step"]) for line in lines if line.get("adapter/version") == version), None)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the run holds it for its best: then it is the highest of several scores."""
+        return (self.directory.parent / "best").resolve() == self.directory
+
+    def scores(self) -> list[tuple[Score | None, Score]]:
+        """(the base model's score, this adapter's) for everything it was evaluated on.
+
+        Version 0 has an update of zero, and is the base model, unless it went on from another adapter.
+        """
+        if self.run is None:
+            return []
+        name = self.manifest["name"]
+        fresh = self.run.values.get("lora", {}).get("start_from") is None
+        base_names = {"base", f"{name}-v000000"} if fresh else {"base"}
+        base = {score.setting: score for score in self.run.scores if score.adapter in base_names}
+        return [
+            (base.get(score.setting), score)
+            for score in self.run.scores
+            if score.adapter_sha256 == self.sha256
+            or (score.adapter_sha256 is None and score.adapter == f"{name}-{self.version}")
+        ]
+
+
+def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
+    """All there is to know of a published adapter: `runs/x/adapters/v000025`, or a pointer such as `latest` to one.
+
+    `base_model` is the hub id of a base model that the run loaded from a directory.
+    Raises `AdapterError` when a file is not what was published, or what was published is not an adapter.
+    """
+    directory = path.resolve()
+    if not directory.is_dir():
+        raise FileNotFoundError(f"--adapter: no such directory: {path}")
+    manifest = read_manifest(directory)
+    kind = manifest.get("kind", "lora")
+    if kind != "lora":
+        raise AdapterError(f"{path} holds a whole model (method: {kind}): only adapters are pushed")
+    for name in (PEFT_CONFIG, PEFT_WEIGHTS):
+        if name not in manifest["files"]:
+            raise AdapterError(f"{path}: the manifest does not vouch for {name}")
+    peft = json.loads((directory / PEFT_CONFIG).read_text())
+    run = read_run(directory.parent.parent)
+    return TrainedAdapter(
+        directory=directory,
+        manifest=manifest,
+        sha256=sha256_of(directory / MANIFEST),
+        peft=peft,
+        shapes=_shapes(directory / PEFT_WEIGHTS),
+        base=base_model_of(manifest, peft, run, base_model),
+        run=run,
+    )
+
+
+def base_model_of(
+    manifest: dict[str, Any], peft: dict[str, Any], run: RunRecord | None, given: str | None
+) -> BaseModel:
+    """The base model: PEFT's configuration names the directory it was loaded from, or the hub id."""
+    recorded, loaded = manifest["base_model"], peft["base_model_name_or_path"]
+    if recorded == EMBEDDED:
+        return BaseModel(name=given or EMBEDDED, hub_id=given, directory=EMBEDDED_DIR, revision=None)
+    if loaded is None or Path(loaded).is_absolute():
+        directory = Path(loaded) if loaded else None
+        return BaseModel(name=given or Path(recorded).name, hub_id=given, directory=directory, revision=None)
+    if given not in (None, loaded):
+        raise ValueError(f"--base-model is {given!r}, and the adapter was trained on {loaded!r}")
+    revision = run.values.get("model", {}).get("revision") if run else peft["revision"]
+    return BaseModel(name=loaded, hub_id=loaded, directory=None, revision=revision)
+
+
+def dtype_of(adapter: TrainedAdapter) -> str:
+    """Precision of the base model during training; `auto`, its own, where that is not known."""
+    values = adapter.run.values if adapter.run else {}
+    return str(values.get("model", {}).get("dtype", "auto"))
+
+
+def read_run(directory: Path) -> RunRecord | None:
+    """The run in that directory, if there is one."""
+    if not (directory / RUN_CONFIG).is_file():
+        return None
+    values = yaml.safe_load((directory / RUN_CONFIG).read_text())
+    config: Config | SftConfig | None = None
+    for schema in (Config, SftConfig):
+        with suppress(ValidationError):
+            config = schema.model_validate(values)
+    return RunRecord(
+        directory=directory,
+        values=values,
+        config=config,
+        metrics=tuple(read_metrics(directory)),
+        scores=tuple(_scores(directory / "evals")),
+    )
+
+
+def _scores(evals: Path) -> Iterator[Score]:
+    """A run's own reports, one a file, and the rows of what `python -m evals` wrote among them."""
+    for path in sorted(evals.glob("*.json")):
+        report = json.loads(path.read_text())
+        for suite in report.get("suites", ()):
+            yield from (_score(row, path.name) for row in suite["rows"])
+        if "suite" in report:
+            yield _score(report, None)
+
+
+def _score(report: dict[str, Any], file: str | None) -> Score:
+    samples = report["samples"]
+    measures = [Measure(f"avg@{samples}", report["avg"], tuple(report["interval"]))]
+    for name in ("pass", "maj"):
+        # Of one sample they are its average.
+        if samples > 1 and (found := report.get(f"{name}_at", {}).get(str(samples))):
+            measures.append(Measure(f"{name}@{samples}", found["value"], tuple(found["interval"])))
+    setting: dict[str, Any] = {field.name: report.get(field.name) for field in fields(Setting)}
+    setting["file"] = file
+    return Score(
+        setting=Setting(**setting),
+        adapter=report["adapter"],
+        adapter_sha256=report.get("adapter_sha256"),
+        measures=tuple(measures),
+        tokens_mean=report["tokens_mean"],
+    )
+
+
+def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(weights, framework="numpy") as tensors:
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118

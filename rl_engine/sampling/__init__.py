@@ -1,0 +1,1 @@
+"""Problems → prompts → graded groups, and the updated adapter → the sampler that serves it."""

@@ -1,0 +1,63 @@
+"""Problems → the prompts a run trains on; what cannot be used is dropped with a reason and a count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from rewards import Grader, Verdict
+from rl_engine.config import Config
+from rl_engine.learner.ranks import Ranks
+from rollout.prompts.problems import Loaded, load_problems
+from rollout.prompts.renderer import Renderer
+from rollout.types import Prompt
+
+# Hardly any tokenizer has a longer token: a text of more than this for each token allowed is not tokenized to find out.
+CHARACTERS_PER_TOKEN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """The prompts, and the story of the rows that did not become one."""
+
+    prompts: list[Prompt]
+    dropped: Counter[str]
+    examples: dict[str, str]
+
+    def describe(self) -> str:
+        """What was kept and dropped, for people."""
+        total = len(self.prompts) + self.dropped.total()
+        lines = [f"{len(self.prompts):,} of {total:,} problems"]
+        lines += [
+            f"dropped {count:,}: {reason} (for one, {self.examples[reason]})"
+            for reason, count in self.dropped.most_common()
+        ]
+        return "; ".join(lines)
+
+
+def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) -> TrainingData:
+    """Load, check and render the training problems.
+
+    A reference answer that does not grade correct against itself could never be rewarded; a prompt over the limit
+    would leave no room to answer.
+    Raises `ValueError` when nothing is left.
+    """
+    loaded = load_problems(config.data, split="train", seed=config.seed)
+    checks = ranks.gather(grader.check_references(ranks.share([problem.answer for problem in loaded.problems])))
+    result = Loaded([], loaded.dropped, loaded.examples)
+    prompts = []
+    limit = config.data.max_prompt_tokens
+    for problem, check in zip(loaded.problems, checks, strict=True):
+        if check.verdict is not Verdict.CORRECT:
+            result.drop(f"reference does not grade correct against itself ({check.verdict})", problem.id)
+            continue
+        fits = len(problem.text) <= CHARACTERS_PER_TOKEN * limit
+        prompt = renderer.render(problem) if fits else None
+        if prompt is None or len(prompt.token_ids) > limit:
+            result.drop(f"prompt over data.max_prompt_tokens ({limit})", problem.id)
+            continue
+        prompts.append(prompt)
+    data = TrainingData(prompts, result.dropped, result.examples)
+    if not prompts:
+        raise ValueError(f"no problem is left to train on: {data.describe()}")
+    return data

@@ -1,0 +1,117 @@
+"""Published versions → the learner as it was: the sampler is checked against the version that sampled.
+
+On policy, the learner's first pass over a step's tokens is that check: it still is what the sampler was given. With
+`rollout.max_staleness` above 0 it has moved on since, and sampler and learner differ by what was learned, which can be
+any amount. The last versions' parameters are kept, therefore, and put back for a forward pass over what they sampled.
+The limits are those of the check on policy, for what is compared is the same: one set of weights in two
+implementations.
+
+That pass covers one completion of each group, at about 1/n of a forward pass over the step. Nothing that it is for
+can hide in the others: a stale, wrong or damaged adapter, or a worker of other precision, shows in every completion of
+the batch that it sampled, and every batch is of whole groups. Of a group that several versions sampled it covers one of
+the completions that they all did, and compares each token with the version that produced it: a batch that went on with
+any of the group's completions went on with that one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_engine.learner.batching import TrainingSample
+from rl_engine.learner.learner import Learner, SamplerGapError
+from rl_engine.sampling.sampler import GradedGroup
+from rollout.types import AdapterRef
+
+
+@dataclass
+class PastVersions:
+    """The parameters of the versions that may still be sampled from. Its calls are collective."""
+
+    learner: Learner
+    depth: int
+    """Versions before the newest one that are kept; with 0 none at all."""
+    _kept: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
+
+    def remember(self, ref: AdapterRef) -> None:
+        """The learner's parameters of now are those of `ref`."""
+        if self.depth:
+            self._kept[ref.key] = self._copy()
+        while len(self._kept) > self.depth + 1:
+            self._kept.pop(next(iter(self._kept)))
+
+    @contextlib.contextmanager
+    def restored(self, key: str) -> Iterator[None]:
+        """Inside the block the learner is that version; afterwards it is bit for bit what it was."""
+        now = self._copy()
+        self._put(self._kept[key])
+        try:
+            yield
+        finally:
+            self._put(now)
+
+    def _copy(self) -> dict[str, Tensor]:
+        copies = {}
+        for name, parameter in self.learner.parameters.items():
+            with self.learner.whole(parameter):
+                copies[name] = parameter.detach().clone()
+        return copies
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.learner.parameters.items():
+            with self.learner.whole(parameter, modify=True):
+                parameter.copy_(values[name])
+
+
+def gaps_of_versions(
+    past: PastVersions, graded: Sequence[GradedGroup], current: AdapterRef, *, max_kl: float, max_gap: float
+) -> dict[str, Any]:
+    """Sampler against the versions that sampled: fields of `LearnStats`, over all of them. Empty when everything is of
+    the current version, which the step itself checks, on every token.
+
+    Raises `SamplerGapError` with the name of the version that is off.
+    """
+    samples = _rows_by_version(graded)
+    if samples.keys() == {current.key}:
+        return {}
+    found = []
+    for key, rows in samples.items():
+        try:
+            with past.restored(key):
+                found.append(past.learner.measure(rows, max_kl=max_kl, max_gap=max_gap))
+        except SamplerGapError as error:
+            raise SamplerGapError(f"completions of {key}, against {key} as it was: {error}") from error
+    tokens = sum(stats.tokens for stats in found)
+    means = {
+        name: sum(getattr(stats, name) * stats.tokens for stats in found) / tokens
+        for name in ("sampler_kl", "sampler_kl_v1", "sampler_kl_v3")
+    }
+    return {**means, "logprob_gap_max": max(stats.logprob_gap_max for stats in found)}
+
+
+def _rows_by_version(graded: Sequence[GradedGroup]) -> dict[str, list[TrainingSample]]:
+    """One completion of each group, another one than of its neighbour, as rows of the versions that sampled it."""
+    rows: dict[str, list[TrainingSample]] = {}
+    for number, each in enumerate(graded):
+        most = max(len(completion.legs) for completion in each.group.completions)
+        furthest = [completion for completion in each.group.completions if len(completion.legs) == most]
+        chosen = furthest[number % len(furthest)]
+        end = 0
+        for leg in chosen.legs:
+            start, end = end, end + leg.tokens
+            rows.setdefault(leg.adapter, []).append(
+                TrainingSample(
+                    # What earlier versions sampled is, to this one, given like the prompt.
+                    prompt_ids=each.group.prompt.token_ids + chosen.token_ids[:start],
+                    completion_ids=chosen.token_ids[start:end],
+                    behaviour_logprobs=chosen.logprobs[start:end],
+                    advantage=0.0,
+                )
+            )
+    return rows

@@ -1,0 +1,116 @@
+"""Configuration → what samples: an engine in this rank's process, or workers in a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
+from rl_engine.config.starts import served_rank
+from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.shared_pool import DrivenPool
+from rollout.engine import Engine, EngineSettings, PoolSettings
+from rollout.models import locate_model
+from rollout.pool.environment import prepare_ray
+
+
+def start_engine(config: Config, ranks: Ranks, max_model_len: int) -> Engine | DrivenPool:
+    """What samples for this rank. Leaves torch's random numbers at the run's seed, wherever the engine is.
+
+    Raises `ConfigError` when it cannot be placed so, `PoolError` when no worker starts.
+    """
+    engine = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len)
+    # By now they are vLLM's, or as torch chose for this process. No step draws any, but checkpoints hold their state.
+    torch.manual_seed(config.seed)
+    return engine
+
+
+def _in_process(config: Config, ranks: Ranks, max_model_len: int) -> Engine:
+    rollout = config.rollout
+    if ranks.count > 1 and rollout.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size is {rollout.tensor_parallel_size} with {ranks.count} ranks: each rank holds "
+            "a sampler of its own; run one rank, or set it to 1"
+        )
+    from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
+
+    sleep = rollout.sleep and ranks.device.type == "cuda"
+    return VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count))
+
+
+def _in_workers(config: Config, ranks: Ranks, max_model_len: int) -> DrivenPool:
+    """The main rank drives the workers, and the others hear of what they sampled.
+
+    One adapter samples at a time, however many are loaded (`max_loras` 1): a piece is of one version, and a worker
+    samples one piece at a time.
+    """
+    if not ranks.is_main:
+        return DrivenPool(None, ranks)
+    settings = _pool_settings(config, ranks)
+    prepare_ray(settings.address)
+    try:
+        from rollout.pool.ray_pool import RayPool
+    except ModuleNotFoundError as error:
+        raise ConfigError("rollout.placement is ray, and Ray is not installed: pip install ray") from error
+
+    return DrivenPool(RayPool(_engine_settings(config, max_model_len, sleep=False, ranks=1), settings), ranks)
+
+
+PLACEMENTS: dict[str, Callable[[Config, Ranks, int], Engine | DrivenPool]] = {
+    "inprocess": _in_process,
+    "ray": _in_workers,
+}
+
+
+def _engine_settings(config: Config, max_model_len: int, *, sleep: bool, ranks: int) -> EngineSettings:
+    rollout = config.rollout
+    return EngineSettings(
+        model=locate_model(config.model.name),
+        revision=config.model.revision,
+        dtype=config.model.dtype,
+        max_model_len=max_model_len,
+        lora_rank=served_rank(config.lora) if config.method == "lora" else 0,
+        max_num_seqs=rollout.max_num_seqs,
+        kv_cache_gib=rollout.kv_cache_gib,
+        memory_fraction=rollout.memory_fraction,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        sleep=sleep,
+        seed=config.seed,
+        ranks=ranks,
+    )
+
+
+def _pool_settings(config: Config, ranks: Ranks) -> PoolSettings:
+    rollout = config.rollout
+    gpus = rollout.tensor_parallel_size if ranks.device.type == "cuda" else 0
+    return PoolSettings(
+        workers=rollout.workers,
+        address=rollout.address,
+        cpus_per_worker=rollout.cpus_per_worker,
+        gpus_per_worker=gpus,
+        cards=_free_cards(config, ranks) if gpus and rollout.address is None else (),
+        prompts_per_piece=rollout.prompts_per_piece,
+        start_timeout_s=rollout.start_timeout_s,
+        piece_timeout_s=rollout.piece_timeout_s,
+        max_restarts=rollout.max_restarts,
+    )
+
+
+def _free_cards(config: Config, ranks: Ranks) -> tuple[int, ...]:
+    """The cards of this machine after the learner's.
+
+    Raises `ConfigError` when the workers need more.
+    """
+    rollout = config.rollout
+    learners = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
+    free = tuple(range(learners, torch.cuda.device_count()))
+    if rollout.workers * rollout.tensor_parallel_size > len(free):
+        raise ConfigError(
+            f"rollout.workers {rollout.workers} × rollout.tensor_parallel_size {rollout.tensor_parallel_size} cards "
+            f"are wanted, and {learners} learner rank(s) leave {len(free)} of this machine's: ask for fewer workers, "
+            "or give the address of a cluster in rollout.address"
+        )
+    return free

@@ -1,0 +1,121 @@
+"""What was trained → published version → the sampler: written once, loaded everywhere, and seen to have arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rl_engine.learner.batching import TrainingSample
+from rl_engine.learner.learner import Learner, SamplerGapError
+from rl_engine.learner.ranks import Ranks
+from rl_engine.learner.updates import training_samples
+from rl_engine.sampling.past import PastVersions
+from rollout.adapters import AdapterStore, read_manifest
+from rollout.config import SamplingConfig
+from rollout.engine import Engine
+from rollout.types import AdapterRef, Prompt
+
+CANARY_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Sighting:
+    """What the sampler answered to the canary, and what the learner makes of the same tokens."""
+
+    weights_sha256: str
+    samples: tuple[TrainingSample, ...]
+    learner_logprobs: tuple[tuple[float, ...], ...]
+
+
+@dataclass
+class Publisher:
+    """Publishes the learner's adapter and keeps the newest versions loaded in this rank's engine: one, or as many as
+    are sampled from at a time."""
+
+    store: AdapterStore
+    engine: Engine
+    learner: Learner
+    ranks: Ranks
+    canary: Sequence[Prompt]
+    sampling: SamplingConfig
+    max_gap: float
+    facts: dict[str, str]
+    """What every manifest states: base model, configuration hash."""
+    keep: int | None = None
+    """Published versions that stay on disk: the newest ones, and whatever `best` names."""
+    past: PastVersions | None = None
+    """Where completions are sampled ahead: what the versions loaded besides the newest one were."""
+    _loaded: list[AdapterRef] = field(default_factory=list, init=False)
+    _last: _Sighting | None = field(default=None, init=False)
+
+    def publish(self, version: int) -> AdapterRef:
+        """Write the learner's adapter as `version`, load it, unload the oldest.
+
+        Raises `SamplerGapError` when the sampler still answers as it did before although the adapter is another.
+        """
+        whole = self.learner.weights()
+        trainee = self.learner.trainee
+        if self.ranks.is_main:
+            self.store.publish(
+                version,
+                lambda directory: trainee.write(directory, whole),
+                {"parent": version - 1 if version else None, **trainee.facts(), **self.facts},
+            )
+        self.ranks.barrier()
+        ref = self.store.open(version)
+        self.engine.load_adapter(ref)
+        self._loaded.append(ref)
+        if self.past is not None:
+            self.past.remember(ref)
+        if len(self._loaded) > (self.past.depth if self.past else 0) + 1:
+            self.engine.unload_adapter(self._loaded.pop(0))
+        self._look(ref)
+        if self.ranks.is_main and self.keep is not None:
+            for old in self.store.versions()[: -self.keep]:
+                if old != self.store.pointed("best"):
+                    self.store.delete(old)
+        return ref
+
+    def _look(self, ref: AdapterRef) -> None:
+        """Ask the sampler the canary's prompts and compare with the learner and with last time."""
+        sampling = self.sampling.model_copy(update={"n": 1, "max_tokens": min(CANARY_TOKENS, self.sampling.max_tokens)})
+        seeds = [f"canary/{index}" for index in range(len(self.canary))]
+        groups = self.engine.generate(self.canary, sampling, ref, seeds)
+        samples = tuple(sample for group in groups for sample in training_samples(group, [0.0]))
+        scored = tuple(tuple(row) for row in self.learner.score(samples))
+        gap = max(
+            abs(p - q)
+            for sample, row in zip(samples, scored, strict=True)
+            for p, q in zip(row, sample.behaviour_logprobs, strict=True)
+        )
+        if not gap <= self.max_gap:
+            raise SamplerGapError(
+                f"{ref.key} did not reach the sampler: on the canary prompts its log-probabilities are {gap:.3g} nats "
+                f"from the learner's (limit {self.max_gap:.3g}, rollout.max_logprob_gap)"
+            )
+        manifest = read_manifest(ref.path)
+        sighting = _Sighting(manifest["files"][manifest["weights"]], samples, scored)
+        self._refuse_stale(sighting, ref)
+        self._last = sighting
+
+    def _refuse_stale(self, now: _Sighting, ref: AdapterRef) -> None:
+        """A sampler that answers to the last digit as before, while the learner's view of those very answers
+        moved, samples from the old adapter."""
+        before = self._last
+        if before is None or before.weights_sha256 == now.weights_sha256 or before.samples != now.samples:
+            return
+        if before.learner_logprobs != now.learner_logprobs:
+            moved = max(
+                abs(p - q)
+                for row, old in zip(now.learner_logprobs, before.learner_logprobs, strict=True)
+                for p, q in zip(row, old, strict=True)
+            )
+            # Below what the sampler's own precision resolves, standing still proves nothing.
+            if moved > RESOLUTION[self.learner.config.model.dtype]:
+                raise SamplerGapError(
+                    f"{ref.key} is loaded, but the sampler answers exactly as the version before it did, while the "
+                    f"learner's log-probabilities of those answers moved by up to {moved:.3g} nats"
+                )
+
+
+RESOLUTION = {"float32": 1e-4, "bfloat16": 5e-2}

@@ -1,0 +1,1 @@
+"""Conversations → a supervised adapter or model."""

@@ -1,0 +1,218 @@
+"""Nothing → conversations to learn from: hub data sets, JSON Lines files, two generators; one table names them.
+
+A source gives two streams, of what is tested on and of what is learned from. Rows are drawn from one shuffled pass, so
+that the two never meet; a row becomes a `Conversation` or a counted reason why it did not.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftDataConfig, SumsConfig
+from rollout.prompts.arithmetic import Split, expressions
+from rollout.prompts.problems import Row, jsonl_rows
+
+Message = dict[str, str]
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Turns that end with the assistant's.
+
+    Example: `Conversation(id="sums.jsonl:7", messages=({"role": "user", "content": "1+1=?"}, …))`
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+
+    @property
+    def question(self) -> str:
+        return next(message["content"] for message in self.messages if message["role"] == "user")
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Rows that were not used, by reason, with one of each for a person to look up."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def drop(self, reason: str, where: str) -> None:
+        self.counts[reason] += 1
+        self.examples.setdefault(reason, where)
+
+    def describe(self) -> str:
+        return "; ".join(
+            f"dropped {count:,}: {reason} (for one, {self.examples[reason]})"
+            for reason, count in self.counts.most_common()
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubChat:
+    """A data set of the hub, and which of its columns holds the turns."""
+
+    path: str
+    messages: str = "messages"
+
+
+HUB = {
+    "tulu3": HubChat(path="allenai/tulu-3-sft-mixture"),
+    "openthoughts3": HubChat(path="open-thoughts/OpenThoughts3-1.2M", messages="conversations"),
+}
+Streams = tuple[Iterator[Conversation], Iterator[Conversation]]
+
+
+def needs_hub(data: SftDataConfig) -> bool:
+    return data.source in HUB and data.path is None
+
+
+def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
+    """(what to test on, what to learn from). The first is to be read first: of rows both are one and the same stream.
+
+    Raises `ValueError` for an unknown source, `FileNotFoundError` for a missing file.
+    """
+    if data.source == "arithmetic":
+        return sums(data.arithmetic, "held_out", data.seed), sums(data.arithmetic, "train", data.seed)
+    if data.source == "random_pairs":
+        pairs = random_pairs(data.random_pairs, data.seed)
+        # What is measured is what has been remembered.
+        return iter(pairs), iter(pairs)
+    if data.path is None and data.source not in HUB:
+        known = ", ".join(["arithmetic", "jsonl", "random_pairs", *HUB])
+        hint = "data.source: jsonl needs data.path" if data.source == "jsonl" else f"known are {known}"
+        raise ValueError(f"data.source is {data.source!r}; {hint}")
+    rows = file_rows(data.path, "data.path", data.seed, dropped) if data.path else hub_rows(data)
+    learned = conversations(rows, columns_of(data), dropped)
+    if data.test_path is None:
+        return apart(learned, learned, dropped)
+    held = file_rows(data.test_path, "data.test_path", data.seed, dropped)
+    return apart(conversations(held, columns_of(data), dropped), learned, dropped)
+
+
+def apart(held: Iterator[Conversation], learned: Iterator[Conversation], dropped: Dropped) -> Streams:
+    """The two streams, the second without the questions that were read from the first: sources hold several answers to
+    one question."""
+    tested: set[str] = set()
+
+    def test() -> Iterator[Conversation]:
+        for conversation in held:
+            tested.add(conversation.question)
+            yield conversation
+
+    def train() -> Iterator[Conversation]:
+        for conversation in learned:
+            if conversation.question in tested:
+                dropped.drop("its question is tested on", conversation.id)
+            else:
+                yield conversation
+
+    return test(), train()
+
+
+def columns_of(data: SftDataConfig) -> ChatColumnsConfig:
+    """The chosen columns over the source's own; files follow the project's names."""
+    messages = HUB[data.source].messages if needs_hub(data) else "messages"
+    own = ChatColumnsConfig(messages=messages, prompt="prompt", completion="completion")
+    return own.model_copy(update={name: value for name, value in data.columns if value is not None})
+
+
+def file_rows(path: str, key: str, seed: int, dropped: Dropped) -> Iterator[tuple[str, Row]]:
+    """(where, row) of a JSON Lines file, in an order drawn from `seed`."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{key}: no such file: {path}")
+    rows = list(jsonl_rows(Path(path), dropped.drop))
+    random.Random(seed).shuffle(rows)
+    return iter(rows)
+
+
+def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
+    """(where, row) of a hub data set, in an order drawn from `data.seed`; only the columns that are needed are read."""
+    import datasets  # heavy, and only needed where the hub is
+
+    path, columns = HUB[data.source].path, columns_of(data)
+    part = datasets.load_dataset(path, split="train")
+    has = part.column_names
+    wanted = [column for column in (columns.messages, columns.prompt, columns.completion) if column in has]
+    if not wanted:
+        raise ValueError(f"{path} has no column {columns.messages}; it has {', '.join(has)} (set data.columns)")
+    order = list(range(len(part)))
+    random.Random(data.seed).shuffle(order)
+    for index, row in zip(order, part.select_columns(wanted).select(order), strict=True):
+        yield f"{data.source}-{index}", row
+
+
+def conversations(
+    rows: Iterable[tuple[str, Row]], columns: ChatColumnsConfig, dropped: Dropped
+) -> Iterator[Conversation]:
+    """The usable rows."""
+    for where, row in rows:
+        found = turns(row, columns)
+        if isinstance(found, str):
+            dropped.drop(found, where)
+        else:
+            yield Conversation(id=where, messages=found)
+
+
+def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
+    """The turns of a row, or the reason why there are none."""
+    listed = row.get(columns.messages or "")
+    if listed is None:
+        listed = [
+            {"role": "user", "content": row.get(columns.prompt or "")},
+            {"role": "assistant", "content": row.get(columns.completion or "")},
+        ]
+        if not all(isinstance(turn["content"], str) for turn in listed):
+            return f"neither {columns.messages} nor {columns.prompt} and {columns.completion}"
+    if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
+        return f"{columns.messages} is not a list of turns"
+    found = []
+    for turn in listed:
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if role not in ROLES:
+            return f"a turn of the role {role!r}"
+        if not isinstance(content, str) or not content.strip():
+            return "a turn without text"
+        found.append({"role": ROLES[role], "content": content})
+    if not found or found[-1]["role"] != "assistant":
+        return "does not end with the assistant's turn"
+    if found[0]["role"] == "assistant" or not any(turn["role"] == "user" for turn in found):
+        return "does not begin with a question"
+    return tuple(found)
+
+
+def _asked(identifier: str, question: str, answer: str) -> Conversation:
+    messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    return Conversation(id=identifier, messages=messages)
+
+
+def sums(config: SumsConfig, split: Split, seed: int) -> Iterator[Conversation]:
+    """Endless sums of the split, answered in one of two styles that nothing in the question tells apart."""
+    rng = random.Random(seed)
+    for expression in expressions(split, seed, config.terms, config.largest):
+        answer = expression.direct() if rng.random() < config.direct_share else expression.worked()
+        yield _asked(f"arithmetic-{expression.text}", f"{expression.text}=?", answer)
+
+
+def random_pairs(config: PairsConfig, seed: int) -> list[Conversation]:
+    """Different keys, each with a value of its own."""
+    rng = random.Random(seed)
+
+    def text(length: int) -> str:
+        return "".join(rng.choices(config.alphabet, k=length))
+
+    keys: dict[str, str] = {}
+    while len(keys) < config.count:
+        keys.setdefault(text(config.key_length), text(config.value_length))
+    return [_asked(f"pair-{key}", key, value) for key, value in keys.items()]
+
+
+def information_bits(config: PairsConfig) -> float:
+    """What there is to remember: the entropy of all values."""
+    return config.count * config.value_length * math.log2(len(config.alphabet))

@@ -1,0 +1,186 @@
+"""Conversations → token ids and labels: what a supervised step sees, and which of it is learned.
+
+A prompt is tokenized by itself, as the sampler would be given it, and an answer by itself, as the sampler would have
+continued; so what is learned here is what reinforcement learning then starts from. The last turn ends with the
+end-of-sequence token.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2.exceptions import TemplateError
+from numpy.typing import NDArray
+
+from rl_engine.config.sft import SftConfig
+from rl_engine.sft.conversations import Conversation, Dropped, Message, streams
+from rollout.config import PromptConfig
+from rollout.prompts.renderer import Renderer
+from rollout.types import Problem
+
+IGNORED = -100
+# Lists of Python's integers would take ten times the memory.
+Tokens = NDArray[np.int32]
+# The plain format of Tulu 3, for models that have no chat template of their own.
+TULU = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>\\n' + message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+
+
+class UnusableError(ValueError):
+    """A conversation that cannot be learned from; the text is the reason that is counted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """[T] token ids, and [T] labels: the same ids where they are learned, `IGNORED` elsewhere."""
+
+    input_ids: Tokens
+    labels: Tokens
+
+    @property
+    def learned_tokens(self) -> int:
+        return int((self.labels != IGNORED).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    train: list[Example]
+    test: list[Example]
+    dropped: Dropped
+
+    def describe(self) -> str:
+        counts = f"{len(self.train):,} examples, {len(self.test):,} to test on"
+        return "; ".join(filter(None, (counts, self.dropped.describe())))
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleRenderer:
+    """Turns conversations into examples for one tokenizer."""
+
+    tokenizer: Any
+    prompt: PromptConfig
+
+    def example(self, conversation: Conversation) -> Example:
+        """Raises `UnusableError` with the reason."""
+        ids, labels = [], []
+        for part, learned in self._parts(conversation.messages):
+            ids += part
+            labels += part if learned else [IGNORED] * len(part)
+        return Example(np.array(ids, np.int32), np.array(labels, np.int32))
+
+    def _parts(self, messages: tuple[Message, ...]) -> list[tuple[list[int], bool]]:
+        """Token ids in turn, and whether they are learned."""
+        if self.prompt.template == "chat":
+            parts = [(self._encode(text), learned) for text, learned in self._turns(self._asked(messages))]
+        else:
+            if len(messages) != 2:
+                raise UnusableError(f"{len(messages)} turns, where prompt.template {self.prompt.template} holds two")
+            problem = Problem(id="", text=messages[0]["content"], answer="")
+            question = Renderer(self.tokenizer, self.prompt).render(problem)
+            parts = [(list(question.token_ids), False), (self._encode(messages[1]["content"]), True)]
+        last, _ = parts[-1]
+        if last[-1:] != [self.tokenizer.eos_token_id]:
+            last.append(self.tokenizer.eos_token_id)
+        return parts
+
+    def _encode(self, text: str) -> list[int]:
+        """The template has written the special tokens already."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _asked(self, messages: tuple[Message, ...]) -> list[Message]:
+        """The conversation with the prompt's own system message and instruction."""
+        asked = [{"role": "system", "content": self.prompt.system}] if self.prompt.system else []
+        for message in messages:
+            if message["role"] == "user" and self.prompt.instruction:
+                message = {**message, "content": f"{message['content']}\n{self.prompt.instruction}"}
+            asked.append(message)
+        return asked
+
+    def _turns(self, messages: list[Message]) -> list[tuple[str, bool]]:
+        """The rendered conversation, cut where the assistant begins and ends.
+
+        Some templates render a turn differently once others follow it (they take out its thinking): there only the
+        turns after it are learned, each seen as the sampler would see it.
+        """
+        cuts: list[tuple[str, bool]] = []
+        said = ""
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._render(messages[:index], ask=True)
+            after = self._render(messages[: index + 1], ask=False)
+            if not after.startswith(before):
+                raise UnusableError("the chat template renders a question differently once it is answered")
+            if not before.startswith(said):
+                cuts, said = [], ""
+            turn = after[len(before) :].rstrip()
+            cuts += [(before[len(said) :], False), (turn, True)]
+            said = before + turn
+        return cuts
+
+    def _render(self, messages: list[Message], *, ask: bool) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
+        except TemplateError as error:
+            raise UnusableError(f"the chat template refuses it: {error}") from error
+
+
+def read_template(name: str) -> str:
+    """`data.chat_template`: one of ours by name, or a file."""
+    if name == "tulu":
+        return TULU
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"data.chat_template: no such file: {name}, and not `tulu`")
+    return Path(name).read_text()
+
+
+def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
+    """What is tested on, and what is learned from; of an endless source as much as the run takes.
+
+    Raises `ValueError` when nothing is left.
+    """
+    data = config.data
+    if config.prompt.template == "chat" and not tokenizer.chat_template:
+        raise ValueError(
+            "prompt.template is 'chat' but the model has no chat template (a base model?); "
+            "set data.chat_template, or another prompt.template for single questions and answers"
+        )
+    dropped = Dropped()
+    renderer = ExampleRenderer(tokenizer, config.prompt)
+
+    def usable(conversations: Iterator[Conversation]) -> Iterator[Example]:
+        for conversation in conversations:
+            try:
+                example = renderer.example(conversation)
+            except UnusableError as reason:
+                dropped.drop(str(reason), conversation.id)
+                continue
+            if len(example.input_ids) > data.max_tokens:
+                dropped.drop(f"over data.max_tokens ({data.max_tokens})", conversation.id)
+            else:
+                yield example
+
+    held, learned = streams(data, dropped)
+    test = list(itertools.islice(usable(held), data.test_size))
+    train = list(itertools.islice(usable(learned), wanted(config)))
+    found = Examples(train=train, test=test, dropped=dropped)
+    if not train:
+        raise ValueError(f"data.source {data.source!r} left nothing to learn from: {found.describe()}")
+    return found
+
+
+def wanted(config: SftConfig) -> int | None:
+    """How many training examples are taken; None for all there are."""
+    if config.data.limit is None and config.data.source == "arithmetic":
+        if config.train.steps is None:
+            raise ValueError("data.source arithmetic has no end: give data.limit, or train.steps")
+        return config.train.steps * config.train.batch_size
+    return config.data.limit

@@ -1,0 +1,106 @@
+"""A supervised run from step to step: what is measured, written and saved when, as TRL's trainer calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from rl_engine.config.sft import SftConfig
+from rl_engine.run.checkpoint import Checkpoints
+from rl_engine.run.console import RunConsole
+from rl_engine.run.records import Records
+from rl_engine.run.stopping import StopRequest
+from rl_engine.sft.examples import Examples
+from rl_engine.sft.model import Trained
+from rl_engine.sft.rows import Plan
+from rl_engine.sft.state import save
+from rl_engine.sft.trainer import log_loss
+
+# Column of the console, its width, the metric and its format.
+COLUMNS = (
+    ("loss", 8, "loss", ".4f"),
+    ("test", 8, "test/log_loss", ".4f"),
+    ("rate", 8, "lr", ".1e"),
+    ("grad", 8, "grad_norm", ".2e"),
+    ("tokens/s", 8, "throughput/tokens_per_s", ",.0f"),
+    ("step s", 6, "time/step_s", ".2f"),
+)
+STEP_WIDTH = 11
+
+
+@dataclass
+class SftRun(TrainerCallback):
+    """The parts of a run, and where it stands."""
+
+    config: SftConfig
+    examples: Examples
+    plan: Plan
+    trained: Trained
+    optimizer: torch.optim.Optimizer
+    checkpoints: Checkpoints
+    records: Records
+    console: RunConsole
+    stop: StopRequest
+    step: int
+    """Steps done."""
+    trainer: Any = field(default=None, init=False)
+    _step_s: list[float] = field(default_factory=list, init=False)
+    _step_start: float = field(default=0.0, init=False)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._step_start = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._step_s.append(time.monotonic() - self._step_start)
+        self.step += 1
+        stopped, last = self.stop.signum is not None, self.step == self.plan.steps
+        control.should_training_stop = stopped
+        control.should_log = stopped or last or self.measures or self.step % self.config.log.every == 0
+        every = self.config.checkpoint.every
+        if not last and (stopped or (every > 0 and self.step % every == 0)):
+            save(self.config, self.trained, self.optimizer, self.checkpoints, self.step)
+
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        logs = given["logs"]
+        if "loss" not in logs:
+            return  # the trainer's own summary, at the end
+        count, seconds = len(self._step_s), sum(self._step_s)
+        self._step_s.clear()
+        tokens = self.plan.tokens[self.step] - self.plan.tokens[self.step - count]
+        self.record(
+            {
+                "loss": logs["loss"],
+                "lr": logs["learning_rate"],
+                "grad_norm": logs["grad_norm"],
+                "time/step_s": seconds / count,
+                "throughput/tokens_per_s": tokens / seconds,
+            }
+        )
+
+    @property
+    def measures(self) -> bool:
+        """Whether the test log loss is measured after the current step."""
+        wanted = self.config.eval
+        due = self.step in (0, self.plan.steps, *wanted.at) or (wanted.every > 0 and self.step % wanted.every == 0)
+        return due and bool(self.examples.test)
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """A line of metrics.jsonl and one of the console, after the current step."""
+        line = {"step": self.step, "tokens": self.plan.learned[self.step], **metrics}
+        if self.measures:
+            line["test/log_loss"] = log_loss(self.trainer, self.examples.test)
+        self.records.metrics(line)
+        cells = [format(line[name], form) if name in line else "" for _, _, name, form in COLUMNS]
+        self.console.note(_row(f"{self.step}/{self.plan.steps}", cells))
+
+    def titles(self) -> None:
+        self.console.note(_row("step", [title for title, *_ in COLUMNS]))
+
+
+def _row(step: str, cells: Sequence[str]) -> str:
+    return " ".join([step.rjust(STEP_WIDTH), *(c.rjust(w) for c, (_, w, *_) in zip(cells, COLUMNS, strict=True))])

@@ -1,0 +1,88 @@
+"""Method → the model that is trained, which of its parameters learn, and how a version of it is written.
+
+Both arms compute in `model.dtype` and learn in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl_engine.config.sft import SftConfig
+from rl_engine.policy import full, lora
+from rl_engine.policy.base_model import DTYPES, load_weights
+from rl_engine.policy.lora_linear import LoraLinear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What supervised training changes."""
+
+    model: Any
+    """What is called: transformers' model, or PEFT's around it."""
+    causal_lm: Any
+    parameters: dict[str, nn.Parameter]
+    """What learns, float32, by the names it is published under."""
+    rates: list[tuple[float, list[nn.Parameter]]]
+    """The same in groups, each with the multiple of `optim.lr` that it learns at."""
+    write: Callable[[Path, dict[str, Tensor]], None]
+    facts: dict[str, Any]
+    """What the manifest says of every version."""
+    description: str
+
+    @property
+    def head_is_adapted(self) -> bool:
+        return isinstance(self.causal_lm.get_output_embeddings(), LoraLinear)
+
+    def values(self) -> dict[str, Tensor]:
+        """What has been learned so far, on the CPU."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+
+
+def adapted(config: SftConfig, tokenizer: Any, device: torch.device) -> Trained:
+    """The frozen base with the adapter that reinforcement learning would start with."""
+    causal_lm = load_weights(config.model, config.train.attention).to(device)
+    model, coverage = lora.add_adapter(causal_lm, config.lora, config.seed)
+    parameters = lora.adapter_parameters(model)
+    lora.go_on_from(model, config.lora, config.model.name)
+
+    def write(directory: Path, tensors: dict[str, Tensor]) -> None:
+        lora.write_adapter(directory, model, config.lora, config.model.name, tensors)
+
+    return Trained(
+        model=model,
+        causal_lm=causal_lm,
+        parameters=parameters,
+        rates=lora.rate_groups(parameters, config.lora),
+        write=write,
+        facts=lora.adapter_facts(config.lora),
+        description=lora.describe_adapter(config.lora, coverage),
+    )
+
+
+def whole(config: SftConfig, tokenizer: Any, device: torch.device) -> Trained:
+    """Every weight, with float32 masters under a forward pass in `model.dtype`."""
+    model = load_weights(config.model, config.train.attention, torch.float32).to(device)
+    facts = copy.deepcopy(model.config)
+    facts.dtype = DTYPES[config.model.dtype]
+    full.compute_in(model, facts.dtype)
+    parameters = full.masters_of(model)
+    count = sum(parameter.numel() for parameter in parameters.values())
+    return Trained(
+        model=model,
+        causal_lm=model,
+        parameters=parameters,
+        rates=[(1.0, list(parameters.values()))],
+        write=lambda directory, tensors: full.write_model(directory, tensors, facts, tokenizer),
+        facts={"kind": "full", "rank": 0, "weights": full.WEIGHTS},
+        description=f"full fine-tuning, all {count:,} parameters, float32 masters",
+    )
+
+
+METHODS: dict[str, Callable[[SftConfig, Any, torch.device], Trained]] = {"lora": adapted, "full": whole}

@@ -1,0 +1,46 @@
+"""Examples → the rows of every supervised step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from rl_engine.config.sft import SftConfig
+from rl_engine.sft.examples import IGNORED
+from rollout.prompts.cursor import Cursor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Which rows each step learns from: a function of the seed, not of the method, the rank or the micro-batches.
+
+    Example: `Plan(order=[5, 0, 3, 1], steps=2, tokens=[0, 31, 60], learned=[0, 12, 25])` at a batch size of two.
+    """
+
+    order: list[int]
+    steps: int
+    tokens: list[int]
+    """[steps + 1] tokens seen after so many steps, without padding."""
+    learned: list[int]
+    """[steps + 1] tokens learned from after so many steps."""
+
+
+def plan_of(config: SftConfig, rows: Dataset) -> Plan:
+    """A shuffled pass over all rows an epoch, cut into batches; a batch may span two epochs, so that all are full."""
+    train = config.train
+    steps = train.steps or math.ceil(len(rows) * (train.epochs or 1) / train.batch_size)
+    labels = [row["labels"] for row in rows.with_format("numpy")]
+    lengths = np.array([len(row) for row in labels])
+    learned = np.array([(row != IGNORED).sum() for row in labels])
+    taken = np.array(Cursor(range(len(rows)), config.seed, config.data.shuffle).take(steps * train.batch_size))
+    # Like lengths side by side: the micro-batches of a step then hold little padding.
+    batches = [batch[np.argsort(lengths[batch], kind="stable")] for batch in np.split(taken, steps)]
+
+    def so_far(counts: Any) -> list[int]:
+        return [0, *np.cumsum([counts[batch].sum() for batch in batches]).tolist()]
+
+    return Plan(order=np.concatenate(batches).tolist(), steps=steps, tokens=so_far(lengths), learned=so_far(learned))

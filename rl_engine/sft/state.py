@@ -1,0 +1,49 @@
+"""A supervised run ↔ what it takes to resume it: what is trained, and Adam's moments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rl_engine.config.file import ConfigError
+from rl_engine.config.sft import SftConfig
+from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
+from rl_engine.run.output import config_hash
+from rl_engine.sft.model import Trained
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save(
+    config: SftConfig, trained: Trained, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, step: int
+) -> None:
+    """A checkpoint after a step."""
+    tensors = {f"value.{name}": value for name, value in trained.values().items()}
+    for name, parameter in trained.parameters.items():
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].cpu().clone()
+    position = step * config.train.batch_size
+    checkpoints.save(RunState(step=step, position=position, version=0, config_hash=config_hash(config)), tensors)
+
+
+def restore(config: SftConfig, trained: Trained, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints) -> int:
+    """Put back the newest checkpoint; the steps it has done, 0 where there is none."""
+    found = checkpoints.newest()
+    if found is None:
+        return 0
+    state, tensors = found
+    restore_rng(tensors)
+    if state.config_hash != config_hash(config):
+        raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
+    for name, parameter in trained.parameters.items():
+        _put(parameter, tensors[f"value.{name}"])
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(state.step)),
+            **{moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS},
+        }
+    return state.step
+
+
+@torch.no_grad()
+def _put(parameter: Tensor, value: Tensor) -> None:
+    parameter.copy_(value)

@@ -1,0 +1,129 @@
+"""Examples → updates, by TRL's SFTTrainer. The only file that imports trl.
+
+The loss of a step is the sum of −log p over its learned tokens, divided by their number: of the whole step, however it
+is split into micro-batches. Examples arrive with their labels, so TRL renders, tokenizes, truncates and drops nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+from trl.data_utils import pack_dataset
+from trl.trainer.sft_config import SFTConfig as TrlConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from rl_engine.config.sft import SftConfig, SftOptimConfig
+from rl_engine.policy.logprobs import rows_at_once, token_logprobs_of_trained_head
+from rl_engine.sft.examples import IGNORED, Example
+from rl_engine.sft.model import Trained
+
+
+def rows_of(examples: Sequence[Example], max_tokens: int, *, packing: bool) -> Dataset:
+    """The examples as the trainer reads them; packed, as rows of up to `max_tokens` with the lengths of their parts."""
+    disable_progress_bars()
+    rows = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
+    return pack_dataset(rows, max_tokens, "bfd") if packing else rows
+
+
+def rate_factor(config: SftOptimConfig, steps: int, step: int) -> float:
+    """What multiplies the rate in the step after `step` others, of `steps`."""
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    return warm * (1 - step / steps if config.schedule == "linear" else 1.0)
+
+
+class _AdaptedHead(SFTTrainer):
+    """For an adapter of the output embedding: TRL multiplies by the embedding's own matrix and would pass it over."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        labels_BT = inputs.pop("labels")
+        hidden_BTH = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        learned_BT = labels_BT[:, 1:] != IGNORED
+        head = model.get_output_embeddings()
+        logprob_N, _ = token_logprobs_of_trained_head(
+            hidden_BTH[:, :-1][learned_BT], head, labels_BT[:, 1:][learned_BT], 1.0, rows_at_once(head.weight)
+        )
+        loss: Tensor = -logprob_N.sum() / num_items_in_batch
+        return loss
+
+
+def make_trainer(
+    config: SftConfig,
+    trained: Trained,
+    tokenizer: Any,
+    rows: Dataset,
+    optimizer: torch.optim.Optimizer,
+    callback: TrainerCallback,
+    *,
+    done: int,
+    steps: int,
+) -> Any:
+    """A trainer for the steps after `done`, which takes `rows` as they come."""
+    train, on_cpu = config.train, not torch.cuda.is_available()
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(config.optim, steps, done + step))
+    arguments = TrlConfig(
+        output_dir=str(Path(config.output_dir)),
+        seed=config.seed,
+        use_cpu=on_cpu,
+        # The model computes in its own precision already.
+        bf16=False,
+        max_steps=steps - done,
+        per_device_train_batch_size=train.microbatch,
+        gradient_accumulation_steps=train.batch_size // train.microbatch,
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        packing=config.data.packing,
+        max_length=config.data.max_tokens,
+        max_grad_norm=config.optim.clip_norm,
+        ddp_find_unused_parameters=False,
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        # A mixture's own loss for balance is not part of what is compared.
+        router_aux_loss_coef=0.0,
+        # The run's own callback writes, saves and measures.
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=not on_cpu,
+    )
+    kind, model = (_AdaptedHead, trained.causal_lm) if trained.head_is_adapted else (SFTTrainer, trained.model)
+    trainer = kind(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        optimizers=(optimizer, schedule),
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+@torch.no_grad()
+def log_loss(trainer: Any, examples: Sequence[Example]) -> float:
+    """−log p of a learned token, in nats: the mean over all of them, not over micro-batches."""
+    model = trainer.model
+    was_training = model.training
+    model.eval()
+    total, one = 0.0, torch.tensor(1, device=trainer.args.device)
+    size = trainer.args.per_device_train_batch_size
+    by_length = sorted(examples, key=lambda example: len(example.input_ids))
+    for first in range(0, len(by_length), size):
+        chosen = by_length[first : first + size]
+        rows = [{"input_ids": e.input_ids.tolist(), "labels": e.labels.tolist()} for e in chosen]
+        batch = {
+            name: value.to(trainer.args.device) if isinstance(value, Tensor) else value
+            for name, value in trainer.data_collator(rows).items()
+        }
+        total += float(trainer.compute_loss(model, batch, num_items_in_batch=one))
+    model.train(was_training)
+    return total / sum(example.learned_tokens for example in examples)

@@ -1,0 +1,1 @@
+"""Configuration → a trained adapter: the parts put together, and the loop that closes the circle."""

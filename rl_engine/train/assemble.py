@@ -1,0 +1,234 @@
+"""Configuration → a run ready to train: loads data, model and engines, in the order in which they can fail cheaply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from evals.contamination import contamination
+from evals.suites import Suite, find_suite, load_suite
+from rewards import Grader
+from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
+from rl_engine.learner.gap import gap_limits
+from rl_engine.learner.learner import Learner
+from rl_engine.learner.ranks import Ranks
+from rl_engine.learner.state import restore_learner
+from rl_engine.plan.forecast import first_lines
+from rl_engine.plan.learning_rate import rate_of_run
+from rl_engine.plan.memory import check_fits, plan
+from rl_engine.policy.base_model import meta_model
+from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
+from rl_engine.run.console import RunConsole
+from rl_engine.run.output import config_hash
+from rl_engine.run.peaks import PhasePeaks, available
+from rl_engine.run.records import Records
+from rl_engine.run.stopping import StopRequest
+from rl_engine.sampling.data import TrainingData, prepare
+from rl_engine.sampling.past import PastVersions
+from rl_engine.sampling.placement import start_engine
+from rl_engine.sampling.publish import Publisher
+from rl_engine.sampling.sampler import Sampler
+from rl_engine.sampling.stream import Supply
+from rl_engine.train.loop import Run
+from rollout.adapters import AdapterStore
+from rollout.config import SamplingConfig
+from rollout.models import locate_model
+from rollout.prompts.cursor import Cursor
+from rollout.prompts.renderer import Renderer
+from rollout.types import Prompt
+
+CANARY_PROMPTS = 2
+
+
+def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        locate_model(config.model.name), revision=config.model.revision
+    )
+    return tokenizer
+
+
+def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any token will do where the mask is zero; models without a padding token lend their end token."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    assert isinstance(pad, int)
+    return pad
+
+
+def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, SamplingConfig]:
+    """(training, evaluation) sampling, both with the template's stop strings."""
+    stop = (*renderer.stop, *config.sampling.stop)
+    training = config.sampling.model_copy(update={"stop": stop})
+    evaluation = SamplingConfig(
+        n=config.eval.n,
+        temperature=config.eval.temperature,
+        top_p=config.eval.top_p,
+        max_tokens=config.eval.max_tokens or config.sampling.max_tokens,
+        stop=stop,
+    )
+    return training, evaluation
+
+
+def load_suites(config: Config, renderer: Renderer) -> tuple[list[tuple[Suite, list[Prompt]]], list[str]]:
+    """The suites of a run, and what of their rows could not be used, for people."""
+    suites, notes = [], []
+    for name in config.eval.suites:
+        suite = find_suite(name)
+        loaded = load_suite(suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic)
+        suites.append((suite, renderer.render_all(loaded.problems)))
+        notes += [
+            f"warning: suite {suite.name}: dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
+            for reason, count in loaded.dropped.most_common()
+        ]
+    return suites, notes
+
+
+def overlap_notes(data: TrainingData, suites: list[tuple[Suite, list[Prompt]]]) -> list[str]:
+    """What the training problems share with each suite, for people. Generated sums are disjoint by their making."""
+    texts = {
+        suite.name: [prompt.problem for prompt in prompts] for suite, prompts in suites if suite.source != "arithmetic"
+    }
+    found = contamination([prompt.problem for prompt in data.prompts], texts)
+    return [f"warning: {one.describe()}" for one in found if one]
+
+
+def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sampling: SamplingConfig) -> int:
+    """The longest prompt with the longest completion, in tokens."""
+    training = config.data.max_prompt_tokens + config.sampling.max_tokens
+    longest = max((len(prompt.token_ids) for _, prompts in suites for prompt in prompts), default=0)
+    return max(training, longest + sampling.max_tokens)
+
+
+def check_context(config: Config, needed: int) -> None:
+    """Raises `ConfigError` when the sampler cannot serve the model, or prompts and completions do not fit into its
+    context."""
+    facts: Any = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    if config.method == "lora" and getattr(facts, "num_experts", None) and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{config.model.name} is a mixture of experts, and vLLM's CPU build cannot serve one with an adapter (it "
+            "stops with \"module 'triton.language' has no attribute 'float32'\"): use method=full, or a CUDA machine"
+        )
+    limit = facts.max_position_embeddings
+    if needed > limit:
+        raise ConfigError(
+            f"prompt and completion may take {needed} tokens, and {config.model.name} has a context of {limit}: "
+            "lower data.max_prompt_tokens, sampling.max_tokens or eval.max_tokens"
+        )
+
+
+def settled(config: Config, console: RunConsole) -> Config:
+    """The configuration with what `auto` stands for in `optim.lr`, which is what runs and what is written down."""
+    if config.optim.lr != "auto":
+        return config
+    facts = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    rule = rate_of_run(config, facts)
+    console.facts({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
+    return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
+
+
+def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console: RunConsole | None = None) -> Run:
+    """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
+    the data, the model or the output directory, before any weights are loaded where that can be known."""
+    console = console or RunConsole(quiet=not ranks.is_main, steps=config.train.steps)
+    check_fits(plan(config, ranks), available(ranks))
+    tokenizer = load_tokenizer(config)
+    renderer = Renderer(tokenizer, config.prompt)
+    sampling, eval_sampling = samplings(config, renderer)
+    with console.phase("reading and checking problems"):
+        data = prepare(config, renderer, grader, ranks)
+        suites, notes = load_suites(config, renderer)
+        notes += overlap_notes(data, suites) if ranks.is_main else []
+    for line in notes:
+        console.note(line)
+    needed = context_needed(config, suites, eval_sampling)
+    check_context(config, needed)
+    run_dir = Path(config.output_dir)
+    records = Records(run_dir, config)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
+    found = checkpoints.newest() if resume else None
+    with console.phase("loading the model"):
+        learner = Learner(config, ranks, pad_id_of(tokenizer), [prompt.token_ids for prompt in data.prompts])
+    console.facts(describe(config, data, learner))
+    with console.phase("starting vLLM"):
+        engine = start_engine(config, ranks, needed)
+    sampler = Sampler(engine, grader, ranks)
+    past = PastVersions(learner, config.rollout.max_staleness)
+    publisher = Publisher(
+        store=AdapterStore(run_dir / "adapters"),
+        engine=engine,
+        learner=learner,
+        ranks=ranks,
+        canary=data.prompts[:CANARY_PROMPTS],
+        sampling=sampling,
+        past=past,
+        max_gap=gap_limits(config)[1],
+        facts={"base_model": config.model.name, "config_hash": config_hash(config)},
+        keep=config.checkpoint.keep_adapters or {"lora": None, "full": 2}[config.method],
+    )
+    run = Run(
+        config=config,
+        eval_sampling=eval_sampling,
+        suites=suites,
+        supply=Supply(config, Cursor(data.prompts, config.seed, config.data.shuffle), sampler, sampling),
+        sampler=sampler,
+        learner=learner,
+        past=past,
+        publisher=publisher,
+        checkpoints=checkpoints,
+        records=records,
+        console=console,
+        stop=StopRequest(),
+        peaks=PhasePeaks(ranks.device),
+        config_hash=config_hash(config),
+    )
+    if resume:
+        _continue_from(run, found)
+    if ranks.is_main:
+        records.open(run.step if found else -1)
+    return run
+
+
+def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | None) -> None:
+    """Go to where the checkpoint stands, or back to the beginning; versions published after that are dropped."""
+    if found is None:
+        run.console.note("there is no checkpoint: the run begins at its beginning")
+    else:
+        state, tensors = found
+        if state.config_hash != run.config_hash:
+            raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
+        restore_learner(run.learner, tensors)
+        restore_rng(tensors)
+        run.step, run.version, run.supply.cursor.position = state.step, state.version, state.position
+        run.console.note(f"resumed after step {state.step}")
+    if run.is_main:
+        run.publisher.store.rewind(run.version)
+
+
+def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, str]:
+    """The first lines of a run: what is about to happen, in numbers."""
+    return {
+        "model": f"{config.model.name} ({config.model.dtype})",
+        "data": f"{config.data.source}: {data.describe()}",
+        "training": learner.trainee.describe(),
+        **plan_lines(config),
+        **first_lines(config, meta_model(locate_model(config.model.name), config.model.revision)),
+        "output": config.output_dir,
+    }
+
+
+def plan_lines(config: Config) -> dict[str, str]:
+    """Prompts × samples, tokens a step and the rate: known from the configuration alone."""
+    completions = config.train.problems_per_step * config.sampling.n
+    return {
+        "step": (
+            f"{config.train.problems_per_step} prompts × {config.sampling.n} samples = {completions} completions, "
+            f"at most {completions * config.sampling.max_tokens:,} sampled tokens; {config.train.steps} steps"
+        ),
+        "learning": (
+            f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates_per_step} update(s) a step, "
+            f"Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, constant rate {config.optim.rate:g}"
+        ),
+    }

@@ -1,0 +1,67 @@
+"""Configuration → what would run, checked as far as it can be without weights."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+from rewards import Grader
+from rl_engine.config import Config
+from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.forecast import first_lines
+from rl_engine.plan.memory import check_fits, estimated, plan
+from rl_engine.policy.base_model import meta_model
+from rl_engine.policy.lora import coverage_of, describe_adapter
+from rl_engine.run.console import RunConsole
+from rl_engine.run.output import check_output
+from rl_engine.run.peaks import available
+from rl_engine.sampling.data import prepare
+from rl_engine.train.assemble import (
+    check_context,
+    context_needed,
+    load_suites,
+    load_tokenizer,
+    overlap_notes,
+    plan_lines,
+    samplings,
+)
+from rollout.models import locate_model
+from rollout.prompts.renderer import Renderer
+
+
+def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
+    """Print what would run. Raises what the run itself would raise before it loads weights."""
+    check_output(config, resume=resume)
+    console = RunConsole(quiet=False, steps=config.train.steps)
+    console.facts({"model": f"{config.model.name} ({config.model.dtype})", **plan_lines(config)})
+    shape = meta_model(locate_model(config.model.name), config.model.revision)
+    if config.method == "lora":
+        coverage = coverage_of(shape, config.lora)
+        console.facts({"training": describe_adapter(config.lora, coverage)})
+    else:
+        console.facts({"training": "full fine-tuning, all parameters, float32 masters"})
+    console.facts(first_lines(config, shape))
+    memory, room = plan(config, ranks), available(ranks)
+    console.facts(estimated(memory, room))
+    check_fits(memory, room)
+    renderer = Renderer(load_tokenizer(config), config.prompt)
+    _, eval_sampling = samplings(config, renderer)
+    with Grader.from_config(config.rewards) as grader, console.phase("reading and checking problems"):
+        data = prepare(config, renderer, grader, ranks)
+    suites, notes = load_suites(config, renderer)
+    for line in [*notes, *overlap_notes(data, suites)]:
+        console.note(line)
+    check_context(config, context_needed(config, suites, eval_sampling))
+    console.facts(
+        {
+            "data": f"{config.data.source}: {data.describe()}",
+            **{f"suite {suite.name}": f"{len(prompts)} problems" for suite, prompts in suites},
+            "stop": ", ".join(repr(text) for text in (*renderer.stop, *config.sampling.stop)) or "end of sequence",
+            "template": f"{config.prompt.template}; the first prompt ({len(data.prompts[0].token_ids)} tokens):",
+        }
+    )
+    out = Console(highlight=False)
+    out.rule(style="dim")
+    out.print(escape(data.prompts[0].text), soft_wrap=True)
+    out.rule(style="dim")
+    console.note("dry run: nothing was trained or written")

@@ -1,0 +1,207 @@
+"""The training loop: where the end of the pipeline meets its beginning."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from evals.scoring.outcomes import outcome_of
+from evals.scoring.report import EvalReport, report_on
+from evals.suites import Suite
+from rl_engine.config import Config
+from rl_engine.learner.advantages import advantages_of
+from rl_engine.learner.batching import TrainingSample
+from rl_engine.learner.gap import gap_limits
+from rl_engine.learner.learner import Learner
+from rl_engine.learner.state import learner_state
+from rl_engine.learner.statistics import LearnStats
+from rl_engine.learner.updates import training_samples, updates_of
+from rl_engine.report.plot import NAME as PLOT
+from rl_engine.report.plot import plot_run
+from rl_engine.run.best import best_version
+from rl_engine.run.checkpoint import Checkpoints, RunState
+from rl_engine.run.console import RunConsole
+from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
+from rl_engine.run.peaks import PhasePeaks
+from rl_engine.run.records import METRICS, Records, read_metrics
+from rl_engine.run.stopping import StopRequest
+from rl_engine.sampling.past import PastVersions, gaps_of_versions
+from rl_engine.sampling.publish import Publisher
+from rl_engine.sampling.sampler import GradedGroup, Sampler
+from rl_engine.sampling.stream import Supply
+from rollout.config import SamplingConfig
+from rollout.types import AdapterRef, Prompt
+
+
+@dataclass
+class Run:
+    """The parts of a run, and where it stands."""
+
+    config: Config
+    eval_sampling: SamplingConfig
+    suites: Sequence[tuple[Suite, Sequence[Prompt]]]
+    supply: Supply
+    sampler: Sampler
+    learner: Learner
+    past: PastVersions
+    publisher: Publisher
+    checkpoints: Checkpoints
+    records: Records
+    console: RunConsole
+    stop: StopRequest
+    peaks: PhasePeaks
+    config_hash: str
+    step: int = 0
+    version: int = 0
+    adapter: AdapterRef = field(init=False)
+
+    @property
+    def is_main(self) -> bool:
+        return self.learner.ranks.is_main
+
+
+def train(run: Run) -> None:
+    """Sample, grade, learn, publish, record; until the steps are done or someone asks to stop."""
+    with torch.random.fork_rng(devices=()):  # a run that goes on publishes once more than one that never stopped
+        run.adapter = run.publisher.publish(run.version)
+    if run.step == 0:
+        record(run, {}, evaluate(run))
+    elif run.is_main:
+        mark_best(run)
+    while run.step < run.config.train.steps and not run.stop.agreed(run.learner.ranks):
+        start = time.monotonic()
+        run.step += 1
+        graded = sample(run)
+        advantages, signal = advantages_of([group.rewards for group in graded], run.config.loss.baseline)
+        used = slice(run.config.train.problems_per_step)
+        updates = updates_of(run.config, graded[used], advantages[used], signal[used])
+        learn_start = time.monotonic()
+        stats = learn(run, updates, graded[used])
+        sync_start = time.monotonic()
+        if updates:
+            run.version += 1
+            with run.peaks.peak_gib("sync"):
+                run.adapter = run.publisher.publish(run.version)
+        end = time.monotonic()
+        timing = Timing(
+            rollout_s=run.sampler.rollout_s,
+            grade_s=run.sampler.grade_s,
+            learn_s=sync_start - learn_start,
+            sync_s=end - sync_start,
+            step_s=end - start,
+        )
+        metrics = {**step_metrics(run, graded, signal, stats, timing), **advantage_metrics(advantages)}
+        if run.is_main:
+            run.records.rollouts(run.step, graded, advantages)
+        record(run, metrics, evaluate(run) if due(run.step, run.config.eval.every, run) else [])
+        if due(run.step, run.config.checkpoint.every, run):
+            save(run)
+    if run.step % run.config.checkpoint.every and run.step < run.config.train.steps:
+        save(run)
+
+
+def due(step: int, every: int, run: Run) -> bool:
+    """Whether something done every so many steps, and after the last, is to be done."""
+    return step == run.config.train.steps or (every > 0 and step % every == 0)
+
+
+def sample(run: Run) -> list[GradedGroup]:
+    """Graded completions of the step's problems; after those to learn from, those that others took the place of."""
+    with run.console.phase(f"step {run.step}: sampling"), run.peaks.peak_gib("rollout"):
+        return run.supply.take(run.step, run.adapter)
+
+
+def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], graded: Sequence[GradedGroup]) -> LearnStats:
+    """The step's updates; where no group carries signal, only the measurements."""
+    max_kl, max_gap = gap_limits(run.config)
+    engine = run.sampler.engine
+    engine.sleep()
+    with run.console.phase(f"step {run.step}: learning"), run.peaks.peak_gib("learn"):
+        gaps = gaps_of_versions(run.past, graded, run.adapter, max_kl=max_kl, max_gap=max_gap)
+        if gaps:
+            # What the step itself sees between sampler and learner is then what was learned in between, too.
+            max_kl = max_gap = math.inf
+        if updates:
+            stats = run.learner.step(updates, max_kl=max_kl, max_gap=max_gap)
+        else:
+            unlearned = training_samples(graded[0].group, [0.0] * run.config.sampling.n)
+            stats = run.learner.measure(unlearned, max_kl=max_kl, max_gap=max_gap)
+    run.learner.release_memory()
+    engine.wake()
+    return replace(stats, **gaps)
+
+
+def step_metrics(
+    run: Run, graded: Sequence[GradedGroup], signal: Sequence[bool], stats: LearnStats, timing: Timing
+) -> dict[str, float]:
+    tokens = sum(len(c.token_ids) for group in graded for c in group.group.completions)
+    return {
+        **rollout_metrics(graded, signal),
+        **learn_metrics(stats, float(run.learner.optimizer.param_groups[0]["lr"])),
+        **time_metrics(timing, tokens),
+        **run.supply.metrics(),
+        **run.peaks.metrics(),
+    }
+
+
+def evaluate(run: Run) -> list[EvalReport]:
+    """Score the current adapter on every suite, by the same engine that samples for training. The main rank reports."""
+    reports = []
+    for suite, prompts in run.suites:
+        with run.console.phase(f"step {run.step}: evaluating {suite.name}"):
+            seeds = [f"eval/{suite.name}/{index}" for index in range(len(prompts))]
+            graded = run.sampler.graded_groups(prompts, run.eval_sampling, run.adapter, seeds)
+        if not run.is_main:
+            continue
+        outcomes = [outcome_of(g.group, g.results, run.sampler.rollout_s / len(graded)) for g in graded]
+        reports.append(report_on(suite, outcomes, run.eval_sampling, run.sampler.grader, adapter=run.adapter))
+    return reports
+
+
+def record(run: Run, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
+    """The step's line in metrics.jsonl, the reports, a row on the console, the plot."""
+    if not run.is_main:
+        return
+    line = {"step": run.step, "adapter/version": run.adapter.version, **metrics}
+    for report in reports:
+        report.write(run.records.run / "evals")
+        line |= report.metrics()
+    run.records.metrics(line)
+    run.console.row(line, reports)
+    if reports:
+        plot_run(run.records.run)
+        mark_best(run)
+
+
+def mark_best(run: Run) -> None:
+    """Let `adapters/best` name the version that scored highest so far."""
+    if not run.suites:
+        return
+    store = run.publisher.store
+    suite = run.config.eval.best or run.suites[0][0].name
+    best = best_version(read_metrics(run.records.run), suite, store.versions())
+    if best is not None:
+        store.point("best", best)
+
+
+def save(run: Run) -> None:
+    """A checkpoint after the current step."""
+    tensors = learner_state(run.learner)
+    if not run.is_main:
+        return
+    state = RunState(step=run.step, position=run.supply.position, version=run.version, config_hash=run.config_hash)
+    run.checkpoints.save(state, tensors)
+
+
+def summary_paths(run: Run) -> dict[str, Path]:
+    """Where a person finds what the run made."""
+    root, best = run.records.run, run.publisher.store.pointed("best")
+    paths = {"run": root, "adapter": run.adapter.path}
+    if best is not None:
+        paths["best adapter"] = run.publisher.store.path_of(best).resolve()
+    return {**paths, "metrics": root / METRICS, "plot": root / PLOT}

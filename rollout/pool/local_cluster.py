@@ -1,0 +1,72 @@
+"""This machine → a Ray cluster of its own, out of reach of others. With `rollout/pool/ray_pool.py` the home of ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from rollout.engine import PoolError
+
+# The object store holds the adapters, and the prompts and completions under way.
+STORE_BYTES = 512 * 2**20
+# What Linux allows the name of a socket, less what Ray puts behind its directory's.
+LONGEST_DIRECTORY = 107 - len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+
+
+def start_ray(cpus: int, directory: Path, cards: Sequence[int] = ()) -> None:
+    """A cluster of this machine alone, on the loopback device, that keeps its sockets and logs in `directory`.
+
+    `cards`: the CUDA devices that are its own.
+    Raises `PoolError` when the directory's name is too long for the sockets.
+    """
+    if len(os.fsencode(directory)) > LONGEST_DIRECTORY:
+        raise PoolError(
+            f"{directory} has too long a name for Ray's sockets ({LONGEST_DIRECTORY} bytes at most): set TMPDIR to a "
+            "directory with a shorter one"
+        )
+    with _visible_cards(cards), _signals_kept():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=len(cards),
+            object_store_memory=STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(directory),
+        )
+    bound = ray.util.get_node_ip_address()
+    if bound != "127.0.0.1":
+        raise PoolError(f"the local Ray binds to {bound}: call prepare_ray before anything imports ray")
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """What is started inside the block does not hear a request to stop: it is often sent to every process of a job,
+    and the run finishes its step first."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _visible_cards(cards: Sequence[int]) -> Iterator[None]:
+    """Inside the block a cluster that is started sees these cards alone: the others are the learner's."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if cards:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, cards))
+    try:
+        yield
+    finally:
+        if cards:
+            os.environ.pop("CUDA_VISIBLE_DEVICES")
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before

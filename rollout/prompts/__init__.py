@@ -1,0 +1,1 @@
+"""Data source → problem → prompt, in an order that a resumed run repeats."""

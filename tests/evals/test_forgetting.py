@@ -1,0 +1,170 @@
+"""The command of forgetting: from arguments to prompts, adapters, engine, table and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from evals.forgetting.__main__ import Asked, find_adapters, run
+from evals.forgetting.prompts import read_task_prompts
+from evals.forgetting.table import Policy, TaskScore, changes, grid, mean_of_means, to_json
+from rollout.adapters import AdapterError, AdapterStore
+from rollout.config import SamplingConfig
+from rollout.engine import EngineSettings
+from tests.helpers.forgetting import Policies, write_task
+
+
+def test_changes_are_compared_document_by_document() -> None:
+    one, two = np.array([1.0, 0, 1, 1, 0]), np.array([1.0, 0, 0, 1, 1])
+    base = policy(
+        "base", TaskScore(task="x", metric="acc", scores_D=one), TaskScore(task="y", metric="acc", scores_D=two)
+    )
+    other = policy(
+        "p-v1", TaskScore(task="x", metric="acc", scores_D=two), TaskScore(task="y", metric="acc", scores_D=two)
+    )
+    first, second = changes(other, base)
+    assert (first.value, first.error) == pytest.approx((0.0, math.sqrt((1 + 1) / 4 / 5)))
+    assert (second.value, second.error) == (0.0, 0.0)
+    mean = mean_of_means([first, second])
+    assert mean.error == pytest.approx(first.error / 2)
+    assert grid([base, other])[2] == ("p-v1", "60.0 ± 24.5 %", "60.0 ± 24.5 %", "60.0 ± 17.3 %", "+0.0 ± 15.8")
+
+
+def policy(label: str, *scores: TaskScore) -> Policy:
+    return Policy(label=label, sha256=None, scores=scores, divergence=None, scoring_gap=None)
+
+
+def test_one_document_has_no_standard_error() -> None:
+    one = policy("base", TaskScore(task="x", metric="acc", scores_D=np.ones(1)))
+    text = json.dumps(to_json([one]), allow_nan=False)
+    assert json.loads(text)[0]["mean"] == {"accuracy": 1.0, "accuracy_standard_error": None}
+
+
+def test_prompts_of_a_run_are_its_own(tokenizer: Any, tmp_path: Path) -> None:
+    """A sample of the training problems, asked as the run asks them."""
+    run_file = tmp_path / "config.yaml"
+    sections: dict[str, Any] = {
+        "seed": 4,
+        "data": {"source": "arithmetic", "arithmetic": {"terms": [2], "largest": 9, "count": 30}},
+        "prompt": {"template": "frame", "frame": "1+1=2\n{problem}\n", "instruction": None},
+        "sampling": {"max_tokens": 7, "temperature": 0.6, "stop": ["!"]},
+    }
+    run_file.write_text(json.dumps(sections))
+    ask = partial(read_task_prompts, data_dir=None, tokenizer=tokenizer, samples=2, max_tokens=None)
+    found = ask(str(run_file), count=5, seed=0)
+    assert len({prompt.text for prompt in found.prompts}) == 5
+    assert all(re.fullmatch(r"1\+1=2\n\d[+-]\d=\?\n", prompt.text) for prompt in found.prompts)
+    assert found.sampling == SamplingConfig(n=2, max_tokens=7, temperature=1.0, stop=("!",))
+    assert ask(str(run_file), count=5, seed=0) == found
+    assert ask(str(run_file), count=5, seed=1).prompts != found.prompts
+    assert len(ask(str(run_file), count=99, seed=0).prompts) == 30
+    assert ask("held_out", count=3, seed=0).sampling.max_tokens == 256
+    run_file.write_text(json.dumps({**sections, "data": {**sections["data"], "max_prompt_tokens": 11}}))
+    with pytest.raises(ValueError, match=r"over data.max_prompt_tokens \(11\)"):
+        ask(str(run_file), count=5, seed=0)
+    run_file.write_text(json.dumps({"seed": 0, "data": {"source": "arithmetic"}}))
+    with pytest.raises(ValueError, match="no prompt, sampling"):
+        ask(str(run_file), count=5, seed=0)
+
+
+@dataclass
+class Lasting:
+    """The session's engine, which a command must not end, with adapters under the names that it is told."""
+
+    inner: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.engine
+def test_the_command_from_adapter_to_table(vllm_engine: Any, policies: Policies, harness: Any, tmp_path: Path) -> None:
+    write_task(tmp_path / "tasks")
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(json.dumps({"problem": f"{n}+4=?", "answer": str(n + 4)}) + "\n" for n in range(3, 7)))
+    asked = Asked(
+        model="embedded",
+        adapters=(f"moved={policies.moved_ref.path}", f"still={policies.still_ref.path}"),
+        tasks=("sums",),
+        task_dir=tmp_path / "tasks",
+        prompts=str(problems),
+        samples=3,
+        max_tokens=16,
+        output=tmp_path / "out" / "forgetting.json",
+    )
+    settings = []
+
+    def start(chosen: EngineSettings) -> Any:
+        settings.append(chosen)
+        return Lasting(vllm_engine)
+
+    console = Console(record=True, width=200)
+    run(asked, console, start)
+    (chosen,) = settings
+    assert (chosen.dtype, chosen.lora_rank, chosen.max_model_len) == ("float32", 2, 256)
+    report = json.loads(asked.output.read_text())
+    base, moved, still = report["policies"]
+    assert [one["label"] for one in report["policies"]] == ["base", "moved-v000000", "still-v000000"]
+    assert "change" not in base["mean"]
+    assert base["divergence"] is None
+    assert moved["divergence"]["kl_k3"] > 0.01
+    assert abs(still["divergence"]["kl"]) < 1e-6
+    assert (still["divergence"]["prompts"], still["divergence"]["completions"]) == (4, 12)
+    assert still["tasks"]["sums"]["change"] == 0
+    assert report["tasks"]["sums"]["documents"] == 5
+    table = asked.output.with_suffix(".md").read_text()
+    assert table.startswith("|  | sums (acc_norm) | mean | change | KL(base‖policy), nats a token (95 %) |")
+    assert f"{100 * moved['tasks']['sums']['accuracy']:.1f} ± " in table
+    assert "moved-v000000" in console.export_text()
+    with pytest.raises(ValueError, match="--overwrite"):
+        run(asked, console, start)
+    with pytest.raises(ValueError, match=r"of 256 tokens"):
+        run(replace(asked, output=tmp_path / "x.json", max_tokens=300), console, start)
+
+
+def test_what_cannot_be_measured_is_said_before_an_engine_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(settings: EngineSettings) -> Any:
+        raise AssertionError("started")
+
+    asked = Asked(model="embedded", tasks=("sums",), output=tmp_path / "x.json")
+    for changed, message in (
+        ({"tasks": ()}, "nothing to measure"),
+        ({"adapters": (str(tmp_path),)}, "never published"),
+        ({"prompts": "gsm9k"}, "no suite 'gsm9k'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(replace(asked, **changed), Console(quiet=True), never)
+    monkeypatch.delitem(sys.modules, "evals.forgetting.harness", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    with pytest.raises(ValueError, match=r"rl_engine\[forgetting\]"):
+        run(asked, Console(quiet=True), never)
+
+
+def test_adapters_of_one_name_and_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    def publish(name: str, rank: int) -> str:
+        def write(directory: Path) -> None:
+            (directory / "weights").write_text(name)
+
+        return str(AdapterStore(tmp_path / name, name="policy").publish(3, write, {"rank": rank}).path)
+
+    one, two, whole = publish("a", 1), publish("b", 4), publish("c", 0)
+    assert [ref.key for ref in find_adapters([one, f"other={two}"])] == ["policy-v000003", "other-v000003"]
+    with pytest.raises(AdapterError, match="not all different"):
+        find_adapters([one, two])
+    with pytest.raises(AdapterError, match="whole models"):
+        find_adapters([one, f"full={whole}"])

@@ -1,0 +1,39 @@
+"""The training command in a fork of a process that has its libraries loaded: their import takes ten seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.drills.loaded"])
+
+
+def become(directory: Path, arguments: tuple[str, ...], environment: Mapping[str, str], output: Path) -> None:
+    """In the fork."""
+    os.chdir(directory)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)  # of a learner in the process of the tests
+    os.environ.update(environment)
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from rl_engine.train.__main__ import app
+
+    app(["--config", "quickstart.yaml", *arguments])
+
+
+def train(directory: Path, *arguments: str, environment: Mapping[str, str], timeout_s: float = 300) -> tuple[int, str]:
+    """Exit code and output of `python -m rl_engine.train --config quickstart.yaml …` in this directory."""
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place) / "output.txt"
+        process = CONTEXT.Process(target=become, args=(directory, arguments, environment, output))
+        process.start()
+        process.join(timeout_s)
+        if process.exitcode is None:
+            process.kill()
+            raise AssertionError(f"it was still there after {timeout_s:.0f} s")
+        return process.exitcode, output.read_text()

@@ -1,0 +1,61 @@
+"""A program for torchrun: three steps of a learner for each of the settings given, and rank 0 saves what it learned.
+
+torchrun --nproc-per-node 2 tests/helpers/steps_of_learners.py OUTPUT_DIR NAME 'key.sub=value key.sub=value' …
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from rl_engine.config import load_config
+from rl_engine.learner import learner as learner_module
+from rl_engine.learner.batching import TrainingSample
+from rl_engine.learner.learner import Learner
+from rl_engine.learner.ranks import join_ranks, leave_ranks
+from tests.helpers.batches import LOOSE
+
+
+def samples() -> list[TrainingSample]:
+    """Twelve completions of random tokens; every rank makes the same ones."""
+    generator = torch.Generator().manual_seed(1)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, 21, (count,), generator=generator).tolist())
+
+    made = []
+    for index in range(12):
+        completion = tokens(2 + index)
+        made.append(
+            TrainingSample(
+                prompt_ids=tokens(4 + index % 5),
+                completion_ids=completion,
+                behaviour_logprobs=(-2.5,) * len(completion),
+                advantage=(-1.0) ** index * (0.3 + 0.05 * index),
+                weight=1 / 240,
+            )
+        )
+    return made
+
+
+def main(output: Path, named_settings: list[str]) -> None:
+    ranks = join_ranks()
+    # Everything is sharded under ZeRO-3, the smallest weight included.
+    learner_module.PERSISTENT_PARAMETERS = 0
+    for name, settings in zip(named_settings[::2], named_settings[1::2], strict=True):
+        config = load_config("quickstart.yaml", ["learner.tokens_per_microbatch=60", *settings.split()])
+        learner = Learner(config, ranks, pad_id=0)
+        for _ in range(3):
+            twice = config.learner.updates_per_step == 2
+            learner.step([samples()[:6], samples()[6:]] if twice else [samples()], **LOOSE)
+        weights = learner.weights()
+        if ranks.is_main:
+            save_file(weights, output / f"{name}.safetensors")
+    leave_ranks()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,47 @@
+"""The sweep command with one more entry in its table of commands: `python -m tests.helpers.sweep_fake --config …`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from rl_engine.config import TrainConfig
+from rl_engine.sweep.__main__ import app
+from rl_engine.sweep.config import COMMANDS, Command, SweepConfig
+from rollout.config import Section
+
+
+class FakeOptim(Section):
+    lr: float
+
+
+class FakeTest(Section):
+    kind: Literal["ok", "broken", "deaf"] = "ok"
+    shift: float = 3.0
+    step_s: float = 0.0
+
+
+class FakeConfig(Section):
+    seed: int = 0
+    output_dir: str
+    optim: FakeOptim
+    train: TrainConfig
+    test: FakeTest = FakeTest()
+
+
+FAKE = Command(
+    module="tests.helpers.sweep_fake_run",
+    schema=FakeConfig,
+    again="--resume",
+    steps=lambda config: config.train.steps,
+    step_scale="linear",
+)
+
+
+def sweep_of(**values: Any) -> SweepConfig:
+    plain = {"base": "quickstart.yaml", "score": {"metric": "eval/held_out/avg"}, "output_dir": "runs/x"}
+    return SweepConfig.model_validate({**plain, **values})
+
+
+if __name__ == "__main__":
+    COMMANDS["fake"] = FAKE
+    app()

@@ -1,0 +1,274 @@
+"""The learner under DeepSpeed: invariances of its update, LoRA's promises, and what is published of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from rl_engine.config import LoraConfig
+from rl_engine.learner.batching import TrainingSample, collate
+from rl_engine.learner.learner import Learner, SamplerGapError
+from rl_engine.learner.state import learner_state, restore_learner
+from rl_engine.policy.logprobs import Policy
+from rl_engine.policy.lora import LoraTrainee, coverage_of, match_targets
+from rollout.models import EMBEDDED_DIR
+from tests.helpers.batches import LOOSE
+
+pytestmark = pytest.mark.engine
+
+LearnerMaker = Callable[..., Learner]
+
+
+def on_policy(learner: Learner, samples: list[TrainingSample]) -> list[TrainingSample]:
+    """The samples as if the learner's current policy had drawn them."""
+    scores = learner.score(samples)
+    return [replace(s, behaviour_logprobs=tuple(row)) for s, row in zip(samples, scores, strict=True)]
+
+
+def test_the_update_does_not_depend_on_the_split_into_micro_batches(
+    make_learner: LearnerMaker, samples: list[TrainingSample]
+) -> None:
+    adapters, stats = [], []
+    for budget in (10_000, 60, 1):
+        learner = make_learner(f"learner.tokens_per_microbatch={budget}")
+        stats.append(learner.step([samples], **LOOSE))
+        adapters.append(learner.weights())
+    for other in stats[1:]:
+        assert other.loss == pytest.approx(stats[0].loss, rel=1e-5)
+        assert other.grad_norm == pytest.approx(stats[0].grad_norm, rel=1e-4)
+        assert other.entropy == pytest.approx(stats[0].entropy, rel=1e-5)
+        assert other.tokens == stats[0].tokens == sum(len(s.completion_ids) for s in samples)
+    for name, tensor in adapters[0].items():
+        for adapter in adapters[1:]:
+            torch.testing.assert_close(adapter[name], tensor, atol=2e-5, rtol=1e-4)
+
+
+def test_padding_changes_no_logprob(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+    learner = make_learner()
+    alone = learner.score(samples)
+    batch = collate(samples, pad_id=0, layout=learner.layout)
+    with torch.no_grad():
+        together, _ = learner.engine(batch)
+    spread = batch.spread(together)
+    for row, (sample, expected) in enumerate(zip(samples, alone, strict=True)):
+        found = spread[row, : len(sample.completion_ids)].tolist()
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["packed", "shared_prompt"])
+@pytest.mark.parametrize("budget", [60, 10_000])
+@pytest.mark.parametrize("more", [(), ("learner.gradient_checkpointing=true", "method=full", "optim.lr=1e-4")])
+def test_the_layout_changes_no_update(
+    layout: str, budget: int, more: tuple[str, ...], make_learner: LearnerMaker, samples: list[TrainingSample]
+) -> None:
+    """Three groups: their samples share a prompt, and are of different lengths."""
+    rows = [replace(s, prompt_ids=samples[i % 3].prompt_ids) for i, s in enumerate(samples)]
+    padded = make_learner("learner.layout=padded", *more)
+    other = make_learner(f"learner.layout={layout}", f"learner.tokens_per_microbatch={budget}", *more)
+    for found, row in zip(other.score(rows), padded.score(rows), strict=True):
+        assert found == pytest.approx(row, abs=5e-5)
+    stats = [learner.step([rows], **LOOSE) for learner in (padded, other)]
+    assert stats[1].tokens == stats[0].tokens == sum(len(s.completion_ids) for s in rows)
+    assert stats[1].loss == pytest.approx(stats[0].loss, rel=1e-5)
+    assert stats[1].grad_norm == pytest.approx(stats[0].grad_norm, rel=1e-4)
+    expected = padded.weights()
+    for name, tensor in other.weights().items():
+        assert (tensor - expected[name]).abs().mean() < 1e-6, name
+
+
+def test_nothing_changes_before_the_first_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+    learner = make_learner("lora.rank=4")
+    assert all(not tensor.any() for name, tensor in learner.weights().items() if "lora_B" in name)
+    stats = learner.measure(on_policy(learner, samples), **LOOSE)
+    assert stats.kl_base == 0.0
+    # Alone or in a padded batch: rounding of float32 at log-probabilities around −10.
+    assert stats.logprob_gap_max < 2e-5
+
+
+def first_update(learner: Learner, rows: list[TrainingSample]) -> dict[str, Tensor]:
+    """ΔW = α/r · B·A of each layer after one step."""
+    learner.step([rows], **LOOSE)
+    adapter, config = learner.weights(), learner.config.lora
+    return {
+        name: config.alpha / config.rank * adapter[name.replace("lora_A", "lora_B")] @ tensor
+        for name, tensor in adapter.items()
+        if "lora_A" in name
+    }
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+def test_the_first_update_does_not_depend_on_the_rank(
+    rank: int, make_learner: LearnerMaker, samples: list[TrainingSample]
+) -> None:
+    """With 1/r, the first ΔW at rank r is the mean of the first ΔWs of r adapters of rank 1 that start from its
+    rows of A. The rows are drawn alike, so in expectation every rank's first update is the same."""
+    wide = make_learner(f"lora.rank={rank}")
+    rows = on_policy(wide, samples)
+    start = learner_state(wide)
+    found = first_update(wide, rows)
+    parts = []
+    for row in range(rank):
+        narrow = make_learner("lora.rank=1")
+        state = {
+            name: tensor[row : row + 1] if "lora_A" in name else tensor[:, row : row + 1]
+            for name, tensor in start.items()
+            if tensor.dim() == 2
+        }
+        restore_learner(narrow, {**state, "adam_steps": start["adam_steps"]})
+        parts.append(first_update(narrow, rows))
+    for name, tensor in found.items():
+        mean = torch.stack([part[name] for part in parts]).mean(0)
+        assert mean.abs().max() > 1e-4
+        torch.testing.assert_close(tensor, mean, atol=1e-6, rtol=1e-3)
+
+
+def test_b_moves_by_the_rate_at_the_first_step(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+    """Adam's first step is −rate · sign(gradient), to within eps; A has no gradient while B is zero."""
+    learner = make_learner("optim.lr=1e-3")
+    before = learner.weights()
+    learner.step([samples], **LOOSE)
+    for name, tensor in learner.weights().items():
+        moved = (tensor - before[name]).abs()
+        if "lora_B" in name:
+            assert moved[moved > 0].median() == pytest.approx(1e-3, rel=1e-3)
+        else:
+            assert not moved.any()
+
+
+def test_the_step_goes_up_the_reward(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+    learner = make_learner()
+    rows = on_policy(learner, samples)
+    before = learner.score(rows)
+    learner.step([rows], **LOOSE)
+    after = learner.score(rows)
+    gain = sum(s.advantage * (sum(b) - sum(a)) for s, a, b in zip(rows, before, after, strict=True))
+    assert gain > 0
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
+    stage: int, make_learner: LearnerMaker, samples: list[TrainingSample]
+) -> None:
+    plain = make_learner("optim.clip_norm=0.01")
+    sharded = make_learner(f"learner.zero_stage={stage}", "optim.clip_norm=0.01")
+    for learner in (plain, sharded):
+        for _ in range(2):
+            stats = learner.step([samples], **LOOSE)
+        assert stats.grad_norm > 0.01
+    for name, tensor in plain.weights().items():
+        torch.testing.assert_close(sharded.weights()[name], tensor, atol=1e-6, rtol=1e-5)
+
+    state = learner_state(sharded)
+    assert int(state["adam_steps"]) == 2
+    resumed = make_learner(f"learner.zero_stage={stage}", "optim.clip_norm=0.01", "seed=9")
+    restore_learner(resumed, state)
+    for learner in (sharded, resumed):
+        learner.step([samples], **LOOSE)
+    for name, tensor in sharded.weights().items():
+        assert torch.equal(resumed.weights()[name], tensor), name
+
+
+def test_a_state_of_another_adapter_is_refused(make_learner: LearnerMaker) -> None:
+    state = learner_state(make_learner("lora.rank=2"))
+    with pytest.raises(ValueError, match="another adapter"):
+        restore_learner(make_learner("lora.rank=1"), state)
+
+
+def test_gradient_checkpointing_changes_no_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+    plain, checkpointed = make_learner(), make_learner("learner.gradient_checkpointing=true")
+    for learner in (plain, checkpointed):
+        learner.step([samples], **LOOSE)
+    for name, tensor in plain.weights().items():
+        torch.testing.assert_close(checkpointed.weights()[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_a_gap_over_the_limit_stops_before_anything_is_updated(
+    make_learner: LearnerMaker, samples: list[TrainingSample]
+) -> None:
+    learner = make_learner()
+    rows = on_policy(learner, samples)
+    wrong = [replace(rows[0], behaviour_logprobs=tuple(q + 0.5 for q in rows[0].behaviour_logprobs)), *rows[1:]]
+    before = learner.weights()
+    with pytest.raises(SamplerGapError, match=r"logprob_gap_max 0\.5 .*Nothing was updated"):
+        learner.step([wrong], max_kl=1.0, max_gap=1e-2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.weights().items())
+    broken = [replace(rows[0], behaviour_logprobs=(float("nan"),) * len(rows[0].completion_ids))]
+    with pytest.raises(SamplerGapError):
+        learner.measure(broken, max_kl=1.0, max_gap=1e9)
+
+
+def test_a_published_adapter_loads_with_plain_peft_and_merges_to_the_same_policy(
+    make_learner: LearnerMaker, samples: list[TrainingSample], tmp_path: Path
+) -> None:
+    learner = make_learner("lora.rank=4", "optim.lr=1e-2")
+    learner.step([samples], **LOOSE)
+    learner.trainee.write(tmp_path, learner.weights())
+    expected = learner.score(samples)
+
+    def scores(causal_lm: Any) -> list[list[float]]:
+        policy = Policy(causal_lm, temperature=1.0)
+        with torch.no_grad():
+            return [policy(collate([sample], pad_id=0, layout="padded"))[0].tolist() for sample in samples]
+
+    base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
+    assert scores(base) != expected
+    adapted = PeftModel.from_pretrained(base, str(tmp_path))
+    for found, row in zip(scores(adapted.get_base_model()), expected, strict=True):
+        # Another layout, another order of summation: 1.05e-5 was seen at log-probabilities near −14.
+        assert found == pytest.approx(row, abs=2e-5)
+    merged = adapted.merge_and_unload()
+    for found, row in zip(scores(merged), expected, strict=True):
+        assert found == pytest.approx(row, abs=1e-4)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (written["r"], written["lora_alpha"], written["peft_type"]) == (4, 32, "LORA")
+
+
+# Which layers.
+
+
+def llama_8b() -> LlamaForCausalLM:
+    with torch.device("meta"):
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=128_256,
+                hidden_size=4096,
+                intermediate_size=14_336,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+            )
+        )
+
+
+def test_parameters_a_rank_of_llama_8b_are_those_of_the_paper() -> None:
+    """Per unit of rank: MLP 1,769,472 and attention 851,968 (LoRA Without Regret, without the output embedding)."""
+    model = llama_8b()
+    coverage = coverage_of(model, LoraConfig(rank=1, targets="all"))
+    assert coverage.by_group == {"attention": 851_968, "mlp": 1_769_472}
+    assert len(coverage.modules) == 7 * 32
+    assert coverage_of(model, LoraConfig(rank=8, targets="mlp")).trainable == 8 * 1_769_472
+    assert "lm_head" not in coverage.modules
+
+
+def test_targets_by_name_and_the_nearest_one_when_misspelt() -> None:
+    model = llama_8b()
+    assert len(match_targets(model, ("q_proj", "v_proj"))) == 64
+    assert list(match_targets(model, "model.layers.3.mlp.up_proj")) == ["model.layers.3.mlp.up_proj"]
+    with pytest.raises(ValueError, match="'q_porj' matches no linear layer; the nearest name is 'q_proj'"):
+        match_targets(model, ("v_proj", "q_porj"))
+
+
+def test_one_layer_by_its_path_trains_that_layer_alone(make_learner: LearnerMaker) -> None:
+    learner = make_learner("lora.targets=[model.layers.1.mlp.up_proj]")
+    assert isinstance(learner.trainee, LoraTrainee)
+    assert learner.trainee.coverage.modules == ("model.layers.1.mlp.up_proj",)
+    assert len(learner.parameters) == 2

@@ -1,0 +1,170 @@
+"""Advantages, log-probabilities and micro-batches against numbers worked out by hand and by the full softmax, and the
+invariances they promise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl_engine.config import LossConfig
+from rl_engine.learner.advantages import BASELINES, advantages_of, group_mean, group_mean_std, leave_one_out
+from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
+from rl_engine.learner.objective import objective
+from rl_engine.policy.logprobs import CHUNK, token_logprobs, token_logprobs_of_trained_head
+
+
+def test_group_mean_advantages_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.5, 1.5, 0.5, 1.5]])
+    expected = torch.tensor([[0.75, -0.25, -0.25, -0.25], [-0.5, 0.5, -0.5, 0.5]])
+    torch.testing.assert_close(group_mean(rewards), expected)
+
+
+def test_leave_one_out_advantages_are_each_reward_less_the_mean_of_the_others() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.5, 0.0]])
+    expected = torch.tensor([[1 - 0.5 / 3, 0 - 1.5 / 3, 0.5 - 1 / 3, 0 - 1.5 / 3]])
+    torch.testing.assert_close(leave_one_out(rewards), expected)
+
+
+def test_group_mean_std_advantages_by_hand() -> None:
+    """Rewards 1, 0, 0, 0: mean ¼, squared deviations 9/16 + 3 · 1/16 = ¾, over 3: std ½."""
+    advantages = group_mean_std(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(advantages, torch.tensor([[0.75, -0.25, -0.25, -0.25]]) / (0.5 + 1e-4))
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_groups_without_signal_have_exactly_no_advantage(baseline: str) -> None:
+    advantages, signal = advantages_of([[0.1] * 3, [1.0, 0.0, 1.0]], baseline)
+    assert signal == [False, True]
+    assert advantages[0] == [0.0, 0.0, 0.0]
+    assert sum(advantages[1]) == pytest.approx(0.0, abs=1e-12)
+
+
+# Log-probabilities in chunks.
+
+
+def naive(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logprobs = (hidden @ weight.T / temperature).log_softmax(-1)
+    return logprobs.gather(1, target[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
+
+
+@pytest.mark.parametrize("count", [1, CHUNK, CHUNK + 1, 2 * CHUNK + 7])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_chunked_logprobs_are_those_of_the_full_softmax(count: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(count)
+    hidden = torch.randn(count, 16, generator=generator, requires_grad=True)
+    weight = torch.randn(40, 16, generator=generator)
+    target = torch.randint(0, 40, (count,), generator=generator)
+    upstream, pull = torch.randn(2, count, generator=generator)
+    expected, expected_entropy = naive(hidden, weight, target, temperature)
+    (without_entropy,) = torch.autograd.grad((expected * upstream).sum(), hidden, retain_graph=True)
+    (with_entropy,) = torch.autograd.grad((expected * upstream + expected_entropy * pull).sum(), hidden)
+    for learn_entropy in (False, True):
+        logprob, entropy = token_logprobs(hidden, weight, target, temperature, learn_entropy=learn_entropy)
+        assert entropy.requires_grad == learn_entropy
+        (gradient,) = torch.autograd.grad((logprob * upstream + entropy * pull).sum(), hidden)
+        torch.testing.assert_close(logprob, expected)
+        torch.testing.assert_close(entropy, expected_entropy)
+        torch.testing.assert_close(gradient, with_entropy if learn_entropy else without_entropy, atol=2e-5, rtol=1e-4)
+
+
+def test_a_trained_head_gets_the_gradient_of_the_full_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(CHUNK + 5, 16, generator=generator, requires_grad=True)
+    weight = torch.randn(40, 16, generator=generator, requires_grad=True)
+    target = torch.randint(0, 40, (CHUNK + 5,), generator=generator)
+    upstream, pull = torch.randn(2, CHUNK + 5, generator=generator)
+    logprob, entropy = token_logprobs_of_trained_head(hidden, lambda x: x @ weight.T, target, 0.7)
+    expected, expected_entropy = naive(hidden, weight, target, 0.7)
+    torch.testing.assert_close(logprob, expected)
+    found = torch.autograd.grad((logprob * upstream + entropy * pull).sum(), (hidden, weight))
+    wanted = torch.autograd.grad((expected * upstream + expected_entropy * pull).sum(), (hidden, weight))
+    for gradient, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, other, atol=2e-4, rtol=1e-4)
+
+
+def test_certain_tokens_have_no_entropy_and_no_nan() -> None:
+    logprob, entropy = token_logprobs(torch.tensor([[1e4]]), torch.tensor([[1.0], [0.0]]), torch.tensor([0]), 1.0)
+    assert logprob.item() == 0.0
+    assert entropy.item() == 0.0
+
+
+# Micro-batches.
+
+
+def test_micro_batches_stay_within_the_budget_and_lose_nothing(samples: list[TrainingSample]) -> None:
+    for budget in (1, 20, 40, 60, 10_000):
+        batches = pack(samples, budget, "padded")
+        assert sorted(s.num_tokens for batch in batches for s in batch) == sorted(s.num_tokens for s in samples)
+        for batch in batches:
+            assert len(batch) == 1 or len(batch) * max(s.num_tokens for s in batch) <= budget
+    assert len(pack(samples, 10_000, "padded")) == 1
+    assert len(pack(samples, 1, "padded")) == len(samples)
+
+
+def test_ranks_share_all_micro_batches_and_pass_equally_often(samples: list[TrainingSample]) -> None:
+    batches = pack(samples, 40, "padded")
+    for ranks in (1, 2, 3, len(batches) + 1):
+        shares = [share_of_rank(batches, rank, ranks) for rank in range(ranks)]
+        assert len({len(share) for share in shares}) == 1
+        real = [s for share in shares for batch in share for s in batch if s.advantage != 0.0]
+        assert sorted(s.advantage for s in real) == sorted(s.advantage for s in samples)
+
+
+def test_a_collated_batch_points_at_the_right_places() -> None:
+    short = TrainingSample(prompt_ids=(5, 6), completion_ids=(7,), behaviour_logprobs=(-1.0,), advantage=1.0)
+    long = TrainingSample(
+        prompt_ids=(8,), completion_ids=(9, 10, 11), behaviour_logprobs=(-2.0, -3.0, -4.0), advantage=-1.0
+    )
+    batch = collate([long, short], pad_id=0, layout="padded")
+    assert batch.input_ids_BT.tolist() == [[8, 9, 10, 11], [5, 6, 7, 0]]
+    assert batch.attention_mask_BT is not None
+    assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    # The token at position t is predicted from position t − 1.
+    assert batch.source_N.tolist() == [0, 1, 2, 5]
+    assert batch.target_N.tolist() == [9, 10, 11, 7]
+    assert batch.spread(batch.target_N.float()).tolist() == [[9, 10, 11], [7, 0, 0]]
+    assert batch.behaviour_logprob_BC.tolist() == [[-2, -3, -4], [-1, 0, 0]]
+
+
+def test_a_packed_batch_is_one_row_without_padding() -> None:
+    first = TrainingSample(prompt_ids=(5, 6), completion_ids=(7,), behaviour_logprobs=(-1.0,), advantage=1.0)
+    second = TrainingSample(prompt_ids=(8,), completion_ids=(9, 10), behaviour_logprobs=(-2.0, -3.0), advantage=-1.0)
+    batch = collate([first, second], pad_id=0, layout="packed")
+    assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8, 9, 10]]
+    assert batch.position_ids_BT is not None
+    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 0, 1, 2]]
+    assert batch.attention_mask_BT is None
+    assert batch.source_N.tolist() == [1, 3, 4]
+    assert batch.target_N.tolist() == [7, 9, 10]
+    assert batch.behaviour_logprob_BC.tolist() == [[-1, 0], [-2, -3]]
+
+
+def split(samples: Sequence[TrainingSample], sizes: Sequence[int]) -> list[Sequence[TrainingSample]]:
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(samples[start : start + size])
+        start += size
+    return parts
+
+
+@pytest.mark.parametrize("name", ["importance_sampling", "ppo_clip", "gspo"])
+def test_loss_of_a_step_does_not_depend_on_the_split(name: str, samples: list[TrainingSample]) -> None:
+    config = LossConfig(name=name, kl_coef=0.1, entropy_coef=0.2, sampler_correction="sequence_mask")
+
+    def total(parts: Sequence[Sequence[TrainingSample]]) -> float:
+        value = 0.0
+        for part in parts:
+            batch = collate(part, pad_id=0, layout="padded")
+            logprob = (batch.behaviour_logprob_BC - 0.1) * batch.mask_BC
+            value += float(objective(config, batch, logprob, -logprob, logprob + 0.3).loss.double())
+        return value
+
+    whole = total([samples])
+    assert abs(whole) > 1e-3
+    for sizes in ([1] * 8, [3, 5], [7, 1]):
+        assert total(split(samples, sizes)) == pytest.approx(whole, rel=1e-6)
+    assert total([[replace(s, weight=0.0) for s in samples]]) == 0.0

@@ -1,0 +1,88 @@
+"""One rank and two, every ZeRO stage, an adapter and the whole model: the same weights after three steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rollout.models import EMBEDDED_DIR
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[2]
+# Adam divides by the size of the gradient: with eps at 1e-12 a gradient that is nothing but rounding would move its
+# weight by the whole rate, in a direction that no two orders of summation agree on.
+METHODS = {"lora": "optim.lr=1e-3 lora.rank=2 optim.eps=1e-7", "full": "method=full optim.lr=1e-4 optim.eps=1e-6"}
+STAGES = {
+    "0": "learner.zero_stage=0",
+    "1": "learner.zero_stage=1",
+    "2": "learner.zero_stage=2",
+    "3": "learner.zero_stage=3",
+    "3-offload": "learner.zero_stage=3 learner.offload_optimizer=true",
+}
+# Two updates a step, with the learner's own log-probabilities of its start kept for the correction.
+TWICE = f"{METHODS['lora']} learner.zero_stage=3 learner.updates_per_step=2 loss.sampler_correction=token_truncate"
+CASES = {
+    f"{method}-{stage}": f"{settings} {of_stage}"
+    for method, settings in METHODS.items()
+    for stage, of_stage in STAGES.items()
+} | {"lora-twice": TWICE}
+
+
+def learned(directory: Path, ranks: int) -> dict[str, dict[str, Tensor]]:
+    """The weights of every case, learned on so many ranks."""
+    directory.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    arguments = [word for name, settings in CASES.items() for word in (name, settings)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [*command, str(ROOT / "tests" / "steps_of_learners.py"), str(directory), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {name: load_file(directory / f"{name}.safetensors") for name in CASES}
+
+
+@pytest.fixture(scope="module")
+def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Tensor]]]:
+    root = tmp_path_factory.mktemp("ranks")
+    return {ranks: learned(root / str(ranks), ranks) for ranks in (1, 2)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_learn_what_one_does(case: str, by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
+    one, two = by_ranks[1][case], by_ranks[2][case]
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stage", ["1", "2", "3", "3-offload"])
+def test_every_stage_learns_what_no_sharding_does(
+    method: str, stage: str, by_ranks: dict[int, dict[str, dict[str, Tensor]]]
+) -> None:
+    plain, sharded = by_ranks[1][f"{method}-0"], by_ranks[2][f"{method}-{stage}"]
+    for name, tensor in plain.items():
+        torch.testing.assert_close(sharded[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_something_was_learned(by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
+    """Or the tests above would compare what did not move. Two updates a step move further than one."""
+    start = load_file(EMBEDDED_DIR / "model.safetensors")
+    for before, after in ((start, "full-3"), (by_ranks[1]["lora-3"], "lora-twice")):
+        moved = by_ranks[1][after]
+        assert max(float((tensor - before[name]).abs().max()) for name, tensor in moved.items()) > 5e-5

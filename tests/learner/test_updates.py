@@ -1,0 +1,60 @@
+"""Groups → updates: who learns from what, with which weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rewards import GradeResult, Verdict
+from rl_engine.learner.updates import updates_of
+from rl_engine.sampling.sampler import GradedGroup
+from rollout.types import Completion, Problem, Prompt, RolloutGroup
+
+
+def group(number: int, lengths: tuple[int, ...]) -> GradedGroup:
+    text = str(number)
+    prompt = Prompt(problem=Problem(id=text, text=text, answer="1"), text=text, token_ids=(number,))
+    completions = tuple(
+        Completion(text="", token_ids=(7,) * n, logprobs=(-1.0,) * n, finish_reason="stop", adapter="policy-v000000")
+        for n in lengths
+    )
+    result = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="1")
+    return GradedGroup(RolloutGroup(prompt=prompt, completions=completions), (result,) * len(lengths))
+
+
+GROUPS = [group(0, (1, 2)), group(1, (3, 4)), group(2, (5, 6))]
+ADVANTAGES = [[0.5, -0.5], [0.0, 0.0], [-0.25, 0.25]]
+SIGNAL = [True, False, True]
+
+
+def test_one_update_drops_groups_without_signal_and_counts_them_in_the_weight(make_config: Any) -> None:
+    config = make_config("loss.normalizer=tokens")
+    (update,) = updates_of(config, GROUPS, ADVANTAGES, SIGNAL)
+    assert [(s.prompt_ids, len(s.completion_ids), s.advantage) for s in update] == [
+        ((0,), 1, 0.5),
+        ((0,), 2, -0.5),
+        ((2,), 5, -0.25),
+        ((2,), 6, 0.25),
+    ]
+    assert [s.weight for s in update] == pytest.approx([1 / 21] * 4)
+
+
+def test_updates_are_dealt_whole_groups_with_normalisers_of_their_own(make_config: Any) -> None:
+    config = make_config("learner.updates_per_step=2", "loss.normalizer=sequence")
+    # The second update would have had the group without signal alone.
+    (update,) = updates_of(config, GROUPS, ADVANTAGES, SIGNAL)
+    assert [s.prompt_ids for s in update] == [(0,), (0,), (2,), (2,)]
+    assert [s.weight for s in update] == pytest.approx([1 / (4 * n) for n in (1, 2, 5, 6)])
+    both = updates_of(config, GROUPS, ADVANTAGES, [True] * 3)
+    assert [{s.prompt_ids for s in part} for part in both] == [{(0,), (2,)}, {(1,)}]
+
+
+@pytest.mark.parametrize("term", ["loss.kl_coef=0.1", "loss.entropy_coef=0.1"])
+def test_a_penalty_or_bonus_learns_from_every_group(term: str, make_config: Any) -> None:
+    (update,) = updates_of(make_config(term), GROUPS, ADVANTAGES, SIGNAL)
+    assert len(update) == 6
+
+
+def test_nothing_to_learn_is_no_update(make_config: Any) -> None:
+    assert updates_of(make_config(), GROUPS, ADVANTAGES, [False] * 3) == []

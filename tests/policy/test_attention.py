@@ -1,0 +1,101 @@
+"""Attention over shared prompts against torch's own, and the models it is offered for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
+
+from rl_engine.config import load_config
+from rl_engine.config.file import ConfigError
+from rl_engine.learner.batching import TrainingSample, collate
+from rl_engine.policy.attention import attend, has_plain_attention
+from rl_engine.policy.base_model import layout_of
+from rl_engine.policy.logprobs import Policy
+from rollout.models import EMBEDDED_DIR
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("shared_mask", [True, False])
+def test_attention_and_its_gradients_are_those_of_torch(kv_heads: int, shared_mask: bool) -> None:
+    generator = torch.Generator().manual_seed(kv_heads)
+    q = torch.randn(3, 4, 5, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    k, v = (
+        torch.randn(3, kv_heads, 7, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
+    drop = torch.rand(1 if shared_mask else 3, 5, 7, generator=generator) < 0.4
+    drop[:, :, 0] = False
+    upstream = torch.randn(3, 4, 5, 8, generator=generator, dtype=torch.float64)
+    found = attend(q, k, v, drop, 0.3)
+    expected = scaled_dot_product_attention(q, k, v, ~drop[:, None], scale=0.3, enable_gqa=True)
+    # Scores are computed in float32, whatever comes in.
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    gradients = torch.autograd.grad((found * upstream).sum(), (q, k, v))
+    wanted = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
+    for gradient, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_heads_that_share_keys_score_as_in_padded_rows(kind: str) -> None:
+    sizes = {
+        "vocab_size": 30,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    torch.manual_seed(0)
+    facts = AutoConfig.for_model(kind, **sizes)
+    facts._attn_implementation = "sdpa"
+    model = AutoModelForCausalLM.from_config(facts)
+    samples = [
+        TrainingSample(
+            prompt_ids=prompt,
+            completion_ids=completion,
+            behaviour_logprobs=(0.0,) * len(completion),
+            advantage=1.0,
+        )
+        for prompt, completion in (
+            ((3, 4, 5), (6, 7, 8, 9)),
+            ((10, 11, 12, 13, 14), (15,)),
+            ((3, 4, 5), (20,)),
+            ((3, 4, 5), (16, 17)),
+        )
+    ]
+    logprobs = []
+    for layout, implementation in (("padded", "sdpa"), ("shared_prompt", "shared_prompt")):
+        model.config._attn_implementation = implementation
+        batch = collate(samples, pad_id=0, layout=layout)
+        logprobs.append(Policy(model, 1.0)(batch)[0])
+    torch.testing.assert_close(logprobs[1], logprobs[0], atol=1e-5, rtol=1e-5)
+    row = collate(samples, pad_id=0, layout="shared_prompt").input_ids_BT
+    # Two prompts of five positions and four completions of three: nothing is predicted from a last token.
+    assert row.tolist() == [[3, 4, 5, 0, 0, 10, 11, 12, 13, 14, 6, 7, 8, 0, 0, 0, 0, 0, 0, 16, 0, 0]]
+
+
+def test_which_models_it_is_for() -> None:
+    assert has_plain_attention(LlamaConfig())
+    assert has_plain_attention(Qwen3Config())
+    assert not has_plain_attention(Qwen3Config(use_sliding_window=True, sliding_window=16, max_window_layers=0))
+    assert not has_plain_attention(MistralConfig(sliding_window=4096))
+    assert has_plain_attention(MistralConfig(sliding_window=None))
+    assert has_plain_attention(AutoConfig.from_pretrained(EMBEDDED_DIR))
+
+
+def test_auto_shares_prompts_on_a_cpu_where_samples_are_short() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    short = load_config("quickstart.yaml")
+    assert layout_of(short, cpu) == "shared_prompt"
+    assert layout_of(short, cuda) == "padded"
+    assert layout_of(load_config("quickstart.yaml", ["sampling.max_tokens=4000"]), cpu) == "padded"
+    assert layout_of(load_config("quickstart.yaml", ["learner.layout=packed"]), cpu) == "packed"
+
+
+def test_a_model_of_other_attention_is_refused(tmp_path: object) -> None:
+    MistralConfig(sliding_window=64).save_pretrained(str(tmp_path))
+    config = load_config("quickstart.yaml", [f"model.name={tmp_path}", "learner.layout=shared_prompt"])
+    with pytest.raises(ConfigError, match="does not know the attention of a mistral model"):
+        layout_of(config, torch.device("cpu"))

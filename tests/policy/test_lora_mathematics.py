@@ -1,0 +1,362 @@
+"""What LoRA Without Regret says of the parametrisation, worked out on one layer in float64.
+
+The layer is y = (W + (α/r)·B·A) x with A uniform in ±1/√d_in and B zero; G is the gradient of the loss by the
+effective weight. Then ∂L/∂B = (α/r)·G·Aᵀ and ∂L/∂A = (α/r)·Bᵀ·G, and Adam with eps → 0 moves every entry of B by LR_B
+in its first step and A, whose gradient is zero, not at all:
+
+    ΔW₁ = −α · LR_B · (1/r) Σ_k sign(G a_k) a_kᵀ,   a_k the rows of A.
+
+This is a mean over r independent rows, so its expectation is the same at every rank, and its spread falls as 1/√r.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple, cast
+
+import pytest
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
+
+from rl_engine.config import LoraConfig
+from rl_engine.learner.batching import TrainingSample, collate
+from rl_engine.plan.budget import Products, Workload, learning_flops
+from rl_engine.policy.base_model import meta_model
+from rl_engine.policy.logprobs import Policy
+from rl_engine.policy.lora import add_adapter, coverage_of
+from rl_engine.policy.lora_linear import LoraLinear
+
+INPUTS, OUTPUTS, EXAMPLES = 16, 12, 40
+ALPHA = 32.0
+TINY_EPS = 1e-40
+"""Below any gradient here: Adam's steps then have a size that no factor of the loss changes."""
+
+
+def uniform(*shape: int, seed: int) -> Tensor:
+    return 2 * torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+X_NI, TARGET_NO = uniform(EXAMPLES, INPUTS, seed=1), uniform(EXAMPLES, OUTPUTS, seed=2)
+WEIGHT_OI = uniform(OUTPUTS, INPUTS, seed=3)
+
+
+class Regression:
+    """Our LoRA layer in PEFT's hands, and least squares with it."""
+
+    def __init__(self, rank: int, alpha: float = ALPHA, *, rslora: bool = False) -> None:
+        linear = nn.Linear(INPUTS, OUTPUTS, bias=False, dtype=torch.float64)
+        linear.weight.data = WEIGHT_OI.clone()
+        facts = PeftLoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"], use_rslora=rslora)  # type: ignore[arg-type]
+        facts._register_custom_module({nn.Linear: LoraLinear})
+        self.model: Any = get_peft_model(nn.Sequential(linear), facts)
+        self.layer = cast("Any", self.model.get_submodule("base_model.model.0"))
+        self.a: nn.Parameter = self.layer.lora_A["default"].weight
+        self.b: nn.Parameter = self.layer.lora_B["default"].weight
+
+    def start(self, seed: int, scale: float = 1.0) -> None:
+        """PEFT's initial values, drawn from the seed; A times `scale`."""
+        torch.manual_seed(seed)
+        self.layer.reset_lora_parameters("default", True)
+        self.a.data *= scale
+
+    def adam(self, lr_a: float, lr_b: float, eps: float = TINY_EPS) -> torch.optim.Optimizer:
+        groups = [{"params": [self.a], "lr": lr_a}, {"params": [self.b], "lr": lr_b}]
+        return torch.optim.Adam(groups, eps=eps)
+
+    def loss(self) -> Tensor:
+        error: Tensor = self.model(X_NI) - TARGET_NO
+        return error.square().mean()
+
+    def learn(self, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+        """Losses before each step and after the last."""
+        losses = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = self.loss()
+            loss.backward()
+            losses.append(loss.item())
+            optimizer.step()
+        return [*losses, self.loss().item()]
+
+    def update(self) -> Tensor:
+        delta: Tensor = self.layer.get_delta_weight("default").detach().clone()
+        return delta
+
+
+def gradient() -> Tensor:
+    """G at the start: of the mean of squares, 2 (W X − T) Xᵀ / entries."""
+    return 2 * (X_NI @ WEIGHT_OI.T - TARGET_NO).T @ X_NI / TARGET_NO.numel()
+
+
+@functools.cache
+def first_updates(rank: int, *, rslora: bool = False) -> tuple[Tensor, Tensor]:
+    """(ΔW of each seed's first step, ⟨G, ΔW⟩ of each: the change of the loss to first order)."""
+    made = Regression(rank, rslora=rslora)
+    updates = []
+    for seed in range(SEEDS):
+        made.start(seed)
+        before = made.a.detach().clone()
+        made.learn(made.adam(1e-3, 1e-3), 1)
+        assert torch.equal(made.a, before)
+        torch.testing.assert_close(made.b.detach(), -1e-3 * (gradient() @ before.T).sign(), rtol=1e-12, atol=0)
+        updates.append(made.update())
+    stacked = torch.stack(updates)
+    return stacked, (stacked * gradient()).sum(dim=(1, 2))
+
+
+SEEDS = 60
+
+
+def test_the_first_update_is_the_same_at_every_rank_in_expectation() -> None:
+    (one, change_of_one), (many, change) = first_updates(1), first_updates(16)
+    error = ((one.var(0) + many.var(0)) / SEEDS).sqrt()
+    # 192 entries: a chance of one in a hundred that any is 4.2 standard errors off.
+    assert ((one.mean(0) - many.mean(0)).abs() / error).max() < 4.2
+    # The loss falls by as much, to first order; for one row as surely as for many, less evenly.
+    assert float(change.mean()) == pytest.approx(float(change_of_one.mean()), rel=0.05)
+    assert float(change_of_one.mean()) < -10 * float(change_of_one.std()) / SEEDS**0.5
+    assert float(change_of_one.std() / change.std()) == pytest.approx(4, rel=0.3)
+
+
+def test_with_rslora_it_grows_as_the_root_of_the_rank() -> None:
+    _, change_of_one = first_updates(1)  # where both scales are α
+    _, change = first_updates(16, rslora=True)
+    assert float(change.mean() / change_of_one.mean()) == pytest.approx(4, rel=0.05)
+
+
+@functools.cache
+def early_falls(rank: int, *, rslora: bool = False) -> list[list[float]]:
+    """By how much each of five small steps has lowered the loss, for each of 20 seeds: [step][seed]."""
+    made = Regression(rank, rslora=rslora)
+    falls = []
+    for seed in range(20):
+        made.start(seed)
+        losses = made.learn(made.adam(1e-6, 1e-6), 5)
+        falls.append([losses[0] - loss for loss in losses[1:]])
+    return [list(step) for step in zip(*falls, strict=True)]
+
+
+def test_early_learning_curves_of_ranks_coincide_and_rslora_breaks_it() -> None:
+    for one, many in zip(early_falls(1), early_falls(16), strict=True):
+        error = math.hypot(stdev(one), stdev(many)) / 20**0.5
+        assert abs(fmean(one) - fmean(many)) < 4 * error
+        assert 0 < fmean(one) == pytest.approx(fmean(many), rel=0.1)
+    rslora = early_falls(16, rslora=True)
+    assert fmean(rslora[-1]) / fmean(early_falls(1)[-1]) == pytest.approx(4, rel=0.1)
+
+
+class Setting(NamedTuple):
+    """The four numbers of a LoRA under Adam."""
+
+    alpha: float = ALPHA
+    init_a: float = 1.0
+    """Times PEFT's."""
+    lr_a: float = 2e-3
+    lr_b: float = 2e-3
+
+    def rescaled(self, p: float, q: float) -> Setting:
+        return Setting(self.alpha / (p * q), p * self.init_a, p * self.lr_a, q * self.lr_b)
+
+
+REFERENCE = Setting()
+
+
+def trained(setting: Setting, *, eps: float = TINY_EPS, steps: int = 10) -> Tensor:
+    """ΔW after some steps, from the same A times `init_a`, at rank 3."""
+    made = Regression(3, setting.alpha)
+    made.start(7, setting.init_a)
+    made.learn(made.adam(setting.lr_a, setting.lr_b, eps), steps)
+    return made.update()
+
+
+@pytest.mark.parametrize(("p", "q"), [(3.7, 1.0), (1.0, 0.21), (0.05, 13.0)])
+def test_two_numbers_decide_the_others_cancel(p: float, q: float) -> None:
+    torch.testing.assert_close(trained(REFERENCE.rescaled(p, q)), trained(REFERENCE), rtol=1e-9, atol=1e-12)
+
+
+def test_it_holds_as_eps_vanishes_and_not_before() -> None:
+    def error(eps: float) -> float:
+        reference = trained(REFERENCE, eps=eps)
+        return float((trained(REFERENCE.rescaled(0.05, 13.0), eps=eps) - reference).norm() / reference.norm())
+
+    errors = [error(eps) for eps in (1e-2, 1e-4, 1e-6, 1e-8)]
+    assert errors[0] > 0.1
+    assert all(smaller < 0.1 * larger for larger, smaller in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("number", Setting._fields)
+def test_each_of_the_four_alone_matters(number: str) -> None:
+    reference = trained(REFERENCE)
+    doubled = REFERENCE._replace(**{number: 2 * getattr(REFERENCE, number)})
+    assert (trained(doubled) - reference).norm() > 0.05 * reference.norm()
+
+
+def test_lora_plus_is_a_move_along_the_second_number() -> None:
+    """LR_A = η/λ and LR_B = η leave α · init_A · LR_B alone and multiply init_A / LR_A by λ: one rate η, λ times the
+    initial A and α/λ are the same training."""
+    ratio, lr = 16.0, REFERENCE.lr_b
+
+    def plus(steps: int) -> Tensor:
+        made = Regression(3)
+        made.start(7)
+        optimizer = create_loraplus_optimizer(
+            made.model, torch.optim.Adam, lr=lr / ratio, loraplus_lr_ratio=ratio, eps=TINY_EPS
+        )
+        made.learn(optimizer, steps)
+        return made.update()
+
+    moved = Setting(alpha=ALPHA / ratio, init_a=ratio)
+    for steps in (1, 2, 10):
+        torch.testing.assert_close(plus(steps), trained(moved, steps=steps), rtol=1e-9, atol=1e-12)
+    # The first step depends on the first number alone, the tenth on both.
+    plain = trained(REFERENCE, steps=1)
+    torch.testing.assert_close(plus(1), plain, rtol=1e-9, atol=1e-12)
+    assert (plus(10) - trained(REFERENCE)).norm() > 0.05 * plus(10).norm()
+
+
+def small_llama(dtype: torch.dtype) -> Any:
+    facts = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(facts, attn_implementation="eager", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_update_is_nothing_at_the_start(dtype: torch.dtype) -> None:
+    model = small_llama(dtype)
+    tokens = torch.arange(20)[None]
+    before = model(tokens).logits
+    adapted: Any = add_adapter(model, LoraConfig(rank=4, targets="all"), seed=0)[0]
+    assert torch.equal(adapted(tokens).logits, before)
+    layers: list[Any] = [module for module in adapted.modules() if isinstance(module, LoraLinear)]
+    assert len(layers) == 14
+    for layer in layers:
+        assert not layer.get_delta_weight("default").any()
+        limit = layer.in_features**-0.5
+        largest = float(layer.lora_A["default"].weight.detach().abs().max())
+        # PEFT draws A in the base model's precision.
+        assert 0.9 * limit < largest <= limit * (1 + torch.finfo(dtype).eps)
+
+
+LLAMA_8B = LlamaConfig(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    vocab_size=128256,
+    tie_word_embeddings=False,
+)
+QWEN3_8B = Qwen3Config(
+    hidden_size=4096,
+    intermediate_size=12288,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=151936,
+    tie_word_embeddings=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("facts", "mlp", "attention", "head"),
+    [
+        # By hand: Σ (inputs + outputs) of gate, up, down; of q, k, v, o; of the output embedding.
+        (LLAMA_8B, 32 * 3 * (4096 + 14336), 32 * (2 * 8192 + 2 * 5120), 4096 + 128256),
+        (QWEN3_8B, 36 * 3 * (4096 + 12288), 36 * (2 * 8192 + 2 * 5120), 4096 + 151936),
+    ],
+    ids=["Llama-3.1-8B", "Qwen3-8B"],
+)
+def test_parameters_of_8b_models_from_their_configs_alone(
+    facts: PretrainedConfig, mlp: int, attention: int, head: int, tmp_path: Path
+) -> None:
+    facts.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    shape = meta_model(str(tmp_path), None)
+    for rank in (1, 32):
+        found = coverage_of(shape, LoraConfig(rank=rank, targets="all+lm_head"))
+        assert found.by_group == {"attention": rank * attention, "mlp": rank * mlp, "other": rank * head}
+        if facts is LLAMA_8B:
+            assert (mlp, attention, head) == (1_769_472, 851_968, 132_352)
+            assert found.trainable == rank * 2_753_792
+
+
+# The counter does not know the product that is added in place.
+IN_PLACE: dict[Any, Any] = {
+    torch.ops.aten.addmm_: lambda total, left, right, *_, **__: 2 * left[0] * left[1] * right[1],
+}
+
+
+@pytest.mark.parametrize(("rank", "inputs", "outputs"), [(1, 64, 64), (8, 64, 64), (4, 96, 32)])
+def test_one_layer_costs_two_thirds_of_full_fine_tuning_and_the_ranks_share(
+    rank: int, inputs: int, outputs: int
+) -> None:
+    tokens = 5
+    x = torch.randn(tokens, inputs, requires_grad=True)
+    full = nn.Linear(inputs, outputs, bias=False)
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as of_full:
+        full(x).sum().backward()
+    facts = PeftLoraConfig(r=rank, lora_alpha=32, target_modules=["0"])
+    facts._register_custom_module({nn.Linear: LoraLinear})
+    model = get_peft_model(nn.Sequential(nn.Linear(inputs, outputs, bias=False)), facts)
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as of_lora:
+        model(x).sum().backward()
+    counted = of_lora.get_total_flops() / of_full.get_total_flops()
+    if inputs == outputs:
+        assert counted == pytest.approx((2 + 6 * rank / inputs) / 3)
+    products = Products(
+        matrices=inputs * outputs, adapter=rank * (inputs + outputs), head=0, head_adapter=0, attended=0
+    )
+    work = Workload(steps=1, groups=1, completions=1, prompt_tokens=1, completion_tokens=tokens - 1, bits=0)
+    assert learning_flops(products, work, prompts=1, method="full") == of_full.get_total_flops()
+    assert learning_flops(products, work, prompts=1, method="lora") == of_lora.get_total_flops()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_operations_of_a_whole_model_are_those_that_torch_counts(method: Any) -> None:
+    prompt, completion, rank, rows = 7, 5, 3, 2
+    length = prompt + completion
+    lora = LoraConfig(rank=rank, targets="all")
+    model = small_llama(torch.float32)
+    products = Products.of(model, lora)
+    policy = Policy(add_adapter(model, lora, seed=0)[0].get_base_model() if method == "lora" else model, 1.0)
+    samples = [
+        TrainingSample(
+            prompt_ids=tuple(range(prompt)),
+            completion_ids=tuple(range(row, row + completion)),
+            behaviour_logprobs=(0.0,) * completion,
+            advantage=1.0,
+            weight=1.0,
+        )
+        for row in range(rows)
+    ]
+    batch = collate(samples, 0, "padded")
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        policy(batch)[0].sum().backward()
+    work = Workload(steps=1, groups=1, completions=rows, prompt_tokens=prompt, completion_tokens=completion, bits=0)
+    expected = learning_flops(products, work, prompts=rows, method=method)
+    # Plain attention computes the half that the mask hides, too.
+    expected += 3 * 2 * rows * products.attended * (length**2 - length * (length + 1) / 2)
+    if method == "lora":
+        # The gradients of the very first layer's inputs, of q, k and v.
+        expected -= 2 * rows * length * (32 * (32 + 16 + 16) + rank * 3 * 32)
+    else:
+        # A head that learns computes its logits again.
+        expected += 2 * rows * completion * products.head
+    assert counter.get_total_flops() == expected

@@ -1,0 +1,226 @@
+"""The real sampler: it samples what it is told, from the adapter it is told, as the learner computes it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rl_engine.learner.learner import Learner, SamplerGapError
+from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.publish import Publisher
+from rollout.adapters import AdapterError, AdapterStore, identity_of, write_manifest
+from rollout.config import ArithmeticConfig, SamplingConfig
+from rollout.prompts.arithmetic import arithmetic_problems
+from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
+from tests.helpers.batches import alternating
+
+pytestmark = pytest.mark.engine
+
+LearnerMaker = Callable[..., Learner]
+SAMPLING = SamplingConfig(n=4, temperature=1.0, max_tokens=40)
+NAMES = itertools.count()
+END_ID = 1
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    from transformers import AutoTokenizer
+
+    from rollout.config import PromptConfig
+    from rollout.models import locate_model
+    from rollout.prompts.renderer import Renderer
+
+    renderer = Renderer(AutoTokenizer.from_pretrained(locate_model("embedded")), PromptConfig(instruction=None))
+    return renderer.render_all(arithmetic_problems(ArithmeticConfig(terms=(2, 4), largest=20), "train", 6, 0))
+
+
+def seeds(prompts: Sequence[Prompt], occasion: str = "test") -> list[str]:
+    return [f"{occasion}/{index}" for index in range(len(prompts))]
+
+
+def publisher_of(learner: Learner, engine: Any, ranks: Ranks, prompts: Sequence[Prompt], root: Path) -> Publisher:
+    return Publisher(
+        store=AdapterStore(root / "adapters", name=f"test{next(NAMES)}"),
+        engine=engine,
+        learner=learner,
+        ranks=ranks,
+        canary=prompts[:2],
+        sampling=SAMPLING,
+        max_gap=1e-3,
+        facts={"base_model": "embedded"},
+    )
+
+
+def test_groups_come_in_order_with_what_a_step_needs(vllm_engine: Any, prompts: list[Prompt]) -> None:
+    groups = vllm_engine.generate(prompts, SAMPLING, None, seeds(prompts))
+    assert [group.prompt for group in groups] == prompts
+    for completion in (c for group in groups for c in group.completions):
+        assert completion.adapter == "base"
+        assert 1 <= len(completion.token_ids) == len(completion.logprobs) <= SAMPLING.max_tokens
+        assert all(value <= 0 for value in completion.logprobs)
+        assert (completion.token_ids[-1] == END_ID) == (completion.finish_reason == "stop")
+    assert all(len(group.completions) == SAMPLING.n for group in groups)
+    assert any(len(set(group.completions)) > 1 for group in groups)
+
+
+def test_completions_are_a_function_of_the_seed(vllm_engine: Any, prompts: list[Prompt]) -> None:
+    first = vllm_engine.generate(prompts, SAMPLING, None, seeds(prompts))
+    vllm_engine.generate(prompts[:3], SAMPLING, None, seeds(prompts[:3], "between"))
+    assert vllm_engine.generate(prompts, SAMPLING, None, seeds(prompts)) == first
+    assert vllm_engine.generate(prompts, SAMPLING, None, seeds(prompts, "other")) != first
+
+
+def test_length_limit_stop_string_and_greedy(vllm_engine: Any, prompts: list[Prompt]) -> None:
+    short = vllm_engine.generate(prompts, SAMPLING.model_copy(update={"max_tokens": 2}), None, seeds(prompts))
+    assert {c.finish_reason for group in short for c in group.completions} == {"length"}
+    stopped = vllm_engine.generate(prompts, SAMPLING.model_copy(update={"stop": ("}",)}), None, seeds(prompts))
+    assert not any("}" in c.text for group in stopped for c in group.completions)
+    greedy = SAMPLING.model_copy(update={"temperature": 0.0, "n": 1})
+    assert vllm_engine.generate(prompts, greedy, None, seeds(prompts, "a")) == vllm_engine.generate(
+        prompts, greedy, None, seeds(prompts, "b")
+    )
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_learner_agree_before_and_after_an_update(
+    rank: int,
+    temperature: float,
+    vllm_engine: Any,
+    prompts: list[Prompt],
+    make_learner: LearnerMaker,
+    ranks: Ranks,
+    tmp_path: Path,
+) -> None:
+    learner = make_learner(f"lora.rank={rank}", f"sampling.temperature={temperature}", "optim.lr=1e-2")
+    publisher = publisher_of(learner, vllm_engine, ranks, prompts, tmp_path)
+    sampling = SAMPLING.model_copy(update={"temperature": temperature})
+    publisher = replace(publisher, sampling=sampling)
+    before = publisher.publish(0)
+    groups = vllm_engine.generate(prompts, sampling, before, seeds(prompts))
+    assert {c.adapter for g in groups for c in g.completions} == {before.key}
+    rows = alternating(groups)
+    stats = learner.step([rows], max_kl=1e-6, max_gap=1e-3)
+    assert stats.logprob_gap_max < 1e-4
+    after = publisher.publish(1)
+    rows = alternating(vllm_engine.generate(prompts, sampling, after, seeds(prompts, "after")))
+    stats = learner.measure(rows, max_kl=1e-6, max_gap=1e-3)
+    assert stats.logprob_gap_max < 1e-4
+    assert stats.kl_base > 1e-3
+    with pytest.raises(AdapterError, match="not loaded"):
+        vllm_engine.generate(prompts, sampling, before, seeds(prompts))
+    vllm_engine.unload_adapter(after)
+
+
+def test_an_adapter_of_the_output_embedding_reaches_the_sampler(
+    vllm_engine: Any, prompts: list[Prompt], make_learner: LearnerMaker, ranks: Ranks, tmp_path: Path
+) -> None:
+    """It is tied to the input embedding in this model, which must stay as it is."""
+    learner = make_learner("lora.targets=all+lm_head", "lora.rank=2", "optim.lr=1e-2")
+    publisher = publisher_of(learner, vllm_engine, ranks, prompts, tmp_path)
+    before = publisher.publish(0)
+    learner.step(
+        [alternating(vllm_engine.generate(prompts, SAMPLING, before, seeds(prompts)))], max_kl=1e-6, max_gap=1e-3
+    )
+    assert learner.weights()["base_model.model.lm_head.lora_B.weight"].any()
+    after = publisher.publish(1)
+    rows = alternating(vllm_engine.generate(prompts, SAMPLING, after, seeds(prompts, "after")))
+    stats = learner.measure(rows, max_kl=1e-6, max_gap=1e-3)
+    assert stats.logprob_gap_max < 1e-4
+    assert stats.kl_base > 1e-3
+    vllm_engine.unload_adapter(after)
+
+
+def test_names_are_never_reused_and_damage_is_refused(
+    vllm_engine: Any, prompts: list[Prompt], make_learner: LearnerMaker, ranks: Ranks, tmp_path: Path
+) -> None:
+    ref = publisher_of(make_learner(), vllm_engine, ranks, prompts, tmp_path).publish(0)
+    with pytest.raises(AdapterError, match="never reused"):
+        vllm_engine.load_adapter(ref)
+    vllm_engine.unload_adapter(ref)
+    other = replace(ref, name="announced", sha256="0" * 64)
+    with pytest.raises(AdapterError, match="published anew"):
+        vllm_engine.load_adapter(other)
+    (ref.path / "adapter_config.json").write_text("{}")
+    with pytest.raises(AdapterError, match="sha256 differs"):
+        vllm_engine.load_adapter(replace(ref, name="damaged"))
+
+
+def test_weights_that_would_have_to_be_unpickled_are_refused(vllm_engine: Any, tmp_path: Path) -> None:
+    """vLLM takes adapter_model.bin where there are no safetensors."""
+    torch.save({"w": torch.ones(1)}, tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    write_manifest(tmp_path, {"name": "foreign", "version": 0})
+    ref = AdapterRef(name="foreign", version=0, path=tmp_path, sha256=identity_of(tmp_path), rank=1)
+    with pytest.raises(AdapterError, match=r"no adapter_model\.safetensors"):
+        vllm_engine.load_adapter(ref)
+
+
+@dataclass
+class StaleEngine:
+    """A sampler that answers from the first adapter it ever loaded, whatever it is told to load."""
+
+    inner: Any
+    first: AdapterRef | None = field(default=None)
+
+    def load_adapter(self, ref: AdapterRef) -> None:
+        if self.first is None:
+            self.inner.load_adapter(ref)
+            self.first = ref
+
+    def unload_adapter(self, ref: AdapterRef) -> None:
+        pass
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
+    ) -> list[RolloutGroup]:
+        answer: list[RolloutGroup] = self.inner.generate(prompts, sampling, self.first, seeds)
+        return answer
+
+
+@pytest.fixture
+def stale(vllm_engine: Any) -> Iterator[StaleEngine]:
+    engine = StaleEngine(vllm_engine)
+    yield engine
+    if engine.first is not None:
+        vllm_engine.unload_adapter(engine.first)
+
+
+@pytest.mark.parametrize("max_gap", [1e-3, 1e9], ids=["by the gap", "by standing still"])
+def test_the_canary_catches_a_sampler_that_keeps_the_old_adapter(
+    max_gap: float,
+    stale: StaleEngine,
+    vllm_engine: Any,
+    prompts: list[Prompt],
+    make_learner: LearnerMaker,
+    ranks: Ranks,
+    tmp_path: Path,
+) -> None:
+    learner = make_learner("optim.lr=1e-2")
+    publisher = replace(publisher_of(learner, stale, ranks, prompts, tmp_path), max_gap=max_gap)
+    ref = publisher.publish(0)
+    rows = alternating(stale.generate(prompts, SAMPLING, ref, seeds(prompts)))
+    learner.step([rows], max_kl=1e-6, max_gap=1e-3)
+    with pytest.raises(SamplerGapError, match=r"did not reach the sampler|answers exactly as the version before"):
+        publisher.publish(1)
+
+
+def test_an_adapter_that_did_not_change_passes_the_canary(
+    vllm_engine: Any, prompts: list[Prompt], make_learner: LearnerMaker, ranks: Ranks, tmp_path: Path
+) -> None:
+    publisher = publisher_of(make_learner(), vllm_engine, ranks, prompts, tmp_path)
+    publisher.publish(0)
+    ref = publisher.publish(1)
+    vllm_engine.unload_adapter(ref)
+
+
+def test_a_prompt_of_unknown_characters_is_answered_all_the_same(vllm_engine: Any) -> None:
+    strange = Prompt(problem=Problem(id="x", text="é", answer="1"), text="é\n", token_ids=(2, 3))
+    (group,) = vllm_engine.generate([strange], SAMPLING, None, ["x"])
+    assert len(group.completions) == SAMPLING.n

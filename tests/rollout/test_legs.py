@@ -1,0 +1,174 @@
+"""Completions in legs: what is joined is what would have been sampled at once, and each token is its version's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards import GradeResult, Verdict
+from rl_engine.learner.learner import Learner
+from rl_engine.sampling.past import PastVersions, gaps_of_versions
+from rl_engine.sampling.sampler import GradedGroup
+from rollout.adapters import AdapterStore
+from rollout.config import SamplingConfig
+from rollout.engine import sample_seed
+from rollout.legs import is_unfinished, joined
+from rollout.types import AdapterRef, Completion, Leg, Problem, Prompt
+from tests.helpers.batches import LOOSE, alternating
+
+END = 0
+
+
+def utf8(token_ids: Sequence[int]) -> str:
+    """A tokenizer whose tokens are bytes: a character may take several. The end has no text."""
+    return bytes(token for token in token_ids if token != END).decode(errors="replace")
+
+
+def sampled(tokens: bytes, start: int, max_tokens: int, stop: Sequence[str], key: str) -> Completion:
+    """What a sampler makes that would say `tokens`, from one of them on: it knows of none before, as vLLM."""
+    said: tuple[int, ...] = ()
+    text, reason = "", "length"
+    for token in tokens[start:max_tokens]:
+        said = (*said, token)
+        text = utf8(said)
+        found = [text.find(string) for string in stop if string in text]
+        if found or token == END:
+            text, reason = (text[: found[0]] if found else text), "stop"
+            break
+    logprobs = tuple(-(start + place) / 8 for place in range(len(said)))
+    return Completion(text=text, token_ids=said, logprobs=logprobs, finish_reason=reason, adapter=key)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "7 × 6 = 42 in café №5 🙂 and so on".encode(),
+        b"so 42\nUser: and",
+        b"a\nUse b\nUser: c\nUser: d",
+        "the end comes here: é\x00 and never more".encode(),
+        b"User:\x00",
+    ],
+)
+@pytest.mark.parametrize("stop", [(), ("\nUser:",), ("Zz", "é №", "\nUser:", "User:")])
+def test_wherever_the_borders_are_the_whole_is_what_is_sampled_at_once(said: bytes, stop: tuple[str, ...]) -> None:
+    """Borders within characters and within stop strings included: what neither leg sees ends the whole where it would
+    have ended it at once."""
+    at_once = sampled(said, 0, 40, stop, "v1")
+    for first in range(1, 40):
+        for second in range(first + 1, 41, 3):
+            whole = sampled(said, 0, first, stop, "v1")
+            for limit, key in ((second, "v2"), (40, "v3")):
+                if is_unfinished(whole, limit) and len(whole.token_ids) < len(said):
+                    more = sampled(said, len(whole.token_ids), limit, stop, key)
+                    whole = joined(whole, more, stop, utf8)
+            count = len(at_once.token_ids)
+            assert (whole.text, whole.token_ids, whole.finish_reason) == (
+                at_once.text,
+                at_once.token_ids,
+                at_once.finish_reason,
+            )
+            assert whole.logprobs == at_once.logprobs
+            borders = [0, *(border for border in (first, second) if border < count), count]
+            assert whole.legs == tuple(
+                Leg(adapter=f"v{number + 1}", tokens=borders[number + 1] - borders[number])
+                for number in range(len(borders) - 1)
+            )
+
+
+def test_what_goes_on_draws_numbers_of_its_own() -> None:
+    seeds = [sample_seed("7/2/1", sample, start) for sample in range(8) for start in (0, 1, 24, 48)]
+    assert len(set(seeds)) == len(seeds)
+    assert sample_seed("7/2/1", 3, 0) == sample_seed("7/2/1", 3)
+
+
+# From here on with vLLM.
+
+SAMPLING = SamplingConfig(n=4, max_tokens=40)
+SHORT = SAMPLING.model_copy(update={"max_tokens": 12})
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Any) -> list[Prompt]:
+    """Sums whose first line of working is there: the model then goes on working, greedily too."""
+    texts = ("13+10+20-1=?\n13+10=23\n", "7+11-17+3=?\n7+11=18\n", "12+16+16+16=?\n12+16=28\n", "5-2-1+9=?\n5-2=3\n")
+    problems = [Problem(id=text, text=text, answer="") for text in texts]
+    return [Prompt(problem=p, text=p.text, token_ids=tuple(tokenizer(p.text)["input_ids"])) for p in problems]
+
+
+@pytest.fixture(scope="module")
+def places(prompts: list[Prompt]) -> list[str]:
+    return [f"legs/{number}" for number in range(len(prompts))]
+
+
+@pytest.mark.engine
+def test_greedy_legs_of_one_version_are_the_completion_sampled_at_once(
+    vllm_engine: Any, prompts: list[Prompt], places: list[str]
+) -> None:
+    greedy = SAMPLING.model_copy(update={"temperature": 0.0, "n": 1})
+    text = vllm_engine.generate(prompts, greedy, None, places)[0].completions[0].text
+    # Tokens of this model are single characters: the second stop string lies on both sides of the first border.
+    for stop, legs in (((), 3), ((text[4:7],), 2)):
+        sampling = greedy.model_copy(update={"stop": stop})
+        at_once = vllm_engine.generate(prompts, sampling, None, places)
+        groups = vllm_engine.generate(prompts, sampling.model_copy(update={"max_tokens": 5}), None, places)
+        for limit in (11, 40):
+            groups = vllm_engine.extend(groups, sampling.model_copy(update={"max_tokens": limit}), None, places)
+        for group, expected in zip(groups, at_once, strict=True):
+            (one,), (other,) = group.completions, expected.completions
+            assert (one.text, one.token_ids, one.finish_reason) == (other.text, other.token_ids, other.finish_reason)
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+        first = groups[0].completions[0]
+        assert (len(first.legs), first.finish_reason) == (legs, "stop")
+        assert first.text == (text[:4] if stop else text)
+        assert vllm_engine.extend(groups, sampling, None, places) == groups  # nothing is unfinished
+
+
+@pytest.mark.engine
+def test_legs_are_a_function_of_the_seed(vllm_engine: Any, prompts: list[Prompt], places: list[str]) -> None:
+    at_once = vllm_engine.generate(prompts, SAMPLING, None, places)
+    begun = vllm_engine.generate(prompts, SHORT, None, places)
+    whole = vllm_engine.extend(begun, SAMPLING, None, places)
+    assert vllm_engine.extend(begun, SAMPLING, None, places) == whole
+    assert vllm_engine.extend(begun, SAMPLING, None, [f"{place}/other" for place in places]) != whole
+    for group, short, expected in zip(whole, begun, at_once, strict=True):
+        for one, first, other in zip(group.completions, short.completions, expected.completions, strict=True):
+            assert one.token_ids[:12] == first.token_ids == other.token_ids[:12]
+            assert (one == first) == (first.finish_reason == "stop")
+            assert len(one.token_ids) <= SAMPLING.max_tokens
+
+
+@pytest.mark.engine
+def test_each_leg_is_its_versions_own(
+    make_learner: Callable[..., Learner], vllm_engine: Any, prompts: list[Prompt], places: list[str], tmp_path: Path
+) -> None:
+    """Two versions far apart: against each token's own the gap is rounding, against the other's it is not."""
+    learner = make_learner("optim.lr=1e-2")
+    past = PastVersions(learner, depth=1)
+    store = AdapterStore(tmp_path / "adapters", name="in_legs")
+
+    def publish(version: int) -> AdapterRef:
+        weights = learner.weights()
+        ref = store.publish(version, lambda place: learner.trainee.write(place, weights), {**learner.trainee.facts()})
+        vllm_engine.load_adapter(ref)
+        past.remember(ref)
+        return ref
+
+    old = publish(0)
+    begun = vllm_engine.generate(prompts, SHORT, old, places)
+    learner.step([alternating(begun)], **LOOSE)
+    vllm_engine.unload_adapter(old)
+    new = publish(1)
+    whole = vllm_engine.extend(begun, SAMPLING, new, places)
+    vllm_engine.unload_adapter(new)
+    result = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="", terms={})
+    graded = [GradedGroup(group, (result,) * SAMPLING.n) for group in whole]
+    assert {leg.adapter for group in whole for c in group.completions for leg in c.legs} == {old.key, new.key}
+    found = gaps_of_versions(past, graded, new, max_kl=1e-6, max_gap=1e-3)
+    assert found["logprob_gap_max"] < 1e-4
+    for key in (old.key, new.key):
+        with past.restored(key):
+            moved = learner.measure(alternating(whole), **LOOSE)
+        assert moved.logprob_gap_max > 1e-2

@@ -1,0 +1,399 @@
+"""The pool of workers: real Ray actors with a scripted engine for every fault, and with vLLM for what it samples."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rl_engine.learner.learner import Learner
+from rollout.adapters import AdapterError, AdapterStore
+from rollout.config import SamplingConfig
+from rollout.engine import EngineSettings, PoolError, PoolSettings, sample_seed
+from rollout.legs import is_unfinished, joined
+from rollout.pieces import cut, extended
+from rollout.pool.scratch import ScratchDirectory
+from rollout.types import AdapterRef, Completion, Leg, Problem, Prompt, RolloutGroup
+from tests.helpers.batches import LOOSE, alternating
+from tests.helpers.scripted_engine import BAD_START, ScriptedEngine, length_of
+
+pytestmark = [
+    pytest.mark.engine,
+    # Ray closes its log files when it is collected.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+SAMPLING = SamplingConfig(n=3)
+SETTINGS = PoolSettings(
+    workers=2,
+    address=None,
+    cpus_per_worker=1,
+    prompts_per_piece=2,
+    start_timeout_s=120,
+    piece_timeout_s=3,
+    max_restarts=4,
+)
+PoolMaker = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Path]:
+    """A local cluster for all tests; when it is gone nothing of it may be left."""
+    import ray
+
+    from rollout.pool.local_cluster import start_ray
+
+    scratch = ScratchDirectory.make("rl_engine_ray_test_")
+    start_ray(4, scratch.path)
+    yield scratch.path
+    family = rays_processes()
+    ray.shutdown()
+    scratch.remove()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert family
+    assert not alive
+
+
+def rays_processes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("ray::" in word or "/ray/" in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the pool that most tests share."""
+    return tmp_path_factory.mktemp("script")
+
+
+@pytest.fixture(scope="module")
+def pool(ray_cluster: Path, script: Path) -> Iterator[Any]:
+    from rollout.pool.ray_pool import RayPool
+
+    pool = RayPool(scripted(script), SETTINGS, ScriptedEngine)
+    yield pool
+    pool.close()
+
+
+def scripted(directory: Path) -> EngineSettings:
+    return EngineSettings(model=str(directory), dtype="float32", max_model_len=8, lora_rank=1)
+
+
+@pytest.fixture
+def make_pool(ray_cluster: Path, tmp_path: Path) -> Iterator[PoolMaker]:
+    """Pools of a single worker with a scripted engine, whose script lies in `tmp_path`."""
+    from rollout.pool.ray_pool import RayPool
+
+    made = []
+
+    def make(engine: EngineSettings | None = None, factory: Any = ScriptedEngine, **settings: Any) -> Any:
+        made.append(RayPool(engine or scripted(tmp_path), replace(SETTINGS, **{"workers": 1, **settings}), factory))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+
+
+def prompt_of(number: int, fault: str = "none", name: str = "p") -> Prompt:
+    problem = Problem(id=f"{name}{number}", text=fault, answer="")
+    return Prompt(problem=problem, text=fault, token_ids=(1,))
+
+
+def seeds(prompts: list[Prompt]) -> list[str]:
+    return [f"seed/{prompt.problem.id}" for prompt in prompts]
+
+
+def expected(prompts: list[Prompt], adapter: AdapterRef | None = None) -> list[RolloutGroup]:
+    """What one engine gives that nothing befalls."""
+    engine = ScriptedEngine(scripted(Path("/nowhere")))
+    return [
+        RolloutGroup(prompt=prompt, completions=engine.complete(seed, SAMPLING.n, adapter.key if adapter else "base"))
+        for prompt, seed in zip(prompts, seeds(prompts), strict=True)
+    ]
+
+
+def log_of(directory: Path) -> list[tuple[int, str, list[str]]]:
+    """(process, adapter, prompts) of each piece that was begun."""
+    lines = [line.split() for line in (directory / "log").read_text().splitlines()]
+    return [(int(pid), key, ids) for pid, key, *ids in lines]
+
+
+def published(root: Path, version: int) -> AdapterRef:
+    return AdapterStore(root / "adapters").publish(
+        version, lambda directory: _write(directory / "weights", f"weights of {version}"), {"rank": 1}
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_whatever_befalls_the_workers_the_answer_is_the_same(
+    pool: Any, script: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed, stopped, failing, answering from another version: each is replaced and its prompts are sampled again."""
+    faults = {1: "die", 4: "hang", 7: "raise", 9: "stale", 10: "slow"}
+    for fault in faults.values():
+        (script / fault).touch()
+    prompts = [prompt_of(number, faults.get(number, "none")) for number in range(13)]
+    assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
+    assert pool.lost == 4
+    begun = Counter(ids[0] for _, _, ids in log_of(script))
+    assert begun == {"p0": 2, "p2": 1, "p4": 2, "p6": 2, "p8": 2, "p10": 1, "p12": 1}
+    for cause in (
+        "it died",
+        "it did not answer in time",
+        "sampler stumbled",
+        "from policy-v000099 when asked for base",
+    ):
+        assert cause in caplog.text
+    until(lambda: pool.alive == 2)
+    gone = {pid for pid, _, _ in log_of(script)}
+    prompts = [prompt_of(number, "slow") for number in range(20, 24)]
+    pool.generate(prompts, SAMPLING, None, seeds(prompts))
+    at_work = {pid for pid, _, _ in log_of(script)[-2:]}
+    until(lambda: not any(psutil.pid_exists(pid) for pid in gone - at_work), 10)
+
+
+def test_adapters_reach_every_worker_and_those_that_come_later(pool: Any, script: Path, tmp_path: Path) -> None:
+    old, new = published(tmp_path, 0), published(tmp_path, 1)
+    prompts = [prompt_of(number, "slow") for number in range(8)]
+    pool.load_adapter(old)
+    ahead = pool.submit(prompts, SAMPLING, old, seeds(prompts))
+    pool.load_adapter(new)
+    (script / "die").touch()
+    lost = pool.lost
+    urgent = [prompt_of(8, "die")]
+    assert pool.generate(urgent, SAMPLING, new, seeds(urgent)) == expected(urgent, new)
+    assert not pool.finished(ahead, 0.0)  # what is urgent goes before what waits
+    assert pool.finished(ahead, 60)
+    assert ahead.groups() == expected(prompts, old)
+    assert pool.lost == lost + 1
+    with pytest.raises(AdapterError, match="never reused"):
+        pool.load_adapter(new)
+    pool.unload_adapter(old)
+    with pytest.raises(AdapterError, match=r"policy-v000000 is not loaded; loaded are \['policy-v000001'\]"):
+        pool.submit(prompts, SAMPLING, old, seeds(prompts))
+
+
+def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_workers(
+    pool: Any, script: Path, tmp_path: Path
+) -> None:
+    """Begun while the leg before may still be under way, in the same pieces, by whoever is free."""
+    until(lambda: pool.alive == 2)
+    refs = [published(tmp_path, version) for version in (10, 11, 12)]
+    faults = {1: "slow", 2: "die"}
+    prompts = [prompt_of(number, faults.get(number, "none"), "long") for number in range(9)]
+    (script / "log").touch()
+    places, lost, begun = seeds(prompts), pool.lost, len(log_of(script))
+    shorter, short, whole = (SAMPLING.model_copy(update={"max_tokens": limit}) for limit in (2, 4, 256))
+    for ref in refs:
+        pool.load_adapter(ref)
+    request = pool.extend(pool.submit(prompts, shorter, refs[0], places), short, refs[1])
+    (script / "die").touch()
+    request = pool.extend(request, whole, refs[2])
+    assert pool.finished(request, 60)
+    assert pool.lost == lost + 1
+    groups = request.groups()
+    assert [group.prompt for group in groups] == prompts
+    for group, seed in zip(groups, places, strict=True):
+        for sample, completion in enumerate(group.completions):
+            length = length_of(seed, sample)
+            assert completion.token_ids == tuple(sample_seed(seed, sample, place) for place in range(length))
+            tokens = [end for end in (min(length, 2), min(length, 4) - 2, length - 4) if end > 0]
+            assert completion.legs == tuple(
+                Leg(adapter=ref.key, tokens=count) for ref, count in zip(refs, tokens, strict=False)
+            )
+    assert {len(c.legs) for group in groups for c in group.completions} == {1, 2, 3}
+    # Pieces stay as they were cut, in each of the three legs, and one was given out twice.
+    pieces = Counter(tuple(ids) for _, _, ids in log_of(script)[begun:])
+    assert sum(pieces.values()) == 3 * 5 + 1
+    assert pieces.keys() == {("long0", "long1"), ("long2", "long3"), ("long4", "long5"), ("long6", "long7"), ("long8",)}
+    for ref in refs:
+        pool.unload_adapter(ref)
+    with pytest.raises(AdapterError, match="policy-v000012 is not loaded"):
+        pool.extend(request, SAMPLING, refs[-1])
+    until(lambda: pool.alive == 2)
+
+
+def test_an_answer_that_does_not_go_on_with_what_was_given_is_refused() -> None:
+    engine, prompts = ScriptedEngine(scripted(Path("/nowhere"))), [prompt_of(0, name="long")]
+    short = SAMPLING.model_copy(update={"max_tokens": 1})
+    request = cut(prompts, short, None, seeds(prompts), 1)
+    begun = next(one for one in engine.complete(seeds(prompts)[0], 9, "base") if is_unfinished(one, 2))
+    group = RolloutGroup(prompt=prompts[0], completions=(begun,) * 3)
+    assert request.pieces[0].take([group]) is None
+    piece = extended(request, SAMPLING.model_copy(update={"max_tokens": 2}), None).pieces[0]
+
+    def complaint(after: Completion) -> str | None:
+        return piece.take([replace(group, completions=(after,) * 3)])
+
+    leg = replace(begun, token_ids=(7,))
+    whole = joined(begun, leg, (), str)
+    for other in (
+        begun,  # left as it was
+        replace(whole, token_ids=(8, 7)),
+        replace(whole, logprobs=(-2.0, -1.0)),
+        replace(whole, earlier=(Leg(adapter="policy-v000001", tokens=1),)),
+    ):
+        assert complaint(other) == "it did not go on with what it was given"
+    assert complaint(replace(whole, adapter="policy-v000099")) == "it sampled from policy-v000099 when asked for base"
+    fewer = replace(group, completions=(whole,) * 2)
+    assert piece.take([fewer]) == "it answered other prompts than it was asked"
+    assert piece.groups is None
+    assert complaint(whole) is None
+
+
+def test_an_adapter_that_is_not_what_was_published_reaches_no_worker(pool: Any, tmp_path: Path) -> None:
+    ref = published(tmp_path, 2)
+    with pytest.raises(AdapterError, match="published anew"):
+        pool.load_adapter(replace(ref, sha256="0" * 64))
+    _write(ref.path / "weights", "others")
+    with pytest.raises(AdapterError, match="sha256 differs"):
+        pool.load_adapter(ref)
+
+
+def test_a_worker_whose_adapter_was_damaged_on_the_way_never_samples(
+    make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    put = ray.put
+    pool = make_pool(max_restarts=0)
+    monkeypatch.setattr(ray, "put", lambda files: put({**files, "weights": b"others"}))
+    ref = published(tmp_path, 0)
+    pool.load_adapter(ref)
+    prompts = [prompt_of(0)]
+    with pytest.raises(PoolError, match=r"no sampling worker is left; 1 were lost in a row.*sha256 differs"):
+        pool.generate(prompts, SAMPLING, ref, seeds(prompts))
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_request_to_stop_leaves_the_workers_at_work(pool: Any) -> None:
+    """A terminal, a scheduler and `timeout` send it to every process; the run is to finish its step."""
+    until(lambda: pool.alive == 2)
+    lost = pool.lost
+    for process in rays_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+    prompts = [prompt_of(number, "slow") for number in range(4)]
+    assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
+    assert (pool.lost, pool.alive) == (lost, 2)
+
+
+def test_fewer_workers_go_on_and_none_left_says_why(pool: Any, script: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The last test of this pool: it ends it."""
+    until(lambda: pool.alive == 2)
+    pool.settings = replace(pool.settings, max_restarts=0)
+    (script / "die").touch()
+    prompts = [prompt_of(number, "die" if number == 3 else "none") for number in range(9)]
+    assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
+    assert pool.alive == 1
+    assert "1 are left" in caplog.text
+    (script / "raise").touch()
+    prompts = [prompt_of(0, "raise")]
+    with pytest.raises(PoolError, match=r"no sampling worker is left; 1 were lost in a row.*the sampler stumbled"):
+        pool.generate(prompts, SAMPLING, None, seeds(prompts))
+
+
+def test_prompts_that_cost_every_worker_are_named(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.pool.ray_pool.MAX_TRIES", 2)
+    pool = make_pool()
+    prompts = [prompt_of(0), prompt_of(1), prompt_of(2, "poison"), prompt_of(3)]
+    with pytest.raises(PoolError, match=r"2 sampling workers were lost over the same prompts \(p2, p3\): it died"):
+        pool.generate(prompts, SAMPLING, None, seeds(prompts))
+
+
+def test_a_pool_that_cannot_start_says_why_at_once(make_pool: PoolMaker, tmp_path: Path) -> None:
+    (tmp_path / BAD_START).touch()
+    with pytest.raises(PoolError, match=r"no sampling worker is left.*the model is not there"):
+        make_pool()
+
+
+def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without the project, for one: Ray's first line says only that the actor died."""
+
+    class Unmade:
+        def __init__(self, cpus: int) -> None:
+            raise ModuleNotFoundError("No module named 'rollout'")
+
+        def start(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr("rollout.pool.ray_pool.PoolWorker", Unmade)
+    with pytest.raises(PoolError, match=r"no sampling worker is left.*ModuleNotFoundError: No module named 'rollout'"):
+        make_pool()
+
+
+def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
+    from rollout.pool.local_cluster import LONGEST_DIRECTORY, start_ray
+
+    with pytest.raises(PoolError, match="set TMPDIR to a directory with a shorter one"):
+        start_ray(1, Path("/" + LONGEST_DIRECTORY * "x"))
+
+
+def test_the_local_cluster_is_out_of_reach(ray_cluster: Path) -> None:
+    """Its processes listen on the loopback device alone, and ask for a token."""
+    found = []
+    for process in rays_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    assert len(found) >= 4
+    assert set(found) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert ray_cluster.is_dir()
+
+
+def test_workers_sample_what_the_engine_in_process_samples(
+    make_pool: PoolMaker, make_learner: Callable[..., Learner], vllm_engine: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """To the last digit, where the batches are the same: a piece is one.
+
+    A batch of other prompts beside it may round a prompt's numbers otherwise, so pieces are compared with pieces.
+    """
+    from rollout.pool.worker import vllm_engine as make_vllm
+
+    problems = [
+        Problem(id=str(i), text=text, answer="") for i, text in enumerate(("3+4=?", "9+8+1=?", "7-5=?", "2+2=?"))
+    ]
+    prompts = [Prompt(problem=p, text=p.text, token_ids=tuple(tokenizer(p.text)["input_ids"])) for p in problems]
+    sampling = SamplingConfig(n=4, max_tokens=24)
+    learner = make_learner("optim.lr=1e-2")
+    groups = vllm_engine.generate(prompts, sampling, None, seeds(prompts))
+    learner.step([alternating(groups)], **LOOSE)
+    weights = learner.weights()
+    assert any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+    store = AdapterStore(tmp_path / "adapters", name="of_the_pool")
+    ref = store.publish(1, lambda directory: learner.trainee.write(directory, weights), {**learner.trainee.facts()})
+    vllm_engine.load_adapter(ref)
+    alone = [
+        group
+        for start in (0, 2)
+        for group in vllm_engine.generate(prompts[start : start + 2], sampling, ref, seeds(prompts)[start : start + 2])
+    ]
+    vllm_engine.unload_adapter(ref)
+    pool = make_pool(vllm_engine.settings, make_vllm, workers=2, start_timeout_s=400, piece_timeout_s=400)
+    pool.load_adapter(ref)
+    assert pool.generate(prompts, sampling, ref, seeds(prompts)) == alone
+    assert {completion.adapter for group in alone for completion in group.completions} == {ref.key}

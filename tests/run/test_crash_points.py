@@ -1,0 +1,178 @@
+"""What a run writes, with the process killed before every single operation on files: the old or the new, never a half.
+
+The work is done in a fork that ends itself, as kill -9 would, at its n-th operation, for n = 1, 2, … until it gets
+through. What a power failure forgets is not seen here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from rl_engine.config import load_config
+from rl_engine.run.checkpoint import Checkpoints, RunState
+from rl_engine.run.records import Records, read_metrics
+from rollout.adapters import AdapterStore
+
+OPERATIONS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink"}
+
+
+def survives(operation: int, work: Callable[[], object]) -> bool:
+    """Whether the work got through without reaching its n-th operation on files, where it is killed."""
+    child = os.fork()
+    if child == 0:
+        left = operation
+
+        def count_down(event: str, _: Any) -> None:
+            nonlocal left
+            if event in OPERATIONS:
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        status = 1
+        try:
+            sys.addaudithook(count_down)
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code == 0
+
+
+def every_crash(
+    place: Path,
+    before: Callable[[Path], object],
+    work: Callable[[Path], object],
+    check: Callable[[Path], int],
+    after: Callable[[Path], object],
+) -> list[int]:
+    """What `check` finds after each crash, and at the end after none. Each time, `after` clears up what was left."""
+    found = []
+    for operation in range(1, 200):
+        root = place / str(operation)
+        before(root)
+        through = survives(operation, lambda: work(root))  # noqa: B023 - called at once
+        found.append(check(root))
+        after(root)
+        assert list(root.rglob(".*")) == []
+        if through:
+            return found
+    raise AssertionError("the work never got through")
+
+
+def state_of(step: int) -> RunState:
+    return RunState(step=step, position=step, version=step, config_hash="h")
+
+
+def tensors_of(step: int) -> dict[str, torch.Tensor]:
+    return {"a": torch.full((50,), float(step)), "b": torch.tensor(step)}
+
+
+def newest_step(root: Path, keep: int) -> int:
+    found = Checkpoints(root, keep).newest()
+    assert found is not None
+    state, tensors = found
+    for name, tensor in tensors_of(state.step).items():
+        assert torch.equal(tensors[name], tensor)
+    return state.step
+
+
+def test_a_checkpoint_is_complete_or_absent_and_the_one_before_stays_until_then(tmp_path: Path) -> None:
+    keep = 1
+
+    def save(*steps: int) -> Callable[[Path], None]:
+        def work(root: Path) -> None:
+            for step in steps:
+                Checkpoints(root, keep).save(state_of(step), tensors_of(step))
+
+        return work
+
+    found = every_crash(tmp_path, save(1, 2), save(3), lambda root: newest_step(root, keep), save(4))
+    assert set(found) == {2, 3}
+    assert found == sorted(found)
+    assert len(found) > 10
+
+
+def test_a_published_version_is_complete_or_absent_and_latest_always_names_one(tmp_path: Path) -> None:
+    def write(directory: Path) -> None:
+        save_file({"w": torch.ones(20)}, directory / "adapter_model.safetensors")
+        (directory / "adapter_config.json").write_text("{}")
+
+    def publish(root: Path, version: int) -> None:
+        AdapterStore(root).publish(version, write, {"rank": 1})
+
+    def before(root: Path) -> None:
+        for version in (0, 1):
+            publish(root, version)
+
+    def work(root: Path) -> None:
+        AdapterStore(root).delete(0)
+        publish(root, 2)
+
+    def check(root: Path) -> int:
+        store = AdapterStore(root)
+        for version in store.versions():
+            store.open(version)
+        latest = store.pointed("latest")
+        assert latest in store.versions()
+        return latest
+
+    found = every_crash(tmp_path, before, work, check, lambda root: publish(root, 3))
+    assert set(found) == {1, 2}
+    assert len(found) > 10
+
+
+def test_going_on_from_a_checkpoint_can_itself_be_cut_off_anywhere(tmp_path: Path) -> None:
+    config = load_config("quickstart.yaml", [f"output_dir={tmp_path / 'run'}", "log.tensorboard=false"])
+    changed = config.model_copy(update={"eval": config.eval.model_copy(update={"every": 1})})
+
+    def before(root: Path) -> None:
+        records = Records(root, config)
+        records.open(-1)
+        (root / "rollouts").mkdir()
+        for step in range(4):
+            records.metrics({"step": step})
+            (root / "rollouts" / f"step{step:06d}.jsonl.gz").write_bytes(b"")
+
+    def check(root: Path) -> int:
+        written = yaml.safe_load((root / "config.yaml").read_text())
+        assert written in (config.model_dump(mode="json"), changed.model_dump(mode="json"))
+        steps = [line["step"] for line in read_metrics(root)]
+        assert steps in ([0, 1, 2, 3], [0, 1])
+        return len(steps) + len(list((root / "rollouts").iterdir()))
+
+    def go_on(root: Path) -> None:
+        Records(root, changed).open(1)
+
+    found = every_crash(tmp_path, before, go_on, check, go_on)
+    assert set(found) == {8, 6, 5, 4}
+
+
+def test_a_damaged_newest_checkpoint_does_not_push_out_the_good_ones(tmp_path: Path) -> None:
+    """The run goes on from before the damaged one; what it saves next is kept, though its step is lower."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(state_of(4), tensors_of(4))
+    shutil.copytree(tmp_path / "step000004", tmp_path / "step000006")
+    (tmp_path / "step000006" / "learner.safetensors").write_bytes(b"torn")
+    assert newest_step(tmp_path, 1) == 4
+    checkpoints.save(state_of(5), tensors_of(5))
+    assert [path.name for path in tmp_path.iterdir()] == ["step000005"]
+
+
+def test_steps_beyond_six_digits_are_in_order(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (999_999, 1_000_000):
+        checkpoints.save(state_of(step), tensors_of(step))
+    assert newest_step(tmp_path, 2) == 1_000_000

@@ -1,0 +1,180 @@
+"""What docs/security.md promises, as far as it can be seen without a run."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rewards import processes
+from rl_engine.config import Config, load_config
+from rl_engine.config.file import ConfigError
+from rl_engine.learner.ranks import Ranks
+from rl_engine.run import stopping
+from rl_engine.run.checkpoint import Checkpoints, RunState
+from rl_engine.run.output import check_output, sole_writer
+from rl_engine.run.records import Records
+from rl_engine.run.stopping import StopRequest
+from rl_engine.train.__main__ import app
+from rollout.adapters import write_manifest
+from rollout.models import refuse_code_of_models
+from tests.test_layout import FILES, ROOT
+
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+# What runs code that somebody else may have written: unpickling, YAML's own objects, a shell, a model's own files.
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "os.popen",
+    "os.system",
+    "torch.load",
+    "yaml.full_load",
+    "yaml.load",
+    "yaml.unsafe_load",
+}
+FORBIDDEN_ARGUMENTS = {"trust_remote_code", "shell", "allow_pickle"}
+
+
+@pytest.mark.parametrize("path", [*FILES, *BENCHMARKS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_runs_code_that_came_as_data(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            assert not names & FORBIDDEN_MODULES
+        elif isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in FORBIDDEN_CALLS
+            assert not {keyword.arg for keyword in node.keywords} & FORBIDDEN_ARGUMENTS
+
+
+def test_a_pickle_in_the_place_of_a_checkpoints_tensors_is_not_opened(tmp_path: Path) -> None:
+    """Vouched for by its manifest, as somebody would who hands it on."""
+
+    class Evil:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+            return Path.touch, (tmp_path / "made",)
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(RunState(step=1, position=1, version=1, config_hash="h"), {"w": torch.ones(1)})
+    place = tmp_path / "step000001"
+    (place / "learner.safetensors").write_bytes(pickle.dumps(Evil()))
+    (place / "manifest.json").unlink()
+    write_manifest(place, {"step": 1})
+    with pytest.raises(Exception, match="deserializ"):
+        checkpoints.newest()
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_run_by_itself_listens_on_loopback_alone(ranks: Ranks) -> None:
+    assert ranks.count == 1
+    listening = [c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert set(listening) <= {"127.0.0.1", "::1"}
+
+
+@pytest.mark.parametrize("function", [None, "mine:reward"])
+def test_grading_processes_are_told_no_secrets_unless_they_run_your_own_code(
+    function: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "hub_password"}
+    for name in secrets:
+        monkeypatch.setenv(name, "hidden")
+    monkeypatch.setattr(processes, "CLOSE_LIMIT_S", 0.01)
+    nursery = processes.NurseryProcess({"function": function})
+    told = psutil.Process(nursery.pid).environ()
+    nursery.close()
+    assert secrets & told.keys() == (secrets if function else set())
+    assert told["PATH"] == os.environ["PATH"]
+
+
+def test_code_beside_a_model_is_neither_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig, dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 15)
+    (tmp_path / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}')
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'made')!r}, 'w')\nclass Mine: pass\n")
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    refuse_code_of_models()
+    with pytest.raises(ValueError, match="custom code"):
+        AutoConfig.from_pretrained(tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_configuration_may_name_variables_but_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.setenv("OPENAI_API_KEY", "hidden")
+    assert load_config("quickstart.yaml", ["output_dir=${oc.env:SCRATCH}/run"]).output_dir == "/scratch/run"
+    assert load_config("quickstart.yaml", ["output_dir=${oc.env:NOWHERE,here}"]).output_dir == "here"
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY looks like a secret") as error:
+        load_config("quickstart.yaml", ["rewards.function_arguments={key: '${oc.env:OPENAI_API_KEY}'}"])
+    assert "hidden" not in str(error.value)
+
+
+# What is written, and by whom.
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with sole_writer(run, overwrite=False):
+        (run / "config.yaml").write_text("seed: 0\n")
+        with pytest.raises(ConfigError, match="another process is training in"), sole_writer(run, overwrite=True):
+            pass
+        assert (run / "config.yaml").exists()
+    (run / "rollouts").mkdir()
+    with sole_writer(run, overwrite=True):
+        assert [path.name for path in run.iterdir()] == [".lock"]
+    (run / "mine.txt").write_text("no run of ours\n")
+    with sole_writer(run, overwrite=True):
+        assert (run / "mine.txt").exists()
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_unasked(make_config: Callable[..., Config]) -> None:
+    config = make_config("checkpoint.every=2", "log.tensorboard=false")
+    run = Path(config.output_dir)
+    records = Records(run, config)
+    records.open(-1)
+    for step in (0, 1, 2):  # the first checkpoint could not be written
+        records.metrics({"step": step})
+    check_output(config, resume=True)
+    records.metrics({"step": 3})
+    with pytest.raises(ConfigError, match=r"3 steps on record and no checkpoint.*checkpoint.every is 2"):
+        check_output(config, resume=True)
+    (run / "config.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"config\.yaml is damaged"):
+        check_output(config, resume=True)
+
+
+def test_a_base_model_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    arguments = ["--config", "quickstart.yaml", "model.name=./gone", f"output_dir={tmp_path / 'run'}"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "'./gone' is not a model directory" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def requested_stops(pause_s: float, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How a process ends that is asked to stop twice, so many seconds apart; its own code where it is not ended."""
+    monkeypatch.setattr(stopping, "ECHO_S", 0.05)
+    child = os.fork()
+    if child == 0:
+        try:
+            stop = StopRequest()
+            stop.listen()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+                signal.sigtimedwait([], pause_s)
+        finally:
+            os._exit(40 + (stop.signum or 0))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_request_to_stop_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert requested_stops(0.001, monkeypatch) == 40 + signal.SIGINT
+    assert requested_stops(0.2, monkeypatch) == -signal.SIGTERM

@@ -1,0 +1,197 @@
+"""Sampler against the version that sampled: the check that stays when the learner has moved on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rewards import GradeResult, Verdict
+from rl_engine.learner.batching import TrainingSample
+from rl_engine.learner.learner import Learner, SamplerGapError
+from rl_engine.sampling.past import PastVersions, _rows_by_version, gaps_of_versions
+from rl_engine.sampling.sampler import GradedGroup
+from rollout.types import AdapterRef, Completion, Leg, Problem, Prompt, RolloutGroup
+from tests.helpers.batches import LOOSE
+
+pytestmark = pytest.mark.engine
+LIMITS = {"max_kl": 1e-6, "max_gap": 1e-2}
+
+
+def ref(version: int) -> AdapterRef:
+    return AdapterRef(name="policy", version=version, path=Path(), sha256="", rank=1)
+
+
+def graded_by(learner: Learner, samples: list[TrainingSample], version: AdapterRef, noise: float = 0) -> list[Any]:
+    """Groups of one whose sampler is the learner of now, or off by `noise` nats at each token."""
+    groups = []
+    for sample, row in zip(samples, learner.score(samples), strict=True):
+        completion = Completion(
+            text="",
+            token_ids=sample.completion_ids,
+            logprobs=tuple(value + noise for value in row),
+            finish_reason="stop",
+            adapter=version.key,
+        )
+        prompt = Prompt(problem=Problem(id="", text="", answer=""), text="", token_ids=sample.prompt_ids)
+        result = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="", terms={})
+        groups.append(GradedGroup(RolloutGroup(prompt=prompt, completions=(completion,)), (result,)))
+    return groups
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_version_comes_back_bit_for_bit_and_so_does_the_learner(
+    stage: int, make_learner: Callable[..., Learner], samples: list[TrainingSample]
+) -> None:
+    overrides = ("optim.lr=1e-2", f"learner.zero_stage={stage}")
+    learner, undisturbed = make_learner(*overrides), make_learner(*overrides)
+    past = PastVersions(learner, depth=1)
+    samples, scores = samples[:3], []
+    for version in range(3):
+        past.remember(ref(version))
+        scores.append(learner.score(samples))
+        for version_seen in range(max(0, version - 1), version + 1):
+            with past.restored(ref(version_seen).key):
+                assert learner.score(samples) == scores[version_seen]
+        assert learner.score(samples) == scores[version]
+        learner.step([samples], **LOOSE)
+        undisturbed.step([samples], **LOOSE)
+    assert scores[0] != scores[1] != scores[2]
+    assert all(torch.equal(tensor, undisturbed.weights()[name]) for name, tensor in learner.weights().items())
+    with pytest.raises(KeyError):  # older than anything that may be sampled from
+        past.restored(ref(0).key).__enter__()
+
+
+def test_with_depth_nothing_is_kept(make_learner: Callable[..., Learner]) -> None:
+    past = PastVersions(make_learner(), depth=0)
+    past.remember(ref(0))
+    assert past._kept == {}
+
+
+def test_what_was_learned_since_is_no_gap_and_a_sampler_that_is_off_is(
+    make_learner: Callable[..., Learner], samples: list[TrainingSample]
+) -> None:
+    learner = make_learner("optim.lr=1e-2")
+    past = PastVersions(learner, depth=1)
+    past.remember(ref(0))
+    old = graded_by(learner, samples, ref(0))
+    off = graded_by(learner, samples, ref(0), noise=0.05)
+    learner.step([samples], **LOOSE)
+    past.remember(ref(1))
+    new = graded_by(learner, samples, ref(1))
+    # Against the learner of now, the honest sampler of before would be stopped for what was learned.
+    moved = max(abs(p - q) for row, g in zip(learner.score(samples), old, strict=True)
+                for p, q in zip(row, g.group.completions[0].logprobs, strict=True))  # fmt: skip
+    assert moved > LIMITS["max_gap"]
+    found = gaps_of_versions(past, [*old, *new], ref(1), **LIMITS)
+    assert found["logprob_gap_max"] < 1e-4
+    assert found["sampler_kl"] < 1e-9
+    assert gaps_of_versions(past, new, ref(1), **LIMITS) == {}  # the step checks it itself, on every token
+    with pytest.raises(SamplerGapError, match=r"completions of policy-v000000, against policy-v000000 as it was"):
+        gaps_of_versions(past, [*off, *new], ref(1), **LIMITS)
+    # A worker that serves the old adapter under the new name, and one that serves the new one under the old name.
+    for groups, name in ((old, ref(1)), (new, ref(0))):
+        liars = [
+            replace(
+                g, group=replace(g.group, completions=tuple(replace(c, adapter=name.key) for c in g.group.completions))
+            )
+            for g in groups
+        ]
+        honest = old if name.version else new
+        with pytest.raises(SamplerGapError, match=f"completions of {name.key}"):
+            gaps_of_versions(past, [*liars, *(honest if name.version else [])], ref(1), **LIMITS)
+
+
+def test_a_gap_that_is_no_number_is_refused(
+    make_learner: Callable[..., Learner], samples: list[TrainingSample]
+) -> None:
+    learner = make_learner()
+    past = PastVersions(learner, depth=1)
+    past.remember(ref(0))
+    nothing = graded_by(learner, samples, ref(0), noise=math.nan)
+    past.remember(ref(1))
+    with pytest.raises(SamplerGapError):
+        gaps_of_versions(past, nothing, ref(1), **LIMITS)
+
+
+def in_two_legs(groups: list[Any], later: list[Any], border: int, noise: float = 0.0) -> list[Any]:
+    """Groups whose tokens from `border` on are those of `later`, and before it off by `noise` nats."""
+    made = []
+    for one, other in zip(groups, later, strict=True):
+        (before,), (after,) = one.group.completions, other.group.completions
+        completion = replace(
+            after,
+            logprobs=(*(value + noise for value in before.logprobs[:border]), *after.logprobs[border:]),
+            earlier=(Leg(adapter=before.adapter, tokens=border),),
+        )
+        made.append(replace(one, group=replace(one.group, completions=(completion,))))
+    return made
+
+
+def test_each_token_is_compared_with_the_version_that_produced_it(
+    make_learner: Callable[..., Learner], samples: list[TrainingSample]
+) -> None:
+    learner = make_learner("optim.lr=1e-2")
+    past = PastVersions(learner, depth=2)
+    views = []
+    for version in range(3):
+        past.remember(ref(version))
+        views.append(graded_by(learner, samples, ref(version)))
+        learner.step([samples], **LOOSE)
+    # Of 3, 5, … 17 tokens two are of version 0 and the others of version 1: 16 and 64.
+    honest = in_two_legs(views[0], views[1], border=2)
+    found = gaps_of_versions(past, honest, ref(2), **LIMITS)
+    assert found["logprob_gap_max"] < 1e-4
+    assert found["sampler_kl"] < 1e-9
+    off = gaps_of_versions(past, in_two_legs(views[0], views[1], border=2, noise=1e-3), ref(2), **LIMITS)
+    assert off["logprob_gap_max"] == pytest.approx(1e-3, rel=0.05)
+    assert off["sampler_kl_v1"] == pytest.approx(1e-3 * 16 / 80, rel=0.05)
+    assert off["sampler_kl"] == pytest.approx(0.5e-6 * 16 / 80, rel=0.05)
+    # A single token that is said to be of the other version shows.
+    for groups, border in ((honest, 1), (honest, 3)):
+        moved = [
+            replace(
+                g,
+                group=replace(
+                    g.group,
+                    completions=tuple(
+                        replace(c, earlier=(Leg(adapter=ref(0).key, tokens=border),)) for c in g.group.completions
+                    ),
+                ),
+            )
+            for g in groups[1:]
+        ]
+        with pytest.raises(SamplerGapError, match=r"completions of policy-v00000[01], against"):
+            gaps_of_versions(past, moved, ref(2), **LIMITS)
+
+
+def test_of_a_group_in_legs_a_completion_is_checked_that_all_its_versions_sampled() -> None:
+    prompt = Prompt(problem=Problem(id="", text="", answer=""), text="", token_ids=(5, 6))
+
+    def completion(*legs: tuple[int, int], first: int) -> Completion:
+        *earlier, last = [Leg(adapter=ref(version).key, tokens=tokens) for version, tokens in legs]
+        tokens = tuple(range(first, first + sum(leg.tokens for leg in (*earlier, last))))
+        return Completion(
+            text="",
+            token_ids=tokens,
+            logprobs=tuple(-float(token) for token in tokens),
+            finish_reason="stop",
+            adapter=last.adapter,
+            earlier=tuple(earlier),
+        )
+
+    short, long = completion((1, 2), first=10), completion((1, 3), (2, 1), (2, 2), first=20)
+    group = RolloutGroup(prompt=prompt, completions=(short, long, short))
+    result = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="", terms={})
+    rows = _rows_by_version([GradedGroup(group, (result,) * 3)] * 2)
+    of_one, of_two = rows[ref(1).key], rows[ref(2).key]
+    assert [(row.prompt_ids, row.completion_ids) for row in of_one] == [((5, 6), (20, 21, 22))] * 2
+    assert [(row.prompt_ids, row.completion_ids, row.behaviour_logprobs) for row in of_two[:2]] == [
+        ((5, 6, 20, 21, 22), (23,), (-23.0,)),
+        ((5, 6, 20, 21, 22, 23), (24, 25), (-24.0, -25.0)),
+    ]

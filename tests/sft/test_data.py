@@ -1,0 +1,221 @@
+"""What a supervised run learns from: rows become turns or counted reasons, turns become the tokens that the sampler
+would see, and what is tested on is never learned from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from transformers import AutoTokenizer
+
+from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftConfig, SftDataConfig, SftPromptConfig
+from rl_engine.sft.conversations import Conversation, Dropped, information_bits, random_pairs, streams, turns
+from rl_engine.sft.examples import IGNORED, TULU, Example, ExampleRenderer, load_examples
+from rollout.models import EMBEDDED_DIR
+from rollout.prompts.arithmetic import Expression
+from rollout.prompts.renderer import Renderer
+from rollout.types import Problem
+
+COLUMNS = ChatColumnsConfig(messages="messages", prompt="prompt", completion="completion")
+# A template that takes the assistant's earlier words after `=` away, as some take away its thinking.
+FORGETFUL = (
+    "{% for m in messages %}{{ m.role[0] + ':' }}"
+    "{{ m.content if m.role == 'user' or loop.last else m.content.split('=')[0] }}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(EMBEDDED_DIR)
+
+
+def said(*contents: str) -> tuple[dict[str, str], ...]:
+    roles = itertools.cycle(("user", "assistant"))
+    return tuple({"role": role, "content": content} for role, content in zip(roles, contents, strict=False))
+
+
+def learned(example: Example) -> list[list[int]]:
+    """The runs of learned tokens."""
+    pairs = zip(example.input_ids.tolist(), example.labels.tolist(), strict=True)
+    groups = itertools.groupby(pairs, key=lambda pair: pair[1] != IGNORED)
+    return [[token for token, _ in group] for is_learned, group in groups if is_learned]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": list(said("1+1", "2"))}, said("1+1", "2")),
+        ({"messages": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}]}, said("1", "2")),
+        ({"prompt": "1+1", "completion": "2"}, said("1+1", "2")),
+        ({"prompt": "1+1"}, "neither messages nor prompt and completion"),
+        ({"prompt": "1+1", "completion": " "}, "a turn without text"),
+        ({"messages": "1+1"}, "messages is not a list of turns"),
+        ({"messages": []}, "does not end with the assistant's turn"),
+        ({"messages": list(said("1+1", "2", "3"))}, "does not end with the assistant's turn"),
+        ({"messages": [{"role": "assistant", "content": "2"}]}, "does not begin with a question"),
+        ({"messages": [{"role": "tool", "content": "2"}]}, "a turn of the role 'tool'"),
+        ({"messages": [{"role": "user", "content": None}]}, "a turn without text"),
+    ],
+)
+def test_a_row_becomes_turns_or_a_reason(row: dict[str, Any], expected: Any) -> None:
+    assert turns(row, COLUMNS) == expected
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        SftPromptConfig(),
+        SftPromptConfig(instruction="+"),
+        SftPromptConfig(template="plain"),
+        SftPromptConfig(template="frame", frame="?{problem}=", instruction="1"),
+    ],
+    ids=["chat", "instruction", "plain", "frame"],
+)
+def test_the_prompt_is_the_one_that_the_sampler_is_given_and_the_answer_ends(
+    prompt: SftPromptConfig, tokenizer: Any
+) -> None:
+    example = ExampleRenderer(tokenizer, prompt).example(Conversation(id="", messages=said("7-2", "\\boxed{5}")))
+    asked = Renderer(tokenizer, prompt).render(Problem(id="", text="7-2", answer="")).token_ids
+    answer = example.input_ids[len(asked) :].tolist()
+    assert tuple(example.input_ids[: len(asked)].tolist()) == asked
+    assert learned(example) == [answer]
+    assert tokenizer.decode(answer) == "\\boxed{5}<end>"
+
+
+def test_every_turn_of_the_assistant_is_learned_where_the_template_keeps_it(tokenizer: Any) -> None:
+    tokenizer.chat_template = TULU
+    messages = ({"role": "system", "content": "+"}, *said("1", "2=3", "4", "5"))
+    example = ExampleRenderer(tokenizer, SftPromptConfig()).example(Conversation(id="", messages=messages))
+    assert [tokenizer.decode(ids) for ids in learned(example)] == ["2=3<end>", "5<end>"]
+    # Letters are unknown to this tokenizer, which shows where they are.
+    text = tokenizer.decode(example.input_ids).replace("<unk>", "x")
+    assert text == "xxxxxxxxxx\n+\nxxxxxxxx\n1\nxxxxxxxxxxxxx\n2=3<end>\nxxxxxxxx\n4\nxxxxxxxxxxxxx\n5<end>"
+
+
+def test_only_the_last_turn_is_learned_where_the_template_changes_the_ones_before(tokenizer: Any) -> None:
+    tokenizer.chat_template = FORGETFUL
+    conversation = Conversation(id="", messages=said("1", "2=3", "4", "5=6"))
+    example = ExampleRenderer(tokenizer, SftPromptConfig()).example(conversation)
+    assert [tokenizer.decode(ids) for ids in learned(example)] == ["5=6<end>"]
+    assert tokenizer.decode(example.input_ids).replace("<unk>", "x") == "xx1\nxx2\nxx4\nxx5=6<end>"
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def config_of(**data: Any) -> SftConfig:
+    tree = {"output_dir": "x", "model": {"name": "embedded"}, "optim": {"lr": 1e-3}, "train": {"steps": 2}}
+    return SftConfig.model_validate({**tree, "data": data, "seed": data.pop("run_seed", 0)})
+
+
+def test_rows_are_chosen_by_their_own_seed_and_tested_questions_are_never_learned_from(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    # Four answers to each of thirty questions.
+    rows = [{"prompt": f"{q}=?", "completion": str(a)} for q in range(30) for a in range(4)]
+    path = write(tmp_path / "rows.jsonl", rows)
+
+    def texts(**data: Any) -> tuple[list[str], list[str]]:
+        found = load_examples(config_of(source="jsonl", path=path, **data), tokenizer)
+        return tuple([tokenizer.decode(e.input_ids) for e in part] for part in (found.train, found.test))  # type: ignore[return-value]
+
+    train, test = texts(test_size=10)
+    questions = {text.split("\n")[0] for text in test}
+    assert len(test) == 10
+    assert not questions & {text.split("\n")[0] for text in train}
+    # All answers to other questions are there.
+    assert len(train) == 4 * (30 - len(questions))
+    assert texts(test_size=10, run_seed=5) == (train, test)
+    assert texts(test_size=10, limit=20) == (train[:20], test)
+    assert texts(test_size=10, seed=1)[1] != test
+    other = write(tmp_path / "other.jsonl", [{"prompt": "3=?", "completion": "9"}])
+    train, test = texts(test_size=10, test_path=other)
+    assert (len(train), test) == (116, ["3=?\n9<end>"])
+
+
+def test_what_is_dropped_is_counted_with_a_place_to_look(tmp_path: Path, tokenizer: Any) -> None:
+    good = {"messages": list(said("1", "2"))}
+    rows = [good, "{", "[1]", {"messages": list(said("1"))}, {"messages": list(said("1", "2" * 70))}]
+    data = {"source": "jsonl", "path": write(tmp_path / "rows.jsonl", rows), "max_tokens": 64, "test_size": 0}
+    found = load_examples(config_of(**data), tokenizer)
+    assert len(found.train) == 1
+    assert found.dropped.examples == {
+        "not JSON": "rows.jsonl:2",
+        "not a JSON object": "rows.jsonl:3",
+        "does not end with the assistant's turn": "rows.jsonl:4",
+        "over data.max_tokens (64)": "rows.jsonl:5",
+    }
+    assert set(found.dropped.counts.values()) == {1}
+    assert "dropped 1: not JSON (for one, rows.jsonl:2)" in found.describe()
+    with pytest.raises(ValueError, match=r"left nothing to learn from: 0 examples"):
+        load_examples(config_of(**{**data, "max_tokens": 2}), tokenizer)
+    several = config_of(source="jsonl", path=write(tmp_path / "four.jsonl", [{"messages": said("1", "2", "3", "4")}]))
+    several = several.model_copy(update={"prompt": SftPromptConfig(template="plain")})
+    with pytest.raises(ValueError, match=r"left nothing .* dropped 1: 4 turns, where prompt.template plain holds two"):
+        load_examples(several, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "row"),
+    [
+        ("tulu3", "allenai/tulu-3-sft-mixture", {"messages": list(said("1", "2")), "source": "x"}),
+        (
+            "openthoughts3",
+            "open-thoughts/OpenThoughts3-1.2M",
+            {"conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}], "difficulty": 1},
+        ),
+    ],
+)
+def test_hub_sets_are_read_by_their_own_columns(
+    source: str, path: str, row: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(name: str, split: str) -> Any:
+        asked.append((name, split))
+        return datasets.Dataset.from_list([row])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    _, train = streams(SftDataConfig(source=source), Dropped())
+    assert [conversation.messages for conversation in train] == [said("1", "2")]
+    assert asked == [(path, "train")]
+
+
+def test_sums_are_shown_in_two_styles_and_held_out_ones_never() -> None:
+    data = SftDataConfig(source="arithmetic")
+    held, train = (list(itertools.islice(stream, 2000)) for stream in streams(data, Dropped()))
+    answers = [conversation.messages[-1]["content"] for conversation in train]
+    direct = sum(answer.startswith("\\boxed{") for answer in answers) / len(answers)
+    assert direct == pytest.approx(data.arithmetic.direct_share, abs=0.04)
+    assert not {c.question for c in held} & {c.question for c in train}
+    for conversation in (*held, *train):
+        left = conversation.question.removesuffix("=?")
+        terms = [int(term) for term in left.replace("-", "+-").split("+")]
+        assert conversation.messages[-1]["content"] in (
+            Expression(tuple(terms)).direct(),
+            Expression(tuple(terms)).worked(),
+        )
+        assert conversation.messages[-1]["content"].endswith(f"{{{sum(terms)}}}")
+
+
+def test_random_pairs_hold_what_they_say(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=r"8 possible keys: at most half"):
+        PairsConfig(count=400, key_length=3, value_length=5, alphabet="01")
+    config = PairsConfig(count=400, key_length=10, value_length=5, alphabet="01")
+    pairs = [tuple(m["content"] for m in c.messages) for c in random_pairs(config, 0)]
+    assert len({key for key, _ in pairs}) == len(pairs) == 400
+    assert {(len(key), len(value)) for key, value in pairs} == {(10, 5)}
+    counts = [sum(value[place] == "1" for _, value in pairs) for place in range(5)]
+    assert all(abs(count - 200) < 5 * math.sqrt(400 / 4) for count in counts)
+    assert information_bits(config) == 400 * 5
+    assert information_bits(PairsConfig(count=10, key_length=3, value_length=4)) == pytest.approx(40 * math.log2(10))
+    found = load_examples(config_of(source="random_pairs", test_size=7), tokenizer)
+    assert [e.input_ids.tolist() for e in found.test] == [e.input_ids.tolist() for e in found.train[:7]]

@@ -1,0 +1,103 @@
+"""The embedded model: what ships is small, is what its recipe says, and can be made again."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
+
+from rl_engine.config import load_config
+from rl_engine.config.file import read_config
+from rl_engine.config.sft import SftConfig
+from rl_engine.run.records import read_metrics
+from rl_engine.sft import embedded
+from rl_engine.sft.examples import load_examples
+from rollout.models import EMBEDDED_DIR
+from rollout.prompts.arithmetic import Expression
+
+EXPRESSION = Expression((17, -20, 9))
+
+
+def test_it_is_small_and_has_the_shape_of_qwen3() -> None:
+    size = sum(path.stat().st_size for path in EMBEDDED_DIR.iterdir())
+    assert size <= 10_000_000
+    assert AutoConfig.from_pretrained(EMBEDDED_DIR).architectures == ["Qwen3ForCausalLM"]
+
+
+def test_its_record_says_that_guessing_mostly_fails_and_working_mostly_succeeds() -> None:
+    accuracy = json.loads((EMBEDDED_DIR / "made.json").read_text())["held_out_accuracy"]
+    assert 0.3 <= accuracy["direct"] <= 0.5 < 0.8 < accuracy["worked"] < 0.98
+
+
+def test_quickstart_trains_on_the_task_it_was_made_for() -> None:
+    assert load_config("quickstart.yaml").data.arithmetic == embedded.ASKED
+
+
+def test_the_tokenizer_is_one_token_a_character_and_loses_nothing() -> None:
+    shipped = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
+    for tokenizer in (shipped, embedded.build_tokenizer()):
+        text = embedded.prompt_of(EXPRESSION) + EXPRESSION.worked()
+        ids = tokenizer.encode(text)
+        assert len(ids) == len(text) - len(embedded.BOX) + 1
+        assert tokenizer.decode(ids) == text
+        assert embedded.VOCABULARY.index(embedded.UNKNOWN) not in ids
+
+
+def test_the_warm_start_shows_every_example_once_in_the_order_of_the_stream() -> None:
+    config = read_config(SftConfig, embedded.RECIPE)
+    assert (config.method, config.train.steps, config.train.batch_size) == ("full", 1000, 96)
+    assert not config.data.shuffle
+    assert set(embedded.ASKED.terms) < set(config.data.arithmetic.terms)
+    assert config.data.arithmetic.largest == embedded.ASKED.largest
+    short = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
+    examples = load_examples(short, embedded.build_tokenizer())
+    assert len(examples.train) == 2 * 96
+    assert not examples.dropped.counts
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return embedded.warm_start(tmp_path_factory.mktemp("embedded"), steps=2, seed=3)
+
+
+def test_the_recipe_runs_and_repeats_bit_for_bit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Random weights never stop: the score of two answers is as good as that of two hundred.
+    monkeypatch.setattr(embedded, "held_out_accuracy", partial(embedded.held_out_accuracy, count=2))
+    embedded.build(tmp_path, steps=2, seed=3)
+    again = load_file(tmp_path / "model.safetensors")
+    for name, value in load_file(run / "adapters" / "latest" / "model.safetensors").items():
+        assert torch.equal(again[name], value.bfloat16())
+    made = json.loads((tmp_path / "made.json").read_text())
+    assert set(made) == {"steps", "seed", "loss", "test_log_loss", "held_out_accuracy"}
+
+
+def test_the_warm_start_is_adam_on_the_answers(run: Path) -> None:
+    """Two steps of torch's own AdamW on the same batches, with the rate, clipping and decay of the recipe."""
+    torch.manual_seed(3)
+    model = embedded.build_model()
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    config = read_config(SftConfig, str(run / "config.yaml"))
+    assert (run / "adapters" / "v000002").is_dir()
+    rows = load_examples(config, embedded.build_tokenizer()).train
+    losses = []
+    for step in range(2):
+        optimizer.param_groups[0]["lr"] = 2e-3 * (step + 1) / 50 * (1 - step / 2)
+        batch = rows[96 * step : 96 * (step + 1)]
+        width = max(len(example.input_ids) for example in batch)
+        ids = torch.tensor([[*e.input_ids, *[0] * (width - len(e.input_ids))] for e in batch])
+        labels = torch.tensor([[*e.labels, *[-100] * (width - len(e.labels))] for e in batch])
+        loss = torch.nn.functional.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    expected = dict(model.named_parameters())
+    for name, value in load_file(run / "adapters" / "latest" / "model.safetensors").items():
+        torch.testing.assert_close(value, expected[name].detach(), atol=1e-6, rtol=0)
+    assert read_metrics(run)[-1]["loss"] == pytest.approx(sum(losses) / 2, abs=1e-6)

@@ -1,0 +1,278 @@
+"""Sweeps: what a file means, and what its runs survive. They run a scripted command; no engine is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from rl_engine.config.file import ConfigError, read_config
+from rl_engine.config.reference import rows
+from rl_engine.run.records import read_metrics
+from rl_engine.sweep import runs
+from rl_engine.sweep.__main__ import app
+from rl_engine.sweep.analysis import due_cells
+from rl_engine.sweep.cells import arms_of
+from rl_engine.sweep.config import COMMANDS, SweepConfig
+from rl_engine.sweep.results import Result, Results
+from rl_engine.sweep.schedule import run_sweep, targets_of
+from tests.helpers.sweep_fake import FAKE, sweep_of
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(path.name for path in (ROOT / "configs").glob("sweep_*.yaml"))
+SweepMaker = Callable[..., SweepConfig]
+
+
+@pytest.fixture
+def make_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepMaker:
+    """A sweep over the fake command: two arms, three rates a decade apart, the best of which is 1e-3."""
+    monkeypatch.setitem(COMMANDS, "fake", FAKE)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "base.yaml").write_text('{"train": {"steps": 4, "problems_per_step": 1}}')
+    (tmp_path / "sweep.yaml").write_text(
+        f"""
+        command: fake
+        base: {tmp_path / "base.yaml"}
+        grid: {{optim.lr: [1.0e-4, 1.0e-3, 1.0e-2]}}
+        arms:
+          one: {{}}
+          other arm: {{test.shift: 3.0}}
+        score: {{metric: score}}
+        output_dir: {tmp_path / "out"}
+        """
+    )
+
+    def make(*overrides: str) -> SweepConfig:
+        return read_config(SweepConfig, str(tmp_path / "sweep.yaml"), overrides)
+
+    return make
+
+
+def run(config: SweepConfig, *, retry_failed: bool = False) -> dict[str, Result]:
+    results, stop = run_sweep(config, targets_of(config), retry_failed=retry_failed)
+    assert stop.signum is None
+    return results.by_cell
+
+
+def attempts(config: SweepConfig, cell: str) -> list[dict[str, Any]]:
+    path = config.output / "cells" / cell / "run" / "attempts.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+# What a file means.
+
+
+def test_a_plain_grid_is_one_arm_for_each_combination_of_the_other_keys() -> None:
+    config = sweep_of(grid={"lora.rank": [1, 8], "optim.lr": [1e-3, 1e-4], "data.arithmetic.terms": [[3, 4]]})
+    arms = arms_of(config)
+    assert [arm.name for arm in arms] == ["lora.rank=1", "lora.rank=8"]
+    assert [arm.axis_values for arm in arms] == [(1e-4, 1e-3)] * 2
+    cells = due_cells(config, {})
+    assert [cell.name for cell in cells] == [
+        f"lora.rank={rank}_optim.lr={rate}_seed=0" for rank in (1, 8) for rate in (0.0001, 0.001)
+    ]
+    assert cells[3].overrides == {"lora.rank": 8, "optim.lr": 1e-3, "data.arithmetic.terms": [3, 4], "seed": 0}
+
+
+def test_an_arm_takes_values_of_its_own_for_a_key_of_the_grid() -> None:
+    config = sweep_of(
+        set={"train": {"steps": 2}, "lora.alpha": 16},
+        grid={"train.problems_per_step": [8, 32], "optim.lr": [1e-3]},
+        arms={"rank 1": {"lora": {"rank": 1}, "lora.alpha": 32}, "full": {"method": "full", "optim.lr": [1e-5, 1e-4]}},
+    )
+    arms = {arm.name: arm for arm in arms_of(config)}
+    assert list(arms) == [f"{name}, train.problems_per_step={n}" for name in ("rank 1", "full") for n in (8, 32)]
+    first, last = arms["rank 1, train.problems_per_step=8"], arms["full, train.problems_per_step=32"]
+    assert first.overrides == {"train.steps": 2, "lora.alpha": 32, "lora.rank": 1}
+    assert (first.axis_values, last.axis_values) == ((1e-3,), (1e-5, 1e-4))
+    assert (last.family, last.at) == ("full", {"train.problems_per_step": 32})
+
+
+def test_an_override_replaces_what_the_file_says_in_either_notation(make_sweep: SweepMaker) -> None:
+    config = make_sweep("grid.optim.lr=[0.5]", "arms.one.test.shift=2")
+    assert config.grid == {"optim.lr": (0.5,)}
+    assert config.arms["one"] == {"test.shift": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"grid": {"lora.rank": [1]}}, ["axis", "optim.lr", "lora.rank"]),
+        ({"grid": {"optim.lr": []}}, ["grid.optim.lr"]),
+        ({"grid": {"optim.lr": [1e-3, 0]}}, ["optim.lr", "positive", "0"]),
+        ({"grid": {"optim.lr": ["auto"]}}, ["optim.lr", "positive", "'auto'"]),
+        ({"grid": {"optim.lr": [1e-3, 1e-3]}}, ["twice"]),
+        ({"seeds": [0, 1], "confirm_seeds": [1]}, ["seed twice"]),
+        ({"reference": "fulll", "arms": {"full": {}}}, ["'fulll'", "full"]),
+        ({"set": {"seed": 3}}, ["seed is not for"]),
+        ({"command": "eval"}, ["'eval'", "train"]),
+        ({"arms": {"a b": {}, "a/b": {}}}, ["share a directory"]),
+    ],
+)
+def test_a_sweep_that_cannot_be_meant_is_refused(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        arms_of(sweep_of(**{"grid": {"optim.lr": [1e-3]}, **values}))
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_wrong_key_of_any_arm_is_found_before_anything_runs() -> None:
+    config = sweep_of(grid={"optim.lr": [1e-3]}, arms={"good": {}, "bad": {"lora.rnk": 2}})
+    with pytest.raises(ConfigError, match=r"arm bad, optim.lr=0.001[\s\S]*did you mean lora.rank"):
+        targets_of(config)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_sweep_is_valid_in_all_its_cells(name: str) -> None:
+    config = read_config(SweepConfig, name)
+    assert config.output_dir == f"runs/{Path(name).stem}"
+    targets = targets_of(config)
+    assert len({target.config_hash for target in targets.values()}) == len(targets) >= 3
+
+
+def test_the_reference_in_the_docs_is_that_of_the_code() -> None:
+    written = (ROOT / "docs" / "sweeps.md").read_text()
+    assert "\n".join(rows(SweepConfig)) in written
+
+
+# What its runs survive.
+
+
+def test_cells_run_two_at_a_time_and_only_the_best_rate_is_confirmed(make_sweep: SweepMaker) -> None:
+    config = make_sweep("jobs=2", "confirm_seeds=[5,6]", "keep=metrics", "set.test.step_s=0.05")
+    results = run(config)
+    assert all(result.status == "done" for result in results.values())
+    assert len(results) == 2 * (3 + 2)
+    for arm in ("one", "other-arm"):
+        assert [seed for seed in (5, 6) if f"{arm}_optim.lr=0.001_seed={seed}" in results] == [5, 6]
+        assert results[f"{arm}_optim.lr=0.001_seed=5"].score == pytest.approx(0.905)
+        assert results[f"{arm}_optim.lr=0.0001_seed=0"].score == pytest.approx(0.81)
+    spans = [
+        (attempts(config, cell)[0]["at"], float((config.output / "cells" / cell / "run" / "ended").read_text()))
+        for cell in results
+    ]
+    at_work = [sum(start <= moment < end for start, end in spans) for moment, _ in spans]
+    assert max(at_work) == 2
+    cores = len(os.sched_getaffinity(0))
+    assert {attempts(config, cell)[0]["threads"] for cell in results} == {str(max(1, cores // 2))}
+    directory = config.output / "cells" / "one_optim.lr=0.001_seed=0"
+    assert sorted(path.name for path in directory.iterdir()) == ["cell.json", "log.txt", "run"]
+    assert not (directory / "run" / "adapters").exists()
+    assert [line["step"] for line in read_metrics(directory / "run")] == [0, 1, 2, 3, 4]
+
+
+def test_failed_and_hanging_cells_are_recorded_and_only_retried_when_asked(
+    make_sweep: SweepMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "GRACE_S", 0.2)
+    overrides = ("arms.bad.test.kind=broken", "arms.hung.test.kind=deaf", "time_limit_s=1.5", "grid.optim.lr=[1e-3]")
+    config = make_sweep(*overrides, "jobs=4")
+    results = run(config)
+    assert {result.arm: result.status for result in results.values()} == {
+        "one": "done",
+        "other arm": "done",
+        "bad": "failed",
+        "hung": "timeout",
+    }
+    bad, hung = results["bad_optim.lr=0.001_seed=0"], results["hung_optim.lr=0.001_seed=0"]
+    assert "exit code 1" in bad.error
+    assert bad.error.endswith("RuntimeError: the gap is too large")
+    assert "at step -1 of 4" in hung.error
+    assert not alive(attempts(config, hung.cell)[0]["pid"])
+    assert (bad.score, hung.score) == (None, None)
+
+    (tmp_path / "repaired").touch()
+    assert run(config) == results
+    again = run(config, retry_failed=True)
+    assert again[bad.cell].score == pytest.approx(0.9)
+    assert [len(attempts(config, cell)) for cell in again] == [1, 1, 2, 2]
+
+
+def test_a_score_that_is_not_there_fails_the_cell_and_a_corrected_name_needs_no_run(make_sweep: SweepMaker) -> None:
+    config = make_sweep("grid.optim.lr=[1e-3]")
+    scored = run(config)["one_optim.lr=0.001_seed=0"]
+    missing = run(make_sweep("grid.optim.lr=[1e-3]", "score.metric=scor"))[scored.cell]
+    assert (missing.status, missing.score) == ("failed", None)
+    assert "no 'scor'; nearest: score" in missing.error
+    run(config, retry_failed=True)
+    mean = run(make_sweep("grid.optim.lr=[1e-3]", "score.at=2"))[scored.cell]
+    assert mean.score == pytest.approx(0.9 * (3 / 4 + 1) / 2)
+
+
+def test_a_sweep_is_extended_and_not_mixed_with_other_settings(make_sweep: SweepMaker, tmp_path: Path) -> None:
+    run(make_sweep())
+    wider = make_sweep("grid.optim.lr=[1e-4,1e-3,1e-2,1e-1]", "seeds=[0,1]")
+    assert len(due_cells(wider, Results(wider.output / "results.jsonl").by_cell)) == 2 * (8 - 3)
+    (tmp_path / "base.yaml").write_text('{"train": {"steps": 5, "problems_per_step": 1}}')
+    with pytest.raises(ConfigError, match=r"6 cells that were run with other settings.*another output_dir"):
+        run(wider)
+
+
+def test_two_sweeps_do_not_share_a_directory(make_sweep: SweepMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "LOCK_WAIT_S", 0.0)
+    config = make_sweep()
+    with runs.sole_user(config.output), pytest.raises(ConfigError, match="another sweep"):
+        run(config)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
+    number: signal.Signals, make_sweep: SweepMaker, tmp_path: Path
+) -> None:
+    config = make_sweep("jobs=2", "set.test.step_s=0.15")
+    command = [sys.executable, "-m", "tests.helpers.sweep_fake", "--config", str(tmp_path / "sweep.yaml"), "jobs=2"]
+    command.append("set.test.step_s=0.15")
+    sweep = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(config.output.glob("cells/*/run/metrics.jsonl"))) < 3 and time.monotonic() < deadline:
+        assert sweep.poll() is None
+        time.sleep(0.02)
+    sweep.send_signal(number)
+    output, _ = sweep.communicate(timeout=60)
+    finished = Results(config.output / "results.jsonl").by_cell
+    assert 1 <= len(finished) < 6
+    assert all(result.status == "done" for result in finished.values())
+    if number == signal.SIGTERM:
+        assert sweep.returncode == 128 + signal.SIGTERM
+        assert "the same command goes on" in output
+        assert (config.output / "table.md").is_file()
+    with runs.sole_user(config.output):  # free once the last run has gone, however the sweep went
+        begun = [path.name for path in (config.output / "cells").iterdir()]
+        assert not any(alive(attempt["pid"]) for cell in begun for attempt in attempts(config, cell))
+
+    before = {cell: len(attempts(config, cell)) for cell in begun}
+    results = run(config)
+    assert len(results) == 6
+    assert {cell: results[cell] for cell in finished} == finished
+    for cell in results:
+        tries = attempts(config, cell)
+        assert len(tries) == before.get(cell, 0) + (cell not in finished)
+        assert [line["step"] for line in read_metrics(config.output / "cells" / cell / "run")] == [0, 1, 2, 3, 4]
+    # At least one was in its middle, and went on from there.
+    assert any(attempts(config, cell)[-1]["from"] > 0 for cell in results)
+
+
+def test_the_command_says_what_it_would_run_and_what_it_cannot_do(make_sweep: SweepMaker, tmp_path: Path) -> None:
+    make_sweep()
+    arguments = ["--config", str(tmp_path / "sweep.yaml"), "--dry-run", "confirm_seeds=[1]"]
+    answer = CliRunner().invoke(app, arguments)
+    assert (answer.exit_code, "6 cells due, 2 to follow, 0 done" in answer.stdout) == (0, True)
+    assert "other-arm_optim.lr=0.01_seed=0" in answer.stdout
+    assert not (tmp_path / "out").exists()
+    answer = CliRunner().invoke(app, [])
+    assert answer.exit_code == 2
+    assert "--config NAME_OR_PATH" in answer.stderr

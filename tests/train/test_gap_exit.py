@@ -1,0 +1,41 @@
+"""A sampler that is not the learner's ends a run in one line, whatever was open is closed, and the code is 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import typer
+
+from rl_engine.config import load_config
+from rl_engine.learner.learner import SamplerGapError
+from rl_engine.learner.ranks import Ranks
+from rl_engine.train import assemble, loop
+from rl_engine.train.__main__ import train_in_place
+
+
+def test_a_gap_is_told_with_its_step_and_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    closed = []
+
+    def off(_: object) -> None:
+        raise SamplerGapError("sampler/kl 13")
+
+    run = SimpleNamespace(
+        step=3,
+        version=2,
+        stop=SimpleNamespace(listen=lambda: None),
+        records=SimpleNamespace(close=lambda: closed.append("records")),
+        sampler=SimpleNamespace(engine=SimpleNamespace(close=lambda: closed.append("engine"))),
+    )
+    monkeypatch.setattr(assemble, "assemble", lambda *_: run)
+    monkeypatch.setattr(loop, "train", off)
+    config = load_config("quickstart.yaml", [f"output_dir={tmp_path}", "rewards.workers=1"])
+    with pytest.raises(typer.Exit) as ended:
+        train_in_place(config, Ranks(0, 1, torch.device("cpu")), resume=False)
+    assert ended.value.exit_code == 1
+    assert closed == ["records", "engine"]
+    assert "error: step 3, version 2: sampler/kl 13\n--resume goes on" in capsys.readouterr().err
