@@ -23,12 +23,13 @@ from rich.table import Table
 from torch import nn
 
 from rl_engine.config import Config, load_config
-from rl_engine.learner.batching import MicroBatch, TrainingSample, collate
+from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.objective import objective
 from rl_engine.learner.ranks import join_ranks, leave_ranks
 from rl_engine.policy.base_model import DTYPES, meta_model
-from rl_engine.policy.lora import adaptable
+from rl_engine.policy.micro_batch import MicroBatch
+from rl_engine.policy.targets import adaptable
 from rollout.models import locate_model
 
 Seconds = dict[str, list[float]]

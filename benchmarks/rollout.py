@@ -72,7 +72,7 @@ def write_adapter(directory: Path, model: str) -> None:
     from safetensors.torch import save_file
 
     from rl_engine.policy.base_model import meta_model
-    from rl_engine.policy.lora import adaptable
+    from rl_engine.policy.targets import adaptable
 
     draw = torch.Generator().manual_seed(0)
     tensors, layers = {}, adaptable(meta_model(model, None))

@@ -59,9 +59,10 @@ def prepare(work: Work, model: str | None, directory: Path) -> list[str]:
 
     from rl_engine.policy.base_model import DTYPES
     from rollout.config import ArithmeticConfig, PromptConfig
+    from rollout.frames import BOXED_INSTRUCTION
     from rollout.models import EMBEDDED_DIR, locate_model
     from rollout.prompts.arithmetic import arithmetic_problems
-    from rollout.prompts.renderer import BOXED_INSTRUCTION, Renderer
+    from rollout.prompts.renderer import Renderer
 
     source = EMBEDDED_DIR if model is None else locate_model(model)
     tokenizer = AutoTokenizer.from_pretrained(source)

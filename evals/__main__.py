@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from evals.suites import SUITES, find_suite, suite_needs_hub
 from rollout import models
-from rollout.prompts.renderer import FRAMES
+from rollout.frames import FRAMES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rewards.config import AnswerForm
 from rollout.config import ArithmeticConfig, DataConfig, SamplingConfig
+from rollout.frames import BOXED_INSTRUCTION
 from rollout.prompts.problems import SOURCES, Loaded, load_problems
-from rollout.prompts.renderer import BOXED_INSTRUCTION
 from rollout.types import Problem
 
 HELD_OUT_SEED = 1

@@ -6,19 +6,14 @@ the manifest vouches for. A version's number is never used again for other weigh
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
-
+from rollout.durable import discard, numbered, remove_leftovers, written_aside
 from rollout.types import AdapterRef
 
 MANIFEST = "manifest.json"
@@ -37,98 +32,6 @@ class AdapterError(ValueError):
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """A scratch directory that becomes `target`, synced, when the block ends well, and vanishes otherwise.
-
-    What was at `target` before stays whole until then. Raises `OSError` that names `target`, of the disk or of
-    safetensors.
-    """
-    scratch = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        with naming(target):
-            scratch.mkdir(parents=True)
-            yield scratch
-            for file in scratch.iterdir():
-                # safetensors makes files that only their owner may read; samplers may run as another user.
-                file.chmod(0o644)
-                sync(file)
-            sync(scratch)
-            grave = _set_aside(target)
-            scratch.rename(target)
-            sync(target.parent)
-            shutil.rmtree(grave, ignore_errors=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the disk inside the block say what was being written: a full disk alone names no file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
-    except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def discard(directory: Path) -> None:
-    """Remove a directory, if it is there, so that nobody ever finds half of it."""
-    shutil.rmtree(_set_aside(directory), ignore_errors=True)
-
-
-def _set_aside(directory: Path) -> Path:
-    """Take a directory out of its readers' sight; where it is now, if there was one."""
-    grave = directory.with_name(f".{directory.name}.gone")
-    shutil.rmtree(grave, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        directory.rename(grave)
-    return grave
-
-
-def remove_leftovers(root: Path, kind: str) -> None:
-    """What a killed process left of directories whose names begin with `kind`; for the one who writes there."""
-    for suffix in ("partial", "gone"):
-        for leftover in root.glob(f".{kind}[0-9]*.{suffix}"):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def numbered(root: Path, kind: str) -> dict[int, Path]:
-    """The directories `<kind><number>` of `root`, by number, in order."""
-    found = {
-        int(path.name.removeprefix(kind)): path
-        for path in root.glob(f"{kind}[0-9]*")
-        if re.fullmatch(r"\d{6,}", path.name.removeprefix(kind))
-    }
-    return dict(sorted(found.items()))
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Replace a file as a whole: after a crash it is the old one or the new one. Its directory is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
-    with naming(path):
-        scratch.write_text(text)
-        sync(scratch)
-        scratch.replace(path)
-        sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_manifest(directory: Path, facts: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rollout.prompts.renderer import BOXED_INSTRUCTION, FRAMES
+from rollout.frames import BOXED_INSTRUCTION, FRAMES
 
 
 class Section(BaseModel):

@@ -15,8 +15,8 @@ from evals.scoring.outcomes import Outcome, Sample
 from evals.scoring.votes import count_votes
 from evals.suites import Suite, digest_of
 from rewards import Grader, Verdict
-from rollout.adapters import write_synced
 from rollout.config import SamplingConfig
+from rollout.durable import write_synced
 from rollout.types import BASE, AdapterRef
 
 

@@ -1,14 +1,13 @@
 """YAML and overrides → what a run is told: frozen, checked, light to import (neither torch nor vllm)."""
 
+from rl_engine.config.lora import LoraConfig
+from rl_engine.config.loss import CLIP_BOUNDS, LossConfig
 from rl_engine.config.run import (
-    CLIP_BOUNDS,
     CheckpointConfig,
     Config,
     EvalConfig,
     LearnerConfig,
     LogConfig,
-    LoraConfig,
-    LossConfig,
     OptimConfig,
     TrainConfig,
     load_config,

@@ -14,64 +14,9 @@ from pydantic import Field, model_validator
 from evals.suites import suite_name
 from rewards import RewardConfig
 from rl_engine.config.file import read_config
-from rl_engine.config.starts import DORA, REFUSED, STARTS, served_rank
+from rl_engine.config.lora import LoraConfig
+from rl_engine.config.loss import LossConfig
 from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
-
-# Distances of the clipping bounds from a ratio of one, where `loss.clip_low` and `loss.clip_high` are not given. A loss
-# that is not here has none.
-CLIP_BOUNDS: dict[str, dict[str, float]] = {
-    "ppo_clip": {"clip_low": 0.2, "clip_high": 0.2},
-    "cispo": {"clip_high": 3.0},
-    "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
-}
-
-
-class LoraConfig(Section):
-    rank: int = Field(1, ge=1, le=512, description="Rank of the update of each layer.")
-    alpha: float = Field(32.0, gt=0, description="The update is (alpha / rank) · B·A.")
-    targets: str | tuple[str, ...] = Field(
-        "all",
-        description="`all` linear layers, `mlp`, `attention`, each with `+lm_head` for the output embedding too, "
-        "or names of layers.",
-    )
-    expert_rank: int | Literal["auto"] = Field(
-        "auto",
-        description="Mixture of experts: rank of each expert's update; auto is rank / active experts, at least 1.",
-    )
-    init: str = Field(
-        "default",
-        description=f"Where the adapter starts: {', '.join(STARTS)}. All but the SVD ones (pissa, olora) and eva start "
-        "from values that know nothing of the model; docs/choosing.md.",
-    )
-    plus_ratio: float = Field(
-        1.0, gt=0, le=1024, description="LoRA+: the rate of B is this many times `optim.lr`, the rate of A."
-    )
-    rslora: bool = Field(False, description="Scale by alpha / √rank (rsLoRA) instead of alpha / rank.")
-    dora: bool = Field(False, description="Not served by vLLM, so refused; the message says what to do instead.")
-    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=512)]] = Field(
-        {}, description="Other ranks by name or path of layers, `{down_proj: 4}`; the first that fits counts."
-    )
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="Other alphas in the same way.")
-    start_from: str | None = Field(
-        None, description="Directory of an adapter to go on training, of this rank, alpha and targets."
-    )
-
-    @model_validator(mode="after")
-    def _can_be_trained_and_served(self) -> Self:
-        if self.dora:
-            raise ValueError(DORA)
-        if self.init not in STARTS:
-            reason = REFUSED.get(self.init)
-            known = f"known are {', '.join(STARTS)}"
-            raise ValueError(f"lora.init is {self.init!r}: " + (f"not offered: {reason}" if reason else known))
-        ranks = [self.rank, *self.rank_pattern.values()]
-        if self.init == "orthogonal" and any(rank % 2 for rank in ranks):
-            raise ValueError(f"lora.init orthogonal needs even ranks, not {', '.join(map(str, ranks))}")
-        if served_rank(self) > 512:
-            raise ValueError(f"lora.init {self.init} is served at rank {served_rank(self)}, and vLLM serves up to 512")
-        if self.start_from is not None and self.init != "default":
-            raise ValueError(f"lora.start_from says where the adapter starts: leave lora.init ({self.init}) out")
-        return self
 
 
 class OptimConfig(Section):
@@ -89,50 +34,6 @@ class OptimConfig(Section):
         """`lr` as a number: a run replaces auto before anything else (`rl_engine.plan.learning_rate.with_rate`)."""
         assert self.lr != "auto", "the rate has not been decided"
         return self.lr
-
-
-class LossConfig(Section):
-    name: Literal["importance_sampling", "reinforce", "ppo_clip", "cispo", "gspo"] = Field(
-        "importance_sampling", description="Entry of `rl_engine.learner.losses.LOSSES`."
-    )
-    baseline: Literal["group_mean", "leave_one_out", "group_mean_std"] = Field(
-        "group_mean", description="What a completion is compared with; the last also divides by the spread (GRPO)."
-    )
-    normalizer: Literal["constant", "tokens", "sequence"] = Field(
-        "constant",
-        description="What divides the step's sum of token losses: completions × max_tokens, the tokens of the step "
-        "(DAPO), or each completion's own length and then the completions (GRPO).",
-    )
-    clip_low: float | None = Field(
-        None, gt=0, lt=1, description="Ratios below 1 − clip_low are clipped (ppo_clip 0.2, gspo 3e-4 when absent)."
-    )
-    clip_high: float | None = Field(
-        None, gt=0, description="Ratios above 1 + clip_high are (ppo_clip 0.2, cispo 3, gspo 4e-4 when absent)."
-    )
-    sampler_correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
-        "none",
-        description="Weigh the loss by learner/sampler probability, bounded, and take the loss's own ratio against "
-        "the learner at the start of the step; with `none` that ratio is taken against the sampler.",
-    )
-    correction_min: float = Field(0.0, ge=0, lt=1, description="Smallest such weight left alone.")
-    correction_max: float = Field(2.0, gt=1, description="Largest such weight left alone.")
-    kl_coef: float = Field(0.0, ge=0, description="Weight of the KL to the base model; 0 for none.")
-    kl_penalty: Literal["k1", "k2", "k3", "advantage"] = Field(
-        "k3", description="Estimator of the KL in the loss, or `advantage` to take log p/p_base off the advantages."
-    )
-    entropy_coef: float = Field(0.0, description="Weight of the entropy bonus; negative for a penalty.")
-
-    def bounds(self) -> dict[str, float]:
-        """Clipping bounds of the chosen loss, by the name of its argument."""
-        return {key: getattr(self, key) or default for key, default in CLIP_BOUNDS.get(self.name, {}).items()}
-
-    @model_validator(mode="after")
-    def _bounds_belong_to_the_loss(self) -> Self:
-        for key in ("clip_low", "clip_high"):
-            if getattr(self, key) is not None and key not in CLIP_BOUNDS.get(self.name, {}):
-                users = [name for name, bounds in CLIP_BOUNDS.items() if key in bounds]
-                raise ValueError(f"loss.{key} has no meaning for {self.name}; it belongs to {', '.join(users)}")
-        return self
 
 
 class LearnerConfig(Section):

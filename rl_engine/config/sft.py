@@ -11,7 +11,8 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from rl_engine.config.run import LogConfig, LoraConfig, OptimConfig
+from rl_engine.config.lora import LoraConfig
+from rl_engine.config.run import LogConfig, OptimConfig
 from rl_engine.config.starts import STARTS
 from rollout.config import ModelConfig, PromptConfig, Section
 

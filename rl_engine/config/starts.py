@@ -1,13 +1,8 @@
-"""Ways to start an adapter: which there are, how each is served, and why others are refused. Imports nothing heavy."""
+"""`lora.init` → how an adapter starts: which ways there are, how each is served, and why others are refused."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rl_engine.config.run import LoraConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +42,3 @@ DORA = (
     "lora.dora: vLLM cannot serve DoRA (its update has full rank, so no adapter equals it): "
     "leave it off, or take method=full"
 )
-
-
-def served_factor(config: LoraConfig) -> int:
-    """Rank of the published adapter by that of the trained one."""
-    return 2 if STARTS[config.init].served == "converted" else 1
-
-
-def served_rank(config: LoraConfig) -> int:
-    """Largest rank the sampler has to serve."""
-    return served_factor(config) * max([config.rank, *config.rank_pattern.values()])
-
-
-def served_alpha_factor(config: LoraConfig) -> float:
-    """What alpha is multiplied with, so that the published adapter has the scale of the trained one."""
-    factor = served_factor(config)
-    return math.sqrt(factor) if config.rslora else factor

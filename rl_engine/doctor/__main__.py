@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from rl_engine.command import fail, join_quietly, stay_offline_if_possible
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
-from rl_engine.train.__main__ import fail, join_quietly, stay_offline_if_possible
 
 if TYPE_CHECKING:
     from rl_engine.doctor.selftest import Check

@@ -15,8 +15,7 @@ from pathlib import Path
 from evals.scoring.report import EvalReport
 from rewards import Grader
 from rl_engine.config import Config
-from rl_engine.learner.gap import gap_limits
-from rl_engine.learner.learner import SamplerGapError
+from rl_engine.learner.gap import SamplerGapError, gap_limits
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.memory import PHASES, check_fits, plan
 from rl_engine.run.console import RunConsole

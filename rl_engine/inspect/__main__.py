@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from rl_engine.train.__main__ import fail
+from rl_engine.command import fail
+from rl_engine.inspect.figures import FIGURES, by_kind, middle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,16 +29,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 ROWS = 30
 """Versions that the table shows, at most."""
-# Column → figure of a module; a table shows the median over modules.
-FIGURES: dict[str, Callable[[Spectrum], float | None]] = {
-    "‖A‖₂": lambda spectrum: spectrum.norm_a,
-    "‖B‖₂": lambda spectrum: spectrum.norm_b,
-    "‖ΔW‖₂": lambda spectrum: spectrum.norm,
-    "‖ΔW‖F": lambda spectrum: spectrum.frobenius,
-    "stable rank": lambda spectrum: spectrum.stable_rank,
-    "values for 90 %": lambda spectrum: spectrum.energy_rank,
-    "of the rank": lambda spectrum: spectrum.used,
-}
 
 
 @app.command()
@@ -86,21 +76,6 @@ def inspect(paths: Sequence[Path], base: Path | None = None, only: str = "") -> 
     from rl_engine.inspect.deltas import directories, read_version
 
     return [read_version(directory, base, only) for path in paths for directory in directories(path)]
-
-
-def by_kind(spectra: Sequence[Spectrum]) -> dict[str, list[Spectrum]]:
-    """Modules of one kind together, over all layers: by the last part of their names that is no number."""
-    kinds: dict[str, list[Spectrum]] = {}
-    for spectrum in spectra:
-        kind = next(part for part in reversed(spectrum.module.split(".")) if not part.isdigit())
-        kinds.setdefault(kind, []).append(spectrum)
-    return kinds
-
-
-def middle(spectra: Sequence[Spectrum], figure: Callable[[Spectrum], float | None]) -> float | None:
-    """The median over modules; None where the figure does not exist."""
-    values = [value for spectrum in spectra if (value := figure(spectrum)) is not None]
-    return median(values) if values else None
 
 
 def titles(versions: Sequence[Version]) -> list[str]:
@@ -173,7 +148,7 @@ def numbers(versions: Sequence[Version]) -> list[int]:
 
 def _series(axes: Axes, versions: Sequence[Version], column: str, style: str) -> None:
     """One line for each group of layers that a model's parts make: attention, mlp, other."""
-    from rl_engine.policy.lora import group_of
+    from rl_engine.policy.targets import group_of
 
     for group in ("attention", "mlp", "other"):
         parts = [[one for one in version.spectra if group_of(one.module) == group] for version in versions]

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
 
 from rl_engine.inspect.spectrum import Spectrum, of_factors, of_matrix
+from rl_engine.policy.peft_format import FACTOR, rank_and_scale
 from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, AdapterStore, read_manifest
 from rollout.models import locate_model
-
-FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?(?P<factor>[AB])(?:\.weight)?$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,30 +89,6 @@ def _of_experts(module: str, a_RI: Tensor, b_OR: Tensor, rank: int, scale: float
     a_ERI, b_ORE = a_RI.unflatten(0, (experts, rank)), b_OR.unflatten(1, (rank, experts))
     for expert in range(experts):
         yield of_factors(f"{module}.{expert}", a_ERI[expert], b_ORE[..., expert], scale)
-
-
-def rank_and_scale(facts: dict[str, Any], module: str) -> tuple[int, float]:
-    """(rank, factor before B·A) of a module: α/r, or α/√r with rsLoRA, with the patterns of adapter_config.json.
-
-    Experts are named by the stacked parameters they are; PEFT nests the adapters of one module's, as `base_layer`.
-    """
-    plain = module.removesuffix(".base_layer")
-    names = [plain]
-    for parameter in facts.get("target_parameters") or ():
-        parent, _, leaf = parameter.rpartition(".")
-        if plain == parent or plain.endswith("." + parent):
-            names.append(f"{plain}.{leaf}")
-
-    def setting(patterns: dict[str, float], default: float) -> float:
-        for name in names:
-            for pattern, value in patterns.items():
-                if re.match(rf"(.*\.)?({pattern})$", name):
-                    return value
-        return default
-
-    rank = int(setting(facts.get("rank_pattern") or {}, facts["r"]))
-    alpha = setting(facts.get("alpha_pattern") or {}, facts["lora_alpha"])
-    return rank, alpha / (math.sqrt(rank) if facts.get("use_rslora") else rank)
 
 
 def _of_model(directory: Path, base: Path, only: str) -> Iterator[Spectrum]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rl_engine.policy.attention import SharedPrompts
+from rl_engine.policy.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,41 +31,6 @@ class TrainingSample:
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MicroBatch:
-    """Tensors of B samples, completions C wide, N completion tokens in all.
-
-    `padded`: each sample is a row of T positions. `packed`: one row holds them all end to end, told apart by positions
-    that begin again at zero. `shared_prompt`: one row holds every prompt once, and then every completion.
-    """
-
-    input_ids_BT: Tensor
-    attention_mask_BT: Tensor | None
-    """Of padding; None where there is none."""
-    position_ids_BT: Tensor | None
-    """Each token's place in its sample, where samples share a row."""
-    layout: SharedPrompts | None
-    """What the row is made of, where prompts are shared."""
-    source_N: Tensor
-    """Flat index into [B·T] of the position whose hidden state predicts the token."""
-    target_N: Tensor
-    """The token that was sampled there."""
-    mask_BC: Tensor
-    behaviour_logprob_BC: Tensor
-    old_logprob_BC: Tensor | None
-    advantage_B: Tensor
-    weight_B: Tensor
-
-    def to(self, device: torch.device) -> MicroBatch:
-        tensors = {name: getattr(self, name) for name in self.__slots__}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
-
-    def spread(self, values_N: Tensor) -> Tensor:
-        """[N] values of the completion tokens → [B, C], zero where there is no token."""
-        zeros_BC = torch.zeros(self.mask_BC.shape, dtype=values_N.dtype, device=values_N.device)
-        return zeros_BC.masked_scatter(self.mask_BC, values_N)
 
 
 def pack(samples: Sequence[TrainingSample], tokens_per_microbatch: int, layout: str) -> list[list[TrainingSample]]:

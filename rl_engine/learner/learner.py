@@ -18,23 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from rl_engine.config import Config
-from rl_engine.learner.batching import MicroBatch, TrainingSample, collate, pack, share_of_rank
+from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
+from rl_engine.learner.gap import refuse_gap
 from rl_engine.learner.objective import needs_base, needs_old_logprobs, objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import LearnStats, Tally
 from rl_engine.policy.base_model import layout_of
 from rl_engine.policy.logprobs import Policy
-from rl_engine.policy.trainable import METHODS
+from rl_engine.policy.methods import METHODS
+from rl_engine.policy.micro_batch import MicroBatch
 
 # ZeRO-3 leaves parameters smaller than this whole on every rank.
 PERSISTENT_PARAMETERS = 100_000
 # Completions of a rank that the KL to the base is measured on where the loss does not need it.
 KL_SAMPLES = 32
 NOTHING = TrainingSample(prompt_ids=(0,), completion_ids=(0,), behaviour_logprobs=(0.0,), advantage=0.0, weight=0.0)
-
-
-class SamplerGapError(RuntimeError):
-    """The sampler does not sample from the policy that is being trained."""
 
 
 class Learner:
@@ -235,15 +233,3 @@ class Learner:
                 if self.ranks.is_main:
                     tensors[name] = parameter.detach().float().cpu().clone()
         return tensors
-
-
-def refuse_gap(stats: LearnStats, max_kl: float, max_gap: float) -> None:
-    kl, gap = stats.sampler_kl, stats.logprob_gap_max
-    # Not `kl > max_kl`: a comparison with NaN is false, and NaN is no agreement.
-    if not (kl <= max_kl and gap <= max_gap):
-        raise SamplerGapError(
-            f"the sampler's log-probabilities are not the learner's: sampler/kl {kl:.3g} (limit {max_kl:.3g}), "
-            f"sampler/logprob_gap_max {gap:.3g} (limit {max_gap:.3g}) nats. Nothing was updated. Either the last "
-            "adapter did not reach the sampler, or the two run the model at different precision; the limits are "
-            "rollout.max_kl and rollout.max_logprob_gap."
-        )

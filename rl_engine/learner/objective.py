@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rl_engine.config import LossConfig
-from rl_engine.learner.batching import MicroBatch
 from rl_engine.learner.losses import KL_ESTIMATORS, LOSSES, RATIOS, bounds_hit, sampler_weight
+from rl_engine.policy.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

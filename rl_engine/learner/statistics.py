@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rl_engine.learner.batching import MicroBatch
 from rl_engine.learner.losses import k3
 from rl_engine.learner.objective import Objective
 from rl_engine.learner.ranks import Ranks
+from rl_engine.policy.micro_batch import MicroBatch
 
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 

@@ -9,9 +9,9 @@ import torch
 
 from rl_engine.config import Config
 from rl_engine.learner.batching import TrainingSample
+from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.losses import NORMALIZERS
 from rl_engine.learner.objective import needs_every_group
-from rl_engine.sampling.sampler import GradedGroup
 from rollout.types import RolloutGroup
 
 

@@ -14,8 +14,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from rl_engine.command import explain, fail, stay_offline_if_possible
 from rl_engine.config import Config, load_config
-from rl_engine.train.__main__ import explain, fail, stay_offline_if_possible
 
 if TYPE_CHECKING:
     from rl_engine.plan.devices import Fit
@@ -95,9 +95,9 @@ def plan(
 
     from rl_engine.plan.devices import on_cards, on_this_cpu
     from rl_engine.plan.forecast import forecast
-    from rl_engine.plan.memory import GIB
     from rl_engine.plan.step_time import Devices
     from rl_engine.policy.base_model import meta_model
+    from rl_engine.run.peaks import GIB
     from rollout.models import locate_model
 
     cards = [Devices.parse(text) for text in devices]

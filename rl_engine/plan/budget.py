@@ -18,7 +18,7 @@ from rl_engine.plan.learning_rate import Method
 from rl_engine.plan.memory import Widths
 from rl_engine.policy.attention import NAME as SHARED
 from rl_engine.policy.base_model import choose_layout
-from rl_engine.policy.lora import Shape, adaptable, coverage_of, expert_rank, group_of, head_of, match_targets
+from rl_engine.policy.targets import Shape, adaptable, coverage_of, expert_rank, group_of, head_of, match_targets
 
 # LoRA Without Regret: a LoRA holds about two bits a parameter, and a policy gradient learns about one bit an episode.
 BITS_PER_PARAMETER = 2

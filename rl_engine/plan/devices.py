@@ -10,9 +10,9 @@ import torch
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.forecast import Forecast
-from rl_engine.plan.memory import Available, Memory, Widths, check_fits, estimate
+from rl_engine.plan.memory import Memory, Widths, check_fits, estimate
 from rl_engine.plan.step_time import CardSampler, DataSheet, Devices, StepTime, Throughput
-from rl_engine.run.peaks import available
+from rl_engine.run.peaks import Available, available
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

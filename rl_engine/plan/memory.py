@@ -13,16 +13,15 @@ from torch import nn
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.config.starts import served_rank
 from rl_engine.learner.ranks import Ranks
 from rl_engine.policy.attention import NAME as SHARED
 from rl_engine.policy.base_model import DTYPES, choose_layout, meta_model
 from rl_engine.policy.logprobs import CHUNK, CPU_CHUNK_BYTES
-from rl_engine.policy.lora import coverage_of
+from rl_engine.policy.targets import coverage_of
+from rl_engine.run.peaks import GIB, Available
 from rollout.engine import smallest_allowed_rank
 from rollout.models import locate_model
 
-GIB = 1024**3
 FP32 = 4
 PHASES = ("rollout", "learn", "sync")
 
@@ -317,7 +316,7 @@ def _adapter_slots(config: Config, trainable: int) -> float:
     """The slot that is computed with, padded to a rank vLLM allows, and the adapters that are loaded."""
     if config.method != "lora":
         return 0.0
-    padded = smallest_allowed_rank(served_rank(config.lora)) / config.lora.rank
+    padded = smallest_allowed_rank(config.lora.served_rank) / config.lora.rank
     return trainable * (padded + 1 + config.rollout.max_staleness) * DTYPES[config.model.dtype].itemsize / GIB
 
 
@@ -339,15 +338,6 @@ def _syncing(config: Config, trainable: int, cuda: bool) -> list[Part]:
     size = DTYPES[config.model.dtype].itemsize
     copies = FP32 if config.method == "lora" else FP32 + size
     return [Part(name="version being published", gib=trainable * copies / GIB, phases=("sync",), on_host=cuda)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Available:
-    """What a rank may use, in GiB."""
-
-    device_gib: float
-    host_gib: float
-    """Of the machine; the same on the CPU."""
 
 
 def plan(config: Config, ranks: Ranks) -> Memory:

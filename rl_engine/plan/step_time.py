@@ -17,8 +17,9 @@ import yaml
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.plan.budget import StepFlops, Workload
-from rl_engine.plan.memory import GIB, Widths
+from rl_engine.plan.memory import Widths
 from rl_engine.policy.base_model import DTYPES
+from rl_engine.run.peaks import GIB
 from rl_engine.run.records import METRICS, read_metrics
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from rl_engine.learner.batching import MicroBatch
+from rl_engine.policy.micro_batch import MicroBatch
 
 # Rows of logits that are computed at once: on a GPU enough to keep its matrix units busy. On a CPU buffers beyond
 # 32 MiB are taken from the system anew each time, page by page, so a chunk stays below.

@@ -1,4 +1,4 @@
-"""Method → what is trained: the seam between the learner and the ways to change a model."""
+"""What is trained: the seam between the learner and the ways to change a model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from rl_engine.config import Config
-from rl_engine.learner.batching import MicroBatch
-from rl_engine.policy.full import FullTrainee
-from rl_engine.policy.lora import LoraTrainee
+from rl_engine.policy.micro_batch import MicroBatch
 
 Score = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 
@@ -53,6 +49,3 @@ class Trainee(Protocol):
     def facts(self) -> dict[str, Any]:
         """What the manifest says of every version."""
         ...
-
-
-METHODS: dict[str, Callable[[Config, torch.device], Trainee]] = {"lora": LoraTrainee, "full": FullTrainee}

@@ -20,12 +20,12 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # typ
 from rich.console import Console
 from rich.markup import escape
 
+from rl_engine.command import fail
 from rl_engine.push.card import Release, headline
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
 from rl_engine.push.release import make_release
 from rl_engine.run.console import new_console
 from rl_engine.run.trained import TrainedAdapter, dtype_of, read_trained
-from rl_engine.train.__main__ import fail
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -20,9 +20,9 @@ from rl_engine.push.recipe import data_set_of, recipe_rows
 from rl_engine.run.trained import Measure, Score, TrainedAdapter, dtype_of
 from rollout.config import PromptConfig
 from rollout.engine import smallest_allowed_rank
+from rollout.frames import FRAMES
 from rollout.prompts.arithmetic import expressions
 from rollout.prompts.problems import SOURCES
-from rollout.prompts.renderer import FRAMES
 
 if TYPE_CHECKING:
     from rl_engine.run.merge import Rounding

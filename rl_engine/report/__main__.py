@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rl_engine.command import fail
 from rl_engine.report.page import NAME, PROBLEMS, names_of, read_runs, write_page
 from rl_engine.run.records import METRICS
-from rl_engine.train.__main__ import fail
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -41,8 +41,8 @@ def evenly(items: list[int], count: int) -> list[int]:
 def figures_of(directory: Path, sha256: str) -> dict[str, float]:
     """Medians over the modules of an adapter whose manifest has this digest: read once, though the page is watched."""
     # They load torch, which a report of a run without adapters has no need of.
-    from rl_engine.inspect.__main__ import middle
     from rl_engine.inspect.deltas import read_version
+    from rl_engine.inspect.figures import middle
 
     spectra = read_version(directory, None).spectra
     figures = {

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from rl_engine.report.charts import charts_of
 from rl_engine.report.run_record import RunRecord, read_run
 from rl_engine.report.tables import changes_of, conditions_of, differences_of, facts_of
-from rollout.adapters import naming
+from rollout.durable import naming
 
 NAME = "report.html"
 PROBLEMS = 4

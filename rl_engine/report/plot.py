@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from rl_engine.report.charts import COT_LENGTH, REWARD, Chart, Series, accuracy_chart, charts_of, suites_of
 from rl_engine.run.records import read_metrics
-from rollout.adapters import naming
+from rollout.durable import naming
 
 NAME = "curves.png"
 # Okabe and Ito's colours, which colour-blind readers tell apart, a little darker; the report's page has the same.

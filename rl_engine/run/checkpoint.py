@@ -11,15 +11,8 @@ import torch
 from torch import Tensor
 
 from rl_engine.learner.state import load_state, save_state
-from rollout.adapters import (
-    AdapterError,
-    discard,
-    numbered,
-    read_manifest,
-    remove_leftovers,
-    write_manifest,
-    written_aside,
-)
+from rollout.adapters import AdapterError, read_manifest, write_manifest
+from rollout.durable import discard, numbered, remove_leftovers, written_aside
 
 log = logging.getLogger(__name__)
 

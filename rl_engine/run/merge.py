@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rl_engine.inspect.deltas import rank_and_scale
 from rl_engine.policy.base_model import DTYPES
+from rl_engine.policy.peft_format import rank_and_scale
 from rl_engine.run.trained import BaseModel, TrainedAdapter
 from rollout.adapters import PEFT_WEIGHTS
 

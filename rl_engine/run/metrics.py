@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 from rewards import Verdict
+from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.statistics import LearnStats
-from rl_engine.sampling.sampler import GradedGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ import psutil
 import torch
 
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.memory import GIB, Available
 
+GIB = 1024**3
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 RESET_PEAK = "5"
@@ -79,6 +79,15 @@ class PhasePeaks:
             logging.getLogger(__name__).warning(
                 f"{CLEAR_REFS} cannot be written: memory/… is what is resident at the end of a phase, not its peak"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Available:
+    """What a rank may use, in GiB."""
+
+    device_gib: float
+    host_gib: float
+    """Of the machine; the same on the CPU."""
 
 
 def available(ranks: Ranks) -> Available:

@@ -13,10 +13,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
-from rollout.adapters import naming, write_synced
+from rollout.durable import naming, write_synced
 
 if TYPE_CHECKING:
-    from rl_engine.sampling.sampler import GradedGroup
+    from rl_engine.learner.groups import GradedGroup
 
 METRICS = "metrics.jsonl"
 

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from rl_engine.learner.batching import TrainingSample
-from rl_engine.learner.learner import Learner, SamplerGapError
-from rl_engine.sampling.sampler import GradedGroup
+from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.groups import GradedGroup
+from rl_engine.learner.learner import Learner
 from rollout.types import AdapterRef
 
 

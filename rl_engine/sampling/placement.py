@@ -9,7 +9,6 @@ import torch
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.config.starts import served_rank
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.shared_pool import DrivenPool
 from rollout.engine import Engine, EngineSettings, PoolSettings
@@ -72,7 +71,7 @@ def _engine_settings(config: Config, max_model_len: int, *, sleep: bool, ranks: 
         revision=config.model.revision,
         dtype=config.model.dtype,
         max_model_len=max_model_len,
-        lora_rank=served_rank(config.lora) if config.method == "lora" else 0,
+        lora_rank=config.lora.served_rank if config.method == "lora" else 0,
         max_num_seqs=rollout.max_num_seqs,
         kv_cache_gib=rollout.kv_cache_gib,
         memory_fraction=rollout.memory_fraction,

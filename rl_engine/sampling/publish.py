@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rl_engine.learner.batching import TrainingSample
-from rl_engine.learner.learner import Learner, SamplerGapError
+from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.updates import training_samples
 from rl_engine.sampling.past import PastVersions

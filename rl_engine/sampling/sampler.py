@@ -6,25 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rewards import GradeItem, Grader, GradeResult
+from rewards import GradeItem, Grader
+from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.shared_pool import DrivenPool
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.pieces import Request
 from rollout.types import AdapterRef, Prompt, RolloutGroup
-
-
-@dataclass(frozen=True, slots=True)
-class GradedGroup:
-    """A group and the verdict on each of its completions."""
-
-    group: RolloutGroup
-    results: tuple[GradeResult, ...]
-
-    @property
-    def rewards(self) -> list[float]:
-        return [result.reward for result in self.results]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from rl_engine.config import Config
-from rl_engine.sampling.sampler import Asked, GradedGroup, Sampler
+from rl_engine.learner.groups import GradedGroup
+from rl_engine.sampling.sampler import Asked, Sampler
 from rollout.config import SamplingConfig
 from rollout.prompts.cursor import Cursor
 from rollout.types import AdapterRef, Prompt

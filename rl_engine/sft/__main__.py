@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
+from rl_engine.command import explain, fail, speak_only_of_what_matters
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import needs_hub
-from rl_engine.train.__main__ import explain, fail, speak_only_of_what_matters
 from rollout import models
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

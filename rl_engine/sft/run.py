@@ -26,7 +26,8 @@ from rl_engine.sft.model import METHODS
 from rl_engine.sft.rows import plan_of
 from rl_engine.sft.state import restore
 from rl_engine.sft.trainer import make_trainer, rows_of
-from rollout.adapters import AdapterStore, written_aside
+from rollout.adapters import AdapterStore
+from rollout.durable import written_aside
 from rollout.models import locate_model
 from rollout.types import AdapterRef
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from rl_engine.command import fail
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.run.console import new_console
 from rl_engine.sweep.analysis import Analysis, cells_left, due_cells
@@ -20,7 +21,6 @@ from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
 from rl_engine.sweep.results import RESULTS, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
-from rl_engine.train.__main__ import fail
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = new_console()

@@ -21,7 +21,7 @@ from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.results import Result, parsed
 from rl_engine.sweep.statistics import Estimate
-from rollout.adapters import write_synced
+from rollout.durable import write_synced
 
 SUMMARY, TABLE = "summary.json", "table.md"
 FORMAT = 1

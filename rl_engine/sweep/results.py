@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rl_engine.run.records import METRICS, read_metrics
 from rl_engine.sweep.config import ScoreConfig
-from rollout.adapters import write_synced
+from rollout.durable import write_synced
 
 RESULTS = "results.jsonl"
 CURVE_POINTS = 60

@@ -6,25 +6,16 @@ Imports nothing heavy until the configuration is known to be good.
 from __future__ import annotations
 
 import contextlib
-import errno
-import logging
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.markup import escape
 from safetensors import SafetensorError
 
-from evals.suites import find_suite, suite_needs_hub
+from rl_engine.command import explain, fail, join_quietly, stay_offline_if_possible
 from rl_engine.config import Config, load_config
-from rollout import models
 from rollout.engine import PoolError
-from rollout.prompts import problems
 
 if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
@@ -59,33 +50,6 @@ def main(
     raise typer.Exit(code)
 
 
-def explain(error: OSError, paths: str = "model.name, data.path and eval.data_dir") -> str:
-    """What the system or the hub client said, and the way out."""
-    if error.errno is None:
-        hint = f"On a machine without the hub, give {paths} as local paths."
-    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "Make space: what was saved before stands, and --resume continues it."
-    else:
-        hint = "What was saved before stands: --resume continues it."
-    return f"{error}\n{hint}"
-
-
-def fail(message: str, code: int) -> None:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def stay_offline_if_possible(config: Config) -> None:
-    """Where model, data and suites are all on this machine, forbid the libraries to ask the hub at all."""
-    suites = [find_suite(name) for name in config.eval.suites]
-    if not (
-        models.needs_hub(config.model.name)
-        or problems.needs_hub(config.data)
-        or any(suite_needs_hub(suite, config.eval.data_dir) for suite in suites)
-    ):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-
-
 def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
     """Assemble and train; the exit code."""
     ranks = join_quietly()
@@ -105,27 +69,6 @@ def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> i
         leave_ranks()
 
 
-def join_quietly() -> Ranks:
-    """Enter the process group."""
-    # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    speak_only_of_what_matters()
-    from rl_engine.learner.ranks import join_ranks
-
-    return join_ranks()
-
-
-def speak_only_of_what_matters() -> None:
-    """Warnings in our own style, and no progress bars or questions of libraries."""
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # about what DeepSpeed calls
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    models.refuse_code_of_models()
-
-
 def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) -> int:
     from rl_engine.run.output import check_output, sole_writer
 
@@ -139,7 +82,7 @@ def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) ->
 def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
     """In an output directory that is known to be ours."""
     from rewards import Grader
-    from rl_engine.learner.learner import SamplerGapError
+    from rl_engine.learner.gap import SamplerGapError
     from rl_engine.report.page import NAME as REPORT
     from rl_engine.report.page import write_report
     from rl_engine.run.records import read_metrics

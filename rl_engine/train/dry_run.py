@@ -11,7 +11,8 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.forecast import first_lines
 from rl_engine.plan.memory import check_fits, estimated, plan
 from rl_engine.policy.base_model import meta_model
-from rl_engine.policy.lora import coverage_of, describe_adapter
+from rl_engine.policy.lora import describe_adapter
+from rl_engine.policy.targets import coverage_of
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import check_output
 from rl_engine.run.peaks import available

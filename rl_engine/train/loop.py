@@ -17,6 +17,7 @@ from rl_engine.config import Config
 from rl_engine.learner.advantages import advantages_of
 from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.gap import gap_limits
+from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.state import learner_state
 from rl_engine.learner.statistics import LearnStats
@@ -32,7 +33,7 @@ from rl_engine.run.records import METRICS, Records, read_metrics
 from rl_engine.run.stopping import StopRequest
 from rl_engine.sampling.past import PastVersions, gaps_of_versions
 from rl_engine.sampling.publish import Publisher
-from rl_engine.sampling.sampler import GradedGroup, Sampler
+from rl_engine.sampling.sampler import Sampler
 from rl_engine.sampling.stream import Supply
 from rollout.config import SamplingConfig
 from rollout.types import AdapterRef, Prompt

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rollout.adapters import MANIFEST, sha256_of, written_aside
+from rollout.adapters import MANIFEST, sha256_of
 from rollout.config import SamplingConfig
+from rollout.durable import written_aside
 from rollout.engine import EngineSettings, ExtendingEngine
 from rollout.pool.scratch import ScratchDirectory
 from rollout.types import AdapterRef, Prompt, RolloutGroup

@@ -11,29 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rollout.frames import FRAMES
 from rollout.types import Problem, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rollout.config import PromptConfig
-
-BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A plain text around the problem, and what ends a completion under it."""
-
-    text: str
-    stop: tuple[str, ...] = ()
-
-
-FRAMES: dict[str, Frame] = {
-    "plain": Frame("{problem}\n"),
-    "problem_solution": Frame("Problem:\n{problem}\n\nSolution:\n", ("\n\nProblem:", "\nProblem:")),
-    "question_answer": Frame("Question: {problem}\nAnswer:", ("\nQuestion:", "\n\n\n")),
-}
 
 
 @dataclass(frozen=True, slots=True)

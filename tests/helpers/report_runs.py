@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rewards import GradeResult, Verdict
 from rl_engine.config import load_config
+from rl_engine.learner.groups import GradedGroup
 from rl_engine.run.records import Records
-from rl_engine.sampling.sampler import GradedGroup
 from rollout.adapters import AdapterStore
 from rollout.types import Completion, Problem, Prompt, RolloutGroup
 

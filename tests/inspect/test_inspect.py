@@ -16,10 +16,12 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 from typer.testing import CliRunner
 
 from rl_engine.config import LoraConfig
-from rl_engine.inspect.__main__ import ROWS, app, by_kind
-from rl_engine.inspect.deltas import directories, rank_and_scale, read_version
+from rl_engine.inspect.__main__ import ROWS, app
+from rl_engine.inspect.deltas import directories, read_version
+from rl_engine.inspect.figures import by_kind
 from rl_engine.inspect.spectrum import Spectrum, of_factors, of_matrix
 from rl_engine.policy.lora import add_adapter
+from rl_engine.policy.peft_format import rank_and_scale
 from rollout.adapters import MANIFEST, AdapterError, AdapterStore
 
 

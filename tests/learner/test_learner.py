@@ -16,10 +16,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rl_engine.config import LoraConfig
 from rl_engine.learner.batching import TrainingSample, collate
-from rl_engine.learner.learner import Learner, SamplerGapError
+from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.learner import Learner
 from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.logprobs import Policy
-from rl_engine.policy.lora import LoraTrainee, coverage_of, match_targets
+from rl_engine.policy.lora import LoraTrainee
+from rl_engine.policy.targets import coverage_of, match_targets
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.batches import LOOSE
 

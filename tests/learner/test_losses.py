@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rl_engine.config import CLIP_BOUNDS, LossConfig, load_config
 from rl_engine.config.file import ConfigError
-from rl_engine.learner.batching import MicroBatch, TrainingSample, collate
+from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.losses import (
     KL_ESTIMATORS,
     LOSSES,
@@ -31,6 +31,7 @@ from rl_engine.learner.losses import (
 from rl_engine.learner.objective import objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import Tally
+from rl_engine.policy.micro_batch import MicroBatch
 
 LOG2 = math.log(2)
 ONES = torch.ones(1, 2, dtype=torch.bool)

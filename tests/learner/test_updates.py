@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from rewards import GradeResult, Verdict
+from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.updates import updates_of
-from rl_engine.sampling.sampler import GradedGroup
 from rollout.types import Completion, Problem, Prompt, RolloutGroup
 
 

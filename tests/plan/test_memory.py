@@ -19,8 +19,6 @@ from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.memory import (
-    GIB,
-    Available,
     Memory,
     Widths,
     activation_bytes,
@@ -33,7 +31,7 @@ from rl_engine.plan.memory import (
 )
 from rl_engine.policy.base_model import meta_model
 from rl_engine.run import peaks as measuring
-from rl_engine.run.peaks import PhasePeaks, available, cgroup_room
+from rl_engine.run.peaks import GIB, Available, PhasePeaks, available, cgroup_room
 from rl_engine.run.records import read_metrics
 from rl_engine.train import assemble as assembling
 from rollout.models import EMBEDDED_DIR

@@ -19,10 +19,11 @@ from rl_engine.plan.__main__ import app
 from rl_engine.plan.budget import Products, capacity_of, forward_flops, reinforcement, step_flops, supervised_bits
 from rl_engine.plan.devices import on_cards, on_this_cpu
 from rl_engine.plan.forecast import Forecast, first_lines, forecast, lines_of
-from rl_engine.plan.memory import GIB, Widths
+from rl_engine.plan.memory import Widths
 from rl_engine.plan.step_time import CardSampler, DataSheet, Devices, Throughput, kv_bytes, measured
 from rl_engine.plan.warnings import WARNINGS
 from rl_engine.policy.base_model import meta_model
+from rl_engine.run.peaks import GIB
 
 ROOT = Path(__file__).parents[2]
 LAYERS, HIDDEN, MLP, VOCABULARY = 36, 4096, 12288, 151936

@@ -32,8 +32,9 @@ from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.plan.budget import Products, Workload, learning_flops
 from rl_engine.policy.base_model import meta_model
 from rl_engine.policy.logprobs import Policy
-from rl_engine.policy.lora import add_adapter, coverage_of
+from rl_engine.policy.lora import add_adapter
 from rl_engine.policy.lora_linear import LoraLinear
+from rl_engine.policy.targets import coverage_of
 
 INPUTS, OUTPUTS, EXAMPLES = 16, 12, 40
 ALPHA = 32.0

@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from rl_engine.config import Config, LoraConfig
 from rl_engine.config.file import ConfigError
-from rl_engine.config.starts import REFUSED, STARTS, served_rank
+from rl_engine.config.starts import REFUSED, STARTS
 from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
-from rl_engine.policy.lora import LoraTrainee, coverage_of, lora_layers
+from rl_engine.policy.lora import LoraTrainee, lora_layers
+from rl_engine.policy.targets import coverage_of
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
 from rollout.models import EMBEDDED_DIR
@@ -176,6 +177,6 @@ def test_patterns_give_each_layer_its_rank() -> None:
     mlp = 2 * 2 * (hidden + wide) + 4 * (hidden + wide)
     attention = 4 * 2 * (hidden + hidden)
     assert coverage_of(model, config).trainable == layers * (mlp + attention) - (hidden + hidden)
-    assert served_rank(config) == 4
+    assert config.served_rank == 4
     with pytest.raises(ValueError, match=r"lora\.rank_pattern: 'down' names no adapted linear layer.*'down_proj'"):
         coverage_of(model, LoraConfig(rank_pattern={"down": 4}))

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from rl_engine.learner.learner import Learner, SamplerGapError
+from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.publish import Publisher
 from rollout.adapters import AdapterError, AdapterStore, identity_of, write_manifest

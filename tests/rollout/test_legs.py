@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rewards import GradeResult, Verdict
+from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.learner import Learner
 from rl_engine.sampling.past import PastVersions, gaps_of_versions
-from rl_engine.sampling.sampler import GradedGroup
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import sample_seed

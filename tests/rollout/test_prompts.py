@@ -8,8 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from rollout.config import PromptConfig
+from rollout.frames import FRAMES
 from rollout.models import locate_model
-from rollout.prompts.renderer import FRAMES, Renderer
+from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
 
 PROBLEM = Problem(id="p", text="1+{2}=?", answer="3")

@@ -19,12 +19,12 @@ from rewards import GradeResult, Verdict
 from rl_engine.config import load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.gap import gap_limits
+from rl_engine.learner.groups import GradedGroup
 from rl_engine.run.best import best_version
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import config_hash
 from rl_engine.run.records import Records, read_metrics
-from rl_engine.sampling.sampler import GradedGroup
 from rl_engine.train.assemble import pad_id_of
 from rollout.types import Completion, Leg, Problem, Prompt, RolloutGroup
 

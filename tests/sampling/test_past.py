@@ -13,9 +13,10 @@ import torch
 
 from rewards import GradeResult, Verdict
 from rl_engine.learner.batching import TrainingSample
-from rl_engine.learner.learner import Learner, SamplerGapError
+from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.groups import GradedGroup
+from rl_engine.learner.learner import Learner
 from rl_engine.sampling.past import PastVersions, _rows_by_version, gaps_of_versions
-from rl_engine.sampling.sampler import GradedGroup
 from rollout.types import AdapterRef, Completion, Leg, Problem, Prompt, RolloutGroup
 from tests.helpers.batches import LOOSE
 

@@ -17,7 +17,8 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.logprobs import Policy
-from rl_engine.policy.lora import Coverage, LoraTrainee, coverage_of, match_targets
+from rl_engine.policy.lora import LoraTrainee
+from rl_engine.policy.targets import Coverage, coverage_of, match_targets
 from rl_engine.sampling.placement import start_engine
 from rl_engine.train.assemble import check_context
 from rollout.models import EMBEDDED_DIR

@@ -13,7 +13,8 @@ import pytest
 from rewards import GradeResult, Verdict
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.sampling.sampler import Asked, GradedGroup
+from rl_engine.learner.groups import GradedGroup
+from rl_engine.sampling.sampler import Asked
 from rl_engine.sampling.stream import Supply
 from rollout.config import SamplingConfig
 from rollout.legs import is_unfinished, joined

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from rl_engine.config import load_config
-from rl_engine.learner.learner import SamplerGapError
+from rl_engine.learner.gap import SamplerGapError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.train import assemble, loop
 from rl_engine.train.__main__ import train_in_place

@@ -1,0 +1,68 @@
+"""The `lora:` section: which layers an adapter changes, by how much, and where it starts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rl_engine.config.starts import DORA, REFUSED, STARTS
+from rollout.config import Section
+
+
+class LoraConfig(Section):
+    rank: int = Field(1, ge=1, le=512, description="Rank of the update of each layer.")
+    alpha: float = Field(32.0, gt=0, description="The update is (alpha / rank) · B·A.")
+    targets: str | tuple[str, ...] = Field(
+        "all",
+        description="`all` linear layers, `mlp`, `attention`, each with `+lm_head` for the output embedding too, "
+        "or names of layers.",
+    )
+    expert_rank: int | Literal["auto"] = Field(
+        "auto",
+        description="Mixture of experts: rank of each expert's update; auto is rank / active experts, at least 1.",
+    )
+    init: str = Field(
+        "default",
+        description=f"Where the adapter starts: {', '.join(STARTS)}. All but the SVD ones (pissa, olora) and eva start "
+        "from values that know nothing of the model; docs/choosing.md.",
+    )
+    plus_ratio: float = Field(
+        1.0, gt=0, le=1024, description="LoRA+: the rate of B is this many times `optim.lr`, the rate of A."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / √rank (rsLoRA) instead of alpha / rank.")
+    dora: bool = Field(False, description="Not served by vLLM, so refused; the message says what to do instead.")
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=512)]] = Field(
+        {}, description="Other ranks by name or path of layers, `{down_proj: 4}`; the first that fits counts."
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="Other alphas in the same way.")
+    start_from: str | None = Field(
+        None, description="Directory of an adapter to go on training, of this rank, alpha and targets."
+    )
+
+    @property
+    def served_factor(self) -> int:
+        """Rank of the published adapter by that of the trained one."""
+        return 2 if STARTS[self.init].served == "converted" else 1
+
+    @property
+    def served_rank(self) -> int:
+        """Largest rank the sampler has to serve."""
+        return self.served_factor * max([self.rank, *self.rank_pattern.values()])
+
+    @model_validator(mode="after")
+    def _can_be_trained_and_served(self) -> Self:
+        if self.dora:
+            raise ValueError(DORA)
+        if self.init not in STARTS:
+            reason = REFUSED.get(self.init)
+            known = f"known are {', '.join(STARTS)}"
+            raise ValueError(f"lora.init is {self.init!r}: " + (f"not offered: {reason}" if reason else known))
+        ranks = [self.rank, *self.rank_pattern.values()]
+        if self.init == "orthogonal" and any(rank % 2 for rank in ranks):
+            raise ValueError(f"lora.init orthogonal needs even ranks, not {', '.join(map(str, ranks))}")
+        if self.served_rank > 512:
+            raise ValueError(f"lora.init {self.init} is served at rank {self.served_rank}, and vLLM serves up to 512")
+        if self.start_from is not None and self.init != "default":
+            raise ValueError(f"lora.start_from says where the adapter starts: leave lora.init ({self.init}) out")
+        return self

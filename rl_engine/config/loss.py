@@ -1,0 +1,61 @@
+"""The `loss:` section: what is minimised, against which baseline, with which corrections and penalties."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rollout.config import Section
+
+# Distances of the clipping bounds from a ratio of one, where `loss.clip_low` and `loss.clip_high` are not given. A loss
+# that is not here has none.
+CLIP_BOUNDS: dict[str, dict[str, float]] = {
+    "ppo_clip": {"clip_low": 0.2, "clip_high": 0.2},
+    "cispo": {"clip_high": 3.0},
+    "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
+}
+
+
+class LossConfig(Section):
+    name: Literal["importance_sampling", "reinforce", "ppo_clip", "cispo", "gspo"] = Field(
+        "importance_sampling", description="Entry of `rl_engine.learner.losses.LOSSES`."
+    )
+    baseline: Literal["group_mean", "leave_one_out", "group_mean_std"] = Field(
+        "group_mean", description="What a completion is compared with; the last also divides by the spread (GRPO)."
+    )
+    normalizer: Literal["constant", "tokens", "sequence"] = Field(
+        "constant",
+        description="What divides the step's sum of token losses: completions × max_tokens, the tokens of the step "
+        "(DAPO), or each completion's own length and then the completions (GRPO).",
+    )
+    clip_low: float | None = Field(
+        None, gt=0, lt=1, description="Ratios below 1 − clip_low are clipped (ppo_clip 0.2, gspo 3e-4 when absent)."
+    )
+    clip_high: float | None = Field(
+        None, gt=0, description="Ratios above 1 + clip_high are (ppo_clip 0.2, cispo 3, gspo 4e-4 when absent)."
+    )
+    sampler_correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
+        "none",
+        description="Weigh the loss by learner/sampler probability, bounded, and take the loss's own ratio against "
+        "the learner at the start of the step; with `none` that ratio is taken against the sampler.",
+    )
+    correction_min: float = Field(0.0, ge=0, lt=1, description="Smallest such weight left alone.")
+    correction_max: float = Field(2.0, gt=1, description="Largest such weight left alone.")
+    kl_coef: float = Field(0.0, ge=0, description="Weight of the KL to the base model; 0 for none.")
+    kl_penalty: Literal["k1", "k2", "k3", "advantage"] = Field(
+        "k3", description="Estimator of the KL in the loss, or `advantage` to take log p/p_base off the advantages."
+    )
+    entropy_coef: float = Field(0.0, description="Weight of the entropy bonus; negative for a penalty.")
+
+    def bounds(self) -> dict[str, float]:
+        """Clipping bounds of the chosen loss, by the name of its argument."""
+        return {key: getattr(self, key) or default for key, default in CLIP_BOUNDS.get(self.name, {}).items()}
+
+    @model_validator(mode="after")
+    def _bounds_belong_to_the_loss(self) -> Self:
+        for key in ("clip_low", "clip_high"):
+            if getattr(self, key) is not None and key not in CLIP_BOUNDS.get(self.name, {}):
+                users = [name for name, bounds in CLIP_BOUNDS.items() if key in bounds]
+                raise ValueError(f"loss.{key} has no meaning for {self.name}; it belongs to {', '.join(users)}")
+        return self

@@ -1,0 +1,14 @@
+"""`method` → what is trained: the table of the ways to change a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from rl_engine.config import Config
+from rl_engine.policy.full import FullTrainee
+from rl_engine.policy.lora import LoraTrainee
+from rl_engine.policy.trainable import Trainee
+
+METHODS: dict[str, Callable[[Config, torch.device], Trainee]] = {"lora": LoraTrainee, "full": FullTrainee}

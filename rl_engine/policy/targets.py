@@ -1,0 +1,153 @@
+"""Model → the layers that an adapter touches, and how many parameters that comes to."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from peft.utils.other import get_pattern_key
+from torch import nn
+
+from rl_engine.config import LoraConfig
+
+PRESETS = ("all", "mlp", "attention")
+
+
+HEAD = "+lm_head"
+
+
+class Shape(NamedTuple):
+    """What a target maps: a linear layer, or the stacked layers of a mixture's experts."""
+
+    inputs: int
+    outputs: int
+    experts: int = 0
+
+    def parameters(self, rank: int) -> int:
+        return rank * (self.inputs + self.outputs) * max(self.experts, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """What an adapter touches.
+
+    Example: `Coverage(modules=("model.layers.0.mlp.up_proj", …), trainable=27648, total=1_800_000, …)`
+    """
+
+    modules: tuple[str, ...]
+    trainable: int
+    total: int
+    """Parameters of the base model."""
+    by_group: dict[str, int]
+    """Trainable parameters by kind of layer."""
+
+    def describe(self) -> str:
+        groups = ", ".join(f"{name} {count:,}" for name, count in self.by_group.items())
+        return (
+            f"{len(self.modules)} modules, {self.trainable:,} trainable of {self.total:,} parameters "
+            f"({self.trainable / self.total:.3%}): {groups}"
+        )
+
+
+def group_of(module: str) -> str:
+    """The kind of layer a linear module belongs to, from its path."""
+    if "attn" in module or "attention" in module:
+        return "attention"
+    if any(word in module for word in ("mlp", "feed_forward", "ffn", "experts")):
+        return "mlp"
+    return "other"
+
+
+def adaptable(model: nn.Module) -> dict[str, Shape]:
+    """Every linear layer but the output embedding, and every stack of experts, by path."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            found[path] = Shape(module.in_features, module.out_features)
+        if path.endswith("experts"):
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() == 3:
+                    experts, outputs, inputs = parameter.shape
+                    found[f"{path}.{name}"] = Shape(inputs, outputs, experts)
+    return found
+
+
+def head_of(model: nn.Module) -> dict[str, Shape]:
+    """The output embedding, by its path."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return {
+        path: Shape(module.in_features, module.out_features)
+        for path, module in model.named_modules()
+        if module is head and isinstance(module, nn.Linear)
+    }
+
+
+def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, Shape]:
+    """The layers that a preset or a list of names means, by path.
+
+    Raises `ValueError` for a name that matches nothing, with the nearest that would.
+    """
+    layers = adaptable(model)
+    if isinstance(targets, str) and targets.removesuffix(HEAD) in PRESETS:
+        preset = targets.removesuffix(HEAD)
+        matched = {path: shape for path, shape in layers.items() if preset in ("all", group_of(path))}
+        if not matched:
+            raise ValueError(f"lora.targets: the preset {preset!r} matches no layer of this model")
+        return {**matched, **head_of(model)} if targets.endswith(HEAD) else matched
+    layers |= head_of(model)
+    wanted = (targets,) if isinstance(targets, str) else targets
+    leaves = sorted({path.rpartition(".")[2] for path in layers})
+    for target in wanted:
+        if not any(_names(target, path) for path in layers):
+            near = difflib.get_close_matches(target, [*leaves, *PRESETS], n=1, cutoff=0)
+            raise ValueError(
+                f"lora.targets: {target!r} matches no linear layer; the nearest name is {near[0]!r} "
+                f"(presets: {', '.join(PRESETS)}, each with {HEAD} or without; layers: {', '.join(leaves)})"
+            )
+    return {path: shape for path, shape in layers.items() if any(_names(target, path) for target in wanted)}
+
+
+def _names(target: str, path: str) -> bool:
+    return path == target or path.endswith("." + target)
+
+
+def expert_rank(model: Any, config: LoraConfig) -> int:
+    """Rank of each expert's update: with `auto` the rank is shared out among the experts that a token passes through,
+    so that it meets as many trained parameters as in a dense layer (LoRA Without Regret)."""
+    if config.expert_rank != "auto":
+        return config.expert_rank
+    return max(1, config.rank // int(getattr(model.config, "num_experts_per_tok", None) or 1))
+
+
+def rank_of(path: str, config: LoraConfig) -> int:
+    """A layer's rank, by PEFT's own rule: the first pattern that names it, or else `lora.rank`."""
+    return config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), path), config.rank)
+
+
+def refuse_idle_patterns(matched: dict[str, Shape], config: LoraConfig) -> None:
+    """Raises `ValueError` for a pattern that names no adapted layer, or experts, whose rank `expert_rank` sets."""
+    for key, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for name in pattern:
+            named = [shape for path, shape in matched.items() if get_pattern_key([name], path) == name]
+            if not named or any(shape.experts for shape in named):
+                leaves = sorted({path.rpartition(".")[2] for path, shape in matched.items() if not shape.experts})
+                near = difflib.get_close_matches(name, leaves, n=1, cutoff=0)
+                raise ValueError(f"lora.{key}: {name!r} names no adapted linear layer; the nearest is {near[0]!r}")
+
+
+def coverage_of(model: nn.Module, config: LoraConfig) -> Coverage:
+    """What an adapter of this configuration adds: rank × (inputs + outputs) for each layer or expert."""
+    matched = match_targets(model, config.targets)
+    refuse_idle_patterns(matched, config)
+    by_group: dict[str, int] = {}
+    for path, shape in matched.items():
+        size = shape.parameters(expert_rank(model, config) if shape.experts else rank_of(path, config))
+        by_group[group_of(path)] = by_group.get(group_of(path), 0) + size
+    return Coverage(
+        modules=tuple(matched),
+        trainable=sum(by_group.values()),
+        total=sum(parameter.numel() for parameter in model.parameters()),
+        by_group=by_group,
+    )
