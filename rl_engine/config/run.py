@@ -31,7 +31,7 @@ class OptimConfig(Section):
 
     @property
     def rate(self) -> float:
-        """`lr` as a number: a run replaces auto before anything else (`rl_engine.plan.learning_rate.with_rate`)."""
+        """`lr` as a number: a run replaces auto before anything else (`rl_engine.train.assemble.settled`)."""
         assert self.lr != "auto", "the rate has not been decided"
         return self.lr
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-def spread(completion: str, reference: str, problem: str) -> float:
-    """The self-test's share of the reward: a number in [0, 1) made from the text, so that completions differ."""
-    return zlib.crc32(completion.encode()) / 2**32
 
 
 @app.command()

@@ -25,7 +25,7 @@ from rl_engine.train.loop import train
 
 PROBLEMS, SAMPLES, TOKENS, STEPS = 8, 4, 48, 2
 READ_PROBLEMS = 64
-SPREAD = "rl_engine.doctor:spread"
+SPREAD = "rl_engine.doctor.reward:spread"
 SPREAD_WEIGHT = 0.5
 
 FITS, DATA, MODEL, ENGINE = "memory", "problems", "learner", "sampler"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rl_engine.config import load_config
-from rl_engine.doctor.__main__ import spread
 from rl_engine.doctor.machine import Library, instructions, libraries
+from rl_engine.doctor.reward import spread
 from rl_engine.doctor.selftest import CHECK_OF, FIRST, FITS, GAP_BEFORE, SECOND, small
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_the_self_test_is_the_same_run_made_small() -> None:
     assert (made.sampling.max_tokens, made.eval.suites) == (48, ())
     same = {"model", "prompt", "lora", "optim", "loss", "rollout", "seed", "method"}
     assert made.model_dump(include=same) == config.model_dump(include=same)
-    assert made.rewards.function == "rl_engine.doctor:spread"
+    assert made.rewards.function == "rl_engine.doctor.reward:spread"
     own = load_config("quickstart.yaml", ["rewards.function=trl:think_format_reward"])
     assert small(own, Path("here")).rewards == own.rewards
 

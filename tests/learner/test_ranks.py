@@ -45,7 +45,7 @@ def learned(directory: Path, ranks: int) -> dict[str, dict[str, Tensor]]:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
     done = subprocess.run(
-        [*command, str(ROOT / "tests" / "steps_of_learners.py"), str(directory), *arguments],
+        [*command, str(ROOT / "tests" / "helpers" / "steps_of_learners.py"), str(directory), *arguments],
         env=environment,
         capture_output=True,
         text=True,
