@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from rewards import wire
 from rewards.config import RewardConfig
-from rewards.pool import Pool
 from rewards.shaping import shaping_terms
 from rewards.types import GradeItem, GradeResult, Verdict
+from rewards.workers import wire
+from rewards.workers.pool import Pool
 
 MAX_COMPLETION_CHARS = 4_000_000
 MAX_REFERENCE_CHARS = 20_000

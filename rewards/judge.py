@@ -10,14 +10,14 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards import mathematics
-from rewards.clean import Unreadable, clean, fingerprint
-from rewards.compare import equal
-from rewards.extract import Extracted, Refused, extract
-from rewards.numbers import read_number, same_number
-from rewards.read import Reader
-from rewards.shapes import Expression, Items, Node, Unusable
-from rewards.surroundings import later_claims
+from rewards.equality import mathematics
+from rewards.equality.compare import equal
+from rewards.extraction.extract import Extracted, Refused, extract
+from rewards.extraction.surroundings import later_claims
+from rewards.reading.clean import Unreadable, clean, fingerprint
+from rewards.reading.numbers import read_number, same_number
+from rewards.reading.read import Reader
+from rewards.reading.shapes import Expression, Items, Node, Unusable
 from rewards.types import Verdict
 
 MAX_REMEMBERED_CHARS = 1_000

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 
-from rewards.clean import Unreadable, clean
-from rewards.phrases import fold
-from rewards.read import Reader
-from rewards.shapes import Expression, Unusable
+from rewards.reading.clean import Unreadable, clean
+from rewards.reading.phrases import fold
+from rewards.reading.read import Reader
+from rewards.reading.shapes import Expression, Unusable
 
 PLAIN = 1
 MATH_VERIFY = 2
@@ -61,7 +61,7 @@ def _last_box(completion: str) -> str | None:
 
 def understands(completion: str, reference: str, problem: str) -> float:
     """1.0 when a reference is read as something that other spellings can equal, 0.0 when only its own text can."""
-    from rewards import mathematics
+    from rewards.equality import mathematics
 
     try:
         node = Reader().read(clean(reference))

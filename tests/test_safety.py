@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rewards import processes
+from rewards.workers import processes
 from rl_engine import stopping
 from rl_engine.checkpoint import Checkpoints, RunState
 from rl_engine.config import Config, load_config

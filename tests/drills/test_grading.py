@@ -21,7 +21,7 @@ EXPECTED = ["correct", "incorrect"] * 2000
 
 
 def nursery() -> psutil.Process:
-    return next(p for p in psutil.Process().children() if "rewards.nursery" in p.cmdline())
+    return next(p for p in psutil.Process().children() if "rewards.workers.nursery" in p.cmdline())
 
 
 def workers() -> list[psutil.Process]:

@@ -20,7 +20,7 @@ import pytest
 
 from rewards import Grader, GradeResult
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 RIGHT = ("\\boxed{2x+3}", "3+2x")
 WRONG = ("\\boxed{7}", "8")
 HANGS = ("\\boxed{\\sqrt{10^{100000}+1}}", "10^{50000}")
@@ -41,7 +41,7 @@ def descendants() -> list[psutil.Process]:
 
 
 def is_nursery(process: psutil.Process) -> bool:
-    return process.status() != psutil.STATUS_ZOMBIE and "rewards.nursery" in process.cmdline()
+    return process.status() != psutil.STATUS_ZOMBIE and "rewards.workers.nursery" in process.cmdline()
 
 
 def wait_until_gone(processes: list[psutil.Process], seconds: float = 20.0) -> bool:

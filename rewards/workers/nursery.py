@@ -4,8 +4,8 @@ Importing sympy takes a second, forking takes milliseconds: a killed worker is r
 process is small, has one thread and never judges anything itself, so forking it is safe whatever the
 user's own process does with threads, CUDA or event loops.
 
-It is started as `python -m rewards.nursery FD`, with FD a socket to the grader. Requests are JSON
-messages (`rewards.wire`): `spawn` answers with the worker's pid and passes one end of a new socket pair,
+It is started as `python -m rewards.workers.nursery FD`, with FD a socket to the grader. Requests are JSON
+messages (`rewards.workers.wire`): `spawn` answers with the worker's pid and passes one end of a new socket pair,
 `kill` ends a worker. End of file means that the grader is gone: everything dies.
 """
 
@@ -19,8 +19,8 @@ import socket
 import sys
 from typing import NoReturn
 
-from rewards import wire
-from rewards.worker import preload, serve
+from rewards.workers import wire
+from rewards.workers.worker import preload, serve
 
 PARENT_POLL_S = 2.0
 

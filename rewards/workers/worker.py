@@ -14,8 +14,9 @@ import sys
 import warnings
 from typing import Any
 
-from rewards import function, limits, wire
+from rewards import function
 from rewards.types import Verdict
+from rewards.workers import limits, wire
 
 RECYCLE_AFTER_ITEMS = 20_000
 RECURSION_LIMIT = 4_000

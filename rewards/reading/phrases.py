@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.shapes import Domain, Expression, Items, Moment, Node, Unusable, Words
+from rewards.reading.shapes import Domain, Expression, Items, Moment, Node, Unusable, Words
 
 _FOLDED: dict[str, Node] = {
     phrase: node

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rewards import mathematics
-from rewards.shapes import Bracketed, Combination, Domain, Exact, Expression, Items, Node, Relation
+from rewards.equality import mathematics
+from rewards.reading.shapes import Bracketed, Combination, Domain, Exact, Expression, Items, Node, Relation
 
 Region = Any  # a sympy set
 _INEQUALITIES = {"<", ">", "<=", ">="}
@@ -131,7 +131,7 @@ def _from_relation(node: Relation) -> Region | None:
     if name is None:
         return None
     if node.operators == ("in",):
-        from rewards.read import Reader
+        from rewards.reading.read import Reader
 
         return region(Reader(thousands=False).read(node.sides[1]))
     parts = []

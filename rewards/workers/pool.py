@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards import wire
-from rewards.processes import CLOSE_LIMIT_S, START_LIMIT_S, NurseryProcess, Worker, WorkersFailed
 from rewards.types import Verdict
+from rewards.workers import wire
+from rewards.workers.processes import CLOSE_LIMIT_S, START_LIMIT_S, NurseryProcess, Worker, WorkersFailed
 
 QUEUE_ITEMS = 16
 QUEUE_BYTES = 1 << 18

@@ -1,11 +1,11 @@
-"""What an answer can be: one frozen class per kind. `rewards.read` makes them, `rewards.compare` compares them."""
+"""What an answer can be: one frozen class per kind. `reading.read` makes them, `equality.compare` compares them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rewards.numbers import Number
+from rewards.reading.numbers import Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Quantity:
 
     value: Node
     unit: str
-    """Canonical name from `rewards.units`, or the folded words when unknown."""
+    """Canonical name from `reading.units`, or the folded words when unknown."""
 
 
 @dataclass(frozen=True, slots=True)

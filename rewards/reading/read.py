@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from rewards import phrases, regions, split
-from rewards.numbers import read_number
-from rewards.shapes import (
+from rewards.equality import regions
+from rewards.reading import phrases, split
+from rewards.reading.numbers import read_number
+from rewards.reading.shapes import (
     Approximation,
     Based,
     Bracketed,
@@ -29,7 +30,7 @@ from rewards.shapes import (
     Relation,
     Unusable,
 )
-from rewards.units import SCALES, is_known, read_unit
+from rewards.reading.units import SCALES, is_known, read_unit
 
 MAX_ELEMENTS = 200
 MAX_NESTING = 8

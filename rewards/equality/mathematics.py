@@ -20,7 +20,7 @@ from math_verify import verify
 from math_verify.grader import should_treat_as_complex
 from sympy.core.function import AppliedUndef
 
-from rewards.latex import to_latex
+from rewards.reading.latex import to_latex
 
 DIGITS = 60
 AGREE = sympy.Float("1e-50", DIGITS)

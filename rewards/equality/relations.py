@@ -10,10 +10,20 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from rewards import mathematics, regions
-from rewards.clean import fingerprint
-from rewards.phrases import fold
-from rewards.shapes import Approximation, Bracketed, Conditioned, Exact, Expression, Items, Node, Quantity, Relation
+from rewards.equality import mathematics, regions
+from rewards.reading.clean import fingerprint
+from rewards.reading.phrases import fold
+from rewards.reading.shapes import (
+    Approximation,
+    Bracketed,
+    Conditioned,
+    Exact,
+    Expression,
+    Items,
+    Node,
+    Quantity,
+    Relation,
+)
 
 Equal = Callable[[Node, Node], bool]
 CONSISTENT = Fraction(1, 50)
@@ -153,7 +163,7 @@ def _same_name(one: str, other: str) -> bool:
 
 
 def _read(text: str) -> Node:
-    from rewards.read import Reader
+    from rewards.reading.read import Reader
 
     return Reader().read(text)
 

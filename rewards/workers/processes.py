@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rewards import wire
+from rewards.workers import wire
 
 START_LIMIT_S = 180.0
 SPAWN_LIMIT_S = 30.0
@@ -64,7 +64,7 @@ class NurseryProcess:
         self._buffer = bytearray()
         try:
             self._process = subprocess.Popen(  # the command line is ours, nothing of it is user text
-                [sys.executable, "-m", "rewards.nursery", str(theirs.fileno())],
+                [sys.executable, "-m", "rewards.workers.nursery", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -137,7 +137,7 @@ def _environment(*, own_code: bool) -> dict[str, str]:
 
     Processes that only read what models wrote are told no secrets; a reward function of the user's may need them.
     """
-    package_parent = str(Path(__file__).resolve().parent.parent)
+    package_parent = str(Path(__file__).resolve().parents[2])
     entries = [package_parent, *(entry or str(Path.cwd()) for entry in sys.path)]
     kept = {name: value for name, value in os.environ.items() if own_code or not SECRET.search(name)}
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(entries)), "PYTHONSAFEPATH": "1"}

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from rewards import mathematics, measures, regions, relations
-from rewards.clean import fingerprint
-from rewards.numbers import Number, rounds_to, same_number
-from rewards.phrases import fold
-from rewards.shapes import (
+from rewards.equality import mathematics, measures, regions, relations
+from rewards.reading.clean import fingerprint
+from rewards.reading.numbers import Number, rounds_to, same_number
+from rewards.reading.phrases import fold
+from rewards.reading.shapes import (
     Approximation,
     Bracketed,
     Choice,
@@ -131,7 +131,7 @@ def bases(reference: Node, answer: Node) -> bool | None:
 
 
 def relational(reference: Node, answer: Node) -> bool | None:
-    """Equations, inequalities and membership: `rewards.relations` has the cases."""
+    """Equations, inequalities and membership: `equality.relations` has the cases."""
     if isinstance(reference, Relation) or isinstance(answer, Relation):
         return relations.equal_relations(reference, answer, equal)
     return None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from rewards import mathematics
-from rewards.shapes import Based, Bracketed, Exact, Expression, Items, Moment, Node, Quantity, Ratio, Relation
-from rewards.units import conversion, is_known, same_things
+from rewards.equality import mathematics
+from rewards.reading.shapes import Based, Bracketed, Exact, Expression, Items, Moment, Node, Quantity, Ratio, Relation
+from rewards.reading.units import conversion, is_known, same_things
 
 Equal = Callable[[Node, Node], bool]
 
