@@ -10,12 +10,12 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards.equality import mathematics
 from rewards.equality.compare import equal
 from rewards.extraction.extract import Extracted, Refused, extract
 from rewards.extraction.surroundings import later_claims
 from rewards.reading.clean import Unreadable, clean, fingerprint
 from rewards.reading.numbers import read_number, same_number
+from rewards.reading.parse import Unparsed, parse
 from rewards.reading.read import Reader
 from rewards.reading.shapes import Expression, Items, Node, Unusable
 from rewards.types import Verdict
@@ -123,7 +123,7 @@ def _judge_pair(answer: str, reference: str, several: bool, fast: bool) -> tuple
     try:
         if _equal_in_some_reading(expected, given, several=several):
             return Verdict.CORRECT, "compared"
-    except mathematics.Unparsed as error:
+    except Unparsed as error:
         return Verdict.UNPARSEABLE, f"unparsed: {error}"[:200]
     return _why_not(given)
 
@@ -184,7 +184,7 @@ def _why_not(given: str) -> tuple[Verdict, str]:
         return Verdict.INCORRECT, node.rule
     if isinstance(node, Expression):
         try:
-            mathematics.parse(node.latex)
-        except mathematics.Unparsed as error:
+            parse(node.latex)
+        except Unparsed as error:
             return Verdict.UNPARSEABLE, f"unparsed: {error}"[:200]
     return Verdict.INCORRECT, "compared"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from rewards.reading.clean import Unreadable, clean
+from rewards.reading.parse import Unparsed, parse
 from rewards.reading.phrases import fold
 from rewards.reading.read import Reader
 from rewards.reading.shapes import Expression, Unusable
@@ -61,8 +62,6 @@ def _last_box(completion: str) -> str | None:
 
 def understands(completion: str, reference: str, problem: str) -> float:
     """1.0 when a reference is read as something that other spellings can equal, 0.0 when only its own text can."""
-    from rewards.equality import mathematics
-
     try:
         node = Reader().read(clean(reference))
     except Unreadable:
@@ -71,7 +70,7 @@ def understands(completion: str, reference: str, problem: str) -> float:
         return 0.0
     if isinstance(node, Expression):
         try:
-            mathematics.parse(node.latex)
-        except mathematics.Unparsed:
+            parse(node.latex)
+        except Unparsed:
             return float(fold(node.latex).isalpha())
     return 1.0

@@ -12,6 +12,7 @@ from fractions import Fraction
 from rewards.equality import mathematics, measures, regions, relations
 from rewards.reading.clean import fingerprint
 from rewards.reading.numbers import Number, rounds_to, same_number
+from rewards.reading.parse import Unparsed
 from rewards.reading.phrases import fold
 from rewards.reading.shapes import (
     Approximation,
@@ -267,7 +268,7 @@ def _expressions(one: str, other: str) -> bool:
         return True
     try:
         return mathematics.same_expression(one, other)
-    except mathematics.Unparsed:
+    except Unparsed:
         return False
 
 

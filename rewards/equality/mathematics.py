@@ -1,26 +1,21 @@
-"""Two expressions → equal or not. math-verify parses and verifies; exact and 60-digit values cross-check.
+"""Two expressions → equal or not. math-verify verifies; exact and 60-digit values cross-check.
 
-The only file that imports the mathematics. math-verify compares rounded values, so 1e-7 equals 2e-7 for
-it, and 1/2004! equals 1/2006!. Here rationals are compared exactly, and other values to 60 digits relative
-to their size, and agreement of numbers counts only where the numbers are of everyday size.
+math-verify compares rounded values, so 1e-7 equals 2e-7 for it, and 1/2004! equals 1/2006!. Here rationals
+are compared exactly, and other values to 60 digits relative to their size, and agreement of numbers counts
+only where the numbers are of everyday size.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from math_verify import verify
-from math_verify.grader import should_treat_as_complex
 from sympy.core.function import AppliedUndef
 
-from rewards.reading.latex import to_latex
+from rewards.reading.parse import Expr, Unparsed, is_scalar, parse
 
 DIGITS = 60
 AGREE = sympy.Float("1e-50", DIGITS)
@@ -28,52 +23,13 @@ MAX_POWER = 200_000.0
 """Largest number of decimal digits a value may have before it is left unevaluated."""
 MAX_FACTORIAL = 20_000
 EVERYDAY_DIGITS = 40
-MAX_NODES = 600
-MAX_LATEX_CHARS = 1_000
 
-_CONVERSION = ConversionConfig(lowercase_symbols=False)
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 
-_SYMBOLIC_DIVISOR = re.compile(r"\\(?:gcd|lcm)(?![A-Za-z])[^\\]*?[A-Za-z]")
 _FAST_GROWING = (sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial, sympy.fibonacci)
 _SYMPY_ERRORS = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, KeyError, IndexError)
 """What sympy raises on expressions that make no sense to it; a failure of ours would be one of these too,
 so the text of the error is kept in the verdict's detail."""
-
-Expr = Any  # sympy is not annotated
-
-
-class Unparsed(ValueError):
-    """The text is not mathematics that the parser understands."""
-
-
-@lru_cache(maxsize=4096)
-def parse(text: str) -> Expr:
-    """The sympy object of a cleaned expression."""
-    latex = to_latex(text)
-    if "'" in latex:
-        raise Unparsed("a prime that the parser would drop")
-    if _SYMBOLIC_DIVISOR.search(latex):
-        raise Unparsed("a greatest common divisor of unknowns")  # sympy takes them for coprime polynomials
-    if len(latex) > MAX_LATEX_CHARS:
-        raise Unparsed(f"longer than {MAX_LATEX_CHARS} characters")
-    try:
-        parsed = latex2sympy(
-            latex,
-            is_real=not should_treat_as_complex(latex),
-            convert_degrees=True,
-            normalization_config=None,
-            conversion_config=_CONVERSION,
-        )
-    except (MemoryError, RecursionError):
-        raise
-    except Exception as error:  # noqa: BLE001 - the parser raises bare Exception for every syntax error
-        raise Unparsed(str(error).split("\n", 1)[0]) from None
-    if not isinstance(parsed, sympy.Basic | sympy.MatrixBase):
-        raise Unparsed(f"parsed to {type(parsed).__name__}")
-    if sum(1 for _ in itertools.islice(sympy.preorder_traversal(parsed), MAX_NODES + 1)) > MAX_NODES:
-        raise Unparsed("too large an expression")
-    return parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
 
 
 @lru_cache(maxsize=8192)
@@ -93,9 +49,9 @@ def _same(left: Expr, right: Expr) -> bool:
         return False
     if right.has(*_UNEVALUATED) and not left.has(*_UNEVALUATED):
         return False  # the problem restated, not answered
-    if _is_scalar(left) != _is_scalar(right):
+    if is_scalar(left) != is_scalar(right):
         return False  # a set or a relation in place of a value: other rules have had their say
-    if not _is_scalar(left):
+    if not is_scalar(left):
         return bool(verify(left, right, timeout_seconds=None))
     left, right = _as_numbers_and_symbols(left), _as_numbers_and_symbols(right)
     if left.is_Rational and right.is_Rational:
@@ -108,14 +64,10 @@ def _same(left: Expr, right: Expr) -> bool:
     return agreement
 
 
-def _is_scalar(expression: Expr) -> bool:
-    return isinstance(expression, sympy.Expr) and not isinstance(expression, sympy.MatrixExpr | sympy.MatrixBase)
-
-
 def value_of(text: str) -> Fraction | None:
     """The value of a closed real expression to `DIGITS` digits, or None."""
     expression = parse(text)
-    if not _is_scalar(expression) or not _is_evaluable(expression):
+    if not is_scalar(expression) or not _is_evaluable(expression):
         return None
     expression = _as_numbers_and_symbols(expression)
     if expression.free_symbols or expression.has(*_UNEVALUATED):
@@ -127,15 +79,6 @@ def value_of(text: str) -> Fraction | None:
         return None
     rational = sympy.Rational(value)
     return Fraction(int(rational.p), int(rational.q))
-
-
-def is_closed(text: str) -> bool:
-    """Whether a text is an expression without variables."""
-    try:
-        expression = parse(text)
-    except Unparsed:
-        return False
-    return _is_scalar(expression) and not expression.free_symbols and not expression.atoms(AppliedUndef)
 
 
 def _as_numbers_and_symbols(expression: Expr) -> Expr:
@@ -265,7 +208,7 @@ def _close(left: Expr | None, right: Expr | None) -> bool | None:
 def same_direction(left: tuple[str, str], right: tuple[str, str], *, signed: bool) -> bool:
     """Whether a - b and c - d differ by a constant factor: the same equation, or with `signed` inequality."""
     pairs = [(parse(a), parse(b)) for a, b in (left, right)]
-    if not all(_is_scalar(a) and _is_scalar(b) for a, b in pairs):
+    if not all(is_scalar(a) and is_scalar(b) for a, b in pairs):
         return False
     one, other = (_as_numbers_and_symbols(a - b) for a, b in pairs)
     symbols = sorted(one.free_symbols, key=str)
@@ -291,7 +234,7 @@ def interval(start: str, end: str, *, left_open: bool, right_open: bool) -> Expr
 
 def _real(text: str) -> Expr:
     expression = parse(text)
-    if not _is_scalar(expression) or not _is_evaluable(expression):
+    if not is_scalar(expression) or not _is_evaluable(expression):
         raise Unparsed(f"{text} is no end of an interval")
     value = expression.doit()
     if value.is_extended_real is not True or (not value.is_comparable and not value.is_infinite):

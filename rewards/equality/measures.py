@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from rewards.equality import mathematics
+from rewards.reading.parse import Unparsed
 from rewards.reading.shapes import Based, Bracketed, Exact, Expression, Items, Moment, Node, Quantity, Ratio, Relation
 from rewards.reading.units import conversion, is_known, same_things
 
@@ -122,7 +123,7 @@ def value_of(text: str) -> Fraction | None:
     """The value of a closed expression, None when it has none or cannot be read."""
     try:
         return mathematics.value_of(text)
-    except mathematics.Unparsed:
+    except Unparsed:
         return None
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from rewards.equality import mathematics
+from rewards.reading.parse import Unparsed
+from rewards.reading.read import Reader
 from rewards.reading.shapes import Bracketed, Combination, Domain, Exact, Expression, Items, Node, Relation
+from rewards.reading.variables import variable
 
 Region = Any  # a sympy set
-_INEQUALITIES = {"<", ">", "<=", ">="}
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 
@@ -27,7 +29,7 @@ def equal_if_regions(reference: Node, answer: Node) -> bool | None:
         if left is None or right is None:
             return None
         return mathematics.same_set(left, right)
-    except (mathematics.Unparsed, TypeError, NotImplementedError, ValueError):
+    except (Unparsed, TypeError, NotImplementedError, ValueError):
         return None
 
 
@@ -47,33 +49,6 @@ def _is_clearly_region(node: Node) -> bool:
 
 def _is_infinite(node: Node) -> bool:
     return isinstance(node, Expression) and node.latex.replace(" ", "").lstrip("+-") == r"\infty"
-
-
-def variable(node: Node) -> str | None:
-    """The variable of an inequality or a membership, by its name."""
-    if isinstance(node, Items):
-        names = {variable(part) for part in node.elements}
-        return names.pop() if len(names) == 1 else None
-    if not isinstance(node, Relation):
-        return None
-    if node.operators == ("in",):
-        return node.sides[0] if _is_name(node.sides[0]) else None
-    if not all(operator in _INEQUALITIES or operator == "!=" for operator in node.operators):
-        return None
-    names = {side for side in node.sides if _is_name(side)}
-    others = [side for side in node.sides if not _is_name(side)]
-    if len(names) != 1 or len(others) != len(node.operators) or not all(_is_end(side) for side in others):
-        return None
-    return names.pop()
-
-
-def _is_name(text: str) -> bool:
-    bare = text.strip().strip("{}")
-    return (len(bare) == 1 and bare.isalpha()) or bare in {r"\theta", r"\alpha", r"\beta", r"\lambda", r"\mu"}
-
-
-def _is_end(text: str) -> bool:
-    return text.replace(" ", "").lstrip("+-") == r"\infty" or mathematics.is_closed(text)
 
 
 def region(node: Node) -> Region | None:
@@ -131,8 +106,6 @@ def _from_relation(node: Relation) -> Region | None:
     if name is None:
         return None
     if node.operators == ("in",):
-        from rewards.reading.read import Reader
-
         return region(Reader(thousands=False).read(node.sides[1]))
     parts = []
     for position, operator in enumerate(node.operators):

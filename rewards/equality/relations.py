@@ -12,7 +12,9 @@ from fractions import Fraction
 
 from rewards.equality import mathematics, regions
 from rewards.reading.clean import fingerprint
+from rewards.reading.parse import Unparsed, is_closed
 from rewards.reading.phrases import fold
+from rewards.reading.read import Reader
 from rewards.reading.shapes import (
     Approximation,
     Bracketed,
@@ -91,10 +93,10 @@ def stated_value(relation: Relation, equal: Equal) -> Node | None:
     middle = sides[:-1]
     if is_name(middle[0]):
         middle = middle[1:]
-    elif not mathematics.is_closed(middle[0]):
+    elif not is_closed(middle[0]):
         return None
     for side in middle:  # a chain must not contradict itself
-        if mathematics.is_closed(side) and not equal(_read(side), last):
+        if is_closed(side) and not equal(_read(side), last):
             return None
     return last
 
@@ -116,14 +118,14 @@ def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
         return mathematics.same_direction(
             (one.sides[0], one.sides[1]), (other.sides[0], other.sides[1]), signed=one.operators != ("=",)
         )
-    except (mathematics.Unparsed, TypeError, ArithmeticError):
+    except (Unparsed, TypeError, ArithmeticError):
         return False
 
 
 def _named_values(one: Relation, other: Relation) -> bool:
     """x = 5 and y = 5 are different statements, and x = 5 and x = 6 as well: no equation to compare."""
     return all(
-        relation.operators == ("=",) and is_name(relation.sides[0]) and mathematics.is_closed(relation.sides[1])
+        relation.operators == ("=",) and is_name(relation.sides[0]) and is_closed(relation.sides[1])
         for relation in (one, other)
     )
 
@@ -163,8 +165,6 @@ def _same_name(one: str, other: str) -> bool:
 
 
 def _read(text: str) -> Node:
-    from rewards.reading.read import Reader
-
     return Reader().read(text)
 
 
@@ -293,6 +293,6 @@ def _magnitude(node: Node) -> Fraction | None:
     if isinstance(node, Expression):
         try:
             return mathematics.value_of(node.latex)
-        except mathematics.Unparsed:
+        except Unparsed:
             return None
     return None

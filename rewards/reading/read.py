@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from rewards.equality import regions
 from rewards.reading import phrases, split
 from rewards.reading.numbers import read_number
 from rewards.reading.shapes import (
@@ -31,6 +30,7 @@ from rewards.reading.shapes import (
     Unusable,
 )
 from rewards.reading.units import SCALES, is_known, read_unit
+from rewards.reading.variables import variable
 
 MAX_ELEMENTS = 200
 MAX_NESTING = 8
@@ -245,7 +245,7 @@ class Reader:
         if match is None:
             return None
         node = self.read(match.group("condition"), nesting + 1)
-        return node if regions.variable(node) == match.group("name") else None
+        return node if variable(node) == match.group("name") else None
 
     def _pieces(self, inside: str) -> list[str]:
         found = split.split_items(inside, thousands=False)
