@@ -9,7 +9,7 @@ from typing import Any
 
 from rewards.equality import mathematics
 from rewards.reading.parse import Unparsed
-from rewards.reading.read import Reader
+from rewards.reading.read import read
 from rewards.reading.shapes import Bracketed, Combination, Domain, Exact, Expression, Items, Node, Relation
 from rewards.reading.variables import variable
 
@@ -106,7 +106,7 @@ def _from_relation(node: Relation) -> Region | None:
     if name is None:
         return None
     if node.operators == ("in",):
-        return region(Reader(thousands=False).read(node.sides[1]))
+        return region(read(node.sides[1], thousands=False))
     parts = []
     for position, operator in enumerate(node.operators):
         left, right = node.sides[position : position + 2]

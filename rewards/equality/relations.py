@@ -14,7 +14,7 @@ from rewards.equality import mathematics, regions
 from rewards.reading.clean import fingerprint
 from rewards.reading.parse import Unparsed, is_closed
 from rewards.reading.phrases import fold
-from rewards.reading.read import Reader
+from rewards.reading.read import read
 from rewards.reading.shapes import (
     Approximation,
     Bracketed,
@@ -83,20 +83,20 @@ def equal_relations(reference: Node, answer: Node, equal: Equal) -> bool:
 def stated_value(relation: Relation, equal: Equal) -> Node | None:
     """x = 5 and 5 = x state 5; so does 2 + 3 = 5, whose sides agree; x + 1 = 6 states nothing."""
     if relation.operators == ("in",):
-        return _read(relation.sides[1]) if is_name(relation.sides[0]) else None
+        return read(relation.sides[1]) if is_name(relation.sides[0]) else None
     if any(operator != "=" for operator in relation.operators):
         return None
     sides = list(relation.sides)
     if len(sides) == 2 and is_name(sides[1]) and not is_name(sides[0]):
         sides.reverse()
-    last = _read(sides[-1])
+    last = read(sides[-1])
     middle = sides[:-1]
     if is_name(middle[0]):
         middle = middle[1:]
     elif not is_closed(middle[0]):
         return None
     for side in middle:  # a chain must not contradict itself
-        if is_closed(side) and not equal(_read(side), last):
+        if is_closed(side) and not equal(read(side), last):
             return None
     return last
 
@@ -110,7 +110,7 @@ def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
     for left, right in ((one, other), (_flipped(one), other)):
         if left is None:
             continue
-        if _same_name(left.sides[0], right.sides[0]) and equal(_read(left.sides[1]), _read(right.sides[1])):
+        if _same_name(left.sides[0], right.sides[0]) and equal(read(left.sides[1]), read(right.sides[1])):
             return True
     if one.operators[0] not in {"=", "<", "<="} or _named_values(one, other):
         return False
@@ -149,12 +149,12 @@ def _same_chain(reference: Relation, answer: Relation, equal: Equal) -> bool:
     """a < b < c by side, also read from right to left; x = … = 5 by its name and its last side."""
     if set(reference.operators) == {"="} == set(answer.operators):
         ends = [(relation.sides[0], relation.sides[-1]) for relation in (reference, answer)]
-        return _same_name(ends[0][0], ends[1][0]) and equal(_read(ends[0][1]), _read(ends[1][1]))
+        return _same_name(ends[0][0], ends[1][0]) and equal(read(ends[0][1]), read(ends[1][1]))
     turned = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
     backwards = Relation(tuple(reversed(answer.sides)), tuple(turned.get(o, o) for o in reversed(answer.operators)))
     return any(
         reference.operators == candidate.operators
-        and all(equal(_read(a), _read(b)) for a, b in zip(reference.sides, candidate.sides, strict=True))
+        and all(equal(read(a), read(b)) for a, b in zip(reference.sides, candidate.sides, strict=True))
         for candidate in (answer, backwards)
     )
 
@@ -162,10 +162,6 @@ def _same_chain(reference: Relation, answer: Relation, equal: Equal) -> bool:
 def _same_name(one: str, other: str) -> bool:
     strip = str.maketrans("", "", "{} ")
     return one.translate(strip) == other.translate(strip)
-
-
-def _read(text: str) -> Node:
-    return Reader().read(text)
 
 
 # -- lists of named values ---------------------------------------------------------------------------------
@@ -202,7 +198,7 @@ def equal_assignments(reference: Items, answer: Items, equal: Equal) -> bool:
         return True
     if len(one) != 1 or len(answer.elements) != len(one[0]) or any(isinstance(e, Relation) for e in answer.elements):
         return False
-    return all(equal(_read(text), element) for (_, text), element in zip(one[0], answer.elements, strict=True))
+    return all(equal(read(text), element) for (_, text), element in zip(one[0], answer.elements, strict=True))
 
 
 Group = list[tuple[str, str]]
@@ -232,7 +228,7 @@ def _same_group(one: Group, other: Group, equal: Equal) -> bool:
     return (
         len(one) == len(other)
         and {_bare(name) for name, _ in one} == set(values)
-        and all(equal(_read(text), _read(values[_bare(name)])) for name, text in one)
+        and all(equal(read(text), read(values[_bare(name)])) for name, text in one)
     )
 
 
@@ -260,7 +256,7 @@ def equal_renamed(reference: Conditioned, answer: Conditioned, equal: Equal) -> 
     if re.search(letter.format(name), answer.text):
         return False
     renamed = re.sub(letter.format(old), name, answer.text)
-    return renamed != answer.text and equal(reference.body, _read(renamed))
+    return renamed != answer.text and equal(reference.body, read(renamed))
 
 
 def is_mere_domain(condition: str) -> bool:

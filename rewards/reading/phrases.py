@@ -178,7 +178,7 @@ def choice(text: str) -> tuple[str, str] | None:
     if named:
         return named.group(1), ""
     match = _CHOICE.fullmatch(text)
-    if match is None or bool(match.group("open")) > (match.group("mark") == ")"):
+    if match is None or (match.group("open") and match.group("mark") != ")"):
         return None
     rest = match.group("rest").strip()
     if rest.count("}") > rest.count("{"):
