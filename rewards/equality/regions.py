@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from rewards.equality import mathematics
+from rewards.equality.values import latex_of
 from rewards.reading.parse import Unparsed
 from rewards.reading.read import read
-from rewards.reading.shapes import Bracketed, Combination, Domain, Exact, Expression, Items, Node, Relation
+from rewards.reading.shapes import Bracketed, Combination, Domain, Expression, Items, Node, Relation
 from rewards.reading.variables import variable
 
 Region = Any  # a sympy set
-_MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+"""What an order becomes when its sides change places."""
 
 
 def equal_if_regions(reference: Node, answer: Node) -> bool | None:
@@ -70,19 +72,10 @@ def region(node: Node) -> Region | None:
 def _interval(node: Bracketed) -> Region | None:
     if len(node.elements) != 2 or node.opening not in "([" or node.closing not in ")]":
         return None
-    ends = [_text(part) for part in node.elements]
+    ends = [latex_of(part) for part in node.elements]
     if ends[0] is None or ends[1] is None:
         return None
     return mathematics.interval(ends[0], ends[1], left_open=node.opening == "(", right_open=node.closing == ")")
-
-
-def _text(node: Node) -> str | None:
-    if isinstance(node, Expression):
-        return node.latex
-    if isinstance(node, Exact):
-        value = node.number.value
-        return rf"\frac{{{value.numerator}}}{{{value.denominator}}}" if value.denominator != 1 else str(value.numerator)
-    return None
 
 
 def _from_items(node: Items) -> Region | None:
@@ -97,7 +90,7 @@ def _from_items(node: Items) -> Region | None:
         return met
     if node.kind != "set":
         return None
-    texts = [_text(part) for part in node.elements]
+    texts = [latex_of(part) for part in node.elements]
     return None if None in texts else mathematics.finite_set([text for text in texts if text is not None])
 
 
@@ -113,7 +106,7 @@ def _from_relation(node: Relation) -> Region | None:
         if left.strip() == name:
             parts.append(_ray(operator, right))
         elif right.strip() == name:
-            parts.append(_ray(_MIRRORED.get(operator, operator), left))
+            parts.append(_ray(MIRRORED.get(operator, operator), left))
         else:
             return None
     return mathematics.combine("cap", parts)

@@ -7,28 +7,12 @@ is not a value: x + 1 = 6 does not answer 5.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from fractions import Fraction
 
 from rewards.equality import mathematics, regions
-from rewards.reading.clean import fingerprint
+from rewards.equality.rule import Equal
 from rewards.reading.parse import Unparsed, is_closed
-from rewards.reading.phrases import fold
 from rewards.reading.read import read
-from rewards.reading.shapes import (
-    Approximation,
-    Bracketed,
-    Conditioned,
-    Exact,
-    Expression,
-    Items,
-    Node,
-    Quantity,
-    Relation,
-)
-
-Equal = Callable[[Node, Node], bool]
-CONSISTENT = Fraction(1, 50)
+from rewards.reading.shapes import Items, Node, Relation
 
 _LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|sigma|omega|phi|rho|tau|epsilon|Delta|ell|varphi))"
 _SUBSCRIPT = r"(?:_\s*(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\w))?"
@@ -45,11 +29,6 @@ _NAME = re.compile(
     r"|\\operatorname\s*\{[A-Za-z]+\}\s*\([^()]*\))\s*"
 )  # fmt: skip
 _POWER_SUM = re.compile(r"\s*[A-Za-z](?:\^\{?\d\}?)?(?:\s*\+?\s*[A-Za-z](?:\^\{?\d\}?)?){1,4}\s*")
-_QUANTIFIED = re.compile(r"(?<![\\A-Za-z])([A-Za-z])\s*(?:\\in\b|(?:is|be)\b|\\text)")
-_DOMAIN_CONDITION = re.compile(
-    r"(?:where|for|with|and|any|all|every|some|is|an|a|integers?|real|constants?|arbitrary|numbers?|k|n|m|c|C|\s|,"
-    r"|[A-Za-z]|\\in|\\mathbb\s*\{[RZNQC]\}|\\text\s*\{[^{}<>=\d]*\}|\\forall)+"
-)
 
 
 def is_name(text: str) -> bool:
@@ -63,8 +42,10 @@ def _is_power_sum(text: str) -> bool:
     return match is not None and len(set(re.findall(r"[A-Za-z]", text))) >= 2
 
 
-def equal_relations(reference: Node, answer: Node, equal: Equal) -> bool:
-    """At least one side is a relation."""
+def relational(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """Two relations as sets or as statements; a relation and something else by the value that it states."""
+    if not isinstance(reference, Relation) and not isinstance(answer, Relation):
+        return None
     region = regions.equal_if_regions(reference, answer)
     if region is not None:
         return region
@@ -132,9 +113,8 @@ def _named_values(one: Relation, other: Relation) -> bool:
 
 def _directed(relation: Relation) -> Relation:
     """Write > as < with the sides exchanged."""
-    turn = {">": "<", ">=": "<="}
-    if relation.operators[0] in turn:
-        return Relation((relation.sides[1], relation.sides[0]), (turn[relation.operators[0]],))
+    if relation.operators[0] in {">", ">="}:
+        return Relation((relation.sides[1], relation.sides[0]), (regions.MIRRORED[relation.operators[0]],))
     return relation
 
 
@@ -150,8 +130,8 @@ def _same_chain(reference: Relation, answer: Relation, equal: Equal) -> bool:
     if set(reference.operators) == {"="} == set(answer.operators):
         ends = [(relation.sides[0], relation.sides[-1]) for relation in (reference, answer)]
         return _same_name(ends[0][0], ends[1][0]) and equal(read(ends[0][1]), read(ends[1][1]))
-    turned = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-    backwards = Relation(tuple(reversed(answer.sides)), tuple(turned.get(o, o) for o in reversed(answer.operators)))
+    mirrored = tuple(regions.MIRRORED.get(operator, operator) for operator in reversed(answer.operators))
+    backwards = Relation(tuple(reversed(answer.sides)), mirrored)
     return any(
         reference.operators == candidate.operators
         and all(equal(read(a), read(b)) for a, b in zip(reference.sides, candidate.sides, strict=True))
@@ -234,61 +214,3 @@ def _same_group(one: Group, other: Group, equal: Equal) -> bool:
 
 def _bare(name: str) -> str:
     return name.replace("{", "").replace("}", "")
-
-
-# -- conditions and approximations ----------------------------------------------------------------------------
-
-
-def same_condition(one: str, other: str) -> bool:
-    """Conditions agree as text, or both only say which numbers are meant."""
-    if fingerprint(fold(one)) == fingerprint(fold(other)):
-        return True
-    return is_mere_domain(one) and is_mere_domain(other) and _domain_names(one) == _domain_names(other)
-
-
-def equal_renamed(reference: Conditioned, answer: Conditioned, equal: Equal) -> bool:
-    """n\\pi with n an integer is k\\pi with k an integer: the quantified letter may have another name."""
-    one, other = (_QUANTIFIED.search(node.condition) for node in (reference, answer))
-    if one is None or other is None or one.group(1) == other.group(1):
-        return False
-    name, old = one.group(1), other.group(1)
-    letter = r"(?<![\\A-Za-z]){}(?![A-Za-z])"
-    if re.search(letter.format(name), answer.text):
-        return False
-    renamed = re.sub(letter.format(old), name, answer.text)
-    return renamed != answer.text and equal(reference.body, read(renamed))
-
-
-def is_mere_domain(condition: str) -> bool:
-    r"""k \in \mathbb{Z}, "where n is an integer", "for some constant C": no restriction of the value."""
-    return _DOMAIN_CONDITION.fullmatch(condition.strip()) is not None
-
-
-def _domain_names(condition: str) -> set[str]:
-    names = set(re.findall(r"\\mathbb\s*\{([RZNQC])\}", condition))
-    if "integer" in condition:
-        names.add("Z")
-    if "real" in condition or "constant" in condition:
-        names.add("R")
-    return names
-
-
-def is_consistent(approximation: Approximation) -> bool:
-    """The rounded side lies within two per cent of the exact side, where both are numbers."""
-    exact, rounded = _magnitude(approximation.exact), _magnitude(approximation.rounded)
-    if exact is None or rounded is None:
-        return not isinstance(approximation.rounded, Items | Bracketed)
-    return abs(exact - rounded) <= CONSISTENT * max(abs(exact), abs(rounded))
-
-
-def _magnitude(node: Node) -> Fraction | None:
-    if isinstance(node, Quantity):
-        return _magnitude(node.value)
-    if isinstance(node, Exact):
-        return node.number.value
-    if isinstance(node, Expression):
-        try:
-            return mathematics.value_of(node.latex)
-        except Unparsed:
-            return None
-    return None
