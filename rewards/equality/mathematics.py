@@ -8,6 +8,7 @@ only where the numbers are of everyday size.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
@@ -143,48 +144,79 @@ def _is_everyday(expression: Expr) -> bool:
     ) and not expression.has(sympy.factorial, sympy.gamma)
 
 
-_POINTS = (
-    "37/16",
-    "-53/23",
-    "101/89",
-    "-29/41",
-    "13/7",
-    "71/19",
-    "-5/13",
-    "97/43",
-    "-17/31",
-    "43/29",
-    "7/61",
-    "-83/37",
-)
-
-
 def _agree(left: Expr, right: Expr) -> bool | None:
-    """Compare values: once for closed expressions, at points where both are real otherwise. None: undecided."""
+    """Compare values: once for closed expressions, at points otherwise. None: undecided."""
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
-    if not symbols:
-        return _close(_evaluate(left), _evaluate(right))
-    complex_outcomes: list[bool | None] = []
-    real_outcomes: list[bool | None] = []
-    for offset in range(10):
-        point = {s: sympy.Rational(_POINTS[(offset + 5 * i) % 12]) + i // 12 for i, s in enumerate(symbols)}
-        if offset >= 6:
-            point = {s: sympy.Integer(offset - 3 + (2 * i) % 5) for i, s in enumerate(symbols)}
+    return _agree_at_points(left, right, symbols) if symbols else _close(_evaluate(left), _evaluate(right))
+
+
+# -- the identity test -------------------------------------------------------------------------------------
+#
+# Whether two expressions are the same function is undecidable in general, and simplifying takes its time and
+# often fails. What people write is analytic nearly everywhere: two different functions agree on a set of
+# measure zero, so agreement to 50 digits at a few points that have nothing to do with the expressions is taken
+# for identity. The points are fixed, so that a verdict never depends on chance.
+
+_COORDINATES = ("37/16", "-53/23", "101/89", "-29/41", "13/7", "71/19", "-5/13", "97/43", "-17/31", "43/29", "7/61",
+                "-83/37")  # fmt: skip
+"""Of both signs and of size about one, with denominators that share no factor, so that nothing agrees by accident."""
+_STRIDE = 5
+"""From one unknown's coordinate to the next one's; it shares no factor with their number, so all differ."""
+RATIONAL_POINTS = 6
+INTEGER_POINTS = 4
+"""Factorials and powers of negative numbers are often real at whole numbers alone."""
+RATIO_POINTS = 5
+ENOUGH_POINTS = 3
+"""So many points have to be decided; the others may be poles, or zeros of both."""
+
+Point = dict[Expr, Expr]
+
+
+def _rational_point(symbols: list[Expr], number: int) -> Point:
+    """A value for every unknown; beyond twelve unknowns the coordinates come again, moved by one."""
+    count = len(_COORDINATES)
+    return {
+        symbol: sympy.Rational(_COORDINATES[(number + _STRIDE * i) % count]) + i // count
+        for i, symbol in enumerate(symbols)
+    }
+
+
+def _integer_point(symbols: list[Expr], number: int) -> Point:
+    """A small positive integer for every unknown, different for up to five of them."""
+    return {symbol: sympy.Integer(number + 3 + (2 * i) % 5) for i, symbol in enumerate(symbols)}
+
+
+def _points(symbols: list[Expr]) -> Iterator[Point]:
+    for number in range(RATIONAL_POINTS):
+        yield _rational_point(symbols, number)
+    for number in range(INTEGER_POINTS):
+        yield _integer_point(symbols, number)
+
+
+def _agree_at_points(left: Expr, right: Expr, symbols: list[Expr]) -> bool | None:
+    """The identity test. None where too few points decide.
+
+    One disagreement between real values is final. Roots and logarithms of negative numbers have branches on
+    which equal functions of a real unknown may differ, so complex values count only where real ones are too few.
+    """
+    at_real: list[bool | None] = []
+    at_complex: list[bool | None] = []
+    for point in _points(symbols):
         one, other = _evaluate(left.xreplace(point)), _evaluate(right.xreplace(point))
         if one is None or other is None:
             continue
         outcome = _close(one, other)
-        both_real = bool(one.is_real and other.is_real)
-        if outcome is False and both_real:
+        if not (one.is_real and other.is_real):
+            at_complex.append(outcome)
+        elif outcome is False:
             return False
-        (real_outcomes if both_real else complex_outcomes).append(outcome)
-    decided = [o for o in real_outcomes if o is not None]
-    if len(decided) >= 3:
+        else:
+            at_real.append(outcome)
+    if at_real.count(True) >= ENOUGH_POINTS:
         return True
-    if any(o is False for o in complex_outcomes):
+    if False in at_complex:
         return False
-    decided += [o for o in complex_outcomes if o is not None]
-    return True if len(decided) >= 3 else None
+    return True if at_real.count(True) + at_complex.count(True) >= ENOUGH_POINTS else None
 
 
 def _evaluate(expression: Expr) -> Expr | None:
@@ -217,15 +249,18 @@ def same_direction(left: tuple[str, str], right: tuple[str, str], *, signed: boo
     if not _is_evaluable(one) or not _is_evaluable(other):
         return False
     ratios = []
-    for offset in range(5):
-        point = {s: sympy.Rational(_POINTS[(offset + 5 * i) % 12]) + i // 12 for i, s in enumerate(symbols)}
+    for number in range(RATIO_POINTS):
+        point = _rational_point(symbols, number)
         top, bottom = _evaluate(one.xreplace(point)), _evaluate(other.xreplace(point))
         if top is None or bottom is None or abs(bottom) < AGREE or abs(top) < AGREE:
             continue
         ratios.append(top / bottom)
-    if len(ratios) < 3 or not all(_close(ratio, ratios[0]) for ratio in ratios[1:]):
+    if len(ratios) < ENOUGH_POINTS or not all(_close(ratio, ratios[0]) for ratio in ratios[1:]):
         return False
     return not signed or bool(ratios[0].is_real and ratios[0] > 0)
+
+
+# -- sets of reals -----------------------------------------------------------------------------------------
 
 
 def interval(start: str, end: str, *, left_open: bool, right_open: bool) -> Expr:
