@@ -157,9 +157,10 @@ def _agree(left: Expr, right: Expr) -> bool | None:
 # measure zero, so agreement to 50 digits at a few points that have nothing to do with the expressions is taken
 # for identity. The points are fixed, so that a verdict never depends on chance.
 
-_COORDINATES = ("37/16", "-53/23", "101/89", "-29/41", "13/7", "71/19", "-5/13", "97/43", "-17/31", "43/29", "7/61",
-                "-83/37")  # fmt: skip
-"""Of both signs and of size about one, with denominators that share no factor, so that nothing agrees by accident."""
+_COORDINATES = (
+    "37/16", "-53/23", "101/89", "-29/41", "13/7", "71/19", "-5/13", "97/43", "-17/31", "43/29", "7/61", "-83/37",
+)  # fmt: skip
+"""Values of both signs and of size about one, whose denominators share no factor: nothing agrees by accident."""
 _STRIDE = 5
 """From one unknown's coordinate to the next one's; it shares no factor with their number, so all differ."""
 RATIONAL_POINTS = 6

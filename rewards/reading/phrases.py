@@ -168,7 +168,7 @@ def phrase(text: str) -> Node | None:
 
 
 def number_word(text: str) -> str | None:
-    """twelve → 12."""
+    """The digits of a number as a word: twelve → 12."""
     return _NUMBER_WORDS.get(fold(text))
 
 
@@ -189,7 +189,7 @@ def choice(text: str) -> tuple[str, str] | None:
 
 
 def moment(text: str) -> Moment | None:
-    """8:00 p.m. → 20:00; June 20 and 20th of June → 20 june."""
+    """A time of day or a date in canonical form: 8:00 p.m. → 20:00; June 20 and 20th of June → 20 june."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}|[{}\\]", r"\1 ", text).strip()
     text = re.sub(r"\s+", " ", text)
     match = _TIME.fullmatch(text)

@@ -111,13 +111,13 @@ class Reader:
         return phrases.placeholder(text)
 
     def phrase(self, text: str) -> Node | None:
-        """all real numbers, no solution, yes; twelve."""
+        """A fixed phrase or a number as a word: all real numbers, no solution, yes; twelve."""
         word = phrases.number_word(text)
         number = read_number(word) if word else None
         return Exact(number) if number else phrases.phrase(text)
 
     def lead(self, text: str) -> Node | None:
-        r"""\text{Answer: } 5."""
+        r"""An answer that says that it is one: \text{Answer: } 5."""
         match = _LEAD.fullmatch(text)
         return self.part(match.group("rest")) if match else None
 
@@ -136,7 +136,7 @@ class Reader:
         return Choice(letter, self.part(rest) if rest else None)
 
     def conditioned(self, text: str) -> Node | None:
-        r"""k\pi, k \in \mathbb{Z}; f(x) = x + C, C \in \mathbb{R}."""
+        r"""A value with its side condition: k\pi, k \in \mathbb{Z}; f(x) = x + C, C \in \mathbb{R}."""
         pieces = split.split_at(text, {",", ";"})
         for position in range(1, len(pieces)):
             rest = ", ".join(pieces[position:])
@@ -152,7 +152,7 @@ class Reader:
         return None
 
     def items(self, text: str) -> Node | None:
-        """1, 2 and 3; x = 1 or x = 2; p=5, q=2; p=7, q=2."""
+        """Several values without brackets: 1, 2 and 3; x = 1 or x = 2; p=5, q=2; p=7, q=2."""
         found = split.split_items(text, thousands=self.thousands)
         if found is None or len(found[0]) < 2:
             return self.part(found[0][0]) if found and found[0] and found[0][0] != text else None
@@ -205,7 +205,7 @@ class Reader:
         return Items((self.part(upper), self.part(lower)), "list", "or")
 
     def combination(self, text: str) -> Node | None:
-        r"""(0,1) \cup (2,3); \mathbb{R} \setminus \{0\}."""
+        r"""Sets joined to one: (0,1) \cup (2,3); \mathbb{R} \setminus \{0\}."""
         for operator in ("cup", "setminus", "cap"):
             parts = split.split_at(text, {"\\" + operator})
             if len(parts) > 1 and all(parts) and len(parts) <= MAX_ELEMENTS:
@@ -222,7 +222,7 @@ class Reader:
         return Items((), "set") if text in {r"\emptyset", r"\{\}", r"\{ \}"} else None
 
     def matrix(self, text: str) -> Node | None:
-        r"""\begin{pmatrix}…\end{pmatrix}, whatever its brackets; arrays in \left[…\right] too."""
+        r"""A matrix, whatever its brackets: \begin{pmatrix}…\end{pmatrix}; arrays in \left[…\right] too."""
         inner = re.sub(r"^[(\[|]\s*(\\begin.*\\end\{[a-zA-Z]+\})\s*[)\]|]$", r"\1", text, flags=re.DOTALL)
         match = _MATRIX.fullmatch(inner)
         if match is None or inner.count(r"\begin") > 1:
@@ -283,7 +283,7 @@ class Reader:
         return Based(digits, base)
 
     def quantity(self, text: str) -> Node | None:
-        r"""5 \text{ cm}, \$18.90, 28\%, 45^\circ, 3 million."""
+        r"""A value and its unit: 5 \text{ cm}, \$18.90, 28\%, 45^\circ, 3 million."""
         money = _CURRENCY_HEAD.fullmatch(text)
         if money:
             value = self.part((money.group("sign") + money.group("value")).strip())
