@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Batch:
-    """The state of one call: what waits, what is answered, how often each item took a worker down."""
+    """What one call has reached: what waits, what is answered, how often each item took a worker down."""
 
     frames: Sequence[bytes]
     waiting: deque[int]
@@ -160,7 +160,7 @@ class Pool:
     def _steal_for(self, idle: Worker, batch: Batch) -> None:
         """Give an idle worker one item that waits behind a slow one."""
         now = time.monotonic()
-        held = {index for worker in self._workers for index in list(worker.assigned)[:1]}
+        held = {worker.assigned[0] for worker in self._workers if worker.assigned}
         for worker in self._workers:
             if worker is idle or now - worker.head_since < SLOW_S:
                 continue
