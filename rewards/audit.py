@@ -77,13 +77,7 @@ def disagreements(path: Path, config: RewardConfig, progress: Progress) -> tuple
     task = progress.add_task("grading again", total=None)
     with Grader.from_config(config) as grader:
         for chunk in chunks(read_rows(path, required=("completion", "reference", "verdict")), CHUNK):
-            items = [
-                GradeItem(
-                    completion=str(r["completion"]), reference=str(r["reference"]), problem=str(r.get("problem", ""))
-                )
-                for r in chunk
-            ]
-            results = grader.grade(items)
+            results = grader.grade([_item(row) for row in chunk])
             found += [f for row, result in zip(chunk, results, strict=True) if (f := compare(row, result))]
             count += len(chunk)
             progress.update(task, description=f"grading again: {count} completions, {len(found)} disagreements")

@@ -22,7 +22,7 @@ from rich.progress import Progress
 from rewards import overlap
 from rewards.config import RewardConfig
 from rewards.grader import Grader
-from rewards.records import BadRecord, Row, read_rows
+from rewards.records import BadRecord, Row, chunks, read_rows
 from rewards.types import GradeItem, Verdict
 
 CHUNK = 500
@@ -48,8 +48,7 @@ def ungradable(rows: list[Row], grader: Grader, progress: Progress) -> list[Find
     """References that are not correct against themselves."""
     found = []
     task = progress.add_task("grading references against themselves", total=len(rows))
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
+    for chunk in chunks(iter(rows), CHUNK):
         results = grader.check_references([str(row["answer"]) for row in chunk])
         for row, result in zip(chunk, results, strict=True):
             if result.verdict is not Verdict.CORRECT:
@@ -66,8 +65,7 @@ def text_only(rows: list[Row], workers: int, timeout_s: float, progress: Progres
     found = []
     task = progress.add_task("reading references", total=len(rows))
     with Grader.from_config(config) as grader:
-        for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
+        for chunk in chunks(iter(rows), CHUNK):
             results = grader.grade([GradeItem(completion="", reference=str(row["answer"])) for row in chunk])
             for row, result in zip(chunk, results, strict=True):
                 if result.terms.get("function") == 0.0:

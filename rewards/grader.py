@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from rewards import wire
 from rewards.config import RewardConfig
-from rewards.pool import Pool
 from rewards.shaping import shaping_terms
 from rewards.types import GradeItem, GradeResult, Verdict
+from rewards.workers import wire
+from rewards.workers.pool import Pool
 
 MAX_COMPLETION_CHARS = 4_000_000
 MAX_REFERENCE_CHARS = 20_000
@@ -104,9 +104,9 @@ class Grader:
         with self._lock:
             if self._closed:
                 raise ValueError("this grader is closed")
-            sent = [request for request, problem in zip(requests, problems, strict=True) if not problem]
-            replies = iter(self._pool.run(sent))
-        return [_oversized(problem) if problem else next(replies) for problem in problems]
+            sendable = [i for i, problem in enumerate(problems) if not problem]
+            answered = dict(zip(sendable, self._pool.run([requests[i] for i in sendable]), strict=True))
+        return [_oversized(problem) if problem else answered[i] for i, problem in enumerate(problems)]
 
     def _result(self, item: GradeItem, reply: wire.Message) -> GradeResult:
         verdict = Verdict(reply["verdict"])

@@ -10,14 +10,14 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards import mathematics
-from rewards.clean import Unreadable, clean, fingerprint
-from rewards.compare import equal
-from rewards.extract import Extracted, Refused, extract
-from rewards.numbers import read_number, same_number
-from rewards.read import Reader
-from rewards.shapes import Expression, Items, Node, Unusable
-from rewards.surroundings import later_claims
+from rewards.equality.compare import equal
+from rewards.extraction.extract import Extracted, Refused, extract
+from rewards.extraction.surroundings import later_claims
+from rewards.reading.clean import Unreadable, clean, fingerprint
+from rewards.reading.numbers import read_number, same_number
+from rewards.reading.parse import Unparsed, parse
+from rewards.reading.read import read
+from rewards.reading.shapes import Expression, Items, Node, Unusable
 from rewards.types import Verdict
 
 MAX_REMEMBERED_CHARS = 1_000
@@ -110,7 +110,7 @@ def _judge_pair(answer: str, reference: str, several: bool, fast: bool) -> tuple
         expected = clean(_own_box(reference))
     except Unreadable as error:
         return Verdict.UNPARSEABLE, f"reference_{error}"
-    if not expected or isinstance(Reader().read(expected), Unusable):
+    if not expected or isinstance(read(expected), Unusable):
         return _unusable_reference(expected, answer)
     try:
         given = clean(answer)
@@ -123,7 +123,7 @@ def _judge_pair(answer: str, reference: str, several: bool, fast: bool) -> tuple
     try:
         if _equal_in_some_reading(expected, given, several=several):
             return Verdict.CORRECT, "compared"
-    except mathematics.Unparsed as error:
+    except Unparsed as error:
         return Verdict.UNPARSEABLE, f"unparsed: {error}"[:200]
     return _why_not(given)
 
@@ -140,7 +140,7 @@ def _own_box(reference: str) -> str:
 def _unusable_reference(expected: str, answer: str) -> tuple[Verdict, str]:
     """An empty or meaningless reference rewards nobody; an unreadable but definite one, its equal text."""
     if expected:
-        node = Reader().read(expected)
+        node = read(expected)
         try:
             same = fingerprint(clean(answer)) == fingerprint(expected)
         except Unreadable:
@@ -165,26 +165,26 @@ def _equal_in_some_reading(expected: str, given: str, *, several: bool) -> bool:
     """1,234 is a number unless the other side is a list; then it is a list too."""
     if fingerprint(expected) == fingerprint(given):
         return True
-    reference, answer = Reader().read(expected), Reader().read(given)
+    reference, answer = read(expected), read(given)
     if equal(reference, answer):
         return True
     if several and isinstance(answer, Items) and not isinstance(reference, Items):
         return all(equal(reference, element) for element in answer.elements)
     for text, node, other in ((expected, reference, answer), (given, answer, reference)):
         if isinstance(other, Items) and not isinstance(node, Items) and _AMBIGUOUS_COMMAS.fullmatch(text):
-            as_list: Node = Reader(thousands=False).read(text)
+            as_list: Node = read(text, thousands=False)
             return equal(as_list, other) if node is reference else equal(other, as_list)
     return False
 
 
 def _why_not(given: str) -> tuple[Verdict, str]:
     """The rule behind a rejection. An expression that the parser refuses was not judged: it is unparseable."""
-    node = Reader().read(given)
+    node = read(given)
     if isinstance(node, Unusable):
         return Verdict.INCORRECT, node.rule
     if isinstance(node, Expression):
         try:
-            mathematics.parse(node.latex)
-        except mathematics.Unparsed as error:
+            parse(node.latex)
+        except Unparsed as error:
             return Verdict.UNPARSEABLE, f"unparsed: {error}"[:200]
     return Verdict.INCORRECT, "compared"

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 
-from rewards.clean import Unreadable, clean
-from rewards.phrases import fold
-from rewards.read import Reader
-from rewards.shapes import Expression, Unusable
+from rewards.reading.clean import Unreadable, clean
+from rewards.reading.parse import Unparsed, parse
+from rewards.reading.phrases import fold
+from rewards.reading.read import read
+from rewards.reading.shapes import Expression, Unusable
 
 PLAIN = 1
 MATH_VERIFY = 2
@@ -20,7 +21,8 @@ _BOX_TAIL = re.compile(r"\\boxed\s*\{(.*)", re.DOTALL)
 
 def opinions(completion: str, reference: str, problem: str) -> float:
     """Sum of the judges that say correct: `PLAIN`, `MATH_VERIFY`."""
-    return float(PLAIN * plain(completion, reference) + MATH_VERIFY * math_verify_as_shipped(completion, reference))
+    said = PLAIN if plain(completion, reference) else 0
+    return float(said + (MATH_VERIFY if math_verify_as_shipped(completion, reference) else 0))
 
 
 def plain(completion: str, reference: str) -> bool:
@@ -53,7 +55,7 @@ def _last_box(completion: str) -> str | None:
         return None
     depth = 1
     for position, character in enumerate(match.group(1)):
-        depth += (character == "{") - (character == "}")
+        depth += {"{": 1, "}": -1}.get(character, 0)
         if depth == 0:
             return match.group(1)[:position]
     return None
@@ -61,17 +63,15 @@ def _last_box(completion: str) -> str | None:
 
 def understands(completion: str, reference: str, problem: str) -> float:
     """1.0 when a reference is read as something that other spellings can equal, 0.0 when only its own text can."""
-    from rewards import mathematics
-
     try:
-        node = Reader().read(clean(reference))
+        node = read(clean(reference))
     except Unreadable:
         return 0.0
     if isinstance(node, Unusable):
         return 0.0
     if isinstance(node, Expression):
         try:
-            mathematics.parse(node.latex)
-        except mathematics.Unparsed:
+            parse(node.latex)
+        except Unparsed:
             return float(fold(node.latex).isalpha())
     return 1.0

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from rewards.boxes import find_boxes
 from rewards.config import RewardConfig
+from rewards.extraction.boxes import find_boxes
 from rewards.types import GradeItem
 
 _THINK_TAG = re.compile(r"</?think>")

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 from pydantic import BaseModel, ValidationError
 
-from rewards.processes import SECRET
+from rewards.workers.processes import SECRET
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 S = TypeVar("S", bound=BaseModel)

@@ -1,4 +1,4 @@
-"""Workers and nursery of the grader killed, stopped and slowed while they judge: never a wrong answer of it."""
+"""Workers and fork server of the grader killed, stopped and slowed while they judge: never a wrong answer of it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ITEMS = [RIGHT, WRONG] * 2000
 EXPECTED = ["correct", "incorrect"] * 2000
 
 
-def nursery() -> psutil.Process:
-    return next(p for p in psutil.Process().children() if "rewards.nursery" in p.cmdline())
+def fork_server() -> psutil.Process:
+    return next(p for p in psutil.Process().children() if "rewards.workers.fork_server" in p.cmdline())
 
 
 def workers() -> list[psutil.Process]:
-    return nursery().children()
+    return fork_server().children()
 
 
 def harass(grader: Grader, disturb: Callable[[], None], times: int) -> Counter[tuple[str, str]]:
@@ -55,17 +55,17 @@ def kill_one() -> None:
     workers()[0].kill()
 
 
-def kill_nursery() -> None:
+def kill_fork_server() -> None:
     """When it has workers: one that is killed three times while it starts is given up with an error."""
     if workers():
-        nursery().kill()
+        fork_server().kill()
 
 
 def stop_one() -> None:
     workers()[0].suspend()
 
 
-@pytest.mark.parametrize(("disturb", "times"), [(kill_one, 10), (stop_one, 5), (kill_nursery, 1)])
+@pytest.mark.parametrize(("disturb", "times"), [(kill_one, 10), (stop_one, 5), (kill_fork_server, 1)])
 def test_verdicts_are_right_or_counted_as_failures(disturb: Callable[[], None], times: int) -> None:
     with Grader(workers=2, timeout_s=1.0) as grader:
         grader.grade(ITEMS[:2])
@@ -79,10 +79,10 @@ def test_verdicts_are_right_or_counted_as_failures(disturb: Callable[[], None], 
 
 
 def test_a_grader_all_of_whose_processes_are_stopped_comes_back() -> None:
-    """The kernel's timer cannot end a stopped process, and a stopped nursery kills nobody: the grader does."""
+    """The kernel's timer cannot end a stopped process, and a stopped fork server kills nobody: the grader does."""
     with Grader(workers=2, timeout_s=1.0) as grader:
         grader.grade(ITEMS[:2])
-        for process in [nursery(), *workers()]:
+        for process in [fork_server(), *workers()]:
             os.kill(process.pid, signal.SIGSTOP)
         start = time.monotonic()
         found = [str(result.verdict) for result in grader.grade(ITEMS[:100])]

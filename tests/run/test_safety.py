@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rewards import processes
+from rewards.workers import processes
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
@@ -87,9 +87,11 @@ def test_grading_processes_are_told_no_secrets_unless_they_run_your_own_code(
     for name in secrets:
         monkeypatch.setenv(name, "hidden")
     monkeypatch.setattr(processes, "CLOSE_LIMIT_S", 0.01)
-    nursery = processes.NurseryProcess({"function": function})
-    told = psutil.Process(nursery.pid).environ()
-    nursery.close()
+    fork_server = processes.ForkServerProcess({"function": function})
+    told: dict[str, str] = {}
+    while not told:  # a process has no environment until the new program has replaced the one that was forked
+        told = psutil.Process(fork_server.pid).environ()
+    fork_server.close()
     assert secrets & told.keys() == (secrets if function else set())
     assert told["PATH"] == os.environ["PATH"]
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from rewards import mathematics
-from rewards.shapes import Bracketed, Combination, Domain, Exact, Expression, Items, Node, Relation
+from rewards.equality import mathematics
+from rewards.equality.values import latex_of
+from rewards.reading.parse import Unparsed
+from rewards.reading.read import read
+from rewards.reading.shapes import Bracketed, Combination, Domain, Expression, Items, Node, Relation
+from rewards.reading.variables import variable
 
 Region = Any  # a sympy set
-_INEQUALITIES = {"<", ">", "<=", ">="}
-_MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+"""What an order becomes when its sides change places."""
 
 
 def equal_if_regions(reference: Node, answer: Node) -> bool | None:
@@ -27,7 +31,7 @@ def equal_if_regions(reference: Node, answer: Node) -> bool | None:
         if left is None or right is None:
             return None
         return mathematics.same_set(left, right)
-    except (mathematics.Unparsed, TypeError, NotImplementedError, ValueError):
+    except (Unparsed, TypeError, NotImplementedError, ValueError):
         return None
 
 
@@ -49,33 +53,6 @@ def _is_infinite(node: Node) -> bool:
     return isinstance(node, Expression) and node.latex.replace(" ", "").lstrip("+-") == r"\infty"
 
 
-def variable(node: Node) -> str | None:
-    """The variable of an inequality or a membership, by its name."""
-    if isinstance(node, Items):
-        names = {variable(part) for part in node.elements}
-        return names.pop() if len(names) == 1 else None
-    if not isinstance(node, Relation):
-        return None
-    if node.operators == ("in",):
-        return node.sides[0] if _is_name(node.sides[0]) else None
-    if not all(operator in _INEQUALITIES or operator == "!=" for operator in node.operators):
-        return None
-    names = {side for side in node.sides if _is_name(side)}
-    others = [side for side in node.sides if not _is_name(side)]
-    if len(names) != 1 or len(others) != len(node.operators) or not all(_is_end(side) for side in others):
-        return None
-    return names.pop()
-
-
-def _is_name(text: str) -> bool:
-    bare = text.strip().strip("{}")
-    return (len(bare) == 1 and bare.isalpha()) or bare in {r"\theta", r"\alpha", r"\beta", r"\lambda", r"\mu"}
-
-
-def _is_end(text: str) -> bool:
-    return text.replace(" ", "").lstrip("+-") == r"\infty" or mathematics.is_closed(text)
-
-
 def region(node: Node) -> Region | None:
     """The set of reals a node describes, or None when it describes something else."""
     if isinstance(node, Domain):
@@ -95,19 +72,10 @@ def region(node: Node) -> Region | None:
 def _interval(node: Bracketed) -> Region | None:
     if len(node.elements) != 2 or node.opening not in "([" or node.closing not in ")]":
         return None
-    ends = [_text(part) for part in node.elements]
+    ends = [latex_of(part) for part in node.elements]
     if ends[0] is None or ends[1] is None:
         return None
     return mathematics.interval(ends[0], ends[1], left_open=node.opening == "(", right_open=node.closing == ")")
-
-
-def _text(node: Node) -> str | None:
-    if isinstance(node, Expression):
-        return node.latex
-    if isinstance(node, Exact):
-        value = node.number.value
-        return rf"\frac{{{value.numerator}}}{{{value.denominator}}}" if value.denominator != 1 else str(value.numerator)
-    return None
 
 
 def _from_items(node: Items) -> Region | None:
@@ -122,7 +90,7 @@ def _from_items(node: Items) -> Region | None:
         return met
     if node.kind != "set":
         return None
-    texts = [_text(part) for part in node.elements]
+    texts = [latex_of(part) for part in node.elements]
     return None if None in texts else mathematics.finite_set([text for text in texts if text is not None])
 
 
@@ -131,16 +99,14 @@ def _from_relation(node: Relation) -> Region | None:
     if name is None:
         return None
     if node.operators == ("in",):
-        from rewards.read import Reader
-
-        return region(Reader(thousands=False).read(node.sides[1]))
+        return region(read(node.sides[1], thousands=False))
     parts = []
     for position, operator in enumerate(node.operators):
         left, right = node.sides[position : position + 2]
         if left.strip() == name:
             parts.append(_ray(operator, right))
         elif right.strip() == name:
-            parts.append(_ray(_MIRRORED.get(operator, operator), left))
+            parts.append(_ray(MIRRORED.get(operator, operator), left))
         else:
             return None
     return mathematics.combine("cap", parts)

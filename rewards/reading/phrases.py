@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.shapes import Domain, Expression, Items, Moment, Node, Unusable, Words
+from rewards.reading.shapes import Domain, Expression, Items, Moment, Node, Unusable, Words
 
 _FOLDED: dict[str, Node] = {
     phrase: node
@@ -168,7 +168,7 @@ def phrase(text: str) -> Node | None:
 
 
 def number_word(text: str) -> str | None:
-    """twelve → 12."""
+    """The digits of a number as a word: twelve → 12."""
     return _NUMBER_WORDS.get(fold(text))
 
 
@@ -178,7 +178,7 @@ def choice(text: str) -> tuple[str, str] | None:
     if named:
         return named.group(1), ""
     match = _CHOICE.fullmatch(text)
-    if match is None or bool(match.group("open")) > (match.group("mark") == ")"):
+    if match is None or (match.group("open") and match.group("mark") != ")"):
         return None
     rest = match.group("rest").strip()
     if rest.count("}") > rest.count("{"):
@@ -189,7 +189,7 @@ def choice(text: str) -> tuple[str, str] | None:
 
 
 def moment(text: str) -> Moment | None:
-    """8:00 p.m. → 20:00; June 20 and 20th of June → 20 june."""
+    """A time of day or a date in canonical form: 8:00 p.m. → 20:00; June 20 and 20th of June → 20 june."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}|[{}\\]", r"\1 ", text).strip()
     text = re.sub(r"\s+", " ", text)
     match = _TIME.fullmatch(text)

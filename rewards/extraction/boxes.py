@@ -49,6 +49,8 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
+    """The boxes of a text, finished and unfinished."""
+
     complete: tuple[Box, ...]
     """Visible outermost boxes in order."""
     unfinished: tuple[int, ...]

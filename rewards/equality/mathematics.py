@@ -1,26 +1,22 @@
-"""Two expressions → equal or not. math-verify parses and verifies; exact and 60-digit values cross-check.
+"""Two expressions → equal or not. math-verify verifies; exact and 60-digit values cross-check.
 
-The only file that imports the mathematics. math-verify compares rounded values, so 1e-7 equals 2e-7 for
-it, and 1/2004! equals 1/2006!. Here rationals are compared exactly, and other values to 60 digits relative
-to their size, and agreement of numbers counts only where the numbers are of everyday size.
+math-verify compares rounded values, so 1e-7 equals 2e-7 for it, and 1/2004! equals 1/2006!. Here rationals
+are compared exactly, and other values to 60 digits relative to their size, and agreement of numbers counts
+only where the numbers are of everyday size.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from math_verify import verify
-from math_verify.grader import should_treat_as_complex
 from sympy.core.function import AppliedUndef
 
-from rewards.latex import to_latex
+from rewards.reading.parse import Expr, Unparsed, is_scalar, parse
 
 DIGITS = 60
 AGREE = sympy.Float("1e-50", DIGITS)
@@ -28,52 +24,13 @@ MAX_POWER = 200_000.0
 """Largest number of decimal digits a value may have before it is left unevaluated."""
 MAX_FACTORIAL = 20_000
 EVERYDAY_DIGITS = 40
-MAX_NODES = 600
-MAX_LATEX_CHARS = 1_000
 
-_CONVERSION = ConversionConfig(lowercase_symbols=False)
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 
-_SYMBOLIC_DIVISOR = re.compile(r"\\(?:gcd|lcm)(?![A-Za-z])[^\\]*?[A-Za-z]")
 _FAST_GROWING = (sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial, sympy.fibonacci)
 _SYMPY_ERRORS = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, KeyError, IndexError)
 """What sympy raises on expressions that make no sense to it; a failure of ours would be one of these too,
 so the text of the error is kept in the verdict's detail."""
-
-Expr = Any  # sympy is not annotated
-
-
-class Unparsed(ValueError):
-    """The text is not mathematics that the parser understands."""
-
-
-@lru_cache(maxsize=4096)
-def parse(text: str) -> Expr:
-    """The sympy object of a cleaned expression."""
-    latex = to_latex(text)
-    if "'" in latex:
-        raise Unparsed("a prime that the parser would drop")
-    if _SYMBOLIC_DIVISOR.search(latex):
-        raise Unparsed("a greatest common divisor of unknowns")  # sympy takes them for coprime polynomials
-    if len(latex) > MAX_LATEX_CHARS:
-        raise Unparsed(f"longer than {MAX_LATEX_CHARS} characters")
-    try:
-        parsed = latex2sympy(
-            latex,
-            is_real=not should_treat_as_complex(latex),
-            convert_degrees=True,
-            normalization_config=None,
-            conversion_config=_CONVERSION,
-        )
-    except (MemoryError, RecursionError):
-        raise
-    except Exception as error:  # noqa: BLE001 - the parser raises bare Exception for every syntax error
-        raise Unparsed(str(error).split("\n", 1)[0]) from None
-    if not isinstance(parsed, sympy.Basic | sympy.MatrixBase):
-        raise Unparsed(f"parsed to {type(parsed).__name__}")
-    if sum(1 for _ in itertools.islice(sympy.preorder_traversal(parsed), MAX_NODES + 1)) > MAX_NODES:
-        raise Unparsed("too large an expression")
-    return parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
 
 
 @lru_cache(maxsize=8192)
@@ -93,9 +50,9 @@ def _same(left: Expr, right: Expr) -> bool:
         return False
     if right.has(*_UNEVALUATED) and not left.has(*_UNEVALUATED):
         return False  # the problem restated, not answered
-    if _is_scalar(left) != _is_scalar(right):
+    if is_scalar(left) != is_scalar(right):
         return False  # a set or a relation in place of a value: other rules have had their say
-    if not _is_scalar(left):
+    if not is_scalar(left):
         return bool(verify(left, right, timeout_seconds=None))
     left, right = _as_numbers_and_symbols(left), _as_numbers_and_symbols(right)
     if left.is_Rational and right.is_Rational:
@@ -108,14 +65,10 @@ def _same(left: Expr, right: Expr) -> bool:
     return agreement
 
 
-def _is_scalar(expression: Expr) -> bool:
-    return isinstance(expression, sympy.Expr) and not isinstance(expression, sympy.MatrixExpr | sympy.MatrixBase)
-
-
 def value_of(text: str) -> Fraction | None:
     """The value of a closed real expression to `DIGITS` digits, or None."""
     expression = parse(text)
-    if not _is_scalar(expression) or not _is_evaluable(expression):
+    if not is_scalar(expression) or not _is_evaluable(expression):
         return None
     expression = _as_numbers_and_symbols(expression)
     if expression.free_symbols or expression.has(*_UNEVALUATED):
@@ -127,15 +80,6 @@ def value_of(text: str) -> Fraction | None:
         return None
     rational = sympy.Rational(value)
     return Fraction(int(rational.p), int(rational.q))
-
-
-def is_closed(text: str) -> bool:
-    """Whether a text is an expression without variables."""
-    try:
-        expression = parse(text)
-    except Unparsed:
-        return False
-    return _is_scalar(expression) and not expression.free_symbols and not expression.atoms(AppliedUndef)
 
 
 def _as_numbers_and_symbols(expression: Expr) -> Expr:
@@ -200,48 +144,80 @@ def _is_everyday(expression: Expr) -> bool:
     ) and not expression.has(sympy.factorial, sympy.gamma)
 
 
-_POINTS = (
-    "37/16",
-    "-53/23",
-    "101/89",
-    "-29/41",
-    "13/7",
-    "71/19",
-    "-5/13",
-    "97/43",
-    "-17/31",
-    "43/29",
-    "7/61",
-    "-83/37",
-)
-
-
 def _agree(left: Expr, right: Expr) -> bool | None:
-    """Compare values: once for closed expressions, at points where both are real otherwise. None: undecided."""
+    """Compare values: once for closed expressions, at points otherwise. None: undecided."""
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
-    if not symbols:
-        return _close(_evaluate(left), _evaluate(right))
-    complex_outcomes: list[bool | None] = []
-    real_outcomes: list[bool | None] = []
-    for offset in range(10):
-        point = {s: sympy.Rational(_POINTS[(offset + 5 * i) % 12]) + i // 12 for i, s in enumerate(symbols)}
-        if offset >= 6:
-            point = {s: sympy.Integer(offset - 3 + (2 * i) % 5) for i, s in enumerate(symbols)}
+    return _agree_at_points(left, right, symbols) if symbols else _close(_evaluate(left), _evaluate(right))
+
+
+# -- the identity test -------------------------------------------------------------------------------------
+#
+# Whether two expressions are the same function is undecidable in general, and simplifying takes its time and
+# often fails. What people write is analytic nearly everywhere: two different functions agree on a set of
+# measure zero, so agreement to 50 digits at a few points that have nothing to do with the expressions is taken
+# for identity. The points are fixed, so that a verdict never depends on chance.
+
+_COORDINATES = (
+    "37/16", "-53/23", "101/89", "-29/41", "13/7", "71/19", "-5/13", "97/43", "-17/31", "43/29", "7/61", "-83/37",
+)  # fmt: skip
+"""Values of both signs and of size about one, whose denominators share no factor: nothing agrees by accident."""
+_STRIDE = 5
+"""From one unknown's coordinate to the next one's; it shares no factor with their number, so all differ."""
+RATIONAL_POINTS = 6
+INTEGER_POINTS = 4
+"""Factorials and powers of negative numbers are often real at whole numbers alone."""
+RATIO_POINTS = 5
+ENOUGH_POINTS = 3
+"""So many points have to be decided; the others may be poles, or zeros of both."""
+
+Point = dict[Expr, Expr]
+
+
+def _rational_point(symbols: list[Expr], number: int) -> Point:
+    """A value for every unknown; beyond twelve unknowns the coordinates come again, moved by one."""
+    count = len(_COORDINATES)
+    return {
+        symbol: sympy.Rational(_COORDINATES[(number + _STRIDE * i) % count]) + i // count
+        for i, symbol in enumerate(symbols)
+    }
+
+
+def _integer_point(symbols: list[Expr], number: int) -> Point:
+    """A small positive integer for every unknown, different for up to five of them."""
+    return {symbol: sympy.Integer(number + 3 + (2 * i) % 5) for i, symbol in enumerate(symbols)}
+
+
+def _points(symbols: list[Expr]) -> Iterator[Point]:
+    for number in range(RATIONAL_POINTS):
+        yield _rational_point(symbols, number)
+    for number in range(INTEGER_POINTS):
+        yield _integer_point(symbols, number)
+
+
+def _agree_at_points(left: Expr, right: Expr, symbols: list[Expr]) -> bool | None:
+    """The identity test. None where too few points decide.
+
+    One disagreement between real values is final. Roots and logarithms of negative numbers have branches on
+    which equal functions of a real unknown may differ, so complex values count only where real ones are too few.
+    """
+    at_real: list[bool | None] = []
+    at_complex: list[bool | None] = []
+    for point in _points(symbols):
         one, other = _evaluate(left.xreplace(point)), _evaluate(right.xreplace(point))
         if one is None or other is None:
             continue
         outcome = _close(one, other)
-        both_real = bool(one.is_real and other.is_real)
-        if outcome is False and both_real:
+        if not (one.is_real and other.is_real):
+            at_complex.append(outcome)
+        elif outcome is False:
             return False
-        (real_outcomes if both_real else complex_outcomes).append(outcome)
-    decided = [o for o in real_outcomes if o is not None]
-    if len(decided) >= 3:
+        else:
+            at_real.append(outcome)
+    if at_real.count(True) >= ENOUGH_POINTS:
         return True
-    if any(o is False for o in complex_outcomes):
+    if False in at_complex:
         return False
-    decided += [o for o in complex_outcomes if o is not None]
-    return True if len(decided) >= 3 else None
+    return True if at_real.count(True) + at_complex.count(True) >= ENOUGH_POINTS else None
 
 
 def _evaluate(expression: Expr) -> Expr | None:
@@ -265,7 +241,7 @@ def _close(left: Expr | None, right: Expr | None) -> bool | None:
 def same_direction(left: tuple[str, str], right: tuple[str, str], *, signed: bool) -> bool:
     """Whether a - b and c - d differ by a constant factor: the same equation, or with `signed` inequality."""
     pairs = [(parse(a), parse(b)) for a, b in (left, right)]
-    if not all(_is_scalar(a) and _is_scalar(b) for a, b in pairs):
+    if not all(is_scalar(a) and is_scalar(b) for a, b in pairs):
         return False
     one, other = (_as_numbers_and_symbols(a - b) for a, b in pairs)
     symbols = sorted(one.free_symbols, key=str)
@@ -274,15 +250,18 @@ def same_direction(left: tuple[str, str], right: tuple[str, str], *, signed: boo
     if not _is_evaluable(one) or not _is_evaluable(other):
         return False
     ratios = []
-    for offset in range(5):
-        point = {s: sympy.Rational(_POINTS[(offset + 5 * i) % 12]) + i // 12 for i, s in enumerate(symbols)}
+    for number in range(RATIO_POINTS):
+        point = _rational_point(symbols, number)
         top, bottom = _evaluate(one.xreplace(point)), _evaluate(other.xreplace(point))
         if top is None or bottom is None or abs(bottom) < AGREE or abs(top) < AGREE:
             continue
         ratios.append(top / bottom)
-    if len(ratios) < 3 or not all(_close(ratio, ratios[0]) for ratio in ratios[1:]):
+    if len(ratios) < ENOUGH_POINTS or not all(_close(ratio, ratios[0]) for ratio in ratios[1:]):
         return False
     return not signed or bool(ratios[0].is_real and ratios[0] > 0)
+
+
+# -- sets of reals -----------------------------------------------------------------------------------------
 
 
 def interval(start: str, end: str, *, left_open: bool, right_open: bool) -> Expr:
@@ -291,7 +270,7 @@ def interval(start: str, end: str, *, left_open: bool, right_open: bool) -> Expr
 
 def _real(text: str) -> Expr:
     expression = parse(text)
-    if not _is_scalar(expression) or not _is_evaluable(expression):
+    if not is_scalar(expression) or not _is_evaluable(expression):
         raise Unparsed(f"{text} is no end of an interval")
     value = expression.doit()
     if value.is_extended_real is not True or (not value.is_comparable and not value.is_infinite):

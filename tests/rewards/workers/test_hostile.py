@@ -119,6 +119,7 @@ def test_limits_hold_in_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "    return None if problem == 'none' else 0.5\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     from rewards import GradeItem, RewardConfig
 
     config = RewardConfig(workers=2, timeout_s=LIMIT_S, function="misbehaving:run")

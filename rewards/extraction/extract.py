@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rewards import surroundings
-from rewards.boxes import Box, Boxes, find_boxes
-from rewards.turns import own_words
+from rewards.extraction import surroundings
+from rewards.extraction.boxes import Box, Boxes, find_boxes
+from rewards.extraction.turns import own_words
 
 MAX_DIFFERENT_BOXES = 4
 MAX_GAP = 120

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from fractions import Fraction
-
-from rewards import mathematics
-from rewards.shapes import Based, Bracketed, Exact, Expression, Items, Moment, Node, Quantity, Ratio, Relation
-from rewards.units import conversion, is_known, same_things
-
-Equal = Callable[[Node, Node], bool]
-
-# Each rule returns None when it does not apply to the pair.
+from rewards.equality.rule import Equal
+from rewards.equality.values import value_of
+from rewards.reading.shapes import Based, Bracketed, Exact, Expression, Items, Moment, Node, Quantity, Ratio, Relation
+from rewards.reading.units import conversion, is_known, same_things
 
 
 def moments(reference: Node, answer: Node, equal: Equal) -> bool | None:
@@ -43,8 +37,8 @@ def ratios(reference: Node, answer: Node, equal: Equal) -> bool | None:
         return _same_parts(reference, answer, equal) or _proportional(reference, answer)
     for ratio, other in ((reference, answer), (answer, reference)):
         if isinstance(ratio, Ratio):
-            values = [_value(part) for part in ratio.parts]
-            quotient = _value(other)
+            values = [value_of(part) for part in ratio.parts]
+            quotient = value_of(other)
             if ratio.clock or len(values) != 2 or None in values or quotient is None or not values[1]:
                 return False
             return values[0] == quotient * values[1]
@@ -52,8 +46,8 @@ def ratios(reference: Node, answer: Node, equal: Equal) -> bool | None:
 
 
 def _proportional(one: Ratio, other: Ratio) -> bool:
-    left = [_value(part) for part in one.parts]
-    right = [_value(part) for part in other.parts]
+    left = [value_of(part) for part in one.parts]
+    right = [value_of(part) for part in other.parts]
     if None in left or None in right or not left[0] or not right[0]:
         return False
     return all(a * right[0] == b * left[0] for a, b in zip(left, right, strict=True))  # type: ignore[operator]
@@ -85,7 +79,7 @@ def quantities(reference: Node, answer: Node, equal: Equal) -> bool | None:
         return equal(one, other) or _degrees_in_radians((one, one_unit), (other, other_unit), equal)
     factor = conversion(one_unit, other_unit)
     if factor is not None:
-        left, right = _value(one), _value(other)
+        left, right = value_of(one), value_of(other)
         return left is not None and right is not None and left * factor == right
     if is_known(one_unit) or is_known(other_unit):
         return False
@@ -95,7 +89,7 @@ def quantities(reference: Node, answer: Node, equal: Equal) -> bool | None:
 def _percent(one: Node, other: Node, equal: Equal, *, percent_is_reference: bool) -> bool:
     """50% is 1/2. 50% is also 50, where the sign was left out or added, but 0.5% is never 0.5."""
     percent, plain = (one, other) if percent_is_reference else (other, one)
-    value, bare = _value(percent), _value(plain)
+    value, bare = value_of(percent), value_of(plain)
     if value is None or bare is None:
         return equal(one, other)
     return value / 100 == bare or (value == bare and abs(value) >= 1)
@@ -116,18 +110,3 @@ def _degrees_in_radians(left: tuple[Node, str], right: tuple[Node, str], equal: 
 
 def _same_parts(reference: Ratio, answer: Ratio, equal: Equal) -> bool:
     return all(equal(a, b) for a, b in zip(reference.parts, answer.parts, strict=True))
-
-
-def value_of(text: str) -> Fraction | None:
-    """The value of a closed expression, None when it has none or cannot be read."""
-    try:
-        return mathematics.value_of(text)
-    except mathematics.Unparsed:
-        return None
-
-
-def _value(node: Node) -> Fraction | None:
-    """The exact value of a number, or of a closed expression to the working precision."""
-    if isinstance(node, Exact):
-        return node.number.value
-    return value_of(node.latex) if isinstance(node, Expression) else None

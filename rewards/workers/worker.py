@@ -14,8 +14,9 @@ import sys
 import warnings
 from typing import Any
 
-from rewards import function, limits, wire
+from rewards import function
 from rewards.types import Verdict
+from rewards.workers import limits, wire
 
 RECYCLE_AFTER_ITEMS = 20_000
 RECURSION_LIMIT = 4_000
@@ -23,7 +24,7 @@ OUT_OF_MEMORY = "out of memory"
 
 
 def preload() -> None:
-    """Import the mathematics. Called in the nursery, so that every worker is born with it."""
+    """Import the mathematics. Called in the fork server, so that every worker begins with it."""
     logging.disable(logging.CRITICAL)  # math-verify warns that its own time limits are off; ours are on
     import rewards.judge
 
@@ -36,7 +37,7 @@ def serve(connection: socket.socket, settings: wire.Message) -> None:
     """Answer items until the other side closes, or until this process should be replaced."""
     limits.die_with_parent()
     if os.getppid() == 1:
-        return  # the nursery died between the fork and the line above
+        return  # the fork server died between the fork and the line above
     warnings.simplefilter("ignore")
     sys.setrecursionlimit(RECURSION_LIMIT)
     limits.confine(memory_mib=settings["memory_mib"], own_code=settings["function"] is not None)

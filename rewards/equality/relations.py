@@ -7,16 +7,12 @@ is not a value: x + 1 = 6 does not answer 5.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from fractions import Fraction
 
-from rewards import mathematics, regions
-from rewards.clean import fingerprint
-from rewards.phrases import fold
-from rewards.shapes import Approximation, Bracketed, Conditioned, Exact, Expression, Items, Node, Quantity, Relation
-
-Equal = Callable[[Node, Node], bool]
-CONSISTENT = Fraction(1, 50)
+from rewards.equality import mathematics, regions
+from rewards.equality.rule import Equal
+from rewards.reading.parse import Unparsed, is_closed
+from rewards.reading.read import read
+from rewards.reading.shapes import Items, Node, Relation
 
 _LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|sigma|omega|phi|rho|tau|epsilon|Delta|ell|varphi))"
 _SUBSCRIPT = r"(?:_\s*(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\w))?"
@@ -33,11 +29,6 @@ _NAME = re.compile(
     r"|\\operatorname\s*\{[A-Za-z]+\}\s*\([^()]*\))\s*"
 )  # fmt: skip
 _POWER_SUM = re.compile(r"\s*[A-Za-z](?:\^\{?\d\}?)?(?:\s*\+?\s*[A-Za-z](?:\^\{?\d\}?)?){1,4}\s*")
-_QUANTIFIED = re.compile(r"(?<![\\A-Za-z])([A-Za-z])\s*(?:\\in\b|(?:is|be)\b|\\text)")
-_DOMAIN_CONDITION = re.compile(
-    r"(?:where|for|with|and|any|all|every|some|is|an|a|integers?|real|constants?|arbitrary|numbers?|k|n|m|c|C|\s|,"
-    r"|[A-Za-z]|\\in|\\mathbb\s*\{[RZNQC]\}|\\text\s*\{[^{}<>=\d]*\}|\\forall)+"
-)
 
 
 def is_name(text: str) -> bool:
@@ -51,8 +42,10 @@ def _is_power_sum(text: str) -> bool:
     return match is not None and len(set(re.findall(r"[A-Za-z]", text))) >= 2
 
 
-def equal_relations(reference: Node, answer: Node, equal: Equal) -> bool:
-    """At least one side is a relation."""
+def relational(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """Two relations as sets or as statements; a relation and something else by the value that it states."""
+    if not isinstance(reference, Relation) and not isinstance(answer, Relation):
+        return None
     region = regions.equal_if_regions(reference, answer)
     if region is not None:
         return region
@@ -71,20 +64,20 @@ def equal_relations(reference: Node, answer: Node, equal: Equal) -> bool:
 def stated_value(relation: Relation, equal: Equal) -> Node | None:
     """x = 5 and 5 = x state 5; so does 2 + 3 = 5, whose sides agree; x + 1 = 6 states nothing."""
     if relation.operators == ("in",):
-        return _read(relation.sides[1]) if is_name(relation.sides[0]) else None
+        return read(relation.sides[1]) if is_name(relation.sides[0]) else None
     if any(operator != "=" for operator in relation.operators):
         return None
     sides = list(relation.sides)
     if len(sides) == 2 and is_name(sides[1]) and not is_name(sides[0]):
         sides.reverse()
-    last = _read(sides[-1])
+    last = read(sides[-1])
     middle = sides[:-1]
     if is_name(middle[0]):
         middle = middle[1:]
-    elif not mathematics.is_closed(middle[0]):
+    elif not is_closed(middle[0]):
         return None
     for side in middle:  # a chain must not contradict itself
-        if mathematics.is_closed(side) and not equal(_read(side), last):
+        if is_closed(side) and not equal(read(side), last):
             return None
     return last
 
@@ -98,7 +91,7 @@ def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
     for left, right in ((one, other), (_flipped(one), other)):
         if left is None:
             continue
-        if _same_name(left.sides[0], right.sides[0]) and equal(_read(left.sides[1]), _read(right.sides[1])):
+        if _same_name(left.sides[0], right.sides[0]) and equal(read(left.sides[1]), read(right.sides[1])):
             return True
     if one.operators[0] not in {"=", "<", "<="} or _named_values(one, other):
         return False
@@ -106,23 +99,22 @@ def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
         return mathematics.same_direction(
             (one.sides[0], one.sides[1]), (other.sides[0], other.sides[1]), signed=one.operators != ("=",)
         )
-    except (mathematics.Unparsed, TypeError, ArithmeticError):
+    except (Unparsed, TypeError, ArithmeticError):
         return False
 
 
 def _named_values(one: Relation, other: Relation) -> bool:
     """x = 5 and y = 5 are different statements, and x = 5 and x = 6 as well: no equation to compare."""
     return all(
-        relation.operators == ("=",) and is_name(relation.sides[0]) and mathematics.is_closed(relation.sides[1])
+        relation.operators == ("=",) and is_name(relation.sides[0]) and is_closed(relation.sides[1])
         for relation in (one, other)
     )
 
 
 def _directed(relation: Relation) -> Relation:
     """Write > as < with the sides exchanged."""
-    turn = {">": "<", ">=": "<="}
-    if relation.operators[0] in turn:
-        return Relation((relation.sides[1], relation.sides[0]), (turn[relation.operators[0]],))
+    if relation.operators[0] in {">", ">="}:
+        return Relation((relation.sides[1], relation.sides[0]), (regions.MIRRORED[relation.operators[0]],))
     return relation
 
 
@@ -137,12 +129,12 @@ def _same_chain(reference: Relation, answer: Relation, equal: Equal) -> bool:
     """a < b < c by side, also read from right to left; x = … = 5 by its name and its last side."""
     if set(reference.operators) == {"="} == set(answer.operators):
         ends = [(relation.sides[0], relation.sides[-1]) for relation in (reference, answer)]
-        return _same_name(ends[0][0], ends[1][0]) and equal(_read(ends[0][1]), _read(ends[1][1]))
-    turned = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-    backwards = Relation(tuple(reversed(answer.sides)), tuple(turned.get(o, o) for o in reversed(answer.operators)))
+        return _same_name(ends[0][0], ends[1][0]) and equal(read(ends[0][1]), read(ends[1][1]))
+    mirrored = tuple(regions.MIRRORED.get(operator, operator) for operator in reversed(answer.operators))
+    backwards = Relation(tuple(reversed(answer.sides)), mirrored)
     return any(
         reference.operators == candidate.operators
-        and all(equal(_read(a), _read(b)) for a, b in zip(reference.sides, candidate.sides, strict=True))
+        and all(equal(read(a), read(b)) for a, b in zip(reference.sides, candidate.sides, strict=True))
         for candidate in (answer, backwards)
     )
 
@@ -150,12 +142,6 @@ def _same_chain(reference: Relation, answer: Relation, equal: Equal) -> bool:
 def _same_name(one: str, other: str) -> bool:
     strip = str.maketrans("", "", "{} ")
     return one.translate(strip) == other.translate(strip)
-
-
-def _read(text: str) -> Node:
-    from rewards.read import Reader
-
-    return Reader().read(text)
 
 
 # -- lists of named values ---------------------------------------------------------------------------------
@@ -192,7 +178,7 @@ def equal_assignments(reference: Items, answer: Items, equal: Equal) -> bool:
         return True
     if len(one) != 1 or len(answer.elements) != len(one[0]) or any(isinstance(e, Relation) for e in answer.elements):
         return False
-    return all(equal(_read(text), element) for (_, text), element in zip(one[0], answer.elements, strict=True))
+    return all(equal(read(text), element) for (_, text), element in zip(one[0], answer.elements, strict=True))
 
 
 Group = list[tuple[str, str]]
@@ -222,67 +208,9 @@ def _same_group(one: Group, other: Group, equal: Equal) -> bool:
     return (
         len(one) == len(other)
         and {_bare(name) for name, _ in one} == set(values)
-        and all(equal(_read(text), _read(values[_bare(name)])) for name, text in one)
+        and all(equal(read(text), read(values[_bare(name)])) for name, text in one)
     )
 
 
 def _bare(name: str) -> str:
     return name.replace("{", "").replace("}", "")
-
-
-# -- conditions and approximations ----------------------------------------------------------------------------
-
-
-def same_condition(one: str, other: str) -> bool:
-    """Conditions agree as text, or both only say which numbers are meant."""
-    if fingerprint(fold(one)) == fingerprint(fold(other)):
-        return True
-    return is_mere_domain(one) and is_mere_domain(other) and _domain_names(one) == _domain_names(other)
-
-
-def equal_renamed(reference: Conditioned, answer: Conditioned, equal: Equal) -> bool:
-    """n\\pi with n an integer is k\\pi with k an integer: the quantified letter may have another name."""
-    one, other = (_QUANTIFIED.search(node.condition) for node in (reference, answer))
-    if one is None or other is None or one.group(1) == other.group(1):
-        return False
-    name, old = one.group(1), other.group(1)
-    letter = r"(?<![\\A-Za-z]){}(?![A-Za-z])"
-    if re.search(letter.format(name), answer.text):
-        return False
-    renamed = re.sub(letter.format(old), name, answer.text)
-    return renamed != answer.text and equal(reference.body, _read(renamed))
-
-
-def is_mere_domain(condition: str) -> bool:
-    r"""k \in \mathbb{Z}, "where n is an integer", "for some constant C": no restriction of the value."""
-    return _DOMAIN_CONDITION.fullmatch(condition.strip()) is not None
-
-
-def _domain_names(condition: str) -> set[str]:
-    names = set(re.findall(r"\\mathbb\s*\{([RZNQC])\}", condition))
-    if "integer" in condition:
-        names.add("Z")
-    if "real" in condition or "constant" in condition:
-        names.add("R")
-    return names
-
-
-def is_consistent(approximation: Approximation) -> bool:
-    """The rounded side lies within two per cent of the exact side, where both are numbers."""
-    exact, rounded = _magnitude(approximation.exact), _magnitude(approximation.rounded)
-    if exact is None or rounded is None:
-        return not isinstance(approximation.rounded, Items | Bracketed)
-    return abs(exact - rounded) <= CONSISTENT * max(abs(exact), abs(rounded))
-
-
-def _magnitude(node: Node) -> Fraction | None:
-    if isinstance(node, Quantity):
-        return _magnitude(node.value)
-    if isinstance(node, Exact):
-        return node.number.value
-    if isinstance(node, Expression):
-        try:
-            return mathematics.value_of(node.latex)
-        except mathematics.Unparsed:
-            return None
-    return None

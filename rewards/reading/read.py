@@ -1,17 +1,19 @@
 """Cleaned answer text → what kind of answer it is. The first rule that recognises the text decides.
 
-Reading never evaluates: it only sees brackets, separators, relation signs, units and words. What is left
-over is an `Expression`, which math-verify parses when it is compared.
+Reading never evaluates: it sees brackets, separators, relation signs, units and words, and the parser only
+where {x | x > 3} may be a region. What is left over is an `Expression`, which is parsed when it is compared.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 
-from rewards import phrases, regions, split
-from rewards.numbers import read_number
-from rewards.shapes import (
+from rewards.reading import phrases, split
+from rewards.reading.numbers import Number, read_number
+from rewards.reading.shapes import (
     Approximation,
     Based,
     Bracketed,
@@ -29,7 +31,8 @@ from rewards.shapes import (
     Relation,
     Unusable,
 )
-from rewards.units import SCALES, is_known, read_unit
+from rewards.reading.units import SCALES, is_known, read_unit
+from rewards.reading.variables import variable
 
 MAX_ELEMENTS = 200
 MAX_NESTING = 8
@@ -68,83 +71,98 @@ _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
 _ELLIPSIS = re.compile(r"\\ldots|\.\.\.|…")
 
 
+@lru_cache(maxsize=1024)
+def read(text: str, *, thousands: bool = True) -> Node:
+    """What a cleaned text says. `thousands` tells whether 1,234 is one number or two."""
+    return Reader(thousands=thousands).read(text)
+
+
+@dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads one text. `thousands` tells whether 1,234 is one number or two."""
+    """Reads texts that stand inside `nesting` others."""
 
-    def __init__(self, *, thousands: bool = True) -> None:
-        self._thousands = thousands
+    thousands: bool
+    nesting: int = 0
 
-    def read(self, text: str, nesting: int = 0) -> Node:
-        if nesting > MAX_NESTING:
+    def read(self, text: str) -> Node:
+        if self.nesting > MAX_NESTING:
             return Unusable("nested_too_deeply", text)
         text = text.strip()
         number = read_number(text)
-        if number is not None and (self._thousands or "," not in text):
+        if number is not None and (self.thousands or "," not in text):
             return Exact(number)
         for rule in _RULES:
-            node = rule(self, text, nesting)
+            node = rule(self, text)
             if node is not None:
                 return node
         return Expression(text)
 
+    def part(self, text: str) -> Node:
+        """A part of the text that is being read."""
+        return Reader(thousands=self.thousands, nesting=self.nesting + 1).read(text)
+
+    def element(self, text: str) -> Node:
+        """One of several values in brackets, where every comma separates."""
+        return Reader(thousands=False, nesting=self.nesting + 1).read(text)
+
     # Each rule below recognises one kind of text and returns None for all others. Order is in _RULES.
 
-    def placeholder(self, text: str, _nesting: int) -> Node | None:
+    def placeholder(self, text: str) -> Node | None:
         return phrases.placeholder(text)
 
-    def phrase(self, text: str, _nesting: int) -> Node | None:
-        """all real numbers, no solution, yes; twelve."""
+    def phrase(self, text: str) -> Node | None:
+        """A fixed phrase or a number as a word: all real numbers, no solution, yes; twelve."""
         word = phrases.number_word(text)
         number = read_number(word) if word else None
         return Exact(number) if number else phrases.phrase(text)
 
-    def lead(self, text: str, nesting: int) -> Node | None:
-        r"""\text{Answer: } 5."""
+    def lead(self, text: str) -> Node | None:
+        r"""An answer that says that it is one: \text{Answer: } 5."""
         match = _LEAD.fullmatch(text)
-        return self.read(match.group("rest"), nesting + 1) if match else None
+        return self.part(match.group("rest")) if match else None
 
-    def ellipsis(self, text: str, _nesting: int) -> Node | None:
+    def ellipsis(self, text: str) -> Node | None:
         """1, 2, …: an unfinished list is an answer only where the reference is the same text."""
         return Unusable("ellipsis", text) if _ELLIPSIS.search(text) and "," in text else None
 
-    def moment(self, text: str, _nesting: int) -> Node | None:
+    def moment(self, text: str) -> Node | None:
         return phrases.moment(text)
 
-    def choice(self, text: str, nesting: int) -> Node | None:
+    def choice(self, text: str) -> Node | None:
         found = phrases.choice(text)
         if found is None:
             return None
         letter, rest = found
-        return Choice(letter, self.read(rest, nesting + 1) if rest else None)
+        return Choice(letter, self.part(rest) if rest else None)
 
-    def conditioned(self, text: str, nesting: int) -> Node | None:
-        r"""k\pi, k \in \mathbb{Z}; f(x) = x + C, C \in \mathbb{R}."""
+    def conditioned(self, text: str) -> Node | None:
+        r"""A value with its side condition: k\pi, k \in \mathbb{Z}; f(x) = x + C, C \in \mathbb{R}."""
         pieces = split.split_at(text, {",", ";"})
         for position in range(1, len(pieces)):
             rest = ", ".join(pieces[position:])
             if _CONDITION.search(rest) and not _CONDITION.search(", ".join(pieces[:position])):
                 body = ", ".join(pieces[:position])
-                return Conditioned(self.read(body, nesting + 1), rest, body)
+                return Conditioned(self.part(body), rest, body)
         match = re.search(
             r"\\text\s*\{\s*,?\s*(?:where|for|with|if)\b|(?<![A-Za-z])(?:where|for (?:some|any|all|every))\b", text
         )
         if match and match.start() > 0:
             body = text[: match.start()].rstrip(" ,")
-            return Conditioned(self.read(body, nesting + 1), text[match.start() :], body)
+            return Conditioned(self.part(body), text[match.start() :], body)
         return None
 
-    def items(self, text: str, nesting: int) -> Node | None:
-        """1, 2 and 3; x = 1 or x = 2; p=5, q=2; p=7, q=2."""
-        found = split.split_items(text, thousands=self._thousands)
+    def items(self, text: str) -> Node | None:
+        """Several values without brackets: 1, 2 and 3; x = 1 or x = 2; p=5, q=2; p=7, q=2."""
+        found = split.split_items(text, thousands=self.thousands)
         if found is None or len(found[0]) < 2:
-            return self.read(found[0][0], nesting + 1) if found and found[0] and found[0][0] != text else None
+            return self.part(found[0][0]) if found and found[0] and found[0][0] != text else None
         pieces, joined_by = found
         if len(pieces) > MAX_ELEMENTS:
             return Unusable("too_many_values", text)
         elements: list[Node] = []
         label = ""
         for piece in pieces:
-            node = self.read(piece, nesting + 1)
+            node = self.part(piece)
             if isinstance(node, Relation) and len(node.sides) == 2 and node.operators == ("=",):
                 label = node.sides[0]
             elif label and isinstance(node, Exact | Expression | Bracketed):
@@ -152,59 +170,59 @@ class Reader:
             elements.extend(_spread(piece, node))
         return Items(tuple(elements), "list", joined_by)  # type: ignore[arg-type]
 
-    def relation(self, text: str, nesting: int) -> Node | None:
+    def relation(self, text: str) -> Node | None:
         found = split.split_relation(text)
         if found is None:
             return None
         sides, operators = found
         if operators == ["~"] and not sides[0] and sides[1]:
-            return Approximation(Unusable("approximate", text), self.read(sides[1], nesting + 1))
+            return Approximation(Unusable("approximate", text), self.part(sides[1]))
         if any(not side for side in sides):
             return Unusable("incomplete_relation", text)
         if operators[-1] == "~":
-            return self._approximation(sides, operators, nesting)
+            return self._approximation(sides, operators)
         if operators == ["in"]:
             return Relation((sides[0], sides[1]), ("in",))
         return Relation(tuple(sides), tuple(operators))
 
-    def _approximation(self, sides: list[str], operators: list[str], nesting: int) -> Node:
+    def _approximation(self, sides: list[str], operators: list[str]) -> Node:
         r"""\sqrt{2} \approx 1.414 gives both; x \approx 1.4 is x = 1.4."""
         before = sides[:-1]
-        rounded = self.read(sides[-1], nesting + 1)
+        rounded = self.part(sides[-1])
         if len(before) == 1 and re.fullmatch(r"[A-Za-z](?:_\{?\w+\}?)?", before[0]):
             return Relation((before[0], sides[-1]), ("=",))
         kinds = {"=": " = ", "~": r" \approx ", "<": "<", ">": ">"}
         joined = before[0] + "".join(kinds.get(o, " = ") + s for o, s in zip(operators[:-1], before[1:], strict=True))
-        return Approximation(self.read(joined, nesting + 1), rounded)
+        return Approximation(self.part(joined), rounded)
 
-    def plus_minus(self, text: str, nesting: int) -> Node | None:
+    def plus_minus(self, text: str) -> Node | None:
         r"""1 \pm \sqrt{19} is the list of two; \mp takes the other sign."""
         if r"\pm" not in text and r"\mp" not in text:
             return None
         upper = re.sub(r"\\pm(?![a-z])", "+", re.sub(r"\\mp(?![a-z])", "-", text)).strip().removeprefix("+").strip()
         lower = re.sub(r"\\pm(?![a-z])", "-", re.sub(r"\\mp(?![a-z])", "+", text)).strip().removeprefix("+").strip()
         upper, lower = (re.sub(r"\(\s*\+", "(", side) for side in (upper, lower))
-        return Items((self.read(upper, nesting + 1), self.read(lower, nesting + 1)), "list", "or")
+        return Items((self.part(upper), self.part(lower)), "list", "or")
 
-    def combination(self, text: str, nesting: int) -> Node | None:
-        r"""(0,1) \cup (2,3); \mathbb{R} \setminus \{0\}."""
+    def combination(self, text: str) -> Node | None:
+        r"""Sets joined to one: (0,1) \cup (2,3); \mathbb{R} \setminus \{0\}."""
         for operator in ("cup", "setminus", "cap"):
             parts = split.split_at(text, {"\\" + operator})
             if len(parts) > 1 and all(parts) and len(parts) <= MAX_ELEMENTS:
-                return Combination(operator, tuple(self.read(part, nesting + 1) for part in parts))
+                return Combination(operator, tuple(self.part(part) for part in parts))
         match = re.match(r"(\\mathbb\s*\{[RZNQC]\})\s*-\s*(\\\{.*)", text, re.DOTALL)
         if match:
-            return Combination("setminus", tuple(self.read(part, nesting + 1) for part in match.groups()))
+            return Combination("setminus", tuple(self.part(part) for part in match.groups()))
         return None
 
-    def domain(self, text: str, _nesting: int) -> Node | None:
+    def domain(self, text: str) -> Node | None:
         match = _DOMAIN.fullmatch(text)
         if match:
             return Domain(match.group(1))
         return Items((), "set") if text in {r"\emptyset", r"\{\}", r"\{ \}"} else None
 
-    def matrix(self, text: str, nesting: int) -> Node | None:
-        r"""\begin{pmatrix}…\end{pmatrix}, whatever its brackets; arrays in \left[…\right] too."""
+    def matrix(self, text: str) -> Node | None:
+        r"""A matrix, whatever its brackets: \begin{pmatrix}…\end{pmatrix}; arrays in \left[…\right] too."""
         inner = re.sub(r"^[(\[|]\s*(\\begin.*\\end\{[a-zA-Z]+\})\s*[)\]|]$", r"\1", text, flags=re.DOTALL)
         match = _MATRIX.fullmatch(inner)
         if match is None or inner.count(r"\begin") > 1:
@@ -214,53 +232,46 @@ class Reader:
         body = re.sub(r"\\hline", "", match.group("body")).strip()
         rows = [row.strip() for row in split.split_at(body, {"\\\\"})]
         cells = [split.split_at(row, {"&"}) for row in rows if row]
-        return Matrix(tuple(tuple(self.read(cell, nesting + 1) for cell in row) for row in cells))
+        return Matrix(tuple(tuple(self.part(cell) for cell in row) for row in cells))
 
-    def brackets(self, text: str, nesting: int) -> Node | None:
+    def brackets(self, text: str) -> Node | None:
         found = split.enclosed(text)
         if found is None:
             return None
         opening, inside, closing = found
         if opening == "{":
-            return self.read(inside, nesting + 1)
+            return self.part(inside)
         if opening == r"\{" and re.search(r"\\mid(?![a-z])|(?<!\|)\|(?!\|)|:", inside):
-            return self._set_builder(inside, nesting) or Expression(text)
-        pieces = Reader(thousands=False)._pieces(inside)
+            return self._set_builder(inside) or Expression(text)
+        pieces = _between_commas(inside)
         if len(pieces) > MAX_ELEMENTS:
             return Unusable("too_many_values", text)
         if opening == r"\{":
             if not pieces:
                 return Items((), "set")
-            elements = [self._element(piece, nesting) for piece in pieces]
+            elements = [self.element(piece) for piece in pieces]
             flat = [leaf for piece, node in zip(pieces, elements, strict=True) for leaf in _spread(piece, node)]
             return Items(tuple(flat), "set")
         if len(pieces) == 1:
-            return self.read(inside, nesting + 1) if (opening, closing) in {("(", ")"), ("[", "]")} else None
-        return Bracketed(opening, closing, tuple(self._element(piece, nesting) for piece in pieces))
+            return self.part(inside) if (opening, closing) in {("(", ")"), ("[", "]")} else None
+        return Bracketed(opening, closing, tuple(self.element(piece) for piece in pieces))
 
-    def _set_builder(self, inside: str, nesting: int) -> Node | None:
+    def _set_builder(self, inside: str) -> Node | None:
         r"""{x | x > 3} is the region x > 3; any other set-builder notation equals only its own text."""
         match = _SET_BUILDER.fullmatch(inside)
         if match is None:
             return None
-        node = self.read(match.group("condition"), nesting + 1)
-        return node if regions.variable(node) == match.group("name") else None
+        node = self.part(match.group("condition"))
+        return node if variable(node) == match.group("name") else None
 
-    def _pieces(self, inside: str) -> list[str]:
-        found = split.split_items(inside, thousands=False)
-        return [inside.strip()] * bool(inside.strip()) if found is None else found[0]
-
-    def _element(self, piece: str, nesting: int) -> Node:
-        return Reader(thousands=False).read(piece, nesting + 1)
-
-    def ratio(self, text: str, nesting: int) -> Node | None:
+    def ratio(self, text: str) -> Node | None:
         parts = split.split_at(text, {":"})
         if len(parts) < 2 or not all(parts) or len(parts) > 6 or re.search(r"[|{]", parts[0].replace(r"\frac{", "")):
             return None
-        nodes = tuple(self.read(part, nesting + 1) for part in parts)
+        nodes = tuple(self.part(part) for part in parts)
         return Ratio(nodes, clock=bool(_CLOCK.fullmatch(text.replace(" ", ""))))
 
-    def based(self, text: str, _nesting: int) -> Node | None:
+    def based(self, text: str) -> Node | None:
         match = _BASE.fullmatch(text)
         if match is None:
             return None
@@ -271,12 +282,12 @@ class Reader:
             return None
         return Based(digits, base)
 
-    def quantity(self, text: str, nesting: int) -> Node | None:
-        r"""5 \text{ cm}, \$18.90, 28\%, 45^\circ, 3 million."""
+    def quantity(self, text: str) -> Node | None:
+        r"""A value and its unit: 5 \text{ cm}, \$18.90, 28\%, 45^\circ, 3 million."""
         money = _CURRENCY_HEAD.fullmatch(text)
         if money:
-            value = self.read((money.group("sign") + money.group("value")).strip(), nesting + 1)
-            return self._with_unit(value, money.group("currency"))
+            value = self.part((money.group("sign") + money.group("value")).strip())
+            return _with_unit(value, money.group("currency"))
         if not _NUMBER_HEAD.match(text):
             return None
         match = _UNIT_TAIL.fullmatch(text)
@@ -285,27 +296,36 @@ class Reader:
         unit = read_unit(match.group("unit"))
         if unit is None:
             return Unusable("words_after_value", text)
-        return self._with_unit(self.read(match.group("value"), nesting + 1), unit)
+        return _with_unit(self.part(match.group("value")), unit)
 
-    def _with_unit(self, value: Node, unit: str) -> Node:
-        if isinstance(value, Quantity) and value.unit and unit:
-            canonical = read_unit(value.unit + " " + unit) if unit not in "＄€£¥₹" else None
-            unit = canonical or unit
-            value = value.value
-        canonical_unit = read_unit(unit) if unit and not is_known(unit) else unit
-        if canonical_unit is None:
-            return Unusable("words_after_value")
-        words = canonical_unit.split()
-        if words and words[0] in SCALES:
-            scaled = read_number(str(SCALES[words[0]]))
-            if isinstance(value, Exact) and scaled is not None:
-                number = type(scaled)(value.number.value * scaled.value)
-                return self._with_unit(Exact(number), " ".join(words[1:])) if words[1:] else Exact(number)
-            return Unusable("words_after_value")
-        return Quantity(value, canonical_unit) if canonical_unit else value
-
-    def words(self, text: str, _nesting: int) -> Node | None:
+    def words(self, text: str) -> Node | None:
         return phrases.words(text)
+
+
+def _with_unit(value: Node, unit: str) -> Node:
+    if isinstance(value, Quantity) and value.unit and unit:
+        canonical = read_unit(value.unit + " " + unit) if unit not in "＄€£¥₹" else None
+        unit = canonical or unit
+        value = value.value
+    canonical_unit = read_unit(unit) if unit and not is_known(unit) else unit
+    if canonical_unit is None:
+        return Unusable("words_after_value")
+    words = canonical_unit.split()
+    if words and words[0] in SCALES:
+        scaled = read_number(str(SCALES[words[0]]))
+        if isinstance(value, Exact) and scaled is not None:
+            number = Number(value.number.value * scaled.value)
+            return _with_unit(Exact(number), " ".join(words[1:])) if words[1:] else Exact(number)
+        return Unusable("words_after_value")
+    return Quantity(value, canonical_unit) if canonical_unit else value
+
+
+def _between_commas(inside: str) -> list[str]:
+    """The texts in brackets: none, one or several."""
+    found = split.split_items(inside, thousands=False)
+    if found is not None:
+        return found[0]
+    return [inside] if inside else []
 
 
 def _spread(piece: str, node: Node) -> tuple[Node, ...]:
@@ -326,7 +346,7 @@ def _looks_like_algebra(unit: str) -> bool:
     return first not in {"cm", "mm", "km", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm"}
 
 
-_RULES: tuple[Callable[[Reader, str, int], Node | None], ...] = (
+_RULES: tuple[Callable[[Reader, str], Node | None], ...] = (
     Reader.placeholder,
     Reader.phrase,
     Reader.lead,

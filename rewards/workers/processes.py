@@ -1,4 +1,4 @@
-"""The grader's side of its processes: start the nursery, get workers from it, talk, kill, close.
+"""The grader's side of its processes: start the fork server, get workers from it, talk, kill, close.
 
 Nothing here depends on how the user's program uses processes: no `__main__` guard is needed, no start
 method matters, Ctrl-C in a terminal does not reach the workers, and their standard output goes nowhere.
@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rewards import wire
+from rewards.workers import wire
 
 START_LIMIT_S = 180.0
 SPAWN_LIMIT_S = 30.0
@@ -42,7 +42,7 @@ class Worker:
     """When the first assigned item became the one being judged (monotonic seconds)."""
     incoming: bytearray = field(default_factory=bytearray)
     outgoing: bytearray = field(default_factory=bytearray)
-    born: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     ready: bool = False
     """The worker has said hello: its imports are done and its limits are set."""
     leaving: bool = False
@@ -55,7 +55,7 @@ class Worker:
         return self.overdue_since is not None
 
 
-class NurseryProcess:
+class ForkServerProcess:
     """The child process that forks workers. One per grader, restarted when it dies."""
 
     def __init__(self, settings: wire.Message) -> None:
@@ -64,7 +64,7 @@ class NurseryProcess:
         self._buffer = bytearray()
         try:
             self._process = subprocess.Popen(  # the command line is ours, nothing of it is user text
-                [sys.executable, "-m", "rewards.nursery", str(theirs.fileno())],
+                [sys.executable, "-m", "rewards.workers.fork_server", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -77,7 +77,7 @@ class NurseryProcess:
         self._control.sendall(wire.encode(settings))
 
     def spawn(self) -> Worker:
-        """Fork one worker; waits for the nursery's imports the first time."""
+        """Fork one worker; waits for the fork server's imports the first time."""
         try:
             if not self._ready:
                 self._expect_ready()
@@ -95,11 +95,11 @@ class NurseryProcess:
         return Worker(pid=pid, connection=connection)
 
     def kill(self, worker: Worker) -> None:
-        with contextlib.suppress(OSError):  # the nursery is gone, and its workers with it
+        with contextlib.suppress(OSError):  # the fork server is gone, and its workers with it
             self._control.sendall(wire.encode({"do": "kill", "pid": worker.pid}))
 
     def close(self) -> None:
-        """End the nursery and, through it, every worker; wait until they are gone."""
+        """End the fork server and, through it, every worker; wait until they are gone."""
         self._control.close()
         try:
             self._process.wait(CLOSE_LIMIT_S)
@@ -112,8 +112,7 @@ class NurseryProcess:
         return self._process.pid
 
     def _expect_ready(self) -> None:
-        deadline = time.monotonic() + START_LIMIT_S
-        self._control.settimeout(max(0.1, deadline - time.monotonic()))
+        self._control.settimeout(START_LIMIT_S)
         if wire.receive(self._control, self._buffer) is None:
             raise EOFError("it ended while importing math-verify")
         self._ready = True
@@ -137,7 +136,7 @@ def _environment(*, own_code: bool) -> dict[str, str]:
 
     Processes that only read what models wrote are told no secrets; a reward function of the user's may need them.
     """
-    package_parent = str(Path(__file__).resolve().parent.parent)
+    package_parent = str(Path(__file__).resolve().parents[2])
     entries = [package_parent, *(entry or str(Path.cwd()) for entry in sys.path)]
     kept = {name: value for name, value in os.environ.items() if own_code or not SECRET.search(name)}
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(entries)), "PYTHONSAFEPATH": "1"}

@@ -52,14 +52,15 @@ _PRIMED = re.compile(r"([A-Za-z])('+)")
 _DECIMAL = re.compile(r"(?<![\d_])(\d*)\.(\d+)(?!\d)")
 _MIXED = re.compile(r"(?<![\d.\\^_{}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
 _MIXED_SLASH = re.compile(r"(?<![\d./^_])(\d+) (\d+)/(\d+)(?![\d.])")
-_FUNCTION_BARE_POWER = re.compile(r"(?<![\d,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
 
 
 def to_latex(text: str) -> str:
+    """A cleaned text as the parser has to be given it."""
     text = _PRIMED.sub(lambda m: f"{m.group(1)}_{{prime{len(m.group(2))}}}", text.replace(r"^{\prime}", "'"))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = _FUNCTION_BARE_POWER.sub(lambda m: m.group(1).replace(",", ""), text)
+    text = _THOUSANDS.sub(lambda m: m.group(1).replace(",", ""), text)
     text = _DECIMAL.sub(_as_fraction, text)
     text = _MIXED_SLASH.sub(r"(\1+\\frac{\2}{\3})", text)
     return _MIXED.sub(_as_sum, text)

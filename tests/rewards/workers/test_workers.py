@@ -20,7 +20,7 @@ import pytest
 
 from rewards import Grader, GradeResult
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 RIGHT = ("\\boxed{2x+3}", "3+2x")
 WRONG = ("\\boxed{7}", "8")
 HANGS = ("\\boxed{\\sqrt{10^{100000}+1}}", "10^{50000}")
@@ -40,8 +40,8 @@ def descendants() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def is_nursery(process: psutil.Process) -> bool:
-    return process.status() != psutil.STATUS_ZOMBIE and "rewards.nursery" in process.cmdline()
+def is_fork_server(process: psutil.Process) -> bool:
+    return process.status() != psutil.STATUS_ZOMBIE and "rewards.workers.fork_server" in process.cmdline()
 
 
 def wait_until_gone(processes: list[psutil.Process], seconds: float = 20.0) -> bool:
@@ -63,7 +63,7 @@ def test_close_leaves_no_process_behind() -> None:
     with Grader(workers=2, timeout_s=2.0) as grader:
         assert verdicts(grader.grade([RIGHT] * 40)) == ["correct"] * 40
         mine = [process for process in descendants() if process.pid not in before]
-        assert len(mine) == 3  # the nursery and two workers
+        assert len(mine) == 3  # the fork server and two workers
     assert wait_until_gone(mine)
     grader.close()
     with pytest.raises(ValueError, match="closed"):
@@ -97,10 +97,10 @@ def test_replacements_are_reported_once(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_killed_worker_is_replaced_and_its_items_regraded(pool_grader: Grader) -> None:
     items = [RIGHT, WRONG] * 200
     pool_grader.grade(items[:2])
-    nursery = next(p for p in descendants() if is_nursery(p) and p.children())
+    fork_server = next(p for p in descendants() if is_fork_server(p) and p.children())
 
     def kill_workers() -> None:
-        for child in nursery.children():
+        for child in fork_server.children():
             child.kill()
 
     killer = threading.Timer(0.05, kill_workers)
@@ -109,12 +109,12 @@ def test_a_killed_worker_is_replaced_and_its_items_regraded(pool_grader: Grader)
     killer.join()
 
 
-def test_a_killed_nursery_is_started_again() -> None:
+def test_a_killed_fork_server_is_started_again() -> None:
     with Grader(workers=2, timeout_s=2.0) as grader:
         grader.grade([RIGHT])
-        nursery = next(p for p in descendants() if p.ppid() == os.getpid() and is_nursery(p))
-        nursery.kill()
-        nursery.wait(10)
+        fork_server = next(p for p in descendants() if p.ppid() == os.getpid() and is_fork_server(p))
+        fork_server.kill()
+        fork_server.wait(10)
         assert verdicts(grader.grade([RIGHT, WRONG])) == ["correct", "incorrect"]
 
 

@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards import wire
-from rewards.processes import CLOSE_LIMIT_S, START_LIMIT_S, NurseryProcess, Worker, WorkersFailed
 from rewards.types import Verdict
+from rewards.workers import wire
+from rewards.workers.processes import CLOSE_LIMIT_S, START_LIMIT_S, ForkServerProcess, Worker, WorkersFailed
 
 QUEUE_ITEMS = 16
 QUEUE_BYTES = 1 << 18
@@ -25,15 +25,15 @@ GRACE_S = 0.5
 """The worker's own timer comes first; the grader's deadline follows this much later."""
 SLOW_S = 0.2
 CRASHES_PER_ITEM = 2
-NURSERY_RESTARTS = 3
-STILLBORN_LIMIT = 4
+FORK_SERVER_RESTARTS = 3
+MAX_FAILED_STARTS = 4
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Batch:
-    """The state of one call: what waits, what is answered, how often each item took a worker down."""
+    """What one call has reached: what waits, what is answered, how often each item took a worker down."""
 
     frames: Sequence[bytes]
     waiting: deque[int]
@@ -59,20 +59,20 @@ class Pool:
         self._size = workers
         self._timeout_s = timeout_s
         self._settings = settings
-        self._nursery: NurseryProcess | None = None
+        self._fork_server: ForkServerProcess | None = None
         self._workers: list[Worker] = []
         self._selector = selectors.DefaultSelector()
         self.restarts = 0
-        self._nursery_restarts = 0
-        self._stillborn = 0
+        self._fork_server_restarts = 0
+        self._failed_starts = 0
 
     def run(self, requests: Sequence[wire.Message]) -> list[wire.Message]:
         """Answer every request, in order. Failures are answers too: verdict `timeout` or `error`."""
         batch = Batch.of([wire.encode({**request, "id": i}) for i, request in enumerate(requests)])
-        self._nursery_restarts = 0
+        self._fork_server_restarts = 0
         try:
             while batch.open:
-                self._hire(batch)
+                self._start_workers(batch)
                 self._hand_out(batch)
                 self._exchange(batch)
                 self._enforce_limit()
@@ -85,36 +85,32 @@ class Pool:
 
     def close(self) -> None:
         for worker in list(self._workers):
-            self._forget(worker)
-        if self._nursery is not None:
-            self._nursery.close()
-            self._nursery = None
+            self._drop(worker)
+        if self._fork_server is not None:
+            self._fork_server.close()
+            self._fork_server = None
 
-    @property
-    def nursery_pid(self) -> int | None:
-        return None if self._nursery is None else self._nursery.pid
+    # -- workers -------------------------------------------------------------------------------------
 
-    # -- staffing ------------------------------------------------------------------------------------
-
-    def _hire(self, batch: Batch) -> None:
+    def _start_workers(self, batch: Batch) -> None:
         wanted = min(self._size, batch.open)
         while len(self._workers) < wanted:
-            if self._nursery is None:
-                self._nursery = NurseryProcess(self._settings)
+            if self._fork_server is None:
+                self._fork_server = ForkServerProcess(self._settings)
             try:
-                worker = self._nursery.spawn()
+                worker = self._fork_server.spawn()
             except WorkersFailed:
-                self._nursery.close()
-                self._nursery = None
-                self._nursery_restarts += 1
-                if self._nursery_restarts >= NURSERY_RESTARTS:
+                self._fork_server.close()
+                self._fork_server = None
+                self._fork_server_restarts += 1
+                if self._fork_server_restarts >= FORK_SERVER_RESTARTS:
                     raise
                 logger.warning("the grading processes died and are being started again")
                 continue
             self._workers.append(worker)
             self._selector.register(worker.connection, selectors.EVENT_READ, worker)
 
-    def _forget(self, worker: Worker) -> None:
+    def _drop(self, worker: Worker) -> None:
         self._workers.remove(worker)
         self._selector.unregister(worker.connection)
         worker.connection.close()
@@ -123,12 +119,12 @@ class Pool:
         """A worker still busy with an item that another has answered is not kept for the next call."""
         for worker in [w for w in self._workers if w.assigned]:
             self._kill(worker)
-            self._forget(worker)
+            self._drop(worker)
 
     def _kill(self, worker: Worker) -> None:
         worker.overdue_since = time.monotonic()
-        if self._nursery is not None:
-            self._nursery.kill(worker)
+        if self._fork_server is not None:
+            self._fork_server.kill(worker)
 
     # -- work ----------------------------------------------------------------------------------------
 
@@ -164,7 +160,7 @@ class Pool:
     def _steal_for(self, idle: Worker, batch: Batch) -> None:
         """Give an idle worker one item that waits behind a slow one."""
         now = time.monotonic()
-        held = {index for worker in self._workers for index in list(worker.assigned)[:1]}
+        held = {worker.assigned[0] for worker in self._workers if worker.assigned}
         for worker in self._workers:
             if worker is idle or now - worker.head_since < SLOW_S:
                 continue
@@ -177,7 +173,7 @@ class Pool:
         for key, events in self._selector.select(self._patience()):
             worker: Worker = key.data
             if events & selectors.EVENT_READ and not self._read(worker, batch):
-                self._lost(worker, batch)
+                self._handle_loss(worker, batch)
             elif events & selectors.EVENT_WRITE:
                 self._write(worker)
 
@@ -213,7 +209,7 @@ class Pool:
         while (reply := wire.take(worker.incoming)) is not None:
             if "hello" in reply:
                 worker.ready = True
-                self._stillborn = 0
+                self._failed_starts = 0
                 continue
             worker.assigned.popleft()
             worker.head_since = time.monotonic()
@@ -229,19 +225,19 @@ class Pool:
         for worker in self._workers:
             late = worker.assigned and now - worker.head_since > limit
             if worker.overdue_since is None:
-                if late or (not worker.ready and now - worker.born > START_LIMIT_S):
+                if late or (not worker.ready and now - worker.started > START_LIMIT_S):
                     self._kill(worker)
-            elif self._nursery is not None and now - worker.overdue_since > CLOSE_LIMIT_S:
-                # The nursery does not do as it is told (stopped, swapped out): its end is the end of its workers.
-                self._nursery.close()
-                self._nursery = None
+            elif self._fork_server is not None and now - worker.overdue_since > CLOSE_LIMIT_S:
+                # The fork server does not do as it is told (stopped, swapped out): its end is the end of its workers.
+                self._fork_server.close()
+                self._fork_server = None
 
-    def _lost(self, worker: Worker, batch: Batch) -> None:
+    def _handle_loss(self, worker: Worker, batch: Batch) -> None:
         """A worker is gone: judge why, settle its item, give the rest back."""
-        self._forget(worker)
+        self._drop(worker)
         if not worker.ready:
-            self._stillborn += 1
-            if self._stillborn >= STILLBORN_LIMIT:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILED_STARTS:
                 raise WorkersFailed("the grading workers die while they start: is memory_mib too small?")
             return
         assigned = list(worker.assigned)

@@ -1,11 +1,11 @@
-"""What an answer can be: one frozen class per kind. `rewards.read` makes them, `rewards.compare` compares them."""
+"""What an answer can be: one frozen class per kind. `reading.read` makes them, `equality.compare` compares them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rewards.numbers import Number
+from rewards.reading.numbers import Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Quantity:
 
     value: Node
     unit: str
-    """Canonical name from `rewards.units`, or the folded words when unknown."""
+    """Canonical name from `reading.units`, or the folded words when unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,9 @@ class Bracketed:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
+    """Values in rows, whatever the brackets around them."""
+
     rows: tuple[tuple[Node, ...], ...]
-    bars: bool = False
-    """Written between bars: a determinant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,11 @@ class Combination:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A chain a = b < c …: `sides` has one entry more than `operators`."""
+    """A chain a = b < c …: `sides` has one entry more than `operators`.
+
+    Sides are kept as written: most questions about a side are about its text (does it name a value, is it the
+    unknown, is it closed), and `reading.read` gives its kind where that is asked.
+    """
 
     sides: tuple[str, ...]
     operators: tuple[str, ...]

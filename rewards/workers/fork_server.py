@@ -4,8 +4,8 @@ Importing sympy takes a second, forking takes milliseconds: a killed worker is r
 process is small, has one thread and never judges anything itself, so forking it is safe whatever the
 user's own process does with threads, CUDA or event loops.
 
-It is started as `python -m rewards.nursery FD`, with FD a socket to the grader. Requests are JSON
-messages (`rewards.wire`): `spawn` answers with the worker's pid and passes one end of a new socket pair,
+It is started as `python -m rewards.workers.fork_server FD`, with FD a socket to the grader. Requests are JSON
+messages (`rewards.workers.wire`): `spawn` answers with the worker's pid and passes one end of a new socket pair,
 `kill` ends a worker. End of file means that the grader is gone: everything dies.
 """
 
@@ -19,8 +19,8 @@ import socket
 import sys
 from typing import NoReturn
 
-from rewards import wire
-from rewards.worker import preload, serve
+from rewards.workers import wire
+from rewards.workers.worker import preload, serve
 
 PARENT_POLL_S = 2.0
 
@@ -36,11 +36,11 @@ def main() -> None:
     with open(os.devnull, "w", encoding="ascii") as sink:  # noqa: PTH123
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
-    Nursery(control, buffer, settings).run()
+    ForkServer(control, buffer, settings).run()
 
 
-class Nursery:
-    """Forks, kills and buries workers, and holds no other state."""
+class ForkServer:
+    """Forks, kills and reaps workers, and holds no other state."""
 
     def __init__(self, control: socket.socket, buffer: bytearray, settings: wire.Message) -> None:
         self._control = control
@@ -59,7 +59,7 @@ class Nursery:
             ready, _, _ = select.select([self._control.fileno(), self._wake_read], [], [], PARENT_POLL_S)
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
-            self._bury()
+            self._reap()
             if self._control.fileno() in ready:
                 chunk = self._control.recv(1 << 16)
                 if not chunk:
@@ -91,7 +91,7 @@ class Nursery:
         theirs.close()
 
     def _become_worker(self, connection: socket.socket) -> NoReturn:
-        """In the child: drop what belongs to the nursery, then serve until the connection closes."""
+        """In the child: drop what belongs to the fork server, then serve until the connection closes."""
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -102,10 +102,10 @@ class Nursery:
             serve(connection, self._settings)
             status = 0
         finally:
-            # Never unwind into the nursery's own stack: this is another process now.
+            # Never unwind into the fork server's own stack: this is another process now.
             os._exit(status)
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, _ = os.waitpid(-1, os.WNOHANG)

@@ -1,0 +1,1 @@
+"""Two answers as read → equal or not."""

@@ -1,0 +1,41 @@
+"""Two answers as read → equal or not. One small rule per pair of kinds; what no rule joins is not equal.
+
+The first argument is always the reference. Rules are symmetric except where a reference may be fuller
+than the answer has to be (a unit, a variable's name): those say so.
+"""
+
+from __future__ import annotations
+
+from rewards.equality import conditions, groups, measures, relations, values
+from rewards.equality.rule import Rule
+from rewards.reading.shapes import Node, Unusable
+
+
+def equal(reference: Node, answer: Node) -> bool:
+    """Whether an answer states what the reference states. The first rule that applies decides."""
+    if isinstance(reference, Unusable) or isinstance(answer, Unusable):
+        return False
+    for rule in _RULES:
+        outcome = rule(reference, answer, equal)
+        if outcome is not None:
+            return outcome
+    return False
+
+
+_RULES: tuple[Rule, ...] = (
+    conditions.conditioned,
+    conditions.approximation,
+    values.numbers,
+    values.choices,
+    relations.relational,
+    groups.items,
+    measures.quantities,
+    measures.moments,
+    values.texts,
+    measures.ratios,
+    measures.bases,
+    groups.bracketed,
+    groups.matrices,
+    groups.sets,
+    values.expressions,
+)

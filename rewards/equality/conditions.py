@@ -1,0 +1,100 @@
+"""Answers that carry more than their value: a side condition, or a rounded value beside the exact one."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from rewards.equality.rule import Equal
+from rewards.equality.values import value_of
+from rewards.reading.clean import fingerprint
+from rewards.reading.phrases import fold
+from rewards.reading.read import read
+from rewards.reading.shapes import Approximation, Bracketed, Conditioned, Exact, Items, Node, Quantity
+
+CONSISTENT = Fraction(1, 50)
+"""How far a rounded value may lie from the exact one beside it, as a part of the larger."""
+
+_QUANTIFIED = re.compile(r"(?<![\\A-Za-z])([A-Za-z])\s*(?:\\in\b|(?:is|be)\b|\\text)")
+_DOMAIN_CONDITION = re.compile(
+    r"(?:where|for|with|and|any|all|every|some|is|an|a|integers?|real|constants?|arbitrary|numbers?|k|n|m|c|C|\s|,"
+    r"|[A-Za-z]|\\in|\\mathbb\s*\{[RZNQC]\}|\\text\s*\{[^{}<>=\d]*\}|\\forall)+"
+)
+
+
+def conditioned(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """k\\pi, k ∈ Z: value and condition agree; a condition on one side only must be a mere domain."""
+    if not isinstance(reference, Conditioned) and not isinstance(answer, Conditioned):
+        return None
+    if isinstance(reference, Conditioned) and isinstance(answer, Conditioned):
+        if not _same_condition(reference.condition, answer.condition):
+            return False
+        return equal(reference.body, answer.body) or _equal_renamed(reference, answer, equal)
+    lone = reference if isinstance(reference, Conditioned) else answer
+    assert isinstance(lone, Conditioned)
+    if not _is_mere_domain(lone.condition):
+        return False
+    bodies = [node.body if isinstance(node, Conditioned) else node for node in (reference, answer)]
+    return equal(bodies[0], bodies[1])
+
+
+def _same_condition(one: str, other: str) -> bool:
+    """Conditions agree as text, or both only say which numbers are meant."""
+    if fingerprint(fold(one)) == fingerprint(fold(other)):
+        return True
+    return _is_mere_domain(one) and _is_mere_domain(other) and _domain_names(one) == _domain_names(other)
+
+
+def _equal_renamed(reference: Conditioned, answer: Conditioned, equal: Equal) -> bool:
+    """n\\pi with n an integer is k\\pi with k an integer: the quantified letter may have another name."""
+    one, other = (_QUANTIFIED.search(node.condition) for node in (reference, answer))
+    if one is None or other is None or one.group(1) == other.group(1):
+        return False
+    name, old = one.group(1), other.group(1)
+    letter = r"(?<![\\A-Za-z]){}(?![A-Za-z])"
+    if re.search(letter.format(name), answer.text):
+        return False
+    renamed = re.sub(letter.format(old), name, answer.text)
+    return renamed != answer.text and equal(reference.body, read(renamed))
+
+
+def _is_mere_domain(condition: str) -> bool:
+    r"""k \in \mathbb{Z}, "where n is an integer", "for some constant C": no restriction of the value."""
+    return _DOMAIN_CONDITION.fullmatch(condition.strip()) is not None
+
+
+def _domain_names(condition: str) -> set[str]:
+    names = set(re.findall(r"\\mathbb\s*\{([RZNQC])\}", condition))
+    if "integer" in condition:
+        names.add("Z")
+    if "real" in condition or "constant" in condition:
+        names.add("R")
+    return names
+
+
+def approximation(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """\\sqrt{2} ≈ 1.414: the exact side counts, and the rounded side must not belie it."""
+    if isinstance(answer, Approximation):
+        return _is_consistent(answer) and (
+            equal(reference, answer.exact) or (_is_decimal(reference) and equal(reference, answer.rounded))
+        )
+    if isinstance(reference, Approximation):
+        return equal(reference.exact, answer) or equal(reference.rounded, answer)
+    return None
+
+
+def _is_consistent(approximation: Approximation) -> bool:
+    """The rounded side lies within two per cent of the exact side, where both are numbers."""
+    exact, rounded = _magnitude(approximation.exact), _magnitude(approximation.rounded)
+    if exact is None or rounded is None:
+        return not isinstance(approximation.rounded, Items | Bracketed)
+    return abs(exact - rounded) <= CONSISTENT * max(abs(exact), abs(rounded))
+
+
+def _magnitude(node: Node) -> Fraction | None:
+    """The exact value of a node, whatever its unit."""
+    return _magnitude(node.value) if isinstance(node, Quantity) else value_of(node)
+
+
+def _is_decimal(node: Node) -> bool:
+    return isinstance(node, Exact) and node.number.digits > 0

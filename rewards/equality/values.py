@@ -1,0 +1,100 @@
+"""Single values: numbers, lettered choices, words and expressions, as LaTeX and as exact numbers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from rewards.equality import mathematics
+from rewards.equality.rule import Equal
+from rewards.reading.clean import fingerprint
+from rewards.reading.numbers import ROUNDED_DIGITS, rounds_to, same_number
+from rewards.reading.parse import Unparsed
+from rewards.reading.phrases import fold
+from rewards.reading.shapes import Choice, Exact, Expression, Node, Words
+
+
+def numbers(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    if isinstance(reference, Exact) and isinstance(answer, Exact):
+        return same_number(reference.number, answer.number)
+    return None
+
+
+def choices(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """(C) is C; "C. 42" is C, and 42 where the reference is no letter."""
+    if not isinstance(reference, Choice) and not isinstance(answer, Choice):
+        return None
+    one, other = _letter(reference), _letter(answer)
+    if one is not None and other is not None:
+        return one == other
+    if isinstance(answer, Choice) and answer.content is not None:
+        return equal(reference, answer.content)
+    if isinstance(reference, Choice) and reference.content is not None:
+        return equal(reference.content, answer)
+    return False
+
+
+def _letter(node: Node) -> str | None:
+    if isinstance(node, Choice):
+        return node.letter
+    if isinstance(node, Expression) and len(node.latex) == 1 and node.latex.isalpha():
+        return node.latex.upper()
+    return None
+
+
+def texts(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """Words agree when they fold to the same text; words never equal mathematics, but for a short product."""
+    if isinstance(reference, Words) and isinstance(answer, Words):
+        return reference.text == answer.text or reference.text.replace(" ", "") == answer.text.replace(" ", "")
+    if isinstance(reference, Words) or isinstance(answer, Words):
+        word, other = (reference, answer) if isinstance(reference, Words) else (answer, reference)
+        assert isinstance(word, Words)
+        return isinstance(other, Expression) and fold(other.latex) == word.text
+    return None
+
+
+def expressions(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """What is left: numbers and expressions, compared by math-verify and by value."""
+    one, other = latex_of(reference), latex_of(answer)
+    if one is None or other is None:
+        return False
+    for exact, text in ((reference, other), (answer, one)):
+        if isinstance(exact, Exact) and exact.number.digits:
+            value, decimal = _value_of_text(text), exact.number
+            if value is not None:
+                return value == decimal.value or (decimal.digits >= ROUNDED_DIGITS and rounds_to(value, decimal))
+    return same_expressions(one, other)
+
+
+def same_expressions(one: str, other: str) -> bool:
+    """Text that the parser refuses equals only the same text."""
+    if fingerprint(one) == fingerprint(other):
+        return True
+    try:
+        return mathematics.same_expression(one, other)
+    except Unparsed:
+        return False
+
+
+def latex_of(node: Node) -> str | None:
+    """The LaTeX of a number or an expression, None for every other kind."""
+    if isinstance(node, Expression):
+        return node.latex
+    if isinstance(node, Exact):
+        value = node.number.value
+        return str(value.numerator) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+    return None
+
+
+def value_of(node: Node) -> Fraction | None:
+    """The exact value of a number, or of a closed expression to the working precision."""
+    if isinstance(node, Exact):
+        return node.number.value
+    return _value_of_text(node.latex) if isinstance(node, Expression) else None
+
+
+def _value_of_text(text: str) -> Fraction | None:
+    """The value of a closed expression, None when it has none or cannot be read."""
+    try:
+        return mathematics.value_of(text)
+    except Unparsed:
+        return None

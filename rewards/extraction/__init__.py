@@ -1,0 +1,1 @@
+"""Completion → its final answer as text."""

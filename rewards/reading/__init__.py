@@ -1,0 +1,1 @@
+"""Answer text → what kind of answer it is."""

@@ -1,0 +1,70 @@
+"""An expression as text → the object it stands for in sympy, by math-verify's parser. Nothing is evaluated here."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from functools import lru_cache
+from typing import Any
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from math_verify.grader import should_treat_as_complex
+from sympy.core.function import AppliedUndef
+
+from rewards.reading.latex import to_latex
+
+MAX_NODES = 600
+MAX_LATEX_CHARS = 1_000
+
+_CONVERSION = ConversionConfig(lowercase_symbols=False)
+_SYMBOLIC_DIVISOR = re.compile(r"\\(?:gcd|lcm)(?![A-Za-z])[^\\]*?[A-Za-z]")
+
+Expr = Any  # sympy is not annotated
+
+
+class Unparsed(ValueError):
+    """The text is not mathematics that the parser understands."""
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> Expr:
+    """The sympy object of a cleaned expression."""
+    latex = to_latex(text)
+    if "'" in latex:
+        raise Unparsed("a prime that the parser would drop")
+    if _SYMBOLIC_DIVISOR.search(latex):
+        raise Unparsed("a greatest common divisor of unknowns")  # sympy takes them for coprime polynomials
+    if len(latex) > MAX_LATEX_CHARS:
+        raise Unparsed(f"longer than {MAX_LATEX_CHARS} characters")
+    try:
+        parsed = latex2sympy(
+            latex,
+            is_real=not should_treat_as_complex(latex),
+            convert_degrees=True,
+            normalization_config=None,
+            conversion_config=_CONVERSION,
+        )
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # noqa: BLE001 - the parser raises bare Exception for every syntax error
+        raise Unparsed(str(error).split("\n", 1)[0]) from None
+    if not isinstance(parsed, sympy.Basic | sympy.MatrixBase):
+        raise Unparsed(f"parsed to {type(parsed).__name__}")
+    if sum(1 for _ in itertools.islice(sympy.preorder_traversal(parsed), MAX_NODES + 1)) > MAX_NODES:
+        raise Unparsed("too large an expression")
+    return parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
+
+
+def is_scalar(expression: Expr) -> bool:
+    """Whether an object is a number or a function of numbers, as opposed to a matrix, a set or a relation."""
+    return isinstance(expression, sympy.Expr) and not isinstance(expression, sympy.MatrixExpr | sympy.MatrixBase)
+
+
+def is_closed(text: str) -> bool:
+    """Whether a text is an expression without variables."""
+    try:
+        expression = parse(text)
+    except Unparsed:
+        return False
+    return is_scalar(expression) and not expression.free_symbols and not expression.atoms(AppliedUndef)

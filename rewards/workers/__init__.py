@@ -1,0 +1,1 @@
+"""Requests → replies, by processes that judge within limits and can be killed."""
