@@ -1,13 +1,18 @@
 # Every target sets up what it needs. `make` alone lists them.
-PYTHON ?= python3.11
+# The newest Python that the project serves and that runs here (a version manager's name for one may not).
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11; do \
+	$$python -c "import ensurepip, venv" >/dev/null 2>&1 && echo $$python && break; done)
 # The CUDA lock where a GPU is present, the CPU lock elsewhere; `make DEVICE=cpu …` overrides.
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 RUN := .venv/bin/python
 # Python compiles what it imports, once. For pip to compile everything takes longer than the rest of the installation.
-PIP := $(RUN) -m pip install --quiet --no-deps --no-compile
+# Its progress is shown to a person, and not to a log.
+PIP := $(RUN) -m pip install --no-deps --no-compile --disable-pip-version-check $(shell test -t 2 || echo --quiet)
 # Forbidden to keep what they compiled, a hundred processes of the tests would compile the same libraries.
 unexport PYTHONDONTWRITEBYTECODE
 TORCH := $(shell grep '^torch==' requirements/$(DEVICE).txt)
+ACTIVATE := "activate with  source .venv/bin/activate ; then  rl-engine  lists the commands"
+SIZE := $(if $(filter cpu,$(DEVICE)),3 GB on disk,10 GB on disk)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
@@ -16,8 +21,9 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-quickstart: .venv/engine ## train the embedded example, before → after in minutes; ARGS="seed=1" adds settings
+quickstart: .venv/project ## train the embedded example, before → after in minutes; ARGS="seed=1" adds settings
 	$(RUN) -m rl_engine.train --config quickstart.yaml --overwrite $(ARGS)
+	@echo $(ACTIVATE)
 
 test: lint ## lint, types and tests
 	$(MAKE) -j 2 types unit
@@ -35,7 +41,7 @@ unit: .venv/tools
 
 # Each sweep goes on where it stopped.
 CLAIMS := rates capacity layers layers_sft batch starts second_task
-claims: .venv/engine ## test the claims of LoRA Without Regret on the embedded model (hours)
+claims: .venv/project ## test the claims of LoRA Without Regret on the embedded model (hours)
 	for name in $(CLAIMS); do $(RUN) -m rl_engine.sweep --config sweep_$$name.yaml output_dir=runs/claims/$$name || exit; done
 	$(RUN) -m benchmarks.second_task runs/claims/second_task
 
@@ -45,7 +51,7 @@ drills: .venv/tools ## kill, fill, starve and cut off whole runs (forty minutes 
 lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 	requirements/lock.sh
 
-embedded: .venv/engine ## rebuild the embedded model from random weights (half an hour)
+embedded: .venv/project ## rebuild the embedded model from random weights (half an hour)
 	$(RUN) -m rl_engine.sft.embedded
 
 clean: ## remove the environment and caches, keep runs/
@@ -54,11 +60,21 @@ clean: ## remove the environment and caches, keep runs/
 # torch for the CPU has a version of its own (+cpu) that the public index lacks. PyTorch's index is asked for it alone,
 # and only when pip's own sources do not have it: an index that cannot be reached makes pip retry for every package.
 .venv/engine: requirements/$(DEVICE).txt
+	@test -x $(RUN) || test -n "$(PYTHON)" || { \
+	echo "rl_engine needs CPython 3.11, 3.12 or 3.13 with venv, and none runs here. On Debian or Ubuntu:" >&2; \
+	echo "  apt-get install python3.12 python3.12-venv      or give one by name: make PYTHON=/path/to/python3.12" >&2; \
+	exit 2; }
+	@echo "setting up .venv for $(DEVICE): $$(grep -c == $<) packages, $(SIZE), two to five minutes"
 	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(PIP) "$(TORCH)" || { test $(DEVICE) = cpu && $(PIP) --index-url $(TORCH_CPU_INDEX) "$(TORCH)"; }
 	$(PIP) -r requirements/$(DEVICE).txt
-	touch $@
+	@touch $@
 
-.venv/tools: .venv/engine requirements/dev.txt
+# The project itself, so that its commands are there from any directory.
+.venv/project: .venv/engine pyproject.toml
+	$(PIP) --quiet --no-build-isolation --editable .
+	@touch $@
+
+.venv/tools: .venv/project requirements/dev.txt
 	$(PIP) -r requirements/dev.txt
-	touch $@
+	@touch $@

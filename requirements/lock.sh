@@ -1,5 +1,6 @@
 #!/bin/sh
-# Regenerates the three locks from pyproject.toml: `make lock`.
+# Regenerates the three locks from pyproject.toml: `make lock`. Each holds for every Python that pyproject.toml allows:
+# made for the oldest, and a package that only newer ones need is added with that condition.
 #
 # cpu.txt and cuda.txt are full locks of the engine, each for one kind of machine; dev.txt adds the tools
 # of `make test`, on versions that agree with both. All are installed with `pip install --no-deps`, so
@@ -16,21 +17,37 @@ if links=$(.venv/bin/pip config get global.find-links 2>/dev/null); then
 else
     torch_source="--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy first-index"
 fi
+OLDEST=3.11
+NEWER="3.12 3.13"
 compile() {
-    output=$1; shift
-    "$uv" pip compile pyproject.toml --quiet --no-header --no-annotate --python-version 3.11 \
-        --python-platform x86_64-manylinux_2_28 "$@" -o "requirements/$output"
+    python=$1; output=$2; shift 2
+    "$uv" pip compile pyproject.toml --quiet --no-header --no-annotate --python-version "$python" \
+        --python-platform x86_64-manylinux_2_28 "$@" -o "$output"
+}
+# Appends what newer Pythons need beyond a lock, at the versions of the lock for all else.
+# torch for the CPU is left out of the comparison: its wheels for other Pythons may not be at hand, and it is pinned.
+widen() {
+    lock=$1; shift
+    grep -v '^torch==' "$lock" > "$pins"
+    for python in $NEWER; do
+        compile "$python" "$newer" -c "$pins" "$@"
+        sed 's/ ;.*//' "$lock" | grep -vxFf - "$newer" | grep -vE '^(torch|nvidia-|cuda-)' > "$extra" || true
+        sed "s/$/ ; python_version >= \"$python\"/" "$extra" >> "$lock"
+    done
 }
 # Triton compiles for GPUs only; xgrammar names it on every machine, and the CPU engine runs without it.
-no_triton=$(mktemp)
-all=$(mktemp)
-trap 'rm -f "$no_triton" "$all"' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+no_triton=$work/no_triton; any_torch=$work/any_torch; all=$work/all; pins=$work/pins; newer=$work/newer; extra=$work/extra
 echo "triton; sys_platform == 'never'" > "$no_triton"
+echo "torch==$(sed -n 's/.*"torch==\([0-9.]*\)".*/\1/p' pyproject.toml)" > "$any_torch"
+# vLLM asks for it on newer Pythons only; one version serves all.
+echo "setuptools<81" > "$work/bounds"
 
-compile cpu.txt --extra cpu --overrides "$no_triton" $torch_source "$@"
-compile cuda.txt --extra cuda "$@"
+compile $OLDEST requirements/cpu.txt --extra cpu --overrides "$no_triton" -c "$work/bounds" $torch_source "$@"
+widen requirements/cpu.txt --extra cpu --overrides "$no_triton" --overrides "$any_torch"
+compile $OLDEST requirements/cuda.txt --extra cuda -c "$work/bounds" "$@"
+widen requirements/cuda.txt --extra cuda
 # The tools alone: what the dev resolution has beyond the engine's own lock.
-"$uv" pip compile pyproject.toml --quiet --no-header --no-annotate --python-version 3.11 \
-    --python-platform x86_64-manylinux_2_28 --extra cpu --extra dev \
-    --overrides "$no_triton" -c requirements/cpu.txt $torch_source -o "$all"
+compile $OLDEST "$all" --extra cpu --extra dev --overrides "$no_triton" -c requirements/cpu.txt $torch_source
 grep -vxFf requirements/cpu.txt "$all" > requirements/dev.txt

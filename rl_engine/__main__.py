@@ -1,0 +1,59 @@
+"""`rl-engine COMMAND …`, or `python -m rl_engine COMMAND …`: every command under one name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import runpy
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+# Name → (module, what it does). `rl-engine train …` runs `python -m rl_engine.train …`.
+COMMANDS = {
+    "train": ("rl_engine.train", "reinforcement learning of an adapter"),
+    "plan": ("rl_engine.plan", "what a run will ask for: memory, time"),
+    "doctor": ("rl_engine.doctor", "can this machine run that?"),
+    "evals": ("evals", "score a model and its adapters"),
+    "report": ("rl_engine.report", "one HTML page of a run, or of several"),
+    "inspect": ("rl_engine.inspect", "what is inside the adapters"),
+    "push": ("rl_engine.push", "an adapter with its card, to the hub"),
+    "sft": ("rl_engine.sft", "supervised training of an adapter"),
+    "sweep": ("rl_engine.sweep", "a grid of runs over keys and seeds"),
+    "forgetting": ("evals.forgetting", "what an adapter forgot"),
+    "check": ("rewards.check", "is a problem file fit to train on?"),
+    "audit": ("rewards.audit", "where other judges disagree"),
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names; without one list them all."""
+    _, *arguments = sys.argv
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        show_commands()
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f": they are {', '.join(COMMANDS)}"
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] there is no command {name!r}{hint}")
+        sys.exit(2)
+    # A reward function of the user's own is found in the current directory, as with `python -m`.
+    sys.path.append(os.getcwd())
+    sys.argv = [f"rl-engine {name}", *rest]
+    runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
+
+
+def show_commands() -> None:
+    """One line a command."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    for name, (module, purpose) in COMMANDS.items():
+        table.add_row(name, purpose, f"[dim]python -m {module}[/dim]")
+    console = Console(highlight=False)
+    console.print("rl-engine COMMAND [OPTIONS] [KEY.SUB=VALUE]…    each command has --help\n")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
