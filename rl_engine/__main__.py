@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import os
 import runpy
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -40,7 +40,7 @@ def main() -> None:
         Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] there is no command {name!r}{hint}")
         sys.exit(2)
     # A reward function of the user's own is found in the current directory, as with `python -m`.
-    sys.path.append(os.getcwd())
+    sys.path.append(str(Path.cwd()))
     sys.argv = [f"rl-engine {name}", *rest]
     runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
 
