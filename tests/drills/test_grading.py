@@ -29,7 +29,7 @@ def workers() -> list[psutil.Process]:
 
 
 def harass(grader: Grader, disturb: Callable[[], None], times: int) -> Counter[tuple[str, str]]:
-    """(expected, found) verdicts of all items, with something done to the processes again and again."""
+    """(expected, found) verdicts of items that are graded for as long as something is done to the processes."""
     done = threading.Event()
 
     def work() -> None:
@@ -43,12 +43,16 @@ def harass(grader: Grader, disturb: Callable[[], None], times: int) -> Counter[t
 
     thread = threading.Thread(target=work)
     thread.start()
+    found: Counter[tuple[str, str]] = Counter()
     try:
-        results = grader.grade(ITEMS)
+        # However fast the processor is, the last disturbance meets work.
+        while thread.is_alive():
+            results = grader.grade(ITEMS)
+            found.update((expected, str(result.verdict)) for expected, result in zip(EXPECTED, results, strict=True))
     finally:
         done.set()
         thread.join()
-    return Counter((expected, str(result.verdict)) for expected, result in zip(EXPECTED, results, strict=True))
+    return found
 
 
 def kill_one() -> None:
@@ -73,8 +77,8 @@ def test_verdicts_are_right_or_counted_as_failures(disturb: Callable[[], None], 
         print(f"{disturb.__name__}: {dict(found)}, {grader.restarts} restarts", flush=True)
     for expected in ("correct", "incorrect"):
         honest = {(expected, verdict): found[expected, verdict] for verdict in (expected, "timeout", "error")}
-        assert sum(honest.values()) == 2000
-        assert honest[expected, expected] > 1900
+        assert sum(honest.values()) == sum(number for (wanted, _), number in found.items() if wanted == expected)
+        assert honest[expected, expected] > 0.95 * sum(honest.values())
     assert grader.restarts > 0
 
 
