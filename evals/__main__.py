@@ -98,16 +98,16 @@ def main(
 def start(arguments: dict[str, Any]) -> None:
     """Measure in this process, one of as many as a launcher started."""
     quiet_libraries()
-    from evals.command import run
-    from evals.exams import Asked
+    from evals.evaluate import evaluate
     from evals.launch import join_launch, leave_launch
+    from evals.options import EvalOptions
 
     launch = join_launch()
     console = Console(highlight=False, quiet=not launch.is_main)
     if not console.is_terminal:
         console = Console(highlight=False, quiet=not launch.is_main, width=200)
     try:
-        run(Asked(**arguments), launch, console, start_vllm)
+        evaluate(EvalOptions(**arguments), launch, console, start_vllm)
     finally:
         leave_launch(launch)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from evals.ledger import differences
+from evals.partial_results import differences
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig

@@ -19,11 +19,12 @@ from rich.console import Console
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer
 
-from evals.command import run
-from evals.contenders import find_contenders, same_model
-from evals.exams import Asked, prompt_of
+from evals.evaluate import evaluate
 from evals.launch import Launch
-from evals.ledger import Ledger, LedgerError
+from evals.options import EvalOptions
+from evals.partial_results import PartialResults, PartialResultsError
+from evals.policies import find_policies, same_model
+from evals.prepare import prompt_of
 from evals.scoring.outcomes import Outcome, Sample
 from evals.suites import SUITES
 from rewards import Grader, Verdict
@@ -41,7 +42,7 @@ BASE_RATE, ADAPTER_RATE = 0.3, 0.6
 @pytest.fixture(autouse=True)
 def _one_grader(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting grading processes anew for every evaluation would take most of the time."""
-    monkeypatch.setattr("evals.command.Grader.from_config", lambda _: contextlib.nullcontext(grader))
+    monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda _: contextlib.nullcontext(grader))
 
 
 @dataclass
@@ -117,8 +118,8 @@ def adapter(tmp_path: Path) -> Path:
     return store.publish(7, lambda scratch: write_peft(scratch), facts).path
 
 
-def asked_for(tmp_path: Path, adapter: Path, **changes: Any) -> Asked:
-    plain = Asked(
+def options_for(tmp_path: Path, adapter: Path, **changes: Any) -> EvalOptions:
+    plain = EvalOptions(
         model="embedded",
         adapters=(str(adapter),),
         suites=("held_out",),
@@ -134,10 +135,10 @@ def scripted(**settings: Any) -> Scripted:
     return Scripted({"base": BASE_RATE, "policy-v000007": ADAPTER_RATE}, **settings)
 
 
-def measure(asked: Asked, engine: Scripted, launch: Launch = ALONE) -> str:
+def measure(options: EvalOptions, engine: Scripted, launch: Launch = ALONE) -> str:
     """Run the command's work; what it printed."""
     out = io.StringIO()
-    run(asked, launch, Console(file=out, width=200), engine.start)
+    evaluate(options, launch, Console(file=out, width=200), engine.start)
     return out.getvalue()
 
 
@@ -154,7 +155,7 @@ def timeless(path: Path) -> Any:
 
 def test_known_rates_are_found_within_their_intervals(tmp_path: Path, adapter: Path) -> None:
     engine = scripted()
-    text = measure(asked_for(tmp_path, adapter, limit=200, records=True), engine)
+    text = measure(options_for(tmp_path, adapter, limit=200, records=True), engine)
     (suite,) = json.loads((tmp_path / "out.json").read_text())["suites"]
     base, trained = suite["rows"]
     for row, rate in ((base, BASE_RATE), (trained, ADAPTER_RATE)):
@@ -183,71 +184,71 @@ def test_known_rates_are_found_within_their_intervals(tmp_path: Path, adapter: P
 
 @pytest.mark.parametrize("calls", [1, 5])
 def test_an_interrupted_evaluation_ends_like_one_that_was_not(calls: int, tmp_path: Path, adapter: Path) -> None:
-    """60 problems are four batches of sixteen at most, for each of two contenders."""
+    """60 problems are four batches of sixteen at most, for each of two policies."""
     whole, engine = scripted(), scripted(breaks_after=calls)
-    measure(asked_for(tmp_path, adapter, output=tmp_path / "whole.json"), whole)
-    asked = asked_for(tmp_path, adapter)
+    measure(options_for(tmp_path, adapter, output=tmp_path / "whole.json"), whole)
+    options = options_for(tmp_path, adapter)
     with pytest.raises(KeyboardInterrupt):
-        measure(asked, engine)
-    assert not asked.output.exists()
+        measure(options, engine)
+    assert not options.output.exists()
     # A crash in the middle of a line.
     with (tmp_path / "out.partial.jsonl").open("a") as file:
         file.write('{"suite": "held_out", "contender": "ba')
     engine.breaks_after = None
-    text = measure(asked, engine)
+    text = measure(options, engine)
     assert f"{16 * calls if calls < 4 else 76} of 120 problems are finished already" in text
     assert (engine.asked, engine.calls) == (whole.asked, whole.calls)
     assert whole.calls == 8
-    assert timeless(asked.output) == timeless(tmp_path / "whole.json")
+    assert timeless(options.output) == timeless(tmp_path / "whole.json")
 
 
 def test_an_unfinished_evaluation_goes_on_with_its_own_settings_alone(tmp_path: Path, adapter: Path) -> None:
-    asked = asked_for(tmp_path, adapter)
+    options = options_for(tmp_path, adapter)
     with pytest.raises(KeyboardInterrupt):
-        measure(asked, scripted(breaks_after=2))
-    with pytest.raises(LedgerError, match=r"seed was 0 and is 1.*--overwrite"):
-        measure(replace(asked, seed=1), scripted())
-    with pytest.raises(LedgerError, match=r"suites.held_out.sampling.temperature was 0.6 and is 1.0"):
-        measure(replace(asked, temperature=1.0), scripted())
+        measure(options, scripted(breaks_after=2))
+    with pytest.raises(PartialResultsError, match=r"seed was 0 and is 1.*--overwrite"):
+        measure(replace(options, seed=1), scripted())
+    with pytest.raises(PartialResultsError, match=r"suites.held_out.sampling.temperature was 0.6 and is 1.0"):
+        measure(replace(options, temperature=1.0), scripted())
     fresh = scripted()
-    measure(replace(asked, seed=1, overwrite=True), fresh)
+    measure(replace(options, seed=1, overwrite=True), fresh)
     assert len(fresh.asked) == 120
     with pytest.raises(ValueError, match="is there already"):
-        measure(asked, scripted())
+        measure(options, scripted())
 
 
 def test_nothing_is_started_when_all_is_finished(tmp_path: Path, adapter: Path) -> None:
     """Interrupted after the last batch, before the report."""
-    asked, engine = asked_for(tmp_path, adapter), scripted()
-    measure(replace(asked, output=tmp_path / "first.json"), engine)
-    ledger = Ledger(asked.output, {})
+    options, engine = options_for(tmp_path, adapter), scripted()
+    measure(replace(options, output=tmp_path / "first.json"), engine)
+    partial = PartialResults(options.output, {})
     with pytest.raises(KeyboardInterrupt):
-        measure(asked, scripted(breaks_after=7))
+        measure(options, scripted(breaks_after=7))
     rest = scripted()
-    measure(asked, rest)
+    measure(options, rest)
     assert {problem for _, problem in rest.asked} < {problem for _, problem in engine.asked}
-    assert not ledger.path.exists()
+    assert not partial.path.exists()
 
 
 def test_two_ranks_deal_the_batches_and_one_reports(tmp_path: Path, adapter: Path) -> None:
-    measure(asked_for(tmp_path, adapter, output=tmp_path / "one.json"), alone := scripted())
-    asked, engines, barriers = asked_for(tmp_path, adapter), (scripted(), scripted()), itertools.count(1)
+    measure(options_for(tmp_path, adapter, output=tmp_path / "one.json"), alone := scripted())
+    options, engines, barriers = options_for(tmp_path, adapter), (scripted(), scripted()), itertools.count(1)
 
     class Turns(Launch):
-        """The second rank does its share while the main one waits for it to have read the ledger."""
+        """The second rank does its share while the main one waits for it to have read the partial results."""
 
         def barrier(self) -> None:
             if next(barriers) == 2:
-                measure(asked, engines[1], NoWait(1, 2))
+                measure(options, engines[1], NoWait(1, 2))
 
     class NoWait(Launch):
         def barrier(self) -> None:
             pass
 
-    measure(asked, engines[0], Turns(0, 2))
+    measure(options, engines[0], Turns(0, 2))
     assert sorted(engines[0].asked + engines[1].asked) == sorted(alone.asked)
     assert (engines[0].calls, engines[1].calls) == (4, 4)
-    assert timeless(asked.output) == timeless(tmp_path / "one.json")
+    assert timeless(options.output) == timeless(tmp_path / "one.json")
 
 
 def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adapter: Path) -> None:
@@ -258,10 +259,10 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     with suite.open("a") as file:
         file.write("{broken\n")
     training.write_text(json.dumps(rows[1]) + "\n" + json.dumps({"id": "z", "problem": "other", "answer": "1"}) + "\n")
-    asked = asked_for(tmp_path, adapter, suites=(str(suite),), samples=1, temperature=0.0, train_data=str(training))
-    text = measure(asked, scripted())
+    options = options_for(tmp_path, adapter, suites=(str(suite),), samples=1, temperature=0.0, train_data=str(training))
+    text = measure(options, scripted())
     assert "1 of 2 training problems overlap exam (1 word for word" in text
-    (found,) = json.loads(asked.output.read_text())["suites"]
+    (found,) = json.loads(options.output.read_text())["suites"]
     assert found["contamination"]["exact"] == 1
     assert found["minus_base"]["policy-v000007"]["test"] == "McNemar, exact"
     assert "dropped 1 rows: not JSON (for one, exam.jsonl:4)" in text
@@ -285,12 +286,12 @@ def test_base_models_get_no_chat_template(
     model: str, changes: dict[str, str], template: str, tmp_path: Path, adapter: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
-    asked = asked_for(tmp_path, adapter, model=model, **changes)
-    assert prompt_of(asked, SUITES["gsm8k"], tokenizer).template == template
+    options = options_for(tmp_path, adapter, model=model, **changes)
+    assert prompt_of(options, SUITES["gsm8k"], tokenizer).template == template
     tokenizer.chat_template = None
     plain = {"chat": "problem_solution"}.get(template, template)
     if "template" not in changes:
-        assert prompt_of(asked, SUITES["gsm8k"], tokenizer).template == plain
+        assert prompt_of(options, SUITES["gsm8k"], tokenizer).template == plain
 
 
 # What is measured.
@@ -298,14 +299,14 @@ def test_base_models_get_no_chat_template(
 FACTS = AutoConfig.from_pretrained(EMBEDDED_DIR)
 
 
-def contenders(*arguments: str) -> list[Any]:
-    return find_contenders(arguments, "embedded", FACTS)
+def policies(*arguments: str) -> list[Any]:
+    return find_policies(arguments, "embedded", FACTS)
 
 
 def test_published_versions_and_plain_peft_directories_are_taken(tmp_path: Path, adapter: Path) -> None:
     write_peft(tmp_path / "mine", rank_pattern={"x": 9}, base_model_name_or_path="other/model")
     (link := tmp_path / "best").symlink_to(adapter)
-    published, foreign, named = contenders(str(link), str(tmp_path / "mine"), f"again={adapter}")
+    published, foreign, named = policies(str(link), str(tmp_path / "mine"), f"again={adapter}")
     assert (published.label, published.ref.key, published.remarks) == ("policy-v000007", "policy-v000007", ())
     assert published.ref.path == adapter
     assert (foreign.label, foreign.ref.rank) == ("mine", 9)
@@ -317,7 +318,7 @@ def test_published_versions_and_plain_peft_directories_are_taken(tmp_path: Path,
 def test_a_directory_may_hold_the_sign_that_ends_a_name(tmp_path: Path) -> None:
     """Those of a sweep do: `rank-1_optim.lr=0.001_seed=0`."""
     write_peft(tmp_path / "lr=0.001_seed=0")
-    plain, named = contenders(str(tmp_path / "lr=0.001_seed=0"), f"rank 1, seed 0={tmp_path}/lr=0.001_seed=0")
+    plain, named = policies(str(tmp_path / "lr=0.001_seed=0"), f"rank 1, seed 0={tmp_path}/lr=0.001_seed=0")
     assert (plain.label, named.label) == ("lr=0.001_seed=0", "rank 1, seed 0")
     assert plain.ref.path == named.ref.path == tmp_path / "lr=0.001_seed=0"
 
@@ -337,24 +338,24 @@ def test_a_directory_may_hold_the_sign_that_ends_a_name(tmp_path: Path) -> None:
 def test_what_vllm_cannot_serve_on_this_model_is_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
     write_peft(tmp_path / "mine", **settings)
     with pytest.raises(AdapterError, match=words):
-        contenders(str(tmp_path / "mine"))
+        policies(str(tmp_path / "mine"))
 
 
 def test_adapters_that_cannot_be_told_apart_or_trusted_are_refused(tmp_path: Path, adapter: Path) -> None:
     with pytest.raises(AdapterError, match="NAME=DIR"):
-        contenders(str(adapter), str(adapter))
+        policies(str(adapter), str(adapter))
     with pytest.raises(AdapterError, match="'base'"):
-        contenders(f"base={adapter}")
+        policies(f"base={adapter}")
     with pytest.raises(AdapterError, match="no such directory"):
-        contenders(str(tmp_path / "nothing"))
+        policies(str(tmp_path / "nothing"))
     with pytest.raises(AdapterError, match="give it as --model"):
-        contenders(str(EMBEDDED_DIR))
+        policies(str(EMBEDDED_DIR))
     shutil.copytree(adapter, tmp_path / "damaged")
     with (tmp_path / "damaged" / "adapter_model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
     with pytest.raises(AdapterError, match="sha256 differs"):
-        contenders(str(tmp_path / "damaged"))
+        policies(str(tmp_path / "damaged"))
 
 
 @pytest.mark.parametrize(
