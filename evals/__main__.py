@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
 
+from evals.command import exit_with_error, new_console, start_vllm
 from evals.suites import SUITES, find_suite, suite_needs_hub
 from rollout import models
 from rollout.frames import FRAMES
@@ -88,11 +87,11 @@ def main(
         stay_offline_if_possible(model, arguments["suites"], data_dir)
         start(arguments)
     except KeyboardInterrupt:
-        fail("stopped; the same command goes on from what is finished", 130)
+        exit_with_error("stopped; the same command goes on from what is finished", 130)
     except (ValueError, FileNotFoundError) as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     except OSError as error:
-        fail(f"{error}\nOn a machine without the hub, give --model and --data-dir as local paths.", 1)
+        exit_with_error(f"{error}\nOn a machine without the hub, give --model and --data-dir as local paths.", 1)
 
 
 def start(arguments: dict[str, Any]) -> None:
@@ -103,19 +102,10 @@ def start(arguments: dict[str, Any]) -> None:
     from evals.options import EvalOptions
 
     launch = join_launch()
-    console = Console(highlight=False, quiet=not launch.is_main)
-    if not console.is_terminal:
-        console = Console(highlight=False, quiet=not launch.is_main, width=200)
     try:
-        evaluate(EvalOptions(**arguments), launch, console, start_vllm)
+        evaluate(EvalOptions(**arguments), launch, new_console(quiet=not launch.is_main), start_vllm)
     finally:
         leave_launch(launch)
-
-
-def start_vllm(settings: Any) -> Any:
-    from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
-
-    return VllmEngine(settings)
 
 
 def stay_offline_if_possible(model: str, suites: tuple[str, ...], data_dir: str | None) -> None:
@@ -133,11 +123,6 @@ def quiet_libraries() -> None:
 
     disable_progress_bar()
     models.refuse_code_of_models()
-
-
-def fail(message: str, code: int) -> None:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
 
 from evals.suites import find_suite, suite_needs_hub
 from rl_engine.config import Config
@@ -31,11 +28,6 @@ def explain(error: OSError, paths: str = "model.name, data.path and eval.data_di
     else:
         hint = "What was saved before stands: --resume continues it."
     return f"{error}\n{hint}"
-
-
-def fail(message: str, code: int) -> None:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(code)
 
 
 def stay_offline_if_possible(config: Config) -> None:

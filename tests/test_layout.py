@@ -32,6 +32,7 @@ ROOMS = (
     "rollout.vllm_engine",
     "rollout.pool",
     "rollout",
+    "evals.command",
     "evals.suites",
     "evals.contamination",
     "evals.scoring",

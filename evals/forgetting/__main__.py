@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from evals.command import exit_with_error, new_console, start_vllm
 from evals.policies import named_directory
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.engine import EngineSettings, ScoringEngine
@@ -106,16 +107,15 @@ def main(
     arguments = dict(locals())
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["tasks"] = tuple(name for name in arguments.pop("tasks").split(",") if name)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
     try:
         quiet_libraries()
-        run(ForgettingOptions(**arguments), console, start_vllm)
+        run(ForgettingOptions(**arguments), new_console(), start_vllm)
     except (ValueError, FileNotFoundError) as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     except OSError as error:
-        fail(f"{error}\nOn a machine without the hub, give --model, --task-dir and --prompts as local paths.", 1)
+        exit_with_error(
+            f"{error}\nOn a machine without the hub, give --model, --task-dir and --prompts as local paths.", 1
+        )
 
 
 def run(options: ForgettingOptions, console: Console, start_engine: StartEngine) -> None:
@@ -285,23 +285,12 @@ def show(status: Status, label: str, done: int, total: int) -> None:
     status.update(f"{escape(label)}: {done:,} of {total:,} continuations scored")
 
 
-def start_vllm(settings: EngineSettings) -> Any:
-    from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
-
-    return VllmEngine(settings)
-
-
 def quiet_libraries() -> None:
     # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
-
-
-def fail(message: str, code: int) -> None:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from rl_engine.command import fail, join_quietly, stay_offline_if_possible
+from evals.command import exit_with_error
+from rl_engine.command import join_quietly, stay_offline_if_possible
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 
@@ -39,9 +40,9 @@ def main(
         settings = load_config(config, overrides or ())
         stay_offline_if_possible(settings)
     except (ConfigError, FileNotFoundError) as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        fail("the doctor examines one rank: start it without a launcher", 2)
+        exit_with_error("the doctor examines one rank: start it without a launcher", 2)
     ranks = join_quietly()
     from rl_engine.learner.ranks import leave_ranks
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from rl_engine.command import fail
+from evals.command import exit_with_error
 from rl_engine.report.page import NAME, PROBLEMS, names_of, read_runs, write_page
 from rl_engine.run.records import METRICS
 
@@ -56,7 +56,7 @@ def main(
             files = plot_charts(lines, plots, format.value)
             console.print(f"plots   {len(files)} in {escape(str(plots))}")
     except ValueError as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
 
 
 def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float) -> None:

@@ -14,18 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evals.command import new_console
+
 if TYPE_CHECKING:
     from evals.scoring.report import EvalReport  # scipy takes seconds to load
 
 WIDTHS = (7, 6, 8, 14, 6, 8, 8, 6, 7)
 SCORES = ("avg", "low", "high", "tokens_mean")
 TITLES = ("step", "reward", "accuracy", "held-out", "CoT", "tokens/s", "gap", "step s", "left")
-
-
-def new_console() -> Console:
-    """A console that does not fold lines to 80 columns when it writes into a file or a pipe."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
 
 
 @dataclass

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from rl_engine.command import explain, fail, speak_only_of_what_matters
+from evals.command import exit_with_error
+from rl_engine.command import explain, speak_only_of_what_matters
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import needs_hub
@@ -41,9 +42,9 @@ def main(
         code = run_sft(settings, resume=resume, overwrite=overwrite, merged=merge)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     except OSError as error:
-        fail(explain(error, "model.name and data.path"), 1)
+        exit_with_error(explain(error, "model.name and data.path"), 1)
     raise typer.Exit(code)
 
 

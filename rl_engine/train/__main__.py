@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from safetensors import SafetensorError
 
-from rl_engine.command import explain, fail, join_quietly, stay_offline_if_possible
+from evals.command import exit_with_error
+from rl_engine.command import explain, join_quietly, stay_offline_if_possible
 from rl_engine.config import Config, load_config
 from rollout.engine import PoolError
 
@@ -40,13 +41,13 @@ def main(
         code = run(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     except SafetensorError as error:
-        fail(f"a file of weights cannot be read: {error}", 2)
+        exit_with_error(f"a file of weights cannot be read: {error}", 2)
     except PoolError as error:
-        fail(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
+        exit_with_error(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
     except OSError as error:
-        fail(explain(error), 1)
+        exit_with_error(explain(error), 1)
     raise typer.Exit(code)
 
 
@@ -96,7 +97,9 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
         try:
             train(run)
         except SamplerGapError as error:
-            fail(f"step {run.step}, version {run.version}: {error}\n--resume goes on from the last checkpoint.", 1)
+            exit_with_error(
+                f"step {run.step}, version {run.version}: {error}\n--resume goes on from the last checkpoint.", 1
+            )
         finally:
             run.records.close()
             run.sampler.engine.close()
