@@ -5,16 +5,14 @@ Imports nothing heavy until the arguments are known to be good.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.logging import RichHandler
 
-from evals.command import exit_with_error, new_console, start_vllm
+from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
 from evals.suites import SUITES, find_suite, suite_needs_hub
 from rollout import models
 from rollout.frames import FRAMES
@@ -96,6 +94,7 @@ def main(
 
 def start(arguments: dict[str, Any]) -> None:
     """Measure in this process, one of as many as a launcher started."""
+    quiet_torch()
     quiet_libraries()
     from evals.evaluate import evaluate
     from evals.launch import join_launch, leave_launch
@@ -109,20 +108,9 @@ def start(arguments: dict[str, Any]) -> None:
 
 
 def stay_offline_if_possible(model: str, suites: tuple[str, ...], data_dir: str | None) -> None:
-    """Where model and suites are on this machine, forbid the libraries to ask the hub at all."""
+    """Forbid the libraries to ask the hub where model and suites are all on this machine."""
     if not models.needs_hub(model) and not any(suite_needs_hub(find_suite(name), data_dir) for name in suites):
         os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def quiet_libraries() -> None:
-    # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    models.refuse_code_of_models()
 
 
 if __name__ == "__main__":

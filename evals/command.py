@@ -1,12 +1,18 @@
-"""What commands share: errors as one line, an exit code, a console, and vLLM started late."""
+"""What commands share: errors as one line, quiet libraries, a console, and vLLM started late."""
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.markup import escape
+
+from rollout.models import refuse_code_of_models
 
 
 def exit_with_error(message: str, code: int) -> NoReturn:
@@ -19,6 +25,22 @@ def new_console(*, quiet: bool = False) -> Console:
     """A console that does not fold lines to 80 columns when it writes into a file or a pipe."""
     console = Console(highlight=False, quiet=quiet)
     return console if console.is_terminal else Console(highlight=False, quiet=quiet, width=200)
+
+
+def quiet_torch() -> None:
+    """To be called before torch is loaded: vLLM's C++ side would report the memory binding it chose on every start."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def quiet_libraries() -> None:
+    """Warnings in our own style; no progress bars and no questions of libraries."""
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # about what DeepSpeed calls
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    refuse_code_of_models()
 
 
 def start_vllm(settings: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import sys
 import time
@@ -24,10 +23,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console, start_vllm
+from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
 from evals.policies import named_directory
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.engine import EngineSettings, ScoringEngine
@@ -108,6 +106,8 @@ def main(
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["tasks"] = tuple(name for name in arguments.pop("tasks").split(",") if name)
     try:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
+        quiet_torch()
         quiet_libraries()
         run(ForgettingOptions(**arguments), new_console(), start_vllm)
     except (ValueError, FileNotFoundError) as error:
@@ -283,14 +283,6 @@ def measure(
 
 def show(status: Status, label: str, done: int, total: int) -> None:
     status.update(f"{escape(label)}: {done:,} of {total:,} continuations scored")
-
-
-def quiet_libraries() -> None:
-    # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from evals.command import exit_with_error
-from rl_engine.command import join_quietly, stay_offline_if_possible
+from rl_engine.command import join_ranks_quietly, stay_offline_if_possible
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 
@@ -43,7 +43,7 @@ def main(
         exit_with_error(str(error), 2)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         exit_with_error("the doctor examines one rank: start it without a launcher", 2)
-    ranks = join_quietly()
+    ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
 
     try:

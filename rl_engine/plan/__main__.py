@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evals.command import exit_with_error
-from rl_engine.command import explain, stay_offline_if_possible
+from rl_engine.command import stay_offline_if_possible, with_hint
 from rl_engine.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def main(
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:
-        exit_with_error(explain(error), 1)
+        exit_with_error(with_hint(error), 1)
 
 
 def plan(

@@ -14,7 +14,7 @@ import typer
 from safetensors import SafetensorError
 
 from evals.command import exit_with_error
-from rl_engine.command import explain, join_quietly, stay_offline_if_possible
+from rl_engine.command import join_ranks_quietly, stay_offline_if_possible, with_hint
 from rl_engine.config import Config, load_config
 from rollout.engine import PoolError
 
@@ -47,13 +47,13 @@ def main(
     except PoolError as error:
         exit_with_error(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
     except OSError as error:
-        exit_with_error(explain(error), 1)
+        exit_with_error(with_hint(error), 1)
     raise typer.Exit(code)
 
 
 def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
     """Assemble and train; the exit code."""
-    ranks = join_quietly()
+    ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
     from rl_engine.run.console import RunConsole
     from rl_engine.train.assemble import settled
