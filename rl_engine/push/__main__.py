@@ -104,7 +104,7 @@ def merged_dtype_of(adapter: TrainedAdapter) -> str:
 
 
 def folder_of(adapter: TrainedAdapter) -> Path:
-    """In the run's directory, or beside an adapter without a run."""
+    """The release's directory: in the run's, or beside an adapter without a run."""
     if adapter.run is not None:
         return adapter.run.directory / "release" / adapter.version
     return adapter.directory.with_name(f"{adapter.directory.name}-release")
