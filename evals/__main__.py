@@ -68,8 +68,10 @@ def main(
     ] = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of grading one sample.")] = 5.0,
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: cards that share the model.")] = 1,
-    memory_fraction: Annotated[float, typer.Option(min=0.05, max=1, help="CUDA only: share of each card.")] = 0.9,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: GPUs that share the model.")] = 1,
+    memory_fraction: Annotated[
+        float, typer.Option(min=0.05, max=1, help="CUDA only: share of each GPU's memory.")
+    ] = 0.9,
     kv_cache_gib: Annotated[float, typer.Option(min=0.05, help="CPU only: memory for keys and values.")] = 2.0,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences sampled at once.")] = 512,
 ) -> None:

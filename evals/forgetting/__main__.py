@@ -97,8 +97,10 @@ def main(
         Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: float32 for `embedded`, else bfloat16.")
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: cards that share the model.")] = 1,
-    memory_fraction: Annotated[float, typer.Option(min=0.05, max=1, help="CUDA only: share of each card.")] = 0.9,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: GPUs that share the model.")] = 1,
+    memory_fraction: Annotated[
+        float, typer.Option(min=0.05, max=1, help="CUDA only: share of each GPU's memory.")
+    ] = 0.9,
     kv_cache_gib: Annotated[float, typer.Option(min=0.05, help="CPU only: memory for keys and values.")] = 2.0,
 ) -> None:
     """What a base model has lost by training, adapter by adapter, from one engine."""

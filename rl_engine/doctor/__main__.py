@@ -58,14 +58,14 @@ def examine(config: Config, ranks: Ranks) -> bool:
     from rl_engine.doctor.machine import machine_facts
     from rl_engine.doctor.selftest import self_test
     from rl_engine.run.console import RunConsole
-    from rl_engine.train.assemble import settled
+    from rl_engine.train.assemble import resolve_learning_rate
 
     console = RunConsole(quiet=not ranks.is_main, steps=0)
     console.console.print("[bold]machine[/bold]")
-    console.facts(machine_facts())
+    console.print_rows(machine_facts())
     console.console.print("[bold]configuration[/bold]")
-    config = settled(config, console)
-    console.facts(plan_facts(config, ranks))
+    config = resolve_learning_rate(config, console)
+    console.print_rows(plan_facts(config, ranks))
     console.console.print("[bold]self-test[/bold]")
 
     def report(check: Check) -> None:

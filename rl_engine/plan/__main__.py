@@ -122,7 +122,7 @@ def show(made: Forecast, fits: list[Fit], speed: Throughput | DataSheet | None, 
 
     config = made.config
     console = RunConsole(quiet=False, steps=0)
-    console.facts(
+    console.print_rows(
         {
             "model": f"{config.model.name}, {config.model.dtype}, method {config.method}",
             "rate": f"{made.rate:g}, constant",

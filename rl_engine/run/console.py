@@ -37,10 +37,10 @@ class RunConsole:
     def __post_init__(self) -> None:
         self.console.quiet = self.quiet
 
-    def facts(self, facts: dict[str, str]) -> None:
-        """Aligned lines of name and value."""
+    def print_rows(self, rows: dict[str, str]) -> None:
+        """Print lines of name and value, the values aligned."""
         table = Table.grid(padding=(0, 2))
-        for name, value in facts.items():
+        for name, value in rows.items():
             table.add_row(f"[dim]{name}[/dim]", escape(value))
         self.console.print(table)
 
@@ -54,7 +54,7 @@ class RunConsole:
             yield
 
     def row(self, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
-        """One step, or the evaluation before the first."""
+        """Print the row of a step, or of the evaluation before the first."""
         if self._rows % 25 == 0:
             self.console.print("[bold]" + _cells(TITLES) + "[/bold]", soft_wrap=True)
         self._rows += 1
@@ -98,7 +98,7 @@ class RunConsole:
         self.console.print(escape(text))
 
     def summary(self, lines: Sequence[dict[str, float]], paths: dict[str, Path]) -> None:
-        """Before → after on every suite, and where everything is. `lines` are those of metrics.jsonl."""
+        """Print before → after on every suite, and where everything is. `lines` are those of metrics.jsonl."""
         self.console.print()
         for name in sorted({key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}):
             scored = [line for line in lines if f"eval/{name}/avg" in line]
@@ -108,7 +108,7 @@ class RunConsole:
                 f"{first['low']:.1%}–{first['high']:.1%} → {last['low']:.1%}–{last['high']:.1%}),  "
                 f"tokens a completion {first['tokens_mean']:.1f} → {last['tokens_mean']:.1f}"
             )
-        self.facts({name: str(path) for name, path in paths.items()})
+        self.print_rows({name: str(path) for name, path in paths.items()})
 
 
 def _cells(values: Sequence[str]) -> str:

@@ -56,10 +56,10 @@ def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> i
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
     from rl_engine.run.console import RunConsole
-    from rl_engine.train.assemble import settled
+    from rl_engine.train.assemble import resolve_learning_rate
 
     try:
-        config = settled(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
+        config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
         if only_check:
             from rl_engine.train.dry_run import dry_run
 
@@ -81,7 +81,7 @@ def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) ->
 
 
 def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
-    """In an output directory that is known to be ours."""
+    """Train in an output directory that is known to be ours."""
     from rewards import Grader
     from rl_engine.learner.gap import SamplerGapError
     from rl_engine.report.page import NAME as REPORT

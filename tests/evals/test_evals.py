@@ -31,7 +31,7 @@ from rewards import Grader, GradeResult, Verdict
 from rewards.overlap import between
 from rl_engine.config import load_config
 from rl_engine.sampling.data import TrainingData
-from rl_engine.sft.embedded import ASKED
+from rl_engine.sft.embedded import QUICKSTART_SUMS
 from rl_engine.train.assemble import overlap_notes
 from rollout.config import ArithmeticConfig, SamplingConfig
 from rollout.prompts.problems import SOURCES
@@ -103,7 +103,7 @@ def test_the_held_out_suite_is_fixed_and_the_quickstarts() -> None:
     held_out = load_suite(find_suite("held_out")).problems
     assert len(held_out) == 256
     assert load_suite(find_suite("held_out"), limit=10).problems == held_out[:10]
-    assert load_config("quickstart.yaml").data.arithmetic == EMBEDDED_SUMS == ASKED
+    assert load_config("quickstart.yaml").data.arithmetic == EMBEDDED_SUMS == QUICKSTART_SUMS
     other = load_suite(find_suite("held_out"), sums=ArithmeticConfig(terms=(2,), largest=30)).problems
     assert {problem.level for problem in other} == {"2"}
     assert digest_of(held_out) == digest_of(held_out[::-1]) != digest_of(other)
