@@ -7,33 +7,24 @@ import io
 import itertools
 import json
 import random
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
-from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer
 
 from evals.evaluate import evaluate
 from evals.launch import Launch
 from evals.options import EvalOptions
 from evals.partial_results import PartialResults, PartialResultsError
-from evals.policies import find_policies, same_model
-from evals.prepare import prompt_of
-from evals.scoring.outcomes import Outcome, Sample
-from evals.suites import SUITES
-from rewards import Grader, Verdict
+from rewards import Grader
 from rewards.records import read_rows
-from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings
-from rollout.models import EMBEDDED_DIR
-from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup
+from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
+from tests.helpers.builders import completion
 
 ALONE = Launch(0, 1)
 BASE_RATE, ADAPTER_RATE = 0.3, 0.6
@@ -79,43 +70,15 @@ class Scripted:
             RolloutGroup(
                 prompt=prompt,
                 completions=tuple(
-                    self.completion(prompt, key, random.Random(f"{key}/{seed}/{i}")) for i in range(sampling.n)
+                    self.answer(prompt, key, random.Random(f"{key}/{seed}/{i}")) for i in range(sampling.n)
                 ),
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
 
-    def completion(self, prompt: Prompt, key: str, draw: random.Random) -> Completion:
+    def answer(self, prompt: Prompt, key: str, draw: random.Random) -> Completion:
         value = int(prompt.problem.answer) + (draw.random() >= self.rates[key]) * draw.randint(1, 3)
-        length = draw.randint(5, 30)
-        return Completion(
-            text=f"\\boxed{{{value}}}",
-            token_ids=(0,) * length,
-            logprobs=(0.0,) * length,
-            finish_reason="stop",
-            adapter=key,
-        )
-
-
-def write_peft(directory: Path, *, layers: int = 4, hidden: int = 192, **settings: Any) -> None:
-    """An adapter of the embedded model's shape, as PEFT writes one."""
-    tensors = {
-        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{matrix}.weight": torch.zeros(shape)
-        for layer in range(layers)
-        for matrix, shape in (("A", (2, hidden)), ("B", (192, 2)))
-    }
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], **settings}
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    """A published version."""
-    store = AdapterStore(tmp_path / "adapters")
-    facts = {"rank": 2, "base_model": "embedded"}
-    return store.publish(7, lambda scratch: write_peft(scratch), facts).path
+        return completion(f"\\boxed{{{value}}}", tokens=draw.randint(5, 30), adapter=key)
 
 
 def options_for(tmp_path: Path, adapter: Path, **changes: Any) -> EvalOptions:
@@ -270,110 +233,3 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     assert "the model's context is 256" in text
     assert found["sampling"]["max_tokens"] < 256
     assert "a\\|b" in (tmp_path / "out.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("model", "changes", "template"),
-    [
-        ("org/Thing-Instruct", {}, "chat"),
-        ("org/Thing-8B-Base", {}, "problem_solution"),
-        ("org/database-7B", {}, "chat"),
-        ("org/Thing-Base", {"template": "chat"}, "chat"),
-        ("org/Thing", {"frame": "Q: {problem}\nA:"}, "frame"),
-    ],
-)
-def test_base_models_get_no_chat_template(
-    model: str, changes: dict[str, str], template: str, tmp_path: Path, adapter: Path
-) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
-    options = options_for(tmp_path, adapter, model=model, **changes)
-    assert prompt_of(options, SUITES["gsm8k"], tokenizer).template == template
-    tokenizer.chat_template = None
-    plain = {"chat": "problem_solution"}.get(template, template)
-    if "template" not in changes:
-        assert prompt_of(options, SUITES["gsm8k"], tokenizer).template == plain
-
-
-# What is measured.
-
-FACTS = AutoConfig.from_pretrained(EMBEDDED_DIR)
-
-
-def policies(*arguments: str) -> list[Any]:
-    return find_policies(arguments, "embedded", FACTS)
-
-
-def test_published_versions_and_plain_peft_directories_are_taken(tmp_path: Path, adapter: Path) -> None:
-    write_peft(tmp_path / "mine", rank_pattern={"x": 9}, base_model_name_or_path="other/model")
-    (link := tmp_path / "best").symlink_to(adapter)
-    published, foreign, named = policies(str(link), str(tmp_path / "mine"), f"again={adapter}")
-    assert (published.label, published.ref.key, published.remarks) == ("policy-v000007", "policy-v000007", ())
-    assert published.ref.path == adapter
-    assert (foreign.label, foreign.ref.rank) == ("mine", 9)
-    assert "no manifest" in foreign.remarks[0]
-    assert "'other/model'" in foreign.remarks[1]
-    assert (named.label, named.ref.key) == ("again", "again-v000007")
-
-
-def test_a_directory_may_hold_the_sign_that_ends_a_name(tmp_path: Path) -> None:
-    """Those of a sweep do: `rank-1_optim.lr=0.001_seed=0`."""
-    write_peft(tmp_path / "lr=0.001_seed=0")
-    plain, named = policies(str(tmp_path / "lr=0.001_seed=0"), f"rank 1, seed 0={tmp_path}/lr=0.001_seed=0")
-    assert (plain.label, named.label) == ("lr=0.001_seed=0", "rank 1, seed 0")
-    assert plain.ref.path == named.ref.path == tmp_path / "lr=0.001_seed=0"
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
-        ({"r": 600}, "600"),
-        ({"hidden": 128}, "reads 128 values"),
-        ({"layers": 6}, "in layer 4"),
-    ],
-)
-def test_what_vllm_cannot_serve_on_this_model_is_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
-    write_peft(tmp_path / "mine", **settings)
-    with pytest.raises(AdapterError, match=words):
-        policies(str(tmp_path / "mine"))
-
-
-def test_adapters_that_cannot_be_told_apart_or_trusted_are_refused(tmp_path: Path, adapter: Path) -> None:
-    with pytest.raises(AdapterError, match="NAME=DIR"):
-        policies(str(adapter), str(adapter))
-    with pytest.raises(AdapterError, match="'base'"):
-        policies(f"base={adapter}")
-    with pytest.raises(AdapterError, match="no such directory"):
-        policies(str(tmp_path / "nothing"))
-    with pytest.raises(AdapterError, match="give it as --model"):
-        policies(str(EMBEDDED_DIR))
-    shutil.copytree(adapter, tmp_path / "damaged")
-    with (tmp_path / "damaged" / "adapter_model.safetensors").open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"\x7f")
-    with pytest.raises(AdapterError, match="sha256 differs"):
-        policies(str(tmp_path / "damaged"))
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("embedded", "/elsewhere/rollout/embedded", True),
-        ("Qwen/Qwen3-8B-Base", "/models/Qwen3-8B-Base", True),
-        ("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B", False),
-    ],
-)
-def test_models_are_the_same_as_far_as_names_tell(one: str, other: str, same: bool) -> None:
-    assert same_model(one, other) is same
-
-
-def test_an_outcome_survives_its_file() -> None:
-    problem = Problem(id="a", text="?", answer="1")
-    sample = Sample(
-        text="½ \ud800", extracted=None, verdict=Verdict.TIMEOUT, detail="d", tokens=3, finish_reason="length"
-    )
-    outcome = Outcome(problem=problem, adapter="base", samples=(sample,), sampling_s=0.5)
-    assert Outcome.from_json(json.loads(json.dumps(outcome.to_json())), problem) == outcome

@@ -30,7 +30,7 @@ from rl_engine.report.plot import draw_chart, plot_charts
 from rl_engine.report.shown_run import read_run
 from rl_engine.report.tables import changes_of, conditions_of, differences_of
 from rl_engine.run.records import METRICS, read_metrics
-from tests.helpers.report_runs import evaluated, publish, record_step, start_run
+from tests.helpers.run_directories import evaluated, publish, record_step, start_run
 
 RIGHT, WRONG = ("4", Verdict.CORRECT), ("5", Verdict.INCORRECT)
 TIMES = {"time/step_s": 2.0, "time/learn_s": 1.5, "throughput/tokens_per_s": 50.0}
