@@ -5,17 +5,14 @@ Imports nothing heavy until the arguments are known to be good.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.markup import escape
 
+from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
 from evals.suites import SUITES, find_suite, suite_needs_hub
 from rollout import models
 from rollout.frames import FRAMES
@@ -71,8 +68,10 @@ def main(
     ] = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of grading one sample.")] = 5.0,
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: cards that share the model.")] = 1,
-    memory_fraction: Annotated[float, typer.Option(min=0.05, max=1, help="CUDA only: share of each card.")] = 0.9,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: GPUs that share the model.")] = 1,
+    memory_fraction: Annotated[
+        float, typer.Option(min=0.05, max=1, help="CUDA only: share of each GPU's memory.")
+    ] = 0.9,
     kv_cache_gib: Annotated[float, typer.Option(min=0.05, help="CPU only: memory for keys and values.")] = 2.0,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences sampled at once.")] = 512,
 ) -> None:
@@ -88,56 +87,32 @@ def main(
         stay_offline_if_possible(model, arguments["suites"], data_dir)
         start(arguments)
     except KeyboardInterrupt:
-        fail("stopped; the same command goes on from what is finished", 130)
+        exit_with_error("stopped; the same command goes on from what is finished", 130)
     except (ValueError, FileNotFoundError) as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     except OSError as error:
-        fail(f"{error}\nOn a machine without the hub, give --model and --data-dir as local paths.", 1)
+        exit_with_error(f"{error}\nOn a machine without the hub, give --model and --data-dir as local paths.", 1)
 
 
 def start(arguments: dict[str, Any]) -> None:
     """Measure in this process, one of as many as a launcher started."""
+    quiet_torch()
     quiet_libraries()
-    from evals.command import run
-    from evals.exams import Asked
+    from evals.evaluate import evaluate
     from evals.launch import join_launch, leave_launch
+    from evals.options import EvalOptions
 
     launch = join_launch()
-    console = Console(highlight=False, quiet=not launch.is_main)
-    if not console.is_terminal:
-        console = Console(highlight=False, quiet=not launch.is_main, width=200)
     try:
-        run(Asked(**arguments), launch, console, start_vllm)
+        evaluate(EvalOptions(**arguments), launch, new_console(quiet=not launch.is_main), start_vllm)
     finally:
         leave_launch(launch)
 
 
-def start_vllm(settings: Any) -> Any:
-    from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
-
-    return VllmEngine(settings)
-
-
 def stay_offline_if_possible(model: str, suites: tuple[str, ...], data_dir: str | None) -> None:
-    """Where model and suites are on this machine, forbid the libraries to ask the hub at all."""
+    """Forbid the libraries to ask the hub where model and suites are all on this machine."""
     if not models.needs_hub(model) and not any(suite_needs_hub(find_suite(name), data_dir) for name in suites):
         os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def quiet_libraries() -> None:
-    # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    models.refuse_code_of_models()
-
-
-def fail(message: str, code: int) -> None:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

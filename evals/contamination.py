@@ -31,7 +31,7 @@ class Contamination:
         return self.exact + self.ngram > 0
 
     def describe(self) -> str:
-        """For people."""
+        """The finding in a sentence for people."""
         pairs = ", ".join(f"{train} = {suite}" for train, suite in self.examples)
         return (
             f"{self.exact + self.ngram:,} of {self.training:,} training problems overlap {self.suite} "

@@ -1,96 +1,242 @@
-"""Suites × contenders → outcomes: sampled batch by batch from one engine, each kept as soon as it is graded."""
+"""Options → scores, shown and written: an evaluation from the first check to the last file, cheap failures first."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from evals.contenders import Contender
-from evals.ledger import Ledger
-from evals.scoring.outcomes import Outcome, grade_groups
-from evals.suites import Suite
-from rewards import Grader
-from rollout.config import PromptConfig, SamplingConfig
-from rollout.engine import Engine
-from rollout.types import Prompt
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import AutoConfig, AutoTokenizer
+
+from evals.contamination import Contamination, contamination
+from evals.launch import Launch
+from evals.options import EvalOptions
+from evals.partial_results import PartialResults
+from evals.policies import BASE_MODEL, Policy, find_policies
+from evals.prepare import PreparedSuite, find_suites, prepare_suite
+from evals.results import FORMAT, SuiteResult, describe, package_versions, result_of, write_samples
+from evals.sampling import Batch, batches_of, sample, unfinished
+from evals.scoring.outcomes import Outcome
+from evals.suites import ANSWER_FORMS
+from evals.tables import markdown_of, percent, print_result
+from rewards import Grader, RewardConfig
+from rollout.config import DataConfig
+from rollout.durable import write_synced
+from rollout.engine import EngineSettings
+from rollout.models import EMBEDDED, locate_model
+from rollout.prompts.problems import load_problems
+
+StartEngine = Callable[[EngineSettings], Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exam:
-    """A suite as it is really asked."""
-
-    suite: Suite
-    origin: str
-    """Where the problems were read from."""
-    prompts: tuple[Prompt, ...]
-    prompt: PromptConfig
-    sampling: SamplingConfig
-    """With the template's stop strings."""
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Problems that are sampled together.
-
-    Where batches begin does not depend on what is finished already: a completion may depend on what it shares its batch
-    with, and an interrupted evaluation shall end like one that was not.
-    """
-
-    exam: Exam
-    contender: Contender
-    prompts: tuple[Prompt, ...]
-
-
-def batches_of(exams: Sequence[Exam], contenders: Sequence[Contender], completions: int) -> list[Batch]:
-    """All the work, in batches of about so many completions."""
-    batches = []
-    for exam in exams:
-        size = max(1, completions // exam.sampling.n)
-        for contender in contenders:
-            for start in range(0, len(exam.prompts), size):
-                batches.append(Batch(exam=exam, contender=contender, prompts=exam.prompts[start : start + size]))
-    return batches
-
-
-def unfinished(batches: Sequence[Batch], ledger: Ledger) -> list[Batch]:
-    """Batches of which a problem is not in the ledger."""
-    return [
-        batch
-        for batch in batches
-        if not all(ledger.find(batch.exam.suite.name, batch.contender.label, p.problem.id) for p in batch.prompts)
+def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engine: StartEngine) -> None:
+    """Raises `ValueError`, `FileNotFoundError` or `OSError` for what cannot be measured, before weights are loaded
+    where that can be known."""
+    start = time.monotonic()
+    wanted = find_suites(options.suites)
+    if options.output.exists() and not options.overwrite:
+        raise ValueError(f"--output: {options.output} is there already; --overwrite replaces it")
+    model = locate_model(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=options.revision)
+    model_config: Any = AutoConfig.from_pretrained(model, revision=options.revision)
+    text_config = model_config.get_text_config()
+    policies = [
+        *([BASE_MODEL] if options.base else []),
+        *find_policies(options.adapters, options.model, text_config),
     ]
+    if not policies:
+        raise ValueError("nothing to measure: --no-base without an --adapter")
+    suites = [prepare_suite(options, suite, tokenizer, text_config.max_position_embeddings) for suite in wanted]
+    shared = overlaps(options, suites)
+    remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]
+    for warning in (*remarks, *(found.describe() for found in shared.values() if found)):
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+    settings = settings_of(options, suites, policies)
+    partial = PartialResults(options.output, settings, launch.rank)
+    if launch.is_main:
+        partial.begin(overwrite=options.overwrite)
+    launch.barrier()
+    partial.read()
+    launch.barrier()  # all deal out the same work: nobody adds to the partial results before everybody has read it
+    with Grader.from_config(grading_of(options)) as grader:
+        sample_missing(options, suites, policies, grader, partial, launch, console, start_engine)
+        if not launch.is_main:
+            return
+        partial.read()
+        results = [
+            result_of(prepared, policies, partial, grader, shared.get(prepared.suite.name)) for prepared in suites
+        ]
+    header = {
+        "format": FORMAT,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - start, 1),
+        "model": {**settings["model"], "commit": getattr(model_config, "_commit_hash", None)},
+        "settings": {key: value for key, value in settings.items() if key not in ("model", "suites")},
+        "versions": package_versions(),
+        "remarks": remarks,
+    }
+    write(options, header, results, suites, policies, partial)
+    print_results(options, results, console)
 
 
-def sample(
-    batches: Sequence[Batch],
-    engine: Engine,
+def grading_of(options: EvalOptions) -> RewardConfig:
+    return RewardConfig(workers=options.workers, timeout_s=options.timeout_s, answer_forms=ANSWER_FORMS)
+
+
+def settings_of(options: EvalOptions, suites: Sequence[PreparedSuite], policies: Sequence[Policy]) -> dict[str, Any]:
+    """Everything the numbers depend on: what an interrupted evaluation must go on with."""
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "float32" if options.model == EMBEDDED else "bfloat16"
+    return {
+        "model": {"name": options.model, "revision": options.revision, "dtype": dtype},
+        "contenders": {one.label: one.ref.sha256 if one.ref else None for one in policies},
+        "suites": {prepared.suite.name: describe(prepared) for prepared in suites},
+        "seed": options.seed,
+        "batch": options.batch,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "timeout_s": options.timeout_s,
+    }
+
+
+def overlaps(options: EvalOptions, suites: Sequence[PreparedSuite]) -> dict[str, Contamination]:
+    """What `--train-data` shares with each suite. The generator's parts are disjoint, and its sums have no words."""
+    if options.train_data is None:
+        return {}
+    training = load_problems(DataConfig(source="jsonl", path=options.train_data), split="train", seed=0).problems
+    texts = {
+        prepared.suite.name: [prompt.problem for prompt in prepared.prompts]
+        for prepared in suites
+        if prepared.suite.source != "arithmetic"
+    }
+    return {found.suite: found for found in contamination(training, texts)}
+
+
+def sample_missing(
+    options: EvalOptions,
+    suites: Sequence[PreparedSuite],
+    policies: Sequence[Policy],
     grader: Grader,
-    ledger: Ledger,
-    seed: int,
-    progress: Callable[[Batch, list[Outcome]], Any],
+    partial: PartialResults,
+    launch: Launch,
+    console: Console,
+    start_engine: StartEngine,
 ) -> None:
-    """Sample, grade and keep every batch; `progress` is told of each.
+    """Sample what is not among the partial results; every process its share, and none returns before all are done.
 
-    A problem's samples have seeds of their own, the same for every contender: differences owe less to chance.
+    No engine is started when nothing is left.
     """
-    for batch in batches:
-        name = batch.exam.suite.name
-        seeds = [f"{seed}/{name}/{prompt.problem.id}" for prompt in batch.prompts]
-        start = time.monotonic()
-        groups = engine.generate(batch.prompts, batch.exam.sampling, batch.contender.ref, seeds)
-        outcomes = grade_groups(groups, grader, time.monotonic() - start)
-        ledger.add(name, batch.contender.label, outcomes)
-        progress(batch, outcomes)
+    everything = batches_of(suites, policies, options.batch)
+    pending = unfinished(everything, partial)
+    count = sum(len(batch.prompts) for batch in everything)
+    left = sum(len(batch.prompts) for batch in pending)
+    if left < count:
+        console.print(f"{count - left:,} of {count:,} problems are finished already, in {escape(str(partial.path))}")
+    with ExitStack() as stack:
+        if mine := pending[launch.rank :: launch.count]:
+            with console.status("starting vLLM"):
+                settings = engine_settings(options, partial.settings["model"]["dtype"], suites, policies, launch)
+                engine = stack.enter_context(closing(start_engine(settings)))
+            for policy in policies:
+                if policy.ref is not None:
+                    engine.load_adapter(policy.ref)
+            with progress_bar(mine, console) as advance:
+                sample(mine, engine, grader, partial, options.seed, advance)
+        launch.barrier()  # before the engine is closed: it takes the process group with it
 
 
-def outcomes_of(exam: Exam, contender: Contender, ledger: Ledger) -> list[Outcome]:
-    """Everything a contender answered to a suite, in the suite's order. All of it must be finished."""
-    outcomes = []
-    for prompt in exam.prompts:
-        record = ledger.find(exam.suite.name, contender.label, prompt.problem.id)
-        assert record is not None, f"{prompt.problem.id} was never sampled"
-        outcomes.append(Outcome.from_json(record, prompt.problem))
-    return outcomes
+def engine_settings(
+    options: EvalOptions, dtype: Any, suites: Sequence[PreparedSuite], policies: Sequence[Policy], launch: Launch
+) -> EngineSettings:
+    """One engine for all policies."""
+    import torch
+
+    adapters = [policy.ref for policy in policies if policy.ref is not None]
+    longest = max(len(one.token_ids) + prepared.sampling.max_tokens for prepared in suites for one in prepared.prompts)
+    return EngineSettings(
+        model=locate_model(options.model),
+        revision=options.revision,
+        dtype=dtype,
+        max_model_len=longest,
+        lora_rank=max((ref.rank for ref in adapters), default=0),
+        # On a CPU they take turns in one slot: only there our arithmetic serves, which is that of training. A batch is
+        # one policy's, and bringing another's adapter back takes milliseconds.
+        max_loras=max(1, len(adapters)) if torch.cuda.is_available() else 1,
+        max_num_seqs=options.max_num_seqs,
+        kv_cache_gib=options.kv_cache_gib,
+        memory_fraction=options.memory_fraction,
+        tensor_parallel_size=options.tensor_parallel_size,
+        seed=options.seed,
+        ranks=launch.count,
+    )
+
+
+@contextmanager
+def progress_bar(batches: Sequence[Batch], console: Console) -> Iterator[Callable[[Batch, list[Outcome]], None]]:
+    """Show a bar over the problems; where the output is no terminal, a line for each batch."""
+    right: dict[tuple[str, str], list[bool]] = {}
+    done, total = 0, sum(len(batch.prompts) for batch in batches)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # rich's own estimate looks back half a minute, and a batch may take longer.
+    remaining = TextColumn("{task.fields[left]}")
+    start = time.monotonic()
+    with Progress(*columns, remaining, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("sampling", total=total, left="")
+
+        def advance(batch: Batch, outcomes: list[Outcome]) -> None:
+            nonlocal done
+            done += len(outcomes)
+            name = (batch.prepared.suite.name, batch.policy.label)
+            so_far = right.setdefault(name, [])
+            so_far += [one.correct for outcome in outcomes for one in outcome.samples]
+            text = f"{name[0]} · {name[1]}: {percent(sum(so_far) / len(so_far))} so far"
+            left_s = (time.monotonic() - start) * (total - done) / done
+            left = f"{timedelta(seconds=round(left_s))} left"
+            progress.update(task, advance=len(outcomes), description=escape(text), left=left)
+            if not console.is_terminal:
+                console.print(f"{done:>6,} of {total:,} problems  {escape(text)}, {left}")
+
+        yield advance
+
+
+def write(
+    options: EvalOptions,
+    header: dict[str, Any],
+    results: Sequence[SuiteResult],
+    suites: Sequence[PreparedSuite],
+    policies: Sequence[Policy],
+    partial: PartialResults,
+) -> None:
+    """Write samples, tables, then the JSON: where that is, everything is."""
+    if options.records:
+        write_samples(samples_path(options.output), suites, policies, partial)
+    model = header["model"]
+    title = f"# {model['name']}, {model['dtype']}\n\n{header['when']}, seed {options.seed}\n"
+    remarks = "".join(f"- warning: {remark}\n" for remark in header["remarks"])
+    sections = [title, remarks, *(markdown_of(result) for result in results)]
+    write_synced(options.output.with_suffix(".md"), "\n".join(part for part in sections if part))
+    report = {**header, "suites": [result.to_json() for result in results]}
+    write_synced(options.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    partial.remove()
+
+
+def samples_path(output: Path) -> Path:
+    return output.with_suffix(".samples.jsonl.gz")
+
+
+def print_results(options: EvalOptions, results: Sequence[SuiteResult], console: Console) -> None:
+    for result in results:
+        print_result(result, console)
+    files = [
+        options.output,
+        options.output.with_suffix(".md"),
+        *([samples_path(options.output)] if options.records else []),
+    ]
+    console.print("\n" + "  ".join(escape(str(path)) for path in files), soft_wrap=True)

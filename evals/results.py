@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from evals.contamination import Contamination
-from evals.contenders import Contender
-from evals.evaluate import Exam, outcomes_of
-from evals.ledger import Ledger
+from evals.partial_results import PartialResults
+from evals.policies import Policy
+from evals.prepare import PreparedSuite
+from evals.sampling import outcomes_of
 from evals.scoring.estimators import Difference
 from evals.scoring.outcomes import Outcome
 from evals.scoring.report import EvalReport, compare, report_on
@@ -39,50 +40,50 @@ PACKAGES = (
 class SuiteResult:
     """Everything known about one suite."""
 
-    exam: Exam
+    prepared: PreparedSuite
     reports: tuple[EvalReport, ...]
     differences: dict[str, Difference]
-    """Of each adapter from the base model, where that was measured."""
+    """Label → the adapter's difference from the base model, where that was measured."""
     contamination: Contamination | None
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **describe(self.exam),
+            **describe(self.prepared),
             "rows": [asdict(report) for report in self.reports],
             "minus_base": {label: asdict(difference) for label, difference in self.differences.items()},
             "contamination": asdict(self.contamination) if self.contamination is not None else None,
-            "remarks": self.exam.remarks,
+            "remarks": self.prepared.remarks,
         }
 
 
-def describe(exam: Exam) -> dict[str, Any]:
+def describe(prepared: PreparedSuite) -> dict[str, Any]:
     """What a score on the suite depends on, apart from the model."""
-    problems = [prompt.problem for prompt in exam.prompts]
+    problems = [prompt.problem for prompt in prepared.prompts]
     return {
-        "suite": exam.suite.name,
-        "suite_version": exam.suite.version,
-        "data": {"origin": exam.origin, "problems": len(problems), "sha256": digest_of(problems)},
-        "prompt": exam.prompt.model_dump(mode="json"),
-        "sampling": exam.sampling.model_dump(mode="json"),
+        "suite": prepared.suite.name,
+        "suite_version": prepared.suite.version,
+        "data": {"origin": prepared.origin, "problems": len(problems), "sha256": digest_of(problems)},
+        "prompt": prepared.prompt.model_dump(mode="json"),
+        "sampling": prepared.sampling.model_dump(mode="json"),
         "answer_forms": list(ANSWER_FORMS),
     }
 
 
 def result_of(
-    exam: Exam,
-    contenders: Sequence[Contender],
-    ledger: Ledger,
+    prepared: PreparedSuite,
+    policies: Sequence[Policy],
+    partial: PartialResults,
     grader: Grader,
     contamination: Contamination | None,
 ) -> SuiteResult:
-    outcomes = {contender.label: outcomes_of(exam, contender, ledger) for contender in contenders}
+    outcomes = {policy.label: outcomes_of(prepared, policy, partial) for policy in policies}
     reports = tuple(
-        report_on(exam.suite, outcomes[one.label], exam.sampling, grader, adapter=one.ref, label=one.label)
-        for one in contenders
+        report_on(prepared.suite, outcomes[one.label], prepared.sampling, grader, adapter=one.ref, label=one.label)
+        for one in policies
     )
     base = outcomes.get(BASE)
     differences = {label: compare(mine, base) for label, mine in outcomes.items() if label != BASE} if base else {}
-    return SuiteResult(exam=exam, reports=reports, differences=differences, contamination=contamination)
+    return SuiteResult(prepared=prepared, reports=reports, differences=differences, contamination=contamination)
 
 
 def package_versions() -> dict[str, str]:
@@ -95,25 +96,27 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def write_samples(path: Path, exams: Sequence[Exam], contenders: Sequence[Contender], ledger: Ledger) -> None:
+def write_samples(
+    path: Path, suites: Sequence[PreparedSuite], policies: Sequence[Policy], partial: PartialResults
+) -> None:
     """Every sample, one JSON object a line, under the names that rollouts have: `rewards.audit` reads it."""
     scratch = path.with_name(f".{path.name}.partial")
     with scratch.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
-        for exam in exams:
-            for contender in contenders:
-                outcomes = outcomes_of(exam, contender, ledger)
-                for prompt, outcome in zip(exam.prompts, outcomes, strict=True):
-                    for record in _records(exam, contender.label, prompt.text, outcome):
+        for prepared in suites:
+            for policy in policies:
+                outcomes = outcomes_of(prepared, policy, partial)
+                for prompt, outcome in zip(prepared.prompts, outcomes, strict=True):
+                    for record in _records(prepared, policy.label, prompt.text, outcome):
                         file.write(json.dumps(record).encode() + b"\n")
     scratch.replace(path)
 
 
-def _records(exam: Exam, contender: str, prompt: str, outcome: Outcome) -> list[dict[str, Any]]:
+def _records(prepared: PreparedSuite, policy: str, prompt: str, outcome: Outcome) -> list[dict[str, Any]]:
     problem = outcome.problem
     return [
         {
-            "suite": exam.suite.name,
-            "adapter": contender,
+            "suite": prepared.suite.name,
+            "adapter": policy,
             "problem_id": problem.id,
             "sample": index,
             "problem": problem.text,

@@ -143,13 +143,13 @@ def load_suite(
     if suite.source == "arithmetic":
         data = DataConfig(source="arithmetic", arithmetic=sums, limit=limit or HELD_OUT_COUNT)
         return load_problems(data, split="held_out", seed=HELD_OUT_SEED)
-    whole = Loaded([])
+    loaded = Loaded([])
     for path in suite_files(suite, data_dir) or (None,):
         part = load_problems(DataConfig(source=suite.source, path=path), split="held_out", seed=HELD_OUT_SEED)
-        whole.problems.extend(part.problems)
-        whole.dropped.update(part.dropped)
-        whole.examples.update(part.examples)
-    return Loaded(whole.problems[:limit], whole.dropped, whole.examples)
+        loaded.problems.extend(part.problems)
+        loaded.dropped.update(part.dropped)
+        loaded.examples.update(part.examples)
+    return Loaded(loaded.problems[:limit], loaded.dropped, loaded.examples)
 
 
 def suite_files(suite: Suite, data_dir: str | None) -> tuple[str, ...]:
@@ -158,9 +158,9 @@ def suite_files(suite: Suite, data_dir: str | None) -> tuple[str, ...]:
         return (suite.file,)
     if suite.source == "arithmetic" or data_dir is None:
         return ()
-    whole, *parts = (str(Path(data_dir) / f"{name}.jsonl") for name in (suite.file, *suite.parts))
-    split = bool(parts) and not Path(whole).is_file() and all(Path(part).is_file() for part in parts)
-    return tuple(parts) if split else (whole,)
+    single, *parts = (str(Path(data_dir) / f"{name}.jsonl") for name in (suite.file, *suite.parts))
+    split = bool(parts) and not Path(single).is_file() and all(Path(part).is_file() for part in parts)
+    return tuple(parts) if split else (single,)
 
 
 def origin_of(suite: Suite, data_dir: str | None) -> str:

@@ -52,12 +52,12 @@ def markdown_of(result: SuiteResult) -> str:
 
 def headline(result: SuiteResult) -> str:
     """What was asked, and how."""
-    exam, report = result.exam, result.reports[0]
-    s = exam.sampling
+    prepared, report = result.prepared, result.reports[0]
+    s = prepared.sampling
     how = "greedy" if s.temperature == 0 else f"temperature {s.temperature:g}, top_p {s.top_p:g}"
     return (
-        f"{exam.suite.name} v{exam.suite.version}: {report.problems:,} problems × {report.samples}, {how}, "
-        f"at most {s.max_tokens:,} tokens, template {exam.prompt.template}"
+        f"{prepared.suite.name} v{prepared.suite.version}: {report.problems:,} problems × {report.samples}, {how}, "
+        f"at most {s.max_tokens:,} tokens, template {prepared.prompt.template}"
     )
 
 
@@ -82,7 +82,7 @@ def lines_of(result: SuiteResult) -> list[str]:
     remarks = [result.contamination.describe()] if result.contamination else []
     return [
         *(difference_line(label, difference) for label, difference in result.differences.items()),
-        *(f"warning: {remark}" for remark in (*result.exam.remarks, *remarks)),
+        *(f"warning: {remark}" for remark in (*result.prepared.remarks, *remarks)),
     ]
 
 

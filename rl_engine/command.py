@@ -1,18 +1,12 @@
-"""What every command shares: errors as one line, quiet libraries, no hub where none is needed."""
+"""What the commands of rl_engine share: a hint with an error of the system, no hub where none is needed, the ranks."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import warnings
 from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.markup import escape
-
+from evals.command import quiet_libraries, quiet_torch
 from evals.suites import find_suite, suite_needs_hub
 from rl_engine.config import Config
 from rollout import models
@@ -22,8 +16,8 @@ if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
 
 
-def explain(error: OSError, paths: str = "model.name, data.path and eval.data_dir") -> str:
-    """What the system or the hub client said, and the way out."""
+def with_hint(error: OSError, paths: str = "model.name, data.path and eval.data_dir") -> str:
+    """What the system or the hub client said, and the way out. `paths` names the keys that may hold local paths."""
     if error.errno is None:
         hint = f"On a machine without the hub, give {paths} as local paths."
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -33,13 +27,8 @@ def explain(error: OSError, paths: str = "model.name, data.path and eval.data_di
     return f"{error}\n{hint}"
 
 
-def fail(message: str, code: int) -> None:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(code)
-
-
 def stay_offline_if_possible(config: Config) -> None:
-    """Where model, data and suites are all on this machine, forbid the libraries to ask the hub at all."""
+    """Forbid the libraries to ask the hub where model, data and suites are all on this machine."""
     suites = [find_suite(name) for name in config.eval.suites]
     if not (
         models.needs_hub(config.model.name)
@@ -49,22 +38,10 @@ def stay_offline_if_possible(config: Config) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def join_quietly() -> Ranks:
-    """Enter the process group."""
-    # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    speak_only_of_what_matters()
+def join_ranks_quietly() -> Ranks:
+    """Enter the process group. The first thing to load torch."""
+    quiet_torch()
+    quiet_libraries()
     from rl_engine.learner.ranks import join_ranks
 
     return join_ranks()
-
-
-def speak_only_of_what_matters() -> None:
-    """Warnings in our own style, and no progress bars or questions of libraries."""
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # about what DeepSpeed calls
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    models.refuse_code_of_models()

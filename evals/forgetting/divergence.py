@@ -77,7 +77,7 @@ def _scored(engine: ScoringEngine, groups: Sequence[RolloutGroup], adapter: Adap
 
 
 def estimate(log_r_PT: Sequence[Floats], completions: int) -> Divergence:
-    """From log policy − log base of each token that the base sampled."""
+    """The divergence, from log policy − log base of each token that the base sampled."""
     tokens_P = np.array([len(log_r) for log_r in log_r_PT], dtype=np.float64)
     kl, interval = _per_token(np.array([-log_r.sum() for log_r in log_r_PT]), tokens_P)
     k3, interval_k3 = _per_token(np.array([(np.expm1(log_r) - log_r).sum() for log_r in log_r_PT]), tokens_P)

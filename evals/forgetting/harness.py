@@ -37,7 +37,7 @@ class Tasks:
     """Tasks with their data, ready to be asked of any model."""
 
     loaded: Any
-    """As lm_eval holds them."""
+    """What lm_eval's `TaskManager.load` returns."""
     tokenizer: PreTrainedTokenizerBase
 
     def score(
@@ -127,7 +127,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval is unannotated
         return self.eot_token_id if bos is None else int(bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """As lm_eval's own classes do it: with the tokenizer's special tokens, but never a second first one."""
+        """Tokens as lm_eval's own classes make them: with the special ones, but never a second first one."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(str(self.tokenizer.decode(self.prefix_token_id)))
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))

@@ -30,12 +30,12 @@ class TaskScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class PolicyResult:
     """What was measured of the base model or of one adapter."""
 
     label: str
     sha256: str | None
-    """Of the adapter's manifest; None for the base model."""
+    """Digest of the adapter's manifest; None for the base model."""
     scores: tuple[TaskScore, ...]
     divergence: Divergence | None
     """None for the base model, and where no prompts were given."""
@@ -52,29 +52,29 @@ class Mean:
 
 
 def mean_of(values_D: NDArray[np.float64]) -> Mean:
-    """Over documents."""
+    """The mean over documents."""
     error = values_D.std(ddof=1) / math.sqrt(len(values_D)) if len(values_D) > 1 else math.nan
     return Mean(float(values_D.mean()), float(error))
 
 
 def mean_of_means(means: Sequence[Mean]) -> Mean:
-    """Over tasks, each counted alike: their documents are different ones, so their errors are independent."""
+    """The mean over tasks, each counted alike: their documents are different ones, so their errors are independent."""
     return Mean(
         sum(mean.value for mean in means) / len(means),
         math.sqrt(sum(mean.error**2 for mean in means)) / len(means),
     )
 
 
-def accuracies(policy: Policy) -> list[Mean]:
+def accuracies(policy: PolicyResult) -> list[Mean]:
     return [mean_of(score.scores_D) for score in policy.scores]
 
 
-def changes(policy: Policy, base: Policy) -> list[Mean]:
+def changes(policy: PolicyResult, base: PolicyResult) -> list[Mean]:
     """Accuracy minus the base's of each task, document by document: what both find hard is no part of the error."""
     return [mean_of(one.scores_D - other.scores_D) for one, other in zip(policy.scores, base.scores, strict=True)]
 
 
-def grid(policies: Sequence[Policy]) -> list[Row]:
+def grid(policies: Sequence[PolicyResult]) -> list[Row]:
     """The table's rows, the head first; the base model is the first policy."""
     base = policies[0]
     tasks = [f"{score.task} ({score.metric})" for score in base.scores]
@@ -93,7 +93,7 @@ def grid(policies: Sequence[Policy]) -> list[Row]:
     return rows
 
 
-def table(policies: Sequence[Policy]) -> Table:
+def table(policies: Sequence[PolicyResult]) -> Table:
     head, *rows = grid(policies)
     shown = Table(box=box.SIMPLE_HEAD)
     for number, name in enumerate(head):
@@ -103,13 +103,13 @@ def table(policies: Sequence[Policy]) -> Table:
     return shown
 
 
-def markdown(policies: Sequence[Policy]) -> str:
+def markdown(policies: Sequence[PolicyResult]) -> str:
     head, *rows = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in grid(policies))
     rule = "|".join(["---", *["---:"] * (len(grid(policies)[0]) - 1)])
     return "\n".join([head, f"|{rule}|", *rows]) + "\n"
 
 
-def to_json(policies: Sequence[Policy]) -> list[dict[str, Any]]:
+def to_json(policies: Sequence[PolicyResult]) -> list[dict[str, Any]]:
     """One object a policy. Fractions and nats; a standard error that one document cannot give is null."""
     base = policies[0]
     found = []

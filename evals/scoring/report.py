@@ -45,7 +45,7 @@ class EvalReport:
     suite: str
     suite_version: int
     data_sha256: str
-    """Of the problems that were asked."""
+    """Digest of the problems that were asked."""
     adapter: str
     """`AdapterRef.key`, or the name given on the command line, or `base`."""
     adapter_sha256: str | None
@@ -64,7 +64,7 @@ class EvalReport:
     tokens_mean_correct: float | None
     """None when nothing was correct."""
     tokens_mean_wrong: float | None
-    """Of all that is not correct; None when everything was."""
+    """Mean over all that is not correct; None when everything was."""
     truncated_frac: float
     verdicts: dict[str, float]
     """Fraction of each verdict."""

@@ -56,7 +56,7 @@ def classes_of(texts: Sequence[Sequence[tuple[str, int]]], grader: Grader) -> li
 
 
 def _first_equal(pairs: Sequence[tuple[int, int]], texts: Sequence[tuple[str, str]], grader: Grader) -> dict[int, int]:
-    """For each problem the first class whose representative equals its text."""
+    """Problem → the first class whose representative equals its text."""
     wrapped = AS_COMPLETION[grader.config.answer_forms[0]]
     results = grader.grade([(wrapped % text, representative) for text, representative in texts])
     found: dict[int, int] = {}

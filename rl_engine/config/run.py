@@ -31,7 +31,7 @@ class OptimConfig(Section):
 
     @property
     def rate(self) -> float:
-        """`lr` as a number: a run replaces auto before anything else (`rl_engine.train.assemble.settled`)."""
+        """`lr` as a number: a run replaces auto before anything else (`resolve_learning_rate`)."""
         assert self.lr != "auto", "the rate has not been decided"
         return self.lr
 

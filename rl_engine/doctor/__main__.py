@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from rl_engine.command import fail, join_quietly, stay_offline_if_possible
+from evals.command import exit_with_error
+from rl_engine.command import join_ranks_quietly, stay_offline_if_possible
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 
@@ -39,10 +40,10 @@ def main(
         settings = load_config(config, overrides or ())
         stay_offline_if_possible(settings)
     except (ConfigError, FileNotFoundError) as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        fail("the doctor examines one rank: start it without a launcher", 2)
-    ranks = join_quietly()
+        exit_with_error("the doctor examines one rank: start it without a launcher", 2)
+    ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
 
     try:
@@ -57,14 +58,14 @@ def examine(config: Config, ranks: Ranks) -> bool:
     from rl_engine.doctor.machine import machine_facts
     from rl_engine.doctor.selftest import self_test
     from rl_engine.run.console import RunConsole
-    from rl_engine.train.assemble import settled
+    from rl_engine.train.assemble import resolve_learning_rate
 
     console = RunConsole(quiet=not ranks.is_main, steps=0)
     console.console.print("[bold]machine[/bold]")
-    console.facts(machine_facts())
+    console.print_rows(machine_facts())
     console.console.print("[bold]configuration[/bold]")
-    config = settled(config, console)
-    console.facts(plan_facts(config, ranks))
+    config = resolve_learning_rate(config, console)
+    console.print_rows(plan_facts(config, ranks))
     console.console.print("[bold]self-test[/bold]")
 
     def report(check: Check) -> None:

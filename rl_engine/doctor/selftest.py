@@ -105,8 +105,8 @@ class Listener(RunConsole):
     def failed(self, cause: str) -> None:
         self.report(Check(name=self.current, ok=False, figure=cause, seconds=time.monotonic() - self._since))
 
-    def facts(self, facts: dict[str, str]) -> None:
-        self.told |= facts
+    def print_rows(self, rows: dict[str, str]) -> None:
+        self.told |= rows
 
     @contextlib.contextmanager
     def phase(self, what: str) -> Iterator[None]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from rl_engine.command import fail
+from evals.command import exit_with_error, new_console
 from rl_engine.inspect.figures import FIGURES, by_kind, middle
 
 if TYPE_CHECKING:
@@ -48,12 +48,10 @@ def main(
     ] = None,
 ) -> None:
     """Show what adapters learned: norms, stable rank, and how much of the rank is used."""
-    from rl_engine.run.console import new_console
-
     try:
         versions = inspect([*adapters], base, only)
     except (ValueError, FileNotFoundError) as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     console = new_console()
     if len(versions) > 1:
         # Evenly spaced, the last among them.

@@ -14,7 +14,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rl_engine.command import explain, fail, stay_offline_if_possible
+from evals.command import exit_with_error
+from rl_engine.command import stay_offline_if_possible, with_hint
 from rl_engine.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def main(
 ) -> None:
     """Show what a configuration will ask for: parameters, capacity, compute, memory, time; and what to beware of."""
     if sum(given is not None for given in (measured_in, tokens_per_s, card)) > 1:
-        fail("give one of --from, --tokens-per-s and --card", 2)
+        exit_with_error("give one of --from, --tokens-per-s and --card", 2)
     if min(tokens_per_s or card or (1.0,)) <= 0:
-        fail("--tokens-per-s and --card are numbers above 0", 2)
+        exit_with_error("--tokens-per-s and --card are numbers above 0", 2)
     try:
         settings = load_config(config, overrides or ())
         stay_offline_if_possible(settings)
@@ -78,9 +79,9 @@ def main(
         made, fits = plan(settings, devices or [], speed, prompt_tokens, completion_tokens)
         show(made, fits, speed, supervised_line(made, supervised_tokens, loss_nats))
     except (ValueError, FileNotFoundError) as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     except OSError as error:
-        fail(explain(error), 1)
+        exit_with_error(with_hint(error), 1)
 
 
 def plan(
@@ -121,7 +122,7 @@ def show(made: Forecast, fits: list[Fit], speed: Throughput | DataSheet | None, 
 
     config = made.config
     console = RunConsole(quiet=False, steps=0)
-    console.facts(
+    console.print_rows(
         {
             "model": f"{config.model.name}, {config.model.dtype}, method {config.method}",
             "rate": f"{made.rate:g}, constant",

@@ -20,11 +20,10 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # typ
 from rich.console import Console
 from rich.markup import escape
 
-from rl_engine.command import fail
+from evals.command import exit_with_error, new_console
 from rl_engine.push.card import Release, headline
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
 from rl_engine.push.release import make_release
-from rl_engine.run.console import new_console
 from rl_engine.run.trained import TrainedAdapter, dtype_of, read_trained
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -82,9 +81,9 @@ def main(
         folder = output or folder_of(trained)
         show(console, folder, make_release(release, folder))
     except (ValueError, FileNotFoundError, FileExistsError) as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     except OSError as error:
-        fail(str(error), 1)
+        exit_with_error(str(error), 1)
     if not dry_run:
         destination = Destination(repo=repo, branch=revision, tag=release.tag, private=private)
         send(console, api, folder, destination, headline(trained))
@@ -105,7 +104,7 @@ def merged_dtype_of(adapter: TrainedAdapter) -> str:
 
 
 def folder_of(adapter: TrainedAdapter) -> Path:
-    """In the run's directory, or beside an adapter without a run."""
+    """The release's directory: in the run's, or beside an adapter without a run."""
     if adapter.run is not None:
         return adapter.run.directory / "release" / adapter.version
     return adapter.directory.with_name(f"{adapter.directory.name}-release")
@@ -125,9 +124,9 @@ def send(console: Console, api: HfApi, folder: Path, destination: Destination, m
     except (OSError, httpx2.TransportError, RuntimeError) as error:
         # The last is how huggingface_hub says that a file could not be sent; why is in its cause.
         cause = f": {error.__cause__}" if error.__cause__ else ""
-        fail(f"{error}{cause}\nThe same command goes on from here: what the hub has is not sent again.", 1)
+        exit_with_error(f"{error}{cause}\nThe same command goes on from here: what the hub has is not sent again.", 1)
     except ValueError as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     where = f"{api.endpoint}/{destination.repo}/tree/{destination.tag}"
     console.print(escape(f"published: {where}" if changed else f"nothing to do: these files are at {where}"))
 

@@ -17,7 +17,7 @@ from evals.suites import HELD_OUT_SEED, SUITES
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
 from rl_engine.push.recipe import data_set_of, recipe_rows
-from rl_engine.run.trained import Measure, Score, TrainedAdapter, dtype_of
+from rl_engine.run.trained import Evaluation, Measure, TrainedAdapter, dtype_of
 from rollout.config import PromptConfig
 from rollout.engine import smallest_allowed_rank
 from rollout.frames import FRAMES
@@ -39,7 +39,7 @@ class Licence:
     """
 
     id: str | None
-    """As the hub abbreviates it; None where none is stated."""
+    """The hub's abbreviation; None where no licence is stated."""
     name: str | None = None
     link: str | None = None
     origin: str | None = None
@@ -52,7 +52,7 @@ class Release:
 
     adapter: TrainedAdapter
     repo: str
-    """Of the hub: `user/name`."""
+    """Repository of the hub: `user/name`."""
     tag: str
     licence: Licence
     merged: str | None
@@ -78,7 +78,7 @@ def card_text(release: Release, rounding: Rounding | None, files: Sequence[str])
         reinforced=reinforced,
         supervised=isinstance(config, SftConfig),
         rounding=rounding,
-        scores=adapter.scores(),
+        evaluations=adapter.evaluations(),
         rows=[*adapter_rows(adapter), *(recipe_rows(config, run, adapter.step) if run and config else [])],
         files=files,
         prompt=prompt,
@@ -105,7 +105,7 @@ def metadata(release: Release) -> ModelCardData:
     adapter = release.adapter
     config = adapter.run.config if adapter.run else None
     trained_on = data_set_of(config) if config else None
-    scores = [result for _, score in adapter.scores() for result in eval_results(score)]
+    scores = [result for _, evaluation in adapter.evaluations() for result in eval_results(evaluation)]
     return ModelCardData(
         base_model=adapter.base.hub_id,
         library_name="peft",
@@ -121,9 +121,9 @@ def metadata(release: Release) -> ModelCardData:
     )
 
 
-def eval_results(score: Score) -> list[EvalResult]:
+def eval_results(evaluation: Evaluation) -> list[EvalResult]:
     """Entries of the `model-index`: scores as fractions, interval and setting as the metric's arguments."""
-    setting = score.setting
+    setting = evaluation.setting
     suite = SUITES.get(setting.suite)
     dataset = SOURCES.get(suite.source) if suite else None
     return [
@@ -147,7 +147,7 @@ def eval_results(score: Score) -> list[EvalResult]:
                 "suite_version": setting.suite_version,
             },
         )
-        for measure in score.measures
+        for measure in evaluation.measures
     ]
 
 
@@ -156,7 +156,7 @@ def headline(adapter: TrainedAdapter) -> str:
 
     Example: `v000025: held_out 93.0 % (89.2–95.5)`
     """
-    scores = ", ".join(f"{score.setting.suite} {_percent(score.measures[0])}" for _, score in adapter.scores())
+    scores = ", ".join(f"{one.setting.suite} {_percent(one.measures[0])}" for _, one in adapter.evaluations())
     return f"{adapter.version}: {scores or 'not evaluated'}"
 
 

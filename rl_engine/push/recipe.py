@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rl_engine.config import Config, LoraConfig, OptimConfig
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.trained import RunRecord
+from rl_engine.run.trained import TrainingRun
 from rl_engine.sft.conversations import HUB
 from rollout.prompts.problems import SOURCES
 
@@ -12,7 +12,7 @@ Rows = list[tuple[str, str]]
 FORMS = {"boxed": r"`\boxed{…}`", "answer_is": "“the answer is …”", "gsm8k_hashes": "`#### …`"}
 
 
-def recipe_rows(config: Config | SftConfig, run: RunRecord, step: int | None) -> Rows:
+def recipe_rows(config: Config | SftConfig, run: TrainingRun, step: int | None) -> Rows:
     """(what, how) of the training; every number is the configuration's or measured by the run."""
     method = _supervised(config) if isinstance(config, SftConfig) else _reinforced(config, step)
     return [
@@ -131,7 +131,7 @@ def _steps(config: Config, step: int | None) -> str:
     return f"{step:,} of {config.train.steps:,}, {each}; {completions:,} completions"
 
 
-def _measured(run: RunRecord, step: int | None) -> Rows:
+def _measured(run: TrainingRun, step: int | None) -> Rows:
     """What the run took and where it ended, up to the step of this version."""
     lines = [line for line in run.metrics if "reward/mean" in line and (step is None or line["step"] <= step)]
     if not lines:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from rl_engine.push.card import Release, card_text
-from rl_engine.run.trained import RUN_CONFIG, RunRecord, TrainedAdapter
+from rl_engine.run.trained import RUN_CONFIG, TrainedAdapter, TrainingRun
 from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, write_manifest
 
 CARD = "README.md"
@@ -78,11 +78,11 @@ def _copy_adapter(adapter: TrainedAdapter, folder: Path) -> None:
     base = adapter.base
     peft = {**adapter.peft, "base_model_name_or_path": base.hub_id, "revision": base.revision}
     (folder / PEFT_CONFIG).write_text(json.dumps(peft, indent=2, sort_keys=True) + "\n")
-    facts = {key: value for key, value in adapter.manifest.items() if key not in ("files", "format")}
-    write_manifest(folder, {**facts, "base_model": base.name, "published_manifest": adapter.sha256})
+    manifest = {key: value for key, value in adapter.manifest.items() if key not in ("files", "format")}
+    write_manifest(folder, {**manifest, "base_model": base.name, "published_manifest": adapter.sha256})
 
 
-def _copy_run(run: RunRecord, folder: Path) -> None:
+def _copy_run(run: TrainingRun, folder: Path) -> None:
     place = folder / "run"
     place.mkdir()
     values = without_paths(run.values)
@@ -109,7 +109,7 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("/", "~")) and "\n" not in value
 
 
-def machine_paths(adapter: TrainedAdapter, run: RunRecord) -> set[Path]:
+def machine_paths(adapter: TrainedAdapter, run: TrainingRun) -> set[Path]:
     """Every path of this machine that a text about the run may name."""
     found = {adapter.directory, run.directory, Path.home(), Path.cwd(), *_paths(run.values)}
     if adapter.base.directory is not None:

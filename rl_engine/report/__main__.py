@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from rl_engine.command import fail
+from evals.command import exit_with_error
 from rl_engine.report.page import NAME, PROBLEMS, names_of, read_runs, write_page
 from rl_engine.run.records import METRICS
 
@@ -45,22 +45,22 @@ def main(
         if watch:
             console.print(f"watching; {escape(str(target))} loads itself again, Ctrl-C ends it")
             watch_runs(runs, target, problems, every)
-        records = read_runs(runs, problems)
-        write_page(records, target)
+        shown = read_runs(runs, problems)
+        write_page(shown, target)
         console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
         if plots is not None:
             # matplotlib takes a second to load, and the page does without it.
             from rl_engine.report.plot import plot_charts
 
-            lines = {name: record.lines for name, record in zip(names_of(records), records, strict=True)}
+            lines = {name: run.lines for name, run in zip(names_of(shown), shown, strict=True)}
             files = plot_charts(lines, plots, format.value)
             console.print(f"plots   {len(files)} in {escape(str(plots))}")
     except ValueError as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
 
 
 def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float) -> None:
-    """Write the page whenever a run has recorded a step; until all are done, or Ctrl-C."""
+    """Write the page whenever a run has recorded a step, until all are done, or Ctrl-C."""
     seen = None
     failed = False
     with contextlib.suppress(KeyboardInterrupt):
@@ -68,16 +68,16 @@ def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float
             sizes = [path.stat().st_size if path.is_file() else 0 for path in (run / METRICS for run in runs)]
             if sizes != seen:
                 try:
-                    records = read_runs(runs, problems)
+                    shown = read_runs(runs, problems)
                 except (FileNotFoundError, ValueError):
                     # A version pruned or a file half written just now is settled at the next look; twice is a fault.
                     if failed or seen is None:
                         raise
                     failed = True
                 else:
-                    if all(record.is_done for record in records):
+                    if all(run.is_done for run in shown):
                         return
-                    write_page(records, output, every_s)
+                    write_page(shown, output, every_s)
                     seen, failed = sizes, False
             time.sleep(every_s)
 

@@ -23,7 +23,7 @@ class Chart:
     """Curves that share an axis."""
 
     name: str
-    """Of its file, where it is written to one."""
+    """Stem of its file, where it is written to one."""
     title: str
     unit: str
     """What stands on the axis; values under `%` are stored as fractions of one."""
@@ -33,7 +33,7 @@ class Chart:
     from_zero: bool = True
     """Whether the axis begins at zero, so that heights compare."""
     total: Series | None = None
-    """Where the curves are the parts of a whole: they are stacked, and of several runs only the whole is drawn."""
+    """Sum of the curves, where they are its parts: these are stacked, and of several runs only the sum is drawn."""
 
 
 # Of one verdict or another there is always some; these four say that an answer was not judged.

@@ -23,7 +23,7 @@ STEPS = 256
 SAMPLES = 8
 """Most completions shown of a group."""
 CHARACTERS = 20_000
-"""Longest text shown whole; of a longer one the middle is left out."""
+"""Longest text shown in full; of a longer one the middle is left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class ShownGroup:
     samples: int
     """Completions of the group, shown or not."""
     accuracy: float
-    """Over all of them."""
+    """Accuracy over all of them."""
     completions: tuple[ShownCompletion, ...]
 
 
@@ -62,13 +62,13 @@ class ShownCompletions:
     steps_total: int
     steps_read: int
     groups_total: int
-    """Of the steps that were read."""
+    """Groups of the steps that were read."""
     is_full: bool
     """Whether the budget ended before the problems that were asked for."""
 
 
 def shown_completions(run: Path, *, problems: int, budget_bytes: int) -> ShownCompletions:
-    """At most `problems` groups of each step, and at most `budget_bytes` of JSON in all.
+    """What to show: at most `problems` groups of each step, and at most `budget_bytes` of JSON in all.
 
     Problems that occur at more of the steps come first, so that their history can be followed; between equals the
     digest of the id decides, which knows nothing of how hard a problem is. Where the budget does not reach, whole
@@ -104,7 +104,7 @@ def shown_completions(run: Path, *, problems: int, budget_bytes: int) -> ShownCo
 
 
 def bytes_in_page(group: ShownGroup) -> int:
-    """With what the page escapes: a < takes six."""
+    """Length in the page, with what it escapes: a < takes six."""
     return len(htmlsafe_json_dumps(asdict(group)))
 
 

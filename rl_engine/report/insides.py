@@ -31,7 +31,7 @@ def with_insides(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Map
 
 
 def evenly(items: list[int], count: int) -> list[int]:
-    """At most so many of them, evenly spaced, with both ends."""
+    """At most so many of the items, evenly spaced, with both ends."""
     if len(items) <= count:
         return items
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]

@@ -1,4 +1,4 @@
-"""Run records → one HTML file that needs nothing else: style, scripts and data are inside it."""
+"""Runs → one HTML file that needs nothing else: style, scripts and data are inside it."""
 
 from __future__ import annotations
 
@@ -15,58 +15,59 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rl_engine.report.charts import charts_of
-from rl_engine.report.run_record import RunRecord, read_run
-from rl_engine.report.tables import changes_of, conditions_of, differences_of, facts_of
+from rl_engine.report.shown_run import ShownRun, read_run
+from rl_engine.report.tables import changes_of, conditions_of, differences_of, overview_of
 from rollout.durable import naming
 
 NAME = "report.html"
 PROBLEMS = 4
 """Problems shown of each step unless asked otherwise."""
 COMPLETIONS_BYTES = 10_000_000
-"""Of the completions in a page, all runs together. What else there is stays far below."""
+"""Most bytes of completions in a page, all runs together. What else there is stays far below."""
 LINES = 2_000
 """Steps drawn of a run; of more, every second, third, …, and all that evaluate."""
 SCRIPTS = ("charts.js", "completions.js", "page.js")
 
 
-def write_report(runs: Sequence[Path], output: Path, *, problems: int = PROBLEMS) -> Path:
+def write_report(directories: Sequence[Path], output: Path, *, problems: int = PROBLEMS) -> Path:
     """Write the page of these run directories. `problems` bounds the groups shown of each step.
 
     Raises `ValueError` for a directory that is not a run.
     """
-    return write_page(read_runs(runs, problems), output)
+    return write_page(read_runs(directories, problems), output)
 
 
-def read_runs(runs: Sequence[Path], problems: int) -> list[RunRecord]:
-    """The records of the runs; completions share the page's room evenly."""
-    return [read_run(run, problems=problems, budget_bytes=COMPLETIONS_BYTES // len(runs)) for run in runs]
+def read_runs(directories: Sequence[Path], problems: int) -> list[ShownRun]:
+    """The runs in these directories; their completions share the page's room evenly."""
+    budget_bytes = COMPLETIONS_BYTES // len(directories)
+    return [read_run(directory, problems=problems, budget_bytes=budget_bytes) for directory in directories]
 
 
-def write_page(records: Sequence[RunRecord], output: Path, reload_s: float | None = None) -> Path:
+def write_page(runs: Sequence[ShownRun], output: Path, reload_s: float | None = None) -> Path:
     """Write the page all at once: no browser sees half of it. With `reload_s` it loads itself again so often."""
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f".{output.name}.partial")
     with naming(output):
-        scratch.write_text(page_of(records, reload_s), encoding="utf-8")
+        scratch.write_text(page_of(runs, reload_s), encoding="utf-8")
         return scratch.replace(output)
 
 
-def page_of(records: Sequence[RunRecord], reload_s: float | None = None) -> str:
+def page_of(runs: Sequence[ShownRun], reload_s: float | None = None) -> str:
     """The page's HTML. What runs wrote is escaped by the template, or is JSON that is only read as text."""
     script = "\n".join(_own(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
-    names = names_of(records)
+    names = names_of(runs)
     return (
         _environment()
         .get_template("page.html")
         .render(
             names=names,
-            records=records,
-            facts=[facts_of(record) for record in records],
-            changes=changes_of(records),
-            conditions=[conditions_of(record) for record in records],
-            differences=differences_of(records),
-            data=_data(names, records, reload_s),
+            runs=runs,
+            overviews=[overview_of(run) for run in runs],
+            changes=changes_of(runs),
+            conditions=[conditions_of(run) for run in runs],
+            differences=differences_of(runs),
+            data=_data(names, runs, reload_s),
             style=Markup(_own("page.css")),
             script=Markup(script),
             script_digest=digest,
@@ -74,10 +75,10 @@ def page_of(records: Sequence[RunRecord], reload_s: float | None = None) -> str:
     )
 
 
-def names_of(records: Sequence[RunRecord]) -> list[str]:
+def names_of(runs: Sequence[ShownRun]) -> list[str]:
     """What each run is called: its directory's name, or the path where two share a name."""
-    names = [record.name for record in records]
-    return [name if names.count(name) == 1 else str(record.path) for name, record in zip(names, records, strict=True)]
+    names = [run.name for run in runs]
+    return [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
 
 
 def _environment() -> Environment:
@@ -107,16 +108,16 @@ def _tokens(mean: float) -> str:
     return f"{mean:,.1f}" if mean < 100 else f"{mean:,.0f}"
 
 
-def _data(names: Sequence[str], records: Sequence[RunRecord], reload_s: float | None) -> dict[str, Any]:
+def _data(names: Sequence[str], runs: Sequence[ShownRun], reload_s: float | None) -> dict[str, Any]:
     """What the scripts read."""
-    keys = {key for record in records for line in record.lines for key in line}
+    keys = {key for run in runs for line in run.lines for key in line}
     return {
         "reload_s": reload_s,
         "charts": [asdict(chart) for chart in charts_of(keys)],
         "keys": sorted(keys - {"step"}),
         "runs": [
-            {"name": name, "metrics": _columns(record.lines), **asdict(record.completions)}
-            for name, record in zip(names, records, strict=True)
+            {"name": name, "metrics": _columns(run.lines), **asdict(run.completions)}
+            for name, run in zip(names, runs, strict=True)
         ],
     }
 

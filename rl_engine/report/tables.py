@@ -1,4 +1,4 @@
-"""Run records → the rows of the page's tables."""
+"""Runs → the rows of the page's tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from rl_engine.report.charts import suites_of
-from rl_engine.report.run_record import RunRecord
+from rl_engine.report.shown_run import ShownRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +24,10 @@ class SuiteChange:
     best: Mapping[str, float]
 
 
-def facts_of(record: RunRecord) -> dict[str, str]:
+def overview_of(run: ShownRun) -> dict[str, str]:
     """What ran, how far it came and how fast it was."""
-    settings = record.settings
-    lines = [line for line in record.lines if "time/step_s" in line]
+    settings = run.settings
+    lines = [line for line in run.lines if "time/step_s" in line]
     lora = f"LoRA of rank {settings['lora.rank']} on {_plain(settings['lora.targets'])}"
     return {
         "Model": f"{settings['model.name']}, {settings['model.dtype']}",
@@ -37,21 +37,21 @@ def facts_of(record: RunRecord) -> dict[str, str]:
         "Learning rate": str(settings["optim.lr"]),
         "Problems × samples": f"{settings['train.problems_per_step']} × {settings['sampling.n']}",
         "Token limit": f"{settings['sampling.max_tokens']:,}",
-        "Steps": f"{record.step:,} of {record.steps:,}",
+        "Steps": f"{run.step:,} of {run.steps:,}",
         "Training time": str(timedelta(seconds=round(sum(line["time/step_s"] for line in lines)))),
         "Tokens/s, median": f"{median(line['throughput/tokens_per_s'] for line in lines):,.0f}" if lines else "—",
     }
 
 
-def changes_of(records: Sequence[RunRecord]) -> list[SuiteChange]:
-    """Before and after on every suite of every run."""
+def changes_of(runs: Sequence[ShownRun]) -> list[SuiteChange]:
+    """The change on every suite of every run."""
     changes = []
-    for index, record in enumerate(records):
-        for suite in suites_of({key for line in record.lines for key in line}):
+    for index, run in enumerate(runs):
+        for suite in suites_of({key for line in run.lines for key in line}):
             prefix = f"eval/{suite}/"
             scored = [
                 {key.removeprefix(prefix): value for key, value in line.items() if key.startswith((prefix, "step"))}
-                for line in record.lines
+                for line in run.lines
                 if f"{prefix}avg" in line
             ]
             best = max(scored, key=lambda score: score["avg"])
@@ -59,15 +59,15 @@ def changes_of(records: Sequence[RunRecord]) -> list[SuiteChange]:
     return changes
 
 
-def conditions_of(record: RunRecord) -> list[tuple[str, str]]:
-    """Under what the run's adapters were scored: the columns of their table."""
-    return sorted({condition for adapter in record.adapters for condition in adapter.scores})
+def conditions_of(run: ShownRun) -> list[tuple[str, str]]:
+    """Conditions under which the run's adapters were scored: the columns of their table."""
+    return sorted({condition for adapter in run.adapters for condition in adapter.scores})
 
 
-def differences_of(records: Sequence[RunRecord]) -> dict[str, list[str]]:
+def differences_of(runs: Sequence[ShownRun]) -> dict[str, list[str]]:
     """Keys of the configuration whose values differ between the runs; `—` where a run has no such key."""
-    keys = dict.fromkeys(key for record in records for key in record.settings)
-    values = {key: [_plain(record.settings.get(key, "—")) for record in records] for key in keys}
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    values = {key: [_plain(run.settings.get(key, "—")) for run in runs] for key in keys}
     return {key: row for key, row in values.items() if len(set(row)) > 1}
 
 

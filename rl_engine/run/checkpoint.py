@@ -45,7 +45,7 @@ class Checkpoints:
 
     def save(self, state: RunState, tensors: dict[str, Tensor]) -> None:
         target = self.root / f"step{state.step:06d}"
-        if self._is_whole(target):
+        if self._is_intact(target):
             return  # asked to stop before the next step: the run came from this very checkpoint
         with written_aside(target) as scratch:
             save_state({**tensors, RNG: torch.get_rng_state()}, scratch / TENSORS)
@@ -65,14 +65,14 @@ class Checkpoints:
         """
         found = list(reversed(self._steps().values()))
         for path in found:
-            if not self._is_whole(path):
+            if not self._is_intact(path):
                 continue
             return _read_state(path / STATE), load_state(path / TENSORS)
         if found:
             raise AdapterError(f"every checkpoint in {self.root} is damaged")
         return None
 
-    def _is_whole(self, path: Path) -> bool:
+    def _is_intact(self, path: Path) -> bool:
         """Whether a checkpoint is there and is what was saved; a warning where it is there and is not."""
         if not path.exists():
             return False
@@ -86,7 +86,7 @@ class Checkpoints:
         return True
 
     def _steps(self) -> dict[int, Path]:
-        """By step, the oldest first."""
+        """Step → its checkpoint, the oldest first."""
         return numbered(self.root, "step")
 
 

@@ -14,18 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evals.command import new_console
+
 if TYPE_CHECKING:
     from evals.scoring.report import EvalReport  # scipy takes seconds to load
 
 WIDTHS = (7, 6, 8, 14, 6, 8, 8, 6, 7)
 SCORES = ("avg", "low", "high", "tokens_mean")
 TITLES = ("step", "reward", "accuracy", "held-out", "CoT", "tokens/s", "gap", "step s", "left")
-
-
-def new_console() -> Console:
-    """A console that does not fold lines to 80 columns when it writes into a file or a pipe."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
 
 
 @dataclass
@@ -41,10 +37,10 @@ class RunConsole:
     def __post_init__(self) -> None:
         self.console.quiet = self.quiet
 
-    def facts(self, facts: dict[str, str]) -> None:
-        """Aligned lines of name and value."""
+    def print_rows(self, rows: dict[str, str]) -> None:
+        """Print lines of name and value, the values aligned."""
         table = Table.grid(padding=(0, 2))
-        for name, value in facts.items():
+        for name, value in rows.items():
             table.add_row(f"[dim]{name}[/dim]", escape(value))
         self.console.print(table)
 
@@ -58,7 +54,7 @@ class RunConsole:
             yield
 
     def row(self, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
-        """One step, or the evaluation before the first."""
+        """Print the row of a step, or of the evaluation before the first."""
         if self._rows % 25 == 0:
             self.console.print("[bold]" + _cells(TITLES) + "[/bold]", soft_wrap=True)
         self._rows += 1
@@ -102,7 +98,7 @@ class RunConsole:
         self.console.print(escape(text))
 
     def summary(self, lines: Sequence[dict[str, float]], paths: dict[str, Path]) -> None:
-        """Before → after on every suite, and where everything is. `lines` are those of metrics.jsonl."""
+        """Print before → after on every suite, and where everything is. `lines` are those of metrics.jsonl."""
         self.console.print()
         for name in sorted({key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}):
             scored = [line for line in lines if f"eval/{name}/avg" in line]
@@ -112,7 +108,7 @@ class RunConsole:
                 f"{first['low']:.1%}–{first['high']:.1%} → {last['low']:.1%}–{last['high']:.1%}),  "
                 f"tokens a completion {first['tokens_mean']:.1f} → {last['tokens_mean']:.1f}"
             )
-        self.facts({name: str(path) for name, path in paths.items()})
+        self.print_rows({name: str(path) for name, path in paths.items()})
 
 
 def _cells(values: Sequence[str]) -> str:

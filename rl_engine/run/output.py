@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from evals.ledger import differences
+from evals.partial_results import differences
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
@@ -27,12 +27,13 @@ FREE_OF_ROLLOUT = ("workers", "address", "start_timeout_s", "piece_timeout_s", "
 
 def config_hash(config: Config | SftConfig) -> str:
     """Digest of everything the numbers of a run depend on."""
-    facts = _decisive(config.model_dump(mode="json"), config)
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    values = _decisive(config.model_dump(mode="json"), config)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _decisive(facts: dict[str, Any], config: Config | SftConfig) -> dict[str, Any]:
-    kept = {key: value for key, value in facts.items() if key not in FREE_TO_CHANGE}
+def _decisive(values: dict[str, Any], config: Config | SftConfig) -> dict[str, Any]:
+    """The part of a configuration that numbers depend on; `config` tells which kind of run it is of."""
+    kept = {key: value for key, value in values.items() if key not in FREE_TO_CHANGE}
     if isinstance(config, SftConfig):
         return kept  # its order of examples and its rates depend on the number of steps
     rollout = {key: value for key, value in kept["rollout"].items() if key not in FREE_OF_ROLLOUT}

@@ -40,7 +40,7 @@ def _reset_peak() -> bool:
 
 @dataclass
 class PhasePeaks:
-    """The peak memory of each phase, in GiB: of this process on the CPU, of the card's allocations on CUDA.
+    """The peak memory of each phase, in GiB: of this process on the CPU, of the GPU's allocations on CUDA.
 
     On the CPU the kernel keeps the mark, so nothing is missed between two looks. Where it cannot be set back, the
     figure is what is resident at the end of the phase, and a warning says so once.
@@ -87,7 +87,7 @@ class Available:
 
     device_gib: float
     host_gib: float
-    """Of the machine; the same on the CPU."""
+    """Memory of the machine; on the CPU the same as `device_gib`."""
 
 
 def available(ranks: Ranks) -> Available:
@@ -126,12 +126,12 @@ def cgroup_room(memberships: str, root: Path = Path("/sys/fs/cgroup")) -> int | 
 
 
 def _room_of(limit: Path, used: Path, stat: Path) -> int | None:
-    """Limit less use, where pages of files that can be dropped are no use."""
+    """Bytes of the limit that are not used; pages of files that can be dropped count as not used."""
     if not (limit.is_file() and used.is_file()):
         return None
     text = limit.read_text().strip()
     if text == "max":
         return None
-    facts = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
-    droppable = int(facts.get("total_inactive_file", facts.get("inactive_file", 0)))
+    statistics = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
+    droppable = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
     return max(0, int(text) - int(used.read_text()) + droppable)

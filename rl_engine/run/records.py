@@ -104,7 +104,7 @@ class Records:
 
 
 def _sync(file: IO[Any]) -> None:
-    """To the disk: a checkpoint, which is synced, must not be ahead of what was recorded before it."""
+    """Write through to the disk: a checkpoint, which is synced, must not be ahead of what was recorded before it."""
     file.flush()
     os.fsync(file.fileno())
 

@@ -30,7 +30,7 @@ class BaseModel:
     """
 
     name: str
-    """For people: the hub id, `embedded`, or the last part of a directory's path."""
+    """What people call it: the hub id, `embedded`, or the last part of a directory's path."""
     hub_id: str | None
     """None where only this machine knows the model."""
     directory: Path | None
@@ -54,14 +54,14 @@ class Measure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a score depends on besides the model. Scores are comparable where this is equal."""
+    """What an evaluation depends on besides the model. Scores are comparable where this is equal."""
 
     file: str | None
-    """Of `python -m evals`, whose prompts and grading may be others than the run's own; None for those."""
+    """Output of `python -m evals`, whose prompts and grading may not be the run's own; None for the run's reports."""
     suite: str
     suite_version: int
     data_sha256: str | None
-    """Of the problems; None in older reports."""
+    """Digest of the problems; None in older reports."""
     problems: int
     samples: int
     temperature: float
@@ -70,21 +70,21 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """One report of `evals/`, as far as its format is promised."""
+class Evaluation:
+    """One adapter's row in a report of `evals/`, as far as the format is promised."""
 
     setting: Setting
     adapter: str
     adapter_sha256: str | None
-    """Of the manifest; None of the base model and in older reports."""
+    """Digest of its manifest; None for the base model and in older reports."""
     measures: tuple[Measure, ...]
     """avg@k first; with several samples pass@k and maj@k too."""
     tokens_mean: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunRecord:
-    """What a run directory says."""
+class TrainingRun:
+    """What a run directory says of the run that made an adapter."""
 
     directory: Path
     values: dict[str, Any]
@@ -92,7 +92,7 @@ class RunRecord:
     config: Config | SftConfig | None
     """The same, checked; None for a configuration of another kind or version."""
     metrics: tuple[dict[str, float], ...]
-    scores: tuple[Score, ...]
+    evaluations: tuple[Evaluation, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +102,13 @@ class TrainedAdapter:
     directory: Path
     manifest: dict[str, Any]
     sha256: str
-    """Of the manifest: it stands for every file."""
+    """Digest of the manifest, which stands for every file."""
     peft: dict[str, Any]
-    """adapter_config.json."""
+    """Content of adapter_config.json."""
     shapes: dict[str, tuple[int, ...]]
-    """Of the tensors, by name."""
+    """Name of each tensor → its shape."""
     base: BaseModel
-    run: RunRecord | None
+    run: TrainingRun | None
 
     @property
     def version(self) -> str:
@@ -128,25 +128,25 @@ class TrainedAdapter:
 
     @property
     def is_best(self) -> bool:
-        """Whether the run holds it for its best: then it is the highest of several scores."""
+        """Whether the run points at it as its best: then its score is the highest of several."""
         return (self.directory.parent / "best").resolve() == self.directory
 
-    def scores(self) -> list[tuple[Score | None, Score]]:
-        """(the base model's score, this adapter's) for everything it was evaluated on.
+    def evaluations(self) -> list[tuple[Evaluation | None, Evaluation]]:
+        """(the base model's evaluation, this adapter's) in every setting in which it has one.
 
         Version 0 has an update of zero, and is the base model, unless it went on from another adapter.
         """
         if self.run is None:
             return []
         name = self.manifest["name"]
-        fresh = self.run.values.get("lora", {}).get("start_from") is None
-        base_names = {"base", f"{name}-v000000"} if fresh else {"base"}
-        base = {score.setting: score for score in self.run.scores if score.adapter in base_names}
+        starts_as_base = self.run.values.get("lora", {}).get("start_from") is None
+        base_names = {"base", f"{name}-v000000"} if starts_as_base else {"base"}
+        base = {found.setting: found for found in self.run.evaluations if found.adapter in base_names}
         return [
-            (base.get(score.setting), score)
-            for score in self.run.scores
-            if score.adapter_sha256 == self.sha256
-            or (score.adapter_sha256 is None and score.adapter == f"{name}-{self.version}")
+            (base.get(found.setting), found)
+            for found in self.run.evaluations
+            if found.adapter_sha256 == self.sha256
+            or (found.adapter_sha256 is None and found.adapter == f"{name}-{self.version}")
         ]
 
 
@@ -167,7 +167,7 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
         if name not in manifest["files"]:
             raise AdapterError(f"{path}: the manifest does not vouch for {name}")
     peft = json.loads((directory / PEFT_CONFIG).read_text())
-    run = read_run(directory.parent.parent)
+    run = read_training_run(directory.parent.parent)
     return TrainedAdapter(
         directory=directory,
         manifest=manifest,
@@ -180,7 +180,7 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
 
 
 def base_model_of(
-    manifest: dict[str, Any], peft: dict[str, Any], run: RunRecord | None, given: str | None
+    manifest: dict[str, Any], peft: dict[str, Any], run: TrainingRun | None, given: str | None
 ) -> BaseModel:
     """The base model: PEFT's configuration names the directory it was loaded from, or the hub id."""
     recorded, loaded = manifest["base_model"], peft["base_model_name_or_path"]
@@ -201,7 +201,7 @@ def dtype_of(adapter: TrainedAdapter) -> str:
     return str(values.get("model", {}).get("dtype", "auto"))
 
 
-def read_run(directory: Path) -> RunRecord | None:
+def read_training_run(directory: Path) -> TrainingRun | None:
     """The run in that directory, if there is one."""
     if not (directory / RUN_CONFIG).is_file():
         return None
@@ -210,26 +210,26 @@ def read_run(directory: Path) -> RunRecord | None:
     for schema in (Config, SftConfig):
         with suppress(ValidationError):
             config = schema.model_validate(values)
-    return RunRecord(
+    return TrainingRun(
         directory=directory,
         values=values,
         config=config,
         metrics=tuple(read_metrics(directory)),
-        scores=tuple(_scores(directory / "evals")),
+        evaluations=tuple(_evaluations(directory / "evals")),
     )
 
 
-def _scores(evals: Path) -> Iterator[Score]:
+def _evaluations(evals: Path) -> Iterator[Evaluation]:
     """A run's own reports, one a file, and the rows of what `python -m evals` wrote among them."""
     for path in sorted(evals.glob("*.json")):
         report = json.loads(path.read_text())
         for suite in report.get("suites", ()):
-            yield from (_score(row, path.name) for row in suite["rows"])
+            yield from (_evaluation(row, path.name) for row in suite["rows"])
         if "suite" in report:
-            yield _score(report, None)
+            yield _evaluation(report, None)
 
 
-def _score(report: dict[str, Any], file: str | None) -> Score:
+def _evaluation(report: dict[str, Any], file: str | None) -> Evaluation:
     samples = report["samples"]
     measures = [Measure(f"avg@{samples}", report["avg"], tuple(report["interval"]))]
     for name in ("pass", "maj"):
@@ -238,7 +238,7 @@ def _score(report: dict[str, Any], file: str | None) -> Score:
             measures.append(Measure(f"{name}@{samples}", found["value"], tuple(found["interval"])))
     setting: dict[str, Any] = {field.name: report.get(field.name) for field in fields(Setting)}
     setting["file"] = file
-    return Score(
+    return Evaluation(
         setting=Setting(**setting),
         adapter=report["adapter"],
         adapter_sha256=report.get("adapter_sha256"),

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from rl_engine.command import explain, fail, speak_only_of_what_matters
+from evals.command import exit_with_error, quiet_libraries
+from rl_engine.command import with_hint
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import needs_hub
@@ -35,15 +36,15 @@ def main(
         settings = read_config(SftConfig, config, overrides or ())
         if not models.needs_hub(settings.model.name) and not needs_hub(settings.data):
             os.environ["HF_HUB_OFFLINE"] = "1"
-        speak_only_of_what_matters()
+        quiet_libraries()
         from rl_engine.sft.run import run_sft
 
         code = run_sft(settings, resume=resume, overwrite=overwrite, merged=merge)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     except OSError as error:
-        fail(explain(error, "model.name and data.path"), 1)
+        exit_with_error(with_hint(error, "model.name and data.path"), 1)
     raise typer.Exit(code)
 
 

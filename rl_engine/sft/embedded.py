@@ -32,8 +32,8 @@ from rollout.models import EMBEDDED_DIR
 from rollout.prompts.arithmetic import Expression, expressions
 
 RECIPE = "embedded.yaml"
-# What quickstart.yaml asks of it.
-ASKED = ArithmeticConfig(terms=(3, 4, 5, 6), largest=20)
+# What the quickstart asks of the model.
+QUICKSTART_SUMS = ArithmeticConfig(terms=(3, 4, 5, 6), largest=20)
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 BOX = "\\boxed{"
@@ -80,7 +80,7 @@ def build_model() -> Qwen3ForCausalLM:
 
 
 def prompt_of(expression: Expression) -> str:
-    return ASKED.wording.replace("{expression}", expression.text) + "\n"
+    return QUICKSTART_SUMS.wording.replace("{expression}", expression.text) + "\n"
 
 
 @torch.inference_mode()
@@ -89,7 +89,7 @@ def held_out_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, start: str
 
     `{first}` in it stands for the expression's first number: the beginning of a worked answer.
     """
-    chosen = list(itertools.islice(expressions("held_out", 1, ASKED.terms, ASKED.largest), count))
+    chosen = list(itertools.islice(expressions("held_out", 1, QUICKSTART_SUMS.terms, QUICKSTART_SUMS.largest), count))
     by_length: dict[int, list[tuple[list[int], Expression]]] = {}
     for expression in chosen:
         ids = tokenizer.encode(prompt_of(expression) + start.replace("{first}", str(expression.terms[0])))

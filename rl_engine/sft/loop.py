@@ -15,13 +15,13 @@ from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
 from rl_engine.run.records import Records
 from rl_engine.run.stopping import StopRequest
+from rl_engine.sft.batches import Batches
 from rl_engine.sft.examples import Examples
-from rl_engine.sft.model import Trained
-from rl_engine.sft.rows import Plan
+from rl_engine.sft.model import TrainableModel
 from rl_engine.sft.state import save
 from rl_engine.sft.trainer import log_loss
 
-# Column of the console, its width, the metric and its format.
+# Columns of the console: title, width, metric and its format.
 COLUMNS = (
     ("loss", 8, "loss", ".4f"),
     ("test", 8, "test/log_loss", ".4f"),
@@ -35,12 +35,12 @@ STEP_WIDTH = 11
 
 @dataclass
 class SftRun(TrainerCallback):
-    """The parts of a run, and where it stands."""
+    """The parts of a run, where it stands, and what it does when TRL's trainer calls."""
 
     config: SftConfig
     examples: Examples
-    plan: Plan
-    trained: Trained
+    batches: Batches
+    trainable: TrainableModel
     optimizer: torch.optim.Optimizer
     checkpoints: Checkpoints
     records: Records
@@ -58,12 +58,12 @@ class SftRun(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._step_s.append(time.monotonic() - self._step_start)
         self.step += 1
-        stopped, last = self.stop.signum is not None, self.step == self.plan.steps
+        stopped, last = self.stop.signum is not None, self.step == self.batches.steps
         control.should_training_stop = stopped
         control.should_log = stopped or last or self.measures or self.step % self.config.log.every == 0
         every = self.config.checkpoint.every
         if not last and (stopped or (every > 0 and self.step % every == 0)):
-            save(self.config, self.trained, self.optimizer, self.checkpoints, self.step)
+            save(self.config, self.trainable, self.optimizer, self.checkpoints, self.step)
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         logs = given["logs"]
@@ -71,7 +71,7 @@ class SftRun(TrainerCallback):
             return  # the trainer's own summary, at the end
         count, seconds = len(self._step_s), sum(self._step_s)
         self._step_s.clear()
-        tokens = self.plan.tokens[self.step] - self.plan.tokens[self.step - count]
+        tokens = self.batches.tokens[self.step] - self.batches.tokens[self.step - count]
         self.record(
             {
                 "loss": logs["loss"],
@@ -86,17 +86,17 @@ class SftRun(TrainerCallback):
     def measures(self) -> bool:
         """Whether the test log loss is measured after the current step."""
         wanted = self.config.eval
-        due = self.step in (0, self.plan.steps, *wanted.at) or (wanted.every > 0 and self.step % wanted.every == 0)
+        due = self.step in (0, self.batches.steps, *wanted.at) or (wanted.every > 0 and self.step % wanted.every == 0)
         return due and bool(self.examples.test)
 
     def record(self, metrics: dict[str, float]) -> None:
         """A line of metrics.jsonl and one of the console, after the current step."""
-        line = {"step": self.step, "tokens": self.plan.learned[self.step], **metrics}
+        line = {"step": self.step, "tokens": self.batches.learned[self.step], **metrics}
         if self.measures:
             line["test/log_loss"] = log_loss(self.trainer, self.examples.test)
         self.records.metrics(line)
         cells = [format(line[name], form) if name in line else "" for _, _, name, form in COLUMNS]
-        self.console.note(_row(f"{self.step}/{self.plan.steps}", cells))
+        self.console.note(_row(f"{self.step}/{self.batches.steps}", cells))
 
     def titles(self) -> None:
         self.console.note(_row("step", [title for title, *_ in COLUMNS]))

@@ -21,18 +21,20 @@ from rl_engine.policy.lora_linear import LoraLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """What supervised training changes."""
+class TrainableModel:
+    """A model in supervised training, and what of it learns."""
 
     model: Any
     """What is called: transformers' model, or PEFT's around it."""
     causal_lm: Any
+    """transformers' model itself."""
     parameters: dict[str, nn.Parameter]
     """What learns, float32, by the names it is published under."""
-    rates: list[tuple[float, list[nn.Parameter]]]
-    """The same in groups, each with the multiple of `optim.lr` that it learns at."""
+    param_groups: list[tuple[float, list[nn.Parameter]]]
+    """The parameters in groups, each after the multiple of `optim.lr` that it learns at."""
     write: Callable[[Path, dict[str, Tensor]], None]
-    facts: dict[str, Any]
+    """Writes values, by the names of `parameters`, into a directory as a published version holds them."""
+    manifest_fields: dict[str, Any]
     """What the manifest says of every version."""
     description: str
 
@@ -45,7 +47,7 @@ class Trained:
         return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
 
 
-def adapted(config: SftConfig, tokenizer: Any, device: torch.device) -> Trained:
+def with_adapter(config: SftConfig, tokenizer: Any, device: torch.device) -> TrainableModel:
     """The frozen base with the adapter that reinforcement learning would start with."""
     causal_lm = load_weights(config.model, config.train.attention).to(device)
     model, coverage = lora.add_adapter(causal_lm, config.lora, config.seed)
@@ -55,34 +57,37 @@ def adapted(config: SftConfig, tokenizer: Any, device: torch.device) -> Trained:
     def write(directory: Path, tensors: dict[str, Tensor]) -> None:
         lora.write_adapter(directory, model, config.lora, config.model.name, tensors)
 
-    return Trained(
+    return TrainableModel(
         model=model,
         causal_lm=causal_lm,
         parameters=parameters,
-        rates=lora.rate_groups(parameters, config.lora),
+        param_groups=lora.rate_groups(parameters, config.lora),
         write=write,
-        facts=lora.adapter_facts(config.lora),
+        manifest_fields=lora.adapter_facts(config.lora),
         description=lora.describe_adapter(config.lora, coverage),
     )
 
 
-def whole(config: SftConfig, tokenizer: Any, device: torch.device) -> Trained:
+def with_all_weights(config: SftConfig, tokenizer: Any, device: torch.device) -> TrainableModel:
     """Every weight, with float32 masters under a forward pass in `model.dtype`."""
     model = load_weights(config.model, config.train.attention, torch.float32).to(device)
-    facts = copy.deepcopy(model.config)
-    facts.dtype = DTYPES[config.model.dtype]
-    full.compute_in(model, facts.dtype)
+    saved_config = copy.deepcopy(model.config)
+    saved_config.dtype = DTYPES[config.model.dtype]
+    full.compute_in(model, saved_config.dtype)
     parameters = full.masters_of(model)
     count = sum(parameter.numel() for parameter in parameters.values())
-    return Trained(
+    return TrainableModel(
         model=model,
         causal_lm=model,
         parameters=parameters,
-        rates=[(1.0, list(parameters.values()))],
-        write=lambda directory, tensors: full.write_model(directory, tensors, facts, tokenizer),
-        facts={"kind": "full", "rank": 0, "weights": full.WEIGHTS},
+        param_groups=[(1.0, list(parameters.values()))],
+        write=lambda directory, tensors: full.write_model(directory, tensors, saved_config, tokenizer),
+        manifest_fields={"kind": "full", "rank": 0, "weights": full.WEIGHTS},
         description=f"full fine-tuning, all {count:,} parameters, float32 masters",
     )
 
 
-METHODS: dict[str, Callable[[SftConfig, Any, torch.device], Trained]] = {"lora": adapted, "full": whole}
+METHODS: dict[str, Callable[[SftConfig, Any, torch.device], TrainableModel]] = {
+    "lora": with_adapter,
+    "full": with_all_weights,
+}

@@ -19,11 +19,11 @@ from rl_engine.run.output import check_output, config_hash, sole_writer
 from rl_engine.run.records import Records
 from rl_engine.run.stopping import StopRequest
 from rl_engine.run.trained import read_trained
+from rl_engine.sft.batches import batches_of
 from rl_engine.sft.conversations import information_bits
 from rl_engine.sft.examples import load_examples, read_template
 from rl_engine.sft.loop import SftRun
 from rl_engine.sft.model import METHODS
-from rl_engine.sft.rows import plan_of
 from rl_engine.sft.state import restore
 from rl_engine.sft.trainer import make_trainer, rows_of
 from rollout.adapters import AdapterStore
@@ -42,29 +42,29 @@ def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False,
         raise ConfigError("supervised training runs in one process; start it without torchrun")
     if merged and config.method == "full":
         raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
-    config = settled(config)
+    config = resolve_learning_rate(config)
     with sole_writer(Path(config.output_dir), overwrite=overwrite):
         check_output(config, resume=resume)
         return _run(config, resume=resume, merged=merged)
 
 
 def _run(config: SftConfig, *, resume: bool, merged: bool) -> int:
-    """In an output directory that is known to be ours."""
+    """Train in an output directory that is known to be ours."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would remark on it
     tokenizer = load_tokenizer(config)
     run = assemble(config, tokenizer, resume=resume)
     store = AdapterStore(Path(config.output_dir) / "adapters")
-    if resume and run.plan.steps in store.versions():
+    if resume and run.batches.steps in store.versions():
         run.console.note("every step of this run is done")
-        ref = store.open(run.plan.steps)
+        ref = store.open(run.batches.steps)
     else:
         train(run)
-        if run.step < run.plan.steps:
+        if run.step < run.batches.steps:
             assert run.stop.signum is not None
             run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
             return 128 + run.stop.signum
-        ref = publish(run, run.plan.steps)
+        ref = publish(run, run.batches.steps)
     paths = {"run": config.output_dir, {"lora": "adapter", "full": "model"}[config.method]: str(ref.path)}
     if merged:
         target = Path(config.output_dir) / "merged"
@@ -72,7 +72,7 @@ def _run(config: SftConfig, *, resume: bool, merged: bool) -> int:
             rounding = merge(read_trained(ref.path, None), config.model.dtype, scratch)
         lost = rounding.error_mean / rounding.update_mean if rounding.update_mean else 0.0
         paths["merged"] = f"{target}; rounding to {config.model.dtype} moves a weight by {lost:.2%} of the mean update"
-    run.console.facts(paths)
+    run.console.print_rows(paths)
     return 0
 
 
@@ -104,63 +104,64 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
     output = Path(config.output_dir)
     examples = load_examples(config, tokenizer)
     rows = rows_of(examples.train, config.data.max_tokens, packing=config.data.packing)
-    plan = plan_of(config, rows)
-    trained = METHODS[config.method](config, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    batches = batches_of(config, rows)
+    trainable = METHODS[config.method](config, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     optimizer = torch.optim.AdamW(
-        [{"params": group, "lr": factor * config.optim.rate} for factor, group in trained.rates],
+        [{"params": group, "lr": factor * config.optim.rate} for factor, group in trainable.param_groups],
         lr=config.optim.rate,
         betas=config.optim.betas,
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
     )
     checkpoints = Checkpoints(output / "checkpoints", config.checkpoint.keep)
-    done = restore(config, trained, optimizer, checkpoints) if resume else 0
+    done = restore(config, trainable, optimizer, checkpoints) if resume else 0
     run = SftRun(
         config=config,
         examples=examples,
-        plan=plan,
-        trained=trained,
+        batches=batches,
+        trainable=trainable,
         optimizer=optimizer,
         checkpoints=checkpoints,
         records=Records(output, config),
-        console=RunConsole(quiet=False, steps=plan.steps),
+        console=RunConsole(quiet=False, steps=batches.steps),
         stop=StopRequest(),
         step=done,
     )
-    run.console.facts(describe(run, len(rows)))
+    run.console.print_rows(describe(run, len(rows)))
     if done:
         run.console.note(f"resumed after step {done}")
-    left = rows.select(plan.order[done * config.train.batch_size :])
-    run.trainer = make_trainer(config, trained, tokenizer, left, optimizer, run, done=done, steps=plan.steps)
+    left = rows.select(batches.rows[done * config.train.batch_size :])
+    run.trainer = make_trainer(config, trainable, tokenizer, left, optimizer, run, done=done, steps=batches.steps)
     return run
 
 
-def settled(config: SftConfig) -> SftConfig:
-    """The configuration with what `auto` stands for in `optim.lr`, said with its derivation. A run that is measured in
+def resolve_learning_rate(config: SftConfig) -> SftConfig:
+    """The configuration with a number for `auto` in `optim.lr`, printed with its derivation. A run that is measured in
     epochs is taken for a long one."""
     if config.optim.lr != "auto":
         return config
     steps = config.train.steps or SHORT_RUN_STEPS
-    facts = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
-    text = facts.get_text_config()
+    model_config = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    text = model_config.get_text_config()
     rule = learning_rate(text.model_type, text.hidden_size, method=config.method, steps=steps, reinforcement=False)
     optim = config.optim.model_copy(update={"lr": rule.value})
-    RunConsole(quiet=False, steps=0).facts({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
+    RunConsole(quiet=False, steps=0).print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
     return config.model_copy(update={"optim": optim})
 
 
 def describe(run: SftRun, rows: int) -> dict[str, str]:
     """The first lines of a run: what is about to happen, in numbers."""
-    config, plan = run.config, run.plan
+    config, batches = run.config, run.batches
     train, optim = config.train, config.optim
-    epochs = plan.steps * train.batch_size / rows
-    facts = {
+    epochs = batches.steps * train.batch_size / rows
+    lines = {
         "model": f"{config.model.name} ({config.model.dtype})",
         "data": f"{config.data.source}: {run.examples.describe()}",
-        "training": run.trained.description,
+        "training": run.trainable.description,
         "step": (
             f"{train.batch_size} {'packed rows' if config.data.packing else 'examples'}, {train.microbatch} at once; "
-            f"{plan.steps} steps, {epochs:.3g} epochs, {plan.learned[-1]:,} learned tokens of {plan.tokens[-1]:,}"
+            f"{batches.steps} steps, {epochs:.3g} epochs, "
+            f"{batches.learned[-1]:,} learned tokens of {batches.tokens[-1]:,}"
         ),
         "learning": (
             f"AdamW {optim.betas[0]:g}/{optim.betas[1]:g}, {optim.schedule} rate {optim.rate:g}, "
@@ -169,19 +170,19 @@ def describe(run: SftRun, rows: int) -> dict[str, str]:
         "output": config.output_dir,
     }
     if config.data.source == "random_pairs":
-        facts["information"] = f"{information_bits(config.data.random_pairs):,.0f} bits in the values"
-    return facts
+        lines["information"] = f"{information_bits(config.data.random_pairs):,.0f} bits in the values"
+    return lines
 
 
 def publish(run: SftRun, version: int) -> AdapterRef:
     """What has been learned, as version `version`: the number of updates in it."""
-    config, values = run.config, run.trained.values()
+    config, values = run.config, run.trainable.values()
     return AdapterStore(Path(config.output_dir) / "adapters").publish(
         version,
-        lambda directory: run.trained.write(directory, values),
+        lambda directory: run.trainable.write(directory, values),
         {
             "parent": 0 if version else None,
-            **run.trained.facts,
+            **run.trainable.manifest_fields,
             "base_model": config.model.name,
             "config_hash": config_hash(config),
         },

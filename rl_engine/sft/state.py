@@ -9,25 +9,27 @@ from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.run.output import config_hash
-from rl_engine.sft.model import Trained
+from rl_engine.sft.model import TrainableModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save(
-    config: SftConfig, trained: Trained, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, step: int
+    config: SftConfig, trainable: TrainableModel, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, step: int
 ) -> None:
-    """A checkpoint after a step."""
-    tensors = {f"value.{name}": value for name, value in trained.values().items()}
-    for name, parameter in trained.parameters.items():
+    """Save a checkpoint after a step."""
+    tensors = {f"value.{name}": value for name, value in trainable.values().items()}
+    for name, parameter in trainable.parameters.items():
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].cpu().clone()
     position = step * config.train.batch_size
     checkpoints.save(RunState(step=step, position=position, version=0, config_hash=config_hash(config)), tensors)
 
 
-def restore(config: SftConfig, trained: Trained, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints) -> int:
-    """Put back the newest checkpoint; the steps it has done, 0 where there is none."""
+def restore(
+    config: SftConfig, trainable: TrainableModel, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints
+) -> int:
+    """Put back the newest checkpoint; returns the steps it has done, 0 where there is none."""
     found = checkpoints.newest()
     if found is None:
         return 0
@@ -35,7 +37,7 @@ def restore(config: SftConfig, trained: Trained, optimizer: torch.optim.Optimize
     restore_rng(tensors)
     if state.config_hash != config_hash(config):
         raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
-    for name, parameter in trained.parameters.items():
+    for name, parameter in trainable.parameters.items():
         _put(parameter, tensors[f"value.{name}"])
         optimizer.state[parameter] = {
             "step": torch.tensor(float(state.step)),

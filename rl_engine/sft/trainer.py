@@ -21,7 +21,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from rl_engine.config.sft import SftConfig, SftOptimConfig
 from rl_engine.policy.logprobs import rows_at_once, token_logprobs_of_trained_head
 from rl_engine.sft.examples import IGNORED, Example
-from rl_engine.sft.model import Trained
+from rl_engine.sft.model import TrainableModel
 
 
 def rows_of(examples: Sequence[Example], max_tokens: int, *, packing: bool) -> Dataset:
@@ -38,7 +38,7 @@ def rate_factor(config: SftOptimConfig, steps: int, step: int) -> float:
 
 
 class _AdaptedHead(SFTTrainer):
-    """For an adapter of the output embedding: TRL multiplies by the embedding's own matrix and would pass it over."""
+    """The trainer of an adapted output embedding: TRL would multiply by the embedding's own matrix alone."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -56,7 +56,7 @@ class _AdaptedHead(SFTTrainer):
 
 def make_trainer(
     config: SftConfig,
-    trained: Trained,
+    trainable: TrainableModel,
     tokenizer: Any,
     rows: Dataset,
     optimizer: torch.optim.Optimizer,
@@ -95,7 +95,7 @@ def make_trainer(
         disable_tqdm=True,
         dataloader_pin_memory=not on_cpu,
     )
-    kind, model = (_AdaptedHead, trained.causal_lm) if trained.head_is_adapted else (SFTTrainer, trained.model)
+    kind, model = (_AdaptedHead, trainable.causal_lm) if trainable.head_is_adapted else (SFTTrainer, trainable.model)
     trainer = kind(
         model=model,
         args=arguments,

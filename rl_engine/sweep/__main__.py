@@ -13,9 +13,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from rl_engine.command import fail
+from evals.command import exit_with_error, new_console
 from rl_engine.config.file import ConfigError, read_config
-from rl_engine.run.console import new_console
 from rl_engine.sweep.analysis import Analysis, cells_left, due_cells
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
@@ -48,7 +47,7 @@ def main(
             settings = read_config(SweepConfig, config, overrides or ())
             raise typer.Exit(sweep(settings, retry_failed=retry_failed, only_check=dry_run))
     except (ValueError, OSError) as error:
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
 
 
 def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:

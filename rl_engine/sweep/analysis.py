@@ -52,19 +52,19 @@ class Best:
     """Where an arm is at its best, and how good it is there."""
 
     axis_value: float
-    """Of the grid."""
+    """The best value of the grid."""
     best: Estimate
-    """Between the values of the grid."""
+    """The best value of the curve, between those of the grid."""
     good_range: tuple[float, float]
     """An end that is an end of the axis means that the range goes on beyond it, or may."""
     good_decades: Estimate
     """Its width: log10 of its ends' ratio."""
     score: Estimate
-    """At `axis_value`, over the seeds that did not choose it where there are such."""
+    """The score at `axis_value`, over the seeds that did not choose it where there are such."""
     seeds: int
     """How many those are."""
     comparison: Comparison | None
-    """With the reference; absent for itself, and where there is none."""
+    """How it compares with the reference; absent for itself, and where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,15 +134,15 @@ def curves_at(
 
 def _curve(config: SweepConfig, points: Sequence[Point]) -> tuple[list[Point], list[float]]:
     """The points where all of `seeds` are done, and the means over these, turned so that high is good."""
-    whole = [point for point in points if all(seed in point.scores for seed in config.seeds)]
+    complete = [point for point in points if all(seed in point.scores for seed in config.seeds)]
     sign = 1 if config.score.mode == "max" else -1
-    return whole, [sign * fmean(point.scores[seed] for seed in config.seeds) for point in whole]
+    return complete, [sign * fmean(point.scores[seed] for seed in config.seeds) for point in complete]
 
 
 def best_point(config: SweepConfig, points: Sequence[Point]) -> Point | None:
     """The one with the best mean over `seeds`. Where one of these failed is no good place."""
-    whole, means = _curve(config, points)
-    return whole[means.index(max(means))] if whole else None
+    complete, means = _curve(config, points)
+    return complete[means.index(max(means))] if complete else None
 
 
 def analyse(config: SweepConfig, found: Found) -> Analysis:
@@ -177,8 +177,8 @@ def _reference(config: SweepConfig, arm: Arm, arms: Sequence[Arm]) -> Arm | None
 def _peak(
     config: SweepConfig, points: Sequence[Point], best: Point, spread: float | None, generator: np.random.Generator
 ) -> _Peak:
-    whole, means = _curve(config, points)
-    x_K = np.log10([point.axis_value for point in whole])
+    complete, means = _curve(config, points)
+    x_K = np.log10([point.axis_value for point in complete])
     y_DK = redrawn(np.array(means), len(config.seeds), spread, generator)
     return _Peak(point=best, optima=optima(x_K, y_DK, config.score.tolerance))
 

@@ -39,7 +39,7 @@ class Cell:
     """One run. Example: `Cell(name="rank-1_optim.lr=0.001_seed=0", arm="rank 1", axis_value=0.001, seed=0, …)`"""
 
     name: str
-    """Of its directory; a function of arm, axis value and seed."""
+    """Name of its directory; a function of arm, axis value and seed."""
     arm: str
     axis_value: float
     seed: int
@@ -108,7 +108,7 @@ class Target:
     config_hash: str
     """Digest of what its configuration says, but for seed and output_dir: a default that is new changes nothing."""
     steps: int | None
-    """Of the last line of its metrics.jsonl; None where its exit code alone tells that it is whole."""
+    """Step of the last line of its metrics.jsonl; None where its exit code alone tells that it is complete."""
 
 
 def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:

@@ -20,7 +20,7 @@ class Command:
 
     module: str
     schema: type[BaseModel]
-    again: str
+    restart_option: str
     """Option under which it starts where its directory stands: `--resume`, or `--overwrite` where it cannot."""
     steps: Callable[[Any], int | None]
     """Settings → the step of the last line of a finished run's metrics.jsonl; None when they do not say."""
@@ -32,14 +32,14 @@ COMMANDS = {
     "train": Command(
         module="rl_engine.train",
         schema=Config,
-        again="--resume",
+        restart_option="--resume",
         steps=lambda config: config.train.steps,
         step_scale="linear",
     ),
     "sft": Command(
         module="rl_engine.sft",
         schema=SftConfig,
-        again="--resume",
+        restart_option="--resume",
         steps=lambda config: config.train.steps,
         step_scale="symlog",
     ),

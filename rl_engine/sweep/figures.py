@@ -82,7 +82,7 @@ def score_over_axis(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
 
 
 def _band(axes: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], colour: str) -> None:
-    """From the lowest to the highest seed at each x."""
+    """Shade from the lowest to the highest seed at each x."""
     axes.fill_between(x, [*map(min, seeds)], [*map(max, seeds)], color=colour, alpha=0.15, linewidth=0)
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
-from rl_engine.run.console import new_console
+from evals.command import new_console
 from rl_engine.sweep.report import last_line
 from rl_engine.sweep.results import Result
 from rl_engine.sweep.runs import CellRun

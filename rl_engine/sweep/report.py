@@ -26,7 +26,7 @@ from rollout.durable import write_synced
 SUMMARY, TABLE = "summary.json", "table.md"
 FORMAT = 1
 COLUMNS = 12
-"""Of the table over the steps."""
+"""Most steps shown in the table over the steps."""
 Rows = list[list[str]]
 """The first one holds the titles."""
 
@@ -34,7 +34,7 @@ Rows = list[list[str]]
 def write_report(config: SweepConfig, found: Found) -> Analysis:
     """Everything a sweep shows, into its output directory."""
     analysis = analyse(config, found)
-    facts = {
+    summary = {
         "format": FORMAT,
         "config": config.model_dump(mode="json"),
         "environment": environment(),
@@ -42,7 +42,7 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
         "arms": [{"name": report.arm.name, "best": report.best and asdict(report.best)} for report in analysis.arms],
     }
     # One result a line: a file for people, and for diffs. Of an error its last line: the log has the others.
-    head = json.dumps(strict_json(facts), indent=1).removesuffix("\n}")
+    head = json.dumps(strict_json(summary), indent=1).removesuffix("\n}")
     results = [asdict(replace(result, error=last_line(result.error))) for result in found.values()]
     lines = ",\n".join(f"  {json.dumps(result)}" for result in results)
     write_synced(config.output / SUMMARY, f'{head},\n "results": [\n{lines}\n ]\n}}\n')
@@ -53,9 +53,9 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
 def redraw(summary: Path) -> tuple[SweepConfig, Analysis]:
     """Table and figures beside a summary.json, from nothing else. Raises `ConfigError` for another file."""
     try:
-        facts = json.loads(summary.read_text())
-        config = SweepConfig.model_validate(facts["config"])
-        results = [parsed(values) for values in facts["results"]]
+        values = json.loads(summary.read_text())
+        config = SweepConfig.model_validate(values["config"])
+        results = [parsed(result) for result in values["results"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{summary} is not the summary of a sweep: {error}") from error
     found = {result.cell: result for result in results}

@@ -32,13 +32,13 @@ class Result:
     config_hash: str
     status: Literal["done", "failed", "timeout"]
     score: float | None
-    """Of the evaluations that `score.at` names; absent unless done."""
+    """Score over the evaluations that `score.at` names; absent unless done."""
     best: float | None
     """The run's best evaluation; absent unless done."""
     curves: Mapping[str, Curve]
     """Metric → its values, thinned to `CURVE_POINTS`; as far as the run came."""
     seconds: float
-    """Of the attempt that ended it."""
+    """Duration of the attempt that ended it."""
     error: str
     """Why it is not done: a sentence, or the last lines of its log."""
 
@@ -48,7 +48,7 @@ def curve_of(lines: Iterable[Mapping[str, float]], metric: str) -> list[tuple[in
 
 
 def thinned(curve: Curve, most: int = CURVE_POINTS) -> list[tuple[int, float]]:
-    """At most so many points, evenly spread, the first and the last among them; six significant digits."""
+    """The curve's points, at most so many, evenly spread, the first and the last among them; six significant digits."""
     last = len(curve) - 1
     picked = range(last + 1) if last < most else sorted({round(i * last / (most - 1)) for i in range(most)})
     return [(curve[i][0], float(f"{curve[i][1]:.6g}")) for i in picked if math.isfinite(curve[i][1])]
@@ -84,7 +84,7 @@ def measured(result: Result, run: Path, score: ScoreConfig, metrics: Sequence[st
 
 @dataclass
 class Results:
-    """The results by cell, and the file that holds them: one JSON object a line, replaced as a whole."""
+    """The results by cell, and the file that holds them: one JSON object a line, replaced all at once."""
 
     path: Path
     by_cell: dict[str, Result] = field(default_factory=dict, init=False)

@@ -33,7 +33,7 @@ from rollout.durable import write_synced
 GRACE_S = 120.0
 """A run that was asked to stop finishes its step and saves; after so long it is killed."""
 LOCK_WAIT_S = 30.0
-"""For the runs of a sweep that was killed, which are finishing their step."""
+"""Longest wait for the runs of a sweep that was killed, which are finishing their step."""
 TAIL_LINES, TAIL_CHARACTERS = 12, 1500
 CELL = "cell.json"
 LARGE = ("adapters", "checkpoints", "rollouts")
@@ -80,7 +80,7 @@ class CellRun:
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.monotonic)
     asked_to_stop: float | None = None
-    """When; monotonic seconds, like `started`."""
+    """When it was asked; monotonic seconds, like `started`."""
     overdue: bool = False
 
     @property
@@ -124,11 +124,11 @@ def start(config: SweepConfig, cell: Cell, target: Target, lock: int) -> CellRun
     """Run the cell, from where an earlier attempt left it if its command can."""
     directory = config.output / "cells" / cell.name
     directory.mkdir(parents=True, exist_ok=True)
-    facts = {**asdict(cell), "config_hash": target.config_hash}
-    write_synced(directory / CELL, json.dumps(facts, indent=2) + "\n")
+    record = {**asdict(cell), "config_hash": target.config_hash}
+    write_synced(directory / CELL, json.dumps(record, indent=2) + "\n")
     command = COMMANDS[config.command]
     line = [sys.executable, "-m", command.module, "--config", config.base, *arguments_of(cell)]
-    line += [f"output_dir={json.dumps(str(directory / 'run'))}", command.again]
+    line += [f"output_dir={json.dumps(str(directory / 'run'))}", command.restart_option]
     threads = str(max(1, len(os.sched_getaffinity(0)) // config.jobs))
     with (directory / "log.txt").open("ab") as log:
         log.write(f"$ {shlex.join(line)}\n".encode())

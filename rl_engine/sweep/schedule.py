@@ -22,7 +22,7 @@ from rl_engine.sweep.runs import CELL, CellRun, result_of, sole_user, start
 
 POLL_S = 0.1
 Targets = Mapping[tuple[str, float], Target]
-"""By arm and axis value."""
+"""(arm, axis value) → target of the cells there"""
 
 
 @dataclass

@@ -45,7 +45,7 @@ def pooled_spread(groups: Iterable[Sequence[float]]) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optima:
-    """Of D curves over the same K points; each field [D]."""
+    """The optima of D curves over the same K points; each field [D]."""
 
     best: Floats
     """Where the parabola through the highest point and its two neighbours has its vertex: at most half a grid step

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from safetensors import SafetensorError
 
-from rl_engine.command import explain, fail, join_quietly, stay_offline_if_possible
+from evals.command import exit_with_error
+from rl_engine.command import join_ranks_quietly, stay_offline_if_possible, with_hint
 from rl_engine.config import Config, load_config
 from rollout.engine import PoolError
 
@@ -40,25 +41,25 @@ def main(
         code = run(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
-        fail(str(error), 2)
+        exit_with_error(str(error), 2)
     except SafetensorError as error:
-        fail(f"a file of weights cannot be read: {error}", 2)
+        exit_with_error(f"a file of weights cannot be read: {error}", 2)
     except PoolError as error:
-        fail(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
+        exit_with_error(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
     except OSError as error:
-        fail(explain(error), 1)
+        exit_with_error(with_hint(error), 1)
     raise typer.Exit(code)
 
 
 def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
     """Assemble and train; the exit code."""
-    ranks = join_quietly()
+    ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
     from rl_engine.run.console import RunConsole
-    from rl_engine.train.assemble import settled
+    from rl_engine.train.assemble import resolve_learning_rate
 
     try:
-        config = settled(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
+        config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
         if only_check:
             from rl_engine.train.dry_run import dry_run
 
@@ -80,7 +81,7 @@ def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) ->
 
 
 def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
-    """In an output directory that is known to be ours."""
+    """Train in an output directory that is known to be ours."""
     from rewards import Grader
     from rl_engine.learner.gap import SamplerGapError
     from rl_engine.report.page import NAME as REPORT
@@ -96,7 +97,9 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
         try:
             train(run)
         except SamplerGapError as error:
-            fail(f"step {run.step}, version {run.version}: {error}\n--resume goes on from the last checkpoint.", 1)
+            exit_with_error(
+                f"step {run.step}, version {run.version}: {error}\n--resume goes on from the last checkpoint.", 1
+            )
         finally:
             run.records.close()
             run.sampler.engine.close()

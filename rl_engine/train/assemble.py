@@ -105,13 +105,13 @@ def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sam
 def check_context(config: Config, needed: int) -> None:
     """Raises `ConfigError` when the sampler cannot serve the model, or prompts and completions do not fit into its
     context."""
-    facts: Any = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
-    if config.method == "lora" and getattr(facts, "num_experts", None) and not torch.cuda.is_available():
+    model_config: Any = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    if config.method == "lora" and getattr(model_config, "num_experts", None) and not torch.cuda.is_available():
         raise ConfigError(
             f"{config.model.name} is a mixture of experts, and vLLM's CPU build cannot serve one with an adapter (it "
             "stops with \"module 'triton.language' has no attribute 'float32'\"): use method=full, or a CUDA machine"
         )
-    limit = facts.max_position_embeddings
+    limit = model_config.max_position_embeddings
     if needed > limit:
         raise ConfigError(
             f"prompt and completion may take {needed} tokens, and {config.model.name} has a context of {limit}: "
@@ -119,13 +119,13 @@ def check_context(config: Config, needed: int) -> None:
         )
 
 
-def settled(config: Config, console: RunConsole) -> Config:
-    """The configuration with what `auto` stands for in `optim.lr`, which is what runs and what is written down."""
+def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
+    """The configuration with a number for `auto` in `optim.lr`, which is what runs and what is written down."""
     if config.optim.lr != "auto":
         return config
-    facts = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
-    rule = rate_of_run(config, facts)
-    console.facts({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
+    model_config = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    rule = rate_of_run(config, model_config)
+    console.print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
     return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
 
 
@@ -151,7 +151,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     found = checkpoints.newest() if resume else None
     with console.phase("loading the model"):
         learner = Learner(config, ranks, pad_id_of(tokenizer), [prompt.token_ids for prompt in data.prompts])
-    console.facts(describe(config, data, learner))
+    console.print_rows(describe(config, data, learner))
     with console.phase("starting vLLM"):
         engine = start_engine(config, ranks, needed)
     sampler = Sampler(engine, grader, ranks)

@@ -34,16 +34,16 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     """Print what would run. Raises what the run itself would raise before it loads weights."""
     check_output(config, resume=resume)
     console = RunConsole(quiet=False, steps=config.train.steps)
-    console.facts({"model": f"{config.model.name} ({config.model.dtype})", **plan_lines(config)})
-    shape = meta_model(locate_model(config.model.name), config.model.revision)
+    console.print_rows({"model": f"{config.model.name} ({config.model.dtype})", **plan_lines(config)})
+    model = meta_model(locate_model(config.model.name), config.model.revision)
     if config.method == "lora":
-        coverage = coverage_of(shape, config.lora)
-        console.facts({"training": describe_adapter(config.lora, coverage)})
+        coverage = coverage_of(model, config.lora)
+        console.print_rows({"training": describe_adapter(config.lora, coverage)})
     else:
-        console.facts({"training": "full fine-tuning, all parameters, float32 masters"})
-    console.facts(first_lines(config, shape))
+        console.print_rows({"training": "full fine-tuning, all parameters, float32 masters"})
+    console.print_rows(first_lines(config, model))
     memory, room = plan(config, ranks), available(ranks)
-    console.facts(estimated(memory, room))
+    console.print_rows(estimated(memory, room))
     check_fits(memory, room)
     renderer = Renderer(load_tokenizer(config), config.prompt)
     _, eval_sampling = samplings(config, renderer)
@@ -53,7 +53,7 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     for line in [*notes, *overlap_notes(data, suites)]:
         console.note(line)
     check_context(config, context_needed(config, suites, eval_sampling))
-    console.facts(
+    console.print_rows(
         {
             "data": f"{config.data.source}: {data.describe()}",
             **{f"suite {suite.name}": f"{len(prompts)} problems" for suite, prompts in suites},

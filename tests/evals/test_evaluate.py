@@ -7,32 +7,24 @@ import io
 import itertools
 import json
 import random
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
-from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer
 
-from evals.command import run
-from evals.contenders import find_contenders, same_model
-from evals.exams import Asked, prompt_of
+from evals.evaluate import evaluate
 from evals.launch import Launch
-from evals.ledger import Ledger, LedgerError
-from evals.scoring.outcomes import Outcome, Sample
-from evals.suites import SUITES
-from rewards import Grader, Verdict
+from evals.options import EvalOptions
+from evals.partial_results import PartialResults, PartialResultsError
+from rewards import Grader
 from rewards.records import read_rows
-from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings
-from rollout.models import EMBEDDED_DIR
-from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup
+from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
+from tests.helpers.builders import completion
 
 ALONE = Launch(0, 1)
 BASE_RATE, ADAPTER_RATE = 0.3, 0.6
@@ -41,7 +33,7 @@ BASE_RATE, ADAPTER_RATE = 0.3, 0.6
 @pytest.fixture(autouse=True)
 def _one_grader(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting grading processes anew for every evaluation would take most of the time."""
-    monkeypatch.setattr("evals.command.Grader.from_config", lambda _: contextlib.nullcontext(grader))
+    monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda _: contextlib.nullcontext(grader))
 
 
 @dataclass
@@ -78,47 +70,19 @@ class Scripted:
             RolloutGroup(
                 prompt=prompt,
                 completions=tuple(
-                    self.completion(prompt, key, random.Random(f"{key}/{seed}/{i}")) for i in range(sampling.n)
+                    self.answer(prompt, key, random.Random(f"{key}/{seed}/{i}")) for i in range(sampling.n)
                 ),
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
 
-    def completion(self, prompt: Prompt, key: str, draw: random.Random) -> Completion:
+    def answer(self, prompt: Prompt, key: str, draw: random.Random) -> Completion:
         value = int(prompt.problem.answer) + (draw.random() >= self.rates[key]) * draw.randint(1, 3)
-        length = draw.randint(5, 30)
-        return Completion(
-            text=f"\\boxed{{{value}}}",
-            token_ids=(0,) * length,
-            logprobs=(0.0,) * length,
-            finish_reason="stop",
-            adapter=key,
-        )
+        return completion(f"\\boxed{{{value}}}", tokens=draw.randint(5, 30), adapter=key)
 
 
-def write_peft(directory: Path, *, layers: int = 4, hidden: int = 192, **settings: Any) -> None:
-    """An adapter of the embedded model's shape, as PEFT writes one."""
-    tensors = {
-        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{matrix}.weight": torch.zeros(shape)
-        for layer in range(layers)
-        for matrix, shape in (("A", (2, hidden)), ("B", (192, 2)))
-    }
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], **settings}
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    """A published version."""
-    store = AdapterStore(tmp_path / "adapters")
-    facts = {"rank": 2, "base_model": "embedded"}
-    return store.publish(7, lambda scratch: write_peft(scratch), facts).path
-
-
-def asked_for(tmp_path: Path, adapter: Path, **changes: Any) -> Asked:
-    plain = Asked(
+def options_for(tmp_path: Path, adapter: Path, **changes: Any) -> EvalOptions:
+    plain = EvalOptions(
         model="embedded",
         adapters=(str(adapter),),
         suites=("held_out",),
@@ -134,10 +98,10 @@ def scripted(**settings: Any) -> Scripted:
     return Scripted({"base": BASE_RATE, "policy-v000007": ADAPTER_RATE}, **settings)
 
 
-def measure(asked: Asked, engine: Scripted, launch: Launch = ALONE) -> str:
+def measure(options: EvalOptions, engine: Scripted, launch: Launch = ALONE) -> str:
     """Run the command's work; what it printed."""
     out = io.StringIO()
-    run(asked, launch, Console(file=out, width=200), engine.start)
+    evaluate(options, launch, Console(file=out, width=200), engine.start)
     return out.getvalue()
 
 
@@ -154,7 +118,7 @@ def timeless(path: Path) -> Any:
 
 def test_known_rates_are_found_within_their_intervals(tmp_path: Path, adapter: Path) -> None:
     engine = scripted()
-    text = measure(asked_for(tmp_path, adapter, limit=200, records=True), engine)
+    text = measure(options_for(tmp_path, adapter, limit=200, records=True), engine)
     (suite,) = json.loads((tmp_path / "out.json").read_text())["suites"]
     base, trained = suite["rows"]
     for row, rate in ((base, BASE_RATE), (trained, ADAPTER_RATE)):
@@ -183,71 +147,71 @@ def test_known_rates_are_found_within_their_intervals(tmp_path: Path, adapter: P
 
 @pytest.mark.parametrize("calls", [1, 5])
 def test_an_interrupted_evaluation_ends_like_one_that_was_not(calls: int, tmp_path: Path, adapter: Path) -> None:
-    """60 problems are four batches of sixteen at most, for each of two contenders."""
+    """60 problems are four batches of sixteen at most, for each of two policies."""
     whole, engine = scripted(), scripted(breaks_after=calls)
-    measure(asked_for(tmp_path, adapter, output=tmp_path / "whole.json"), whole)
-    asked = asked_for(tmp_path, adapter)
+    measure(options_for(tmp_path, adapter, output=tmp_path / "whole.json"), whole)
+    options = options_for(tmp_path, adapter)
     with pytest.raises(KeyboardInterrupt):
-        measure(asked, engine)
-    assert not asked.output.exists()
+        measure(options, engine)
+    assert not options.output.exists()
     # A crash in the middle of a line.
     with (tmp_path / "out.partial.jsonl").open("a") as file:
         file.write('{"suite": "held_out", "contender": "ba')
     engine.breaks_after = None
-    text = measure(asked, engine)
+    text = measure(options, engine)
     assert f"{16 * calls if calls < 4 else 76} of 120 problems are finished already" in text
     assert (engine.asked, engine.calls) == (whole.asked, whole.calls)
     assert whole.calls == 8
-    assert timeless(asked.output) == timeless(tmp_path / "whole.json")
+    assert timeless(options.output) == timeless(tmp_path / "whole.json")
 
 
 def test_an_unfinished_evaluation_goes_on_with_its_own_settings_alone(tmp_path: Path, adapter: Path) -> None:
-    asked = asked_for(tmp_path, adapter)
+    options = options_for(tmp_path, adapter)
     with pytest.raises(KeyboardInterrupt):
-        measure(asked, scripted(breaks_after=2))
-    with pytest.raises(LedgerError, match=r"seed was 0 and is 1.*--overwrite"):
-        measure(replace(asked, seed=1), scripted())
-    with pytest.raises(LedgerError, match=r"suites.held_out.sampling.temperature was 0.6 and is 1.0"):
-        measure(replace(asked, temperature=1.0), scripted())
+        measure(options, scripted(breaks_after=2))
+    with pytest.raises(PartialResultsError, match=r"seed was 0 and is 1.*--overwrite"):
+        measure(replace(options, seed=1), scripted())
+    with pytest.raises(PartialResultsError, match=r"suites.held_out.sampling.temperature was 0.6 and is 1.0"):
+        measure(replace(options, temperature=1.0), scripted())
     fresh = scripted()
-    measure(replace(asked, seed=1, overwrite=True), fresh)
+    measure(replace(options, seed=1, overwrite=True), fresh)
     assert len(fresh.asked) == 120
     with pytest.raises(ValueError, match="is there already"):
-        measure(asked, scripted())
+        measure(options, scripted())
 
 
 def test_nothing_is_started_when_all_is_finished(tmp_path: Path, adapter: Path) -> None:
     """Interrupted after the last batch, before the report."""
-    asked, engine = asked_for(tmp_path, adapter), scripted()
-    measure(replace(asked, output=tmp_path / "first.json"), engine)
-    ledger = Ledger(asked.output, {})
+    options, engine = options_for(tmp_path, adapter), scripted()
+    measure(replace(options, output=tmp_path / "first.json"), engine)
+    partial = PartialResults(options.output, {})
     with pytest.raises(KeyboardInterrupt):
-        measure(asked, scripted(breaks_after=7))
+        measure(options, scripted(breaks_after=7))
     rest = scripted()
-    measure(asked, rest)
+    measure(options, rest)
     assert {problem for _, problem in rest.asked} < {problem for _, problem in engine.asked}
-    assert not ledger.path.exists()
+    assert not partial.path.exists()
 
 
 def test_two_ranks_deal_the_batches_and_one_reports(tmp_path: Path, adapter: Path) -> None:
-    measure(asked_for(tmp_path, adapter, output=tmp_path / "one.json"), alone := scripted())
-    asked, engines, barriers = asked_for(tmp_path, adapter), (scripted(), scripted()), itertools.count(1)
+    measure(options_for(tmp_path, adapter, output=tmp_path / "one.json"), alone := scripted())
+    options, engines, barriers = options_for(tmp_path, adapter), (scripted(), scripted()), itertools.count(1)
 
     class Turns(Launch):
-        """The second rank does its share while the main one waits for it to have read the ledger."""
+        """The second rank does its share while the main one waits for it to have read the partial results."""
 
         def barrier(self) -> None:
             if next(barriers) == 2:
-                measure(asked, engines[1], NoWait(1, 2))
+                measure(options, engines[1], NoWait(1, 2))
 
     class NoWait(Launch):
         def barrier(self) -> None:
             pass
 
-    measure(asked, engines[0], Turns(0, 2))
+    measure(options, engines[0], Turns(0, 2))
     assert sorted(engines[0].asked + engines[1].asked) == sorted(alone.asked)
     assert (engines[0].calls, engines[1].calls) == (4, 4)
-    assert timeless(asked.output) == timeless(tmp_path / "one.json")
+    assert timeless(options.output) == timeless(tmp_path / "one.json")
 
 
 def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adapter: Path) -> None:
@@ -258,10 +222,10 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     with suite.open("a") as file:
         file.write("{broken\n")
     training.write_text(json.dumps(rows[1]) + "\n" + json.dumps({"id": "z", "problem": "other", "answer": "1"}) + "\n")
-    asked = asked_for(tmp_path, adapter, suites=(str(suite),), samples=1, temperature=0.0, train_data=str(training))
-    text = measure(asked, scripted())
+    options = options_for(tmp_path, adapter, suites=(str(suite),), samples=1, temperature=0.0, train_data=str(training))
+    text = measure(options, scripted())
     assert "1 of 2 training problems overlap exam (1 word for word" in text
-    (found,) = json.loads(asked.output.read_text())["suites"]
+    (found,) = json.loads(options.output.read_text())["suites"]
     assert found["contamination"]["exact"] == 1
     assert found["minus_base"]["policy-v000007"]["test"] == "McNemar, exact"
     assert "dropped 1 rows: not JSON (for one, exam.jsonl:4)" in text
@@ -269,110 +233,3 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     assert "the model's context is 256" in text
     assert found["sampling"]["max_tokens"] < 256
     assert "a\\|b" in (tmp_path / "out.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("model", "changes", "template"),
-    [
-        ("org/Thing-Instruct", {}, "chat"),
-        ("org/Thing-8B-Base", {}, "problem_solution"),
-        ("org/database-7B", {}, "chat"),
-        ("org/Thing-Base", {"template": "chat"}, "chat"),
-        ("org/Thing", {"frame": "Q: {problem}\nA:"}, "frame"),
-    ],
-)
-def test_base_models_get_no_chat_template(
-    model: str, changes: dict[str, str], template: str, tmp_path: Path, adapter: Path
-) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
-    asked = asked_for(tmp_path, adapter, model=model, **changes)
-    assert prompt_of(asked, SUITES["gsm8k"], tokenizer).template == template
-    tokenizer.chat_template = None
-    plain = {"chat": "problem_solution"}.get(template, template)
-    if "template" not in changes:
-        assert prompt_of(asked, SUITES["gsm8k"], tokenizer).template == plain
-
-
-# What is measured.
-
-FACTS = AutoConfig.from_pretrained(EMBEDDED_DIR)
-
-
-def contenders(*arguments: str) -> list[Any]:
-    return find_contenders(arguments, "embedded", FACTS)
-
-
-def test_published_versions_and_plain_peft_directories_are_taken(tmp_path: Path, adapter: Path) -> None:
-    write_peft(tmp_path / "mine", rank_pattern={"x": 9}, base_model_name_or_path="other/model")
-    (link := tmp_path / "best").symlink_to(adapter)
-    published, foreign, named = contenders(str(link), str(tmp_path / "mine"), f"again={adapter}")
-    assert (published.label, published.ref.key, published.remarks) == ("policy-v000007", "policy-v000007", ())
-    assert published.ref.path == adapter
-    assert (foreign.label, foreign.ref.rank) == ("mine", 9)
-    assert "no manifest" in foreign.remarks[0]
-    assert "'other/model'" in foreign.remarks[1]
-    assert (named.label, named.ref.key) == ("again", "again-v000007")
-
-
-def test_a_directory_may_hold_the_sign_that_ends_a_name(tmp_path: Path) -> None:
-    """Those of a sweep do: `rank-1_optim.lr=0.001_seed=0`."""
-    write_peft(tmp_path / "lr=0.001_seed=0")
-    plain, named = contenders(str(tmp_path / "lr=0.001_seed=0"), f"rank 1, seed 0={tmp_path}/lr=0.001_seed=0")
-    assert (plain.label, named.label) == ("lr=0.001_seed=0", "rank 1, seed 0")
-    assert plain.ref.path == named.ref.path == tmp_path / "lr=0.001_seed=0"
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
-        ({"r": 600}, "600"),
-        ({"hidden": 128}, "reads 128 values"),
-        ({"layers": 6}, "in layer 4"),
-    ],
-)
-def test_what_vllm_cannot_serve_on_this_model_is_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
-    write_peft(tmp_path / "mine", **settings)
-    with pytest.raises(AdapterError, match=words):
-        contenders(str(tmp_path / "mine"))
-
-
-def test_adapters_that_cannot_be_told_apart_or_trusted_are_refused(tmp_path: Path, adapter: Path) -> None:
-    with pytest.raises(AdapterError, match="NAME=DIR"):
-        contenders(str(adapter), str(adapter))
-    with pytest.raises(AdapterError, match="'base'"):
-        contenders(f"base={adapter}")
-    with pytest.raises(AdapterError, match="no such directory"):
-        contenders(str(tmp_path / "nothing"))
-    with pytest.raises(AdapterError, match="give it as --model"):
-        contenders(str(EMBEDDED_DIR))
-    shutil.copytree(adapter, tmp_path / "damaged")
-    with (tmp_path / "damaged" / "adapter_model.safetensors").open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"\x7f")
-    with pytest.raises(AdapterError, match="sha256 differs"):
-        contenders(str(tmp_path / "damaged"))
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("embedded", "/elsewhere/rollout/embedded", True),
-        ("Qwen/Qwen3-8B-Base", "/models/Qwen3-8B-Base", True),
-        ("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B", False),
-    ],
-)
-def test_models_are_the_same_as_far_as_names_tell(one: str, other: str, same: bool) -> None:
-    assert same_model(one, other) is same
-
-
-def test_an_outcome_survives_its_file() -> None:
-    problem = Problem(id="a", text="?", answer="1")
-    sample = Sample(
-        text="½ \ud800", extracted=None, verdict=Verdict.TIMEOUT, detail="d", tokens=3, finish_reason="length"
-    )
-    outcome = Outcome(problem=problem, adapter="base", samples=(sample,), sampling_s=0.5)
-    assert Outcome.from_json(json.loads(json.dumps(outcome.to_json())), problem) == outcome

@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from evals.command import run
-from evals.exams import Asked
+from evals.evaluate import evaluate
 from evals.launch import Launch
+from evals.options import EvalOptions
 from rewards import Grader
 from rollout.adapters import AdapterStore
 from rollout.engine import EngineSettings
@@ -65,12 +65,12 @@ def test_adapters_of_several_ranks_take_turns_in_one_engine(
     vllm_engine: Any, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A published one of rank 3 and a plain PEFT one of rank 1 score, side by side, what each scores alone."""
-    monkeypatch.setattr("evals.command.Grader.from_config", lambda _: contextlib.nullcontext(grader))
+    monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda _: contextlib.nullcontext(grader))
     store = AdapterStore(tmp_path / "adapters", name="side")
     published = store.publish(1, lambda directory: write_random(directory, 3), {"rank": 3, "base_model": "embedded"})
     write_random(tmp_path / "plain", 1)
     both = (str(published.path), str(tmp_path / "plain"))
-    asked = Asked(
+    options = EvalOptions(
         model="embedded",
         suites=("held_out",),
         adapters=both,
@@ -81,15 +81,15 @@ def test_adapters_of_several_ranks_take_turns_in_one_engine(
         output=tmp_path / "a.json",
     )
 
-    def rows(asked: Asked) -> dict[str, Any]:
-        run(asked, Launch(0, 1), Console(file=io.StringIO()), Borrowed(vllm_engine).start)
-        (suite,) = json.loads(asked.output.read_text())["suites"]
+    def rows(options: EvalOptions) -> dict[str, Any]:
+        evaluate(options, Launch(0, 1), Console(file=io.StringIO()), Borrowed(vllm_engine).start)
+        (suite,) = json.loads(options.output.read_text())["suites"]
         return {row.pop("adapter"): {**row, "tokens_per_s": None} for row in suite["rows"]}
 
-    together = rows(asked)
+    together = rows(options)
     assert list(together) == ["base", "side-v000001", "plain"]
     assert together["side-v000001"]["adapter_sha256"] == published.sha256
-    alone = rows(replace(asked, adapters=both[1:], output=tmp_path / "b.json"))
+    alone = rows(replace(options, adapters=both[1:], output=tmp_path / "b.json"))
     assert alone["plain"] == together["plain"]
     assert alone["base"] == together["base"]
     lengths = {row["tokens_mean"] for row in together.values()}

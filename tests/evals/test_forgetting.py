@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from evals.forgetting.__main__ import Asked, find_adapters, run
+from evals.forgetting.__main__ import ForgettingOptions, find_adapters, run
 from evals.forgetting.prompts import read_task_prompts
-from evals.forgetting.table import Policy, TaskScore, changes, grid, mean_of_means, to_json
+from evals.forgetting.table import PolicyResult, TaskScore, changes, grid, mean_of_means, to_json
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings
@@ -40,8 +40,8 @@ def test_changes_are_compared_document_by_document() -> None:
     assert grid([base, other])[2] == ("p-v1", "60.0 ± 24.5 %", "60.0 ± 24.5 %", "60.0 ± 17.3 %", "+0.0 ± 15.8")
 
 
-def policy(label: str, *scores: TaskScore) -> Policy:
-    return Policy(label=label, sha256=None, scores=scores, divergence=None, scoring_gap=None)
+def policy(label: str, *scores: TaskScore) -> PolicyResult:
+    return PolicyResult(label=label, sha256=None, scores=scores, divergence=None, scoring_gap=None)
 
 
 def test_one_document_has_no_standard_error() -> None:
@@ -95,7 +95,7 @@ def test_the_command_from_adapter_to_table(vllm_engine: Any, policies: Policies,
     write_task(tmp_path / "tasks")
     problems = tmp_path / "problems.jsonl"
     problems.write_text("".join(json.dumps({"problem": f"{n}+4=?", "answer": str(n + 4)}) + "\n" for n in range(3, 7)))
-    asked = Asked(
+    options = ForgettingOptions(
         model="embedded",
         adapters=(f"moved={policies.moved_ref.path}", f"still={policies.still_ref.path}"),
         tasks=("sums",),
@@ -112,10 +112,10 @@ def test_the_command_from_adapter_to_table(vllm_engine: Any, policies: Policies,
         return Lasting(vllm_engine)
 
     console = Console(record=True, width=200)
-    run(asked, console, start)
+    run(options, console, start)
     (chosen,) = settings
     assert (chosen.dtype, chosen.lora_rank, chosen.max_model_len) == ("float32", 2, 256)
-    report = json.loads(asked.output.read_text())
+    report = json.loads(options.output.read_text())
     base, moved, still = report["policies"]
     assert [one["label"] for one in report["policies"]] == ["base", "moved-v000000", "still-v000000"]
     assert "change" not in base["mean"]
@@ -125,14 +125,14 @@ def test_the_command_from_adapter_to_table(vllm_engine: Any, policies: Policies,
     assert (still["divergence"]["prompts"], still["divergence"]["completions"]) == (4, 12)
     assert still["tasks"]["sums"]["change"] == 0
     assert report["tasks"]["sums"]["documents"] == 5
-    table = asked.output.with_suffix(".md").read_text()
+    table = options.output.with_suffix(".md").read_text()
     assert table.startswith("|  | sums (acc_norm) | mean | change | KL(base‖policy), nats a token (95 %) |")
     assert f"{100 * moved['tasks']['sums']['accuracy']:.1f} ± " in table
     assert "moved-v000000" in console.export_text()
     with pytest.raises(ValueError, match="--overwrite"):
-        run(asked, console, start)
+        run(options, console, start)
     with pytest.raises(ValueError, match=r"of 256 tokens"):
-        run(replace(asked, output=tmp_path / "x.json", max_tokens=300), console, start)
+        run(replace(options, output=tmp_path / "x.json", max_tokens=300), console, start)
 
 
 def test_what_cannot_be_measured_is_said_before_an_engine_starts(
@@ -141,18 +141,18 @@ def test_what_cannot_be_measured_is_said_before_an_engine_starts(
     def never(settings: EngineSettings) -> Any:
         raise AssertionError("started")
 
-    asked = Asked(model="embedded", tasks=("sums",), output=tmp_path / "x.json")
+    options = ForgettingOptions(model="embedded", tasks=("sums",), output=tmp_path / "x.json")
     for changed, message in (
         ({"tasks": ()}, "nothing to measure"),
         ({"adapters": (str(tmp_path),)}, "never published"),
         ({"prompts": "gsm9k"}, "no suite 'gsm9k'"),
     ):
         with pytest.raises(ValueError, match=message):
-            run(replace(asked, **changed), Console(quiet=True), never)
+            run(replace(options, **changed), Console(quiet=True), never)
     monkeypatch.delitem(sys.modules, "evals.forgetting.harness", raising=False)
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     with pytest.raises(ValueError, match=r"rl_engine\[forgetting\]"):
-        run(asked, Console(quiet=True), never)
+        run(options, Console(quiet=True), never)
 
 
 def test_adapters_of_one_name_and_of_two_kinds_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from rollout.adapters import AdapterStore
 from rollout.models import EMBEDDED_DIR
-from rollout.types import AdapterRef, Problem, Prompt
+from rollout.types import AdapterRef, Prompt
+from tests.helpers.builders import prompt
 
 NAMES = itertools.count()
 # In the embedded model's alphabet. The last two hold a wrong answer for right, and one that is right both ways.
@@ -52,10 +53,7 @@ def write_task(directory: Path, name: str = "sums", **changed: Any) -> None:
 
 
 def prompts_of(tokenizer: Any, texts: Sequence[str]) -> list[Prompt]:
-    return [
-        Prompt(problem=Problem(id=text, text=text, answer=""), text=text, token_ids=tuple(tokenizer(text).input_ids))
-        for text in texts
-    ]
+    return [prompt(text, tokens=tokenizer(text).input_ids) for text in texts]
 
 
 @dataclass(frozen=True)

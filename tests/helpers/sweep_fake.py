@@ -31,7 +31,7 @@ class FakeConfig(Section):
 FAKE = Command(
     module="tests.helpers.sweep_fake_run",
     schema=FakeConfig,
-    again="--resume",
+    restart_option="--resume",
     steps=lambda config: config.train.steps,
     step_scale="linear",
 )

@@ -20,7 +20,7 @@ from rl_engine.push import hub as hub_module
 from rl_engine.push.__main__ import app
 from rl_engine.push.release import files_of
 from tests.helpers.hub_standin import TOKEN, Hub, Repo, sha256, standing_in, use
-from tests.helpers.push_run import CURVES, make_run, report
+from tests.helpers.run_directories import CURVES, report, trained_run
 
 ROOT = Path(__file__).parents[2]
 REPO = "ada/sums"
@@ -30,7 +30,7 @@ Push = Callable[..., Result]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("made") / "run"
-    make_run(run)
+    trained_run(run)
     return run
 
 

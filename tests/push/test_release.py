@@ -32,7 +32,7 @@ from rollout.models import EMBEDDED_DIR
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
 from tests.helpers.hub_standin import Hub, standing_in, use
-from tests.helpers.push_run import CURVES, LAST, make_run, report
+from tests.helpers.run_directories import CURVES, LAST, report, trained_run
 
 REPO = "ada/sums"
 FRAME = 'A "question" of {problem}\n\nSecond line \\boxed\nAnswer: '
@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LoraTrainee
         f"rewards.function_arguments={{table: {root}/table.csv, nested: [{{more: ~/x.bin}}]}}",
     ]
     run = root / "run"
-    return run, make_run(run, "lora.rank=2", *paths)
+    return run, trained_run(run, "lora.rank=2", *paths)
 
 
 @pytest.fixture
@@ -490,7 +490,7 @@ def test_what_rounding_loses_is_counted_weight_by_weight(run: Path, tmp_path: Pa
 
 
 def test_an_update_of_a_tied_output_embedding_leaves_the_input_alone(tmp_path: Path) -> None:
-    learner = make_run(tmp_path / "run", "lora.targets=all+lm_head").model
+    learner = trained_run(tmp_path / "run", "lora.targets=all+lm_head").model
     merge(read_trained(tmp_path / "run/adapters/latest", None), "float32", tmp_path / "merged")
     merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     base: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from rewards import Verdict
 from rl_engine.report.page import read_runs, write_page
-from tests.helpers.report_runs import evaluated, publish, record_step, start_run
+from tests.helpers.run_directories import evaluated, publish, record_step, start_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = (

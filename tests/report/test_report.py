@@ -27,10 +27,10 @@ from rl_engine.report.completions import (
 )
 from rl_engine.report.page import page_of, read_runs, write_report
 from rl_engine.report.plot import draw_chart, plot_charts
-from rl_engine.report.run_record import read_run
+from rl_engine.report.shown_run import read_run
 from rl_engine.report.tables import changes_of, conditions_of, differences_of
 from rl_engine.run.records import METRICS, read_metrics
-from tests.helpers.report_runs import evaluated, publish, record_step, start_run
+from tests.helpers.run_directories import evaluated, publish, record_step, start_run
 
 RIGHT, WRONG = ("4", Verdict.CORRECT), ("5", Verdict.INCORRECT)
 TIMES = {"time/step_s": 2.0, "time/learn_s": 1.5, "throughput/tokens_per_s": 50.0}
@@ -148,7 +148,7 @@ def test_adapters_come_with_step_score_and_marks(tmp_path: Path) -> None:
     run = read_run(tmp_path, problems=1, budget_bytes=0)
     (condition,) = conditions_of(run)
     assert condition == ("aime2024, version 1", "30 problems × 16, temperature 1, ≤ 4,096 tokens")
-    rows = [(a.key, a.step, a.facts is None, a.is_best, a.is_latest, a.scores[condition].avg) for a in run.adapters]
+    rows = [(a.key, a.step, a.manifest is None, a.is_best, a.is_latest, a.scores[condition].avg) for a in run.adapters]
     assert rows == [
         ("policy-v000000", 0, True, False, False, 0.1),
         ("policy-v000001", 1, False, True, False, pytest.approx(0.3)),

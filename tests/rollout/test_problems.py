@@ -15,7 +15,7 @@ from rewards import Grader, Verdict
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.data import prepare
-from rl_engine.sft.embedded import ASKED
+from rl_engine.sft.embedded import QUICKSTART_SUMS
 from rollout.config import ArithmeticConfig, ColumnsConfig, DataConfig, PromptConfig
 from rollout.models import locate_model
 from rollout.prompts.arithmetic import Expression, arithmetic_problems, expressions
@@ -138,7 +138,7 @@ def test_a_missing_column_names_those_there_are(monkeypatch: pytest.MonkeyPatch)
 
 def test_train_and_held_out_never_share_an_expression() -> None:
     train = {p.text for seed in (0, 1, 2) for p in arithmetic_problems(SHOWN, "train", 3000, seed)}
-    held_out = {p.text for p in arithmetic_problems(ASKED, "held_out", 1000, 1)}
+    held_out = {p.text for p in arithmetic_problems(QUICKSTART_SUMS, "held_out", 1000, 1)}
     assert len(held_out) == 1000
     assert not train & held_out
     shown = {e.text for e in itertools.islice(expressions("train", 0, SHOWN.terms, SHOWN.largest), 20_000)}
@@ -146,7 +146,7 @@ def test_train_and_held_out_never_share_an_expression() -> None:
 
 
 def test_answers_and_worked_steps_are_right() -> None:
-    for problem in arithmetic_problems(ASKED, "train", 300, 7):
+    for problem in arithmetic_problems(QUICKSTART_SUMS, "train", 300, 7):
         expression = problem.text.removesuffix("=?")
         assert eval(expression) == int(problem.answer)
         assert problem.level == str(len(re.findall(r"\d+", expression)))
@@ -155,8 +155,8 @@ def test_answers_and_worked_steps_are_right() -> None:
 
 
 def test_the_generator_is_a_function_of_its_seed_and_stops_when_all_is_used() -> None:
-    assert arithmetic_problems(ASKED, "train", 50, 3) == arithmetic_problems(ASKED, "train", 50, 3)
-    assert arithmetic_problems(ASKED, "train", 50, 3) != arithmetic_problems(ASKED, "train", 50, 4)
+    assert arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3) == arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3)
+    assert arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3) != arithmetic_problems(QUICKSTART_SUMS, "train", 50, 4)
     tiny = ArithmeticConfig(terms=(2,), largest=2)
     assert 0 < len(arithmetic_problems(tiny, "train", 100, 0)) <= 8
 

@@ -35,7 +35,7 @@ def test_its_record_says_that_guessing_mostly_fails_and_working_mostly_succeeds(
 
 
 def test_quickstart_trains_on_the_task_it_was_made_for() -> None:
-    assert load_config("quickstart.yaml").data.arithmetic == embedded.ASKED
+    assert load_config("quickstart.yaml").data.arithmetic == embedded.QUICKSTART_SUMS
 
 
 def test_the_tokenizer_is_one_token_a_character_and_loses_nothing() -> None:
@@ -52,8 +52,8 @@ def test_the_warm_start_shows_every_example_once_in_the_order_of_the_stream() ->
     config = read_config(SftConfig, embedded.RECIPE)
     assert (config.method, config.train.steps, config.train.batch_size) == ("full", 1000, 96)
     assert not config.data.shuffle
-    assert set(embedded.ASKED.terms) < set(config.data.arithmetic.terms)
-    assert config.data.arithmetic.largest == embedded.ASKED.largest
+    assert set(embedded.QUICKSTART_SUMS.terms) < set(config.data.arithmetic.terms)
+    assert config.data.arithmetic.largest == embedded.QUICKSTART_SUMS.largest
     short = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
     examples = load_examples(short, embedded.build_tokenizer())
     assert len(examples.train) == 2 * 96

@@ -26,9 +26,9 @@ from rl_engine.run.merge import merge
 from rl_engine.run.records import read_metrics
 from rl_engine.run.trained import read_trained
 from rl_engine.sft import __main__ as sft
+from rl_engine.sft.batches import batches_of
 from rl_engine.sft.examples import IGNORED, Example, load_examples
 from rl_engine.sft.loop import SftRun
-from rl_engine.sft.rows import plan_of
 from rl_engine.sft.run import assemble, load_tokenizer, run_sft
 from rl_engine.sft.trainer import rate_factor, rows_of
 from rollout.adapters import read_manifest
@@ -75,7 +75,7 @@ def assembled(directory: Path, *overrides: str) -> SftRun:
     run = assemble(config, load_tokenizer(config), resume=False)
     run.records.open(-1)
     generator = torch.Generator().manual_seed(1)
-    for name, parameter in run.trained.parameters.items():
+    for name, parameter in run.trainable.parameters.items():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.02, generator=generator)
     return run
@@ -100,7 +100,7 @@ class _Gradients(TrainerCallback):
         self.seen: dict[str, torch.Tensor] = {}
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        for name, parameter in self.run.trained.parameters.items():
+        for name, parameter in self.run.trainable.parameters.items():
             assert parameter.grad is not None, name
             self.seen[name] = parameter.grad.clone()
 
@@ -118,8 +118,8 @@ def test_loss_and_gradient_are_those_of_the_cross_entropy_of_the_answers_however
     arm: str, tmp_path: Path
 ) -> None:
     plain = assembled(tmp_path, arm)
-    loss = mean_nats(plain.trained.causal_lm, plain.examples.train)
-    gradients = torch.autograd.grad(loss, list(plain.trained.parameters.values()))
+    loss = mean_nats(plain.trainable.causal_lm, plain.examples.train)
+    gradients = torch.autograd.grad(loss, list(plain.trainable.parameters.values()))
     norm = sum(float(gradient.square().sum()) for gradient in gradients) ** 0.5
     assert len(rows_of(plain.examples.train, 64, packing=True)) == 3
     for index, overrides in enumerate(SPLITS[arm]):
@@ -131,7 +131,7 @@ def test_loss_and_gradient_are_those_of_the_cross_entropy_of_the_answers_however
         (line,) = read_metrics(directory / "run")
         assert line["loss"] == pytest.approx(loss.item(), abs=1e-6), overrides
         assert line["grad_norm"] == pytest.approx(norm, rel=1e-5)
-        for name, gradient in zip(plain.trained.parameters, gradients, strict=True):
+        for name, gradient in zip(plain.trainable.parameters, gradients, strict=True):
             assert float((found.seen[name] - gradient).abs().max()) < 1e-6 * norm, (name, overrides)
 
 
@@ -154,7 +154,7 @@ def test_a_packed_example_does_not_see_its_neighbours(attention: str, tmp_path: 
         for part, marks in zip(ids.split(row["seq_lengths"]), labels.split(row["seq_lengths"]), strict=True):
             parts.append(Example(part.numpy(), marks.numpy()))
     with torch.no_grad():
-        alone = torch.cat([nats(run.trained.causal_lm, part) for part in parts])
+        alone = torch.cat([nats(run.trainable.causal_lm, part) for part in parts])
     torch.testing.assert_close(packed_nats(dict(batch)), alone, atol=2e-6, rtol=0)
     # The same row taken for one long example: what this test is there to notice.
     blind = {"input_ids": batch["input_ids"], "labels": batch["labels"]}
@@ -192,9 +192,9 @@ def test_the_run_directory_says_what_happened(finished: Path) -> None:
     assert all(measured <= line.keys() for line in lines[1:])
     config = read_config(SftConfig, str(finished / "config.yaml"))
     rows = rows_of(load_examples(config, load_tokenizer(config)).train, 64, packing=False)
-    plan = plan_of(config, rows)
-    assert [line["tokens"] for line in lines] == [plan.learned[step] for step in (0, 2, 3, 4, 6)]
-    by_hand = sum(sum(label != IGNORED for label in rows[index]["labels"]) for index in plan.order)
+    batches = batches_of(config, rows)
+    assert [line["tokens"] for line in lines] == [batches.learned[step] for step in (0, 2, 3, 4, 6)]
+    by_hand = sum(sum(label != IGNORED for label in rows[index]["labels"]) for index in batches.rows)
     assert lines[-1]["tokens"] == by_hand
 
 
@@ -269,14 +269,14 @@ def test_a_run_is_not_written_over(finished: Path) -> None:
 def test_full_fine_tuning_in_bfloat16_keeps_small_updates_and_publishes_a_model(tmp_path: Path) -> None:
     """At 1e-6 a step a bfloat16 weight would round back; the masters move, and the model that loads is their cast."""
     run = assembled(tmp_path, "method=full", "model.dtype=bfloat16", "optim.lr=1e-6")
-    before = run.trained.values()
+    before = run.trainable.values()
     run.trainer.train()
-    after = run.trained.values()
+    after = run.trainable.values()
     assert {value.dtype for value in after.values()} == {torch.float32}
     name = "model.layers.0.mlp.up_proj.weight"
     moved = (after[name] - before[name]).abs()
     assert 0 < moved.max() < 2e-6
-    run.trained.write(tmp_path, after)
+    run.trainable.write(tmp_path, after)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.dtype == torch.bfloat16
     assert torch.equal(model.state_dict()[name], after[name].bfloat16())
@@ -313,16 +313,17 @@ def test_a_step_learns_from_the_same_rows_whatever_the_method_rank_and_micro_bat
     lengths = (5, 3, 9, 4, 7, 6)
     labels = [np.array([IGNORED] + [7] * (n - 1), np.int32) for n in lengths]
     rows = rows_of([Example(abs(row), row) for row in labels], 64, packing=False)
-    one = plan_of(config_of(tmp_path, "train={steps: null, epochs: 2, batch_size: 4, microbatch_size: 1}"), rows)
-    two = plan_of(
+    one = batches_of(config_of(tmp_path, "train={steps: null, epochs: 2, batch_size: 4, microbatch_size: 1}"), rows)
+    two = batches_of(
         config_of(tmp_path, "train={steps: null, epochs: 2, batch_size: 4}", "method=full", "lora.rank=7"), rows
     )
     assert one == two
     assert one.steps == 3
-    assert sorted(one.order) == sorted([*range(6), *range(6)])
+    assert sorted(one.rows) == sorted([*range(6), *range(6)])
     assert (one.tokens[-1], one.learned[-1]) == (2 * 34, 2 * 28)
     assert (
-        plan_of(config_of(tmp_path, "train={steps: null, epochs: 2, batch_size: 4}", "seed=1"), rows).order != one.order
+        batches_of(config_of(tmp_path, "train={steps: null, epochs: 2, batch_size: 4}", "seed=1"), rows).rows
+        != one.rows
     )
 
 

@@ -5,25 +5,18 @@ from __future__ import annotations
 import ast
 import os
 import pickle
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from rewards.workers import processes
-from rl_engine.config import Config, load_config
+from rl_engine.config import load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.run import stopping
 from rl_engine.run.checkpoint import Checkpoints, RunState
-from rl_engine.run.output import check_output, sole_writer
-from rl_engine.run.records import Records
-from rl_engine.run.stopping import StopRequest
-from rl_engine.train.__main__ import app
 from rollout.adapters import write_manifest
 from rollout.models import refuse_code_of_models
 from tests.test_layout import FILES, ROOT
@@ -117,66 +110,3 @@ def test_a_configuration_may_name_variables_but_no_secrets(monkeypatch: pytest.M
     with pytest.raises(ConfigError, match="OPENAI_API_KEY looks like a secret") as error:
         load_config("quickstart.yaml", ["rewards.function_arguments={key: '${oc.env:OPENAI_API_KEY}'}"])
     assert "hidden" not in str(error.value)
-
-
-# What is written, and by whom.
-
-
-def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with sole_writer(run, overwrite=False):
-        (run / "config.yaml").write_text("seed: 0\n")
-        with pytest.raises(ConfigError, match="another process is training in"), sole_writer(run, overwrite=True):
-            pass
-        assert (run / "config.yaml").exists()
-    (run / "rollouts").mkdir()
-    with sole_writer(run, overwrite=True):
-        assert [path.name for path in run.iterdir()] == [".lock"]
-    (run / "mine.txt").write_text("no run of ours\n")
-    with sole_writer(run, overwrite=True):
-        assert (run / "mine.txt").exists()
-
-
-def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_unasked(make_config: Callable[..., Config]) -> None:
-    config = make_config("checkpoint.every=2", "log.tensorboard=false")
-    run = Path(config.output_dir)
-    records = Records(run, config)
-    records.open(-1)
-    for step in (0, 1, 2):  # the first checkpoint could not be written
-        records.metrics({"step": step})
-    check_output(config, resume=True)
-    records.metrics({"step": 3})
-    with pytest.raises(ConfigError, match=r"3 steps on record and no checkpoint.*checkpoint.every is 2"):
-        check_output(config, resume=True)
-    (run / "config.yaml").write_text("")
-    with pytest.raises(ConfigError, match=r"config\.yaml is damaged"):
-        check_output(config, resume=True)
-
-
-def test_a_base_model_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
-    arguments = ["--config", "quickstart.yaml", "model.name=./gone", f"output_dir={tmp_path / 'run'}"]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2
-    assert "'./gone' is not a model directory" in result.output
-    assert not (tmp_path / "run").exists()
-
-
-def requested_stops(pause_s: float, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How a process ends that is asked to stop twice, so many seconds apart; its own code where it is not ended."""
-    monkeypatch.setattr(stopping, "ECHO_S", 0.05)
-    child = os.fork()
-    if child == 0:
-        try:
-            stop = StopRequest()
-            stop.listen()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                os.kill(os.getpid(), number)
-                signal.sigtimedwait([], pause_s)
-        finally:
-            os._exit(40 + (stop.signum or 0))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def test_a_request_to_stop_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert requested_stops(0.001, monkeypatch) == 40 + signal.SIGINT
-    assert requested_stops(0.2, monkeypatch) == -signal.SIGTERM

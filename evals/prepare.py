@@ -1,4 +1,4 @@
-"""What was asked for → exams: each suite with its problems rendered, and what its protocol becomes on this model."""
+"""Suite → prepared suite: its problems rendered, and what its protocol becomes on this model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from evals.evaluate import Exam
+from evals.options import EvalOptions
 from evals.suites import Suite, find_suite, load_suite, origin_of, sampling_of
-from rollout.config import PromptConfig
+from rollout.config import PromptConfig, SamplingConfig
 from rollout.prompts.renderer import Renderer
+from rollout.types import Prompt
 
 PLAIN_TEMPLATE = "problem_solution"
 # Tokenizers of base models often bring the chat template of their instructed siblings, to which they do not listen.
@@ -21,40 +21,17 @@ SAYS_BASE = re.compile(r"(?:^|[-_.])base(?:$|[-_.])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """The command's arguments. None leaves a suite's own protocol."""
+class PreparedSuite:
+    """A suite as one model is asked it."""
 
-    model: str
-    revision: str | None = None
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    adapters: tuple[str, ...] = ()
-    """`[NAME=]DIR` each."""
-    base: bool = True
-    """Whether the base model is measured too."""
-    suites: tuple[str, ...]
-    data_dir: str | None = None
-    train_data: str | None = None
-    limit: int | None = None
-    samples: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: int | None = None
-    template: str = "auto"
-    frame: str | None = None
-    instruction: str | None = None
-    """Sentence after the problem; empty for none."""
-    seed: int = 0
-    output: Path
-    records: bool = False
-    overwrite: bool = False
-    batch: int = 256
-    """Completions sampled between two savings."""
-    workers: int = 2
-    timeout_s: float = 5.0
-    tensor_parallel_size: int = 1
-    memory_fraction: float = 0.9
-    kv_cache_gib: float = 2.0
-    max_num_seqs: int = 512
+    suite: Suite
+    origin: str
+    """Where the problems were read from, for people."""
+    prompts: tuple[Prompt, ...]
+    prompt: PromptConfig
+    sampling: SamplingConfig
+    """The protocol's, with the template's stop strings."""
+    remarks: tuple[str, ...] = ()
 
 
 def find_suites(names: Sequence[str]) -> list[Suite]:
@@ -68,32 +45,34 @@ def find_suites(names: Sequence[str]) -> list[Suite]:
     return suites
 
 
-def prompt_of(asked: Asked, suite: Suite, tokenizer: PreTrainedTokenizerBase) -> PromptConfig:
+def prompt_of(options: EvalOptions, suite: Suite, tokenizer: PreTrainedTokenizerBase) -> PromptConfig:
     """The model's own template, unless it has none or its name says that it is a base model, or one was asked for."""
-    template = asked.template
-    if template == "auto" and asked.frame is not None:
+    template = options.template
+    if template == "auto" and options.frame is not None:
         template = "frame"
     elif template == "auto":
-        chats = tokenizer.chat_template and not SAYS_BASE.search(Path(asked.model).name)
+        chats = tokenizer.chat_template and not SAYS_BASE.search(Path(options.model).name)
         template = "chat" if chats else PLAIN_TEMPLATE
-    instruction = suite.instruction if asked.instruction is None else asked.instruction or None
-    return PromptConfig(template=template, frame=asked.frame, instruction=instruction)
+    instruction = suite.instruction if options.instruction is None else options.instruction or None
+    return PromptConfig(template=template, frame=options.frame, instruction=instruction)
 
 
-def exam_of(asked: Asked, suite: Suite, tokenizer: PreTrainedTokenizerBase, context: int) -> Exam:
+def prepare_suite(
+    options: EvalOptions, suite: Suite, tokenizer: PreTrainedTokenizerBase, context: int
+) -> PreparedSuite:
     """Raises `ValueError` when a problem leaves no room for an answer in the model's `context` tokens."""
-    prompt = prompt_of(asked, suite, tokenizer)
+    prompt = prompt_of(options, suite, tokenizer)
     renderer = Renderer(tokenizer, prompt)
-    loaded = load_suite(suite, asked.data_dir, asked.limit)
+    loaded = load_suite(suite, options.data_dir, options.limit)
     prompts = tuple(renderer.render_all(loaded.problems))
     sampling = sampling_of(
-        suite, n=asked.samples, temperature=asked.temperature, top_p=asked.top_p, max_tokens=asked.max_tokens
+        suite, n=options.samples, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
     )
     remarks = [
         f"dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
         for reason, count in loaded.dropped.items()
     ]
-    if suite.size is not None and asked.limit is None and len(prompts) != suite.size:
+    if suite.size is not None and options.limit is None and len(prompts) != suite.size:
         remarks.append(f"{len(prompts):,} problems were read of a suite of {suite.size:,}: damaged or different data")
     room = context - max(len(one.token_ids) for one in prompts)
     if room < 1:
@@ -102,9 +81,9 @@ def exam_of(asked: Asked, suite: Suite, tokenizer: PreTrainedTokenizerBase, cont
         remarks.append(
             f"completions end at {room:,} tokens, not {sampling.max_tokens:,}: the model's context is {context:,}"
         )
-    return Exam(
+    return PreparedSuite(
         suite=suite,
-        origin=origin_of(suite, asked.data_dir),
+        origin=origin_of(suite, options.data_dir),
         prompts=prompts,
         prompt=prompt,
         sampling=sampling.model_copy(

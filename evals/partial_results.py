@@ -1,7 +1,7 @@
 """Finished problems ↔ a file beside the output: what an interrupted evaluation has not to sample again.
 
 The first line holds the settings that the numbers depend on; a file of other settings is refused. Every further line is
-the outcome of one problem by one contender.
+the outcome of one problem by one policy (`contender` in the file).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from rollout.durable import write_synced
 
 Settings = dict[str, Any]
 Key = tuple[str, str, str]
-"""Suite, contender, problem id."""
+"""(suite, label of the policy, problem id)"""
 
 
-class LedgerError(ValueError):
-    """A ledger of another evaluation; the text says what differs."""
+class PartialResultsError(ValueError):
+    """Partial results of another evaluation; the text says what differs."""
 
 
 @dataclass
-class Ledger:
+class PartialResults:
     """One process's view of `FILE.partial.jsonl`. Further ranks write `FILE.partial-1.jsonl` … of their own."""
 
     output: Path
@@ -48,7 +48,7 @@ class Ledger:
     def begin(self, *, overwrite: bool) -> None:
         """Gather what earlier processes left into one clean file: by the main rank, before the others read.
 
-        Raises `LedgerError` when it is of another evaluation.
+        Raises `PartialResultsError` when it is of another evaluation.
         """
         if overwrite:
             self.remove()
@@ -63,24 +63,24 @@ class Ledger:
     def read(self) -> None:
         """Take in every finished problem of every rank. A last line cut short by a crash is left out."""
         for path in self._paths():
-            lines = _whole_lines(path)
+            lines = _complete_lines(path)
             header = next(lines, {"settings": self.settings})
             changed = differences(header.get("settings"), json.loads(json.dumps(self.settings)))
             if changed:
-                raise LedgerError(
+                raise PartialResultsError(
                     f"{path} holds an unfinished evaluation with other settings: {'; '.join(changed)}. "
                     "--overwrite begins anew"
                 )
             for record in lines:
                 self._records[(record["suite"], record["contender"], record["problem_id"])] = record
 
-    def find(self, suite: str, contender: str, problem_id: str) -> dict[str, Any] | None:
+    def find(self, suite: str, policy: str, problem_id: str) -> dict[str, Any] | None:
         """The record of a finished problem."""
-        return self._records.get((suite, contender, problem_id))
+        return self._records.get((suite, policy, problem_id))
 
-    def add(self, suite: str, contender: str, outcomes: Sequence[Outcome]) -> None:
+    def add(self, suite: str, policy: str, outcomes: Sequence[Outcome]) -> None:
         """Keep the outcomes of problems that were sampled together, in one write."""
-        records = [{"suite": suite, "contender": contender, **outcome.to_json()} for outcome in outcomes]
+        records = [{"suite": suite, "contender": policy, **outcome.to_json()} for outcome in outcomes]
         lines = [] if self.path.is_file() else [{"settings": self.settings}]
         with self.path.open("a") as file:
             file.write("".join(json.dumps(line) + "\n" for line in (*lines, *records)))
@@ -92,7 +92,7 @@ class Ledger:
             path.unlink()
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open() as file:
         for line in file:
             if line.endswith("\n"):

@@ -1,4 +1,4 @@
-"""Adapter directories → what is measured: the base model, and adapters that the engine can be told to load.
+"""Adapter directories → the policies to measure: the base model, and adapters that the engine can be told to load.
 
 A published version is verified by its manifest. A directory that PEFT wrote elsewhere has none: it is taken as it is,
 after a look at whether vLLM can serve it on this model.
@@ -31,7 +31,7 @@ READS_HIDDEN = re.compile(r"\.layers\.(\d+)\..*\.(?:[qkv]_proj|gate_proj|up_proj
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
+class Policy:
     """The base model or one adapter on it."""
 
     label: str
@@ -42,20 +42,20 @@ class Contender:
     """What a person should know before trusting it."""
 
 
-BASE_MODEL = Contender(label=BASE)
+BASE_MODEL = Policy(label=BASE)
 
 
-def find_contenders(arguments: Sequence[str], model: str, facts: Any) -> list[Contender]:
-    """The contenders of `--adapter [NAME=]DIR`, checked against a model and its configuration (`AutoConfig`).
+def find_policies(arguments: Sequence[str], model: str, model_config: Any) -> list[Policy]:
+    """The policies of `--adapter [NAME=]DIR`, checked against a model and its text configuration.
 
     Raises `AdapterError` for what cannot be measured.
     """
-    contenders = [_contender(argument, model, facts) for argument in arguments]
-    labels = Counter(contender.label for contender in contenders)
+    policies = [_policy(argument, model, model_config) for argument in arguments]
+    labels = Counter(policy.label for policy in policies)
     for label, count in labels.items():
         if count > 1 or label == BASE:
             raise AdapterError(f"{count} adapters are called {label!r}; give names of your own: --adapter NAME=DIR")
-    return contenders
+    return policies
 
 
 def named_directory(argument: str) -> tuple[str, Path]:
@@ -64,13 +64,13 @@ def named_directory(argument: str) -> tuple[str, Path]:
     return name, Path(place).expanduser().resolve()
 
 
-def _contender(argument: str, model: str, facts: Any) -> Contender:
+def _policy(argument: str, model: str, model_config: Any) -> Policy:
     name, directory = named_directory(argument)
     if not (directory / PEFT_CONFIG).is_file():
         raise AdapterError(f"--adapter {argument}: {_what_is_there(directory)}")
     settings = json.loads((directory / PEFT_CONFIG).read_text())
     rank = _rank_of(settings, directory)
-    _check_fits(directory, facts, model)
+    _check_fits(directory, model_config, model)
     published = (directory / MANIFEST).is_file()
     manifest = read_manifest(directory) if published else {}
     ref = AdapterRef(
@@ -84,7 +84,7 @@ def _contender(argument: str, model: str, facts: Any) -> Contender:
     trained_on = manifest.get("base_model") or settings.get("base_model_name_or_path")
     if trained_on and not same_model(trained_on, model):
         remarks.append(f"trained on {trained_on!r}, measured on {model!r}: make sure that they are one model")
-    return Contender(label=ref.key if published and not name else ref.name, ref=ref, remarks=tuple(remarks))
+    return Policy(label=ref.key if published and not name else ref.name, ref=ref, remarks=tuple(remarks))
 
 
 def _what_is_there(directory: Path) -> str:
@@ -113,11 +113,11 @@ def _rank_of(settings: dict[str, Any], directory: Path) -> int:
     return rank
 
 
-def _check_fits(directory: Path, facts: Any, model: str) -> None:
-    """vLLM copies what is too small into its larger buffers without a word."""
+def _check_fits(directory: Path, model_config: Any, model: str) -> None:
+    """Raises `AdapterError` for another model's adapter: vLLM would copy what is too small into its larger buffers."""
     if not (directory / PEFT_WEIGHTS).is_file():
         raise AdapterError(f"{directory} has no {PEFT_WEIGHTS}")
-    layers, hidden = facts.num_hidden_layers, facts.hidden_size
+    layers, hidden = model_config.num_hidden_layers, model_config.hidden_size
     with safe_open(directory / PEFT_WEIGHTS, framework="numpy") as weights:
         for name in weights.keys():  # noqa: SIM118 - not a mapping
             found = READS_HIDDEN.search(name)

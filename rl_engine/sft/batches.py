@@ -1,4 +1,4 @@
-"""Examples → the rows of every supervised step."""
+"""Rows → the batches of a supervised run: which rows each step learns from."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from rollout.prompts.cursor import Cursor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Batches:
     """Which rows each step learns from: a function of the seed, not of the method, the rank or the micro-batches.
 
-    Example: `Plan(order=[5, 0, 3, 1], steps=2, tokens=[0, 31, 60], learned=[0, 12, 25])` at a batch size of two.
+    Example: `Batches(rows=[5, 0, 3, 1], steps=2, tokens=[0, 31, 60], learned=[0, 12, 25])` at a batch size of two.
     """
 
-    order: list[int]
+    rows: list[int]
+    """[steps × batch size] indices of the rows, one batch after the other."""
     steps: int
     tokens: list[int]
     """[steps + 1] tokens seen after so many steps, without padding."""
@@ -29,7 +30,7 @@ class Plan:
     """[steps + 1] tokens learned from after so many steps."""
 
 
-def plan_of(config: SftConfig, rows: Dataset) -> Plan:
+def batches_of(config: SftConfig, rows: Dataset) -> Batches:
     """A shuffled pass over all rows an epoch, cut into batches; a batch may span two epochs, so that all are full."""
     train = config.train
     steps = train.steps or math.ceil(len(rows) * (train.epochs or 1) / train.batch_size)
@@ -43,4 +44,4 @@ def plan_of(config: SftConfig, rows: Dataset) -> Plan:
     def so_far(counts: Any) -> list[int]:
         return [0, *np.cumsum([counts[batch].sum() for batch in batches]).tolist()]
 
-    return Plan(order=np.concatenate(batches).tolist(), steps=steps, tokens=so_far(lengths), learned=so_far(learned))
+    return Batches(rows=np.concatenate(batches).tolist(), steps=steps, tokens=so_far(lengths), learned=so_far(learned))

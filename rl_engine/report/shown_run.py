@@ -1,4 +1,4 @@
-"""A run directory, finished or not → one frozen record of what is in it."""
+"""A run directory, finished or not → what the page shows of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rollout.adapters import MANIFEST
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """One report in evals/: what an adapter scores on a suite, and under which conditions."""
+    """What an adapter scores on a suite, and under which conditions: one of the run's own reports in evals/."""
 
     suite: str
     suite_version: int
@@ -46,19 +46,19 @@ class Adapter:
     """A version in adapters/, or one that has scores although it is no longer kept."""
 
     key: str
-    """As in `AdapterRef.key`: `policy-v000005`."""
-    facts: Mapping[str, Any] | None
-    """Its manifest; None where the version is not kept."""
+    """`AdapterRef.key`: `policy-v000005`."""
+    manifest: Mapping[str, Any] | None
+    """None where the version is not kept."""
     step: int | None
     """The step that published it; None where no line of the metrics says so."""
     is_best: bool
     is_latest: bool
     scores: Mapping[tuple[str, str], Score]
-    """By their condition."""
+    """Condition → the score under it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunRecord:
+class ShownRun:
     """What is shown of a run."""
 
     name: str
@@ -67,9 +67,9 @@ class RunRecord:
     settings: Mapping[str, Any]
     """The configuration with dotted keys."""
     lines: tuple[Mapping[str, float], ...]
-    """Of metrics.jsonl, whole ones, with what is inside the adapters (`insides.py`)."""
+    """Complete lines of metrics.jsonl, with what is inside the adapters (`insides.py`)."""
     adapters: tuple[Adapter, ...]
-    """In the order of their keys."""
+    """Sorted by key."""
     completions: ShownCompletions
 
     @property
@@ -87,7 +87,7 @@ class RunRecord:
         return self.step >= self.steps
 
 
-def read_run(run: Path, *, problems: int, budget_bytes: int) -> RunRecord:
+def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     """Gather a run directory. Raises `ValueError` when it is not one."""
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}")
@@ -96,7 +96,7 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> RunRecord:
     if "train.steps" not in settings:
         raise ValueError(f"{run / 'config.yaml'} is not the configuration of a run: there is no train.steps")
     lines = with_insides(run, tuple(read_metrics(run)))
-    return RunRecord(
+    return ShownRun(
         name=run.resolve().name,
         path=run,
         config_text=text,
@@ -118,8 +118,8 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapte
     directories = {path.parent.name: path for path in (run / "adapters").glob(f"v[0-9]*/{MANIFEST}")}
     manifests = {}
     for name, path in directories.items():
-        facts = _json(path)
-        manifests[f"{facts['name']}-{name}"] = facts
+        manifest = _json(path)
+        manifests[f"{manifest['name']}-{name}"] = manifest
     marks = {mark: (run / "adapters" / mark).resolve().name for mark in ("best", "latest")}
     # A step without a signal publishes nothing: the first step that names a version made it.
     steps: dict[str, int] = {}
@@ -132,7 +132,7 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapte
         found.append(
             Adapter(
                 key=key,
-                facts=manifests.get(key),
+                manifest=manifests.get(key),
                 step=steps.get(version),
                 is_best=version == marks["best"],
                 is_latest=version == marks["latest"],

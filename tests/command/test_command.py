@@ -1,0 +1,66 @@
+"""What the commands share: errors in a line, and no question to the hub where none is needed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from evals.command import exit_with_error
+from rl_engine.command import stay_offline_if_possible, with_hint
+from rl_engine.config import Config
+from rl_engine.train.__main__ import app
+
+
+def test_an_error_is_one_line_of_stderr_and_a_code(capsys: pytest.CaptureFixture[str]) -> None:
+    message = "data.path: no such file: [a]/" + "long/" * 40
+    with pytest.raises(typer.Exit) as end:
+        exit_with_error(message, 2)
+    assert end.value.exit_code == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (OSError("cannot reach the hub"), "give model.name and data.path as local paths"),
+        (OSError(errno.ENOSPC, "No space left on device"), "Make space: what was saved before stands"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Make space: what was saved before stands"),
+        (OSError(errno.EIO, "Input/output error"), "What was saved before stands: --resume"),
+    ],
+)
+def test_an_error_of_the_system_comes_with_the_way_out(error: OSError, hint: str) -> None:
+    said, way_out = with_hint(error, "model.name and data.path").split("\n")
+    assert said == str(error)
+    assert hint in way_out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "offline"),
+    [
+        ((), True),
+        (("model.name=org/model",), False),
+        (("data.source=gsm8k", "prompt.template=chat"), False),
+        (("eval.suites=[held_out,gsm8k]",), False),
+        (("eval.suites=[held_out,gsm8k]", "eval.data_dir=data"), True),
+    ],
+)
+def test_the_hub_is_shut_out_where_all_is_here(
+    overrides: tuple[str, ...], offline: bool, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    stay_offline_if_possible(make_config(*overrides))
+    assert (os.environ["HF_HUB_OFFLINE"] == "1") is offline
+
+
+def test_a_base_model_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    arguments = ["--config", "quickstart.yaml", "model.name=./gone", f"output_dir={tmp_path / 'run'}"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "'./gone' is not a model directory" in result.output
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,27 @@
+"""Graded samples of one problem."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from evals.scoring.outcomes import Outcome, Sample, outcome_of
+from rewards import Verdict
+from rollout.types import Problem, RolloutGroup
+from tests.helpers.builders import completion, prompt, result
+
+
+def test_an_outcome_survives_its_file() -> None:
+    problem = Problem(id="a", text="?", answer="1")
+    sample = Sample(
+        text="½ \ud800", extracted=None, verdict=Verdict.TIMEOUT, detail="d", tokens=3, finish_reason="length"
+    )
+    outcome = Outcome(problem=problem, adapter="base", samples=(sample,), sampling_s=0.5)
+    assert Outcome.from_json(json.loads(json.dumps(outcome.to_json())), problem) == outcome
+
+
+def test_completions_of_two_adapters_are_no_outcome() -> None:
+    group = RolloutGroup(prompt=prompt(), completions=(completion(adapter="a"), completion(adapter="b")))
+    with pytest.raises(ValueError, match="several adapters: a, b"):
+        outcome_of(group, [result(), result()])

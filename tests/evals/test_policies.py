@@ -1,0 +1,88 @@
+"""Which directories are policies that can be measured."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from evals.policies import find_policies, same_model
+from rollout.adapters import AdapterError
+from rollout.models import EMBEDDED_DIR
+from tests.helpers.peft_adapters import write_peft
+
+MODEL_CONFIG = AutoConfig.from_pretrained(EMBEDDED_DIR)
+
+
+def policies(*arguments: str) -> list[Any]:
+    return find_policies(arguments, "embedded", MODEL_CONFIG)
+
+
+def test_published_versions_and_plain_peft_directories_are_taken(tmp_path: Path, adapter: Path) -> None:
+    write_peft(tmp_path / "mine", rank_pattern={"x": 9}, base_model_name_or_path="other/model")
+    (link := tmp_path / "best").symlink_to(adapter)
+    published, foreign, named = policies(str(link), str(tmp_path / "mine"), f"again={adapter}")
+    assert (published.label, published.ref.key, published.remarks) == ("policy-v000007", "policy-v000007", ())
+    assert published.ref.path == adapter
+    assert (foreign.label, foreign.ref.rank) == ("mine", 9)
+    assert "no manifest" in foreign.remarks[0]
+    assert "'other/model'" in foreign.remarks[1]
+    assert (named.label, named.ref.key) == ("again", "again-v000007")
+
+
+def test_a_directory_may_hold_the_sign_that_ends_a_name(tmp_path: Path) -> None:
+    """Those of a sweep do: `rank-1_optim.lr=0.001_seed=0`."""
+    write_peft(tmp_path / "lr=0.001_seed=0")
+    plain, named = policies(str(tmp_path / "lr=0.001_seed=0"), f"rank 1, seed 0={tmp_path}/lr=0.001_seed=0")
+    assert (plain.label, named.label) == ("lr=0.001_seed=0", "rank 1, seed 0")
+    assert plain.ref.path == named.ref.path == tmp_path / "lr=0.001_seed=0"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+        ({"r": 600}, "600"),
+        ({"hidden": 128}, "reads 128 values"),
+        ({"layers": 6}, "in layer 4"),
+    ],
+)
+def test_what_vllm_cannot_serve_on_this_model_is_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
+    write_peft(tmp_path / "mine", **settings)
+    with pytest.raises(AdapterError, match=words):
+        policies(str(tmp_path / "mine"))
+
+
+def test_adapters_that_cannot_be_told_apart_or_trusted_are_refused(tmp_path: Path, adapter: Path) -> None:
+    with pytest.raises(AdapterError, match="NAME=DIR"):
+        policies(str(adapter), str(adapter))
+    with pytest.raises(AdapterError, match="'base'"):
+        policies(f"base={adapter}")
+    with pytest.raises(AdapterError, match="no such directory"):
+        policies(str(tmp_path / "nothing"))
+    with pytest.raises(AdapterError, match="give it as --model"):
+        policies(str(EMBEDDED_DIR))
+    shutil.copytree(adapter, tmp_path / "damaged")
+    with (tmp_path / "damaged" / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    with pytest.raises(AdapterError, match="sha256 differs"):
+        policies(str(tmp_path / "damaged"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("embedded", "/elsewhere/rollout/embedded", True),
+        ("Qwen/Qwen3-8B-Base", "/models/Qwen3-8B-Base", True),
+        ("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B", False),
+    ],
+)
+def test_models_are_the_same_as_far_as_names_tell(one: str, other: str, same: bool) -> None:
+    assert same_model(one, other) is same

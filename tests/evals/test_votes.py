@@ -1,0 +1,31 @@
+"""Votes: which answers state the same."""
+
+from __future__ import annotations
+
+from evals.scoring.estimators import Votes
+from evals.scoring.votes import MOST_COMPARED, count_votes
+from rewards import Grader, Verdict
+from tests.helpers.builders import outcome, sample
+
+
+def test_wrong_answers_are_counted_by_what_they_state(grader: Grader) -> None:
+    right = sample("7", Verdict.CORRECT)
+    found = count_votes(
+        [
+            outcome("a", *map(sample, ("1/2", "0.5", r"\frac{2}{4}", "3")), right, sample(None, Verdict.NO_ANSWER)),
+            outcome("b", *map(sample, ("x+1", "1+x", "x+2", "{broken", "{broken"))),
+            # Refused although it states the reference: the verdict counts, not the text.
+            outcome("c", right, sample("7"), sample("7")),
+        ],
+        grader,
+    )
+    assert found[0] == Votes(right=1, wrong=(3, 1), silent=1)
+    assert found[1] == Votes(right=0, wrong=(2, 2, 1), silent=0)
+    assert found[2] == Votes(right=1, wrong=(2,), silent=0)
+
+
+def test_comparisons_are_bounded(grader: Grader) -> None:
+    """Beyond the limit an answer equals only its own text."""
+    many = [str(number) for number in range(10, 10 + MOST_COMPARED)]
+    (votes,) = count_votes([outcome("a", *map(sample, [*many, *many, "10.0", "99", "99"]))], grader)
+    assert votes.wrong == (2,) * (MOST_COMPARED + 1) + (1,)

@@ -1,0 +1,82 @@
+"""One prompt, completion, verdict or group, with what a test says of it and plain values for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from evals.scoring.outcomes import Outcome, Sample
+from rewards import GradeResult, Verdict
+from rl_engine.learner.groups import GradedGroup
+from rollout.types import Completion, FinishReason, Problem, Prompt, RolloutGroup
+
+Graded = tuple[Completion, GradeResult]
+
+
+def prompt(
+    text: str = "1+1=?",
+    *,
+    id: str | None = None,
+    problem: str | None = None,
+    answer: str = "2",
+    tokens: Sequence[int] = (),
+) -> Prompt:
+    """A prompt, whose problem reads as it does unless told otherwise, and is known by its text."""
+    asked = text if problem is None else problem
+    return Prompt(
+        problem=Problem(id=asked if id is None else id, text=asked, answer=answer), text=text, token_ids=tuple(tokens)
+    )
+
+
+def completion(
+    text: str = "",
+    *,
+    tokens: int = 1,
+    logprob: float = -1.0,
+    finish_reason: FinishReason = "stop",
+    adapter: str = "policy-v000000",
+) -> Completion:
+    """A completion of so many tokens, each as likely as the other."""
+    return Completion(
+        text=text,
+        token_ids=tuple(range(tokens)),
+        logprobs=(logprob,) * tokens,
+        finish_reason=finish_reason,
+        adapter=adapter,
+    )
+
+
+def result(
+    verdict: Verdict = Verdict.CORRECT,
+    reward: float | None = None,
+    *,
+    extracted: str | None = None,
+    terms: Mapping[str, float] | None = None,
+) -> GradeResult:
+    """A verdict, worth 1 where it is correct and 0 else, unless told otherwise."""
+    worth = float(verdict is Verdict.CORRECT) if reward is None else reward
+    return GradeResult(verdict=verdict, reward=worth, extracted=extracted, terms=dict(terms or {}))
+
+
+def graded_group(prompt: Prompt, pairs: Sequence[Graded]) -> GradedGroup:
+    completions, results = zip(*pairs, strict=True)
+    return GradedGroup(RolloutGroup(prompt=prompt, completions=completions), results)
+
+
+def sample(
+    extracted: str | None, verdict: Verdict = Verdict.INCORRECT, *, tokens: int = 1, truncated: bool = False
+) -> Sample:
+    """A graded completion of an evaluation."""
+    return Sample(
+        text="",
+        extracted=extracted,
+        verdict=verdict,
+        detail="",
+        tokens=tokens,
+        finish_reason="length" if truncated else "stop",
+    )
+
+
+def outcome(name: str, *samples: Sample, level: str = "", adapter: str = "base", sampling_s: float = 0.0) -> Outcome:
+    """The outcome of the problem of that name, whose answer is 1."""
+    problem = Problem(id=name, text=name, answer="1", level=level, subject="s")
+    return Outcome(problem=problem, adapter=adapter, samples=samples, sampling_s=sampling_s)
