@@ -8,6 +8,7 @@ rank multiplies by their number and the average is the sum again.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 
 from rl_engine.config import Config
 from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
-from rl_engine.learner.gap import refuse_gap
+from rl_engine.learner.gap import GapLimits, check_gap
 from rl_engine.learner.objective import needs_base, needs_old_logprobs, objective
 from rl_engine.learner.ranks import Ranks
-from rl_engine.learner.statistics import LearnStats, Tally
+from rl_engine.learner.statistics import LearnStats, StepStatistics
 from rl_engine.policy.base_model import layout_of
 from rl_engine.policy.logprobs import Policy
 from rl_engine.policy.methods import METHODS
@@ -112,26 +113,26 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         self._grad_norm = float(norm)
 
-    def step(self, updates: Sequence[Sequence[TrainingSample]], *, max_kl: float, max_gap: float) -> LearnStats:
+    def step(self, updates: Sequence[Sequence[TrainingSample]], limits: GapLimits | None) -> LearnStats:
         """One optimizer update for each of `updates`, whose samples every rank passes alike.
 
         Raises `SamplerGapError` before anything is updated when the sampler's log-probabilities and the learner's
-        are further apart than the limits (nats).
+        are further apart than the limits; None where that has been checked.
         """
         self.engine.train()
         if needs_old_logprobs(self.config.loss, len(updates)):
             updates = [self._with_old_logprobs(samples) for samples in updates]
-        tally = Tally(self.ranks)
+        statistics = StepStatistics(self.ranks)
         norms = []
         for index, samples in enumerate(updates):
-            self._pass_over(samples, tally, learn=True, fresh=index == 0)
+            self._pass_over(samples, statistics, learn=True, measure=index == 0)
             if index == 0:
-                refuse_gap(tally.totals(), max_kl, max_gap)
+                check_gap(statistics.totals().gap, limits)
             self.engine.step()
             norms.append(
                 self._grad_norm if self.config.learner.zero_stage == 0 else float(self.engine.get_global_grad_norm())
             )
-        return replace(tally.totals(), grad_norm=fmean(norms))
+        return replace(statistics.totals(), grad_norm=fmean(norms))
 
     def prime(self) -> None:
         """A step with a gradient of exactly zero: it moves nothing, and the optimizer then has its state to restore.
@@ -139,21 +140,25 @@ class Learner:
         DeepSpeed makes its shards of the moments in the first step, and only then knows whose they are.
         """
         self.engine.train()
-        self._pass_over([NOTHING], Tally(self.ranks), learn=True, fresh=False)
+        self._pass_over([NOTHING], StepStatistics(self.ranks), learn=True, measure=False)
         self.engine.step()
 
     @torch.no_grad()
-    def measure(self, samples: Sequence[TrainingSample], *, max_kl: float, max_gap: float) -> LearnStats:
+    def measure(self, samples: Sequence[TrainingSample], limits: GapLimits | None) -> LearnStats:
         """The figures of `step` without a step: for one whose groups carry no signal."""
-        tally = Tally(self.ranks)
-        self._pass_over(samples, tally, learn=False, fresh=True)
-        stats = tally.totals()
-        refuse_gap(stats, max_kl, max_gap)
+        statistics = StepStatistics(self.ranks)
+        self._pass_over(samples, statistics, learn=False, measure=True)
+        stats = statistics.totals()
+        check_gap(stats.gap, limits)
         return stats
 
-    def _pass_over(self, samples: Sequence[TrainingSample], tally: Tally, *, learn: bool, fresh: bool) -> None:
-        """Forward over this rank's micro-batches, and backward to learn. `fresh`: nothing was updated since the
-        samples were drawn."""
+    def _pass_over(
+        self, samples: Sequence[TrainingSample], statistics: StepStatistics, *, learn: bool, measure: bool
+    ) -> None:
+        """Forward over this rank's micro-batches, and backward to learn.
+
+        `measure`: also how far the policy is from the sampler and from the base, which is said of a step's beginning.
+        """
         loss_config = self.config.loss
         batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
         mine = share_of_rank(batches, self.ranks.rank, self.ranks.count)
@@ -163,7 +168,7 @@ class Learner:
             base_N = None
             if needs_base(loss_config):
                 base_N = self._base_logprobs(batch)
-            elif fresh and index == len(mine) // 2:
+            elif measure and index == len(mine) // 2:
                 # To know the KL to the base, a few completions of median length do.
                 base_N = self._base_logprobs(self._collate(rows[:KL_SAMPLES]).to(self.ranks.device))
             logprob_N, entropy_N = self.engine(batch)
@@ -176,11 +181,11 @@ class Learner:
             )
             if learn:
                 self.engine.backward(part.loss * self.ranks.count)
-            tally.add(part, logprob_N.detach(), entropy_N.detach(), batch)
-            if fresh:
-                tally.add_gap(logprob_N.detach(), batch)
+            statistics.add(part, logprob_N.detach(), entropy_N.detach(), batch)
+            if measure:
+                statistics.add_gap(logprob_N.detach(), batch)
             if base_N is not None:
-                tally.add_base(logprob_N.detach()[: len(base_N)], base_N)
+                statistics.add_base(logprob_N.detach()[: len(base_N)], base_N)
 
     @torch.no_grad()
     def score(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
@@ -195,7 +200,7 @@ class Learner:
         """The samples with the learner's own log-probabilities of now; every rank scores its share."""
         mine = self.ranks.share(list(samples))
         # Every rank makes as many passes: parameters may be gathered in each.
-        idle = -(-len(samples) // self.ranks.count) - len(mine)
+        idle = math.ceil(len(samples) / self.ranks.count) - len(mine)
         scores = self.score([*mine, *[NOTHING] * idle])[: len(mine)]
         return self.ranks.gather([replace(s, old_logprobs=tuple(row)) for s, row in zip(mine, scores, strict=True)])
 

@@ -164,7 +164,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         canary=data.prompts[:CANARY_PROMPTS],
         sampling=sampling,
         past=past,
-        max_gap=gap_limits(config)[1],
+        limits=gap_limits(config),
         facts={"base_model": config.model.name, "config_hash": config_hash(config)},
         keep=config.checkpoint.keep_adapters or {"lora": None, "full": 2}[config.method],
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +30,7 @@ from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, roll
 from rl_engine.run.peaks import PhasePeaks
 from rl_engine.run.records import METRICS, Records, read_metrics
 from rl_engine.run.stopping import StopRequest
-from rl_engine.sampling.past import PastVersions, gaps_of_versions
+from rl_engine.sampling.past import PastVersions, gap_of_versions
 from rl_engine.sampling.publish import Publisher
 from rl_engine.sampling.sampler import Sampler
 from rl_engine.sampling.stream import Supply
@@ -119,22 +118,21 @@ def sample(run: Run) -> list[GradedGroup]:
 
 def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], graded: Sequence[GradedGroup]) -> LearnStats:
     """The step's updates; where no group carries signal, only the measurements."""
-    max_kl, max_gap = gap_limits(run.config)
     engine = run.sampler.engine
     engine.sleep()
     with run.console.phase(f"step {run.step}: learning"), run.peaks.peak_gib("learn"):
-        gaps = gaps_of_versions(run.past, graded, run.adapter, max_kl=max_kl, max_gap=max_gap)
-        if gaps:
-            # What the step itself sees between sampler and learner is then what was learned in between, too.
-            max_kl = max_gap = math.inf
+        limits = gap_limits(run.config)
+        earlier = gap_of_versions(run.past, graded, run.adapter, limits)
+        # With earlier versions, what the step itself sees between sampler and learner is what was learned since, too.
+        limits_of_step = limits if earlier is None else None
         if updates:
-            stats = run.learner.step(updates, max_kl=max_kl, max_gap=max_gap)
+            stats = run.learner.step(updates, limits_of_step)
         else:
             unlearned = training_samples(graded[0].group, [0.0] * run.config.sampling.n)
-            stats = run.learner.measure(unlearned, max_kl=max_kl, max_gap=max_gap)
+            stats = run.learner.measure(unlearned, limits_of_step)
     run.learner.release_memory()
     engine.wake()
-    return replace(stats, **gaps)
+    return stats if earlier is None else replace(stats, gap=earlier)
 
 
 def step_metrics(

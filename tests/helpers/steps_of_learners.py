@@ -50,7 +50,7 @@ def main(output: Path, named_settings: list[str]) -> None:
         learner = Learner(config, ranks, pad_id=0)
         for _ in range(3):
             twice = config.learner.updates_per_step == 2
-            learner.step([samples()[:6], samples()[6:]] if twice else [samples()], **LOOSE)
+            learner.step([samples()[:6], samples()[6:]] if twice else [samples()], LOOSE)
         weights = learner.weights()
         if ranks.is_main:
             save_file(weights, output / f"{name}.safetensors")

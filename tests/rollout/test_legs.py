@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from rewards import GradeResult, Verdict
+from rl_engine.learner.gap import GapLimits
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.learner import Learner
-from rl_engine.sampling.past import PastVersions, gaps_of_versions
+from rl_engine.sampling.past import PastVersions, gap_of_versions
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import sample_seed
@@ -158,7 +159,7 @@ def test_each_leg_is_its_versions_own(
 
     old = publish(0)
     begun = vllm_engine.generate(prompts, SHORT, old, places)
-    learner.step([alternating(begun)], **LOOSE)
+    learner.step([alternating(begun)], LOOSE)
     vllm_engine.unload_adapter(old)
     new = publish(1)
     whole = vllm_engine.extend(begun, SAMPLING, new, places)
@@ -166,9 +167,10 @@ def test_each_leg_is_its_versions_own(
     result = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="", terms={})
     graded = [GradedGroup(group, (result,) * SAMPLING.n) for group in whole]
     assert {leg.adapter for group in whole for c in group.completions for leg in c.legs} == {old.key, new.key}
-    found = gaps_of_versions(past, graded, new, max_kl=1e-6, max_gap=1e-3)
-    assert found["logprob_gap_max"] < 1e-4
+    found = gap_of_versions(past, graded, new, GapLimits(kl=1e-6, logprob=1e-3))
+    assert found is not None
+    assert found.logprob_max < 1e-4
     for key in (old.key, new.key):
         with past.restored(key):
-            moved = learner.measure(alternating(whole), **LOOSE)
-        assert moved.logprob_gap_max > 1e-2
+            moved = learner.measure(alternating(whole), LOOSE)
+        assert moved.gap.logprob_max > 1e-2

@@ -381,7 +381,7 @@ def test_workers_sample_what_the_engine_in_process_samples(
     sampling = SamplingConfig(n=4, max_tokens=24)
     learner = make_learner("optim.lr=1e-2")
     groups = vllm_engine.generate(prompts, sampling, None, seeds(prompts))
-    learner.step([alternating(groups)], **LOOSE)
+    learner.step([alternating(groups)], LOOSE)
     weights = learner.weights()
     assert any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
     store = AdapterStore(tmp_path / "adapters", name="of_the_pool")

@@ -18,7 +18,6 @@ from rich.console import Console
 from rewards import GradeResult, Verdict
 from rl_engine.config import load_config
 from rl_engine.config.file import ConfigError
-from rl_engine.learner.gap import gap_limits
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.run.best import best_version
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
@@ -115,16 +114,6 @@ def test_the_hash_covers_what_the_numbers_depend_on() -> None:
         assert config_hash(load_config("quickstart.yaml", [override])) == plain
     for override in ("seed=1", "lora.rank=2", "train.problems_per_step=8", "rewards.format_weight=0.5"):
         assert config_hash(load_config("quickstart.yaml", [override])) != plain
-
-
-def test_limits_follow_precision_and_top_p() -> None:
-    kl, gap = gap_limits(load_config("quickstart.yaml"))
-    assert (kl, gap) == (1e-6, 1e-2)
-    cut_kl, cut_gap = gap_limits(load_config("quickstart.yaml", ["sampling.top_p=0.9"]))
-    assert cut_kl == pytest.approx(kl + 0.5 * 0.1053605**2, rel=1e-4)
-    assert cut_gap == pytest.approx(gap + 0.1053605, rel=1e-4)
-    chosen = load_config("quickstart.yaml", ["rollout.max_kl=0.5", "rollout.max_logprob_gap=3"])
-    assert gap_limits(chosen) == (0.5, 3.0)
 
 
 def test_the_best_version_is_the_first_with_the_highest_score_that_is_still_there() -> None:
