@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from rl_engine.learner.gap import SamplerGap
@@ -101,10 +100,7 @@ class StepStatistics:
         names = sorted(self._sums)
         sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64, device=self.ranks.device)
         gap_max = torch.tensor(self._gap_max, dtype=torch.float64, device=self.ranks.device)
-        if self.ranks.count > 1:
-            dist.all_reduce(sums)
-            dist.all_reduce(gap_max, op=dist.ReduceOp.MAX)
-        total = dict(zip(names, sums.tolist(), strict=True))
+        total = dict(zip(names, self.ranks.sum(sums).tolist(), strict=True))
         tokens, gap_tokens = total["tokens"], total["gap_tokens"]
         corrected = total["corrected"]
         return LearnStats(
@@ -115,7 +111,7 @@ class StepStatistics:
                 kl=0.5 * total["gap2"] / gap_tokens,
                 kl_v1=total["gap1"] / gap_tokens,
                 kl_v3=total["gap3"] / gap_tokens,
-                logprob_max=float(gap_max),
+                logprob_max=float(self.ranks.max(gap_max)),
                 tokens=int(gap_tokens),
             ),
             ratio=self._ratio_quantiles(),
@@ -132,12 +128,7 @@ class StepStatistics:
         )
 
     def _ratio_quantiles(self) -> dict[str, float]:
-        mine = torch.cat(self._log_ratios)
-        if self.ranks.count > 1:
-            parts: list[Tensor] = [mine] * self.ranks.count
-            dist.all_gather_object(parts, mine)
-            mine = torch.cat(parts)
-        ordered = mine.sort().values
+        ordered = torch.cat(self.ranks.gather([torch.cat(self._log_ratios)])).sort().values
         # Not torch.quantile, which takes at most 16 million values.
         at = {name: float(ordered[round(q * (len(ordered) - 1))].exp()) for name, q in QUANTILES.items()}
         return {**at, "max": float(ordered[-1].exp())}

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch.distributed as dist
-
 from rl_engine.learner.ranks import Ranks
 from rollout.config import SamplingConfig
 from rollout.engine import PoolEngine
@@ -81,17 +79,13 @@ class DrivenPool:
 
     def _from_main(self, ask: Callable[[PoolEngine], T]) -> T:
         """The main rank's answer, on every rank."""
-        if self.ranks.count == 1:
-            assert self.pool is not None
-            return ask(self.pool)
-        box: list[T | Exception | None] = [None]
+        answer: T | Exception | None = None
         if self.pool is not None:
             try:
-                box[0] = ask(self.pool)
+                answer = ask(self.pool)
             except (RuntimeError, ValueError, OSError) as error:
-                box[0] = error
-        dist.broadcast_object_list(box)
-        answer = box[0]
+                answer = error
+        answer = self.ranks.broadcast(answer)
         if isinstance(answer, Exception):
             raise answer
         return answer  # type: ignore[return-value]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from rollout.pieces import Request, cut, extended
 from rollout.types import AdapterRef, Problem, Prompt
 from tests.helpers.scripted_engine import ScriptedEngine
 
+T = TypeVar("T")
 PROMPTS = [Prompt(problem=Problem(id=str(i), text="none", answer=""), text="none", token_ids=(1,)) for i in range(5)]
 SEEDS = [str(i) for i in range(5)]
 SAMPLING = SamplingConfig(n=2)
@@ -56,42 +57,40 @@ class SlowPool(ScriptedEngine):
         raise AdapterError("damaged")
 
 
+class ThreadRank(Ranks):
+    """A rank that is a thread: what processes would broadcast is put into a list between two barriers."""
+
+    both_are_here = threading.Barrier(2, timeout=20)
+    box: ClassVar[list[Any]] = [None]
+
+    def broadcast(self, value: T) -> T:
+        if self.is_main:
+            self.box[0] = value
+        self.both_are_here.wait()
+        heard: T = self.box[0]
+        self.both_are_here.wait()
+        return heard
+
+
 @pytest.fixture
-def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DrivenPool, DrivenPool]:
-    """Two ranks, as threads that exchange through a list what processes would broadcast."""
-    barrier, shared = threading.Barrier(2, timeout=20), [None]
-
-    def broadcast(box: list[Any]) -> None:
-        if threading.current_thread().name.endswith("_0"):
-            shared[:] = box
-        barrier.wait()
-        box[:] = shared
-        barrier.wait()
-
-    monkeypatch.setattr("rl_engine.sampling.shared_pool.dist.broadcast_object_list", broadcast)
+def both(tmp_path: Path) -> tuple[DrivenPool, DrivenPool]:
+    """The pool as two ranks have it."""
     pool: Any = SlowPool(EngineSettings(model=str(tmp_path), dtype="float32", max_model_len=8, lora_rank=1))
-    ranks = [Ranks(rank, 2, torch.device("cpu")) for rank in (0, 1)]
-    return DrivenPool(pool, ranks[0]), DrivenPool(None, ranks[1])
+    main, other = (ThreadRank(rank, 2, torch.device("cpu")) for rank in (0, 1))
+    return DrivenPool(pool, main), DrivenPool(None, other)
 
 
 def on_both(both: tuple[DrivenPool, DrivenPool], act: Callable[[DrivenPool], Any]) -> list[Any]:
     """What each rank gets, or what it raises."""
 
-    def one(engine: DrivenPool) -> Any:
+    def outcome(engine: DrivenPool) -> Any:
         try:
             return act(engine)
         except (PoolError, AdapterError) as error:
             return repr(error)
 
-    started = threading.Barrier(2, timeout=20)
-
-    def placed(engine: DrivenPool) -> Any:
-        started.wait()  # so that either thread has one rank
-        threading.current_thread().name = f"rank_{engine.ranks.rank}"
-        return one(engine)
-
     with ThreadPoolExecutor(2) as threads:
-        return list(threads.map(placed, both))
+        return list(threads.map(outcome, both))
 
 
 def test_every_rank_gets_what_was_sampled_once(both: tuple[DrivenPool, DrivenPool], tmp_path: Path) -> None:
