@@ -61,7 +61,7 @@ class Learner:
             self.trainee.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
         )
         self.trainee.calibrate(partial(self.policy, self._alone(ids)) for ids in calibration)
-        self.engine = self._start_engine()
+        self.deepspeed_engine = self._start_deepspeed()
 
     def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
         """A micro-batch of one prompt, whose last token stands for the completion."""
@@ -69,7 +69,7 @@ class Learner:
         sample = replace(NOTHING, prompt_ids=tuple(before), completion_ids=(last,))
         return self._collate([sample]).to(self.ranks.device)
 
-    def _start_engine(self) -> Any:
+    def _start_deepspeed(self) -> Any:
         import deepspeed
 
         settings = self.config.learner
@@ -119,7 +119,7 @@ class Learner:
         Raises `SamplerGapError` before anything is updated when the sampler's log-probabilities and the learner's
         are further apart than the limits; None where that has been checked.
         """
-        self.engine.train()
+        self.deepspeed_engine.train()
         if needs_old_logprobs(self.config.loss, len(updates)):
             updates = [self._with_old_logprobs(samples) for samples in updates]
         statistics = StepStatistics(self.ranks)
@@ -128,9 +128,11 @@ class Learner:
             self._pass_over(samples, statistics, learn=True, measure=index == 0)
             if index == 0:
                 check_gap(statistics.totals().gap, limits)
-            self.engine.step()
+            self.deepspeed_engine.step()
             norms.append(
-                self._grad_norm if self.config.learner.zero_stage == 0 else float(self.engine.get_global_grad_norm())
+                self._grad_norm
+                if self.config.learner.zero_stage == 0
+                else float(self.deepspeed_engine.get_global_grad_norm())
             )
         return replace(statistics.totals(), grad_norm=fmean(norms))
 
@@ -139,9 +141,9 @@ class Learner:
 
         DeepSpeed makes its shards of the moments in the first step, and only then knows whose they are.
         """
-        self.engine.train()
+        self.deepspeed_engine.train()
         self._pass_over([NOTHING], StepStatistics(self.ranks), learn=True, measure=False)
-        self.engine.step()
+        self.deepspeed_engine.step()
 
     @torch.no_grad()
     def measure(self, samples: Sequence[TrainingSample], limits: GapLimits | None) -> LearnStats:
@@ -171,7 +173,7 @@ class Learner:
             elif measure and index == len(mine) // 2:
                 # To know the KL to the base, a few completions of median length do.
                 base_N = self._base_logprobs(self._collate(rows[:KL_SAMPLES]).to(self.ranks.device))
-            logprob_N, entropy_N = self.engine(batch)
+            logprob_N, entropy_N = self.deepspeed_engine(batch)
             part = objective(
                 loss_config,
                 batch,
@@ -180,7 +182,7 @@ class Learner:
                 batch.spread(base_N) if base_N is not None and needs_base(loss_config) else None,
             )
             if learn:
-                self.engine.backward(part.loss * self.ranks.count)
+                self.deepspeed_engine.backward(part.loss * self.ranks.count)
             statistics.add(part, logprob_N.detach(), entropy_N.detach(), batch)
             if measure:
                 statistics.add_gap(logprob_N.detach(), batch)
@@ -192,7 +194,7 @@ class Learner:
         """Log-probabilities (nats) of each sample's completion tokens under the current policy, in order."""
         scores = []
         for sample in samples:
-            logprob_N, _ = self.engine(self._collate([sample]).to(self.ranks.device))
+            logprob_N, _ = self.deepspeed_engine(self._collate([sample]).to(self.ranks.device))
             scores.append(logprob_N.tolist())
         return scores
 
@@ -206,7 +208,7 @@ class Learner:
 
     @torch.no_grad()
     def _base_logprobs(self, batch: MicroBatch) -> Tensor:
-        with self.trainee.as_base(self.engine) as score:
+        with self.trainee.as_base(self.deepspeed_engine) as score:
             return score(batch)[0]
 
     @contextlib.contextmanager

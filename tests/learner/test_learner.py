@@ -59,7 +59,7 @@ def test_padding_changes_no_logprob(make_learner: LearnerMaker, samples: list[Tr
     alone = learner.score(samples)
     batch = collate(samples, pad_id=0, layout=learner.layout)
     with torch.no_grad():
-        together, _ = learner.engine(batch)
+        together, _ = learner.deepspeed_engine(batch)
     spread = batch.spread(together)
     for row, (sample, expected) in enumerate(zip(samples, alone, strict=True)):
         found = spread[row, : len(sample.completion_ids)].tolist()
