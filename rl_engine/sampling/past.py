@@ -94,16 +94,16 @@ def _rows_by_version(graded: Sequence[GradedGroup]) -> dict[str, list[TrainingSa
     """One completion of each group, another one than of its neighbour, as rows of the versions that sampled it."""
     rows: dict[str, list[TrainingSample]] = {}
     for number, each in enumerate(graded):
-        most = max(len(completion.legs) for completion in each.group.completions)
-        furthest = [completion for completion in each.group.completions if len(completion.legs) == most]
+        most = max(len(completion.segments) for completion in each.rollout.completions)
+        furthest = [completion for completion in each.rollout.completions if len(completion.segments) == most]
         chosen = furthest[number % len(furthest)]
         end = 0
-        for leg in chosen.legs:
-            start, end = end, end + leg.tokens
-            rows.setdefault(leg.adapter, []).append(
+        for segment in chosen.segments:
+            start, end = end, end + segment.tokens
+            rows.setdefault(segment.adapter, []).append(
                 TrainingSample(
                     # What earlier versions sampled is, to this one, given like the prompt.
-                    prompt_ids=each.group.prompt.token_ids + chosen.token_ids[:start],
+                    prompt_ids=each.rollout.prompt.token_ids + chosen.token_ids[:start],
                     completion_ids=chosen.token_ids[start:end],
                     behaviour_logprobs=chosen.logprobs[start:end],
                     advantage=0.0,

@@ -71,7 +71,7 @@ def wrong_weights(stale: bool, honest_calls: int, settings: EngineSettings) -> E
 
 
 def workers_with(make_engine: Callable[[EngineSettings], Any]) -> None:
-    """The pool of this process has workers with such engines. An `Engine` is enough: no drill samples in legs."""
+    """The pool of this process has workers with such engines. An `Engine` is enough: no drill samples in segments."""
     rollout.pool.ray_pool.RayPool = partial(rollout.pool.ray_pool.RayPool, make_engine=make_engine)  # type: ignore[misc, assignment]
 
 

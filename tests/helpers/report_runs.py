@@ -34,7 +34,7 @@ def graded(problem_id: str, answers: Sequence[tuple[str, Verdict]], version: int
         GradeResult(verdict=verdict, reward=float(verdict is Verdict.CORRECT), extracted=text[-1:] or None)
         for text, verdict in answers
     )
-    return GradedGroup(group=RolloutGroup(prompt=prompt, completions=completions), results=results)
+    return GradedGroup(rollout=RolloutGroup(prompt=prompt, completions=completions), results=results)
 
 
 def start_run(run: Path, *overrides: str) -> Records:

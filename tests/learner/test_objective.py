@@ -1,4 +1,4 @@
-"""Advantages, log-probabilities and micro-batches against numbers worked out by hand and by the full softmax, and the
+"""Log-probabilities and micro-batches against numbers worked out by hand and by the full softmax, and the
 invariances they promise."""
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from rl_engine.run.console import RunConsole
 from rl_engine.run.output import config_hash
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.train.assemble import pad_id_of
-from rollout.types import Completion, Leg, Problem, Prompt, RolloutGroup
+from rollout.types import Completion, Problem, Prompt, RolloutGroup, Segment
 
 
 class Tracker:
@@ -80,11 +80,11 @@ def test_going_on_drops_what_was_written_of_later_steps(tmp_path: Path) -> None:
 
 def test_a_row_says_which_version_produced_which_tokens(tmp_path: Path) -> None:
     whole = Completion(text="6", token_ids=(6,), logprobs=(-1.0,), finish_reason="stop", adapter="policy-v000002")
-    earlier = (Leg(adapter="policy-v000000", tokens=2), Leg(adapter="policy-v000001", tokens=2))
-    in_legs = replace(whole, token_ids=(1, 2, 3, 4, 5, 6), logprobs=(-1.0,) * 6, earlier=earlier)
+    earlier = (Segment(adapter="policy-v000000", tokens=2), Segment(adapter="policy-v000001", tokens=2))
+    in_segments = replace(whole, token_ids=(1, 2, 3, 4, 5, 6), logprobs=(-1.0,) * 6, earlier=earlier)
     prompt = Prompt(problem=Problem(id="p", text="3+3=?", answer="6"), text="3+3=?", token_ids=(3, 3))
     result = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="6", terms={})
-    graded = GradedGroup(RolloutGroup(prompt=prompt, completions=(whole, in_legs)), (result, result))
+    graded = GradedGroup(RolloutGroup(prompt=prompt, completions=(whole, in_segments)), (result, result))
     Records(tmp_path, load_config("quickstart.yaml")).rollouts(3, [graded], [[0.0, 0.0]])
     with gzip.open(tmp_path / "rollouts" / "step000003.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file]

@@ -19,7 +19,7 @@ from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.logprobs import Policy
 from rl_engine.policy.lora import LoraTrainee
 from rl_engine.policy.targets import Coverage, coverage_of, match_targets
-from rl_engine.sampling.placement import start_engine
+from rl_engine.sampling.placement import start_queue
 from rl_engine.train.assemble import check_context
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.batches import LOOSE
@@ -157,4 +157,4 @@ def test_a_mixture_with_an_adapter_is_refused_where_the_sampler_cannot_serve_it(
 def test_tensor_parallel_samplers_of_several_ranks_are_refused(make_config: Any) -> None:
     two = Ranks(0, 2, torch.device("cpu"))
     with pytest.raises(ConfigError, match="tensor_parallel_size is 2 with 2 ranks"):
-        start_engine(make_config("rollout.tensor_parallel_size=2"), two, 64)
+        start_queue(make_config("rollout.tensor_parallel_size=2"), two, 64)
