@@ -125,16 +125,16 @@ class PoolSettings:
 
     workers: int
     address: str | None
-    """Of a Ray cluster to join; None starts one on this machine."""
+    """The address of a Ray cluster to join; None starts one on this machine."""
     cpus_per_worker: int
     gpus_per_worker: int = 0
     cards: tuple[int, ...] = ()
     """CUDA, in a cluster of one's own: this machine's cards that are the workers'."""
     prompts_per_piece: int
     start_timeout_s: float
-    """For a worker to find its place, start its engine, or load an adapter."""
+    """What a worker may take to find its place, start its engine, or load an adapter."""
     piece_timeout_s: float
-    """For a worker to sample one work item."""
+    """What a worker may take to sample one work item."""
     max_restarts: int
     """Workers replaced without a work item sampled in between; beyond it the pool goes on with those that are left."""
 

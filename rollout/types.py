@@ -49,7 +49,7 @@ class AdapterRef:
     sha256: str
     """Digest of the manifest, which holds the digest of every file; of the weights where there is no manifest."""
     rank: int
-    """Of the adapter; 0 for a whole model."""
+    """The adapter's rank; 0 for a whole model."""
 
     @property
     def key(self) -> str:

@@ -273,7 +273,7 @@ def _lora_arithmetic(settings: EngineSettings) -> Iterator[None]:
 
 
 def _sampling_params(sampling: SamplingConfig, seed: int, start: int = 0) -> SamplingParams:
-    """Of what follows `start` tokens of a completion."""
+    """The parameters of what follows `start` tokens of a completion."""
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,

@@ -12,14 +12,14 @@ from rl_engine.config import Config
 # Two float32 implementations differ by rounding alone. In bfloat16 the mean stays small while single unlikely tokens
 # may be far apart; 0.01 is where runs were seen to stay stable.
 KL_LIMITS = {"float32": 1e-6, "bfloat16": 1e-2}
-"""By `model.dtype`, nats a token."""
+"""Largest `sampler/kl` by `model.dtype`, nats a token."""
 LOGPROB_LIMITS = {"float32": 1e-2, "bfloat16": 2.0}
-"""By `model.dtype`, nats of one token."""
+"""Largest `sampler/logprob_gap_max` by `model.dtype`, nats of one token."""
 
 # A learner that moved by less may leave a sampler's answers as they were. Honest float32 samplers are seen within 1e-4
 # of the learner (tests/rollout/test_engine.py); logits between 8 and 16 are 2⁻⁴ apart in bfloat16.
 RESOLUTION = {"float32": 1e-4, "bfloat16": 5e-2}
-"""By `model.dtype`, nats: the smallest change of a log-probability that a sampler is sure to show."""
+"""The smallest change of a log-probability that a sampler is sure to show, by `model.dtype`, nats."""
 
 
 class SamplerGapError(RuntimeError):
@@ -58,9 +58,9 @@ class GapLimits:
     """How far sampler and learner may be apart."""
 
     kl: float
-    """Of `sampler/kl`, nats a token."""
+    """Largest `sampler/kl`, nats a token."""
     logprob: float
-    """Of `sampler/logprob_gap_max`, nats of one token."""
+    """Largest `sampler/logprob_gap_max`, nats of one token."""
 
     def check(self, gap: SamplerGap) -> None:
         """Raises `SamplerGapError` when the gap is over a limit or no number."""

@@ -129,12 +129,14 @@ class Learner:
             if index == 0:
                 check_gap(statistics.totals().gap, limits)
             self.deepspeed_engine.step()
-            norms.append(
-                self._grad_norm
-                if self.config.learner.zero_stage == 0
-                else float(self.deepspeed_engine.get_global_grad_norm())
-            )
+            norms.append(self._norm_of_update())
         return replace(statistics.totals(), grad_norm=fmean(norms))
+
+    def _norm_of_update(self) -> float:
+        """The gradient's norm before clipping, of the update just made."""
+        if self.config.learner.zero_stage == 0:
+            return self._grad_norm
+        return float(self.deepspeed_engine.get_global_grad_norm())
 
     def prime(self) -> None:
         """A step with a gradient of exactly zero: it moves nothing, and the optimizer then has its state to restore.
@@ -159,7 +161,7 @@ class Learner:
     ) -> None:
         """Forward over this rank's micro-batches, and backward to learn.
 
-        `measure`: also how far the policy is from the sampler and from the base, which is said of a step's beginning.
+        `measure`: also how far the policy is from the sampler and the base; that is a figure of the step's beginning.
         """
         loss_config = self.config.loss
         batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)

@@ -26,7 +26,7 @@ class RankSharedPool:
     """A `RolloutQueue` that is its own `Engine`. Workers sample what is submitted while the ranks do something else."""
 
     pool: PoolEngine | None
-    """On the main rank."""
+    """The pool on the main rank, None on the others."""
     ranks: Ranks
 
     @property
@@ -80,7 +80,7 @@ class RankSharedPool:
     def wake(self) -> None: ...
 
     def close(self) -> None:
-        """Of this rank alone: it is called where others may have failed."""
+        """The one call that is not collective: it is made where other ranks may have failed."""
         if self.pool is not None:
             self.pool.close()
 

@@ -45,7 +45,7 @@ class RolloutStream:
     _versions: dict[str, int] = field(default_factory=dict, init=False)
     """Version of each `AdapterRef.key` that was sampled from."""
     _metrics: dict[str, float] = field(default_factory=dict, init=False)
-    """Of the last step."""
+    """Figures of the last step's groups."""
 
     @property
     def ahead(self) -> int:
@@ -90,7 +90,7 @@ class RolloutStream:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Of the last step, and of what samples."""
+        """Figures of the last step's groups, and of what samples."""
         return {**self._metrics, **self.sampler.queue.metrics()}
 
     def _metrics_of(self, taken: Sequence[GradedGroup], adapter: AdapterRef) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Prompts → completions, by workers on this machine or on many: a Ray actor each, with the in-process engine inside.
 
-With `rollout/pool/local_cluster.py` the only file that imports ray. Work is handed out in work items of a few
+With `rollout/pool/local_cluster.py` the only file that imports ray. A request is split into work items of a few
 prompts (`rollout/work_items.py`), each sampled as one batch. A thread watches the workers: one that dies, hangs, fails
-or answers from another adapter is replaced, and its work item is given out again. No prompt is lost and none counted
+or answers from another adapter is replaced, and its work item is assigned again. No prompt is lost and none counted
 twice.
 """
 
@@ -98,7 +98,7 @@ class RayPool:
     _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "pool"), init=False)
     _supervision: Future[None] = field(init=False)
     _scratch: ScratchDirectory | None = field(default=None, init=False)
-    """Of a connection to Ray that is this pool's own."""
+    """The files of a connection to Ray that is this pool's own."""
 
     def __post_init__(self) -> None:
         with ExitStack() as undone:
@@ -154,7 +154,7 @@ class RayPool:
         return request.groups()
 
     def load_adapter(self, ref: AdapterRef) -> None:
-        """See `Engine.load_adapter`. Every worker gets the files before it gets its next item, checks them, and says
+        """See `Engine.load_adapter`. Every worker gets the files before its next work item, checks them, and says
         what it has; nobody waits for those that are busy."""
         if ref.key in self._adapters:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
@@ -256,7 +256,7 @@ class RayPool:
                 for handle, worker in calls.items():
                     assert worker.call is not None
                     if handle in answers:
-                        self._handle(worker, *answers[handle])
+                        self._handle_answer(worker, *answers[handle])
                     elif worker.call.deadline < now:
                         self._drop(worker, "it did not answer in time", hangs=True)
                 # Before any has started, what stopped one would stop the next.
@@ -290,7 +290,7 @@ class RayPool:
                 return _Call(handle, self._by(self.settings.piece_timeout_s), item.take, item)
         return None
 
-    def _handle(self, worker: _Worker, answer: Any, complaint: Complaint) -> None:
+    def _handle_answer(self, worker: _Worker, answer: Any, complaint: Complaint) -> None:
         """Take the answer of a call that has ended."""
         call = worker.call
         assert call is not None
@@ -357,7 +357,7 @@ def _acknowledged(worker: _Worker, ref: AdapterRef, found: str) -> Complaint:
 
 
 def _sampled_by(worker: _Worker, item: WorkItem) -> Any:
-    """A handle of what the worker will answer."""
+    """The handle of the groups that the worker will answer with."""
     request = item.request
     if item.before is None:
         return worker.actor.generate.remote(item.prompts, request.sampling, request.adapter, item.seeds)

@@ -31,7 +31,7 @@ class WrongWeights:
     stale: bool
     """The version before; else version 0, whose B is zero: the base."""
     honest_calls: int
-    """Of `generate` after such a load: with 1 the canary is answered rightly."""
+    """Calls of `generate` answered rightly after such a load: with 1, the canary's."""
     _kept: ScratchDirectory = field(default_factory=lambda: ScratchDirectory.make("rl_engine_drill_"))
     _calls: int = 0
     _right: dict[str, AdapterRef] = field(default_factory=dict)

@@ -100,7 +100,7 @@ class ScriptedEngine:
 
 
 def length_of(seed: str, sample: int) -> int:
-    """Of a completion, in tokens: one, or where the seed says `long` up to nine."""
+    """The tokens of a completion: one, or where the seed says `long` up to nine."""
     return 1 + sample_seed(seed, sample) % 9 if "long" in seed else 1
 
 
