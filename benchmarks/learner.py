@@ -59,9 +59,9 @@ def pass_of(learner: Learner, batch: MicroBatch) -> Callable[[], None]:
     """One forward and backward pass of a micro-batch, as a step makes it."""
 
     def run() -> None:
-        logprob_N, entropy_N = learner.engine(batch)
+        logprob_N, entropy_N = learner.deepspeed_engine(batch)
         part = objective(learner.config.loss, batch, batch.spread(logprob_N), batch.spread(entropy_N), None)
-        learner.engine.backward(part.loss)
+        learner.deepspeed_engine.backward(part.loss)
 
     return run
 

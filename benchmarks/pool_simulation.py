@@ -177,7 +177,7 @@ class _Request:
     missing: int
 
 
-Piece = tuple[_Request, float]
+WorkItem = tuple[_Request, float]
 Waits = Generator[_Request | tuple[float, int], None, None]
 """A learner that yields what it waits for, or its own work as (seconds, threads)."""
 
@@ -198,11 +198,11 @@ class _Simulation:
         self._version = 0
         self._loaded = [0] * setting.workers
         self._idle = deque(range(setting.workers))
-        self._under_way = 0
+        self._in_flight = 0
         self._answers: list[tuple[int, _Request | None]] = []
         """Not taken yet."""
-        self._urgent: deque[Piece] = deque()
-        self._waiting: deque[Piece] = deque()
+        self._urgent: deque[WorkItem] = deque()
+        self._waiting: deque[WorkItem] = deque()
         self._learner = self._learn()
         self._awaited: _Request | None = None
         self._done: list[StepSeconds] = []
@@ -285,17 +285,17 @@ class _Simulation:
         request = _Request(len(seconds))
         (self._urgent if urgent else self._waiting).extend((request, each) for each in seconds)
         while self._idle and (self._urgent or self._waiting):
-            self._employ(self._idle.popleft())
+            self._assign(self._idle.popleft())
         return request
 
     def _publish(self) -> None:
         self._version += 1
         for _ in range(len(self._idle)):
-            self._employ(self._idle.popleft())
+            self._assign(self._idle.popleft())
 
     # The workers
 
-    def _employ(self, worker: int) -> None:
+    def _assign(self, worker: int) -> None:
         """Versions first, then what is urgent."""
         missed = self._version - self._loaded[worker]
         if missed:
@@ -310,7 +310,7 @@ class _Simulation:
         self._idle.append(worker)
 
     def _call(self, worker: int, seconds: float, request: _Request | None) -> None:
-        self._under_way += 1
+        self._in_flight += 1
         self._at(self._driven(self.costs.send_s), self._begin, worker, seconds * self._worker_pace, request)
 
     def _begin(self, worker: int, seconds: float, request: _Request | None) -> None:
@@ -329,13 +329,13 @@ class _Simulation:
             self._at(self._driver_free, self._take_answers)
             return
         taken, self._answers = self._answers, []
-        answered = self._driven(self.costs.answer_s * len(taken) + self.costs.scan_s * self._under_way)
-        self._under_way -= len(taken)
+        answered = self._driven(self.costs.answer_s * len(taken) + self.costs.scan_s * self._in_flight)
+        self._in_flight -= len(taken)
         for worker, request in taken:
             self._at(answered, self._answered, worker, request)
 
     def _answered(self, worker: int, request: _Request | None) -> None:
-        self._employ(worker)
+        self._assign(worker)
         if request is not None:
             request.missing -= 1
             if request is self._awaited and not request.missing:

@@ -106,7 +106,7 @@ def ours(work: Work, directory: str, texts: list[str], pipe: Connection) -> None
     config = our_config(work, directory)
     prompts, pad_id = our_prompts(directory, texts)
     ranks = join_ranks()
-    max_kl, max_gap = gap_limits(config)
+    limits = gap_limits(config)
     learner = Learner(config, ranks, pad_id)
     engine = VllmEngine(EngineSettings(model=directory, dtype=config.model.dtype, max_model_len=512, lora_rank=1))
     publisher = Publisher(
@@ -116,7 +116,7 @@ def ours(work: Work, directory: str, texts: list[str], pipe: Connection) -> None
         ranks=ranks,
         canary=prompts[:2],
         sampling=config.sampling,
-        max_gap=max_gap,
+        limits=limits,
         facts={},
     )
     ref, version = publisher.publish(0), 0
@@ -128,7 +128,7 @@ def ours(work: Work, directory: str, texts: list[str], pipe: Connection) -> None
         groups = engine.generate(prompts, config.sampling, ref, [f"{version}/{i}" for i in range(len(prompts))])
         sampled = time.perf_counter()
         samples = [sample for group in groups for sample in training_samples(group, advantages, weight)]
-        learner.step([samples], max_kl=max_kl, max_gap=max_gap)
+        learner.step([samples], limits)
         learned = time.perf_counter()
         ref = publisher.publish(version)
         end = time.perf_counter()

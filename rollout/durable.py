@@ -30,10 +30,10 @@ def written_aside(target: Path) -> Iterator[Path]:
                 file.chmod(0o644)
                 sync(file)
             sync(scratch)
-            grave = _set_aside(target)
+            trash = _set_aside(target)
             scratch.rename(target)
             sync(target.parent)
-            shutil.rmtree(grave, ignore_errors=True)
+            shutil.rmtree(trash, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -61,11 +61,11 @@ def discard(directory: Path) -> None:
 
 def _set_aside(directory: Path) -> Path:
     """Take a directory out of its readers' sight; where it is now, if there was one."""
-    grave = directory.with_name(f".{directory.name}.gone")
-    shutil.rmtree(grave, ignore_errors=True)
+    trash = directory.with_name(f".{directory.name}.gone")
+    shutil.rmtree(trash, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
-        directory.rename(grave)
-    return grave
+        directory.rename(trash)
+    return trash
 
 
 def remove_leftovers(root: Path, kind: str) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rollout.config import SamplingConfig
-from rollout.pieces import Request
 from rollout.types import AdapterRef, Prompt, RolloutGroup, TokenScores
+from rollout.work_items import Request
 
 # vLLM's allowed values; padding above the adapter's own rank costs speed, so the smallest that fits is taken.
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -103,12 +103,15 @@ class PoolEngine(Engine, Protocol):
         ...
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
-        """Go on with every completion that a request leaves unfinished, piece by piece as they come, up to
+        """Go on with every completion that a request leaves unfinished, work item by work item as they come, up to
         `sampling.max_tokens` tokens: the answer has the whole groups."""
         ...
 
-    def finished(self, request: Request, timeout_s: float) -> bool:
-        """Wait until everything of a request is there, at most so long. Raises `PoolError` when it never will be."""
+    def collect(self, request: Request, timeout_s: float) -> list[RolloutGroup] | None:
+        """Wait for the groups of a request, one a prompt in order; None where they are not there in time.
+
+        Raises `PoolError` when they never will be.
+        """
         ...
 
 
@@ -122,18 +125,18 @@ class PoolSettings:
 
     workers: int
     address: str | None
-    """Of a Ray cluster to join; None starts one on this machine."""
+    """The address of a Ray cluster to join; None starts one on this machine."""
     cpus_per_worker: int
     gpus_per_worker: int = 0
     cards: tuple[int, ...] = ()
     """CUDA, in a cluster of one's own: this machine's cards that are the workers'."""
     prompts_per_piece: int
     start_timeout_s: float
-    """For a worker to find its place, start its engine, or load an adapter."""
+    """What a worker may take to find its place, start its engine, or load an adapter."""
     piece_timeout_s: float
-    """For a worker to sample one piece."""
+    """What a worker may take to sample one work item."""
     max_restarts: int
-    """Workers replaced without a piece sampled in between; beyond it the pool goes on with those that are left."""
+    """Workers replaced without a work item sampled in between; beyond it the pool goes on with those that are left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

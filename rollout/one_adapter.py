@@ -55,7 +55,7 @@ class OneAdapterWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is unan
         add_inputs: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Of a layer, or of several that vLLM fused into one: q, k and v, gate and up."""
+        """The product of a layer, or of several that vLLM fused into one: q, k and v, gate and up."""
         if not add_inputs:
             y.zero_()
         add_products(y, x, [a[0, 0] for a in lora_a_stacked], [b[0, 0] for b in lora_b_stacked], scale, self._tokens)
@@ -69,7 +69,7 @@ class OneAdapterWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is unan
         scale: float,
         **kwargs: Any,
     ) -> None:
-        """Of the output head, whose rows are the sampled positions. y and B may be padded by different amounts."""
+        """The product of the output head, whose rows are the sampled positions; y and B may be padded differently."""
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         b = lora_b_stacked[0, 0, : y.shape[-1]]
         add_products(y, x, [lora_a_stacked[0, 0]], [b], scale, self._sampled)

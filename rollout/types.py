@@ -49,7 +49,7 @@ class AdapterRef:
     sha256: str
     """Digest of the manifest, which holds the digest of every file; of the weights where there is no manifest."""
     rank: int
-    """Of the adapter; 0 for a whole model."""
+    """The adapter's rank; 0 for a whole model."""
 
     @property
     def key(self) -> str:
@@ -61,7 +61,7 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leg:
+class Segment:
     """Consecutive tokens of a completion that were sampled at once."""
 
     adapter: str
@@ -81,17 +81,17 @@ class Completion:
     finish_reason: FinishReason
     adapter: str
     """`AdapterRef.key` of the version that produced it, of several the last one; `base` when none was loaded."""
-    earlier: tuple[Leg, ...] = ()
+    earlier: tuple[Segment, ...] = ()
     """What came before the tokens of `adapter`, in order; nothing where it was sampled at once."""
 
     def __post_init__(self) -> None:
         assert len(self.token_ids) == len(self.logprobs)
 
     @property
-    def legs(self) -> tuple[Leg, ...]:
+    def segments(self) -> tuple[Segment, ...]:
         """All its tokens, by what produced them."""
-        last = len(self.token_ids) - sum(leg.tokens for leg in self.earlier)
-        return (*self.earlier, Leg(adapter=self.adapter, tokens=last))
+        last = len(self.token_ids) - sum(segment.tokens for segment in self.earlier)
+        return (*self.earlier, Segment(adapter=self.adapter, tokens=last))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ with warnings.catch_warnings():
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, sample_seed, smallest_allowed_rank
-from rollout.legs import is_unfinished, joined
+from rollout.segments import is_unfinished, joined
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 
 GIB = 1024**3
@@ -80,23 +80,24 @@ class VllmEngine:
     ) -> list[RolloutGroup]:
         """See `ExtendingEngine.extend`. Prompt and tokens so far are read anew: keys and values of another version
         are none of this one's."""
-        rows = [
-            (
-                group.prompt.token_ids + completion.token_ids,
-                _sampling_params(sampling, sample_seed(seed, i, len(completion.token_ids)), len(completion.token_ids)),
-            )
-            for group, seed in zip(groups, seeds, strict=True)
-            for i, completion in enumerate(group.completions)
+        unfinished = [
+            (row, sample)
+            for row, group in enumerate(groups)
+            for sample, completion in enumerate(group.completions)
             if is_unfinished(completion, sampling.max_tokens)
         ]
-        legs = iter(self._sampled(rows, sampling, adapter))
+        contexts = []
+        for row, sample in unfinished:
+            tokens = groups[row].completions[sample].token_ids
+            params = _sampling_params(sampling, sample_seed(seeds[row], sample, len(tokens)), len(tokens))
+            contexts.append((groups[row].prompt.token_ids + tokens, params))
         decode = partial(_decoded, self._llm.get_tokenizer())
-
-        def whole(completion: Completion) -> Completion:
-            unfinished = is_unfinished(completion, sampling.max_tokens)
-            return joined(completion, next(legs), sampling.stop, decode) if unfinished else completion
-
-        return [replace(group, completions=tuple(map(whole, group.completions))) for group in groups]
+        whole = [list(group.completions) for group in groups]
+        for (row, sample), segment in zip(unfinished, self._sampled(contexts, sampling, adapter), strict=True):
+            whole[row][sample] = joined(whole[row][sample], segment, sampling.stop, decode)
+        return [
+            replace(group, completions=tuple(completions)) for group, completions in zip(groups, whole, strict=True)
+        ]
 
     def _sampled(
         self, rows: Sequence[tuple[Sequence[int], Any]], sampling: SamplingConfig, adapter: AdapterRef | None
@@ -272,7 +273,7 @@ def _lora_arithmetic(settings: EngineSettings) -> Iterator[None]:
 
 
 def _sampling_params(sampling: SamplingConfig, seed: int, start: int = 0) -> SamplingParams:
-    """Of what follows `start` tokens of a completion."""
+    """The parameters of what follows `start` tokens of a completion."""
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,

@@ -15,7 +15,7 @@ from pathlib import Path
 from evals.scoring.report import EvalReport
 from rewards import Grader
 from rl_engine.config import Config
-from rl_engine.learner.gap import SamplerGapError, gap_limits
+from rl_engine.learner.gap import GapLimits, SamplerGapError, gap_limits
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.memory import PHASES, check_fits, plan
 from rl_engine.run.console import RunConsole
@@ -87,8 +87,7 @@ class Listener(RunConsole):
     """A console that prints nothing and reports a check as soon as it is over."""
 
     report: Report = field(kw_only=True)
-    limits: tuple[float, float] = field(kw_only=True)
-    """(KL, gap of one token) in nats."""
+    limits: GapLimits = field(kw_only=True)
     current: str = field(default=DATA, init=False)
     told: dict[str, str] = field(default_factory=dict, init=False)
     metrics: dict[str, float] = field(default_factory=dict, init=False)
@@ -129,7 +128,7 @@ class Listener(RunConsole):
 
     def row(self, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
         """A step is over, or the publication before the first."""
-        kl_limit, gap_limit = self.limits
+        kl_limit, gap_limit = self.limits.kl, self.limits.logprob
         if not metrics["step"]:
             self.passed(f"published, loaded; canary within {gap_limit:.2g} nats of the learner")
             return

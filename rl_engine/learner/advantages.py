@@ -7,10 +7,12 @@ H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from rl_engine.learner.groups import GradedGroup
 
 
 def group_mean(rewards_PG: Tensor) -> Tensor:
@@ -54,17 +56,13 @@ BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def signal_P(rewards_PG: Tensor) -> Tensor:
-    """[P] whether a group's rewards differ: one where they do not carries no gradient."""
-    return (rewards_PG != rewards_PG[:, :1]).any(dim=1)
+def advantages_of(groups: Sequence[GradedGroup], baseline: str) -> list[list[float]]:
+    """The advantages of each group's completions; the groups are of one size.
 
-
-def advantages_of(rewards: list[list[float]], baseline: str) -> tuple[list[list[float]], list[bool]]:
-    """(advantages, has signal) for the groups of a step, all of one size.
-
-    Advantages of a group without signal are exactly zero, whatever rounding the baseline leaves.
+    Those of a group without signal are exactly zero, whatever rounding the baseline leaves.
     """
-    rewards_PG = torch.tensor(rewards, dtype=torch.float64)
-    signal = signal_P(rewards_PG)
-    advantages_PG = torch.where(signal[:, None], BASELINES[baseline](rewards_PG), 0.0)
-    return advantages_PG.tolist(), signal.tolist()
+    rewards_PG = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
+    signal_P = torch.tensor([group.has_signal for group in groups])
+    advantages_PG = torch.where(signal_P[:, None], BASELINES[baseline](rewards_PG), 0.0)
+    rows: list[list[float]] = advantages_PG.tolist()
+    return rows

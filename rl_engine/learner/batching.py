@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,7 +25,7 @@ class TrainingSample:
     """[C] nats: the sampler's log-probability of each completion token."""
     advantage: float
     weight: float = 1.0
-    """Of each token in the step's loss: what the normaliser says."""
+    """The weight of each of its tokens in the step's loss, which the normaliser sets."""
     old_logprobs: tuple[float, ...] | None = None
     """[C] nats: the learner's own at the start of the step, where they were needed."""
 
@@ -56,8 +57,7 @@ def share_of_rank(batches: Sequence[list[TrainingSample]], rank: int, ranks: int
     repeat a sample with weight zero, which adds exactly nothing.
     """
     mine = list(batches[rank::ranks])
-    most = -(-len(batches) // ranks)
-    if len(mine) < most:
+    if len(mine) < math.ceil(len(batches) / ranks):
         mine.append([replace(batches[-1][-1], advantage=0.0, weight=0.0)])
     return mine
 
@@ -140,13 +140,13 @@ def _shared_rows(samples: Sequence[TrainingSample], pad_id: int) -> _Rows:
     prompts, prompt_width, width = _shared_widths(samples)
     number = {prompt: index for index, prompt in enumerate(prompts)}
     own = [sample.completion_ids[:-1] for sample in samples]
-    cut = len(prompts) * prompt_width
+    prompt_positions = len(prompts) * prompt_width
     lengths_B = torch.tensor([len(sample.prompt_ids) for sample in samples])
     sources = []
     for row, sample in enumerate(samples):
         # The first token is predicted by the prompt's last, the others by the one before them.
         first = number[sample.prompt_ids] * prompt_width + len(sample.prompt_ids) - 1
-        start = cut + row * width
+        start = prompt_positions + row * width
         sources.append(torch.tensor([first, *range(start, start + len(sample.completion_ids) - 1)]))
     positions = torch.cat(
         [torch.arange(prompt_width).repeat(len(prompts)), (lengths_B[:, None] + torch.arange(width)).flatten()]

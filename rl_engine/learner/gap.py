@@ -1,43 +1,103 @@
-"""How far sampler and learner may be apart before a run must stop."""
+"""Sampler against learner: how far apart they are on sampled tokens, and how far they may be before a run must stop."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from rl_engine.config import Config
-from rl_engine.learner.statistics import LearnStats
 
-# (KL, largest gap of one token), in nats. Two float32 implementations differ by rounding alone. In bfloat16 the
-# mean stays small while single unlikely tokens may be far apart; 0.01 is where runs were seen to stay stable.
-LIMITS = {"float32": (1e-6, 1e-2), "bfloat16": (1e-2, 2.0)}
+# Two float32 implementations differ by rounding alone. In bfloat16 the mean stays small while single unlikely tokens
+# may be far apart; 0.01 is where runs were seen to stay stable.
+KL_LIMITS = {"float32": 1e-6, "bfloat16": 1e-2}
+"""Largest `sampler/kl` by `model.dtype`, nats a token."""
+LOGPROB_LIMITS = {"float32": 1e-2, "bfloat16": 2.0}
+"""Largest `sampler/logprob_gap_max` by `model.dtype`, nats of one token."""
 
-
-def gap_limits(config: Config) -> tuple[float, float]:
-    """(largest `sampler/kl`, largest `sampler/logprob_gap_max`) of a run, in nats.
-
-    With top_p < 1 the sampler's log-probabilities are those of the cut and renormalised distribution: higher than
-    the learner's by up to −ln(top_p), which is not a fault.
-    """
-    kl, gap = LIMITS[config.model.dtype]
-    cut = -math.log(config.sampling.top_p)
-    chosen_kl, chosen_gap = config.rollout.max_kl, config.rollout.max_logprob_gap
-    return (
-        kl + 0.5 * cut * cut if chosen_kl == "auto" else chosen_kl,
-        gap + cut if chosen_gap == "auto" else chosen_gap,
-    )
+# A learner that moved by less may leave a sampler's answers as they were. Honest float32 samplers are seen within 1e-4
+# of the learner (tests/rollout/test_engine.py); logits between 8 and 16 are 2⁻⁴ apart in bfloat16.
+RESOLUTION = {"float32": 1e-4, "bfloat16": 5e-2}
+"""The smallest change of a log-probability that a sampler is sure to show, by `model.dtype`, nats."""
 
 
 class SamplerGapError(RuntimeError):
     """The sampler does not sample from the policy that is being trained."""
 
 
-def refuse_gap(stats: LearnStats, max_kl: float, max_gap: float) -> None:
-    kl, gap = stats.sampler_kl, stats.logprob_gap_max
-    # Not `kl > max_kl`: a comparison with NaN is false, and NaN is no agreement.
-    if not (kl <= max_kl and gap <= max_gap):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerGap:
+    """How far the sampler q and the learner p are apart, on tokens that the sampler drew."""
+
+    kl: float
+    """½·mean((log q − log p)²), nats a token."""
+    kl_v1: float
+    """mean(log q − log p), nats a token: the plain estimate of KL(q ‖ p)."""
+    kl_v3: float
+    """mean(p/q − 1 − log p/q), nats a token: never negative, unbiased for KL(q ‖ p)."""
+    logprob_max: float
+    """Largest |log q − log p| of one token, nats."""
+    tokens: int
+
+    @classmethod
+    def merged(cls, gaps: Sequence[Self]) -> Self:
+        """The gap on the tokens of all of them."""
+        tokens = sum(gap.tokens for gap in gaps)
+        return cls(
+            kl=sum(gap.kl * gap.tokens for gap in gaps) / tokens,
+            kl_v1=sum(gap.kl_v1 * gap.tokens for gap in gaps) / tokens,
+            kl_v3=sum(gap.kl_v3 * gap.tokens for gap in gaps) / tokens,
+            logprob_max=max(gap.logprob_max for gap in gaps),
+            tokens=tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapLimits:
+    """How far sampler and learner may be apart."""
+
+    kl: float
+    """Largest `sampler/kl`, nats a token."""
+    logprob: float
+    """Largest `sampler/logprob_gap_max`, nats of one token."""
+
+    def check(self, gap: SamplerGap) -> None:
+        """Raises `SamplerGapError` when the gap is over a limit or no number."""
+        # Not `kl > limit`: a comparison with NaN is false, and NaN is no agreement.
+        if not (gap.kl <= self.kl and gap.logprob_max <= self.logprob):
+            raise SamplerGapError(
+                f"the sampler's log-probabilities are not the learner's: sampler/kl {gap.kl:.3g} (limit {self.kl:.3g}),"
+                f" sampler/logprob_gap_max {gap.logprob_max:.3g} (limit {self.logprob:.3g}) nats. Nothing was updated. "
+                "Either the last adapter did not reach the sampler, or the two run the model at different precision; "
+                "the limits are rollout.max_kl and rollout.max_logprob_gap."
+            )
+
+
+def gap_limits(config: Config) -> GapLimits:
+    """The limits of a run.
+
+    With top_p < 1 the sampler's log-probabilities are those of the truncated and renormalised distribution: higher than
+    the learner's by up to −ln(top_p), which is not a fault.
+    """
+    dtype, rollout, renormalised = config.model.dtype, config.rollout, -math.log(config.sampling.top_p)
+    kl = KL_LIMITS[dtype] + 0.5 * renormalised * renormalised
+    logprob = LOGPROB_LIMITS[dtype] + renormalised
+    return GapLimits(
+        kl=kl if rollout.max_kl == "auto" else rollout.max_kl,
+        logprob=logprob if rollout.max_logprob_gap == "auto" else rollout.max_logprob_gap,
+    )
+
+
+def check_gap(gap: SamplerGap, limits: GapLimits | None) -> None:
+    """Raises `SamplerGapError` when the gap is over the limits.
+
+    Without limits the sampler has been checked against the versions that sampled, and what lies between is what was
+    learned since: any amount, but a number.
+    """
+    if limits is not None:
+        limits.check(gap)
+    elif math.isnan(gap.kl):
         raise SamplerGapError(
-            f"the sampler's log-probabilities are not the learner's: sampler/kl {kl:.3g} (limit {max_kl:.3g}), "
-            f"sampler/logprob_gap_max {gap:.3g} (limit {max_gap:.3g}) nats. Nothing was updated. Either the last "
-            "adapter did not reach the sampler, or the two run the model at different precision; the limits are "
-            "rollout.max_kl and rollout.max_logprob_gap."
+            "a log-probability of the sampler or the learner is no number (sampler/kl nan). Nothing was updated."
         )

@@ -8,6 +8,7 @@ rank multiplies by their number and the average is the sum again.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 
 from rl_engine.config import Config
 from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
-from rl_engine.learner.gap import refuse_gap
+from rl_engine.learner.gap import GapLimits, check_gap
 from rl_engine.learner.objective import needs_base, needs_old_logprobs, objective
 from rl_engine.learner.ranks import Ranks
-from rl_engine.learner.statistics import LearnStats, Tally
+from rl_engine.learner.statistics import LearnStats, StepStatistics
 from rl_engine.policy.base_model import layout_of
 from rl_engine.policy.logprobs import Policy
 from rl_engine.policy.methods import METHODS
@@ -60,7 +61,7 @@ class Learner:
             self.trainee.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
         )
         self.trainee.calibrate(partial(self.policy, self._alone(ids)) for ids in calibration)
-        self.engine = self._start_engine()
+        self.deepspeed_engine = self._start_deepspeed()
 
     def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
         """A micro-batch of one prompt, whose last token stands for the completion."""
@@ -68,7 +69,7 @@ class Learner:
         sample = replace(NOTHING, prompt_ids=tuple(before), completion_ids=(last,))
         return self._collate([sample]).to(self.ranks.device)
 
-    def _start_engine(self) -> Any:
+    def _start_deepspeed(self) -> Any:
         import deepspeed
 
         settings = self.config.learner
@@ -112,48 +113,56 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         self._grad_norm = float(norm)
 
-    def step(self, updates: Sequence[Sequence[TrainingSample]], *, max_kl: float, max_gap: float) -> LearnStats:
+    def step(self, updates: Sequence[Sequence[TrainingSample]], limits: GapLimits | None) -> LearnStats:
         """One optimizer update for each of `updates`, whose samples every rank passes alike.
 
         Raises `SamplerGapError` before anything is updated when the sampler's log-probabilities and the learner's
-        are further apart than the limits (nats).
+        are further apart than the limits; None where that has been checked.
         """
-        self.engine.train()
+        self.deepspeed_engine.train()
         if needs_old_logprobs(self.config.loss, len(updates)):
             updates = [self._with_old_logprobs(samples) for samples in updates]
-        tally = Tally(self.ranks)
+        statistics = StepStatistics(self.ranks)
         norms = []
         for index, samples in enumerate(updates):
-            self._pass_over(samples, tally, learn=True, fresh=index == 0)
+            self._pass_over(samples, statistics, learn=True, measure=index == 0)
             if index == 0:
-                refuse_gap(tally.totals(), max_kl, max_gap)
-            self.engine.step()
-            norms.append(
-                self._grad_norm if self.config.learner.zero_stage == 0 else float(self.engine.get_global_grad_norm())
-            )
-        return replace(tally.totals(), grad_norm=fmean(norms))
+                check_gap(statistics.totals().gap, limits)
+            self.deepspeed_engine.step()
+            norms.append(self._norm_of_update())
+        return replace(statistics.totals(), grad_norm=fmean(norms))
+
+    def _norm_of_update(self) -> float:
+        """The gradient's norm before clipping, of the update just made."""
+        if self.config.learner.zero_stage == 0:
+            return self._grad_norm
+        return float(self.deepspeed_engine.get_global_grad_norm())
 
     def prime(self) -> None:
         """A step with a gradient of exactly zero: it moves nothing, and the optimizer then has its state to restore.
 
         DeepSpeed makes its shards of the moments in the first step, and only then knows whose they are.
         """
-        self.engine.train()
-        self._pass_over([NOTHING], Tally(self.ranks), learn=True, fresh=False)
-        self.engine.step()
+        self.deepspeed_engine.train()
+        self._pass_over([NOTHING], StepStatistics(self.ranks), learn=True, measure=False)
+        self.deepspeed_engine.step()
 
     @torch.no_grad()
-    def measure(self, samples: Sequence[TrainingSample], *, max_kl: float, max_gap: float) -> LearnStats:
+    def measure(self, samples: Sequence[TrainingSample], limits: GapLimits | None) -> LearnStats:
         """The figures of `step` without a step: for one whose groups carry no signal."""
-        tally = Tally(self.ranks)
-        self._pass_over(samples, tally, learn=False, fresh=True)
-        stats = tally.totals()
-        refuse_gap(stats, max_kl, max_gap)
+        statistics = StepStatistics(self.ranks)
+        self._pass_over(samples, statistics, learn=False, measure=True)
+        stats = statistics.totals()
+        check_gap(stats.gap, limits)
         return stats
 
-    def _pass_over(self, samples: Sequence[TrainingSample], tally: Tally, *, learn: bool, fresh: bool) -> None:
-        """Forward over this rank's micro-batches, and backward to learn. `fresh`: nothing was updated since the
-        samples were drawn."""
+    def _pass_over(
+        self, samples: Sequence[TrainingSample], statistics: StepStatistics, *, learn: bool, measure: bool
+    ) -> None:
+        """Forward over this rank's micro-batches, and backward to learn.
+
+        `measure`: also how far the policy is from the sampler and the base; that is a figure of the step's beginning.
+        """
         loss_config = self.config.loss
         batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
         mine = share_of_rank(batches, self.ranks.rank, self.ranks.count)
@@ -163,10 +172,10 @@ class Learner:
             base_N = None
             if needs_base(loss_config):
                 base_N = self._base_logprobs(batch)
-            elif fresh and index == len(mine) // 2:
+            elif measure and index == len(mine) // 2:
                 # To know the KL to the base, a few completions of median length do.
                 base_N = self._base_logprobs(self._collate(rows[:KL_SAMPLES]).to(self.ranks.device))
-            logprob_N, entropy_N = self.engine(batch)
+            logprob_N, entropy_N = self.deepspeed_engine(batch)
             part = objective(
                 loss_config,
                 batch,
@@ -175,19 +184,19 @@ class Learner:
                 batch.spread(base_N) if base_N is not None and needs_base(loss_config) else None,
             )
             if learn:
-                self.engine.backward(part.loss * self.ranks.count)
-            tally.add(part, logprob_N.detach(), entropy_N.detach(), batch)
-            if fresh:
-                tally.add_gap(logprob_N.detach(), batch)
+                self.deepspeed_engine.backward(part.loss * self.ranks.count)
+            statistics.add(part, logprob_N.detach(), entropy_N.detach(), batch)
+            if measure:
+                statistics.add_gap(logprob_N.detach(), batch)
             if base_N is not None:
-                tally.add_base(logprob_N.detach()[: len(base_N)], base_N)
+                statistics.add_base(logprob_N.detach()[: len(base_N)], base_N)
 
     @torch.no_grad()
     def score(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
         """Log-probabilities (nats) of each sample's completion tokens under the current policy, in order."""
         scores = []
         for sample in samples:
-            logprob_N, _ = self.engine(self._collate([sample]).to(self.ranks.device))
+            logprob_N, _ = self.deepspeed_engine(self._collate([sample]).to(self.ranks.device))
             scores.append(logprob_N.tolist())
         return scores
 
@@ -195,13 +204,13 @@ class Learner:
         """The samples with the learner's own log-probabilities of now; every rank scores its share."""
         mine = self.ranks.share(list(samples))
         # Every rank makes as many passes: parameters may be gathered in each.
-        idle = -(-len(samples) // self.ranks.count) - len(mine)
+        idle = math.ceil(len(samples) / self.ranks.count) - len(mine)
         scores = self.score([*mine, *[NOTHING] * idle])[: len(mine)]
         return self.ranks.gather([replace(s, old_logprobs=tuple(row)) for s, row in zip(mine, scores, strict=True)])
 
     @torch.no_grad()
     def _base_logprobs(self, batch: MicroBatch) -> Tensor:
-        with self.trainee.as_base(self.engine) as score:
+        with self.trainee.as_base(self.deepspeed_engine) as score:
             return score(batch)[0]
 
     @contextlib.contextmanager

@@ -1,21 +1,23 @@
-"""The processes of a run: one by itself, or several under torchrun or the deepspeed launcher."""
+"""The processes of a run: one by itself, or several under torchrun or the deepspeed launcher. All that they tell each
+other goes through `Ranks`."""
 
 from __future__ import annotations
 
 import os
 import socket
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Which process this is, of how many."""
+    """Which process this is, of how many. What they tell each other is collective: all make the same calls in order."""
 
     rank: int
     count: int
@@ -38,6 +40,28 @@ class Ranks:
         total = sum(len(part) for part in parts)
         return [parts[index % self.count][index // self.count] for index in range(total)]
 
+    def broadcast(self, value: T) -> T:
+        """The main rank's value, on every rank."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Each element summed over the ranks. `values` are on this rank's device, of one shape on all."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def max(self, values: Tensor) -> Tensor:
+        """Each element's largest of all ranks; see `sum`."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    def _reduced(self, values: Tensor, op: Any) -> Tensor:
+        reduced = values.clone()
+        if self.count > 1:
+            dist.all_reduce(reduced, op=op)
+        return reduced
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.count > 1:
@@ -45,11 +69,7 @@ class Ranks:
 
     def agree(self, flag: bool) -> bool:
         """Whether any rank says so: every rank then does the same."""
-        if self.count == 1:
-            return flag
-        value = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+        return bool(self.max(torch.tensor(float(flag), device=self.device)))
 
 
 def _free_port() -> int:

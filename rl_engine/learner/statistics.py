@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from rl_engine.learner.gap import SamplerGap
 from rl_engine.learner.losses import k3
 from rl_engine.learner.objective import Objective
 from rl_engine.learner.ranks import Ranks
@@ -18,10 +19,7 @@ QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnStats:
-    """What one step of the learner saw; means and fractions are over completion tokens of all ranks.
-
-    q is the sampler and p the learner, before its first update, on the first update's tokens.
-    """
+    """What one step of the learner saw; means and fractions are over completion tokens of all ranks."""
 
     loss: float
     grad_norm: float = 0.0
@@ -31,14 +29,8 @@ class LearnStats:
     kl_base: float
     """KL(policy ‖ base), nats a token: on every token where it is penalised, else on a few completions of each rank,
     those of median length."""
-    sampler_kl_v1: float
-    """mean(log q − log p), nats: the plain estimate of KL(q ‖ p)."""
-    sampler_kl: float
-    """½·mean((log q − log p)²), nats."""
-    sampler_kl_v3: float
-    """mean(p/q − 1 − log p/q), nats: never negative, unbiased for KL(q ‖ p)."""
-    logprob_gap_max: float
-    """Largest |log q − log p| of one token, nats."""
+    gap: SamplerGap
+    """Between the sampler and the learner before its first update, on the first update's tokens."""
     ratio: dict[str, float]
     """Quantiles (p01, p50, p99) and max of the ratio that the loss was computed with."""
     ess_frac: float
@@ -51,8 +43,8 @@ class LearnStats:
 
 
 @dataclass
-class Tally:
-    """Running sums in float64; `totals` is the same on every rank."""
+class StepStatistics:
+    """Running sums of a step in float64; `totals` is the same on every rank."""
 
     ranks: Ranks
     _sums: dict[str, float] = field(default_factory=dict)
@@ -92,9 +84,10 @@ class Tally:
             gap3=float((gap_N.expm1() - gap_N).sum()),
             gap_tokens=gap_N.numel(),
         )
-        # Not max(): it would pass over NaN.
         largest = float(gap_N.abs().max())
-        self._gap_max = largest if not largest <= self._gap_max else self._gap_max
+        # Not max(): it may pass over NaN, which is to stay.
+        if math.isnan(largest) or largest > self._gap_max:
+            self._gap_max = largest
 
     def add_base(self, logprob_N: Tensor, base_logprob_N: Tensor) -> None:
         """Count KL(policy ‖ base), by the estimator that is unbiased and never negative."""
@@ -107,20 +100,20 @@ class Tally:
         names = sorted(self._sums)
         sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64, device=self.ranks.device)
         gap_max = torch.tensor(self._gap_max, dtype=torch.float64, device=self.ranks.device)
-        if self.ranks.count > 1:
-            dist.all_reduce(sums)
-            dist.all_reduce(gap_max, op=dist.ReduceOp.MAX)
-        total = dict(zip(names, sums.tolist(), strict=True))
+        total = dict(zip(names, self.ranks.sum(sums).tolist(), strict=True))
         tokens, gap_tokens = total["tokens"], total["gap_tokens"]
         corrected = total["corrected"]
         return LearnStats(
             loss=total["loss"],
             entropy=total["entropy"] / tokens,
             kl_base=total["kl_base"] / total["base_tokens"],
-            sampler_kl_v1=total["gap1"] / gap_tokens,
-            sampler_kl=0.5 * total["gap2"] / gap_tokens,
-            sampler_kl_v3=total["gap3"] / gap_tokens,
-            logprob_gap_max=float(gap_max),
+            gap=SamplerGap(
+                kl=0.5 * total["gap2"] / gap_tokens,
+                kl_v1=total["gap1"] / gap_tokens,
+                kl_v3=total["gap3"] / gap_tokens,
+                logprob_max=float(self.ranks.max(gap_max)),
+                tokens=int(gap_tokens),
+            ),
             ratio=self._ratio_quantiles(),
             ess_frac=total["weights"] ** 2 / (tokens * total["weights2"]),
             clip_low_frac=total["low"] / tokens,
@@ -135,12 +128,7 @@ class Tally:
         )
 
     def _ratio_quantiles(self) -> dict[str, float]:
-        mine = torch.cat(self._log_ratios)
-        if self.ranks.count > 1:
-            parts: list[Tensor] = [mine] * self.ranks.count
-            dist.all_gather_object(parts, mine)
-            mine = torch.cat(parts)
-        ordered = mine.sort().values
+        ordered = torch.cat(self.ranks.gather([torch.cat(self._log_ratios)])).sort().values
         # Not torch.quantile, which takes at most 16 million values.
         at = {name: float(ordered[round(q * (len(ordered) - 1))].exp()) for name, q in QUANTILES.items()}
         return {**at, "max": float(ordered[-1].exp())}

@@ -30,7 +30,7 @@ def training_samples(group: RolloutGroup, advantages: Sequence[float], weight: f
 
 
 def updates_of(
-    config: Config, graded: Sequence[GradedGroup], advantages: Sequence[Sequence[float]], signal: Sequence[bool]
+    config: Config, groups: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]
 ) -> list[list[TrainingSample]]:
     """The groups dealt in turn into `updates_per_step` updates; an update without anything to learn from is left out.
 
@@ -39,18 +39,18 @@ def updates_of(
     """
     count = config.learner.updates_per_step
     keep_all = needs_every_group(config.loss)
-    groups = [training_samples(g.group, row) for g, row in zip(graded, advantages, strict=True)]
     updates = []
     for first in range(count):
-        part = list(zip(groups[first::count], signal[first::count], strict=True))
-        lengths = [float(len(sample.completion_ids)) for group, _ in part for sample in group]
-        weights = iter(
-            NORMALIZERS[config.loss.normalizer](
-                torch.tensor(lengths, dtype=torch.float64), config.sampling.max_tokens
-            ).tolist()
-        )
-        weighed = [([replace(s, weight=next(weights)) for s in group], useful) for group, useful in part]
-        samples = [sample for group, useful in weighed if useful or keep_all for sample in group]
-        if samples:
-            updates.append(samples)
+        part = list(zip(groups[first::count], advantages[first::count], strict=True))
+        samples = [sample for group, row in part for sample in training_samples(group.rollout, row)]
+        teaches = [keep_all or group.has_signal for group, row in part for _ in row]
+        lengths = torch.tensor([float(len(sample.completion_ids)) for sample in samples], dtype=torch.float64)
+        weights = NORMALIZERS[config.loss.normalizer](lengths, config.sampling.max_tokens).tolist()
+        update = [
+            replace(sample, weight=weight)
+            for sample, weight, kept in zip(samples, weights, teaches, strict=True)
+            if kept
+        ]
+        if update:
+            updates.append(update)
     return updates

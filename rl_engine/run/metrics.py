@@ -23,9 +23,9 @@ class Timing:
     step_s: float
 
 
-def rollout_metrics(graded: Sequence[GradedGroup], signal: Sequence[bool]) -> dict[str, float]:
-    """Reward, verdicts, lengths. Means are over completions; `no_signal` over groups."""
-    pairs = [pair for g in graded for pair in zip(g.group.completions, g.results, strict=True)]
+def rollout_metrics(groups: Sequence[GradedGroup]) -> dict[str, float]:
+    """Reward, verdicts, lengths. Means are over completions; `no_signal_frac` over groups."""
+    pairs = [pair for group in groups for pair in zip(group.rollout.completions, group.results, strict=True)]
     lengths = [len(completion.token_ids) for completion, _ in pairs]
     right = [len(c.token_ids) for c, result in pairs if result.verdict is Verdict.CORRECT]
     wrong = [len(c.token_ids) for c, result in pairs if result.verdict is not Verdict.CORRECT]
@@ -37,7 +37,7 @@ def rollout_metrics(graded: Sequence[GradedGroup], signal: Sequence[bool]) -> di
         "completion/tokens_mean": fmean(lengths),
         "completion/tokens_max": float(max(lengths)),
         "completion/truncated_frac": fmean(c.finish_reason == "length" for c, _ in pairs),
-        "groups/no_signal_frac": 1 - sum(signal) / len(signal),
+        "groups/no_signal_frac": 1 - sum(group.has_signal for group in groups) / len(groups),
     }
     # A mean over nothing is left out, not written as a number that looks measured.
     if right:
@@ -63,10 +63,10 @@ def learn_metrics(stats: LearnStats, lr: float) -> dict[str, float]:
         "lr": lr,
         "policy/entropy": stats.entropy,
         "policy/kl_base": stats.kl_base,
-        "sampler/kl": stats.sampler_kl,
-        "sampler/kl_v1": stats.sampler_kl_v1,
-        "sampler/kl_v3": stats.sampler_kl_v3,
-        "sampler/logprob_gap_max": stats.logprob_gap_max,
+        "sampler/kl": stats.gap.kl,
+        "sampler/kl_v1": stats.gap.kl_v1,
+        "sampler/kl_v3": stats.gap.kl_v3,
+        "sampler/logprob_gap_max": stats.gap.logprob_max,
         **{f"ratio/{name}": value for name, value in stats.ratio.items()},
         "ratio/ess_frac": stats.ess_frac,
         "loss/clip_low_frac": stats.clip_low_frac,

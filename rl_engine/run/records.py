@@ -76,8 +76,10 @@ class Records:
         # No time stamp in the header: the same completions are the same bytes.
         with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
             for group, row in zip(graded, advantages, strict=True):
-                prompt = group.group.prompt
-                for index, (completion, result) in enumerate(zip(group.group.completions, group.results, strict=True)):
+                prompt = group.rollout.prompt
+                for index, (completion, result) in enumerate(
+                    zip(group.rollout.completions, group.results, strict=True)
+                ):
                     record = {
                         "step": step,
                         "problem_id": prompt.problem.id,
@@ -91,7 +93,7 @@ class Records:
                         "reward": result.reward,
                         "advantage": row[index],
                         "adapter": completion.adapter,
-                        "legs": [[leg.adapter, leg.tokens] for leg in completion.legs],
+                        "legs": [[segment.adapter, segment.tokens] for segment in completion.segments],
                         "prompt_tokens": len(prompt.token_ids),
                         "completion_tokens": len(completion.token_ids),
                         "finish_reason": completion.finish_reason,

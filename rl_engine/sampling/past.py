@@ -18,13 +18,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl_engine.learner.batching import TrainingSample
-from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.gap import GapLimits, SamplerGap, SamplerGapError
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.learner import Learner
 from rollout.types import AdapterRef
@@ -70,46 +69,41 @@ class PastVersions:
                 parameter.copy_(values[name])
 
 
-def gaps_of_versions(
-    past: PastVersions, graded: Sequence[GradedGroup], current: AdapterRef, *, max_kl: float, max_gap: float
-) -> dict[str, Any]:
-    """Sampler against the versions that sampled: fields of `LearnStats`, over all of them. Empty when everything is of
-    the current version, which the step itself checks, on every token.
+def gap_of_versions(
+    past: PastVersions, graded: Sequence[GradedGroup], current: AdapterRef, limits: GapLimits
+) -> SamplerGap | None:
+    """Sampler against the versions that sampled, over all of them. None when everything is of the current version,
+    which the step itself checks, on every token.
 
     Raises `SamplerGapError` with the name of the version that is off.
     """
     samples = _rows_by_version(graded)
     if samples.keys() == {current.key}:
-        return {}
-    found = []
+        return None
+    gaps = []
     for key, rows in samples.items():
         try:
             with past.restored(key):
-                found.append(past.learner.measure(rows, max_kl=max_kl, max_gap=max_gap))
+                gaps.append(past.learner.measure(rows, limits).gap)
         except SamplerGapError as error:
             raise SamplerGapError(f"completions of {key}, against {key} as it was: {error}") from error
-    tokens = sum(stats.tokens for stats in found)
-    means = {
-        name: sum(getattr(stats, name) * stats.tokens for stats in found) / tokens
-        for name in ("sampler_kl", "sampler_kl_v1", "sampler_kl_v3")
-    }
-    return {**means, "logprob_gap_max": max(stats.logprob_gap_max for stats in found)}
+    return SamplerGap.merged(gaps)
 
 
 def _rows_by_version(graded: Sequence[GradedGroup]) -> dict[str, list[TrainingSample]]:
     """One completion of each group, another one than of its neighbour, as rows of the versions that sampled it."""
     rows: dict[str, list[TrainingSample]] = {}
     for number, each in enumerate(graded):
-        most = max(len(completion.legs) for completion in each.group.completions)
-        furthest = [completion for completion in each.group.completions if len(completion.legs) == most]
+        most = max(len(completion.segments) for completion in each.rollout.completions)
+        furthest = [completion for completion in each.rollout.completions if len(completion.segments) == most]
         chosen = furthest[number % len(furthest)]
         end = 0
-        for leg in chosen.legs:
-            start, end = end, end + leg.tokens
-            rows.setdefault(leg.adapter, []).append(
+        for segment in chosen.segments:
+            start, end = end, end + segment.tokens
+            rows.setdefault(segment.adapter, []).append(
                 TrainingSample(
                     # What earlier versions sampled is, to this one, given like the prompt.
-                    prompt_ids=each.group.prompt.token_ids + chosen.token_ids[:start],
+                    prompt_ids=each.rollout.prompt.token_ids + chosen.token_ids[:start],
                     completion_ids=chosen.token_ids[start:end],
                     behaviour_logprobs=chosen.logprobs[start:end],
                     advantage=0.0,

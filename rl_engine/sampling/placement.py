@@ -10,24 +10,25 @@ import torch
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.sampling.shared_pool import DrivenPool
-from rollout.engine import Engine, EngineSettings, PoolSettings
+from rl_engine.sampling.queue import LocalQueue, RolloutQueue
+from rl_engine.sampling.shared_pool import RankSharedPool
+from rollout.engine import EngineSettings, PoolSettings
 from rollout.models import locate_model
 from rollout.pool.environment import prepare_ray
 
 
-def start_engine(config: Config, ranks: Ranks, max_model_len: int) -> Engine | DrivenPool:
+def start_queue(config: Config, ranks: Ranks, max_model_len: int) -> RolloutQueue:
     """What samples for this rank. Leaves torch's random numbers at the run's seed, wherever the engine is.
 
     Raises `ConfigError` when it cannot be placed so, `PoolError` when no worker starts.
     """
-    engine = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len)
+    queue = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len)
     # By now they are vLLM's, or as torch chose for this process. No step draws any, but checkpoints hold their state.
     torch.manual_seed(config.seed)
-    return engine
+    return queue
 
 
-def _in_process(config: Config, ranks: Ranks, max_model_len: int) -> Engine:
+def _in_process(config: Config, ranks: Ranks, max_model_len: int) -> LocalQueue:
     rollout = config.rollout
     if ranks.count > 1 and rollout.tensor_parallel_size > 1:
         raise ConfigError(
@@ -37,17 +38,17 @@ def _in_process(config: Config, ranks: Ranks, max_model_len: int) -> Engine:
     from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
 
     sleep = rollout.sleep and ranks.device.type == "cuda"
-    return VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count))
+    return LocalQueue(VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count)), ranks)
 
 
-def _in_workers(config: Config, ranks: Ranks, max_model_len: int) -> DrivenPool:
+def _in_workers(config: Config, ranks: Ranks, max_model_len: int) -> RankSharedPool:
     """The main rank drives the workers, and the others hear of what they sampled.
 
-    One adapter samples at a time, however many are loaded (`max_loras` 1): a piece is of one version, and a worker
-    samples one piece at a time.
+    One adapter samples at a time, however many are loaded (`max_loras` 1): a work item is of one version, and a
+    worker samples one at a time.
     """
     if not ranks.is_main:
-        return DrivenPool(None, ranks)
+        return RankSharedPool(None, ranks)
     settings = _pool_settings(config, ranks)
     prepare_ray(settings.address)
     try:
@@ -55,10 +56,10 @@ def _in_workers(config: Config, ranks: Ranks, max_model_len: int) -> DrivenPool:
     except ModuleNotFoundError as error:
         raise ConfigError("rollout.placement is ray, and Ray is not installed: pip install ray") from error
 
-    return DrivenPool(RayPool(_engine_settings(config, max_model_len, sleep=False, ranks=1), settings), ranks)
+    return RankSharedPool(RayPool(_engine_settings(config, max_model_len, sleep=False, ranks=1), settings), ranks)
 
 
-PLACEMENTS: dict[str, Callable[[Config, Ranks, int], Engine | DrivenPool]] = {
+PLACEMENTS: dict[str, Callable[[Config, Ranks, int], RolloutQueue]] = {
     "inprocess": _in_process,
     "ray": _in_workers,
 }

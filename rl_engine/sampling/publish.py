@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rl_engine.learner.batching import TrainingSample
-from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.gap import RESOLUTION, GapLimits, SamplerGapError
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.updates import training_samples
@@ -39,7 +39,7 @@ class Publisher:
     ranks: Ranks
     canary: Sequence[Prompt]
     sampling: SamplingConfig
-    max_gap: float
+    limits: GapLimits
     facts: dict[str, str]
     """What every manifest states: base model, configuration hash."""
     keep: int | None = None
@@ -89,10 +89,10 @@ class Publisher:
             for sample, row in zip(samples, scored, strict=True)
             for p, q in zip(row, sample.behaviour_logprobs, strict=True)
         )
-        if not gap <= self.max_gap:
+        if not gap <= self.limits.logprob:
             raise SamplerGapError(
                 f"{ref.key} did not reach the sampler: on the canary prompts its log-probabilities are {gap:.3g} nats "
-                f"from the learner's (limit {self.max_gap:.3g}, rollout.max_logprob_gap)"
+                f"from the learner's (limit {self.limits.logprob:.3g}, rollout.max_logprob_gap)"
             )
         manifest = read_manifest(ref.path)
         sighting = _Sighting(manifest["files"][manifest["weights"]], samples, scored)
@@ -117,6 +117,3 @@ class Publisher:
                     f"{ref.key} is loaded, but the sampler answers exactly as the version before it did, while the "
                     f"learner's log-probabilities of those answers moved by up to {moved:.3g} nats"
                 )
-
-
-RESOLUTION = {"float32": 1e-4, "bfloat16": 5e-2}

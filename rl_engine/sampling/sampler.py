@@ -1,107 +1,73 @@
-"""Prompts → graded groups: every rank samples and grades its share, and every rank then knows the whole."""
+"""Rollouts → graded groups: every rank grades its share, and every rank then knows the whole."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rewards import GradeItem, Grader
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.ranks import Ranks
-from rl_engine.sampling.shared_pool import DrivenPool
+from rl_engine.sampling.queue import RolloutQueue
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
-from rollout.pieces import Request
 from rollout.types import AdapterRef, Prompt, RolloutGroup
+from rollout.work_items import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradedBatch:
+    """What was collected at once, one group a prompt, in order."""
+
+    groups: list[GradedGroup]
+    rollout_s: float
+    """Spent sampling them, or waiting for it."""
+    grade_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Groups that were asked for."""
-
-    collect: Callable[[], list[GradedGroup]]
-    """Wait for them, and grade them: one a prompt, in order."""
-    request: Request | None = None
-    """Of a pool, on the rank that drives it."""
-
-
-@dataclass
 class Sampler:
-    """The engine and the grader of this rank."""
+    """The queue and the grader of this rank."""
 
-    engine: Engine | DrivenPool
+    queue: RolloutQueue
     grader: Grader
     ranks: Ranks
-    rollout_s: float = field(default=0.0, init=False)
-    """Seconds spent sampling, or waiting for it, since `reset_times`."""
-    grade_s: float = field(default=0.0, init=False)
 
-    def metrics(self) -> dict[str, float]:
-        """How the workers of a pool are."""
-        return self.engine.metrics() if isinstance(self.engine, DrivenPool) else {}
+    @property
+    def engine(self) -> Engine:
+        return self.queue.engine
 
-    def reset_times(self) -> None:
-        self.rollout_s = self.grade_s = 0.0
-
-    def graded_groups(
+    def sample(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
-    ) -> list[GradedGroup]:
-        """One graded group a prompt, in order, before anything that was asked for ahead."""
-        self.reset_times()
-        return self.ask(prompts, sampling, adapter, seeds, urgent=True).collect()
+    ) -> GradedBatch:
+        """Graded groups of the prompts, before anything that was submitted ahead."""
+        return self.collect(self.queue.submit(prompts, sampling, adapter, seeds, urgent=True))
 
-    def ask(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
-        *,
-        urgent: bool = False,
-    ) -> Asked:
-        """Ask for completions. A pool begins at once, an engine of this rank's own when they are collected."""
-        engine = self.engine
-        if isinstance(engine, DrivenPool):
-            return self._of_pool(engine, engine.submit(prompts, sampling, adapter, seeds, urgent=urgent), sampling)
-        mine = self.ranks.share(list(zip(prompts, seeds, strict=True)))
-        return Asked(
-            lambda: self._graded(
-                lambda: engine.generate([prompt for prompt, _ in mine], sampling, adapter, [seed for _, seed in mine]),
-                sampling,
-            )
-        )
-
-    def extend(self, asked: Asked, sampling: SamplingConfig, adapter: AdapterRef | None) -> Asked:
-        """Ask a pool to go on with what `asked` leaves unfinished, up to `sampling.max_tokens`; to be collected in its
-        place."""
-        assert isinstance(self.engine, DrivenPool)
-        return self._of_pool(self.engine, self.engine.extend(asked.request, sampling, adapter), sampling)
-
-    def _of_pool(self, pool: DrivenPool, request: Request | None, sampling: SamplingConfig) -> Asked:
-        return Asked(lambda: self._graded(lambda: self.ranks.share(pool.collect(request)), sampling), request)
-
-    def _graded(self, groups: Callable[[], list[RolloutGroup]], sampling: SamplingConfig) -> list[GradedGroup]:
-        """Every rank grades its share, and has the whole."""
+    def collect(self, request: Request) -> GradedBatch:
+        """Wait for a request of the queue, and grade it."""
         start = time.monotonic()
-        mine = groups()
+        mine = self.queue.collect(request)
         sampled = time.monotonic()
-        graded = self.ranks.gather(self._grade(mine, sampling))
-        self.rollout_s += sampled - start
-        self.grade_s += time.monotonic() - sampled
-        return graded
+        groups = self.ranks.gather(self._grade(mine, request.sampling))
+        return GradedBatch(groups=groups, rollout_s=sampled - start, grade_s=time.monotonic() - sampled)
 
     def _grade(self, groups: Sequence[RolloutGroup], sampling: SamplingConfig) -> list[GradedGroup]:
-        items = [
-            GradeItem(
-                completion=completion.text,
-                reference=group.prompt.problem.answer,
-                tokens=len(completion.token_ids),
-                max_tokens=sampling.max_tokens,
-                problem=group.prompt.problem.text,
-            )
-            for group in groups
-            for completion in group.completions
+        results = self.grader.grade(
+            [
+                GradeItem(
+                    completion=completion.text,
+                    reference=group.prompt.problem.answer,
+                    tokens=len(completion.token_ids),
+                    max_tokens=sampling.max_tokens,
+                    problem=group.prompt.problem.text,
+                )
+                for group in groups
+                for completion in group.completions
+            ]
+        )
+        starts = range(0, len(results), sampling.n)
+        return [
+            GradedGroup(group, tuple(results[start : start + sampling.n]))
+            for group, start in zip(groups, starts, strict=True)
         ]
-        results = iter(self.grader.grade(items))
-        return [GradedGroup(group, tuple(next(results) for _ in group.completions)) for group in groups]

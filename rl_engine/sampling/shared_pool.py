@@ -1,4 +1,4 @@
-"""One pool of workers, driven by the main rank → an engine on every rank.
+"""One pool of workers, which the main rank drives → a queue and an engine on every rank.
 
 Its calls are collective: all ranks make them in the same order, get the same answer, and raise what the main rank does.
 """
@@ -9,13 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch.distributed as dist
-
 from rl_engine.learner.ranks import Ranks
 from rollout.config import SamplingConfig
-from rollout.engine import PoolEngine
-from rollout.pieces import Request
+from rollout.engine import Engine, PoolEngine
 from rollout.types import AdapterRef, Prompt, RolloutGroup
+from rollout.work_items import Request
 
 T = TypeVar("T")
 
@@ -24,12 +22,16 @@ NEWS_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class DrivenPool:
-    """An `Engine` whose completions can be asked for ahead."""
+class RankSharedPool:
+    """A `RolloutQueue` that is its own `Engine`. Workers sample what is submitted while the ranks do something else."""
 
     pool: PoolEngine | None
-    """On the main rank."""
+    """The pool on the main rank, None on the others."""
     ranks: Ranks
+
+    @property
+    def engine(self) -> Engine:
+        return self
 
     def submit(
         self,
@@ -39,25 +41,32 @@ class DrivenPool:
         seeds: Sequence[str],
         *,
         urgent: bool = False,
-    ) -> Request | None:
-        """Ask for completions; what it returns is for `collect`."""
-        return None if self.pool is None else self.pool.submit(prompts, sampling, adapter, seeds, urgent=urgent)
+    ) -> Request:
+        """See `RolloutQueue.submit`. The request of the other ranks is empty: they hear of the main rank's."""
+        if self.pool is None:
+            return Request(sampling, adapter)
+        return self.pool.submit(prompts, sampling, adapter, seeds, urgent=urgent)
 
-    def extend(self, request: Request | None, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request | None:
-        """See `PoolEngine.extend`; what it returns is for `collect`, in place of `request`."""
-        return None if self.pool is None else self.pool.extend(_known(request), sampling, adapter)
+    def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
+        """See `RolloutQueue.extend`."""
+        return Request(sampling, adapter) if self.pool is None else self.pool.extend(request, sampling, adapter)
 
-    def collect(self, request: Request | None) -> list[RolloutGroup]:
-        """Wait for them: one group a prompt, in order."""
-        while not self._from_main(lambda pool: pool.finished(_known(request), NEWS_S)):
-            pass
-        return self._from_main(lambda pool: _known(request).groups())
+    def collect(self, request: Request) -> list[RolloutGroup]:
+        """See `RolloutQueue.collect`."""
+        return self.ranks.share(self._groups(request))
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         """See `Engine.generate`: every rank asks for the same, and it is sampled once."""
-        return self.collect(self.submit(prompts, sampling, adapter, seeds, urgent=True))
+        return self._groups(self.submit(prompts, sampling, adapter, seeds, urgent=True))
+
+    def _groups(self, request: Request) -> list[RolloutGroup]:
+        """Wait for all groups of a request, one a prompt, in order."""
+        groups = None
+        while groups is None:
+            groups = self._from_main(lambda pool: pool.collect(request, NEWS_S))
+        return groups
 
     def load_adapter(self, ref: AdapterRef) -> None:
         self._from_main(lambda pool: pool.load_adapter(ref))
@@ -71,32 +80,23 @@ class DrivenPool:
     def wake(self) -> None: ...
 
     def close(self) -> None:
-        """Of this rank alone: it is called where others may have failed."""
+        """The one call that is not collective: it is made where other ranks may have failed."""
         if self.pool is not None:
             self.pool.close()
 
     def metrics(self) -> dict[str, float]:
-        """Main rank: how the workers are."""
+        """See `RolloutQueue.metrics`."""
         return {} if self.pool is None else {"workers/alive": self.pool.alive, "workers/lost": self.pool.lost}
 
     def _from_main(self, ask: Callable[[PoolEngine], T]) -> T:
         """The main rank's answer, on every rank."""
-        if self.ranks.count == 1:
-            assert self.pool is not None
-            return ask(self.pool)
-        box: list[T | Exception | None] = [None]
+        answer: T | Exception | None = None
         if self.pool is not None:
             try:
-                box[0] = ask(self.pool)
+                answer = ask(self.pool)
             except (RuntimeError, ValueError, OSError) as error:
-                box[0] = error
-        dist.broadcast_object_list(box)
-        answer = box[0]
+                answer = error
+        answer = self.ranks.broadcast(answer)
         if isinstance(answer, Exception):
             raise answer
         return answer  # type: ignore[return-value]
-
-
-def _known(request: Request | None) -> Request:
-    assert request is not None, "the main rank submitted nothing"
-    return request

@@ -9,85 +9,95 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from rl_engine.config import Config
-from rl_engine.learner.groups import GradedGroup
-from rl_engine.sampling.sampler import Asked, Sampler
+from rl_engine.learner.groups import GradedGroup, StepGroups
+from rl_engine.sampling.sampler import GradedBatch, Sampler
 from rollout.config import SamplingConfig
 from rollout.prompts.cursor import Cursor
 from rollout.types import AdapterRef, Prompt
+from rollout.work_items import Request
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    """Groups under way that were asked for at once."""
+class _InFlight:
+    """Groups that were asked for at once and not collected yet."""
 
     count: int
     max_tokens: int
     """What their completions have been asked for so far."""
-    asked: Asked
+    request: Request
 
 
 @dataclass
-class Supply:
+class RolloutStream:
     """What the learner is fed with. All ranks call it alike and get the same."""
 
     config: Config
     cursor: Cursor[Prompt]
     sampler: Sampler
     sampling: SamplingConfig
-    _under_way: deque[_Batch] = field(default_factory=deque, init=False)
-    _there: deque[GradedGroup] = field(default_factory=deque, init=False)
-    """Groups not taken yet."""
+    _in_flight: deque[_InFlight] = field(default_factory=deque, init=False)
+    _ready: deque[GradedGroup] = field(default_factory=deque, init=False)
+    """Groups collected and not taken."""
     _versions: dict[str, int] = field(default_factory=dict, init=False)
-    """By key, of what was sampled from."""
+    """Version of each `AdapterRef.key` that was sampled from."""
     _metrics: dict[str, float] = field(default_factory=dict, init=False)
-    """Of the last step."""
+    """Figures of the last step's groups."""
 
     @property
     def ahead(self) -> int:
         """Groups asked for and not taken."""
-        return sum(batch.count for batch in self._under_way) + len(self._there)
+        return sum(batch.count for batch in self._in_flight) + len(self._ready)
 
     @property
     def position(self) -> int:
-        """Problems that finished steps have taken: those under way are asked for anew by a resumed run."""
+        """Problems that finished steps have taken: those in flight are asked for anew by a resumed run."""
         return self.cursor.position - self.ahead
 
-    def take(self, step: int, adapter: AdapterRef) -> list[GradedGroup]:
-        """The groups of a step: first the `problems_per_step` to learn from, then those that were replaced.
+    def take(self, step: int, adapter: AdapterRef) -> StepGroups:
+        """The groups of a step.
 
-        Every step takes at least that many from the stream, so what is asked for `max_staleness` steps ahead is never
-        older than that when it is taken.
+        Every step takes at least `problems_per_step` from the stream, so what is asked for `max_staleness` steps ahead
+        is never older than that when it is taken.
         """
         train = self.config.train
+        size, limit = train.problems_per_step, train.max_problems_per_step or train.problems_per_step
         self._versions[adapter.key] = adapter.version
         steps = min(self.config.rollout.max_staleness, train.steps - step)
-        self._go_on(adapter)
-        self._ask((steps + 1) * train.problems_per_step - self.ahead, adapter)
-        self.sampler.reset_times()
-        taken = self._next(train.problems_per_step, adapter)
-        limit = train.max_problems_per_step or train.problems_per_step
-        while (missing := train.problems_per_step - sum(map(_has_signal, taken))) and len(taken) < limit:
-            taken += self._next(min(missing, limit - len(taken)), adapter)
+        self._extend_in_flight(adapter)
+        self._submit((steps + 1) * size - self.ahead, adapter)
+        taken: list[GradedGroup] = []
+        collected: list[GradedBatch] = []
+        missing = size
+        while missing and len(taken) < limit:
+            count = min(missing, limit - len(taken))
+            collected += self._collect(count, adapter)
+            taken += [self._ready.popleft() for _ in range(count)]
+            missing = size - sum(group.has_signal for group in taken)
         self._metrics = self._metrics_of(taken, adapter)
         assert self._metrics["rollout/staleness_max"] <= self.config.rollout.max_staleness
-        # Those with signal first; where they do not suffice, the step keeps its size with groups that have none.
-        return (
-            sorted(taken, key=lambda group: not _has_signal(group)) if len(taken) > train.problems_per_step else taken
+        if len(taken) > size:
+            # Where those with signal do not suffice, the step keeps its size with groups that have none.
+            taken.sort(key=lambda group: not group.has_signal)
+        return StepGroups(
+            to_learn=tuple(taken[:size]),
+            replaced=tuple(taken[size:]),
+            rollout_s=sum(batch.rollout_s for batch in collected),
+            grade_s=sum(batch.grade_s for batch in collected),
         )
 
     def metrics(self) -> dict[str, float]:
-        """Of the last step, and of what samples."""
-        return {**self._metrics, **self.sampler.metrics()}
+        """Figures of the last step's groups, and of what samples."""
+        return {**self._metrics, **self.sampler.queue.metrics()}
 
     def _metrics_of(self, taken: Sequence[GradedGroup], adapter: AdapterRef) -> dict[str, float]:
-        completions = [completion for graded in taken for completion in graded.group.completions]
-        legs = [leg for completion in completions for leg in completion.legs]
-        ages = [adapter.version - self._versions[leg.adapter] for leg in legs]
-        tokens = [leg.tokens for leg in legs]
+        completions = [completion for group in taken for completion in group.rollout.completions]
+        segments = [segment for completion in completions for segment in completion.segments]
+        ages = [adapter.version - self._versions[segment.adapter] for segment in segments]
+        tokens = [segment.tokens for segment in segments]
         metrics = {
             "rollout/staleness_mean": sum(map(operator.mul, ages, tokens)) / sum(tokens),
             "rollout/staleness_max": float(max(ages)),
@@ -98,54 +108,52 @@ class Supply:
             metrics["groups/replaced"] = float(len(taken) - self.config.train.problems_per_step)
         return metrics
 
-    def _go_on(self, adapter: AdapterRef) -> None:
-        """The next leg of all that is under way and not asked for as a whole, oldest first."""
-        place = len(self._there)
-        for index, batch in enumerate(self._under_way):
-            self._under_way[index] = self._extended(batch, self._limit(place, batch.max_tokens), adapter)
+    def _extend_in_flight(self, adapter: AdapterRef) -> None:
+        """Ask for the next segment of all that is in flight and not asked for as a whole, oldest first."""
+        place = len(self._ready)
+        for index, batch in enumerate(self._in_flight):
+            self._in_flight[index] = self._extended(batch, self._limit(place, batch.max_tokens), adapter)
             place += batch.count
 
-    def _extended(self, batch: _Batch, max_tokens: int, adapter: AdapterRef) -> _Batch:
+    def _extended(self, batch: _InFlight, max_tokens: int, adapter: AdapterRef) -> _InFlight:
         if max_tokens == batch.max_tokens:
             return batch
-        asked = self.sampler.extend(batch.asked, self._up_to(max_tokens), adapter)
-        return _Batch(batch.count, max_tokens, asked)
+        request = self.sampler.queue.extend(batch.request, self._up_to(max_tokens), adapter)
+        return replace(batch, max_tokens=max_tokens, request=request)
 
     def _limit(self, place: int, tokens: int) -> int:
-        """Tokens that completions may have after their next leg, where they may have had `tokens` before, and `place`
-        groups are to be taken before theirs.
+        """Tokens that completions may have after their next segment, where they may have had `tokens` before, and
+        `place` groups are to be taken before theirs.
 
         The step before the one that takes them samples all that is left: that too while the learner works.
         """
-        leg_tokens, whole = self.config.rollout.leg_tokens, self.sampling.max_tokens
-        if leg_tokens is None or place < 2 * self.config.train.problems_per_step:
+        segment_tokens, whole = self.config.rollout.leg_tokens, self.sampling.max_tokens
+        if segment_tokens is None or place < 2 * self.config.train.problems_per_step:
             return whole
-        return min(tokens + leg_tokens, whole)
+        return min(tokens + segment_tokens, whole)
 
     def _up_to(self, max_tokens: int) -> SamplingConfig:
         return self.sampling.model_copy(update={"max_tokens": max_tokens})
 
-    def _ask(self, count: int, adapter: AdapterRef) -> None:
-        """The next `count` groups of the stream, in requests of a step's size."""
+    def _submit(self, count: int, adapter: AdapterRef) -> None:
+        """Ask for the next `count` groups of the stream, in requests of a step's size."""
         size = self.config.train.problems_per_step
         while count > 0:
             first, part = self.cursor.position, min(count, size)
             # A group's seed is that of its place in the stream: of step and index, where every step takes as many.
             seeds = [f"{self.config.seed}/{place // size + 1}/{place % size}" for place in range(first, first + part)]
             max_tokens = self._limit(self.ahead, 0)
-            asked = self.sampler.ask(self.cursor.take(part), self._up_to(max_tokens), adapter, seeds)
-            self._under_way.append(_Batch(part, max_tokens, asked))
+            request = self.sampler.queue.submit(self.cursor.take(part), self._up_to(max_tokens), adapter, seeds)
+            self._in_flight.append(_InFlight(part, max_tokens, request))
             count -= part
 
-    def _next(self, count: int, adapter: AdapterRef) -> list[GradedGroup]:
-        """The next groups of the stream. What has not been asked for is asked for now, and what has been asked for in
-        part is wanted whole."""
-        self._ask(count - self.ahead, adapter)
-        while len(self._there) < count:
-            batch = self._extended(self._under_way.popleft(), self.sampling.max_tokens, adapter)
-            self._there += batch.asked.collect()
-        return [self._there.popleft() for _ in range(count)]
-
-
-def _has_signal(graded: GradedGroup) -> bool:
-    return len(set(graded.rewards)) > 1
+    def _collect(self, count: int, adapter: AdapterRef) -> list[GradedBatch]:
+        """Have the next `count` groups of the stream ready; what was collected for it. What has not been asked for is
+        asked for now, and what has been asked for in part is wanted whole."""
+        self._submit(count - self.ahead, adapter)
+        collected = []
+        while len(self._ready) < count:
+            batch = self._extended(self._in_flight.popleft(), self.sampling.max_tokens, adapter)
+            collected.append(self.sampler.collect(batch.request))
+            self._ready += collected[-1].groups
+        return collected

@@ -29,10 +29,10 @@ from rl_engine.run.records import Records
 from rl_engine.run.stopping import StopRequest
 from rl_engine.sampling.data import TrainingData, prepare
 from rl_engine.sampling.past import PastVersions
-from rl_engine.sampling.placement import start_engine
+from rl_engine.sampling.placement import start_queue
 from rl_engine.sampling.publish import Publisher
 from rl_engine.sampling.sampler import Sampler
-from rl_engine.sampling.stream import Supply
+from rl_engine.sampling.stream import RolloutStream
 from rl_engine.train.loop import Run
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
@@ -153,18 +153,18 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         learner = Learner(config, ranks, pad_id_of(tokenizer), [prompt.token_ids for prompt in data.prompts])
     console.print_rows(describe(config, data, learner))
     with console.phase("starting vLLM"):
-        engine = start_engine(config, ranks, needed)
-    sampler = Sampler(engine, grader, ranks)
+        queue = start_queue(config, ranks, needed)
+    sampler = Sampler(queue, grader, ranks)
     past = PastVersions(learner, config.rollout.max_staleness)
     publisher = Publisher(
         store=AdapterStore(run_dir / "adapters"),
-        engine=engine,
+        engine=queue.engine,
         learner=learner,
         ranks=ranks,
         canary=data.prompts[:CANARY_PROMPTS],
         sampling=sampling,
         past=past,
-        max_gap=gap_limits(config)[1],
+        limits=gap_limits(config),
         facts={"base_model": config.model.name, "config_hash": config_hash(config)},
         keep=config.checkpoint.keep_adapters or {"lora": None, "full": 2}[config.method],
     )
@@ -172,7 +172,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         config=config,
         eval_sampling=eval_sampling,
         suites=suites,
-        supply=Supply(config, Cursor(data.prompts, config.seed, config.data.shuffle), sampler, sampling),
+        stream=RolloutStream(config, Cursor(data.prompts, config.seed, config.data.shuffle), sampler, sampling),
         sampler=sampler,
         learner=learner,
         past=past,
@@ -201,7 +201,7 @@ def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | N
             raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
         restore_learner(run.learner, tensors)
         restore_rng(tensors)
-        run.step, run.version, run.supply.cursor.position = state.step, state.version, state.position
+        run.step, run.version, run.stream.cursor.position = state.step, state.version, state.position
         run.console.note(f"resumed after step {state.step}")
     if run.is_main:
         run.publisher.store.rewind(run.version)

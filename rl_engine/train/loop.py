@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from rl_engine.config import Config
 from rl_engine.learner.advantages import advantages_of
 from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.gap import gap_limits
-from rl_engine.learner.groups import GradedGroup
+from rl_engine.learner.groups import GradedGroup, StepGroups
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.state import learner_state
 from rl_engine.learner.statistics import LearnStats
@@ -31,10 +30,10 @@ from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, roll
 from rl_engine.run.peaks import PhasePeaks
 from rl_engine.run.records import METRICS, Records, read_metrics
 from rl_engine.run.stopping import StopRequest
-from rl_engine.sampling.past import PastVersions, gaps_of_versions
+from rl_engine.sampling.past import PastVersions, gap_of_versions
 from rl_engine.sampling.publish import Publisher
 from rl_engine.sampling.sampler import Sampler
-from rl_engine.sampling.stream import Supply
+from rl_engine.sampling.stream import RolloutStream
 from rollout.config import SamplingConfig
 from rollout.types import AdapterRef, Prompt
 
@@ -46,7 +45,7 @@ class Run:
     config: Config
     eval_sampling: SamplingConfig
     suites: Sequence[tuple[Suite, Sequence[Prompt]]]
-    supply: Supply
+    stream: RolloutStream
     sampler: Sampler
     learner: Learner
     past: PastVersions
@@ -77,12 +76,11 @@ def train(run: Run) -> None:
     while run.step < run.config.train.steps and not run.stop.agreed(run.learner.ranks):
         start = time.monotonic()
         run.step += 1
-        graded = sample(run)
-        advantages, signal = advantages_of([group.rewards for group in graded], run.config.loss.baseline)
-        used = slice(run.config.train.problems_per_step)
-        updates = updates_of(run.config, graded[used], advantages[used], signal[used])
+        groups = sample(run)
+        advantages = advantages_of(groups.all, run.config.loss.baseline)
+        updates = updates_of(run.config, groups.to_learn, advantages[: len(groups.to_learn)])
         learn_start = time.monotonic()
-        stats = learn(run, updates, graded[used])
+        stats = learn(run, updates, groups.to_learn)
         sync_start = time.monotonic()
         if updates:
             run.version += 1
@@ -90,15 +88,15 @@ def train(run: Run) -> None:
                 run.adapter = run.publisher.publish(run.version)
         end = time.monotonic()
         timing = Timing(
-            rollout_s=run.sampler.rollout_s,
-            grade_s=run.sampler.grade_s,
+            rollout_s=groups.rollout_s,
+            grade_s=groups.grade_s,
             learn_s=sync_start - learn_start,
             sync_s=end - sync_start,
             step_s=end - start,
         )
-        metrics = {**step_metrics(run, graded, signal, stats, timing), **advantage_metrics(advantages)}
+        metrics = {**step_metrics(run, groups.all, stats, timing), **advantage_metrics(advantages)}
         if run.is_main:
-            run.records.rollouts(run.step, graded, advantages)
+            run.records.rollouts(run.step, groups.all, advantages)
         record(run, metrics, evaluate(run) if due(run.step, run.config.eval.every, run) else [])
         if due(run.step, run.config.checkpoint.every, run):
             save(run)
@@ -111,41 +109,38 @@ def due(step: int, every: int, run: Run) -> bool:
     return step == run.config.train.steps or (every > 0 and step % every == 0)
 
 
-def sample(run: Run) -> list[GradedGroup]:
-    """Graded completions of the step's problems; after those to learn from, those that others took the place of."""
+def sample(run: Run) -> StepGroups:
+    """Graded completions of the step's problems."""
     with run.console.phase(f"step {run.step}: sampling"), run.peaks.peak_gib("rollout"):
-        return run.supply.take(run.step, run.adapter)
+        return run.stream.take(run.step, run.adapter)
 
 
-def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], graded: Sequence[GradedGroup]) -> LearnStats:
+def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], groups: Sequence[GradedGroup]) -> LearnStats:
     """The step's updates; where no group carries signal, only the measurements."""
-    max_kl, max_gap = gap_limits(run.config)
     engine = run.sampler.engine
     engine.sleep()
     with run.console.phase(f"step {run.step}: learning"), run.peaks.peak_gib("learn"):
-        gaps = gaps_of_versions(run.past, graded, run.adapter, max_kl=max_kl, max_gap=max_gap)
-        if gaps:
-            # What the step itself sees between sampler and learner is then what was learned in between, too.
-            max_kl = max_gap = math.inf
+        limits = gap_limits(run.config)
+        earlier = gap_of_versions(run.past, groups, run.adapter, limits)
+        # With earlier versions, what the step itself sees between sampler and learner is what was learned since, too.
+        limits_of_step = limits if earlier is None else None
         if updates:
-            stats = run.learner.step(updates, max_kl=max_kl, max_gap=max_gap)
+            stats = run.learner.step(updates, limits_of_step)
         else:
-            unlearned = training_samples(graded[0].group, [0.0] * run.config.sampling.n)
-            stats = run.learner.measure(unlearned, max_kl=max_kl, max_gap=max_gap)
+            unlearned = training_samples(groups[0].rollout, [0.0] * run.config.sampling.n)
+            stats = run.learner.measure(unlearned, limits_of_step)
     run.learner.release_memory()
     engine.wake()
-    return replace(stats, **gaps)
+    return stats if earlier is None else replace(stats, gap=earlier)
 
 
-def step_metrics(
-    run: Run, graded: Sequence[GradedGroup], signal: Sequence[bool], stats: LearnStats, timing: Timing
-) -> dict[str, float]:
-    tokens = sum(len(c.token_ids) for group in graded for c in group.group.completions)
+def step_metrics(run: Run, groups: Sequence[GradedGroup], stats: LearnStats, timing: Timing) -> dict[str, float]:
+    tokens = sum(len(completion.token_ids) for group in groups for completion in group.rollout.completions)
     return {
-        **rollout_metrics(graded, signal),
+        **rollout_metrics(groups),
         **learn_metrics(stats, float(run.learner.optimizer.param_groups[0]["lr"])),
         **time_metrics(timing, tokens),
-        **run.supply.metrics(),
+        **run.stream.metrics(),
         **run.peaks.metrics(),
     }
 
@@ -156,10 +151,11 @@ def evaluate(run: Run) -> list[EvalReport]:
     for suite, prompts in run.suites:
         with run.console.phase(f"step {run.step}: evaluating {suite.name}"):
             seeds = [f"eval/{suite.name}/{index}" for index in range(len(prompts))]
-            graded = run.sampler.graded_groups(prompts, run.eval_sampling, run.adapter, seeds)
+            batch = run.sampler.sample(prompts, run.eval_sampling, run.adapter, seeds)
         if not run.is_main:
             continue
-        outcomes = [outcome_of(g.group, g.results, run.sampler.rollout_s / len(graded)) for g in graded]
+        rollout_s = batch.rollout_s / len(batch.groups)
+        outcomes = [outcome_of(group.rollout, group.results, rollout_s) for group in batch.groups]
         reports.append(report_on(suite, outcomes, run.eval_sampling, run.sampler.grader, adapter=run.adapter))
     return reports
 
@@ -195,7 +191,7 @@ def save(run: Run) -> None:
     tensors = learner_state(run.learner)
     if not run.is_main:
         return
-    state = RunState(step=run.step, position=run.supply.position, version=run.version, config_hash=run.config_hash)
+    state = RunState(step=run.step, position=run.stream.position, version=run.version, config_hash=run.config_hash)
     run.checkpoints.save(state, tensors)
 
 

@@ -1,8 +1,9 @@
 """Prompts → completions, by workers on this machine or on many: a Ray actor each, with the in-process engine inside.
 
-With `rollout/pool/local_cluster.py` the only file that imports ray. Work is handed out in pieces of a few prompts
-(`rollout/pieces.py`), each sampled as one batch. A thread watches the workers: one that dies, hangs, fails or answers
-from another adapter is replaced, and its piece is given out again. No prompt is lost and none counted twice.
+With `rollout/pool/local_cluster.py` the only file that imports ray. A request is split into work items of a few
+prompts (`rollout/work_items.py`), each sampled as one batch. A thread watches the workers: one that dies, hangs, fails
+or answers from another adapter is replaced, and its work item is assigned again. No prompt is lost and none counted
+twice.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
-from rollout.pieces import Piece, Request, cut, extended
 from rollout.pool.local_cluster import start_ray
 from rollout.pool.scratch import ScratchDirectory
 from rollout.pool.worker import PoolWorker, vllm_engine
 from rollout.types import AdapterRef, Prompt, RolloutGroup
+from rollout.work_items import Request, WorkItem, extended, split
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ SCRATCH = "rl_engine_ray_"
 POLL_S = 0.05
 # For workers to leave by themselves when the pool is closed.
 CLOSE_S = 5.0
-# A piece that has cost so many workers is at fault itself.
-MAX_TRIES = 3
+# A work item that has cost so many workers is at fault itself.
+MAX_WORKERS_LOST = 3
 
 Complaint = str | None
 
@@ -54,7 +55,7 @@ class _Call:
     handle: Any
     deadline: float
     accept: Callable[[Any], Complaint]
-    piece: Piece | None = None
+    item: WorkItem | None = None
     """What it samples; None for any other request."""
 
 
@@ -83,10 +84,10 @@ class RayPool:
     _workers: list[_Worker] = field(default_factory=list, init=False)
     _adapters: dict[str, tuple[AdapterRef, Any]] = field(default_factory=dict, init=False)
     """Versions that workers are to have, by key, with their files in the object store."""
-    _urgent: deque[Piece] = field(default_factory=deque, init=False)
-    _waiting: deque[Piece] = field(default_factory=deque, init=False)
+    _urgent: deque[WorkItem] = field(default_factory=deque, init=False)
+    _waiting: deque[WorkItem] = field(default_factory=deque, init=False)
     _in_a_row: list[str] = field(default_factory=list, init=False)
-    """Why workers were lost since a piece was last sampled."""
+    """Why workers were lost since a work item was last sampled."""
     _begun: bool = field(default=False, init=False)
     """Whether a worker has ever started."""
     _wanted: int = field(default=0, init=False)
@@ -97,13 +98,13 @@ class RayPool:
     _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "pool"), init=False)
     _supervision: Future[None] = field(init=False)
     _scratch: ScratchDirectory | None = field(default=None, init=False)
-    """Of a connection to Ray that is this pool's own."""
+    """The files of a connection to Ray that is this pool's own."""
 
     def __post_init__(self) -> None:
         with ExitStack() as undone:
             undone.callback(self.close)
             self._connect()
-            self._workers = [self._hire() for _ in range(self.settings.workers)]
+            self._workers = [self._start_worker() for _ in range(self.settings.workers)]
             self._supervision = self._thread.submit(self._supervise)
             # The others may come later: what they have missed they are told then.
             self._wait_until(lambda: any(worker.ready for worker in self._workers))
@@ -125,24 +126,24 @@ class RayPool:
         urgent: bool = False,
     ) -> Request:
         """See `PoolEngine.submit`."""
-        request = cut(prompts, sampling, adapter, seeds, self.settings.prompts_per_piece)
+        request = split(prompts, sampling, adapter, seeds, self.settings.prompts_per_piece)
         return self._queued(request, self._urgent if urgent else self._waiting)
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
         """See `PoolEngine.extend`."""
         return self._queued(extended(request, sampling, adapter), self._waiting)
 
-    def _queued(self, request: Request, queue: deque[Piece]) -> Request:
+    def _queued(self, request: Request, queue: deque[WorkItem]) -> Request:
         if request.adapter is not None and request.adapter.key not in self._adapters:
             raise AdapterError(f"{request.adapter.key} is not loaded; loaded are {sorted(self._adapters) or 'none'}")
         with self._changed:
-            queue.extend(request.pieces)
-            self._employ()
+            queue.extend(request.items)
+            self._assign()
         return request
 
-    def finished(self, request: Request, timeout_s: float) -> bool:
-        """See `PoolEngine.finished`."""
-        return self._wait_until(lambda: request.done, timeout_s)
+    def collect(self, request: Request, timeout_s: float) -> list[RolloutGroup] | None:
+        """See `PoolEngine.collect`."""
+        return request.groups() if self._wait_until(lambda: request.done, timeout_s) else None
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
@@ -153,7 +154,7 @@ class RayPool:
         return request.groups()
 
     def load_adapter(self, ref: AdapterRef) -> None:
-        """See `Engine.load_adapter`. Every worker gets the files before it gets its next piece, checks them, and says
+        """See `Engine.load_adapter`. Every worker gets the files before its next work item, checks them, and says
         what it has; nobody waits for those that are busy."""
         if ref.key in self._adapters:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
@@ -163,12 +164,12 @@ class RayPool:
         files = ray.put({name: (ref.path / name).read_bytes() for name in names})
         with self._changed:
             self._adapters[ref.key] = (ref, files)
-            self._employ()
+            self._assign()
 
     def unload_adapter(self, ref: AdapterRef) -> None:
         with self._changed:
             self._adapters.pop(ref.key, None)
-            self._employ()
+            self._assign()
 
     def sleep(self) -> None:
         """Nothing to do, nor in `wake`: workers share no memory with the learner."""
@@ -206,7 +207,7 @@ class RayPool:
                     "start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
                 ) from error
 
-    def _hire(self) -> _Worker:
+    def _start_worker(self) -> _Worker:
         """A new worker that starts its engine."""
         cpus = self.settings.cpus_per_worker
         remote: Any = ray.remote(num_cpus=cpus, num_gpus=self.settings.gpus_per_worker, max_restarts=0)(PoolWorker)
@@ -255,71 +256,75 @@ class RayPool:
                 for handle, worker in calls.items():
                     assert worker.call is not None
                     if handle in answers:
-                        self._conclude(worker, *answers[handle])
+                        self._handle_answer(worker, *answers[handle])
                     elif worker.call.deadline < now:
-                        self._lose(worker, "it did not answer in time", hangs=True)
+                        self._drop(worker, "it did not answer in time", hangs=True)
                 # Before any has started, what stopped one would stop the next.
                 while self._begun and self._wanted:
                     self._wanted -= 1
-                    self._workers.append(self._hire())
-                self._employ()
+                    self._workers.append(self._start_worker())
+                self._assign()
                 self._changed.notify_all()
 
-    def _employ(self) -> None:
+    def _assign(self) -> None:
         """Ask every worker that is free for the next thing it has to do."""
         for worker in self._workers:
             if worker.call is None:
                 worker.call = self._next_call(worker)
 
     def _next_call(self, worker: _Worker) -> _Call | None:
-        """Versions first, so that no piece meets a worker without its adapter."""
+        """Versions first, so that no item meets a worker without its adapter."""
         for key, (ref, files) in self._adapters.items():
             if key not in worker.loaded:
                 handle = worker.actor.load_adapter.remote(ref, files)
-                return _Call(handle, self._by(self.settings.start_timeout_s), partial(_loaded, worker, ref))
+                return _Call(handle, self._by(self.settings.start_timeout_s), partial(_acknowledged, worker, ref))
         for key in worker.loaded - self._adapters.keys():
             worker.loaded.remove(key)
             handle = worker.actor.unload_adapter.remote(key)
             return _Call(handle, self._by(self.settings.start_timeout_s), lambda _: None)
         for queue in (self._urgent, self._waiting):
-            piece = next((piece for piece in queue if piece.ready), None)
-            if piece is not None:
-                queue.remove(piece)
-                handle = _asked(worker, piece)
-                return _Call(handle, self._by(self.settings.piece_timeout_s), piece.take, piece)
+            item = next((item for item in queue if item.ready), None)
+            if item is not None:
+                queue.remove(item)
+                handle = _sampled_by(worker, item)
+                return _Call(handle, self._by(self.settings.piece_timeout_s), item.take, item)
         return None
 
-    def _conclude(self, worker: _Worker, answer: Any, complaint: Complaint) -> None:
-        """A call has ended."""
+    def _handle_answer(self, worker: _Worker, answer: Any, complaint: Complaint) -> None:
+        """Take the answer of a call that has ended."""
         call = worker.call
         assert call is not None
         complaint = complaint or call.accept(answer)
         if complaint is not None:
-            self._lose(worker, complaint)
+            self._drop(worker, complaint)
             return
         worker.call = None
-        if call.piece is not None:
+        if call.item is not None:
             self._in_a_row = []
 
-    def _lose(self, worker: _Worker, cause: str, *, hangs: bool = False) -> None:
-        """Give a worker up, put its piece back, and ask for another while it is not hopeless.
+    def _drop(self, worker: _Worker, cause: str, *, hangs: bool = False) -> None:
+        """Give a worker up, put its work item back, and ask for another while it is not hopeless.
 
-        Raises `PoolError` when a piece has cost too many workers, or none is left.
+        Raises `PoolError` when a work item has cost too many workers, or none is left.
         """
         self.lost += 1
         self._in_a_row.append(cause)
         self._workers.remove(worker)
         _end(worker, hangs=hangs)
-        if worker.call is not None and worker.call.piece is not None:
-            piece = worker.call.piece
-            piece.tries += 1
-            if piece.tries >= MAX_TRIES:
-                ids = ", ".join(prompt.problem.id for prompt in piece.prompts)
-                raise PoolError(f"{piece.tries} sampling workers were lost over the same prompts ({ids}): {cause}")
-            self._urgent.appendleft(piece)
-        replaced = len(self._in_a_row) <= self.settings.max_restarts
-        self._wanted += replaced
-        then = "another takes its place" if replaced else f"{len(self._workers)} are left"
+        if worker.call is not None and worker.call.item is not None:
+            item = worker.call.item
+            item.workers_lost += 1
+            if item.workers_lost >= MAX_WORKERS_LOST:
+                ids = ", ".join(prompt.problem.id for prompt in item.prompts)
+                raise PoolError(
+                    f"{item.workers_lost} sampling workers were lost over the same prompts ({ids}): {cause}"
+                )
+            self._urgent.appendleft(item)
+        if len(self._in_a_row) <= self.settings.max_restarts:
+            self._wanted += 1
+            then = "another takes its place"
+        else:
+            then = f"{len(self._workers)} are left"
         log.warning("a sampling worker was lost, %s; %s", cause, then)
         if not self._workers and not (self._begun and self._wanted):
             raise PoolError(
@@ -344,19 +349,19 @@ def _answer(handle: Any) -> tuple[Any, Complaint]:
         return None, f"it died or its answer was lost: {cause}"
 
 
-def _loaded(worker: _Worker, ref: AdapterRef, found: str) -> Complaint:
+def _acknowledged(worker: _Worker, ref: AdapterRef, found: str) -> Complaint:
     if found != ref.sha256:
         return f"what it loaded as {ref.key} has digest {found[:12]}…, not {ref.sha256[:12]}…"
     worker.loaded.add(ref.key)
     return None
 
 
-def _asked(worker: _Worker, piece: Piece) -> Any:
-    """A handle of what the worker will answer."""
-    request = piece.request
-    if piece.before is None:
-        return worker.actor.generate.remote(piece.prompts, request.sampling, request.adapter, piece.seeds)
-    return worker.actor.extend.remote(piece.before.groups, request.sampling, request.adapter, piece.seeds)
+def _sampled_by(worker: _Worker, item: WorkItem) -> Any:
+    """The handle of the groups that the worker will answer with."""
+    request = item.request
+    if item.before is None:
+        return worker.actor.generate.remote(item.prompts, request.sampling, request.adapter, item.seeds)
+    return worker.actor.extend.remote(item.before.groups, request.sampling, request.adapter, item.seeds)
 
 
 def _end(worker: _Worker, *, hangs: bool = False) -> None:

@@ -31,7 +31,7 @@ class WrongWeights:
     stale: bool
     """The version before; else version 0, whose B is zero: the base."""
     honest_calls: int
-    """Of `generate` after such a load: with 1 the canary is answered rightly."""
+    """Calls of `generate` answered rightly after such a load: with 1, the canary's."""
     _kept: ScratchDirectory = field(default_factory=lambda: ScratchDirectory.make("rl_engine_drill_"))
     _calls: int = 0
     _right: dict[str, AdapterRef] = field(default_factory=dict)
@@ -71,7 +71,7 @@ def wrong_weights(stale: bool, honest_calls: int, settings: EngineSettings) -> E
 
 
 def workers_with(make_engine: Callable[[EngineSettings], Any]) -> None:
-    """The pool of this process has workers with such engines. An `Engine` is enough: no drill samples in legs."""
+    """The pool of this process has workers with such engines. An `Engine` is enough: no drill samples in segments."""
     rollout.pool.ray_pool.RayPool = partial(rollout.pool.ray_pool.RayPool, make_engine=make_engine)  # type: ignore[misc, assignment]
 
 

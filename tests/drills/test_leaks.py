@@ -56,7 +56,7 @@ class Figures:
     services_mib: float
     """Memory of all of these but driver and workers."""
     shared_memory_mib: float
-    """Of Ray's object store, as far as it was ever used."""
+    """Size of Ray's object store, as far as it was ever used."""
     temporary_files: int
 
 

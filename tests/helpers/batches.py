@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Sequence
 
 from rl_engine.learner.batching import TrainingSample
+from rl_engine.learner.gap import GapLimits
 from rl_engine.learner.updates import training_samples
 from rollout.types import RolloutGroup
 
 # Limits of the sampler's gap for tests whose matter it is not.
-LOOSE: dict[str, float] = {"max_kl": 1e9, "max_gap": 1e9}
+LOOSE = GapLimits(kl=1e9, logprob=1e9)
 
 
 def alternating(groups: Sequence[RolloutGroup]) -> list[TrainingSample]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from rollout.adapters import AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, sample_seed
-from rollout.legs import is_unfinished, joined
+from rollout.segments import is_unfinished, joined
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup
 
 BAD_START = "bad start"
@@ -48,7 +48,7 @@ class ScriptedEngine:
         def longer(begun: Completion, seed: str, sample: int) -> Completion:
             if not is_unfinished(begun, limit):
                 return begun
-            return joined(begun, _leg(seed, sample, key, len(begun.token_ids), limit), (), str)
+            return joined(begun, _segment(seed, sample, key, len(begun.token_ids), limit), (), str)
 
         return [
             replace(group, completions=tuple(longer(begun, seed, i) for i, begun in enumerate(group.completions)))
@@ -96,15 +96,15 @@ class ScriptedEngine:
     def close(self) -> None: ...
 
     def complete(self, seed: str, count: int, key: str, max_tokens: int = 1) -> tuple[Completion, ...]:
-        return tuple(_leg(seed, sample, key, 0, max_tokens) for sample in range(count))
+        return tuple(_segment(seed, sample, key, 0, max_tokens) for sample in range(count))
 
 
 def length_of(seed: str, sample: int) -> int:
-    """Of a completion, in tokens: one, or where the seed says `long` up to nine."""
+    """The tokens of a completion: one, or where the seed says `long` up to nine."""
     return 1 + sample_seed(seed, sample) % 9 if "long" in seed else 1
 
 
-def _leg(seed: str, sample: int, key: str, start: int, max_tokens: int) -> Completion:
+def _segment(seed: str, sample: int, key: str, start: int, max_tokens: int) -> Completion:
     length = length_of(seed, sample)
     tokens = tuple(sample_seed(seed, sample, place) for place in range(start, min(length, max_tokens)))
     return Completion(

@@ -15,7 +15,7 @@ from rl_engine.config import load_config
 from rl_engine.learner import learner as learner_module
 from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.learner import Learner
-from rl_engine.learner.ranks import join_ranks, leave_ranks
+from rl_engine.learner.ranks import Ranks, join_ranks, leave_ranks
 from tests.helpers.batches import LOOSE
 
 
@@ -41,8 +41,21 @@ def samples() -> list[TrainingSample]:
     return made
 
 
+def check_collectives(ranks: Ranks) -> None:
+    """What the ranks tell each other, where each says its own number."""
+    numbers = list(range(ranks.count))
+    mine = torch.tensor([float(ranks.rank), -float(ranks.rank)])
+    assert ranks.broadcast([ranks.rank]) == [0]
+    assert ranks.gather([ranks.rank]) == numbers
+    assert ranks.sum(mine).tolist() == [sum(numbers), -sum(numbers)]
+    assert ranks.max(mine).tolist() == [max(numbers), 0.0]
+    assert ranks.agree(ranks.is_main)
+    assert not ranks.agree(False)
+
+
 def main(output: Path, named_settings: list[str]) -> None:
     ranks = join_ranks()
+    check_collectives(ranks)
     # Everything is sharded under ZeRO-3, the smallest weight included.
     learner_module.PERSISTENT_PARAMETERS = 0
     for name, settings in zip(named_settings[::2], named_settings[1::2], strict=True):
@@ -50,7 +63,7 @@ def main(output: Path, named_settings: list[str]) -> None:
         learner = Learner(config, ranks, pad_id=0)
         for _ in range(3):
             twice = config.learner.updates_per_step == 2
-            learner.step([samples()[:6], samples()[6:]] if twice else [samples()], **LOOSE)
+            learner.step([samples()[:6], samples()[6:]] if twice else [samples()], LOOSE)
         weights = learner.weights()
         if ranks.is_main:
             save_file(weights, output / f"{name}.safetensors")

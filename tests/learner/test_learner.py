@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rl_engine.config import LoraConfig
 from rl_engine.learner.batching import TrainingSample, collate
-from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.gap import GapLimits, SamplerGapError
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.logprobs import Policy
@@ -42,7 +42,7 @@ def test_the_update_does_not_depend_on_the_split_into_micro_batches(
     adapters, stats = [], []
     for budget in (10_000, 60, 1):
         learner = make_learner(f"learner.tokens_per_microbatch={budget}")
-        stats.append(learner.step([samples], **LOOSE))
+        stats.append(learner.step([samples], LOOSE))
         adapters.append(learner.weights())
     for other in stats[1:]:
         assert other.loss == pytest.approx(stats[0].loss, rel=1e-5)
@@ -59,7 +59,7 @@ def test_padding_changes_no_logprob(make_learner: LearnerMaker, samples: list[Tr
     alone = learner.score(samples)
     batch = collate(samples, pad_id=0, layout=learner.layout)
     with torch.no_grad():
-        together, _ = learner.engine(batch)
+        together, _ = learner.deepspeed_engine(batch)
     spread = batch.spread(together)
     for row, (sample, expected) in enumerate(zip(samples, alone, strict=True)):
         found = spread[row, : len(sample.completion_ids)].tolist()
@@ -78,7 +78,7 @@ def test_the_layout_changes_no_update(
     other = make_learner(f"learner.layout={layout}", f"learner.tokens_per_microbatch={budget}", *more)
     for found, row in zip(other.score(rows), padded.score(rows), strict=True):
         assert found == pytest.approx(row, abs=5e-5)
-    stats = [learner.step([rows], **LOOSE) for learner in (padded, other)]
+    stats = [learner.step([rows], LOOSE) for learner in (padded, other)]
     assert stats[1].tokens == stats[0].tokens == sum(len(s.completion_ids) for s in rows)
     assert stats[1].loss == pytest.approx(stats[0].loss, rel=1e-5)
     assert stats[1].grad_norm == pytest.approx(stats[0].grad_norm, rel=1e-4)
@@ -90,15 +90,15 @@ def test_the_layout_changes_no_update(
 def test_nothing_changes_before_the_first_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     learner = make_learner("lora.rank=4")
     assert all(not tensor.any() for name, tensor in learner.weights().items() if "lora_B" in name)
-    stats = learner.measure(on_policy(learner, samples), **LOOSE)
+    stats = learner.measure(on_policy(learner, samples), LOOSE)
     assert stats.kl_base == 0.0
     # Alone or in a padded batch: rounding of float32 at log-probabilities around −10.
-    assert stats.logprob_gap_max < 2e-5
+    assert stats.gap.logprob_max < 2e-5
 
 
 def first_update(learner: Learner, rows: list[TrainingSample]) -> dict[str, Tensor]:
     """ΔW = α/r · B·A of each layer after one step."""
-    learner.step([rows], **LOOSE)
+    learner.step([rows], LOOSE)
     adapter, config = learner.weights(), learner.config.lora
     return {
         name: config.alpha / config.rank * adapter[name.replace("lora_A", "lora_B")] @ tensor
@@ -137,7 +137,7 @@ def test_b_moves_by_the_rate_at_the_first_step(make_learner: LearnerMaker, sampl
     """Adam's first step is −rate · sign(gradient), to within eps; A has no gradient while B is zero."""
     learner = make_learner("optim.lr=1e-3")
     before = learner.weights()
-    learner.step([samples], **LOOSE)
+    learner.step([samples], LOOSE)
     for name, tensor in learner.weights().items():
         moved = (tensor - before[name]).abs()
         if "lora_B" in name:
@@ -150,7 +150,7 @@ def test_the_step_goes_up_the_reward(make_learner: LearnerMaker, samples: list[T
     learner = make_learner()
     rows = on_policy(learner, samples)
     before = learner.score(rows)
-    learner.step([rows], **LOOSE)
+    learner.step([rows], LOOSE)
     after = learner.score(rows)
     gain = sum(s.advantage * (sum(b) - sum(a)) for s, a, b in zip(rows, before, after, strict=True))
     assert gain > 0
@@ -164,7 +164,7 @@ def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
     sharded = make_learner(f"learner.zero_stage={stage}", "optim.clip_norm=0.01")
     for learner in (plain, sharded):
         for _ in range(2):
-            stats = learner.step([samples], **LOOSE)
+            stats = learner.step([samples], LOOSE)
         assert stats.grad_norm > 0.01
     for name, tensor in plain.weights().items():
         torch.testing.assert_close(sharded.weights()[name], tensor, atol=1e-6, rtol=1e-5)
@@ -174,7 +174,7 @@ def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
     resumed = make_learner(f"learner.zero_stage={stage}", "optim.clip_norm=0.01", "seed=9")
     restore_learner(resumed, state)
     for learner in (sharded, resumed):
-        learner.step([samples], **LOOSE)
+        learner.step([samples], LOOSE)
     for name, tensor in sharded.weights().items():
         assert torch.equal(resumed.weights()[name], tensor), name
 
@@ -188,7 +188,7 @@ def test_a_state_of_another_adapter_is_refused(make_learner: LearnerMaker) -> No
 def test_gradient_checkpointing_changes_no_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     plain, checkpointed = make_learner(), make_learner("learner.gradient_checkpointing=true")
     for learner in (plain, checkpointed):
-        learner.step([samples], **LOOSE)
+        learner.step([samples], LOOSE)
     for name, tensor in plain.weights().items():
         torch.testing.assert_close(checkpointed.weights()[name], tensor, atol=1e-6, rtol=1e-5)
 
@@ -201,18 +201,18 @@ def test_a_gap_over_the_limit_stops_before_anything_is_updated(
     wrong = [replace(rows[0], behaviour_logprobs=tuple(q + 0.5 for q in rows[0].behaviour_logprobs)), *rows[1:]]
     before = learner.weights()
     with pytest.raises(SamplerGapError, match=r"logprob_gap_max 0\.5 .*Nothing was updated"):
-        learner.step([wrong], max_kl=1.0, max_gap=1e-2)
+        learner.step([wrong], GapLimits(kl=1.0, logprob=1e-2))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.weights().items())
     broken = [replace(rows[0], behaviour_logprobs=(float("nan"),) * len(rows[0].completion_ids))]
     with pytest.raises(SamplerGapError):
-        learner.measure(broken, max_kl=1.0, max_gap=1e9)
+        learner.measure(broken, GapLimits(kl=1.0, logprob=1e9))
 
 
 def test_a_published_adapter_loads_with_plain_peft_and_merges_to_the_same_policy(
     make_learner: LearnerMaker, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     learner = make_learner("lora.rank=4", "optim.lr=1e-2")
-    learner.step([samples], **LOOSE)
+    learner.step([samples], LOOSE)
     learner.trainee.write(tmp_path, learner.weights())
     expected = learner.score(samples)
 

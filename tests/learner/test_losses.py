@@ -29,8 +29,6 @@ from rl_engine.learner.losses import (
     token_ratio,
 )
 from rl_engine.learner.objective import objective
-from rl_engine.learner.ranks import Ranks
-from rl_engine.learner.statistics import Tally
 from rl_engine.policy.micro_batch import MicroBatch
 
 LOG2 = math.log(2)
@@ -273,30 +271,6 @@ def test_old_logprobs_are_what_the_ratio_is_taken_against_when_there_are_any() -
     result = objective(config, batch, row(-1.0, -2.0), row(0.0, 0.0), None)
     assert float(result.loss) == pytest.approx(-0.5 * 2.0 * (1 + 2 * 0.5))
     assert result.log_ratio_N.tolist() == pytest.approx([0.0, LOG2])
-
-
-def test_the_statistics_of_a_step_by_hand(ranks: Ranks) -> None:
-    """Two tokens whose ratios are 1 and 2, with the advantage 2: one over the bound of PPO."""
-    logprob, entropy = torch.tensor([-1.0, -2.0 + LOG2]), torch.tensor([0.3, 0.5])
-    batch = micro_batch()
-    config = LossConfig(name="ppo_clip")
-    part = objective(config, batch, batch.spread(logprob), batch.spread(entropy), None)
-    tally = Tally(ranks)
-    tally.add(part, logprob, entropy, batch)
-    tally.add_gap(logprob, batch)
-    tally.add_base(logprob[:1], torch.tensor([-1.5]))
-    stats = tally.totals()
-    assert stats.loss == pytest.approx(-0.5 * 2.0 * (1 + 1.2))
-    assert stats.entropy == pytest.approx(0.4)
-    assert stats.kl_base == pytest.approx(math.exp(-0.5) - 0.5)
-    assert stats.sampler_kl_v1 == pytest.approx(-LOG2 / 2)
-    assert stats.sampler_kl == pytest.approx(0.5 * LOG2**2 / 2)
-    assert stats.sampler_kl_v3 == pytest.approx((2 - 1 - LOG2) / 2)
-    assert stats.logprob_gap_max == pytest.approx(LOG2)
-    assert stats.ratio == pytest.approx({"p01": 1.0, "p50": 1.0, "p99": 2.0, "max": 2.0})
-    assert stats.ess_frac == pytest.approx(3**2 / (2 * 5))
-    assert (stats.clip_low_frac, stats.clip_high_frac, stats.tokens) == (0.0, 0.5, 2)
-    assert stats.correction == {}
 
 
 # The configuration.

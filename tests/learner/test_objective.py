@@ -1,4 +1,4 @@
-"""Advantages, log-probabilities and micro-batches against numbers worked out by hand and by the full softmax, and the
+"""Log-probabilities and micro-batches against numbers worked out by hand and by the full softmax, and the
 invariances they promise."""
 
 from __future__ import annotations
@@ -11,37 +11,9 @@ import torch
 from torch import Tensor
 
 from rl_engine.config import LossConfig
-from rl_engine.learner.advantages import BASELINES, advantages_of, group_mean, group_mean_std, leave_one_out
 from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
 from rl_engine.learner.objective import objective
 from rl_engine.policy.logprobs import CHUNK, token_logprobs, token_logprobs_of_trained_head
-
-
-def test_group_mean_advantages_by_hand() -> None:
-    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.5, 1.5, 0.5, 1.5]])
-    expected = torch.tensor([[0.75, -0.25, -0.25, -0.25], [-0.5, 0.5, -0.5, 0.5]])
-    torch.testing.assert_close(group_mean(rewards), expected)
-
-
-def test_leave_one_out_advantages_are_each_reward_less_the_mean_of_the_others() -> None:
-    rewards = torch.tensor([[1.0, 0.0, 0.5, 0.0]])
-    expected = torch.tensor([[1 - 0.5 / 3, 0 - 1.5 / 3, 0.5 - 1 / 3, 0 - 1.5 / 3]])
-    torch.testing.assert_close(leave_one_out(rewards), expected)
-
-
-def test_group_mean_std_advantages_by_hand() -> None:
-    """Rewards 1, 0, 0, 0: mean ¼, squared deviations 9/16 + 3 · 1/16 = ¾, over 3: std ½."""
-    advantages = group_mean_std(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
-    torch.testing.assert_close(advantages, torch.tensor([[0.75, -0.25, -0.25, -0.25]]) / (0.5 + 1e-4))
-
-
-@pytest.mark.parametrize("baseline", BASELINES)
-def test_groups_without_signal_have_exactly_no_advantage(baseline: str) -> None:
-    advantages, signal = advantages_of([[0.1] * 3, [1.0, 0.0, 1.0]], baseline)
-    assert signal == [False, True]
-    assert advantages[0] == [0.0, 0.0, 0.0]
-    assert sum(advantages[1]) == pytest.approx(0.0, abs=1e-12)
-
 
 # Log-probabilities in chunks.
 

@@ -52,7 +52,7 @@ def test_a_step_is_the_same_to_the_bit_each_time(make_learner: Callable[..., Lea
     samples, found = groups(), []
     for _ in range(3):
         learner = make_learner(f"method={method}", "optim.lr=1e-3")
-        learner.step([samples], **LOOSE)
+        learner.step([samples], LOOSE)
         found.append({name: tensor.clone() for name, tensor in learner.weights().items()})
     for again in found[1:]:
         assert [name for name in again if not torch.equal(again[name], found[0][name])] == []

@@ -12,25 +12,25 @@ from rl_engine.learner.updates import updates_of
 from rollout.types import Completion, Problem, Prompt, RolloutGroup
 
 
-def group(number: int, lengths: tuple[int, ...]) -> GradedGroup:
+def group(number: int, lengths: tuple[int, ...], *, signal: bool = True) -> GradedGroup:
     text = str(number)
     prompt = Prompt(problem=Problem(id=text, text=text, answer="1"), text=text, token_ids=(number,))
     completions = tuple(
         Completion(text="", token_ids=(7,) * n, logprobs=(-1.0,) * n, finish_reason="stop", adapter="policy-v000000")
         for n in lengths
     )
-    result = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="1")
-    return GradedGroup(RolloutGroup(prompt=prompt, completions=completions), (result,) * len(lengths))
+    right = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="1")
+    wrong = GradeResult(verdict=Verdict.INCORRECT, reward=0.0, extracted="2")
+    return GradedGroup(RolloutGroup(prompt=prompt, completions=completions), (right, wrong if signal else right))
 
 
-GROUPS = [group(0, (1, 2)), group(1, (3, 4)), group(2, (5, 6))]
+GROUPS = [group(0, (1, 2)), group(1, (3, 4), signal=False), group(2, (5, 6))]
 ADVANTAGES = [[0.5, -0.5], [0.0, 0.0], [-0.25, 0.25]]
-SIGNAL = [True, False, True]
 
 
 def test_one_update_drops_groups_without_signal_and_counts_them_in_the_weight(make_config: Any) -> None:
     config = make_config("loss.normalizer=tokens")
-    (update,) = updates_of(config, GROUPS, ADVANTAGES, SIGNAL)
+    (update,) = updates_of(config, GROUPS, ADVANTAGES)
     assert [(s.prompt_ids, len(s.completion_ids), s.advantage) for s in update] == [
         ((0,), 1, 0.5),
         ((0,), 2, -0.5),
@@ -43,18 +43,19 @@ def test_one_update_drops_groups_without_signal_and_counts_them_in_the_weight(ma
 def test_updates_are_dealt_whole_groups_with_normalisers_of_their_own(make_config: Any) -> None:
     config = make_config("learner.updates_per_step=2", "loss.normalizer=sequence")
     # The second update would have had the group without signal alone.
-    (update,) = updates_of(config, GROUPS, ADVANTAGES, SIGNAL)
+    (update,) = updates_of(config, GROUPS, ADVANTAGES)
     assert [s.prompt_ids for s in update] == [(0,), (0,), (2,), (2,)]
     assert [s.weight for s in update] == pytest.approx([1 / (4 * n) for n in (1, 2, 5, 6)])
-    both = updates_of(config, GROUPS, ADVANTAGES, [True] * 3)
+    both = updates_of(config, [GROUPS[0], group(1, (3, 4)), GROUPS[2]], ADVANTAGES)
     assert [{s.prompt_ids for s in part} for part in both] == [{(0,), (2,)}, {(1,)}]
 
 
 @pytest.mark.parametrize("term", ["loss.kl_coef=0.1", "loss.entropy_coef=0.1"])
 def test_a_penalty_or_bonus_learns_from_every_group(term: str, make_config: Any) -> None:
-    (update,) = updates_of(make_config(term), GROUPS, ADVANTAGES, SIGNAL)
+    (update,) = updates_of(make_config(term), GROUPS, ADVANTAGES)
     assert len(update) == 6
 
 
 def test_nothing_to_learn_is_no_update(make_config: Any) -> None:
-    assert updates_of(make_config(), GROUPS, ADVANTAGES, [False] * 3) == []
+    dull = [group(number, (1, 2), signal=False) for number in range(3)]
+    assert updates_of(make_config(), dull, [[0.0, 0.0]] * 3) == []

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_engine.learner.batching import TrainingSample, collate
+from rl_engine.learner.gap import GapLimits
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import learner_state, restore_learner
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.engine
 LearnerMaker = Callable[..., Learner]
 CPU = torch.device("cpu")
 SAMPLING = SamplingConfig(n=4, max_tokens=40)
+TIGHT = GapLimits(kl=1e-6, logprob=1e-3)
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_an_update_below_the_resolution_of_bfloat16_is_kept(
     learner = make_full("model.dtype=bfloat16", "optim.lr=1e-6")
     before = learner.weights()
     for _ in range(2):
-        learner.step([samples], **LOOSE)
+        learner.step([samples], LOOSE)
     after = learner.weights()
     name = "model.layers.0.mlp.up_proj.weight"
     moved = (after[name] - before[name]).abs()
@@ -77,7 +79,7 @@ def test_full_gradients_are_those_of_autograd_on_the_plain_loss(
     """Adam's first step is −rate · sign(gradient): against the signs of the plain model's own gradient."""
     learner = make_full()
     before = learner.weights()
-    learner.step([samples], **LOOSE)
+    learner.step([samples], LOOSE)
     moved = {name: tensor - before[name] for name, tensor in learner.weights().items()}
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
     loss = torch.zeros(())
@@ -115,7 +117,7 @@ def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
     monkeypatch.setattr("rl_engine.learner.learner.PERSISTENT_PARAMETERS", 0)
     plain = make_full(*[o for o in overrides if o.startswith("model.")])
     sharded = make_full(*overrides)
-    stats = [learner.step([samples], **LOOSE) for learner in (plain, sharded)]
+    stats = [learner.step([samples], LOOSE) for learner in (plain, sharded)]
     assert stats[1].kl_base == stats[0].kl_base == 0.0
     assert stats[1].grad_norm == pytest.approx(stats[0].grad_norm, rel=1e-2)
     expected = plain.weights()
@@ -126,7 +128,7 @@ def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
     resumed = make_full(*overrides)
     restore_learner(resumed, state)
     for learner in (sharded, resumed):
-        learner.step([samples], **LOOSE)
+        learner.step([samples], LOOSE)
     expected = sharded.weights()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.weights().items())
 
@@ -163,7 +165,7 @@ def test_the_sampler_follows_the_whole_model(
         ranks=ranks,
         canary=prompts[:2],
         sampling=SAMPLING,
-        max_gap=1e-3,
+        limits=TIGHT,
         facts={"base_model": "embedded"},
         keep=2,
     )
@@ -175,11 +177,11 @@ def test_the_sampler_follows_the_whole_model(
         return alternating(groups)
 
     for version in range(3):
-        stats = learner.step([sampled(version)], max_kl=1e-6, max_gap=1e-3)
-        assert stats.logprob_gap_max < 1e-4
+        stats = learner.step([sampled(version)], TIGHT)
+        assert stats.gap.logprob_max < 1e-4
         publisher.store.point("best", 0)
     rows = sampled(3)
-    stats = learner.measure(rows, max_kl=1e-6, max_gap=1e-3)
+    stats = learner.measure(rows, TIGHT)
     assert stats.kl_base > 1e-3
     # Old versions leave the disk, all but the best, and the base model has left the sampler.
     assert publisher.store.versions() == [0, 2, 3]
@@ -192,4 +194,4 @@ def test_the_sampler_follows_the_whole_model(
         logprob_N, _ = Policy(model, 1.0)(collate(rows[:1], pad_id=0, layout="padded"))
     assert logprob_N.tolist() == pytest.approx(list(rows[0].behaviour_logprobs), abs=1e-4)
     moved = replace(rows[0], behaviour_logprobs=tuple(q + 1 for q in rows[0].behaviour_logprobs))
-    assert learner.measure([moved], **LOOSE).logprob_gap_max == pytest.approx(1.0, abs=1e-4)
+    assert learner.measure([moved], LOOSE).gap.logprob_max == pytest.approx(1.0, abs=1e-4)

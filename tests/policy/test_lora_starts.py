@@ -15,6 +15,7 @@ from rl_engine.config import Config, LoraConfig
 from rl_engine.config.file import ConfigError
 from rl_engine.config.starts import REFUSED, STARTS
 from rl_engine.learner.batching import TrainingSample
+from rl_engine.learner.gap import GapLimits
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.policy.lora import LoraTrainee, lora_layers
@@ -23,7 +24,7 @@ from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
 from rollout.models import EMBEDDED_DIR
 from rollout.types import AdapterRef, Problem, Prompt
-from tests.helpers.batches import alternating
+from tests.helpers.batches import LOOSE, alternating
 
 ConfigMaker = Callable[..., Config]
 PROMPT = Prompt(problem=Problem(id="sum", text="7+8=?", answer="15"), text="7+8=?\n", token_ids=(18, 5, 19, 7, 8, 3))
@@ -61,7 +62,7 @@ def test_a_variant_trains_and_is_served(
         samples = alternating(vllm_engine.generate([PROMPT], SAMPLING, ref, ["seed"]))
         vllm_engine.unload_adapter(ref)
         # The limits are the test: float32 engines agree to 1e-5 or so.
-        stats = learner.step([samples], max_kl=1e-9, max_gap=2e-4)
+        stats = learner.step([samples], GapLimits(kl=1e-9, logprob=2e-4))
         # k3 of float32 rounding; the policy starts as the base model whatever the adapter starts from.
         assert (abs(stats.kl_base) < 1e-9) == (version == 0)
     assert all(not torch.equal(tensor, before[key]) for key, tensor in learner.weights().items())
@@ -101,7 +102,7 @@ def test_the_published_adapter_of_a_converted_start_is_a_plain_one_for_peft(
     make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     learner = learner_of(make_config("lora.rank=3", "lora.init=olora", "lora.rslora=true", "optim.lr=1e-2"), ranks)
-    learner.step([samples], max_kl=1e9, max_gap=1e9)
+    learner.step([samples], LOOSE)
     learner.trainee.write(tmp_path, learner.weights())
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, str(tmp_path))
@@ -121,7 +122,7 @@ def test_lora_plus_moves_b_that_much_further(
     moved = {}
     for ratio in (1, 16):
         learner = learner_of(make_config("optim.lr=1e-4", "optim.eps=1e-20", f"lora.plus_ratio={ratio}"), ranks)
-        learner.step([samples], max_kl=1e9, max_gap=1e9)
+        learner.step([samples], LOOSE)
         weights = learner.weights()
         moved[ratio] = max(float(tensor.abs().max()) for key, tensor in weights.items() if "lora_B" in key)
     assert moved[1] == pytest.approx(1e-4, rel=1e-4)
@@ -132,7 +133,7 @@ def test_a_run_goes_on_from_an_adapter(
     make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     first = learner_of(make_config("lora.rank=2", "optim.lr=1e-2"), ranks)
-    first.step([samples], max_kl=1e9, max_gap=1e9)
+    first.step([samples], LOOSE)
     ref = publish(AdapterStore(tmp_path / "a"), 0, first)
     second = learner_of(make_config("lora.rank=2", f"lora.start_from={ref.path}"), ranks)
     assert second.score(samples) == first.score(samples)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.gap import GapLimits, SamplerGapError
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.publish import Publisher
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.engine
 
 LearnerMaker = Callable[..., Learner]
 SAMPLING = SamplingConfig(n=4, temperature=1.0, max_tokens=40)
+TIGHT = GapLimits(kl=1e-6, logprob=1e-3)
 NAMES = itertools.count()
 END_ID = 1
 
@@ -53,7 +54,7 @@ def publisher_of(learner: Learner, engine: Any, ranks: Ranks, prompts: Sequence[
         ranks=ranks,
         canary=prompts[:2],
         sampling=SAMPLING,
-        max_gap=1e-3,
+        limits=TIGHT,
         facts={"base_model": "embedded"},
     )
 
@@ -107,12 +108,12 @@ def test_sampler_and_learner_agree_before_and_after_an_update(
     groups = vllm_engine.generate(prompts, sampling, before, seeds(prompts))
     assert {c.adapter for g in groups for c in g.completions} == {before.key}
     rows = alternating(groups)
-    stats = learner.step([rows], max_kl=1e-6, max_gap=1e-3)
-    assert stats.logprob_gap_max < 1e-4
+    stats = learner.step([rows], TIGHT)
+    assert stats.gap.logprob_max < 1e-4
     after = publisher.publish(1)
     rows = alternating(vllm_engine.generate(prompts, sampling, after, seeds(prompts, "after")))
-    stats = learner.measure(rows, max_kl=1e-6, max_gap=1e-3)
-    assert stats.logprob_gap_max < 1e-4
+    stats = learner.measure(rows, TIGHT)
+    assert stats.gap.logprob_max < 1e-4
     assert stats.kl_base > 1e-3
     with pytest.raises(AdapterError, match="not loaded"):
         vllm_engine.generate(prompts, sampling, before, seeds(prompts))
@@ -126,14 +127,12 @@ def test_an_adapter_of_the_output_embedding_reaches_the_sampler(
     learner = make_learner("lora.targets=all+lm_head", "lora.rank=2", "optim.lr=1e-2")
     publisher = publisher_of(learner, vllm_engine, ranks, prompts, tmp_path)
     before = publisher.publish(0)
-    learner.step(
-        [alternating(vllm_engine.generate(prompts, SAMPLING, before, seeds(prompts)))], max_kl=1e-6, max_gap=1e-3
-    )
+    learner.step([alternating(vllm_engine.generate(prompts, SAMPLING, before, seeds(prompts)))], TIGHT)
     assert learner.weights()["base_model.model.lm_head.lora_B.weight"].any()
     after = publisher.publish(1)
     rows = alternating(vllm_engine.generate(prompts, SAMPLING, after, seeds(prompts, "after")))
-    stats = learner.measure(rows, max_kl=1e-6, max_gap=1e-3)
-    assert stats.logprob_gap_max < 1e-4
+    stats = learner.measure(rows, TIGHT)
+    assert stats.gap.logprob_max < 1e-4
     assert stats.kl_base > 1e-3
     vllm_engine.unload_adapter(after)
 
@@ -193,9 +192,9 @@ def stale(vllm_engine: Any) -> Iterator[StaleEngine]:
         vllm_engine.unload_adapter(engine.first)
 
 
-@pytest.mark.parametrize("max_gap", [1e-3, 1e9], ids=["by the gap", "by standing still"])
+@pytest.mark.parametrize("largest_gap", [1e-3, 1e9], ids=["by the gap", "by standing still"])
 def test_the_canary_catches_a_sampler_that_keeps_the_old_adapter(
-    max_gap: float,
+    largest_gap: float,
     stale: StaleEngine,
     vllm_engine: Any,
     prompts: list[Prompt],
@@ -204,10 +203,12 @@ def test_the_canary_catches_a_sampler_that_keeps_the_old_adapter(
     tmp_path: Path,
 ) -> None:
     learner = make_learner("optim.lr=1e-2")
-    publisher = replace(publisher_of(learner, stale, ranks, prompts, tmp_path), max_gap=max_gap)
+    publisher = replace(
+        publisher_of(learner, stale, ranks, prompts, tmp_path), limits=replace(TIGHT, logprob=largest_gap)
+    )
     ref = publisher.publish(0)
     rows = alternating(stale.generate(prompts, SAMPLING, ref, seeds(prompts)))
-    learner.step([rows], max_kl=1e-6, max_gap=1e-3)
+    learner.step([rows], TIGHT)
     with pytest.raises(SamplerGapError, match=r"did not reach the sampler|answers exactly as the version before"):
         publisher.publish(1)
 

@@ -19,10 +19,10 @@ from rl_engine.learner.learner import Learner
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, PoolError, PoolSettings, sample_seed
-from rollout.legs import is_unfinished, joined
-from rollout.pieces import cut, extended
 from rollout.pool.scratch import ScratchDirectory
-from rollout.types import AdapterRef, Completion, Leg, Problem, Prompt, RolloutGroup
+from rollout.segments import is_unfinished, joined
+from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup, Segment
+from rollout.work_items import extended, split
 from tests.helpers.batches import LOOSE, alternating
 from tests.helpers.scripted_engine import BAD_START, ScriptedEngine, length_of
 
@@ -127,7 +127,7 @@ def expected(prompts: list[Prompt], adapter: AdapterRef | None = None) -> list[R
 
 
 def log_of(directory: Path) -> list[tuple[int, str, list[str]]]:
-    """(process, adapter, prompts) of each piece that was begun."""
+    """(process, adapter, prompts) of each item that was begun."""
     lines = [line.split() for line in (directory / "log").read_text().splitlines()]
     return [(int(pid), key, ids) for pid, key, *ids in lines]
 
@@ -186,9 +186,8 @@ def test_adapters_reach_every_worker_and_those_that_come_later(pool: Any, script
     lost = pool.lost
     urgent = [prompt_of(8, "die")]
     assert pool.generate(urgent, SAMPLING, new, seeds(urgent)) == expected(urgent, new)
-    assert not pool.finished(ahead, 0.0)  # what is urgent goes before what waits
-    assert pool.finished(ahead, 60)
-    assert ahead.groups() == expected(prompts, old)
+    assert pool.collect(ahead, 0.0) is None  # what is urgent goes before what waits
+    assert pool.collect(ahead, 60) == expected(prompts, old)
     assert pool.lost == lost + 1
     with pytest.raises(AdapterError, match="never reused"):
         pool.load_adapter(new)
@@ -200,7 +199,7 @@ def test_adapters_reach_every_worker_and_those_that_come_later(pool: Any, script
 def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_workers(
     pool: Any, script: Path, tmp_path: Path
 ) -> None:
-    """Begun while the leg before may still be under way, in the same pieces, by whoever is free."""
+    """Begun while the segment before may still be under way, in the same items, by whoever is free."""
     until(lambda: pool.alive == 2)
     refs = [published(tmp_path, version) for version in (10, 11, 12)]
     faults = {1: "slow", 2: "die"}
@@ -213,23 +212,22 @@ def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_wo
     request = pool.extend(pool.submit(prompts, shorter, refs[0], places), short, refs[1])
     (script / "die").touch()
     request = pool.extend(request, whole, refs[2])
-    assert pool.finished(request, 60)
+    groups = pool.collect(request, 60)
     assert pool.lost == lost + 1
-    groups = request.groups()
     assert [group.prompt for group in groups] == prompts
     for group, seed in zip(groups, places, strict=True):
         for sample, completion in enumerate(group.completions):
             length = length_of(seed, sample)
             assert completion.token_ids == tuple(sample_seed(seed, sample, place) for place in range(length))
             tokens = [end for end in (min(length, 2), min(length, 4) - 2, length - 4) if end > 0]
-            assert completion.legs == tuple(
-                Leg(adapter=ref.key, tokens=count) for ref, count in zip(refs, tokens, strict=False)
+            assert completion.segments == tuple(
+                Segment(adapter=ref.key, tokens=count) for ref, count in zip(refs, tokens, strict=False)
             )
-    assert {len(c.legs) for group in groups for c in group.completions} == {1, 2, 3}
-    # Pieces stay as they were cut, in each of the three legs, and one was given out twice.
-    pieces = Counter(tuple(ids) for _, _, ids in log_of(script)[begun:])
-    assert sum(pieces.values()) == 3 * 5 + 1
-    assert pieces.keys() == {("long0", "long1"), ("long2", "long3"), ("long4", "long5"), ("long6", "long7"), ("long8",)}
+    assert {len(c.segments) for group in groups for c in group.completions} == {1, 2, 3}
+    # Work items stay as they were split, in each of the three segments, and one was given out twice.
+    items = Counter(tuple(ids) for _, _, ids in log_of(script)[begun:])
+    assert sum(items.values()) == 3 * 5 + 1
+    assert items.keys() == {("long0", "long1"), ("long2", "long3"), ("long4", "long5"), ("long6", "long7"), ("long8",)}
     for ref in refs:
         pool.unload_adapter(ref)
     with pytest.raises(AdapterError, match="policy-v000012 is not loaded"):
@@ -240,28 +238,28 @@ def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_wo
 def test_an_answer_that_does_not_go_on_with_what_was_given_is_refused() -> None:
     engine, prompts = ScriptedEngine(scripted(Path("/nowhere"))), [prompt_of(0, name="long")]
     short = SAMPLING.model_copy(update={"max_tokens": 1})
-    request = cut(prompts, short, None, seeds(prompts), 1)
+    request = split(prompts, short, None, seeds(prompts), 1)
     begun = next(one for one in engine.complete(seeds(prompts)[0], 9, "base") if is_unfinished(one, 2))
     group = RolloutGroup(prompt=prompts[0], completions=(begun,) * 3)
-    assert request.pieces[0].take([group]) is None
-    piece = extended(request, SAMPLING.model_copy(update={"max_tokens": 2}), None).pieces[0]
+    assert request.items[0].take([group]) is None
+    item = extended(request, SAMPLING.model_copy(update={"max_tokens": 2}), None).items[0]
 
     def complaint(after: Completion) -> str | None:
-        return piece.take([replace(group, completions=(after,) * 3)])
+        return item.take([replace(group, completions=(after,) * 3)])
 
-    leg = replace(begun, token_ids=(7,))
-    whole = joined(begun, leg, (), str)
+    segment = replace(begun, token_ids=(7,))
+    whole = joined(begun, segment, (), str)
     for other in (
         begun,  # left as it was
         replace(whole, token_ids=(8, 7)),
         replace(whole, logprobs=(-2.0, -1.0)),
-        replace(whole, earlier=(Leg(adapter="policy-v000001", tokens=1),)),
+        replace(whole, earlier=(Segment(adapter="policy-v000001", tokens=1),)),
     ):
         assert complaint(other) == "it did not go on with what it was given"
     assert complaint(replace(whole, adapter="policy-v000099")) == "it sampled from policy-v000099 when asked for base"
     fewer = replace(group, completions=(whole,) * 2)
-    assert piece.take([fewer]) == "it answered other prompts than it was asked"
-    assert piece.groups is None
+    assert item.take([fewer]) == "it answered other prompts than it was asked"
+    assert item.groups is None
     assert complaint(whole) is None
 
 
@@ -319,7 +317,7 @@ def test_fewer_workers_go_on_and_none_left_says_why(pool: Any, script: Path, cap
 
 
 def test_prompts_that_cost_every_worker_are_named(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.pool.ray_pool.MAX_TRIES", 2)
+    monkeypatch.setattr("rollout.pool.ray_pool.MAX_WORKERS_LOST", 2)
     pool = make_pool()
     prompts = [prompt_of(0), prompt_of(1), prompt_of(2, "poison"), prompt_of(3)]
     with pytest.raises(PoolError, match=r"2 sampling workers were lost over the same prompts \(p2, p3\): it died"):
@@ -368,9 +366,9 @@ def test_the_local_cluster_is_out_of_reach(ray_cluster: Path) -> None:
 def test_workers_sample_what_the_engine_in_process_samples(
     make_pool: PoolMaker, make_learner: Callable[..., Learner], vllm_engine: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
-    """To the last digit, where the batches are the same: a piece is one.
+    """To the last digit, where the batches are the same: a work item is one.
 
-    A batch of other prompts beside it may round a prompt's numbers otherwise, so pieces are compared with pieces.
+    A batch of other prompts beside it may round a prompt's numbers otherwise, so work items are compared.
     """
     from rollout.pool.worker import vllm_engine as make_vllm
 
@@ -381,7 +379,7 @@ def test_workers_sample_what_the_engine_in_process_samples(
     sampling = SamplingConfig(n=4, max_tokens=24)
     learner = make_learner("optim.lr=1e-2")
     groups = vllm_engine.generate(prompts, sampling, None, seeds(prompts))
-    learner.step([alternating(groups)], **LOOSE)
+    learner.step([alternating(groups)], LOOSE)
     weights = learner.weights()
     assert any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
     store = AdapterStore(tmp_path / "adapters", name="of_the_pool")

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from rewards import Verdict
+from rl_engine.learner.gap import SamplerGap
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.statistics import LearnStats
 from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
@@ -30,7 +31,7 @@ EQUAL = graded_group(
 
 
 def test_what_was_sampled() -> None:
-    assert rollout_metrics([UNEQUAL, EQUAL], [True, False]) == {
+    assert rollout_metrics([UNEQUAL, EQUAL]) == {
         "reward/mean": 2.0 / 4,
         "reward/accuracy": 1 / 4,
         "reward/verdict/correct": 1 / 4,
@@ -60,7 +61,7 @@ def test_what_was_sampled() -> None:
 )
 def test_a_mean_over_nothing_is_left_out(verdict: Verdict, there: str, absent: str) -> None:
     group: GradedGroup = graded_group(prompt(), [(completion(tokens=3), result(verdict))])
-    metrics = rollout_metrics([group], [False])
+    metrics = rollout_metrics([group])
     assert metrics[there] == 3
     assert absent not in metrics
 
@@ -79,10 +80,7 @@ def test_what_the_learner_saw() -> None:
         grad_norm=0.2,
         entropy=0.3,
         kl_base=0.4,
-        sampler_kl_v1=0.5,
-        sampler_kl=0.6,
-        sampler_kl_v3=0.7,
-        logprob_gap_max=0.8,
+        gap=SamplerGap(kl_v1=0.5, kl=0.6, kl_v3=0.7, logprob_max=0.8, tokens=20),
         ratio={"p01": 0.9, "p50": 1.0, "p99": 1.1, "max": 1.2},
         ess_frac=0.99,
         clip_low_frac=0.01,

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from rl_engine.config import load_config
-from rl_engine.learner.gap import gap_limits
 from rl_engine.run.records import Records, read_metrics
-from rollout.types import Leg
+from rollout.types import Segment
 from tests.helpers.builders import completion, graded_group, prompt, result
 
 
@@ -70,9 +69,9 @@ def test_going_on_drops_what_was_written_of_later_steps(tmp_path: Path) -> None:
 
 def test_a_row_says_which_version_produced_which_tokens(tmp_path: Path) -> None:
     at_once = completion("6", adapter="policy-v000002")
-    earlier = (Leg(adapter="policy-v000000", tokens=2), Leg(adapter="policy-v000001", tokens=2))
-    in_legs = replace(completion("6", tokens=6, adapter="policy-v000002"), earlier=earlier)
-    graded = graded_group(prompt("3+3=?"), [(at_once, result()), (in_legs, result())])
+    earlier = (Segment(adapter="policy-v000000", tokens=2), Segment(adapter="policy-v000001", tokens=2))
+    in_segments = replace(completion("6", tokens=6, adapter="policy-v000002"), earlier=earlier)
+    graded = graded_group(prompt("3+3=?"), [(at_once, result()), (in_segments, result())])
     Records(tmp_path, load_config("quickstart.yaml")).rollouts(3, [graded], [[0.0, 0.0]])
     with gzip.open(tmp_path / "rollouts" / "step000003.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file]
@@ -80,13 +79,3 @@ def test_a_row_says_which_version_produced_which_tokens(tmp_path: Path) -> None:
         ("policy-v000002", 1, [["policy-v000002", 1]]),
         ("policy-v000002", 6, [["policy-v000000", 2], ["policy-v000001", 2], ["policy-v000002", 2]]),
     ]
-
-
-def test_limits_follow_precision_and_top_p() -> None:
-    kl, gap = gap_limits(load_config("quickstart.yaml"))
-    assert (kl, gap) == (1e-6, 1e-2)
-    cut_kl, cut_gap = gap_limits(load_config("quickstart.yaml", ["sampling.top_p=0.9"]))
-    assert cut_kl == pytest.approx(kl + 0.5 * 0.1053605**2, rel=1e-4)
-    assert cut_gap == pytest.approx(gap + 0.1053605, rel=1e-4)
-    chosen = load_config("quickstart.yaml", ["rollout.max_kl=0.5", "rollout.max_logprob_gap=3"])
-    assert gap_limits(chosen) == (0.5, 3.0)

@@ -13,15 +13,15 @@ import torch
 
 from rewards import GradeResult, Verdict
 from rl_engine.learner.batching import TrainingSample
-from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.gap import GapLimits, SamplerGapError
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.learner import Learner
-from rl_engine.sampling.past import PastVersions, _rows_by_version, gaps_of_versions
-from rollout.types import AdapterRef, Completion, Leg, Problem, Prompt, RolloutGroup
+from rl_engine.sampling.past import PastVersions, _rows_by_version, gap_of_versions
+from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup, Segment
 from tests.helpers.batches import LOOSE
 
 pytestmark = pytest.mark.engine
-LIMITS = {"max_kl": 1e-6, "max_gap": 1e-2}
+LIMITS = GapLimits(kl=1e-6, logprob=1e-2)
 
 
 def ref(version: int) -> AdapterRef:
@@ -45,6 +45,12 @@ def graded_by(learner: Learner, samples: list[TrainingSample], version: AdapterR
     return groups
 
 
+def of_version(group: GradedGroup, version: AdapterRef) -> GradedGroup:
+    """The group under another version's name."""
+    completions = tuple(replace(completion, adapter=version.key) for completion in group.rollout.completions)
+    return replace(group, rollout=replace(group.rollout, completions=completions))
+
+
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_a_version_comes_back_bit_for_bit_and_so_does_the_learner(
     stage: int, make_learner: Callable[..., Learner], samples: list[TrainingSample]
@@ -60,8 +66,8 @@ def test_a_version_comes_back_bit_for_bit_and_so_does_the_learner(
             with past.restored(ref(version_seen).key):
                 assert learner.score(samples) == scores[version_seen]
         assert learner.score(samples) == scores[version]
-        learner.step([samples], **LOOSE)
-        undisturbed.step([samples], **LOOSE)
+        learner.step([samples], LOOSE)
+        undisturbed.step([samples], LOOSE)
     assert scores[0] != scores[1] != scores[2]
     assert all(torch.equal(tensor, undisturbed.weights()[name]) for name, tensor in learner.weights().items())
     with pytest.raises(KeyError):  # older than anything that may be sampled from
@@ -82,30 +88,26 @@ def test_what_was_learned_since_is_no_gap_and_a_sampler_that_is_off_is(
     past.remember(ref(0))
     old = graded_by(learner, samples, ref(0))
     off = graded_by(learner, samples, ref(0), noise=0.05)
-    learner.step([samples], **LOOSE)
+    learner.step([samples], LOOSE)
     past.remember(ref(1))
     new = graded_by(learner, samples, ref(1))
     # Against the learner of now, the honest sampler of before would be stopped for what was learned.
     moved = max(abs(p - q) for row, g in zip(learner.score(samples), old, strict=True)
-                for p, q in zip(row, g.group.completions[0].logprobs, strict=True))  # fmt: skip
-    assert moved > LIMITS["max_gap"]
-    found = gaps_of_versions(past, [*old, *new], ref(1), **LIMITS)
-    assert found["logprob_gap_max"] < 1e-4
-    assert found["sampler_kl"] < 1e-9
-    assert gaps_of_versions(past, new, ref(1), **LIMITS) == {}  # the step checks it itself, on every token
+                for p, q in zip(row, g.rollout.completions[0].logprobs, strict=True))  # fmt: skip
+    assert moved > LIMITS.logprob
+    found = gap_of_versions(past, [*old, *new], ref(1), LIMITS)
+    assert found is not None
+    assert found.logprob_max < 1e-4
+    assert found.kl < 1e-9
+    assert gap_of_versions(past, new, ref(1), LIMITS) is None  # the step checks it itself, on every token
     with pytest.raises(SamplerGapError, match=r"completions of policy-v000000, against policy-v000000 as it was"):
-        gaps_of_versions(past, [*off, *new], ref(1), **LIMITS)
+        gap_of_versions(past, [*off, *new], ref(1), LIMITS)
     # A worker that serves the old adapter under the new name, and one that serves the new one under the old name.
     for groups, name in ((old, ref(1)), (new, ref(0))):
-        liars = [
-            replace(
-                g, group=replace(g.group, completions=tuple(replace(c, adapter=name.key) for c in g.group.completions))
-            )
-            for g in groups
-        ]
+        liars = [of_version(group, name) for group in groups]
         honest = old if name.version else new
         with pytest.raises(SamplerGapError, match=f"completions of {name.key}"):
-            gaps_of_versions(past, [*liars, *(honest if name.version else [])], ref(1), **LIMITS)
+            gap_of_versions(past, [*liars, *(honest if name.version else [])], ref(1), LIMITS)
 
 
 def test_a_gap_that_is_no_number_is_refused(
@@ -117,20 +119,20 @@ def test_a_gap_that_is_no_number_is_refused(
     nothing = graded_by(learner, samples, ref(0), noise=math.nan)
     past.remember(ref(1))
     with pytest.raises(SamplerGapError):
-        gaps_of_versions(past, nothing, ref(1), **LIMITS)
+        gap_of_versions(past, nothing, ref(1), LIMITS)
 
 
-def in_two_legs(groups: list[Any], later: list[Any], border: int, noise: float = 0.0) -> list[Any]:
+def in_two_segments(groups: list[Any], later: list[Any], border: int, noise: float = 0.0) -> list[Any]:
     """Groups whose tokens from `border` on are those of `later`, and before it off by `noise` nats."""
     made = []
     for one, other in zip(groups, later, strict=True):
-        (before,), (after,) = one.group.completions, other.group.completions
+        (before,), (after,) = one.rollout.completions, other.rollout.completions
         completion = replace(
             after,
             logprobs=(*(value + noise for value in before.logprobs[:border]), *after.logprobs[border:]),
-            earlier=(Leg(adapter=before.adapter, tokens=border),),
+            earlier=(Segment(adapter=before.adapter, tokens=border),),
         )
-        made.append(replace(one, group=replace(one.group, completions=(completion,))))
+        made.append(replace(one, rollout=replace(one.rollout, completions=(completion,))))
     return made
 
 
@@ -143,40 +145,42 @@ def test_each_token_is_compared_with_the_version_that_produced_it(
     for version in range(3):
         past.remember(ref(version))
         views.append(graded_by(learner, samples, ref(version)))
-        learner.step([samples], **LOOSE)
+        learner.step([samples], LOOSE)
     # Of 3, 5, … 17 tokens two are of version 0 and the others of version 1: 16 and 64.
-    honest = in_two_legs(views[0], views[1], border=2)
-    found = gaps_of_versions(past, honest, ref(2), **LIMITS)
-    assert found["logprob_gap_max"] < 1e-4
-    assert found["sampler_kl"] < 1e-9
-    off = gaps_of_versions(past, in_two_legs(views[0], views[1], border=2, noise=1e-3), ref(2), **LIMITS)
-    assert off["logprob_gap_max"] == pytest.approx(1e-3, rel=0.05)
-    assert off["sampler_kl_v1"] == pytest.approx(1e-3 * 16 / 80, rel=0.05)
-    assert off["sampler_kl"] == pytest.approx(0.5e-6 * 16 / 80, rel=0.05)
+    honest = in_two_segments(views[0], views[1], border=2)
+    found = gap_of_versions(past, honest, ref(2), LIMITS)
+    assert found is not None
+    assert found.logprob_max < 1e-4
+    assert found.kl < 1e-9
+    off = gap_of_versions(past, in_two_segments(views[0], views[1], border=2, noise=1e-3), ref(2), LIMITS)
+    assert off is not None
+    assert off.logprob_max == pytest.approx(1e-3, rel=0.05)
+    assert off.kl_v1 == pytest.approx(1e-3 * 16 / 80, rel=0.05)
+    assert off.kl == pytest.approx(0.5e-6 * 16 / 80, rel=0.05)
     # A single token that is said to be of the other version shows.
     for groups, border in ((honest, 1), (honest, 3)):
         moved = [
             replace(
                 g,
-                group=replace(
-                    g.group,
+                rollout=replace(
+                    g.rollout,
                     completions=tuple(
-                        replace(c, earlier=(Leg(adapter=ref(0).key, tokens=border),)) for c in g.group.completions
+                        replace(c, earlier=(Segment(adapter=ref(0).key, tokens=border),)) for c in g.rollout.completions
                     ),
                 ),
             )
             for g in groups[1:]
         ]
         with pytest.raises(SamplerGapError, match=r"completions of policy-v00000[01], against"):
-            gaps_of_versions(past, moved, ref(2), **LIMITS)
+            gap_of_versions(past, moved, ref(2), LIMITS)
 
 
 def test_of_a_group_in_legs_a_completion_is_checked_that_all_its_versions_sampled() -> None:
     prompt = Prompt(problem=Problem(id="", text="", answer=""), text="", token_ids=(5, 6))
 
-    def completion(*legs: tuple[int, int], first: int) -> Completion:
-        *earlier, last = [Leg(adapter=ref(version).key, tokens=tokens) for version, tokens in legs]
-        tokens = tuple(range(first, first + sum(leg.tokens for leg in (*earlier, last))))
+    def completion(*segments: tuple[int, int], first: int) -> Completion:
+        *earlier, last = [Segment(adapter=ref(version).key, tokens=tokens) for version, tokens in segments]
+        tokens = tuple(range(first, first + sum(segment.tokens for segment in (*earlier, last))))
         return Completion(
             text="",
             token_ids=tokens,

@@ -19,7 +19,7 @@ from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.logprobs import Policy
 from rl_engine.policy.lora import LoraTrainee
 from rl_engine.policy.targets import Coverage, coverage_of, match_targets
-from rl_engine.sampling.placement import start_engine
+from rl_engine.sampling.placement import start_queue
 from rl_engine.train.assemble import check_context
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.batches import LOOSE
@@ -55,7 +55,7 @@ def test_the_output_embedding_can_be_adapted(
     assert plain.policy.head_is_frozen
     assert not learner.policy.head_is_frozen
     before = learner.weights()
-    stats = learner.step([samples], **LOOSE)
+    stats = learner.step([samples], LOOSE)
     assert stats.kl_base == 0.0
     moved = {name for name, tensor in learner.weights().items() if not torch.equal(tensor, before[name])}
     assert "base_model.model.lm_head.lora_B.weight" in moved
@@ -73,7 +73,7 @@ def test_a_trained_head_changes_nothing_for_the_other_layers(
     """At the first step B is zero everywhere, so every layer's gradient is what it is without the head's adapter."""
     plain, with_head = make_learner(), make_learner("lora.targets=all+lm_head")
     for learner in (plain, with_head):
-        learner.step([samples], **LOOSE)
+        learner.step([samples], LOOSE)
     expected = plain.weights()
     found = with_head.weights()
     for name, tensor in expected.items():
@@ -129,7 +129,7 @@ def test_a_mixture_learns_and_its_adapter_loads_with_plain_peft(
     rows = learner.score(samples)
     gains = []
     for _ in range(3):
-        learner.step([samples], **LOOSE)
+        learner.step([samples], LOOSE)
     after = learner.score(samples)
     for sample, before, now in zip(samples, rows, after, strict=True):
         gains.append(sample.advantage * (sum(now) - sum(before)))
@@ -157,4 +157,4 @@ def test_a_mixture_with_an_adapter_is_refused_where_the_sampler_cannot_serve_it(
 def test_tensor_parallel_samplers_of_several_ranks_are_refused(make_config: Any) -> None:
     two = Ranks(0, 2, torch.device("cpu"))
     with pytest.raises(ConfigError, match="tensor_parallel_size is 2 with 2 ranks"):
-        start_engine(make_config("rollout.tensor_parallel_size=2"), two, 64)
+        start_queue(make_config("rollout.tensor_parallel_size=2"), two, 64)

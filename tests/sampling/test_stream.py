@@ -14,17 +14,17 @@ from rewards import GradeResult, Verdict
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.groups import GradedGroup
-from rl_engine.sampling.sampler import Asked
-from rl_engine.sampling.stream import Supply
+from rl_engine.sampling.sampler import GradedBatch
+from rl_engine.sampling.stream import RolloutStream
 from rollout.config import SamplingConfig
-from rollout.legs import is_unfinished, joined
 from rollout.prompts.cursor import Cursor
+from rollout.segments import is_unfinished, joined
 from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup
 
 ConfigMaker = Callable[..., Config]
 MAX_TOKENS = 72  # of the quickstart
 STALENESS = ("rollout/staleness_mean", "rollout/staleness_max")
-LEGS = ("rollout.placement=ray", "rollout.max_staleness=3", "rollout.leg_tokens=10")
+SEGMENTS = ("rollout.placement=ray", "rollout.max_staleness=3", "rollout.leg_tokens=10")
 RIGHT, WRONG = (
     GradeResult(verdict=verdict, reward=reward, extracted="", terms={})
     for verdict, reward in ((Verdict.CORRECT, 1.0), (Verdict.INCORRECT, 0.0))
@@ -37,50 +37,56 @@ def ref(version: int) -> AdapterRef:
 
 @dataclass
 class FakeSampler:
-    """Grades at once: problems whose number is in `dull` have no signal."""
+    """A sampler that is its own queue. It samples when it is asked; problems whose number is in `dull` have no
+    signal."""
 
     dull: set[int] = field(default_factory=set)
     lengths: tuple[int, int] = (1, 1)
     """Tokens of a group's two completions."""
     asked: list[tuple[str, list[str], list[str]]] = field(default_factory=list)
-    """(adapter, problems, seeds) of every call."""
+    """(adapter, problems, seeds) of every request."""
     begun: list[tuple[str, str, int]] = field(default_factory=list)
-    """(adapter, first problem, most tokens) of every call, and of every one to go on."""
+    """(adapter, first problem, most tokens) of every request, and of every one to go on."""
 
-    def reset_times(self) -> None: ...
+    @property
+    def queue(self) -> FakeSampler:
+        return self
 
     def metrics(self) -> dict[str, float]:
         return {}
 
-    def ask(
+    def submit(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef, seeds: Sequence[str]
-    ) -> Asked:
+    ) -> list[RolloutGroup]:
         self.asked.append((adapter.key, [prompt.problem.id for prompt in prompts], list(seeds)))
         groups = [
-            RolloutGroup(prompt=p, completions=tuple(leg(0, n, sampling, adapter) for n in self.lengths))
+            RolloutGroup(prompt=p, completions=tuple(segment(0, n, sampling, adapter) for n in self.lengths))
             for p in prompts
         ]
-        return self._asked(groups, sampling, adapter)
+        return self._began(groups, sampling, adapter)
 
-    def extend(self, asked: Any, sampling: SamplingConfig, adapter: AdapterRef) -> Asked:
+    def extend(self, request: list[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef) -> list[RolloutGroup]:
         def longer(begun: Completion, length: int) -> Completion:
             if not is_unfinished(begun, sampling.max_tokens):
                 return begun
-            return joined(begun, leg(len(begun.token_ids), length, sampling, adapter), (), str)
+            return joined(begun, segment(len(begun.token_ids), length, sampling, adapter), (), str)
 
-        groups = [replace(g, completions=tuple(map(longer, g.completions, self.lengths))) for g in asked.request]
-        return self._asked(groups, sampling, adapter)
+        groups = [replace(g, completions=tuple(map(longer, g.completions, self.lengths))) for g in request]
+        return self._began(groups, sampling, adapter)
 
-    def _asked(self, groups: Any, sampling: SamplingConfig, adapter: AdapterRef) -> Asked:
+    def _began(self, groups: list[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef) -> list[RolloutGroup]:
         self.begun.append((adapter.key, groups[0].prompt.problem.id, sampling.max_tokens))
-        return Asked(lambda: list(map(self._graded, groups)), groups)
+        return groups
+
+    def collect(self, request: list[RolloutGroup]) -> GradedBatch:
+        return GradedBatch(groups=list(map(self._graded, request)), rollout_s=2.0, grade_s=0.5)
 
     def _graded(self, group: RolloutGroup) -> GradedGroup:
         assert not any(is_unfinished(completion, MAX_TOKENS) for completion in group.completions)
         return GradedGroup(group, (RIGHT, RIGHT if int(group.prompt.problem.id) in self.dull else WRONG))
 
 
-def leg(start: int, length: int, sampling: SamplingConfig, adapter: AdapterRef) -> Completion:
+def segment(start: int, length: int, sampling: SamplingConfig, adapter: AdapterRef) -> Completion:
     count = min(length, sampling.max_tokens) - start
     return Completion(
         text="",
@@ -92,56 +98,56 @@ def leg(start: int, length: int, sampling: SamplingConfig, adapter: AdapterRef) 
 
 
 @pytest.fixture
-def make_supply(make_config: ConfigMaker) -> Callable[..., tuple[Supply, FakeSampler]]:
+def make_stream(make_config: ConfigMaker) -> Callable[..., tuple[RolloutStream, FakeSampler]]:
     def make(
         *overrides: str, dull: set[int] | None = None, lengths: tuple[int, int] = (1, 1), position: int = 0
-    ) -> tuple[Supply, FakeSampler]:
+    ) -> tuple[RolloutStream, FakeSampler]:
         config = make_config("train.problems_per_step=3", "train.steps=5", "seed=7", *overrides)
         prompts = [Prompt(problem=Problem(id=str(i), text="", answer=""), text="", token_ids=(i,)) for i in range(1000)]
         assert config.sampling.max_tokens == MAX_TOKENS
         sampler: Any = FakeSampler(dull or set(), lengths)
         cursor = Cursor(prompts, seed=0, shuffle=False, position=position)
-        return Supply(config, cursor, sampler, config.sampling), sampler
+        return RolloutStream(config, cursor, sampler, config.sampling), sampler
 
     return make
 
 
 def ids(graded: Sequence[GradedGroup]) -> list[int]:
-    return [int(each.group.prompt.problem.id) for each in graded]
+    return [int(each.rollout.prompt.problem.id) for each in graded]
 
 
 def versions(graded: Sequence[GradedGroup]) -> list[int]:
-    return [int(each.group.completions[0].adapter[-6:]) for each in graded]
+    return [int(each.rollout.completions[0].adapter[-6:]) for each in graded]
 
 
-def test_on_policy_every_step_asks_for_its_own_groups_with_the_seeds_of_step_and_index(make_supply: Any) -> None:
-    supply, sampler = make_supply()
+def test_on_policy_every_step_asks_for_its_own_groups_with_the_seeds_of_step_and_index(make_stream: Any) -> None:
+    stream, sampler = make_stream()
     for step in range(1, 6):
-        graded = supply.take(step, ref(step - 1))
+        graded = stream.take(step, ref(step - 1)).all
         assert versions(graded) == [step - 1] * 3
-        assert supply.position == 3 * step
+        assert stream.position == 3 * step
     assert sampler.asked[1] == ("policy-v000001", ["3", "4", "5"], ["7/2/0", "7/2/1", "7/2/2"])
     assert len(sampler.asked) == 5
-    assert supply.metrics() == dict.fromkeys(STALENESS, 0.0)
+    assert stream.metrics() == dict.fromkeys(STALENESS, 0.0)
 
 
 @pytest.mark.parametrize("staleness", [1, 2, 4])
 def test_ahead_by_k_steps_every_problem_comes_once_in_order_from_k_updates_before(
-    make_supply: Any, staleness: int
+    make_stream: Any, staleness: int
 ) -> None:
-    supply, sampler = make_supply("rollout.placement=ray", f"rollout.max_staleness={staleness}")
+    stream, sampler = make_stream("rollout.placement=ray", f"rollout.max_staleness={staleness}")
     taken = []
     for step in range(1, 6):
-        graded = supply.take(step, ref(step - 1))
+        graded = stream.take(step, ref(step - 1)).all
         taken += ids(graded)
         assert versions(graded) == [max(0, step - 1 - staleness)] * 3
-        assert supply.metrics() == dict.fromkeys(STALENESS, min(step - 1, staleness))
-        # What is under way when a step begins to learn: so many steps' worth, and nothing beyond the last.
-        assert supply.ahead == 3 * min(staleness, 5 - step)
-        assert supply.position == 3 * step
+        assert stream.metrics() == dict.fromkeys(STALENESS, min(step - 1, staleness))
+        # What is in flight when a step begins to learn: so many steps' worth, and nothing beyond the last.
+        assert stream.ahead == 3 * min(staleness, 5 - step)
+        assert stream.position == 3 * step
     assert taken == list(range(15))
     assert sorted(int(i) for _, prompts, _ in sampler.asked for i in prompts) == taken
-    in_order, _ = make_supply()
+    in_order, _ = make_stream()
     for step in range(1, 6):
         in_order.take(step, ref(0))
     assert [s for _, _, some in sampler.asked for s in some] == [
@@ -149,83 +155,85 @@ def test_ahead_by_k_steps_every_problem_comes_once_in_order_from_k_updates_befor
     ]
 
 
-def test_an_adapter_that_stands_still_makes_nothing_stale(make_supply: Any) -> None:
-    supply, _ = make_supply("rollout.placement=ray", "rollout.max_staleness=2")
+def test_an_adapter_that_stands_still_makes_nothing_stale(make_stream: Any) -> None:
+    stream, _ = make_stream("rollout.placement=ray", "rollout.max_staleness=2")
     for step in range(1, 6):
-        supply.take(step, ref(0))
-        assert supply.metrics() == dict.fromkeys(STALENESS, 0.0)
+        stream.take(step, ref(0))
+        assert stream.metrics() == dict.fromkeys(STALENESS, 0.0)
 
 
-def test_groups_without_signal_are_replaced_up_to_the_limit(make_supply: Any) -> None:
-    supply, sampler = make_supply("train.max_problems_per_step=6", dull={1, 2, 4, 10, 11, 12, 13, 14})
-    first = supply.take(1, ref(0))
+def test_groups_without_signal_are_replaced_up_to_the_limit(make_stream: Any) -> None:
+    stream, sampler = make_stream("train.max_problems_per_step=6", dull={1, 2, 4, 10, 11, 12, 13, 14})
+    first = stream.take(1, ref(0))
     # 0 1̶ 2̶ | 3 4̶ | 5: two rounds of as many as are missing.
-    assert ids(first) == [0, 3, 5, 1, 2, 4]
+    assert (ids(first.to_learn), ids(first.replaced)) == ([0, 3, 5], [1, 2, 4])
     assert [len(prompts) for _, prompts, _ in sampler.asked] == [3, 2, 1]
-    assert supply.metrics()["groups/replaced"] == 3
-    assert ids(supply.take(2, ref(1))) == [6, 7, 8]
-    assert supply.metrics()["groups/replaced"] == 0
+    assert (first.rollout_s, first.grade_s) == (3 * 2.0, 3 * 0.5)
+    assert stream.metrics()["groups/replaced"] == 3
+    assert ids(stream.take(2, ref(1)).all) == [6, 7, 8]
+    assert stream.metrics()["groups/replaced"] == 0
     # Six were sampled and one has signal: two without keep the step's size.
-    assert ids(supply.take(3, ref(2))) == [9, 10, 11, 12, 13, 14]
-    assert supply.position == 15
+    assert ids(stream.take(3, ref(2)).all) == [9, 10, 11, 12, 13, 14]
+    assert stream.position == 15
 
 
-def test_a_step_that_replaces_takes_from_what_is_under_way_and_stays_within_the_bound(make_supply: Any) -> None:
+def test_a_step_that_replaces_takes_from_what_is_under_way_and_stays_within_the_bound(make_stream: Any) -> None:
     overrides = ("rollout.placement=ray", "rollout.max_staleness=2", "train.max_problems_per_step=12")
-    supply, _ = make_supply(*overrides, dull={number for number in range(1000) if number % 4})
+    stream, _ = make_stream(*overrides, dull={number for number in range(1000) if number % 4})
     taken: list[int] = []
     for step in range(1, 6):
-        graded = supply.take(step, ref(step - 1))
+        graded = stream.take(step, ref(step - 1)).all
         assert sum(number % 4 == 0 for number in ids(graded[:3])) == 3
-        assert supply.metrics()["rollout/staleness_max"] <= 2
+        assert stream.metrics()["rollout/staleness_max"] <= 2
         taken += ids(graded)
-        assert supply.position == len(taken)
+        assert stream.position == len(taken)
     assert sorted(taken) == list(range(len(taken)))
 
 
-def legs(graded: GradedGroup) -> list[list[tuple[str, int]]]:
-    return [[(leg.adapter[-1], leg.tokens) for leg in completion.legs] for completion in graded.group.completions]
+def segments(group: GradedGroup) -> list[list[tuple[str, int]]]:
+    """(last digit of the version, tokens) of each segment of each completion."""
+    return [[(part.adapter[-1], part.tokens) for part in one.segments] for one in group.rollout.completions]
 
 
-def test_what_is_unfinished_goes_on_under_each_version_until_the_step_before_its_own(make_supply: Any) -> None:
-    supply, sampler = make_supply(*LEGS, lengths=(5, 72))
+def test_what_is_unfinished_goes_on_under_each_version_until_the_step_before_its_own(make_stream: Any) -> None:
+    stream, sampler = make_stream(*SEGMENTS, lengths=(5, 72))
     expected = {
         1: [("0", 72)],  # there was nobody before
-        2: [("0", 72)],  # asked for in the step before its own, which has the last leg
+        2: [("0", 72)],  # asked for in the step before its own, which has the last segment
         3: [("0", 10), ("1", 62)],
         4: [("0", 10), ("1", 10), ("2", 52)],
         5: [("1", 10), ("2", 10), ("3", 52)],
     }
     for step in range(1, 6):
-        graded = supply.take(step, ref(step - 1))
+        graded = stream.take(step, ref(step - 1)).all
         short = [(expected[step][0][0], 5)]
-        assert [legs(each) for each in graded] == [[short, expected[step]]] * 3
-        assert supply.position == 3 * step
+        assert [segments(each) for each in graded] == [[short, expected[step]]] * 3
+        assert stream.position == 3 * step
         if step == 2:  # what was begun goes on first, in the order in which it is needed; then what is new begins
             assert sampler.begun[4:] == [(ref(1).key, "6", 72), (ref(1).key, "9", 20), (ref(1).key, "12", 10)]
     # Of 77 tokens 5 + 10 are of three updates before, 10 of two, 52 of one.
-    assert supply.metrics() == {
+    assert stream.metrics() == {
         "rollout/staleness_mean": pytest.approx((3 * 15 + 2 * 10 + 52) / 77),
         "rollout/staleness_max": 3.0,
         "rollout/continued_frac": 0.5,
     }
 
 
-def test_a_leg_is_one_also_where_the_version_stands_still(make_supply: Any) -> None:
-    supply, _ = make_supply(*LEGS, lengths=(5, 15))
+def test_a_leg_is_one_also_where_the_version_stands_still(make_stream: Any) -> None:
+    stream, _ = make_stream(*SEGMENTS, lengths=(5, 15))
     for step in range(1, 5):
-        graded = supply.take(step, ref(0))
-    assert legs(graded[0]) == [[("0", 5)], [("0", 10), ("0", 5)]]
-    assert supply.metrics() == {**dict.fromkeys(STALENESS, 0.0), "rollout/continued_frac": 0.5}
+        graded = stream.take(step, ref(0)).all
+    assert segments(graded[0]) == [[("0", 5)], [("0", 10), ("0", 5)]]
+    assert stream.metrics() == {**dict.fromkeys(STALENESS, 0.0), "rollout/continued_frac": 0.5}
 
 
-def test_what_a_step_that_replaces_takes_before_its_last_leg_is_finished_in_the_step_itself(make_supply: Any) -> None:
+def test_what_a_step_that_replaces_takes_before_its_last_leg_is_finished_in_the_step_itself(make_stream: Any) -> None:
     # Step 2 finds 3 to 5 whole, as 6 to 8 will be in a moment; of the 9 to 11 only ten tokens are asked for.
-    supply, sampler = make_supply(*LEGS, "train.max_problems_per_step=9", dull={4, 5, 6, 7, 8}, lengths=(5, 72))
-    supply.take(1, ref(0))
-    graded = supply.take(2, ref(1))
+    stream, sampler = make_stream(*SEGMENTS, "train.max_problems_per_step=9", dull={4, 5, 6, 7, 8}, lengths=(5, 72))
+    stream.take(1, ref(0))
+    graded = stream.take(2, ref(1)).all
     assert ids(graded) == [3, 9, 10, 4, 5, 6, 7, 8]
-    assert [legs(each)[1] for each in graded] == [
+    assert [segments(each)[1] for each in graded] == [
         [("0", 72)],
         *[[("0", 10), ("1", 10), ("1", 52)]] * 2,
         *[[("0", 72)]] * 2,
@@ -233,42 +241,42 @@ def test_what_a_step_that_replaces_takes_before_its_last_leg_is_finished_in_the_
     ]
     assert sampler.begun[-1] == (ref(1).key, "9", 72)
     # The last of its request was finished with it, and is taken as it is.
-    graded = supply.take(3, ref(2))
+    graded = stream.take(3, ref(2)).all
     assert ids(graded) == [11, 12, 13]
-    assert legs(graded[0])[1] == [("0", 10), ("1", 10), ("1", 52)]
-    assert supply.metrics()["rollout/staleness_max"] == 2
+    assert segments(graded[0])[1] == [("0", 10), ("1", 10), ("1", 52)]
+    assert stream.metrics()["rollout/staleness_max"] == 2
 
 
 @pytest.mark.parametrize("limit", [3, 4, 7, 12])
-def test_in_legs_every_problem_comes_once_and_no_token_is_older_than_the_bound(make_supply: Any, limit: int) -> None:
+def test_in_legs_every_problem_comes_once_and_no_token_is_older_than_the_bound(make_stream: Any, limit: int) -> None:
     for seed in range(4):
         draw = random.Random(f"{limit}/{seed}")
         dull = {number for number in range(200) if draw.random() < 0.6}
-        supply, sampler = make_supply(
-            *LEGS, f"train.max_problems_per_step={limit}", "train.steps=8", dull=dull, lengths=(12, 72)
+        stream, sampler = make_stream(
+            *SEGMENTS, f"train.max_problems_per_step={limit}", "train.steps=8", dull=dull, lengths=(12, 72)
         )
         taken: list[int] = []
         for step in range(1, 9):
-            graded = supply.take(step, ref(step - 1))
+            graded = stream.take(step, ref(step - 1)).all
             taken += ids(graded)
-            oldest = min(int(adapter) for each in graded for row in legs(each) for adapter, _ in row)
-            assert supply.metrics()["rollout/staleness_max"] == step - 1 - oldest <= 3
+            oldest = min(int(adapter) for each in graded for row in segments(each) for adapter, _ in row)
+            assert stream.metrics()["rollout/staleness_max"] == step - 1 - oldest <= 3
         assert sorted(taken) == list(range(len(taken)))
-        assert len({seed for _, _, seeds in sampler.asked for seed in seeds}) == supply.cursor.position
+        assert len({seed for _, _, seeds in sampler.asked for seed in seeds}) == stream.cursor.position
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 2])
-def test_a_resumed_run_loses_and_repeats_nothing(make_supply: Any, staleness: int) -> None:
+def test_a_resumed_run_loses_and_repeats_nothing(make_stream: Any, staleness: int) -> None:
     overrides = ["train.max_problems_per_step=5"]
     overrides += ["rollout.placement=ray", f"rollout.max_staleness={staleness}"] if staleness else []
     overrides += ["rollout.leg_tokens=10"] if staleness == 2 else []
     dull = {2, 3, 9, 10, 11, 17}
-    whole, _ = make_supply(*overrides, dull=dull)
-    expected = [ids(whole.take(step, ref(step - 1))) for step in range(1, 6)]
-    first, _ = make_supply(*overrides, dull=dull)
-    found = [ids(first.take(step, ref(step - 1))) for step in (1, 2)]
-    second, _ = make_supply(*overrides, dull=dull, position=first.position)
-    found += [ids(second.take(step, ref(step - 1))) for step in (3, 4, 5)]
+    whole, _ = make_stream(*overrides, dull=dull)
+    expected = [ids(whole.take(step, ref(step - 1)).all) for step in range(1, 6)]
+    first, _ = make_stream(*overrides, dull=dull)
+    found = [ids(first.take(step, ref(step - 1)).all) for step in (1, 2)]
+    second, _ = make_stream(*overrides, dull=dull, position=first.position)
+    found += [ids(second.take(step, ref(step - 1)).all) for step in (3, 4, 5)]
     assert found == expected
 
 
@@ -286,8 +294,8 @@ def test_a_resumed_run_loses_and_repeats_nothing(make_supply: Any, staleness: in
         (["rollout.placement=slurm"], ["'inprocess'", "'ray'"]),
         (["rollout.leg_tokens=8"], ["rollout.leg_tokens is 8", "rollout.max_staleness is 2 or more", "not 0"]),
         (["rollout.placement=ray", "rollout.max_staleness=1", "rollout.leg_tokens=8"], ["not 1"]),
-        ([*LEGS, "rollout.leg_tokens=72"], ["rollout.leg_tokens is 72", "sampling.max_tokens (72)"]),
-        ([*LEGS, "rollout.leg_tokens=0"], ["rollout.leg_tokens", "1"]),
+        ([*SEGMENTS, "rollout.leg_tokens=72"], ["rollout.leg_tokens is 72", "sampling.max_tokens (72)"]),
+        ([*SEGMENTS, "rollout.leg_tokens=0"], ["rollout.leg_tokens", "1"]),
     ],
 )
 def test_what_cannot_be_sampled_so_is_refused_with_the_way_out(

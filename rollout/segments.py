@@ -20,19 +20,19 @@ def goes_on(before: Completion, after: Completion, max_tokens: int) -> bool:
     if not is_unfinished(before, max_tokens):
         return after == before
     count = len(before.token_ids)
-    return after.earlier == before.legs and (after.token_ids[:count], after.logprobs[:count]) == (
+    return after.earlier == before.segments and (after.token_ids[:count], after.logprobs[:count]) == (
         before.token_ids,
         before.logprobs,
     )
 
 
-def joined(before: Completion, leg: Completion, stop: Sequence[str], decode: Decode) -> Completion:
+def joined(before: Completion, segment: Completion, stop: Sequence[str], decode: Decode) -> Completion:
     """Both in one, with the text of all tokens together: a character may lie on both sides of the border.
 
     So may a stop string, which the sampler of either side did not see: what comes after it is cut off.
     """
-    token_ids = before.token_ids + leg.token_ids
-    count, finish_reason = len(token_ids), leg.finish_reason
+    token_ids = before.token_ids + segment.token_ids
+    count, finish_reason = len(token_ids), segment.finish_reason
     text = decode(token_ids[:-1] if finish_reason == "stop" else token_ids)  # a token that ends it is no part of it
 
     def is_over(length: int) -> bool:
@@ -45,10 +45,10 @@ def joined(before: Completion, leg: Completion, stop: Sequence[str], decode: Dec
     return Completion(
         text=text,
         token_ids=token_ids[:count],
-        logprobs=(before.logprobs + leg.logprobs)[:count],
+        logprobs=(before.logprobs + segment.logprobs)[:count],
         finish_reason=finish_reason,
-        adapter=leg.adapter,
-        earlier=before.legs,
+        adapter=segment.adapter,
+        earlier=before.segments,
     )
 
 

@@ -1,4 +1,4 @@
-"""One request for completions → pieces to hand out → its groups in order, whoever sampled them and whenever."""
+"""One request for completions → work items to hand out → its groups in order, whoever sampled them and whenever."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rollout.config import SamplingConfig
-from rollout.legs import goes_on
+from rollout.segments import goes_on
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup
 
 
@@ -16,34 +16,34 @@ class Request:
 
     sampling: SamplingConfig
     adapter: AdapterRef | None
-    pieces: list[Piece] = field(default_factory=list, init=False)
+    items: list[WorkItem] = field(default_factory=list, init=False)
 
     @property
     def done(self) -> bool:
-        return all(piece.groups is not None for piece in self.pieces)
+        return all(item.groups is not None for item in self.items)
 
     def groups(self) -> list[RolloutGroup]:
         """One a prompt, in the order of the prompts; to be called when all is done."""
         assert self.done
-        return [group for piece in self.pieces for group in piece.groups or ()]
+        return [group for item in self.items for group in item.groups or ()]
 
 
 @dataclass(eq=False)
-class Piece:
+class WorkItem:
     """Consecutive prompts of a request, sampled as one batch by one worker.
 
-    On the CPU a completion is a function of its batch too: pieces are cut by number alone, so that neither the
+    On the CPU a completion is a function of its batch too: requests are split by number alone, so that neither the
     workers' number nor their speed changes one.
     """
 
     request: Request
     prompts: Sequence[Prompt]
     seeds: Sequence[str]
-    before: Piece | None = None
+    before: WorkItem | None = None
     """What it goes on with."""
     groups: Sequence[RolloutGroup] | None = field(default=None, init=False)
-    """The first complete answer; a piece has one, however often it was given out."""
-    tries: int = field(default=0, init=False)
+    """The first complete answer; a work item has one, however often it was given out."""
+    workers_lost: int = field(default=0, init=False)
     """Workers that were lost over it."""
 
     @property
@@ -75,23 +75,23 @@ def _completions(groups: Sequence[RolloutGroup]) -> list[Completion]:
     return [completion for group in groups for completion in group.completions]
 
 
-def cut(
+def split(
     prompts: Sequence[Prompt],
     sampling: SamplingConfig,
     adapter: AdapterRef | None,
     seeds: Sequence[str],
-    prompts_per_piece: int,
+    prompts_per_item: int,
 ) -> Request:
-    """A request in pieces of `prompts_per_piece`, the last one smaller."""
+    """A request in work items of `prompts_per_item`, the last one smaller."""
     request = Request(sampling, adapter)
-    for start in range(0, len(prompts), prompts_per_piece):
-        end = start + prompts_per_piece
-        request.pieces.append(Piece(request, prompts[start:end], seeds[start:end]))
+    for start in range(0, len(prompts), prompts_per_item):
+        end = start + prompts_per_item
+        request.items.append(WorkItem(request, prompts[start:end], seeds[start:end]))
     return request
 
 
 def extended(request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
-    """A request to go on with what another leaves unfinished, in the same pieces."""
+    """A request to go on with what another leaves unfinished, in the same work items."""
     more = Request(sampling, adapter)
-    more.pieces += [Piece(more, piece.prompts, piece.seeds, piece) for piece in request.pieces]
+    more.items += [WorkItem(more, item.prompts, item.seeds, item) for item in request.items]
     return more

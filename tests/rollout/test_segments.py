@@ -1,4 +1,4 @@
-"""Completions in legs: what is joined is what would have been sampled at once, and each token is its version's."""
+"""Completions in segments: what is joined is what would have been sampled at once, and each token is its version's."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from rewards import GradeResult, Verdict
+from rl_engine.learner.gap import GapLimits
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.learner import Learner
-from rl_engine.sampling.past import PastVersions, gaps_of_versions
+from rl_engine.sampling.past import PastVersions, gap_of_versions
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import sample_seed
-from rollout.legs import is_unfinished, joined
-from rollout.types import AdapterRef, Completion, Leg, Problem, Prompt
+from rollout.segments import is_unfinished, joined
+from rollout.types import AdapterRef, Completion, Problem, Prompt, Segment
 from tests.helpers.batches import LOOSE, alternating
 
 END = 0
@@ -54,8 +55,8 @@ def sampled(tokens: bytes, start: int, max_tokens: int, stop: Sequence[str], key
 )
 @pytest.mark.parametrize("stop", [(), ("\nUser:",), ("Zz", "é №", "\nUser:", "User:")])
 def test_wherever_the_borders_are_the_whole_is_what_is_sampled_at_once(said: bytes, stop: tuple[str, ...]) -> None:
-    """Borders within characters and within stop strings included: what neither leg sees ends the whole where it would
-    have ended it at once."""
+    """Borders within characters and within stop strings included: what neither segment sees ends the whole where it
+    would have ended it at once."""
     at_once = sampled(said, 0, 40, stop, "v1")
     for first in range(1, 40):
         for second in range(first + 1, 41, 3):
@@ -72,8 +73,8 @@ def test_wherever_the_borders_are_the_whole_is_what_is_sampled_at_once(said: byt
             )
             assert whole.logprobs == at_once.logprobs
             borders = [0, *(border for border in (first, second) if border < count), count]
-            assert whole.legs == tuple(
-                Leg(adapter=f"v{number + 1}", tokens=borders[number + 1] - borders[number])
+            assert whole.segments == tuple(
+                Segment(adapter=f"v{number + 1}", tokens=borders[number + 1] - borders[number])
                 for number in range(len(borders) - 1)
             )
 
@@ -110,7 +111,7 @@ def test_greedy_legs_of_one_version_are_the_completion_sampled_at_once(
     greedy = SAMPLING.model_copy(update={"temperature": 0.0, "n": 1})
     text = vllm_engine.generate(prompts, greedy, None, places)[0].completions[0].text
     # Tokens of this model are single characters: the second stop string lies on both sides of the first border.
-    for stop, legs in (((), 3), ((text[4:7],), 2)):
+    for stop, segments in (((), 3), ((text[4:7],), 2)):
         sampling = greedy.model_copy(update={"stop": stop})
         at_once = vllm_engine.generate(prompts, sampling, None, places)
         groups = vllm_engine.generate(prompts, sampling.model_copy(update={"max_tokens": 5}), None, places)
@@ -121,7 +122,7 @@ def test_greedy_legs_of_one_version_are_the_completion_sampled_at_once(
             assert (one.text, one.token_ids, one.finish_reason) == (other.text, other.token_ids, other.finish_reason)
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
         first = groups[0].completions[0]
-        assert (len(first.legs), first.finish_reason) == (legs, "stop")
+        assert (len(first.segments), first.finish_reason) == (segments, "stop")
         assert first.text == (text[:4] if stop else text)
         assert vllm_engine.extend(groups, sampling, None, places) == groups  # nothing is unfinished
 
@@ -147,7 +148,7 @@ def test_each_leg_is_its_versions_own(
     """Two versions far apart: against each token's own the gap is rounding, against the other's it is not."""
     learner = make_learner("optim.lr=1e-2")
     past = PastVersions(learner, depth=1)
-    store = AdapterStore(tmp_path / "adapters", name="in_legs")
+    store = AdapterStore(tmp_path / "adapters", name="in_segments")
 
     def publish(version: int) -> AdapterRef:
         weights = learner.weights()
@@ -158,17 +159,21 @@ def test_each_leg_is_its_versions_own(
 
     old = publish(0)
     begun = vllm_engine.generate(prompts, SHORT, old, places)
-    learner.step([alternating(begun)], **LOOSE)
+    learner.step([alternating(begun)], LOOSE)
     vllm_engine.unload_adapter(old)
     new = publish(1)
     whole = vllm_engine.extend(begun, SAMPLING, new, places)
     vllm_engine.unload_adapter(new)
     result = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="", terms={})
     graded = [GradedGroup(group, (result,) * SAMPLING.n) for group in whole]
-    assert {leg.adapter for group in whole for c in group.completions for leg in c.legs} == {old.key, new.key}
-    found = gaps_of_versions(past, graded, new, max_kl=1e-6, max_gap=1e-3)
-    assert found["logprob_gap_max"] < 1e-4
+    assert {segment.adapter for group in whole for c in group.completions for segment in c.segments} == {
+        old.key,
+        new.key,
+    }
+    found = gap_of_versions(past, graded, new, GapLimits(kl=1e-6, logprob=1e-3))
+    assert found is not None
+    assert found.logprob_max < 1e-4
     for key in (old.key, new.key):
         with past.restored(key):
-            moved = learner.measure(alternating(whole), **LOOSE)
-        assert moved.logprob_gap_max > 1e-2
+            moved = learner.measure(alternating(whole), LOOSE)
+        assert moved.gap.logprob_max > 1e-2

@@ -1,0 +1,57 @@
+"""Advantages against numbers worked out by hand, and which groups have any."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rewards import GradeResult, Verdict
+from rl_engine.learner.advantages import BASELINES, advantages_of, group_mean, group_mean_std, leave_one_out
+from rl_engine.learner.groups import GradedGroup
+from rollout.types import Completion, Problem, Prompt, RolloutGroup
+
+
+def group(*rewards: float) -> GradedGroup:
+    """Completions of one problem with these rewards."""
+    prompt = Prompt(problem=Problem(id="", text="", answer=""), text="", token_ids=(1,))
+    completion = Completion(text="", token_ids=(7,), logprobs=(-1.0,), finish_reason="stop", adapter="base")
+    results = tuple(GradeResult(verdict=Verdict.CORRECT, reward=reward, extracted="") for reward in rewards)
+    return GradedGroup(RolloutGroup(prompt=prompt, completions=(completion,) * len(rewards)), results)
+
+
+def test_group_mean_advantages_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.5, 1.5, 0.5, 1.5]])
+    expected = torch.tensor([[0.75, -0.25, -0.25, -0.25], [-0.5, 0.5, -0.5, 0.5]])
+    torch.testing.assert_close(group_mean(rewards), expected)
+
+
+def test_leave_one_out_advantages_are_each_reward_less_the_mean_of_the_others() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.5, 0.0]])
+    expected = torch.tensor([[1 - 0.5 / 3, 0 - 1.5 / 3, 0.5 - 1 / 3, 0 - 1.5 / 3]])
+    torch.testing.assert_close(leave_one_out(rewards), expected)
+
+
+def test_group_mean_std_advantages_by_hand() -> None:
+    """Rewards 1, 0, 0, 0: mean ¼, squared deviations 9/16 + 3 · 1/16 = ¾, over 3: std ½."""
+    advantages = group_mean_std(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(advantages, torch.tensor([[0.75, -0.25, -0.25, -0.25]]) / (0.5 + 1e-4))
+
+
+def test_of_a_step_each_group_has_a_baseline_of_its_own() -> None:
+    """Means 0.25 and 1.5."""
+    found = advantages_of([group(1.0, 0.0, 0.0, 0.0), group(2.0, 1.0, 2.0, 1.0)], "group_mean")
+    assert found == [[0.75, -0.25, -0.25, -0.25], [0.5, -0.5, 0.5, -0.5]]
+
+
+def test_a_group_has_signal_where_its_rewards_differ() -> None:
+    assert group(1.0, 1.0, 0.9).has_signal
+    assert not group(0.1, 0.1, 0.1).has_signal
+    assert not group(0.0, -0.0).has_signal
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_groups_without_signal_have_exactly_no_advantage(baseline: str) -> None:
+    """The mean of three tenths is not exactly one."""
+    dull, other = advantages_of([group(0.1, 0.1, 0.1), group(1.0, 0.0, 1.0)], baseline)
+    assert dull == [0.0, 0.0, 0.0]
+    assert sum(other) == pytest.approx(0.0, abs=1e-12)

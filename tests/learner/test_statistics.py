@@ -1,0 +1,84 @@
+"""The statistics of a step, by hand: of one micro-batch, of several, and of two ranks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rl_engine.config import LossConfig
+from rl_engine.learner.batching import TrainingSample, collate
+from rl_engine.learner.gap import SamplerGap
+from rl_engine.learner.objective import objective
+from rl_engine.learner.ranks import Ranks
+from rl_engine.learner.statistics import StepStatistics
+
+LOG2 = math.log(2)
+
+
+def count(statistics: StepStatistics, logprobs: tuple[float, ...], config: LossConfig, *, advantage: float) -> None:
+    """Add a completion whose tokens the sampler drew with log-probabilities −1, −2, …; weight ½ a token."""
+    sample = TrainingSample(
+        prompt_ids=(1,),
+        completion_ids=(2,) * len(logprobs),
+        behaviour_logprobs=tuple(-1.0 - place for place in range(len(logprobs))),
+        advantage=advantage,
+        weight=0.5,
+    )
+    batch = collate([sample], pad_id=0, layout="padded")
+    logprob_N, entropy_N = torch.tensor(logprobs), torch.tensor([0.3, 0.5, 0.7][: len(logprobs)])
+    part = objective(config, batch, batch.spread(logprob_N), batch.spread(entropy_N), None)
+    statistics.add(part, logprob_N, entropy_N, batch)
+    statistics.add_gap(logprob_N, batch)
+    statistics.add_base(logprob_N[:1], torch.tensor([-1.5]))
+
+
+def test_two_tokens_one_over_the_bound(ranks: Ranks) -> None:
+    """Ratios 1 and 2, with the advantage 2: one over the bound of PPO."""
+    statistics = StepStatistics(ranks)
+    count(statistics, (-1.0, -2.0 + LOG2), LossConfig(name="ppo_clip"), advantage=2.0)
+    stats = statistics.totals()
+    assert stats.loss == pytest.approx(-0.5 * 2.0 * (1 + 1.2))
+    assert stats.entropy == pytest.approx(0.4)
+    assert stats.kl_base == pytest.approx(math.exp(-0.5) - 0.5)
+    assert stats.gap.kl_v1 == pytest.approx(-LOG2 / 2)
+    assert stats.gap.kl == pytest.approx(0.5 * LOG2**2 / 2)
+    assert stats.gap.kl_v3 == pytest.approx((2 - 1 - LOG2) / 2)
+    assert stats.gap.logprob_max == pytest.approx(LOG2)
+    assert stats.gap.tokens == stats.tokens == 2
+    assert stats.ratio == pytest.approx({"p01": 1.0, "p50": 1.0, "p99": 2.0, "max": 2.0})
+    assert stats.ess_frac == pytest.approx(3**2 / (2 * 5))
+    assert (stats.clip_low_frac, stats.clip_high_frac) == (0.0, 0.5)
+    assert stats.correction == {}
+
+
+def test_means_of_micro_batches_are_over_their_tokens(ranks: Ranks) -> None:
+    """One token with entropy 0.3 and three with 0.3, 0.5 and 0.7: 1.8 / 4. Gaps: ln 2 once, and 0 three times."""
+    statistics = StepStatistics(ranks)
+    count(statistics, (-1.0 + LOG2,), LossConfig(), advantage=1.0)
+    count(statistics, (-1.0, -2.0, -3.0), LossConfig(), advantage=-1.0)
+    stats = statistics.totals()
+    assert stats.loss == pytest.approx(-0.5 * 2 + 0.5 * 3)
+    assert stats.entropy == pytest.approx(0.45)
+    assert stats.gap.kl == pytest.approx(0.5 * LOG2**2 / 4)
+    assert stats.gap.logprob_max == pytest.approx(LOG2)
+    assert stats.ess_frac == pytest.approx(5**2 / (4 * 7))
+    assert stats.ratio == pytest.approx({"p01": 1.0, "p50": 1.0, "p99": 2.0, "max": 2.0})
+
+
+def test_the_correction_is_reported_with_its_bounds(ranks: Ranks) -> None:
+    """Weights policy/sampler 1 and 4; the second is held at 2, and is outside."""
+    statistics = StepStatistics(ranks)
+    config = LossConfig(sampler_correction="token_truncate", correction_max=2.0)
+    count(statistics, (-1.0, -2.0 + 2 * LOG2), config, advantage=1.0)
+    assert statistics.totals().correction == pytest.approx({"mean": 1.5, "outside_frac": 0.5})
+
+
+def test_a_gap_that_is_no_number_is_not_passed_over(ranks: Ranks) -> None:
+    statistics = StepStatistics(ranks)
+    count(statistics, (math.nan, -2.0), LossConfig(), advantage=1.0)
+    count(statistics, (-1.0, -2.0), LossConfig(), advantage=1.0)
+    gap: SamplerGap = statistics.totals().gap
+    assert math.isnan(gap.kl)
+    assert math.isnan(gap.logprob_max)

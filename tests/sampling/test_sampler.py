@@ -1,0 +1,50 @@
+"""Rollouts → graded groups: every completion has its own verdict, and its group's place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rewards import Grader
+from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.sampler import Sampler
+from rollout.config import SamplingConfig
+from rollout.types import Completion, Problem, Prompt, RolloutGroup
+from rollout.work_items import Request
+
+SAMPLING = SamplingConfig(n=3, max_tokens=8)
+
+
+def rollout(answer: str, *said: str) -> RolloutGroup:
+    prompt = Prompt(problem=Problem(id=answer, text="?", answer=answer), text="?", token_ids=(1,))
+    completions = tuple(
+        Completion(text=f"\\boxed{{{text}}}", token_ids=(7,), logprobs=(-1.0,), finish_reason="stop", adapter="base")
+        for text in said
+    )
+    return RolloutGroup(prompt=prompt, completions=completions)
+
+
+class Queue:
+    """A queue whose requests are there at once."""
+
+    rollouts = (rollout("1", "1", "2", "3"), rollout("2", "2", "2", "2"), rollout("3", "1", "2", "3"))
+
+    def submit(self, prompts: list[Prompt], sampling: SamplingConfig, *_: Any, urgent: bool) -> Request:
+        assert urgent
+        assert prompts == [rollout.prompt for rollout in self.rollouts]
+        return Request(sampling, None)
+
+    def collect(self, request: Request) -> list[RolloutGroup]:
+        return list(self.rollouts)
+
+
+def test_each_completion_is_graded_against_the_answer_of_its_problem(grader: Grader) -> None:
+    queue: Any = Queue()
+    sampler = Sampler(queue, grader, Ranks(0, 1, torch.device("cpu")))
+    batch = sampler.sample([rollout.prompt for rollout in queue.rollouts], SAMPLING, None, ["a", "b", "c"])
+    assert [group.rollout for group in batch.groups] == list(queue.rollouts)
+    assert [group.rewards for group in batch.groups] == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]]
+    assert [group.has_signal for group in batch.groups] == [True, False, True]
+    assert batch.rollout_s >= 0
+    assert batch.grade_s > 0
