@@ -48,7 +48,7 @@ def test_nothing_runs_code_that_came_as_data(path: Path) -> None:
             assert not {keyword.arg for keyword in node.keywords} & FORBIDDEN_ARGUMENTS
 
 
-def test_a_pickle_in_the_place_of_a_checkpoints_tensors_is_not_opened(tmp_path: Path) -> None:
+def test_a_pickle_in_the_place_of_a_checkpoint_is_not_opened(tmp_path: Path) -> None:
     """Vouched for by its manifest, as somebody would who hands it on."""
 
     class Evil:
@@ -73,9 +73,8 @@ def test_a_run_by_itself_listens_on_loopback_alone(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("function", [None, "mine:reward"])
-def test_grading_processes_are_told_no_secrets_unless_they_run_your_own_code(
-    function: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_grading_processes_are_told_no_secrets(function: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless they run a reward function of yours."""
     secrets = {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "hub_password"}
     for name in secrets:
         monkeypatch.setenv(name, "hidden")

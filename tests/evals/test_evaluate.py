@@ -165,7 +165,7 @@ def test_an_interrupted_evaluation_ends_like_one_that_was_not(calls: int, tmp_pa
     assert timeless(options.output) == timeless(tmp_path / "whole.json")
 
 
-def test_an_unfinished_evaluation_goes_on_with_its_own_settings_alone(tmp_path: Path, adapter: Path) -> None:
+def test_an_evaluation_goes_on_with_its_own_settings_alone(tmp_path: Path, adapter: Path) -> None:
     options = options_for(tmp_path, adapter)
     with pytest.raises(KeyboardInterrupt):
         measure(options, scripted(breaks_after=2))

@@ -59,7 +59,7 @@ def test_what_vllm_cannot_serve_on_this_model_is_refused(settings: dict[str, Any
         policies(str(tmp_path / "mine"))
 
 
-def test_adapters_that_cannot_be_told_apart_or_trusted_are_refused(tmp_path: Path, adapter: Path) -> None:
+def test_adapters_of_one_name_or_damaged_ones_are_refused(tmp_path: Path, adapter: Path) -> None:
     with pytest.raises(AdapterError, match="NAME=DIR"):
         policies(str(adapter), str(adapter))
     with pytest.raises(AdapterError, match="'base'"):

@@ -72,7 +72,8 @@ def test_what_is_on_the_hub_is_the_folder_under_a_tag(hub: Hub, push: Push, run:
     assert not repo.private
 
 
-def test_the_same_again_is_nothing_to_do_and_other_files_need_another_tag(hub: Hub, push: Push, run: Path) -> None:
+def test_a_tag_never_moves(hub: Hub, push: Push, run: Path) -> None:
+    """The same files again are nothing to do, and other files need another tag."""
     push()
     before = len(hub.requests)
     again = push()
@@ -90,7 +91,8 @@ def test_the_same_again_is_nothing_to_do_and_other_files_need_another_tag(hub: H
     assert set(hub.puts.values()) == {1}
 
 
-def test_another_version_takes_the_branch_and_leaves_what_is_not_ours(hub: Hub, push: Push, run: Path) -> None:
+def test_another_version_takes_the_branch(hub: Hub, push: Push, run: Path) -> None:
+    """What is not a release's stays there."""
     push()
     hub.repos[REPO].commits[hub.repos[REPO].branches["main"]]["LICENSE.txt"] = b"by hand"
     (run / "curves.png").unlink()
@@ -209,9 +211,10 @@ def test_the_token_is_nowhere(hub: Hub, run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("token", [None, "hf_somebodyelsestokenthatisnotours"])
-def test_nothing_is_asked_without_a_token_and_nothing_uploaded_with_a_wrong_one(
+def test_nothing_is_uploaded_without_a_token_or_with_a_wrong_one(
     hub: Hub, push: Push, monkeypatch: pytest.MonkeyPatch, token: str | None
 ) -> None:
+    """Without one the hub is not even asked."""
     if token is None:
         monkeypatch.delenv("HF_TOKEN")
     else:

@@ -107,7 +107,8 @@ def test_a_release_holds_the_run_and_not_a_path_of_the_machine(run: Path, tmp_pa
     )
 
 
-def test_the_configuration_still_runs_and_differs_in_its_paths_alone(run: Path, tmp_path: Path) -> None:
+def test_the_released_configuration_differs_in_its_paths_alone(run: Path, tmp_path: Path) -> None:
+    """It still runs."""
     folder = release(run, tmp_path / "folder")
     before = yaml.safe_load((run / "config.yaml").read_text())
     after = yaml.safe_load((folder / "run/config.yaml").read_text())
@@ -187,7 +188,8 @@ def test_a_base_score_in_another_setting_is_no_comparison(run: Path, tmp_path: P
     assert "| held_out (version 1) | avg@1 | not measured | **75.0 %" in table(release(run, tmp_path / "folder"))
 
 
-def test_version_zero_is_no_base_model_where_it_went_on_from_another_adapter(run: Path, tmp_path: Path) -> None:
+def test_version_zero_of_a_continued_adapter_is_no_base_model(run: Path, tmp_path: Path) -> None:
+    """It went on from another adapter, whose update it has."""
     configure(run, "lora.start_from=/srv/adapters/first")
     folder = release(run, tmp_path / "folder")
     assert "| held_out (version 1) | avg@1 | not measured | **75.0 %" in table(folder)
@@ -204,7 +206,7 @@ def test_the_highest_of_several_scores_is_said_to_be_one(run: Path, tmp_path: Pa
     assert words in table(release(run, tmp_path / "folder"))
 
 
-def test_what_python_m_evals_wrote_counts_for_the_version_it_measured(run: Path, tmp_path: Path) -> None:
+def test_what_evals_wrote_counts_for_the_version_it_measured(run: Path, tmp_path: Path) -> None:
     """By the digest of its manifest, whatever the row is called; and against the base model of the same file."""
 
     def row(adapter: str, sha256: str | None, avg: float) -> dict[str, Any]:
@@ -311,7 +313,7 @@ def test_the_recipe_of_a_supervised_run(run: Path, tmp_path: Path) -> None:
     assert "The form of the prompts that it was trained on is not recorded here" in card.text
 
 
-def test_a_configuration_of_another_kind_is_shipped_and_not_explained(run: Path, tmp_path: Path) -> None:
+def test_an_unknown_configuration_is_shipped_and_not_explained(run: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({"model": values["model"], "other": {"epochs": 3}}))
     folder = release(run, tmp_path / "folder")
@@ -380,7 +382,7 @@ def logprobs(model: Any, ids: torch.Tensor) -> torch.Tensor:
     ],
     ids=["chat", "frame", "named"],
 )
-def test_the_peft_code_gives_the_learners_model_and_the_trainings_prompt(
+def test_the_peft_code_gives_the_learners_model_and_prompt(
     hub: Hub, run: Path, trained: tuple[Path, LoraTrainee], prompt: list[str]
 ) -> None:
     config = configure(run, *prompt)
@@ -489,7 +491,8 @@ def test_what_rounding_loses_is_counted_weight_by_weight(run: Path, tmp_path: Pa
     assert 0 < found.error_mean < found.update_mean
 
 
-def test_an_update_of_a_tied_output_embedding_leaves_the_input_alone(tmp_path: Path) -> None:
+def test_an_update_of_a_tied_output_leaves_the_input_alone(tmp_path: Path) -> None:
+    """Where output and input embedding are one matrix, merging makes them two."""
     learner = trained_run(tmp_path / "run", "lora.targets=all+lm_head").model
     merge(read_trained(tmp_path / "run/adapters/latest", None), "float32", tmp_path / "merged")
     merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)

@@ -248,7 +248,8 @@ def test_all_text_stands_out_and_fits_a_laptop(
         assert page.evaluate(wide) == 0
 
 
-def test_a_watched_page_loads_itself_again_and_keeps_what_was_chosen(opened: Opened, tmp_path: Path) -> None:
+def test_a_watched_page_loads_itself_again(opened: Opened, tmp_path: Path) -> None:
+    """What was chosen on it stays."""
     run = make_run(tmp_path / "run", 0.25)
     file = write_page(read_runs([run], 4), tmp_path / "page.html", reload_s=1)
     page = opened.go(file)

@@ -54,7 +54,7 @@ def embedded_data(page: str) -> Any:
     return json.loads(found[1])
 
 
-def test_problems_that_come_back_are_shown_at_every_step_they_occur_at(tmp_path: Path) -> None:
+def test_problems_that_come_back_are_shown_at_every_such_step(tmp_path: Path) -> None:
     sampled(tmp_path / "run", [["a", "again", "b"], ["c", "d"], ["again", "e"]])
     shown = shown_completions(tmp_path / "run", problems=1, budget_bytes=10**6)
     found = chosen(shown)
@@ -252,9 +252,8 @@ def test_every_chart_has_a_file_of_its_own() -> None:
     assert charts[1].title == "Accuracy on AIME 2024"
 
 
-def test_watching_rewrites_the_page_with_each_step_and_ends_with_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_watching_rewrites_the_page_with_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with the run."""
     run, output = tmp_path / "run", tmp_path / "page.html"
     records = start_run(run, "train.steps=2")
     seen: list[tuple[int, float | None]] = []

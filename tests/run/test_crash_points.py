@@ -88,7 +88,8 @@ def newest_step(root: Path, keep: int) -> int:
     return state.step
 
 
-def test_a_checkpoint_is_complete_or_absent_and_the_one_before_stays_until_then(tmp_path: Path) -> None:
+def test_a_checkpoint_is_complete_or_absent(tmp_path: Path) -> None:
+    """The one before stays until it is complete."""
     keep = 1
 
     def save(*steps: int) -> Callable[[Path], None]:
@@ -104,7 +105,9 @@ def test_a_checkpoint_is_complete_or_absent_and_the_one_before_stays_until_then(
     assert len(found) > 10
 
 
-def test_a_published_version_is_complete_or_absent_and_latest_always_names_one(tmp_path: Path) -> None:
+def test_a_published_version_is_complete_or_absent(tmp_path: Path) -> None:
+    """`latest` names a complete one at any time."""
+
     def write(directory: Path) -> None:
         save_file({"w": torch.ones(20)}, directory / "adapter_model.safetensors")
         (directory / "adapter_config.json").write_text("{}")
@@ -133,7 +136,7 @@ def test_a_published_version_is_complete_or_absent_and_latest_always_names_one(t
     assert len(found) > 10
 
 
-def test_going_on_from_a_checkpoint_can_itself_be_cut_off_anywhere(tmp_path: Path) -> None:
+def test_going_on_from_a_checkpoint_can_be_cut_off_anywhere(tmp_path: Path) -> None:
     config = load_config("quickstart.yaml", [f"output_dir={tmp_path / 'run'}", "log.tensorboard=false"])
     changed = config.model_copy(update={"eval": config.eval.model_copy(update={"every": 1})})
 

@@ -36,7 +36,8 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
         assert (run / "mine.txt").exists()
 
 
-def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_unasked(make_config: Callable[..., Config]) -> None:
+def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(make_config: Callable[..., Config]) -> None:
+    """Unless that is asked for."""
     config = make_config("checkpoint.every=2", "log.tensorboard=false")
     run = Path(config.output_dir)
     records = Records(run, config)

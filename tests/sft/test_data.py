@@ -77,9 +77,7 @@ def test_a_row_becomes_turns_or_a_reason(row: dict[str, Any], expected: Any) -> 
     ],
     ids=["chat", "instruction", "plain", "frame"],
 )
-def test_the_prompt_is_the_one_that_the_sampler_is_given_and_the_answer_ends(
-    prompt: SftPromptConfig, tokenizer: Any
-) -> None:
+def test_the_prompt_is_the_samplers_and_the_answer_ends(prompt: SftPromptConfig, tokenizer: Any) -> None:
     example = ExampleRenderer(tokenizer, prompt).example(Conversation(id="", messages=said("7-2", "\\boxed{5}")))
     asked = Renderer(tokenizer, prompt).render(Problem(id="", text="7-2", answer="")).token_ids
     answer = example.input_ids[len(asked) :].tolist()
@@ -88,7 +86,7 @@ def test_the_prompt_is_the_one_that_the_sampler_is_given_and_the_answer_ends(
     assert tokenizer.decode(answer) == "\\boxed{5}<end>"
 
 
-def test_every_turn_of_the_assistant_is_learned_where_the_template_keeps_it(tokenizer: Any) -> None:
+def test_every_answer_is_learned_where_the_template_keeps_it(tokenizer: Any) -> None:
     tokenizer.chat_template = TULU
     messages = ({"role": "system", "content": "+"}, *said("1", "2=3", "4", "5"))
     example = ExampleRenderer(tokenizer, SftPromptConfig()).example(Conversation(id="", messages=messages))
@@ -98,7 +96,8 @@ def test_every_turn_of_the_assistant_is_learned_where_the_template_keeps_it(toke
     assert text == "xxxxxxxxxx\n+\nxxxxxxxx\n1\nxxxxxxxxxxxxx\n2=3<end>\nxxxxxxxx\n4\nxxxxxxxxxxxxx\n5<end>"
 
 
-def test_only_the_last_turn_is_learned_where_the_template_changes_the_ones_before(tokenizer: Any) -> None:
+def test_only_the_last_answer_is_learned_where_others_change(tokenizer: Any) -> None:
+    """A template may change the answers before it, as one that cuts off their thoughts."""
     tokenizer.chat_template = FORGETFUL
     conversation = Conversation(id="", messages=said("1", "2=3", "4", "5=6"))
     example = ExampleRenderer(tokenizer, SftPromptConfig()).example(conversation)
@@ -116,9 +115,8 @@ def config_of(**data: Any) -> SftConfig:
     return SftConfig.model_validate({**tree, "data": data, "seed": data.pop("run_seed", 0)})
 
 
-def test_rows_are_chosen_by_their_own_seed_and_tested_questions_are_never_learned_from(
-    tmp_path: Path, tokenizer: Any
-) -> None:
+def test_tested_questions_are_never_learned_from(tmp_path: Path, tokenizer: Any) -> None:
+    """Rows are chosen by a seed of their own."""
     # Four answers to each of thirty questions.
     rows = [{"prompt": f"{q}=?", "completion": str(a)} for q in range(30) for a in range(4)]
     path = write(tmp_path / "rows.jsonl", rows)

@@ -29,7 +29,8 @@ def test_it_is_small_and_has_the_shape_of_qwen3() -> None:
     assert AutoConfig.from_pretrained(EMBEDDED_DIR).architectures == ["Qwen3ForCausalLM"]
 
 
-def test_its_record_says_that_guessing_mostly_fails_and_working_mostly_succeeds() -> None:
+def test_guessing_mostly_fails_and_working_mostly_succeeds() -> None:
+    """As the model's own record says."""
     accuracy = json.loads((EMBEDDED_DIR / "made.json").read_text())["held_out_accuracy"]
     assert 0.3 <= accuracy["direct"] <= 0.5 < 0.8 < accuracy["worked"] < 0.98
 
@@ -38,7 +39,7 @@ def test_quickstart_trains_on_the_task_it_was_made_for() -> None:
     assert load_config("quickstart.yaml").data.arithmetic == embedded.QUICKSTART_SUMS
 
 
-def test_the_tokenizer_is_one_token_a_character_and_loses_nothing() -> None:
+def test_the_tokenizer_has_a_token_a_character_and_loses_nothing() -> None:
     shipped = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
     for tokenizer in (shipped, embedded.build_tokenizer()):
         text = embedded.prompt_of(EXPRESSION) + EXPRESSION.worked()
@@ -48,7 +49,8 @@ def test_the_tokenizer_is_one_token_a_character_and_loses_nothing() -> None:
         assert embedded.VOCABULARY.index(embedded.UNKNOWN) not in ids
 
 
-def test_the_warm_start_shows_every_example_once_in_the_order_of_the_stream() -> None:
+def test_the_warm_start_shows_every_example_once() -> None:
+    """In the order of the stream."""
     config = read_config(SftConfig, embedded.RECIPE)
     assert (config.method, config.train.steps, config.train.batch_size) == ("full", 1000, 96)
     assert not config.data.shuffle

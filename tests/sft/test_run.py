@@ -114,9 +114,8 @@ SPLITS: dict[str, list[tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("arm", SPLITS)
-def test_loss_and_gradient_are_those_of_the_cross_entropy_of_the_answers_however_a_step_is_split(
-    arm: str, tmp_path: Path
-) -> None:
+def test_loss_and_gradient_are_those_of_the_cross_entropy(arm: str, tmp_path: Path) -> None:
+    """Of the answers alone, however a step is split into micro-batches."""
     plain = assembled(tmp_path, arm)
     loss = mean_nats(plain.trainable.causal_lm, plain.examples.train)
     gradients = torch.autograd.grad(loss, list(plain.trainable.parameters.values()))
@@ -198,7 +197,7 @@ def test_the_run_directory_says_what_happened(finished: Path) -> None:
     assert lines[-1]["tokens"] == by_hand
 
 
-def test_the_published_versions_are_measured_as_plain_peft_measures_them(finished: Path) -> None:
+def test_published_versions_are_measured_as_peft_measures_them(finished: Path) -> None:
     config = read_config(SftConfig, str(finished / "config.yaml"))
     test = load_examples(config, load_tokenizer(config)).test
     lines = read_metrics(finished)
@@ -231,7 +230,7 @@ class _Interrupt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_an_interrupted_run_resumes_and_ends_bit_for_bit_as_one_that_was_not(
+def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tmp_path, *RUN)
@@ -266,7 +265,7 @@ def test_a_run_is_not_written_over(finished: Path) -> None:
         run_sft(config_of(finished.parent, *RUN))
 
 
-def test_full_fine_tuning_in_bfloat16_keeps_small_updates_and_publishes_a_model(tmp_path: Path) -> None:
+def test_full_fine_tuning_in_bfloat16_keeps_small_updates(tmp_path: Path) -> None:
     """At 1e-6 a step a bfloat16 weight would round back; the masters move, and the model that loads is their cast."""
     run = assembled(tmp_path, "method=full", "model.dtype=bfloat16", "optim.lr=1e-6")
     before = run.trainable.values()
@@ -309,7 +308,8 @@ def test_the_rate_rises_and_falls_as_the_schedule_says() -> None:
     assert [rate_factor(linear, 4, step) for step in range(4)] == [0.5, 0.75, 0.5, 0.25]
 
 
-def test_a_step_learns_from_the_same_rows_whatever_the_method_rank_and_micro_batches(tmp_path: Path) -> None:
+def test_a_step_learns_from_the_same_rows_in_every_arm(tmp_path: Path) -> None:
+    """Whatever the method, the rank and the micro-batches."""
     lengths = (5, 3, 9, 4, 7, 6)
     labels = [np.array([IGNORED] + [7] * (n - 1), np.int32) for n in lengths]
     rows = rows_of([Example(abs(row), row) for row in labels], 64, packing=False)

@@ -47,7 +47,8 @@ def test_a_parabola_is_found_exactly_between_uneven_points() -> None:
     assert optima(x, y, 0.02).best == pytest.approx([-3.2, -3.4, -2.9])
 
 
-def test_good_range_and_ends_of_the_axis_are_those_worked_by_hand() -> None:
+def test_the_good_range_is_the_one_worked_by_hand() -> None:
+    """The ends of the axis, too."""
     x = np.array([0.0, 1.0, 2.0, 4.0])
     y = np.array([[0.5, 0.9, 0.89, 0.8], [0.9, 0.8, 0.9, 0.7], [0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.5]])
     found = optima(x, y, 0.02)
@@ -166,7 +167,9 @@ def test_best_rates_ratios_and_differences_of_a_known_sweep(mode: str, tmp_path:
     assert rank1.comparison.score_difference.interval == pytest.approx((-sign * 0.001, -sign * 0.001), abs=1e-9)
 
 
-def test_a_rate_where_a_run_failed_is_not_the_best_and_the_edge_is_no_optimum(tmp_path: Path) -> None:
+def test_a_rate_where_a_run_failed_is_not_the_best(tmp_path: Path) -> None:
+    """The edge of the axis is no optimum."""
+
     def score(arm: str, rate: float, seed: int) -> float | None:
         if arm == "rank 1":
             return None if rate == 1e-3 else parabola(arm, rate, seed)
@@ -190,7 +193,7 @@ def test_a_rate_where_a_run_failed_is_not_the_best_and_the_edge_is_no_optimum(tm
     assert (rank1_row["0.001"], rank1_row["0.003"]) == ("1 failed", "0.918 (4)")
 
 
-def test_the_reference_of_an_arm_is_the_one_at_its_own_batch_size(tmp_path: Path) -> None:
+def test_an_arm_is_compared_with_the_reference_at_its_batch_size(tmp_path: Path) -> None:
     config = sweep_of(
         grid={"train.problems_per_step": [8, 32], "optim.lr": [1e-4, 1e-3, 1e-2]},
         arms={"lora": {}, "full": {"method": "full"}},
@@ -219,7 +222,8 @@ def test_the_reference_of_an_arm_is_the_one_at_its_own_batch_size(tmp_path: Path
     assert full_style == "--"
 
 
-def test_a_sweep_stopped_before_its_first_result_has_a_table_and_no_figures(tmp_path: Path) -> None:
+def test_a_sweep_without_results_has_a_table_and_no_figures(tmp_path: Path) -> None:
+    """It was stopped before the first."""
     write_report(sweep_of(grid={"optim.lr": [1e-3]}, output_dir=str(tmp_path)), {})
     assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "table.md"}
     assert "| quickstart | no value with all seeds |" in (tmp_path / "table.md").read_text()
@@ -237,7 +241,7 @@ def test_a_diverged_loss_does_not_flatten_the_others(tmp_path: Path) -> None:
     assert any(12.0 in np.asarray(line.get_ydata()) for line in axes.get_lines())
 
 
-def test_the_table_over_steps_has_the_means_of_what_all_seeds_have(tmp_path: Path) -> None:
+def test_the_table_over_steps_has_means_of_what_all_seeds_have(tmp_path: Path) -> None:
     config = paper_sweep(tmp_path, seeds=[0, 1], confirm_seeds=[], grid={"optim.lr": [1e-3, 3e-3]})
     found = made_up(config, lambda arm, rate, seed: None if rate == 3e-3 else 0.7 + seed / 10)
     name = next(name for name, r in found.items() if (r.arm, r.axis_value, r.seed) == ("rank 1", 1e-3, 1))

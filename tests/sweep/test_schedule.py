@@ -77,7 +77,8 @@ def alive(pid: int) -> bool:
 # What a file means.
 
 
-def test_a_plain_grid_is_one_arm_for_each_combination_of_the_other_keys() -> None:
+def test_a_plain_grid_has_an_arm_a_combination_of_other_keys() -> None:
+    """Other than the axis."""
     config = sweep_of(grid={"lora.rank": [1, 8], "optim.lr": [1e-3, 1e-4], "data.arithmetic.terms": [[3, 4]]})
     arms = arms_of(config)
     assert [arm.name for arm in arms] == ["lora.rank=1", "lora.rank=8"]
@@ -103,7 +104,7 @@ def test_an_arm_takes_values_of_its_own_for_a_key_of_the_grid() -> None:
     assert (last.family, last.at) == ("full", {"train.problems_per_step": 32})
 
 
-def test_an_override_replaces_what_the_file_says_in_either_notation(make_sweep: SweepMaker) -> None:
+def test_an_override_replaces_either_notation_of_the_file(make_sweep: SweepMaker) -> None:
     config = make_sweep("grid.optim.lr=[0.5]", "arms.one.test.shift=2")
     assert config.grid == {"optim.lr": (0.5,)}
     assert config.arms["one"] == {"test.shift": 2}
@@ -152,7 +153,8 @@ def test_the_reference_in_the_docs_is_that_of_the_code() -> None:
 # What its runs survive.
 
 
-def test_cells_run_two_at_a_time_and_only_the_best_rate_is_confirmed(make_sweep: SweepMaker) -> None:
+def test_cells_run_two_at_a_time(make_sweep: SweepMaker) -> None:
+    """Only the best rate is confirmed with further seeds."""
     config = make_sweep("jobs=2", "confirm_seeds=[5,6]", "keep=metrics", "set.test.step_s=0.05")
     results = run(config)
     assert all(result.status == "done" for result in results.values())
@@ -175,9 +177,10 @@ def test_cells_run_two_at_a_time_and_only_the_best_rate_is_confirmed(make_sweep:
     assert [line["step"] for line in read_metrics(directory / "run")] == [0, 1, 2, 3, 4]
 
 
-def test_failed_and_hanging_cells_are_recorded_and_only_retried_when_asked(
+def test_failed_and_hanging_cells_are_recorded(
     make_sweep: SweepMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """They are run once more only when that is asked for."""
     monkeypatch.setattr(runs, "GRACE_S", 0.2)
     overrides = ("arms.bad.test.kind=broken", "arms.hung.test.kind=deaf", "time_limit_s=1.5", "grid.optim.lr=[1e-3]")
     config = make_sweep(*overrides, "jobs=4")
@@ -202,7 +205,8 @@ def test_failed_and_hanging_cells_are_recorded_and_only_retried_when_asked(
     assert [len(attempts(config, cell)) for cell in again] == [1, 1, 2, 2]
 
 
-def test_a_score_that_is_not_there_fails_the_cell_and_a_corrected_name_needs_no_run(make_sweep: SweepMaker) -> None:
+def test_a_score_that_is_not_there_fails_the_cell(make_sweep: SweepMaker) -> None:
+    """With its name corrected the cell needs no new run."""
     config = make_sweep("grid.optim.lr=[1e-3]")
     scored = run(config)["one_optim.lr=0.001_seed=0"]
     missing = run(make_sweep("grid.optim.lr=[1e-3]", "score.metric=scor"))[scored.cell]
@@ -266,7 +270,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
     assert any(attempts(config, cell)[-1]["from"] > 0 for cell in results)
 
 
-def test_the_command_says_what_it_would_run_and_what_it_cannot_do(make_sweep: SweepMaker, tmp_path: Path) -> None:
+def test_the_command_says_what_it_would_run_and_what_it_cannot(make_sweep: SweepMaker, tmp_path: Path) -> None:
     make_sweep()
     arguments = ["--config", str(tmp_path / "sweep.yaml"), "--dry-run", "confirm_seeds=[1]"]
     answer = CliRunner().invoke(app, arguments)

@@ -179,7 +179,7 @@ def test_the_run_directory_is_the_contract(run_dir: Path) -> None:
     assert list((run_dir / "tensorboard").iterdir())
 
 
-def test_rollouts_hold_every_completion_and_add_up_to_the_metrics(run_dir: Path) -> None:
+def test_rollouts_hold_all_completions_and_add_up_to_the_metrics(run_dir: Path) -> None:
     for step, line in enumerate(read_metrics(run_dir)[1:], 1):
         with gzip.open(run_dir / "rollouts" / f"step{step:06d}.jsonl.gz", "rt") as file:
             records = [json.loads(text) for text in file]
@@ -243,9 +243,8 @@ def interrupted_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int
     return directory, process.returncode, output
 
 
-def test_sigterm_saves_and_leaves_and_the_run_resumes_bit_for_bit(
-    run_dir: Path, interrupted_run: tuple[Path, int, str]
-) -> None:
+def test_a_run_stopped_by_sigterm_resumes_bit_for_bit(run_dir: Path, interrupted_run: tuple[Path, int, str]) -> None:
+    """It saves and leaves."""
     directory, code, output = interrupted_run
     interrupted = directory / "runs" / "quickstart"
     assert code == 128 + signal.SIGTERM, output
@@ -280,9 +279,7 @@ def test_two_ranks_make_the_adapter_of_one(run_dir: Path, tmp_path: Path) -> Non
     ]
 
 
-def test_the_method_is_the_only_difference_between_an_adapter_and_the_whole_model(
-    run_dir: Path, tmp_path: Path
-) -> None:
+def test_full_fine_tuning_differs_in_its_method_alone(run_dir: Path, tmp_path: Path) -> None:
     """The same configuration with one other key: the same loop, the same metrics, the sampler's gap at its floor.
 
     The rate is the adapter's, far above what suits a whole model, which falls apart: what is learned is not the point.
@@ -308,9 +305,10 @@ def test_the_method_is_the_only_difference_between_an_adapter_and_the_whole_mode
     AutoModelForCausalLM.from_pretrained(full / "adapters" / "latest")
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_a_stale_one_is_found(
+def test_the_newest_undamaged_checkpoint_is_gone_on_from(
     run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A damaged one is passed over, and a stale one is found."""
     import shutil
 
     copy = tmp_path / "checkpoints"
