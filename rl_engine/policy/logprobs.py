@@ -1,4 +1,7 @@
-"""Hidden states → log-probabilities of the sampled tokens, in chunks: no [B, T, V] tensor is ever made."""
+"""Hidden states → log-probabilities of the sampled tokens, in chunks: no [B, T, V] tensor is ever made.
+
+The legend of shapes is in `rl_engine/learner/advantages.py`; n of the N completion tokens are a chunk's.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,7 @@ def token_logprobs_of_trained_head(
     return torch.cat([logprob for logprob, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
-class Policy(nn.Module):
+class LogprobModel(nn.Module):
     """A causal language model of transformers, with or without LoRA layers in it, that answers with
     log-probabilities of completion tokens."""
 

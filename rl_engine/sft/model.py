@@ -59,9 +59,9 @@ def adapted(config: SftConfig, tokenizer: Any, device: torch.device) -> Trained:
         model=model,
         causal_lm=causal_lm,
         parameters=parameters,
-        rates=lora.rate_groups(parameters, config.lora),
+        rates=lora.param_groups(parameters, config.lora),
         write=write,
-        facts=lora.adapter_facts(config.lora),
+        facts=lora.manifest_entries(config.lora),
         description=lora.describe_adapter(config.lora, coverage),
     )
 

@@ -213,7 +213,7 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
     return {
         "model": f"{config.model.name} ({config.model.dtype})",
         "data": f"{config.data.source}: {data.describe()}",
-        "training": learner.trainee.describe(),
+        "training": learner.trainable.describe(),
         **plan_lines(config),
         **first_lines(config, load_meta_model(config.model)),
         "output": config.output_dir,

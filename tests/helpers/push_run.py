@@ -10,7 +10,7 @@ import torch
 
 from evals.scoring.report import EvalReport
 from rl_engine.config import load_config
-from rl_engine.policy.lora import LoraTrainee
+from rl_engine.policy.lora import LoraPolicy
 from rollout.adapters import AdapterStore
 
 LAST = 3
@@ -18,7 +18,7 @@ SCORES = {0: (0.25, (0.2, 0.31)), LAST: (0.75, (0.69, 0.8))}
 CURVES = b"\x89PNG\r\n\x1a\n a picture of three steps \0"
 
 
-def make_run(run: Path, *overrides: str) -> LoraTrainee:
+def make_run(run: Path, *overrides: str) -> LoraPolicy:
     """Write the run of the embedded model; the model of its last version, whose update is far from zero."""
     config = load_config(
         "quickstart.yaml",
@@ -26,16 +26,21 @@ def make_run(run: Path, *overrides: str) -> LoraTrainee:
     )
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(config.to_yaml())
-    trainee = LoraTrainee(config, torch.device("cpu"))
+    trainable = LoraPolicy(config, torch.device("cpu"))
     store = AdapterStore(run / "adapters")
     generator = torch.Generator().manual_seed(1)
     for version in (0, LAST):
-        for name, parameter in trainee.parameters.items():
+        for name, parameter in trainable.parameters.items():
             if version and "lora_B" in name:
                 torch.nn.init.normal_(parameter.data, std=0.02, generator=generator)
-        tensors = {name: parameter.detach().clone() for name, parameter in trainee.parameters.items()}
-        facts = {"parent": None, **trainee.facts(), "base_model": config.model.name, "config_hash": "0" * 64}
-        store.publish(version, partial(trainee.write, tensors=tensors), facts)
+        tensors = {name: parameter.detach().clone() for name, parameter in trainable.parameters.items()}
+        facts = {
+            "parent": None,
+            **trainable.manifest_entries(),
+            "base_model": config.model.name,
+            "config_hash": "0" * 64,
+        }
+        store.publish(version, partial(trainable.write, tensors=tensors), facts)
     with (run / "metrics.jsonl").open("w") as lines:
         for step in range(LAST + 1):
             measured = {"reward/mean": 0.5, "time/step_s": 2.0, "policy/kl_base": 0.01 * step} if step else {}
@@ -44,7 +49,7 @@ def make_run(run: Path, *overrides: str) -> LoraTrainee:
         report(f"policy-v{version:06d}", avg, interval).write(run / "evals")
     (run / "curves.png").write_bytes(CURVES)
     (run / "report.html").write_text(f"<p>{run}/metrics.jsonl of {Path.cwd()}, see https://example.org/root</p>")
-    return trainee
+    return trainable
 
 
 def report(adapter: str, avg: float, interval: tuple[float, float], suite: str = "held_out") -> EvalReport:

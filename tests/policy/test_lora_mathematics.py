@@ -32,7 +32,7 @@ from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.plan.flops import MultiplyAdds, learning_flops
 from rl_engine.plan.sizes import Workload
 from rl_engine.policy.base_model import load_meta_model
-from rl_engine.policy.logprobs import Policy
+from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora import add_adapter
 from rl_engine.policy.lora_linear import LoraLinear
 from rl_engine.policy.targets import coverage_of
@@ -338,7 +338,7 @@ def test_the_operations_of_a_whole_model_are_those_that_torch_counts(method: Any
     lora = LoraConfig(rank=rank, targets="all")
     model = small_llama(torch.float32)
     multiply_adds = MultiplyAdds.of(model, lora)
-    policy = Policy(add_adapter(model, lora, seed=0)[0].get_base_model() if method == "lora" else model, 1.0)
+    policy = LogprobModel(add_adapter(model, lora, seed=0)[0].get_base_model() if method == "lora" else model, 1.0)
     samples = [
         TrainingSample(
             prompt_ids=tuple(range(prompt)),
