@@ -27,10 +27,10 @@ from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.objective import objective
 from rl_engine.learner.ranks import join_ranks, leave_ranks
-from rl_engine.policy.base_model import DTYPES, meta_model
+from rl_engine.policy.base_model import DTYPES, load_meta_model
 from rl_engine.policy.micro_batch import MicroBatch
 from rl_engine.policy.targets import adaptable
-from rollout.models import locate_model
+from rollout.config import ModelConfig
 
 Seconds = dict[str, list[float]]
 
@@ -69,7 +69,7 @@ def pass_of(learner: Learner, batch: MicroBatch) -> Callable[[], None]:
 def products(model: nn.Module, batch: MicroBatch, dtype: torch.dtype, *, weights: bool) -> Callable[[], None]:
     """The matrix products alone. `weights`: those of the weights' gradients too."""
     positions = batch.input_ids_BT.numel()
-    everywhere = Counter((shape.inputs, shape.outputs) for shape in adaptable(model).values())
+    everywhere = Counter((layer.inputs, layer.outputs) for layer in adaptable(model).values())
     vocabulary, hidden = model.get_output_embeddings().weight.shape  # type: ignore[operator]
     work = [(positions, inputs, outputs, count) for (inputs, outputs), count in everywhere.items()]
     work.append((batch.target_N.numel(), hidden, vocabulary, 1))
@@ -127,14 +127,14 @@ def main(
     ranks = join_ranks()
     lora = Learner(config_of(model, dtype, "lora", rank, overrides or ()), ranks, 0)
     full = Learner(config_of(model, dtype, "full", rank, overrides or ()), ranks, 0)
-    shape = meta_model(locate_model(model), None)
-    batch = micro_batch(sequences, group, prompt, completion, shape.config.vocab_size, lora.layout)
+    meta_model = load_meta_model(ModelConfig(name=model))
+    batch = micro_batch(sequences, group, prompt, completion, meta_model.config.vocab_size, lora.layout)
     seconds = timed(
         {
             "LoRA": pass_of(lora, batch),
             "full": pass_of(full, batch),
-            "products of LoRA": products(shape, batch, DTYPES[dtype], weights=False),
-            "products of full": products(shape, batch, DTYPES[dtype], weights=True),
+            "products of LoRA": products(meta_model, batch, DTYPES[dtype], weights=False),
+            "products of full": products(meta_model, batch, DTYPES[dtype], weights=True),
         },
         rounds,
     )
@@ -148,7 +148,7 @@ def main(
         share = seconds.get(f"products of {name}", value) / value
         table.add_row(name, f"{value:.3f}", f"{tokens / value:,.0f}", f"{share:.2f}")
     Console().print(table)
-    sizes = adaptable(shape).values()
+    sizes = adaptable(meta_model).values()
     theory = sum(2 * s.inputs * s.outputs + 3 * rank * (s.inputs + s.outputs) for s in sizes) / sum(
         3 * s.inputs * s.outputs for s in sizes
     )

@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 import typer
 
 from rollout.adapters import AdapterStore
-from rollout.config import ArithmeticConfig, PromptConfig, SamplingConfig
+from rollout.config import ArithmeticConfig, ModelConfig, PromptConfig, SamplingConfig
 from rollout.engine import EngineSettings
 from rollout.models import locate_model
 from rollout.prompts.arithmetic import arithmetic_problems
@@ -71,14 +71,14 @@ def write_adapter(directory: Path, model: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from rl_engine.policy.base_model import meta_model
+    from rl_engine.policy.base_model import load_meta_model
     from rl_engine.policy.targets import adaptable
 
     draw = torch.Generator().manual_seed(0)
-    tensors, layers = {}, adaptable(meta_model(model, None))
-    for name, shape in layers.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(1, shape.inputs, generator=draw)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(shape.outputs, 1, generator=draw) * 1e-5
+    tensors, layers = {}, adaptable(load_meta_model(ModelConfig(name=model)))
+    for name, layer in layers.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(1, layer.inputs, generator=draw)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(layer.outputs, 1, generator=draw) * 1e-5
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     targets = sorted({name.rpartition(".")[2] for name in layers})
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 1, "lora_alpha": 1, "target_modules": targets}

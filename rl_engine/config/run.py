@@ -18,6 +18,8 @@ from rl_engine.config.lora import LoraConfig
 from rl_engine.config.loss import LossConfig
 from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
 
+Method = Literal["lora", "full"]
+
 
 class OptimConfig(Section):
     lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
@@ -136,7 +138,7 @@ class Config(Section):
 
     seed: int = Field(0, ge=0, description="Of the adapter, the order of problems and the completions.")
     output_dir: str = Field(description="Where the run is kept; `runs/<config name>` when not given.")
-    method: Literal["lora", "full"] = Field("lora", description="What is trained: an adapter, or every weight.")
+    method: Method = Field("lora", description="What is trained: an adapter, or every weight.")
     model: ModelConfig
     data: DataConfig
     prompt: PromptConfig = PromptConfig()

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from rl_engine.config.lora import LoraConfig
-from rl_engine.config.run import LogConfig, OptimConfig
+from rl_engine.config.run import LogConfig, Method, OptimConfig
 from rl_engine.config.starts import STARTS
 from rollout.config import ModelConfig, PromptConfig, Section
 
@@ -130,7 +130,7 @@ class SftConfig(Section):
 
     seed: int = Field(0, ge=0, description="Of the adapter and the order of examples.")
     output_dir: str = Field(description="Where the run is kept; `runs/<config name>` when not given.")
-    method: Literal["lora", "full"] = Field("lora", description="What is trained: an adapter, or every weight.")
+    method: Method = Field("lora", description="What is trained: an adapter, or every weight.")
     model: ModelConfig
     data: SftDataConfig
     prompt: SftPromptConfig = SftPromptConfig()

@@ -17,7 +17,8 @@ from rewards import Grader
 from rl_engine.config import Config
 from rl_engine.learner.gap import GapLimits, SamplerGapError, gap_limits
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.memory import PHASES, check_fits, plan
+from rl_engine.plan.memory import PHASES, memory_of_run
+from rl_engine.plan.memory_limit import check_fits
 from rl_engine.run.console import RunConsole
 from rl_engine.run.peaks import available
 from rl_engine.train.assemble import assemble
@@ -160,7 +161,7 @@ def self_test(config: Config, directory: Path, ranks: Ranks, report: Report) -> 
     listener = Listener(quiet=True, steps=STEPS, report=report, limits=gap_limits(chosen))
     listener.begin(FITS)
     try:
-        memory, room = plan(config, ranks), available(ranks)
+        memory, room = memory_of_run(config, ranks), available(ranks)
         check_fits(memory, room)
         worst = max(PHASES, key=memory.needed)
         listener.passed(f"{memory.needed(worst):.1f} GiB in {worst}, {room.device_gib:.1f} GiB available")

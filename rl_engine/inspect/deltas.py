@@ -62,9 +62,9 @@ def read_version(directory: Path, base: Path | None, only: str = "") -> Version:
 
 
 def _of_adapter(directory: Path, only: str) -> Iterator[Spectrum]:
-    facts = json.loads((directory / PEFT_CONFIG).read_text())
-    if facts.get("peft_type") != "LORA" or facts.get("use_dora"):
-        kind = "DoRA" if facts.get("use_dora") else facts.get("peft_type")
+    peft_config = json.loads((directory / PEFT_CONFIG).read_text())
+    if peft_config.get("peft_type") != "LORA" or peft_config.get("use_dora"):
+        kind = "DoRA" if peft_config.get("use_dora") else peft_config.get("peft_type")
         raise AdapterError(f"{directory} is a {kind} adapter: only of a plain LoRA is ΔW the product of its factors")
     path = directory / PEFT_WEIGHTS
     if not path.is_file():
@@ -75,7 +75,7 @@ def _of_adapter(directory: Path, only: str) -> Iterator[Spectrum]:
             if (match := FACTOR.match(name)) and only in match["module"]:
                 names.setdefault(match["module"], {})[match["factor"]] = name
         for module, factors in names.items():
-            rank, scale = rank_and_scale(facts, module)
+            rank, scale = rank_and_scale(peft_config, module)
             a_RI, b_OR = (file.get_tensor(factors[factor]) for factor in "AB")
             yield from _of_experts(module, a_RI, b_OR, rank, scale)
 

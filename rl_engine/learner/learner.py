@@ -25,7 +25,7 @@ from rl_engine.learner.objective import needs_base, needs_old_logprobs, objectiv
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import LearnStats, StepStatistics
 from rl_engine.policy.base_model import layout_of
-from rl_engine.policy.logprobs import Policy
+from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.methods import METHODS
 from rl_engine.policy.micro_batch import MicroBatch
 
@@ -43,12 +43,12 @@ class Learner:
         """`calibration`: token ids of prompts, for adapters that start from the model's activations."""
         self.config = config
         self.ranks = ranks
-        self.trainee = METHODS[config.method](config, ranks.device)
-        self.parameters = self.trainee.parameters
+        self.trainable = METHODS[config.method](config, ranks.device)
+        self.parameters = self.trainable.parameters
         self.layout = layout_of(config, ranks.device)
         self._collate = partial(collate, pad_id=pad_id, layout=self.layout)
         self.optimizer = torch.optim.AdamW(
-            [{"params": group, "lr": factor * config.optim.rate} for factor, group in self.trainee.rates()],
+            [{"params": group, "lr": factor * config.optim.rate} for factor, group in self.trainable.param_groups()],
             lr=config.optim.rate,
             betas=config.optim.betas,
             eps=config.optim.eps,
@@ -57,10 +57,10 @@ class Learner:
             fused=ranks.device.type == "cuda" and not config.learner.offload_optimizer,
         )
         self._grad_norm = 0.0
-        self.policy = Policy(
-            self.trainee.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
+        self.policy = LogprobModel(
+            self.trainable.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
         )
-        self.trainee.calibrate(partial(self.policy, self._alone(ids)) for ids in calibration)
+        self.trainable.calibrate(partial(self.policy, self._alone(ids)) for ids in calibration)
         self.deepspeed_engine = self._start_deepspeed()
 
     def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
@@ -101,7 +101,7 @@ class Learner:
             },
         )
         if stage == 3:
-            pairs = self.trainee.prepare_for_zero3()
+            pairs = self.trainable.prepare_for_zero3()
             if self.policy.head_is_frozen:
                 pairs.append((self.policy, self.policy.head.weight))
             for module, parameter in pairs:
@@ -210,7 +210,7 @@ class Learner:
 
     @torch.no_grad()
     def _base_logprobs(self, batch: MicroBatch) -> Tensor:
-        with self.trainee.as_base(self.deepspeed_engine) as score:
+        with self.trainable.as_base(self.deepspeed_engine) as score:
             return score(batch)[0]
 
     @contextlib.contextmanager

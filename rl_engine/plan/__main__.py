@@ -19,7 +19,7 @@ from rl_engine.command import stay_offline_if_possible, with_hint
 from rl_engine.config import Config, load_config
 
 if TYPE_CHECKING:
-    from rl_engine.plan.devices import Fit
+    from rl_engine.plan.devices import DevicePlan
     from rl_engine.plan.forecast import Forecast
     from rl_engine.plan.step_time import DataSheet, StepTime, Throughput
 
@@ -76,8 +76,8 @@ def main(
             speed = Throughput(sampling=tokens_per_s[0], learning=tokens_per_s[1], source="given by --tokens-per-s")
         elif card is not None:
             speed = DataSheet(tflops=card[0], tb_per_s=card[1], mfu=mfu)
-        made, fits = plan(settings, devices or [], speed, prompt_tokens, completion_tokens)
-        show(made, fits, speed, supervised_line(made, supervised_tokens, loss_nats))
+        made, on_devices = plan(settings, devices or [], speed, prompt_tokens, completion_tokens)
+        show(made, on_devices, speed, supervised_line(made, supervised_tokens, loss_nats))
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:
@@ -90,32 +90,33 @@ def plan(
     speed: Throughput | DataSheet | None,
     prompt_tokens: int | None,
     completion_tokens: int | None,
-) -> tuple[Forecast, list[Fit]]:
-    """The run, and how it sits on each choice of devices; without any on this machine's."""
+) -> tuple[Forecast, list[DevicePlan]]:
+    """The run, and how it sits on each choice of devices, or on this machine's where none is given."""
     import torch
 
-    from rl_engine.plan.devices import on_cards, on_this_cpu
+    from rl_engine.plan.devices import on_gpus, on_this_cpu
     from rl_engine.plan.forecast import forecast
     from rl_engine.plan.step_time import Devices
-    from rl_engine.policy.base_model import meta_model
+    from rl_engine.policy.base_model import load_meta_model
     from rl_engine.run.peaks import GIB
-    from rollout.models import locate_model
 
-    cards = [Devices.parse(text) for text in devices]
-    if not cards and torch.cuda.is_available():
-        card_gib = torch.cuda.get_device_properties(0).total_memory / GIB
-        cards = [Devices(count=torch.cuda.device_count(), gib=card_gib)]
+    gpus = [Devices.parse(text) for text in devices]
+    if not gpus and torch.cuda.is_available():
+        gib = torch.cuda.get_device_properties(0).total_memory / GIB
+        gpus = [Devices(count=torch.cuda.device_count(), gib=gib)]
     made = forecast(
         config,
-        meta_model(locate_model(config.model.name), config.model.revision),
-        device="cuda" if cards else "cpu",
+        load_meta_model(config.model),
+        device_type="cuda" if gpus else "cpu",
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
     )
-    return made, [on_cards(made, each, speed) for each in cards] or [on_this_cpu(made, speed)]
+    return made, [on_gpus(made, each, speed) for each in gpus] or [on_this_cpu(made, speed)]
 
 
-def show(made: Forecast, fits: list[Fit], speed: Throughput | DataSheet | None, further: dict[str, str]) -> None:
+def show(
+    made: Forecast, on_devices: list[DevicePlan], speed: Throughput | DataSheet | None, further: dict[str, str]
+) -> None:
     """Print the plan."""
     from rl_engine.plan.forecast import lines_of
     from rl_engine.run.console import RunConsole
@@ -131,10 +132,10 @@ def show(made: Forecast, fits: list[Fit], speed: Throughput | DataSheet | None, 
             **further,
         }
     )
-    console.console.print(table_of(made, fits))
-    for fit in fits:
-        for refusal in fit.refusals:
-            console.note(f"{fit.title}: {refusal}")
+    console.console.print(table_of(made, on_devices))
+    for each in on_devices:
+        for refusal in each.refusals:
+            console.note(f"{each.title}: {refusal}")
     console.console.print("[bold]assumed[/bold]")
     for line in assumptions(made, speed):
         console.note(f"- {line}")
@@ -142,7 +143,7 @@ def show(made: Forecast, fits: list[Fit], speed: Throughput | DataSheet | None, 
 
 def supervised_line(made: Forecast, tokens: int | None, loss_nats: float) -> dict[str, str]:
     """What supervised training on so many tokens would ask of the same adapter."""
-    from rl_engine.plan.budget import supervised_bits
+    from rl_engine.plan.capacity import supervised_bits
     from rl_engine.plan.forecast import describe_capacity
 
     if tokens is None:
@@ -150,38 +151,41 @@ def supervised_line(made: Forecast, tokens: int | None, loss_nats: float) -> dic
     capacity = made.capacity_for(supervised_bits(tokens, loss_nats))
     return {
         "supervised": f"{tokens:,} tokens, each seen once at {loss_nats:g} nats, teach at most "
-        f"{capacity.taught:,.0f} bits: {describe_capacity(capacity, made.config.method)}"
+        f"{capacity.information_bits:,.0f} bits: {describe_capacity(capacity, made.config.method)}"
     }
 
 
-def table_of(made: Forecast, fits: list[Fit]) -> Table:
+def table_of(made: Forecast, on_devices: list[DevicePlan]) -> Table:
     """A column for each choice of devices: memory by part, sampling, time."""
     from rl_engine.plan.memory import PHASES
 
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     table.add_column("GiB of one device")
-    for fit in fits:
-        table.add_column(escape(fit.title), justify="right")
-    names = list(dict.fromkeys(part.name for fit in fits for part in fit.memory.parts if not part.on_host))
-    for name in sorted(names, key=lambda name: -max(fit.memory.part(name) for fit in fits)):
-        table.add_row(name, *(f"{fit.memory.part(name):.2f}" for fit in fits))
+    for each in on_devices:
+        table.add_column(escape(each.title), justify="right")
+    names = list(dict.fromkeys(part.name for each in on_devices for part in each.memory.parts if not part.on_host))
+    for name in sorted(names, key=lambda name: -max(each.memory.part(name) for each in on_devices)):
+        table.add_row(name, *(f"{each.memory.part(name):.2f}" for each in on_devices))
         if name == "sampler":
-            table.add_row("  weights", *(f"{fit.sampler.weights:.2f}" for fit in fits if fit.sampler))
-            table.add_row("  KV cache", *(f"{fit.sampler.kv_cache:.2f}" for fit in fits if fit.sampler))
+            table.add_row("  weights", *(f"{each.sampler.weights:.2f}" for each in on_devices if each.sampler))
+            table.add_row("  KV cache", *(f"{each.sampler.kv_cache:.2f}" for each in on_devices if each.sampler))
     for phase in PHASES:
         table.add_row(
-            f"needed in {phase}", *(f"{fit.memory.needed(phase):.2f} of {fit.room.device_gib:.2f}" for fit in fits)
+            f"needed in {phase}",
+            *(f"{each.memory.needed(phase):.2f} of {each.room.device_gib:.2f}" for each in on_devices),
         )
-    host = [max(fit.memory.needed(phase, on_host=True) for phase in PHASES) for fit in fits]
+    host = [max(each.memory.needed(phase, on_host=True) for phase in PHASES) for each in on_devices]
     if any(host):
         table.add_row("needed of the machine's", *(f"{gib:.2f}" for gib in host))
-    table.add_row("fits", *("no" if fit.refusals else "yes" for fit in fits), end_section=True)
-    table.add_row("groups to sample", *(_groups(fit) for fit in fits))
-    table.add_row("sequences side by side", *(str(fit.side_by_side) for fit in fits), end_section=True)
-    if any(fit.time for fit in fits):
+    table.add_row("fits", *("no" if each.refusals else "yes" for each in on_devices), end_section=True)
+    table.add_row("groups to sample", *(_groups(each) for each in on_devices))
+    table.add_row("sequences side by side", *(str(each.concurrent_sequences) for each in on_devices), end_section=True)
+    if any(each.time for each in on_devices):
         steps = made.config.train.steps
         for name, value in TIMES.items():
-            table.add_row(name, *(f"{value(fit.time, steps, fit.count):,.2f}" if fit.time else "-" for fit in fits))
+            table.add_row(
+                name, *(f"{value(each.time, steps, each.count):,.2f}" if each.time else "-" for each in on_devices)
+            )
     return table
 
 
@@ -195,8 +199,8 @@ TIMES: dict[str, Callable[[StepTime, int, int], float]] = {
 }
 
 
-def _groups(fit: Fit) -> str:
-    return f"{fit.groups}, and {fit.idle} devices none" if fit.idle else str(fit.groups)
+def _groups(each: DevicePlan) -> str:
+    return f"{each.groups}, and {each.idle} devices none" if each.idle else str(each.groups)
 
 
 def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Configuration and a model's shape → what the run asks for and what to beware of, in lines for people."""
+"""Configuration and model → what the run asks for and what to beware of, in lines for people."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from rl_engine.config import Config
-from rl_engine.plan.budget import (
+from rl_engine.config import Config, Method
+from rl_engine.plan.capacity import (
     BITS_PER_PARAMETER,
     Capacity,
-    StepFlops,
-    Workload,
     capacity_of,
     parameters_by_group,
-    reinforcement,
-    step_flops,
+    reinforcement_bits,
 )
-from rl_engine.plan.learning_rate import Method, Rate, chosen_rate, rate_of_run
-from rl_engine.plan.warnings import Facts, warnings_of
+from rl_engine.plan.flops import StepFlops, step_flops
+from rl_engine.plan.learning_rate import Rate, chosen_rate, rate_of_run
+from rl_engine.plan.sizes import Workload
+from rl_engine.plan.warnings import PlannedRun, warnings_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What can be said of a run before it runs, from its configuration and its model's shape."""
+    """What can be said of a run before it runs, from its configuration and its model's."""
 
     config: Config
-    shape: nn.Module
-    """On the meta device."""
+    meta_model: nn.Module
+    """The model on the meta device: sizes without weights."""
     work: Workload
     total: int
     """Parameters of the model."""
@@ -36,6 +35,7 @@ class Forecast:
     """Parameters that learn, by kind of layer."""
     capacity: Capacity
     rule: Rate
+    """The rate that `auto` would be."""
     rate: float
     """The run's own."""
     lora: StepFlops
@@ -43,55 +43,56 @@ class Forecast:
     """The same step with every weight learning."""
     warnings: dict[str, str]
 
-    def capacity_for(self, taught: float) -> Capacity:
-        """The same adapter against other information, in bits."""
-        return capacity_of(self.shape, self.config.lora, self.config.method, taught)
+    def capacity_for(self, information_bits: float) -> Capacity:
+        """The same adapter against other information."""
+        return capacity_of(self.meta_model, self.config.lora, self.config.method, information_bits)
 
     @property
     def flops(self) -> StepFlops:
+        """Those of the run's own method."""
         return self.lora if self.config.method == "lora" else self.full
 
 
 def forecast(
     config: Config,
-    shape: nn.Module,
+    meta_model: nn.Module,
     *,
-    device: str,
+    device_type: str,
     prompt_tokens: int | None = None,
     completion_tokens: int | None = None,
 ) -> Forecast:
-    """Everything but memory and time.
+    """All that is asked for, before what it weighs (`memory.py`) and how long it takes (`step_time.py`).
 
     Args:
         config: The run's.
-        shape: See `rl_engine.policy.base_model.meta_model`.
-        device: `cpu` or `cuda`, which lay out micro-batches differently.
-        prompt_tokens: Mean length; the longest allowed when absent.
-        completion_tokens: The same of completions.
+        meta_model: See `rl_engine.policy.base_model.load_meta_model`.
+        device_type: `cpu` or `cuda`, which lay out micro-batches differently.
+        prompt_tokens: Mean length of prompts; the longest allowed when absent.
+        completion_tokens: Mean length of completions; the longest allowed when absent.
     """
-    facts = shape.config.get_text_config()  # type: ignore[operator, union-attr]
-    work = reinforcement(config, prompt_tokens, completion_tokens)
-    groups = parameters_by_group(config, shape)
-    capacity = capacity_of(shape, config.lora, config.method, work.bits)
-    rule = rate_of_run(config, shape.config)
+    text_config = meta_model.config.get_text_config()  # type: ignore[operator, union-attr]
+    work = Workload.of(config, prompt_tokens, completion_tokens)
+    groups = parameters_by_group(config, meta_model)
+    capacity = capacity_of(meta_model, config.lora, config.method, reinforcement_bits(work))
+    rule = rate_of_run(config, meta_model.config)
     rate = chosen_rate(config.optim.lr, rule)
     return Forecast(
         config=config,
-        shape=shape,
+        meta_model=meta_model,
         work=work,
-        total=sum(parameter.numel() for parameter in shape.parameters()),
+        total=sum(parameter.numel() for parameter in meta_model.parameters()),
         groups=groups,
         capacity=capacity,
         rule=rule,
         rate=rate,
-        lora=step_flops(config, shape, work, method="lora", device=device),
-        full=step_flops(config, shape, work, method="full", device=device),
+        lora=step_flops(config, meta_model, work, method="lora", device_type=device_type),
+        full=step_flops(config, meta_model, work, method="full", device_type=device_type),
         warnings=warnings_of(
-            Facts(
+            PlannedRun(
                 config=config,
                 rate=rate,
-                hidden=facts.hidden_size,
-                context=facts.max_position_embeddings,
+                hidden=text_config.hidden_size,
+                context=text_config.max_position_embeddings,
                 groups=frozenset(groups),
                 capacity=capacity,
             )
@@ -99,14 +100,14 @@ def forecast(
     )
 
 
-def first_lines(config: Config, shape: nn.Module) -> dict[str, str]:
+def first_lines(config: Config, meta_model: nn.Module) -> dict[str, str]:
     """What a run prints before its first step, beside the parameters that learn: capacity, compute, warnings."""
-    made = forecast(config, shape, device="cuda" if torch.cuda.is_available() else "cpu")
+    made = forecast(config, meta_model, device_type="cuda" if torch.cuda.is_available() else "cpu")
     return {name: text for name, text in lines_of(made).items() if name != "parameters"}
 
 
 def lines_of(made: Forecast) -> dict[str, str]:
-    """Name and value; one line a warning."""
+    """Lines of name and value, one for each warning."""
     return {
         "parameters": _parameters(made),
         "capacity": _capacity(made),
@@ -125,7 +126,7 @@ def _capacity(made: Forecast) -> str:
     work = made.work
     return (
         f"{made.capacity.bits:,} bits, {BITS_PER_PARAMETER} a parameter; the run teaches at most "
-        f"{made.capacity.taught:,.0f}, 1 an episode ({work.steps} × {work.groups} × {work.completions}): "
+        f"{made.capacity.information_bits:,.0f}, 1 an episode ({work.steps} × {work.groups} × {work.completions}): "
         f"{describe_capacity(made.capacity, made.config.method)}"
     )
 
@@ -139,10 +140,10 @@ def describe_capacity(capacity: Capacity, method: Method) -> str:
 
 def _compute(made: Forecast) -> str:
     flops = made.flops
-    again = f", {flops.again:.2e} in passes made again" if flops.again else ""
+    recomputed = f", {flops.recomputed:.2e} in passes made again" if flops.recomputed else ""
     lora, full = made.lora.learning, made.full.learning
     return (
-        f"a step {flops.sampling + flops.learning + flops.again:.2e} FLOP: {flops.sampling:.2e} sampling, "
-        f"{flops.learning:.2e} learning{again}; learning takes {lora:.2e} with LoRA and {full:.2e} with every weight: "
-        f"{lora / full:.3f}"
+        f"a step {flops.total:.2e} FLOP: {flops.sampling:.2e} sampling, "
+        f"{flops.learning:.2e} learning{recomputed}; learning takes {lora:.2e} with LoRA and {full:.2e} with every "
+        f"weight: {lora / full:.3f}"
     )

@@ -1,4 +1,4 @@
-"""A model's shape and a run's length → the learning rate to start from, with its derivation and its sources.
+"""A model's family and size, and a run's length → the learning rate to start from, with its derivation and its sources.
 
 What `optim.lr: auto` means. The other two rules need no code: α = 32 at every rank, so that the update is scaled by
 32/r, and the rate is constant.
@@ -7,11 +7,9 @@ What `optim.lr: auto` means. The other two rules need no code: α = 32 at every 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from rl_engine.config import Config
-
-Method = Literal["lora", "full"]
+from rl_engine.config import Config, Method
 
 ALPHA = 32.0
 """LoRA Without Regret: with α/r in front of B·A, one α and one rate serve every rank."""
@@ -125,16 +123,18 @@ def _unknown(model_type: str) -> str:
     return f"nothing was fitted to the family {model_type!r} (known: {known}), so its hidden size is left out"
 
 
-def rate_of_run(config: Config, facts: Any) -> Rate:
+def rate_of_run(config: Config, model_config: Any) -> Rate:
     """The rate for a configured run of reinforcement learning.
 
     Args:
         config: The run's.
-        facts: The model's config, as transformers' `AutoConfig` reads it.
+        model_config: The model's, as transformers' `AutoConfig` reads it.
     """
-    text = facts.get_text_config()
+    text_config = model_config.get_text_config()
     updates = config.train.steps * config.learner.updates_per_step
-    return learning_rate(text.model_type, text.hidden_size, method=config.method, steps=updates, reinforcement=True)
+    return learning_rate(
+        text_config.model_type, text_config.hidden_size, method=config.method, steps=updates, reinforcement=True
+    )
 
 
 def chosen_rate(lr: float | str, rule: Rate) -> float:

@@ -1,4 +1,4 @@
-"""Configuration and shape → the memory that a rank will need, by part and by phase: what cannot fit is refused early.
+"""Configuration and model → the memory that a rank will need, by part and by phase.
 
 All sizes are GiB of one rank. A part is counted in the phases that hold it; the largest sum must fit.
 """
@@ -6,21 +6,20 @@ All sizes are GiB of one rank. A part is counted in the phases that hold it; the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from rl_engine.config import Config
-from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.capacity import trainable_parameters
+from rl_engine.plan.sizes import Widths
 from rl_engine.policy.attention import NAME as SHARED
-from rl_engine.policy.base_model import DTYPES, choose_layout, meta_model
-from rl_engine.policy.logprobs import CHUNK, CPU_CHUNK_BYTES
-from rl_engine.policy.targets import coverage_of
-from rl_engine.run.peaks import GIB, Available
+from rl_engine.policy.base_model import DTYPES, choose_attention, choose_layout, load_meta_model
+from rl_engine.policy.logprobs import rows_at_once
+from rl_engine.policy.targets import trains_head
+from rl_engine.run.peaks import GIB
 from rollout.engine import smallest_allowed_rank
-from rollout.models import locate_model
 
 FP32 = 4
 PHASES = ("rollout", "learn", "sync")
@@ -48,8 +47,6 @@ ZERO_BUCKET = 500_000_000
 # vLLM's smallest budget for prompts here (`rollout/vllm_engine.py`): their activations are a few rows wide.
 PREFILL_TOKENS = 8192
 
-WORTH_NAMING = 0.01
-"""Share of a phase below which a part's settings are no help."""
 SHARDING = ("learner.zero_stage",)
 OFFLOAD = ("learner.zero_stage", "learner.offload_optimizer")
 ACTIVATIONS = ("learner.tokens_per_microbatch", "learner.gradient_checkpointing", "sampling.max_tokens")
@@ -68,7 +65,7 @@ class Part:
     keys: tuple[str, ...] = ()
     """Settings that make it smaller."""
     on_host: bool = False
-    """CUDA: in the machine's memory, not the card's."""
+    """CUDA: in the machine's memory, not the GPU's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,41 +84,8 @@ class Memory:
         return sorted(held, key=lambda part: -part.gib)
 
     def needed(self, phase: str, *, on_host: bool = False) -> float:
+        """GiB of a phase's parts together."""
         return sum(part.gib for part in self.held(phase, on_host=on_host))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Widths:
-    """The sizes of a transformer that its activations are made of."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    """Of one token's feed-forward layers together: of all active experts where there are several."""
-    vocabulary: int
-    normed_heads: bool
-    """Whether queries and keys pass through a norm of their own (Qwen3)."""
-
-    @classmethod
-    def of(cls, shape: nn.Module) -> Widths:
-        facts: Any = shape.config.get_text_config()  # type: ignore[operator, union-attr]
-        heads = facts.num_attention_heads
-        experts = getattr(facts, "num_experts_per_tok", None) or 0
-        dense = getattr(facts, "intermediate_size", None) or 4 * facts.hidden_size
-        expert = getattr(facts, "moe_intermediate_size", None) or dense
-        return cls(
-            hidden=facts.hidden_size,
-            layers=facts.num_hidden_layers,
-            heads=heads,
-            kv_heads=getattr(facts, "num_key_value_heads", None) or heads,
-            head_dim=getattr(facts, "head_dim", None) or facts.hidden_size // heads,
-            intermediate=experts * expert if experts else dense,
-            vocabulary=facts.vocab_size,
-            normed_heads=any(name.endswith("q_norm") for name, _ in shape.named_modules()),
-        )
 
 
 def layer_bytes(widths: Widths, size: int, row: int, attention: str = "sdpa") -> int:
@@ -171,23 +135,23 @@ def microbatch_tokens(config: Config) -> tuple[int, int]:
     return max(longest, min(config.learner.tokens_per_microbatch, rows * longest)), longest
 
 
-def estimate(config: Config, shape: nn.Module, trainable: int, ranks: int, *, card_gib: float | None = None) -> Memory:
-    """What a rank will need; `shape` is the model on the meta device.
+def estimate(config: Config, meta_model: nn.Module, ranks: int, *, gpu_gib: float | None = None) -> Memory:
+    """What a rank will need.
 
     Args:
         config: The run's.
-        shape: See `rl_engine.policy.base_model.meta_model`.
-        trainable: Parameters that learn.
+        meta_model: See `rl_engine.policy.base_model.load_meta_model`.
         ranks: Processes that share what ZeRO shards.
-        card_gib: Memory of the card; None for a run on the CPU.
+        gpu_gib: Memory of the GPU; None for a run on the CPU.
     """
-    cuda = card_gib is not None
-    total = sum(parameter.numel() for parameter in shape.parameters())
+    cuda = gpu_gib is not None
+    total = sum(parameter.numel() for parameter in meta_model.parameters())
+    trainable = trainable_parameters(config, meta_model)
     parts = [
         *_weights(config, total, trainable, ranks),
         *_optimizer(config, trainable, ranks, cuda),
-        *_learning(config, shape, cuda),
-        *_sampling(config, shape, trainable, ranks, card_gib),
+        *_learning(config, meta_model, cuda),
+        *_sampling(config, meta_model, trainable, ranks, gpu_gib),
         *_syncing(config, trainable, cuda),
         Part(name="libraries", gib=LIBRARIES_GIB, on_host=cuda),
         Part(name="grading", gib=GRADER_GIB * (config.rewards.workers + 1), keys=("rewards.workers",), on_host=cuda),
@@ -237,19 +201,22 @@ def _optimizer(config: Config, trainable: int, ranks: int, cuda: bool) -> list[P
     ]
 
 
-def _learning(config: Config, shape: nn.Module, cuda: bool) -> list[Part]:
-    widths = Widths.of(shape)
+def _learning(config: Config, meta_model: nn.Module, cuda: bool) -> list[Part]:
+    """What the forward and backward pass of the largest micro-batch holds."""
+    widths = Widths.of(meta_model)
     size = DTYPES[config.model.dtype].itemsize
     tokens, longest = microbatch_tokens(config)
-    layout = choose_layout(config, shape.config, torch.device("cuda" if cuda else "cpu"))
+    device_type = "cuda" if cuda else "cpu"
+    layout = choose_layout(config, meta_model.config, device_type)
     row = tokens if layout == "packed" else longest
     checkpointing = config.learner.gradient_checkpointing
-    attention = layout if layout == SHARED else config.learner.attention
+    attention = choose_attention(config, layout)
     held = activation_bytes(widths, size, tokens, row, checkpointing=checkpointing, attention=attention)
-    trains_head = config.method == "full" or "lm_head" in str(config.lora.targets)
-    copies = TRAINED_LOGITS if trains_head else FROZEN_LOGITS
-    at_once = CHUNK if cuda else max(16, CPU_CHUNK_BYTES // (FP32 * widths.vocabulary))
-    rows = min(at_once, config.train.problems_per_step * config.sampling.n * config.sampling.max_tokens)
+    copies = TRAINED_LOGITS if trains_head(meta_model, config.lora, config.method) else FROZEN_LOGITS
+    rows = min(
+        rows_at_once(widths.vocabulary, device_type),
+        config.train.problems_per_step * config.sampling.n * config.sampling.max_tokens,
+    )
     chunk = rows * widths.vocabulary * FP32 * copies
     keys = tuple(key for key in ACTIVATIONS if not (checkpointing and key == "learner.gradient_checkpointing"))
     return [
@@ -259,19 +226,19 @@ def _learning(config: Config, shape: nn.Module, cuda: bool) -> list[Part]:
     ]
 
 
-def _sampling(config: Config, shape: nn.Module, trainable: int, ranks: int, card_gib: float | None) -> list[Part]:
-    """What samples on this machine; of a rank, its share of the workers."""
+def _sampling(config: Config, meta_model: nn.Module, trainable: int, ranks: int, gpu_gib: float | None) -> list[Part]:
+    """What samples on this machine; with a pool, this rank's share of its workers."""
     rollout = config.rollout
     if rollout.placement == "inprocess":
-        if card_gib is not None:
-            return _card_sampler(config, sum(parameter.numel() for parameter in shape.parameters()), card_gib)
-        return _cpu_sampler(config, shape, trainable, config.train.problems_per_step)
+        if gpu_gib is not None:
+            return _gpu_sampler(config, sum(parameter.numel() for parameter in meta_model.parameters()), gpu_gib)
+        return _cpu_sampler(config, meta_model, trainable, config.train.problems_per_step)
     if rollout.address is not None:
         return []  # a cluster's workers may be anywhere
     worker = [Part(name="sampler libraries", gib=LIBRARIES_GIB)]
-    if card_gib is None:
-        worker += _cpu_sampler(config, shape, trainable, rollout.prompts_per_piece)
-    # On CUDA they have cards of their own.
+    if gpu_gib is None:
+        worker += _cpu_sampler(config, meta_model, trainable, rollout.prompts_per_piece)
+    # On CUDA they have GPUs of their own.
     number = rollout.workers
     return [
         *(
@@ -281,21 +248,22 @@ def _sampling(config: Config, shape: nn.Module, trainable: int, ranks: int, card
                 gib=part.gib * number / ranks,
                 phases=PHASES,  # they may be sampling ahead
                 keys=("rollout.workers", *part.keys),
-                on_host=card_gib is not None,
+                on_host=gpu_gib is not None,
             )
             for part in worker
         ),
-        Part(name="Ray", gib=RAY_GIB / ranks, on_host=card_gib is not None),
+        Part(name="Ray", gib=RAY_GIB / ranks, on_host=gpu_gib is not None),
     ]
 
 
-def _cpu_sampler(config: Config, shape: nn.Module, trainable: int, prompts: int) -> list[Part]:
-    """vLLM on the CPU, asked for so many prompts at a time. An output embedding that is tied to the input's is one more
-    matrix there."""
+def _cpu_sampler(config: Config, meta_model: nn.Module, trainable: int, prompts: int) -> list[Part]:
+    """vLLM on the CPU, asked for `prompts` prompts at a time."""
     size = DTYPES[config.model.dtype].itemsize
-    widths = Widths.of(shape)
-    tied = bool(getattr(shape.config, "tie_word_embeddings", False))
-    total = sum(parameter.numel() for parameter in shape.parameters()) + tied * widths.vocabulary * widths.hidden
+    widths = Widths.of(meta_model)
+    total = sum(parameter.numel() for parameter in meta_model.parameters())
+    if getattr(meta_model.config, "tie_word_embeddings", False):
+        # vLLM holds an output embedding that is tied to the input's as one more matrix.
+        total += widths.vocabulary * widths.hidden
     rows = min(config.rollout.max_num_seqs, prompts * config.sampling.n)
     logits = rows * widths.vocabulary * FP32 * SAMPLER_LOGITS
     prefill = PREFILL_TOKENS * size * (4 * widths.hidden + 4 * widths.intermediate)
@@ -313,20 +281,20 @@ def _cpu_sampler(config: Config, shape: nn.Module, trainable: int, prompts: int)
 
 
 def _adapter_slots(config: Config, trainable: int) -> float:
-    """The slot that is computed with, padded to a rank vLLM allows, and the adapters that are loaded."""
+    """GiB of the slot that vLLM computes with, padded to a rank it allows, and of the adapters that are loaded."""
     if config.method != "lora":
         return 0.0
     padded = smallest_allowed_rank(config.lora.served_rank) / config.lora.rank
     return trainable * (padded + 1 + config.rollout.max_staleness) * DTYPES[config.model.dtype].itemsize / GIB
 
 
-def _card_sampler(config: Config, total: int, card_gib: float) -> list[Part]:
-    """vLLM takes its share of the card whole: weights, cache and activations. Asleep it keeps the weights in the
-    machine's memory and nothing on the card."""
+def _gpu_sampler(config: Config, total: int, gpu_gib: float) -> list[Part]:
+    """vLLM takes its share of the GPU whole: weights, cache and activations. Asleep it keeps the weights in the
+    machine's memory and nothing on the GPU."""
     size = DTYPES[config.model.dtype].itemsize
     awake = ("rollout", "sync") if config.rollout.sleep else PHASES
     keys = ("rollout.memory_fraction",) if config.rollout.sleep else ("rollout.memory_fraction", "rollout.sleep")
-    parts = [Part(name="sampler", gib=config.rollout.memory_fraction * card_gib, phases=awake, keys=keys)]
+    parts = [Part(name="sampler", gib=config.rollout.memory_fraction * gpu_gib, phases=awake, keys=keys)]
     if config.rollout.sleep:
         kept = total * size / config.rollout.tensor_parallel_size / GIB
         parts.append(Part(name="sleeping sampler", gib=kept, keys=("rollout.sleep",), on_host=True))
@@ -340,50 +308,9 @@ def _syncing(config: Config, trainable: int, cuda: bool) -> list[Part]:
     return [Part(name="version being published", gib=trainable * copies / GIB, phases=("sync",), on_host=cuda)]
 
 
-def plan(config: Config, ranks: Ranks) -> Memory:
+def memory_of_run(config: Config, ranks: Ranks) -> Memory:
     """The estimate for this run on this rank's device."""
-    shape = meta_model(locate_model(config.model.name), config.model.revision)
-    card_gib = None
+    gpu_gib = None
     if ranks.device.type == "cuda":
-        card_gib = torch.cuda.get_device_properties(ranks.device).total_memory / GIB
-    return estimate(config, shape, trainable_parameters(config, shape), ranks.count, card_gib=card_gib)
-
-
-def trainable_parameters(config: Config, shape: nn.Module) -> int:
-    if config.method == "full":
-        return sum(parameter.numel() for parameter in shape.parameters())
-    return coverage_of(shape, config.lora).trainable
-
-
-def check_fits(memory: Memory, available: Available) -> None:
-    """Raises `ConfigError` naming the largest part and the settings that help, when a phase needs more than there
-    is."""
-    for on_host, room in ((False, available.device_gib), (True, available.host_gib)):
-        phase = max(PHASES, key=lambda name: memory.needed(name, on_host=on_host))
-        needed = memory.needed(phase, on_host=on_host)
-        if needed <= room:
-            continue
-        held = memory.held(phase, on_host=on_host)
-        keys = list(dict.fromkeys(key for part in held if part.gib > WORTH_NAMING * needed for key in part.keys))
-        where = "of the machine's memory" if on_host else "of memory"
-        raise ConfigError(
-            f"this run would need about {needed:.1f} GiB {where} on each rank while it is in {phase}, and "
-            f"{room:.1f} GiB are available. The largest part is {held[0].name}, {held[0].gib:.1f} GiB"
-            + "".join(f"; then {part.name}, {part.gib:.1f} GiB" for part in held[1:3])
-            + f". What lowers it: {', '.join(keys) or 'a smaller model'}; --dry-run shows every part"
-        )
-
-
-def estimated(memory: Memory, available: Available) -> dict[str, str]:
-    """Lines of name and value: every phase against what there is, then every part."""
-    lines = {}
-    for phase in PHASES:
-        text = f"{memory.needed(phase):.2f} GiB of {available.device_gib:.2f} available"
-        host = memory.needed(phase, on_host=True)
-        if host:
-            text += f"; {host:.2f} GiB of the machine's {available.host_gib:.2f}"
-        lines[f"memory, {phase}"] = text
-    for part in sorted(memory.parts, key=lambda part: -part.gib):
-        where = ", on the machine" if part.on_host else ""
-        lines[f"  {part.name}"] = f"{part.gib:.3f} GiB ({', '.join(part.phases)}{where})"
-    return lines
+        gpu_gib = torch.cuda.get_device_properties(ranks.device).total_memory / GIB
+    return estimate(config, load_meta_model(config.model), ranks.count, gpu_gib=gpu_gib)

@@ -1,8 +1,8 @@
-"""A step's tokens and operations, and how fast a card is → seconds of sampling and learning.
+"""A step's tokens and operations, and how fast a device is → seconds of sampling and learning.
 
-The speed is measured (a run of one's own), given (tokens a second), or the card's data sheet, which gives a bound. Data
-parallel over cards, as the engine works: groups of completions are dealt out to be sampled, completions to be learned
-from, and the card with most of them is waited for.
+The speed is measured (a run of one's own), given (tokens a second), or the GPU's data sheet, which gives a bound. Data
+parallel over devices, as the engine works: groups of completions are dealt out to be sampled, completions to be
+learned from, and the device with most of them is waited for.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import yaml
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.plan.budget import StepFlops, Workload
-from rl_engine.plan.memory import Widths
+from rl_engine.plan.flops import StepFlops
+from rl_engine.plan.sizes import Widths, Workload
 from rl_engine.policy.base_model import DTYPES
 from rl_engine.run.peaks import GIB
 from rl_engine.run.records import METRICS, read_metrics
@@ -25,7 +25,7 @@ from rl_engine.run.records import METRICS, read_metrics
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Devices:
-    """Cards of one kind.
+    """GPUs of one kind.
 
     Example: `Devices(count=8, gib=80.0)`
     """
@@ -46,9 +46,9 @@ class Devices:
         return devices
 
 
-def busiest(items: int, count: int) -> float:
-    """The share of the items that the card with most of them has."""
-    return -(-items // count) / items
+def most_per_device(items: int, devices: int) -> int:
+    """The items that the device with most of them is dealt."""
+    return math.ceil(items / devices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class StepTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """Completion tokens a second of one card, sampled and learned from."""
+    """Completion tokens a second of one device, sampled and learned from."""
 
     sampling: float
     learning: float
@@ -78,15 +78,17 @@ class Throughput:
 
     def predict(self, work: Workload, devices: Devices) -> StepTime:
         tokens = work.episodes * work.completion_tokens
+        sampled_share = most_per_device(work.groups, devices.count) / work.groups
+        learned_share = most_per_device(work.episodes, devices.count) / work.episodes
         return StepTime(
-            sampling_s=tokens * busiest(work.groups, devices.count) / self.sampling,
-            learning_s=tokens * busiest(work.episodes, devices.count) / self.learning,
+            sampling_s=tokens * sampled_share / self.sampling,
+            learning_s=tokens * learned_share / self.learning,
             other_s=self.other_s,
         )
 
 
-def measured(run: Path, config: Config, cards: int) -> Throughput:
-    """What a run of one's own did, over its steps after the first, which has the engine's warm-up in it.
+def measured(run: Path, config: Config, devices: int) -> Throughput:
+    """The speed of a run of one's own, over its steps after the first, which has the engine's warm-up in it.
 
     Raises `ConfigError` where there is no such run, it has no steps, or it had another model or method.
     """
@@ -109,66 +111,63 @@ def measured(run: Path, config: Config, cards: int) -> Throughput:
 
     tokens = ran.train.problems_per_step * ran.sampling.n * mean("completion/tokens_mean")
     return Throughput(
-        sampling=tokens / mean("time/rollout_s") / cards,
-        learning=tokens / mean("time/learn_s") / cards,
+        sampling=tokens / mean("time/rollout_s") / devices,
+        learning=tokens / mean("time/learn_s") / devices,
         other_s=mean("time/grade_s") + mean("time/sync_s"),
-        source=f"measured in {run}, {len(steps)} steps on {cards} device(s)",
+        source=f"measured in {run}, {len(steps)} steps on {devices} device(s)",
         completion_tokens=round(mean("completion/tokens_mean")),
     )
 
 
-def kv_bytes(widths: Widths, size: int) -> int:
-    """Keys and values of one token, in a precision of `size` bytes."""
-    return 2 * widths.layers * widths.kv_heads * widths.head_dim * size
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CardSampler:
-    """How vLLM's share of a card is used, in GiB; its activations come out of the cache's part."""
+class GpuSampler:
+    """How vLLM's share of a GPU is used, in GiB; its activations come out of the cache's part."""
 
     weights: float
     kv_cache: float
     tokens: int
-    """That the cache holds."""
+    """Positions whose keys and values the cache holds."""
 
     @classmethod
-    def of(cls, config: Config, widths: Widths, parameters: int, gib: float) -> CardSampler:
+    def of(cls, config: Config, widths: Widths, parameters: int, gib: float) -> GpuSampler:
         size = DTYPES[config.model.dtype].itemsize
         weights = parameters * size / GIB
         room = max(0.0, config.rollout.memory_fraction * gib - weights)
-        return cls(weights=weights, kv_cache=room, tokens=int(room * GIB / kv_bytes(widths, size)))
+        return cls(weights=weights, kv_cache=room, tokens=int(room * GIB / widths.kv_bytes(size)))
 
-    def side_by_side(self, config: Config, work: Workload) -> int:
-        """Whole sequences that fit the cache at once."""
-        whole = work.prompt_tokens + work.completion_tokens
-        return min(config.rollout.max_num_seqs, self.tokens // whole)
+    def concurrent_sequences(self, config: Config, work: Workload) -> int:
+        """Sequences of prompt and completion that fit the cache at once."""
+        length = work.prompt_tokens + work.completion_tokens
+        return min(config.rollout.max_num_seqs, self.tokens // length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSheet:
-    """A card's peak in the model's precision, its memory's bandwidth, and the share of the peak that is reached."""
+    """A GPU's peak in the model's precision, its memory's bandwidth, and the share of the peak that is reached."""
 
     tflops: float
     tb_per_s: float
     mfu: float
 
     def predict(
-        self, config: Config, widths: Widths, sampler: CardSampler, work: Workload, flops: StepFlops, devices: Devices
+        self, config: Config, widths: Widths, sampler: GpuSampler, work: Workload, flops: StepFlops, devices: Devices
     ) -> StepTime:
         """Learning at the share of the peak. Sampling by the roofline of decoding: a token of every sequence needs all
-        weights and their keys and values read once, or its products computed, whichever takes longer. No engine is
+        weights and their keys and values read once, or its multiply-adds done, whichever takes longer. No engine is
         faster; how much slower it is must be measured.
         """
         per_s = self.tflops * 1e12 * self.mfu
-        rows = -(-work.groups // devices.count) * work.completions
-        together = min(rows, sampler.side_by_side(config, work))
+        rows = most_per_device(work.groups, devices.count) * work.completions
+        concurrent = min(rows, sampler.concurrent_sequences(config, work))
         context = work.prompt_tokens + work.completion_tokens / 2
-        read = sampler.weights * GIB + together * context * kv_bytes(widths, DTYPES[config.model.dtype].itemsize)
+        read = sampler.weights * GIB + concurrent * context * widths.kv_bytes(DTYPES[config.model.dtype].itemsize)
         token_s = max(
-            read / (self.tb_per_s * 1e12), together * flops.sampling / (work.episodes * work.completion_tokens) / per_s
+            read / (self.tb_per_s * 1e12),
+            concurrent * flops.sampling / (work.episodes * work.completion_tokens) / per_s,
         )
+        learned_share = most_per_device(work.episodes, devices.count) / work.episodes
         return StepTime(
-            sampling_s=token_s * work.completion_tokens * rows / together,
-            learning_s=(flops.learning + flops.again) * busiest(work.episodes, devices.count) / per_s,
+            sampling_s=token_s * work.completion_tokens * rows / concurrent,
+            learning_s=(flops.learning + flops.recomputed) * learned_share / per_s,
             other_s=0.0,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rl_engine.config import Config
 from rl_engine.config.starts import STARTS
-from rl_engine.plan.budget import Capacity
+from rl_engine.plan.capacity import Capacity
 from rl_engine.plan.learning_rate import (
     ALPHA,
     LORA_RATIO,
@@ -19,7 +19,7 @@ from rl_engine.plan.learning_rate import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class PlannedRun:
     """What the warnings look at."""
 
     config: Config
@@ -37,10 +37,10 @@ class Facts:
         return self.config.method == "lora"
 
 
-def batch_large_for_lora(facts: Facts) -> str | None:
-    config = facts.config
+def batch_large_for_lora(run: PlannedRun) -> str | None:
+    config = run.config
     episodes = config.train.problems_per_step * config.sampling.n // config.learner.updates_per_step
-    if not facts.is_lora or episodes <= RL_COMPLETIONS:
+    if not run.is_lora or episodes <= RL_COMPLETIONS:
         return None
     return (
         f"{episodes:,} completions an update are more than any recipe here has ({RL_COMPLETIONS:,}). LoRA loses more "
@@ -49,29 +49,29 @@ def batch_large_for_lora(facts: Facts) -> str | None:
     )
 
 
-def rate_of_the_other_method(facts: Facts) -> str | None:
+def rate_of_the_other_method(run: PlannedRun) -> str | None:
     """The recipes' range is of models of 8B; small ones take more, so only too little is said of them."""
     bounds = f"{RL_LOWEST:g} … {RL_HIGHEST:g}"
-    if facts.is_lora and facts.rate < RL_LOWEST:
+    if run.is_lora and run.rate < RL_LOWEST:
         return (
-            f"optim.lr {facts.rate:g} is below the range of LoRA ({bounds}), as if copied from full fine-tuning: LoRA "
+            f"optim.lr {run.rate:g} is below the range of LoRA ({bounds}), as if copied from full fine-tuning: LoRA "
             f"wants about {LORA_RATIO} times that"
         )
-    if facts.hidden < REFERENCE_HIDDEN:
+    if run.hidden < REFERENCE_HIDDEN:
         return None
-    if facts.is_lora and facts.rate > RL_HIGHEST:
-        return f"optim.lr {facts.rate:g} is above the range of reinforcement learning with LoRA ({bounds})"
-    if not facts.is_lora and facts.rate > RL_HIGHEST / LORA_RATIO:
+    if run.is_lora and run.rate > RL_HIGHEST:
+        return f"optim.lr {run.rate:g} is above the range of reinforcement learning with LoRA ({bounds})"
+    if not run.is_lora and run.rate > RL_HIGHEST / LORA_RATIO:
         return (
-            f"optim.lr {facts.rate:g} is that of a LoRA: full fine-tuning wants about a tenth, at most "
+            f"optim.lr {run.rate:g} is that of a LoRA: full fine-tuning wants about a tenth, at most "
             f"{RL_HIGHEST / LORA_RATIO:g}"
         )
     return None
 
 
-def alpha_moved(facts: Facts) -> str | None:
-    alpha = facts.config.lora.alpha
-    if not facts.is_lora or alpha == ALPHA:
+def alpha_moved(run: PlannedRun) -> str | None:
+    alpha = run.config.lora.alpha
+    if not run.is_lora or alpha == ALPHA:
         return None
     return (
         f"lora.alpha is {alpha:g}, and the rates are for {ALPHA:g}: the first updates are {alpha / ALPHA:.3g} times as "
@@ -79,18 +79,18 @@ def alpha_moved(facts: Facts) -> str | None:
     )
 
 
-def attention_alone(facts: Facts) -> str | None:
-    if not facts.is_lora or "mlp" in facts.groups or "attention" not in facts.groups:
+def attention_alone(run: PlannedRun) -> str | None:
+    if not run.is_lora or "mlp" in run.groups or "attention" not in run.groups:
         return None
     return (
-        f"lora.targets {facts.config.lora.targets!r} leaves out the MLPs, where LoRA gains most: attention alone is "
+        f"lora.targets {run.config.lora.targets!r} leaves out the MLPs, where LoRA gains most: attention alone is "
         "worse at the same number of parameters; use all"
     )
 
 
-def decomposed_start(facts: Facts) -> str | None:
-    start = facts.config.lora.init
-    if not facts.is_lora or STARTS[start].served != "converted":
+def decomposed_start(run: PlannedRun) -> str | None:
+    start = run.config.lora.init
+    if not run.is_lora or STARTS[start].served != "converted":
         return None
     return (
         f"lora.init {start} starts from a decomposition of the weights: such adapters are reported to collapse under "
@@ -98,27 +98,27 @@ def decomposed_start(facts: Facts) -> str | None:
     )
 
 
-def too_small_for_the_run(facts: Facts) -> str | None:
-    capacity = facts.capacity
-    if not facts.is_lora or capacity.taught <= capacity.bits:
+def too_small_for_the_run(run: PlannedRun) -> str | None:
+    capacity = run.capacity
+    if not run.is_lora or capacity.information_bits <= capacity.bits:
         return None
     enough = "no rank up to 512" if capacity.rank is None else f"rank {capacity.rank}"
-    rank = facts.config.lora.rank
+    rank = run.config.lora.rank
     return f"the run may teach {capacity.share:.1f} times what rank {rank} can hold; {enough} holds it all"
 
 
-def longer_than_the_context(facts: Facts) -> str | None:
-    data, sampling = facts.config.data, facts.config.sampling
+def longer_than_the_context(run: PlannedRun) -> str | None:
+    data, sampling = run.config.data, run.config.sampling
     needed = data.max_prompt_tokens + sampling.max_tokens
-    if needed <= facts.context:
+    if needed <= run.context:
         return None
     return (
         f"a prompt of {data.max_prompt_tokens:,} and a completion of {sampling.max_tokens:,} tokens are longer than "
-        f"the model's context of {facts.context:,}: lower data.max_prompt_tokens or sampling.max_tokens"
+        f"the model's context of {run.context:,}: lower data.max_prompt_tokens or sampling.max_tokens"
     )
 
 
-WARNINGS: dict[str, Callable[[Facts], str | None]] = {
+WARNINGS: dict[str, Callable[[PlannedRun], str | None]] = {
     "batch": batch_large_for_lora,
     "rate": rate_of_the_other_method,
     "alpha": alpha_moved,
@@ -130,7 +130,7 @@ WARNINGS: dict[str, Callable[[Facts], str | None]] = {
 """Name → the warning's text, or None where there is nothing to warn of."""
 
 
-def warnings_of(facts: Facts) -> dict[str, str]:
+def warnings_of(run: PlannedRun) -> dict[str, str]:
     """The warnings that apply, by name."""
-    texts = {name: warn(facts) for name, warn in WARNINGS.items()}
+    texts = {name: warn(run) for name, warn in WARNINGS.items()}
     return {name: text for name, text in texts.items() if text is not None}

@@ -2,7 +2,8 @@
 
 The samples of a group begin with the same tokens. Laid out as one row, every prompt once and then every completion, the
 model computes a prompt once for its whole group; only attention has to know that completion and prompt belong together.
-Shapes beyond the package's legend: Q prompts of a micro-batch, L positions of a prompt, D size of a head.
+Shapes beyond the legend of `rl_engine/learner/advantages.py`: Q prompts of a micro-batch, L positions of a prompt, D
+size of a head.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ NAME = "shared_prompt"
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "smollm3", "olmo2"})
 
 
-def has_plain_attention(facts: Any) -> bool:
+def has_plain_attention(model_config: Any) -> bool:
     """Whether a model's configuration asks for nothing but causal attention over everything before."""
-    kinds = set(getattr(facts, "layer_types", None) or ["full_attention"])
-    slides = getattr(facts, "use_sliding_window", True) and getattr(facts, "sliding_window", None)
-    return facts.model_type in MODEL_TYPES and kinds == {"full_attention"} and not slides
+    kinds = set(getattr(model_config, "layer_types", None) or ["full_attention"])
+    slides = getattr(model_config, "use_sliding_window", True) and getattr(model_config, "sliding_window", None)
+    return model_config.model_type in MODEL_TYPES and kinds == {"full_attention"} and not slides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """The base model in `model.dtype`, or in another, as the learner computes it."""
-    attention = NAME if layout_of(config, device) == NAME else config.learner.attention
-    model = load_weights(config.model, attention, dtype)
+    model = load_weights(config.model, choose_attention(config, layout_of(config, device)), dtype)
     if config.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.to(device)
@@ -37,29 +36,38 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
     )
 
 
+def load_model_config(model: ModelConfig) -> Any:
+    """The model's own configuration, as transformers reads its config.json."""
+    return AutoConfig.from_pretrained(locate_model(model.name), revision=model.revision)
+
+
 def layout_of(config: Config, device: torch.device) -> str:
     """How this run lays out its micro-batches on that device."""
-    facts = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
-    return choose_layout(config, facts, device)
+    return choose_layout(config, load_model_config(config.model), device.type)
 
 
-def choose_layout(config: Config, facts: Any, device: torch.device) -> str:
-    """`learner.layout`, or what auto makes of it for a model of these facts."""
+def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
+    """`learner.layout`, or what auto comes to for a model of this configuration on `cpu` or `cuda`."""
     if config.learner.layout in ("padded", "packed"):
         return config.learner.layout
-    plain = has_plain_attention(facts)
+    plain = has_plain_attention(model_config)
     if config.learner.layout == NAME:
         if not plain:
             raise ConfigError(
-                f"learner.layout is {NAME}, which does not know the attention of a {facts.model_type} model with these "
-                "layers: set it to padded"
+                f"learner.layout is {NAME}, which does not know the attention of a {model_config.model_type} model "
+                "with these layers: set it to padded"
             )
         return NAME
     short = config.data.max_prompt_tokens + config.sampling.max_tokens <= LONGEST_SHARED
-    return NAME if plain and short and device.type == "cpu" else "padded"
+    return NAME if plain and short and device_type == "cpu" else "padded"
 
 
-def meta_model(model: str, revision: str | None) -> Any:
-    """The model's shape without its weights, from its config alone."""
+def choose_attention(config: Config, layout: str) -> str:
+    """The attention that computes a layout: shared prompts have one of their own."""
+    return NAME if layout == NAME else config.learner.attention
+
+
+def load_meta_model(model: ModelConfig) -> Any:
+    """The model on torch's meta device, which has modules and sizes but no weights, from its configuration alone."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, revision=revision))
+        return AutoModelForCausalLM.from_config(load_model_config(model))

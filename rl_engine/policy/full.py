@@ -19,11 +19,11 @@ from transformers import AutoTokenizer
 
 from rl_engine.config import Config
 from rl_engine.policy.base_model import DTYPES, load_causal_lm
-from rl_engine.policy.logprobs import Policy
+from rl_engine.policy.logprobs import LogprobModel
 from rollout.models import locate_model
 
 if TYPE_CHECKING:
-    from rl_engine.policy.trainable import Score
+    from rl_engine.policy.trainable import LogprobFunction
 
 WEIGHTS = "model.safetensors"
 
@@ -54,15 +54,15 @@ def masters_of(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def write_model(directory: Path, tensors: dict[str, Tensor], facts: Any, tokenizer: Any) -> None:
-    """An ordinary checkpoint, in the precision that its `facts` (transformers' configuration) state."""
-    cast = {name: tensor.to(facts.dtype).contiguous() for name, tensor in tensors.items()}
+def write_model(directory: Path, tensors: dict[str, Tensor], model_config: Any, tokenizer: Any) -> None:
+    """Write an ordinary checkpoint, in the precision that the model's configuration states."""
+    cast = {name: tensor.to(model_config.dtype).contiguous() for name, tensor in tensors.items()}
     save_file(cast, directory / WEIGHTS, metadata={"format": "pt"})
-    facts.save_pretrained(directory)
+    model_config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-class FullTrainee:
+class FullPolicy:
     """Every weight of the model, and a frozen copy of what it was."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -71,30 +71,30 @@ class FullTrainee:
         compute_in(self.causal_lm, DTYPES[config.model.dtype])
         self.parameters = masters_of(self.causal_lm)
         frozen = load_causal_lm(config, device).requires_grad_(False)
-        self._base = Policy(frozen, config.sampling.temperature)
+        self._base = LogprobModel(frozen, config.sampling.temperature)
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters.values())
         return f"full fine-tuning, all {count:,} parameters, float32 masters"
 
-    def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
+    def param_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
         return [(1.0, list(self.parameters.values()))]
 
     def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
         pass
 
     @contextlib.contextmanager
-    def as_base(self, score: Score) -> Iterator[Score]:
+    def as_base(self, policy: LogprobFunction) -> Iterator[LogprobFunction]:
         yield self._base
 
     def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
         return []
 
     def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
-        """An ordinary checkpoint, in `model.dtype`, with its tokenizer."""
+        """Write an ordinary checkpoint, in `model.dtype`, with its tokenizer."""
         source = locate_model(self._config.model.name)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=self._config.model.revision)
         write_model(directory, tensors, self._base.causal_lm.config, tokenizer)
 
-    def facts(self) -> dict[str, Any]:
+    def manifest_entries(self) -> dict[str, Any]:
         return {"kind": "full", "rank": 0, "weights": WEIGHTS}

@@ -1,4 +1,7 @@
-"""Hidden states → log-probabilities of the sampled tokens, in chunks: no [B, T, V] tensor is ever made."""
+"""Hidden states → log-probabilities of the sampled tokens, in chunks: no [B, T, V] tensor is ever made.
+
+The legend of shapes is in `rl_engine/learner/advantages.py`; n of the N completion tokens are a chunk's.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ CHUNK = 512
 CPU_CHUNK_BYTES = 28 * 2**20
 
 
-def rows_at_once(weight_VH: Tensor) -> int:
-    """Completion tokens whose logits are computed together."""
-    if weight_VH.device.type != "cpu":
+def rows_at_once(vocabulary: int, device_type: str) -> int:
+    """Completion tokens whose logits are computed together, on `cpu` or `cuda`."""
+    if device_type != "cpu":
         return CHUNK
-    return max(16, CPU_CHUNK_BYTES // (4 * weight_VH.shape[0]))
+    return max(16, CPU_CHUNK_BYTES // (4 * vocabulary))
 
 
 def _of_logits(logits_nV: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -47,7 +50,7 @@ class _FrozenHead(torch.autograd.Function):
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float, learn_entropy: bool
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, gradients, entropy_gradients = [], [], [], []
-        dtype, rows = weight_VH.dtype, rows_at_once(weight_VH)
+        dtype, rows = weight_VH.dtype, rows_at_once(len(weight_VH), weight_VH.device.type)
         for hidden_nH, target_n in zip(hidden_NH.split(rows), target_N.split(rows), strict=True):
             logits_nV = (hidden_nH @ weight_VH.T).float()
             if temperature != 1:
@@ -114,7 +117,7 @@ def token_logprobs_of_trained_head(
     return torch.cat([logprob for logprob, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
-class Policy(nn.Module):
+class LogprobModel(nn.Module):
     """A causal language model of transformers, with or without LoRA layers in it, that answers with
     log-probabilities of completion tokens."""
 
@@ -148,5 +151,5 @@ class Policy(nn.Module):
             return token_logprobs(
                 hidden_NH, self.head.weight, batch.target_N, self.temperature, learn_entropy=self.learn_entropy
             )
-        rows = rows_at_once(self.head.weight)
+        rows = rows_at_once(len(self.head.weight), self.head.weight.device.type)
         return token_logprobs_of_trained_head(hidden_NH, self.head, batch.target_N, self.temperature, rows)

@@ -20,9 +20,9 @@ from rl_engine.config import Config, LoraConfig
 from rl_engine.config.starts import STARTS
 from rl_engine.policy.base_model import load_causal_lm
 from rl_engine.policy.lora_linear import LoraLinear
-from rl_engine.policy.lora_start import fit_to_activations, put, read_adapter, unchanged
+from rl_engine.policy.lora_start import copy_adapter, fit_to_activations, read_adapter, unchanged
 from rl_engine.policy.targets import Coverage, coverage_of, expert_rank, match_targets
-from rl_engine.policy.trainable import Score
+from rl_engine.policy.trainable import LogprobFunction
 from rollout.adapters import PEFT_CONFIG, PEFT_WEIGHTS
 from rollout.models import locate_model
 
@@ -32,7 +32,9 @@ def describe_adapter(config: LoraConfig, coverage: Coverage) -> str:
     scale = f"alpha {config.alpha:g}" + (" over √rank" if config.rslora else "")
     start = f", continued from {config.start_from}" if config.start_from else ""
     if config.init != "default":
-        start = f", init {config.init}" + (f" (served at rank {config.served_rank})" * (config.served_factor > 1))
+        start = f", init {config.init}"
+        if config.served_factor > 1:
+            start += f" (served at rank {config.served_rank})"
     ratio = f", B at {config.plus_ratio:g} × the rate" if config.plus_ratio != 1 else ""
     return f"rank {config.rank}, {scale}{start}{ratio}, {coverage.describe()}"
 
@@ -40,8 +42,8 @@ def describe_adapter(config: LoraConfig, coverage: Coverage) -> str:
 def peft_config_for(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
     """PEFT's configuration of the adapter."""
     matched = match_targets(model, config.targets)
-    linears = [path for path, shape in matched.items() if not shape.experts]
-    experts = [path for path, shape in matched.items() if shape.experts]
+    linears = [path for path, layer in matched.items() if not layer.experts]
+    experts = [path for path, layer in matched.items() if layer.experts]
     # Leaf names where they mean just these layers, so that adapter_config.json stays readable.
     leaves = sorted({path.rpartition(".")[2] for path in linears})
     exact = bool(leaves) and set(match_targets(model, tuple(leaves))) == set(linears)
@@ -71,7 +73,7 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftMo
     """
     coverage = coverage_of(model, config)
     converted = STARTS[config.init].served == "converted"
-    if config.init != "default" and any(shape.experts for shape in match_targets(model, config.targets).values()):
+    if config.init != "default" and any(layer.experts for layer in match_targets(model, config.targets).values()):
         raise ValueError(f"lora.init {config.init} is made for linear layers, and this model has experts: take default")
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float32, torch.bfloat16):
@@ -110,36 +112,36 @@ def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
 def peft_config_of(model: PeftModel, config: LoraConfig, base_model: str) -> dict[str, Any]:
     """What goes into adapter_config.json: PEFT's own fields of the adapter as it is served, which loads as a plain
     LoRA whatever it started from."""
-    facts = model.peft_config["default"].to_dict()
-    facts["base_model_name_or_path"] = base_model
-    facts["inference_mode"] = True
+    fields = model.peft_config["default"].to_dict()
+    fields["base_model_name_or_path"] = base_model
+    fields["inference_mode"] = True
     ranks = config.served_factor
     if ranks > 1:
         # The published adapter has the scale of the trained one: α/r, or α/√r.
         alphas = math.sqrt(ranks) if config.rslora else ranks
-        facts |= {"init_lora_weights": True, "r": ranks * facts["r"], "lora_alpha": alphas * facts["lora_alpha"]}
-        facts["rank_pattern"] = {name: ranks * rank for name, rank in facts["rank_pattern"].items()}
-        facts["alpha_pattern"] = {name: alphas * alpha for name, alpha in facts["alpha_pattern"].items()}
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in facts.items()}
+        fields |= {"init_lora_weights": True, "r": ranks * fields["r"], "lora_alpha": alphas * fields["lora_alpha"]}
+        fields["rank_pattern"] = {name: ranks * rank for name, rank in fields["rank_pattern"].items()}
+        fields["alpha_pattern"] = {name: alphas * alpha for name, alpha in fields["alpha_pattern"].items()}
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
 
 
-def served(model: PeftModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What learns → what is served, by the same names."""
+def served_tensors(model: PeftModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The adapter as it is served, from what learns, by the same names."""
     for path, layer in lora_layers(model).items():
         a, b = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
-        tensors = {**tensors, **dict(zip((a, b), layer.whole(tensors[a], tensors[b]), strict=True))}
+        tensors = {**tensors, **dict(zip((a, b), layer.served(tensors[a], tensors[b]), strict=True))}
     return tensors
 
 
 def write_adapter(directory: Path, model: PeftModel, config: LoraConfig, base: str, tensors: dict[str, Tensor]) -> None:
-    """An adapter in PEFT's format, from what learns. `base` is the name of the base model."""
-    whole = {name: tensor.contiguous() for name, tensor in served(model, tensors).items()}
-    save_file(whole, directory / PEFT_WEIGHTS, metadata={"format": "pt"})
-    facts = peft_config_of(model, config, locate_model(base))
-    (directory / PEFT_CONFIG).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    """Write an adapter in PEFT's format, from what learns. `base` is the name of the base model."""
+    contiguous = {name: tensor.contiguous() for name, tensor in served_tensors(model, tensors).items()}
+    save_file(contiguous, directory / PEFT_WEIGHTS, metadata={"format": "pt"})
+    peft_config = peft_config_of(model, config, locate_model(base))
+    (directory / PEFT_CONFIG).write_text(json.dumps(peft_config, indent=2, sort_keys=True) + "\n")
 
 
-def adapter_facts(config: LoraConfig) -> dict[str, Any]:
+def manifest_entries(config: LoraConfig) -> dict[str, Any]:
     """What the manifest says of every version of an adapter."""
     return {"kind": "lora", "rank": config.served_rank, "weights": PEFT_WEIGHTS}
 
@@ -148,11 +150,14 @@ def go_on_from(model: PeftModel, config: LoraConfig, base: str) -> None:
     """Begin with the adapter of `lora.start_from`, if there is one."""
     if config.start_from is not None:
         tensors = read_adapter(Path(config.start_from), base, peft_config_of(model, config, base))
-        put(adapter_parameters(model), tensors, config.start_from)
+        copy_adapter(adapter_parameters(model), tensors, config.start_from)
 
 
-def rate_groups(parameters: dict[str, nn.Parameter], config: LoraConfig) -> list[tuple[float, list[nn.Parameter]]]:
-    """LoRA+ (Hayou et al. 2024): B learns at `lora.plus_ratio` times the rate of A. See `Trainee.rates`."""
+def param_groups(parameters: dict[str, nn.Parameter], config: LoraConfig) -> list[tuple[float, list[nn.Parameter]]]:
+    """LoRA+ (Hayou et al. 2024): B learns at `lora.plus_ratio` times the rate of A.
+
+    See `TrainablePolicy.param_groups`.
+    """
     if config.plus_ratio == 1:
         return [(1.0, list(parameters.values()))]
     of_b = {name: parameter for name, parameter in parameters.items() if "lora_B" in name}
@@ -160,7 +165,7 @@ def rate_groups(parameters: dict[str, nn.Parameter], config: LoraConfig) -> list
     return [(1.0, of_a), (config.plus_ratio, list(of_b.values()))]
 
 
-class LoraTrainee:
+class LoraPolicy:
     """A frozen model with an adapter that learns; the base model is the same with the adapter switched off."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -173,8 +178,8 @@ class LoraTrainee:
     def describe(self) -> str:
         return describe_adapter(self._config.lora, self.coverage)
 
-    def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
-        return rate_groups(self.parameters, self._config.lora)
+    def param_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
+        return param_groups(self.parameters, self._config.lora)
 
     def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
         if STARTS[self._config.lora.init].calibrated:
@@ -182,9 +187,9 @@ class LoraTrainee:
                 fit_to_activations(lora_layers(self.model), passes)
 
     @contextlib.contextmanager
-    def as_base(self, score: Score) -> Iterator[Score]:
+    def as_base(self, policy: LogprobFunction) -> Iterator[LogprobFunction]:
         with self.model.disable_adapter():
-            yield score
+            yield policy
 
     def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
         return [(layer, p) for layer in lora_layers(self.model).values() for p in layer.outer_parameters()]
@@ -192,5 +197,5 @@ class LoraTrainee:
     def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
         write_adapter(directory, self.model, self._config.lora, self._config.model.name, tensors)
 
-    def facts(self) -> dict[str, Any]:
-        return adapter_facts(self._config.lora)
+    def manifest_entries(self) -> dict[str, Any]:
+        return manifest_entries(self._config.lora)

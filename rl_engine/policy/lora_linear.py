@@ -1,7 +1,8 @@
 """Hidden states → those of a linear layer with a LoRA update, in two passes over the output instead of PEFT's five.
 
 The update is computed in the layer's own precision, from the very values the sampler is given: the adapter is float32,
-and its cast to bfloat16 is what vLLM makes of it when it loads it.
+and its cast to bfloat16 is what vLLM makes of it when it loads it. Shapes: N positions, I inputs and O outputs of the
+layer, R its rank.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class LoraLinear(PeftLoraLinear):
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
         learned: Any = (self.lora_A[adapter].weight, self.lora_B[adapter].weight)
-        a_RI, b_OR = self.whole(*learned)
+        a_RI, b_OR = self.served(*learned)
         y_NO = _LoraLinear.apply(  # type: ignore[no-untyped-call]
             x.flatten(0, -2),
             base.weight,
@@ -73,7 +74,7 @@ class LoraLinear(PeftLoraLinear):
         for name, layer in parts.items():
             self.register_buffer(name, layer.weight.detach().clone(), persistent=False)
 
-    def whole(self, a_RI: Tensor, b_OR: Tensor) -> tuple[Tensor, Tensor]:
+    def served(self, a_RI: Tensor, b_OR: Tensor) -> tuple[Tensor, Tensor]:
         """The adapter as it is served, from what learns: with a remembered start [A; A₀] and [B, −B₀]."""
         if not hasattr(self, "start_a"):
             return a_RI, b_OR

@@ -22,7 +22,7 @@ EVA_TOKENS = 1024
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module, paths: tuple[str, ...]) -> Iterator[None]:
-    """Layers whose weights are the same after the block as before it.
+    """Keep the weights of these layers as they were before the block.
 
     PEFT's SVD starts take the initial update off the base weights. Here the base stays what it is, for the sampler
     serves it and the KL is taken to it, and the initial update is taken off in the adapter.
@@ -76,11 +76,13 @@ def leading_directions(x_NI: Tensor, rank: int) -> Tensor:
     return torch.nn.functional.normalize(leading_NR.T @ x_NI)
 
 
-def read_adapter(directory: Path, base_model: str, here: dict[str, Any]) -> dict[str, Tensor]:
+def read_adapter(directory: Path, base_model: str, own_config: dict[str, Any]) -> dict[str, Tensor]:
     """The float32 tensors of an adapter to go on from, by the names PEFT saves them under.
 
     Args:
-        here: what adapter_config.json says of the adapter that is to go on.
+        directory: where the adapter is.
+        base_model: name of the model that is trained on here.
+        own_config: what adapter_config.json says of the adapter that is to go on.
 
     Raises `AdapterError` when its files are not what its manifest states, when it was trained on another base model,
     or when the scale (alpha / rank) of a module is another.
@@ -89,8 +91,8 @@ def read_adapter(directory: Path, base_model: str, here: dict[str, Any]) -> dict
         raise AdapterError(f"lora.start_from: {directory} holds no {PEFT_CONFIG}")
     if (directory / MANIFEST).is_file():
         read_manifest(directory)
-    facts = json.loads((directory / PEFT_CONFIG).read_text())
-    trained_on = str(facts.get("base_model_name_or_path") or "")
+    peft_config = json.loads((directory / PEFT_CONFIG).read_text())
+    trained_on = str(peft_config.get("base_model_name_or_path") or "")
     if Path(trained_on).name.lower() != Path(base_model).name.lower():
         raise AdapterError(
             f"lora.start_from: {directory} is an adapter of {trained_on!r}, and model.name is {base_model!r}"
@@ -98,7 +100,8 @@ def read_adapter(directory: Path, base_model: str, here: dict[str, Any]) -> dict
     tensors = {name: tensor.float() for name, tensor in load_file(directory / PEFT_WEIGHTS).items()}
     for match in filter(None, map(FACTOR.match, tensors)):
         module = match["module"]
-        (rank, found), (_, scale) = rank_and_scale(facts, module), rank_and_scale(here, module)
+        rank, found = rank_and_scale(peft_config, module)
+        _, scale = rank_and_scale(own_config, module)
         if abs(found - scale) > 1e-6 * scale:
             raise AdapterError(
                 f"lora.start_from: the update of {module} in {directory} is scaled by {found:g} (rank {rank}), and "
@@ -107,7 +110,7 @@ def read_adapter(directory: Path, base_model: str, here: dict[str, Any]) -> dict
     return tensors
 
 
-def put(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], source: str) -> None:
+def copy_adapter(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy an adapter's tensors into the parameters of the same names.
 
     Raises `AdapterError` naming what does not fit.

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from rl_engine.config import Config
-from rl_engine.policy.full import FullTrainee
-from rl_engine.policy.lora import LoraTrainee
-from rl_engine.policy.trainable import Trainee
+from rl_engine.policy.full import FullPolicy
+from rl_engine.policy.lora import LoraPolicy
+from rl_engine.policy.trainable import TrainablePolicy
 
-METHODS: dict[str, Callable[[Config, torch.device], Trainee]] = {"lora": LoraTrainee, "full": FullTrainee}
+METHODS: dict[str, Callable[[Config, torch.device], TrainablePolicy]] = {"lora": LoraPolicy, "full": FullPolicy}

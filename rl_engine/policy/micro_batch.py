@@ -1,4 +1,4 @@
-"""The tensors that a policy computes on at once."""
+"""The tensors that a policy computes on at once. The legend of shapes is in `rl_engine/learner/advantages.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MicroBatch:
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor | None
-    """Of padding; None where there is none."""
+    """Where tokens are rather than padding; None where there is no padding."""
     position_ids_BT: Tensor | None
     """Each token's place in its sample, where samples share a row."""
     layout: SharedPrompts | None

@@ -9,16 +9,14 @@ from typing import Any, NamedTuple
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from rl_engine.config import LoraConfig
+from rl_engine.config import LoraConfig, Method
 
 PRESETS = ("all", "mlp", "attention")
-
-
 HEAD = "+lm_head"
 
 
-class Shape(NamedTuple):
-    """What a target maps: a linear layer, or the stacked layers of a mixture's experts."""
+class LayerSize(NamedTuple):
+    """The sizes of what a target maps: a linear layer, or the stacked layers of a mixture's experts."""
 
     inputs: int
     outputs: int
@@ -59,32 +57,32 @@ def group_of(module: str) -> str:
     return "other"
 
 
-def adaptable(model: nn.Module) -> dict[str, Shape]:
+def adaptable(model: nn.Module) -> dict[str, LayerSize]:
     """Every linear layer but the output embedding, and every stack of experts, by path."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     found = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not head:
-            found[path] = Shape(module.in_features, module.out_features)
+            found[path] = LayerSize(module.in_features, module.out_features)
         if path.endswith("experts"):
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 3:
                     experts, outputs, inputs = parameter.shape
-                    found[f"{path}.{name}"] = Shape(inputs, outputs, experts)
+                    found[f"{path}.{name}"] = LayerSize(inputs, outputs, experts)
     return found
 
 
-def head_of(model: nn.Module) -> dict[str, Shape]:
+def head_of(model: nn.Module) -> dict[str, LayerSize]:
     """The output embedding, by its path."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     return {
-        path: Shape(module.in_features, module.out_features)
+        path: LayerSize(module.in_features, module.out_features)
         for path, module in model.named_modules()
         if module is head and isinstance(module, nn.Linear)
     }
 
 
-def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, Shape]:
+def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, LayerSize]:
     """The layers that a preset or a list of names means, by path.
 
     Raises `ValueError` for a name that matches nothing, with the nearest that would.
@@ -92,7 +90,7 @@ def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str,
     layers = adaptable(model)
     if isinstance(targets, str) and targets.removesuffix(HEAD) in PRESETS:
         preset = targets.removesuffix(HEAD)
-        matched = {path: shape for path, shape in layers.items() if preset in ("all", group_of(path))}
+        matched = {path: layer for path, layer in layers.items() if preset in ("all", group_of(path))}
         if not matched:
             raise ValueError(f"lora.targets: the preset {preset!r} matches no layer of this model")
         return {**matched, **head_of(model)} if targets.endswith(HEAD) else matched
@@ -100,17 +98,23 @@ def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str,
     wanted = (targets,) if isinstance(targets, str) else targets
     leaves = sorted({path.rpartition(".")[2] for path in layers})
     for target in wanted:
-        if not any(_names(target, path) for path in layers):
+        if not any(_is_named(path, target) for path in layers):
             near = difflib.get_close_matches(target, [*leaves, *PRESETS], n=1, cutoff=0)
             raise ValueError(
                 f"lora.targets: {target!r} matches no linear layer; the nearest name is {near[0]!r} "
                 f"(presets: {', '.join(PRESETS)}, each with {HEAD} or without; layers: {', '.join(leaves)})"
             )
-    return {path: shape for path, shape in layers.items() if any(_names(target, path) for target in wanted)}
+    return {path: layer for path, layer in layers.items() if any(_is_named(path, target) for target in wanted)}
 
 
-def _names(target: str, path: str) -> bool:
+def _is_named(path: str, target: str) -> bool:
+    """Whether a target is a layer's path, or the end of it."""
     return path == target or path.endswith("." + target)
+
+
+def trains_head(model: nn.Module, config: LoraConfig, method: Method) -> bool:
+    """Whether the output embedding learns, by itself or through an adapter."""
+    return method == "full" or not head_of(model).keys().isdisjoint(match_targets(model, config.targets))
 
 
 def expert_rank(model: Any, config: LoraConfig) -> int:
@@ -126,13 +130,13 @@ def rank_of(path: str, config: LoraConfig) -> int:
     return config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), path), config.rank)
 
 
-def refuse_idle_patterns(matched: dict[str, Shape], config: LoraConfig) -> None:
+def refuse_idle_patterns(matched: dict[str, LayerSize], config: LoraConfig) -> None:
     """Raises `ValueError` for a pattern that names no adapted layer, or experts, whose rank `expert_rank` sets."""
     for key, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         for name in pattern:
-            named = [shape for path, shape in matched.items() if get_pattern_key([name], path) == name]
-            if not named or any(shape.experts for shape in named):
-                leaves = sorted({path.rpartition(".")[2] for path, shape in matched.items() if not shape.experts})
+            named = [layer for path, layer in matched.items() if get_pattern_key([name], path) == name]
+            if not named or any(layer.experts for layer in named):
+                leaves = sorted({path.rpartition(".")[2] for path, layer in matched.items() if not layer.experts})
                 near = difflib.get_close_matches(name, leaves, n=1, cutoff=0)
                 raise ValueError(f"lora.{key}: {name!r} names no adapted linear layer; the nearest is {near[0]!r}")
 
@@ -142,8 +146,8 @@ def coverage_of(model: nn.Module, config: LoraConfig) -> Coverage:
     matched = match_targets(model, config.targets)
     refuse_idle_patterns(matched, config)
     by_group: dict[str, int] = {}
-    for path, shape in matched.items():
-        size = shape.parameters(expert_rank(model, config) if shape.experts else rank_of(path, config))
+    for path, layer in matched.items():
+        size = layer.parameters(expert_rank(model, config) if layer.experts else rank_of(path, config))
         by_group[group_of(path)] = by_group.get(group_of(path), 0) + size
     return Coverage(
         modules=tuple(matched),

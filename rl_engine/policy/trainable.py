@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from rl_engine.policy.micro_batch import MicroBatch
 
-Score = Callable[[MicroBatch], tuple[Tensor, Tensor]]
+LogprobFunction = Callable[[MicroBatch], tuple[Tensor, Tensor]]
+"""([N] log-probabilities, [N] entropies) of a micro-batch's completion tokens, in nats."""
 
 
-class Trainee(Protocol):
+class TrainablePolicy(Protocol):
     """A causal language model, which of its parameters learn, and how they are published."""
 
     causal_lm: Any
@@ -25,7 +26,7 @@ class Trainee(Protocol):
         """For people: what is trained, in numbers."""
         ...
 
-    def rates(self) -> list[tuple[float, list[nn.Parameter]]]:
+    def param_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
         """Every parameter that learns once, in groups: (multiple of `optim.lr`, parameters)."""
         ...
 
@@ -34,8 +35,9 @@ class Trainee(Protocol):
         method asks for that; nothing otherwise."""
         ...
 
-    def as_base(self, score: Score) -> AbstractContextManager[Score]:
-        """Inside the block, what scores a micro-batch under the base model. `score` does under the policy."""
+    def as_base(self, policy: LogprobFunction) -> AbstractContextManager[LogprobFunction]:
+        """Inside the block, what answers with log-probabilities under the base model. `policy` does under what is
+        trained."""
         ...
 
     def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
@@ -43,9 +45,9 @@ class Trainee(Protocol):
         ...
 
     def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
-        """Write a version, from whole float32 tensors on the CPU."""
+        """Write a version, from float32 tensors on the CPU, gathered from all ranks."""
         ...
 
-    def facts(self) -> dict[str, Any]:
+    def manifest_entries(self) -> dict[str, Any]:
         """What the manifest says of every version."""
         ...

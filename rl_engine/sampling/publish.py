@@ -55,12 +55,12 @@ class Publisher:
         Raises `SamplerGapError` when the sampler still answers as it did before although the adapter is another.
         """
         whole = self.learner.weights()
-        trainee = self.learner.trainee
+        trainable = self.learner.trainable
         if self.ranks.is_main:
             self.store.publish(
                 version,
-                lambda directory: trainee.write(directory, whole),
-                {"parent": version - 1 if version else None, **trainee.facts(), **self.facts},
+                lambda directory: trainable.write(directory, whole),
+                {"parent": version - 1 if version else None, **trainable.manifest_entries(), **self.facts},
             )
         self.ranks.barrier()
         ref = self.store.open(version)

@@ -61,9 +61,9 @@ def with_adapter(config: SftConfig, tokenizer: Any, device: torch.device) -> Tra
         model=model,
         causal_lm=causal_lm,
         parameters=parameters,
-        param_groups=lora.rate_groups(parameters, config.lora),
+        param_groups=lora.param_groups(parameters, config.lora),
         write=write,
-        manifest_fields=lora.adapter_facts(config.lora),
+        manifest_fields=lora.manifest_entries(config.lora),
         description=lora.describe_adapter(config.lora, coverage),
     )
 

@@ -48,7 +48,11 @@ class _AdaptedHead(SFTTrainer):
         learned_BT = labels_BT[:, 1:] != IGNORED
         head = model.get_output_embeddings()
         logprob_N, _ = token_logprobs_of_trained_head(
-            hidden_BTH[:, :-1][learned_BT], head, labels_BT[:, 1:][learned_BT], 1.0, rows_at_once(head.weight)
+            hidden_BTH[:, :-1][learned_BT],
+            head,
+            labels_BT[:, 1:][learned_BT],
+            1.0,
+            rows_at_once(len(head.weight), head.weight.device.type),
         )
         loss: Tensor = -logprob_N.sum() / num_items_in_batch
         return loss

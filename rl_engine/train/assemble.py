@@ -19,8 +19,9 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import restore_learner
 from rl_engine.plan.forecast import first_lines
 from rl_engine.plan.learning_rate import rate_of_run
-from rl_engine.plan.memory import check_fits, plan
-from rl_engine.policy.base_model import meta_model
+from rl_engine.plan.memory import memory_of_run
+from rl_engine.plan.memory_limit import check_fits
+from rl_engine.policy.base_model import load_meta_model
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import config_hash
@@ -133,7 +134,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
     the data, the model or the output directory, before any weights are loaded where that can be known."""
     console = console or RunConsole(quiet=not ranks.is_main, steps=config.train.steps)
-    check_fits(plan(config, ranks), available(ranks))
+    check_fits(memory_of_run(config, ranks), available(ranks))
     tokenizer = load_tokenizer(config)
     renderer = Renderer(tokenizer, config.prompt)
     sampling, eval_sampling = samplings(config, renderer)
@@ -212,9 +213,9 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
     return {
         "model": f"{config.model.name} ({config.model.dtype})",
         "data": f"{config.data.source}: {data.describe()}",
-        "training": learner.trainee.describe(),
+        "training": learner.trainable.describe(),
         **plan_lines(config),
-        **first_lines(config, meta_model(locate_model(config.model.name), config.model.revision)),
+        **first_lines(config, load_meta_model(config.model)),
         "output": config.output_dir,
     }
 

@@ -9,8 +9,9 @@ from rewards import Grader
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.forecast import first_lines
-from rl_engine.plan.memory import check_fits, estimated, plan
-from rl_engine.policy.base_model import meta_model
+from rl_engine.plan.memory import memory_of_run
+from rl_engine.plan.memory_limit import check_fits, memory_lines
+from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora import describe_adapter
 from rl_engine.policy.targets import coverage_of
 from rl_engine.run.console import RunConsole
@@ -26,7 +27,6 @@ from rl_engine.train.assemble import (
     plan_lines,
     samplings,
 )
-from rollout.models import locate_model
 from rollout.prompts.renderer import Renderer
 
 
@@ -35,15 +35,15 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     check_output(config, resume=resume)
     console = RunConsole(quiet=False, steps=config.train.steps)
     console.print_rows({"model": f"{config.model.name} ({config.model.dtype})", **plan_lines(config)})
-    model = meta_model(locate_model(config.model.name), config.model.revision)
+    meta_model = load_meta_model(config.model)
     if config.method == "lora":
-        coverage = coverage_of(model, config.lora)
+        coverage = coverage_of(meta_model, config.lora)
         console.print_rows({"training": describe_adapter(config.lora, coverage)})
     else:
         console.print_rows({"training": "full fine-tuning, all parameters, float32 masters"})
-    console.print_rows(first_lines(config, model))
-    memory, room = plan(config, ranks), available(ranks)
-    console.print_rows(estimated(memory, room))
+    console.print_rows(first_lines(config, meta_model))
+    memory, room = memory_of_run(config, ranks), available(ranks)
+    console.print_rows(memory_lines(memory, room))
     check_fits(memory, room)
     renderer = Renderer(load_tokenizer(config), config.prompt)
     _, eval_sampling = samplings(config, renderer)

@@ -13,7 +13,7 @@ from evals.scoring.report import EvalReport
 from rewards import Verdict
 from rl_engine.config import Config, load_config
 from rl_engine.learner.groups import GradedGroup
-from rl_engine.policy.lora import LoraTrainee
+from rl_engine.policy.lora import LoraPolicy
 from rl_engine.run.records import Records
 from rollout.adapters import AdapterStore
 from tests.helpers.builders import completion, graded_group, prompt, result
@@ -85,7 +85,7 @@ def evaluated(run: Path, suite: str, version: int, avg: float) -> dict[str, floa
     return {f"{name}/avg": avg, f"{name}/low": avg - 0.05, f"{name}/high": avg + 0.05, f"{name}/tokens_mean": 900.0}
 
 
-def trained_run(run: Path, *overrides: str) -> LoraTrainee:
+def trained_run(run: Path, *overrides: str) -> LoraPolicy:
     """The run of an adapter of the embedded model: two versions, their reports, a few metrics.
 
     Returns the model of its last version, whose update is far from zero.
@@ -94,16 +94,21 @@ def trained_run(run: Path, *overrides: str) -> LoraTrainee:
     records = start_run(run, *overrides)
     config = records.config
     assert isinstance(config, Config)
-    trainee = LoraTrainee(config, torch.device("cpu"))
+    trained = LoraPolicy(config, torch.device("cpu"))
     store = AdapterStore(run / "adapters")
     generator = torch.Generator().manual_seed(1)
     for version in (0, LAST):
-        for name, parameter in trainee.parameters.items():
+        for name, parameter in trained.parameters.items():
             if version and "lora_B" in name:
                 torch.nn.init.normal_(parameter.data, std=0.02, generator=generator)
-        tensors = {name: parameter.detach().clone() for name, parameter in trainee.parameters.items()}
-        fields = {"parent": None, **trainee.facts(), "base_model": config.model.name, "config_hash": "0" * 64}
-        store.publish(version, partial(trainee.write, tensors=tensors), fields)
+        tensors = {name: parameter.detach().clone() for name, parameter in trained.parameters.items()}
+        fields = {
+            "parent": None,
+            **trained.manifest_entries(),
+            "base_model": config.model.name,
+            "config_hash": "0" * 64,
+        }
+        store.publish(version, partial(trained.write, tensors=tensors), fields)
     for step in range(LAST + 1):
         measured = {"reward/mean": 0.5, "time/step_s": 2.0, "policy/kl_base": 0.01 * step} if step else {}
         records.metrics({"step": step, "adapter/version": step, **measured})
@@ -111,7 +116,7 @@ def trained_run(run: Path, *overrides: str) -> LoraTrainee:
         report(f"policy-v{version:06d}", avg, interval).write(run / "evals")
     (run / "curves.png").write_bytes(CURVES)
     (run / "report.html").write_text(f"<p>{run}/metrics.jsonl of {Path.cwd()}, see https://example.org/root</p>")
-    return trainee
+    return trained
 
 
 def report(adapter: str, avg: float, interval: tuple[float, float], suite: str = "held_out") -> EvalReport:

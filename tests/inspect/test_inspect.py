@@ -101,7 +101,7 @@ def test_an_adapter_has_the_update_that_peft_makes_of_it(settings: dict[str, Any
 
 
 def test_each_expert_of_a_mixture_has_its_own(tmp_path: Path) -> None:
-    facts = Qwen3MoeConfig(
+    model_config = Qwen3MoeConfig(
         hidden_size=16,
         intermediate_size=16,
         moe_intermediate_size=12,
@@ -113,7 +113,7 @@ def test_each_expert_of_a_mixture_has_its_own(tmp_path: Path) -> None:
         vocab_size=32,
     )
     lora = LoraConfig(rank=6, expert_rank=3)
-    model, _ = add_adapter(AutoModelForCausalLM.from_config(facts, dtype=torch.float32), lora, seed=0)
+    model, _ = add_adapter(AutoModelForCausalLM.from_config(model_config, dtype=torch.float32), lora, seed=0)
     random_factors(model)
     model.save_pretrained(str(tmp_path))
     found = read_version(tmp_path, None, only="experts").spectra
@@ -132,21 +132,21 @@ def test_each_expert_of_a_mixture_has_its_own(tmp_path: Path) -> None:
 
 
 def test_the_scale_follows_the_patterns() -> None:
-    facts = {"r": 4, "lora_alpha": 32, "rank_pattern": {"layers.0.mlp": 8, "o_proj": 2}, "alpha_pattern": {}}
-    assert rank_and_scale(facts, "model.layers.1.mlp") == (4, 8.0)
-    assert rank_and_scale(facts, "model.layers.0.mlp") == (8, 4.0)
-    assert rank_and_scale(facts, "model.layers.0.xo_proj") == (4, 8.0)
-    assert rank_and_scale({**facts, "use_rslora": True}, "a.o_proj") == (2, 32 / 2**0.5)
+    peft_config = {"r": 4, "lora_alpha": 32, "rank_pattern": {"layers.0.mlp": 8, "o_proj": 2}, "alpha_pattern": {}}
+    assert rank_and_scale(peft_config, "model.layers.1.mlp") == (4, 8.0)
+    assert rank_and_scale(peft_config, "model.layers.0.mlp") == (8, 4.0)
+    assert rank_and_scale(peft_config, "model.layers.0.xo_proj") == (4, 8.0)
+    assert rank_and_scale({**peft_config, "use_rslora": True}, "a.o_proj") == (2, 32 / 2**0.5)
 
 
-def publish(store: AdapterStore, version: int, tensors: dict[str, Tensor], **facts: Any) -> None:
+def publish(store: AdapterStore, version: int, tensors: dict[str, Tensor], **manifest: Any) -> None:
     """A version as a run of `method: full` publishes it."""
 
     def write(directory: Path) -> None:
         save_file(tensors, directory / "model.safetensors")
         (directory / "config.json").write_text("{}")
 
-    store.publish(version, write, {"kind": "full", "rank": 0, "weights": "model.safetensors", **facts})
+    store.publish(version, write, {"kind": "full", "rank": 0, "weights": "model.safetensors", **manifest})
 
 
 @pytest.fixture
@@ -184,10 +184,12 @@ def test_a_whole_model_without_its_base_asks_for_it(full_run: Path) -> None:
     assert named.frobenius == pytest.approx(float(random(6, 4).norm()), rel=0.01)
 
 
-def adapter(directory: Path, b: Tensor, **facts: Any) -> Path:
+def adapter(directory: Path, b: Tensor, **peft_config: Any) -> Path:
     """An adapter of one module with A = (1, 0, 0)."""
     directory.mkdir(parents=True)
-    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 2, **facts}))
+    (directory / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 2, **peft_config})
+    )
     prefix = "base_model.model.model.layers.0.mlp.up_proj"
     tensors = {f"{prefix}.lora_A.weight": torch.eye(1, 3), f"{prefix}.lora_B.weight": b}
     save_file(tensors, directory / "adapter_model.safetensors")
@@ -217,10 +219,12 @@ def test_the_command_shows_versions_kinds_and_modules_and_writes_what_it_found(t
 
 
 @pytest.mark.parametrize(
-    ("facts", "message"), [({"use_dora": True}, "DoRA adapter"), ({"peft_type": "LOHA"}, "LOHA adapter")]
+    ("peft_config", "message"), [({"use_dora": True}, "DoRA adapter"), ({"peft_type": "LOHA"}, "LOHA adapter")]
 )
-def test_what_is_not_a_product_of_two_factors_is_refused(facts: dict[str, Any], message: str, tmp_path: Path) -> None:
-    code, output = run(adapter(tmp_path / "a", torch.ones(4, 1), **facts))
+def test_what_is_not_a_product_of_two_factors_is_refused(
+    peft_config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    code, output = run(adapter(tmp_path / "a", torch.ones(4, 1), **peft_config))
     assert (code, message in output) == (2, True)
 
 

@@ -19,8 +19,8 @@ from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.gap import GapLimits, SamplerGapError
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.state import learner_state, restore_learner
-from rl_engine.policy.logprobs import Policy
-from rl_engine.policy.lora import LoraTrainee
+from rl_engine.policy.logprobs import LogprobModel
+from rl_engine.policy.lora import LoraPolicy
 from rl_engine.policy.targets import coverage_of, match_targets
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.batches import LOOSE
@@ -213,11 +213,11 @@ def test_a_published_adapter_loads_with_plain_peft_and_merges_to_the_same_policy
 ) -> None:
     learner = make_learner("lora.rank=4", "optim.lr=1e-2")
     learner.step([samples], LOOSE)
-    learner.trainee.write(tmp_path, learner.weights())
+    learner.trainable.write(tmp_path, learner.weights())
     expected = learner.score(samples)
 
     def scores(causal_lm: Any) -> list[list[float]]:
-        policy = Policy(causal_lm, temperature=1.0)
+        policy = LogprobModel(causal_lm, temperature=1.0)
         with torch.no_grad():
             return [policy(collate([sample], pad_id=0, layout="padded"))[0].tolist() for sample in samples]
 
@@ -271,6 +271,6 @@ def test_targets_by_name_and_the_nearest_one_when_misspelt() -> None:
 
 def test_one_layer_by_its_path_trains_that_layer_alone(make_learner: LearnerMaker) -> None:
     learner = make_learner("lora.targets=[model.layers.1.mlp.up_proj]")
-    assert isinstance(learner.trainee, LoraTrainee)
-    assert learner.trainee.coverage.modules == ("model.layers.1.mlp.up_proj",)
+    assert isinstance(learner.trainable, LoraPolicy)
+    assert learner.trainable.coverage.modules == ("model.layers.1.mlp.up_proj",)
     assert len(learner.parameters) == 2

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, Qwen3Config
 
-from rl_engine.plan.learning_rate import Method, chosen_rate, learning_rate, rate_of_run
+from rl_engine.config import Method
+from rl_engine.plan.learning_rate import chosen_rate, learning_rate, rate_of_run
 
 LLAMA_8B, QWEN3_8B, QWEN3_06B = ("llama", 4096), ("qwen3", 4096), ("qwen3", 1024)
 EMBEDDED = ("qwen3", 192)

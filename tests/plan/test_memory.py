@@ -1,4 +1,4 @@
-"""The memory a run will need, worked out by hand for Llama-3.1-8B, and the memory that a phase was seen to take."""
+"""The memory a run will need, worked out by hand for Llama-3.1-8B and compared with what a step was seen to take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from torch import nn
@@ -18,23 +17,14 @@ from rewards import Grader
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.memory import (
-    Memory,
-    Widths,
-    activation_bytes,
-    check_fits,
-    estimate,
-    estimated,
-    layer_bytes,
-    microbatch_tokens,
-    trainable_parameters,
-)
-from rl_engine.policy.base_model import meta_model
-from rl_engine.run import peaks as measuring
-from rl_engine.run.peaks import GIB, Available, PhasePeaks, available, cgroup_room
+from rl_engine.plan.capacity import trainable_parameters
+from rl_engine.plan.memory import Memory, activation_bytes, estimate, layer_bytes, microbatch_tokens
+from rl_engine.plan.memory_limit import check_fits, memory_lines
+from rl_engine.plan.sizes import Widths
+from rl_engine.policy.base_model import load_meta_model
+from rl_engine.run.peaks import GIB, Available
 from rl_engine.run.records import read_metrics
 from rl_engine.train import assemble as assembling
-from rollout.models import EMBEDDED_DIR
 
 ROOT = Path(__file__).parents[2]
 LLAMA_PARAMETERS = 8_030_261_248
@@ -45,7 +35,7 @@ BF16, FP32 = 2, 4
 
 @pytest.fixture(scope="module")
 def llama() -> nn.Module:
-    facts = LlamaConfig(
+    model_config = LlamaConfig(
         hidden_size=4096,
         intermediate_size=14336,
         num_hidden_layers=32,
@@ -56,7 +46,7 @@ def llama() -> nn.Module:
         tie_word_embeddings=False,
     )
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(facts)
+        model: nn.Module = AutoModelForCausalLM.from_config(model_config)
     return model
 
 
@@ -67,14 +57,14 @@ def config(make_config: Any) -> Config:
 
 
 def with_settings(config: Config, **sections: Any) -> Config:
-    facts = config.model_dump()
+    settings = config.model_dump()
     for name, value in sections.items():
-        facts[name] = {**facts[name], **value} if isinstance(value, dict) else value
-    return Config.model_validate(facts)
+        settings[name] = {**settings[name], **value} if isinstance(value, dict) else value
+    return Config.model_validate(settings)
 
 
-def of_llama(config: Config, llama: nn.Module, ranks: int = 1, card_gib: float | None = None) -> Memory:
-    return estimate(config, llama, trainable_parameters(config, llama), ranks, card_gib=card_gib)
+def of_llama(config: Config, llama: nn.Module, ranks: int = 1, gpu_gib: float | None = None) -> Memory:
+    return estimate(config, llama, ranks, gpu_gib=gpu_gib)
 
 
 def test_rank_1_on_llama_is_the_frozen_base_and_next_to_nothing(config: Config, llama: nn.Module) -> None:
@@ -89,7 +79,8 @@ def test_rank_1_on_llama_is_the_frozen_base_and_next_to_nothing(config: Config, 
     assert memory.part("KV cache") == 2.0
 
 
-def test_full_fine_tuning_is_4_4_8_bytes_with_a_cast_copy_and_a_reference(config: Config, llama: nn.Module) -> None:
+def test_full_fine_tuning_is_4_4_8_bytes_a_parameter(config: Config, llama: nn.Module) -> None:
+    """Besides masters, gradients and moments a cast copy and a frozen reference, each in the model's precision."""
     memory = of_llama(with_settings(config, method="full"), llama)
     for name, bytes_each in (
         ("master weights", 4),
@@ -126,32 +117,31 @@ def test_zero_shards_one_thing_more_a_stage(
     assert of_llama(adapter, llama, ranks=4).part("base weights") == pytest.approx(expected)
 
 
-def test_offloading_moves_the_optimizer_off_the_card_and_nothing_on_the_cpu(config: Config, llama: nn.Module) -> None:
+def test_offloading_moves_the_optimizer_off_the_gpu(config: Config, llama: nn.Module) -> None:
+    """On the CPU it moves nothing."""
     near = with_settings(config, method="full", learner={"zero_stage": 2})
     away = with_settings(config, method="full", learner={"zero_stage": 2, "offload_optimizer": True})
-    near_card, away_card = (of_llama(made, llama, card_gib=80.0).needed("learn") for made in (near, away))
+    near_gpu, away_gpu = (of_llama(made, llama, gpu_gib=80.0).needed("learn") for made in (near, away))
     # Moments, gradients and DeepSpeed's copy of the masters.
-    assert near_card - away_card == pytest.approx(LLAMA_PARAMETERS * 16 / GIB)
+    assert near_gpu - away_gpu == pytest.approx(LLAMA_PARAMETERS * 16 / GIB)
     assert of_llama(near, llama).needed("learn") == pytest.approx(of_llama(away, llama).needed("learn"))
 
 
-def test_on_a_card_the_sampler_has_its_fraction_and_sleeps_while_the_learner_works(
-    config: Config, llama: nn.Module
-) -> None:
-    asleep = of_llama(config, llama, card_gib=80.0)
+def test_on_a_gpu_the_sampler_has_its_fraction(config: Config, llama: nn.Module) -> None:
+    """And sleeps while the learner works."""
+    asleep = of_llama(config, llama, gpu_gib=80.0)
     assert asleep.part("sampler") == pytest.approx(0.45 * 80)
     assert asleep.part("KV cache") == 0
     assert asleep.needed("rollout") - asleep.part("sampler") == pytest.approx(
         sum(asleep.part(name) for name in ("base weights", "adapter", "Adam's moments", "CUDA context"))
     )
-    awake = of_llama(with_settings(config, rollout={"sleep": False}), llama, card_gib=80.0)
+    awake = of_llama(with_settings(config, rollout={"sleep": False}), llama, gpu_gib=80.0)
     assert awake.needed("learn") - asleep.needed("learn") == pytest.approx(36.0)
     assert asleep.needed("learn", on_host=True) - awake.needed("learn", on_host=True) == pytest.approx(14.957, abs=1e-3)
 
 
-def test_every_worker_on_this_machine_is_counted_and_shares_no_card_with_the_learner(
-    config: Config, llama: nn.Module
-) -> None:
+def test_every_worker_on_this_machine_is_counted(config: Config, llama: nn.Module) -> None:
+    """And shares no GPU with the learner."""
     alone = of_llama(config, llama)
     pool: dict[str, Any] = {"placement": "ray", "workers": 3, "max_staleness": 2}
     memory = of_llama(with_settings(config, rollout=pool), llama)
@@ -172,10 +162,10 @@ def test_every_worker_on_this_machine_is_counted_and_shares_no_card_with_the_lea
     assert alone.needed("rollout") - joined.needed("rollout") == pytest.approx(
         sum(alone.part(name) for name in ("sampler weights", "sampler adapter", "KV cache", "sampler activations"))
     )
-    whole_cards = with_settings(config, rollout={**pool, "memory_fraction": 0.9})
-    card = of_llama(whole_cards, llama, card_gib=80.0)
-    check_fits(card, Available(device_gib=80.0, host_gib=30.0))
-    assert card.part("sampler libraries, 3 workers") == pytest.approx(3 * alone.part("libraries"))
+    whole_gpus = with_settings(config, rollout={**pool, "memory_fraction": 0.9})
+    gpu = of_llama(whole_gpus, llama, gpu_gib=80.0)
+    check_fits(gpu, Available(device_gib=80.0, host_gib=30.0))
+    assert gpu.part("sampler libraries, 3 workers") == pytest.approx(3 * alone.part("libraries"))
 
 
 def test_activations_of_a_llama_layer_by_hand(llama: nn.Module) -> None:
@@ -188,22 +178,25 @@ def test_activations_of_a_llama_layer_by_hand(llama: nn.Module) -> None:
     assert layer_bytes(widths, BF16, 1024) == layer == 198_784
     assert layer_bytes(widths, BF16, 1024, "flash_attention_2") == layer - BF16 * 1024
     assert layer_bytes(widths, BF16, 1024, "eager") == layer + 1024 * 32 * (FP32 + BF16)
-    whole = activation_bytes(widths, BF16, 8192, 1024, checkpointing=False)
-    assert whole == pytest.approx(8192 * 32 * layer, rel=0.04)
+    all_layers = activation_bytes(widths, BF16, 8192, 1024, checkpointing=False)
+    assert all_layers == pytest.approx(8192 * 32 * layer, rel=0.04)
     checkpointed = activation_bytes(widths, BF16, 8192, 1024, checkpointing=True)
     inputs_and_one_layer = 8192 * (32 * BF16 * 4096 + layer)
     assert inputs_and_one_layer < checkpointed < 1.5 * inputs_and_one_layer
 
 
 def test_experts_and_norms_of_heads_are_seen() -> None:
-    facts = Qwen3Config(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, head_dim=16)
-    facts.num_experts_per_tok, facts.moe_intermediate_size = 8, 32
+    model_config = Qwen3Config(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, head_dim=16
+    )
+    model_config.num_experts_per_tok, model_config.moe_intermediate_size = 8, 32
     with torch.device("meta"):
-        widths = Widths.of(AutoModelForCausalLM.from_config(facts))
+        widths = Widths.of(AutoModelForCausalLM.from_config(model_config))
     assert (widths.normed_heads, widths.intermediate) == (True, 8 * 32)
 
 
-def test_a_microbatch_is_no_larger_than_the_step_and_no_smaller_than_its_longest_sample(config: Config) -> None:
+def test_a_microbatch_is_within_the_step_and_holds_a_sample(config: Config) -> None:
+    """No larger than the whole step, no smaller than its longest sample."""
     assert microbatch_tokens(config) == (8192, 1024)
     few = with_settings(config, train={"problems_per_step": 1}, sampling={"n": 2})
     assert microbatch_tokens(few) == (2048, 1024)
@@ -211,7 +204,7 @@ def test_a_microbatch_is_no_larger_than_the_step_and_no_smaller_than_its_longest
     assert microbatch_tokens(tight) == (1024, 1024)
 
 
-def test_what_cannot_fit_is_refused_with_what_is_largest_and_what_helps(config: Config, llama: nn.Module) -> None:
+def test_a_refusal_names_what_is_largest_and_what_helps(config: Config, llama: nn.Module) -> None:
     memory = of_llama(config, llama)
     check_fits(memory, Available(device_gib=1000.0, host_gib=1000.0))
     with pytest.raises(ConfigError) as refusal:
@@ -232,19 +225,19 @@ def test_what_cannot_fit_is_refused_with_what_is_largest_and_what_helps(config: 
 
 def test_the_machines_own_memory_is_checked_beside_the_cards(config: Config, llama: nn.Module) -> None:
     offloaded = with_settings(config, method="full", learner={"zero_stage": 1, "offload_optimizer": True})
-    memory = of_llama(offloaded, llama, card_gib=1000.0)
+    memory = of_llama(offloaded, llama, gpu_gib=1000.0)
     with pytest.raises(ConfigError, match="machine's memory"):
         check_fits(memory, Available(device_gib=1000.0, host_gib=32.0))
 
 
 def test_every_part_is_shown(config: Config, llama: nn.Module) -> None:
     memory = of_llama(config, llama)
-    lines = estimated(memory, Available(device_gib=24.0, host_gib=24.0))
+    lines = memory_lines(memory, Available(device_gib=24.0, host_gib=24.0))
     assert {name.strip() for name in lines} >= {part.name for part in memory.parts}
     assert lines["memory, learn"].endswith("of 24.00 available")
 
 
-def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded(
+def test_a_run_that_cannot_fit_is_refused_before_loading(
     make_config: Any, ranks: Ranks, grader: Grader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*_: Any) -> None:
@@ -254,61 +247,6 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(assembling, "prepare", load)
     with pytest.raises(ConfigError, match=r"KV cache, 100000\.0 GiB.*rollout\.kv_cache_gib"):
         assembling.assemble(make_config("rollout.kv_cache_gib=100000"), ranks, grader, resume=False)
-
-
-def test_the_peak_of_a_phase_is_seen_after_it_was_freed() -> None:
-    peaks = PhasePeaks(torch.device("cpu"))
-    with peaks.peak_gib("rollout"):
-        before = psutil.Process().memory_info().rss / GIB
-    with peaks.peak_gib("learn"):
-        torch.ones(200 * 2**18)  # 200 MiB, freed at once
-    with peaks.peak_gib("sync"):
-        pass
-    if not peaks.exact:
-        pytest.skip("/proc/self/clear_refs cannot be written here")
-    assert peaks.gib["learn"] - before == pytest.approx(200 / 1024, abs=0.02)
-    assert peaks.gib["sync"] == pytest.approx(before, abs=0.02)
-    assert list(peaks.metrics()) == ["memory/rollout_gib", "memory/learn_gib", "memory/sync_gib"]
-    assert peaks.metrics() == {}  # a phase that a step did not have is not written down again
-
-
-def test_without_a_mark_to_set_back_the_end_of_the_phase_counts_and_it_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(measuring, "CLEAR_REFS", tmp_path / "absent" / "clear_refs")
-    peaks = PhasePeaks(torch.device("cpu"))
-    for _ in range(2):
-        with peaks.peak_gib("learn"):
-            pass
-    assert peaks.gib["learn"] == pytest.approx(psutil.Process().memory_info().rss / GIB, abs=0.02)
-    assert caplog.text.count("cannot be written") == 1
-
-
-@pytest.mark.parametrize(
-    ("line", "group", "limit", "used"),
-    [
-        ("0::/job", "job", "memory.max", "memory.current"),
-        ("0::/", ".", "memory.max", "memory.current"),
-        ("4:memory:/a/b", "memory/a", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ],
-)
-def test_the_limit_of_a_control_group_is_respected(
-    tmp_path: Path, line: str, group: str, limit: str, used: str
-) -> None:
-    assert cgroup_room(line, tmp_path) is None
-    place = tmp_path / group
-    place.mkdir(parents=True, exist_ok=True)
-    (place / limit).write_text("1000\n")
-    (place / used).write_text("700\n")
-    assert cgroup_room(f"1:cpu:/\n{line}", tmp_path) == 300
-    (place / "memory.stat").write_text("inactive_file 100\n")
-    assert cgroup_room(line, tmp_path) == 400
-
-
-def test_available_is_what_is_free_with_what_this_process_holds(ranks: Ranks) -> None:
-    room = available(ranks)
-    assert room.device_gib == room.host_gib
-    assert 0 < room.device_gib <= psutil.virtual_memory().total / GIB
 
 
 @pytest.mark.engine
@@ -336,15 +274,14 @@ def test_the_estimate_of_the_quickstart_holds_and_is_not_far_off(tmp_path: Path)
     )
     (measured,) = [line for line in read_metrics(tmp_path / "run") if line["step"] == 1]
     config = load_config("quickstart.yaml", settings)
-    shape = meta_model(str(EMBEDDED_DIR), None)
-    memory = estimate(config, shape, trainable_parameters(config, shape), 1)
+    memory = estimate(config, load_meta_model(config.model), 1)
     # Not `sync`: on the CPU the allocator still holds what learning took.
     for phase in ("rollout", "learn"):
         assert 0.7 < memory.needed(phase) / measured[f"memory/{phase}_gib"] < 2.0, phase
 
 
 def qwen3(hidden: int, layers: int, intermediate: int, heads: int, *, tied: bool) -> nn.Module:
-    facts = Qwen3Config(
+    model_config = Qwen3Config(
         hidden_size=hidden,
         num_hidden_layers=layers,
         intermediate_size=intermediate,
@@ -355,7 +292,7 @@ def qwen3(hidden: int, layers: int, intermediate: int, heads: int, *, tied: bool
         tie_word_embeddings=tied,
     )
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(facts)
+        model: nn.Module = AutoModelForCausalLM.from_config(model_config)
     return model
 
 
@@ -364,27 +301,27 @@ QWEN3 = {
     "4B": {"hidden": 2560, "layers": 36, "intermediate": 9728, "heads": 32, "tied": True},
     "8B": {"hidden": 4096, "layers": 36, "intermediate": 12288, "heads": 32, "tied": False},
 }
-SMALL_CARD = ("rollout.memory_fraction=0.6", "sampling.max_tokens=4096", "learner.tokens_per_microbatch=8192")
+SMALL_GPU = ("rollout.memory_fraction=0.6", "sampling.max_tokens=4096", "learner.tokens_per_microbatch=8192")
 FULL = ("method=full", "rollout.memory_fraction=0.4", "learner.zero_stage=3")
 
 
 @pytest.mark.parametrize(
-    ("model", "card_gib", "ranks", "settings", "row"),
+    ("model", "gpu_gib", "ranks", "settings", "row"),
     [
-        ("1.7B", 24, 1, SMALL_CARD, (18.6, 7.9, 4.1)),
-        ("4B", 24, 1, SMALL_CARD, (22.9, 13.4, 8.4)),
+        ("1.7B", 24, 1, SMALL_GPU, (18.6, 7.9, 4.1)),
+        ("4B", 24, 1, SMALL_GPU, (22.9, 13.4, 8.4)),
         ("8B", 80, 1, ("rollout.memory_fraction=0.6",), (64.3, 27.6, 16.1)),
         ("8B", 80, 8, ("rollout.memory_fraction=0.7",), (72.3, 27.6, 16.1)),
         ("8B", 80, 8, FULL, (63.5, 51.0, 61.9)),
     ],
 )
-def test_the_table_of_settings_for_cards_is_what_the_estimate_says(
-    model: str, card_gib: float, ranks: int, settings: tuple[str, ...], row: tuple[float, float, float]
+def test_docs_gpu_shows_what_the_estimate_says(
+    model: str, gpu_gib: float, ranks: int, settings: tuple[str, ...], row: tuple[float, float, float]
 ) -> None:
     """`deepmath.yaml` on the cards of docs/gpu.md: sampling, learning and host memory in GiB."""
     config = load_config("deepmath.yaml", settings)
-    shape = qwen3(**QWEN3[model])  # type: ignore[arg-type]
-    memory = estimate(config, shape, trainable_parameters(config, shape), ranks, card_gib=card_gib)
+    meta_model = qwen3(**QWEN3[model])  # type: ignore[arg-type]
+    memory = estimate(config, meta_model, ranks, gpu_gib=gpu_gib)
     host = max(memory.needed(phase, on_host=True) for phase in ("rollout", "learn", "sync"))
     assert (memory.needed("rollout"), memory.needed("learn"), host) == pytest.approx(row, abs=0.1)
     printed = " | ".join(f"{figure:.1f}" for figure in row)

@@ -16,14 +16,16 @@ from typer.testing import CliRunner
 from rl_engine.config import Config, LoraConfig, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.plan.__main__ import app
-from rl_engine.plan.budget import Products, capacity_of, forward_flops, reinforcement, step_flops, supervised_bits
-from rl_engine.plan.devices import on_cards, on_this_cpu
+from rl_engine.plan.capacity import capacity_of, supervised_bits
+from rl_engine.plan.devices import on_gpus, on_this_cpu
+from rl_engine.plan.flops import MultiplyAdds, forward_flops, step_flops
 from rl_engine.plan.forecast import Forecast, first_lines, forecast, lines_of
-from rl_engine.plan.memory import Widths
-from rl_engine.plan.step_time import CardSampler, DataSheet, Devices, Throughput, kv_bytes, measured
+from rl_engine.plan.sizes import Widths, Workload
+from rl_engine.plan.step_time import DataSheet, Devices, GpuSampler, Throughput, measured
 from rl_engine.plan.warnings import WARNINGS
-from rl_engine.policy.base_model import meta_model
+from rl_engine.policy.base_model import load_meta_model
 from rl_engine.run.peaks import GIB
+from rollout.config import ModelConfig
 
 ROOT = Path(__file__).parents[2]
 LAYERS, HIDDEN, MLP, VOCABULARY = 36, 4096, 12288, 151936
@@ -36,7 +38,7 @@ HEAD = HIDDEN * VOCABULARY
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory that holds a config and nothing else."""
     directory = tmp_path_factory.mktemp("models") / "Qwen3-8B-Base"
-    facts = Qwen3Config(
+    model_config = Qwen3Config(
         hidden_size=HIDDEN,
         intermediate_size=MLP,
         num_hidden_layers=LAYERS,
@@ -47,13 +49,13 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=32768,
         tie_word_embeddings=False,
     )
-    facts.save_pretrained(directory)
+    model_config.save_pretrained(directory)
     return directory
 
 
 @pytest.fixture(scope="module")
-def shape(qwen: Path) -> nn.Module:
-    model: nn.Module = meta_model(str(qwen), None)
+def meta_model(qwen: Path) -> nn.Module:
+    model: nn.Module = load_meta_model(ModelConfig(name=str(qwen)))
     return model
 
 
@@ -61,21 +63,21 @@ def deepmath(*overrides: str) -> Config:
     return load_config("deepmath.yaml", overrides)
 
 
-def planned(shape: nn.Module, *overrides: str, **lengths: int) -> Forecast:
-    return forecast(deepmath(*overrides), shape, device="cuda", **lengths)
+def planned(meta_model: nn.Module, *overrides: str, **lengths: int) -> Forecast:
+    return forecast(deepmath(*overrides), meta_model, device_type="cuda", **lengths)
 
 
-def test_products_of_a_token_by_hand(shape: nn.Module) -> None:
-    products = Products.of(shape, LoraConfig(rank=4, targets="all+lm_head"))
-    assert (products.matrices, products.adapter) == (MATRICES, 4 * RANK_1)
-    assert (products.head, products.head_adapter) == (HEAD, 4 * (HIDDEN + VOCABULARY))
-    assert products.attended == LAYERS * 2 * 32 * 128
+def test_products_of_a_token_by_hand(meta_model: nn.Module) -> None:
+    multiply_adds = MultiplyAdds.of(meta_model, LoraConfig(rank=4, targets="all+lm_head"))
+    assert (multiply_adds.matrices, multiply_adds.adapter) == (MATRICES, 4 * RANK_1)
+    assert (multiply_adds.head, multiply_adds.head_adapter) == (HEAD, 4 * (HIDDEN + VOCABULARY))
+    assert multiply_adds.attended == LAYERS * 2 * 32 * 128
     embeddings_and_norms = HEAD + LAYERS * (2 * HIDDEN + 2 * 128) + HIDDEN
-    assert MATRICES + HEAD + embeddings_and_norms == sum(parameter.numel() for parameter in shape.parameters())
+    assert MATRICES + HEAD + embeddings_and_norms == sum(parameter.numel() for parameter in meta_model.parameters())
 
 
 def test_of_a_mixture_a_token_passes_the_active_experts_alone(tmp_path: Path) -> None:
-    facts = Qwen3MoeConfig(
+    model_config = Qwen3MoeConfig(
         hidden_size=32,
         moe_intermediate_size=24,
         num_hidden_layers=2,
@@ -85,50 +87,51 @@ def test_of_a_mixture_a_token_passes_the_active_experts_alone(tmp_path: Path) ->
         num_experts_per_tok=2,
         vocab_size=64,
     )
-    facts.save_pretrained(tmp_path)
-    products = Products.of(meta_model(str(tmp_path), None), LoraConfig(rank=6, targets="all"))
+    model_config.save_pretrained(tmp_path)
+    multiply_adds = MultiplyAdds.of(load_meta_model(ModelConfig(name=str(tmp_path))), LoraConfig(rank=6, targets="all"))
     heads = 32
     attention = 2 * 32 * heads + 2 * 32 * heads // 2
-    assert products.matrices == 2 * (attention + 2 * 3 * 32 * 24)
+    assert multiply_adds.matrices == 2 * (attention + 2 * 3 * 32 * 24)
     # Rank 6 is 3 for each of two active experts; gate and up are one matrix of 32 → 48.
     of_attention = 6 * (2 * (32 + heads) + 2 * (32 + heads // 2))
-    assert products.adapter == 2 * (of_attention + 2 * 3 * (32 + 48 + 24 + 32))
+    assert multiply_adds.adapter == 2 * (of_attention + 2 * 3 * (32 + 48 + 24 + 32))
 
 
-def test_a_pass_is_a_sum_over_tokens(shape: nn.Module) -> None:
+def test_a_pass_is_a_sum_over_tokens(meta_model: nn.Module) -> None:
     config = deepmath("sampling.n=3", "train.problems_per_step=2", "data.max_prompt_tokens=5", "sampling.max_tokens=4")
-    products, work = Products.of(shape, config.lora), reinforcement(config)
+    multiply_adds, work = MultiplyAdds.of(meta_model, config.lora), Workload.of(config)
 
     def one(position: int, predicts: bool) -> int:
-        return MATRICES + RANK_1 + position * products.attended + predicts * HEAD
+        return MATRICES + RANK_1 + position * multiply_adds.attended + predicts * HEAD
 
     prompt = sum(one(position, False) for position in range(1, 6))
     completion = sum(one(position, True) for position in range(6, 10))
-    assert forward_flops(products, work, prompts=1, adapted=True) == 2 * 2 * (prompt + 3 * completion)
-    assert forward_flops(products, work, prompts=3, adapted=True) == 2 * 2 * 3 * (prompt + completion)
+    assert forward_flops(multiply_adds, work, prompts=1, adapted=True) == 2 * 2 * (prompt + 3 * completion)
+    assert forward_flops(multiply_adds, work, prompts=3, adapted=True) == 2 * 2 * 3 * (prompt + completion)
 
 
-def test_passes_made_again(shape: nn.Module) -> None:
-    def again(*overrides: str) -> float:
+def test_passes_made_again(meta_model: nn.Module) -> None:
+    def recomputed(*overrides: str) -> float:
         config = deepmath("learner.gradient_checkpointing=false", *overrides)
-        return step_flops(config, shape, reinforcement(config), method="lora", device="cuda").again
+        return step_flops(config, meta_model, Workload.of(config), method="lora", device_type="cuda").recomputed
 
     config = deepmath()
-    products, work = Products.of(shape, config.lora), reinforcement(config)
-    forward = forward_flops(products, work, prompts=16, adapted=True)
-    base = forward_flops(products, work, prompts=16, adapted=False)
+    multiply_adds, work = MultiplyAdds.of(meta_model, config.lora), Workload.of(config)
+    forward = forward_flops(multiply_adds, work, prompts=16, adapted=True)
+    base = forward_flops(multiply_adds, work, prompts=16, adapted=False)
     logits = 2 * 512 * 8192 * HEAD
-    assert again() == 0
-    assert again("learner.gradient_checkpointing=true") == pytest.approx(forward - logits)
-    assert again("loss.kl_coef=0.1") == pytest.approx(base)
-    assert again("loss.sampler_correction=token_truncate", "learner.updates_per_step=2") == pytest.approx(forward)
-    assert again("lora.targets=all+lm_head") == pytest.approx(logits + 2 * 512 * 8192 * (HIDDEN + VOCABULARY))
+    assert recomputed() == 0
+    assert recomputed("learner.gradient_checkpointing=true") == pytest.approx(forward - logits)
+    assert recomputed("loss.kl_coef=0.1") == pytest.approx(base)
+    assert recomputed("loss.sampler_correction=token_truncate", "learner.updates_per_step=2") == pytest.approx(forward)
+    assert recomputed("lora.targets=all+lm_head") == pytest.approx(logits + 2 * 512 * 8192 * (HIDDEN + VOCABULARY))
 
 
-def test_a_cpu_computes_the_prompt_of_a_group_once(shape: nn.Module) -> None:
+def test_a_cpu_computes_the_prompt_of_a_group_once(meta_model: nn.Module) -> None:
     config = deepmath("data.max_prompt_tokens=1000", "sampling.max_tokens=24")
     once, each = (
-        step_flops(config, shape, reinforcement(config), method="lora", device=device) for device in ("cpu", "cuda")
+        step_flops(config, meta_model, Workload.of(config), method="lora", device_type=device_type)
+        for device_type in ("cpu", "cuda")
     )
     assert once.sampling == each.sampling
     # All 16 copies but one, and no logits in them: two passes of the frozen matrices, three of all else.
@@ -136,33 +139,38 @@ def test_a_cpu_computes_the_prompt_of_a_group_once(shape: nn.Module) -> None:
     assert each.learning - once.learning == pytest.approx(2 * 32 * 15 * prompt)
 
 
-def test_capacity_is_two_bits_a_parameter_and_information_a_bit_an_episode(shape: nn.Module) -> None:
+def test_capacity_is_two_bits_a_parameter_and_information_a_bit_an_episode(meta_model: nn.Module) -> None:
     # The paper's count for MATH: 10,000 problems × 32 completions against rank 1.
-    made = planned(shape, "train.steps=400", "train.problems_per_step=25", "sampling.n=32")
-    assert made.capacity.taught == 320_000
+    made = planned(meta_model, "train.steps=400", "train.problems_per_step=25", "sampling.n=32")
+    assert made.capacity.information_bits == 320_000
     assert made.capacity.bits == 2 * RANK_1 == 5_455_872
     assert made.capacity.share == pytest.approx(320_000 / 5_455_872)
     assert made.capacity.rank == 1
-    for taught, rank in ((2 * RANK_1, 1), (2 * RANK_1 + 1, 2), (2 * RANK_1 * 100.5, 101), (2 * RANK_1 * 513, None)):
-        assert capacity_of(shape, LoraConfig(rank=8), "lora", taught).rank == rank
-    full = capacity_of(shape, LoraConfig(), "full", 1.0)
+    for information, rank in (
+        (2 * RANK_1, 1),
+        (2 * RANK_1 + 1, 2),
+        (2 * RANK_1 * 100.5, 101),
+        (2 * RANK_1 * 513, None),
+    ):
+        assert capacity_of(meta_model, LoraConfig(rank=8), "lora", information).rank == rank
+    full = capacity_of(meta_model, LoraConfig(), "full", 1.0)
     assert (full.bits, full.rank) == (2 * 8_190_735_360, None)
     assert supervised_bits(1000, math.log(2)) == pytest.approx(1000)
     assert supervised_bits(1000, 1.386) == pytest.approx(2000, rel=1e-3)
 
 
-def test_the_lines_of_a_run_hold_the_same_figures(shape: nn.Module) -> None:
-    lines = first_lines(deepmath("lora.alpha=2"), shape)
+def test_the_lines_of_a_run_hold_the_same_figures(meta_model: nn.Module) -> None:
+    lines = first_lines(deepmath("lora.alpha=2"), meta_model)
     assert list(lines) == ["capacity", "compute", "beware: alpha"]
-    counted = lines_of(planned(shape))["parameters"]
+    counted = lines_of(planned(meta_model))["parameters"]
     assert counted.startswith("2,727,936 of 8,190,735,360 learn (0.033%): attention 958,464, mlp 1,769,472")
     assert "5,455,872 bits" in lines["capacity"]
     assert "at most 153,600, 1 an episode (300 × 32 × 16): 2.82%; rank 1 holds it" in lines["capacity"]
-    made = planned(shape)
+    made = planned(meta_model)
     assert f"{made.lora.learning / made.full.learning:.3f}" == lines["compute"].rsplit(" ", 1)[1]
     # Attention has no weights, so LoRA saves less than a third of a long step.
     assert 2 / 3 < made.lora.learning / made.full.learning < 0.75
-    full = first_lines(deepmath("method=full", "optim.lr=4e-6"), shape)
+    full = first_lines(deepmath("method=full", "optim.lr=4e-6"), meta_model)
     assert "rank" not in full["capacity"]
 
 
@@ -180,8 +188,8 @@ def test_the_lines_of_a_run_hold_the_same_figures(shape: nn.Module) -> None:
         ("context", ("sampling.max_tokens=32000",), "context of 32,768"),
     ],
 )
-def test_each_warning_has_its_case(shape: nn.Module, name: str, overrides: tuple[str, ...], words: str) -> None:
-    warnings = planned(shape, *overrides).warnings
+def test_each_warning_has_its_case(meta_model: nn.Module, name: str, overrides: tuple[str, ...], words: str) -> None:
+    warnings = planned(meta_model, *overrides).warnings
     assert list(warnings) == [name]
     assert words in warnings[name]
 
@@ -189,24 +197,24 @@ def test_each_warning_has_its_case(shape: nn.Module, name: str, overrides: tuple
 @pytest.mark.parametrize(
     ("start", "warned"), [("pissa_niter_16", True), ("olora", True), ("default", False), ("orthogonal", False)]
 )
-def test_a_start_from_a_decomposition_is_warned_of(shape: nn.Module, start: str, warned: bool) -> None:
-    assert ("init" in planned(shape, "lora.rank=2", f"lora.init={start}").warnings) == warned
+def test_a_start_from_a_decomposition_is_warned_of(meta_model: nn.Module, start: str, warned: bool) -> None:
+    assert ("init" in planned(meta_model, "lora.rank=2", f"lora.init={start}").warnings) == warned
 
 
 @pytest.mark.parametrize("name", ["deepmath", "math", "gsm8k"])
-def test_shipped_recipes_of_8b_models_call_for_no_warning(shape: nn.Module, name: str) -> None:
-    assert forecast(load_config(name), shape, device="cuda").warnings == {}
+def test_shipped_recipes_of_8b_models_call_for_no_warning(meta_model: nn.Module, name: str) -> None:
+    assert forecast(load_config(name), meta_model, device_type="cuda").warnings == {}
     assert set(WARNINGS) == {"batch", "rate", "alpha", "targets", "init", "capacity", "context"}
 
 
 def test_a_small_model_may_learn_faster_than_the_recipes_and_not_slower(make_config: Any) -> None:
-    shape = meta_model(str(ROOT / "rollout" / "embedded"), None)
-    assert forecast(make_config(), shape, device="cpu").warnings == {}
-    assert "rate" in forecast(make_config("optim.lr=1e-6"), shape, device="cpu").warnings
+    embedded = load_meta_model(make_config().model)
+    assert forecast(make_config(), embedded, device_type="cpu").warnings == {}
+    assert "rate" in forecast(make_config("optim.lr=1e-6"), embedded, device_type="cpu").warnings
 
 
-def test_fewer_updates_of_the_same_batch_are_smaller_ones(shape: nn.Module) -> None:
-    assert planned(shape, "train.problems_per_step=256", "learner.updates_per_step=2").warnings == {}
+def test_fewer_updates_of_the_same_batch_are_smaller_ones(meta_model: nn.Module) -> None:
+    assert planned(meta_model, "train.problems_per_step=256", "learner.updates_per_step=2").warnings == {}
 
 
 @pytest.mark.parametrize(("text", "parsed"), [("8x80", (8, 80.0)), ("1x24GiB", (1, 24.0)), ("64X141.5", (64, 141.5))])
@@ -221,8 +229,8 @@ def test_other_devices_are_refused(text: str) -> None:
         Devices.parse(text)
 
 
-def test_a_given_speed_is_waited_for_on_the_busiest_device(shape: nn.Module) -> None:
-    work = reinforcement(deepmath())
+def test_a_given_speed_is_waited_for_on_the_busiest_device(meta_model: nn.Module) -> None:
+    work = Workload.of(deepmath())
     speed = Throughput(sampling=1000.0, learning=2000.0, other_s=3.0, source="given")
     tokens = 32 * 16 * 8192
     for count, groups, completions in ((1, 32, 512), (8, 4, 64), (20, 2, 26), (64, 1, 8)):
@@ -232,34 +240,34 @@ def test_a_given_speed_is_waited_for_on_the_busiest_device(shape: nn.Module) -> 
         assert time.step_s == pytest.approx(time.sampling_s + time.learning_s + 3)
 
 
-def test_a_data_sheet_bounds_decoding_by_what_must_be_read(shape: nn.Module) -> None:
-    made = planned(shape, "rollout.memory_fraction=0.6")
-    widths = Widths.of(shape)
-    assert kv_bytes(widths, 2) == 2 * 36 * 8 * 128 * 2
-    sampler = CardSampler.of(made.config, widths, made.total, 80.0)
+def test_a_data_sheet_bounds_decoding_by_what_must_be_read(meta_model: nn.Module) -> None:
+    made = planned(meta_model, "rollout.memory_fraction=0.6")
+    widths = Widths.of(meta_model)
+    assert widths.kv_bytes(2) == 2 * 36 * 8 * 128 * 2
+    sampler = GpuSampler.of(made.config, widths, made.total, 80.0)
     weights = made.total * 2
     assert sampler.kv_cache == pytest.approx(48 - weights / GIB)
     assert sampler.tokens == int((48 * GIB - weights) / 147_456)
-    assert sampler.side_by_side(made.config, made.work) == sampler.tokens // 9216 == 25
+    assert sampler.concurrent_sequences(made.config, made.work) == sampler.tokens // 9216 == 25
     card = DataSheet(tflops=989, tb_per_s=3.35, mfu=0.4)
-    fit = on_cards(made, Devices(count=8, gib=80.0), card)
-    assert (fit.groups, fit.idle, fit.side_by_side, fit.refusals) == (4, 0, 25, ())
+    fit = on_gpus(made, Devices(count=8, gib=80.0), card)
+    assert (fit.groups, fit.idle, fit.concurrent_sequences, fit.refusals) == (4, 0, 25, ())
     token_s = (weights + 25 * (1024 + 4096) * 147_456) / 3.35e12
     assert fit.time is not None
     assert fit.time.sampling_s == pytest.approx(token_s * 8192 * 64 / 25)
-    learning = made.lora.learning + made.lora.again
+    learning = made.lora.learning + made.lora.recomputed
     assert fit.time.learning_s == pytest.approx(learning / 8 / (0.4 * 989e12))
-    # With memory to spare, and a slow processor, products are what is waited for.
-    slow = on_cards(made, Devices(count=8, gib=80.0), DataSheet(tflops=1, tb_per_s=1000, mfu=1)).time
+    # With memory to spare, and a slow processor, multiply_adds are what is waited for.
+    slow = on_gpus(made, Devices(count=8, gib=80.0), DataSheet(tflops=1, tb_per_s=1000, mfu=1)).time
     assert slow is not None
     assert slow.sampling_s == pytest.approx(made.lora.sampling / 8 / 1e12)
 
 
-def test_cards_without_a_group_and_cards_without_room_are_told(shape: nn.Module) -> None:
-    made = planned(shape)
-    many = on_cards(made, Devices(count=64, gib=80.0), None)
+def test_cards_without_a_group_and_cards_without_room_are_told(meta_model: nn.Module) -> None:
+    made = planned(meta_model)
+    many = on_gpus(made, Devices(count=64, gib=80.0), None)
     assert (many.groups, many.idle, many.time) == (1, 32, None)
-    small = on_cards(made, Devices(count=1, gib=24.0), DataSheet(tflops=100, tb_per_s=1, mfu=0.4))
+    small = on_gpus(made, Devices(count=1, gib=24.0), DataSheet(tflops=100, tb_per_s=1, mfu=0.4))
     assert small.time is None
     memory, cache = small.refusals
     assert "24.0 GiB are available" in memory
@@ -267,7 +275,7 @@ def test_cards_without_a_group_and_cards_without_room_are_told(shape: nn.Module)
 
 
 def test_the_data_sheet_of_a_card_is_no_use_on_a_cpu(make_config: Any) -> None:
-    made = forecast(make_config(), meta_model(str(ROOT / "rollout" / "embedded"), None), device="cpu")
+    made = forecast(make_config(), load_meta_model(make_config().model), device_type="cpu")
     with pytest.raises(ConfigError, match="--devices"):
         on_this_cpu(made, DataSheet(tflops=1, tb_per_s=1, mfu=1))
     fit = on_this_cpu(made, Throughput(sampling=1000, learning=500, source="given"))
@@ -301,7 +309,7 @@ def test_a_run_of_ones_own_measures_the_speed(finished: Path, make_config: Any) 
 
 def test_the_same_run_again_is_predicted_to_take_as_long(finished: Path, make_config: Any) -> None:
     speed = measured(finished, make_config(), 1)
-    time = speed.predict(reinforcement(make_config(), completion_tokens=20), Devices(count=1, gib=1))
+    time = speed.predict(Workload.of(make_config(), completion_tokens=20), Devices(count=1, gib=1))
     assert time.step_s == pytest.approx((4.75 + 6.75) / 2)
 
 

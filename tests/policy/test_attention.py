@@ -12,7 +12,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.policy.attention import attend, has_plain_attention
 from rl_engine.policy.base_model import layout_of
-from rl_engine.policy.logprobs import Policy
+from rl_engine.policy.logprobs import LogprobModel
 from rollout.models import EMBEDDED_DIR
 
 
@@ -48,9 +48,9 @@ def test_heads_that_share_keys_score_as_in_padded_rows(kind: str) -> None:
         "num_key_value_heads": 2,
     }
     torch.manual_seed(0)
-    facts = AutoConfig.for_model(kind, **sizes)
-    facts._attn_implementation = "sdpa"
-    model = AutoModelForCausalLM.from_config(facts)
+    model_config = AutoConfig.for_model(kind, **sizes)
+    model_config._attn_implementation = "sdpa"
+    model = AutoModelForCausalLM.from_config(model_config)
     samples = [
         TrainingSample(
             prompt_ids=prompt,
@@ -69,7 +69,7 @@ def test_heads_that_share_keys_score_as_in_padded_rows(kind: str) -> None:
     for layout, implementation in (("padded", "sdpa"), ("shared_prompt", "shared_prompt")):
         model.config._attn_implementation = implementation
         batch = collate(samples, pad_id=0, layout=layout)
-        logprobs.append(Policy(model, 1.0)(batch)[0])
+        logprobs.append(LogprobModel(model, 1.0)(batch)[0])
     torch.testing.assert_close(logprobs[1], logprobs[0], atol=1e-5, rtol=1e-5)
     row = collate(samples, pad_id=0, layout="shared_prompt").input_ids_BT
     # Two prompts of five positions and four completions of three: nothing is predicted from a last token.

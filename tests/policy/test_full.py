@@ -18,8 +18,8 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.base_model import load_causal_lm
-from rl_engine.policy.full import FullTrainee
-from rl_engine.policy.logprobs import Policy
+from rl_engine.policy.full import FullPolicy
+from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.sampling.publish import Publisher
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
@@ -45,17 +45,17 @@ def test_the_forward_pass_is_that_of_the_cast_model_and_tied_weights_stay_tied(
     make_config: Any, samples: list[TrainingSample]
 ) -> None:
     config = make_config("method=full", "model.dtype=bfloat16")
-    trainee = FullTrainee(config, CPU)
-    assert {p.dtype for p in trainee.parameters.values()} == {torch.float32}
+    trainable = FullPolicy(config, CPU)
+    assert {p.dtype for p in trainable.parameters.values()} == {torch.float32}
     plain = load_causal_lm(config, CPU)
     batch = collate(samples, pad_id=0, layout="shared_prompt")
     with torch.no_grad():
-        expected, _ = Policy(plain, 1.0)(batch)
-        found, _ = Policy(trainee.causal_lm, 1.0)(batch)
+        expected, _ = LogprobModel(plain, 1.0)(batch)
+        found, _ = LogprobModel(trainable.causal_lm, 1.0)(batch)
     assert torch.equal(found, expected)
     # One matrix for both ends: it is listed, trained and published once.
-    assert trainee.parameters.keys() == dict(plain.named_parameters()).keys()
-    assert "lm_head.weight" not in trainee.parameters
+    assert trainable.parameters.keys() == dict(plain.named_parameters()).keys()
+    assert "lm_head.weight" not in trainable.parameters
 
 
 def test_an_update_below_the_resolution_of_bfloat16_is_kept(
@@ -191,7 +191,7 @@ def test_the_sampler_follows_the_whole_model(
     # What is published is an ordinary checkpoint of the same policy.
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "adapters" / "latest", dtype=torch.float32)
     with torch.no_grad():
-        logprob_N, _ = Policy(model, 1.0)(collate(rows[:1], pad_id=0, layout="padded"))
+        logprob_N, _ = LogprobModel(model, 1.0)(collate(rows[:1], pad_id=0, layout="padded"))
     assert logprob_N.tolist() == pytest.approx(list(rows[0].behaviour_logprobs), abs=1e-4)
     moved = replace(rows[0], behaviour_logprobs=tuple(q + 1 for q in rows[0].behaviour_logprobs))
     assert learner.measure([moved], LOOSE).gap.logprob_max == pytest.approx(1.0, abs=1e-4)

@@ -29,12 +29,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 
 from rl_engine.config import LoraConfig
 from rl_engine.learner.batching import TrainingSample, collate
-from rl_engine.plan.budget import Products, Workload, learning_flops
-from rl_engine.policy.base_model import meta_model
-from rl_engine.policy.logprobs import Policy
+from rl_engine.plan.flops import MultiplyAdds, learning_flops
+from rl_engine.plan.sizes import Workload
+from rl_engine.policy.base_model import load_meta_model
+from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora import add_adapter
 from rl_engine.policy.lora_linear import LoraLinear
 from rl_engine.policy.targets import coverage_of
+from rollout.config import ModelConfig
 
 INPUTS, OUTPUTS, EXAMPLES = 16, 12, 40
 ALPHA = 32.0
@@ -56,9 +58,9 @@ class Regression:
     def __init__(self, rank: int, alpha: float = ALPHA, *, rslora: bool = False) -> None:
         linear = nn.Linear(INPUTS, OUTPUTS, bias=False, dtype=torch.float64)
         linear.weight.data = WEIGHT_OI.clone()
-        facts = PeftLoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"], use_rslora=rslora)  # type: ignore[arg-type]
-        facts._register_custom_module({nn.Linear: LoraLinear})
-        self.model: Any = get_peft_model(nn.Sequential(linear), facts)
+        peft_config = PeftLoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"], use_rslora=rslora)  # type: ignore[arg-type]
+        peft_config._register_custom_module({nn.Linear: LoraLinear})
+        self.model: Any = get_peft_model(nn.Sequential(linear), peft_config)
         self.layer = cast("Any", self.model.get_submodule("base_model.model.0"))
         self.a: nn.Parameter = self.layer.lora_A["default"].weight
         self.b: nn.Parameter = self.layer.lora_B["default"].weight
@@ -225,7 +227,7 @@ def test_lora_plus_is_a_move_along_the_second_number() -> None:
 
 
 def small_llama(dtype: torch.dtype) -> Any:
-    facts = LlamaConfig(
+    model_config = LlamaConfig(
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -234,7 +236,7 @@ def small_llama(dtype: torch.dtype) -> Any:
         vocab_size=64,
     )
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(facts, attn_implementation="eager", dtype=dtype)
+    return AutoModelForCausalLM.from_config(model_config, attn_implementation="eager", dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -276,7 +278,7 @@ QWEN3_8B = Qwen3Config(
 
 
 @pytest.mark.parametrize(
-    ("facts", "mlp", "attention", "head"),
+    ("model_config", "mlp", "attention", "head"),
     [
         # By hand: Σ (inputs + outputs) of gate, up, down; of q, k, v, o; of the output embedding.
         (LLAMA_8B, 32 * 3 * (4096 + 14336), 32 * (2 * 8192 + 2 * 5120), 4096 + 128256),
@@ -285,15 +287,15 @@ QWEN3_8B = Qwen3Config(
     ids=["Llama-3.1-8B", "Qwen3-8B"],
 )
 def test_parameters_of_8b_models_from_their_configs_alone(
-    facts: PretrainedConfig, mlp: int, attention: int, head: int, tmp_path: Path
+    model_config: PretrainedConfig, mlp: int, attention: int, head: int, tmp_path: Path
 ) -> None:
-    facts.save_pretrained(tmp_path)
+    model_config.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    shape = meta_model(str(tmp_path), None)
+    meta_model = load_meta_model(ModelConfig(name=str(tmp_path)))
     for rank in (1, 32):
-        found = coverage_of(shape, LoraConfig(rank=rank, targets="all+lm_head"))
+        found = coverage_of(meta_model, LoraConfig(rank=rank, targets="all+lm_head"))
         assert found.by_group == {"attention": rank * attention, "mlp": rank * mlp, "other": rank * head}
-        if facts is LLAMA_8B:
+        if model_config is LLAMA_8B:
             assert (mlp, attention, head) == (1_769_472, 851_968, 132_352)
             assert found.trainable == rank * 2_753_792
 
@@ -313,20 +315,20 @@ def test_one_layer_costs_two_thirds_of_full_fine_tuning_and_the_ranks_share(
     full = nn.Linear(inputs, outputs, bias=False)
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as of_full:
         full(x).sum().backward()
-    facts = PeftLoraConfig(r=rank, lora_alpha=32, target_modules=["0"])
-    facts._register_custom_module({nn.Linear: LoraLinear})
-    model = get_peft_model(nn.Sequential(nn.Linear(inputs, outputs, bias=False)), facts)
+    peft_config = PeftLoraConfig(r=rank, lora_alpha=32, target_modules=["0"])
+    peft_config._register_custom_module({nn.Linear: LoraLinear})
+    model = get_peft_model(nn.Sequential(nn.Linear(inputs, outputs, bias=False)), peft_config)
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as of_lora:
         model(x).sum().backward()
     counted = of_lora.get_total_flops() / of_full.get_total_flops()
     if inputs == outputs:
         assert counted == pytest.approx((2 + 6 * rank / inputs) / 3)
-    products = Products(
+    multiply_adds = MultiplyAdds(
         matrices=inputs * outputs, adapter=rank * (inputs + outputs), head=0, head_adapter=0, attended=0
     )
-    work = Workload(steps=1, groups=1, completions=1, prompt_tokens=1, completion_tokens=tokens - 1, bits=0)
-    assert learning_flops(products, work, prompts=1, method="full") == of_full.get_total_flops()
-    assert learning_flops(products, work, prompts=1, method="lora") == of_lora.get_total_flops()
+    work = Workload(steps=1, groups=1, completions=1, prompt_tokens=1, completion_tokens=tokens - 1)
+    assert learning_flops(multiply_adds, work, prompts=1, method="full") == of_full.get_total_flops()
+    assert learning_flops(multiply_adds, work, prompts=1, method="lora") == of_lora.get_total_flops()
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -335,8 +337,8 @@ def test_the_operations_of_a_whole_model_are_those_that_torch_counts(method: Any
     length = prompt + completion
     lora = LoraConfig(rank=rank, targets="all")
     model = small_llama(torch.float32)
-    products = Products.of(model, lora)
-    policy = Policy(add_adapter(model, lora, seed=0)[0].get_base_model() if method == "lora" else model, 1.0)
+    multiply_adds = MultiplyAdds.of(model, lora)
+    policy = LogprobModel(add_adapter(model, lora, seed=0)[0].get_base_model() if method == "lora" else model, 1.0)
     samples = [
         TrainingSample(
             prompt_ids=tuple(range(prompt)),
@@ -350,14 +352,14 @@ def test_the_operations_of_a_whole_model_are_those_that_torch_counts(method: Any
     batch = collate(samples, 0, "padded")
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         policy(batch)[0].sum().backward()
-    work = Workload(steps=1, groups=1, completions=rows, prompt_tokens=prompt, completion_tokens=completion, bits=0)
-    expected = learning_flops(products, work, prompts=rows, method=method)
+    work = Workload(steps=1, groups=1, completions=rows, prompt_tokens=prompt, completion_tokens=completion)
+    expected = learning_flops(multiply_adds, work, prompts=rows, method=method)
     # Plain attention computes the half that the mask hides, too.
-    expected += 3 * 2 * rows * products.attended * (length**2 - length * (length + 1) / 2)
+    expected += 3 * 2 * rows * multiply_adds.attended * (length**2 - length * (length + 1) / 2)
     if method == "lora":
         # The gradients of the very first layer's inputs, of q, k and v.
         expected -= 2 * rows * length * (32 * (32 + 16 + 16) + rank * 3 * 32)
     else:
         # A head that learns computes its logits again.
-        expected += 2 * rows * completion * products.head
+        expected += 2 * rows * completion * multiply_adds.head
     assert counter.get_total_flops() == expected

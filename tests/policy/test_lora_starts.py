@@ -18,7 +18,7 @@ from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.gap import GapLimits
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
-from rl_engine.policy.lora import LoraTrainee, lora_layers
+from rl_engine.policy.lora import LoraPolicy, lora_layers
 from rl_engine.policy.targets import coverage_of
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
@@ -45,7 +45,9 @@ def learner_of(config: Config, ranks: Ranks) -> Learner:
 
 def publish(store: AdapterStore, version: int, learner: Learner) -> AdapterRef:
     weights = learner.weights()
-    return store.publish(version, lambda path: learner.trainee.write(path, weights), learner.trainee.facts())
+    return store.publish(
+        version, lambda path: learner.trainable.write(path, weights), learner.trainable.manifest_entries()
+    )
 
 
 @pytest.mark.engine
@@ -72,8 +74,8 @@ def test_the_svd_starts_are_pefts_over_an_untouched_base(make_config: ConfigMake
     """PiSSA: s·B₀A₀ is the best rank-2 approximation of the weight (Eckart and Young)."""
     learner = learner_of(make_config("lora.rank=2", "lora.init=pissa"), ranks)
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32).state_dict()
-    assert isinstance(learner.trainee, LoraTrainee)
-    for path, layer in lora_layers(learner.trainee.model).items():
+    assert isinstance(learner.trainable, LoraPolicy)
+    for path, layer in lora_layers(learner.trainable.model).items():
         weight = base[path.removeprefix("base_model.model.") + ".weight"]
         kept: Any = layer.get_base_layer()
         assert torch.equal(kept.weight, weight)
@@ -85,9 +87,9 @@ def test_the_svd_starts_are_pefts_over_an_untouched_base(make_config: ConfigMake
 def test_eva_starts_from_what_the_layers_see(make_config: ConfigMaker, ranks: Ranks) -> None:
     """With one prompt of six tokens, rank 6 spans all a layer was given: projecting on A loses nothing."""
     learner = learner_of(make_config("lora.rank=6", "lora.init=eva"), ranks)
-    assert isinstance(learner.trainee, LoraTrainee)
+    assert isinstance(learner.trainable, LoraPolicy)
     seen: dict[str, torch.Tensor] = {}
-    layers: dict[str, Any] = {**lora_layers(learner.trainee.model)}
+    layers: dict[str, Any] = {**lora_layers(learner.trainable.model)}
     for path, layer in layers.items():
         layer.register_forward_pre_hook(lambda _, inputs, path=path: seen.update({path: inputs[0].flatten(0, -2)}))
     with torch.no_grad():
@@ -103,7 +105,7 @@ def test_the_published_adapter_of_a_converted_start_is_a_plain_one_for_peft(
 ) -> None:
     learner = learner_of(make_config("lora.rank=3", "lora.init=olora", "lora.rslora=true", "optim.lr=1e-2"), ranks)
     learner.step([samples], LOOSE)
-    learner.trainee.write(tmp_path, learner.weights())
+    learner.trainable.write(tmp_path, learner.weights())
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, str(tmp_path))
     sample = samples[-1]

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
-from rl_engine.policy.lora import LoraTrainee
+from rl_engine.policy.lora import LoraPolicy
 from rl_engine.push.__main__ import app
 from rl_engine.push.card import Licence, Release
 from rl_engine.push.release import files_of, make_release
@@ -39,7 +39,7 @@ FRAME = 'A "question" of {problem}\n\nSecond line \\boxed\nAnswer: '
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LoraTrainee]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LoraPolicy]:
     """A run with every kind of path in its configuration, and its model as the learner holds it."""
     root = tmp_path_factory.mktemp("made")
     paths = [
@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LoraTrainee
 
 
 @pytest.fixture
-def run(trained: tuple[Path, LoraTrainee], tmp_path: Path) -> Path:
+def run(trained: tuple[Path, LoraPolicy], tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained[0], tmp_path / "run", symlinks=True))
 
 
@@ -383,7 +383,7 @@ def logprobs(model: Any, ids: torch.Tensor) -> torch.Tensor:
     ids=["chat", "frame", "named"],
 )
 def test_the_peft_code_gives_the_learners_model_and_prompt(
-    hub: Hub, run: Path, trained: tuple[Path, LoraTrainee], prompt: list[str]
+    hub: Hub, run: Path, trained: tuple[Path, LoraPolicy], prompt: list[str]
 ) -> None:
     config = configure(run, *prompt)
     code, _ = published(run)
@@ -406,7 +406,7 @@ def test_the_peft_code_gives_the_learners_model_and_prompt(
 def test_the_vllm_code_samples_from_the_adapter(
     hub: Hub,
     run: Path,
-    trained: tuple[Path, LoraTrainee],
+    trained: tuple[Path, LoraPolicy],
     vllm_engine: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -447,7 +447,7 @@ def test_the_vllm_code_samples_from_the_adapter(
 
 
 def test_the_merged_model_is_pefts_and_speaks_like_the_adapter(
-    hub: Hub, run: Path, trained: tuple[Path, LoraTrainee]
+    hub: Hub, run: Path, trained: tuple[Path, LoraPolicy]
 ) -> None:
     *_, code = published(run, "--merged", "--merged-dtype", "float32")
     assert "ignore_patterns" in snippets(table(run / "release/v000003"))[1]

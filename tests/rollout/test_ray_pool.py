@@ -383,7 +383,9 @@ def test_workers_sample_what_the_engine_in_process_samples(
     weights = learner.weights()
     assert any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
     store = AdapterStore(tmp_path / "adapters", name="of_the_pool")
-    ref = store.publish(1, lambda directory: learner.trainee.write(directory, weights), {**learner.trainee.facts()})
+    ref = store.publish(
+        1, lambda directory: learner.trainable.write(directory, weights), {**learner.trainable.manifest_entries()}
+    )
     vllm_engine.load_adapter(ref)
     alone = [
         group

@@ -152,7 +152,9 @@ def test_each_leg_is_its_versions_own(
 
     def publish(version: int) -> AdapterRef:
         weights = learner.weights()
-        ref = store.publish(version, lambda place: learner.trainee.write(place, weights), {**learner.trainee.facts()})
+        ref = store.publish(
+            version, lambda place: learner.trainable.write(place, weights), {**learner.trainable.manifest_entries()}
+        )
         vllm_engine.load_adapter(ref)
         past.remember(ref)
         return ref

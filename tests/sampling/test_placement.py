@@ -16,8 +16,8 @@ from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import learner_state, restore_learner
-from rl_engine.policy.logprobs import Policy
-from rl_engine.policy.lora import LoraTrainee
+from rl_engine.policy.logprobs import LogprobModel
+from rl_engine.policy.lora import LoraPolicy
 from rl_engine.policy.targets import Coverage, coverage_of, match_targets
 from rl_engine.sampling.placement import start_queue
 from rl_engine.train.assemble import check_context
@@ -36,12 +36,12 @@ EXPERTS, ACTIVE, HIDDEN, WIDTH = 8, 2, 32, 48
 
 
 def coverage(learner: Learner) -> Coverage:
-    assert isinstance(learner.trainee, LoraTrainee)
-    return learner.trainee.coverage
+    assert isinstance(learner.trainable, LoraPolicy)
+    return learner.trainable.coverage
 
 
 def scores(causal_lm: Any, samples: list[TrainingSample]) -> list[list[float]]:
-    policy = Policy(causal_lm, temperature=1.0)
+    policy = LogprobModel(causal_lm, temperature=1.0)
     with torch.no_grad():
         return [policy(collate([sample], pad_id=0, layout="padded"))[0].tolist() for sample in samples]
 
@@ -60,7 +60,7 @@ def test_the_output_embedding_can_be_adapted(
     moved = {name for name, tensor in learner.weights().items() if not torch.equal(tensor, before[name])}
     assert "base_model.model.lm_head.lora_B.weight" in moved
     # Embedding and output are one matrix: the input side does not move with the adapter of the output side.
-    learner.trainee.write(tmp_path, learner.weights())
+    learner.trainable.write(tmp_path, learner.weights())
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, str(tmp_path))
     for found, row in zip(scores(adapted.get_base_model(), samples), learner.score(samples), strict=True):
@@ -111,7 +111,7 @@ def test_experts_share_the_rank_among_those_a_token_meets(make_learner: LearnerM
     expert = 2 * EXPERTS * ((HIDDEN + 2 * WIDTH) + (WIDTH + HIDDEN))
     attention = 4 * 4 * (HIDDEN + HIDDEN)
     assert coverage(learner).by_group == {"attention": 2 * attention, "mlp": 2 * expert}
-    shape = learner.trainee.causal_lm.config
+    shape = learner.trainable.causal_lm.config
     assert (shape.num_experts, shape.num_experts_per_tok) == (EXPERTS, ACTIVE)
     base = AutoModelForCausalLM.from_pretrained(mixture)
     only = match_targets(base, "mlp")
@@ -137,7 +137,7 @@ def test_a_mixture_learns_and_its_adapter_loads_with_plain_peft(
     moved = {name for name, tensor in learner.weights().items() if "lora_B" in name and tensor.any()}
     assert any("experts" in name for name in moved)
     assert any("self_attn" in name for name in moved)
-    learner.trainee.write(tmp_path, learner.weights())
+    learner.trainable.write(tmp_path, learner.weights())
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(mixture), str(tmp_path))
     for found, row in zip(scores(adapted.get_base_model(), samples), after, strict=True):
         assert found == pytest.approx(row, abs=3e-5)

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.sft import SftConfig, SftOptimConfig
-from rl_engine.policy.lora import LoraTrainee
+from rl_engine.policy.lora import LoraPolicy
 from rl_engine.run.merge import merge
 from rl_engine.run.records import read_metrics
 from rl_engine.run.trained import read_trained
@@ -213,13 +213,13 @@ def test_published_versions_are_measured_as_peft_measures_them(finished: Path) -
 
 def test_a_version_is_what_reinforcement_learning_publishes(finished: Path, make_config: Any, tmp_path: Path) -> None:
     """Version 0 of the same rank and seed, byte for byte, and a manifest of the same facts."""
-    trainee = LoraTrainee(make_config("lora.rank=1"), CPU)
-    trainee.write(tmp_path, {name: p.detach() for name, p in trainee.parameters.items()})
+    trainable = LoraPolicy(make_config("lora.rank=1"), CPU)
+    trainable.write(tmp_path, {name: p.detach() for name, p in trainable.parameters.items()})
     first = finished / "adapters" / "v000000"
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (first / name).read_bytes() == (tmp_path / name).read_bytes()
     manifest = read_manifest(finished / "adapters" / "latest")
-    assert trainee.facts().items() <= manifest.items()
+    assert trainable.manifest_entries().items() <= manifest.items()
     assert {"base_model", "config_hash", "name", "parent", "version", "format", "files"} <= manifest.keys()
     assert (manifest["version"], manifest["parent"]) == (6, 0)
 

@@ -1,0 +1,76 @@
+"""Configuration and model → the parameters that learn, and the bits they can hold against those a run can teach."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from torch import nn
+
+from rl_engine.config import Config, LoraConfig, Method
+from rl_engine.plan.sizes import Workload
+from rl_engine.policy.targets import coverage_of, group_of
+
+# LoRA Without Regret: a LoRA holds about two bits a parameter, and a policy gradient learns about one bit an episode.
+BITS_PER_PARAMETER = 2
+BITS_PER_EPISODE = 1
+RANKS = range(1, 513)
+
+
+def parameters_by_group(config: Config, meta_model: nn.Module) -> dict[str, int]:
+    """Parameters that learn, by kind of layer."""
+    if config.method == "lora":
+        return coverage_of(meta_model, config.lora).by_group
+    groups: dict[str, int] = {}
+    for name, parameter in meta_model.named_parameters():
+        groups[group_of(name)] = groups.get(group_of(name), 0) + parameter.numel()
+    return groups
+
+
+def trainable_parameters(config: Config, meta_model: nn.Module) -> int:
+    """How many parameters learn."""
+    return sum(parameters_by_group(config, meta_model).values())
+
+
+def reinforcement_bits(work: Workload) -> int:
+    """The most that a whole run of reinforcement learning can teach: groups without signal teach nothing."""
+    return BITS_PER_EPISODE * work.steps * work.episodes
+
+
+def supervised_bits(tokens: int, loss_nats: float) -> float:
+    """What supervised tokens, each counted once, can teach: their log loss, in the first epoch about
+    0.69 nats or one bit each."""
+    return tokens * loss_nats / math.log(2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What the trained parameters can hold, against the information in the training, in bits."""
+
+    bits: int
+    information_bits: float
+    rank: int | None
+    """The smallest rank that holds it all; None where none does, or where every weight learns."""
+
+    @property
+    def share(self) -> float:
+        """Information over capacity."""
+        return self.information_bits / self.bits
+
+
+def capacity_of(meta_model: nn.Module, lora: LoraConfig, method: Method, information_bits: float) -> Capacity:
+    """Two bits a trained parameter, and the smallest rank that holds the information."""
+
+    def bits(rank: int) -> int:
+        return BITS_PER_PARAMETER * coverage_of(meta_model, lora.model_copy(update={"rank": rank})).trainable
+
+    if method == "full":
+        trainable = sum(parameter.numel() for parameter in meta_model.parameters())
+        return Capacity(bits=BITS_PER_PARAMETER * trainable, information_bits=information_bits, rank=None)
+    index = bisect_left(RANKS, information_bits, key=bits)
+    return Capacity(
+        bits=bits(lora.rank),
+        information_bits=information_bits,
+        rank=RANKS[index] if index < len(RANKS) else None,
+    )

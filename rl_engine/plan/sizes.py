@@ -1,0 +1,80 @@
+"""Configuration and model → the sizes that the rest is counted from: those of a transformer, and those of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from rl_engine.config import Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widths:
+    """The sizes of a transformer that its activations, caches and matrix products are made of."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    """Of one token's feed-forward layers together: of all active experts where there are several."""
+    vocabulary: int
+    normed_heads: bool
+    """Whether queries and keys pass through a norm of their own (Qwen3)."""
+
+    @classmethod
+    def of(cls, meta_model: nn.Module) -> Widths:
+        text_config: Any = meta_model.config.get_text_config()  # type: ignore[operator, union-attr]
+        heads = text_config.num_attention_heads
+        experts = getattr(text_config, "num_experts_per_tok", None) or 0
+        dense = getattr(text_config, "intermediate_size", None) or 4 * text_config.hidden_size
+        expert = getattr(text_config, "moe_intermediate_size", None) or dense
+        return cls(
+            hidden=text_config.hidden_size,
+            layers=text_config.num_hidden_layers,
+            heads=heads,
+            kv_heads=getattr(text_config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text_config, "head_dim", None) or text_config.hidden_size // heads,
+            intermediate=experts * expert if experts else dense,
+            vocabulary=text_config.vocab_size,
+            normed_heads=any(name.endswith("q_norm") for name, _ in meta_model.named_modules()),
+        )
+
+    def kv_bytes(self, size: int) -> int:
+        """Bytes of one token's keys and values, in a precision of `size` bytes."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What a run passes through the model.
+
+    Example: `Workload(steps=300, groups=32, completions=16, prompt_tokens=1024, completion_tokens=8192)`
+    """
+
+    steps: int
+    groups: int
+    """Prompts of a step."""
+    completions: int
+    """Of each prompt."""
+    prompt_tokens: int
+    completion_tokens: int
+
+    @classmethod
+    def of(cls, config: Config, prompt_tokens: int | None = None, completion_tokens: int | None = None) -> Workload:
+        """The run's completions, each at the given length or else at the longest allowed."""
+        return cls(
+            steps=config.train.steps,
+            groups=config.train.problems_per_step,
+            completions=config.sampling.n,
+            prompt_tokens=prompt_tokens or config.data.max_prompt_tokens,
+            completion_tokens=completion_tokens or config.sampling.max_tokens,
+        )
+
+    @property
+    def episodes(self) -> int:
+        """Completions of a step."""
+        return self.groups * self.completions

@@ -1,0 +1,69 @@
+"""The memory that a phase was seen to take, and what there is to take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from rl_engine.learner.ranks import Ranks
+from rl_engine.run import peaks as measuring
+from rl_engine.run.peaks import GIB, PhasePeaks, available, cgroup_room
+
+
+def test_the_peak_of_a_phase_is_seen_after_it_was_freed() -> None:
+    peaks = PhasePeaks(torch.device("cpu"))
+    with peaks.peak_gib("rollout"):
+        before = psutil.Process().memory_info().rss / GIB
+    with peaks.peak_gib("learn"):
+        torch.ones(200 * 2**18)  # 200 MiB, freed at once
+    with peaks.peak_gib("sync"):
+        pass
+    if not peaks.exact:
+        pytest.skip("/proc/self/clear_refs cannot be written here")
+    assert peaks.gib["learn"] - before == pytest.approx(200 / 1024, abs=0.02)
+    assert peaks.gib["sync"] == pytest.approx(before, abs=0.02)
+    assert list(peaks.metrics()) == ["memory/rollout_gib", "memory/learn_gib", "memory/sync_gib"]
+    assert peaks.metrics() == {}  # a phase that a step did not have is not written down again
+
+
+def test_without_a_mark_to_set_back_the_end_of_the_phase_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a warning says so, once."""
+    monkeypatch.setattr(measuring, "CLEAR_REFS", tmp_path / "absent" / "clear_refs")
+    peaks = PhasePeaks(torch.device("cpu"))
+    for _ in range(2):
+        with peaks.peak_gib("learn"):
+            pass
+    assert peaks.gib["learn"] == pytest.approx(psutil.Process().memory_info().rss / GIB, abs=0.02)
+    assert caplog.text.count("cannot be written") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "group", "limit", "used"),
+    [
+        ("0::/job", "job", "memory.max", "memory.current"),
+        ("0::/", ".", "memory.max", "memory.current"),
+        ("4:memory:/a/b", "memory/a", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_the_limit_of_a_control_group_is_respected(
+    tmp_path: Path, line: str, group: str, limit: str, used: str
+) -> None:
+    assert cgroup_room(line, tmp_path) is None
+    place = tmp_path / group
+    place.mkdir(parents=True, exist_ok=True)
+    (place / limit).write_text("1000\n")
+    (place / used).write_text("700\n")
+    assert cgroup_room(f"1:cpu:/\n{line}", tmp_path) == 300
+    (place / "memory.stat").write_text("inactive_file 100\n")
+    assert cgroup_room(line, tmp_path) == 400
+
+
+def test_available_is_what_is_free_with_what_this_process_holds(ranks: Ranks) -> None:
+    room = available(ranks)
+    assert room.device_gib == room.host_gib
+    assert 0 < room.device_gib <= psutil.virtual_memory().total / GIB
