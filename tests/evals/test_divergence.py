@@ -14,6 +14,7 @@ from evals.forgetting.divergence import ScoringGapError, check_scoring, divergen
 from rollout.config import SamplingConfig
 from rollout.types import AdapterRef, RolloutGroup, TokenScores
 from tests.helpers.forgetting import Policies, prompts_of
+from tests.helpers.precision import LOGPROB_NATS
 
 LN2 = math.log(2)
 
@@ -59,7 +60,7 @@ def test_scores_are_those_of_transformers(vllm_engine: Any, policies: Policies, 
     for (context, continuation), scores in zip(rows, found, strict=True):
         logprobs = policies.logprobs(ref, [*context, *continuation])[len(context) - 1 : -1]
         expected = logprobs[range(len(continuation)), continuation]
-        assert scores.logprobs == pytest.approx(expected.tolist(), abs=2e-5)
+        assert scores.logprobs == pytest.approx(expected.tolist(), abs=LOGPROB_NATS)
         assert scores.greedy == tuple((logprobs.argmax(-1) == torch.tensor(continuation)).tolist())
     assert all(found[-2].greedy)
     assert not found[-1].greedy[-1]

@@ -24,6 +24,7 @@ from rl_engine.policy.lora import LoraPolicy
 from rl_engine.policy.targets import coverage_of, match_targets
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.batches import LOOSE
+from tests.helpers.precision import LOGPROB_NATS
 
 pytestmark = pytest.mark.engine
 
@@ -63,7 +64,7 @@ def test_padding_changes_no_logprob(make_learner: LearnerMaker, samples: list[Tr
     spread = batch.spread(together)
     for row, (sample, expected) in enumerate(zip(samples, alone, strict=True)):
         found = spread[row, : len(sample.completion_ids)].tolist()
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert found == pytest.approx(expected, abs=LOGPROB_NATS)
 
 
 @pytest.mark.parametrize("layout", ["packed", "shared_prompt"])
@@ -77,7 +78,7 @@ def test_the_layout_changes_no_update(
     padded = make_learner("learner.layout=padded", *more)
     other = make_learner(f"learner.layout={layout}", f"learner.tokens_per_microbatch={budget}", *more)
     for found, row in zip(other.score(rows), padded.score(rows), strict=True):
-        assert found == pytest.approx(row, abs=5e-5)
+        assert found == pytest.approx(row, abs=LOGPROB_NATS)
     stats = [learner.step([rows], LOOSE) for learner in (padded, other)]
     assert stats[1].tokens == stats[0].tokens == sum(len(s.completion_ids) for s in rows)
     assert stats[1].loss == pytest.approx(stats[0].loss, rel=1e-5)
@@ -92,8 +93,7 @@ def test_nothing_changes_before_the_first_update(make_learner: LearnerMaker, sam
     assert all(not tensor.any() for name, tensor in learner.weights().items() if "lora_B" in name)
     stats = learner.measure(on_policy(learner, samples), LOOSE)
     assert stats.kl_base == 0.0
-    # Alone or in a padded batch: rounding of float32 at log-probabilities around −10.
-    assert stats.gap.logprob_max < 2e-5
+    assert stats.gap.logprob_max < LOGPROB_NATS
 
 
 def first_update(learner: Learner, rows: list[TrainingSample]) -> dict[str, Tensor]:
@@ -226,10 +226,10 @@ def test_a_published_adapter_loads_with_plain_peft_and_merges_to_the_same_policy
     adapted = PeftModel.from_pretrained(base, str(tmp_path))
     for found, row in zip(scores(adapted.get_base_model()), expected, strict=True):
         # Another layout, another order of summation: 1.05e-5 was seen at log-probabilities near −14.
-        assert found == pytest.approx(row, abs=2e-5)
+        assert found == pytest.approx(row, abs=LOGPROB_NATS)
     merged = adapted.merge_and_unload()
     for found, row in zip(scores(merged), expected, strict=True):
-        assert found == pytest.approx(row, abs=1e-4)
+        assert found == pytest.approx(row, abs=LOGPROB_NATS)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (written["r"], written["lora_alpha"], written["peft_type"]) == (4, 32, "LORA")
 

@@ -32,6 +32,7 @@ from rollout.models import EMBEDDED_DIR
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
 from tests.helpers.hub_standin import Hub, standing_in, use
+from tests.helpers.precision import LOGPROB_NATS
 from tests.helpers.run_directories import CURVES, LAST, report, trained_run
 
 REPO = "ada/sums"
@@ -397,7 +398,7 @@ def test_the_peft_code_gives_the_learners_model_and_prompt(
     with learner.disable_adapter():
         base = logprobs(learner, ids)
     found = logprobs(names["model"], ids)
-    torch.testing.assert_close(found, logprobs(learner, ids), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, logprobs(learner, ids), rtol=0, atol=LOGPROB_NATS)
     assert (found - base).abs().max() > 0.1
     assert not any(stop in names["text"] for stop in ("\nQuestion:", "=?"))
 
@@ -460,7 +461,7 @@ def test_the_merged_model_is_pefts_and_speaks_like_the_adapter(
         torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-7)
     ids = torch.tensor([[11, 12, 5, 13, 7, 8, 3]])
     learner = trained[1].model
-    torch.testing.assert_close(logprobs(merged, ids), logprobs(learner, ids), rtol=0, atol=2e-5)
+    torch.testing.assert_close(logprobs(merged, ids), logprobs(learner, ids), rtol=0, atol=LOGPROB_NATS)
     with learner.disable_adapter():
         assert (logprobs(merged, ids) - logprobs(learner, ids)).abs().max() > 0.1
     assert "added in float32, and stored as they are." in table(run / "release/v000003")
@@ -500,7 +501,7 @@ def test_an_update_of_a_tied_output_leaves_the_input_alone(tmp_path: Path) -> No
     assert torch.equal(merged.get_input_embeddings().weight, base.get_input_embeddings().weight)
     assert not torch.equal(merged.get_output_embeddings().weight, base.get_output_embeddings().weight)
     ids = torch.tensor([[11, 12, 5, 13, 7, 8, 3]])
-    torch.testing.assert_close(logprobs(merged, ids), logprobs(learner, ids), rtol=0, atol=2e-5)
+    torch.testing.assert_close(logprobs(merged, ids), logprobs(learner, ids), rtol=0, atol=LOGPROB_NATS)
 
 
 @pytest.mark.parametrize(

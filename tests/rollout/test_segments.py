@@ -19,6 +19,7 @@ from rollout.engine import sample_seed
 from rollout.segments import is_unfinished, joined
 from rollout.types import AdapterRef, Completion, Problem, Prompt, Segment
 from tests.helpers.batches import LOOSE, alternating
+from tests.helpers.precision import LOGPROB_NATS
 
 END = 0
 
@@ -120,7 +121,7 @@ def test_greedy_legs_of_one_version_are_the_completion_sampled_at_once(
         for group, expected in zip(groups, at_once, strict=True):
             (one,), (other,) = group.completions, expected.completions
             assert (one.text, one.token_ids, one.finish_reason) == (other.text, other.token_ids, other.finish_reason)
-            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+            assert one.logprobs == pytest.approx(other.logprobs, abs=LOGPROB_NATS)
         first = groups[0].completions[0]
         assert (len(first.segments), first.finish_reason) == (segments, "stop")
         assert first.text == (text[:4] if stop else text)

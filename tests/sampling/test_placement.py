@@ -23,6 +23,7 @@ from rl_engine.sampling.placement import start_queue
 from rl_engine.train.assemble import check_context
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.batches import LOOSE
+from tests.helpers.precision import LOGPROB_NATS
 
 pytestmark = [
     pytest.mark.engine,
@@ -64,7 +65,7 @@ def test_the_output_embedding_can_be_adapted(
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, str(tmp_path))
     for found, row in zip(scores(adapted.get_base_model(), samples), learner.score(samples), strict=True):
-        assert found == pytest.approx(row, abs=3e-5)
+        assert found == pytest.approx(row, abs=LOGPROB_NATS)
 
 
 def test_a_trained_head_changes_nothing_for_the_other_layers(
@@ -140,7 +141,7 @@ def test_a_mixture_learns_and_its_adapter_loads_with_plain_peft(
     learner.trainable.write(tmp_path, learner.weights())
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(mixture), str(tmp_path))
     for found, row in zip(scores(adapted.get_base_model(), samples), after, strict=True):
-        assert found == pytest.approx(row, abs=3e-5)
+        assert found == pytest.approx(row, abs=LOGPROB_NATS)
     resumed = make_learner(f"model.name={mixture}", "lora.rank=4", "optim.lr=1e-2", "seed=3")
     restore_learner(resumed, learner_state(learner))
     assert resumed.score(samples) == after

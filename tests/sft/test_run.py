@@ -33,6 +33,7 @@ from rl_engine.sft.run import assemble, load_tokenizer, run_sft
 from rl_engine.sft.trainer import rate_factor, rows_of
 from rollout.adapters import read_manifest
 from rollout.models import EMBEDDED_DIR
+from tests.helpers.precision import LOGPROB_NATS
 
 BASE = {
     "model": {"name": "embedded", "dtype": "float32"},
@@ -154,7 +155,7 @@ def test_a_packed_example_does_not_see_its_neighbours(attention: str, tmp_path: 
             parts.append(Example(part.numpy(), marks.numpy()))
     with torch.no_grad():
         alone = torch.cat([nats(run.trainable.causal_lm, part) for part in parts])
-    torch.testing.assert_close(packed_nats(dict(batch)), alone, atol=2e-6, rtol=0)
+    torch.testing.assert_close(packed_nats(dict(batch)), alone, atol=LOGPROB_NATS, rtol=0)
     # The same row taken for one long example: what this test is there to notice.
     blind = {"input_ids": batch["input_ids"], "labels": batch["labels"]}
     assert float((packed_nats(blind) - alone).abs().max()) > 0.1
@@ -207,7 +208,7 @@ def test_published_versions_are_measured_as_peft_measures_them(finished: Path) -
         model = PeftModel.from_pretrained(base, str(directory))
         with torch.no_grad():
             found = float(mean_nats(model, test))
-        assert line["test/log_loss"] == pytest.approx(found, abs=1e-6)
+        assert line["test/log_loss"] == pytest.approx(found, abs=LOGPROB_NATS)
     assert lines[-1]["test/log_loss"] < lines[0]["test/log_loss"] - 0.5
 
 
