@@ -5,18 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rewards import GradeResult, Verdict
 from rl_engine.learner.advantages import BASELINES, advantages_of, group_mean, group_mean_std, leave_one_out
 from rl_engine.learner.groups import GradedGroup
-from rollout.types import Completion, Problem, Prompt, RolloutGroup
+from tests.helpers.builders import completion, graded_group, prompt, result
 
 
 def group(*rewards: float) -> GradedGroup:
     """Completions of one problem with these rewards."""
-    prompt = Prompt(problem=Problem(id="", text="", answer=""), text="", token_ids=(1,))
-    completion = Completion(text="", token_ids=(7,), logprobs=(-1.0,), finish_reason="stop", adapter="base")
-    results = tuple(GradeResult(verdict=Verdict.CORRECT, reward=reward, extracted="") for reward in rewards)
-    return GradedGroup(RolloutGroup(prompt=prompt, completions=(completion,) * len(rewards)), results)
+    return graded_group(prompt(), [(completion(), result(reward=reward)) for reward in rewards])
 
 
 def test_group_mean_advantages_by_hand() -> None:

@@ -6,22 +6,16 @@ from typing import Any
 
 import pytest
 
-from rewards import GradeResult, Verdict
+from rewards import Verdict
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.updates import updates_of
-from rollout.types import Completion, Problem, Prompt, RolloutGroup
+from tests.helpers.builders import completion, graded_group, prompt, result
 
 
 def group(number: int, lengths: tuple[int, ...], *, signal: bool = True) -> GradedGroup:
-    text = str(number)
-    prompt = Prompt(problem=Problem(id=text, text=text, answer="1"), text=text, token_ids=(number,))
-    completions = tuple(
-        Completion(text="", token_ids=(7,) * n, logprobs=(-1.0,) * n, finish_reason="stop", adapter="policy-v000000")
-        for n in lengths
-    )
-    right = GradeResult(verdict=Verdict.CORRECT, reward=1.0, extracted="1")
-    wrong = GradeResult(verdict=Verdict.INCORRECT, reward=0.0, extracted="2")
-    return GradedGroup(RolloutGroup(prompt=prompt, completions=completions), (right, wrong if signal else right))
+    results = (result(Verdict.CORRECT), result(Verdict.INCORRECT if signal else Verdict.CORRECT))
+    pairs = [(completion(tokens=n), each) for n, each in zip(lengths, results, strict=True)]
+    return graded_group(prompt(str(number), tokens=(number,)), pairs)
 
 
 GROUPS = [group(0, (1, 2)), group(1, (3, 4), signal=False), group(2, (5, 6))]

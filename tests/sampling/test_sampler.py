@@ -10,19 +10,16 @@ from rewards import Grader
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.sampler import Sampler
 from rollout.config import SamplingConfig
-from rollout.types import Completion, Problem, Prompt, RolloutGroup
+from rollout.types import Prompt, RolloutGroup
 from rollout.work_items import Request
+from tests.helpers.builders import completion, prompt
 
 SAMPLING = SamplingConfig(n=3, max_tokens=8)
 
 
 def rollout(answer: str, *said: str) -> RolloutGroup:
-    prompt = Prompt(problem=Problem(id=answer, text="?", answer=answer), text="?", token_ids=(1,))
-    completions = tuple(
-        Completion(text=f"\\boxed{{{text}}}", token_ids=(7,), logprobs=(-1.0,), finish_reason="stop", adapter="base")
-        for text in said
-    )
-    return RolloutGroup(prompt=prompt, completions=completions)
+    completions = tuple(completion(f"\\boxed{{{text}}}") for text in said)
+    return RolloutGroup(prompt=prompt("?", id=answer, answer=answer), completions=completions)
 
 
 class Queue:
