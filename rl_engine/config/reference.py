@@ -39,12 +39,12 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if plain and issubclass(annotation, BaseModel):
             yield from rows(annotation, f"{prefix}{name}.")
         else:
-            default = "required" if info.is_required() else f"`{_written(info.get_default(call_default_factory=True))}`"
+            default = "required" if info.is_required() else f"`{_as_yaml(info.get_default(call_default_factory=True))}`"
             meaning = (info.description or "").replace("|", "\\|")
             yield f"| `{prefix}{name}` | {_type(annotation, info)} | {default} | {meaning} |"
 
 
-def _written(value: Any) -> str:
+def _as_yaml(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return str(list(value)) if isinstance(value, tuple) else str(value).replace("\n", " ")
@@ -58,26 +58,26 @@ def _type(annotation: Any, info: FieldInfo) -> str:
         for name, sign in bounds.items()
         if getattr(entry, name, None) is not None
     ]
-    return " ".join([_name(annotation), ", ".join(limits)]).strip()
+    return " ".join([_type_name(annotation), ", ".join(limits)]).strip()
 
 
-def _name(annotation: Any) -> str:
+def _type_name(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        return " or ".join(f"`{_written(value)}`" for value in arguments)
+        return " or ".join(f"`{_as_yaml(value)}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_name(part) for part in arguments if part is not types.NoneType)
+        return " or ".join(_type_name(part) for part in arguments if part is not types.NoneType)
     if origin is typing.Annotated:
-        return _name(arguments[0])
+        return _type_name(arguments[0])
     if origin is tuple:
-        return f"list of {_name(arguments[0])}"
+        return f"list of {_type_name(arguments[0])}"
     names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "dict": "mapping"}
     name = str(annotation.__name__)
     return names.get(name, name)
 
 
 def reference() -> str:
-    """The supervised arm's table leaves out what is the same to the letter."""
+    """The page; its table of the supervised command leaves out what is the same to the letter."""
     shared = [*rows(Config)]
     supervised = [*rows(SftConfig)]
     own = [row for row in supervised if row not in shared]

@@ -54,18 +54,18 @@ def main(
 
 
 def examine(config: Config, ranks: Ranks) -> bool:
-    """Print facts and checks; whether all of them passed."""
-    from rl_engine.doctor.machine import machine_facts
+    """Print machine, settings and checks. Returns whether all checks passed."""
+    from rl_engine.doctor.machine import machine_rows
     from rl_engine.doctor.selftest import self_test
     from rl_engine.run.console import RunConsole
     from rl_engine.train.assemble import resolve_learning_rate
 
     console = RunConsole(quiet=not ranks.is_main, steps=0)
     console.console.print("[bold]machine[/bold]")
-    console.print_rows(machine_facts())
+    console.print_rows(machine_rows())
     console.console.print("[bold]configuration[/bold]")
     config = resolve_learning_rate(config, console)
-    console.print_rows(plan_facts(config, ranks))
+    console.print_rows(settings_rows(config, ranks))
     console.console.print("[bold]self-test[/bold]")
 
     def report(check: Check) -> None:
@@ -83,15 +83,17 @@ def examine(config: Config, ranks: Ranks) -> bool:
     return True
 
 
-def plan_facts(config: Config, ranks: Ranks) -> dict[str, str]:
-    """What the run would use, known without its weights."""
-    from rl_engine.policy.base_model import layout_of
+def settings_rows(config: Config, ranks: Ranks) -> dict[str, str]:
+    """Rows of name and value: what the run would use, known without its weights."""
+    from rl_engine.policy.attention import NAME as SHARED
+    from rl_engine.policy.base_model import choose_attention, layout_of
 
     cuda = ranks.device.type == "cuda"
     rollout, learner = config.rollout, config.learner
     share = f"{rollout.memory_fraction:.0%} of the card, {'asleep' if rollout.sleep else 'awake'} while learning"
     layout = layout_of(config, ranks.device)
-    kernel = "plain products" if layout == "shared_prompt" else learner.attention
+    attention = choose_attention(config, layout)
+    kernel = "plain products" if attention == SHARED else attention
     offload = ", optimizer in the machine's memory" if learner.offload_optimizer else ""
     return {
         "model": f"{config.model.name}, {config.model.dtype}, method {config.method}",

@@ -1,4 +1,4 @@
-"""The machine → facts for people: processors, memory, cards, and the libraries' versions against the lock."""
+"""The machine → lines for people: processors, memory, GPUs, and the libraries' versions against the lock."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Library:
 
 
 def instructions(cpuinfo: str) -> list[str]:
-    """Those of INSTRUCTIONS that the first processor of /proc/cpuinfo has."""
+    """The names in INSTRUCTIONS that the first processor of /proc/cpuinfo has."""
     for line in cpuinfo.splitlines():
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
@@ -48,7 +48,7 @@ def instructions(cpuinfo: str) -> list[str]:
 
 
 def libraries(lock: Path, names: Sequence[str] = LIBRARIES) -> list[Library]:
-    """Installed against locked. vLLM for the CPU is a package of another name."""
+    """Each package as it is installed and as the lock has it. vLLM for the CPU is a package of another name."""
     pinned = {}
     if lock.is_file():
         rows = (line.partition("==") for line in lock.read_text().splitlines() if "==" in line)
@@ -68,23 +68,22 @@ def _installed(name: str) -> str | None:
     return None
 
 
-def cards() -> list[str]:
-    """One line a card: its name, memory, capability, and whether it computes in bfloat16."""
+def gpus() -> list[str]:
+    """One line a GPU: its name, memory, capability, and whether it computes in bfloat16."""
     import torch
 
     lines = []
     for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        bf16 = "bfloat16" if facts.major >= 8 else "no bfloat16"
-        lines.append(
-            f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, capability {facts.major}.{facts.minor}, {bf16}"
-        )
+        properties = torch.cuda.get_device_properties(index)
+        bf16 = "bfloat16" if properties.major >= 8 else "no bfloat16"
+        capability = f"capability {properties.major}.{properties.minor}"
+        lines.append(f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {capability}, {bf16}")
     return lines
 
 
-def machine_facts() -> dict[str, str]:
-    """Aligned lines of name and value."""
-    found = cards()
+def machine_rows() -> dict[str, str]:
+    """Rows of name and value."""
+    found = gpus()
     memory = psutil.virtual_memory()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lock = LOCKS / ("cuda.txt" if found else "cpu.txt")

@@ -69,18 +69,18 @@ def small(config: Config, directory: Path) -> Config:
     To the reward comes a number made from the completion's text, unless the configuration has a function of its own:
     a model that solves nothing yet would have nothing to learn from, and its update could not be looked at.
     """
-    facts = config.model_dump()
-    rewards = facts["rewards"]
+    settings = config.model_dump()
+    rewards = settings["rewards"]
     if rewards["function"] is None:
         rewards |= {"function": SPREAD, "function_arguments": {}, "function_weight": SPREAD_WEIGHT}
-    facts["output_dir"] = str(directory)
-    facts["data"]["limit"] = min(facts["data"]["limit"] or READ_PROBLEMS, READ_PROBLEMS)
-    facts["sampling"] |= {"n": SAMPLES, "max_tokens": min(facts["sampling"]["max_tokens"], TOKENS)}
-    facts["train"] |= {"steps": STEPS, "problems_per_step": PROBLEMS}
-    facts["learner"]["updates_per_step"] = 1
-    facts["eval"] |= {"suites": (), "every": 0}
-    facts["log"] |= {"tensorboard": False, "wandb": None, "trackio": None}
-    return Config.model_validate(facts)
+    settings["output_dir"] = str(directory)
+    settings["data"]["limit"] = min(settings["data"]["limit"] or READ_PROBLEMS, READ_PROBLEMS)
+    settings["sampling"] |= {"n": SAMPLES, "max_tokens": min(settings["sampling"]["max_tokens"], TOKENS)}
+    settings["train"] |= {"steps": STEPS, "problems_per_step": PROBLEMS}
+    settings["learner"]["updates_per_step"] = 1
+    settings["eval"] |= {"suites": (), "every": 0}
+    settings["log"] |= {"tensorboard": False, "wandb": None, "trackio": None}
+    return Config.model_validate(settings)
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Listener(RunConsole):
     current: str = field(default=DATA, init=False)
     told: dict[str, str] = field(default_factory=dict, init=False)
     metrics: dict[str, float] = field(default_factory=dict, init=False)
-    """Of the last step."""
+    """Those of the last step."""
     _since: float = field(default_factory=time.monotonic, init=False)
 
     def begin(self, check: str) -> None:

@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 
 from evals.command import exit_with_error, new_console
-from rl_engine.inspect.figures import FIGURES, by_kind, middle
+from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +90,7 @@ def table(title: str, rows: Iterable[tuple[str, Sequence[Spectrum]]]) -> Table:
         made.add_column(column, justify="right")
     for name, spectra in rows:
         ranks = sorted({spectrum.rank for spectrum in spectra})
-        figures = (middle(spectra, figure) for figure in FIGURES.values())
+        figures = (median_over(spectra, figure) for figure in FIGURES.values())
         made.add_row(
             name,
             str(len(spectra)),
@@ -150,7 +150,7 @@ def _series(axes: Axes, versions: Sequence[Version], column: str, style: str) ->
 
     for group in ("attention", "mlp", "other"):
         parts = [[one for one in version.spectra if group_of(one.module) == group] for version in versions]
-        values = [middle(part, FIGURES[column]) for part in parts]
+        values = [median_over(part, FIGURES[column]) for part in parts]
         drawn = [(x, y) for x, y in zip(numbers(versions), values, strict=True) if y is not None]
         if drawn:
             marker = "o" if len(drawn) == 1 else None

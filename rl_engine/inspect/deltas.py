@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from rl_engine.inspect.spectrum import Spectrum, of_factors, of_matrix
+from rl_engine.inspect.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
 from rl_engine.policy.peft_format import FACTOR, rank_and_scale
 from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, AdapterStore, read_manifest
 from rollout.models import locate_model
@@ -25,7 +25,7 @@ class Version:
 
 
 def directories(path: Path) -> list[Path]:
-    """Where the versions are: of a run's directory all it has published, in order; else the directory itself.
+    """The directories of versions: all that a run has published, in order, or else the given directory itself.
 
     Raises `FileNotFoundError` where there is neither.
     """
@@ -62,6 +62,7 @@ def read_version(directory: Path, base: Path | None, only: str = "") -> Version:
 
 
 def _of_adapter(directory: Path, only: str) -> Iterator[Spectrum]:
+    """Spectra of a LoRA adapter's modules."""
     peft_config = json.loads((directory / PEFT_CONFIG).read_text())
     if peft_config.get("peft_type") != "LORA" or peft_config.get("use_dora"):
         kind = "DoRA" if peft_config.get("use_dora") else peft_config.get("peft_type")
@@ -84,15 +85,15 @@ def _of_experts(module: str, a_RI: Tensor, b_OR: Tensor, rank: int, scale: float
     """PEFT stacks the experts of a mixture: A by expert and then rank, B by rank and then expert."""
     experts = a_RI.shape[0] // rank
     if experts == 1:
-        yield of_factors(module, a_RI, b_OR, scale)
+        yield spectrum_of_factors(module, a_RI, b_OR, scale)
         return
     a_ERI, b_ORE = a_RI.unflatten(0, (experts, rank)), b_OR.unflatten(1, (rank, experts))
     for expert in range(experts):
-        yield of_factors(f"{module}.{expert}", a_ERI[expert], b_ORE[..., expert], scale)
+        yield spectrum_of_factors(f"{module}.{expert}", a_ERI[expert], b_ORE[..., expert], scale)
 
 
 def _of_model(directory: Path, base: Path, only: str) -> Iterator[Spectrum]:
-    """Matrices, and stacks of them; vectors have no spectrum."""
+    """Spectra of a trained model's matrices and stacks of matrices; vectors have none."""
     before = _files(base)
     for name, path in _files(directory).items():
         if only not in name:
@@ -105,9 +106,9 @@ def _of_model(directory: Path, base: Path, only: str) -> Iterator[Spectrum]:
             delta = new.get_tensor(name).float() - old.get_tensor(name).float()
         module = name.removesuffix(".weight")
         if delta.dim() == 2:
-            yield of_matrix(module, delta)
+            yield spectrum_of_matrix(module, delta)
         else:
-            yield from (of_matrix(f"{module}.{index}", one) for index, one in enumerate(delta))
+            yield from (spectrum_of_matrix(f"{module}.{index}", one) for index, one in enumerate(delta))
 
 
 def _files(model: Path) -> dict[str, Path]:
@@ -122,6 +123,7 @@ def _files(model: Path) -> dict[str, Path]:
 
 
 def _base_of(directory: Path) -> Path:
+    """The model that a trained model began from."""
     first = AdapterStore(directory.parent).path_of(0)
     if first.is_dir():
         return first

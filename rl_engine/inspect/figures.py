@@ -31,7 +31,7 @@ def by_kind(spectra: Sequence[Spectrum]) -> dict[str, list[Spectrum]]:
     return kinds
 
 
-def middle(spectra: Sequence[Spectrum], figure: Callable[[Spectrum], float | None]) -> float | None:
+def median_over(spectra: Sequence[Spectrum], figure: Callable[[Spectrum], float | None]) -> float | None:
     """The median over modules; None where the figure does not exist."""
     values = [value for spectrum in spectra if (value := figure(spectrum)) is not None]
     return median(values) if values else None

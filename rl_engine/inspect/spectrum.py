@@ -1,7 +1,8 @@
 """The update of a weight matrix → its singular values, in a handful of figures.
 
 Of a LoRA the product B·A is never formed: with B = Q_B R_B and Aᵀ = Q_A R_A the singular values of B·A are those of the
-r × r matrix R_B R_Aᵀ, since Q_B and Q_A have orthonormal columns.
+r × r matrix R_B R_Aᵀ, since Q_B and Q_A have orthonormal columns. Shapes: I inputs and O outputs of a
+layer, R its rank.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Spectrum:
         return self.energy_rank / self.rank
 
 
-def of_factors(module: str, a_RI: Tensor, b_OR: Tensor, scale: float) -> Spectrum:
+def spectrum_of_factors(module: str, a_RI: Tensor, b_OR: Tensor, scale: float) -> Spectrum:
     """The spectrum of scale · B·A, in float64."""
     r_a = torch.linalg.qr(a_RI.double().T, mode="r").R
     r_b = torch.linalg.qr(b_OR.double(), mode="r").R
@@ -55,8 +56,8 @@ def of_factors(module: str, a_RI: Tensor, b_OR: Tensor, scale: float) -> Spectru
     )
 
 
-def of_matrix(module: str, delta_OI: Tensor) -> Spectrum:
-    """The spectrum of a whole matrix, in float32."""
+def spectrum_of_matrix(module: str, delta_OI: Tensor) -> Spectrum:
+    """The spectrum of a full matrix, in float32."""
     return _spectrum(
         module, torch.linalg.svdvals(delta_OI.float()).double(), rank=min(delta_OI.shape), norm_a=None, norm_b=None
     )

@@ -42,14 +42,14 @@ def figures_of(directory: Path, sha256: str) -> dict[str, float]:
     """Medians over the modules of an adapter whose manifest has this digest: read once, though the page is watched."""
     # They load torch, which a report of a run without adapters has no need of.
     from rl_engine.inspect.deltas import read_version
-    from rl_engine.inspect.figures import middle
+    from rl_engine.inspect.figures import median_over
 
     spectra = read_version(directory, None).spectra
     figures = {
-        "inside/norm_a": middle(spectra, lambda one: one.norm_a),
-        "inside/norm_b": middle(spectra, lambda one: one.norm_b),
-        "inside/norm_update": middle(spectra, lambda one: one.frobenius),
-        "inside/stable_rank": middle(spectra, lambda one: one.stable_rank),
-        "inside/used_frac": middle(spectra, lambda one: one.used),
+        "inside/norm_a": median_over(spectra, lambda one: one.norm_a),
+        "inside/norm_b": median_over(spectra, lambda one: one.norm_b),
+        "inside/norm_update": median_over(spectra, lambda one: one.frobenius),
+        "inside/stable_rank": median_over(spectra, lambda one: one.stable_rank),
+        "inside/used_frac": median_over(spectra, lambda one: one.used),
     }
     return {name: value for name, value in figures.items() if value is not None}

@@ -23,7 +23,7 @@ def test_the_promised_configurations_ship() -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_configuration_loads_and_its_resolved_form_is_the_same_run(name: str, tmp_path: Path) -> None:
+def test_a_shipped_configuration_is_its_resolved_form(name: str, tmp_path: Path) -> None:
     schema: type[Config] | type[SftConfig] = SftConfig if name in SUPERVISED else Config
     config = read_config(schema, name)
     assert config.output_dir == f"runs/{Path(name).stem}"

@@ -63,7 +63,7 @@ def test_all_checks_pass_here(tmp_path: Path) -> None:
     assert not (tmp_path / "network-attempts").exists()
 
 
-def test_what_cannot_be_configured_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_what_cannot_be_configured_is_said_before_loading(tmp_path: Path) -> None:
     code, output = doctor(tmp_path, "lora.rnak=1")
     assert (code, "did you mean lora.rank?" in output) == (2, True)
 

@@ -19,7 +19,7 @@ from rl_engine.config import LoraConfig
 from rl_engine.inspect.__main__ import ROWS, app
 from rl_engine.inspect.deltas import directories, read_version
 from rl_engine.inspect.figures import by_kind
-from rl_engine.inspect.spectrum import Spectrum, of_factors, of_matrix
+from rl_engine.inspect.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
 from rl_engine.policy.lora import add_adapter
 from rl_engine.policy.peft_format import rank_and_scale
 from rollout.adapters import MANIFEST, AdapterError, AdapterStore
@@ -33,7 +33,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def test_of_factors_it_is_that_of_their_product(rank: int, inputs: int, outputs: int) -> None:
     a, b = random(rank, inputs).double(), random(outputs, rank, seed=1).double()
     values = torch.linalg.svdvals(2.5 * b @ a)[: min(rank, inputs, outputs)]
-    found = of_factors("m", a, b, 2.5)
+    found = spectrum_of_factors("m", a, b, 2.5)
     assert found.norm == pytest.approx(float(values[0]))
     assert found.frobenius == pytest.approx(float(values.norm()))
     assert found.stable_rank == pytest.approx(float((values**2).sum() / values[0] ** 2))
@@ -51,16 +51,19 @@ def test_of_factors_it_is_that_of_their_product(rank: int, inputs: int, outputs:
 )
 def test_a_matrix_of_known_singular_values(values: tuple[int, ...], stable: float, energy: int) -> None:
     left, right = torch.linalg.qr(random(6, 6)).Q, torch.linalg.qr(random(5, 5, seed=1)).Q
-    middle = torch.zeros(6, 5)
-    middle.diagonal()[: len(values)] = torch.tensor(values, dtype=torch.float32)
-    found = of_matrix("m", left @ middle @ right)
+    median_over = torch.zeros(6, 5)
+    median_over.diagonal()[: len(values)] = torch.tensor(values, dtype=torch.float32)
+    found = spectrum_of_matrix("m", left @ median_over @ right)
     assert found.stable_rank == pytest.approx(stable, rel=1e-5)
     assert (found.energy_rank, found.rank, found.norm_a, found.norm_b) == (energy, 5, None, None)
     assert found.used == pytest.approx(energy / 5)
 
 
 def test_no_update_has_no_rank() -> None:
-    for found in (of_factors("m", random(2, 5), torch.zeros(4, 2), 32.0), of_matrix("m", torch.zeros(4, 5))):
+    for found in (
+        spectrum_of_factors("m", random(2, 5), torch.zeros(4, 2), 32.0),
+        spectrum_of_matrix("m", torch.zeros(4, 5)),
+    ):
         assert (found.norm, found.frobenius, found.stable_rank, found.energy_rank, found.used) == (0, 0, 0, 0, 0)
 
 
@@ -201,7 +204,8 @@ def run(*arguments: str | Path) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_the_command_shows_versions_kinds_and_modules_and_writes_what_it_found(tmp_path: Path) -> None:
+def test_the_command_shows_and_writes_what_it_found(tmp_path: Path) -> None:
+    """Versions, kinds of layers, and with `--modules` each module."""
     paths = [adapter(tmp_path / f"v{number:06d}", torch.full((4, 1), float(number))) for number in range(2 * ROWS + 1)]
     code, output = run(*paths, "--plot", tmp_path / "made" / "s.png", "--output", tmp_path / "s.json")
     assert code == 0, output
@@ -243,7 +247,7 @@ def test_damaged_absent_and_unmatched_are_said_to_be(tmp_path: Path, full_run: P
 
 def test_modules_of_all_layers_and_experts_are_of_a_kind() -> None:
     def named(module: str) -> Spectrum:
-        return of_matrix(module, torch.eye(2))
+        return spectrum_of_matrix(module, torch.eye(2))
 
     names = ["layers.0.mlp.up_proj", "layers.1.mlp.up_proj", "layers.0.mlp.experts.3"]
     assert {kind: len(spectra) for kind, spectra in by_kind([named(name) for name in names]).items()} == {

@@ -36,7 +36,8 @@ def test_short_runs_of_lora_take_half_as_much_again(steps: int, ratio: int) -> N
     assert ("fewer than 100" in said(LLAMA_8B, steps=steps)) == (ratio == 15)
 
 
-def test_an_unknown_family_gets_the_part_without_family_and_is_said_to_be_unknown() -> None:
+def test_an_unknown_family_gets_the_part_without_family() -> None:
+    """And is said to be unknown."""
     assert rate(("gemma3", 4096)) == pytest.approx(5e-4)
     assert rate(("gemma3", 1024), rl=True) == pytest.approx(4e-5)
     for rl in (False, True):
@@ -44,7 +45,8 @@ def test_an_unknown_family_gets_the_part_without_family_and_is_said_to_be_unknow
         assert "fitted to the family" not in said(LLAMA_8B, rl=rl)
 
 
-def test_reinforcement_learning_starts_at_4e_5_and_stays_in_the_recipes_range() -> None:
+def test_reinforcement_learning_starts_at_4e_5() -> None:
+    """And stays in the recipes' range."""
     assert rate(LLAMA_8B, rl=True) == rate(QWEN3_8B, rl=True) == 4e-5
     assert rate(("llama", 8192), rl=True) == pytest.approx(4e-5 * 2**-0.781)
     # 1.85e-4 and 3.7e-6 before they are brought back.
@@ -59,7 +61,8 @@ def test_full_fine_tuning_takes_the_same_share_of_it(steps: int, ratio: int) -> 
     assert rate(QWEN3_8B, "full", steps, rl=True) == pytest.approx(4e-5 / ratio)
 
 
-def test_a_small_model_is_told_that_no_recipe_is_for_it_and_what_the_supervised_rule_gives() -> None:
+def test_a_small_model_is_told_that_no_recipe_is_for_it() -> None:
+    """And what the supervised rule gives."""
     text = said(EMBEDDED, rl=True)
     assert "hidden size 192 is far below" in text
     assert "hidden size" not in said(QWEN3_8B, rl=True)
@@ -68,7 +71,8 @@ def test_a_small_model_is_told_that_no_recipe_is_for_it_and_what_the_supervised_
     assert text.count("tinker-cookbook") == 2
 
 
-def test_the_rate_of_a_run_counts_its_updates_and_reads_the_models_config(make_config: Any) -> None:
+def test_the_rate_of_a_run_counts_its_updates(make_config: Any) -> None:
+    """And reads family and hidden size from the model's configuration."""
     llama = LlamaConfig(hidden_size=8192)
     config = make_config("train.steps=30", "learner.updates_per_step=3")
     assert rate_of_run(config, llama) == learning_rate("llama", 8192, method="lora", steps=90, reinforcement=True)

@@ -139,7 +139,8 @@ def test_a_cpu_computes_the_prompt_of_a_group_once(meta_model: nn.Module) -> Non
     assert each.learning - once.learning == pytest.approx(2 * 32 * 15 * prompt)
 
 
-def test_capacity_is_two_bits_a_parameter_and_information_a_bit_an_episode(meta_model: nn.Module) -> None:
+def test_capacity_is_two_bits_a_parameter(meta_model: nn.Module) -> None:
+    """And information a bit an episode."""
     # The paper's count for MATH: 10,000 problems × 32 completions against rank 1.
     made = planned(meta_model, "train.steps=400", "train.problems_per_step=25", "sampling.n=32")
     assert made.capacity.information_bits == 320_000
@@ -207,7 +208,8 @@ def test_shipped_recipes_of_8b_models_call_for_no_warning(meta_model: nn.Module,
     assert set(WARNINGS) == {"batch", "rate", "alpha", "targets", "init", "capacity", "context"}
 
 
-def test_a_small_model_may_learn_faster_than_the_recipes_and_not_slower(make_config: Any) -> None:
+def test_a_small_model_may_learn_faster_than_the_recipes(make_config: Any) -> None:
+    """And not slower."""
     embedded = load_meta_model(make_config().model)
     assert forecast(make_config(), embedded, device_type="cpu").warnings == {}
     assert "rate" in forecast(make_config("optim.lr=1e-6"), embedded, device_type="cpu").warnings

@@ -41,9 +41,8 @@ def make_full(make_learner: LearnerMaker) -> LearnerMaker:
     return lambda *overrides: make_learner("method=full", "optim.lr=1e-4", *overrides)
 
 
-def test_the_forward_pass_is_that_of_the_cast_model_and_tied_weights_stay_tied(
-    make_config: Any, samples: list[TrainingSample]
-) -> None:
+def test_the_forward_pass_is_that_of_the_cast_model(make_config: Any, samples: list[TrainingSample]) -> None:
+    """And tied weights stay tied."""
     config = make_config("method=full", "model.dtype=bfloat16")
     trainable = FullPolicy(config, CPU)
     assert {p.dtype for p in trainable.parameters.values()} == {torch.float32}
@@ -107,7 +106,7 @@ def test_full_gradients_are_those_of_autograd_on_the_plain_loss(
     ],
     ids=" ".join,
 )
-def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
+def test_zero_stages_make_the_same_update_and_resume_exactly(
     overrides: tuple[str, ...],
     make_full: LearnerMaker,
     samples: list[TrainingSample],

@@ -119,7 +119,8 @@ def first_updates(rank: int, *, rslora: bool = False) -> tuple[Tensor, Tensor]:
 SEEDS = 60
 
 
-def test_the_first_update_is_the_same_at_every_rank_in_expectation() -> None:
+def test_the_first_update_is_the_same_at_every_rank() -> None:
+    """In expectation over the initial A."""
     (one, change_of_one), (many, change) = first_updates(1), first_updates(16)
     error = ((one.var(0) + many.var(0)) / SEEDS).sqrt()
     # 192 entries: a chance of one in a hundred that any is 4.2 standard errors off.
@@ -148,7 +149,8 @@ def early_falls(rank: int, *, rslora: bool = False) -> list[list[float]]:
     return [list(step) for step in zip(*falls, strict=True)]
 
 
-def test_early_learning_curves_of_ranks_coincide_and_rslora_breaks_it() -> None:
+def test_early_learning_curves_of_ranks_coincide() -> None:
+    """With rsLoRA they do not."""
     for one, many in zip(early_falls(1), early_falls(16), strict=True):
         error = math.hypot(stdev(one), stdev(many)) / 20**0.5
         assert abs(fmean(one) - fmean(many)) < 4 * error
@@ -307,9 +309,8 @@ IN_PLACE: dict[Any, Any] = {
 
 
 @pytest.mark.parametrize(("rank", "inputs", "outputs"), [(1, 64, 64), (8, 64, 64), (4, 96, 32)])
-def test_one_layer_costs_two_thirds_of_full_fine_tuning_and_the_ranks_share(
-    rank: int, inputs: int, outputs: int
-) -> None:
+def test_one_layer_costs_two_thirds_of_full_fine_tuning(rank: int, inputs: int, outputs: int) -> None:
+    """And the rank's share, (2 + 6r/N)/3 together."""
     tokens = 5
     x = torch.randn(tokens, inputs, requires_grad=True)
     full = nn.Linear(inputs, outputs, bias=False)
@@ -332,7 +333,7 @@ def test_one_layer_costs_two_thirds_of_full_fine_tuning_and_the_ranks_share(
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_operations_of_a_whole_model_are_those_that_torch_counts(method: Any) -> None:
+def test_the_flops_of_a_model_are_those_that_torch_counts(method: Any) -> None:
     prompt, completion, rank, rows = 7, 5, 3, 2
     length = prompt + completion
     lora = LoraConfig(rank=rank, targets="all")

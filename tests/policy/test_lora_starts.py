@@ -100,9 +100,10 @@ def test_eva_starts_from_what_the_layers_see(make_config: ConfigMaker, ranks: Ra
         assert (seen[path] - seen[path] @ a.T @ a).norm() < 1e-4 * seen[path].norm(), path
 
 
-def test_the_published_adapter_of_a_converted_start_is_a_plain_one_for_peft(
+def test_a_converted_start_is_published_as_a_plain_adapter(
     make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
+    """PEFT loads it as a LoRA like any other."""
     learner = learner_of(make_config("lora.rank=3", "lora.init=olora", "lora.rslora=true", "optim.lr=1e-2"), ranks)
     learner.step([samples], LOOSE)
     learner.trainable.write(tmp_path, learner.weights())
