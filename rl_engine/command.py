@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
 
 
+RESUME_OR_OVERWRITE = "--resume continues the run in output_dir and --overwrite replaces it: give one of them"
+
+
 def with_hint(error: OSError, paths: str = "model.name, data.path and eval.data_dir") -> str:
     """What the system or the hub client said, and the way out. `paths` names the keys that may hold local paths."""
     if error.errno is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from evals.partial_results import differences
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.records import METRICS, read_metrics
+from rl_engine.run.records import MARKER, METRICS, WRITTEN, read_metrics
 
 LOCK = ".lock"
 # What may change between a run and its resumption: nothing that the numbers depend on.
@@ -41,11 +42,14 @@ def _decisive(values: dict[str, Any], config: Config | SftConfig) -> dict[str, A
 
 
 @contextlib.contextmanager
-def sole_writer(run: Path, *, overwrite: bool) -> Iterator[None]:
+def sole_writer(run: Path, *, overwrite: bool) -> Iterator[Path | None]:
     """Make the directory where it is not there, and let no other process train in it while the block lasts.
 
-    With `overwrite` an earlier run in it is removed. The lock goes with the process that holds it, however that ends.
-    Raises `ConfigError` when another process is at work there, `OSError` when nothing can be written there.
+    With `overwrite` an earlier run in it is moved aside: yields where it is, or None without one. It is removed when
+    the block has recorded a first step of its own, and comes back when the block ends before that. Only what a run of
+    ours writes is ever touched. The lock goes with the process that holds it, however that ends.
+    Raises `ConfigError` when another process is at work there, or when what is there is not known to be ours;
+    `OSError` when nothing can be written there.
     """
     _refuse_file(run)
     made = not run.exists()
@@ -55,19 +59,69 @@ def sole_writer(run: Path, *, overwrite: bool) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"output_dir: another process is training in {run}") from error
-        if overwrite and (run / "config.yaml").is_file():
-            for path in [path for path in run.iterdir() if path.name != LOCK]:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
         try:
-            yield
+            if overwrite and _written(run):
+                _refuse_unmarked(run)
+                with _set_aside(run) as aside:
+                    yield aside
+            else:
+                yield None
         finally:
             if made and [path.name for path in run.iterdir()] == [LOCK]:
                 # Refused before it began: nothing is left of it.
                 (run / LOCK).unlink()
                 run.rmdir()
+
+
+@contextlib.contextmanager
+def _set_aside(run: Path) -> Iterator[Path]:
+    """What an earlier run wrote is beside the directory until another has made a step in it."""
+    numbers = (number for number in itertools.count(1) if not run.with_name(f"{run.name}.old-{number}").exists())
+    aside = run.with_name(f"{run.name}.old-{next(numbers)}")
+    aside.mkdir()
+    _move(run, aside)
+    try:
+        yield aside
+    finally:
+        if any(line["step"] > 0 for line in read_metrics(run)):
+            shutil.rmtree(aside)
+        else:
+            for path in _written(run):
+                _remove(path)
+            _move(aside, run)
+            aside.rmdir()
+
+
+def moved_aside(aside: Path) -> str:
+    """What a person is told of an earlier run."""
+    return f"the earlier run is in {aside} until this one has made a step, and comes back if it makes none"
+
+
+def _written(directory: Path) -> list[Path]:
+    """What is there by a name that runs write."""
+    return [directory / name for name in WRITTEN if (directory / name).exists() or (directory / name).is_symlink()]
+
+
+def _move(source: Path, target: Path) -> None:
+    for path in _written(source):
+        path.rename(target / path.name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _refuse_unmarked(run: Path) -> None:
+    """Raises `ConfigError` where something has a name that runs write, and no run of ours says that it is its own."""
+    written = [path.name for path in _written(run)]
+    if written and not (run / MARKER).is_file():
+        raise ConfigError(
+            f"output_dir: {run} holds {', '.join(written)} and is not marked as a run ({MARKER} is not there): nothing "
+            "in it is touched. Move that away, or give another output_dir"
+        )
 
 
 def check_output(config: Config | SftConfig, *, resume: bool) -> None:
@@ -80,6 +134,8 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> None:
             f"output_dir: {run} holds a run already; --resume continues it, --overwrite replaces it, "
             "or give another output_dir"
         )
+    if not exists:
+        _refuse_unmarked(run)
     if resume and (run / "config.yaml").is_file():
         old = _read_config(run / "config.yaml")
         changed = differences(_decisive(old, config), _decisive(config.model_dump(mode="json"), config))

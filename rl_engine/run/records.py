@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from rl_engine.learner.groups import GradedGroup
 
 METRICS = "metrics.jsonl"
+MARKER = ".rl_engine"
+"""A file that says of a directory that a run of ours writes in it, and may be replaced by another."""
+WRITTEN = (
+    MARKER,
+    "config.yaml",
+    METRICS,
+    "rollouts",
+    "adapters",
+    "checkpoints",
+    "evals",
+    "merged",
+    "tensorboard",
+    "curves.png",
+    "report.html",
+)
+"""All names that a run writes in its directory."""
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -45,6 +61,7 @@ class Records:
         """Go on after step `done`, −1 for a new run: what was written of later steps will be made again."""
         self.run.mkdir(parents=True, exist_ok=True)
         # First of all: without it nobody may replace this directory, and with it alone there is no run yet.
+        write_synced(self.run / MARKER, "Written by a run of rl_engine: --overwrite may replace it.\n")
         write_synced(self.run / "config.yaml", self.config.to_yaml())
         kept = [line for line in read_metrics(self.run) if line["step"] <= done]
         write_synced(self.run / METRICS, "".join(json.dumps(line) + "\n" for line in kept))

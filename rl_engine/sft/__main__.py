@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from evals.command import exit_with_error, quiet_libraries
-from rl_engine.command import with_hint
+from rl_engine.command import RESUME_OR_OVERWRITE, with_hint
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import needs_hub
@@ -32,6 +32,8 @@ def main(
     merge: Annotated[bool, typer.Option("--merge", help="Also write the model with its adapter to merged/.")] = False,
 ) -> None:
     """Train a LoRA adapter, or the whole model, on answers: the supervised arm."""
+    if resume and overwrite:
+        exit_with_error(RESUME_OR_OVERWRITE, 2)
     try:
         settings = read_config(SftConfig, config, overrides or ())
         if not models.needs_hub(settings.model.name) and not needs_hub(settings.data):

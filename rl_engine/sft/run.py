@@ -15,7 +15,7 @@ from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
 from rl_engine.run.merge import merge
-from rl_engine.run.output import check_output, config_hash, sole_writer
+from rl_engine.run.output import check_output, config_hash, moved_aside, sole_writer
 from rl_engine.run.records import Records
 from rl_engine.run.stopping import StopRequest
 from rl_engine.run.trained import read_trained
@@ -43,7 +43,9 @@ def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False,
     if merged and config.method == "full":
         raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
     config = resolve_learning_rate(config)
-    with sole_writer(Path(config.output_dir), overwrite=overwrite):
+    with sole_writer(Path(config.output_dir), overwrite=overwrite) as aside:
+        if aside is not None:
+            RunConsole(quiet=False, steps=0).note(moved_aside(aside))
         check_output(config, resume=resume)
         return _run(config, resume=resume, merged=merged)
 

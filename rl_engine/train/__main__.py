@@ -14,7 +14,7 @@ import typer
 from safetensors import SafetensorError
 
 from evals.command import exit_with_error
-from rl_engine.command import join_ranks_quietly, stay_offline_if_possible, with_hint
+from rl_engine.command import RESUME_OR_OVERWRITE, join_ranks_quietly, stay_offline_if_possible, with_hint
 from rl_engine.config import Config, load_config
 from rollout.engine import PoolError
 
@@ -35,6 +35,8 @@ def main(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but the weights, and stop.")] = False,
 ) -> None:
     """Train a LoRA adapter with reinforcement learning."""
+    if resume and overwrite:
+        exit_with_error(RESUME_OR_OVERWRITE, 2)
     try:
         settings = load_config(config, overrides or ())
         stay_offline_if_possible(settings)
@@ -71,10 +73,13 @@ def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> i
 
 
 def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) -> int:
-    from rl_engine.run.output import check_output, sole_writer
+    from rl_engine.run.console import RunConsole
+    from rl_engine.run.output import check_output, moved_aside, sole_writer
 
     mine = sole_writer(Path(config.output_dir), overwrite=overwrite)
-    with mine if ranks.is_main else contextlib.nullcontext():
+    with mine if ranks.is_main else contextlib.nullcontext() as aside:
+        if aside is not None:
+            RunConsole(quiet=False, steps=0).note(moved_aside(aside))
         ranks.barrier()
         check_output(config, resume=resume)
         return train_in_place(config, ranks, resume=resume)
