@@ -94,7 +94,7 @@ def _set_aside(run: Path) -> Iterator[Path]:
 
 def moved_aside(aside: Path) -> str:
     """What a person is told of an earlier run."""
-    return f"the earlier run is in {aside} until this one has made a step, and comes back if it makes none"
+    return f"the earlier run is in {aside} while this one goes on, and comes back if this one makes no step"
 
 
 def _written(directory: Path) -> list[Path]:
