@@ -18,6 +18,7 @@ class FakeTest(Section):
     kind: Literal["ok", "broken", "deaf"] = "ok"
     shift: float = 3.0
     step_s: float = 0.0
+    company: int = 1
 
 
 class FakeConfig(Section):

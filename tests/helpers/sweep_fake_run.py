@@ -20,6 +20,13 @@ def leave(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+def wait_for_company(cells: Path, company: int) -> None:
+    """Until that many cells have begun: two at a time are seen at work together however fast one of them is."""
+    limit = time.monotonic() + 60
+    while len(list(cells.glob("*/run/attempts.jsonl"))) < company and time.monotonic() < limit:
+        time.sleep(0.01)
+
+
 def main() -> None:
     base = Path(sys.argv[sys.argv.index("--config") + 1])
     settings = {key: json.loads(text) for key, _, text in (a.partition("=") for a in sys.argv if "=" in a)}
@@ -39,6 +46,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(60)
     signal.signal(signal.SIGTERM, leave)
+    wait_for_company(run.parents[1], settings.get("test.company", 1))
     if kind == "broken" and not (base.parent / "repaired").exists():
         raise RuntimeError("the gap is too large")
     for step in range(done, steps + 1):

@@ -155,7 +155,7 @@ def test_the_reference_in_the_docs_is_that_of_the_code() -> None:
 
 def test_cells_run_two_at_a_time(make_sweep: SweepMaker) -> None:
     """Only the best rate is confirmed with further seeds."""
-    config = make_sweep("jobs=2", "confirm_seeds=[5,6]", "keep=metrics", "set.test.step_s=0.05")
+    config = make_sweep("jobs=2", "confirm_seeds=[5,6]", "keep=metrics", "set.test.company=2")
     results = run(config)
     assert all(result.status == "done" for result in results.values())
     assert len(results) == 2 * (3 + 2)
