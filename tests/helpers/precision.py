@@ -9,6 +9,10 @@ Tolerances are stated as that: a number of additions, relative to the size of wh
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
 
 FLOAT32_UNIT = 2.0**-24
 
@@ -23,3 +27,24 @@ def float32_error(additions: float) -> float:
 LOGPROB_NATS = 10 * float32_error(30 * 512)
 """7e-5: nats that a token's log-probability under the embedded model may differ by. A token that sees what it must not,
 or a weight of 16 bits where 32 belong, makes a hundred times that."""
+
+LOGPROB_SQUARED = LOGPROB_NATS**2
+"""5e-9: what the same differences leave of a KL in its k3 form, which is their square to first order."""
+
+
+def assert_same_sums(found: Tensor, expected: Tensor, additions: int) -> None:
+    """Float32 sums of few terms: each addition rounds by one unit of the largest value at worst."""
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=additions * FLOAT32_UNIT * expected.detach().abs().max().item()
+    )
+
+
+def assert_same_adam_steps(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rate: float) -> None:
+    """Weights after the same few Adam steps at that rate.
+
+    Adam moves an entry by about the rate whatever its gradient's size, so an entry whose gradient is nothing but
+    rounding may go either way: entries are compared in the mean. One sample too few turns every tenth entry or so.
+    """
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert float((found[name] - tensor).abs().mean()) < 0.01 * rate, name

@@ -32,7 +32,7 @@ from rollout.models import EMBEDDED_DIR
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
 from tests.helpers.hub_standin import Hub, standing_in, use
-from tests.helpers.precision import LOGPROB_NATS
+from tests.helpers.precision import LOGPROB_NATS, assert_same_sums
 from tests.helpers.run_directories import CURVES, LAST, report, trained_run
 
 REPO = "ada/sums"
@@ -458,7 +458,7 @@ def test_the_merged_model_is_pefts_and_speaks_like_the_adapter(
     ).merge_and_unload()
     wanted = reference.state_dict()
     for name, tensor in merged.state_dict().items():
-        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-7)
+        assert_same_sums(tensor, wanted[name], 2 + 2)  # of rank 2
     ids = torch.tensor([[11, 12, 5, 13, 7, 8, 3]])
     learner = trained[1].model
     torch.testing.assert_close(logprobs(merged, ids), logprobs(learner, ids), rtol=0, atol=LOGPROB_NATS)

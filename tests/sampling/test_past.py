@@ -19,6 +19,7 @@ from rl_engine.learner.learner import Learner
 from rl_engine.sampling.past import PastVersions, _rows_by_version, gap_of_versions
 from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup, Segment
 from tests.helpers.batches import LOOSE
+from tests.helpers.precision import LOGPROB_SQUARED
 
 pytestmark = pytest.mark.engine
 LIMITS = GapLimits(kl=1e-6, logprob=1e-2)
@@ -98,7 +99,7 @@ def test_what_was_learned_since_is_no_gap_and_a_sampler_that_is_off_is(
     found = gap_of_versions(past, [*old, *new], ref(1), LIMITS)
     assert found is not None
     assert found.logprob_max < 1e-4
-    assert found.kl < 1e-9
+    assert found.kl < LOGPROB_SQUARED
     assert gap_of_versions(past, new, ref(1), LIMITS) is None  # the step checks it itself, on every token
     with pytest.raises(SamplerGapError, match=r"completions of policy-v000000, against policy-v000000 as it was"):
         gap_of_versions(past, [*off, *new], ref(1), LIMITS)
@@ -151,7 +152,7 @@ def test_each_token_is_compared_with_the_version_that_produced_it(
     found = gap_of_versions(past, honest, ref(2), LIMITS)
     assert found is not None
     assert found.logprob_max < 1e-4
-    assert found.kl < 1e-9
+    assert found.kl < LOGPROB_SQUARED
     off = gap_of_versions(past, in_two_segments(views[0], views[1], border=2, noise=1e-3), ref(2), LIMITS)
     assert off is not None
     assert off.logprob_max == pytest.approx(1e-3, rel=0.05)

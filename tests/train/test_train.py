@@ -27,6 +27,7 @@ from rl_engine.run.records import read_metrics
 from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
 from rollout.models import EMBEDDED_DIR
 from tests.helpers import forked
+from tests.helpers.precision import assert_same_adam_steps
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4
@@ -271,9 +272,7 @@ def test_two_ranks_make_the_adapter_of_one(run_dir: Path, tmp_path: Path) -> Non
     assert process.returncode == 0, output
     two = tmp_path / "runs" / "quickstart"
     for path in sorted(run_dir.glob("adapters/v*/adapter_model.safetensors")):
-        expected, found = load_file(path), load_file(two / path.relative_to(run_dir))
-        for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+        assert_same_adam_steps(load_file(two / path.relative_to(run_dir)), load_file(path), 1e-3)
     assert [line["reward/mean"] for line in read_metrics(two)[1:]] == [
         line["reward/mean"] for line in read_metrics(run_dir)[1:]
     ]
