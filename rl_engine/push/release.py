@@ -109,13 +109,16 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("/", "~")) and "\n" not in value
 
 
-def machine_paths(adapter: TrainedAdapter, run: TrainingRun) -> set[Path]:
+def machine_paths(adapter: TrainedAdapter, run: TrainingRun) -> set[str]:
     """Every path of this machine that a text about the run may name."""
     found = {adapter.directory, run.directory, Path.home(), Path.cwd(), *_paths(run.values)}
     if adapter.base.directory is not None:
         found.add(adapter.base.directory)
     # A home or working directory of "/" says nothing.
-    return {path for path in found if path.name}
+    texts = {str(path) for path in found if path.name}
+    # The base model's directory as the run was given it: models/mine reads like an id of the hub.
+    given = str(run.values.get("model", {}).get("name", ""))
+    return texts | ({given} if adapter.base.directory is not None and "/" in given else set())
 
 
 def _paths(value: Any) -> Iterator[Path]:
@@ -128,9 +131,9 @@ def _paths(value: Any) -> Iterator[Path]:
         yield Path(value)
 
 
-def _forget_paths(folder: Path, paths: Iterable[Path]) -> None:
+def _forget_paths(folder: Path, paths: Iterable[str]) -> None:
     """Replace paths in every file by their last part, the longest first."""
-    longest_first = sorted((str(path) for path in paths), key=len, reverse=True)
+    longest_first = sorted(paths, key=len, reverse=True)
     pattern = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])")
     for path in files_of(folder):
         text = (folder / path).read_text(encoding="utf-8")

@@ -26,6 +26,10 @@ PLAIN: dict[str, Any] = {
     "use_dora": False,
 }
 
+# Families that vLLM serves with one matrix at both ends, whatever config.json says: gemma2 would not load, cohere would
+# answer with the base model's output.
+TIED_WHEN_SERVED = ("cohere", "cohere2", "gemma2", "gemma3n", "gemma3n_text")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
@@ -47,7 +51,8 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
 
     W + (alpha / rank) · B·A is computed in float32 from the base model as it is published, whatever precision it was
     trained in; all that is rounded is the sum. Takes 4 bytes of memory a parameter.
-    Raises `ValueError` for an adapter that is more than that, or a base model that is not here.
+    Raises `ValueError` for an adapter that is more than that, a base model that is not here, or an output embedding
+    that could not be served apart from the input's.
     """
     for name, plain in PLAIN.items():
         if adapter.peft.get(name, plain) != plain:
@@ -80,6 +85,11 @@ def _source_of(base: BaseModel) -> str:
 def _untie(model: Any, layer: nn.Module) -> None:
     """An update of the output embedding is none of the input's: from here on they are two matrices."""
     if layer is model.get_output_embeddings() and model.config.tie_word_embeddings:
+        if (family := model.config.model_type) in TIED_WHEN_SERVED:
+            raise ValueError(
+                f"--merged: the adapter changes lm_head, which in {family} is the input embedding too and which "
+                "vLLM does not serve apart: publish the adapter without --merged"
+            )
         layer.weight = nn.Parameter(layer.weight.detach().clone())
         model.config.tie_word_embeddings = False
 

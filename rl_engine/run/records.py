@@ -1,9 +1,8 @@
-"""The run directory: configuration, metrics.jsonl, rollouts, and the services that mirror the metrics."""
+"""The run directory: configuration, metrics.jsonl and rollouts."""
 
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
+from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
 from rollout.durable import naming, write_synced
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ WRITTEN = (
     MARKER,
     "config.yaml",
     METRICS,
+    TRACKED_AS,
     "rollouts",
     "adapters",
     "checkpoints",
@@ -55,7 +56,7 @@ class Records:
 
     run: Path
     config: Config | SftConfig
-    _sinks: list[Any] = field(default_factory=list, init=False)
+    _sinks: list[Sink] = field(default_factory=list, init=False)
 
     def open(self, done: int) -> None:
         """Go on after step `done`, −1 for a new run: what was written of later steps will be made again."""
@@ -113,6 +114,9 @@ class Records:
                         "legs": [[segment.adapter, segment.tokens] for segment in completion.segments],
                         "prompt_tokens": len(prompt.token_ids),
                         "completion_tokens": len(completion.token_ids),
+                        # What was sampled and learned: a text can be encoded in other ways than it was sampled.
+                        "prompt_ids": prompt.token_ids,
+                        "completion_ids": completion.token_ids,
                         "finish_reason": completion.finish_reason,
                     }
                     file.write(json.dumps(record).encode() + b"\n")
@@ -126,49 +130,3 @@ def _sync(file: IO[Any]) -> None:
     """Write through to the disk: a checkpoint, which is synced, must not be ahead of what was recorded before it."""
     file.flush()
     os.fsync(file.fileno())
-
-
-class _TensorBoard:
-    def __init__(self, run: Path, done: int) -> None:
-        # Here, and not above: whoever only reads a run's records has no need of torch.
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._place = run / "tensorboard"
-        self._writer = SummaryWriter(self._place, purge_step=done + 1)
-
-    def log(self, line: dict[str, float]) -> None:
-        with naming(self._place):
-            for name, value in line.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, int(line["step"]))
-            self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Tracker:
-    """Weights & Biases and trackio share one interface."""
-
-    def __init__(self, module: str, project: str, run: Path, config: Config | SftConfig) -> None:
-        try:
-            self._module = importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"log.{module} is set, but {module} is not installed: pip install {module}") from error
-        self._module.init(project=project, name=run.name, config=config.model_dump(mode="json"))
-
-    def log(self, line: dict[str, float]) -> None:
-        self._module.log(line, step=int(line["step"]))
-
-    def close(self) -> None:
-        self._module.finish()
-
-
-def open_sinks(run: Path, config: Config | SftConfig, done: int) -> list[Any]:
-    sinks: list[Any] = []
-    if config.log.tensorboard:
-        sinks.append(_TensorBoard(run, done))
-    for module, project in (("wandb", config.log.wandb), ("trackio", config.log.trackio)):
-        if project is not None:
-            sinks.append(_Tracker(module, project, run, config))
-    return sinks

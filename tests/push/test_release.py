@@ -25,7 +25,7 @@ from rl_engine.policy.lora import LoraPolicy
 from rl_engine.push.__main__ import app
 from rl_engine.push.card import Licence, Release
 from rl_engine.push.release import files_of, make_release
-from rl_engine.run.merge import merge
+from rl_engine.run.merge import TIED_WHEN_SERVED, _untie, merge
 from rl_engine.run.trained import read_trained
 from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
 from rollout.models import EMBEDDED_DIR
@@ -266,6 +266,19 @@ def test_a_base_model_from_a_directory_is_named_by_its_last_part(run: Path, tmp_
     assert not [path for path in files_of(folder) if b"/srv" in (folder / path).read_bytes()]
 
 
+@pytest.mark.parametrize("name", ["models/mine", "./models/mine/", "../here/models/mine"])
+def test_no_file_says_where_the_base_model_lay(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path from where the run was started is one of the machine too, and reads like an id of the hub."""
+    here = tmp_path / "here"
+    shutil.copytree(EMBEDDED_DIR, here / "models" / "mine")
+    monkeypatch.chdir(here)
+    trained_run(here / "run", f"model.name={name}")
+    (here / "run" / "report.html").write_text(f"<p>{name}</p>")
+    folder = release(here / "run", tmp_path / "folder", merged="float32")
+    assert not [path for path in files_of(folder) if re.search(rb"models/mine|/here", (folder / path).read_bytes())]
+    assert yaml.safe_load((folder / "run" / "config.yaml").read_text())["model"]["name"] == "mine"
+
+
 def test_another_base_model_than_the_runs_is_refused(run: Path) -> None:
     rename_base(run, "org/base", "org/base")
     assert read_trained(run / "adapters/latest", "org/base").base.hub_id == "org/base"
@@ -502,6 +515,14 @@ def test_an_update_of_a_tied_output_leaves_the_input_alone(tmp_path: Path) -> No
     assert not torch.equal(merged.get_output_embeddings().weight, base.get_output_embeddings().weight)
     ids = torch.tensor([[11, 12, 5, 13, 7, 8, 3]])
     torch.testing.assert_close(logprobs(merged, ids), logprobs(learner, ids), rtol=0, atol=LOGPROB_NATS)
+
+
+@pytest.mark.parametrize("family", TIED_WHEN_SERVED)
+def test_an_output_that_is_not_served_apart_is_not_merged(family: str) -> None:
+    tied: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR)
+    tied.config.model_type = family
+    with pytest.raises(ValueError, match=f"which in {family} is the input embedding too"):
+        _untie(tied, tied.get_output_embeddings())
 
 
 @pytest.mark.parametrize(

@@ -18,31 +18,75 @@ from tests.helpers.builders import completion, graded_group, prompt, result
 
 
 class Tracker:
-    """Stands in for a tracking service's module."""
+    """Stands in for a tracking service's module; what it is told to fail at it does not do."""
 
-    def __init__(self) -> None:
+    def __init__(self, fails_at: str = "") -> None:
+        self.fails_at = fails_at
         self.calls: list[tuple[str, Any]] = []
+        self.settings: list[dict[str, Any]] = []
+
+    def _called(self, what: str, detail: Any) -> None:
+        self.calls.append((what, detail))
+        if what == self.fails_at:
+            raise ConnectionError("no route to host\nmore of it")
 
     def init(self, **settings: Any) -> None:
-        self.calls.append(("init", settings["project"]))
+        self.settings.append(settings)
+        self._called("init", settings["project"])
 
     def log(self, line: dict[str, float], step: int) -> None:
-        self.calls.append(("log", step))
+        self._called("log", step)
 
     def finish(self) -> None:
-        self.calls.append(("finish", None))
+        self._called("finish", None)
 
 
-@pytest.mark.parametrize("service", ["wandb", "trackio"])
+@pytest.fixture(params=["wandb", "trackio"])
+def service(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def recorded(run: Path, service: str, tracker: Tracker, monkeypatch: pytest.MonkeyPatch, done: int = -1) -> None:
+    """Two steps of a run that the tracker is told of."""
+    monkeypatch.setitem(sys.modules, service, tracker)
+    records = Records(run, load_config("quickstart.yaml", [f"output_dir={run}", f"log.{service}=sums"]))
+    records.open(done)
+    for step in (done + 1, done + 2):
+        records.metrics({"step": step, "reward/mean": 0.5})
+    records.close()
+
+
 def test_a_tracking_service_is_told_every_step(service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = Tracker()
-    monkeypatch.setitem(sys.modules, service, tracker)
-    config = load_config("quickstart.yaml", [f"output_dir={tmp_path / 'run'}", f"log.{service}=sums"])
-    records = Records(tmp_path / "run", config)
-    records.open(-1)
-    records.metrics({"step": 1, "reward/mean": 0.5})
-    records.close()
-    assert tracker.calls == [("init", "sums"), ("log", 1), ("finish", None)]
+    recorded(tmp_path / "run", service, tracker, monkeypatch)
+    assert tracker.calls == [("init", "sums"), ("log", 0), ("log", 1), ("finish", None)]
+
+
+def test_a_resumed_run_goes_on_where_its_service_knows_it(
+    service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And another run in a directory of the same name is another run there."""
+    tracker = Tracker()
+    recorded(tmp_path / "a" / "run", service, tracker, monkeypatch)
+    recorded(tmp_path / "a" / "run", service, tracker, monkeypatch, done=1)
+    recorded(tmp_path / "b" / "run", service, tracker, monkeypatch)
+    assert all(settings["resume"] == "allow" for settings in tracker.settings)
+    first, resumed, other = ((settings.get("id"), settings["name"]) for settings in tracker.settings)
+    assert first == resumed != other
+    assert (first[0] is None) == (service == "trackio")
+
+
+@pytest.mark.parametrize("what", ["init", "log", "finish"])
+def test_a_service_that_fails_is_told_of_once_and_the_run_goes_on(
+    what: str, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker(fails_at=what)
+    recorded(tmp_path / "run", service, tracker, monkeypatch)
+    (warning,) = caplog.messages
+    assert warning.startswith(f"log.{service}: {what} failed (no route to host): ")
+    assert [name for name, _ in tracker.calls].count(what) == 1
+    assert tracker.calls[-1][0] == what  # nothing after it
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [0, 1]
 
 
 def test_a_service_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +119,9 @@ def test_a_row_says_which_version_produced_which_tokens(tmp_path: Path) -> None:
     Records(tmp_path, load_config("quickstart.yaml")).rollouts(3, [graded], [[0.0, 0.0]])
     with gzip.open(tmp_path / "rollouts" / "step000003.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file]
+    assert [(row["prompt_ids"], row["completion_ids"]) for row in rows] == [
+        (list(graded.rollout.prompt.token_ids), list(sampled.token_ids)) for sampled in (at_once, in_segments)
+    ]
     assert [(row["adapter"], row["completion_tokens"], row["legs"]) for row in rows] == [
         ("policy-v000002", 1, [["policy-v000002", 1]]),
         ("policy-v000002", 6, [["policy-v000000", 2], ["policy-v000001", 2], ["policy-v000002", 2]]),
