@@ -40,6 +40,11 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     """Raises `ValueError`, `FileNotFoundError` or `OSError` for what cannot be measured, before weights are loaded
     where that can be known."""
     start = time.monotonic()
+    if launch.count > 1 and options.tensor_parallel_size > 1:
+        raise ValueError(
+            f"--tensor-parallel-size is {options.tensor_parallel_size} with {launch.count} processes, each with a model "
+            "of its own: start one process, or set it to 1"
+        )
     wanted = find_suites(options.suites)
     if options.output.exists() and not options.overwrite:
         raise ValueError(f"--output: {options.output} is there already; --overwrite replaces it")
@@ -131,7 +136,8 @@ def sample_missing(
 ) -> None:
     """Sample what is not among the partial results; every process its share, and none returns before all are done.
 
-    No engine is started when nothing is left.
+    No engine is started when nothing is left. Else every process starts one, without a batch for it too: it stands when
+    all stand.
     """
     everything = batches_of(suites, policies, options.batch)
     pending = unfinished(everything, partial)
@@ -140,7 +146,8 @@ def sample_missing(
     if left < count:
         console.print(f"{count - left:,} of {count:,} problems are finished already, in {escape(str(partial.path))}")
     with ExitStack() as stack:
-        if mine := pending[launch.rank :: launch.count]:
+        if pending:
+            mine = pending[launch.rank :: launch.count]
             with console.status("starting vLLM"):
                 settings = engine_settings(options, partial.settings["model"]["dtype"], suites, policies, launch)
                 engine = stack.enter_context(closing(start_engine(settings)))

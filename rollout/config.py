@@ -107,7 +107,7 @@ class RolloutConfig(Section):
     max_restarts: int = Field(
         8,
         ge=0,
-        description="ray only: workers replaced in a row without anything sampled; then those left go on alone.",
+        description="ray only: incidents in a row after which a pool without workers gives up (docs/cluster.md).",
     )
     max_staleness: int = Field(
         0,

@@ -136,7 +136,7 @@ class PoolSettings:
     piece_timeout_s: float
     """What a worker may take to sample one work item."""
     max_restarts: int
-    """Workers replaced without a work item sampled in between; beyond it the pool goes on with those that are left."""
+    """Incidents without a work item sampled in between, beyond which a pool that has no worker left gives up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,8 +43,6 @@ class WorkItem:
     """What it goes on with."""
     groups: Sequence[RolloutGroup] | None = field(default=None, init=False)
     """The first complete answer; a work item has one, however often it was given out."""
-    workers_lost: int = field(default=0, init=False)
-    """Workers that were lost over it."""
 
     @property
     def ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""This machine → a Ray cluster of its own, out of reach of others. With `rollout/pool/ray_pool.py` the home of ray."""
+"""This machine → a Ray cluster of its own, out of reach of others."""
 
 from __future__ import annotations
 

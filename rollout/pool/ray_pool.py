@@ -1,16 +1,13 @@
 """Prompts → completions, by workers on this machine or on many: a Ray actor each, with the in-process engine inside.
 
-With `rollout/pool/local_cluster.py` the only file that imports ray. A request is split into work items of a few
-prompts (`rollout/work_items.py`), each sampled as one batch. A thread watches the workers: one that dies, hangs, fails
-or answers from another adapter is replaced, and its work item is assigned again. No prompt is lost and none counted
-twice.
+A request is split into work items of a few prompts (`rollout/work_items.py`), each sampled as one batch. A thread
+watches the workers: one that dies, hangs, fails or answers from another adapter is replaced, and its work item is
+assigned again. No prompt is lost and none counted twice.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import threading
 import time
 from collections import deque
@@ -19,19 +16,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
+from rollout.pool.incidents import Incidents
 from rollout.pool.local_cluster import start_ray
+from rollout.pool.member import Call, Complaint, Member, answer_of, nodes_alive
 from rollout.pool.scratch import ScratchDirectory
-from rollout.pool.worker import PoolWorker, vllm_engine
+from rollout.pool.worker import vllm_engine
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from rollout.work_items import Request, WorkItem, extended, split
 
@@ -42,34 +38,9 @@ SCRATCH = "rl_engine_ray_"
 POLL_S = 0.05
 # For workers to leave by themselves when the pool is closed.
 CLOSE_S = 5.0
-# A work item that has cost so many workers is at fault itself.
-MAX_WORKERS_LOST = 3
-
-Complaint = str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What a worker was asked, until when it may take, and what takes the answer and says what is wrong with it."""
-
-    handle: Any
-    deadline: float
-    accept: Callable[[Any], Complaint]
-    item: WorkItem | None = None
-    """What it samples; None for any other request."""
-
-
-@dataclass(eq=False)
-class _Worker:
-    """An actor as the pool knows it. It is asked one thing at a time."""
-
-    actor: Any
-    where: Any
-    """Handle of (node, process id): known before the engine stands."""
-    call: _Call | None = None
-    ready: bool = False
-    loaded: set[str] = field(default_factory=set)
-    """Keys of the versions whose digest it has acknowledged."""
+# A worker that has nothing to do is asked now and then whether it is there, and may take so long to say so.
+PING_EVERY_S, PING_S = 5.0, 60.0
+NO_ROOM = "it found no place in the cluster in time"
 
 
 @dataclass(eq=False)
@@ -81,17 +52,16 @@ class RayPool:
     make_engine: Callable[[EngineSettings], ExtendingEngine] = vllm_engine
     lost: int = field(default=0, init=False)
     """Workers that had to be given up."""
-    _workers: list[_Worker] = field(default_factory=list, init=False)
+    _workers: list[Member] = field(default_factory=list, init=False)
     _adapters: dict[str, tuple[AdapterRef, Any]] = field(default_factory=dict, init=False)
     """Versions that workers are to have, by key, with their files in the object store."""
     _urgent: deque[WorkItem] = field(default_factory=deque, init=False)
     _waiting: deque[WorkItem] = field(default_factory=deque, init=False)
-    _in_a_row: list[str] = field(default_factory=list, init=False)
-    """Why workers were lost since a work item was last sampled."""
+    _incidents: Incidents = field(default_factory=Incidents, init=False)
     _begun: bool = field(default=False, init=False)
     """Whether a worker has ever started."""
-    _wanted: int = field(default=0, init=False)
-    """Workers to be replaced."""
+    _hire_at: float = field(default=0.0, init=False)
+    """Not before are missing workers replaced."""
     _closing: bool = field(default=False, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     """Held by whoever reads or changes any of the above."""
@@ -185,7 +155,7 @@ class RayPool:
             farewells = {worker.actor.close.remote(): worker for worker in self._workers}
             late = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[1] if farewells else []
             for farewell, worker in farewells.items():
-                _end(worker, hangs=farewell in late)
+                worker.end(hangs=farewell in late)
             self._workers = []
         if self._scratch is not None:
             ray.shutdown()
@@ -207,19 +177,18 @@ class RayPool:
                     "start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
                 ) from error
 
-    def _start_worker(self) -> _Worker:
+    def _start_worker(self) -> Member:
         """A new worker that starts its engine."""
-        cpus = self.settings.cpus_per_worker
-        remote: Any = ray.remote(num_cpus=cpus, num_gpus=self.settings.gpus_per_worker, max_restarts=0)(PoolWorker)
-        actor = remote.remote(cpus)
-        worker = _Worker(actor, actor.__ray_call__.remote(_where))
+        worker = Member.hired(self.settings.cpus_per_worker, self.settings.gpus_per_worker)
 
         def started(_: None) -> Complaint:
             worker.ready = self._begun = True
+            if len(self._workers) == self.settings.workers and all(one.ready for one in self._workers):
+                log.info("all %d sampling workers are there", len(self._workers))
             return None
 
-        handle = actor.start.remote(self.engine, self.make_engine)
-        worker.call = _Call(handle, self._by(self.settings.start_timeout_s), started)
+        handle = worker.actor.start.remote(self.engine, self.make_engine)
+        worker.call = Call(handle=handle, deadline=self._by(self.settings.start_timeout_s), accept=started)
         return worker
 
     def _by(self, timeout_s: float) -> float:
@@ -246,23 +215,24 @@ class RayPool:
                 calls = {worker.call.handle: worker for worker in self._workers if worker.call}
                 if not calls:
                     self._changed.wait(POLL_S)
-                    continue
-            ready, _ = ray.wait(list(calls), num_returns=1, timeout=POLL_S)
+            ready, _ = ray.wait(list(calls), num_returns=1, timeout=POLL_S) if calls else ([], [])
             if ready:  # all the others that are there too: a pass over thousands of workers takes milliseconds
                 ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
-            answers = {handle: _answer(handle) for handle in ready}
+            answers = {handle: answer_of(handle) for handle in ready}
             with self._changed:
-                now = time.monotonic()
                 for handle, worker in calls.items():
+                    if worker not in self._workers:
+                        continue  # its machine went, and all of that machine's workers at once
                     assert worker.call is not None
                     if handle in answers:
                         self._handle_answer(worker, *answers[handle])
-                    elif worker.call.deadline < now:
-                        self._drop(worker, "it did not answer in time", hangs=True)
+                    elif worker.call.deadline < time.monotonic():
+                        placed = worker.find() is not None
+                        self._lose(worker, "it did not answer in time" if placed else NO_ROOM, hangs=True)
                 # Before any has started, what stopped one would stop the next.
-                while self._begun and self._wanted:
-                    self._wanted -= 1
-                    self._workers.append(self._start_worker())
+                if self._begun and time.monotonic() >= self._hire_at:
+                    missing = self.settings.workers - len(self._workers)
+                    self._workers += [self._start_worker() for _ in range(missing)]
                 self._assign()
                 self._changed.notify_all()
 
@@ -272,114 +242,73 @@ class RayPool:
             if worker.call is None:
                 worker.call = self._next_call(worker)
 
-    def _next_call(self, worker: _Worker) -> _Call | None:
+    def _next_call(self, worker: Member) -> Call | None:
         """Versions first, so that no item meets a worker without its adapter."""
         for key, (ref, files) in self._adapters.items():
             if key not in worker.loaded:
-                handle = worker.actor.load_adapter.remote(ref, files)
-                return _Call(handle, self._by(self.settings.start_timeout_s), partial(_acknowledged, worker, ref))
+                return worker.load(ref, files, self._by(self.settings.start_timeout_s))
         for key in worker.loaded - self._adapters.keys():
             worker.loaded.remove(key)
             handle = worker.actor.unload_adapter.remote(key)
-            return _Call(handle, self._by(self.settings.start_timeout_s), lambda _: None)
+            return Call(handle=handle, deadline=self._by(self.settings.start_timeout_s))
         for queue in (self._urgent, self._waiting):
             item = next((item for item in queue if item.ready), None)
             if item is not None:
                 queue.remove(item)
-                handle = _sampled_by(worker, item)
-                return _Call(handle, self._by(self.settings.piece_timeout_s), item.take, item)
+                return worker.sample(item, self._by(self.settings.piece_timeout_s))
+        if time.monotonic() - worker.heard > PING_EVERY_S:
+            return Call(handle=worker.actor.ping.remote(), deadline=self._by(PING_S))
         return None
 
-    def _handle_answer(self, worker: _Worker, answer: Any, complaint: Complaint) -> None:
+    def _handle_answer(self, worker: Member, answer: Any, complaint: Complaint) -> None:
         """Take the answer of a call that has ended."""
         call = worker.call
         assert call is not None
         complaint = complaint or call.accept(answer)
         if complaint is not None:
-            self._drop(worker, complaint)
+            self._lose(worker, complaint)
             return
-        worker.call = None
+        worker.call, worker.heard = None, time.monotonic()
         if call.item is not None:
-            self._in_a_row = []
+            self._incidents.sampled(call.item)
 
-    def _drop(self, worker: _Worker, cause: str, *, hangs: bool = False) -> None:
-        """Give a worker up, put its work item back, and ask for another while it is not hopeless.
+    def _lose(self, worker: Member, cause: str, *, hangs: bool = False) -> None:
+        """Give a worker up, and with it all others of its machine if that is gone; others are hired after a pause.
 
-        Raises `PoolError` when a work item has cost too many workers, or none is left.
+        Raises `PoolError` when prompts are to blame, or when no worker is left and it is hopeless to hire.
         """
-        self.lost += 1
-        self._in_a_row.append(cause)
-        self._workers.remove(worker)
-        _end(worker, hangs=hangs)
-        if worker.call is not None and worker.call.item is not None:
-            item = worker.call.item
-            item.workers_lost += 1
-            if item.workers_lost >= MAX_WORKERS_LOST:
+        worker.find()
+        nodes = nodes_alive()
+        gone = worker.node is not None and worker.node not in nodes
+        with_it = [one for one in self._workers if one is not worker and gone and one.find() == worker.node]
+        items = [item for one in (worker, *with_it) if (item := self._drop(one, cause, hangs=hangs)) is not None]
+        pause_s = self._incidents.pause_s()
+        self._hire_at = self._by(pause_s)
+        log.warning(
+            "%d sampling worker%s lost, %s; %d of %d are left, others are started %s",
+            *(1 + len(with_it), "s were" if with_it else " was", cause, len(self._workers), self.settings.workers),
+            f"in {pause_s:.0f} s" if pause_s else "now",
+        )
+        for item in items:
+            if blamed := self._incidents.blames(item, nodes):
                 ids = ", ".join(prompt.problem.id for prompt in item.prompts)
                 raise PoolError(
-                    f"{item.workers_lost} sampling workers were lost over the same prompts ({ids}): {cause}"
+                    f"workers were lost {len(blamed)} times while they sampled the same prompts ({ids}): {cause}"
                 )
-            self._urgent.appendleft(item)
-        if len(self._in_a_row) <= self.settings.max_restarts:
-            self._wanted += 1
-            then = "another takes its place"
-        else:
-            then = f"{len(self._workers)} are left"
-        log.warning("a sampling worker was lost, %s; %s", cause, then)
-        if not self._workers and not (self._begun and self._wanted):
+        in_a_row = self._incidents.in_a_row
+        if not self._workers and (not self._begun or len(in_a_row) > self.settings.max_restarts):
             raise PoolError(
-                f"no sampling worker is left; {len(self._in_a_row)} were lost in a row. The first: {self._in_a_row[0]}"
+                f"no sampling worker is left; incidents since anything was sampled: {len(in_a_row)}, the first: "
+                f"{in_a_row[0]}"
             )
 
-
-def _where(_: PoolWorker) -> tuple[str, int]:
-    return ray.get_runtime_context().get_node_id(), os.getpid()
-
-
-def _answer(handle: Any) -> tuple[Any, Complaint]:
-    """What a call returned, or why it did not."""
-    try:
-        return ray.get(handle, timeout=CLOSE_S), None
-    except RayTaskError as error:
-        return None, f"it failed: {error.cause!r}"
-    except RayError as error:
-        lines = str(error).splitlines()
-        # Of an actor that died, the first line says how; what follows is Ray's advice, or a traceback and its cause.
-        cause = lines[-1] if isinstance(error, ActorDiedError) and error.actor_init_failed else lines[0]
-        return None, f"it died or its answer was lost: {cause}"
-
-
-def _acknowledged(worker: _Worker, ref: AdapterRef, found: str) -> Complaint:
-    if found != ref.sha256:
-        return f"what it loaded as {ref.key} has digest {found[:12]}…, not {ref.sha256[:12]}…"
-    worker.loaded.add(ref.key)
-    return None
-
-
-def _sampled_by(worker: _Worker, item: WorkItem) -> Any:
-    """The handle of the groups that the worker will answer with."""
-    request = item.request
-    if item.before is None:
-        return worker.actor.generate.remote(item.prompts, request.sampling, request.adapter, item.seeds)
-    return worker.actor.extend.remote(item.before.groups, request.sampling, request.adapter, item.seeds)
-
-
-def _end(worker: _Worker, *, hangs: bool = False) -> None:
-    """End an actor. One that hangs may be stopped, and a stopped process hears the kernel alone."""
-    if hangs and ray.wait([worker.where], timeout=0)[0]:
-        node, pid = _answer(worker.where)[0] or ("", 0)
-        if node == ray.get_runtime_context().get_node_id():
-            kill_process(pid)
-        elif node:
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
-            ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(kill_process).remote(pid)
-    ray.kill(worker.actor)
-
-
-def kill_process(pid: int) -> None:
-    """SIGKILL to a process of Ray's on this machine; nothing where it is gone and its number another's."""
-    try:
-        if "ray::" in Path(f"/proc/{pid}/cmdline").read_text():
-            os.kill(pid, signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError):
-        return
+    def _drop(self, worker: Member, cause: str, *, hangs: bool) -> WorkItem | None:
+        """End a worker and put what it was given back; that item, if it had begun it."""
+        begun = worker.sampling
+        self.lost += 1
+        self._incidents.lost(worker.node, cause, begun)
+        self._workers.remove(worker)
+        worker.end(hangs=hangs)
+        if worker.call is not None and worker.call.item is not None:
+            self._urgent.appendleft(worker.call.item)
+        return begun

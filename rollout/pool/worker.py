@@ -38,6 +38,9 @@ class PoolWorker:
         self._loaded: dict[str, AdapterRef] = {}
         self._engine: Any = None
 
+    def ping(self) -> None:
+        """It is there."""
+
     def start(self, settings: EngineSettings, make_engine: Callable[[EngineSettings], ExtendingEngine]) -> None:
         self._engine = make_engine(settings)
 

@@ -180,6 +180,24 @@ def test_an_evaluation_goes_on_with_its_own_settings_alone(tmp_path: Path, adapt
         measure(options, scripted())
 
 
+def test_a_rank_without_a_batch_starts_its_engine_too(tmp_path: Path, adapter: Path) -> None:
+    """An engine stands when those of all ranks stand: where one is left out, the others wait for ever."""
+    options = options_for(tmp_path, adapter, limit=4, adapters=())
+
+    class Second(Launch):
+        def barrier(self) -> None: ...
+
+    idle = scripted()
+    measure(options, idle, Second(1, 2))
+    assert idle.settings is not None
+    assert idle.asked == []
+
+
+def test_several_processes_do_not_share_models(tmp_path: Path, adapter: Path) -> None:
+    with pytest.raises(ValueError, match="--tensor-parallel-size is 2 with 2 processes"):
+        measure(options_for(tmp_path, adapter, tensor_parallel_size=2), scripted(), Launch(0, 2))
+
+
 def test_nothing_is_started_when_all_is_finished(tmp_path: Path, adapter: Path) -> None:
     """Interrupted after the last batch, before the report."""
     options, engine = options_for(tmp_path, adapter), scripted()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from rollout.engine import EngineSettings
 from rollout.types import AdapterRef
 
 pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[2]
 
 
 class Borrowed:
@@ -94,3 +99,22 @@ def test_adapters_of_several_ranks_take_turns_in_one_engine(
     assert alone["base"] == together["base"]
     lengths = {row["tokens_mean"] for row in together.values()}
     assert len(lengths) == 3, "adapters that change nothing show nothing"
+
+
+def test_fewer_batches_than_ranks_are_measured_all_the_same(tmp_path: Path) -> None:
+    """Two processes, one batch: neither waits for the other's engine."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "evals"]
+    what = ["--model", "embedded", "--suite", "held_out", "--limit", "3", "--max-tokens", "8", "--samples", "1"]
+    done = subprocess.run(
+        [*command, *what, "--kv-cache-gib", "0.1", "--workers", "1", "--output", str(tmp_path / "out.json")],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (suite,) = json.loads((tmp_path / "out.json").read_text())["suites"]
+    assert [row["problems"] for row in suite["rows"]] == [3]

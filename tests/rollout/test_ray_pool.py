@@ -19,6 +19,7 @@ from rl_engine.learner.learner import Learner
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, PoolError, PoolSettings, sample_seed
+from rollout.pool.incidents import Incidents
 from rollout.pool.scratch import ScratchDirectory
 from rollout.segments import is_unfinished, joined
 from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup, Segment
@@ -283,7 +284,7 @@ def test_a_worker_whose_adapter_was_damaged_on_the_way_never_samples(
     ref = published(tmp_path, 0)
     pool.load_adapter(ref)
     prompts = [prompt_of(0)]
-    with pytest.raises(PoolError, match=r"no sampling worker is left; 1 were lost in a row.*sha256 differs"):
+    with pytest.raises(PoolError, match=r"no sampling worker is left.*was sampled: 1, .*sha256 differs"):
         pool.generate(prompts, SAMPLING, ref, seeds(prompts))
     assert not (tmp_path / "log").exists()
 
@@ -301,26 +302,78 @@ def test_a_request_to_stop_leaves_the_workers_at_work(pool: Any) -> None:
     assert (pool.lost, pool.alive) == (lost, 2)
 
 
-def test_fewer_workers_go_on_and_none_left_says_why(pool: Any, script: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fewer_workers_go_on_and_none_left_says_why(
+    pool: Any, script: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last test of this pool: it ends it."""
     until(lambda: pool.alive == 2)
     pool.settings = replace(pool.settings, max_restarts=0)
+    monkeypatch.setattr(Incidents, "pause_s", lambda _: 60.0)
     (script / "die").touch()
     prompts = [prompt_of(number, "die" if number == 3 else "none") for number in range(9)]
     assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
     assert pool.alive == 1
-    assert "1 are left" in caplog.text
+    assert "1 of 2 are left, others are started in 60 s" in caplog.text
     (script / "raise").touch()
     prompts = [prompt_of(0, "raise")]
-    with pytest.raises(PoolError, match=r"no sampling worker is left; 1 were lost in a row.*the sampler stumbled"):
+    with pytest.raises(PoolError, match=r"no sampling worker is left.*was sampled: 1, .*the sampler stumbled"):
         pool.generate(prompts, SAMPLING, None, seeds(prompts))
 
 
+def test_workers_that_die_while_they_are_idle_are_replaced_and_charge_nobody(
+    make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of four at once, one of them at work: one incident, and the pool is soon as large as it was."""
+    monkeypatch.setattr("rollout.pool.ray_pool.PING_EVERY_S", 0.2)
+    monkeypatch.setattr("rollout.pool.incidents.INCIDENTS_TO_BLAME", 2)
+    pool = make_pool(workers=4, cpus_per_worker=0, max_restarts=0)
+    until(lambda: pool.alive == 4)
+    (tmp_path / "hang").touch()
+    prompts = [prompt_of(0, "hang")]
+    request = pool.submit(prompts, SAMPLING, None, seeds(prompts))
+    until(lambda: (tmp_path / "log").exists() and bool(log_of(tmp_path)))
+    (busy, _, _) = log_of(tmp_path)[0]
+    others = [pid for worker in pool._workers if worker.find() and (pid := worker.pid) != busy]
+    for pid in (busy, *others[:2]):
+        os.kill(pid, signal.SIGKILL)
+    assert pool.collect(request, 60) == expected(prompts)
+    until(lambda: pool.alive == 4)
+    assert pool.lost == 3
+    # And of those who have nothing to do it is noticed without any work.
+    (pid, *_) = [worker.pid for worker in pool._workers if worker.find()]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pool.lost == 4 and pool.alive == 4)
+
+
+def test_a_machine_that_goes_takes_all_its_workers_at_once(
+    make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray says which machines are there; what is left of the pool goes on elsewhere."""
+    from rollout.pool import member
+
+    pool = make_pool(workers=3, cpus_per_worker=0)
+    until(lambda: pool.alive == 3)
+    alive = member.nodes_alive()
+    for worker in pool._workers:
+        worker.find()
+    gone, also, here = pool._workers
+    gone.node = also.node = "gone"
+    monkeypatch.setattr("rollout.pool.ray_pool.nodes_alive", lambda: alive)
+    os.kill(gone.pid, signal.SIGKILL)
+    prompts = [prompt_of(number) for number in range(8)]
+    assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
+    until(lambda: pool.lost == 2 and pool.alive == 3)
+    assert here in pool._workers
+    assert also not in pool._workers
+    (incident,) = pool._incidents._recent
+    assert (incident.node, incident.workers) == ("gone", 2)
+
+
 def test_prompts_that_cost_every_worker_are_named(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.pool.ray_pool.MAX_WORKERS_LOST", 2)
+    monkeypatch.setattr("rollout.pool.incidents.INCIDENTS_TO_BLAME", 2)
     pool = make_pool()
     prompts = [prompt_of(0), prompt_of(1), prompt_of(2, "poison"), prompt_of(3)]
-    with pytest.raises(PoolError, match=r"2 sampling workers were lost over the same prompts \(p2, p3\): it died"):
+    with pytest.raises(PoolError, match=r"lost 2 times while they sampled the same prompts \(p2, p3\): it died"):
         pool.generate(prompts, SAMPLING, None, seeds(prompts))
 
 
@@ -339,7 +392,7 @@ def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch
 
         def start(self, *_: Any) -> None: ...
 
-    monkeypatch.setattr("rollout.pool.ray_pool.PoolWorker", Unmade)
+    monkeypatch.setattr("rollout.pool.member.PoolWorker", Unmade)
     with pytest.raises(PoolError, match=r"no sampling worker is left.*ModuleNotFoundError: No module named 'rollout'"):
         make_pool()
 

@@ -1,0 +1,137 @@
+"""A worker as the pool knows it: an actor of Ray's, what it was asked last, and how it is ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rollout.pool.worker import PoolWorker
+from rollout.types import AdapterRef
+from rollout.work_items import WorkItem
+
+# An answer that Ray says is there takes no longer to fetch.
+FETCH_S = 5.0
+
+Complaint = str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What a worker was asked, until when it may take, and what takes the answer and says what is wrong with it."""
+
+    handle: Any
+    deadline: float
+    accept: Callable[[Any], Complaint] = lambda _: None
+    item: WorkItem | None = None
+    """What it samples; None for any other request."""
+    begun: Any = None
+    """Handle of a request that the worker takes just before the item: answered, it has begun."""
+
+
+@dataclass(eq=False)
+class Member:
+    """It is asked one thing at a time."""
+
+    actor: Any
+    where: Any
+    """Handle of (node, process id): known before the engine stands."""
+    call: Call | None = None
+    ready: bool = False
+    heard: float = field(default_factory=time.monotonic)
+    """When it last answered."""
+    loaded: set[str] = field(default_factory=set)
+    """Keys of the versions whose digest it has acknowledged."""
+    node: str | None = None
+    """The machine it is on, once that is known."""
+    pid: int = 0
+
+    @classmethod
+    def hired(cls, cpus: int, gpus: int) -> Member:
+        """An actor wherever the cluster has room for it, now or later."""
+        remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(PoolWorker)
+        actor = remote.remote(cpus)
+        return cls(actor, actor.__ray_call__.remote(_where))
+
+    def find(self) -> str | None:
+        """The machine it is on, if that is known by now."""
+        if self.node is None and ray.wait([self.where], timeout=0)[0]:
+            self.node, self.pid = answer_of(self.where)[0] or (None, 0)
+        return self.node
+
+    def sample(self, item: WorkItem, deadline: float) -> Call:
+        """Ask it for an item's groups."""
+        request, begun = item.request, self.actor.ping.remote()
+        if item.before is None:
+            handle = self.actor.generate.remote(item.prompts, request.sampling, request.adapter, item.seeds)
+        else:
+            handle = self.actor.extend.remote(item.before.groups, request.sampling, request.adapter, item.seeds)
+        return Call(handle=handle, deadline=deadline, accept=item.take, item=item, begun=begun)
+
+    def load(self, ref: AdapterRef, files: Any, deadline: float) -> Call:
+        """Send it a version, whose digest it is to answer with."""
+
+        def acknowledged(found: str) -> Complaint:
+            if found != ref.sha256:
+                return f"what it loaded as {ref.key} has digest {found[:12]}…, not {ref.sha256[:12]}…"
+            self.loaded.add(ref.key)
+            return None
+
+        return Call(handle=self.actor.load_adapter.remote(ref, files), deadline=deadline, accept=acknowledged)
+
+    @property
+    def sampling(self) -> WorkItem | None:
+        """The item that it has begun. A dead worker may have been given one, and begins nothing."""
+        if self.call is None or self.call.begun is None or not ray.wait([self.call.begun], timeout=0)[0]:
+            return None
+        return self.call.item if answer_of(self.call.begun)[1] is None else None
+
+    def end(self, *, hangs: bool = False) -> None:
+        """One that hangs may be stopped, and a stopped process hears the kernel alone."""
+        self.find()
+        if hangs and self.node is not None:
+            if self.node == ray.get_runtime_context().get_node_id():
+                kill_process(self.pid)
+            else:
+                there = NodeAffinitySchedulingStrategy(self.node, soft=False)
+                ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(kill_process).remote(self.pid)
+        ray.kill(self.actor)
+
+
+def nodes_alive() -> set[str]:
+    """The machines of the cluster, as far as Ray knows that they are there."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def answer_of(handle: Any) -> tuple[Any, Complaint]:
+    """What a call returned, or why it did not."""
+    try:
+        return ray.get(handle, timeout=FETCH_S), None
+    except RayTaskError as error:
+        return None, f"it failed: {error.cause!r}"
+    except RayError as error:
+        lines = str(error).splitlines()
+        # Of an actor that died, the first line says how; what follows is Ray's advice, or a traceback and its cause.
+        cause = lines[-1] if isinstance(error, ActorDiedError) and error.actor_init_failed else lines[0]
+        return None, f"it died or its answer was lost: {cause}"
+
+
+def _where(_: PoolWorker) -> tuple[str, int]:
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+def kill_process(pid: int) -> None:
+    """SIGKILL to a process of Ray's on this machine; nothing where it is gone and its number another's."""
+    try:
+        if "ray::" in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        return
