@@ -42,8 +42,8 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     start = time.monotonic()
     if launch.count > 1 and options.tensor_parallel_size > 1:
         raise ValueError(
-            f"--tensor-parallel-size is {options.tensor_parallel_size} with {launch.count} processes, each with a model "
-            "of its own: start one process, or set it to 1"
+            f"--tensor-parallel-size is {options.tensor_parallel_size} with {launch.count} processes, each with a "
+            "model of its own: start one process, or set it to 1"
         )
     wanted = find_suites(options.suites)
     if options.output.exists() and not options.overwrite:
