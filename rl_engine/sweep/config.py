@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rl_engine.config import Config
+from rl_engine.config.file import CommandConfig
 from rl_engine.config.sft import SftConfig
 from rollout.config import Section
 
@@ -19,7 +20,7 @@ class Command:
     """A program that a sweep can run: `python -m MODULE --config BASE key=value …`."""
 
     module: str
-    schema: type[BaseModel]
+    schema: type[CommandConfig]
     restart_option: str
     """Option under which it starts where its directory stands: `--resume`, or `--overwrite` where it cannot."""
     steps: Callable[[Any], int | None]
@@ -59,6 +60,14 @@ def flattened(tree: Any) -> Any:
     return flat
 
 
+def axes(tree: Any) -> Any:
+    """The grid with a lone value as a list of one."""
+    flat = flattened(tree)
+    if not isinstance(flat, dict):
+        return flat
+    return {key: values if isinstance(values, list | tuple) else [values] for key, values in flat.items()}
+
+
 Settings = Annotated[dict[str, Any], BeforeValidator(flattened)]
 
 
@@ -73,13 +82,15 @@ class ScoreConfig(Section):
     )
 
 
-class SweepConfig(Section):
+class SweepConfig(CommandConfig):
     """One sweep."""
+
+    module: ClassVar[str] = "rl_engine.sweep"
 
     command: str = Field("train", description="What each cell runs: entry of `rl_engine.sweep.config.COMMANDS`.")
     base: str = Field(description="Configuration that all cells start from: a file, or the name of a shipped one.")
     set: Settings = Field({}, description="Settings of all cells, replacing the base's.")
-    grid: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(flattened)] = Field(
+    grid: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(axes)] = Field(
         description="Key → its values. Every arm runs at every combination."
     )
     arms: dict[str, Settings] = Field(

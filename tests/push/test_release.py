@@ -44,9 +44,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LoraPolicy]
     """A run with every kind of path in its configuration, and its model as the learner holds it."""
     root = tmp_path_factory.mktemp("made")
     paths = [
+        "data.source=jsonl",
         f"data.path={root}/data/train problems.jsonl",
         f"eval.data_dir={root}/suites",
-        f"eval.suites=[held_out,{root}/suites/mine.jsonl]",
+        f"eval.suites=[held_out,math500,{root}/suites/mine.jsonl]",
         "sampling.stop=[/no/path]",
         "rewards.function=some.module:name",
         f"rewards.function_arguments={{table: {root}/table.csv, nested: [{{more: ~/x.bin}}]}}",
