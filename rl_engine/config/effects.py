@@ -257,7 +257,8 @@ def idle_keys(config: BaseModel) -> Iterator[Idle]:
             why = rule.why
             for name in rule.depends_on:
                 why = why.replace(f"{{{name}}}", as_yaml(values[name]))
-            line = f"{key} is {as_yaml(value)}, and has no effect: {why}; {rule.instead}"
+            shown = repr(value) if isinstance(value, str) else as_yaml(value)
+            line = f"{key} is {shown}, and has no effect: {why}; {rule.instead}"
             yield Idle(key=key, value=value, depends_on=rule.depends_on, line=line)
 
 

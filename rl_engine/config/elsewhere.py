@@ -116,7 +116,7 @@ ELSEWHERE: dict[str, str] = {
     "kl_loss_coef": "loss.kl_coef",
     "kl_beta": "loss.kl_coef",
     "use_kl_loss": "loss.kl_coef",
-    "use_kl_in_reward": "loss.kl_coef loss.kl_penalty=advantage",
+    "use_kl_in_reward": "loss.kl_coef loss.kl_penalty",
     "kl_loss_type": "loss.kl_penalty",
     "kl_estimator": "loss.kl_penalty",
     "epsilon": "loss.clip_low loss.clip_high",

@@ -76,6 +76,14 @@ def _variable(name: str, *default: str | None) -> str | None:
 OmegaConf.register_resolver("oc.env", _variable, replace=True)
 
 
+def shipped(module: str) -> list[str]:
+    """The shipped configurations that a command takes; not the recipe of the embedded model, which has its own."""
+    kinds = {"rl_engine.sweep": "sweep_", "rl_engine.sft": "sft_"}
+    names = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "embedded.yaml")
+    own = kinds.get(module)
+    return [name for name in names if (name.startswith(own) if own else not name.startswith((*kinds.values(),)))]
+
+
 def find_config(name: str) -> Path:
     """The file of that path, or else of that name among the shipped configurations."""
     for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
@@ -108,12 +116,14 @@ def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) ->
     """
     path = find_config(name)
     layers = [Layer(str(path), _read_file(path))]
+    whole = layers[0].values
     for place, overrides in settings:
         layers.append(Layer(place, {}))
         for override in overrides:
-            below = merged(*(layer.values for layer in layers))
-            layers[-1] = Layer(place, merged(layers[-1].values, _parse(schema, place, override, below)))
-    values = _resolved(layers)
+            given = _parse(schema, place, override, whole)
+            whole = merged(whole, given)
+            layers[-1] = Layer(place, merged(layers[-1].values, given))
+    values = _resolved(layers, whole)
     values.setdefault("output_dir", f"runs/{path.stem}")
     values = settled(schema, values)
     try:
@@ -169,14 +179,13 @@ def _read_file(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def _resolved(layers: Sequence[Layer]) -> dict[str, Any]:
-    """All layers in one, with what `${…}` stands for. Raises `ConfigError` under the first that cannot be resolved."""
-    values = merged(*(layer.values for layer in layers))
+def _resolved(layers: Sequence[Layer], whole: dict[str, Any]) -> dict[str, Any]:
+    """The layers in one, with what `${…}` stands for. Raises `ConfigError` under the first that cannot be resolved."""
     try:
-        tree: Any = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+        tree: Any = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         if len(layers) > 1:
-            _resolved(layers[:-1])
+            _resolved(layers[:-1], merged(*(layer.values for layer in layers[:-1])))
         problem = _first_line(error).removeprefix("KeyError raised while resolving interpolation: ").strip('"')
         raise ConfigError(f"{layers[-1].place}: {problem}") from error
     resolved: dict[str, Any] = tree

@@ -153,7 +153,7 @@ def test_the_quickstart_with_a_file_says_how_instead_of_training_on_sums(tmp_pat
     result = CliRunner().invoke(app, ["--config", "quickstart.yaml", "data.path=my.jsonl", f"output_dir={run}"])
     assert result.exit_code == 2
     assert result.output.count("\n") == 1
-    assert "data.path is my.jsonl, and has no effect" in result.output
+    assert "data.path is 'my.jsonl', and has no effect" in result.output
     assert "data.source=jsonl" in result.output
     assert not run.exists()
 

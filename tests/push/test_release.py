@@ -118,7 +118,7 @@ def test_the_released_configuration_differs_in_its_paths_alone(run: Path, tmp_pa
     assert after["sampling"]["stop"] == ["/no/path"]  # what a model writes is not one, whatever it looks like
     assert after["data"].pop("path") == "train problems.jsonl"
     assert after["eval"].pop("data_dir") == "suites"
-    assert after["eval"].pop("suites") == ["held_out", "mine.jsonl"]
+    assert after["eval"].pop("suites") == ["held_out", "math500", "mine.jsonl"]
     assert after["rewards"].pop("function_arguments") == {"table": "table.csv", "nested": [{"more": "x.bin"}]}
     assert after.pop("output_dir") == "run"
     for section, key in (("data", "path"), ("eval", "data_dir"), ("eval", "suites"), ("rewards", "function_arguments")):
