@@ -25,6 +25,9 @@ class Command(TyperCommand):
                 param.metavar = ""
         return params
 
+    def get_help_option_names(self, ctx: Any) -> list[str]:
+        return ["--help", "-h"]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = [name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)]
         before_dashes = args[: args.index("--")] if "--" in args else args

@@ -58,7 +58,8 @@ class ConfiguredCommand(Command):
     """A command that takes `--config` and settings."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        files = [arg for arg in args if arg.endswith((".yaml", ".yml")) and "=" not in arg]
+        first = [arg for arg in args[:1] if not arg.startswith("-")]
+        files = [arg for arg in (*first, *args) if "=" not in arg and (arg in first or arg.endswith((".yaml", ".yml")))]
         if files and not any(arg.partition("=")[0] in ("--config", "--redraw") for arg in args):
             exit_with_error(f"a configuration is named with --config: --config {files[0]}", 2)
         return super().parse_args(ctx, args)

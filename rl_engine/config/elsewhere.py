@@ -1,6 +1,24 @@
-"""What TRL, verl, Axolotl, OpenRLHF and Unsloth call things → what they are called here."""
+"""What TRL, verl, Axolotl, OpenRLHF and Unsloth call things → what they are called here; and whose key is whose."""
 
 from __future__ import annotations
+
+# Keys, or sections of them, that one command alone has: a file given to another command is told by them.
+SIGNS: dict[str, frozenset[str]] = {
+    "rl_engine.train": frozenset(
+        {"sampling", "rewards", "rollout", "loss", "learner", "data.max_prompt_tokens", "train.problems_per_step"}
+        | {
+            f"eval.{name}"
+            for name in ("suites", "best", "limit", "n", "temperature", "top_p", "max_tokens", "data_dir")
+        }
+        | {"train.max_problems_per_step", "checkpoint.keep_adapters"}
+    ),
+    "rl_engine.sft": frozenset(
+        {f"data.{name}" for name in ("test_path", "test_size", "max_tokens", "packing", "seed", "random_pairs")}
+        | {f"train.{name}" for name in ("epochs", "batch_size", "microbatch_size", "attention")}
+        | {"data.chat_template", "optim.schedule", "optim.warmup_steps", "optim.weight_decay", "eval.at", "log.every"}
+    ),
+    "rl_engine.sweep": frozenset({"base", "set", "grid", "arms", "score", "seeds", "jobs"}),
+}
 
 # A setting of ours, or several; those that a command does not have are passed over. Names are looked up by the end of
 # a path: `actor_rollout_ref.actor.ppo_epochs` by `ppo_epochs`.

@@ -16,22 +16,13 @@ from pydantic import ValidationError
 
 from rewards.workers.processes import SECRET
 from rl_engine.config.effects import Idle, idle_keys
+from rl_engine.config.elsewhere import SIGNS
 from rl_engine.config.explain import problems_of
 from rl_engine.config.fields import field_at, is_section, item_of_list, leaves, takes_text_alone, types_of
 from rl_engine.config.hints import listed, near
 from rollout.config import Section
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# Keys that only the files of one command have: a file given to another command is told by them.
-SIGNS: dict[str, frozenset[str]] = {
-    "rl_engine.train": frozenset(
-        {"sampling", "rewards", "rollout", "loss", "learner", "train.problems_per_step", "eval.suites"}
-    ),
-    "rl_engine.sft": frozenset(
-        {"train.batch_size", "train.epochs", "data.test_size", "data.max_tokens", "data.packing", "optim.schedule"}
-    ),
-    "rl_engine.sweep": frozenset({"base", "grid", "arms", "score"}),
-}
 # Here a text with commas is one text.
 FREE_TEXT = frozenset({"sampling.stop"})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rl_engine.config.elsewhere import ABSENT, ELSEWHERE, OBJECTIVES
+from rl_engine.config.elsewhere import ABSENT, ELSEWHERE, OBJECTIVES, SIGNS
 from rl_engine.config.fields import fields, section_at
 
 
@@ -54,13 +54,19 @@ def key_hint(schema: type[BaseModel], location: list[str], value: Any) -> str:
     keys = [key for key, _ in fields(schema)]
     if (theirs := _of_another_library(keys, location, value)) is not None:
         return theirs
-    if same := [key for key in keys if key.split(".")[-1] == name]:
+    own = getattr(schema, "module", None)
+    for module, signs in SIGNS.items():
+        if module != own and signs & {location[0], ".".join(location[:2])}:
+            return f"{module} has it, and this command does not"
+    # That something else has a name too is no hint.
+    by_name = [key for key in keys if len(location) == 1 or key.split(".")[-1] != "name"]
+    if same := [key for key in by_name if key.split(".")[-1] == name]:
         return f"did you mean {listed(same)}?"
     beside = section_at(schema, location[:-1])
     if beside is not None and (found := near(name, beside.model_fields)):
         return f"did you mean {'.'.join([*location[:-1], found])}?"
-    if found := near(name, [key.split(".")[-1] for key in keys]):
-        return f"did you mean {listed(key for key in keys if key.split('.')[-1] == found)}?"
+    if found := near(name, [key.split(".")[-1] for key in by_name]):
+        return f"did you mean {listed(key for key in by_name if key.split('.')[-1] == found)}?"
     if beside is None or not location[:-1]:
         return "docs/configuration.md lists the keys"
     return f"{'.'.join(location[:-1])} has {', '.join(beside.model_fields)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from rl_engine.config import Config
 from rl_engine.config.file import CommandConfig
 from rl_engine.config.sft import SftConfig
 from rollout.config import Section
+
+# YAML takes 1e-3 for a text.
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,8 @@ COMMANDS = {
 
 def flattened(tree: Any) -> Any:
     """`{"lora": {"rank": 8}}` and `{"lora.rank": 8}` are the same setting; of two the later one holds."""
+    if tree is None:
+        return {}  # an arm that is all as it is
     if not isinstance(tree, dict):
         return tree  # pydantic says what is wrong with it
     flat: dict[str, Any] = {}
@@ -61,11 +67,23 @@ def flattened(tree: Any) -> Any:
 
 
 def axes(tree: Any) -> Any:
-    """The grid with a lone value as a list of one."""
+    """The grid with a lone value as a list of one, and a text with commas as several values."""
     flat = flattened(tree)
     if not isinstance(flat, dict):
         return flat
-    return {key: values if isinstance(values, list | tuple) else [values] for key, values in flat.items()}
+    return {key: values if isinstance(values, list | tuple) else _several(values) for key, values in flat.items()}
+
+
+def _several(value: Any) -> list[Any]:
+    if not isinstance(value, str) or "," not in value:
+        return [value]
+    return [_number(part) for part in map(str.strip, value.split(",")) if part]
+
+
+def _number(text: str) -> int | float | str:
+    if not NUMBER.fullmatch(text):
+        return text
+    return int(text) if text.lstrip("-+").isdigit() else float(text)
 
 
 Settings = Annotated[dict[str, Any], BeforeValidator(flattened)]

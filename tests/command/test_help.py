@@ -35,6 +35,7 @@ def help_of(module: str) -> str:
 def test_help_shows_switches_as_such_and_an_example(module: str) -> None:
     text = help_of(module)
     assert "bool>" not in text
+    assert CliRunner().invoke(app_of(module), ["-h"]).exit_code == 0
     (example,) = re.findall(rf"Example: python -m {module} (.*)", text)
     # It is one that the command's own parser takes.
     get_command(app_of(module)).make_context(module, shlex.split(example), resilient_parsing=False)

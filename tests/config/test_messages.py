@@ -10,9 +10,9 @@ import yaml
 from typer.testing import CliRunner
 
 from rl_engine.config import Config, load_config
-from rl_engine.config.elsewhere import ABSENT, ELSEWHERE, OBJECTIVES
+from rl_engine.config.elsewhere import ABSENT, ELSEWHERE, OBJECTIVES, SIGNS
 from rl_engine.config.fields import field_at, fields
-from rl_engine.config.file import CONFIGS, SIGNS, CommandConfig, ConfigError, read_config, shipped
+from rl_engine.config.file import CONFIGS, CommandConfig, ConfigError, read_config, shipped
 from rl_engine.config.hints import edits, near
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft import __main__ as sft
@@ -174,6 +174,13 @@ def test_a_directory_is_told_to_name_its_file(tmp_path: Path) -> None:
     assert message(str(tmp_path)) == f"--config {tmp_path} is a directory: name a file in it, {tmp_path}/config.yaml"
 
 
+def test_a_grid_on_the_command_line_is_what_it_would_be_in_a_file() -> None:
+    overrides = ["grid.lora.rank=1,8", "grid.optim.lr=1e-3", "arms={one: {}, two: null}", "reference=null"]
+    config = read_config(SweepConfig, "sweep_rates.yaml", overrides)
+    assert config.grid == {"lora.rank": (1, 8), "optim.lr": (1e-3,)}
+    assert config.arms["two"] == {}
+
+
 # Another command's file.
 
 
@@ -200,6 +207,7 @@ def _loads(schema: type[CommandConfig], name: str) -> bool:
 def test_the_signs_of_a_command_are_its_keys_alone(schema: type[CommandConfig]) -> None:
     for other in SCHEMAS:
         keys = {key for key, _ in fields(other)} | set(other.model_fields)
+        keys |= {key.rpartition(".")[0] for key in keys}
         signs = SIGNS[schema.module]
         assert (signs <= keys) if other is schema else not (signs & keys)
 
@@ -265,6 +273,9 @@ def test_what_others_call_a_key_leads_to_keys_that_exist(name: str) -> None:
         (Config, "loss_type=dr_grpo", ["loss.name=ppo_clip"]),
         (SftConfig, "sequence_len=9", ["data.max_tokens"]),
         (SftConfig, "adapter=lora", ["method"]),
+        (SftConfig, "loss.name=grpo", ["rl_engine.train has it"]),
+        (Config, "data.test_size=9", ["rl_engine.sft has it"]),
+        (Config, "actor_rollout_ref.rollout.name=vllm", ["docs/configuration.md"]),
         (SftConfig, "base_model=x", ["model.name"]),
         (SftConfig, "datasets=x", ["data.source", "data.path"]),
         (SftConfig, "lr_scheduler_type=cosine", ["optim.schedule"]),
@@ -348,6 +359,8 @@ def test_a_hint_is_given_where_a_name_is_near(override: str, end: str) -> None:
     ("arguments", "words"),
     [
         (["quickstart.yaml"], ["--config quickstart.yaml"]),
+        (["quickstart", "seed=1"], ["--config quickstart"]),
+        (["seed=1", "quickstart.yaml"], ["--config quickstart.yaml"]),
         (["--config", "quickstart.yaml", "--lora.rank", "8"], ["no option --lora.rank", "lora.rank=8"]),
         (["--config", "quickstart.yaml", "--learning-rate=1"], ["learning_rate=1"]),
         (["--config", "quickstart.yaml", "--overwite"], ["did you mean --overwrite?"]),
