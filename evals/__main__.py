@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
+from evals.options import EvalOptions, refuse_idle
 from evals.suites import SUITES, find_suite, suite_needs_hub
+from rewards.command import Command
 from rollout import models
 from rollout.frames import FRAMES
 
@@ -35,7 +37,7 @@ Template = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Command, epilog="Example: python -m evals --model embedded --suite held_out --output scores.json")
 def main(
     model: Annotated[str, typer.Option(help="Hub id, directory, or `embedded`.")],
     suite: Suite,
@@ -84,8 +86,10 @@ def main(
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["suites"] = tuple(name for names in arguments.pop("suite") for name in names.split(",") if name)
     try:
-        stay_offline_if_possible(model, arguments["suites"], data_dir)
-        start(arguments)
+        options = EvalOptions(**arguments)
+        refuse_idle(options)
+        stay_offline_if_possible(model, options.suites, data_dir)
+        start(options)
     except KeyboardInterrupt:
         exit_with_error("stopped; the same command goes on from what is finished", 130)
     except (ValueError, FileNotFoundError) as error:
@@ -94,17 +98,16 @@ def main(
         exit_with_error(f"{error}\nOn a machine without the hub, give --model and --data-dir as local paths.", 1)
 
 
-def start(arguments: dict[str, Any]) -> None:
+def start(options: EvalOptions) -> None:
     """Measure in this process, one of as many as a launcher started."""
     quiet_torch()
     quiet_libraries()
     from evals.evaluate import evaluate
     from evals.launch import join_launch, leave_launch
-    from evals.options import EvalOptions
 
     launch = join_launch()
     try:
-        evaluate(EvalOptions(**arguments), launch, new_console(quiet=not launch.is_main), start_vllm)
+        evaluate(options, launch, new_console(quiet=not launch.is_main), start_vllm)
     finally:
         leave_launch(launch)
 

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from evals.suites import ANSWER_FORMS
 from rewards import GradeItem, Grader, GradeResult, RewardConfig, Verdict
+from rewards.command import Command
 from rewards.records import BadRecord, read_rows
 
 FILTER = "flexible-extract"
@@ -81,7 +82,7 @@ def kind_of(ours: GradeResult, theirs: Theirs) -> str:
     )
 
 
-@app.command()
+@app.command(cls=Command, epilog="Example: python -m evals.crosscheck scores.samples.jsonl.gz")
 def main(
     file: Annotated[Path, typer.Argument(help="Samples of `python -m evals --records`, or rows like them.")],
     reference: Annotated[str, typer.Option(help="Field of the reference answer.")] = "reference",

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from evals.suites import find_suite, sampling_of
+from rollout.models import needs_hub
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
@@ -42,3 +45,23 @@ class EvalOptions:
     memory_fraction: float = 0.9
     kv_cache_gib: float = 2.0
     max_num_seqs: int = 512
+
+
+def refuse_idle(options: EvalOptions) -> None:
+    """Raises `ValueError` for an option that was given and has no effect beside the others."""
+    suites = [find_suite(name) for name in options.suites]
+    rates = {sampling_of(suite, n=options.samples, temperature=options.temperature).temperature for suite in suites}
+    no_file = all(suite.source in ("arithmetic", "jsonl") for suite in suites)
+    is_here = options.revision is not None and not needs_hub(options.model)
+    for option, value, idle, why in (
+        ("--data-dir", options.data_dir, no_file, f"{', '.join(options.suites)} is not read from a directory"),
+        (
+            "--top-p",
+            options.top_p,
+            rates == {0},
+            "at temperature 0 the likeliest token is taken; give --temperature too",
+        ),
+        ("--revision", options.revision, is_here, f"--model {options.model} is on this machine, not read from the hub"),
+    ):
+        if value is not None and idle:
+            raise ValueError(f"{option} is {value}, and has no effect: {why}")

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
+from rewards.command import Command
 from rewards.config import RewardConfig
 from rewards.grader import Grader
 from rewards.records import Row, chunks, read_rows
@@ -84,7 +85,7 @@ def disagreements(path: Path, config: RewardConfig, progress: Progress) -> tuple
     return count, found
 
 
-@app.command()
+@app.command(cls=Command, epilog="Example: python -m rewards.audit runs/x/rollouts/step000001.jsonl.gz")
 def main(
     rollouts: Annotated[Path, typer.Argument(help="Rollout file, .jsonl or .jsonl.gz.")],
     output: Annotated[Path | None, typer.Option(help="Write every disagreement here as JSON Lines.")] = None,

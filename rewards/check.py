@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from rewards import overlap
+from rewards.command import Command
 from rewards.config import RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, Row, chunks, read_rows
@@ -88,7 +89,7 @@ def overlaps(rows: list[Row], other: Path) -> list[Finding]:
     return [Finding("overlap", pair.left, f"{pair.kind} with {pair.right}") for pair in pairs]
 
 
-@app.command()
+@app.command(cls=Command, epilog="Example: python -m rewards.check train.jsonl --against test.jsonl")
 def main(
     data: Annotated[Path, typer.Argument(help="Problem file: JSON Lines with id, problem, answer.")],
     against: Annotated[list[Path] | None, typer.Option(help="Evaluation file; may be repeated.")] = None,

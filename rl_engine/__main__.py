@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import runpy
 import sys
 from pathlib import Path
@@ -35,8 +34,10 @@ def main() -> None:
         return
     name, *rest = arguments
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f": they are {', '.join(COMMANDS)}"
+        from rl_engine.config.hints import near  # for the sake of a quick start, only here
+
+        found = near(name, COMMANDS)
+        hint = f"; did you mean {found}?" if found else f": they are {', '.join(COMMANDS)}"
         Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] there is no command {name!r}{hint}")
         sys.exit(2)
     # A reward function of the user's own is found in the current directory, as with `python -m`.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from evals.command import quiet_libraries, quiet_torch
+from evals.command import exit_with_error, quiet_libraries, quiet_torch
 from evals.suites import find_suite, suite_needs_hub
+from rewards.command import Command
 from rl_engine.config import Config
+from rl_engine.config.file import shipped
+from rl_engine.config.hints import near
 from rollout import models
 from rollout.prompts import problems
 
@@ -48,3 +52,26 @@ def join_ranks_quietly() -> Ranks:
     from rl_engine.learner.ranks import join_ranks
 
     return join_ranks()
+
+
+class ConfiguredCommand(Command):
+    """A command that takes `--config` and settings."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        first = [arg for arg in args[:1] if not arg.startswith("-")]
+        files = [arg for arg in (*first, *args) if "=" not in arg and (arg in first or arg.endswith((".yaml", ".yml")))]
+        if files and not any(arg.partition("=")[0] in ("--config", "--redraw") for arg in args):
+            exit_with_error(f"a configuration is named with --config: --config {files[0]}", 2)
+        return super().parse_args(ctx, args)
+
+    def advice(self, args: Sequence[str], known: Sequence[str]) -> str:
+        name, equals, value = args[0].lstrip("-").partition("=")
+        if found := near(f"--{name}", known):
+            return f" (did you mean {found}?)"
+        value = value if equals else next(iter(args[1:]), "VALUE")
+        return f" (a setting is written without dashes, {name.replace('-', '_')}={value})"
+
+
+def help_end(module: str, example: str) -> str:
+    """What the help of a configured command ends with: an example, and the configurations that ship."""
+    return f"Example: python -m {module} {example}\n\nShipped: {', '.join(shipped(module))}."

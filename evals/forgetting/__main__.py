@@ -27,6 +27,7 @@ from rich.markup import escape
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
 from evals.policies import named_directory
+from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.engine import EngineSettings, ScoringEngine
 from rollout.models import EMBEDDED, locate_model
@@ -71,7 +72,10 @@ class ForgettingOptions:
     kv_cache_gib: float = 2.0
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog="Example: python -m evals.forgetting --model M --adapter DIR --output lost.json",
+)
 def main(
     model: Annotated[str, typer.Option(help="Hub id, directory, or `embedded`.")],
     output: Annotated[Path, typer.Option(help="JSON file; the table goes beside it as Markdown.")],

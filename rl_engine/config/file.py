@@ -1,28 +1,59 @@
-"""YAML file and overrides → a checked, frozen configuration. Imports neither torch nor vllm."""
+"""YAML file and settings → a checked, frozen configuration. Imports neither torch nor vllm."""
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from rewards.workers.processes import SECRET
+from rl_engine.config.effects import Idle, idle_keys
+from rl_engine.config.elsewhere import SIGNS
+from rl_engine.config.explain import problems_of
+from rl_engine.config.fields import field_at, is_section, item_of_list, leaves, takes_text_alone, types_of
+from rl_engine.config.hints import listed, near
+from rollout.config import Section
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-S = TypeVar("S", bound=BaseModel)
+# Here a text with commas is one text.
+FREE_TEXT = frozenset({"sampling.stop"})
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the text says which key, which value and what is allowed."""
+
+
+class CommandConfig(Section):
+    """All that one command is told."""
+
+    module: ClassVar[str]
+    """The command, a key of `SIGNS`: `python -m MODULE`."""
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+S = TypeVar("S", bound=CommandConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Settings that were given together, and where: a file's, or those of a command line, which replace the file's."""
+
+    place: str
+    values: dict[str, Any]
+
+    def gives(self, schema: type[CommandConfig], key: str) -> bool:
+        """Whether it gives the key's value, or a part of it."""
+        return any(f"{given}.".startswith(f"{key}.") for given, _ in leaves(self.values))
 
 
 def _variable(name: str, *default: str | None) -> str | None:
@@ -36,87 +67,244 @@ def _variable(name: str, *default: str | None) -> str | None:
 OmegaConf.register_resolver("oc.env", _variable, replace=True)
 
 
+def shipped(module: str) -> list[str]:
+    """The shipped configurations that a command takes; not the recipe of the embedded model, which has its own."""
+    kinds = {"rl_engine.sweep": "sweep_", "rl_engine.sft": "sft_"}
+    names = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "embedded.yaml")
+    own = kinds.get(module)
+    return [name for name in names if (name.startswith(own) if own else not name.startswith((*kinds.values(),)))]
+
+
 def find_config(name: str) -> Path:
     """The file of that path, or else of that name among the shipped configurations."""
     for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
     shipped = sorted(path.name for path in CONFIGS.glob("*.yaml"))
-    near = difflib.get_close_matches(name, shipped, n=1, cutoff=0)
-    raise ConfigError(f"no configuration {name!r}: not a file, and not one of {', '.join(shipped)}; nearest: {near[0]}")
+    if Path(name).is_dir():
+        inside = sorted(str(path) for path in Path(name).glob("*.y*ml"))
+        way_out = f": name a file in it, {listed(inside)}" if inside else " without a YAML file"
+        raise ConfigError(f"--config {name} is a directory{way_out}")
+    found = near(Path(name).stem, [Path(known).stem for known in shipped])
+    hint = f"; did you mean {found}.yaml?" if found else ""
+    raise ConfigError(f"no configuration {name!r}: not a file, and not one of {', '.join(shipped)}{hint}")
 
 
-def read_config(schema: type[S], name: str, overrides: Sequence[str] = ()) -> S:
+def read_config(schema: type[S], name: str, overrides: Sequence[str] = (), *, place: str = "command line") -> S:
     """Read a configuration file, apply `key.sub=value` overrides in turn, and check the whole.
 
-    `output_dir` is `runs/<file name>` where neither gives one.
+    `output_dir` is `runs/<file name>` where neither gives one. `place` is where the overrides were given, for messages.
     Raises `ConfigError` with every problem found.
     """
+    return resolve(schema, name, (place, overrides))[0]
+
+
+def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) -> tuple[S, tuple[str, ...]]:
+    """The configuration of a file under layers of overrides, (place, overrides) each; and the keys left out of it.
+
+    A key without effect is refused, unless a later layer than its own made it so: `method=full` on a file that gives a
+    rank. There it is left out, as if nobody had given it.
+    """
     path = find_config(name)
-    try:
-        tree: Any = OmegaConf.load(path)
+    layers = [Layer(str(path), _read_file(path))]
+    whole = layers[0].values
+    for place, overrides in settings:
+        layers.append(Layer(place, {}))
         for override in overrides:
-            if "=" not in override:
-                raise ConfigError(f"{override!r} is not an override: write key.sub=value")
-            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
-        values = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of keys to values, not {type(values).__name__}")
+            given = _parse(schema, place, override, whole)
+            whole = merged(whole, given)
+            layers[-1] = Layer(place, merged(layers[-1].values, given))
+    values = _resolved(layers, whole)
     values.setdefault("output_dir", f"runs/{path.stem}")
+    values = settled(schema, values)
     try:
-        return schema.model_validate(values)
+        config = schema.model_validate(values)
     except ValidationError as error:
+        _check_kind(schema, path, layers[0].values)
+        raise ConfigError(_said_by_place(schema, layers, problems_of(schema, values, error))) from error
+    dropped = _drop_idle(schema, layers, values, list(idle_keys(config)))
+    return (schema.model_validate(values) if dropped else config), dropped
+
+
+def _drop_idle(
+    schema: type[CommandConfig], layers: Sequence[Layer], values: dict[str, Any], idle: Sequence[Idle]
+) -> tuple[str, ...]:
+    """Take what a later layer switched off out of the values. Raises `ConfigError` for what never had an effect."""
+    dropped, refused = [], []
+    for one in idle:
+        last = max((index for index, layer in enumerate(layers) if layer.gives(schema, one.key)), default=0)
+        if any(layer.gives(schema, key) for layer in layers[last + 1 :] for key in one.depends_on):
+            dropped.append(one.key)
+            *path, name = one.key.split(".")
+            section = values
+            for part in path:
+                section = section[part]
+            del section[name]
+        else:
+            refused.append((layers[last].place, one.line))
+    if refused:
+        raise ConfigError(_headed(refused))
+    return tuple(dropped)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """The file's values as they stand there, interpolations unresolved."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from error
+    try:
+        tree: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}{_yaml_problem(error, text)}") from error
+    except OSError:  # so it says that this is neither a list nor a mapping
+        tree = text.strip()
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys to values, not {tree!r:.40}")
+    if not tree:
+        raise ConfigError(f"{path}: the file is empty")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _resolved(layers: Sequence[Layer], whole: dict[str, Any]) -> dict[str, Any]:
+    """The layers in one, with what `${…}` stands for. Raises `ConfigError` under the first that cannot be resolved."""
+    try:
+        tree: Any = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        if len(layers) > 1:
+            _resolved(layers[:-1], merged(*(layer.values for layer in layers[:-1])))
+        problem = _first_line(error).removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+        raise ConfigError(f"{layers[-1].place}: {problem}") from error
+    resolved: dict[str, Any] = tree
+    return resolved
+
+
+def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
+    """`, line 3: what is wrong there`."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return f": {_first_line(error)}"
+    line = ([*text.splitlines(), ""])[mark.line]
+    if "\t" in line and "cannot start any token" in problem:
+        problem = "a tab, where YAML takes spaces alone"
+    return f", line {mark.line + 1}: {problem}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _parse(schema: type[CommandConfig], place: str, override: str, below: dict[str, Any]) -> dict[str, Any]:
+    """The tree that `key.sub=value` stands for. `below` is what it will be laid over."""
+    key, equals, text = (part.strip() for part in override.partition("="))
+    named = key.lstrip("-+~")
+    if not equals or not named:
+        hint = f", {named}=VALUE" if field_at(schema, named) is not None else ""
+        raise ConfigError(f"{place}: {override!r} is not a setting: write key.sub=value, without spaces{hint}")
+    if named != key:
+        raise ConfigError(f"{place}: {override!r}: settings are written plainly, {named}={text}")
+    parts = key.split(".")
+    for length in range(1, len(parts)):
+        if isinstance(_at(below, parts[:length]), list):
+            whole = ".".join(parts[:length])
+            raise ConfigError(f"{place}: {key}: {whole} is a list: give the whole of it, {whole}=[…]")
+    if "[" in key or not all(parts):
+        whole = key.partition("[")[0]
+        raise ConfigError(f"{place}: {key!r} is not a key: write key.sub=value, and a list whole, {whole}=[…]")
+    value = _value(schema, place, key, text)
+    for part in reversed(parts):
+        value = {part: value}
+    tree: dict[str, Any] = value
+    return tree
+
+
+def _value(schema: type[CommandConfig], place: str, key: str, text: str) -> Any:
+    """The text as YAML, or as it stands where the key takes nothing but text."""
+    info = field_at(schema, key)
+    annotation = None if info is None else info.annotation
+    try:
+        tree: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        if info is not None and not _takes_list(annotation) and takes_text_alone(annotation):
+            return text
+        raise ConfigError(f"{place}: {key}: {text!r} is not YAML: put it in quotes for the shell, '{key}=…'") from error
+    value = tree["value"]
+    plain = isinstance(value, str | list | None)
+    return value if plain or info is None or not takes_text_alone(annotation) else text
+
+
+def _at(tree: Any, parts: Sequence[str]) -> Any:
+    for part in parts:
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Trees of mappings laid over each other: of what is no mapping, the later one holds."""
+    result: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+            result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def settled(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values with what people mean by them: a section without keys is empty, a lone value is a list of one, and a
+    text with commas where a list is expected is a list."""
+    result = dict(values)
+    for name, value in values.items():
+        info, key = schema.model_fields.get(name), f"{prefix}{name}"
+        if info is None:
+            continue
+        if is_section(info.annotation):
+            if value is None or isinstance(value, Mapping):
+                result[name] = settled(info.annotation, value or {}, f"{key}.")
+        elif isinstance(value, str) and "," in value and key not in FREE_TEXT and _takes_list(info.annotation):
+            result[name] = [part for part in map(str.strip, value.split(",")) if part]
+        elif value is not None and not isinstance(value, list | tuple | dict) and item_of_list(info.annotation):
+            result[name] = [value]
+    return result
+
+
+def _takes_list(annotation: Any) -> bool:
+    return any(item_of_list(part) for part in types_of(annotation))
+
+
+def _check_kind(schema: type[CommandConfig], path: Path, values: dict[str, Any]) -> None:
+    """Raises `ConfigError` where the file is another command's."""
+    given = {".".join(parts[:length]) for key, _ in leaves(values) if (parts := key.split(".")) for length in (1, 2)}
+    counts = {module: len(signs & given) for module, signs in SIGNS.items()}
+    module = max(counts, key=lambda name: counts[name])
+    if counts[module] > counts.get(schema.module, 0):
+        name = path.name if path.parent == CONFIGS else path
         raise ConfigError(
-            f"{path}:\n" + "\n".join(f"  {_explain(schema, problem)}" for problem in error.errors())
-        ) from error
+            f"{name} is a configuration of {module}, not of {schema.module}: python -m {module} --config {name}"
+        )
 
 
-def _explain(schema: type[BaseModel], problem: Any) -> str:
-    """One line for one problem: key, value, what is allowed."""
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: no such key; did you mean {_nearest_key(schema, location)}?"
-    if problem["type"] == "missing":
-        return f"{key}: required, and not given"
-    key = ".".join(_without_types(schema, location))
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{key}: {message}" if key and not message.startswith(key) else message
-    return f"{key}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+def _said_by_place(schema: type[CommandConfig], layers: Sequence[Layer], lines: Sequence[str]) -> str:
+    """The problems, each under the layer with which it came."""
+    places: dict[str, str] = {}
+    for count in range(1, len(layers) + 1):
+        values = settled(schema, merged({"output_dir": "."}, *(layer.values for layer in layers[:count])))
+        try:
+            schema.model_validate(values)
+        except ValidationError as error:
+            for line in problems_of(schema, values, error):
+                places.setdefault(line, layers[count - 1].place)
+    return _headed([(places.get(line, layers[-1].place), line) for line in lines])
 
 
-def _without_types(schema: Any, location: list[str]) -> list[str]:
-    """A key without what pydantic appends to tell the alternatives of a union apart."""
-    for index, part in enumerate(location):
-        fields = getattr(schema, "model_fields", {})
-        if part not in fields:
-            return location[:index] + [part for part in location[index:] if part.isdigit()]
-        schema = fields[part].annotation
-    return location
-
-
-def _nearest_key(schema: type[BaseModel], location: list[str]) -> str:
-    """The existing key most like an unknown one: one of the same name elsewhere, else beside it, else anywhere."""
-    everywhere = list(_keys(schema))
-    for key in everywhere:
-        if key.split(".")[-1] == location[-1]:
-            return key
-    wanted = ".".join(location)
-    siblings = [key for key in everywhere if key.split(".")[:-1] == location[:-1]]
-    near = difflib.get_close_matches(wanted, siblings, n=1) or difflib.get_close_matches(
-        wanted, everywhere, n=1, cutoff=0
-    )
-    return near[0]
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> typing.Iterator[str]:
-    for name, info in model.model_fields.items():
-        yield prefix + name
-        annotation: Any = info.annotation
-        # tuple[str, …] passes for a class until issubclass is asked.
-        plain = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
-        if plain and issubclass(annotation, BaseModel):
-            yield from _keys(annotation, f"{prefix}{name}.")
+def _headed(problems: Sequence[tuple[str, str]]) -> str:
+    """`place: problem` for one; the problems of each place beneath it for several."""
+    if len(problems) == 1:
+        return ": ".join(problems[0])
+    by_place: dict[str, list[str]] = {}
+    for place, line in problems:
+        by_place.setdefault(place, []).append(line)
+    return "\n".join("\n  ".join([f"{place}:", *lines]) for place, lines in by_place.items())

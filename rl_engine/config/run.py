@@ -6,14 +6,13 @@ The object made here is the object that runs, and the one that is written beside
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from evals.suites import suite_name
 from rewards import RewardConfig
-from rl_engine.config.file import read_config
+from rl_engine.config.file import CommandConfig, read_config
 from rl_engine.config.lora import LoraConfig
 from rl_engine.config.loss import LossConfig
 from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
@@ -133,8 +132,10 @@ class LogConfig(Section):
     trackio: str | None = Field(None, description="Trackio project.")
 
 
-class Config(Section):
+class Config(CommandConfig):
     """One run."""
+
+    module: ClassVar[str] = "rl_engine.train"
 
     seed: int = Field(0, ge=0, description="Of the adapter, the order of problems and the completions.")
     output_dir: str = Field(description="Where the run is kept; `runs/<config name>` when not given.")
@@ -176,10 +177,6 @@ class Config(Section):
                     f"rollout.max_staleness is {rollout.max_staleness}, and in process nobody samples while the "
                     "learner works: give rollout.placement=ray too, or leave it at 0"
                 )
-            if rollout.address is not None:
-                raise ValueError(
-                    f"rollout.address is {rollout.address!r}: give rollout.placement=ray too, or leave it out"
-                )
             return self
         if self.method == "full":
             raise ValueError(
@@ -210,9 +207,6 @@ class Config(Section):
                 "nothing is left to go on with"
             )
         return self
-
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:

@@ -6,11 +6,11 @@ between the two arms of a comparison.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
+from rl_engine.config.file import CommandConfig
 from rl_engine.config.lora import LoraConfig
 from rl_engine.config.run import LogConfig, Method, OptimConfig
 from rl_engine.config.starts import STARTS
@@ -125,8 +125,10 @@ class SftLogConfig(LogConfig):
     every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
 
 
-class SftConfig(Section):
+class SftConfig(CommandConfig):
     """One supervised run."""
+
+    module: ClassVar[str] = "rl_engine.sft"
 
     seed: int = Field(0, ge=0, description="Of the adapter and the order of examples.")
     output_dir: str = Field(description="Where the run is kept; `runs/<config name>` when not given.")
@@ -146,6 +148,3 @@ class SftConfig(Section):
         if STARTS[self.lora.init].calibrated:
             raise ValueError(f"lora.init {self.lora.init} looks at the prompts of reinforcement learning: take default")
         return self
-
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from evals.command import exit_with_error
-from rl_engine.command import join_ranks_quietly, stay_offline_if_possible
+from rl_engine.command import ConfiguredCommand, help_end, join_ranks_quietly, stay_offline_if_possible
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.doctor", "--config gsm8k.yaml"))
 def main(
     config: Annotated[
         str, typer.Option(help="A YAML file, or the name of a shipped configuration.")
     ] = "quickstart.yaml",
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings that replace the file's.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
     ] = None,
 ) -> None:
     """Show what this machine has and check that a configuration runs on it, in about a minute."""

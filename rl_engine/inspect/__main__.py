@@ -17,6 +17,7 @@ import typer
 from rich.table import Table
 
 from evals.command import exit_with_error, new_console
+from rewards.command import Command
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ ROWS = 30
 """Versions that the table shows, at most."""
 
 
-@app.command()
+@app.command(cls=Command, epilog="Example: python -m rl_engine.inspect runs/quickstart --plot norms.png")
 def main(
     adapters: Annotated[
         list[Path],

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evals.command import exit_with_error
-from rl_engine.command import stay_offline_if_possible, with_hint
+from rl_engine.command import ConfiguredCommand, help_end, stay_offline_if_possible, with_hint
 from rl_engine.config import Config, load_config
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.plan", "--config gsm8k.yaml --devices 1x80 lora.rank=8"))
 def main(
     config: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings that replace the file's.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
     ] = None,
     devices: Annotated[
         list[str] | None,

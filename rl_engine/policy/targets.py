@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from rl_engine.config import LoraConfig, Method
+from rl_engine.config.hints import near
 
 PRESETS = ("all", "mlp", "attention")
 HEAD = "+lm_head"
@@ -99,9 +99,10 @@ def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str,
     leaves = sorted({path.rpartition(".")[2] for path in layers})
     for target in wanted:
         if not any(_is_named(path, target) for path in layers):
-            near = difflib.get_close_matches(target, [*leaves, *PRESETS], n=1, cutoff=0)
+            found = near(target, [*leaves, *PRESETS])
+            hint = f"; the nearest name is {found!r}" if found else ""
             raise ValueError(
-                f"lora.targets: {target!r} matches no linear layer; the nearest name is {near[0]!r} "
+                f"lora.targets: {target!r} matches no linear layer{hint} "
                 f"(presets: {', '.join(PRESETS)}, each with {HEAD} or without; layers: {', '.join(leaves)})"
             )
     return {path: layer for path, layer in layers.items() if any(_is_named(path, target) for target in wanted)}
@@ -137,8 +138,9 @@ def refuse_idle_patterns(matched: dict[str, LayerSize], config: LoraConfig) -> N
             named = [layer for path, layer in matched.items() if get_pattern_key([name], path) == name]
             if not named or any(layer.experts for layer in named):
                 leaves = sorted({path.rpartition(".")[2] for path, layer in matched.items() if not layer.experts})
-                near = difflib.get_close_matches(name, leaves, n=1, cutoff=0)
-                raise ValueError(f"lora.{key}: {name!r} names no adapted linear layer; the nearest is {near[0]!r}")
+                found = near(name, leaves)
+                hint = f"the nearest is {found!r}" if found else f"there are {', '.join(leaves)}"
+                raise ValueError(f"lora.{key}: {name!r} names no adapted linear layer; {hint}")
 
 
 def coverage_of(model: nn.Module, config: LoraConfig) -> Coverage:

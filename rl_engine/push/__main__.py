@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from evals.command import exit_with_error, new_console
+from rewards.command import Command
 from rl_engine.push.card import Release, headline
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
 from rl_engine.push.release import make_release
@@ -36,7 +37,7 @@ class Dtype(enum.StrEnum):
     bfloat16 = enum.auto()
 
 
-@app.command()
+@app.command(cls=Command, epilog="Example: python -m rl_engine.push --adapter runs/x/adapters/best --repo ME/NAME")
 def main(
     adapter: Annotated[Path, typer.Option(help="A published version: runs/x/adapters/v000025, …/latest.")],
     repo: Annotated[str, typer.Option(metavar="USER/NAME", help="Repository of the hub; made if it does not exist.")],

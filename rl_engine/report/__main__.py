@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from evals.command import exit_with_error
+from rewards.command import Command
 from rl_engine.report.page import NAME, PROBLEMS, names_of, read_runs, write_page
 from rl_engine.run.records import METRICS
 
@@ -26,7 +27,7 @@ class PlotFormat(StrEnum):
     PNG = "png"
 
 
-@app.command()
+@app.command(cls=Command, epilog="Example: python -m rl_engine.report runs/quickstart --plots figures")
 def main(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories; several are compared.")],
     output: Annotated[Path | None, typer.Option(help="The file to write; report.html in the first RUN_DIR.")] = None,

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from evals.command import exit_with_error, quiet_libraries
-from rl_engine.command import RESUME_OR_OVERWRITE, with_hint
+from rl_engine.command import RESUME_OR_OVERWRITE, ConfiguredCommand, help_end, with_hint
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import needs_hub
@@ -21,11 +21,11 @@ from rollout import models
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.sft", "--config sft_jsonl.yaml data.path=answers.jsonl"))
 def main(
     config: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings that replace the file's.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")] = False,

@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 
 from evals.command import exit_with_error, new_console
+from rl_engine.command import ConfiguredCommand, help_end
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.analysis import Analysis, cells_left, due_cells
 from rl_engine.sweep.config import SweepConfig
@@ -25,11 +26,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = new_console()
 
 
-@app.command()
+@app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.sweep", "--config sweep_rates.yaml --dry-run"))
 def main(
     config: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped sweep.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings that replace the file's.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells that failed once more.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all cells, list those due, and stop.")] = False,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_engine.config.file import ConfigError, read_config
+from rl_engine.config.file import ConfigError, read_config, resolve
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 
 
@@ -51,7 +51,8 @@ def arms_of(config: SweepConfig) -> tuple[Arm, ...]:
     arms = []
     for family, given in (config.arms or {"": {}}).items():
         grid = {key: _own_values(given, key, values) for key, values in config.grid.items()}
-        overrides = {**config.set, **{key: value for key, value in given.items() if key not in grid}}
+        own = {key: value for key, value in given.items() if key not in grid}
+        overrides = {**_in_effect(config, given), **own}
         others = {key: values for key, values in grid.items() if key != config.axis}
         for values in itertools.product(*others.values()):
             at = dict(zip(others, values, strict=True))
@@ -69,6 +70,20 @@ def arms_of(config: SweepConfig) -> tuple[Arm, ...]:
     if len({*names}) < len(names):
         raise ConfigError(f"two arms would share a directory: {', '.join(arm.name for arm in arms)}")
     return tuple(arms)
+
+
+def _in_effect(config: SweepConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of all cells without those that an arm switches off: `lora.alpha` in one with `method: full`."""
+    if not given:
+        return dict(config.set)
+    first = {key: _own_values(given, key, values)[:1] for key, values in config.grid.items()}
+    chosen = {**given, **{key: values[0] for key, values in first.items() if values}}
+    layers = [("set", _arguments(config.set)), ("arm", _arguments(chosen))]
+    try:
+        _, idle = resolve(COMMANDS[config.command].schema, config.base, *layers)
+    except ConfigError:
+        return dict(config.set)  # `target_of` tells it of the arm's first cell
+    return {key: value for key, value in config.set.items() if not any(f"{key}.".startswith(f"{off}.") for off in idle)}
 
 
 def _own_values(given: Mapping[str, Any], key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -98,7 +113,11 @@ def cell_of(config: SweepConfig, arm: Arm, axis_value: float, seed: int) -> Cell
 
 def arguments_of(cell: Cell) -> list[str]:
     """The cell's settings as a command line takes them."""
-    return [f"{key}={json.dumps(value)}" for key, value in cell.overrides.items()]
+    return _arguments(cell.overrides)
+
+
+def _arguments(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +135,7 @@ def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
     command = COMMANDS[config.command]
     cell = cell_of(config, arm, axis_value, config.seeds[0])
     try:
-        settings = read_config(command.schema, config.base, arguments_of(cell))
+        settings = read_config(command.schema, config.base, arguments_of(cell), place="the sweep's settings")
     except ConfigError as error:
         raise ConfigError(f"arm {arm.name}, {config.axis}={axis_value}: {error}") from error
     given = settings.model_dump(mode="json", exclude_unset=True, exclude={"seed", "output_dir"})

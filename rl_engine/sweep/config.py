@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rl_engine.config import Config
+from rl_engine.config.file import CommandConfig
 from rl_engine.config.sft import SftConfig
 from rollout.config import Section
+
+# YAML takes 1e-3 for a text.
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +24,7 @@ class Command:
     """A program that a sweep can run: `python -m MODULE --config BASE key=value …`."""
 
     module: str
-    schema: type[BaseModel]
+    schema: type[CommandConfig]
     restart_option: str
     """Option under which it starts where its directory stands: `--resume`, or `--overwrite` where it cannot."""
     steps: Callable[[Any], int | None]
@@ -48,6 +53,8 @@ COMMANDS = {
 
 def flattened(tree: Any) -> Any:
     """`{"lora": {"rank": 8}}` and `{"lora.rank": 8}` are the same setting; of two the later one holds."""
+    if tree is None:
+        return {}  # an arm that is all as it is
     if not isinstance(tree, dict):
         return tree  # pydantic says what is wrong with it
     flat: dict[str, Any] = {}
@@ -57,6 +64,26 @@ def flattened(tree: Any) -> Any:
         else:
             flat[str(key)] = value
     return flat
+
+
+def axes(tree: Any) -> Any:
+    """The grid with a lone value as a list of one, and a text with commas as several values."""
+    flat = flattened(tree)
+    if not isinstance(flat, dict):
+        return flat
+    return {key: values if isinstance(values, list | tuple) else _several(values) for key, values in flat.items()}
+
+
+def _several(value: Any) -> list[Any]:
+    if not isinstance(value, str) or "," not in value:
+        return [value]
+    return [_number(part) for part in map(str.strip, value.split(",")) if part]
+
+
+def _number(text: str) -> int | float | str:
+    if not NUMBER.fullmatch(text):
+        return text
+    return int(text) if text.lstrip("-+").isdigit() else float(text)
 
 
 Settings = Annotated[dict[str, Any], BeforeValidator(flattened)]
@@ -73,13 +100,15 @@ class ScoreConfig(Section):
     )
 
 
-class SweepConfig(Section):
+class SweepConfig(CommandConfig):
     """One sweep."""
+
+    module: ClassVar[str] = "rl_engine.sweep"
 
     command: str = Field("train", description="What each cell runs: entry of `rl_engine.sweep.config.COMMANDS`.")
     base: str = Field(description="Configuration that all cells start from: a file, or the name of a shipped one.")
     set: Settings = Field({}, description="Settings of all cells, replacing the base's.")
-    grid: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(flattened)] = Field(
+    grid: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(axes)] = Field(
         description="Key → its values. Every arm runs at every combination."
     )
     arms: dict[str, Settings] = Field(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rl_engine.config.hints import near
 from rl_engine.run.records import METRICS, read_metrics
 from rl_engine.sweep.config import ScoreConfig
 from rollout.durable import write_synced
@@ -59,8 +59,9 @@ def scores_of(lines: Sequence[Mapping[str, float]], score: ScoreConfig) -> tuple
     values = [value for _, value in curve_of(lines, score.metric)]
     if not values:
         names = sorted({name for line in lines for name in line})
-        near = difflib.get_close_matches(score.metric, names, n=1, cutoff=0)
-        raise ValueError(f"{METRICS} has no {score.metric!r}; nearest: {', '.join(near) or 'nothing, it is empty'}")
+        found = near(score.metric, names)
+        hint = f"nearest: {found}" if found else f"it has {', '.join(names) or 'nothing'}"
+        raise ValueError(f"{METRICS} has no {score.metric!r}; {hint}")
     if not math.isfinite(values[-1]):
         raise ValueError(f"{score.metric} ends as {values[-1]}")
     best = (max if score.mode == "max" else min)(value for value in values if math.isfinite(value))

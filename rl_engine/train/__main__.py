@@ -14,7 +14,14 @@ import typer
 from safetensors import SafetensorError
 
 from evals.command import exit_with_error
-from rl_engine.command import RESUME_OR_OVERWRITE, join_ranks_quietly, stay_offline_if_possible, with_hint
+from rl_engine.command import (
+    RESUME_OR_OVERWRITE,
+    ConfiguredCommand,
+    help_end,
+    join_ranks_quietly,
+    stay_offline_if_possible,
+    with_hint,
+)
 from rl_engine.config import Config, load_config
 from rollout.engine import PoolError
 
@@ -24,11 +31,13 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(
+    cls=ConfiguredCommand, epilog=help_end("rl_engine.train", "--config quickstart.yaml seed=1 output_dir=runs/one")
+)
 def main(
     config: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings that replace the file's.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")] = False,

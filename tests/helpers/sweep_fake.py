@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rl_engine.config import TrainConfig
+from rl_engine.config.file import CommandConfig
 from rl_engine.sweep.__main__ import app
 from rl_engine.sweep.config import COMMANDS, Command, SweepConfig
 from rollout.config import Section
@@ -21,7 +22,9 @@ class FakeTest(Section):
     company: int = 1
 
 
-class FakeConfig(Section):
+class FakeConfig(CommandConfig):
+    module: ClassVar[str] = "tests.helpers.sweep_fake_run"
+
     seed: int = 0
     output_dir: str
     optim: FakeOptim

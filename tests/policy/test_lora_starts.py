@@ -183,5 +183,7 @@ def test_patterns_give_each_layer_its_rank() -> None:
     attention = 4 * 2 * (hidden + hidden)
     assert coverage_of(model, config).trainable == layers * (mlp + attention) - (hidden + hidden)
     assert config.served_rank == 4
-    with pytest.raises(ValueError, match=r"lora\.rank_pattern: 'down' names no adapted linear layer.*'down_proj'"):
+    with pytest.raises(
+        ValueError, match=r"lora\.rank_pattern: 'down' names no adapted linear layer; there are .*down_proj"
+    ):
         coverage_of(model, LoraConfig(rank_pattern={"down": 4}))

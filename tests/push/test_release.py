@@ -44,9 +44,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LoraPolicy]
     """A run with every kind of path in its configuration, and its model as the learner holds it."""
     root = tmp_path_factory.mktemp("made")
     paths = [
+        "data.source=jsonl",
         f"data.path={root}/data/train problems.jsonl",
         f"eval.data_dir={root}/suites",
-        f"eval.suites=[held_out,{root}/suites/mine.jsonl]",
+        f"eval.suites=[held_out,math500,{root}/suites/mine.jsonl]",
         "sampling.stop=[/no/path]",
         "rewards.function=some.module:name",
         f"rewards.function_arguments={{table: {root}/table.csv, nested: [{{more: ~/x.bin}}]}}",
@@ -117,7 +118,7 @@ def test_the_released_configuration_differs_in_its_paths_alone(run: Path, tmp_pa
     assert after["sampling"]["stop"] == ["/no/path"]  # what a model writes is not one, whatever it looks like
     assert after["data"].pop("path") == "train problems.jsonl"
     assert after["eval"].pop("data_dir") == "suites"
-    assert after["eval"].pop("suites") == ["held_out", "mine.jsonl"]
+    assert after["eval"].pop("suites") == ["held_out", "math500", "mine.jsonl"]
     assert after["rewards"].pop("function_arguments") == {"table": "table.csv", "nested": [{"more": "x.bin"}]}
     assert after.pop("output_dir") == "run"
     for section, key in (("data", "path"), ("eval", "data_dir"), ("eval", "suites"), ("rewards", "function_arguments")):

@@ -1,0 +1,274 @@
+"""Configuration → the keys that have no effect in it, and why.
+
+Whoever gave such a key believes that something happens which does not: a run on the wrong data, a comparison of two
+equal runs. What depends on the machine or on the model's files (keys for CUDA alone, `learner.zero_stage` on one rank,
+`lora.expert_rank` without experts) is not here: a configuration is written on one machine and run on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from evals.suites import SUITES
+from rl_engine.config.fields import as_yaml, fields
+from rollout.models import EMBEDDED
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """When some keys have no effect.
+
+    Example: `Rule(keys=("loss.kl_penalty",), depends_on=("loss.kl_coef",), idle=lambda of: of["loss.kl_coef"] == 0,
+    why="loss.kl_coef is 0", instead="give loss.kl_coef too")`
+    """
+
+    keys: tuple[str, ...]
+    """Keys, or sections for all keys in them; those that a command does not have are passed over."""
+    depends_on: tuple[str, ...]
+    """The keys that `idle` looks at."""
+    idle: Callable[[Values], bool]
+    """Told every key's value; a key that the command lacks is None."""
+    why: str
+    instead: str
+
+
+GENERATED = ("arithmetic", "random_pairs")
+POOL = (
+    "rollout.workers",
+    "rollout.address",
+    "rollout.cpus_per_worker",
+    "rollout.prompts_per_piece",
+    "rollout.start_timeout_s",
+    "rollout.piece_timeout_s",
+    "rollout.max_restarts",
+)
+MEASURING = (
+    "eval.every",
+    "eval.limit",
+    "eval.n",
+    "eval.temperature",
+    "eval.top_p",
+    "eval.max_tokens",
+    "eval.data_dir",
+)
+SUMS = (
+    "data.arithmetic.terms",
+    "data.arithmetic.largest",
+    "data.arithmetic.wording",
+    "data.arithmetic.direct_share",
+)
+# Values that ask for nothing: no evaluations in between, where there are none at all.
+NOTHING: Values = {"eval.every": 0}
+
+
+def _is_here(model: str) -> bool:
+    return model == EMBEDDED or (Path(model).expanduser() / "config.json").is_file()
+
+
+def _has_no_file(suite: str) -> bool:
+    return suite.endswith(".jsonl") or (suite in SUITES and SUITES[suite].source == "arithmetic")
+
+
+RULES = (
+    Rule(
+        keys=("data.path", "data.test_path", "data.columns"),
+        depends_on=("data.source",),
+        idle=lambda of: of["data.source"] in GENERATED,
+        why="data.source {data.source} makes its own problems and reads no file",
+        instead="give data.source=jsonl too, for a file of your own",
+    ),
+    Rule(
+        keys=SUMS,
+        depends_on=("data.source", "eval.suites"),
+        idle=lambda of: of["data.source"] != "arithmetic" and "held_out" not in (of["eval.suites"] or ()),
+        why="nothing generates sums: data.source is {data.source}",
+        instead="give data.source=arithmetic too, or leave it out",
+    ),
+    Rule(
+        keys=("data.arithmetic.count",),
+        depends_on=("data.source",),
+        idle=lambda of: of["data.source"] != "arithmetic",
+        why="no sums are generated for training: data.source is {data.source}",
+        instead="say how many problems in data.limit",
+    ),
+    Rule(
+        keys=("data.arithmetic.count",),
+        depends_on=("data.limit",),
+        idle=lambda of: of["data.limit"] is not None,
+        why="data.limit ({data.limit}) says how many problems are generated",
+        instead="leave one of the two out",
+    ),
+    Rule(
+        keys=("data.random_pairs",),
+        depends_on=("data.source",),
+        idle=lambda of: of["data.source"] != "random_pairs",
+        why="data.source is {data.source}",
+        instead="give data.source=random_pairs too, or leave it out",
+    ),
+    Rule(
+        keys=("data.test_path", "eval.every", "eval.at"),
+        depends_on=("data.test_size",),
+        idle=lambda of: of["data.test_size"] == 0,
+        why="data.test_size is 0, so there is nothing to test on",
+        instead="give data.test_size too, or leave it out",
+    ),
+    Rule(
+        keys=("data.chat_template",),
+        depends_on=("prompt.template",),
+        idle=lambda of: of["prompt.template"] != "chat",
+        why="prompt.template {prompt.template} writes the prompts",
+        instead="give prompt.template=chat, or leave it out",
+    ),
+    Rule(
+        keys=("model.revision",),
+        depends_on=("model.name",),
+        idle=lambda of: _is_here(of["model.name"]),
+        why="model.name {model.name} is read from this machine, not from the hub",
+        instead="leave it out",
+    ),
+    Rule(
+        keys=("lora",),
+        depends_on=("method",),
+        idle=lambda of: of["method"] == "full",
+        why="method=full trains every weight and no adapter",
+        instead="give method=lora, or leave it out",
+    ),
+    Rule(
+        keys=("rewards.format_think",),
+        depends_on=("rewards.format_weight",),
+        idle=lambda of: of["rewards.format_weight"] == 0,
+        why="rewards.format_weight is 0, so the form is not rewarded",
+        instead="give rewards.format_weight too",
+    ),
+    Rule(
+        keys=("rewards.overlong_buffer_tokens",),
+        depends_on=("rewards.overlong_weight",),
+        idle=lambda of: of["rewards.overlong_weight"] == 0,
+        why="rewards.overlong_weight is 0, so length costs nothing",
+        instead="give rewards.overlong_weight too",
+    ),
+    Rule(
+        keys=("rewards.repetition_ngram",),
+        depends_on=("rewards.repetition_weight",),
+        idle=lambda of: of["rewards.repetition_weight"] == 0,
+        why="rewards.repetition_weight is 0, so repetition costs nothing",
+        instead="give rewards.repetition_weight too",
+    ),
+    Rule(
+        keys=("rewards.function_weight",),
+        depends_on=("rewards.function",),
+        idle=lambda of: of["rewards.function"] is None,
+        why="there is no rewards.function to weigh",
+        instead="give rewards.function too",
+    ),
+    Rule(
+        keys=POOL,
+        depends_on=("rollout.placement",),
+        idle=lambda of: of["rollout.placement"] == "inprocess",
+        why="it is of workers, and rollout.placement inprocess has none",
+        instead="give rollout.placement=ray too, or leave it out",
+    ),
+    Rule(
+        keys=("rollout.sleep",),
+        depends_on=("rollout.placement",),
+        idle=lambda of: of["rollout.placement"] == "ray",
+        why="the workers of rollout.placement ray have their cards to themselves and never sleep",
+        instead="leave it out",
+    ),
+    Rule(
+        keys=("loss.correction_min", "loss.correction_max"),
+        depends_on=("loss.sampler_correction",),
+        idle=lambda of: of["loss.sampler_correction"] == "none",
+        why="loss.sampler_correction is none",
+        instead="give loss.sampler_correction too",
+    ),
+    Rule(
+        keys=("loss.kl_penalty",),
+        depends_on=("loss.kl_coef",),
+        idle=lambda of: of["loss.kl_coef"] == 0,
+        why="loss.kl_coef is 0, so there is no KL penalty",
+        instead="give loss.kl_coef too",
+    ),
+    Rule(
+        keys=("learner.attention",),
+        depends_on=("learner.layout",),
+        idle=lambda of: of["learner.layout"] == "shared_prompt",
+        why="learner.layout shared_prompt has an attention of its own",
+        instead="give learner.layout=padded or packed, or leave it out",
+    ),
+    Rule(
+        keys=MEASURING,
+        depends_on=("eval.suites",),
+        idle=lambda of: of["eval.suites"] == (),
+        why="eval.suites is empty, so nothing is evaluated",
+        instead="give eval.suites too, as eval.suites=[held_out,gsm8k]",
+    ),
+    Rule(
+        keys=("eval.top_p",),
+        depends_on=("eval.temperature",),
+        idle=lambda of: of["eval.temperature"] == 0,
+        why="eval.temperature is 0: the likeliest token is taken",
+        instead="give eval.temperature too",
+    ),
+    Rule(
+        keys=("eval.data_dir",),
+        depends_on=("eval.suites",),
+        idle=lambda of: bool(of["eval.suites"]) and all(map(_has_no_file, of["eval.suites"])),
+        why="none of eval.suites ({eval.suites}) is read from it",
+        instead="leave it out",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """A key that does nothing, with a value other than its default."""
+
+    key: str
+    value: Any
+    depends_on: tuple[str, ...]
+    line: str
+    """Key, value, reason and way out."""
+
+
+def idle_keys(config: BaseModel) -> Iterator[Idle]:
+    """The keys of a configuration whose values make no difference, each once, by the first rule that says so."""
+    infos = dict(fields(type(config)))
+    values = _Values({key: _value(config, key) for key in infos})
+    told = set()
+    for rule in RULES:
+        wanted = [key for key in infos if any(f"{key}.".startswith(f"{name}.") for name in rule.keys)]
+        if not wanted or any(values[key] is None and key not in infos for key in rule.depends_on[:1]):
+            continue
+        if not rule.idle(values):
+            continue
+        for key in wanted:
+            value = values[key]
+            if key in told or value in (infos[key].get_default(call_default_factory=True), NOTHING.get(key, ...)):
+                continue
+            told.add(key)
+            why = rule.why
+            for name in rule.depends_on:
+                why = why.replace(f"{{{name}}}", as_yaml(values[name]))
+            shown = repr(value) if isinstance(value, str) else as_yaml(value)
+            line = f"{key} is {shown}, and has no effect: {why}; {rule.instead}"
+            yield Idle(key=key, value=value, depends_on=rule.depends_on, line=line)
+
+
+class _Values(dict[str, Any]):
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def _value(config: BaseModel, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value

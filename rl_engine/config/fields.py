@@ -1,0 +1,121 @@
+"""Schema → its keys, and in words what each of them takes."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+WORDS = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "dict": "mapping"}
+
+
+def is_section(annotation: Any) -> bool:
+    """Whether a key of this type has keys of its own."""
+    # tuple[str, …] passes for a class until issubclass is asked.
+    plain = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
+    return plain and issubclass(annotation, BaseModel)
+
+
+def fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted key, what it is) of every key that holds a value."""
+    for name, info in schema.model_fields.items():
+        if is_section(info.annotation):
+            section: Any = info.annotation
+            yield from fields(section, f"{prefix}{name}.")
+        else:
+            yield prefix + name, info
+
+
+def section_at(schema: type[BaseModel], parts: typing.Sequence[str]) -> type[BaseModel] | None:
+    """The section of that path; the schema itself for none; None where there is no such section."""
+    for part in parts:
+        info = schema.model_fields.get(part)
+        if info is None or not is_section(info.annotation):
+            return None
+        section: Any = info.annotation
+        schema = section
+    return schema
+
+
+def field_at(schema: type[BaseModel], key: str) -> FieldInfo | None:
+    """What the key of a value is; None for sections, for keys inside a value, and for those that do not exist."""
+    *path, name = key.split(".")
+    section = section_at(schema, path)
+    info = section.model_fields.get(name) if section else None
+    return None if info is None or is_section(info.annotation) else info
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a tree of mappings; an empty mapping is a value."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def types_of(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, without None; else the type itself."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(part for part in typing.get_args(annotation) if part is not types.NoneType)
+    return (annotation,)
+
+
+def takes_text_alone(annotation: Any) -> bool:
+    """Whether every scalar for it is text: then 1e5 on the command line is a name, not a number."""
+    return all(part is str or item_of_list(part) is str or names_of(part) for part in types_of(annotation))
+
+
+def names_of(annotation: Any) -> tuple[str, ...]:
+    """The values of a key that takes one of some names; none for other keys."""
+    values = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+    return values if all(isinstance(value, str) for value in values) else ()
+
+
+def item_of_list(annotation: Any) -> Any:
+    """What a list holds, where the key takes a list of any length and no lone value; None elsewhere."""
+    (only, *others) = types_of(annotation)
+    arguments = typing.get_args(only)
+    if others or typing.get_origin(only) is not tuple or arguments[1:] != (Ellipsis,):
+        return None
+    return arguments[0]
+
+
+def as_yaml(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(list(value)) if isinstance(value, tuple) else str(value).replace("\n", " ")
+
+
+def describe(info: FieldInfo) -> str:
+    """Type and range: `whole number ≥ 1, ≤ 512`."""
+    return " ".join([_name(info.annotation), _limits(info.metadata)]).strip()
+
+
+def _limits(metadata: typing.Iterable[Any]) -> str:
+    entries = [inner for entry in metadata for inner in getattr(entry, "metadata", [entry])]
+    return ", ".join(
+        f"{sign} {getattr(entry, name):g}"
+        for entry in entries
+        for name, sign in BOUNDS.items()
+        if getattr(entry, name, None) is not None
+    )
+
+
+def _name(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{as_yaml(value)}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_name(part) for part in types_of(annotation))
+    if origin is typing.Annotated:
+        return " ".join([_name(arguments[0]), _limits(arguments[1:])]).strip()
+    if origin is tuple:
+        return f"list of {_name(arguments[0])}"
+    name = str(annotation.__name__)
+    return WORDS.get(name, name)

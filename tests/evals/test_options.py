@@ -1,0 +1,40 @@
+"""Options of `python -m evals` that would do nothing are refused, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from evals.__main__ import app
+from evals.options import EvalOptions, refuse_idle
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--suite", "held_out", "--data-dir", "x"], "--data-dir is x, and has no effect: held_out is not read"),
+        (["--suite", "held_out,my.jsonl", "--data-dir", "x"], "held_out, my.jsonl is not read from a directory"),
+        (["--suite", "gsm8k", "--top-p", "0.9"], "--top-p is 0.9, and has no effect: at temperature 0"),
+        (["--suite", "aime2024", "--samples", "1", "--temperature", "0", "--top-p", "0.9"], "--top-p is 0.9"),
+        (["--suite", "held_out", "--revision", "main"], "--revision is main, and has no effect: --model embedded"),
+    ],
+)
+def test_an_option_without_effect_is_refused_in_one_line(arguments: list[str], line: str, tmp_path: Path) -> None:
+    output = tmp_path / "scores.json"
+    result = CliRunner().invoke(app, ["--model", "embedded", "--output", str(output), *arguments])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: --")
+    assert line in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_options_that_do_something_are_taken(tmp_path: Path) -> None:
+    for given in (
+        {"suites": ("gsm8k", "held_out"), "data_dir": "x"},
+        {"suites": ("aime2024",), "top_p": 0.9},
+        {"suites": ("gsm8k",), "samples": 4, "top_p": 0.9},
+        {"suites": ("gsm8k",), "model": "org/name", "revision": "main"},
+    ):
+        refuse_idle(EvalOptions(**{"model": "embedded", "output": tmp_path / "scores.json", **given}))  # type: ignore[arg-type]
