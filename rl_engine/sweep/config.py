@@ -11,7 +11,10 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
+from rl_engine.sft import checks as sft
+from rl_engine.train import checks as train
 from rollout.config import Section
+from rollout.hub import HubItem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +25,9 @@ class Command:
     schema: type[BaseModel]
     restart_option: str
     """Option under which it starts where its directory stands: `--resume`, or `--overwrite` where it cannot."""
+    check: Callable[[Any], None]
+    """Settings → nothing, or what is wrong with them, raised."""
+    wanted_of_hub: Callable[[Any], list[HubItem]]
     steps: Callable[[Any], int | None]
     """Settings → the step of the last line of a finished run's metrics.jsonl; None when they do not say."""
     step_scale: Literal["linear", "symlog"]
@@ -32,6 +38,8 @@ COMMANDS = {
     "train": Command(
         module="rl_engine.train",
         schema=Config,
+        check=train.check_quickly,
+        wanted_of_hub=train.wanted_of_hub,
         restart_option="--resume",
         steps=lambda config: config.train.steps,
         step_scale="linear",
@@ -39,6 +47,8 @@ COMMANDS = {
     "sft": Command(
         module="rl_engine.sft",
         schema=SftConfig,
+        check=sft.check_quickly,
+        wanted_of_hub=sft.wanted_of_hub,
         restart_option="--resume",
         steps=lambda config: config.train.steps,
         step_scale="symlog",

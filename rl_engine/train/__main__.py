@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from safetensors import SafetensorError
 
-from evals.command import exit_with_error
-from rl_engine.command import RESUME_OR_OVERWRITE, join_ranks_quietly, stay_offline_if_possible, with_hint
+from evals.command import exit_with_error, say_loading
+from rl_engine.command import RESUME_OR_OVERWRITE, join_ranks_quietly, with_hint
 from rl_engine.config import Config, load_config
+from rl_engine.run.checks import check_place
+from rl_engine.train.checks import check_quickly, wanted_of_hub
 from rollout.engine import PoolError
+from rollout.hub import check_hub, stay_offline_without
+from rollout.models import hub_items_of_config
 
 if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
@@ -39,7 +43,11 @@ def main(
         exit_with_error(RESUME_OR_OVERWRITE, 2)
     try:
         settings = load_config(config, overrides or ())
-        stay_offline_if_possible(settings)
+    except (ValueError, OSError) as error:
+        exit_with_error(str(error), 2)
+    try:
+        check(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
+        say_loading("torch, transformers and DeepSpeed")
         code = run(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
@@ -49,8 +57,21 @@ def main(
     except PoolError as error:
         exit_with_error(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
     except OSError as error:
-        exit_with_error(with_hint(error), 1)
+        exit_with_error(with_hint(error, Path(settings.output_dir)), 1)
     raise typer.Exit(code)
+
+
+def check(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> None:
+    """What can be wrong and costs no time to find."""
+    check_quickly(config)
+    wanted = wanted_of_hub(config)
+    stay_offline_without(wanted)
+    if only_check:
+        # What can be shown without the hub is shown before it is asked for the rest.
+        check_hub(hub_items_of_config(config.model))
+    else:
+        check_place(config, resume=resume, overwrite=overwrite)
+        check_hub(wanted)
 
 
 def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
