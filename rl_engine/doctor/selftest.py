@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,8 @@ class Listener(RunConsole):
     def failed(self, cause: str) -> None:
         self.report(Check(name=self.current, ok=False, figure=cause, seconds=time.monotonic() - self._since))
 
-    def print_rows(self, rows: dict[str, str]) -> None:
-        self.told |= rows
+    def print_rows(self, rows: Mapping[str, str]) -> None:
+        self.told |= dict(rows)
 
     @contextlib.contextmanager
     def phase(self, what: str) -> Iterator[None]:
@@ -136,13 +136,13 @@ class Listener(RunConsole):
             SAMPLING: f"{PROBLEMS * SAMPLES} completions sampled and graded",
         }[check]
 
-    def row(self, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
+    def row(self, metrics: Mapping[str, float], reports: Sequence[EvalReport]) -> None:
         """A step is over, or the publication before the first."""
         kl_limit, gap_limit = self.limits.kl, self.limits.logprob
         if not metrics["step"]:
             self.passed(f"published, loaded; canary within {gap_limit:.2g} nats of the learner")
             return
-        self.metrics = metrics
+        self.metrics = dict(metrics)
         gap = (
             f"{metrics['sampler/logprob_gap_max']:.2g} nats (limit {gap_limit:.2g}), "
             f"KL {metrics['sampler/kl']:.2g} (limit {kl_limit:.2g})"

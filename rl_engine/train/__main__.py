@@ -115,6 +115,7 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
     from rl_engine.run.records import read_metrics
     from rl_engine.train.assemble import assemble
     from rl_engine.train.loop import summary_paths, train
+    from rl_engine.train.next_steps import next_steps
 
     output = Path(config.output_dir)
     with Grader.from_config(config.rewards) as grader:
@@ -131,7 +132,10 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
             run.sampler.engine.close()
         if ranks.is_main:
             report = write_report([output], output / REPORT)
-            run.console.summary(read_metrics(output), {**summary_paths(run), "report": report})
+            paths = {**summary_paths(run), "report": report}
+            run.console.summary(read_metrics(output), paths)
+            run.console.examples(run.examples)
+            run.console.commands(next_steps(config, paths.get("best adapter", paths["adapter"])))
             if run.stop.signum is not None:
                 run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
     return 0 if run.stop.signum is None else 128 + run.stop.signum

@@ -132,7 +132,8 @@ def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
 def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console: RunConsole | None = None) -> Run:
     """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
     the data, the model or the output directory, before any weights are loaded where that can be known."""
-    console = console or RunConsole(quiet=not ranks.is_main, steps=config.train.steps)
+    plain = config.rewards.is_accuracy
+    console = console or RunConsole(quiet=not ranks.is_main, steps=config.train.steps, reward_is_accuracy=plain)
     check_fits(memory_of_run(config, ranks), available(ranks))
     tokenizer = load_tokenizer(config)
     renderer = Renderer(tokenizer, config.prompt)
