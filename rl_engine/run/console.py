@@ -129,6 +129,7 @@ class RunConsole:
             line["left_s"] = median(self._step_s[-10:]) * (self.steps - metrics["step"])
         columns = self._columns()
         if self._rows == 0:
+            self.console.print()
             self.print_rows({column.title: column.meaning for column in columns if column.meaning})
         if self._rows == 0 or (self._rows % ROWS_OF_A_HEADER == 0 and self.steps - metrics["step"] >= LAST_ROWS):
             titles = " ".join(column.title.rjust(column.width) for column in columns)

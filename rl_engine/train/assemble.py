@@ -129,11 +129,15 @@ def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
     return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
 
 
+def console_of(config: Config, ranks: Ranks) -> RunConsole:
+    plain = config.rewards.is_accuracy
+    return RunConsole(quiet=not ranks.is_main, steps=config.train.steps, reward_is_accuracy=plain)
+
+
 def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console: RunConsole | None = None) -> Run:
     """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
     the data, the model or the output directory, before any weights are loaded where that can be known."""
-    plain = config.rewards.is_accuracy
-    console = console or RunConsole(quiet=not ranks.is_main, steps=config.train.steps, reward_is_accuracy=plain)
+    console = console or console_of(config, ranks)
     check_fits(memory_of_run(config, ranks), available(ranks))
     tokenizer = load_tokenizer(config)
     renderer = Renderer(tokenizer, config.prompt)

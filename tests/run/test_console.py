@@ -59,7 +59,7 @@ def is_header(line: str) -> bool:
 def test_every_column_is_explained_once_before_the_first_row() -> None:
     lines = watched(3)
     header = next(index for index, line in enumerate(lines) if is_header(line))
-    legend = dict(line.split("  ", 1) for line in lines[:header])
+    legend = dict(line.split("  ", 1) for line in lines[1:header])
     assert list(legend) == [column.title for column in COLUMNS if column.meaning]
     assert "log-probability" in legend["gap"]
     assert sum(map(is_header, lines)) == 1
