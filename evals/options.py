@@ -9,6 +9,7 @@ from typing import Literal
 from evals.policies import check_adapter
 from evals.suites import Suite, check_suite_files, find_suite, sampling_of, suite_hub_items
 from rollout.config import ModelConfig, PromptConfig
+from rollout.durable import check_writable
 from rollout.hub import HubItem
 from rollout.models import check_files, hub_items
 from rollout.prompts.problems import check_file
@@ -69,6 +70,7 @@ def check_quickly(options: EvalOptions) -> None:
         raise ValueError(f"--output: {options.output} is there already; --overwrite replaces it")
     if options.output.is_dir():
         raise ValueError(f"--output: {options.output} is a directory; give a file in it")
+    check_writable(options.output.parent, "--output")
     check_files(options.model, "--model")
     for adapter in options.adapters:
         check_adapter(adapter)

@@ -19,7 +19,7 @@ from rich.table import Table
 from evals.command import exit_with_error, new_console, say_loading
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 from rl_engine.inspect.versions import directories
-from rl_engine.run.checks import check_writable
+from rollout.durable import check_writable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
-import os
-import tempfile
 from pathlib import Path
 
 from rl_engine.config import Config
@@ -16,6 +14,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import LOCK, check_output
 from rollout.adapters import PEFT_CONFIG
+from rollout.durable import check_writable
 from rollout.models import check_files
 
 
@@ -54,17 +53,3 @@ def check_place(config: Config | SftConfig, *, resume: bool, overwrite: bool) ->
                 raise ConfigError(f"output_dir: another process is training in {run}") from error
     if not overwrite and not (resume and config.optim.lr == "auto"):
         check_output(config, resume=resume)
-
-
-def check_writable(directory: Path, key: str) -> None:
-    """Raises `ConfigError` where files cannot be made in a directory, nor it in the nearest one above it."""
-    place = next(path for path in (directory.absolute(), *directory.absolute().parents) if os.path.lexists(path))
-    if place == directory.absolute() and not place.is_dir():
-        raise ConfigError(f"{key}: {directory} is not a directory")
-    if not place.is_dir():
-        raise ConfigError(f"{key}: {directory} cannot be made: {place} is not a directory")
-    try:
-        with tempfile.TemporaryDirectory(dir=place, prefix=".rl_engine-"):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{key}: nothing can be written in {place}: {error.strerror}") from error

@@ -15,12 +15,12 @@ from rich.markup import escape
 
 from evals.command import exit_with_error, new_console
 from rl_engine.config.file import ConfigError, read_config
-from rl_engine.run.checks import check_writable
 from rl_engine.sweep.analysis import Analysis, cells_left, due_cells
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
 from rl_engine.sweep.results import RESULTS, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
+from rollout.durable import check_writable
 from rollout.hub import check_hub
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -26,11 +26,11 @@ for name in "torch vllm transformers deepspeed peft trl datasets sympy math_veri
 from typer.testing import CliRunner
 answers = []
 for command, *arguments in json.load(sys.stdin):
-    start = time.monotonic()
+    start = time.process_time()
     app = importlib.import_module(command + ".__main__").app
     result = CliRunner().invoke(app, arguments)
     cause = type(result.exception).__name__
-    answers.append([result.exit_code, result.output.strip(), time.monotonic() - start, cause])
+    answers.append([result.exit_code, result.output.strip(), time.process_time() - start, cause])
 json.dump(answers, sys.stdout)
 """
 TRAIN = ("rl_engine.train", "--config", "quickstart.yaml")
@@ -39,7 +39,7 @@ EVALS = ("evals", "--model", "embedded", "--suite", "held_out", "--output", "out
 
 
 def answers(directory: Path, *commands: tuple[str, ...], **environment: str) -> list[tuple[int, str, float, str]]:
-    """(exit code, output, seconds, what ended it) of each command."""
+    """(exit code, output, seconds of a processor, what ended it) of each command."""
     hub = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(directory / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS],
@@ -122,6 +122,8 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*EVALS, "--output", "file"), "--output: file is there already"),
     ((*EVALS, "--overwrite", "--output", "empty"), "--output: empty is a directory"),
     ((*EVALS, "--adapter", "gone"), "--adapter gone: no such directory"),
+    ((*EVALS, "--output", "/proc/x/o.json"), "--output: nothing can be written in /proc"),
+    ((*TRAIN, f"output_dir={'x' * 300}"), "cannot be a directory: File name too long"),
     ((*EVALS, "--no-base"), "nothing to measure"),
     ((*EVALS, "--train-data", "gone.jsonl"), "--train-data: no such file: gone.jsonl"),
     ((*EVALS, "--model", "wordless"), "--model: 'wordless' has no tokenizer"),
