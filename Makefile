@@ -76,5 +76,6 @@ clean: ## remove the environment and caches, keep runs/
 	@touch $@
 
 .venv/tools: .venv/project requirements/dev.txt
+	@echo "adding the tools of the tests: $$(grep -c == requirements/dev.txt) packages, about a minute"
 	$(PIP) -r requirements/dev.txt
 	@touch $@

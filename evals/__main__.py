@@ -5,19 +5,18 @@ Imports nothing heavy until the arguments are known to be good.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
-from evals.options import EvalOptions, refuse_idle
-from evals.suites import SUITES, find_suite, suite_needs_hub
+from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, say_loading, start_vllm
+from evals.options import EvalOptions, check_quickly, wanted_of_hub
+from evals.suites import SUITES
 from rewards.command import Command
-from rollout import models
 from rollout.frames import FRAMES
+from rollout.hub import check_hub, stay_offline_without
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -87,19 +86,27 @@ def main(
     arguments["suites"] = tuple(name for names in arguments.pop("suite") for name in names.split(",") if name)
     try:
         options = EvalOptions(**arguments)
-        refuse_idle(options)
-        stay_offline_if_possible(model, options.suites, data_dir)
+        check(options)
         start(options)
     except KeyboardInterrupt:
         exit_with_error("stopped; the same command goes on from what is finished", 130)
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:
-        exit_with_error(f"{error}\nOn a machine without the hub, give --model and --data-dir as local paths.", 1)
+        exit_with_error(str(error), 1)
+
+
+def check(options: EvalOptions) -> None:
+    """What can be wrong and costs no time to find."""
+    check_quickly(options)
+    wanted = wanted_of_hub(options)
+    stay_offline_without(wanted)
+    check_hub(wanted)
 
 
 def start(options: EvalOptions) -> None:
     """Measure in this process, one of as many as a launcher started."""
+    say_loading("torch, transformers and vLLM")
     quiet_torch()
     quiet_libraries()
     from evals.evaluate import evaluate
@@ -110,12 +117,6 @@ def start(options: EvalOptions) -> None:
         evaluate(options, launch, new_console(quiet=not launch.is_main), start_vllm)
     finally:
         leave_launch(launch)
-
-
-def stay_offline_if_possible(model: str, suites: tuple[str, ...], data_dir: str | None) -> None:
-    """Forbid the libraries to ask the hub where model and suites are all on this machine."""
-    if not models.needs_hub(model) and not any(suite_needs_hub(find_suite(name), data_dir) for name in suites):
-        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,12 @@ def quiet_libraries() -> None:
     refuse_code_of_models()
 
 
+def say_loading(what: str) -> None:
+    """A line before seconds of silence. On stderr, so that the output in a pipe is the command's own."""
+    if os.environ.get("RANK", "0") == "0":
+        Console(stderr=True, highlight=False).print(f"[dim]loading {what} …[/dim]")
+
+
 def start_vllm(settings: Any) -> Any:
     from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
 

@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoTokenizer
 
 from evals.contamination import Contamination, contamination
 from evals.launch import Launch
-from evals.options import EvalOptions
+from evals.options import EvalOptions, check_quickly, find_suites
 from evals.partial_results import PartialResults
 from evals.policies import BASE_MODEL, Policy, find_policies
-from evals.prepare import PreparedSuite, find_suites, prepare_suite
+from evals.prepare import PreparedSuite, prepare_suite
 from evals.results import FORMAT, SuiteResult, describe, package_versions, result_of, write_samples
 from evals.sampling import Batch, batches_of, sample, unfinished
 from evals.scoring.outcomes import Outcome
@@ -45,9 +45,8 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
             f"--tensor-parallel-size is {options.tensor_parallel_size} with {launch.count} processes, each with a "
             "model of its own: start one process, or set it to 1"
         )
+    check_quickly(options)
     wanted = find_suites(options.suites)
-    if options.output.exists() and not options.overwrite:
-        raise ValueError(f"--output: {options.output} is there already; --overwrite replaces it")
     model = locate_model(options.model)
     tokenizer = AutoTokenizer.from_pretrained(model, revision=options.revision)
     model_config: Any = AutoConfig.from_pretrained(model, revision=options.revision)
@@ -56,8 +55,6 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
         *([BASE_MODEL] if options.base else []),
         *find_policies(options.adapters, options.model, text_config),
     ]
-    if not policies:
-        raise ValueError("nothing to measure: --no-base without an --adapter")
     suites = [prepare_suite(options, suite, tokenizer, text_config.max_position_embeddings) for suite in wanted]
     shared = overlaps(options, suites)
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]

@@ -1,4 +1,4 @@
-"""What `python -m evals` can be told."""
+"""What `python -m evals` can be told, and what is wrong with it that can be known without torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from evals.suites import find_suite, sampling_of
-from rollout.models import needs_hub
+from evals.policies import check_adapter
+from evals.suites import Suite, check_suite_files, find_suite, sampling_of, suite_hub_items
+from rollout.config import ModelConfig, PromptConfig
+from rollout.durable import check_writable
+from rollout.hub import HubItem
+from rollout.models import check_files, hub_items
+from rollout.prompts.problems import check_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +52,23 @@ class EvalOptions:
     max_num_seqs: int = 512
 
 
+def find_suites(names: tuple[str, ...]) -> list[Suite]:
+    """Raises `ValueError` for a name that is no suite, or is two, and for no name at all."""
+    if not names:
+        raise ValueError("--suite names no suite")
+    suites = [find_suite(name) for name in names]
+    twice = {suite.name for suite in suites if [s.name for s in suites].count(suite.name) > 1}
+    if twice:
+        raise ValueError(f"--suite names {', '.join(sorted(twice))} more than once")
+    return suites
+
+
 def refuse_idle(options: EvalOptions) -> None:
     """Raises `ValueError` for an option that was given and has no effect beside the others."""
     suites = [find_suite(name) for name in options.suites]
     rates = {sampling_of(suite, n=options.samples, temperature=options.temperature).temperature for suite in suites}
     no_file = all(suite.source in ("arithmetic", "jsonl") for suite in suites)
-    is_here = options.revision is not None and not needs_hub(options.model)
+    is_here = not hub_items(ModelConfig(name=options.model, revision=options.revision), "--model")
     for option, value, idle, why in (
         ("--data-dir", options.data_dir, no_file, f"{', '.join(options.suites)} is not read from a directory"),
         (
@@ -65,3 +81,34 @@ def refuse_idle(options: EvalOptions) -> None:
     ):
         if value is not None and idle:
             raise ValueError(f"{option} is {value}, and has no effect: {why}")
+
+
+def check_quickly(options: EvalOptions) -> None:
+    """Raises `ValueError` or `FileNotFoundError` for what can be known to be wrong without loading anything."""
+    suites = find_suites(options.suites)
+    refuse_idle(options)
+    if options.output.exists() and not options.overwrite:
+        raise ValueError(f"--output: {options.output} is there already; --overwrite replaces it")
+    if options.output.is_dir():
+        raise ValueError(f"--output: {options.output} is a directory; give a file in it")
+    check_writable(options.output.parent, "--output")
+    check_files(options.model, "--model")
+    for adapter in options.adapters:
+        check_adapter(adapter)
+    if not options.base and not options.adapters:
+        raise ValueError("nothing to measure: --no-base without an --adapter")
+    for suite in suites:
+        check_suite_files(suite, options.data_dir, "--suite")
+        sampling_of(suite, n=options.samples, temperature=options.temperature)
+    if options.train_data is not None:
+        check_file(Path(options.train_data), "--train-data")
+    if options.template != "auto":
+        PromptConfig(template=options.template, frame=options.frame)
+
+
+def wanted_of_hub(options: EvalOptions) -> list[HubItem]:
+    """All that an evaluation reads of the hub: model and suites."""
+    items = hub_items(ModelConfig(name=options.model, revision=options.revision), "--model")
+    for suite in find_suites(options.suites):
+        items += suite_hub_items(suite, options.data_dir, "--suite", "give --data-dir DIR")
+    return items

@@ -65,9 +65,7 @@ def named_directory(argument: str) -> tuple[str, Path]:
 
 
 def _policy(argument: str, model: str, model_config: Any) -> Policy:
-    name, directory = named_directory(argument)
-    if not (directory / PEFT_CONFIG).is_file():
-        raise AdapterError(f"--adapter {argument}: {_what_is_there(directory)}")
+    name, directory = check_adapter(argument)
     settings = json.loads((directory / PEFT_CONFIG).read_text())
     rank = _rank_of(settings, directory)
     _check_fits(directory, model_config, model)
@@ -85,6 +83,14 @@ def _policy(argument: str, model: str, model_config: Any) -> Policy:
     if trained_on and not same_model(trained_on, model):
         remarks.append(f"trained on {trained_on!r}, measured on {model!r}: make sure that they are one model")
     return Policy(label=ref.key if published and not name else ref.name, ref=ref, remarks=tuple(remarks))
+
+
+def check_adapter(argument: str) -> tuple[str, Path]:
+    """`named_directory`, where that is an adapter's. Raises `AdapterError`."""
+    name, directory = named_directory(argument)
+    if not (directory / PEFT_CONFIG).is_file():
+        raise AdapterError(f"--adapter {argument}: {_what_is_there(directory)}")
+    return name, directory
 
 
 def _what_is_there(directory: Path) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from evals.options import EvalOptions
-from evals.suites import Suite, find_suite, load_suite, origin_of, sampling_of
+from evals.suites import Suite, load_suite, origin_of, sampling_of
 from rollout.config import PromptConfig, SamplingConfig
 from rollout.prompts.renderer import Renderer
 from rollout.types import Prompt
@@ -32,17 +31,6 @@ class PreparedSuite:
     sampling: SamplingConfig
     """The protocol's, with the template's stop strings."""
     remarks: tuple[str, ...] = ()
-
-
-def find_suites(names: Sequence[str]) -> list[Suite]:
-    """Raises `ValueError` for a name that is no suite, or is two, and for no name at all."""
-    if not names:
-        raise ValueError("--suite names no suite")
-    suites = [find_suite(name) for name in names]
-    twice = {suite.name for suite in suites if [s.name for s in suites].count(suite.name) > 1}
-    if twice:
-        raise ValueError(f"--suite names {', '.join(sorted(twice))} more than once")
-    return suites
 
 
 def prompt_of(options: EvalOptions, suite: Suite, tokenizer: PreTrainedTokenizerBase) -> PromptConfig:

@@ -15,7 +15,8 @@ from pathlib import Path
 from rewards.config import AnswerForm
 from rollout.config import ArithmeticConfig, DataConfig, SamplingConfig
 from rollout.frames import BOXED_INSTRUCTION
-from rollout.prompts.problems import SOURCES, Loaded, load_problems
+from rollout.hub import HubItem
+from rollout.prompts.problems import SOURCES, Loaded, hub_items, load_problems
 from rollout.types import Problem
 
 HELD_OUT_SEED = 1
@@ -101,8 +102,18 @@ def suite_name(name: str) -> str:
     return f"{stem}-file" if stem in SUITES else stem
 
 
-def suite_needs_hub(suite: Suite, data_dir: str | None) -> bool:
-    return suite.source not in ("arithmetic", "jsonl") and data_dir is None
+def suite_hub_items(suite: Suite, data_dir: str | None, key: str, instead: str) -> list[HubItem]:
+    """What reading the suite would ask the hub for; `key` is where a person named it."""
+    if suite.source in ("arithmetic", "jsonl") or data_dir is not None:
+        return []
+    return hub_items(DataConfig(source=suite.source), key, instead)
+
+
+def check_suite_files(suite: Suite, data_dir: str | None, key: str) -> None:
+    """Raises `FileNotFoundError` where a suite's file is not; `key` is where a person named it."""
+    for file in suite_files(suite, data_dir):
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{key} {suite.name}: no such file: {file}")
 
 
 def sampling_of(

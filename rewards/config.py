@@ -60,6 +60,12 @@ class RewardConfig(BaseModel):
         default=1.0, ge=0.0, le=10.0, description="Reward of a correct answer; 0 leaves it to `function`."
     )
 
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether the reward is 1 for a right answer, 0 for any other, and nothing else."""
+        shaped = self.format_weight or self.overlong_weight or self.repetition_weight
+        return self.correct_weight == 1 and self.function is None and not shaped
+
     @model_validator(mode="after")
     def _terms_have_what_they_need(self) -> Self:
         if self.overlong_weight > 0 and self.overlong_buffer_tokens == 0:

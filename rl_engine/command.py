@@ -1,20 +1,16 @@
-"""What the commands of rl_engine share: a hint with an error of the system, no hub where none is needed, the ranks."""
+"""What the commands of rl_engine share: a hint with an error of the system, the ranks."""
 
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.command import exit_with_error, quiet_libraries, quiet_torch
-from evals.suites import find_suite, suite_needs_hub
 from rewards.command import Command
-from rl_engine.config import Config
 from rl_engine.config.file import shipped
 from rl_engine.config.hints import near
-from rollout import models
-from rollout.prompts import problems
 
 if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
@@ -23,26 +19,14 @@ if TYPE_CHECKING:
 RESUME_OR_OVERWRITE = "--resume continues the run in output_dir and --overwrite replaces it: give one of them"
 
 
-def with_hint(error: OSError, paths: str = "model.name, data.path and eval.data_dir") -> str:
-    """What the system or the hub client said, and the way out. `paths` names the keys that may hold local paths."""
-    if error.errno is None:
-        hint = f"On a machine without the hub, give {paths} as local paths."
-    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "Make space: what was saved before stands, and --resume continues it."
-    else:
-        hint = "What was saved before stands: --resume continues it."
-    return f"{error}\n{hint}"
-
-
-def stay_offline_if_possible(config: Config) -> None:
-    """Forbid the libraries to ask the hub where model, data and suites are all on this machine."""
-    suites = [find_suite(name) for name in config.eval.suites]
-    if not (
-        models.needs_hub(config.model.name)
-        or problems.needs_hub(config.data)
-        or any(suite_needs_hub(suite, config.eval.data_dir) for suite in suites)
-    ):
-        os.environ["HF_HUB_OFFLINE"] = "1"
+def with_hint(error: OSError, run: Path) -> str:
+    """What the system said, and the way out: that depends on whether the run has saved anything."""
+    saved = any((run / "checkpoints").glob("step*"))
+    hints = [
+        *(["Make space."] if error.errno in (errno.ENOSPC, errno.EDQUOT) else []),
+        *(["What was saved before stands: --resume continues it."] if saved else []),
+    ]
+    return "\n".join([str(error), *([" ".join(hints)] if hints else [])])
 
 
 def join_ranks_quietly() -> Ranks:

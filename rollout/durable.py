@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,3 +103,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(directory: Path, key: str) -> None:
+    """Raises `ValueError` where files cannot be made in a directory, nor it in the nearest one above it."""
+    try:
+        directory.exists()
+    except OSError as error:  # a name that no file system takes
+        raise ValueError(f"{key}: {str(directory)[:80]!r} cannot be a directory: {error.strerror}") from error
+    place = next(path for path in (directory.absolute(), *directory.absolute().parents) if os.path.lexists(path))
+    if place == directory.absolute() and not place.is_dir():
+        raise ValueError(f"{key}: {directory} is not a directory")
+    if not place.is_dir():
+        raise ValueError(f"{key}: {directory} cannot be made: {place} is not a directory")
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".rl_engine-"):
+            pass
+    except OSError as error:
+        raise ValueError(f"{key}: nothing can be written in {place}: {error.strerror}") from error

@@ -1,14 +1,24 @@
-"""Model name → where its files are."""
+"""Model name → where its files are, and whether what is needed of them is there."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+from rollout.config import ModelConfig
+from rollout.hub import HubItem
 
 EMBEDDED = "embedded"
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
+SHAPES = Path(__file__).parent / "shapes"
+"""Directories with the public config.json, and nothing else, of the models that the shipped recipes name."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
+"""Files of which a tokenizer has one, whatever its kind."""
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+LFS_POINTER = b"version https://git-lfs"
 
 
-def locate_model(name: str) -> str:
+def locate_model(name: str, key: str = "model.name") -> str:
     """The directory of a local model, or the hub id as given.
 
     Raises `FileNotFoundError` when the name can only be a path and nothing is there.
@@ -19,13 +29,68 @@ def locate_model(name: str) -> str:
     if (path / "config.json").is_file():
         return str(path.resolve())
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():
-        raise FileNotFoundError(f"model.name: {name!r} is not a model directory (no config.json there)")
+        found = "an adapter is there, without its base model" if (path / "adapter_config.json").is_file() else None
+        raise FileNotFoundError(f"{key}: {name!r} is not a model directory ({found or 'no config.json there'})")
     return name
 
 
-def needs_hub(name: str) -> bool:
-    """Whether loading the model would ask the hub."""
-    return not Path(locate_model(name)).is_absolute()
+def locate_config(model: ModelConfig) -> str:
+    """Where the model's config.json is: a directory, that of a shape that ships with the project included, or the hub
+    id as given. A revision of one's own may have another shape."""
+    place, shape = locate_model(model.name), SHAPES / model.name
+    known = place == model.name and model.revision is None and (shape / "config.json").is_file()
+    return str(shape) if known else place
+
+
+def hub_items(model: ModelConfig, key: str = "model.name") -> list[HubItem]:
+    """What loading the model would ask the hub for."""
+    if Path(locate_model(model.name, key)).is_absolute():
+        return []
+    way_out = "give the directory of a model"
+    return [HubItem(what=key, repo=model.name, kind="model", revision=model.revision, instead=way_out)]
+
+
+def hub_items_of_config(model: ModelConfig) -> list[HubItem]:
+    """What reading the model's config.json alone would ask the hub for."""
+    return [] if Path(locate_config(model)).is_absolute() else hub_items(model)
+
+
+def check_files(name: str, key: str = "model.name") -> None:
+    """Raises `FileNotFoundError` or `ValueError` for a directory that holds but a part of a model."""
+    place = Path(locate_model(name, key))
+    if not place.is_absolute():
+        return
+    try:
+        config = json.loads((place / "config.json").read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{key}: {place / 'config.json'} is damaged: {error}") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ValueError(f"{key}: {place / 'config.json'} is no model's: it has no model_type")
+    if not any((place / file).is_file() for file in TOKENIZERS):
+        raise FileNotFoundError(f"{key}: {name!r} has no tokenizer (none of {', '.join(TOKENIZERS)} is there)")
+    check_weights(place, key)
+
+
+def check_weights(place: Path, key: str) -> None:
+    """Raises `FileNotFoundError` where weights are missing, or stand-ins that git left for them are there."""
+    weights = {path.name: path for pattern in ("*.safetensors", "pytorch_model*.bin") for path in place.glob(pattern)}
+    if not weights:
+        raise FileNotFoundError(f"{key}: {str(place)!r} has no weights (no *.safetensors there)")
+    for index in INDICES:
+        if (place / index).is_file():
+            wanted = set(json.loads((place / index).read_text())["weight_map"].values())
+            missing = sorted(wanted - weights.keys())
+            if missing:
+                raise FileNotFoundError(
+                    f"{key}: {str(place)!r} has {len(wanted) - len(missing)} of {len(wanted)} files of weights; "
+                    f"{missing[0]} is not there"
+                )
+    for path in weights.values():
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise FileNotFoundError(
+                    f"{key}: {path} is a pointer of git-lfs, not the weights: fetch them with `git lfs pull`"
+                )
 
 
 def refuse_code_of_models() -> None:

@@ -25,12 +25,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
+from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, say_loading, start_vllm
 from evals.policies import named_directory
 from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
+from rollout.config import ModelConfig
 from rollout.engine import EngineSettings, ScoringEngine
-from rollout.models import EMBEDDED, locate_model
+from rollout.hub import check_hub
+from rollout.models import EMBEDDED, check_files, hub_items, locate_model
 from rollout.types import BASE, AdapterRef
 
 if TYPE_CHECKING:
@@ -112,6 +114,9 @@ def main(
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["tasks"] = tuple(name for name in arguments.pop("tasks").split(",") if name)
     try:
+        check_files(model, "--model")
+        check_hub(hub_items(ModelConfig(name=model, revision=revision), "--model"))
+        say_loading("torch, transformers and vLLM")
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
         quiet_torch()
         quiet_libraries()

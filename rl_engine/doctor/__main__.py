@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error
-from rl_engine.command import ConfiguredCommand, help_end, join_ranks_quietly, stay_offline_if_possible
+from evals.command import exit_with_error, say_loading
+from rl_engine.command import ConfiguredCommand, help_end, join_ranks_quietly
 from rl_engine.config import Config, load_config
-from rl_engine.config.file import ConfigError
+from rl_engine.train.checks import check_quickly, wanted_of_hub
+from rollout.hub import check_hub, stay_offline_without
+from rollout.models import hub_items_of_config
 
 if TYPE_CHECKING:
     from rl_engine.doctor.selftest import Check
@@ -38,16 +40,20 @@ def main(
     """Show what this machine has and check that a configuration runs on it, in about a minute."""
     try:
         settings = load_config(config, overrides or ())
-        stay_offline_if_possible(settings)
-    except (ConfigError, FileNotFoundError) as error:
+        stay_offline_without(wanted_of_hub(settings))
+        check_quickly(settings)
+    except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         exit_with_error("the doctor examines one rank: start it without a launcher", 2)
+    say_loading("torch, transformers and DeepSpeed")
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
 
     try:
         passed = examine(settings, ranks)
+    except (ValueError, OSError) as error:
+        exit_with_error(str(error), 2)
     finally:
         leave_ranks()
     raise typer.Exit(0 if passed else 1)
@@ -56,7 +62,7 @@ def main(
 def examine(config: Config, ranks: Ranks) -> bool:
     """Print machine, settings and checks. Returns whether all checks passed."""
     from rl_engine.doctor.machine import machine_rows
-    from rl_engine.doctor.selftest import self_test
+    from rl_engine.doctor.selftest import self_test, small
     from rl_engine.run.console import RunConsole
     from rl_engine.train.assemble import resolve_learning_rate
 
@@ -64,8 +70,10 @@ def examine(config: Config, ranks: Ranks) -> bool:
     console.console.print("[bold]machine[/bold]")
     console.print_rows(machine_rows())
     console.console.print("[bold]configuration[/bold]")
+    check_hub(hub_items_of_config(config.model))
     config = resolve_learning_rate(config, console)
     console.print_rows(settings_rows(config, ranks))
+    check_hub(wanted_of_hub(small(config, Path())))
     console.console.print("[bold]self-test[/bold]")
 
     def report(check: Check) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from evals.scoring.report import EvalReport
 from rewards import Grader
@@ -67,20 +68,28 @@ def small(config: Config, directory: Path) -> Config:
     """The same run with eight problems, four samples of each and two steps, kept in `directory`.
 
     To the reward comes a number made from the completion's text, unless the configuration has a function of its own:
-    a model that solves nothing yet would have nothing to learn from, and its update could not be looked at.
+    a model that solves nothing yet would have nothing to learn from, and its update could not be looked at. What was
+    not given stays so, and what bounds something that became smaller becomes smaller with it.
     """
-    settings = config.model_dump()
-    rewards = settings["rewards"]
-    if rewards["function"] is None:
-        rewards |= {"function": SPREAD, "function_arguments": {}, "function_weight": SPREAD_WEIGHT}
-    settings["output_dir"] = str(directory)
-    settings["data"]["limit"] = min(settings["data"]["limit"] or READ_PROBLEMS, READ_PROBLEMS)
-    settings["sampling"] |= {"n": SAMPLES, "max_tokens": min(settings["sampling"]["max_tokens"], TOKENS)}
-    settings["train"] |= {"steps": STEPS, "problems_per_step": PROBLEMS}
-    settings["learner"]["updates_per_step"] = 1
-    settings["eval"] |= {"suites": (), "every": 0}
-    settings["log"] |= {"tensorboard": False, "wandb": None, "trackio": None}
-    return Config.model_validate(settings)
+    settings = config.model_dump(exclude_unset=True)
+    tokens = min(config.sampling.max_tokens, TOKENS)
+    smaller: dict[str, dict[str, Any]] = {
+        "data": {"limit": min(config.data.limit or READ_PROBLEMS, READ_PROBLEMS)},
+        "sampling": {"n": SAMPLES, "max_tokens": tokens},
+        "train": {"steps": STEPS, "problems_per_step": PROBLEMS},
+        "learner": {"updates_per_step": 1},
+    }
+    if config.rewards.function is None:
+        smaller["rewards"] = {"function": SPREAD, "function_weight": SPREAD_WEIGHT}
+    if config.rollout.leg_tokens is not None:
+        smaller["rollout"] = {"leg_tokens": min(config.rollout.leg_tokens, tokens - 1)}
+    if config.train.max_problems_per_step is not None:
+        smaller["train"]["max_problems_per_step"] = 2 * PROBLEMS
+    for section, values in smaller.items():
+        settings[section] = {**settings.get(section, {}), **values}
+    # Without suites nothing is evaluated.
+    settings.pop("eval", None)
+    return Config.model_validate({**settings, "output_dir": str(directory), "log": {"tensorboard": False}})
 
 
 @dataclass
@@ -105,8 +114,8 @@ class Listener(RunConsole):
     def failed(self, cause: str) -> None:
         self.report(Check(name=self.current, ok=False, figure=cause, seconds=time.monotonic() - self._since))
 
-    def print_rows(self, rows: dict[str, str]) -> None:
-        self.told |= rows
+    def print_rows(self, rows: Mapping[str, str]) -> None:
+        self.told |= dict(rows)
 
     @contextlib.contextmanager
     def phase(self, what: str) -> Iterator[None]:
@@ -127,13 +136,13 @@ class Listener(RunConsole):
             SAMPLING: f"{PROBLEMS * SAMPLES} completions sampled and graded",
         }[check]
 
-    def row(self, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
+    def row(self, metrics: Mapping[str, float], reports: Sequence[EvalReport]) -> None:
         """A step is over, or the publication before the first."""
         kl_limit, gap_limit = self.limits.kl, self.limits.logprob
         if not metrics["step"]:
             self.passed(f"published, loaded; canary within {gap_limit:.2g} nats of the learner")
             return
-        self.metrics = metrics
+        self.metrics = dict(metrics)
         gap = (
             f"{metrics['sampler/logprob_gap_max']:.2g} nats (limit {gap_limit:.2g}), "
             f"KL {metrics['sampler/kl']:.2g} (limit {kl_limit:.2g})"

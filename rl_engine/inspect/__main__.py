@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from evals.command import exit_with_error, new_console
+from evals.command import exit_with_error, new_console, say_loading
 from rewards.command import Command
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
+from rl_engine.inspect.versions import directories
+from rollout.durable import check_writable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+PLOTS = (".png", ".svg", ".pdf", ".eps", ".jpg")
 ROWS = 30
 """Versions that the table shows, at most."""
 
@@ -50,10 +53,24 @@ def main(
 ) -> None:
     """Show what adapters learned: norms, stable rank, and how much of the rank is used."""
     try:
-        versions = inspect([*adapters], base, only)
-    except (ValueError, FileNotFoundError) as error:
+        if plot is not None and plot.suffix not in PLOTS:
+            raise ValueError(f"--plot is {str(plot)!r}: give a name that ends in {', '.join(PLOTS)}")
+        for key, file in (("--plot", plot), ("--output", output)):
+            if file is not None:
+                check_writable(file.parent, key)
+        found = [directory for path in adapters for directory in directories(path)]
+        say_loading("torch")
+        show(found, base, only, modules=modules, plot=plot, output=output)
+    except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
+
+
+def show(
+    found: Sequence[Path], base: Path | None, only: str, *, modules: bool, plot: Path | None, output: Path | None
+) -> None:
+    """Print the tables, write the files."""
     console = new_console()
+    versions = inspect(found, base, only)
     if len(versions) > 1:
         # Evenly spaced, the last among them.
         shown = versions[:: len(versions) // -ROWS][::-1]
@@ -66,15 +83,16 @@ def main(
         draw(versions, plot)
         console.print(f"plot     {plot}")
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(as_json(versions), indent=1) + "\n")
         console.print(f"figures  {output}")
 
 
-def inspect(paths: Sequence[Path], base: Path | None = None, only: str = "") -> list[Version]:
-    """The versions at these paths, each with the spectra of its modules. See `deltas.read_version`."""
-    from rl_engine.inspect.deltas import directories, read_version
+def inspect(found: Sequence[Path], base: Path | None = None, only: str = "") -> list[Version]:
+    """The versions in these directories, each with the spectra of its modules. See `deltas.read_version`."""
+    from rl_engine.inspect.deltas import read_version
 
-    return [read_version(directory, base, only) for path in paths for directory in directories(path)]
+    return [read_version(directory, base, only) for directory in found]
 
 
 def titles(versions: Sequence[Version]) -> list[str]:

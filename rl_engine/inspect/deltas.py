@@ -24,20 +24,6 @@ class Version:
     spectra: tuple[Spectrum, ...]
 
 
-def directories(path: Path) -> list[Path]:
-    """The directories of versions: all that a run has published, in order, or else the given directory itself.
-
-    Raises `FileNotFoundError` where there is neither.
-    """
-    for root in (path / "adapters", path):
-        store = AdapterStore(root)
-        if found := store.versions():
-            return [store.path_of(version) for version in found]
-    if not any((path / name).is_file() for name in (PEFT_CONFIG, "config.json")):
-        raise FileNotFoundError(f"{path} is no adapter, no model and no run: {PEFT_CONFIG} or adapters/ is wanted")
-    return [path]
-
-
 def read_version(directory: Path, base: Path | None, only: str = "") -> Version:
     """The spectra of a version whose module names contain `only`, in the order of its file.
 

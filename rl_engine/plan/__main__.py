@@ -14,9 +14,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from evals.command import exit_with_error
-from rl_engine.command import ConfiguredCommand, help_end, stay_offline_if_possible, with_hint
+from evals.command import exit_with_error, say_loading
+from rl_engine.command import ConfiguredCommand, help_end
 from rl_engine.config import Config, load_config
+from rollout.hub import check_hub, stay_offline_without
+from rollout.models import hub_items_of_config
 
 if TYPE_CHECKING:
     from rl_engine.plan.devices import DevicePlan
@@ -65,7 +67,10 @@ def main(
         exit_with_error("--tokens-per-s and --card are numbers above 0", 2)
     try:
         settings = load_config(config, overrides or ())
-        stay_offline_if_possible(settings)
+        wanted = hub_items_of_config(settings.model)
+        stay_offline_without(wanted)
+        check_hub(wanted)
+        say_loading("torch and transformers")
         from rl_engine.plan.step_time import DataSheet, Throughput, measured
 
         speed: Throughput | DataSheet | None = None
@@ -81,7 +86,7 @@ def main(
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:
-        exit_with_error(with_hint(error), 1)
+        exit_with_error(str(error), 1)
 
 
 def plan(

@@ -11,7 +11,7 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.policy.attention import NAME, has_plain_attention
 from rollout.config import ModelConfig
-from rollout.models import locate_model
+from rollout.models import locate_config, locate_model
 
 # Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
 LONGEST_SHARED = 2048
@@ -37,8 +37,13 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
 
 
 def load_model_config(model: ModelConfig) -> Any:
-    """The model's own configuration, as transformers reads its config.json."""
-    return AutoConfig.from_pretrained(locate_model(model.name), revision=model.revision)
+    """The model's own configuration, as transformers reads its config.json. Raises `ConfigError` for one that it does
+    not know."""
+    try:
+        return AutoConfig.from_pretrained(locate_config(model), revision=model.revision)
+    except ValueError as error:
+        (said, *_) = str(error).splitlines()
+        raise ConfigError(f"model.name: {model.name}: {said}") from error
 
 
 def layout_of(config: Config, device: torch.device) -> str:

@@ -52,6 +52,9 @@ def main(
     base_model: Annotated[
         str | None, typer.Option(help="Hub id of the base model, where the run loaded it from a directory.")
     ] = None,
+    completions: Annotated[
+        bool, typer.Option("--completions", help="Keep training problems and completions in report.html.")
+    ] = False,
     merged: Annotated[bool, typer.Option("--merged", help="Add base model and adapter in one, as merged/.")] = False,
     merged_dtype: Annotated[
         Dtype | None, typer.Option(help="Its precision; model.dtype of the run when not given.")
@@ -75,6 +78,7 @@ def main(
             repo=repo,
             tag=tag or trained.version,
             licence=licence_of(api, trained.base, license),
+            completions=completions,
             merged=(merged_dtype or merged_dtype_of(trained)) if merged else None,
         )
         # Saving a model looks for DeepSpeed, which would report that it looked for a GPU.

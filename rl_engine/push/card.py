@@ -57,6 +57,8 @@ class Release:
     licence: Licence
     merged: str | None
     """Precision of a merged model that goes along; None for none."""
+    completions: bool = False
+    """Whether report.html goes along with training problems and completions."""
 
     @property
     def name(self) -> str:

@@ -12,19 +12,23 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rl_engine.config import Config
 from rl_engine.push.card import Release, card_text
+from rl_engine.report.completions import NO_COMPLETIONS
+from rl_engine.report.page import NAME as REPORT
+from rl_engine.report.page import PROBLEMS, read_runs, write_page
+from rl_engine.run.records import METRICS
 from rl_engine.run.trained import RUN_CONFIG, TrainedAdapter, TrainingRun
 from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, write_manifest
 
 CARD = "README.md"
 PLOT = "curves.png"
-# What else of a run goes along where it exists.
-RECORDS = ("metrics.jsonl", "report.html")
 # Sections whose strings are what a model reads or writes, whatever they look like.
 SPOKEN = ("prompt", "sampling")
 
@@ -57,6 +61,8 @@ def _fill(release: Release, folder: Path) -> None:
     _copy_adapter(adapter, folder)
     if adapter.run is not None:
         _copy_run(adapter.run, folder)
+        if isinstance(adapter.run.config, Config) and (adapter.run.directory / REPORT).is_file():
+            _write_report(adapter.run, folder / "run" / REPORT, completions=release.completions)
         _forget_paths(folder / "run", machine_paths(adapter, adapter.run))
     rounding = None
     if release.merged is not None:
@@ -91,9 +97,16 @@ def _copy_run(run: TrainingRun, folder: Path) -> None:
     for path in sorted((run.directory / "evals").glob("*.json")):
         report = without_paths(json.loads(path.read_text()))
         (place / "evals" / path.name).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    for name, target in (*((name, place) for name in RECORDS), (PLOT, folder)):
+    for name, target in ((METRICS, place), (PLOT, folder)):
         if (run.directory / name).is_file():
             shutil.copyfile(run.directory / name, target / name)
+
+
+def _write_report(run: TrainingRun, page: Path, *, completions: bool) -> None:
+    """The run's page made again. Its completions come with the training problems and their answers, which are not ours
+    to publish: they go along only where that is asked for."""
+    (shown,) = read_runs([run.directory], PROBLEMS)
+    write_page([shown if completions else replace(shown, completions=NO_COMPLETIONS)], page)
 
 
 def without_paths(value: Any) -> Any:

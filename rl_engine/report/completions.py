@@ -67,6 +67,9 @@ class ShownCompletions:
     """Whether the budget ended before the problems that were asked for."""
 
 
+NO_COMPLETIONS = ShownCompletions(groups=(), steps_total=0, steps_read=0, groups_total=0, is_full=False)
+
+
 def shown_completions(run: Path, *, problems: int, budget_bytes: int) -> ShownCompletions:
     """What to show: at most `problems` groups of each step, and at most `budget_bytes` of JSON in all.
 

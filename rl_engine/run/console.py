@@ -1,9 +1,9 @@
-"""Metrics → what a person watches: a header, one row a step, a summary with before and after."""
+"""Metrics → what a person watches: a legend, a header, one row a step; at the end what came of it and what is next."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -19,9 +19,64 @@ from evals.command import new_console
 if TYPE_CHECKING:
     from evals.scoring.report import EvalReport  # scipy takes seconds to load
 
-WIDTHS = (7, 6, 8, 14, 6, 8, 8, 6, 7)
 SCORES = ("avg", "low", "high", "tokens_mean")
-TITLES = ("step", "reward", "accuracy", "held-out", "CoT", "tokens/s", "gap", "step s", "left")
+ROWS_OF_A_HEADER = 25
+LAST_ROWS = 5
+"""So few rows before the end need no header of their own."""
+EXCERPT = 400
+"""Characters shown of a completion; of a longer one the middle is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A figure of every row."""
+
+    title: str
+    width: int
+    meaning: str
+    """For the legend; empty where the title says it."""
+    text: Callable[[Mapping[str, float]], str]
+
+
+def _number(name: str, form: str) -> Callable[[Mapping[str, float]], str]:
+    return lambda line: format(line[name], form) if name in line else ""
+
+
+# `score`, `steps` and `left_s` are not of the step's line of metrics.jsonl: `row` adds them.
+COLUMNS = (
+    Column("step", 7, "", lambda line: f"{line['step']:.0f}/{line['steps']:.0f}"),
+    Column("reward", 6, "mean of the step's rewards", _number("reward/mean", ".3f")),
+    Column("accuracy", 8, "share of the step's completions that are right", _number("reward/accuracy", ".3f")),
+    Column(
+        "held-out",
+        14,
+        "score on the first suite ± half of its 95 % interval",
+        lambda line: f"{line['score']:.1%} ±{line['half_interval']:.1%}" if "score" in line else "",
+    ),
+    Column("CoT", 6, "mean tokens of a completion", _number("completion/tokens_mean", ".1f")),
+    Column("tokens/s", 8, "completion tokens by the whole step's time", _number("throughput/tokens_per_s", ",.0f")),
+    Column(
+        "gap",
+        8,
+        "largest |learner − sampler| log-probability of a token, in nats: near 0 where both serve the same adapter",
+        _number("sampler/logprob_gap_max", ".1e"),
+    ),
+    Column("step s", 6, "", _number("time/step_s", ".1f")),
+    Column("left", 7, "", lambda line: str(timedelta(seconds=round(line["left_s"]))) if "left_s" in line else ""),
+)
+# What a narrow terminal does without, in this order.
+DISPENSABLE = ("tokens/s", "step s", "CoT", "left", "gap")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """What the policy answered to the first problem of the first suite."""
+
+    step: int
+    problem: str
+    reference: str
+    completion: str
+    verdict: str
 
 
 @dataclass
@@ -31,17 +86,26 @@ class RunConsole:
     quiet: bool
     steps: int
     console: Console = field(default_factory=new_console)
+    reward_is_accuracy: bool = False
+    """Whether the reward is 1 for a right answer and 0 for any other, so that one column says both."""
     _step_s: list[float] = field(default_factory=list, init=False)
     _rows: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.console.quiet = self.quiet
 
-    def print_rows(self, rows: dict[str, str]) -> None:
-        """Print lines of name and value, the values aligned."""
+    def print_rows(self, rows: Mapping[str, str]) -> None:
+        """Print lines of name and value, the values aligned; on a terminal folded to its width."""
+        if not self.console.is_terminal:
+            width = max(map(len, rows), default=0) + 2
+            for name, value in rows.items():
+                lines = value.splitlines() or [""]
+                for start, line in zip([name, *[""] * (len(lines) - 1)], lines, strict=True):
+                    self.console.print(escape(f"{start:<{width}}{line}".rstrip()), soft_wrap=True)
+            return
         table = Table.grid(padding=(0, 2))
         for name, value in rows.items():
-            table.add_row(f"[dim]{name}[/dim]", escape(value))
+            table.add_row(f"[dim]{escape(name)}[/dim]", escape(value))
         self.console.print(table)
 
     @contextlib.contextmanager
@@ -53,51 +117,39 @@ class RunConsole:
         else:
             yield
 
-    def row(self, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
+    def row(self, metrics: Mapping[str, float], reports: Sequence[EvalReport]) -> None:
         """Print the row of a step, or of the evaluation before the first."""
-        if self._rows % 25 == 0:
-            self.console.print("[bold]" + _cells(TITLES) + "[/bold]", soft_wrap=True)
-        self._rows += 1
-        score = ""
+        line = {**metrics, "steps": self.steps}
         if reports:
             low, high = reports[0].interval
-            score = f"{reports[0].avg:.1%} ±{(high - low) / 2:.1%}"
-        step = int(metrics["step"])
-        if "reward/mean" not in metrics:
-            self.console.print(
-                _cells(
-                    (
-                        f"{step}/{self.steps}",
-                        "",
-                        "",
-                        score,
-                        f"{reports[0].tokens_mean:.1f}" if reports else "",
-                    )
-                )
-            )
-            return
-        self._step_s.append(metrics["time/step_s"])
-        left = median(self._step_s[-10:]) * (self.steps - step)
-        self.console.print(
-            _cells(
-                (
-                    f"{step}/{self.steps}",
-                    f"{metrics['reward/mean']:.3f}",
-                    f"{metrics['reward/accuracy']:.3f}",
-                    score,
-                    f"{metrics['completion/tokens_mean']:.1f}",
-                    f"{metrics['throughput/tokens_per_s']:,.0f}",
-                    f"{metrics['sampler/logprob_gap_max']:.1e}",
-                    f"{metrics['time/step_s']:.1f}",
-                    str(timedelta(seconds=round(left))),
-                )
-            )
-        )
+            line |= {"score": reports[0].avg, "half_interval": (high - low) / 2}
+            line.setdefault("completion/tokens_mean", reports[0].tokens_mean)
+        if "time/step_s" in metrics:
+            self._step_s.append(metrics["time/step_s"])
+            line["left_s"] = median(self._step_s[-10:]) * (self.steps - metrics["step"])
+        columns = self._columns()
+        if self._rows == 0:
+            self.console.print()
+            self.print_rows({column.title: column.meaning for column in columns if column.meaning})
+        if self._rows == 0 or (self._rows % ROWS_OF_A_HEADER == 0 and self.steps - metrics["step"] >= LAST_ROWS):
+            titles = " ".join(column.title.rjust(column.width) for column in columns)
+            self.console.print(f"[bold]{titles}[/bold]", soft_wrap=True)
+        self._rows += 1
+        cells = (column.text(line).rjust(column.width) for column in columns)
+        self.console.print(" ".join(cells).rstrip(), soft_wrap=True)
+
+    def _columns(self) -> list[Column]:
+        """Those that say something of their own and fit on the terminal."""
+        shown = [column for column in COLUMNS if not (self.reward_is_accuracy and column.title == "reward")]
+        for title in DISPENSABLE:
+            if sum(column.width + 1 for column in shown) - 1 > self.console.width:
+                shown = [column for column in shown if column.title != title]
+        return shown
 
     def note(self, text: str) -> None:
         self.console.print(escape(text))
 
-    def summary(self, lines: Sequence[dict[str, float]], paths: dict[str, Path]) -> None:
+    def summary(self, lines: Sequence[Mapping[str, float]], paths: Mapping[str, Path]) -> None:
         """Print before → after on every suite, and where everything is. `lines` are those of metrics.jsonl."""
         self.console.print()
         for name in sorted({key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}):
@@ -110,6 +162,28 @@ class RunConsole:
             )
         self.print_rows({name: str(path) for name, path in paths.items()})
 
+    def examples(self, examples: Sequence[Example]) -> None:
+        """Print one problem with its completions before and after training."""
+        if len(examples) < 2:
+            return
+        before, after = examples[0], examples[-1]
+        rows = {"problem": _excerpt(before.problem), "reference": _excerpt(before.reference)}
+        for one in (before, after):
+            rows[f"step {one.step}, {one.verdict.replace('_', ' ')}"] = _excerpt(one.completion)
+        self.console.print("\n[bold]one problem, before and after[/bold]")
+        self.print_rows(rows)
 
-def _cells(values: Sequence[str]) -> str:
-    return " ".join(value.rjust(width) for value, width in zip(values, WIDTHS, strict=False))
+    def commands(self, commands: Mapping[str, str]) -> None:
+        """Print commands as they are to be typed: nothing folded, nothing before them."""
+        self.console.print("\n[bold]next[/bold]")
+        for purpose, command in commands.items():
+            self.console.print(f"[dim]# {escape(purpose)}[/dim]")
+            self.console.print(escape(command), soft_wrap=True)
+
+
+def _excerpt(text: str) -> str:
+    """The text, with a mark in place of the middle of a long one."""
+    text = text.strip()
+    if len(text) <= EXCERPT:
+        return text
+    return f"{text[: EXCERPT // 2]} […] {text[-EXCERPT // 2 :]}"

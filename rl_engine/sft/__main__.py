@@ -5,18 +5,19 @@ Imports nothing heavy until the configuration is known to be good.
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from evals.command import exit_with_error, quiet_libraries
+from evals.command import exit_with_error, quiet_libraries, say_loading
 from rl_engine.command import RESUME_OR_OVERWRITE, ConfiguredCommand, help_end, with_hint
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
-from rl_engine.sft.conversations import needs_hub
-from rollout import models
+from rl_engine.run.checks import check_place
+from rl_engine.sft.checks import check_quickly, wanted_of_hub
+from rollout.hub import check_hub, stay_offline_without
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,8 +37,15 @@ def main(
         exit_with_error(RESUME_OR_OVERWRITE, 2)
     try:
         settings = read_config(SftConfig, config, overrides or ())
-        if not models.needs_hub(settings.model.name) and not needs_hub(settings.data):
-            os.environ["HF_HUB_OFFLINE"] = "1"
+    except (ValueError, OSError) as error:
+        exit_with_error(str(error), 2)
+    try:
+        check_quickly(settings)
+        check_place(settings, resume=resume, overwrite=overwrite)
+        wanted = wanted_of_hub(settings)
+        stay_offline_without(wanted)
+        check_hub(wanted)
+        say_loading("torch, transformers and TRL")
         quiet_libraries()
         from rl_engine.sft.run import run_sft
 
@@ -46,7 +54,7 @@ def main(
         # Configuration, data or adapters that cannot be used: the message is made for people.
         exit_with_error(str(error), 2)
     except OSError as error:
-        exit_with_error(with_hint(error, "model.name and data.path"), 1)
+        exit_with_error(with_hint(error, Path(settings.output_dir)), 1)
     raise typer.Exit(code)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftDataConfig, SumsConfig
+from rollout.hub import HubItem
 from rollout.prompts.arithmetic import Split, expressions
 from rollout.prompts.problems import Row, jsonl_rows
 
@@ -69,8 +70,25 @@ HUB = {
 Streams = tuple[Iterator[Conversation], Iterator[Conversation]]
 
 
-def needs_hub(data: SftDataConfig) -> bool:
-    return data.source in HUB and data.path is None
+def check_source(data: SftDataConfig) -> None:
+    """Raises `ValueError` for an unknown source, `FileNotFoundError` for a missing file; nothing is read."""
+    if data.source in ("arithmetic", "random_pairs"):
+        return
+    if data.path is None and data.source not in HUB:
+        known = ", ".join(["arithmetic", "jsonl", "random_pairs", *HUB])
+        hint = "data.source: jsonl needs data.path" if data.source == "jsonl" else f"known are {known}"
+        raise ValueError(f"data.source is {data.source!r}; {hint}")
+    for key, path in (("data.path", data.path), ("data.test_path", data.test_path)):
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"{key}: no such file: {path}")
+
+
+def hub_items(data: SftDataConfig) -> list[HubItem]:
+    """What reading the source would ask the hub for."""
+    if data.source not in HUB or data.path is not None:
+        return []
+    what, repo = f"data.source {data.source}", HUB[data.source].path
+    return [HubItem(what=what, repo=repo, kind="dataset", instead="give data.path=FILE")]
 
 
 def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
@@ -78,21 +96,18 @@ def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
 
     Raises `ValueError` for an unknown source, `FileNotFoundError` for a missing file.
     """
+    check_source(data)
     if data.source == "arithmetic":
         return sums(data.arithmetic, "held_out", data.seed), sums(data.arithmetic, "train", data.seed)
     if data.source == "random_pairs":
         pairs = random_pairs(data.random_pairs, data.seed)
         # What is measured is what has been remembered.
         return iter(pairs), iter(pairs)
-    if data.path is None and data.source not in HUB:
-        known = ", ".join(["arithmetic", "jsonl", "random_pairs", *HUB])
-        hint = "data.source: jsonl needs data.path" if data.source == "jsonl" else f"known are {known}"
-        raise ValueError(f"data.source is {data.source!r}; {hint}")
-    rows = file_rows(data.path, "data.path", data.seed, dropped) if data.path else hub_rows(data)
+    rows = file_rows(data.path, data.seed, dropped) if data.path else hub_rows(data)
     learned = conversations(rows, columns_of(data), dropped)
     if data.test_path is None:
         return apart(learned, learned, dropped)
-    held = file_rows(data.test_path, "data.test_path", data.seed, dropped)
+    held = file_rows(data.test_path, data.seed, dropped)
     return apart(conversations(held, columns_of(data), dropped), learned, dropped)
 
 
@@ -118,15 +133,13 @@ def apart(held: Iterator[Conversation], learned: Iterator[Conversation], dropped
 
 def columns_of(data: SftDataConfig) -> ChatColumnsConfig:
     """The chosen columns over the source's own; files follow the project's names."""
-    messages = HUB[data.source].messages if needs_hub(data) else "messages"
+    messages = HUB[data.source].messages if hub_items(data) else "messages"
     own = ChatColumnsConfig(messages=messages, prompt="prompt", completion="completion")
     return own.model_copy(update={name: value for name, value in data.columns if value is not None})
 
 
-def file_rows(path: str, key: str, seed: int, dropped: Dropped) -> Iterator[tuple[str, Row]]:
+def file_rows(path: str, seed: int, dropped: Dropped) -> Iterator[tuple[str, Row]]:
     """(where, row) of a JSON Lines file, in an order drawn from `seed`."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{key}: no such file: {path}")
     rows = list(jsonl_rows(Path(path), dropped.drop))
     random.Random(seed).shuffle(rows)
     return iter(rows)

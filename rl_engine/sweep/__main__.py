@@ -21,6 +21,8 @@ from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
 from rl_engine.sweep.results import RESULTS, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
+from rollout.durable import check_writable
+from rollout.hub import check_hub
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = new_console()
@@ -54,13 +56,17 @@ def main(
 def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
     """Run, report; the exit code: 1 when no cell at all is done."""
     targets = targets_of(config)
+    wanted = [item for target in targets.values() for item in target.wanted_of_hub]
     if only_check:
         found = Results(config.output / RESULTS).by_cell
         due = due_cells(config, found)
         for cell in due:
             console.print(escape(cell.name), soft_wrap=True)
         console.print(f"{len(due)} cells due, {cells_left(config, found) - len(due)} to follow, {len(found)} done")
+        check_hub(wanted)
         return 0
+    check_writable(config.output, "output_dir")
+    check_hub(wanted)
     results, stop = run_sweep(config, targets, retry_failed=retry_failed)
     show(config, write_report(config, results.by_cell), config.output)
     if stop.signum is not None:

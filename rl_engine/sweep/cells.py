@@ -13,6 +13,7 @@ from typing import Any
 
 from rl_engine.config.file import ConfigError, read_config, resolve
 from rl_engine.sweep.config import COMMANDS, SweepConfig
+from rollout.hub import HubItem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +127,7 @@ class Target:
 
     config_hash: str
     """Digest of what its configuration says, but for seed and output_dir: a default that is new changes nothing."""
+    wanted_of_hub: tuple[HubItem, ...] = ()
     steps: int | None
     """Step of the last line of its metrics.jsonl; None where its exit code alone tells that it is complete."""
 
@@ -136,8 +138,10 @@ def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
     cell = cell_of(config, arm, axis_value, config.seeds[0])
     try:
         settings = read_config(command.schema, config.base, arguments_of(cell), place="the sweep's settings")
-    except ConfigError as error:
+        command.check(settings)
+    except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"arm {arm.name}, {config.axis}={axis_value}: {error}") from error
     given = settings.model_dump(mode="json", exclude_unset=True, exclude={"seed", "output_dir"})
     digest = hashlib.sha256(json.dumps([config.command, given], sort_keys=True).encode()).hexdigest()
-    return Target(config_hash=digest, steps=command.steps(settings))
+    wanted = tuple(command.wanted_of_hub(settings))
+    return Target(config_hash=digest, steps=command.steps(settings), wanted_of_hub=wanted)

@@ -13,7 +13,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from rl_engine.config import Config
 from rl_engine.config.file import CommandConfig
 from rl_engine.config.sft import SftConfig
+from rl_engine.sft import checks as sft
+from rl_engine.train import checks as train
 from rollout.config import Section
+from rollout.hub import HubItem
 
 # YAML takes 1e-3 for a text.
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -27,6 +30,9 @@ class Command:
     schema: type[CommandConfig]
     restart_option: str
     """Option under which it starts where its directory stands: `--resume`, or `--overwrite` where it cannot."""
+    check: Callable[[Any], None]
+    """Settings → nothing, or what is wrong with them, raised."""
+    wanted_of_hub: Callable[[Any], list[HubItem]]
     steps: Callable[[Any], int | None]
     """Settings → the step of the last line of a finished run's metrics.jsonl; None when they do not say."""
     step_scale: Literal["linear", "symlog"]
@@ -37,6 +43,8 @@ COMMANDS = {
     "train": Command(
         module="rl_engine.train",
         schema=Config,
+        check=train.check_quickly,
+        wanted_of_hub=train.wanted_of_hub,
         restart_option="--resume",
         steps=lambda config: config.train.steps,
         step_scale="linear",
@@ -44,6 +52,8 @@ COMMANDS = {
     "sft": Command(
         module="rl_engine.sft",
         schema=SftConfig,
+        check=sft.check_quickly,
+        wanted_of_hub=sft.wanted_of_hub,
         restart_option="--resume",
         steps=lambda config: config.train.steps,
         step_scale="symlog",

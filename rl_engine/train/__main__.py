@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from safetensors import SafetensorError
 
-from evals.command import exit_with_error
-from rl_engine.command import (
-    RESUME_OR_OVERWRITE,
-    ConfiguredCommand,
-    help_end,
-    join_ranks_quietly,
-    stay_offline_if_possible,
-    with_hint,
-)
+from evals.command import exit_with_error, say_loading
+from rl_engine.command import RESUME_OR_OVERWRITE, ConfiguredCommand, help_end, join_ranks_quietly, with_hint
 from rl_engine.config import Config, load_config
+from rl_engine.run.checks import check_place
+from rl_engine.train.checks import check_quickly, wanted_of_hub
 from rollout.engine import PoolError
+from rollout.hub import check_hub, stay_offline_without
+from rollout.models import hub_items_of_config
 
 if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
@@ -48,7 +45,11 @@ def main(
         exit_with_error(RESUME_OR_OVERWRITE, 2)
     try:
         settings = load_config(config, overrides or ())
-        stay_offline_if_possible(settings)
+    except (ValueError, OSError) as error:
+        exit_with_error(str(error), 2)
+    try:
+        check(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
+        say_loading("torch, transformers and DeepSpeed")
         code = run(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
@@ -58,8 +59,21 @@ def main(
     except PoolError as error:
         exit_with_error(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
     except OSError as error:
-        exit_with_error(with_hint(error), 1)
+        exit_with_error(with_hint(error, Path(settings.output_dir)), 1)
     raise typer.Exit(code)
+
+
+def check(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> None:
+    """What can be wrong and costs no time to find."""
+    check_quickly(config)
+    wanted = wanted_of_hub(config)
+    stay_offline_without(wanted)
+    if only_check:
+        # What can be shown without the hub is shown before it is asked for the rest.
+        check_hub(hub_items_of_config(config.model))
+    else:
+        check_place(config, resume=resume, overwrite=overwrite)
+        check_hub(wanted)
 
 
 def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
@@ -103,6 +117,7 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
     from rl_engine.run.records import read_metrics
     from rl_engine.train.assemble import assemble
     from rl_engine.train.loop import summary_paths, train
+    from rl_engine.train.next_steps import next_steps
 
     output = Path(config.output_dir)
     with Grader.from_config(config.rewards) as grader:
@@ -119,7 +134,10 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
             run.sampler.engine.close()
         if ranks.is_main:
             report = write_report([output], output / REPORT)
-            run.console.summary(read_metrics(output), {**summary_paths(run), "report": report})
+            paths = {**summary_paths(run), "report": report}
+            run.console.summary(read_metrics(output), paths)
+            run.console.examples(run.examples)
+            run.console.commands(next_steps(config, paths.get("best adapter", paths["adapter"])))
             if run.stop.signum is not None:
                 run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
     return 0 if run.stop.signum is None else 128 + run.stop.signum

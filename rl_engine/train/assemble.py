@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evals.contamination import contamination
 from evals.suites import Suite, find_suite, load_suite
@@ -21,7 +21,7 @@ from rl_engine.plan.forecast import first_lines
 from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import check_fits
-from rl_engine.policy.base_model import load_meta_model
+from rl_engine.policy.base_model import load_meta_model, load_model_config
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import config_hash
@@ -106,7 +106,7 @@ def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sam
 def check_context(config: Config, needed: int) -> None:
     """Raises `ConfigError` when the sampler cannot serve the model, or prompts and completions do not fit into its
     context."""
-    model_config: Any = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    model_config: Any = load_model_config(config.model)
     if config.method == "lora" and getattr(model_config, "num_experts", None) and not torch.cuda.is_available():
         raise ConfigError(
             f"{config.model.name} is a mixture of experts, and vLLM's CPU build cannot serve one with an adapter (it "
@@ -124,16 +124,20 @@ def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
     """The configuration with a number for `auto` in `optim.lr`, which is what runs and what is written down."""
     if config.optim.lr != "auto":
         return config
-    model_config = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
-    rule = rate_of_run(config, model_config)
+    rule = rate_of_run(config, load_model_config(config.model))
     console.print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
     return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
+
+
+def console_of(config: Config, ranks: Ranks) -> RunConsole:
+    plain = config.rewards.is_accuracy
+    return RunConsole(quiet=not ranks.is_main, steps=config.train.steps, reward_is_accuracy=plain)
 
 
 def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console: RunConsole | None = None) -> Run:
     """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
     the data, the model or the output directory, before any weights are loaded where that can be known."""
-    console = console or RunConsole(quiet=not ranks.is_main, steps=config.train.steps)
+    console = console or console_of(config, ranks)
     check_fits(memory_of_run(config, ranks), available(ranks))
     tokenizer = load_tokenizer(config)
     renderer = Renderer(tokenizer, config.prompt)

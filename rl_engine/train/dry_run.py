@@ -27,6 +27,8 @@ from rl_engine.train.assemble import (
     plan_lines,
     samplings,
 )
+from rl_engine.train.checks import wanted_of_hub
+from rollout.hub import check_hub
 from rollout.prompts.renderer import Renderer
 
 
@@ -45,6 +47,7 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     memory, room = memory_of_run(config, ranks), available(ranks)
     console.print_rows(memory_lines(memory, room))
     check_fits(memory, room)
+    check_hub(wanted_of_hub(config))
     renderer = Renderer(load_tokenizer(config), config.prompt)
     _, eval_sampling = samplings(config, renderer)
     with Grader.from_config(config.rewards) as grader, console.phase("reading and checking problems"):

@@ -25,7 +25,7 @@ from rl_engine.report.plot import NAME as PLOT
 from rl_engine.report.plot import plot_run
 from rl_engine.run.best import best_version
 from rl_engine.run.checkpoint import Checkpoints, RunState
-from rl_engine.run.console import RunConsole
+from rl_engine.run.console import Example, RunConsole
 from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
 from rl_engine.run.peaks import PhasePeaks
 from rl_engine.run.records import METRICS, Records, read_metrics
@@ -58,6 +58,8 @@ class Run:
     config_hash: str
     step: int = 0
     version: int = 0
+    examples: list[Example] = field(default_factory=list)
+    """Of the evaluations so far."""
     adapter: AdapterRef = field(init=False)
 
     @property
@@ -155,9 +157,22 @@ def evaluate(run: Run) -> list[EvalReport]:
         if not run.is_main:
             continue
         rollout_s = batch.rollout_s / len(batch.groups)
+        if suite is run.suites[0][0]:
+            run.examples.append(example_of(run.step, batch.groups[0]))
         outcomes = [outcome_of(group.rollout, group.results, rollout_s) for group in batch.groups]
         reports.append(report_on(suite, outcomes, run.eval_sampling, run.sampler.grader, adapter=run.adapter))
     return reports
+
+
+def example_of(step: int, group: GradedGroup) -> Example:
+    problem = group.rollout.prompt.problem
+    return Example(
+        step=step,
+        problem=problem.text,
+        reference=problem.answer,
+        completion=group.rollout.completions[0].text,
+        verdict=group.results[0].verdict,
+    )
 
 
 def record(run: Run, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:

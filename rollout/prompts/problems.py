@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout.config import ColumnsConfig, DataConfig
+from rollout.hub import HubItem
 from rollout.prompts.arithmetic import Split, arithmetic_problems
 from rollout.types import Problem
 
@@ -138,8 +139,33 @@ class Loaded:
         self.examples.setdefault(reason, example)
 
 
-def needs_hub(config: DataConfig) -> bool:
-    return config.source in SOURCES and config.path is None
+def check_source(config: DataConfig) -> None:
+    """Raises `ValueError` for an unknown source, `FileNotFoundError` for a missing file; nothing is read."""
+    if config.source == "arithmetic":
+        return
+    if config.path is not None:
+        check_file(Path(config.path))
+    elif config.source not in SOURCES:
+        known = ", ".join(["arithmetic", "jsonl", *SOURCES])
+        hint = "data.source: jsonl needs data.path" if config.source == "jsonl" else f"known are {known}"
+        raise ValueError(f"data.source is {config.source!r}; {hint}")
+
+
+def check_file(path: Path, key: str = "data.path") -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}: no such file: {path}")
+
+
+def hub_items(config: DataConfig, what: str = "data.source", instead: str = "give data.path=FILE") -> list[HubItem]:
+    """What reading the source would ask the hub for."""
+    if config.source not in SOURCES or config.path is not None:
+        return []
+    dataset = SOURCES[config.source]
+    names = [dataset, *([SOURCES[dataset.excludes]] if dataset.excludes else [])]
+    return [
+        HubItem(what=f"{what} {config.source}", repo=one.path, kind="dataset", revision=one.revision, instead=instead)
+        for one in names
+    ]
 
 
 def load_problems(config: DataConfig, *, split: Split, seed: int) -> Loaded:
@@ -148,17 +174,14 @@ def load_problems(config: DataConfig, *, split: Split, seed: int) -> Loaded:
     `split` and `seed` matter to the generator alone: the other sources hold one split each.
     Raises `ValueError` for an unknown source or a file without usable rows, `FileNotFoundError` for a missing one.
     """
+    check_source(config)
     if config.source == "arithmetic":
         count = config.limit or config.arithmetic.count
         return Loaded(arithmetic_problems(config.arithmetic, split, count, seed))
     if config.path is not None:
         loaded = read_jsonl(Path(config.path), config.columns)
-    elif config.source in SOURCES:
-        loaded = read_hub(config.source, SOURCES[config.source], config.columns)
     else:
-        known = ", ".join(["arithmetic", "jsonl", *SOURCES])
-        hint = "data.source: jsonl needs data.path" if config.source == "jsonl" else f"known are {known}"
-        raise ValueError(f"data.source is {config.source!r}; {hint}")
+        loaded = read_hub(config.source, SOURCES[config.source], config.columns)
     kept = loaded.problems[: config.limit]
     if not kept:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in loaded.dropped.items()) or "it is empty"
@@ -190,8 +213,7 @@ def jsonl_rows(path: Path, drop: Callable[[str, str], None]) -> Iterator[tuple[s
 
 def read_jsonl(path: Path, columns: ColumnsConfig) -> Loaded:
     """Problems of a JSON Lines file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"data.path: no such file: {path}")
+    check_file(path)
     # Files follow the project's own names, whatever the hub's copy of the data set calls its columns.
     own = ColumnsConfig(problem="problem", answer="answer", level="level", subject="subject", id="id")
     loaded = Loaded([])

@@ -12,9 +12,11 @@ import typer
 from typer.testing import CliRunner
 
 from evals.command import exit_with_error
-from rl_engine.command import stay_offline_if_possible, with_hint
+from rl_engine.command import with_hint
 from rl_engine.config import Config
 from rl_engine.train.__main__ import app
+from rl_engine.train.checks import wanted_of_hub
+from rollout.hub import stay_offline_without
 
 
 def test_an_error_is_one_line_of_stderr_and_a_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,19 +27,27 @@ def test_an_error_is_one_line_of_stderr_and_a_code(capsys: pytest.CaptureFixture
     assert capsys.readouterr() == ("", f"error: {message}\n")
 
 
+SAVED = "What was saved before stands: --resume continues it."
+
+
 @pytest.mark.parametrize(
-    ("error", "hint"),
+    ("error", "saved", "hints"),
     [
-        (OSError("cannot reach the hub"), "give model.name and data.path as local paths"),
-        (OSError(errno.ENOSPC, "No space left on device"), "Make space: what was saved before stands"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Make space: what was saved before stands"),
-        (OSError(errno.EIO, "Input/output error"), "What was saved before stands: --resume"),
+        (OSError(errno.ENOSPC, "No space left on device"), True, ["Make space. " + SAVED]),
+        (OSError(errno.ENOSPC, "No space left on device"), False, ["Make space."]),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True, ["Make space. " + SAVED]),
+        (OSError(errno.EIO, "Input/output error"), True, [SAVED]),
+        (PermissionError(errno.EACCES, "Permission denied"), False, []),
+        (OSError("the library's own words"), False, []),
     ],
 )
-def test_an_error_of_the_system_comes_with_the_way_out(error: OSError, hint: str) -> None:
-    said, way_out = with_hint(error, "model.name and data.path").split("\n")
-    assert said == str(error)
-    assert hint in way_out
+def test_an_error_of_the_system_comes_with_the_way_out(
+    error: OSError, saved: bool, hints: list[str], tmp_path: Path
+) -> None:
+    """And nothing is said to be saved where nothing is."""
+    if saved:
+        (tmp_path / "checkpoints" / "step000010").mkdir(parents=True)
+    assert with_hint(error, tmp_path).split("\n") == [str(error), *hints]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +64,7 @@ def test_the_hub_is_shut_out_where_all_is_here(
     overrides: tuple[str, ...], offline: bool, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    stay_offline_if_possible(make_config(*overrides))
+    stay_offline_without(wanted_of_hub(make_config(*overrides)))
     assert (os.environ["HF_HUB_OFFLINE"] == "1") is offline
 
 

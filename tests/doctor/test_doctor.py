@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from rl_engine.config import load_config
+from rl_engine.config import Config, load_config
 from rl_engine.doctor.machine import Library, instructions, libraries
 from rl_engine.doctor.reward import spread
 from rl_engine.doctor.selftest import CHECK_OF, FIRST, FITS, GAP_BEFORE, SECOND, small
@@ -78,6 +82,63 @@ def test_the_self_test_is_the_same_run_made_small() -> None:
     assert made.rewards.function == "rl_engine.doctor.reward:spread"
     own = load_config("quickstart.yaml", ["rewards.function=trl:think_format_reward"])
     assert small(own, Path("here")).rewards == own.rewards
+
+
+def values_of(schema: Any, definitions: Any) -> list[Any]:
+    """Values of a field that differ from each other, of every type that it takes; not all of them are allowed."""
+    if "$ref" in schema:
+        return values_of(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in schema:
+        return [value for one in schema["anyOf"] for value in values_of(one, definitions)]
+    if "enum" in schema or "const" in schema:
+        return list(schema.get("enum", [schema.get("const")]))
+    of_type: dict[str, list[Any]] = {
+        "boolean": [True, False],
+        "integer": [0, 1, 2, 4, 16, 100, 1000],
+        "number": [0, 0.25, 0.5, 1.0, 2.0, 100.0],
+        "string": ["held_out", "gsm8k", "cosine", "mlp", "cpu", "package.module:name"],
+        "array": [["held_out"], ["held_out", "gsm8k"], [3], ["<end>"]],
+        "object": [{"q_proj": 2}, {"x": 1}],
+    }
+    return of_type.get(schema.get("type"), [])
+
+
+def changes_of(schema: Any, definitions: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(keys, value) for every field of a configuration and each of its values."""
+    for name, one in schema["properties"].items():
+        section = definitions.get(one.get("$ref", "").rpartition("/")[2], {})
+        if "properties" in section:
+            yield from (((name, *keys), value) for keys, value in changes_of(section, definitions))
+        else:
+            yield from (((name,), value) for value in values_of(one, definitions))
+
+
+AHEAD = ("rollout.placement=ray", "rollout.max_staleness=2", "loss.name=cispo", "sampling.max_tokens=4096")
+WITH_SUITES = ("eval.suites=[held_out]", "eval.best=held_out", "eval.temperature=0.5", "eval.n=4")
+FEW = ("train.problems_per_step=2", "train.max_problems_per_step=4", "sampling.max_tokens=8")
+
+
+@pytest.mark.parametrize("base", [(), AHEAD, WITH_SUITES, FEW, ("method=full",)], ids=str)
+def test_what_a_run_can_be_told_the_self_test_can(base: tuple[str, ...]) -> None:
+    """Of every field each value that makes a valid configuration makes a valid small one."""
+    schema = Config.model_json_schema()
+    given = load_config("quickstart.yaml", base).model_dump(mode="json", exclude_unset=True)
+    tried = set()
+    for keys, value in changes_of(schema, schema["$defs"]):
+        settings = deepcopy(given)
+        place = settings
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        place[keys[-1]] = value
+        try:
+            config = Config.model_validate(settings)
+        except ValidationError:
+            continue
+        small(config, Path("here"))
+        tried.add(".".join(keys))
+    assert {"loss.name", "rewards.function", "train.steps", "lora.rank", "log.wandb"} <= tried
+    assert len(tried) > 60
+    assert ("rollout.leg_tokens" in tried) == (base == AHEAD)
 
 
 def test_the_reward_of_the_self_test_tells_texts_apart() -> None:

@@ -19,7 +19,7 @@ from evals.suites import (
     origin_of,
     sampling_of,
     suite_files,
-    suite_needs_hub,
+    suite_hub_items,
 )
 from rl_engine.config import load_config
 from rl_engine.sft.embedded import QUICKSTART_SUMS
@@ -63,8 +63,9 @@ def test_suites_come_from_known_sources_at_a_fixed_revision() -> None:
             assert origin_of(suite, None) == f"{SOURCES[suite.source].path}@{revision}"
     with pytest.raises(ValueError, match="aime2024"):
         find_suite("aime")
-    assert suite_needs_hub(SUITES["gsm8k"], None)
-    assert not suite_needs_hub(SUITES["gsm8k"], "data")
+    (item,) = suite_hub_items(SUITES["gsm8k"], None, "--suite", "give --data-dir DIR")
+    assert (item.repo, item.what) == ("openai/gsm8k", "--suite gsm8k_test")
+    assert not suite_hub_items(SUITES["gsm8k"], "data", "--suite", "")
 
 
 def test_the_held_out_suite_is_fixed_and_the_quickstarts() -> None:

@@ -21,6 +21,7 @@ from tests.helpers.builders import completion, graded_group, prompt, result
 LAST = 3
 SCORES = {0: (0.25, (0.2, 0.31)), LAST: (0.75, (0.69, 0.8))}
 CURVES = b"\x89PNG\r\n\x1a\n a picture of three steps \0"
+THE_REST = {"throughput/tokens_per_s": 500.0}
 Texts = Mapping[str, Sequence[tuple[str, Verdict]]]
 """Problem id → its completions and their verdicts."""
 
@@ -110,7 +111,7 @@ def trained_run(run: Path, *overrides: str) -> LoraPolicy:
         }
         store.publish(version, partial(trained.write, tensors=tensors), fields)
     for step in range(LAST + 1):
-        measured = {"reward/mean": 0.5, "time/step_s": 2.0, "policy/kl_base": 0.01 * step} if step else {}
+        measured = {"reward/mean": 0.5, "time/step_s": 2.0, "policy/kl_base": 0.01 * step, **THE_REST} if step else {}
         records.metrics({"step": step, "adapter/version": step, **measured})
     for version, (avg, interval) in SCORES.items():
         report(f"policy-v{version:06d}", avg, interval).write(run / "evals")

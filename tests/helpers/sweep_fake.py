@@ -33,6 +33,8 @@ class FakeConfig(CommandConfig):
 
 
 FAKE = Command(
+    check=lambda config: None,
+    wanted_of_hub=lambda config: [],
     module="tests.helpers.sweep_fake_run",
     schema=FakeConfig,
     restart_option="--resume",

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from rl_engine.config import LoraConfig
 from rl_engine.inspect.__main__ import ROWS, app
-from rl_engine.inspect.deltas import directories, read_version
+from rl_engine.inspect.deltas import read_version
 from rl_engine.inspect.figures import by_kind
 from rl_engine.inspect.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
+from rl_engine.inspect.versions import directories
 from rl_engine.policy.lora import add_adapter
 from rl_engine.policy.peft_format import rank_and_scale
 from rollout.adapters import MANIFEST, AdapterError, AdapterStore

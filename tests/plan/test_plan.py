@@ -328,7 +328,7 @@ def test_another_models_run_measures_nothing_here(finished: Path, tmp_path: Path
 def plan(*arguments: str | Path) -> tuple[int, str]:
     # The command forbids the hub by the environment; other tests are not to see it.
     done = CliRunner(env={"HF_HUB_OFFLINE": "1"}).invoke(app, [str(argument) for argument in arguments])
-    return done.exit_code, done.output
+    return done.exit_code, done.stderr if done.exit_code else done.stdout
 
 
 def test_the_command_on_this_machine_with_a_measured_speed(finished: Path) -> None:

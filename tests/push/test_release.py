@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ from rl_engine.policy.lora import LoraPolicy
 from rl_engine.push.__main__ import app
 from rl_engine.push.card import Licence, Release
 from rl_engine.push.release import files_of, make_release
+from rl_engine.report.page import write_report
 from rl_engine.run.merge import TIED_WHEN_SERVED, _untie, merge
 from rl_engine.run.trained import read_trained
 from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
@@ -61,10 +63,20 @@ def run(trained: tuple[Path, LoraPolicy], tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained[0], tmp_path / "run", symlinks=True))
 
 
-def release(run: Path, folder: Path, base_model: str | None = None, merged: str | None = None) -> Path:
+def release(
+    run: Path, folder: Path, base_model: str | None = None, merged: str | None = None, *, completions: bool = False
+) -> Path:
     adapter = read_trained(run / "adapters" / "latest", base_model)
     make_release(
-        Release(adapter=adapter, repo=REPO, tag=adapter.version, licence=Licence(id=None), merged=merged), folder
+        Release(
+            adapter=adapter,
+            repo=REPO,
+            tag=adapter.version,
+            licence=Licence(id=None),
+            merged=merged,
+            completions=completions,
+        ),
+        folder,
     )
     return folder
 
@@ -104,9 +116,36 @@ def test_a_release_holds_the_run_and_not_a_path_of_the_machine(run: Path, tmp_pa
         assert not re.findall(rf"{re.escape(str(tmp_path.parent.parent))}|{Path.home()}/|{Path.cwd()}|/tmp/", text), (
             path
         )
-    assert (folder / "run/report.html").read_text() == (
-        f"<p>run/metrics.jsonl of {Path.cwd().name}, see https://example.org/root</p>"
-    )
+    assert "policy-v000003" in (folder / "run/report.html").read_text()
+
+
+PROBLEM, ANSWER, COMPLETION = "what is the colour of the heron", "ANSWER-OF-IT", "I think it is grey"
+
+
+def with_rollouts(run: Path) -> None:
+    """A step whose problem, reference and completion are easy to find again."""
+    row = {"step": 1, "problem_id": "heron-17", "problem": PROBLEM, "reference": ANSWER, "prompt": f"{PROBLEM}?"}
+    row |= {"completion": COMPLETION, "extracted": None, "verdict": "correct", "reward": 1.0, "advantage": 0.5}
+    row |= {"adapter": "policy-v000000", "completion_tokens": 4, "finish_reason": "stop"}
+    (run / "rollouts").mkdir()
+    with gzip.open(run / "rollouts" / "step000001.jsonl.gz", "wt") as file:
+        file.write(json.dumps(row) + "\n")
+    write_report([run], run / "report.html")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_training_problems_are_published_only_when_asked_for(run: Path, tmp_path: Path, asked: bool) -> None:
+    with_rollouts(run)
+    assert PROBLEM in (run / "report.html").read_text()
+    folder = release(run, tmp_path / "folder", completions=asked)
+    holders = [
+        str(path)
+        for path in files_of(folder)
+        for text in [(folder / path).read_bytes().decode(errors="replace")]
+        if any(words in text for words in (PROBLEM, ANSWER, COMPLETION, "heron-17"))
+    ]
+    assert holders == (["run/report.html"] if asked else [])
+    assert not re.findall(rf"{tmp_path}|{Path.home()}/|{Path.cwd()}", (folder / "run/report.html").read_text())
 
 
 def test_the_released_configuration_differs_in_its_paths_alone(run: Path, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_a_run_that_has_just_begun_opens(opened: Opened, tmp_path: Path) -> None
     records = start_run(tmp_path)
     page = opened.go(write_page(read_runs([tmp_path], 4), tmp_path / "page.html"))
     assert "No step is on record yet." in page.inner_text("#curves")
-    assert "This run has stored no completions." in page.inner_text("#completions")
+    assert "This page holds no completions." in page.inner_text("#completions")
     assert "No adapter is kept" in page.inner_text("#adapters")
     record_step(
         records,

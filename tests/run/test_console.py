@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import io
+import shlex
 from pathlib import Path
+from typing import Any
 
+import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from rl_engine.run.console import RunConsole
+from evals.__main__ import app as evals
+from rl_engine.config import load_config
+from rl_engine.run.console import COLUMNS, Example, RunConsole
+from rl_engine.train.next_steps import next_steps
 
 
 def test_the_summary_compares_the_first_and_the_last_evaluation() -> None:
@@ -20,3 +27,110 @@ def test_the_summary_compares_the_first_and_the_last_evaluation() -> None:
     assert "25.0% → 75.0%" in text
     assert "5.0 → 30.0" in text
     assert "there" in text
+
+
+LINE = {
+    "reward/mean": 0.25,
+    "reward/accuracy": 0.25,
+    "completion/tokens_mean": 31.4,
+    "throughput/tokens_per_s": 1234.0,
+    "sampler/logprob_gap_max": 1.2e-5,
+    "time/step_s": 5.5,
+}
+
+
+def watched(steps: int, *, width: int = 200, terminal: bool = False, **options: Any) -> list[str]:
+    """The lines of a run of so many steps that evaluated nothing."""
+    out = io.StringIO()
+    console = RunConsole(quiet=False, steps=steps, console=Console(file=out, width=width), **options)
+    if terminal:
+        console.console._force_terminal = True
+        console.console.no_color = True
+    console.row({"step": 0}, [])
+    for step in range(1, steps + 1):
+        console.row({"step": step, **LINE}, [])
+    return out.getvalue().splitlines()
+
+
+def is_header(line: str) -> bool:
+    return line.split()[:1] == ["step"] and "accuracy" in line
+
+
+def test_every_column_is_explained_once_before_the_first_row() -> None:
+    lines = watched(3)
+    header = next(index for index, line in enumerate(lines) if is_header(line))
+    legend = dict(line.split("  ", 1) for line in lines[1:header])
+    assert list(legend) == [column.title for column in COLUMNS if column.meaning]
+    assert "log-probability" in legend["gap"]
+    assert sum(map(is_header, lines)) == 1
+
+
+@pytest.mark.parametrize(("steps", "headers"), [(1, 1), (25, 1), (28, 1), (29, 1), (30, 2), (80, 4)])
+def test_no_header_stands_before_the_last_rows(steps: int, headers: int) -> None:
+    lines = watched(steps)
+    assert sum(map(is_header, lines)) == headers
+    assert not any(map(is_header, lines[-5:])) or steps < 5
+    assert sum(f"/{steps}" in line for line in lines) == steps + 1
+
+
+def test_reward_and_accuracy_stand_side_by_side_where_they_differ() -> None:
+    for same in (True, False):
+        (header,) = filter(is_header, watched(2, reward_is_accuracy=same))
+        assert ("reward" in header) != same
+        assert "accuracy" in header
+    plain, shaped = (load_config("quickstart.yaml", given).rewards for given in ((), ("rewards.format_weight=0.1",)))
+    assert (plain.is_accuracy, shaped.is_accuracy) == (True, False)
+    assert not load_config("quickstart.yaml", ["rewards.correct_weight=2"]).rewards.is_accuracy
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_rows_are_as_wide_as_the_terminal_at_most(width: int, terminal: bool) -> None:
+    rows = [line for line in watched(2, width=width, terminal=terminal) if "/2" in line or is_header(line)]
+    assert len(rows) == 4
+    assert max(map(len, rows)) <= max(width, 40)
+    assert all("accuracy" in line for line in rows if is_header(line))
+
+
+def test_a_pipe_gets_a_line_for_each_value_without_trailing_spaces() -> None:
+    out = io.StringIO()
+    console = RunConsole(quiet=False, steps=1, console=Console(file=out, width=80))
+    console.print_rows({"a": "word " * 40, "longer": "one\ntwo", "[b]": "[c]"})
+    assert out.getvalue().splitlines() == [
+        f"a       {('word ' * 40).rstrip()}",
+        "longer  one",
+        "        two",
+        "[b]     [c]",
+    ]
+
+
+def test_a_problem_is_shown_before_and_after() -> None:
+    out = io.StringIO()
+    console = RunConsole(quiet=False, steps=9, console=Console(file=out, width=200))
+    before, after = (
+        Example(step=step, problem="1+2+3=?", reference="6", completion=text, verdict=verdict)
+        for step, text, verdict in ((0, "[5]", "no_answer"), (9, "1+2=3\n3+3=\\boxed{6}" + " x" * 900, "correct"))
+    )
+    console.examples([before])
+    assert out.getvalue() == ""
+    console.examples([before, after])
+    text = out.getvalue()
+    assert "step 0, no answer  [5]" in text
+    assert "step 9, correct    1+2=3\n" in text
+    assert "[…]" in text
+    assert len(text) < 800
+
+
+def test_the_next_commands_are_whole_and_have_the_runs_paths(tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    config = load_config("quickstart.yaml", [f"output_dir={run}", "lora.rank=3"])
+    adapter = run / "adapters" / "v000025"
+    report, score, serve = map(shlex.split, next_steps(config, adapter).values())
+    assert report == ["python", "-m", "rl_engine.report", str(run)]
+    # The command is read as far as the adapter, which is not there.
+    answer = CliRunner().invoke(evals, score[3:])
+    assert answer.output.strip() == f"error: --adapter {adapter}: no such directory"
+    assert (serve[:2], serve[-1]) == (["vllm", "serve"], f"trained={adapter}")
+    assert serve[serve.index("--max-lora-rank") + 1] == "8"
+    full = load_config("quickstart.yaml", ["method=full", f"output_dir={run}"])
+    assert all("lora" not in command for command in next_steps(full, adapter).values())

@@ -55,7 +55,7 @@ function keepInSight(list, index) {
 }
 
 function leftOut({groups, groups_total, steps_read, steps_total, is_full}) {
-  if (!steps_total) return 'This run has stored no completions.';
+  if (!steps_total) return 'This page holds no completions.';
   const of = (some, all) => some === all ? `all ${all.toLocaleString('en')}` :
     `${some.toLocaleString('en')} of the ${all.toLocaleString('en')}`;
   const shown = `Shown: ${of(groups.length, groups_total)} groups in ${of(steps_read, steps_total)} steps`;

@@ -1,0 +1,55 @@
+"""Configuration → what is wrong with it that can be known without torch: said in a second, before anything is loaded.
+
+Nothing is read but names and first bytes of files. What needs the data or the model follows in the run itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+from pathlib import Path
+
+from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
+from rl_engine.config.sft import SftConfig
+from rl_engine.run.output import LOCK, check_output
+from rollout.adapters import PEFT_CONFIG
+from rollout.durable import check_writable
+from rollout.models import check_files
+
+
+def check_parts(config: Config | SftConfig) -> None:
+    """The model is whole, the adapter to start from is one, and what metrics are sent with is installed.
+
+    Raises `ValueError` or `FileNotFoundError`.
+    """
+    for package in ("wandb", "trackio"):
+        if getattr(config.log, package) is not None and not is_installed(package):
+            raise ConfigError(f"log.{package} is set, and {package} is not installed: pip install {package}")
+    start = config.lora.start_from
+    if start is not None and config.method == "lora" and not (Path(start).expanduser() / PEFT_CONFIG).is_file():
+        raise ConfigError(f"lora.start_from: {start} is not an adapter (no {PEFT_CONFIG} there)")
+    check_files(config.model.name)
+
+
+def is_installed(package: str) -> bool:
+    """A directory of that name is none: wandb leaves one wherever it has run."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
+
+
+def check_place(config: Config | SftConfig, *, resume: bool, overwrite: bool) -> None:
+    """The output directory takes files, and no other run is in it or at work there.
+
+    What a rate by rule comes to is not known here, so neither is whether it is that of a run to be resumed.
+    """
+    run = Path(config.output_dir)
+    check_writable(run, "output_dir")
+    if (run / LOCK).is_file():
+        with (run / LOCK).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(f"output_dir: another process is training in {run}") from error
+    if not overwrite and not (resume and config.optim.lr == "auto"):
+        check_output(config, resume=resume)

@@ -1,0 +1,20 @@
+"""Configuration of a supervised run → what is known to be wrong with it without torch; what it asks the hub for."""
+
+from __future__ import annotations
+
+from rl_engine.config.sft import SftConfig
+from rl_engine.run.checks import check_parts
+from rl_engine.sft import conversations
+from rollout import models
+from rollout.hub import HubItem
+
+
+def check_quickly(config: SftConfig) -> None:
+    """Raises `ValueError` or `FileNotFoundError` for what can be known to be wrong without loading anything."""
+    check_parts(config)
+    conversations.check_source(config.data)
+
+
+def wanted_of_hub(config: SftConfig) -> list[HubItem]:
+    """All that a run reads of the hub: model and conversations."""
+    return [*models.hub_items(config.model), *conversations.hub_items(config.data)]

@@ -1,0 +1,59 @@
+"""Configuration of a run → what is wrong with it that can be known without torch; what it asks the hub for."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.machinery import PathFinder
+
+from evals.suites import check_suite_files, find_suite, suite_hub_items
+from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
+from rl_engine.run.checks import check_parts
+from rollout import models
+from rollout.hub import HubItem
+from rollout.prompts import problems
+
+
+def check_quickly(config: Config) -> None:
+    """Raises `ValueError` or `FileNotFoundError` for what can be known to be wrong without loading anything."""
+    check_parts(config)
+    check_reward(config)
+    problems.check_source(config.data)
+    for name in config.eval.suites:
+        check_suite_files(find_suite(name), config.eval.data_dir, "eval.suites")
+
+
+def wanted_of_hub(config: Config) -> list[HubItem]:
+    """All that a run reads of the hub: model, problems, suites."""
+    items = [*models.hub_items(config.model), *problems.hub_items(config.data)]
+    for name in config.eval.suites:
+        items += suite_hub_items(find_suite(name), config.eval.data_dir, "eval.suites", "give eval.data_dir=DIR")
+    return items
+
+
+def check_reward(config: Config) -> None:
+    """The module of a reward function is somewhere. It is not imported: that is for the processes that grade."""
+    function = config.rewards.function
+    if function is None or function.startswith("trl:"):
+        return
+    module = function.partition(":")[0]
+    if not is_there(module):
+        raise ConfigError(
+            f"rewards.function is {function!r}: there is no module {module!r} in this directory or on Python's path"
+        )
+
+
+def is_there(module: str) -> bool:
+    """Whether Python would find a module, without running the packages that it is in."""
+    top, *parts = module.split(".")
+    try:
+        found = importlib.util.find_spec(top)
+    except ValueError:  # an empty name
+        return False
+    name = top
+    for part in parts:
+        if found is None or found.submodule_search_locations is None:
+            return False
+        name = f"{name}.{part}"
+        found = PathFinder.find_spec(name, found.submodule_search_locations)
+    return found is not None

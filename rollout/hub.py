@@ -1,0 +1,122 @@
+"""Name of a model or data set → is it there? One quick question to the hub, before a library asks for half a minute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+LONGEST_WAIT_S = 5.0
+
+
+class HubError(ValueError):
+    """What a command needs of the hub and cannot have: one line that says why, and the way out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubItem:
+    """A repository of the hub that a command is going to read.
+
+    Example: `HubItem(what="model.name", repo="org/name", kind="model", instead="give a directory")`
+    """
+
+    what: str
+    """What a message begins with: the key that names it."""
+    repo: str
+    kind: Literal["model", "dataset"]
+    revision: str | None = None
+    instead: str
+    """How a command does without."""
+
+    @property
+    def named(self) -> str:
+        """A model's name may have been meant for a directory's."""
+        return f"no directory {self.repo} here, and" if self.kind == "model" else f"{self.repo} is on the hub, and"
+
+
+class _UnreachableError(Exception):
+    """The hub gave no answer about any repository."""
+
+
+def stay_offline() -> None:
+    """Forbid the libraries of this process to ask the hub, also those that are loaded."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+
+
+def stay_offline_without(items: Sequence[HubItem]) -> None:
+    """Forbid the libraries to ask the hub where nothing is wanted of it."""
+    if not items:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def check_hub(items: Sequence[HubItem]) -> None:
+    """Ask for each repository once. Where the hub cannot be reached and an earlier download holds them all, the
+    libraries are kept from asking again.
+
+    Raises `HubError` for the first that cannot be had.
+    """
+    for item in dict.fromkeys(items):
+        try:
+            _ask(item)
+        except _UnreachableError as cause:
+            for one in items:
+                if not _is_downloaded(one):
+                    raise HubError(f"{one.what}: {one.named} the hub {cause}: {one.instead}") from cause
+            stay_offline()
+            return
+
+
+def _ask(item: HubItem) -> None:
+    import httpx2
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+    page = f"https://huggingface.co/{'datasets/' if item.kind == 'dataset' else ''}{item.repo}"
+    file = "config.json" if item.kind == "model" else "README.md"
+    try:
+        url = hf_hub_url(item.repo, file, repo_type=item.kind, revision=item.revision)
+        get_hf_file_metadata(url, timeout=LONGEST_WAIT_S)
+    except errors.HFValidationError as error:
+        raise HubError(
+            f"{item.what}: {item.repo!r} is neither a directory here nor a name of the hub, which is ORG/NAME"
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise _UnreachableError("may not be asked (HF_HUB_OFFLINE is set)") from error
+    except httpx2.TransportError as error:
+        raise _UnreachableError(f"cannot be reached ({str(error) or type(error).__name__})") from error
+    except errors.GatedRepoError as error:
+        raise HubError(
+            f"{item.what}: {item.repo} is gated: ask for access at {page}, then log in with `hf auth login` or HF_TOKEN"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise HubError(
+            f"{item.what}: {item.named} the hub has no such {item.kind} (a private one needs `hf auth login` or "
+            f"HF_TOKEN): {item.instead}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"{item.what}: {item.repo} has no revision {item.revision!r} on the hub") from error
+    except errors.EntryNotFoundError as error:
+        if item.kind == "model":
+            raise HubError(f"{item.what}: {item.repo} on the hub is no model: it has no {file}") from error
+    except errors.HfHubHTTPError as error:
+        raise _UnreachableError(f"answers {error.response.status_code} {error.response.reason_phrase}") from error
+
+
+def _is_downloaded(item: HubItem) -> bool:
+    """Whether an earlier command has fetched it. Data sets are kept by their library, in a directory of its own."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.file_download import repo_folder_name
+
+    if item.kind == "model":
+        try:
+            return isinstance(try_to_load_from_cache(item.repo, "config.json", revision=item.revision), str)
+        except HFValidationError:
+            return False
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    fetched = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=item.repo, repo_type="dataset")
+    return fetched.is_dir() or (prepared / item.repo.replace("/", "___")).is_dir()
