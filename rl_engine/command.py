@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from evals.command import quiet_libraries, quiet_torch
+import typer
+
+from evals.command import new_console, quiet_libraries, quiet_torch
 from evals.suites import find_suite, suite_needs_hub
 from rl_engine.config import Config
 from rollout import models
 from rollout.prompts import problems
+from rollout.stopping import StopRequest
 
 if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
 
 
 RESUME_OR_OVERWRITE = "--resume continues the run in output_dir and --overwrite replaces it: give one of them"
+
+
+UNTRAINED = "nothing was trained"
+
+
+def exit_untrained(stop: StopRequest) -> NoReturn:
+    """End a command that was asked to stop while it was still loading. One of a launcher's processes says so."""
+    console = new_console(quiet=os.environ.get("RANK", "0") != "0")
+    console.print(f"stopped as asked before training began: {UNTRAINED}")
+    raise typer.Exit(stop.exit_code)
 
 
 def with_hint(error: OSError, paths: str = "model.name, data.path and eval.data_dir") -> str:

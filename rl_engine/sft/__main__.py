@@ -12,11 +12,12 @@ from typing import Annotated
 import typer
 
 from evals.command import exit_with_error, quiet_libraries
-from rl_engine.command import RESUME_OR_OVERWRITE, with_hint
+from rl_engine.command import RESUME_OR_OVERWRITE, exit_untrained, with_hint
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import needs_hub
 from rollout import models
+from rollout.stopping import Stopped, StopRequest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -34,14 +35,18 @@ def main(
     """Train a LoRA adapter, or the whole model, on answers: the supervised arm."""
     if resume and overwrite:
         exit_with_error(RESUME_OR_OVERWRITE, 2)
+    stop = StopRequest()
     try:
         settings = read_config(SftConfig, config, overrides or ())
         if not models.needs_hub(settings.model.name) and not needs_hub(settings.data):
             os.environ["HF_HUB_OFFLINE"] = "1"
-        quiet_libraries()
-        from rl_engine.sft.run import run_sft
+        with stop.heard():
+            quiet_libraries()
+            from rl_engine.sft.run import run_sft
 
-        code = run_sft(settings, resume=resume, overwrite=overwrite, merged=merge)
+            code = run_sft(settings, stop, resume=resume, overwrite=overwrite, merged=merge)
+    except Stopped:
+        exit_untrained(stop)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
         exit_with_error(str(error), 2)
