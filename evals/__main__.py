@@ -15,7 +15,11 @@ import typer
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
 from evals.suites import SUITES, find_suite, suite_needs_hub
 from rollout import models
+from rollout.engine import EngineError
 from rollout.frames import FRAMES
+from rollout.stopping import Stopped, StopRequest
+
+GO_ON = "the same command goes on from what is finished"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -83,11 +87,15 @@ def main(
     arguments: dict[str, Any] = dict(locals())
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["suites"] = tuple(name for names in arguments.pop("suite") for name in names.split(",") if name)
+    stop = StopRequest()
     try:
-        stay_offline_if_possible(model, arguments["suites"], data_dir)
-        start(arguments)
-    except KeyboardInterrupt:
-        exit_with_error("stopped; the same command goes on from what is finished", 130)
+        with stop.heard():
+            stay_offline_if_possible(model, arguments["suites"], data_dir)
+            start(arguments)
+    except Stopped:
+        exit_with_error(f"stopped; {GO_ON}", stop.exit_code)
+    except EngineError as error:
+        exit_with_error(f"{error}\n{GO_ON.capitalize()}.", 1)
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:

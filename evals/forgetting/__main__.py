@@ -28,8 +28,9 @@ from rich.markup import escape
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
 from evals.policies import named_directory
 from rollout.adapters import AdapterError, read_manifest, sha256_of
-from rollout.engine import EngineSettings, ScoringEngine
+from rollout.engine import EngineError, EngineSettings, ScoringEngine
 from rollout.models import EMBEDDED, locate_model
+from rollout.stopping import Stopped, StopRequest
 from rollout.types import BASE, AdapterRef
 
 if TYPE_CHECKING:
@@ -107,11 +108,17 @@ def main(
     arguments = dict(locals())
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["tasks"] = tuple(name for name in arguments.pop("tasks").split(",") if name)
+    stop = StopRequest()
     try:
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
-        quiet_torch()
-        quiet_libraries()
-        run(ForgettingOptions(**arguments), new_console(), start_vllm)
+        with stop.heard():
+            quiet_torch()
+            quiet_libraries()
+            run(ForgettingOptions(**arguments), new_console(), start_vllm)
+    except Stopped:
+        exit_with_error("stopped; nothing is kept of a measurement that did not end", stop.exit_code)
+    except EngineError as error:
+        exit_with_error(str(error), 1)
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:

@@ -49,7 +49,7 @@ def start_ray(cpus: int, directory: Path, cards: Sequence[int] = ()) -> None:
 @contextmanager
 def _signals_kept() -> Iterator[None]:
     """What is started inside the block does not hear a request to stop: it is often sent to every process of a job,
-    and the run finishes its step first."""
+    and the run is to end them itself, when it has saved."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield

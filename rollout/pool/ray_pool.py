@@ -8,8 +8,10 @@ twice.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -65,7 +67,7 @@ class _Worker:
 
     actor: Any
     where: Any
-    """Handle of (node, process id): known before the engine stands."""
+    """Handle of (node, process id, directory of its files): known before the engine stands."""
     call: _Call | None = None
     ready: bool = False
     loaded: set[str] = field(default_factory=set)
@@ -182,10 +184,12 @@ class RayPool:
             self._changed.notify_all()
         self._thread.shutdown()
         if ray.is_initialized():
-            farewells = {worker.actor.close.remote(): worker for worker in self._workers}
-            late = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[1] if farewells else []
-            for farewell, worker in farewells.items():
-                _end(worker, hangs=farewell in late)
+            # One that is at work would hear of it when that is done.
+            farewells = {worker.actor.close.remote(): worker for worker in self._workers if worker.call is None}
+            gone = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[0] if farewells else []
+            left = {farewells[handle] for handle in gone}
+            for worker in self._workers:
+                _end(worker, hangs=worker not in left)
             self._workers = []
         if self._scratch is not None:
             ray.shutdown()
@@ -332,8 +336,8 @@ class RayPool:
             )
 
 
-def _where(_: PoolWorker) -> tuple[str, int]:
-    return ray.get_runtime_context().get_node_id(), os.getpid()
+def _where(worker: PoolWorker) -> tuple[str, int, Path]:
+    return ray.get_runtime_context().get_node_id(), os.getpid(), worker.scratch.path
 
 
 def _answer(handle: Any) -> tuple[Any, Complaint]:
@@ -367,19 +371,18 @@ def _sampled_by(worker: _Worker, item: WorkItem) -> Any:
 def _end(worker: _Worker, *, hangs: bool = False) -> None:
     """End an actor. One that hangs may be stopped, and a stopped process hears the kernel alone."""
     if hangs and ray.wait([worker.where], timeout=0)[0]:
-        node, pid = _answer(worker.where)[0] or ("", 0)
+        node, pid, files = _answer(worker.where)[0] or ("", 0, Path())
         if node == ray.get_runtime_context().get_node_id():
-            kill_process(pid)
+            end_process(pid, files)
         elif node:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
-            ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(kill_process).remote(pid)
+            ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(end_process).remote(pid, files)
     ray.kill(worker.actor)
 
 
-def kill_process(pid: int) -> None:
-    """SIGKILL to a process of Ray's on this machine; nothing where it is gone and its number another's."""
-    try:
+def end_process(pid: int, files: Path) -> None:
+    """SIGKILL to a process of Ray's on this machine, unless it is gone and its number another's; its files go too."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         if "ray::" in Path(f"/proc/{pid}/cmdline").read_text():
             os.kill(pid, signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError):
-        return
+    shutil.rmtree(files, ignore_errors=True)

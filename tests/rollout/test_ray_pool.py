@@ -289,7 +289,7 @@ def test_a_worker_whose_adapter_was_damaged_on_the_way_never_samples(
 
 
 def test_a_request_to_stop_leaves_the_workers_at_work(pool: Any) -> None:
-    """A terminal, a scheduler and `timeout` send it to every process; the run is to finish its step."""
+    """A terminal, a scheduler and `timeout` send it to every process; the run ends them itself, when it has saved."""
     until(lambda: pool.alive == 2)
     lost = pool.lost
     for process in rays_processes():
@@ -397,3 +397,21 @@ def test_workers_sample_what_the_engine_in_process_samples(
     pool.load_adapter(ref)
     assert pool.generate(prompts, sampling, ref, seeds(prompts)) == alone
     assert {completion.adapter for group in alone for completion in group.completions} == {ref.key}
+
+
+def test_a_pool_is_closed_at_once_while_its_workers_sample(make_pool: PoolMaker, tmp_path: Path) -> None:
+    """A run that is asked to stop has seconds, not what a piece may take; nothing is left behind."""
+    import ray
+
+    (tmp_path / "hang").touch()
+    pool = make_pool(workers=2)
+    prompts = [prompt_of(0, "hang"), prompt_of(1)]
+    until(lambda: pool.alive == 2)
+    places = [ray.get(worker.where)[2] for worker in pool._workers]
+    assert all(place.is_dir() for place in places)
+    pool.submit(prompts, SAMPLING, None, seeds(prompts))
+    until(lambda: (tmp_path / "log").exists() and not (tmp_path / "hang").exists())
+    start = time.monotonic()
+    pool.close()
+    assert time.monotonic() - start < 3
+    until(lambda: not any(place.exists() for place in places))
