@@ -1,8 +1,8 @@
 """A run whose engine costs nothing, until it is asked for one thing, which takes it a minute. Then something happens.
 
 `HELD_AT` says what that is: `0/3/` begins the seeds of step 3 and `eval/` those of an evaluation, `learning` is an
-update. `HELD_BUT` says how often it goes well before, and `HELD_DO` what happens: with `fail` an error, without it a
-request to stop to every process that has left its number in `HELD_PLACE`.
+update, `starting` the engine's start. `HELD_BUT` says how often it goes well before, and `HELD_DO` what happens: with
+`fail` an error, without it a request to stop to every process that has left its number in `HELD_PLACE`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout.config import SamplingConfig
-from rollout.engine import PoolError
+from rollout.engine import EngineSettings, PoolError
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from tests.helpers.answering_engine import AnsweringEngine
 
@@ -24,6 +24,12 @@ MINUTE = 60.0
 
 
 class HeldEngine(AnsweringEngine):
+    def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(settings)
+        if held_at() == "starting":
+            act()
+            time.sleep(MINUTE)
+
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
