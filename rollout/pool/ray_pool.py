@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
-from rollout.pool.local_cluster import start_ray
+from rollout.pool.local_cluster import signals_kept, start_ray
 from rollout.pool.scratch import ScratchDirectory
 from rollout.pool.worker import PoolWorker, vllm_engine
 from rollout.types import AdapterRef, Prompt, RolloutGroup
@@ -204,7 +204,8 @@ class RayPool:
             start_ray(cpus, self._scratch.path, self.settings.cards)
         else:
             try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                with signals_kept():
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except ConnectionError as error:  # Ray says no more, whatever the reason is
                 raise PoolError(
                     f"rollout.address is {address}, and no Ray cluster there takes this process: start one with `ray "

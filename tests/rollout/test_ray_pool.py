@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from rollout.work_items import extended, split
 from tests.helpers.batches import LOOSE, alternating
 from tests.helpers.scripted_engine import BAD_START, ScriptedEngine, length_of
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.engine,
     # Ray closes its log files when it is collected.
@@ -415,3 +418,26 @@ def test_a_pool_is_closed_at_once_while_its_workers_sample(make_pool: PoolMaker,
     pool.close()
     assert time.monotonic() - start < 3
     until(lambda: not any(place.exists() for place in places))
+
+
+def test_the_program_that_has_a_pool_still_hears_a_request_to_stop() -> None:
+    """Ray puts a handler of its own in the place of the program's, which ends it."""
+    code = """
+import os, signal
+from pathlib import Path
+from rollout.pool.environment import prepare_ray
+prepare_ray(None)
+from rollout.pool.local_cluster import start_ray
+from rollout.pool.scratch import ScratchDirectory
+from rollout.stopping import StopRequest, Stopped
+scratch, stop = ScratchDirectory.make("rl_engine_ray_test_"), StopRequest()
+try:
+    with stop.heard():
+        start_ray(1, scratch.path)
+        os.kill(os.getpid(), signal.SIGTERM)
+except Stopped:
+    scratch.remove()
+    print("heard", stop.exit_code)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (answer.returncode, answer.stdout) == (0, "heard 143\n"), answer.stderr
