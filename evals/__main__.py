@@ -15,8 +15,12 @@ from evals.command import exit_with_error, new_console, quiet_libraries, quiet_t
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
 from evals.suites import SUITES
 from rewards.command import Command
+from rollout.engine import EngineError
 from rollout.frames import FRAMES
 from rollout.hub import check_hub, stay_offline_without
+from rollout.stopping import Stopped, StopRequest
+
+GO_ON = "the same command goes on from what is finished"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -84,12 +88,16 @@ def main(
     arguments: dict[str, Any] = dict(locals())
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["suites"] = tuple(name for names in arguments.pop("suite") for name in names.split(",") if name)
+    stop = StopRequest()
     try:
         options = EvalOptions(**arguments)
         check(options)
-        start(options)
-    except KeyboardInterrupt:
-        exit_with_error("stopped; the same command goes on from what is finished", 130)
+        with stop.heard():
+            start(options)
+    except Stopped:
+        exit_with_error(f"stopped; {GO_ON}", stop.exit_code)
+    except EngineError as error:
+        exit_with_error(f"{error}\n{GO_ON.capitalize()}.", 1)
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:

@@ -16,7 +16,8 @@ from rollout.models import refuse_code_of_models
 
 
 def exit_with_error(message: str, code: int) -> NoReturn:
-    """End the command with a message for people; the code is 2 for what they can correct, else 1 (130: Ctrl-C)."""
+    """End the command with a message for people; the code is 2 for what they can correct, else 1; 128 and more is that
+    of a request to stop."""
     Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
     raise typer.Exit(code)
 

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from evals.command import exit_with_error, quiet_libraries, quiet_torch
+import typer
+
+from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch
 from rewards.command import Command
 from rl_engine.config.file import shipped
 from rl_engine.config.hints import near
+from rollout.stopping import StopRequest
 
 if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
 
 
 RESUME_OR_OVERWRITE = "--resume continues the run in output_dir and --overwrite replaces it: give one of them"
+
+
+UNTRAINED = "nothing was trained"
+
+
+def exit_untrained(stop: StopRequest) -> NoReturn:
+    """End a command that was asked to stop while it was still loading. One of a launcher's processes says so."""
+    console = new_console(quiet=os.environ.get("RANK", "0") != "0")
+    console.print(f"stopped as asked before training began: {UNTRAINED}")
+    raise typer.Exit(stop.exit_code)
 
 
 def with_hint(error: OSError, run: Path) -> str:

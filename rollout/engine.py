@@ -115,8 +115,12 @@ class PoolEngine(Engine, Protocol):
         ...
 
 
-class PoolError(RuntimeError):
-    """A pool that cannot go on; the text says what happened first."""
+class EngineError(RuntimeError):
+    """What samples cannot go on; the text says what happened first."""
+
+
+class PoolError(EngineError):
+    """A pool that cannot go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

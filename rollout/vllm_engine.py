@@ -26,10 +26,11 @@ with warnings.catch_warnings():
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.platforms import current_platform
+    from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
-from rollout.engine import EngineSettings, sample_seed, smallest_allowed_rank
+from rollout.engine import EngineError, EngineSettings, sample_seed, smallest_allowed_rank
 from rollout.segments import is_unfinished, joined
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 
@@ -102,17 +103,23 @@ class VllmEngine:
     def _sampled(
         self, rows: Sequence[tuple[Sequence[int], Any]], sampling: SamplingConfig, adapter: AdapterRef | None
     ) -> list[Completion]:
-        """What follows each context, with its parameters."""
+        """What follows each context, with its parameters.
+
+        Raises `EngineError` when vLLM is out of memory, or a process of its own is gone.
+        """
         request = self._request_of(adapter)
         # Blocks kept from earlier calls depend on what those calls were; without them a resumed run
         # computes what the uninterrupted one did.
         self._llm.reset_prefix_cache()
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(context)} for context, _ in rows],
-            [params for _, params in rows],
-            lora_request=request,
-            use_tqdm=False,
-        )
+        try:
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": list(context)} for context, _ in rows],
+                [params for _, params in rows],
+                lora_request=request,
+                use_tqdm=False,
+            )
+        except (torch.OutOfMemoryError, EngineDeadError) as error:
+            raise EngineError(f"vLLM failed while it sampled: {error}") from error
         key = adapter.key if adapter else BASE
         tokenizer = None if sampling.stop else self._llm.get_tokenizer()
         return [_completion(output.outputs[0], key, tokenizer) for output in outputs]

@@ -30,9 +30,10 @@ from evals.policies import named_directory
 from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.config import ModelConfig
-from rollout.engine import EngineSettings, ScoringEngine
+from rollout.engine import EngineError, EngineSettings, ScoringEngine
 from rollout.hub import check_hub
 from rollout.models import EMBEDDED, check_files, hub_items, locate_model
+from rollout.stopping import Stopped, StopRequest
 from rollout.types import BASE, AdapterRef
 
 if TYPE_CHECKING:
@@ -113,14 +114,20 @@ def main(
     arguments = dict(locals())
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["tasks"] = tuple(name for name in arguments.pop("tasks").split(",") if name)
+    stop = StopRequest()
     try:
         check_files(model, "--model")
         check_hub(hub_items(ModelConfig(name=model, revision=revision), "--model"))
         say_loading("torch, transformers and vLLM")
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
-        quiet_torch()
-        quiet_libraries()
-        run(ForgettingOptions(**arguments), new_console(), start_vllm)
+        with stop.heard():
+            quiet_torch()
+            quiet_libraries()
+            run(ForgettingOptions(**arguments), new_console(), start_vllm)
+    except Stopped:
+        exit_with_error("stopped; nothing is kept of a measurement that did not end", stop.exit_code)
+    except EngineError as error:
+        exit_with_error(str(error), 1)
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:

@@ -18,6 +18,8 @@ from rl_engine.config.loss import LossConfig
 from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
 
 Method = Literal["lora", "full"]
+CHECKPOINT_EVERY: dict[Method, int] = {"lora": 1, "full": 10}
+"""Steps between checkpoints where nobody says: an adapter's take no time, a whole model's fill a disk."""
 
 
 class OptimConfig(Section):
@@ -117,7 +119,9 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: int = Field(10, ge=1, description="Steps between checkpoints.")
+    every: int | None = Field(
+        None, ge=1, description="Steps between checkpoints; when absent 1 of adapters, and 10 of method full."
+    )
     keep: int = Field(2, ge=1, description="Checkpoints kept; the newest ones.")
     keep_adapters: int | None = Field(
         None,
@@ -207,6 +211,11 @@ class Config(CommandConfig):
                 "nothing is left to go on with"
             )
         return self
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.checkpoint.every or CHECKPOINT_EVERY[self.method]
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
@@ -113,9 +113,16 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         self._grad_norm = float(norm)
 
-    def step(self, updates: Sequence[Sequence[TrainingSample]], limits: GapLimits | None) -> LearnStats:
+    def step(
+        self,
+        updates: Sequence[Sequence[TrainingSample]],
+        limits: GapLimits | None,
+        leave_if_asked: Callable[[], None] = lambda: None,
+    ) -> LearnStats:
         """One optimizer update for each of `updates`, whose samples every rank passes alike.
 
+        `leave_if_asked` is called, on all ranks alike, before each micro-batch of the first update: what it raises
+        finds the policy and Adam's moments as they were before the step.
         Raises `SamplerGapError` before anything is updated when the sampler's log-probabilities and the learner's
         are further apart than the limits; None where that has been checked.
         """
@@ -125,7 +132,8 @@ class Learner:
         statistics = StepStatistics(self.ranks)
         norms = []
         for index, samples in enumerate(updates):
-            self._pass_over(samples, statistics, learn=True, measure=index == 0)
+            leave = leave_if_asked if index == 0 else lambda: None
+            self._pass_over(samples, statistics, learn=True, measure=index == 0, before_each=leave)
             if index == 0:
                 check_gap(statistics.totals().gap, limits)
             self.deepspeed_engine.step()
@@ -157,7 +165,13 @@ class Learner:
         return stats
 
     def _pass_over(
-        self, samples: Sequence[TrainingSample], statistics: StepStatistics, *, learn: bool, measure: bool
+        self,
+        samples: Sequence[TrainingSample],
+        statistics: StepStatistics,
+        *,
+        learn: bool,
+        measure: bool,
+        before_each: Callable[[], None] = lambda: None,
     ) -> None:
         """Forward over this rank's micro-batches, and backward to learn.
 
@@ -167,6 +181,7 @@ class Learner:
         batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
         mine = share_of_rank(batches, self.ranks.rank, self.ranks.count)
         for index, rows in enumerate(mine):
+            before_each()
             batch = self._collate(rows).to(self.ranks.device)
             # Before the policy's own pass: ZeRO-3 keeps what a forward pass gathered for the backward pass next to it.
             base_N = None

@@ -69,7 +69,7 @@ class Ranks:
 
     def agree(self, flag: bool) -> bool:
         """Whether any rank says so: every rank then does the same."""
-        return bool(self.max(torch.tensor(float(flag), device=self.device)))
+        return flag if self.count == 1 else bool(self.max(torch.tensor(float(flag), device=self.device)))
 
 
 def _free_port() -> int:

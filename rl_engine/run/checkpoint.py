@@ -34,6 +34,9 @@ class RunState:
     version: int
     """Version of the adapter that samples next."""
     config_hash: str
+    unrecorded: dict[str, float] | None = None
+    """The step's line of metrics.jsonl, where the run was stopped before it stood there: what a resumed run evaluates
+    and records first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,13 @@ class Checkpoints:
     root: Path
     keep: int
 
-    def save(self, state: RunState, tensors: dict[str, Tensor]) -> None:
+    def save(self, state: RunState, tensors: dict[str, Tensor], rng: Tensor | None = None) -> None:
+        """`rng`: torch's random state after the step; that of now when absent."""
         target = self.root / f"step{state.step:06d}"
         if self._is_intact(target):
             return  # asked to stop before the next step: the run came from this very checkpoint
         with written_aside(target) as scratch:
-            save_state({**tensors, RNG: torch.get_rng_state()}, scratch / TENSORS)
+            save_state({**tensors, RNG: torch.get_rng_state() if rng is None else rng}, scratch / TENSORS)
             (scratch / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n")
             write_manifest(scratch, {"step": state.step})
         # A later step is there only where the run went on from before it, as from a damaged one: it counts no more.

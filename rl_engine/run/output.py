@@ -17,6 +17,7 @@ import yaml
 from evals.partial_results import differences
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
+from rl_engine.config.run import CHECKPOINT_EVERY
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import MARKER, METRICS, WRITTEN, read_metrics
 
@@ -83,7 +84,8 @@ def _set_aside(run: Path) -> Iterator[Path]:
     try:
         yield aside
     finally:
-        if any(line["step"] > 0 for line in read_metrics(run)):
+        # A run that was stopped while it evaluated has a step in its checkpoint that is not on record yet.
+        if any(line["step"] > 0 for line in read_metrics(run)) or any((run / "checkpoints").glob("step*")):
             shutil.rmtree(aside)
         else:
             for path in _written(run):
@@ -141,7 +143,8 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> None:
         changed = differences(_decisive(old, config), _decisive(config.model_dump(mode="json"), config))
         if changed:
             raise ConfigError(f"{run} cannot be resumed with another configuration: {'; '.join(changed)}")
-        _refuse_lost_checkpoints(run, every=old["checkpoint"]["every"])
+        every = old["checkpoint"]["every"]
+        _refuse_lost_checkpoints(run, every=CHECKPOINT_EVERY[config.method] if every is None else every)
 
 
 def _refuse_file(run: Path) -> None:

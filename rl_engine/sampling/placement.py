@@ -15,20 +15,21 @@ from rl_engine.sampling.shared_pool import RankSharedPool
 from rollout.engine import EngineSettings, PoolSettings
 from rollout.models import locate_model
 from rollout.pool.environment import prepare_ray
+from rollout.stopping import StopRequest
 
 
-def start_queue(config: Config, ranks: Ranks, max_model_len: int) -> RolloutQueue:
+def start_queue(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> RolloutQueue:
     """What samples for this rank. Leaves torch's random numbers at the run's seed, wherever the engine is.
 
     Raises `ConfigError` when it cannot be placed so, `PoolError` when no worker starts.
     """
-    queue = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len)
+    queue = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len, stop)
     # By now they are vLLM's, or as torch chose for this process. No step draws any, but checkpoints hold their state.
     torch.manual_seed(config.seed)
     return queue
 
 
-def _in_process(config: Config, ranks: Ranks, max_model_len: int) -> LocalQueue:
+def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> LocalQueue:
     rollout = config.rollout
     if ranks.count > 1 and rollout.tensor_parallel_size > 1:
         raise ConfigError(
@@ -38,17 +39,17 @@ def _in_process(config: Config, ranks: Ranks, max_model_len: int) -> LocalQueue:
     from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
 
     sleep = rollout.sleep and ranks.device.type == "cuda"
-    return LocalQueue(VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count)), ranks)
+    return LocalQueue(VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count)), ranks, stop)
 
 
-def _in_workers(config: Config, ranks: Ranks, max_model_len: int) -> RankSharedPool:
+def _in_workers(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> RankSharedPool:
     """The main rank drives the workers, and the others hear of what they sampled.
 
     One adapter samples at a time, however many are loaded (`max_loras` 1): a work item is of one version, and a
     worker samples one at a time.
     """
     if not ranks.is_main:
-        return RankSharedPool(None, ranks)
+        return RankSharedPool(None, ranks, stop)
     settings = _pool_settings(config, ranks)
     prepare_ray(settings.address)
     try:
@@ -56,10 +57,11 @@ def _in_workers(config: Config, ranks: Ranks, max_model_len: int) -> RankSharedP
     except ModuleNotFoundError as error:
         raise ConfigError("rollout.placement is ray, and Ray is not installed: pip install ray") from error
 
-    return RankSharedPool(RayPool(_engine_settings(config, max_model_len, sleep=False, ranks=1), settings), ranks)
+    pool = RayPool(_engine_settings(config, max_model_len, sleep=False, ranks=1), settings)
+    return RankSharedPool(pool, ranks, stop)
 
 
-PLACEMENTS: dict[str, Callable[[Config, Ranks, int], RolloutQueue]] = {
+PLACEMENTS: dict[str, Callable[[Config, Ranks, int, StopRequest], RolloutQueue]] = {
     "inprocess": _in_process,
     "ray": _in_workers,
 }

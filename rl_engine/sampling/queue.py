@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rl_engine.learner.ranks import Ranks
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
+from rollout.stopping import StopRequest
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from rollout.work_items import Request, WorkItem, split
 
@@ -39,7 +40,10 @@ class RolloutQueue(Protocol):
         ...
 
     def collect(self, request: Request) -> list[RolloutGroup]:
-        """Wait for the groups of a request: this rank's share of them, as `Ranks.share` deals it."""
+        """Wait for the groups of a request: this rank's share of them, as `Ranks.share` deals it.
+
+        Raises `Stopped` when someone asks to stop: what is not finished is dropped.
+        """
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -53,6 +57,7 @@ class LocalQueue:
 
     engine: Engine
     ranks: Ranks
+    stop: StopRequest = field(default_factory=StopRequest)
 
     def submit(
         self,
@@ -74,11 +79,13 @@ class LocalQueue:
         return whole
 
     def collect(self, request: Request) -> list[RolloutGroup]:
-        return [
-            group
-            for item in request.items
-            for group in self.engine.generate(item.prompts, request.sampling, request.adapter, item.seeds)
-        ]
+        """See `RolloutQueue.collect`. Where this rank is stopped the others are not yet: `together` tells them."""
+        with self.stop.raised():
+            return [
+                group
+                for item in request.items
+                for group in self.engine.generate(item.prompts, request.sampling, request.adapter, item.seeds)
+            ]
 
     def metrics(self) -> dict[str, float]:
         return {}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rewards import GradeItem, Grader
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.queue import RolloutQueue
+from rl_engine.sampling.together import leave_if_asked, together
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
+from rollout.stopping import StopRequest
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from rollout.work_items import Request
 
@@ -33,6 +35,7 @@ class Sampler:
     queue: RolloutQueue
     grader: Grader
     ranks: Ranks
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def engine(self) -> Engine:
@@ -45,12 +48,22 @@ class Sampler:
         return self.collect(self.queue.submit(prompts, sampling, adapter, seeds, urgent=True))
 
     def collect(self, request: Request) -> GradedBatch:
-        """Wait for a request of the queue, and grade it."""
+        """Wait for a request of the queue, and grade it.
+
+        Raises `Stopped` on every rank when any was asked to stop, `EngineError` where it was another that failed.
+        """
         start = time.monotonic()
-        mine = self.queue.collect(request)
-        sampled = time.monotonic()
-        groups = self.ranks.gather(self._grade(mine, request.sampling))
+        with together(self.ranks, self.stop):
+            mine = self.queue.collect(request)
+            sampled = time.monotonic()
+            with self.stop.raised():
+                graded = self._grade(mine, request.sampling)
+        groups = self.ranks.gather(graded)
         return GradedBatch(groups=groups, rollout_s=sampled - start, grade_s=time.monotonic() - sampled)
+
+    def leave_if_asked(self) -> None:
+        """Raises `Stopped` on every rank when any was asked to stop."""
+        leave_if_asked(self.ranks, self.stop)
 
     def _grade(self, groups: Sequence[RolloutGroup], sampling: SamplingConfig) -> list[GradedGroup]:
         results = self.grader.grade(

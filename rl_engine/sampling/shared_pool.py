@@ -6,19 +6,22 @@ Its calls are collective: all ranks make them in the same order, get the same an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.together import leave_if_asked
 from rollout.config import SamplingConfig
 from rollout.engine import Engine, PoolEngine
+from rollout.stopping import StopRequest
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from rollout.work_items import Request
 
 T = TypeVar("T")
 
-# The other ranks hear from the main one so often while it waits for workers: their process group gives up in silence.
-NEWS_S = 60.0
+# The ranks hear from each other so often while the main one waits for workers: of a request to stop, and at all, for a
+# process group gives up in silence.
+NEWS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class RankSharedPool:
     pool: PoolEngine | None
     """The pool on the main rank, None on the others."""
     ranks: Ranks
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def engine(self) -> Engine:
@@ -62,9 +66,10 @@ class RankSharedPool:
         return self._groups(self.submit(prompts, sampling, adapter, seeds, urgent=True))
 
     def _groups(self, request: Request) -> list[RolloutGroup]:
-        """Wait for all groups of a request, one a prompt, in order."""
+        """Wait for all groups of a request, one a prompt, in order, or for a request to stop: then raises `Stopped`."""
         groups = None
         while groups is None:
+            leave_if_asked(self.ranks, self.stop)
             groups = self._from_main(lambda pool: pool.collect(request, NEWS_S))
         return groups
 

@@ -12,12 +12,13 @@ from typing import Annotated
 import typer
 
 from evals.command import exit_with_error, quiet_libraries, say_loading
-from rl_engine.command import RESUME_OR_OVERWRITE, ConfiguredCommand, help_end, with_hint
+from rl_engine.command import RESUME_OR_OVERWRITE, ConfiguredCommand, exit_untrained, help_end, with_hint
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.checks import check_place
 from rl_engine.sft.checks import check_quickly, wanted_of_hub
 from rollout.hub import check_hub, stay_offline_without
+from rollout.stopping import Stopped, StopRequest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,6 +36,7 @@ def main(
     """Train a LoRA adapter, or the whole model, on answers: the supervised arm."""
     if resume and overwrite:
         exit_with_error(RESUME_OR_OVERWRITE, 2)
+    stop = StopRequest()
     try:
         settings = read_config(SftConfig, config, overrides or ())
     except (ValueError, OSError) as error:
@@ -46,10 +48,13 @@ def main(
         stay_offline_without(wanted)
         check_hub(wanted)
         say_loading("torch, transformers and TRL")
-        quiet_libraries()
-        from rl_engine.sft.run import run_sft
+        with stop.heard():
+            quiet_libraries()
+            from rl_engine.sft.run import run_sft
 
-        code = run_sft(settings, resume=resume, overwrite=overwrite, merged=merge)
+            code = run_sft(settings, stop, resume=resume, overwrite=overwrite, merged=merge)
+    except Stopped:
+        exit_untrained(stop)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
         exit_with_error(str(error), 2)

@@ -14,12 +14,12 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
 from rl_engine.run.records import Records
-from rl_engine.run.stopping import StopRequest
 from rl_engine.sft.batches import Batches
 from rl_engine.sft.examples import Examples
 from rl_engine.sft.model import TrainableModel
 from rl_engine.sft.state import save
 from rl_engine.sft.trainer import log_loss
+from rollout.stopping import Stopped, StopRequest
 
 # Columns of the console: title, width, metric and its format.
 COLUMNS = (
@@ -48,6 +48,8 @@ class SftRun(TrainerCallback):
     stop: StopRequest
     step: int
     """Steps done."""
+    unrecorded: dict[str, float] | None
+    """Metrics of the last of them, where an earlier process was stopped before it had recorded them."""
     trainer: Any = field(default=None, init=False)
     _step_s: list[float] = field(default_factory=list, init=False)
     _step_start: float = field(default=0.0, init=False)
@@ -58,12 +60,20 @@ class SftRun(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._step_s.append(time.monotonic() - self._step_start)
         self.step += 1
-        stopped, last = self.stop.signum is not None, self.step == self.batches.steps
-        control.should_training_stop = stopped
-        control.should_log = stopped or last or self.measures or self.step % self.config.log.every == 0
+        last = self.step == self.batches.steps
+        control.should_training_stop = self.stop.asked
+        control.should_log = self.stop.asked or last or self.measures or self.step % self.config.log.every == 0
+        if not control.should_log:
+            self.save_if_due()
+
+    def save_if_due(self) -> None:
+        """A checkpoint after the current step, once it is on record: every so many, and before the run is left."""
         every = self.config.checkpoint.every
-        if not last and (stopped or (every > 0 and self.step % every == 0)):
-            save(self.config, self.trainable, self.optimizer, self.checkpoints, self.step)
+        if self.step < self.batches.steps and (self.stop.asked or (every > 0 and self.step % every == 0)):
+            self.save()
+
+    def save(self, unrecorded: dict[str, float] | None = None) -> None:
+        save(self.config, self.trainable, self.optimizer, self.checkpoints, self.step, unrecorded)
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         logs = given["logs"]
@@ -81,6 +91,7 @@ class SftRun(TrainerCallback):
                 "throughput/tokens_per_s": tokens / seconds,
             }
         )
+        self.save_if_due()
 
     @property
     def measures(self) -> bool:
@@ -90,10 +101,20 @@ class SftRun(TrainerCallback):
         return due and bool(self.examples.test)
 
     def record(self, metrics: dict[str, float]) -> None:
-        """A line of metrics.jsonl and one of the console, after the current step."""
+        """A line of metrics.jsonl and one of the console, after the current step.
+
+        When someone asks to stop while the test log loss is measured, the step is saved with its metrics, and `Stopped`
+        is raised: a resumed run measures again.
+        """
         line = {"step": self.step, "tokens": self.batches.learned[self.step], **metrics}
         if self.measures:
-            line["test/log_loss"] = log_loss(self.trainer, self.examples.test)
+            try:
+                with self.stop.raised():
+                    line["test/log_loss"] = log_loss(self.trainer, self.examples.test)
+            except Stopped:
+                if self.step:
+                    self.save(metrics)
+                raise
         self.records.metrics(line)
         cells = [format(line[name], form) if name in line else "" for _, _, name, form in COLUMNS]
         self.console.note(_row(f"{self.step}/{self.batches.steps}", cells))

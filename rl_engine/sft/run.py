@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from rl_engine.command import UNTRAINED
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
 from rl_engine.policy.base_model import load_model_config
-from rl_engine.run.checkpoint import Checkpoints
+from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
 from rl_engine.run.merge import merge
 from rl_engine.run.output import check_output, config_hash, moved_aside, sole_writer
-from rl_engine.run.records import Records
-from rl_engine.run.stopping import StopRequest
+from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.trained import read_trained
 from rl_engine.sft.batches import batches_of
 from rl_engine.sft.conversations import information_bits
@@ -30,14 +30,22 @@ from rl_engine.sft.trainer import make_trainer, rows_of
 from rollout.adapters import AdapterStore
 from rollout.durable import written_aside
 from rollout.models import locate_model
+from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef
 
 
-def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False, merged: bool = False) -> int:
+def run_sft(
+    config: SftConfig,
+    stop: StopRequest | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    merged: bool = False,
+) -> int:
     """Train, and leave `config.yaml`, `metrics.jsonl` and `adapters/` behind; the exit code.
 
     Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with the data, the model or the output
-    directory.
+    directory, `Stopped` when someone asks to stop before training has begun.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("supervised training runs in one process; start it without torchrun")
@@ -48,25 +56,33 @@ def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False,
         if aside is not None:
             RunConsole(quiet=False, steps=0).note(moved_aside(aside))
         check_output(config, resume=resume)
-        return _run(config, resume=resume, merged=merged)
+        return _run(config, stop or StopRequest(), resume=resume, merged=merged)
 
 
-def _run(config: SftConfig, *, resume: bool, merged: bool) -> int:
+def _run(config: SftConfig, stop: StopRequest, *, resume: bool, merged: bool) -> int:
     """Train in an output directory that is known to be ours."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would remark on it
     tokenizer = load_tokenizer(config)
-    run = assemble(config, tokenizer, resume=resume)
+    run = assemble(config, tokenizer, stop, resume=resume)
+    with stop.noted():
+        return _train(run, resume=resume, merged=merged)
+
+
+def _train(run: SftRun, *, resume: bool, merged: bool) -> int:
+    """From the first step to the last file."""
+    config = run.config
     store = AdapterStore(Path(config.output_dir) / "adapters")
     if resume and run.batches.steps in store.versions():
         run.console.note("every step of this run is done")
         ref = store.open(run.batches.steps)
     else:
-        train(run)
-        if run.step < run.batches.steps:
-            assert run.stop.signum is not None
-            run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
-            return 128 + run.stop.signum
+        try:
+            train(run)
+        except Stopped:
+            saved = f"after step {run.step} as asked, and saved: --resume continues"
+            run.console.note(f"stopped {saved if run.step else f'as asked before the first step: {UNTRAINED}'}")
+            return run.stop.exit_code
         ref = publish(run, run.batches.steps)
     paths = {"run": config.output_dir, {"lora": "adapter", "full": "model"}[config.method]: str(ref.path)}
     if merged:
@@ -80,15 +96,19 @@ def _run(config: SftConfig, *, resume: bool, merged: bool) -> int:
 
 
 def train(run: SftRun) -> None:
-    """Turn the loop until the steps are done or someone asks to stop."""
+    """Turn the loop until the steps are done. Raises `Stopped` when someone asks to stop: what is done is saved."""
     run.records.open(run.step or -1)
-    run.stop.listen()
     run.titles()
     try:
         if run.step == 0:
             publish(run, 0)
             run.record({})
-        run.trainer.train()
+        elif run.unrecorded is not None:
+            run.record(run.unrecorded)
+        if run.step < run.batches.steps:
+            run.trainer.train()
+        if run.step < run.batches.steps:
+            raise Stopped
     finally:
         run.records.close()
 
@@ -102,7 +122,7 @@ def load_tokenizer(config: SftConfig) -> Any:
     return tokenizer
 
 
-def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
+def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bool) -> SftRun:
     """Everything the loop needs: data before weights, so that what can fail cheaply fails first."""
     output = Path(config.output_dir)
     examples = load_examples(config, tokenizer)
@@ -117,7 +137,8 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
         weight_decay=config.optim.weight_decay,
     )
     checkpoints = Checkpoints(output / "checkpoints", config.checkpoint.keep)
-    done = restore(config, trainable, optimizer, checkpoints) if resume else 0
+    found = restore(config, trainable, optimizer, checkpoints) if resume else None
+    done = found.step if found else 0
     run = SftRun(
         config=config,
         examples=examples,
@@ -127,15 +148,24 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
         checkpoints=checkpoints,
         records=Records(output, config),
         console=RunConsole(quiet=False, steps=batches.steps),
-        stop=StopRequest(),
+        stop=stop,
         step=done,
+        unrecorded=_unrecorded(output, found),
     )
     run.console.print_rows(describe(run, len(rows)))
     if done:
         run.console.note(f"resumed after step {done}")
-    left = rows.select(batches.rows[done * config.train.batch_size :])
+    # A trainer wants a row, also to measure alone: where the run was stopped after its last step.
+    left = rows.select(batches.rows[done * config.train.batch_size :] or batches.rows[:1])
     run.trainer = make_trainer(config, trainable, tokenizer, left, optimizer, run, done=done, steps=batches.steps)
     return run
+
+
+def _unrecorded(output: Path, found: RunState | None) -> dict[str, float] | None:
+    """What a checkpoint has of its step's metrics, unless they are on record by now."""
+    if found is None or any(line["step"] == found.step for line in read_metrics(output)):
+        return None
+    return found.unrecorded
 
 
 def resolve_learning_rate(config: SftConfig) -> SftConfig:

@@ -15,24 +15,35 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save(
-    config: SftConfig, trainable: TrainableModel, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, step: int
+    config: SftConfig,
+    trainable: TrainableModel,
+    optimizer: torch.optim.Optimizer,
+    checkpoints: Checkpoints,
+    step: int,
+    unrecorded: dict[str, float] | None,
 ) -> None:
-    """Save a checkpoint after a step."""
+    """Save a checkpoint after a step; see `RunState.unrecorded`."""
     tensors = {f"value.{name}": value for name, value in trainable.values().items()}
     for name, parameter in trainable.parameters.items():
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].cpu().clone()
-    position = step * config.train.batch_size
-    checkpoints.save(RunState(step=step, position=position, version=0, config_hash=config_hash(config)), tensors)
+    state = RunState(
+        step=step,
+        position=step * config.train.batch_size,
+        version=0,
+        config_hash=config_hash(config),
+        unrecorded=unrecorded,
+    )
+    checkpoints.save(state, tensors)
 
 
 def restore(
     config: SftConfig, trainable: TrainableModel, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints
-) -> int:
-    """Put back the newest checkpoint; returns the steps it has done, 0 where there is none."""
+) -> RunState | None:
+    """Put back the newest checkpoint; returns where it stands, None where there is none."""
     found = checkpoints.newest()
     if found is None:
-        return 0
+        return None
     state, tensors = found
     restore_rng(tensors)
     if state.config_hash != config_hash(config):
@@ -43,7 +54,7 @@ def restore(
             "step": torch.tensor(float(state.step)),
             **{moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS},
         }
-    return state.step
+    return state
 
 
 @torch.no_grad()

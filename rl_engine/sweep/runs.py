@@ -31,9 +31,9 @@ from rl_engine.sweep.results import Result, measured
 from rollout.durable import write_synced
 
 GRACE_S = 120.0
-"""A run that was asked to stop finishes its step and saves; after so long it is killed."""
+"""A run that was asked to stop saves and leaves, which takes seconds; after so long it is killed."""
 LOCK_WAIT_S = 30.0
-"""Longest wait for the runs of a sweep that was killed, which are finishing their step."""
+"""Longest wait for the runs of a sweep that was killed, which are saving what they have."""
 TAIL_LINES, TAIL_CHARACTERS = 12, 1500
 CELL = "cell.json"
 LARGE = ("adapters", "checkpoints", "rollouts")

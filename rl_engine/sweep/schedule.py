@@ -8,7 +8,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from rl_engine.config.file import ConfigError
@@ -19,6 +19,7 @@ from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.progress import SweepProgress
 from rl_engine.sweep.results import RESULTS, Results, measured
 from rl_engine.sweep.runs import CELL, CellRun, result_of, sole_user, start
+from rollout.stopping import ECHO_S
 
 POLL_S = 0.1
 Targets = Mapping[tuple[str, float], Target]
@@ -27,10 +28,13 @@ Targets = Mapping[tuple[str, float], Target]
 
 @dataclass
 class Stop:
-    """Whether someone asked the sweep to stop, and by which signal. A second request ends the runs at once."""
+    """Whether someone asked the sweep to stop, and by which signal. A second request ends the runs at once, if it is
+    not an echo of the first."""
 
     signum: int | None = None
     at_once: bool = False
+    _asked: float = field(default=0.0, init=False)
+    """Monotonic seconds."""
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
@@ -43,8 +47,10 @@ class Stop:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.at_once = self.signum is not None
-        self.signum = number
+        if self.signum is None:
+            self.signum, self._asked = number, time.monotonic()
+        elif time.monotonic() - self._asked > ECHO_S:
+            self.at_once = True
 
 
 def targets_of(config: SweepConfig) -> Targets:

@@ -14,16 +14,26 @@ import typer
 from safetensors import SafetensorError
 
 from evals.command import exit_with_error, say_loading
-from rl_engine.command import RESUME_OR_OVERWRITE, ConfiguredCommand, help_end, join_ranks_quietly, with_hint
+from rl_engine.command import (
+    RESUME_OR_OVERWRITE,
+    UNTRAINED,
+    ConfiguredCommand,
+    exit_untrained,
+    help_end,
+    join_ranks_quietly,
+    with_hint,
+)
 from rl_engine.config import Config, load_config
 from rl_engine.run.checks import check_place
 from rl_engine.train.checks import check_quickly, wanted_of_hub
-from rollout.engine import PoolError
+from rollout.engine import EngineError
 from rollout.hub import check_hub, stay_offline_without
 from rollout.models import hub_items_of_config
+from rollout.stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
+    from rl_engine.train.loop import Run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,6 +53,7 @@ def main(
     """Train a LoRA adapter with reinforcement learning."""
     if resume and overwrite:
         exit_with_error(RESUME_OR_OVERWRITE, 2)
+    stop = StopRequest()
     try:
         settings = load_config(config, overrides or ())
     except (ValueError, OSError) as error:
@@ -50,13 +61,16 @@ def main(
     try:
         check(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
         say_loading("torch, transformers and DeepSpeed")
-        code = run(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
+        with stop.heard():
+            code = run(settings, stop, resume=resume, overwrite=overwrite, only_check=dry_run)
+    except Stopped:
+        exit_untrained(stop)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
         exit_with_error(str(error), 2)
     except SafetensorError as error:
         exit_with_error(f"a file of weights cannot be read: {error}", 2)
-    except PoolError as error:
+    except EngineError as error:
         exit_with_error(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
     except OSError as error:
         exit_with_error(with_hint(error, Path(settings.output_dir)), 1)
@@ -76,8 +90,8 @@ def check(config: Config, *, resume: bool, overwrite: bool, only_check: bool) ->
         check_hub(wanted)
 
 
-def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
-    """Assemble and train; the exit code."""
+def run(config: Config, stop: StopRequest, *, resume: bool, overwrite: bool, only_check: bool) -> int:
+    """Assemble and train; the exit code. Raises `Stopped` when someone asks to stop before training has begun."""
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
     from rl_engine.run.console import RunConsole
@@ -90,12 +104,12 @@ def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> i
 
             dry_run(config, ranks, resume=resume)
             return 0
-        return train_run(config, ranks, resume=resume, overwrite=overwrite)
+        return train_run(config, ranks, stop, resume=resume, overwrite=overwrite)
     finally:
         leave_ranks()
 
 
-def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) -> int:
+def train_run(config: Config, ranks: Ranks, stop: StopRequest, *, resume: bool, overwrite: bool) -> int:
     from rl_engine.run.console import RunConsole
     from rl_engine.run.output import check_output, moved_aside, sole_writer
 
@@ -105,10 +119,10 @@ def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) ->
             RunConsole(quiet=False, steps=0).note(moved_aside(aside))
         ranks.barrier()
         check_output(config, resume=resume)
-        return train_in_place(config, ranks, resume=resume)
+        return train_in_place(config, ranks, stop, resume=resume)
 
 
-def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
+def train_in_place(config: Config, ranks: Ranks, stop: StopRequest, *, resume: bool) -> int:
     """Train in an output directory that is known to be ours."""
     from rewards import Grader
     from rl_engine.learner.gap import SamplerGapError
@@ -121,26 +135,48 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
 
     output = Path(config.output_dir)
     with Grader.from_config(config.rewards) as grader:
-        run = assemble(config, ranks, grader, resume)
-        run.stop.listen()
-        try:
-            train(run)
-        except SamplerGapError as error:
-            exit_with_error(
-                f"step {run.step}, version {run.version}: {error}\n--resume goes on from the last checkpoint.", 1
-            )
-        finally:
-            run.records.close()
-            run.sampler.engine.close()
-        if ranks.is_main:
-            report = write_report([output], output / REPORT)
-            paths = {**summary_paths(run), "report": report}
-            run.console.summary(read_metrics(output), paths)
-            run.console.examples(run.examples)
-            run.console.commands(next_steps(config, paths.get("best adapter", paths["adapter"])))
-            if run.stop.signum is not None:
-                run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
-    return 0 if run.stop.signum is None else 128 + run.stop.signum
+        run = assemble(config, ranks, grader, resume, stop=stop)
+        with stop.noted():
+            try:
+                train(run)
+            except Stopped:
+                tell_stopped(run)
+                return stop.exit_code
+            except SamplerGapError as error:
+                exit_with_error(f"step {run.step}, version {run.version}: {error}\n{way_on(run)}", 1)
+            except EngineError as error:
+                exit_with_error(f"step {run.step}: {error}\n{way_on(run)}", 1)
+            finally:
+                run.records.close()
+                run.sampler.engine.close()
+            if ranks.is_main:
+                report = write_report([output], output / REPORT)
+                paths = {**summary_paths(run), "report": report}
+                run.console.summary(read_metrics(output), paths)
+                run.console.examples(run.examples)
+                run.console.commands(next_steps(config, paths.get("best adapter", paths["adapter"])))
+    return 0
+
+
+def tell_stopped(run: Run) -> None:
+    """Say what is kept, once all that can be is saved."""
+    from rl_engine.run.records import read_metrics
+    from rl_engine.train.loop import summary_paths
+
+    finished = run.finished
+    if not finished.step:
+        run.console.note(f"stopped as asked before the first step was done: {UNTRAINED}")
+        return
+    if run.is_main:
+        run.console.summary(read_metrics(run.records.run), summary_paths(run))
+    first = "" if finished.unrecorded is None else ", with its evaluation first"
+    run.console.note(f"stopped after step {finished.step} as asked, and saved: --resume continues{first}")
+
+
+def way_on(run: Run) -> str:
+    """What a person can do after an error, which came when the last finished step had been saved."""
+    step = run.finished.step
+    return f"step {step} is saved: --resume goes on after it." if step else f"No step was done: {UNTRAINED}."
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.policy.base_model import load_meta_model, load_model_config
-from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
+from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, restore_rng
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import config_hash
 from rl_engine.run.peaks import PhasePeaks, available
-from rl_engine.run.records import Records
-from rl_engine.run.stopping import StopRequest
+from rl_engine.run.records import Records, read_metrics
 from rl_engine.sampling.data import TrainingData, prepare
 from rl_engine.sampling.past import PastVersions
 from rl_engine.sampling.placement import start_queue
@@ -37,9 +37,11 @@ from rl_engine.sampling.stream import RolloutStream
 from rl_engine.train.loop import Run
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
+from rollout.engine import Engine
 from rollout.models import locate_model
 from rollout.prompts.cursor import Cursor
 from rollout.prompts.renderer import Renderer
+from rollout.stopping import StopRequest
 from rollout.types import Prompt
 
 CANARY_PROMPTS = 2
@@ -134,9 +136,17 @@ def console_of(config: Config, ranks: Ranks) -> RunConsole:
     return RunConsole(quiet=not ranks.is_main, steps=config.train.steps, reward_is_accuracy=plain)
 
 
-def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console: RunConsole | None = None) -> Run:
+def assemble(
+    config: Config,
+    ranks: Ranks,
+    grader: Grader,
+    resume: bool,
+    console: RunConsole | None = None,
+    stop: StopRequest | None = None,
+) -> Run:
     """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
     the data, the model or the output directory, before any weights are loaded where that can be known."""
+    stop = stop or StopRequest()
     console = console or console_of(config, ranks)
     check_fits(memory_of_run(config, ranks), available(ranks))
     tokenizer = load_tokenizer(config)
@@ -158,21 +168,9 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         learner = Learner(config, ranks, pad_id_of(tokenizer), [prompt.token_ids for prompt in data.prompts])
     console.print_rows(describe(config, data, learner))
     with console.phase("starting vLLM"):
-        queue = start_queue(config, ranks, needed)
-    sampler = Sampler(queue, grader, ranks)
+        queue = start_queue(config, ranks, needed, stop)
+    sampler = Sampler(queue, grader, ranks, stop)
     past = PastVersions(learner, config.rollout.max_staleness)
-    publisher = Publisher(
-        store=AdapterStore(run_dir / "adapters"),
-        engine=queue.engine,
-        learner=learner,
-        ranks=ranks,
-        canary=data.prompts[:CANARY_PROMPTS],
-        sampling=sampling,
-        past=past,
-        limits=gap_limits(config),
-        facts={"base_model": config.model.name, "config_hash": config_hash(config)},
-        keep=config.checkpoint.keep_adapters or {"lora": None, "full": 2}[config.method],
-    )
     run = Run(
         config=config,
         eval_sampling=eval_sampling,
@@ -181,11 +179,11 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         sampler=sampler,
         learner=learner,
         past=past,
-        publisher=publisher,
+        publisher=_publisher(learner, queue.engine, past, data.prompts, sampling),
         checkpoints=checkpoints,
         records=records,
         console=console,
-        stop=StopRequest(),
+        stop=stop,
         peaks=PhasePeaks(ranks.device),
         config_hash=config_hash(config),
     )
@@ -194,6 +192,24 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     if ranks.is_main:
         records.open(run.step if found else -1)
     return run
+
+
+def _publisher(
+    learner: Learner, engine: Engine, past: PastVersions, prompts: list[Prompt], sampling: SamplingConfig
+) -> Publisher:
+    config = learner.config
+    return Publisher(
+        store=AdapterStore(Path(config.output_dir) / "adapters"),
+        engine=engine,
+        learner=learner,
+        ranks=learner.ranks,
+        canary=prompts[:CANARY_PROMPTS],
+        sampling=sampling,
+        past=past,
+        limits=gap_limits(config),
+        facts={"base_model": config.model.name, "config_hash": config_hash(config)},
+        keep=config.checkpoint.keep_adapters or {"lora": None, "full": 2}[config.method],
+    )
 
 
 def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | None) -> None:
@@ -207,9 +223,16 @@ def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | N
         restore_learner(run.learner, tensors)
         restore_rng(tensors)
         run.step, run.version, run.stream.cursor.position = state.step, state.version, state.position
+        run.finished, run.rng = _without_recorded(run, state), tensors[RNG]
         run.console.note(f"resumed after step {state.step}")
     if run.is_main:
         run.publisher.store.rewind(run.version)
+
+
+def _without_recorded(run: Run, state: RunState) -> RunState:
+    """A checkpoint's state, where its step may be on record by now: the run has gone on from there before."""
+    recorded = any(line["step"] == state.step for line in read_metrics(run.records.run))
+    return replace(state, unrecorded=None) if run.learner.ranks.broadcast(recorded) else state
 
 
 def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from evals.suites import Suite
 from rl_engine.config import Config
 from rl_engine.learner.advantages import advantages_of
 from rl_engine.learner.batching import TrainingSample
-from rl_engine.learner.gap import gap_limits
+from rl_engine.learner.gap import SamplerGapError, gap_limits
 from rl_engine.learner.groups import GradedGroup, StepGroups
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.state import learner_state
@@ -29,12 +30,13 @@ from rl_engine.run.console import Example, RunConsole
 from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
 from rl_engine.run.peaks import PhasePeaks
 from rl_engine.run.records import METRICS, Records, read_metrics
-from rl_engine.run.stopping import StopRequest
 from rl_engine.sampling.past import PastVersions, gap_of_versions
 from rl_engine.sampling.publish import Publisher
 from rl_engine.sampling.sampler import Sampler
 from rl_engine.sampling.stream import RolloutStream
 from rollout.config import SamplingConfig
+from rollout.engine import PoolError
+from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef, Prompt
 
 
@@ -57,10 +59,19 @@ class Run:
     peaks: PhasePeaks
     config_hash: str
     step: int = 0
+    """The step at work."""
     version: int = 0
+    """Of what the learner has, published or about to be."""
     examples: list[Example] = field(default_factory=list)
     """Of the evaluations so far."""
     adapter: AdapterRef = field(init=False)
+    finished: RunState = field(init=False)
+    """Where the run stands after the last step whose update is made: what the learner's state belongs to."""
+    rng: torch.Tensor = field(init=False)
+    """torch's random state there."""
+
+    def __post_init__(self) -> None:
+        finish(self, {})
 
     @property
     def is_main(self) -> bool:
@@ -68,42 +79,78 @@ class Run:
 
 
 def train(run: Run) -> None:
-    """Sample, grade, learn, publish, record; until the steps are done or someone asks to stop."""
+    """Sample, grade, learn, publish, record; until the steps are done.
+
+    When someone asks to stop, and when what samples or its check fails, the step at work is dropped and the last
+    finished one saved, before that is raised: `Stopped`, `EngineError`, `SamplerGapError`.
+    """
     with torch.random.fork_rng(devices=()):  # a run that goes on publishes once more than one that never stopped
-        run.adapter = run.publisher.publish(run.version)
-    if run.step == 0:
-        record(run, {}, evaluate(run))
+        publish(run)
+    peaks = run.peaks.metrics()
+    if run.finished.unrecorded is not None:
+        conclude(run, {**peaks, **run.finished.unrecorded} if run.step else {})
     elif run.is_main:
         mark_best(run)
-    while run.step < run.config.train.steps and not run.stop.agreed(run.learner.ranks):
-        start = time.monotonic()
+    while run.step < run.config.train.steps:
         run.step += 1
-        groups = sample(run)
-        advantages = advantages_of(groups.all, run.config.loss.baseline)
-        updates = updates_of(run.config, groups.to_learn, advantages[: len(groups.to_learn)])
-        learn_start = time.monotonic()
-        stats = learn(run, updates, groups.to_learn)
-        sync_start = time.monotonic()
-        if updates:
-            run.version += 1
-            with run.peaks.peak_gib("sync"):
-                run.adapter = run.publisher.publish(run.version)
-        end = time.monotonic()
-        timing = Timing(
-            rollout_s=groups.rollout_s,
-            grade_s=groups.grade_s,
-            learn_s=sync_start - learn_start,
-            sync_s=end - sync_start,
-            step_s=end - start,
-        )
-        metrics = {**step_metrics(run, groups.all, stats, timing), **advantage_metrics(advantages)}
-        if run.is_main:
-            run.records.rollouts(run.step, groups.all, advantages)
-        record(run, metrics, evaluate(run) if due(run.step, run.config.eval.every, run) else [])
-        if due(run.step, run.config.checkpoint.every, run):
+        take_step(run)
+        if due(run.step, run.config.checkpoint_every, run):
             save(run)
-    if run.step % run.config.checkpoint.every and run.step < run.config.train.steps:
+
+
+def take_step(run: Run) -> None:
+    """One step, from its problems to its line in metrics.jsonl."""
+    start = time.monotonic()
+    groups = sample(run)
+    advantages = advantages_of(groups.all, run.config.loss.baseline)
+    updates = updates_of(run.config, groups.to_learn, advantages[: len(groups.to_learn)])
+    learn_start = time.monotonic()
+    try:
+        stats = learn(run, updates, groups.to_learn)
+    except (Stopped, SamplerGapError):  # raised on every rank, before anything was learned
         save(run)
+        raise
+    learned = time.monotonic()
+    run.version += bool(updates)
+    timing = Timing(
+        rollout_s=groups.rollout_s,
+        grade_s=groups.grade_s,
+        learn_s=learned - learn_start,
+        sync_s=0.0,
+        step_s=learned - start,
+    )
+    metrics = {**step_metrics(run, groups.all, stats, timing), **advantage_metrics(advantages)}
+    finish(run, metrics)
+    if run.is_main:
+        run.records.rollouts(run.step, groups.all, advantages)
+    if updates:
+        sync_start = time.monotonic()
+        publish(run)
+        sync_s = time.monotonic() - sync_start
+        timing = replace(timing, sync_s=sync_s, step_s=timing.step_s + sync_s)
+    conclude(run, {**metrics, **time_metrics(timing, tokens_of(groups.all)), **run.peaks.metrics()})
+
+
+def finish(run: Run, unrecorded: dict[str, float] | None = None) -> None:
+    """The current step's update is made: it is what is kept from now on. `unrecorded`: its metrics, until they are in
+    metrics.jsonl."""
+    run.finished = RunState(
+        step=run.step,
+        position=run.stream.position,
+        version=run.version,
+        config_hash=run.config_hash,
+        unrecorded=unrecorded,
+    )
+    run.rng = torch.get_rng_state()
+
+
+def conclude(run: Run, metrics: dict[str, float]) -> None:
+    """Evaluate where that is due, and record the step: all that is left of it once its update is made. A run that is
+    stopped here does it when it is resumed."""
+    finish(run, metrics)
+    wanted = run.step == 0 or due(run.step, run.config.eval.every, run)
+    record(run, metrics, evaluate(run) if wanted else [])
+    finish(run)
 
 
 def due(step: int, every: int, run: Run) -> bool:
@@ -113,12 +160,26 @@ def due(step: int, every: int, run: Run) -> bool:
 
 def sample(run: Run) -> StepGroups:
     """Graded completions of the step's problems."""
-    with run.console.phase(f"step {run.step}: sampling"), run.peaks.peak_gib("rollout"):
+    with kept(run), run.console.phase(f"step {run.step}: sampling"), run.peaks.peak_gib("rollout"):
         return run.stream.take(run.step, run.adapter)
 
 
+@contextlib.contextmanager
+def kept(run: Run) -> Iterator[None]:
+    """The last finished step is saved before anything is raised out of the block. What is raised there is raised on
+    every rank, and leaves the learner as it was."""
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if not done:
+            save(run)
+
+
 def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], groups: Sequence[GradedGroup]) -> LearnStats:
-    """The step's updates; where no group carries signal, only the measurements."""
+    """The step's updates; where no group carries signal, only the measurements. A request to stop is heard until the
+    first update is made; from then on the step is finished."""
     engine = run.sampler.engine
     engine.sleep()
     with run.console.phase(f"step {run.step}: learning"), run.peaks.peak_gib("learn"):
@@ -127,7 +188,7 @@ def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], groups: Sequenc
         # With earlier versions, what the step itself sees between sampler and learner is what was learned since, too.
         limits_of_step = limits if earlier is None else None
         if updates:
-            stats = run.learner.step(updates, limits_of_step)
+            stats = run.learner.step(updates, limits_of_step, run.sampler.leave_if_asked)
         else:
             unlearned = training_samples(groups[0].rollout, [0.0] * run.config.sampling.n)
             stats = run.learner.measure(unlearned, limits_of_step)
@@ -136,22 +197,35 @@ def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], groups: Sequenc
     return stats if earlier is None else replace(stats, gap=earlier)
 
 
+def publish(run: Run) -> None:
+    """The learner's adapter, or model, becomes what samples next."""
+    try:
+        with run.peaks.peak_gib("sync"):
+            run.adapter = run.publisher.publish(run.version)
+    except (Stopped, PoolError):  # raised on every rank; the canary's other errors may be one rank's alone
+        save(run)
+        raise
+
+
 def step_metrics(run: Run, groups: Sequence[GradedGroup], stats: LearnStats, timing: Timing) -> dict[str, float]:
-    tokens = sum(len(completion.token_ids) for group in groups for completion in group.rollout.completions)
     return {
         **rollout_metrics(groups),
         **learn_metrics(stats, float(run.learner.optimizer.param_groups[0]["lr"])),
-        **time_metrics(timing, tokens),
+        **time_metrics(timing, tokens_of(groups)),
         **run.stream.metrics(),
         **run.peaks.metrics(),
     }
+
+
+def tokens_of(groups: Sequence[GradedGroup]) -> int:
+    return sum(len(completion.token_ids) for group in groups for completion in group.rollout.completions)
 
 
 def evaluate(run: Run) -> list[EvalReport]:
     """Score the current adapter on every suite, by the same engine that samples for training. The main rank reports."""
     reports = []
     for suite, prompts in run.suites:
-        with run.console.phase(f"step {run.step}: evaluating {suite.name}"):
+        with kept(run), run.console.phase(f"step {run.step}: evaluating {suite.name}"):
             seeds = [f"eval/{suite.name}/{index}" for index in range(len(prompts))]
             batch = run.sampler.sample(prompts, run.eval_sampling, run.adapter, seeds)
         if not run.is_main:
@@ -202,18 +276,18 @@ def mark_best(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    """A checkpoint after the current step."""
-    tensors = learner_state(run.learner)
-    if not run.is_main:
+    """A checkpoint after the last finished step, if there is one. Collective."""
+    if not run.finished.step:
         return
-    state = RunState(step=run.step, position=run.stream.position, version=run.version, config_hash=run.config_hash)
-    run.checkpoints.save(state, tensors)
+    tensors = learner_state(run.learner)
+    if run.is_main:
+        run.checkpoints.save(run.finished, tensors, run.rng)
 
 
 def summary_paths(run: Run) -> dict[str, Path]:
     """Where a person finds what the run made."""
     root, best = run.records.run, run.publisher.store.pointed("best")
-    paths = {"run": root, "adapter": run.adapter.path}
+    paths = {"run": root, "adapter": run.publisher.store.path_of(run.finished.version)}
     if best is not None:
         paths["best adapter"] = run.publisher.store.path_of(best).resolve()
     return {**paths, "metrics": root / METRICS, "plot": root / PLOT}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import ray
 
 from rollout.engine import PoolError
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 # The object store holds the adapters, and the prompts and completions under way.
 STORE_BYTES = 512 * 2**20
 # What Linux allows the name of a socket, less what Ray puts behind its directory's.
@@ -30,7 +32,7 @@ def start_ray(cpus: int, directory: Path, cards: Sequence[int] = ()) -> None:
             f"{directory} has too long a name for Ray's sockets ({LONGEST_DIRECTORY} bytes at most): set TMPDIR to a "
             "directory with a shorter one"
         )
-    with _visible_cards(cards), _signals_kept():
+    with _visible_cards(cards), signals_kept():
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -47,13 +49,17 @@ def start_ray(cpus: int, directory: Path, cards: Sequence[int] = ()) -> None:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
+def signals_kept() -> Iterator[None]:
     """What is started inside the block does not hear a request to stop: it is often sent to every process of a job,
-    and the run finishes its step first."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    and the run is to end them itself, when it has saved. Ray's handlers, which would end this process, do not stay."""
+    handlers = {number: signal.getsignal(number) for number in STOPS}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

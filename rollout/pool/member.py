@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -43,7 +45,7 @@ class Member:
 
     actor: Any
     where: Any
-    """Handle of (node, process id): known before the engine stands."""
+    """Handle of (node, process id, directory of its files): known before the engine stands."""
     call: Call | None = None
     ready: bool = False
     heard: float = field(default_factory=time.monotonic)
@@ -53,6 +55,7 @@ class Member:
     node: str | None = None
     """The machine it is on, once that is known."""
     pid: int = 0
+    files: Path = Path()
 
     @classmethod
     def hired(cls, cpus: int, gpus: int) -> Member:
@@ -64,7 +67,7 @@ class Member:
     def find(self) -> str | None:
         """The machine it is on, if that is known by now."""
         if self.node is None and ray.wait([self.where], timeout=0)[0]:
-            self.node, self.pid = answer_of(self.where)[0] or (None, 0)
+            self.node, self.pid, self.files = answer_of(self.where)[0] or (None, 0, Path())
         return self.node
 
     def sample(self, item: WorkItem, deadline: float) -> Call:
@@ -99,10 +102,12 @@ class Member:
         self.find()
         if hangs and self.node is not None:
             if self.node == ray.get_runtime_context().get_node_id():
-                kill_process(self.pid)
+                end_process(self.pid, self.files)
             else:
                 there = NodeAffinitySchedulingStrategy(self.node, soft=False)
-                ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(kill_process).remote(self.pid)
+                ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(end_process).remote(
+                    self.pid, self.files
+                )
         ray.kill(self.actor)
 
 
@@ -124,14 +129,13 @@ def answer_of(handle: Any) -> tuple[Any, Complaint]:
         return None, f"it died or its answer was lost: {cause}"
 
 
-def _where(_: PoolWorker) -> tuple[str, int]:
-    return ray.get_runtime_context().get_node_id(), os.getpid()
+def _where(worker: PoolWorker) -> tuple[str, int, Path]:
+    return ray.get_runtime_context().get_node_id(), os.getpid(), worker.scratch.path
 
 
-def kill_process(pid: int) -> None:
-    """SIGKILL to a process of Ray's on this machine; nothing where it is gone and its number another's."""
-    try:
+def end_process(pid: int, files: Path) -> None:
+    """SIGKILL to a process of Ray's on this machine, unless it is gone and its number another's; its files go too."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         if "ray::" in Path(f"/proc/{pid}/cmdline").read_text():
             os.kill(pid, signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError):
-        return
+    shutil.rmtree(files, ignore_errors=True)

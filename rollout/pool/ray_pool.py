@@ -24,7 +24,7 @@ from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
 from rollout.pool.incidents import Incidents
-from rollout.pool.local_cluster import start_ray
+from rollout.pool.local_cluster import signals_kept, start_ray
 from rollout.pool.member import Call, Complaint, Member, answer_of, nodes_alive
 from rollout.pool.scratch import ScratchDirectory
 from rollout.pool.worker import vllm_engine
@@ -152,10 +152,12 @@ class RayPool:
             self._changed.notify_all()
         self._thread.shutdown()
         if ray.is_initialized():
-            farewells = {worker.actor.close.remote(): worker for worker in self._workers}
-            late = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[1] if farewells else []
-            for farewell, worker in farewells.items():
-                worker.end(hangs=farewell in late)
+            # One that is at work would hear of it when that is done.
+            farewells = {worker.actor.close.remote(): worker for worker in self._workers if worker.call is None}
+            gone = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[0] if farewells else []
+            left = {farewells[handle] for handle in gone}
+            for worker in self._workers:
+                worker.end(hangs=worker not in left)
             self._workers = []
         if self._scratch is not None:
             ray.shutdown()
@@ -170,7 +172,8 @@ class RayPool:
             start_ray(cpus, self._scratch.path, self.settings.cards)
         else:
             try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                with signals_kept():
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except ConnectionError as error:  # Ray says no more, whatever the reason is
                 raise PoolError(
                     f"rollout.address is {address}, and no Ray cluster there takes this process: start one with `ray "

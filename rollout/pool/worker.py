@@ -34,7 +34,7 @@ class PoolWorker:
         os.environ.update(OMP_NUM_THREADS=str(cpus), VLLM_CPU_OMP_THREADS_BIND="nobind")
         for name in LAUNCHER:
             os.environ.pop(name, None)
-        self._scratch = ScratchDirectory.make("rl_engine_worker_")
+        self.scratch = ScratchDirectory.make("rl_engine_worker_")
         self._loaded: dict[str, AdapterRef] = {}
         self._engine: Any = None
 
@@ -49,7 +49,7 @@ class PoolWorker:
 
         Raises `AdapterError` where a file is not what the manifest says.
         """
-        here = replace(ref, path=self._scratch.path / ref.key)
+        here = replace(ref, path=self.scratch.path / ref.key)
         with written_aside(here.path) as scratch:
             for name, content in files.items():
                 (scratch / name).write_bytes(content)
@@ -79,4 +79,4 @@ class PoolWorker:
         return whole
 
     def close(self) -> None:
-        self._scratch.remove()
+        self.scratch.remove()

@@ -21,10 +21,10 @@ import psutil
 import pytest
 
 from rl_engine.run.records import read_metrics
-from tests.drills.answering_engine import UNCHECKED, AnsweringEngine
 from tests.drills.bad_engines import workers_with
 from tests.drills.fork import MARK, train
 from tests.drills.machines import pool_workers
+from tests.helpers.answering_engine import UNCHECKED, AnsweringEngine
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(7200)]
 STEPS, EVERY = int(os.environ.get("DRILL_STEPS", "500")), 20

@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from rl_engine.run.records import read_metrics
-from tests.drills.answering_engine import UNCHECKED, unhurried
 from tests.drills.bad_engines import workers_with
 from tests.drills.equality import different
 from tests.drills.fork import as_it_is, train
 from tests.drills.machines import pool_workers
+from tests.helpers.answering_engine import UNCHECKED, unhurried
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]
 SETTINGS = (

@@ -6,7 +6,10 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import random
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +17,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from evals.__main__ import app
 from evals.evaluate import evaluate
 from evals.launch import Launch
 from evals.options import EvalOptions
@@ -251,3 +256,31 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     assert "the model's context is 256" in text
     assert found["sampling"]["max_tokens"] < 256
     assert "a\\|b" in (tmp_path / "out.md").read_text()
+
+
+def test_the_command_leaves_with_what_is_finished_when_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a batch that takes a minute; the same command then goes on."""
+    engine, handlers = scripted(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    generate = engine.generate
+
+    def slow(*arguments: Any) -> list[RolloutGroup]:
+        if engine.calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return generate(*arguments)
+
+    monkeypatch.setattr(engine, "generate", slow)
+    monkeypatch.setattr("evals.__main__.start_vllm", engine.start)
+    output = tmp_path / "out.json"
+    command = ["--model", "embedded", "--suite", "held_out", "--limit", "60", "--batch", "16", "--output", str(output)]
+    start = time.monotonic()
+    answer = CliRunner().invoke(app, command)
+    assert (answer.exit_code, time.monotonic() - start < 40) == (143, True)
+    assert "stopped; the same command goes on from what is finished" in answer.stderr
+    assert len((tmp_path / "out.partial.jsonl").read_text().splitlines()) == 1 + 2 * 16
+    monkeypatch.setattr(engine, "generate", generate)
+    answer = CliRunner().invoke(app, command)
+    assert (answer.exit_code, len(engine.asked), output.is_file()) == (0, 60, True)
+    assert handlers == {number: signal.getsignal(number) for number in handlers}

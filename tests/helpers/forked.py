@@ -5,14 +5,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.drills.loaded"])
 
 
-def become(directory: Path, arguments: tuple[str, ...], environment: Mapping[str, str], output: Path) -> None:
+def as_it_is() -> None: ...
+
+
+def become(
+    directory: Path,
+    arguments: tuple[str, ...],
+    environment: Mapping[str, str],
+    output: Path,
+    prepare: Callable[[], None],
+) -> None:
     """In the fork."""
     os.chdir(directory)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -21,16 +30,26 @@ def become(directory: Path, arguments: tuple[str, ...], environment: Mapping[str
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    prepare()
     from rl_engine.train.__main__ import app
 
     app(["--config", "quickstart.yaml", *arguments])
 
 
-def train(directory: Path, *arguments: str, environment: Mapping[str, str], timeout_s: float = 300) -> tuple[int, str]:
-    """Exit code and output of `python -m rl_engine.train --config quickstart.yaml …` in this directory."""
+def train(
+    directory: Path,
+    *arguments: str,
+    environment: Mapping[str, str],
+    timeout_s: float = 300,
+    prepare: Callable[[], None] = as_it_is,
+) -> tuple[int, str]:
+    """Exit code and output of `python -m rl_engine.train --config quickstart.yaml …` in this directory.
+
+    `prepare` is called in the fork, before anything else: a change to the program that is tried.
+    """
     with tempfile.TemporaryDirectory() as place:
         output = Path(place) / "output.txt"
-        process = CONTEXT.Process(target=become, args=(directory, arguments, environment, output))
+        process = CONTEXT.Process(target=become, args=(directory, arguments, environment, output, prepare))
         process.start()
         process.join(timeout_s)
         if process.exitcode is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from rollout.work_items import extended, split
 from tests.helpers.batches import LOOSE, alternating
 from tests.helpers.scripted_engine import BAD_START, ScriptedEngine, length_of
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.engine,
     # Ray closes its log files when it is collected.
@@ -290,7 +293,7 @@ def test_a_worker_whose_adapter_was_damaged_on_the_way_never_samples(
 
 
 def test_a_request_to_stop_leaves_the_workers_at_work(pool: Any) -> None:
-    """A terminal, a scheduler and `timeout` send it to every process; the run is to finish its step."""
+    """A terminal, a scheduler and `timeout` send it to every process; the run ends them itself, when it has saved."""
     until(lambda: pool.alive == 2)
     lost = pool.lost
     for process in rays_processes():
@@ -450,3 +453,44 @@ def test_workers_sample_what_the_engine_in_process_samples(
     pool.load_adapter(ref)
     assert pool.generate(prompts, sampling, ref, seeds(prompts)) == alone
     assert {completion.adapter for group in alone for completion in group.completions} == {ref.key}
+
+
+def test_a_pool_is_closed_at_once_while_its_workers_sample(make_pool: PoolMaker, tmp_path: Path) -> None:
+    """A run that is asked to stop has seconds, not what a piece may take; nothing is left behind."""
+    import ray
+
+    (tmp_path / "hang").touch()
+    pool = make_pool(workers=2)
+    prompts = [prompt_of(0, "hang"), prompt_of(1)]
+    until(lambda: pool.alive == 2)
+    places = [ray.get(worker.where)[2] for worker in pool._workers]
+    assert all(place.is_dir() for place in places)
+    pool.submit(prompts, SAMPLING, None, seeds(prompts))
+    until(lambda: (tmp_path / "log").exists() and not (tmp_path / "hang").exists())
+    start = time.monotonic()
+    pool.close()
+    assert time.monotonic() - start < 3
+    until(lambda: not any(place.exists() for place in places))
+
+
+def test_the_program_that_has_a_pool_still_hears_a_request_to_stop() -> None:
+    """Ray puts a handler of its own in the place of the program's, which ends it."""
+    code = """
+import os, signal
+from pathlib import Path
+from rollout.pool.environment import prepare_ray
+prepare_ray(None)
+from rollout.pool.local_cluster import start_ray
+from rollout.pool.scratch import ScratchDirectory
+from rollout.stopping import StopRequest, Stopped
+scratch, stop = ScratchDirectory.make("rl_engine_ray_test_"), StopRequest()
+try:
+    with stop.heard():
+        start_ray(1, scratch.path)
+        os.kill(os.getpid(), signal.SIGTERM)
+except Stopped:
+    scratch.remove()
+    print("heard", stop.exit_code)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (answer.returncode, answer.stdout) == (0, "heard 143\n"), answer.stderr

@@ -22,6 +22,7 @@ from rl_engine.policy.targets import Coverage, coverage_of, match_targets
 from rl_engine.sampling.placement import start_queue
 from rl_engine.train.assemble import check_context
 from rollout.models import EMBEDDED_DIR
+from rollout.stopping import StopRequest
 from tests.helpers.batches import LOOSE
 from tests.helpers.precision import LOGPROB_NATS, assert_same_adam_steps
 
@@ -156,4 +157,4 @@ def test_a_mixture_with_an_adapter_is_refused_where_the_sampler_cannot_serve_it(
 def test_tensor_parallel_samplers_of_several_ranks_are_refused(make_config: Any) -> None:
     two = Ranks(0, 2, torch.device("cpu"))
     with pytest.raises(ConfigError, match="tensor_parallel_size is 2 with 2 ranks"):
-        start_queue(make_config("rollout.tensor_parallel_size=2"), two, 64)
+        start_queue(make_config("rollout.tensor_parallel_size=2"), two, 64, StopRequest())

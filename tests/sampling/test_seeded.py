@@ -10,6 +10,7 @@ import torch
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.placement import PLACEMENTS, start_queue
+from rollout.stopping import StopRequest
 
 
 def test_starting_the_engine_leaves_the_seed_of_the_run(
@@ -18,7 +19,7 @@ def test_starting_the_engine_leaves_the_seed_of_the_run(
     monkeypatch.setitem(PLACEMENTS, "inprocess", lambda *_: torch.seed())
     states = []
     for _ in range(2):
-        start_queue(make_config("seed=3"), Ranks(0, 1, torch.device("cpu")), 8)
+        start_queue(make_config("seed=3"), Ranks(0, 1, torch.device("cpu")), 8, StopRequest())
         states.append(torch.get_rng_state())
     assert torch.initial_seed() == 3
     assert torch.equal(*states)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import pytest
-import torch
 
-from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.shared_pool import RankSharedPool
 from rollout.adapters import AdapterError
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, PoolError
+from rollout.stopping import Stopped
 from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
 from rollout.work_items import Request, extended, split
 from tests.helpers.scripted_engine import ScriptedEngine
+from tests.helpers.thread_ranks import ThreadRank, on_each
 
-T = TypeVar("T")
 PROMPTS = [Prompt(problem=Problem(id=str(i), text="none", answer=""), text="none", token_ids=(1,)) for i in range(5)]
 SEEDS = [str(i) for i in range(5)]
 SAMPLING = SamplingConfig(n=2)
@@ -57,40 +54,17 @@ class SlowPool(ScriptedEngine):
         raise AdapterError("damaged")
 
 
-class ThreadRank(Ranks):
-    """A rank that is a thread: what processes would broadcast is put into a list between two barriers."""
-
-    both_are_here = threading.Barrier(2, timeout=20)
-    box: ClassVar[list[Any]] = [None]
-
-    def broadcast(self, value: T) -> T:
-        if self.is_main:
-            self.box[0] = value
-        self.both_are_here.wait()
-        heard: T = self.box[0]
-        self.both_are_here.wait()
-        return heard
-
-
 @pytest.fixture
 def both(tmp_path: Path) -> tuple[RankSharedPool, RankSharedPool]:
     """The pool as two ranks have it."""
     pool: Any = SlowPool(EngineSettings(model=str(tmp_path), dtype="float32", max_model_len=8, lora_rank=1))
-    main, other = (ThreadRank(rank, 2, torch.device("cpu")) for rank in (0, 1))
+    main, other = ThreadRank.both()
     return RankSharedPool(pool, main), RankSharedPool(None, other)
 
 
 def on_both(both: tuple[RankSharedPool, RankSharedPool], act: Callable[[RankSharedPool], Any]) -> list[Any]:
     """What each rank gets, or what it raises."""
-
-    def outcome(engine: RankSharedPool) -> Any:
-        try:
-            return act(engine)
-        except (PoolError, AdapterError) as error:
-            return repr(error)
-
-    with ThreadPoolExecutor(2) as threads:
-        return list(threads.map(outcome, both))
+    return on_each(both, act, (PoolError, AdapterError, Stopped))
 
 
 def test_every_rank_gets_what_was_sampled_once(both: tuple[RankSharedPool, RankSharedPool], tmp_path: Path) -> None:
@@ -123,3 +97,14 @@ def test_what_the_main_rank_raises_all_raise(both: tuple[RankSharedPool, RankSha
     )
     ref = AdapterRef(name="policy", version=0, path=Path(), sha256="", rank=1)
     assert on_both(both, lambda engine: engine.load_adapter(ref)) == ["AdapterError('damaged')"] * 2
+
+
+def test_all_ranks_leave_when_one_is_asked_to_while_it_waits(both: tuple[RankSharedPool, RankSharedPool]) -> None:
+    pool: Any = both[0].pool
+
+    def never(request: Request, timeout_s: float) -> None:
+        both[1].stop.heed(15)
+
+    pool.collect = never
+    assert on_both(both, lambda engine: engine.generate(PROMPTS, SAMPLING, None, SEEDS)) == ["Stopped()"] * 2
+    assert [engine.stop.exit_code for engine in both] == [143, 143]

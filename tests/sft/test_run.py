@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from rl_engine.sft.batches import batches_of
 from rl_engine.sft.examples import IGNORED, Example, load_examples
 from rl_engine.sft.loop import SftRun
 from rl_engine.sft.run import assemble, load_tokenizer, run_sft
-from rl_engine.sft.trainer import rate_factor, rows_of
+from rl_engine.sft.trainer import log_loss, rate_factor, rows_of
 from rollout.adapters import read_manifest
 from rollout.models import EMBEDDED_DIR
+from rollout.stopping import StopRequest
 from tests.helpers.precision import LOGPROB_NATS, float32_error
 
 BASE = {
@@ -55,13 +56,11 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """A run listens for signals; the tests after it should not."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def run_heard(config: SftConfig, *, resume: bool = False) -> int:
+    """The run as the command has it, which hears requests to stop."""
+    stop = StopRequest()
+    with stop.heard():
+        return run_sft(config, stop, resume=resume)
 
 
 def config_of(directory: Path, *overrides: str) -> SftConfig:
@@ -73,7 +72,7 @@ def config_of(directory: Path, *overrides: str) -> SftConfig:
 def assembled(directory: Path, *overrides: str) -> SftRun:
     """A run whose adapter, if it has one, already does something: beside B = 0 the gradient of A is nothing."""
     config = config_of(directory, *overrides)
-    run = assemble(config, load_tokenizer(config), resume=False)
+    run = assemble(config, load_tokenizer(config), StopRequest(), resume=False)
     run.records.open(-1)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in run.trainable.parameters.items():
@@ -225,6 +224,10 @@ def test_a_version_is_what_reinforcement_learning_publishes(finished: Path, make
     assert (manifest["version"], manifest["parent"]) == (6, 0)
 
 
+def without_times(run: Path) -> list[dict[str, float]]:
+    return [{key: line[key] for key in line if not key.startswith(("time", "through"))} for line in read_metrics(run)]
+
+
 class _Interrupt(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 2:
@@ -236,15 +239,15 @@ def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
 ) -> None:
     config = config_of(tmp_path, *RUN)
 
-    def interrupted(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
-        run = assemble(config, tokenizer, resume=resume)
+    def interrupted(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bool) -> SftRun:
+        run = assemble(config, tokenizer, stop, resume=resume)
         # Before the run's own callback looks.
         run.trainer.callback_handler.callbacks.insert(0, _Interrupt())
         return run
 
     with monkeypatch.context() as patch:
         patch.setattr("rl_engine.sft.run.assemble", interrupted)
-        assert run_sft(config) == 128 + signal.SIGINT
+        assert run_heard(config) == 128 + signal.SIGINT
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [0, 2]
     with pytest.raises(ConfigError, match=r"cannot be resumed.*optim\.lr was .* and is 0\.001"):
         run_sft(config_of(tmp_path, *RUN, "optim.lr=1e-3"), resume=True)
@@ -253,11 +256,41 @@ def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
     ends = [path / "adapters" / "v000006" / "adapter_model.safetensors" for path in (finished, tmp_path / "run")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
 
-    def without_times(run: Path) -> list[dict[str, float]]:
-        return [
-            {key: line[key] for key in line if not key.startswith(("time", "through"))} for line in read_metrics(run)
-        ]
+    assert without_times(finished) == without_times(tmp_path / "run")
 
+
+@pytest.mark.parametrize("measurement", [0, 1, 2])
+def test_a_measurement_that_was_stopped_is_made_when_the_run_goes_on(
+    measurement: int,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before the first step, on the way, after the last: no line of metrics is lost, none is there twice."""
+    config = config_of(tmp_path, *RUN, "checkpoint.every=1")
+    asked = []
+
+    def stopped(trainer: Any, examples: list[Example]) -> float:
+        asked.append(len(examples))
+        if len(asked) == measurement + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return log_loss(trainer, examples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rl_engine.sft.loop.log_loss", stopped)
+        assert run_heard(config) == 128 + signal.SIGTERM
+    output = capsys.readouterr().out
+    if measurement == 0:
+        assert "stopped as asked before the first step: nothing was trained" in output
+        assert not (tmp_path / "run" / "checkpoints").exists()
+    else:
+        steps = [int(line["step"]) for line in read_metrics(finished) if "test/log_loss" in line]
+        assert f"stopped after step {steps[measurement]} as asked, and saved" in output
+        assert steps[measurement] not in [line["step"] for line in read_metrics(tmp_path / "run")]
+    for _ in ("to its end", "and then once more"):
+        assert run_sft(config, resume=True) == 0
     assert without_times(finished) == without_times(tmp_path / "run")
 
 

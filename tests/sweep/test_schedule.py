@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.reference import rows
 from rl_engine.run.records import read_metrics
-from rl_engine.sweep import runs
+from rl_engine.sweep import runs, schedule
 from rl_engine.sweep.__main__ import app
 from rl_engine.sweep.analysis import due_cells
 from rl_engine.sweep.cells import arms_of
@@ -268,6 +268,17 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
         assert [line["step"] for line in read_metrics(config.output / "cells" / cell / "run")] == [0, 1, 2, 3, 4]
     # At least one was in its middle, and went on from there.
     assert any(attempts(config, cell)[-1]["from"] > 0 for cell in results)
+
+
+def test_a_request_that_comes_twice_at_once_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = schedule.Stop()
+    with stop.heard():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert (stop.signum, stop.at_once) == (signal.SIGINT, False)
+        monkeypatch.setattr(schedule, "ECHO_S", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.signum, stop.at_once) == (signal.SIGINT, True)
 
 
 def test_the_command_says_what_it_would_run_and_what_it_cannot(make_sweep: SweepMaker, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from rl_engine.learner.gap import SamplerGapError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.train import assemble, loop
 from rl_engine.train.__main__ import train_in_place
+from rollout.stopping import StopRequest
 
 
 def test_a_gap_is_told_with_its_step_and_version(
@@ -27,15 +28,15 @@ def test_a_gap_is_told_with_its_step_and_version(
     run = SimpleNamespace(
         step=3,
         version=2,
-        stop=SimpleNamespace(listen=lambda: None),
+        finished=SimpleNamespace(step=2),
         records=SimpleNamespace(close=lambda: closed.append("records")),
         sampler=SimpleNamespace(engine=SimpleNamespace(close=lambda: closed.append("engine"))),
     )
-    monkeypatch.setattr(assemble, "assemble", lambda *_: run)
+    monkeypatch.setattr(assemble, "assemble", lambda *_, **__: run)
     monkeypatch.setattr(loop, "train", off)
     config = load_config("quickstart.yaml", [f"output_dir={tmp_path}", "rewards.workers=1"])
     with pytest.raises(typer.Exit) as ended:
-        train_in_place(config, Ranks(0, 1, torch.device("cpu")), resume=False)
+        train_in_place(config, Ranks(0, 1, torch.device("cpu")), StopRequest(), resume=False)
     assert ended.value.exit_code == 1
     assert closed == ["records", "engine"]
-    assert "error: step 3, version 2: sampler/kl 13\n--resume goes on" in capsys.readouterr().err
+    assert "error: step 3, version 2: sampler/kl 13\nstep 2 is saved: --resume goes on" in capsys.readouterr().err

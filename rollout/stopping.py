@@ -1,0 +1,87 @@
+"""SIGINT and SIGTERM → a program that drops what it samples, keeps what is finished, and leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+
+ECHO_S = 3.0
+"""A launcher passes on what the terminal or the scheduler has sent to the whole group: one request comes twice."""
+
+
+class Stopped(BaseException):
+    """Someone asked the program to stop. Not an `Exception`: a library that goes on after those does not after this."""
+
+
+@dataclass
+class StopRequest:
+    """Whether someone asked the program to stop, and by which signal. A second request ends it at once.
+
+    A request raises `Stopped` wherever the program is, except inside `noted`, where what is finished is kept, and
+    again inside `raised`, where what takes long can be dropped. For the main thread, as all signals.
+    """
+
+    signum: int | None = None
+    _asked: float = field(default=0.0, init=False)
+    """Monotonic seconds."""
+    _raises: bool = field(default=True, init=False)
+
+    @property
+    def asked(self) -> bool:
+        return self.signum is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the signal's number, as shells count; 0 where nobody asked."""
+        return 0 if self.signum is None else 128 + self.signum
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Hear SIGINT and SIGTERM inside the block."""
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if self.asked:
+                gc.freeze()  # a program that ends looks for cycles in all that its libraries made: seconds, for nothing
+
+    def noted(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block a request is noted, and nothing more."""
+        return self._raising(False)
+
+    def raised(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block a request raises `Stopped`; one that was noted before, at its beginning."""
+        return self._raising(True)
+
+    @contextlib.contextmanager
+    def _raising(self, raises: bool) -> Iterator[None]:
+        before = self._raises
+        try:
+            self._raises = raises
+            if raises and self.asked:
+                raise Stopped
+            yield
+        finally:
+            self._raises = before
+
+    def heed(self, number: int) -> None:
+        """Another process of this run was asked, by that signal; where this one was too, nothing is new."""
+        if self.signum is None:
+            self.signum, self._asked = number, time.monotonic()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.signum is None:
+            self.heed(number)
+            if self._raises:
+                raise Stopped
+        elif time.monotonic() - self._asked > ECHO_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

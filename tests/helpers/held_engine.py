@@ -1,0 +1,77 @@
+"""A run whose engine costs nothing, until it is asked for one thing, which takes it a minute. Then something happens.
+
+`HELD_AT` says what that is: `0/3/` begins the seeds of step 3 and `eval/` those of an evaluation, `learning` is an
+update, `starting` the engine's start. `HELD_BUT` says how often it goes well before, and `HELD_DO` what happens: with
+`fail` an error, without it a request to stop to every process that has left its number in `HELD_PLACE`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from rollout.config import SamplingConfig
+from rollout.engine import EngineSettings, PoolError
+from rollout.types import AdapterRef, Prompt, RolloutGroup
+from tests.helpers.answering_engine import AnsweringEngine
+
+MINUTE = 60.0
+
+
+class HeldEngine(AnsweringEngine):
+    def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(settings)
+        if held_at() == "starting":
+            act()
+            time.sleep(MINUTE)
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
+    ) -> list[RolloutGroup]:
+        if any(seed.startswith(held_at()) for seed in seeds) and is_time():
+            act()
+            time.sleep(MINUTE)
+        return super().generate(prompts, sampling, adapter, seeds)
+
+
+def held_at() -> str:
+    return os.environ.get("HELD_AT", "nowhere")
+
+
+def is_time() -> bool:
+    left = int(os.environ.get("HELD_BUT", "0"))
+    os.environ["HELD_BUT"] = str(left - 1)
+    return left == 0
+
+
+def act() -> None:
+    if os.environ.get("HELD_DO") == "fail":
+        raise PoolError("no sampling worker is left")
+    place = Path(os.environ["HELD_PLACE"])
+    (place / "asked").write_text(str(time.time()))
+    for path in place.glob("*.pid"):
+        os.kill(int(path.read_text()), signal.SIGTERM)
+
+
+def prepare() -> None:
+    """To be called in the fork that becomes the command."""
+    import rollout.vllm_engine
+    from rl_engine.learner.learner import Learner
+
+    place = Path(os.environ["HELD_PLACE"])
+    (place / f"{os.environ.get('RANK', 0)}.pid").write_text(str(os.getpid()))
+    rollout.vllm_engine.VllmEngine = HeldEngine  # type: ignore[assignment, misc]
+    step = Learner.step
+
+    @wraps(step)
+    def held_step(*arguments: Any) -> Any:
+        if held_at() == "learning" and is_time():
+            act()
+        return step(*arguments)
+
+    setattr(Learner, "step", held_step)  # noqa: B010 - mypy knows the method's type

@@ -1,0 +1,83 @@
+"""A program that is asked to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from rollout import stopping
+from rollout.stopping import Stopped, StopRequest
+
+
+def ended(act: Callable[[StopRequest], object]) -> int:
+    """How a process that does this ends: the signal that ended it, or 40 and the one it has heard; 1 more where that
+    was raised."""
+    child = os.fork()
+    if child == 0:
+        code = 39
+        try:
+            stop = StopRequest()
+            try:
+                with stop.heard():
+                    act(stop)
+                code = 40 + (stop.signum or 0)
+            except Stopped:
+                code = 41 + (stop.signum or 0)
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def twice(pause_s: float) -> Callable[[StopRequest], object]:
+    def act(stop: StopRequest) -> None:
+        with stop.noted():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+                signal.sigtimedwait([], pause_s)
+
+    return act
+
+
+def test_a_request_to_stop_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "ECHO_S", 0.05)
+    assert ended(twice(0.001)) == 40 + signal.SIGINT
+    assert ended(twice(0.2)) == -signal.SIGTERM
+
+
+def test_a_request_is_raised_but_where_it_is_noted_and_again_where_that_waits_for_it() -> None:
+    def ask() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def while_it_samples(stop: StopRequest) -> None:
+        with stop.noted(), stop.raised():
+            ask()
+            time.sleep(60)
+
+    def before_it_samples(stop: StopRequest) -> None:
+        with stop.noted():
+            ask()
+            with stop.raised():
+                time.sleep(60)
+
+    def while_it_saves(stop: StopRequest) -> None:
+        with stop.noted(), stop.raised(), stop.noted():
+            ask()
+
+    raised = 41 + signal.SIGTERM
+    assert [ended(act) for act in (lambda _: ask(), while_it_samples, before_it_samples)] == [raised] * 3
+    assert ended(while_it_saves) == 40 + signal.SIGTERM
+    assert ended(lambda _: None) == 40
+
+
+def test_what_another_process_was_asked_makes_the_first_signal_here_no_second_one() -> None:
+    def act(stop: StopRequest) -> None:
+        with stop.noted():
+            stop.heed(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert ended(act) == 40 + signal.SIGINT
+    assert StopRequest(signum=signal.SIGTERM).exit_code == 143

@@ -1,0 +1,72 @@
+"""Ranks that do their shares of one thing go on together or leave together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.together import together
+from rollout.engine import EngineError
+from rollout.stopping import Stopped, StopRequest
+from tests.helpers.thread_ranks import ThreadRank, on_each
+
+Rank = tuple[Ranks, StopRequest]
+
+
+def outcomes(share: Callable[[Ranks, StopRequest], object]) -> list[object]:
+    """What comes of it on each of two ranks."""
+
+    def act(rank: Rank) -> str:
+        with together(*rank):
+            share(*rank)
+        return "went on"
+
+    first, second = ThreadRank.both()
+    return on_each(((first, StopRequest()), (second, StopRequest())), act, (Stopped, EngineError, OSError))
+
+
+def stopped(ranks: Ranks, stop: StopRequest) -> None:
+    if not ranks.is_main:
+        stop.heed(15)
+        raise Stopped
+
+
+def noted(ranks: Ranks, stop: StopRequest) -> None:
+    if not ranks.is_main:
+        stop.heed(15)
+
+
+def failed(ranks: Ranks, stop: StopRequest) -> None:
+    if ranks.is_main:
+        raise OSError("no space")
+
+
+def failed_as_the_other_stopped(ranks: Ranks, stop: StopRequest) -> None:
+    failed(ranks, stop)
+    stopped(ranks, stop)
+
+
+def test_ranks_go_on_when_all_have_done_their_share() -> None:
+    assert outcomes(lambda *_: None) == ["went on"] * 2
+
+
+@pytest.mark.parametrize("share", [stopped, noted, failed_as_the_other_stopped])
+def test_all_ranks_stop_where_one_was_asked_to(share: Callable[[Ranks, StopRequest], None]) -> None:
+    assert outcomes(share) == ["Stopped()"] * 2
+
+
+def test_a_rank_that_fails_leaves_nobody_waiting() -> None:
+    first, second = outcomes(failed)
+    assert first == "OSError('no space')"
+    assert "another rank failed" in str(second)
+
+
+def test_a_rank_alone_raises_what_it_meets() -> None:
+    alone = Ranks(0, 1, torch.device("cpu"))
+    with pytest.raises(OSError, match="no space"), together(alone, StopRequest()):
+        raise OSError("no space")
+    with pytest.raises(Stopped), together(alone, StopRequest(signum=2)):
+        pass

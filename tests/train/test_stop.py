@@ -1,0 +1,126 @@
+"""A run that is asked to stop, or loses what samples, while that takes long: it leaves within seconds, with the last
+finished step saved, and goes on as if nothing had been. The engine is scripted; all else is the command."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl_engine.run.records import read_metrics
+from tests.helpers import forked
+from tests.helpers.answering_engine import UNCHECKED
+from tests.helpers.held_engine import prepare
+
+pytestmark = pytest.mark.engine
+SETTINGS = (
+    "data.limit=16",
+    "train.steps=3",
+    "train.problems_per_step=2",
+    "sampling.n=4",
+    "eval.every=2",
+    "eval.limit=4",
+    "log.tensorboard=false",
+    "rewards.workers=1",
+    *UNCHECKED,
+)
+LEAVES_WITHIN_S = 10
+CODE = 128 + 15
+
+
+def run(directory: Path, *arguments: str, at: str = "nowhere", **environment: str) -> tuple[int, str]:
+    (directory / "asked").unlink(missing_ok=True)
+    environment |= {"HELD_AT": at, "HELD_PLACE": str(directory)}
+    code, output = forked.train(directory, *SETTINGS, *arguments, environment=environment, prepare=prepare)
+    if (directory / "asked").exists():
+        assert time.time() - float((directory / "asked").read_text()) < LEAVES_WITHIN_S
+    assert "Traceback" not in output
+    return code, output
+
+
+def kept(directory: Path) -> dict[str, Any]:
+    """What a run leaves behind, but for times."""
+    root = directory / "runs" / "quickstart"
+    lines = [
+        {key: value for key, value in line.items() if not key.startswith(("time/", "throughput/", "memory/"))}
+        for line in read_metrics(root)
+    ]
+    files = {
+        str(path.relative_to(root)): path.read_bytes()
+        for pattern in ("adapters/v*/*", "checkpoints/step000003/*", "rollouts/*", "evals/*")
+        for path in root.glob(pattern)
+        if path.suffix != ".json" or path.name == "adapter_config.json"
+    }
+    return {"metrics": lines, **files}
+
+
+def saved(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "runs" / "quickstart" / "checkpoints").glob("step*"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    directory = tmp_path_factory.mktemp("undisturbed")
+    code, output = run(directory)
+    assert code == 0, output
+    assert saved(directory) == ["step000002", "step000003"]  # of each step, and two are kept
+    return kept(directory)
+
+
+def test_a_run_that_is_stopped_in_the_middle_of_anything_ends_as_one_that_was_not(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    seldom = "checkpoint.every=100"
+    stops = [
+        ("eval/", "0", "before the first step was done: nothing was trained", []),
+        ("starting", "0", "stopped as asked before training began: nothing was trained", []),
+        ("learning", "1", "stopped after step 1 as asked, and saved", ["step000001"]),
+        ("eval/", "0", "stopped after step 2 as asked, and saved: --resume continues, with its eval", ["step000002"]),
+        ("0/3/", "0", "stopped after step 2 as asked, and saved: --resume continues\n", ["step000002"]),
+    ]
+    for at, but, words, steps in stops:
+        code, output = run(tmp_path, "--resume", seldom, at=at, HELD_BUT=but)
+        assert code == CODE, output
+        assert words in output
+        assert saved(tmp_path)[-1:] == steps[-1:]
+    code, output = run(tmp_path, "--resume", seldom)
+    assert code == 0, output
+    assert kept(tmp_path) == undisturbed
+
+
+def test_a_step_is_saved_when_what_samples_is_lost(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    code, output = run(tmp_path, "checkpoint.every=100", at="0/2/", HELD_DO="fail")
+    assert code == 1
+    assert "error: step 2: no sampling worker is left\nstep 1 is saved: --resume goes on after it." in output
+    assert saved(tmp_path) == ["step000001"]
+    code, output = run(tmp_path, "--resume")
+    assert code == 0, output
+    assert kept(tmp_path) == undisturbed
+
+
+def test_two_ranks_leave_together_while_one_of_them_samples(tmp_path: Path) -> None:
+    """Rank 0 is at the samples of step 2; rank 1, which has none left, waits for it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+
+    def rank(number: int) -> tuple[int, str]:
+        launcher = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return run(tmp_path, "train.problems_per_step=1", "checkpoint.every=100", at="0/2/", **launcher, **place)
+
+    with ThreadPoolExecutor(2) as threads:
+        ended = list(threads.map(rank, (0, 1)))
+    assert [code for code, _ in ended] == [CODE, CODE], ended
+    assert "stopped after step 1 as asked, and saved" in ended[0][1]
+    assert saved(tmp_path) == ["step000001"]
+    lines = read_metrics(tmp_path / "runs" / "quickstart")
+    assert [line["step"] for line in lines] == [0, 1]
+    with gzip.open(tmp_path / "runs" / "quickstart" / "rollouts" / "step000001.jsonl.gz", "rt") as file:
+        assert {json.loads(line)["step"] for line in file} == {1}
