@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
 
 
-RESUME_OR_OVERWRITE = "--resume continues the run in output_dir and --overwrite replaces it: give one of them"
+def contradiction(*, resume: bool, overwrite: bool, keep_old: bool) -> str | None:
+    """What cannot be asked for together, for people."""
+    if resume and overwrite:
+        return "--resume continues the run in output_dir and --overwrite replaces it: give one of them"
+    if keep_old and not overwrite:
+        return "--keep-old keeps the run that --overwrite replaces: give --overwrite too"
+    return None
 
 
 def with_hint(error: OSError, paths: str = "model.name, data.path and eval.data_dir") -> str:

@@ -46,6 +46,7 @@ class SftRun(TrainerCallback):
     records: Records
     console: RunConsole
     stop: StopRequest
+    config_hash: str
     step: int
     """Steps done."""
     trainer: Any = field(default=None, init=False)
@@ -62,8 +63,9 @@ class SftRun(TrainerCallback):
         control.should_training_stop = stopped
         control.should_log = stopped or last or self.measures or self.step % self.config.log.every == 0
         every = self.config.checkpoint.every
-        if not last and (stopped or (every > 0 and self.step % every == 0)):
-            save(self.config, self.trainable, self.optimizer, self.checkpoints, self.step)
+        # After the last step too, where checkpoints are kept: a longer run goes on from there.
+        if (stopped and not last) or (every > 0 and (last or self.step % every == 0)):
+            save(self.config, self.trainable, self.optimizer, self.checkpoints, self.step, self.config_hash)
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         logs = given["logs"]

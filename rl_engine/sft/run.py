@@ -15,13 +15,14 @@ from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
 from rl_engine.run.merge import merge
-from rl_engine.run.output import check_output, config_hash, moved_aside, sole_writer
+from rl_engine.run.output import Earlier, check_output, sole_writer
 from rl_engine.run.records import Records
+from rl_engine.run.resumption import config_hash, problems_digest
 from rl_engine.run.stopping import StopRequest
 from rl_engine.run.trained import read_trained
 from rl_engine.sft.batches import batches_of
 from rl_engine.sft.conversations import information_bits
-from rl_engine.sft.examples import load_examples, read_template
+from rl_engine.sft.examples import IGNORED, Example, load_examples, read_template
 from rl_engine.sft.loop import SftRun
 from rl_engine.sft.model import METHODS
 from rl_engine.sft.state import restore
@@ -32,7 +33,14 @@ from rollout.models import locate_model
 from rollout.types import AdapterRef
 
 
-def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False, merged: bool = False) -> int:
+def run_sft(
+    config: SftConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    keep_old: bool = False,
+    merged: bool = False,
+) -> int:
     """Train, and leave `config.yaml`, `metrics.jsonl` and `adapters/` behind; the exit code.
 
     Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with the data, the model or the output
@@ -43,19 +51,21 @@ def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False,
     if merged and config.method == "full":
         raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
     config = resolve_learning_rate(config)
-    with sole_writer(Path(config.output_dir), overwrite=overwrite) as aside:
-        if aside is not None:
-            RunConsole(quiet=False, steps=0).note(moved_aside(aside))
-        check_output(config, resume=resume)
-        return _run(config, resume=resume, merged=merged)
+    console = RunConsole(quiet=False, steps=0)
+    with sole_writer(config, overwrite=overwrite, keep=keep_old, say=console.note) as earlier:
+        for note in check_output(config, resume=resume):
+            console.note(note)
+        return _run(config, earlier, resume=resume, merged=merged)
 
 
-def _run(config: SftConfig, *, resume: bool, merged: bool) -> int:
+def _run(config: SftConfig, earlier: Earlier | None, *, resume: bool, merged: bool) -> int:
     """Train in an output directory that is known to be ours."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would remark on it
     tokenizer = load_tokenizer(config)
     run = assemble(config, tokenizer, resume=resume)
+    if earlier is not None:
+        run.records.on_first_step = earlier.give_way
     store = AdapterStore(Path(config.output_dir) / "adapters")
     if resume and run.batches.steps in store.versions():
         run.console.note("every step of this run is done")
@@ -64,7 +74,11 @@ def _run(config: SftConfig, *, resume: bool, merged: bool) -> int:
         train(run)
         if run.step < run.batches.steps:
             assert run.stop.signum is not None
-            run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
+            run.console.note(
+                f"stopped after step {run.step} as asked, and saved: --resume continues"
+                if run.step
+                else "stopped before its first step, as asked: there is nothing to save"
+            )
             return 128 + run.stop.signum
         ref = publish(run, run.batches.steps)
     paths = {"run": config.output_dir, {"lora": "adapter", "full": "model"}[config.method]: str(ref.path)}
@@ -116,7 +130,9 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
         weight_decay=config.optim.weight_decay,
     )
     checkpoints = Checkpoints(output / "checkpoints", config.checkpoint.keep)
-    done = restore(config, trainable, optimizer, checkpoints) if resume else 0
+    made_from = problems_digest((one.input_ids.tolist(), _labelled(one)) for one in examples.train)
+    hashed = config_hash(config, made_from)
+    done = restore(config, trainable, optimizer, checkpoints, hashed) if resume else 0
     run = SftRun(
         config=config,
         examples=examples,
@@ -127,6 +143,7 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
         records=Records(output, config),
         console=RunConsole(quiet=False, steps=batches.steps),
         stop=StopRequest(),
+        config_hash=hashed,
         step=done,
     )
     run.console.print_rows(describe(run, len(rows)))
@@ -135,6 +152,11 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
     left = rows.select(batches.rows[done * config.train.batch_size :])
     run.trainer = make_trainer(config, trainable, tokenizer, left, optimizer, run, done=done, steps=batches.steps)
     return run
+
+
+def _labelled(example: Example) -> str:
+    """Which of its tokens an example teaches."""
+    return "".join("01"[int(label != IGNORED)] for label in example.labels)
 
 
 def resolve_learning_rate(config: SftConfig) -> SftConfig:
@@ -186,6 +208,6 @@ def publish(run: SftRun, version: int) -> AdapterRef:
             "parent": 0 if version else None,
             **run.trainable.manifest_fields,
             "base_model": config.model.name,
-            "config_hash": config_hash(config),
+            "config_hash": run.config_hash,
         },
     )

@@ -5,17 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
-from rl_engine.run.output import config_hash
+from rl_engine.run.resumption import check_resumable
 from rl_engine.sft.model import TrainableModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save(
-    config: SftConfig, trainable: TrainableModel, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, step: int
+    config: SftConfig,
+    trainable: TrainableModel,
+    optimizer: torch.optim.Optimizer,
+    checkpoints: Checkpoints,
+    step: int,
+    config_hash: str,
 ) -> None:
     """Save a checkpoint after a step."""
     tensors = {f"value.{name}": value for name, value in trainable.values().items()}
@@ -23,20 +27,23 @@ def save(
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].cpu().clone()
     position = step * config.train.batch_size
-    checkpoints.save(RunState(step=step, position=position, version=0, config_hash=config_hash(config)), tensors)
+    checkpoints.save(RunState(step=step, position=position, version=0, config_hash=config_hash), tensors)
 
 
 def restore(
-    config: SftConfig, trainable: TrainableModel, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints
+    config: SftConfig,
+    trainable: TrainableModel,
+    optimizer: torch.optim.Optimizer,
+    checkpoints: Checkpoints,
+    config_hash: str,
 ) -> int:
     """Put back the newest checkpoint; returns the steps it has done, 0 where there is none."""
     found = checkpoints.newest()
     if found is None:
         return 0
     state, tensors = found
+    check_resumable(state.config_hash, config, config_hash, state.step)
     restore_rng(tensors)
-    if state.config_hash != config_hash(config):
-        raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
     for name, parameter in trainable.parameters.items():
         _put(parameter, tensors[f"value.{name}"])
         optimizer.state[parameter] = {

@@ -1,4 +1,4 @@
-"""The command: `python -m rl_engine.train --config NAME_OR_PATH [--resume] [--dry-run] [key.sub=value …]`.
+"""The command: `python -m rl_engine.train --config NAME_OR_PATH [--resume|--overwrite] [--dry-run] [key.sub=value …]`.
 
 Imports nothing heavy until the configuration is known to be good.
 """
@@ -14,12 +14,13 @@ import typer
 from safetensors import SafetensorError
 
 from evals.command import exit_with_error
-from rl_engine.command import RESUME_OR_OVERWRITE, join_ranks_quietly, stay_offline_if_possible, with_hint
+from rl_engine.command import contradiction, join_ranks_quietly, stay_offline_if_possible, with_hint
 from rl_engine.config import Config, load_config
 from rollout.engine import PoolError
 
 if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
+    from rl_engine.run.output import Earlier
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -32,15 +33,18 @@ def main(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")] = False,
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="With --overwrite: keep the earlier run, aside.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but the weights, and stop.")] = False,
 ) -> None:
     """Train a LoRA adapter with reinforcement learning."""
-    if resume and overwrite:
-        exit_with_error(RESUME_OR_OVERWRITE, 2)
+    if message := contradiction(resume=resume, overwrite=overwrite, keep_old=keep_old):
+        exit_with_error(message, 2)
     try:
         settings = load_config(config, overrides or ())
         stay_offline_if_possible(settings)
-        code = run(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
+        code = run(settings, resume=resume, overwrite=overwrite, keep_old=keep_old, only_check=dry_run)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
         exit_with_error(str(error), 2)
@@ -53,7 +57,7 @@ def main(
     raise typer.Exit(code)
 
 
-def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> int:
+def run(config: Config, *, resume: bool, overwrite: bool, keep_old: bool = False, only_check: bool) -> int:
     """Assemble and train; the exit code."""
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
@@ -65,28 +69,28 @@ def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> i
         if only_check:
             from rl_engine.train.dry_run import dry_run
 
-            dry_run(config, ranks, resume=resume)
+            dry_run(config, ranks, resume=resume, overwrite=overwrite, keep_old=keep_old)
             return 0
-        return train_run(config, ranks, resume=resume, overwrite=overwrite)
+        return train_run(config, ranks, resume=resume, overwrite=overwrite, keep_old=keep_old)
     finally:
         leave_ranks()
 
 
-def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool) -> int:
+def train_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool, keep_old: bool = False) -> int:
     from rl_engine.run.console import RunConsole
-    from rl_engine.run.output import check_output, moved_aside, sole_writer
+    from rl_engine.run.output import check_output, sole_writer
 
-    mine = sole_writer(Path(config.output_dir), overwrite=overwrite)
-    with mine if ranks.is_main else contextlib.nullcontext() as aside:
-        if aside is not None:
-            RunConsole(quiet=False, steps=0).note(moved_aside(aside))
+    console = RunConsole(quiet=not ranks.is_main, steps=0)
+    mine = sole_writer(config, overwrite=overwrite, keep=keep_old, say=console.note)
+    with mine if ranks.is_main else contextlib.nullcontext() as earlier:
         ranks.barrier()
-        check_output(config, resume=resume)
-        return train_in_place(config, ranks, resume=resume)
+        for note in check_output(config, resume=resume):
+            console.note(note)
+        return train_in_place(config, ranks, resume=resume, earlier=earlier)
 
 
-def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
-    """Train in an output directory that is known to be ours."""
+def train_in_place(config: Config, ranks: Ranks, *, resume: bool, earlier: Earlier | None = None) -> int:
+    """Train in an output directory that is known to be ours; an `earlier` run gives way after the first step."""
     from rewards import Grader
     from rl_engine.learner.gap import SamplerGapError
     from rl_engine.report.page import NAME as REPORT
@@ -99,6 +103,8 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
     with Grader.from_config(config.rewards) as grader:
         run = assemble(config, ranks, grader, resume)
         run.stop.listen()
+        if earlier is not None:
+            run.records.on_first_step = earlier.give_way
         try:
             train(run)
         except SamplerGapError as error:
@@ -108,7 +114,9 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
         finally:
             run.records.close()
             run.sampler.engine.close()
-        if ranks.is_main:
+        if ranks.is_main and run.stop.signum is not None and run.step == 0:
+            run.console.note("stopped before its first step, as asked: there is nothing to save")
+        elif ranks.is_main:
             report = write_report([output], output / REPORT)
             run.console.summary(read_metrics(output), {**summary_paths(run), "report": report})
             if run.stop.signum is not None:

@@ -22,11 +22,11 @@ from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.policy.base_model import load_meta_model
-from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
+from rl_engine.run.checkpoint import Checkpoints, RunState, newest_on_all, restore_rng
 from rl_engine.run.console import RunConsole
-from rl_engine.run.output import config_hash
 from rl_engine.run.peaks import PhasePeaks, available
 from rl_engine.run.records import Records
+from rl_engine.run.resumption import check_resumable, config_hash, problems_digest
 from rl_engine.run.stopping import StopRequest
 from rl_engine.sampling.data import TrainingData, prepare
 from rl_engine.sampling.past import PastVersions
@@ -149,7 +149,8 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     run_dir = Path(config.output_dir)
     records = Records(run_dir, config)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
-    found = checkpoints.newest() if resume else None
+    hashed = hash_of_run(config, data)
+    found = newest_of_run(config, checkpoints, hashed, ranks) if resume else None
     with console.phase("loading the model"):
         learner = Learner(config, ranks, pad_id_of(tokenizer), [prompt.token_ids for prompt in data.prompts])
     console.print_rows(describe(config, data, learner))
@@ -166,7 +167,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         sampling=sampling,
         past=past,
         limits=gap_limits(config),
-        facts={"base_model": config.model.name, "config_hash": config_hash(config)},
+        facts={"base_model": config.model.name, "config_hash": hashed},
         keep=config.checkpoint.keep_adapters or {"lora": None, "full": 2}[config.method],
     )
     run = Run(
@@ -183,7 +184,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         console=console,
         stop=StopRequest(),
         peaks=PhasePeaks(ranks.device),
-        config_hash=config_hash(config),
+        config_hash=hashed,
     )
     if resume:
         _continue_from(run, found)
@@ -192,18 +193,34 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     return run
 
 
+def hash_of_run(config: Config, data: TrainingData) -> str:
+    """Digest of the settings and of the problems, as the policy sees them."""
+    seen = ((one.token_ids, f"{one.problem.text}\0{one.problem.answer}") for one in data.prompts)
+    return config_hash(config, problems_digest(seen))
+
+
+def newest_of_run(
+    config: Config, checkpoints: Checkpoints, hashed: str, ranks: Ranks
+) -> tuple[RunState, dict[str, torch.Tensor]] | None:
+    """The checkpoint to go on from. Raises `ConfigError` where it is another run's. Collective."""
+    found = newest_on_all(checkpoints, ranks)
+    if found is not None:
+        check_resumable(found[0].config_hash, config, hashed, found[0].step)
+    return found
+
+
 def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | None) -> None:
     """Go to where the checkpoint stands, or back to the beginning; versions published after that are dropped."""
     if found is None:
         run.console.note("there is no checkpoint: the run begins at its beginning")
     else:
         state, tensors = found
-        if state.config_hash != run.config_hash:
-            raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
         restore_learner(run.learner, tensors)
         restore_rng(tensors)
         run.step, run.version, run.stream.cursor.position = state.step, state.version, state.position
         run.console.note(f"resumed after step {state.step}")
+        if run.step >= run.config.train.steps:
+            run.console.note(f"every step of this run is done: train.steps above {run.step} goes on")
     if run.is_main:
         run.publisher.store.rewind(run.version)
 
