@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import AutoConfig, AutoTokenizer
 
+from evals.command import check_output
 from evals.contamination import Contamination, contamination
 from evals.launch import Launch
 from evals.options import EvalOptions
@@ -41,8 +42,10 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     where that can be known."""
     start = time.monotonic()
     wanted = find_suites(options.suites)
-    if options.output.exists() and not options.overwrite:
-        raise ValueError(f"--output: {options.output} is there already; --overwrite replaces it")
+    companions = [options.output.with_suffix(".md"), *([samples_path(options.output)] if options.records else [])]
+    unfinished = PartialResults(options.output, {}).is_begun
+    for note in check_output(options.output, overwrite=options.overwrite, companions=companions, unfinished=unfinished):
+        console.print(escape(note), soft_wrap=True)
     model = locate_model(options.model)
     tokenizer = AutoTokenizer.from_pretrained(model, revision=options.revision)
     model_config: Any = AutoConfig.from_pretrained(model, revision=options.revision)

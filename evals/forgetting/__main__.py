@@ -25,9 +25,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
+from evals.command import check_output, exit_with_error, new_console, quiet_libraries, quiet_torch, start_vllm
 from evals.policies import named_directory
 from rollout.adapters import AdapterError, read_manifest, sha256_of
+from rollout.durable import write_synced
 from rollout.engine import EngineSettings, ScoringEngine
 from rollout.models import EMBEDDED, locate_model
 from rollout.types import BASE, AdapterRef
@@ -124,8 +125,9 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
     """Raises `ValueError`, `FileNotFoundError` or `OSError` for what cannot be measured, before weights are loaded
     where that can be known."""
     start = time.monotonic()
-    if options.output.exists() and not options.overwrite:
-        raise ValueError(f"--output: {options.output} is there already; --overwrite replaces it")
+    markdown_file = options.output.with_suffix(".md")
+    for note in check_output(options.output, overwrite=options.overwrite, companions=[markdown_file]):
+        console.print(escape(note), soft_wrap=True)
     if not options.tasks and options.prompts is None:
         raise ValueError("nothing to measure: give --tasks, --prompts or both")
     model = locate_model(options.model)
@@ -171,9 +173,9 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
         "policies": to_json(policies),
         "versions": versions(),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".md").write_text(markdown(policies))
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
+    # The report first: a table beside none would not be known as ours.
+    write_synced(options.output, json.dumps(report, indent=2) + "\n")
+    write_synced(markdown_file, markdown(policies))
     console.print(f"written to {escape(str(options.output))}")
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from evals.command import exit_with_error, new_console
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
+from rollout.ownership import figure_metadata, is_figure, is_json, replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,10 +50,19 @@ def main(
 ) -> None:
     """Show what adapters learned: norms, stable rank, and how much of the rank is used."""
     try:
+        signs = {plot: is_figure, output: is_json(("version", "modules"))}
+        notes = [
+            note
+            for path, sign in signs.items()
+            if path is not None
+            for note in replaced({path: sign}, "--plot" if path == plot else "--output")
+        ]
         versions = inspect([*adapters], base, only)
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     console = new_console()
+    for note in notes:
+        console.print(note)
     if len(versions) > 1:
         # Evenly spaced, the last among them.
         shown = versions[:: len(versions) // -ROWS][::-1]
@@ -133,7 +143,7 @@ def draw(versions: Sequence[Version], path: Path) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata=figure_metadata(path))
 
 
 def numbers(versions: Sequence[Version]) -> list[int]:

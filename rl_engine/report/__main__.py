@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from evals.command import exit_with_error
-from rl_engine.report.page import NAME, PROBLEMS, names_of, read_runs, write_page
+from rl_engine.report.page import NAME, PROBLEMS, is_report, names_of, read_runs, write_page
 from rl_engine.run.records import METRICS
+from rollout.ownership import is_figure, replaced
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -42,6 +43,8 @@ def main(
     target = output or runs[0] / NAME
     console = Console(highlight=False, soft_wrap=True)
     try:
+        for note in replaced({target: is_report}, "--output"):
+            console.print(escape(note))
         if watch:
             console.print(f"watching; {escape(str(target))} loads itself again, Ctrl-C ends it")
             watch_runs(runs, target, problems, every)
@@ -50,9 +53,11 @@ def main(
         console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
         if plots is not None:
             # matplotlib takes a second to load, and the page does without it.
-            from rl_engine.report.plot import plot_charts
+            from rl_engine.report.plot import chart_files, plot_charts
 
             lines = {name: run.lines for name, run in zip(names_of(shown), shown, strict=True)}
+            for note in replaced(dict.fromkeys(chart_files(lines, plots, format.value), is_figure), "--plots"):
+                console.print(escape(note))
             files = plot_charts(lines, plots, format.value)
             console.print(f"plots   {len(files)} in {escape(str(plots))}")
     except ValueError as error:

@@ -95,7 +95,7 @@ class RunConsole:
         )
 
     def note(self, text: str) -> None:
-        self.console.print(escape(text))
+        self.console.print(escape(text), soft_wrap=True)
 
     def summary(self, lines: Sequence[dict[str, float]], paths: dict[str, Path]) -> None:
         """Print before → after on every suite, and where everything is. `lines` are those of metrics.jsonl."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from rl_engine.run.resumption import (
     steps_on_record,
 )
 from rollout.durable import numbered
+from rollout.ownership import place_aside
 
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
@@ -144,14 +144,6 @@ def _described(run: Path, config: Config | SftConfig) -> str:
     return f"the earlier run ({steps} steps, {settings})"
 
 
-def place_aside(path: Path) -> Path:
-    """Where what is at `path` is kept when something else takes its place: `<name>.old-N` beside it."""
-    path = path.resolve() if path.is_symlink() else path
-    return next(
-        place for number in itertools.count(1) if not (place := path.with_name(f"{path.name}.old-{number}")).exists()
-    )
-
-
 def _written(directory: Path, names: Sequence[str] = WRITTEN) -> list[Path]:
     """What is there by a name that runs write."""
     return [directory / name for name in names if (directory / name).exists() or (directory / name).is_symlink()]
@@ -198,7 +190,9 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
         return []
     found = changes_since(run, config)
     refuse_changes(run, found)
-    _refuse_lost_checkpoints(run, longer=any(change.rule is Rule.LENGTH for change in found))
+    if not numbered(run / CHECKPOINTS, "step"):
+        _refuse_lost_checkpoints(run, longer=any(change.rule is Rule.LENGTH for change in found))
+        return [*notes_on(found), f"the run in {run} has no checkpoint: it begins at its beginning"]
     return [*notes_on(found)]
 
 
@@ -214,9 +208,8 @@ def dry_output(config: Config | SftConfig, *, resume: bool, overwrite: bool, kee
         return check_output(config, resume=resume)
     if resume:
         notes = check_output(config, resume=True)
-        newest = max(numbered(run / CHECKPOINTS, "step"), default=None)
-        where = "at its beginning: there is no checkpoint" if newest is None else f"after step {newest}"
-        return [f"--resume would go on {where} of the run in {run}", *notes]
+        newest = max(numbered(run / CHECKPOINTS, "step"), default=0)
+        return [f"--resume would go on after step {newest} of the run in {run}", *notes]
     if overwrite:
         refuse_unmarked(run)
         then = "kept there" if keep else "removed after the first step of this one"
@@ -246,8 +239,6 @@ def _refuse_occupied(run: Path) -> None:
 def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:
     """Without a checkpoint a run begins anew: what has gone further than its first one did not just lose a step, and
     what is to be longer would be made again from its first step."""
-    if any((run / CHECKPOINTS).glob("step*")):
-        return
     done, old = steps_on_record(read_metrics(run)), read_run_config(run / CONFIG)
     every, ended = old["checkpoint"]["every"], done > 0 and old["train"]["steps"] in (done, None)
     if (longer and ended) or (every and done > every):

@@ -19,7 +19,7 @@ from rl_engine.sweep.analysis import Analysis, cells_left, due_cells
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
 from rl_engine.sweep.results import RESULTS, Results
-from rl_engine.sweep.schedule import run_sweep, targets_of
+from rl_engine.sweep.schedule import check_ours, run_sweep, targets_of
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = new_console()
@@ -54,6 +54,7 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
     """Run, report; the exit code: 1 when no cell at all is done."""
     targets = targets_of(config)
     if only_check:
+        check_ours(config.output)
         found = Results(config.output / RESULTS).by_cell
         due = due_cells(config, found)
         for cell in due:

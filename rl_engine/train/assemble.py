@@ -147,7 +147,6 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     needed = context_needed(config, suites, eval_sampling)
     check_context(config, needed)
     run_dir = Path(config.output_dir)
-    records = Records(run_dir, config)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
     hashed = hash_of_run(config, data)
     found = newest_of_run(config, checkpoints, hashed, ranks) if resume else None
@@ -180,7 +179,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         past=past,
         publisher=publisher,
         checkpoints=checkpoints,
-        records=records,
+        records=Records(run_dir, config),
         console=console,
         stop=StopRequest(),
         peaks=PhasePeaks(ranks.device),
@@ -189,7 +188,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     if resume:
         _continue_from(run, found)
     if ranks.is_main:
-        records.open(run.step if found else -1)
+        run.records.open(run.step if found else -1)
     return run
 
 
@@ -211,9 +210,7 @@ def newest_of_run(
 
 def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | None) -> None:
     """Go to where the checkpoint stands, or back to the beginning; versions published after that are dropped."""
-    if found is None:
-        run.console.note("there is no checkpoint: the run begins at its beginning")
-    else:
+    if found is not None:
         state, tensors = found
         restore_learner(run.learner, tensors)
         restore_rng(tensors)

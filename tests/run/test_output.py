@@ -193,7 +193,7 @@ def test_a_lock_of_somebody_else_keeps_what_it_holds(make_config: Callable[..., 
     ("options", "words"),
     [
         ({}, "--resume continues it and --overwrite replaces it"),
-        ({"resume": True}, "--resume would go on at its beginning: there is no checkpoint"),
+        ({"resume": True}, "has no checkpoint: it begins at its beginning"),
         ({"overwrite": True}, "would move the earlier run (1 steps, other settings: seed was 0 and is 1) to "),
         ({"overwrite": True, "keep": True}, "run.old-1, kept there"),
     ],
