@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from evals.command import quiet_libraries, quiet_torch
 from evals.suites import find_suite, suite_needs_hub
 from rl_engine.config import Config
+from rl_engine.config.sft import SftConfig
+from rl_engine.run.output import can_be_resumed
 from rollout import models
 from rollout.prompts import problems
 
@@ -25,15 +27,26 @@ def contradiction(*, resume: bool, overwrite: bool, keep_old: bool) -> str | Non
     return None
 
 
-def with_hint(error: OSError, paths: str = "model.name, data.path and eval.data_dir") -> str:
+def what_is_saved(config: Config | SftConfig | None) -> str:
+    """What a run that ended before its time has left, for people."""
+    if config is None:
+        return ""
+    if can_be_resumed(config):
+        return "What was saved before stands: --resume continues it."
+    return "No checkpoint of this run was saved."
+
+
+def with_hint(
+    error: OSError, config: Config | SftConfig | None, paths: str = "model.name, data.path and eval.data_dir"
+) -> str:
     """What the system or the hub client said, and the way out. `paths` names the keys that may hold local paths."""
     if error.errno is None:
         hint = f"On a machine without the hub, give {paths} as local paths."
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "Make space: what was saved before stands, and --resume continues it."
+        hint = f"Make space. {what_is_saved(config)}"
     else:
-        hint = "What was saved before stands: --resume continues it."
-    return f"{error}\n{hint}"
+        hint = what_is_saved(config)
+    return f"{error}\n{hint}".rstrip()
 
 
 def stay_offline_if_possible(config: Config) -> None:

@@ -81,7 +81,7 @@ def main(
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:
-        exit_with_error(with_hint(error), 1)
+        exit_with_error(with_hint(error, None), 1)
 
 
 def plan(

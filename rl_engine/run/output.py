@@ -192,7 +192,7 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
     refuse_changes(run, found)
     if not numbered(run / CHECKPOINTS, "step"):
         _refuse_lost_checkpoints(run, longer=any(change.rule is Rule.LENGTH for change in found))
-        return [*notes_on(found), f"the run in {run} has no checkpoint: it begins at its beginning"]
+        return [f"the run in {run} has no checkpoint: it begins at its beginning"]
     return [*notes_on(found)]
 
 
@@ -215,6 +215,18 @@ def dry_output(config: Config | SftConfig, *, resume: bool, overwrite: bool, kee
         then = "kept there" if keep else "removed after the first step of this one"
         return [f"--overwrite would move {_described(run, config)} to {place_aside(run)}, {then}"]
     return [f"{run} holds a run already: to train there, --resume continues it and --overwrite replaces it"]
+
+
+def can_be_resumed(config: Config | SftConfig) -> bool:
+    """Whether the directory holds a checkpoint that this run, and not another, would go on from."""
+    run = Path(config.output_dir)
+    try:
+        found = changes_since(run, config)
+    except (ConfigError, OSError):
+        return False
+    # auto has been resolved to the number that is on record.
+    refused = [change for change in found if change.is_refused and change.new != "auto"]
+    return not refused and bool(numbered(run / CHECKPOINTS, "step"))
 
 
 def holds_run(run: Path) -> bool:

@@ -37,6 +37,7 @@ def main(
     """Train a LoRA adapter, or the whole model, on answers: the supervised arm."""
     if message := contradiction(resume=resume, overwrite=overwrite, keep_old=keep_old):
         exit_with_error(message, 2)
+    settings = None
     try:
         settings = read_config(SftConfig, config, overrides or ())
         if not models.needs_hub(settings.model.name) and not needs_hub(settings.data):
@@ -49,7 +50,7 @@ def main(
         # Configuration, data or adapters that cannot be used: the message is made for people.
         exit_with_error(str(error), 2)
     except OSError as error:
-        exit_with_error(with_hint(error, "model.name and data.path"), 1)
+        exit_with_error(with_hint(error, settings, "model.name and data.path"), 1)
     raise typer.Exit(code)
 
 

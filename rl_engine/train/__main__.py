@@ -14,7 +14,7 @@ import typer
 from safetensors import SafetensorError
 
 from evals.command import exit_with_error
-from rl_engine.command import contradiction, join_ranks_quietly, stay_offline_if_possible, with_hint
+from rl_engine.command import contradiction, join_ranks_quietly, stay_offline_if_possible, what_is_saved, with_hint
 from rl_engine.config import Config, load_config
 from rollout.engine import PoolError
 
@@ -41,6 +41,7 @@ def main(
     """Train a LoRA adapter with reinforcement learning."""
     if message := contradiction(resume=resume, overwrite=overwrite, keep_old=keep_old):
         exit_with_error(message, 2)
+    settings = None
     try:
         settings = load_config(config, overrides or ())
         stay_offline_if_possible(settings)
@@ -51,9 +52,9 @@ def main(
     except SafetensorError as error:
         exit_with_error(f"a file of weights cannot be read: {error}", 2)
     except PoolError as error:
-        exit_with_error(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
+        exit_with_error(f"{error}\n{what_is_saved(settings)}", 1)
     except OSError as error:
-        exit_with_error(with_hint(error), 1)
+        exit_with_error(with_hint(error, settings), 1)
     raise typer.Exit(code)
 
 
@@ -108,9 +109,7 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool, earlier: Earli
         try:
             train(run)
         except SamplerGapError as error:
-            exit_with_error(
-                f"step {run.step}, version {run.version}: {error}\n--resume goes on from the last checkpoint.", 1
-            )
+            exit_with_error(f"step {run.step}, version {run.version}: {error}\n{what_is_saved(config)}", 1)
         finally:
             run.records.close()
             run.sampler.engine.close()

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from evals.command import exit_with_error
 from rl_engine.command import stay_offline_if_possible, with_hint
 from rl_engine.config import Config
+from rl_engine.run.records import Records
 from rl_engine.train.__main__ import app
 
 
@@ -29,15 +30,34 @@ def test_an_error_is_one_line_of_stderr_and_a_code(capsys: pytest.CaptureFixture
     ("error", "hint"),
     [
         (OSError("cannot reach the hub"), "give model.name and data.path as local paths"),
-        (OSError(errno.ENOSPC, "No space left on device"), "Make space: what was saved before stands"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Make space: what was saved before stands"),
+        (OSError(errno.ENOSPC, "No space left on device"), "Make space. What was saved before stands: --resume"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Make space. What was saved before stands: --resume"),
         (OSError(errno.EIO, "Input/output error"), "What was saved before stands: --resume"),
     ],
 )
-def test_an_error_of_the_system_comes_with_the_way_out(error: OSError, hint: str) -> None:
-    said, way_out = with_hint(error, "model.name and data.path").split("\n")
+def test_an_error_of_the_system_comes_with_the_way_out(
+    error: OSError, hint: str, make_config: Callable[..., Config]
+) -> None:
+    config = make_config("log.tensorboard=false")
+    run = Path(config.output_dir)
+    Records(run, config).open(-1)
+    (run / "checkpoints" / "step000001").mkdir(parents=True)
+    # The rate that a command is given as auto is on record as a number.
+    given = make_config("log.tensorboard=false", "optim.lr=auto")
+    said, way_out = with_hint(error, given, "model.name and data.path").split("\n")
     assert said == str(error)
     assert hint in way_out
+
+
+def test_nothing_is_called_saved_that_is_not(make_config: Callable[..., Config]) -> None:
+    """Where no checkpoint is, or that of an earlier run with other settings which has come back."""
+    error, config = OSError(errno.EIO, "Input/output error"), make_config("log.tensorboard=false")
+    assert with_hint(error, config).endswith("\nNo checkpoint of this run was saved.")
+    Records(Path(config.output_dir), config).open(-1)
+    (Path(config.output_dir) / "checkpoints" / "step000001").mkdir(parents=True)
+    assert with_hint(error, config).endswith("--resume continues it.")
+    assert with_hint(error, make_config("seed=1")).endswith("\nNo checkpoint of this run was saved.")
+    assert with_hint(error, None) == str(error)
 
 
 @pytest.mark.parametrize(

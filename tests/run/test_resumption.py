@@ -31,7 +31,11 @@ def sft_in(run: Path, *overrides: str) -> SftConfig:
     return read_config(SftConfig, SFT[0], [SFT[1], f"output_dir={run}", "log.tensorboard=false", *overrides])
 
 
-def begun(run: Path, config: Config | SftConfig, steps: int = 0) -> Records:
+def begun(run: Path, config: Config | SftConfig, steps: int = 0, *, saved: bool = True) -> Records:
+    """A run that has recorded so many steps, and has a checkpoint by its name."""
+    (run / "checkpoints" / "step000001").mkdir(parents=True, exist_ok=True)
+    if not saved:
+        (run / "checkpoints" / "step000001").rmdir()
     records = Records(run, config)
     records.open(-1)
     for step in range(steps + 1):
@@ -132,7 +136,7 @@ def test_a_supervised_run_grows_where_its_rate_does_not_depend_on_its_length(tmp
 
 def test_a_run_without_checkpoints_is_not_made_longer(tmp_path: Path) -> None:
     """It would be made again from its first step, over what there is of it."""
-    begun(tmp_path, sft_in(tmp_path, "optim.schedule=constant", "train.steps=3"), steps=3)
+    begun(tmp_path, sft_in(tmp_path, "optim.schedule=constant", "train.steps=3"), steps=3, saved=False)
     with pytest.raises(ConfigError, match=r"3 steps on record and no checkpoint to go on from.*--overwrite"):
         check_output(sft_in(tmp_path, "optim.schedule=constant", "train.steps=5"), resume=True)
 

@@ -38,4 +38,4 @@ def test_a_gap_is_told_with_its_step_and_version(
         train_in_place(config, Ranks(0, 1, torch.device("cpu")), resume=False)
     assert ended.value.exit_code == 1
     assert closed == ["records", "engine"]
-    assert "error: step 3, version 2: sampler/kl 13\n--resume goes on" in capsys.readouterr().err
+    assert "error: step 3, version 2: sampler/kl 13\nNo checkpoint of this run was saved." in capsys.readouterr().err
