@@ -32,11 +32,18 @@ def is_figure(path: Path) -> bool:
     return FIGURE_MARK.encode() in path.read_bytes()
 
 
-def figure_metadata(path: Path) -> dict[str, str | None]:
-    """What matplotlib is to write into a picture of this name; of SVG no date, so that the same is the same bytes."""
-    if path.suffix == ".svg":
-        return {"Date": None, "Creator": FIGURE_MARK}
-    return {"Software" if path.suffix == ".png" else "Creator": FIGURE_MARK}
+def figure_metadata(path: Path) -> dict[str, str | None] | None:
+    """What matplotlib is to write into a picture of this name; of SVG no date, so that the same is the same bytes.
+
+    Other formats can hold nothing, and so are never taken for ours.
+    """
+    return {
+        ".png": {"Software": FIGURE_MARK},
+        ".svg": {"Date": None, "Creator": FIGURE_MARK},
+        ".pdf": {"Creator": FIGURE_MARK},
+        ".eps": {"Creator": FIGURE_MARK},
+        ".ps": {"Creator": FIGURE_MARK},
+    }.get(path.suffix.lower())
 
 
 def is_json(keys: Iterable[str]) -> Callable[[Path], bool]:

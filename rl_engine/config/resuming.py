@@ -162,15 +162,15 @@ class Changed:
     old: Any
     new: Any
     rule: Rule
+    reason: str = ""
+    """Why it is refused, where its rule does not say."""
 
     def __str__(self) -> str:
-        return f"{self.key} was {self.old!r} and is {self.new!r}"
+        return f"{self.key} was {self.old!r} and is {self.new!r}" + (f" ({self.reason})" if self.reason else "")
 
     @property
     def is_refused(self) -> bool:
-        if self.rule is Rule.LENGTH:
-            return self.old is None or self.new is None or self.new < self.old
-        return self.rule is Rule.FIXED
+        return self.rule is Rule.FIXED or bool(self.reason)
 
 
 def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]:
@@ -182,10 +182,18 @@ def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]
         was, now = _value(old, key, default), _value(new, key)
         if _plain(was) != _plain(now):
             rule = rules_of(table, key)[0]
-            if rule is Rule.LENGTH and new["optim"].get("schedule", "constant") != "constant":
-                rule = Rule.FIXED  # the rate of every step depends on how many there are
-            found.append(Changed(".".join(key), was, now, rule))
+            reason = _reason(was, now, new["optim"]) if rule is Rule.LENGTH else ""
+            found.append(Changed(".".join(key), was, now, rule, reason))
     return found
+
+
+def _reason(old: Any, new: Any, optim: Mapping[str, Any]) -> str:
+    """Why a length may not change so; empty where it may."""
+    if old is None or new is None or new < old:
+        return "it may be raised, not lowered"
+    if optim.get("schedule", "constant") != "constant":
+        return f"with optim.schedule {optim['schedule']} the rate of every step depends on it"
+    return ""
 
 
 def _value(values: Any, key: Key, default: Any = None) -> Any:

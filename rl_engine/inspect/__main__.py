@@ -49,6 +49,8 @@ def main(
     ] = None,
 ) -> None:
     """Show what adapters learned: norms, stable rank, and how much of the rank is used."""
+    if plot is not None and not plot.suffix:
+        plot = plot.with_suffix(".png")  # as matplotlib would name it
     try:
         signs = {plot: is_figure, output: is_json(("version", "modules"))}
         notes = [

@@ -83,15 +83,12 @@ def refuse_changes(run: Path, found: Sequence[Changed]) -> None:
     refused = [change for change in found if change.is_refused]
     if not refused:
         return
-    hints = [
-        "; a length may be raised, not lowered" if any(change.rule is Rule.LENGTH for change in refused) else "",
-        "; optim.lr=auto goes by train.steps: give the number that it was"
-        if {"optim.lr", "train.steps"} <= {change.key for change in found}
-        else "",
-    ]
+    hint = ""
+    if {"optim.lr", "train.steps"} <= {change.key for change in found}:
+        hint = "; optim.lr=auto goes by train.steps: give the number that it was"
     raise ConfigError(
-        f"{run} cannot be resumed with another configuration: {'; '.join(map(str, refused))}{''.join(hints)}. Give "
-        "what it was, or another output_dir"
+        f"{run} cannot be resumed with another configuration: {'; '.join(map(str, refused))}{hint}. Give what it was, "
+        "or another output_dir"
     )
 
 
