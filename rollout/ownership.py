@@ -37,13 +37,14 @@ def figure_metadata(path: Path) -> dict[str, str | None] | None:
 
     Other formats can hold nothing, and so are never taken for ours.
     """
-    return {
+    signs: dict[str, dict[str, str | None]] = {
         ".png": {"Software": FIGURE_MARK},
         ".svg": {"Date": None, "Creator": FIGURE_MARK},
         ".pdf": {"Creator": FIGURE_MARK},
         ".eps": {"Creator": FIGURE_MARK},
         ".ps": {"Creator": FIGURE_MARK},
-    }.get(path.suffix.lower())
+    }
+    return signs.get(path.suffix.lower())
 
 
 def is_json(keys: Iterable[str]) -> Callable[[Path], bool]:
