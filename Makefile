@@ -22,7 +22,7 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: .venv/project ## train the embedded example, before → after in minutes; ARGS="seed=1" adds settings
-	$(RUN) -m rl_engine.train --config quickstart.yaml --overwrite $(ARGS)
+	$(RUN) -m rl_engine.train --config quickstart.yaml --overwrite --keep-old $(ARGS)
 	@echo $(ACTIVATE)
 
 test: lint ## lint, types and tests
@@ -51,7 +51,7 @@ drills: .venv/tools ## kill, fill, starve and cut off whole runs (forty minutes 
 lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 	requirements/lock.sh
 
-embedded: .venv/project ## rebuild the embedded model from random weights (half an hour)
+embedded: .venv/project ## rebuild the embedded model from random weights, in runs/embedded (half an hour)
 	$(RUN) -m rl_engine.sft.embedded
 
 clean: ## remove the environment and caches, keep runs/

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -13,6 +15,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from rollout.models import refuse_code_of_models
+from rollout.ownership import is_json, replaced
 
 
 def exit_with_error(message: str, code: int) -> NoReturn:
@@ -20,6 +23,21 @@ def exit_with_error(message: str, code: int) -> NoReturn:
     of a request to stop."""
     Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
     raise typer.Exit(code)
+
+
+def check_output(
+    output: Path, *, overwrite: bool, companions: Sequence[Path] = (), unfinished: bool = False
+) -> list[str]:
+    """What a person is told of earlier results that a report and its `companions` replace.
+
+    `unfinished`: an interrupted measurement is there to go on, and may have written a companion.
+    Raises `ValueError` where a report is there and `overwrite` is not asked for, or where anything else is.
+    """
+    if output.exists() and not overwrite:
+        raise ValueError(f"--output: {output} is there already; --overwrite replaces it")
+    is_report = is_json(("format", "versions"))
+    begun = unfinished or (output.is_file() and is_report(output))
+    return replaced({output: is_report, **{path: lambda _: begun for path in companions}}, "--output")
 
 
 def new_console(*, quiet: bool = False) -> Console:

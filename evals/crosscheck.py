@@ -26,7 +26,7 @@ from rich.table import Table
 from evals.suites import ANSWER_FORMS
 from rewards import GradeItem, Grader, GradeResult, RewardConfig, Verdict
 from rewards.command import Command
-from rewards.records import BadRecord, read_rows
+from rewards.records import BadRecord, read_rows, refuse_existing
 
 FILTER = "flexible-extract"
 TAIL = 160
@@ -93,6 +93,7 @@ def main(
     """Compare our verdicts on GSM8K completions with lm-evaluation-harness's."""
     console = Console(highlight=False)
     try:
+        refuse_existing(output)
         rows = list(read_rows(file, required=("completion", reference)))
         pairs = [(str(row["completion"]), str(row[reference])) for row in rows]
         theirs = judged_by_them(pairs)

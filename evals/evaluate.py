@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from evals.contamination import Contamination, contamination
 from evals.launch import Launch
-from evals.options import EvalOptions, check_quickly, find_suites
+from evals.options import EvalOptions, check_place, check_quickly, find_suites, samples_path
 from evals.partial_results import PartialResults
 from evals.policies import BASE_MODEL, Policy, find_policies
 from evals.prepare import PreparedSuite, prepare_suite
@@ -47,6 +46,8 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
         )
     check_quickly(options)
     wanted = find_suites(options.suites)
+    for note in check_place(options):
+        console.print(escape(note), soft_wrap=True)
     model = locate_model(options.model)
     tokenizer = AutoTokenizer.from_pretrained(model, revision=options.revision)
     model_config: Any = AutoConfig.from_pretrained(model, revision=options.revision)
@@ -229,10 +230,6 @@ def write(
     report = {**header, "suites": [result.to_json() for result in results]}
     write_synced(options.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     partial.remove()
-
-
-def samples_path(output: Path) -> Path:
-    return output.with_suffix(".samples.jsonl.gz")
 
 
 def print_results(options: EvalOptions, results: Sequence[SuiteResult], console: Console) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from evals.command import check_output
+from evals.partial_results import PartialResults
 from evals.policies import check_adapter
 from evals.suites import Suite, check_suite_files, find_suite, sampling_of, suite_hub_items
 from rollout.config import ModelConfig, PromptConfig
@@ -83,15 +85,25 @@ def refuse_idle(options: EvalOptions) -> None:
             raise ValueError(f"{option} is {value}, and has no effect: {why}")
 
 
+def samples_path(output: Path) -> Path:
+    return output.with_suffix(".samples.jsonl.gz")
+
+
+def check_place(options: EvalOptions) -> list[str]:
+    """What a person is told of the files that will be replaced. Raises `ValueError` for a place that is taken."""
+    if options.output.is_dir():
+        raise ValueError(f"--output: {options.output} is a directory; give a file in it")
+    check_writable(options.output.parent, "--output")
+    companions = [options.output.with_suffix(".md"), *([samples_path(options.output)] if options.records else [])]
+    unfinished = PartialResults(options.output, {}).is_begun
+    return check_output(options.output, overwrite=options.overwrite, companions=companions, unfinished=unfinished)
+
+
 def check_quickly(options: EvalOptions) -> None:
     """Raises `ValueError` or `FileNotFoundError` for what can be known to be wrong without loading anything."""
     suites = find_suites(options.suites)
     refuse_idle(options)
-    if options.output.exists() and not options.overwrite:
-        raise ValueError(f"--output: {options.output} is there already; --overwrite replaces it")
-    if options.output.is_dir():
-        raise ValueError(f"--output: {options.output} is a directory; give a file in it")
-    check_writable(options.output.parent, "--output")
+    check_place(options)
     check_files(options.model, "--model")
     for adapter in options.adapters:
         check_adapter(adapter)

@@ -6,9 +6,9 @@ the outcome of one problem by one policy (`contender` in the file).
 
 from __future__ import annotations
 
-import glob
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +43,26 @@ class PartialResults:
         return self.output.with_suffix(f".partial-{rank}.jsonl" if rank else ".partial.jsonl")
 
     def _paths(self) -> list[Path]:
-        return sorted(self.output.parent.glob(f"{glob.escape(self.output.stem)}.partial*.jsonl"))
+        name = re.compile(rf"{re.escape(self.output.stem)}\.partial(-\d+)?\.jsonl")
+        return sorted(path for path in self.output.parent.glob("*.jsonl") if name.fullmatch(path.name))
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether an unfinished evaluation is there to go on.
+
+        Raises `PartialResultsError` for a file of that name that is none.
+        """
+        for path in self._paths():
+            try:
+                header: Any = next(_complete_lines(path), {"settings": {}})
+            except ValueError:
+                header = None
+            if not isinstance(header, dict) or "settings" not in header:
+                raise PartialResultsError(
+                    f"{path} has the name of an unfinished evaluation, and is none: move it away, or give another "
+                    "--output"
+                )
+        return bool(self._paths())
 
     def begin(self, *, overwrite: bool) -> None:
         """Gather what earlier processes left into one clean file: by the main rank, before the others read.

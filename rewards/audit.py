@@ -22,7 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rewards.command import Command
 from rewards.config import RewardConfig
 from rewards.grader import Grader
-from rewards.records import Row, chunks, read_rows
+from rewards.records import Row, chunks, read_rows, refuse_existing
 from rewards.second_opinion import MATH_VERIFY, PLAIN
 from rewards.types import GradeItem, GradeResult, Verdict
 
@@ -97,6 +97,7 @@ def main(
     """List completions on which other judges disagree with the verdict."""
     console = Console()
     try:
+        refuse_existing(output)
         config = RewardConfig.model_validate(
             {
                 "workers": workers,

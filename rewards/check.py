@@ -23,7 +23,7 @@ from rewards import overlap
 from rewards.command import Command
 from rewards.config import RewardConfig
 from rewards.grader import Grader
-from rewards.records import BadRecord, Row, chunks, read_rows
+from rewards.records import BadRecord, Row, chunks, read_rows, refuse_existing
 from rewards.types import GradeItem, Verdict
 
 CHUNK = 500
@@ -101,6 +101,7 @@ def main(
     """Check a problem file before training on it."""
     console = Console()
     try:
+        refuse_existing(output)
         rows = load(data)
         with Progress(console=console, transient=True) as progress:
             with Grader(workers=workers, timeout_s=timeout_s) as grader:

@@ -26,6 +26,12 @@ def read_rows(path: Path, *, required: tuple[str, ...]) -> Iterator[Row]:
                 yield _row(path, number, line, required)
 
 
+def refuse_existing(output: Path | None) -> None:
+    """Raises `BadRecord` rather than replace a file."""
+    if output is not None and output.exists():
+        raise BadRecord(f"--output: {output} is there already: nothing was written. Move it away, or give another name")
+
+
 def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")

@@ -5,25 +5,40 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch
 from rewards.command import Command
+from rl_engine.config import Config
 from rl_engine.config.file import shipped
 from rl_engine.config.hints import near
+from rl_engine.config.sft import SftConfig
+from rl_engine.run.output import can_be_resumed
 from rollout.stopping import StopRequest
 
 if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
 
 
-RESUME_OR_OVERWRITE = "--resume continues the run in output_dir and --overwrite replaces it: give one of them"
+def contradiction(*, resume: bool, overwrite: bool, keep_old: bool) -> str | None:
+    """What cannot be asked for together, for people."""
+    if resume and overwrite:
+        return "--resume continues the run in output_dir and --overwrite replaces it: give one of them"
+    if keep_old and not overwrite:
+        return "--keep-old keeps the run that --overwrite replaces: give --overwrite too"
+    return None
 
 
 UNTRAINED = "nothing was trained"
+
+
+def what_is_saved(config: Config | SftConfig) -> str:
+    """What a run that ended before its time has left, for people."""
+    if can_be_resumed(config):
+        return "What was saved before stands: --resume continues it."
+    return "No checkpoint of this run was saved."
 
 
 def exit_untrained(stop: StopRequest) -> NoReturn:
@@ -33,14 +48,12 @@ def exit_untrained(stop: StopRequest) -> NoReturn:
     raise typer.Exit(stop.exit_code)
 
 
-def with_hint(error: OSError, run: Path) -> str:
+def with_hint(error: OSError, config: Config | SftConfig) -> str:
     """What the system said, and the way out: that depends on whether the run has saved anything."""
-    saved = any((run / "checkpoints").glob("step*"))
-    hints = [
-        *(["Make space."] if error.errno in (errno.ENOSPC, errno.EDQUOT) else []),
-        *(["What was saved before stands: --resume continues it."] if saved else []),
-    ]
-    return "\n".join([str(error), *([" ".join(hints)] if hints else [])])
+    if error.errno is None:
+        return str(error)
+    space = "Make space. " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{error}\n{space}{what_is_saved(config)}"
 
 
 def join_ranks_quietly() -> Ranks:

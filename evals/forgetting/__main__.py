@@ -25,11 +25,20 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, say_loading, start_vllm
+from evals.command import (
+    check_output,
+    exit_with_error,
+    new_console,
+    quiet_libraries,
+    quiet_torch,
+    say_loading,
+    start_vllm,
+)
 from evals.policies import named_directory
 from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.config import ModelConfig
+from rollout.durable import write_synced
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
 from rollout.hub import check_hub
 from rollout.models import EMBEDDED, check_files, hub_items, locate_model
@@ -140,8 +149,9 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
     """Raises `ValueError`, `FileNotFoundError` or `OSError` for what cannot be measured, before weights are loaded
     where that can be known."""
     start = time.monotonic()
-    if options.output.exists() and not options.overwrite:
-        raise ValueError(f"--output: {options.output} is there already; --overwrite replaces it")
+    markdown_file = options.output.with_suffix(".md")
+    for note in check_output(options.output, overwrite=options.overwrite, companions=[markdown_file]):
+        console.print(escape(note), soft_wrap=True)
     if not options.tasks and options.prompts is None:
         raise ValueError("nothing to measure: give --tasks, --prompts or both")
     model = locate_model(options.model)
@@ -187,9 +197,9 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
         "policies": to_json(policies),
         "versions": versions(),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".md").write_text(markdown(policies))
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
+    # The report first: a table beside none would not be known as ours.
+    write_synced(options.output, json.dumps(report, indent=2) + "\n")
+    write_synced(markdown_file, markdown(policies))
     console.print(f"written to {escape(str(options.output))}")
 
 

@@ -21,6 +21,7 @@ from rewards.command import Command
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 from rl_engine.inspect.versions import directories
 from rollout.durable import check_writable
+from rollout.ownership import figure_metadata, is_figure, is_json, replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,25 +53,39 @@ def main(
     ] = None,
 ) -> None:
     """Show what adapters learned: norms, stable rank, and how much of the rank is used."""
+    if plot is not None and not plot.suffix:
+        plot = plot.with_suffix(".png")  # as matplotlib would name it
     try:
         if plot is not None and plot.suffix not in PLOTS:
             raise ValueError(f"--plot is {str(plot)!r}: give a name that ends in {', '.join(PLOTS)}")
-        for key, file in (("--plot", plot), ("--output", output)):
+        signs = {"--plot": (plot, is_figure), "--output": (output, is_json(("version", "modules")))}
+        notes = []
+        for key, (file, sign) in signs.items():
             if file is not None:
                 check_writable(file.parent, key)
+                notes += replaced({file: sign}, key)
         found = [directory for path in adapters for directory in directories(path)]
         say_loading("torch")
-        show(found, base, only, modules=modules, plot=plot, output=output)
+        show(found, base, only, notes, modules=modules, plot=plot, output=output)
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
 
 
 def show(
-    found: Sequence[Path], base: Path | None, only: str, *, modules: bool, plot: Path | None, output: Path | None
+    found: Sequence[Path],
+    base: Path | None,
+    only: str,
+    notes: Sequence[str],
+    *,
+    modules: bool,
+    plot: Path | None,
+    output: Path | None,
 ) -> None:
-    """Print the tables, write the files."""
+    """Print what is replaced and the tables, write the files."""
     console = new_console()
     versions = inspect(found, base, only)
+    for note in notes:
+        console.print(note)
     if len(versions) > 1:
         # Evenly spaced, the last among them.
         shown = versions[:: len(versions) // -ROWS][::-1]
@@ -152,7 +167,7 @@ def draw(versions: Sequence[Version], path: Path) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata=figure_metadata(path))
 
 
 def numbers(versions: Sequence[Version]) -> list[int]:

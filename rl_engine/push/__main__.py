@@ -84,7 +84,7 @@ def main(
         # Saving a model looks for DeepSpeed, which would report that it looked for a GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         folder = output or folder_of(trained)
-        show(console, folder, make_release(release, folder))
+        show(console, folder, make_release(release, folder, lambda line: console.print(escape(line), soft_wrap=True)))
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from rl_engine.report.page import NAME as REPORT
 from rl_engine.report.page import PROBLEMS, read_runs, write_page
 from rl_engine.run.records import METRICS
 from rl_engine.run.trained import RUN_CONFIG, TrainedAdapter, TrainingRun
-from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, write_manifest
+from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, sha256_of, write_manifest
+from rollout.ownership import place_aside
 
 CARD = "README.md"
 PLOT = "curves.png"
@@ -33,8 +34,9 @@ PLOT = "curves.png"
 SPOKEN = ("prompt", "sampling")
 
 
-def make_release(release: Release, folder: Path) -> list[Path]:
-    """Write the folder anew; its files, as paths within it.
+def make_release(release: Release, folder: Path, say: Callable[[str], None] = print) -> list[Path]:
+    """Write the folder anew; its files, as paths within it. An earlier release that is not the same to the byte, as
+    where somebody has worked on its card, is kept beside it.
 
     Raises `FileExistsError` rather than replace a directory that is not an earlier release.
     """
@@ -45,11 +47,22 @@ def make_release(release: Release, folder: Path) -> list[Path]:
     scratch.mkdir(parents=True)
     try:
         _fill(release, scratch)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists() and _is_same(folder, scratch):
+            shutil.rmtree(folder)
+        elif folder.exists() and any(folder.iterdir()):
+            place = place_aside(folder)
+            folder.rename(place)
+            say(f"{folder} was another release, or has been edited: it is kept in {place}")
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return files_of(folder)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files, to the byte."""
+    files = files_of(one)
+    return files == files_of(other) and all(sha256_of(one / path) == sha256_of(other / path) for path in files)
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -26,6 +26,8 @@ COMPLETIONS_BYTES = 10_000_000
 """Most bytes of completions in a page, all runs together. What else there is stays far below."""
 LINES = 2_000
 """Steps drawn of a run; of more, every second, third, …, and all that evaluate."""
+TITLE_END = " · rl_engine</title>"
+"""Of every page; by it one is known as ours."""
 SCRIPTS = ("charts.js", "completions.js", "page.js")
 
 
@@ -50,6 +52,11 @@ def write_page(runs: Sequence[ShownRun], output: Path, reload_s: float | None = 
     with naming(output):
         scratch.write_text(page_of(runs, reload_s), encoding="utf-8")
         return scratch.replace(output)
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is such a page."""
+    return TITLE_END.encode() in path.read_bytes()
 
 
 def page_of(runs: Sequence[ShownRun], reload_s: float | None = None) -> str:

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from rl_engine.report.charts import COT_LENGTH, REWARD, Chart, Series, accuracy_chart, charts_of, suites_of
 from rl_engine.run.records import read_metrics
 from rollout.durable import naming
+from rollout.ownership import figure_metadata
 
 NAME = "curves.png"
 # Okabe and Ito's colours, which colour-blind readers tell apart, a little darker; the report's page has the same.
@@ -58,16 +59,24 @@ def plot_run(run: Path) -> Path:
 def plot_charts(runs: Mapping[str, Lines], directory: Path, file_format: str) -> list[Path]:
     """Each chart of these runs, overlaid, as `<chart>.png` or `.svg`: 3.4 inches wide, a column of a paper."""
     directory.mkdir(parents=True, exist_ok=True)
-    files = []
-    for chart in charts_of({key for lines in runs.values() for line in lines for key in line}):
+    files = chart_files(runs, directory, file_format)
+    for chart, file in zip(_charts(runs), files, strict=True):
         with style.context(STYLE):
             figure = Figure(figsize=(3.4, 2.5), layout="constrained")
             signs = draw_chart(figure.subplots(), chart, runs)
             if len(signs) > 1:
                 figure.legend(handles=signs, loc="outside lower center", ncols=3, fontsize=8)
-            files.append(directory / f"{chart.name}.{file_format}")
-            figure.savefig(files[-1], dpi=300, metadata={"Date": None} if file_format == "svg" else None)
+            figure.savefig(file, dpi=300, metadata=figure_metadata(file))
     return files
+
+
+def chart_files(runs: Mapping[str, Lines], directory: Path, file_format: str) -> list[Path]:
+    """The files that `plot_charts` writes."""
+    return [directory / f"{chart.name}.{file_format}" for chart in _charts(runs)]
+
+
+def _charts(runs: Mapping[str, Lines]) -> list[Chart]:
+    return charts_of({key for lines in runs.values() for line in lines for key in line})
 
 
 def draw_chart(axes: Axes, chart: Chart, runs: Mapping[str, Lines]) -> list[Line2D]:

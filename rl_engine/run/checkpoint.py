@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rl_engine.config.file import ConfigError
+from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import load_state, save_state
-from rollout.adapters import AdapterError, read_manifest, write_manifest
+from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of, write_manifest
 from rollout.durable import discard, numbered, remove_leftovers, written_aside
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,30 @@ class Checkpoints:
     def _steps(self) -> dict[int, Path]:
         """Step → its checkpoint, the oldest first."""
         return numbered(self.root, "step")
+
+
+def newest_on_all(checkpoints: Checkpoints, ranks: Ranks) -> tuple[RunState, dict[str, Tensor]] | None:
+    """The newest checkpoint, which every rank has found to be the same. Collective.
+
+    Raises `AdapterError` where a rank finds none of its checkpoints whole, `ConfigError` where the ranks see others.
+    """
+    found, error = None, ""
+    try:
+        found = checkpoints.newest()
+    except AdapterError as failure:
+        error = str(failure)
+    step = found[0].step if found else None
+    digest = sha256_of(checkpoints.root / f"step{step:06d}" / MANIFEST) if step is not None else ""
+    seen = ranks.gather([(step, digest, error)])
+    if errors := [error for _, _, error in seen if error]:
+        raise AdapterError(errors[0])
+    if len({*seen}) > 1:
+        told = ", ".join(f"rank {rank} {'none' if step is None else step}" for rank, (step, _, _) in enumerate(seen))
+        raise ConfigError(
+            f"{checkpoints.root}: the ranks do not see the same newest checkpoint (after step: {told}): output_dir has "
+            "to be one directory that all of them share"
+        )
+    return found
 
 
 def restore_rng(tensors: dict[str, Tensor]) -> None:

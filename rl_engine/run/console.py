@@ -147,7 +147,7 @@ class RunConsole:
         return shown
 
     def note(self, text: str) -> None:
-        self.console.print(escape(text))
+        self.console.print(escape(text), soft_wrap=True)
 
     def summary(self, lines: Sequence[Mapping[str, float]], paths: Mapping[str, Path]) -> None:
         """Print before → after on every suite, and where everything is. `lines` are those of metrics.jsonl."""

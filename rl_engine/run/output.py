@@ -4,104 +4,134 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import itertools
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from evals.partial_results import differences
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
+from rl_engine.config.resuming import Rule
 from rl_engine.config.run import CHECKPOINT_EVERY
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import MARKER, METRICS, WRITTEN, read_metrics
+from rl_engine.run.resumption import (
+    CONFIG,
+    changes_since,
+    notes_on,
+    read_run_config,
+    refuse_changes,
+    steps_on_record,
+)
+from rollout.durable import numbered
+from rollout.ownership import place_aside
 
 LOCK = ".lock"
-# What may change between a run and its resumption: nothing that the numbers depend on.
-FREE_TO_CHANGE = ("output_dir", "log", "checkpoint", "eval")
-FREE_OF_ROLLOUT = ("workers", "address", "start_timeout_s", "piece_timeout_s", "max_restarts")
+CHECKPOINTS = "checkpoints"
+CHANGES_TOLD = 6
+"""Settings of an earlier run that are named when it is replaced, at most."""
+Say = Callable[[str], None]
+"""Tells a person a line."""
 
 
-def config_hash(config: Config | SftConfig) -> str:
-    """Digest of everything the numbers of a run depend on."""
-    values = _decisive(config.model_dump(mode="json"), config)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+@dataclass
+class Earlier:
+    """What an earlier run wrote, beside its directory while another begins there."""
 
+    place: Path
+    keep: bool
+    say: Say
+    _settled: bool = field(default=False, init=False)
 
-def _decisive(values: dict[str, Any], config: Config | SftConfig) -> dict[str, Any]:
-    """The part of a configuration that numbers depend on; `config` tells which kind of run it is of."""
-    kept = {key: value for key, value in values.items() if key not in FREE_TO_CHANGE}
-    if isinstance(config, SftConfig):
-        return kept  # its order of examples and its rates depend on the number of steps
-    rollout = {key: value for key, value in kept["rollout"].items() if key not in FREE_OF_ROLLOUT}
-    return {**kept, "rollout": rollout, "train": {**kept["train"], "steps": None}}
+    def give_way(self) -> None:
+        """The new run has made a step: the earlier one is removed, or kept for good. Later calls change nothing."""
+        if self._settled:
+            return
+        self._settled = True
+        if not self.keep:
+            shutil.rmtree(self.place)
+        self.say(f"the earlier run is {'kept in' if self.keep else 'removed from'} {self.place}")
 
 
 @contextlib.contextmanager
-def sole_writer(run: Path, *, overwrite: bool) -> Iterator[Path | None]:
+def sole_writer(
+    config: Config | SftConfig, *, overwrite: bool, keep: bool = False, say: Say = print
+) -> Iterator[Earlier | None]:
     """Make the directory where it is not there, and let no other process train in it while the block lasts.
 
-    With `overwrite` an earlier run in it is moved aside: yields where it is, or None without one. It is removed when
-    the block has recorded a first step of its own, and comes back when the block ends before that. Only what a run of
-    ours writes is ever touched. The lock goes with the process that holds it, however that ends.
+    With `overwrite` an earlier run in it is moved aside: yields it, or None without one. It gives way when the new run
+    tells it to, after its first step, and comes back when the block ends before that. Only what a run of ours writes is
+    ever touched. The lock goes with the process that holds it, however that ends.
     Raises `ConfigError` when another process is at work there, or when what is there is not known to be ours;
     `OSError` when nothing can be written there.
     """
-    _refuse_file(run)
-    made = not run.exists()
+    run = Path(config.output_dir)
+    refuse_file(run)
+    made, unlocked = not run.exists(), not (run / LOCK).exists()
     run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK).open("w") as file:
+    with (run / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"output_dir: another process is training in {run}") from error
         try:
             if overwrite and _written(run):
-                _refuse_unmarked(run)
-                with _set_aside(run) as aside:
-                    yield aside
+                refuse_unmarked(run)
+                with _set_aside(run, _described(run, config), keep=keep, say=say) as earlier:
+                    yield earlier
             else:
                 yield None
         finally:
-            if made and [path.name for path in run.iterdir()] == [LOCK]:
+            if unlocked and not (run / MARKER).is_file():
                 # Refused before it began: nothing is left of it.
                 (run / LOCK).unlink()
-                run.rmdir()
+                if made and not any(run.iterdir()):
+                    run.rmdir()
 
 
 @contextlib.contextmanager
-def _set_aside(run: Path) -> Iterator[Path]:
+def _set_aside(run: Path, earlier_run: str, *, keep: bool, say: Say) -> Iterator[Earlier]:
     """What an earlier run wrote is beside the directory until another has made a step in it."""
-    numbers = (number for number in itertools.count(1) if not run.with_name(f"{run.name}.old-{number}").exists())
-    aside = run.with_name(f"{run.name}.old-{next(numbers)}")
-    aside.mkdir()
-    _move(run, aside)
+    place = place_aside(run)
+    place.mkdir()
     try:
-        yield aside
+        _move(run, place)
+    except OSError:
+        _move(place, run)
+        place.rmdir()
+        raise
+    then = "is kept there" if keep else "is removed once this one has made a step (--keep-old keeps it)"
+    say(f"{earlier_run} is in {place}: it {then}, and comes back if this one makes none")
+    earlier = Earlier(place=place, keep=keep, say=say)
+    try:
+        yield earlier
     finally:
         # A run that was stopped while it evaluated has a step in its checkpoint that is not on record yet.
-        if any(line["step"] > 0 for line in read_metrics(run)) or any((run / "checkpoints").glob("step*")):
-            shutil.rmtree(aside)
+        if any(line["step"] > 0 for line in read_metrics(run)) or numbered(run / CHECKPOINTS, "step"):
+            earlier.give_way()
         else:
             for path in _written(run):
                 _remove(path)
-            _move(aside, run)
-            aside.rmdir()
+            _move(place, run)
+            place.rmdir()
+            say(f"this run made no step: the earlier one is back in {run}")
 
 
-def moved_aside(aside: Path) -> str:
-    """What a person is told of an earlier run."""
-    return f"the earlier run is in {aside} while this one goes on, and comes back if this one makes no step"
+def _described(run: Path, config: Config | SftConfig) -> str:
+    """The earlier run in a directory, as a person is told of it: with the settings that are others now."""
+    steps = steps_on_record(read_metrics(run))
+    try:
+        found = [change for change in changes_since(run, config) if change.key != "output_dir"]
+    except ConfigError:
+        return f"the earlier run ({steps} steps)"
+    told = [str(change) for change in found[:CHANGES_TOLD]] + ["…"] * (len(found) > CHANGES_TOLD)
+    settings = f"other settings: {'; '.join(told)}" if told else "the same settings"
+    return f"the earlier run ({steps} steps, {settings})"
 
 
-def _written(directory: Path) -> list[Path]:
+def _written(directory: Path, names: Sequence[str] = WRITTEN) -> list[Path]:
     """What is there by a name that runs write."""
-    return [directory / name for name in WRITTEN if (directory / name).exists() or (directory / name).is_symlink()]
+    return [directory / name for name in names if (directory / name).exists() or (directory / name).is_symlink()]
 
 
 def _move(source: Path, target: Path) -> None:
@@ -116,59 +146,101 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _refuse_unmarked(run: Path) -> None:
-    """Raises `ConfigError` where something has a name that runs write, and no run of ours says that it is its own."""
-    written = [path.name for path in _written(run)]
-    if written and not (run / MARKER).is_file():
+def refuse_unmarked(directory: Path, names: Sequence[str] = WRITTEN, what: str = "a run") -> None:
+    """Raises `ConfigError` where something has a name that we would write, and no mark says that it is ours."""
+    written = [path.name for path in _written(directory, names)]
+    if written and not (directory / MARKER).is_file():
         raise ConfigError(
-            f"output_dir: {run} holds {', '.join(written)} and is not marked as a run ({MARKER} is not there): nothing "
-            "in it is touched. Move that away, or give another output_dir"
+            f"output_dir: {directory} holds {', '.join(written)} and is not marked as {what} ({MARKER} is not there): "
+            "nothing in it is touched. Move that away, or give another output_dir"
         )
 
 
-def check_output(config: Config | SftConfig, *, resume: bool) -> None:
-    """Raises `ConfigError` rather than write over another run, or resume one that is not this one."""
+def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
+    """What a person is told before a run begins in its directory or goes on there.
+
+    Raises `ConfigError` rather than write over another run, or resume one that is not this one.
+    """
     run = Path(config.output_dir)
-    _refuse_file(run)
-    exists = (run / METRICS).exists() or (run / "checkpoints").exists()
-    if exists and not resume:
+    refuse_file(run)
+    if not holds_run(run):
+        refuse_unmarked(run)
+        return [f"there is no run in {run} to resume: this one begins at its beginning"] if resume else []
+    if not resume:
         raise ConfigError(
             f"output_dir: {run} holds a run already; --resume continues it, --overwrite replaces it, "
             "or give another output_dir"
         )
-    if not exists:
-        _refuse_unmarked(run)
-    if resume and (run / "config.yaml").is_file():
-        old = _read_config(run / "config.yaml")
-        changed = differences(_decisive(old, config), _decisive(config.model_dump(mode="json"), config))
-        if changed:
-            raise ConfigError(f"{run} cannot be resumed with another configuration: {'; '.join(changed)}")
-        every = old["checkpoint"]["every"]
-        _refuse_lost_checkpoints(run, every=CHECKPOINT_EVERY[config.method] if every is None else every)
+    if not (run / CONFIG).is_file():
+        return []
+    found = changes_since(run, config)
+    refuse_changes(run, found)
+    if not numbered(run / CHECKPOINTS, "step"):
+        _refuse_lost_checkpoints(run, longer=any(change.rule is Rule.LENGTH for change in found))
+        return [f"the run in {run} has no checkpoint: it begins at its beginning"]
+    return [*notes_on(found)]
 
 
-def _refuse_file(run: Path) -> None:
+def dry_output(config: Config | SftConfig, *, resume: bool, overwrite: bool, keep: bool) -> list[str]:
+    """What a run would do with its directory, told by a dry run, which changes nothing there.
+
+    Raises `ConfigError` for what no option of this run could mend.
+    """
+    run = Path(config.output_dir)
+    refuse_file(run)
+    _refuse_occupied(run)
+    if not holds_run(run) and not (overwrite and _written(run)):
+        return check_output(config, resume=resume)
+    if resume:
+        notes = check_output(config, resume=True)
+        newest = max(numbered(run / CHECKPOINTS, "step"), default=0)
+        return [f"--resume would go on after step {newest} of the run in {run}", *notes]
+    if overwrite:
+        refuse_unmarked(run)
+        then = "kept there" if keep else "removed after the first step of this one"
+        return [f"--overwrite would move {_described(run, config)} to {place_aside(run)}, {then}"]
+    return [f"{run} holds a run already: to train there, --resume continues it and --overwrite replaces it"]
+
+
+def can_be_resumed(config: Config | SftConfig) -> bool:
+    """Whether the directory holds a checkpoint that this run, and not another, would go on from."""
+    run = Path(config.output_dir)
+    try:
+        found = changes_since(run, config)
+    except (ConfigError, OSError):
+        return False
+    # auto has been resolved to the number that is on record.
+    refused = [change for change in found if change.is_refused and change.new != "auto"]
+    return not refused and bool(numbered(run / CHECKPOINTS, "step"))
+
+
+def holds_run(run: Path) -> bool:
+    return (run / METRICS).exists() or (run / CHECKPOINTS).exists()
+
+
+def refuse_file(run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise ConfigError(f"output_dir: {run} is not a directory")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict) or not {"train", "checkpoint"} <= values.keys():
-        raise ConfigError(f"{path} is damaged: it is not the configuration of a run")
-    return values
-
-
-def _refuse_lost_checkpoints(run: Path, *, every: int) -> None:
-    """Without a checkpoint a run begins anew: what has gone further than its first one did not just lose a step."""
-    if not every or any((run / "checkpoints").glob("step*")):
+def _refuse_occupied(run: Path) -> None:
+    if not (run / LOCK).is_file():
         return
-    lines = read_metrics(run)
-    if lines and lines[-1]["step"] > every:
+    with (run / LOCK).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"output_dir: another process is training in {run}") from error
+
+
+def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:
+    """Without a checkpoint a run begins anew: what has gone further than its first one did not just lose a step, and
+    what is to be longer would be made again from its first step."""
+    done, old = steps_on_record(read_metrics(run)), read_run_config(run / CONFIG)
+    every, ended = old["checkpoint"]["every"], done > 0 and old["train"]["steps"] in (done, None)
+    every = CHECKPOINT_EVERY[old["method"]] if every is None else every
+    if (longer and ended) or (every and done > every):
         raise ConfigError(
-            f"{run} has {lines[-1]['step']} steps on record and no checkpoint to go on from, although checkpoint.every "
-            f"is {every}; --overwrite begins anew"
+            f"{run} has {done} steps on record and no checkpoint to go on from (checkpoint.every is {every}); "
+            "--overwrite begins anew"
         )

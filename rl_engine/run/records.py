@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
+from rl_engine.run.resumption import CONFIG, RESUMED, note_resumption
 from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
 from rollout.durable import naming, write_synced
 
@@ -23,7 +24,8 @@ MARKER = ".rl_engine"
 """A file that says of a directory that a run of ours writes in it, and may be replaced by another."""
 WRITTEN = (
     MARKER,
-    "config.yaml",
+    CONFIG,
+    RESUMED,
     METRICS,
     TRACKED_AS,
     "rollouts",
@@ -56,6 +58,8 @@ class Records:
 
     run: Path
     config: Config | SftConfig
+    on_first_step: Callable[[], None] = lambda: None
+    """Called when a step has been recorded; more than once."""
     _sinks: list[Sink] = field(default_factory=list, init=False)
 
     def open(self, done: int) -> None:
@@ -63,9 +67,11 @@ class Records:
         self.run.mkdir(parents=True, exist_ok=True)
         # First of all: without it nobody may replace this directory, and with it alone there is no run yet.
         write_synced(self.run / MARKER, "Written by a run of rl_engine: --overwrite may replace it.\n")
-        write_synced(self.run / "config.yaml", self.config.to_yaml())
         kept = [line for line in read_metrics(self.run) if line["step"] <= done]
+        if done >= 0:
+            note_resumption(self.run, self.config, done, kept)
         write_synced(self.run / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+        write_synced(self.run / CONFIG, self.config.to_yaml())
         for path in (self.run / "rollouts").glob("step*.jsonl.gz"):
             if int(path.name[4:-9]) > done:
                 path.unlink()
@@ -77,6 +83,8 @@ class Records:
         with naming(path), path.open("a") as file:
             file.write(json.dumps(line) + "\n")
             _sync(file)
+        if line["step"] > 0:
+            self.on_first_step()
         for sink in self._sinks:
             sink.log(line)
 

@@ -1,4 +1,4 @@
-"""The command: `python -m rl_engine.sft --config NAME_OR_PATH [--resume] [--merge] [key.sub=value …]`.
+"""The command: `python -m rl_engine.sft --config NAME_OR_PATH [--resume | --overwrite] [--merge] [key.sub=value …]`.
 
 Imports nothing heavy until the configuration is known to be good.
 """
@@ -6,13 +6,12 @@ Imports nothing heavy until the configuration is known to be good.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from evals.command import exit_with_error, quiet_libraries, say_loading
-from rl_engine.command import RESUME_OR_OVERWRITE, ConfiguredCommand, exit_untrained, help_end, with_hint
+from rl_engine.command import ConfiguredCommand, contradiction, exit_untrained, help_end, with_hint
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.checks import check_place
@@ -31,11 +30,14 @@ def main(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")] = False,
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="With --overwrite: keep the earlier run, aside.")
+    ] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Also write the model with its adapter to merged/.")] = False,
 ) -> None:
     """Train a LoRA adapter, or the whole model, on answers: the supervised arm."""
-    if resume and overwrite:
-        exit_with_error(RESUME_OR_OVERWRITE, 2)
+    if message := contradiction(resume=resume, overwrite=overwrite, keep_old=keep_old):
+        exit_with_error(message, 2)
     stop = StopRequest()
     try:
         settings = read_config(SftConfig, config, overrides or ())
@@ -52,14 +54,14 @@ def main(
             quiet_libraries()
             from rl_engine.sft.run import run_sft
 
-            code = run_sft(settings, stop, resume=resume, overwrite=overwrite, merged=merge)
+            code = run_sft(settings, stop, resume=resume, overwrite=overwrite, keep_old=keep_old, merged=merge)
     except Stopped:
         exit_untrained(stop)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
         exit_with_error(str(error), 2)
     except OSError as error:
-        exit_with_error(with_hint(error, Path(settings.output_dir)), 1)
+        exit_with_error(with_hint(error, settings), 1)
     raise typer.Exit(code)
 
 

@@ -23,15 +23,18 @@ from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from evals.command import exit_with_error
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import read_metrics
 from rl_engine.sft.run import run_sft
 from rollout.config import ArithmeticConfig
-from rollout.models import EMBEDDED_DIR
 from rollout.prompts.arithmetic import Expression, expressions
 
 RECIPE = "embedded.yaml"
+OUTPUT = Path("runs/embedded")
+"""Not the directory of the model that ships: that is replaced by whoever names it."""
+RECORD = "made.json"
 # What the quickstart asks of the model.
 QUICKSTART_SUMS = ArithmeticConfig(terms=(3, 4, 5, 6), largest=20)
 
@@ -121,12 +124,30 @@ def warm_start(directory: Path, steps: int, seed: int) -> Path:
     return directory / "run"
 
 
+def check_output(output: Path) -> None:
+    """Raises `ValueError` where a model would be written into a directory of something else."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output: {output} is not a directory")
+    made = output / RECORD
+    if made.is_file():
+        Console().print(f"replaces {output}, an earlier one", soft_wrap=True)
+    elif output.exists() and any(output.iterdir()):
+        raise ValueError(
+            f"--output: {output} holds something, and no model that was made here ({RECORD} is not there): nothing was "
+            "written. Give another directory"
+        )
+
+
 def build(
-    output: Annotated[Path, typer.Option(help="Where the checkpoint is written.")] = EMBEDDED_DIR,
+    output: Annotated[Path, typer.Option(help="Where the checkpoint is written.")] = OUTPUT,
     steps: Annotated[int, typer.Option(min=1, help="Batches of the warm start.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the examples.")] = 0,
 ) -> None:
     """Make the embedded model from nothing."""
+    try:
+        check_output(output)
+    except ValueError as error:
+        exit_with_error(str(error), 2)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         run = warm_start(Path(scratch), steps, seed)
@@ -145,7 +166,7 @@ def build(
         "test_log_loss": last["test/log_loss"],
         "held_out_accuracy": {style: held_out_accuracy(model, tokenizer, text) for style, text in starts.items()},
     }
-    (output / "made.json").write_text(json.dumps(made, indent=2) + "\n")
+    (output / RECORD).write_text(json.dumps(made, indent=2) + "\n")
     Console().print(f"{output}, made in {time.monotonic() - start:.0f} s:", made)
 
 

@@ -46,6 +46,7 @@ class SftRun(TrainerCallback):
     records: Records
     console: RunConsole
     stop: StopRequest
+    config_hash: str
     step: int
     """Steps done."""
     unrecorded: dict[str, float] | None
@@ -69,11 +70,13 @@ class SftRun(TrainerCallback):
     def save_if_due(self) -> None:
         """A checkpoint after the current step, once it is on record: every so many, and before the run is left."""
         every = self.config.checkpoint.every
-        if self.step < self.batches.steps and (self.stop.asked or (every > 0 and self.step % every == 0)):
+        last = self.step == self.batches.steps
+        # After the last step too, where checkpoints are kept: a longer run goes on from there.
+        if (self.stop.asked and not last) or (every > 0 and (last or self.step % every == 0)):
             self.save()
 
     def save(self, unrecorded: dict[str, float] | None = None) -> None:
-        save(self.config, self.trainable, self.optimizer, self.checkpoints, self.step, unrecorded)
+        save(self.config, self.trainable, self.optimizer, self.checkpoints, self.step, self.config_hash, unrecorded)
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         logs = given["logs"]

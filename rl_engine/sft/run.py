@@ -17,12 +17,13 @@ from rl_engine.policy.base_model import load_model_config
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
 from rl_engine.run.merge import merge
-from rl_engine.run.output import check_output, config_hash, moved_aside, sole_writer
+from rl_engine.run.output import Earlier, check_output, sole_writer
 from rl_engine.run.records import Records, read_metrics
+from rl_engine.run.resumption import config_hash, problems_digest
 from rl_engine.run.trained import read_trained
 from rl_engine.sft.batches import batches_of
 from rl_engine.sft.conversations import information_bits
-from rl_engine.sft.examples import load_examples, read_template
+from rl_engine.sft.examples import IGNORED, Example, load_examples, read_template
 from rl_engine.sft.loop import SftRun
 from rl_engine.sft.model import METHODS
 from rl_engine.sft.state import restore
@@ -40,6 +41,7 @@ def run_sft(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    keep_old: bool = False,
     merged: bool = False,
 ) -> int:
     """Train, and leave `config.yaml`, `metrics.jsonl` and `adapters/` behind; the exit code.
@@ -52,19 +54,21 @@ def run_sft(
     if merged and config.method == "full":
         raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
     config = resolve_learning_rate(config)
-    with sole_writer(Path(config.output_dir), overwrite=overwrite) as aside:
-        if aside is not None:
-            RunConsole(quiet=False, steps=0).note(moved_aside(aside))
-        check_output(config, resume=resume)
-        return _run(config, stop or StopRequest(), resume=resume, merged=merged)
+    console = RunConsole(quiet=False, steps=0)
+    with sole_writer(config, overwrite=overwrite, keep=keep_old, say=console.note) as earlier:
+        for note in check_output(config, resume=resume):
+            console.note(note)
+        return _run(config, stop or StopRequest(), earlier, resume=resume, merged=merged)
 
 
-def _run(config: SftConfig, stop: StopRequest, *, resume: bool, merged: bool) -> int:
+def _run(config: SftConfig, stop: StopRequest, earlier: Earlier | None, *, resume: bool, merged: bool) -> int:
     """Train in an output directory that is known to be ours."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would remark on it
     tokenizer = load_tokenizer(config)
     run = assemble(config, tokenizer, stop, resume=resume)
+    if earlier is not None:
+        run.records.on_first_step = earlier.give_way
     with stop.noted():
         return _train(run, resume=resume, merged=merged)
 
@@ -137,7 +141,9 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
         weight_decay=config.optim.weight_decay,
     )
     checkpoints = Checkpoints(output / "checkpoints", config.checkpoint.keep)
-    found = restore(config, trainable, optimizer, checkpoints) if resume else None
+    made_from = problems_digest((one.input_ids.tolist(), _labelled(one)) for one in examples.train)
+    hashed = config_hash(config, made_from)
+    found = restore(config, trainable, optimizer, checkpoints, hashed) if resume else None
     done = found.step if found else 0
     run = SftRun(
         config=config,
@@ -149,6 +155,7 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
         records=Records(output, config),
         console=RunConsole(quiet=False, steps=batches.steps),
         stop=stop,
+        config_hash=hashed,
         step=done,
         unrecorded=_unrecorded(output, found),
     )
@@ -159,6 +166,11 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
     left = rows.select(batches.rows[done * config.train.batch_size :] or batches.rows[:1])
     run.trainer = make_trainer(config, trainable, tokenizer, left, optimizer, run, done=done, steps=batches.steps)
     return run
+
+
+def _labelled(example: Example) -> str:
+    """Which of its tokens an example teaches."""
+    return "".join("01"[int(label != IGNORED)] for label in example.labels)
 
 
 def _unrecorded(output: Path, found: RunState | None) -> dict[str, float] | None:
@@ -216,6 +228,6 @@ def publish(run: SftRun, version: int) -> AdapterRef:
             "parent": 0 if version else None,
             **run.trainable.manifest_fields,
             "base_model": config.model.name,
-            "config_hash": config_hash(config),
+            "config_hash": run.config_hash,
         },
     )

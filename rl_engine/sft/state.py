@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
-from rl_engine.run.output import config_hash
+from rl_engine.run.resumption import check_resumable
 from rl_engine.sft.model import TrainableModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -20,6 +19,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     checkpoints: Checkpoints,
     step: int,
+    config_hash: str,
     unrecorded: dict[str, float] | None,
 ) -> None:
     """Save a checkpoint after a step; see `RunState.unrecorded`."""
@@ -31,23 +31,26 @@ def save(
         step=step,
         position=step * config.train.batch_size,
         version=0,
-        config_hash=config_hash(config),
+        config_hash=config_hash,
         unrecorded=unrecorded,
     )
     checkpoints.save(state, tensors)
 
 
 def restore(
-    config: SftConfig, trainable: TrainableModel, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints
+    config: SftConfig,
+    trainable: TrainableModel,
+    optimizer: torch.optim.Optimizer,
+    checkpoints: Checkpoints,
+    config_hash: str,
 ) -> RunState | None:
     """Put back the newest checkpoint; returns where it stands, None where there is none."""
     found = checkpoints.newest()
     if found is None:
         return None
     state, tensors = found
+    check_resumable(state.config_hash, config, config_hash, state.step)
     restore_rng(tensors)
-    if state.config_hash != config_hash(config):
-        raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
     for name, parameter in trainable.parameters.items():
         _put(parameter, tensors[f"value.{name}"])
         optimizer.state[parameter] = {

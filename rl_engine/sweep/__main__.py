@@ -20,7 +20,7 @@ from rl_engine.sweep.analysis import Analysis, cells_left, due_cells
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
 from rl_engine.sweep.results import RESULTS, Results
-from rl_engine.sweep.schedule import run_sweep, targets_of
+from rl_engine.sweep.schedule import check_ours, run_sweep, targets_of
 from rollout.durable import check_writable
 from rollout.hub import check_hub
 
@@ -58,6 +58,7 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
     targets = targets_of(config)
     wanted = [item for target in targets.values() for item in target.wanted_of_hub]
     if only_check:
+        check_ours(config.output)
         found = Results(config.output / RESULTS).by_cell
         due = due_cells(config, found)
         for cell in due:

@@ -22,9 +22,11 @@ from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.results import Result, parsed
 from rl_engine.sweep.statistics import Estimate
 from rollout.durable import write_synced
+from rollout.ownership import replaced
 
 SUMMARY, TABLE = "summary.json", "table.md"
 FORMAT = 1
+TABLE_BEGINS = "Score: `"
 COLUMNS = 12
 """Most steps shown in the table over the steps."""
 Rows = list[list[str]]
@@ -60,6 +62,7 @@ def redraw(summary: Path) -> tuple[SweepConfig, Analysis]:
         raise ConfigError(f"{summary} is not the summary of a sweep: {error}") from error
     found = {result.cell: result for result in results}
     analysis = analyse(config, found)
+    replaced({summary.parent / TABLE: lambda path: path.read_bytes().startswith(TABLE_BEGINS.encode())}, "--redraw")
     draw_report(config, found, analysis, summary.parent)
     return config, analysis
 
@@ -174,7 +177,7 @@ def table(config: SweepConfig, found: Found, analysis: Analysis) -> str:
     done = [result for result in found.values() if result.status == "done"]
     spread = "" if analysis.spread is None else f" Spread between seeds at the best values: {analysis.spread:.3f}."
     parts = [
-        f"Score: `{score.metric}`, {score.at if isinstance(score.at, str) else f'mean of the last {score.at}'}, "
+        f"{TABLE_BEGINS}{score.metric}`, {score.at if isinstance(score.at, str) else f'mean of the last {score.at}'}, "
         f"{score.mode}. {len(done)} runs done in {sum(result.seconds for result in done) / 3600:.2f} hours of runs, "
         f"{len(found) - len(done)} failed.{spread} In brackets: 95 %.",
         markdown(best_rows(config, analysis)),

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rl_engine.config.file import ConfigError
 from rl_engine.config.hints import near
 from rl_engine.run.records import METRICS, read_metrics
 from rl_engine.sweep.config import ScoreConfig
@@ -92,7 +93,10 @@ class Results:
 
     def __post_init__(self) -> None:
         if self.path.is_file():
-            results = [parsed(json.loads(line)) for line in self.path.read_text().splitlines()]
+            try:
+                results = [parsed(json.loads(line)) for line in self.path.read_text().splitlines()]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConfigError(f"output_dir: {self.path} does not hold the results of a sweep: {error}") from error
             self.by_cell = {result.cell: result for result in results}
 
     def add(self, result: Result) -> None:

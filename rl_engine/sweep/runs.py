@@ -53,7 +53,7 @@ def sole_user(output: Path) -> Iterator[int]:
     Raises `ConfigError` when another sweep works in `output`.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as file:
+    with (output / ".lock").open("a") as file:
         deadline = time.monotonic() + LOCK_WAIT_S
         while not _locked(file.fileno()):
             if time.monotonic() > deadline:

@@ -9,19 +9,25 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 from rl_engine.config.file import ConfigError
-from rl_engine.run.records import METRICS
+from rl_engine.run.output import refuse_unmarked
+from rl_engine.run.records import MARKER, METRICS
 from rl_engine.sweep.analysis import cells_left, due_cells
 from rl_engine.sweep.cells import Target, arms_of, cell_of, target_of
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.progress import SweepProgress
+from rl_engine.sweep.report import SUMMARY, TABLE
 from rl_engine.sweep.results import RESULTS, Results, measured
 from rl_engine.sweep.runs import CELL, CellRun, result_of, sole_user, start
+from rollout.durable import write_synced
 from rollout.stopping import ECHO_S
 
 POLL_S = 0.1
+WRITTEN = ("cells", RESULTS, TABLE, SUMMARY)
+"""Names that a sweep writes in its directory, besides its figures."""
 Targets = Mapping[tuple[str, float], Target]
 """(arm, axis value) → target of the cells there"""
 
@@ -60,9 +66,11 @@ def targets_of(config: SweepConfig) -> Targets:
 
 def run_sweep(config: SweepConfig, targets: Targets, *, retry_failed: bool) -> tuple[Results, Stop]:
     """Run what has no result yet. Raises `ConfigError` when `output_dir` holds runs of other settings."""
+    check_ours(config.output)
     stop = Stop()
     with sole_user(config.output) as lock, stop.heard():
         results = Results(config.output / RESULTS)
+        write_synced(config.output / MARKER, "Written by a sweep of rl_engine.\n")
         check_unchanged(config, targets, results)
         remeasure(config, results)
         if retry_failed:
@@ -104,6 +112,15 @@ def run_cells(
                 due = [cell for cell in due_cells(config, results.by_cell) if cell.name not in at_work]
                 left = cells_left(config, results.by_cell)
                 progress.result(result, left)
+
+
+def check_ours(output: Path) -> None:
+    """Raises `ConfigError` where something has a name that a sweep writes, and is not known to be one of ours."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output_dir: {output} is not a directory")
+    # Sweeps were not always marked: results that can be read are a sweep's.
+    if not Results(output / RESULTS).by_cell:
+        refuse_unmarked(output, WRITTEN, "a sweep")
 
 
 def check_unchanged(config: SweepConfig, targets: Targets, results: Results) -> None:

@@ -1,4 +1,4 @@
-"""The command: `python -m rl_engine.train --config NAME_OR_PATH [--resume] [--dry-run] [key.sub=value …]`.
+"""The command: `python -m rl_engine.train --config NAME_OR_PATH [--resume|--overwrite] [--dry-run] [key.sub=value …]`.
 
 Imports nothing heavy until the configuration is known to be good.
 """
@@ -15,12 +15,13 @@ from safetensors import SafetensorError
 
 from evals.command import exit_with_error, say_loading
 from rl_engine.command import (
-    RESUME_OR_OVERWRITE,
     UNTRAINED,
     ConfiguredCommand,
+    contradiction,
     exit_untrained,
     help_end,
     join_ranks_quietly,
+    what_is_saved,
     with_hint,
 )
 from rl_engine.config import Config, load_config
@@ -33,6 +34,7 @@ from rollout.stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
+    from rl_engine.run.output import Earlier
     from rl_engine.train.loop import Run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -48,11 +50,14 @@ def main(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")] = False,
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="With --overwrite: keep the earlier run, aside.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but the weights, and stop.")] = False,
 ) -> None:
     """Train a LoRA adapter with reinforcement learning."""
-    if resume and overwrite:
-        exit_with_error(RESUME_OR_OVERWRITE, 2)
+    if message := contradiction(resume=resume, overwrite=overwrite, keep_old=keep_old):
+        exit_with_error(message, 2)
     stop = StopRequest()
     try:
         settings = load_config(config, overrides or ())
@@ -62,7 +67,7 @@ def main(
         check(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
         say_loading("torch, transformers and DeepSpeed")
         with stop.heard():
-            code = run(settings, stop, resume=resume, overwrite=overwrite, only_check=dry_run)
+            code = run(settings, stop, resume=resume, overwrite=overwrite, keep_old=keep_old, only_check=dry_run)
     except Stopped:
         exit_untrained(stop)
     except (ValueError, FileNotFoundError) as error:
@@ -71,9 +76,9 @@ def main(
     except SafetensorError as error:
         exit_with_error(f"a file of weights cannot be read: {error}", 2)
     except EngineError as error:
-        exit_with_error(f"{error}\nWhat was saved before stands: --resume continues it.", 1)
+        exit_with_error(f"{error}\n{what_is_saved(settings)}", 1)
     except OSError as error:
-        exit_with_error(with_hint(error, Path(settings.output_dir)), 1)
+        exit_with_error(with_hint(error, settings), 1)
     raise typer.Exit(code)
 
 
@@ -90,7 +95,9 @@ def check(config: Config, *, resume: bool, overwrite: bool, only_check: bool) ->
         check_hub(wanted)
 
 
-def run(config: Config, stop: StopRequest, *, resume: bool, overwrite: bool, only_check: bool) -> int:
+def run(
+    config: Config, stop: StopRequest, *, resume: bool, overwrite: bool, keep_old: bool = False, only_check: bool
+) -> int:
     """Assemble and train; the exit code. Raises `Stopped` when someone asks to stop before training has begun."""
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
@@ -102,28 +109,32 @@ def run(config: Config, stop: StopRequest, *, resume: bool, overwrite: bool, onl
         if only_check:
             from rl_engine.train.dry_run import dry_run
 
-            dry_run(config, ranks, resume=resume)
+            dry_run(config, ranks, resume=resume, overwrite=overwrite, keep_old=keep_old)
             return 0
-        return train_run(config, ranks, stop, resume=resume, overwrite=overwrite)
+        return train_run(config, ranks, stop, resume=resume, overwrite=overwrite, keep_old=keep_old)
     finally:
         leave_ranks()
 
 
-def train_run(config: Config, ranks: Ranks, stop: StopRequest, *, resume: bool, overwrite: bool) -> int:
+def train_run(
+    config: Config, ranks: Ranks, stop: StopRequest, *, resume: bool, overwrite: bool, keep_old: bool = False
+) -> int:
     from rl_engine.run.console import RunConsole
-    from rl_engine.run.output import check_output, moved_aside, sole_writer
+    from rl_engine.run.output import check_output, sole_writer
 
-    mine = sole_writer(Path(config.output_dir), overwrite=overwrite)
-    with mine if ranks.is_main else contextlib.nullcontext() as aside:
-        if aside is not None:
-            RunConsole(quiet=False, steps=0).note(moved_aside(aside))
+    console = RunConsole(quiet=not ranks.is_main, steps=0)
+    mine = sole_writer(config, overwrite=overwrite, keep=keep_old, say=console.note)
+    with mine if ranks.is_main else contextlib.nullcontext() as earlier:
         ranks.barrier()
-        check_output(config, resume=resume)
-        return train_in_place(config, ranks, stop, resume=resume)
+        for note in check_output(config, resume=resume):
+            console.note(note)
+        return train_in_place(config, ranks, stop, resume=resume, earlier=earlier)
 
 
-def train_in_place(config: Config, ranks: Ranks, stop: StopRequest, *, resume: bool) -> int:
-    """Train in an output directory that is known to be ours."""
+def train_in_place(
+    config: Config, ranks: Ranks, stop: StopRequest, *, resume: bool, earlier: Earlier | None = None
+) -> int:
+    """Train in an output directory that is known to be ours; an `earlier` run gives way after the first step."""
     from rewards import Grader
     from rl_engine.learner.gap import SamplerGapError
     from rl_engine.report.page import NAME as REPORT
@@ -136,6 +147,8 @@ def train_in_place(config: Config, ranks: Ranks, stop: StopRequest, *, resume: b
     output = Path(config.output_dir)
     with Grader.from_config(config.rewards) as grader:
         run = assemble(config, ranks, grader, resume, stop=stop)
+        if earlier is not None:
+            run.records.on_first_step = earlier.give_way
         with stop.noted():
             try:
                 train(run)

@@ -23,11 +23,11 @@ from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.policy.base_model import load_meta_model, load_model_config
-from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, restore_rng
+from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, newest_on_all, restore_rng
 from rl_engine.run.console import RunConsole
-from rl_engine.run.output import config_hash
 from rl_engine.run.peaks import PhasePeaks, available
 from rl_engine.run.records import Records, read_metrics
+from rl_engine.run.resumption import check_resumable, config_hash, problems_digest
 from rl_engine.sampling.data import TrainingData, prepare
 from rl_engine.sampling.past import PastVersions
 from rl_engine.sampling.placement import start_queue
@@ -161,9 +161,9 @@ def assemble(
     needed = context_needed(config, suites, eval_sampling)
     check_context(config, needed)
     run_dir = Path(config.output_dir)
-    records = Records(run_dir, config)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
-    found = checkpoints.newest() if resume else None
+    hashed = hash_of_run(config, data)
+    found = newest_of_run(config, checkpoints, hashed, ranks) if resume else None
     with console.phase("loading the model"):
         learner = Learner(config, ranks, pad_id_of(tokenizer), [prompt.token_ids for prompt in data.prompts])
     console.print_rows(describe(config, data, learner))
@@ -179,23 +179,39 @@ def assemble(
         sampler=sampler,
         learner=learner,
         past=past,
-        publisher=_publisher(learner, queue.engine, past, data.prompts, sampling),
+        publisher=_publisher(learner, queue.engine, past, data.prompts, sampling, hashed),
         checkpoints=checkpoints,
-        records=records,
+        records=Records(run_dir, config),
         console=console,
         stop=stop,
         peaks=PhasePeaks(ranks.device),
-        config_hash=config_hash(config),
+        config_hash=hashed,
     )
     if resume:
         _continue_from(run, found)
     if ranks.is_main:
-        records.open(run.step if found else -1)
+        run.records.open(run.step if found else -1)
     return run
 
 
+def hash_of_run(config: Config, data: TrainingData) -> str:
+    """Digest of the settings and of the problems, as the policy sees them."""
+    seen = ((one.token_ids, f"{one.problem.text}\0{one.problem.answer}") for one in data.prompts)
+    return config_hash(config, problems_digest(seen))
+
+
+def newest_of_run(
+    config: Config, checkpoints: Checkpoints, hashed: str, ranks: Ranks
+) -> tuple[RunState, dict[str, torch.Tensor]] | None:
+    """The checkpoint to go on from. Raises `ConfigError` where it is another run's. Collective."""
+    found = newest_on_all(checkpoints, ranks)
+    if found is not None:
+        check_resumable(found[0].config_hash, config, hashed, found[0].step)
+    return found
+
+
 def _publisher(
-    learner: Learner, engine: Engine, past: PastVersions, prompts: list[Prompt], sampling: SamplingConfig
+    learner: Learner, engine: Engine, past: PastVersions, prompts: list[Prompt], sampling: SamplingConfig, hashed: str
 ) -> Publisher:
     config = learner.config
     return Publisher(
@@ -207,24 +223,22 @@ def _publisher(
         sampling=sampling,
         past=past,
         limits=gap_limits(config),
-        facts={"base_model": config.model.name, "config_hash": config_hash(config)},
+        facts={"base_model": config.model.name, "config_hash": hashed},
         keep=config.checkpoint.keep_adapters or {"lora": None, "full": 2}[config.method],
     )
 
 
 def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | None) -> None:
     """Go to where the checkpoint stands, or back to the beginning; versions published after that are dropped."""
-    if found is None:
-        run.console.note("there is no checkpoint: the run begins at its beginning")
-    else:
+    if found is not None:
         state, tensors = found
-        if state.config_hash != run.config_hash:
-            raise ConfigError(f"the checkpoint after step {state.step} was made by another configuration")
         restore_learner(run.learner, tensors)
         restore_rng(tensors)
         run.step, run.version, run.stream.cursor.position = state.step, state.version, state.position
         run.finished, run.rng = _without_recorded(run, state), tensors[RNG]
         run.console.note(f"resumed after step {state.step}")
+        if run.step >= run.config.train.steps:
+            run.console.note(f"every step of this run is done: train.steps above {run.step} goes on")
     if run.is_main:
         run.publisher.store.rewind(run.version)
 

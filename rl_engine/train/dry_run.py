@@ -15,7 +15,7 @@ from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora import describe_adapter
 from rl_engine.policy.targets import coverage_of
 from rl_engine.run.console import RunConsole
-from rl_engine.run.output import check_output
+from rl_engine.run.output import dry_output
 from rl_engine.run.peaks import available
 from rl_engine.sampling.data import prepare
 from rl_engine.train.assemble import (
@@ -32,9 +32,9 @@ from rollout.hub import check_hub
 from rollout.prompts.renderer import Renderer
 
 
-def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
+def dry_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool, keep_old: bool = False) -> None:
     """Print what would run. Raises what the run itself would raise before it loads weights."""
-    check_output(config, resume=resume)
+    output_notes = dry_output(config, resume=resume, overwrite=overwrite, keep=keep_old)
     console = RunConsole(quiet=False, steps=config.train.steps)
     console.print_rows({"model": f"{config.model.name} ({config.model.dtype})", **plan_lines(config)})
     meta_model = load_meta_model(config.model)
@@ -68,4 +68,6 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     out.rule(style="dim")
     out.print(escape(data.prompts[0].text), soft_wrap=True)
     out.rule(style="dim")
+    for line in output_notes:
+        console.note(line)
     console.note("dry run: nothing was trained or written")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from evals.command import exit_with_error
 from rl_engine.command import with_hint
 from rl_engine.config import Config
+from rl_engine.run.records import Records
 from rl_engine.train.__main__ import app
 from rl_engine.train.checks import wanted_of_hub
 from rollout.hub import stay_offline_without
@@ -28,26 +29,42 @@ def test_an_error_is_one_line_of_stderr_and_a_code(capsys: pytest.CaptureFixture
 
 
 SAVED = "What was saved before stands: --resume continues it."
+UNSAVED = "No checkpoint of this run was saved."
 
 
 @pytest.mark.parametrize(
     ("error", "saved", "hints"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), True, ["Make space. " + SAVED]),
-        (OSError(errno.ENOSPC, "No space left on device"), False, ["Make space."]),
+        (OSError(errno.ENOSPC, "No space left on device"), False, ["Make space. " + UNSAVED]),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), True, ["Make space. " + SAVED]),
         (OSError(errno.EIO, "Input/output error"), True, [SAVED]),
-        (PermissionError(errno.EACCES, "Permission denied"), False, []),
+        (PermissionError(errno.EACCES, "Permission denied"), False, [UNSAVED]),
         (OSError("the library's own words"), False, []),
     ],
 )
 def test_an_error_of_the_system_comes_with_the_way_out(
-    error: OSError, saved: bool, hints: list[str], tmp_path: Path
+    error: OSError, saved: bool, hints: list[str], make_config: Callable[..., Config]
 ) -> None:
     """And nothing is said to be saved where nothing is."""
+    config = make_config("log.tensorboard=false")
+    run = Path(config.output_dir)
+    Records(run, config).open(-1)
     if saved:
-        (tmp_path / "checkpoints" / "step000010").mkdir(parents=True)
-    assert with_hint(error, tmp_path).split("\n") == [str(error), *hints]
+        (run / "checkpoints" / "step000010").mkdir(parents=True)
+    # The rate that a command is given as auto is on record as a number.
+    given = make_config("log.tensorboard=false", "optim.lr=auto")
+    assert with_hint(error, given).split("\n") == [str(error), *hints]
+
+
+def test_nothing_is_called_saved_that_is_not(make_config: Callable[..., Config]) -> None:
+    """Where no checkpoint is, or that of an earlier run with other settings which has come back."""
+    error, config = OSError(errno.EIO, "Input/output error"), make_config("log.tensorboard=false")
+    assert with_hint(error, config).endswith("\nNo checkpoint of this run was saved.")
+    Records(Path(config.output_dir), config).open(-1)
+    (Path(config.output_dir) / "checkpoints" / "step000001").mkdir(parents=True)
+    assert with_hint(error, config).endswith("--resume continues it.")
+    assert with_hint(error, make_config("seed=1")).endswith("\nNo checkpoint of this run was saved.")
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,22 @@ def test_a_directory_that_is_no_release_is_not_replaced(run: Path, tmp_path: Pat
     assert not (folder / "run/evals/old.json").exists()
 
 
+def test_a_release_that_was_worked_on_is_kept_aside(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dry run, an hour on the model card, and then the push."""
+    folder = release(run, tmp_path / "folder")
+    release(run, folder)
+    assert capsys.readouterr().out == ""
+    (folder / "README.md").write_text("an hour of work")
+    (folder / "notes.txt").write_text("mine")
+    release(run, folder)
+    kept = tmp_path / "folder.old-1"
+    assert f"has been edited: it is kept in {kept}" in capsys.readouterr().out
+    assert ((kept / "README.md").read_text(), (kept / "notes.txt").read_text()) == ("an hour of work", "mine")
+    assert not (folder / "notes.txt").exists()
+
+
 def test_a_whole_model_is_no_adapter(run: Path) -> None:
     manifest = run / "adapters/v000003/manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "kind": "full"}))

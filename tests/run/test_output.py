@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,24 +14,19 @@ from typer.testing import CliRunner
 
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
-from rl_engine.run.output import check_output, config_hash, sole_writer
+from rl_engine.run.output import Earlier, check_output, dry_output, sole_writer
 from rl_engine.run.records import Records
 from rl_engine.sft.__main__ import app as sft
 from rl_engine.train.__main__ import app as train
 
 
-def test_the_hash_covers_what_the_numbers_depend_on() -> None:
-    plain = config_hash(load_config("quickstart.yaml"))
-    for override in ("train.steps=7", "output_dir=elsewhere", "checkpoint.every=3", "eval.every=1"):
-        assert config_hash(load_config("quickstart.yaml", [override])) == plain
-    for override in ("seed=1", "lora.rank=2", "train.problems_per_step=8", "rewards.format_weight=0.5"):
-        assert config_hash(load_config("quickstart.yaml", [override])) != plain
+def config_in(run: Path, *overrides: str) -> Config:
+    return load_config("quickstart.yaml", [f"output_dir={run}", "log.tensorboard=false", *overrides])
 
 
 def made_run(run: Path, steps: int = 2) -> dict[str, bytes]:
     """An earlier run beside somebody's own files; what is in the directory."""
-    config = load_config("quickstart.yaml", [f"output_dir={run}", "log.tensorboard=false"])
-    records = Records(run, config)
+    records = Records(run, config_in(run))
     records.open(-1)
     for step in range(steps):
         records.metrics({"step": step})
@@ -47,50 +45,113 @@ def contents(run: Path) -> dict[str, bytes]:
 def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
     run = tmp_path / "run"
     before = made_run(run)
-    with sole_writer(run, overwrite=False):
-        with pytest.raises(ConfigError, match="another process is training in"), sole_writer(run, overwrite=True):
-            pass
+    with sole_writer(config_in(run), overwrite=False):
+        for refused in (
+            lambda: sole_writer(config_in(run), overwrite=True).__enter__(),
+            lambda: dry_output(config_in(run), resume=True, overwrite=False, keep=False),
+        ):
+            with pytest.raises(ConfigError, match="another process is training in"):
+                refused()
         assert contents(run) == {**before, ".lock": b""}
 
 
-def test_an_overwritten_run_goes_after_the_first_step(tmp_path: Path) -> None:
-    """And nothing but what a run writes goes with it."""
-    run = tmp_path / "run"
+def steps_in(run: Path, earlier: Earlier | None, steps: int) -> None:
+    """What a new run records in the directory: the evaluation before the first step is line 0."""
+    assert earlier is not None
+    records = Records(run, config_in(run, "seed=1"), on_first_step=earlier.give_way)
+    records.open(-1)
+    (run / "adapters" / "v000000").mkdir(parents=True)
+    for step in range(steps):
+        records.metrics({"step": step})
+
+
+def test_an_overwritten_run_goes_with_the_first_step(tmp_path: Path) -> None:
+    """While the new one goes on. Nothing but what a run writes goes with it, and what goes is said."""
+    run, told = tmp_path / "run", list[str]()
     before = made_run(run)
-    with sole_writer(run, overwrite=True) as aside:
-        assert aside == tmp_path / "run.old-1"
+    with sole_writer(config_in(run, "seed=1"), overwrite=True, say=told.append) as earlier:
+        aside = tmp_path / "run.old-1"
         assert contents(run) == {".lock": b"", "src/code.py": b"mine = 1\n", "thesis.txt": b"mine\n"}
         assert contents(aside) == {name: text for name, text in before.items() if name not in contents(run)}
-        made_again = Records(run, load_config("quickstart.yaml", ["log.tensorboard=false", "seed=1"]))
-        made_again.open(-1)
-        made_again.metrics({"step": 0})
-        made_again.metrics({"step": 1})
-    assert not aside.exists()
+        assert f"(1 steps, other settings: seed was 0 and is 1) is in {aside}" in told[0]
+        steps_in(run, earlier, 1)
+        assert aside.exists()
+        Records(run, config_in(run)).on_first_step()
+        steps_in(run / "other", earlier, 2)
+        assert not aside.exists()
+        assert told[1:] == [f"the earlier run is removed from {aside}"]
+        Records(run, config_in(run)).metrics({"step": 1})
+    assert told[2:] == []
     assert (run / "src" / "code.py").read_text() == "mine = 1\n"
     assert "seed: 1" in (run / "config.yaml").read_text()
-    assert not (run / "adapters").exists()
+
+
+def test_an_overwritten_run_can_be_kept(tmp_path: Path) -> None:
+    run, told = tmp_path / "run", list[str]()
+    before = made_run(run)
+    with sole_writer(config_in(run), overwrite=True, keep=True, say=told.append) as earlier:
+        steps_in(run, earlier, 2)
+    kept = contents(tmp_path / "run.old-1")
+    assert kept == {name: text for name, text in before.items() if not name.startswith(("src", "thesis"))}
+    assert "the same settings" in told[0]
+    assert told[1:] == [f"the earlier run is kept in {tmp_path / 'run.old-1'}"]
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_a_run_that_makes_no_step_gives_the_earlier_one_back(steps: int, tmp_path: Path) -> None:
-    """A misspelt target, a model that is not there, an evaluation that fails: nothing was replaced."""
-    run = tmp_path / "run"
+@pytest.mark.parametrize(
+    "end", [ValueError("misspelt"), KeyboardInterrupt(), SystemExit(143)], ids=lambda end: str(end)
+)
+def test_a_run_that_makes_no_step_gives_the_earlier_one_back(steps: int, end: BaseException, tmp_path: Path) -> None:
+    """A misspelt target, a model that is not there, an evaluation that fails, a signal: nothing was replaced."""
+    run, told = tmp_path / "run", list[str]()
     before = made_run(run)
     (tmp_path / "run.old-1").mkdir()  # of somebody else
 
-    def fail(aside: Path | None) -> None:
-        assert aside == tmp_path / "run.old-2"
+    def fail(earlier: Earlier | None) -> None:
+        assert earlier is not None
+        assert earlier.place == tmp_path / "run.old-2"
         if steps:
-            failing = Records(run, load_config("quickstart.yaml", ["log.tensorboard=false", "seed=1"]))
-            failing.open(-1)
-            failing.metrics({"step": 0})
-            (run / "adapters" / "v000000").mkdir(parents=True)
-        raise ValueError("misspelt")
+            steps_in(run, earlier, steps)
+        raise end
 
-    with pytest.raises(ValueError, match="misspelt"), sole_writer(run, overwrite=True) as aside:
-        fail(aside)
+    with pytest.raises(type(end)), sole_writer(config_in(run), overwrite=True, say=told.append) as earlier:
+        fail(earlier)
     assert contents(run) == {**before, ".lock": b""}
     assert [path.name for path in tmp_path.iterdir() if path.name != "run"] == ["run.old-1"]
+    assert told[-1] == f"this run made no step: the earlier one is back in {run}"
+
+
+def test_sigterm_before_a_run_listens_gives_the_earlier_one_back(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    before = made_run(run)
+
+    def preempted() -> None:
+        with sole_writer(config_in(run), overwrite=True):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+
+    with pytest.raises(SystemExit) as left:
+        preempted()
+    assert left.value.code == 128 + signal.SIGTERM
+    assert contents(run) == {**before, ".lock": b""}
+
+
+def test_what_cannot_be_moved_aside_whole_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the directory is a mount of its own: half of a run beside it would be lost with the next one."""
+    run = tmp_path / "run"
+    before = made_run(run)
+    rename = Path.rename
+
+    def stubborn(path: Path, target: Path) -> Path:
+        if path == run / "metrics.jsonl":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stubborn)
+    with pytest.raises(OSError, match="cross-device"), sole_writer(config_in(run), overwrite=True):
+        pass
+    assert contents(run) == {**before, ".lock": b""}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "adapters", "report.html", "evals"])
@@ -110,10 +171,60 @@ def test_a_directory_without_our_mark_is_not_touched(
     before = contents(run)
     with (
         pytest.raises(ConfigError, match=rf"holds {name} and is not marked as a run.*nothing in it is touched"),
-        sole_writer(run, overwrite=overwrite),
+        sole_writer(config, overwrite=overwrite),
     ):
         check_output(config, resume=False)
-    assert contents(run) == {**before, ".lock": b""}
+    with pytest.raises(ConfigError, match="is not marked as a run"):
+        dry_output(config, resume=False, overwrite=overwrite, keep=False)
+    assert contents(run) == before
+
+
+def test_a_lock_of_somebody_else_keeps_what_it_holds(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    run = Path(config.output_dir)
+    run.mkdir()
+    (run / ".lock").write_text("mine\n")
+    with sole_writer(config, overwrite=False):
+        pass
+    assert contents(run) == {".lock": b"mine\n"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "--resume continues it and --overwrite replaces it"),
+        ({"resume": True}, "has no checkpoint: it begins at its beginning"),
+        ({"overwrite": True}, "would move the earlier run (1 steps, other settings: seed was 0 and is 1) to "),
+        ({"overwrite": True, "keep": True}, "run.old-1, kept there"),
+    ],
+)
+def test_a_dry_run_says_what_would_become_of_an_earlier_run(
+    options: dict[str, bool], words: str, tmp_path: Path
+) -> None:
+    """And asks for no other output_dir."""
+    run = tmp_path / "run"
+    before = made_run(run)
+    seed = [] if "resume" in options else ["seed=1"]
+    told = dry_output(config_in(run, *seed), **{"resume": False, "overwrite": False, "keep": False, **options})
+    assert words in "\n".join(told)
+    assert "output_dir" not in "\n".join(told)
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}, {}])
+def test_a_dry_run_where_nothing_is(options: dict[str, bool], tmp_path: Path) -> None:
+    told = dry_output(config_in(tmp_path / "run"), **{"resume": False, "overwrite": False, "keep": False, **options})
+    assert told == (
+        [f"there is no run in {tmp_path / 'run'} to resume: this one begins at its beginning"] * ("resume" in options)
+    )
+
+
+@pytest.mark.parametrize("command", [train, sft])
+@pytest.mark.parametrize("others", [[], ["--resume"]])
+def test_only_a_run_that_is_replaced_can_be_kept(command: typer.Typer, others: list[str]) -> None:
+    found = CliRunner().invoke(command, ["--config", "quickstart.yaml", "--keep-old", *others])
+    assert found.exit_code == 2
+    assert "--keep-old keeps the run that --overwrite replaces: give --overwrite too" in found.stderr
 
 
 @pytest.mark.parametrize("command", [train, sft])

@@ -294,6 +294,18 @@ def test_a_measurement_that_was_stopped_is_made_when_the_run_goes_on(
     assert without_times(finished) == without_times(tmp_path / "run")
 
 
+def test_a_run_made_longer_is_the_one_planned_so(tmp_path: Path) -> None:
+    """Where it keeps checkpoints, of which the last is after its last step."""
+    settings = (*RUN, "optim.schedule=constant", "checkpoint.every=2")
+    assert run_sft(config_of(tmp_path, *settings, f"output_dir={tmp_path / 'long'}")) == 0
+    assert run_sft(config_of(tmp_path, *settings, "train.steps=3")) == 0
+    assert run_sft(config_of(tmp_path, *settings), resume=True) == 0
+    ends = [
+        path / "adapters" / "v000006" / "adapter_model.safetensors" for path in (tmp_path / "long", tmp_path / "run")
+    ]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
 def test_a_run_is_not_written_over(finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds a run already; --resume"):
         run_sft(config_of(finished.parent, *RUN))

@@ -1,0 +1,208 @@
+"""The configuration that a run began with, and the one it is resumed with → what may change, and what may not."""
+
+from __future__ import annotations
+
+import enum
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from rl_engine.config.run import Config
+from rl_engine.config.sft import SftConfig
+
+Key = tuple[str, ...]
+
+
+class Rule(enum.Enum):
+    """What a key may do when a run is resumed."""
+
+    FREE = enum.auto()
+    """Change: no number that is trained depends on it."""
+    ROUNDING = enum.auto()
+    """Change: the mathematics stay, and sums may be taken in another order. Bit equality ends."""
+    LENGTH = enum.auto()
+    """Grow: the longer run is the one that was planned so from the start."""
+    FIXED = enum.auto()
+    """Stay."""
+
+
+Table = Mapping[Rule, tuple[str, ...]]
+# Every key of a configuration stands under one rule, by its own name or by that of its section.
+TRAIN: Table = {
+    Rule.FREE: (
+        "output_dir",
+        "data.path",  # what it holds is what counts: the digest of the problems
+        "rewards.workers",
+        "rewards.timeout_s",
+        "rewards.memory_mib",
+        "rollout.workers",
+        "rollout.address",
+        "rollout.start_timeout_s",
+        "rollout.piece_timeout_s",
+        "rollout.max_restarts",
+        "rollout.sleep",
+        "rollout.max_kl",
+        "rollout.max_logprob_gap",
+        "eval",
+        "checkpoint",
+        "log",
+    ),
+    Rule.ROUNDING: (
+        "rollout.placement",
+        "rollout.cpus_per_worker",
+        "rollout.prompts_per_piece",
+        "rollout.max_num_seqs",
+        "rollout.kv_cache_gib",
+        "rollout.memory_fraction",
+        "rollout.tensor_parallel_size",
+        "learner.zero_stage",
+        "learner.offload_optimizer",
+        "learner.tokens_per_microbatch",
+        "learner.attention",
+        "learner.layout",
+        "learner.gradient_checkpointing",
+    ),
+    Rule.LENGTH: ("train.steps",),
+    Rule.FIXED: (
+        "seed",
+        "method",
+        "model",
+        "data.source",
+        "data.columns",
+        "data.arithmetic",
+        "data.limit",
+        "data.shuffle",
+        "data.max_prompt_tokens",
+        "prompt",
+        "sampling",
+        "rewards.answer_forms",
+        "rewards.format_weight",
+        "rewards.format_think",
+        "rewards.overlong_weight",
+        "rewards.overlong_buffer_tokens",
+        "rewards.repetition_weight",
+        "rewards.repetition_ngram",
+        "rewards.function",
+        "rewards.function_arguments",
+        "rewards.function_weight",
+        "rewards.correct_weight",
+        "rollout.max_staleness",
+        "rollout.leg_tokens",
+        "lora",
+        "optim",
+        "loss",
+        "learner.updates_per_step",
+        "train.problems_per_step",
+        "train.max_problems_per_step",
+    ),
+}
+SFT: Table = {
+    Rule.FREE: ("output_dir", "data.path", "data.test_path", "eval", "checkpoint", "log"),
+    Rule.ROUNDING: ("train.microbatch_size", "train.attention", "train.gradient_checkpointing"),
+    Rule.LENGTH: ("train.steps", "train.epochs"),
+    Rule.FIXED: (
+        "seed",
+        "method",
+        "model",
+        "data.source",
+        "data.columns",
+        "data.arithmetic",
+        "data.random_pairs",
+        "data.chat_template",
+        "data.seed",
+        "data.limit",
+        "data.test_size",
+        "data.shuffle",
+        "data.max_tokens",
+        "data.packing",
+        "prompt",
+        "lora",
+        "optim",
+        "train.batch_size",
+    ),
+}
+TABLES: Mapping[type[BaseModel], Table] = {Config: TRAIN, SftConfig: SFT}
+
+
+def leaves(model: type[BaseModel], path: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
+    """Every key of a configuration that is no section, with its field."""
+    for name, info in model.model_fields.items():
+        annotation: Any = info.annotation
+        # tuple[str, …] passes for a class until issubclass is asked.
+        plain = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
+        if plain and issubclass(annotation, BaseModel):
+            yield from leaves(annotation, (*path, name))
+        else:
+            yield (*path, name), info
+
+
+def rules_of(table: Table, key: Key) -> list[Rule]:
+    """The rules that a key stands under: one, in a table that is right."""
+    names = {".".join(key[: depth + 1]) for depth in range(len(key))}
+    return [rule for rule, entries in table.items() for entry in entries if entry in names]
+
+
+def fixed_values(config: Config | SftConfig) -> dict[str, Any]:
+    """What decides the numbers of a run, by key."""
+    values, table = config.model_dump(mode="json"), TABLES[type(config)]
+    return {
+        ".".join(key): _value(values, key) for key, _ in leaves(type(config)) if rules_of(table, key) == [Rule.FIXED]
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """One key whose value is not what it was."""
+
+    key: str
+    old: Any
+    new: Any
+    rule: Rule
+    reason: str = ""
+    """Why it is refused, where its rule does not say."""
+
+    def __str__(self) -> str:
+        return f"{self.key} was {self.old!r} and is {self.new!r}" + (f" ({self.reason})" if self.reason else "")
+
+    @property
+    def is_refused(self) -> bool:
+        return self.rule is Rule.FIXED or bool(self.reason)
+
+
+def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]:
+    """What differs from an earlier run's configuration, a nested mapping. A key that it lacks had its default."""
+    new, table = config.model_dump(mode="json"), TABLES[type(config)]
+    found = []
+    for key, info in leaves(type(config)):
+        default = None if info.is_required() else info.get_default(call_default_factory=True)
+        was, now = _value(old, key, default), _value(new, key)
+        if _plain(was) != _plain(now):
+            rule = rules_of(table, key)[0]
+            reason = _reason(was, now, new["optim"]) if rule is Rule.LENGTH else ""
+            found.append(Changed(".".join(key), was, now, rule, reason))
+    return found
+
+
+def _reason(old: Any, new: Any, optim: Mapping[str, Any]) -> str:
+    """Why a length may not change so; empty where it may."""
+    if old is None or new is None or new < old:
+        return "it may be raised, not lowered"
+    if optim.get("schedule", "constant") != "constant":
+        return f"with optim.schedule {optim['schedule']} the rate of every step depends on it"
+    return ""
+
+
+def _value(values: Any, key: Key, default: Any = None) -> Any:
+    for part in key:
+        if not isinstance(values, Mapping) or part not in values:
+            return default
+        values = values[part]
+    return values
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

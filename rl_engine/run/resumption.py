@@ -1,0 +1,136 @@
+"""An earlier run in the output directory → the same run going on: what is checked, and what is noted of a change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
+from rl_engine.config.resuming import Changed, Rule, changes, fixed_values
+from rl_engine.config.sft import SftConfig
+from rollout.durable import naming
+
+RESUMED = "resumed.jsonl"
+"""One object for each resumption that changed something: after which step, what, and from what to what."""
+CONFIG = "config.yaml"
+HASH_CHARACTERS = 32
+
+
+def config_hash(config: Config | SftConfig, problems: str) -> str:
+    """`<settings>-<problems>`, two digests: everything that the numbers of a run depend on."""
+    settings = json.dumps(fixed_values(config), sort_keys=True)
+    return f"{hashlib.sha256(settings.encode()).hexdigest()[:HASH_CHARACTERS]}-{problems[:HASH_CHARACTERS]}"
+
+
+def problems_digest(problems: Iterable[tuple[Sequence[int], str]]) -> str:
+    """Digest of what a run learns from: for each problem or example its token ids, and what else is known of it."""
+    digest = hashlib.sha256()
+    for token_ids, text in problems:
+        ids = array("q", token_ids).tobytes()
+        digest.update(b"%d %d " % (len(ids), len(text)) + ids + text.encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def check_resumable(made_by: str, config: Config | SftConfig, now: str, step: int) -> None:
+    """Raises `ConfigError` when the checkpoint after `step` was made by a run whose `config_hash` is not this one's."""
+    if made_by == now:
+        return
+    if "-" not in made_by:
+        raise ConfigError(
+            f"{config.output_dir}: the checkpoint after step {step} is of an earlier version of this program, and "
+            "cannot be resumed; --overwrite begins anew, or give another output_dir"
+        )
+    if made_by.partition("-")[0] != now.partition("-")[0]:
+        raise ConfigError(
+            f"{config.output_dir}: the checkpoint after step {step} was made by another configuration; --overwrite "
+            "begins anew, or give another output_dir"
+        )
+    what = f"data.path ({config.data.path})" if config.data.path else f"data.source ({config.data.source})"
+    raise ConfigError(
+        f"{what} has changed since step {step} of {config.output_dir}: its problems, or their prompts, are not those "
+        "that the run learned from. Bring them back, or give another output_dir"
+    )
+
+
+def changes_since(run: Path, config: Config | SftConfig) -> list[Changed]:
+    """What differs from the configuration in the run's directory; nothing where there is none.
+
+    Raises `ConfigError` where it cannot be read.
+    """
+    path = run / CONFIG
+    return changes(read_run_config(path), config) if path.is_file() else []
+
+
+def read_run_config(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict) or not {"train", "checkpoint"} <= values.keys():
+        raise ConfigError(f"{path} is damaged: it is not the configuration of a run")
+    return values
+
+
+def refuse_changes(run: Path, found: Sequence[Changed]) -> None:
+    """Raises `ConfigError` that names every change which would make it another run."""
+    refused = [change for change in found if change.is_refused]
+    if not refused:
+        return
+    hint = ""
+    if {"optim.lr", "train.steps"} <= {change.key for change in found}:
+        hint = "; optim.lr=auto goes by train.steps: give the number that it was"
+    raise ConfigError(
+        f"{run} cannot be resumed with another configuration: {'; '.join(map(str, refused))}{hint}. Give what it was, "
+        "or another output_dir"
+    )
+
+
+def notes_on(found: Sequence[Changed]) -> Iterator[str]:
+    """What a person is told of changes that are allowed."""
+    told = [change for change in found if change.key != "output_dir"]
+    if told:
+        yield f"changed since the run began, and noted in {RESUMED}: {'; '.join(map(str, told))}"
+    rounded = [change.key for change in told if change.rule is Rule.ROUNDING]
+    if rounded:
+        yield (
+            f"{', '.join(rounded)}: from here on the run is the same to rounding, no longer bit for bit the one that "
+            "was not stopped"
+        )
+
+
+def note_resumption(run: Path, config: Config | SftConfig, step: int, lines: list[dict[str, float]]) -> None:
+    """Write down what was changed after `step`, before config.yaml holds the new values.
+
+    A run is evaluated after its last step. Where that is the last no more, and no evaluation was due there, its scores
+    are moved from the run's `lines` into this record: the longer run is then the one that was planned so.
+    """
+    found = changes_since(run, config)
+    if not found:
+        return
+    record: dict[str, Any] = {
+        "step": step,
+        "changed": {change.key: {"from": change.old, "to": change.new} for change in found},
+    }
+    end = next((change.old for change in found if change.key == "train.steps"), None)
+    old = read_run_config(run / CONFIG)
+    if end is not None and isinstance(config, Config) and not _is_due(end, (old["eval"]["every"], config.eval.every)):
+        for line in lines:
+            if line["step"] == end:
+                record["evaluated"] = {key: line.pop(key) for key in [*line] if key.startswith("eval/")}
+    with naming(run / RESUMED), (run / RESUMED).open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _is_due(step: int, periods: tuple[int, ...]) -> bool:
+    return any(every > 0 and step % every == 0 for every in periods)
+
+
+def steps_on_record(lines: Sequence[Mapping[str, float]]) -> int:
+    return int(lines[-1]["step"]) if lines else 0

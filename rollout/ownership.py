@@ -1,0 +1,69 @@
+"""What is in the way of an output → a result of ours, which may be replaced, or somebody else's, which never is."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+FIGURE_MARK = "made by rl_engine"
+
+
+def replaced(outputs: Mapping[Path, Callable[[Path], bool]], option: str) -> list[str]:
+    """What a person is told of outputs that are there already; `outputs` says by which sign each is known as ours.
+
+    To be called before anything is written. Raises `ValueError` that names the first that is not ours.
+    """
+    there = [path for path in outputs if path.exists()]
+    for path in there:
+        if path.is_dir():
+            raise ValueError(f"{option}: {path} is a directory: give the name of a file")
+        if not outputs[path](path):
+            raise ValueError(
+                f"{option}: {path} is there already, and is not a result of this command: nothing was written. Move it "
+                "away, or give another name"
+            )
+    return [f"replaces {path}, an earlier result" for path in there]
+
+
+def is_figure(path: Path) -> bool:
+    """Whether a picture, in whatever format, says that it was drawn here."""
+    return FIGURE_MARK.encode() in path.read_bytes()
+
+
+def figure_metadata(path: Path) -> dict[str, str | None] | None:
+    """What matplotlib is to write into a picture of this name; of SVG no date, so that the same is the same bytes.
+
+    Other formats can hold nothing, and so are never taken for ours.
+    """
+    signs: dict[str, dict[str, str | None]] = {
+        ".png": {"Software": FIGURE_MARK},
+        ".svg": {"Date": None, "Creator": FIGURE_MARK},
+        ".pdf": {"Creator": FIGURE_MARK},
+        ".eps": {"Creator": FIGURE_MARK},
+        ".ps": {"Creator": FIGURE_MARK},
+    }
+    return signs.get(path.suffix.lower())
+
+
+def is_json(keys: Iterable[str]) -> Callable[[Path], bool]:
+    """The sign of a JSON report: an object, or a list of objects, with these keys."""
+    wanted = {*keys}
+
+    def check(path: Path) -> bool:
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError:
+            return False
+        first = found[0] if isinstance(found, list) and found else found
+        return isinstance(first, dict) and wanted <= first.keys()
+
+    return check
+
+
+def place_aside(path: Path) -> Path:
+    """Where what is at `path` is kept when something else takes its place: `<name>.old-N` beside it."""
+    path = path.resolve() if path.is_symlink() else path
+    numbers = itertools.count(1)
+    return next(place for number in numbers if not (place := path.with_name(f"{path.name}.old-{number}")).exists())

@@ -1,0 +1,233 @@
+"""What may change when a run is resumed, what is noted of it, and what makes it another run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from rl_engine.config import Config, load_config
+from rl_engine.config.file import ConfigError, read_config
+from rl_engine.config.resuming import TABLES, leaves, rules_of
+from rl_engine.config.sft import SftConfig
+from rl_engine.learner.ranks import Ranks
+from rl_engine.run.checkpoint import Checkpoints, RunState, newest_on_all
+from rl_engine.run.output import check_output
+from rl_engine.run.records import Records, read_metrics
+from rl_engine.run.resumption import RESUMED, check_resumable, config_hash, problems_digest
+
+Problems = list[tuple[tuple[int, ...], str]]
+SFT = ("embedded.yaml", "model.name=embedded")
+
+
+def config_in(run: Path, *overrides: str) -> Config:
+    return load_config("quickstart.yaml", [f"output_dir={run}", "log.tensorboard=false", *overrides])
+
+
+def sft_in(run: Path, *overrides: str) -> SftConfig:
+    return read_config(SftConfig, SFT[0], [SFT[1], f"output_dir={run}", "log.tensorboard=false", *overrides])
+
+
+def begun(run: Path, config: Config | SftConfig, steps: int = 0, *, saved: bool = True) -> Records:
+    """A run that has recorded so many steps, and has a checkpoint by its name."""
+    (run / "checkpoints" / "step000001").mkdir(parents=True, exist_ok=True)
+    if not saved:
+        (run / "checkpoints" / "step000001").rmdir()
+    records = Records(run, config)
+    records.open(-1)
+    for step in range(steps + 1):
+        records.metrics({"step": step})
+    return records
+
+
+@pytest.mark.parametrize("schema", TABLES)
+def test_every_key_stands_under_one_rule(schema: Any) -> None:
+    keys = [key for key, _ in leaves(schema)]
+    assert {".".join(key): len(rules_of(TABLES[schema], key)) for key in keys} == {".".join(key): 1 for key in keys}
+    entries = [entry for entries in TABLES[schema].values() for entry in entries]
+    names = {".".join(key[: depth + 1]) for key in keys for depth in range(len(key))}
+    assert set(entries) <= names
+    assert len(set(entries)) == len(entries)
+
+
+def test_the_hash_covers_what_the_numbers_depend_on() -> None:
+    plain = config_hash(load_config("quickstart.yaml"), "a" * 64)
+    for override in ("train.steps=7", "output_dir=elsewhere", "checkpoint.every=3", "rollout.max_kl=1", "data.path=x"):
+        assert config_hash(load_config("quickstart.yaml", [override]), "a" * 64) == plain
+    for override in ("seed=1", "lora.rank=2", "train.problems_per_step=8", "rewards.format_weight=0.5"):
+        assert config_hash(load_config("quickstart.yaml", [override]), "a" * 64) != plain
+    assert config_hash(load_config("quickstart.yaml"), "b" * 64) != plain
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rollout.max_kl=0.5",
+        "rollout.max_logprob_gap=3",
+        "rollout.sleep=false",
+        "rewards.workers=1",
+        "rewards.timeout_s=9",
+        "rewards.memory_mib=2048",
+        "train.steps=30",
+        "eval.every=3",
+        "checkpoint.keep=5",
+        "log.trackio=mine",
+    ],
+)
+def test_what_no_number_depends_on_may_change_and_is_noted(override: str, tmp_path: Path) -> None:
+    begun(tmp_path, config_in(tmp_path), steps=1)
+    changed = config_in(tmp_path, override)
+    key = override.partition("=")[0]
+    (told,) = check_output(changed, resume=True)
+    assert f"noted in {RESUMED}: {key} was " in told
+    Records(tmp_path, changed.model_copy(update={"log": config_in(tmp_path).log})).open(1)
+    if not key.startswith("log"):
+        (noted,) = [json.loads(line) for line in (tmp_path / RESUMED).read_text().splitlines()]
+        assert (noted["step"], [*noted["changed"]]) == (1, [key])
+        assert check_output(changed, resume=True) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rollout.max_num_seqs=64",
+        "rollout.kv_cache_gib=0.5",
+        "rollout.memory_fraction=0.3",
+        "rollout.prompts_per_piece=4",
+        "learner.tokens_per_microbatch=512",
+        "learner.zero_stage=1",
+        "learner.attention=eager",
+        "learner.gradient_checkpointing=true",
+    ],
+)
+def test_what_rounds_otherwise_may_change_and_is_said(override: str, tmp_path: Path) -> None:
+    begun(tmp_path, config_in(tmp_path), steps=1)
+    _, told = check_output(config_in(tmp_path, override), resume=True)
+    assert told.startswith(f"{override.partition('=')[0]}: from here on the run is the same to rounding")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=1", "seed was 0 and is 1"),
+        ("optim.lr=0.5", r"optim\.lr was 0\.\d+ and is 0\.5"),
+        ("sampling.max_tokens=9", r"sampling\.max_tokens was \d+ and is 9"),
+        ("rewards.correct_weight=2", r"rewards\.correct_weight was 1\.0 and is 2\.0"),
+        ("data.limit=5", r"data\.limit was None and is 5"),
+        ("train.steps=3", r"train\.steps was 25 and is 3 \(it may be raised, not lowered\)"),
+    ],
+)
+def test_what_would_be_another_run_is_refused(override: str, words: str, tmp_path: Path) -> None:
+    begun(tmp_path, config_in(tmp_path), steps=1)
+    with pytest.raises(ConfigError, match=f"cannot be resumed with another configuration: {words}"):
+        check_output(config_in(tmp_path, override), resume=True)
+
+
+def test_a_supervised_run_grows_where_its_rate_does_not_depend_on_its_length(tmp_path: Path) -> None:
+    begun(tmp_path, sft_in(tmp_path, "optim.schedule=constant"))
+    assert len(check_output(sft_in(tmp_path, "optim.schedule=constant", "train.steps=5000"), resume=True)) == 1
+    begun(tmp_path, sft_in(tmp_path, "optim.schedule=linear"))
+    with pytest.raises(ConfigError, match=r"train\.steps was 1000 and is 5000 \(with optim\.schedule linear the rate"):
+        check_output(sft_in(tmp_path, "optim.schedule=linear", "train.steps=5000"), resume=True)
+
+
+def test_a_run_without_checkpoints_is_not_made_longer(tmp_path: Path) -> None:
+    """It would be made again from its first step, over what there is of it."""
+    begun(tmp_path, sft_in(tmp_path, "optim.schedule=constant", "train.steps=3"), steps=3, saved=False)
+    with pytest.raises(ConfigError, match=r"3 steps on record and no checkpoint to go on from.*--overwrite"):
+        check_output(sft_in(tmp_path, "optim.schedule=constant", "train.steps=5"), resume=True)
+
+
+def test_a_key_that_an_older_configuration_lacks_had_its_default(tmp_path: Path) -> None:
+    begun(tmp_path, config_in(tmp_path))
+    text = (tmp_path / "config.yaml").read_text()
+    assert "  clip_norm: 0.0\n" in text
+    (tmp_path / "config.yaml").write_text(text.replace("  clip_norm: 0.0\n", ""))
+    assert check_output(config_in(tmp_path), resume=True) == []
+
+
+def test_a_rate_by_rule_that_a_longer_run_changes_is_told(tmp_path: Path) -> None:
+    begun(tmp_path, config_in(tmp_path))
+    with pytest.raises(ConfigError, match=r"optim\.lr=auto goes by train\.steps"):
+        check_output(config_in(tmp_path, "train.steps=50", "optim.lr=0.5"), resume=True)
+
+
+def test_a_resumption_without_a_run_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "typo"
+    assert check_output(config_in(run), resume=True) == [
+        f"there is no run in {run} to resume: this one begins at its beginning"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "eval_every", "moved"),
+    [("eval.every=2", 2, True), ("eval.every=0", 0, True), ("eval.every=3", 3, False), ("eval.every=2", 3, False)],
+)
+def test_scores_after_what_was_the_last_step_are_moved_into_the_record(
+    old: str, eval_every: int, moved: bool, tmp_path: Path
+) -> None:
+    records = begun(tmp_path, config_in(tmp_path, "train.steps=3", old), steps=2)
+    last = {"step": 3, "reward/mean": 0.5, "eval/arithmetic/avg": 0.75}
+    records.metrics(last)
+    Records(tmp_path, config_in(tmp_path, "train.steps=6", f"eval.every={eval_every}")).open(3)
+    noted = json.loads((tmp_path / RESUMED).read_text())
+    if moved:
+        assert read_metrics(tmp_path)[-1] == {"step": 3, "reward/mean": 0.5}
+        assert noted["evaluated"] == {"eval/arithmetic/avg": 0.75}
+    else:
+        assert read_metrics(tmp_path)[-1] == last
+        assert "evaluated" not in noted
+
+
+@pytest.mark.parametrize(
+    ("made_by", "words"),
+    [
+        ("0" * 64, "is of an earlier version of this program, and cannot be resumed; --overwrite begins anew"),
+        (lambda mine: f"{'0' * 32}-{mine.partition('-')[2]}", "was made by another configuration"),
+        (lambda mine: f"{mine.partition('-')[0]}-{'0' * 32}", r"data\.path \(mine\.jsonl\) has changed since step 7"),
+    ],
+)
+def test_a_checkpoint_of_other_problems_or_settings_is_refused(made_by: Any, words: str, tmp_path: Path) -> None:
+    config = config_in(tmp_path, "data.source=jsonl", "data.path=mine.jsonl")
+    mine = config_hash(config, problems_digest([((1, 2), "3+4=?")]))
+    check_resumable(mine, config, mine, 7)
+    with pytest.raises(ConfigError, match=words):
+        check_resumable(made_by(mine) if callable(made_by) else made_by, config, mine, 7)
+
+
+def test_the_digest_of_problems_sees_every_part_of_them() -> None:
+    base: Problems = [((1, 2), "a"), ((3,), "b")]
+    others: list[Problems] = [
+        [((1, 2), "a")],
+        [((3,), "b"), ((1, 2), "a")],
+        [((1, 2, 3), "a"), ((), "b")],
+        [((1, 2), "a"), ((3,), "c")],
+    ]
+    assert len({problems_digest(problems) for problems in (base, *others)}) == 5
+
+
+class _ToldRanks:
+    """Ranks of which another one has seen something else."""
+
+    def __init__(self, other: Any) -> None:
+        self.other = other
+
+    def gather(self, mine: list[Any]) -> list[Any]:
+        return [*mine, self.other]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [((None, "", ""), "rank 0 1, rank 1 none"), ((1, "0" * 64, ""), "the same newest"), ((None, "", "torn"), "torn")],
+)
+def test_all_ranks_resume_from_one_checkpoint_or_stop(other: Any, words: str, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(RunState(step=1, position=1, version=1, config_hash="h"), {"w": torch.ones(1)})
+    found = newest_on_all(checkpoints, Ranks(0, 1, torch.device("cpu")))
+    assert found is not None
+    assert found[0].step == 1
+    with pytest.raises(ValueError, match=words):
+        newest_on_all(checkpoints, cast("Ranks", _ToldRanks(other)))

@@ -1,0 +1,100 @@
+"""The command on a directory where a run is: what goes on, what is refused, and what comes back."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import forked
+
+SMALL = (
+    "data.source=jsonl",
+    "data.path=sums.jsonl",
+    "train.problems_per_step=2",
+    "sampling.n=4",
+    "eval.every=0",
+    "eval.limit=4",
+    "rollout.kv_cache_gib=0.25",
+    "rewards.workers=1",
+    "log.tensorboard=false",
+)
+
+
+def command(directory: Path, *arguments: str) -> tuple[int, str]:
+    return forked.train(directory, *SMALL, *arguments, environment={"OMP_NUM_THREADS": "1"})
+
+
+def write_sums(path: Path, first: int) -> None:
+    rows = [
+        {"id": str(i), "problem": f"{first + i}+{i}-3=?", "answer": str(first + 2 * i - 3), "level": str(i % 2)}
+        for i in range(8)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but times and memory."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/", "memory/"))} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `runs/long` was planned for three steps, and `runs/short` for two."""
+    place = tmp_path_factory.mktemp("place")
+    write_sums(place / "sums.jsonl", 3)
+    for name, steps in (("long", 3), ("short", 2)):
+        code, output = command(place, f"output_dir=runs/{name}", f"train.steps={steps}")
+        assert code == 0, output
+    return place
+
+
+def test_a_run_made_longer_is_the_one_planned_so(place: Path) -> None:
+    short, long = place / "runs" / "short", place / "runs" / "long"
+    code, output = command(place, "output_dir=runs/short", "train.steps=3", "rollout.max_kl=5", "--resume")
+    assert code == 0, output
+    assert "rollout.max_kl was 'auto' and is 5.0; train.steps was 2 and is 3" in output
+    assert "resumed after step 2" in output
+    assert numbers(short) == numbers(long)
+    for version in sorted((long / "adapters").glob("v*")):
+        name = "adapter_model.safetensors"
+        assert (version / name).read_bytes() == (short / "adapters" / version.name / name).read_bytes()
+    for path in sorted((long / "rollouts").iterdir()):
+        assert gzip.decompress(path.read_bytes()) == gzip.decompress((short / "rollouts" / path.name).read_bytes())
+    (noted,) = [json.loads(line) for line in (short / "resumed.jsonl").read_text().splitlines()]
+    assert noted["changed"]["train.steps"] == {"from": 2, "to": 3}
+    assert "eval/held_out/avg" in noted["evaluated"]
+
+
+def test_a_data_file_that_has_changed_is_refused_on_resume(place: Path) -> None:
+    before = contents(place / "runs" / "long")
+    write_sums(place / "sums.jsonl", 4)
+    code, output = command(place, "output_dir=runs/long", "train.steps=4", "--resume")
+    write_sums(place / "sums.jsonl", 3)
+    assert code == 2
+    assert "data.path (sums.jsonl) has changed since step 3 of runs/long" in output
+    assert contents(place / "runs" / "long") == before
+
+
+def test_a_replacement_that_cannot_begin_leaves_the_earlier_run(place: Path) -> None:
+    before = contents(place / "runs" / "long")
+    code, output = command(place, "output_dir=runs/long", "train.steps=3", "lora.targets=[q_pro]", "--overwrite")
+    assert code == 2
+    assert "this run made no step: the earlier one is back in runs/long" in output
+    assert contents(place / "runs" / "long") == before
+    assert {path.name for path in (place / "runs").iterdir()} == {"long", "short"}
+
+
+def test_a_dry_run_on_a_taken_directory_says_what_the_options_would_do(place: Path) -> None:
+    before = contents(place / "runs" / "long")
+    code, output = command(place, "output_dir=runs/long", "train.steps=3", "seed=4", "--overwrite", "--dry-run")
+    assert (code, "(3 steps, other settings: seed was 0 and is 4) to runs/long.old-1" in output) == (0, True), output
+    assert contents(place / "runs" / "long") == before
