@@ -81,10 +81,10 @@ class _Judge:
             return _error(self._failure)
         try:
             if request.get("as_answer"):
-                judgement, value = self._judge_reference(request["reference"]), None
+                judgement, said = self._judge_reference(request["reference"]), {}
             else:
                 judgement = self._judge_completion(request["completion"], request["reference"], forms=self._forms)
-                value = None if self._function is None else self._function(request)
+                said = {} if self._function is None else {"function": self._function(request)}
         except MemoryError:
             return _error(OUT_OF_MEMORY)
         except RecursionError:
@@ -95,7 +95,7 @@ class _Judge:
             "verdict": judgement.verdict,
             "extracted": judgement.extracted,
             "detail": judgement.rule,
-            "function": value,
+            **said,
         }
 
 

@@ -63,7 +63,7 @@ class RunConsole:
             low, high = reports[0].interval
             score = f"{reports[0].avg:.1%} ±{(high - low) / 2:.1%}"
         step = int(metrics["step"])
-        if "reward/mean" not in metrics:
+        if "reward/accuracy" not in metrics:
             self.console.print(
                 _cells(
                     (
@@ -82,7 +82,7 @@ class RunConsole:
             _cells(
                 (
                     f"{step}/{self.steps}",
-                    f"{metrics['reward/mean']:.3f}",
+                    f"{metrics['reward/mean']:.3f}" if "reward/mean" in metrics else "–",
                     f"{metrics['reward/accuracy']:.3f}",
                     score,
                     f"{metrics['completion/tokens_mean']:.1f}",
