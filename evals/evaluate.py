@@ -110,7 +110,8 @@ def overlaps(options: EvalOptions, suites: Sequence[PreparedSuite]) -> dict[str,
     """What `--train-data` shares with each suite. The generator's parts are disjoint, and its sums have no words."""
     if options.train_data is None:
         return {}
-    training = load_problems(DataConfig(source="jsonl", path=options.train_data), split="train", seed=0).problems
+    data = DataConfig(source="jsonl", path=options.train_data)
+    training = load_problems(data, split="train", seed=0, key="--train-data").problems
     texts = {
         prepared.suite.name: [prompt.problem for prompt in prepared.prompts]
         for prepared in suites

@@ -30,6 +30,7 @@ ROOMS = (
     "rollout.frames",
     "rollout.config",
     "rollout.durable",
+    "rollout.text_files",
     "rollout.adapters",
     "rollout.models",
     "rollout.prompts",

@@ -21,6 +21,7 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import Conversation, Dropped, Message, streams
 from rollout.config import PromptConfig
 from rollout.prompts.renderer import Renderer
+from rollout.text_files import read_text
 from rollout.types import Problem
 
 IGNORED = -100
@@ -139,7 +140,7 @@ def read_template(name: str) -> str:
         return TULU
     if not Path(name).is_file():
         raise FileNotFoundError(f"data.chat_template: no such file: {name}, and not `tulu`")
-    return Path(name).read_text()
+    return read_text(Path(name))
 
 
 def load_examples(config: SftConfig, tokenizer: Any) -> Examples:

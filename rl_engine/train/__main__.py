@@ -92,6 +92,7 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
     from rl_engine.report.page import NAME as REPORT
     from rl_engine.report.page import write_report
     from rl_engine.run.records import read_metrics
+    from rl_engine.sampling.failures import GradingFailedError
     from rl_engine.train.assemble import assemble
     from rl_engine.train.loop import summary_paths, train
 
@@ -101,7 +102,7 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
         run.stop.listen()
         try:
             train(run)
-        except SamplerGapError as error:
+        except (SamplerGapError, GradingFailedError) as error:
             exit_with_error(
                 f"step {run.step}, version {run.version}: {error}\n--resume goes on from the last checkpoint.", 1
             )

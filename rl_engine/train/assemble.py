@@ -78,7 +78,9 @@ def load_suites(config: Config, renderer: Renderer) -> tuple[list[tuple[Suite, l
     suites, notes = [], []
     for name in config.eval.suites:
         suite = find_suite(name)
-        loaded = load_suite(suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic)
+        loaded = load_suite(
+            suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic, data_dir_key="eval.data_dir"
+        )
         suites.append((suite, renderer.render_all(loaded.problems)))
         notes += [
             f"warning: suite {suite.name}: dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
