@@ -47,6 +47,7 @@ ROOMS = (
     "evals.scoring",
     "evals.partial_results",
     "evals.policies",
+    "evals.asking",
     "evals.forgetting",
     "evals",
     "rl_engine.config",
