@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 
 Row = dict[str, Any]
 GZIP = b"\x1f\x8b"
+OTHER_FORMATS = {b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"[{": "a JSON array", b"[\n": "a JSON array"}
 
 
 class BadRecord(ValueError):
@@ -24,8 +25,11 @@ class BadRecord(ValueError):
 
 def read_rows(path: Path, *, required: tuple[str, ...]) -> Iterator[Row]:
     """Rows of a .jsonl or .jsonl.gz file, each with the required fields."""
+    if path.is_dir():
+        raise BadRecord(f"{path} is a directory, and a JSON Lines file is read")
     if not path.is_file():
         raise BadRecord(f"{path}: no such file")
+    _refuse_other_formats(path)
     with _open(path) as lines:
         for number, line in enumerate(lines, start=1):
             text = _decoded(path, number, line)
@@ -38,6 +42,16 @@ def _open(path: Path) -> IO[bytes]:
         packed = file.read(2) == GZIP
     # gzip's own file is one of bytes to read, which its stubs do not say.
     return cast("IO[bytes]", gzip.open(path, "rb")) if packed else path.open("rb")
+
+
+def _refuse_other_formats(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+    kind = next((kind for first, kind in OTHER_FORMATS.items() if head.startswith(first)), None)
+    if kind is None and head and not head.startswith((b"{", GZIP)) and path.suffix.lower() in (".csv", ".tsv"):
+        kind = "a table"
+    if kind is not None:
+        raise BadRecord(f"{path} is {kind}, and JSON Lines is read: `datasets` converts it (Dataset.to_json)")
 
 
 def _decoded(path: Path, number: int, line: bytes) -> str:

@@ -155,6 +155,8 @@ def test_check_counts_what_is_different_and_what_training_drops(tmp_path: Path) 
         ('{"id": 1, "problem": "?", "answer": "5"}\n'.encode("utf-16"), "UTF-16"),
         (b'{"id": 1, "problem": null, "answer": "5"}\n', "no usable problem: no problem"),
         (b"\n\n", "no usable problem: it is empty"),
+        (b"PAR1\x15\x04", "is a Parquet file, and JSON Lines is read"),
+        (b'[{"problem": "1+1"}]', "is a JSON array"),
     ],
 )  # fmt: skip
 def test_check_reads_utf_8_alone(tmp_path: Path, content: bytes, message: str) -> None:
