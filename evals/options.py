@@ -14,7 +14,7 @@ from rollout.config import ModelConfig, PromptConfig
 from rollout.durable import check_writable
 from rollout.hub import HubItem
 from rollout.models import check_files, hub_items
-from rollout.prompts.problems import check_file
+from rollout.prompts.formats import refuse_other_formats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +110,10 @@ def check_quickly(options: EvalOptions) -> None:
     if not options.base and not options.adapters:
         raise ValueError("nothing to measure: --no-base without an --adapter")
     for suite in suites:
-        check_suite_files(suite, options.data_dir, "--suite")
+        check_suite_files(suite, options.data_dir, "--data-dir")
         sampling_of(suite, n=options.samples, temperature=options.temperature)
     if options.train_data is not None:
-        check_file(Path(options.train_data), "--train-data")
+        refuse_other_formats(Path(options.train_data), "--train-data")
     if options.template != "auto":
         PromptConfig(template=options.template, frame=options.frame)
 

@@ -47,7 +47,8 @@ class RewardConfig(BaseModel):
     function: str | None = Field(
         default=None,
         description="A reward function of your own, 'package.module:name', or one of TRL's, 'trl:name'. "
-        "It runs in the grading processes; its value times function_weight is added to the reward.",
+        "It runs in the grading processes; its value times function_weight is added to the reward. A completion for "
+        "which it returns None is not scored.",
     )
     function_arguments: dict[str, JsonValue] = Field(
         default_factory=dict,
@@ -74,4 +75,11 @@ class RewardConfig(BaseModel):
             raise ValueError("function_arguments needs function, the import path of what takes them")
         if self.function is not None and ":" not in self.function:
             raise ValueError(f"function must look like 'package.module:name', not {self.function!r}")
+        module = (self.function or "").partition(":")[0]
+        if "/" in module or module.endswith(".py"):
+            name = module.removesuffix(".py").strip("./").replace("/", ".")
+            raise ValueError(
+                f"function is {self.function!r}: name the module, not its file, as in "
+                f"'{name}:{(self.function or '').partition(':')[2]}'"
+            )
         return self

@@ -11,7 +11,7 @@ from typing import Self
 
 from rewards.config import RewardConfig
 from rewards.shaping import shaping_terms
-from rewards.types import GradeItem, GradeResult, Verdict
+from rewards.types import FAILED, GradeItem, GradeResult, Verdict
 from rewards.workers import wire
 from rewards.workers.pool import Pool
 
@@ -110,12 +110,15 @@ class Grader:
 
     def _result(self, item: GradeItem, reply: wire.Message) -> GradeResult:
         verdict = Verdict(reply["verdict"])
+        skipped = "function" in reply and reply["function"] is None
+        if verdict in FAILED or skipped:
+            # Nothing is known of the completion: nothing may be paid or charged.
+            detail = "the reward function returned None" if skipped else reply["detail"]
+            return GradeResult(verdict=verdict, reward=0.0, extracted=reply["extracted"], detail=detail, scored=False)
         terms = shaping_terms(item, self.config)
-        if reply.get("function") is not None:
+        if "function" in reply:
             terms["function"] = self.config.function_weight * reply["function"]
         reward = self.config.correct_weight if verdict is Verdict.CORRECT else 0.0
-        if verdict is Verdict.ERROR:
-            terms = {}  # the grader failed: nothing about the policy may be paid or charged
         return GradeResult(
             verdict=verdict,
             reward=reward + sum(terms.values()),

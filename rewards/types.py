@@ -25,6 +25,10 @@ class Verdict(StrEnum):
     """The grader failed: out of memory, a crashed worker, a reward function that raised."""
 
 
+FAILED = frozenset({Verdict.TIMEOUT, Verdict.ERROR})
+"""Verdicts that say nothing of the completion: grading itself failed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradeItem:
     r"""One completion to judge.
@@ -51,10 +55,13 @@ class GradeResult:
 
     verdict: Verdict
     reward: float
-    """1.0 when correct, else 0.0, plus the shaping terms that are switched on."""
+    """1.0 when correct, else 0.0, plus the shaping terms that are switched on; 0.0 where it is not scored."""
     extracted: str | None
     """The final answer as read from the completion, or None where there is none."""
     terms: dict[str, float] = field(default_factory=dict)
     """Value of each shaping term that was added to the reward."""
     detail: str = ""
     """The rule that decided, or the text of the error."""
+    scored: bool = True
+    """Whether the reward says anything of the completion: not where grading failed (`timeout`, `error`), nor where a
+    reward function returned None. What is not scored is learned nothing from, and counts in no mean of rewards."""

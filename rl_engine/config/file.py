@@ -21,6 +21,7 @@ from rl_engine.config.explain import problems_of
 from rl_engine.config.fields import field_at, is_section, item_of_list, leaves, takes_text_alone, types_of
 from rl_engine.config.hints import listed, near
 from rollout.config import Section
+from rollout.text_files import TextFileError, read_text
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Here a text with commas is one text.
@@ -150,11 +151,11 @@ def _drop_idle(
 def _read_file(path: Path) -> dict[str, Any]:
     """The file's values as they stand there, interpolations unresolved."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_text(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from error
+    except TextFileError as error:
+        raise ConfigError(str(error)) from error
     try:
         tree: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except yaml.YAMLError as error:

@@ -57,12 +57,19 @@ BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def advantages_of(groups: Sequence[GradedGroup], baseline: str) -> list[list[float]]:
-    """The advantages of each group's completions; the groups are of one size.
+    """The advantages of each group's completions.
 
-    Those of a group without signal are exactly zero, whatever rounding the baseline leaves.
+    A baseline is taken over the scored completions of a group alone, as if the group had no others: G in the formulas
+    above is their number. Those that are not scored have advantage zero, and `updates_of` leaves them out. Those of a
+    group without signal are exactly zero too, whatever rounding the baseline leaves.
     """
-    rewards_PG = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
-    signal_P = torch.tensor([group.has_signal for group in groups])
-    advantages_PG = torch.where(signal_P[:, None], BASELINES[baseline](rewards_PG), 0.0)
-    rows: list[list[float]] = advantages_PG.tolist()
+    rows = [[0.0] * len(group.results) for group in groups]
+    # Groups with as many scored completions make one table.
+    for size in {len(group.scored_rewards) for group in groups if group.has_signal}:
+        table = [(row, group) for row, group in zip(rows, groups, strict=True) if len(group.scored_rewards) == size]
+        rewards_PG = torch.tensor([group.scored_rewards for _, group in table], dtype=torch.float64)
+        for (row, group), advantages in zip(table, BASELINES[baseline](rewards_PG).tolist(), strict=True):
+            if group.has_signal:
+                found = iter(advantages)
+                row[:] = [next(found) if scored else 0.0 for scored in group.scored]
     return rows

@@ -20,9 +20,19 @@ class GradedGroup:
         return [result.reward for result in self.results]
 
     @property
+    def scored(self) -> list[bool]:
+        """Which completions have a reward at all. The others are in no baseline and no loss."""
+        return [result.scored for result in self.results]
+
+    @property
+    def scored_rewards(self) -> list[float]:
+        """The rewards of those that have one, in order."""
+        return [result.reward for result in self.results if result.scored]
+
+    @property
     def has_signal(self) -> bool:
         """Whether the rewards differ: a group where they do not carries no gradient."""
-        return len(set(self.rewards)) > 1
+        return len(set(self.scored_rewards)) > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

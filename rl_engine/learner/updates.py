@@ -34,16 +34,24 @@ def updates_of(
 ) -> list[list[TrainingSample]]:
     """The groups dealt in turn into `updates_per_step` updates; an update without anything to learn from is left out.
 
-    A token's weight is that of the normaliser over all completions of its update. Groups without signal count there
-    and are then dropped, unless a penalty or bonus gives them a gradient of their own.
+    A token's weight is that of the normaliser over all scored completions of its update. Groups without signal count
+    there and are then dropped, unless a penalty or bonus gives them a gradient of their own. A completion that is not
+    scored counts nowhere and is never learned from.
     """
     count = config.learner.updates_per_step
     keep_all = needs_every_group(config.loss)
     updates = []
     for first in range(count):
         part = list(zip(groups[first::count], advantages[first::count], strict=True))
-        samples = [sample for group, row in part for sample in training_samples(group.rollout, row)]
-        teaches = [keep_all or group.has_signal for group, row in part for _ in row]
+        scored = [
+            (sample, keep_all or group.has_signal)
+            for group, row in part
+            for sample, counts in zip(training_samples(group.rollout, row), group.scored, strict=True)
+            if counts
+        ]
+        if not scored:
+            continue
+        samples, teaches = zip(*scored, strict=True)
         lengths = torch.tensor([float(len(sample.completion_ids)) for sample in samples], dtype=torch.float64)
         weights = NORMALIZERS[config.loss.normalizer](lengths, config.sampling.max_tokens).tolist()
         update = [

@@ -133,7 +133,7 @@ def _steps(config: Config, step: int | None) -> str:
 
 def _measured(run: TrainingRun, step: int | None) -> Rows:
     """What the run took and where it ended, up to the step of this version."""
-    lines = [line for line in run.metrics if "reward/mean" in line and (step is None or line["step"] <= step)]
+    lines = [line for line in run.metrics if "time/step_s" in line and (step is None or line["step"] <= step)]
     if not lines:
         return []
     rows = [("training time", f"{sum(line['time/step_s'] for line in lines):,.0f} s, the sum of the steps")]

@@ -24,29 +24,31 @@ class Timing:
 
 
 def rollout_metrics(groups: Sequence[GradedGroup]) -> dict[str, float]:
-    """Reward, verdicts, lengths. Means are over completions; `no_signal_frac` over groups."""
+    """Reward, verdicts, lengths. Means are over completions, of rewards over the scored ones; `no_signal_frac` over
+    groups."""
     pairs = [pair for group in groups for pair in zip(group.rollout.completions, group.results, strict=True)]
     lengths = [len(completion.token_ids) for completion, _ in pairs]
     right = [len(c.token_ids) for c, result in pairs if result.verdict is Verdict.CORRECT]
     wrong = [len(c.token_ids) for c, result in pairs if result.verdict is not Verdict.CORRECT]
     verdicts = Counter(result.verdict for _, result in pairs)
+    scored = [result for _, result in pairs if result.scored]
+    # A mean over nothing is left out, not written as a number that looks measured.
     metrics = {
-        "reward/mean": fmean(result.reward for _, result in pairs),
+        **({"reward/mean": fmean(result.reward for result in scored)} if scored else {}),
         "reward/accuracy": verdicts[Verdict.CORRECT] / len(pairs),
         **{f"reward/verdict/{verdict}": verdicts[verdict] / len(pairs) for verdict in Verdict},
+        "reward/unscored_frac": (len(pairs) - len(scored)) / len(pairs),
         "completion/tokens_mean": fmean(lengths),
         "completion/tokens_max": float(max(lengths)),
         "completion/truncated_frac": fmean(c.finish_reason == "length" for c, _ in pairs),
         "groups/no_signal_frac": 1 - sum(group.has_signal for group in groups) / len(groups),
     }
-    # A mean over nothing is left out, not written as a number that looks measured.
     if right:
         metrics["completion/tokens_mean_correct"] = fmean(right)
     if wrong:
         metrics["completion/tokens_mean_wrong"] = fmean(wrong)
-    terms = sorted({name for _, result in pairs for name in result.terms})
-    for name in terms:
-        metrics[f"reward/term/{name}"] = fmean(result.terms.get(name, 0.0) for _, result in pairs)
+    for name in sorted({name for result in scored for name in result.terms}):
+        metrics[f"reward/term/{name}"] = fmean(result.terms.get(name, 0.0) for result in scored)
     return metrics
 
 

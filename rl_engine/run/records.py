@@ -126,6 +126,8 @@ class Records:
                         "prompt_ids": prompt.token_ids,
                         "completion_ids": completion.token_ids,
                         "finish_reason": completion.finish_reason,
+                        # Why there is nothing to learn from it, where there is not.
+                        **({} if result.scored else {"scored": False, "detail": result.detail}),
                     }
                     file.write(json.dumps(record).encode() + b"\n")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftDataConfig, SumsConfig
 from rollout.hub import HubItem
 from rollout.prompts.arithmetic import Split, expressions
+from rollout.prompts.formats import refuse_other_formats
 from rollout.prompts.problems import Row, jsonl_rows
 
 Message = dict[str, str]
@@ -79,8 +80,8 @@ def check_source(data: SftDataConfig) -> None:
         hint = "data.source: jsonl needs data.path" if data.source == "jsonl" else f"known are {known}"
         raise ValueError(f"data.source is {data.source!r}; {hint}")
     for key, path in (("data.path", data.path), ("data.test_path", data.test_path)):
-        if path is not None and not Path(path).is_file():
-            raise FileNotFoundError(f"{key}: no such file: {path}")
+        if path is not None:
+            refuse_other_formats(Path(path), key)
 
 
 def hub_items(data: SftDataConfig) -> list[HubItem]:
@@ -103,11 +104,11 @@ def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
         pairs = random_pairs(data.random_pairs, data.seed)
         # What is measured is what has been remembered.
         return iter(pairs), iter(pairs)
-    rows = file_rows(data.path, data.seed, dropped) if data.path else hub_rows(data)
+    rows = file_rows(data.path, "data.path", data.seed, dropped) if data.path else hub_rows(data)
     learned = conversations(rows, columns_of(data), dropped)
     if data.test_path is None:
         return apart(learned, learned, dropped)
-    held = file_rows(data.test_path, data.seed, dropped)
+    held = file_rows(data.test_path, "data.test_path", data.seed, dropped)
     return apart(conversations(held, columns_of(data), dropped), learned, dropped)
 
 
@@ -138,9 +139,9 @@ def columns_of(data: SftDataConfig) -> ChatColumnsConfig:
     return own.model_copy(update={name: value for name, value in data.columns if value is not None})
 
 
-def file_rows(path: str, seed: int, dropped: Dropped) -> Iterator[tuple[str, Row]]:
+def file_rows(path: str, key: str, seed: int, dropped: Dropped) -> Iterator[tuple[str, Row]]:
     """(where, row) of a JSON Lines file, in an order drawn from `seed`."""
-    rows = list(jsonl_rows(Path(path), dropped.drop))
+    rows = list(jsonl_rows(Path(path), dropped.drop, key))
     random.Random(seed).shuffle(rows)
     return iter(rows)
 

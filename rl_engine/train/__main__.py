@@ -27,6 +27,8 @@ from rl_engine.command import (
 from rl_engine.config import Config, load_config
 from rl_engine.run.checks import check_place
 from rl_engine.train.checks import check_quickly, wanted_of_hub
+from rl_engine.train.trial import try_reward
+from rollout.durable import check_writable
 from rollout.engine import EngineError
 from rollout.hub import check_hub, stay_offline_without
 from rollout.models import hub_items_of_config
@@ -88,11 +90,13 @@ def check(config: Config, *, resume: bool, overwrite: bool, only_check: bool) ->
     wanted = wanted_of_hub(config)
     stay_offline_without(wanted)
     if only_check:
+        check_writable(Path(config.output_dir), "output_dir")
         # What can be shown without the hub is shown before it is asked for the rest.
         check_hub(hub_items_of_config(config.model))
     else:
         check_place(config, resume=resume, overwrite=overwrite)
         check_hub(wanted)
+    try_reward(config)
 
 
 def run(
@@ -140,6 +144,7 @@ def train_in_place(
     from rl_engine.report.page import NAME as REPORT
     from rl_engine.report.page import write_report
     from rl_engine.run.records import read_metrics
+    from rl_engine.sampling.failures import GradingFailedError
     from rl_engine.train.assemble import assemble
     from rl_engine.train.loop import summary_paths, train
     from rl_engine.train.next_steps import next_steps
@@ -155,7 +160,7 @@ def train_in_place(
             except Stopped:
                 tell_stopped(run)
                 return stop.exit_code
-            except SamplerGapError as error:
+            except (SamplerGapError, GradingFailedError) as error:
                 exit_with_error(f"step {run.step}, version {run.version}: {error}\n{way_on(run)}", 1)
             except EngineError as error:
                 exit_with_error(f"step {run.step}: {error}\n{way_on(run)}", 1)

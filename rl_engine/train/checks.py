@@ -20,7 +20,7 @@ def check_quickly(config: Config) -> None:
     check_reward(config)
     problems.check_source(config.data)
     for name in config.eval.suites:
-        check_suite_files(find_suite(name), config.eval.data_dir, "eval.suites")
+        check_suite_files(find_suite(name), config.eval.data_dir, "eval.data_dir")
 
 
 def wanted_of_hub(config: Config) -> list[HubItem]:

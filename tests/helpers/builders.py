@@ -51,10 +51,11 @@ def result(
     *,
     extracted: str | None = None,
     terms: Mapping[str, float] | None = None,
+    scored: bool = True,
 ) -> GradeResult:
     """A verdict, worth 1 where it is correct and 0 else, unless told otherwise."""
     worth = float(verdict is Verdict.CORRECT) if reward is None else reward
-    return GradeResult(verdict=verdict, reward=worth, extracted=extracted, terms=dict(terms or {}))
+    return GradeResult(verdict=verdict, reward=worth, extracted=extracted, terms=dict(terms or {}), scored=scored)
 
 
 def graded_group(prompt: Prompt, pairs: Sequence[Graded]) -> GradedGroup:

@@ -51,3 +51,42 @@ def test_groups_without_signal_have_exactly_no_advantage(baseline: str) -> None:
     dull, other = advantages_of([group(0.1, 0.1, 0.1), group(1.0, 0.0, 1.0)], baseline)
     assert dull == [0.0, 0.0, 0.0]
     assert sum(other) == pytest.approx(0.0, abs=1e-12)
+
+
+def scored_group(*rewards: float | None) -> GradedGroup:
+    """Completions of one problem with these rewards; None is not scored."""
+    graded = [result(reward=0.0, scored=False) if reward is None else result(reward=reward) for reward in rewards]
+    return graded_group(prompt(), [(completion(), each) for each in graded])
+
+
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [
+        # Of 1, 0, 0, 1 the mean is ½; of 3 and 1 it is 2.
+        ("group_mean", [[0.5, 0.0, -0.5, -0.5, 0.5], [0.0, 0.0, 1.0, -1.0, 0.0]]),
+        # The others of the first 1 have the mean ⅓, those of a 0 the mean ⅔; of two, each is compared with the other.
+        ("leave_one_out", [[2 / 3, 0.0, -2 / 3, -2 / 3, 2 / 3], [0.0, 0.0, 2.0, -2.0, 0.0]]),
+        # Four squared deviations of ¼ over 3: std 1/√3; two of 1 over 1: std √2.
+        (
+            "group_mean_std",
+            [
+                [sign * 0.5 / (3**-0.5 + 1e-4) for sign in (1, 0, -1, -1, 1)],
+                [sign / (2**0.5 + 1e-4) for sign in (0, 0, 1, -1, 0)],
+            ],
+        ),
+    ],
+)
+def test_mean_and_scale_of_a_group_are_those_of_its_scored_completions(
+    baseline: str, expected: list[list[float]]
+) -> None:
+    groups = [scored_group(1.0, None, 0.0, 0.0, 1.0), scored_group(None, None, 3.0, 1.0, None)]
+    found = advantages_of(groups, baseline)
+    assert [pytest.approx(row, abs=1e-15) for row in expected] == found
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_what_is_not_scored_makes_no_signal(baseline: str) -> None:
+    """A zero that stands for nothing would differ from the ones beside it."""
+    groups = [scored_group(1.0, None, 1.0), scored_group(None, 1.0, None), scored_group(None, None, None)]
+    assert not any(group.has_signal for group in groups)
+    assert advantages_of(groups, baseline) == [[0.0] * 3] * 3

@@ -53,3 +53,37 @@ def test_a_penalty_or_bonus_learns_from_every_group(term: str, make_config: Any)
 def test_nothing_to_learn_is_no_update(make_config: Any) -> None:
     dull = [group(number, (1, 2), signal=False) for number in range(3)]
     assert updates_of(make_config(), dull, [[0.0, 0.0]] * 3) == []
+
+
+def without(group: GradedGroup, index: int) -> GradedGroup:
+    """The group where one completion is not scored."""
+    results = list(group.results)
+    results[index] = result(Verdict.ERROR, scored=False)
+    return GradedGroup(group.rollout, tuple(results))
+
+
+@pytest.mark.parametrize("term", ["loss.kl_coef=0", "loss.kl_coef=0.1", "loss.entropy_coef=0.1"])
+@pytest.mark.parametrize(
+    ("normalizer", "weights"),
+    [
+        # Of lengths 1, 3, 4, 5 and 6 the sum is 19, and there are five; the quickstart's limit is 72 tokens.
+        ("tokens", {1: 1 / 19, 3: 1 / 19, 4: 1 / 19, 5: 1 / 19, 6: 1 / 19}),
+        ("constant", dict.fromkeys((1, 3, 4, 5, 6), 1 / (5 * 72))),
+        ("sequence", {n: 1 / (5 * n) for n in (1, 3, 4, 5, 6)}),
+    ],
+)
+def test_what_is_not_scored_is_in_no_loss_and_no_normaliser(
+    term: str, normalizer: str, weights: dict[int, float], make_config: Any
+) -> None:
+    """Not even a penalty or bonus is taken on it."""
+    config = make_config(f"loss.normalizer={normalizer}", term)
+    (update,) = updates_of(config, [without(GROUPS[0], 1), *GROUPS[1:]], ADVANTAGES)
+    found = {len(sample.completion_ids): sample.weight for sample in update}
+    assert 2 not in found
+    assert found == pytest.approx({n: weights[n] for n in found})
+
+
+@pytest.mark.parametrize("term", ["loss.kl_coef=0", "loss.kl_coef=0.1"])
+def test_where_nothing_is_scored_there_is_no_update(term: str, make_config: Any) -> None:
+    groups = [without(without(each, 0), 1) for each in GROUPS]
+    assert updates_of(make_config(term), groups, [[0.0, 0.0]] * 3) == []

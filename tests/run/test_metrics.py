@@ -40,6 +40,7 @@ def test_what_was_sampled() -> None:
         "reward/verdict/unparseable": 0,
         "reward/verdict/timeout": 1 / 4,
         "reward/verdict/error": 0,
+        "reward/unscored_frac": 0,
         "completion/tokens_mean": 20 / 4,
         "completion/tokens_max": 10,
         "completion/tokens_mean_correct": 2,
@@ -50,6 +51,18 @@ def test_what_was_sampled() -> None:
         "reward/term/format": 1.0 / 4,
         "reward/term/length": 0.25 / 4,
     }
+
+
+def test_means_of_rewards_are_over_what_is_scored() -> None:
+    """Rewards of 1.5 and 0.5 with a term of 0.5 each, beside three that stand for nothing."""
+    nothing = result(Verdict.ERROR, 0.0, scored=False)
+    failed = graded_group(prompt("1+2=?"), [(completion(), nothing), (completion(), nothing)])
+    metrics = rollout_metrics([UNEQUAL, failed, graded_group(prompt("2+2=?"), [(completion(), nothing)])])
+    assert metrics["reward/mean"] == 1.0
+    assert metrics["reward/term/format"] == 0.5
+    assert metrics["reward/unscored_frac"] == pytest.approx(3 / 5)
+    assert metrics["reward/accuracy"] == pytest.approx(1 / 5)
+    assert "reward/mean" not in rollout_metrics([failed])
 
 
 @pytest.mark.parametrize(

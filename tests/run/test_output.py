@@ -18,6 +18,7 @@ from rl_engine.run.output import Earlier, check_output, dry_output, sole_writer
 from rl_engine.run.records import Records
 from rl_engine.sft.__main__ import app as sft
 from rl_engine.train.__main__ import app as train
+from rollout.stopping import Stopped, StopRequest
 
 
 def config_in(run: Path, *overrides: str) -> Config:
@@ -123,16 +124,16 @@ def test_a_run_that_makes_no_step_gives_the_earlier_one_back(steps: int, end: Ba
 
 def test_sigterm_before_a_run_listens_gives_the_earlier_one_back(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    before = made_run(run)
+    before, stop = made_run(run), StopRequest()
 
     def preempted() -> None:
-        with sole_writer(config_in(run), overwrite=True):
+        with stop.heard(), sole_writer(config_in(run), overwrite=True):
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()
 
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(Stopped):
         preempted()
-    assert left.value.code == 128 + signal.SIGTERM
+    assert stop.exit_code == 128 + signal.SIGTERM
     assert contents(run) == {**before, ".lock": b""}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rewards import Verdict
 from rl_engine.config import load_config
 from rl_engine.run.records import Records, read_metrics
 from rollout.types import Segment
@@ -126,3 +127,16 @@ def test_a_row_says_which_version_produced_which_tokens(tmp_path: Path) -> None:
         ("policy-v000002", 1, [["policy-v000002", 1]]),
         ("policy-v000002", 6, [["policy-v000000", 2], ["policy-v000001", 2], ["policy-v000002", 2]]),
     ]
+
+
+def test_a_completion_that_is_not_scored_says_why(tmp_path: Path) -> None:
+    config = load_config("quickstart.yaml", [f"output_dir={tmp_path}", "log.tensorboard=false"])
+    records = Records(tmp_path, config)
+    records.open(-1)
+    failed = replace(result(Verdict.ERROR, scored=False), detail="ValueError: no number\nmine.py, line 3")
+    group = graded_group(prompt(), [(completion(), result()), (completion(), failed)])
+    records.rollouts(1, [group], [[0.0, 0.0]])
+    with gzip.open(tmp_path / "rollouts" / "step000001.jsonl.gz", "rt") as lines:
+        good, bad = map(json.loads, lines)
+    assert not {"scored", "detail"} & good.keys()
+    assert (bad["scored"], bad["detail"]) == (False, "ValueError: no number\nmine.py, line 3")
