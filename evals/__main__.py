@@ -82,10 +82,10 @@ def main(
 ) -> None:
     """Score a model and adapters on it, on the same prompts, from one engine.
 
-    An interrupted evaluation goes on when the same command is given again. For data parallel sampling start it under
-    torchrun: `torchrun --nproc-per-node 8 -m evals …`; each process then has an engine and a share of the batches.
+    An interrupted evaluation goes on when the same command is given again. Under torchrun (`torchrun --nproc-per-node 8
+    -m evals …`) each process has an engine and a share of the batches.
     """
-    arguments: dict[str, Any] = dict(locals())
+    arguments: dict[str, Any] = {**locals()}
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["suites"] = tuple(name for names in arguments.pop("suite") for name in names.split(",") if name)
     stop = StopRequest()
@@ -98,10 +98,8 @@ def main(
         exit_with_error(f"stopped; {GO_ON}", stop.exit_code)
     except EngineError as error:
         exit_with_error(f"{error}\n{GO_ON.capitalize()}.", 1)
-    except (ValueError, FileNotFoundError) as error:
-        exit_with_error(str(error), 2)
-    except OSError as error:
-        exit_with_error(str(error), 1)
+    except (ValueError, OSError) as error:
+        exit_with_error(str(error), 2 if isinstance(error, ValueError | FileNotFoundError) else 1)
 
 
 def check(options: EvalOptions) -> None:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from rollout.files.ownership import is_json, replaced
 from rollout.models import refuse_code_of_models
-from rollout.ownership import is_json, replaced
 
 
 def exit_with_error(message: str, code: int) -> NoReturn:

@@ -28,8 +28,8 @@ from evals.suites import ANSWER_FORMS
 from evals.tables import markdown_of, percent, print_result
 from rewards import Grader, RewardConfig
 from rollout.config import DataConfig
-from rollout.durable import write_synced
 from rollout.engine import EngineSettings
+from rollout.files.durable import write_synced
 from rollout.models import EMBEDDED, locate_model
 from rollout.prompts.problems import load_problems
 

@@ -11,7 +11,7 @@ from evals.partial_results import PartialResults
 from evals.policies import check_adapter
 from evals.suites import Suite, check_suite_files, find_suite, sampling_of, suite_hub_items
 from rollout.config import ModelConfig, PromptConfig
-from rollout.durable import check_writable
+from rollout.files.durable import check_writable
 from rollout.hub import HubItem
 from rollout.models import check_files, hub_items
 from rollout.prompts.formats import refuse_other_formats

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.scoring.outcomes import Outcome
-from rollout.durable import write_synced
+from rollout.files.durable import write_synced
 
 Settings = dict[str, Any]
 Key = tuple[str, str, str]

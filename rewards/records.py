@@ -1,6 +1,6 @@
 """JSON Lines files, plain or gzipped → rows, with errors that name the file, the line and the field.
 
-What training reads as text is read here by the same rules (`rollout/text_files.py`): UTF-8 alone, its byte-order mark
+What training reads as text is read here by the same rules (`rollout/files/text.py`): UTF-8 alone, its byte-order mark
 left out.
 """
 

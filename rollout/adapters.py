@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rollout.durable import discard, numbered, remove_leftovers, written_aside
+from rollout.files.durable import discard, numbered, remove_leftovers, written_aside
 from rollout.types import AdapterRef
 
 MANIFEST = "manifest.json"

@@ -20,8 +20,8 @@ from rewards import RewardConfig
 from rewards.config import AnswerForm
 from rollout.adapters import MANIFEST
 from rollout.config import ArithmeticConfig, PromptConfig
+from rollout.files.text import read_text
 from rollout.frames import CHAT_TEMPLATES
-from rollout.text_files import read_text
 
 CONFIG = "config.yaml"
 

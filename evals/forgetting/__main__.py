@@ -38,8 +38,8 @@ from evals.policies import named_directory
 from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.config import ModelConfig
-from rollout.durable import write_synced
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
+from rollout.files.durable import write_synced
 from rollout.hub import check_hub
 from rollout.models import EMBEDDED, check_files, hub_items, locate_model
 from rollout.stopping import Stopped, StopRequest

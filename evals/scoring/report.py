@@ -16,7 +16,7 @@ from evals.scoring.votes import count_votes
 from evals.suites import Suite, digest_of
 from rewards import Grader, Verdict
 from rollout.config import SamplingConfig
-from rollout.durable import write_synced
+from rollout.files.durable import write_synced
 from rollout.types import BASE, AdapterRef
 
 

@@ -21,7 +21,7 @@ from rl_engine.config.explain import problems_of
 from rl_engine.config.fields import field_at, is_section, item_of_list, leaves, takes_text_alone, types_of
 from rl_engine.config.hints import listed, near
 from rollout.config import Section
-from rollout.text_files import TextFileError, read_text
+from rollout.files.text import TextFileError, read_text
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Here a text with commas is one text.

@@ -20,8 +20,8 @@ from evals.command import exit_with_error, new_console, say_loading
 from rewards.command import Command
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 from rl_engine.inspect.versions import directories
-from rollout.durable import check_writable
-from rollout.ownership import figure_metadata, is_figure, is_json, replaced
+from rollout.files.durable import check_writable
+from rollout.files.ownership import figure_metadata, is_figure, is_json, replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,17 +53,17 @@ def main(
     ] = None,
 ) -> None:
     """Show what adapters learned: norms, stable rank, and how much of the rank is used."""
-    if plot is not None and not plot.suffix:
+    if plot is not None and not plot.suffix and not plot.is_dir():
         plot = plot.with_suffix(".png")  # as matplotlib would name it
     try:
-        if plot is not None and plot.suffix not in PLOTS:
-            raise ValueError(f"--plot is {str(plot)!r}: give a name that ends in {', '.join(PLOTS)}")
         signs = {"--plot": (plot, is_figure), "--output": (output, is_json(("version", "modules")))}
         notes = []
         for key, (file, sign) in signs.items():
             if file is not None:
                 check_writable(file.parent, key)
                 notes += replaced({file: sign}, key)
+        if plot is not None and plot.suffix not in PLOTS:
+            raise ValueError(f"--plot is {str(plot)!r}: give a name that ends in {', '.join(PLOTS)}")
         found = [directory for path in adapters for directory in directories(path)]
         say_loading("torch")
         show(found, base, only, notes, modules=modules, plot=plot, output=output)

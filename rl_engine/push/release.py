@@ -26,7 +26,7 @@ from rl_engine.report.page import PROBLEMS, read_runs, write_page
 from rl_engine.run.records import METRICS
 from rl_engine.run.trained import RUN_CONFIG, TrainedAdapter, TrainingRun
 from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, sha256_of, write_manifest
-from rollout.ownership import place_aside
+from rollout.files.ownership import place_aside
 
 CARD = "README.md"
 PLOT = "curves.png"

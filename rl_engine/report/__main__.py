@@ -19,7 +19,7 @@ from rewards.command import Command
 from rl_engine.report.page import NAME, PROBLEMS, is_report, names_of, read_runs, write_page
 from rl_engine.report.shown_run import ShownRun
 from rl_engine.run.records import METRICS
-from rollout.ownership import is_figure, replaced
+from rollout.files.ownership import is_figure, replaced
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from rl_engine.report.charts import charts_of
 from rl_engine.report.shown_run import ShownRun, read_run
 from rl_engine.report.tables import changes_of, conditions_of, differences_of, overview_of
-from rollout.durable import naming
+from rollout.files.durable import naming
 
 NAME = "report.html"
 PROBLEMS = 4

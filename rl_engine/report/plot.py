@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 
 from rl_engine.report.charts import COT_LENGTH, REWARD, Chart, Series, accuracy_chart, charts_of, suites_of
 from rl_engine.run.records import read_metrics
-from rollout.durable import naming
-from rollout.ownership import figure_metadata
+from rollout.files.durable import naming
+from rollout.files.ownership import figure_metadata
 
 NAME = "curves.png"
 # Okabe and Ito's colours, which colour-blind readers tell apart, a little darker; the report's page has the same.

@@ -14,7 +14,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import load_state, save_state
 from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of, write_manifest
-from rollout.durable import discard, numbered, remove_leftovers, written_aside
+from rollout.files.durable import discard, numbered, remove_leftovers, written_aside
 
 log = logging.getLogger(__name__)
 

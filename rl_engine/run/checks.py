@@ -14,7 +14,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import LOCK, check_output
 from rollout.adapters import PEFT_CONFIG
-from rollout.durable import check_writable
+from rollout.files.durable import check_writable
 from rollout.models import check_files
 
 

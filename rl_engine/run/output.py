@@ -23,8 +23,8 @@ from rl_engine.run.resumption import (
     refuse_changes,
     steps_on_record,
 )
-from rollout.durable import numbered
-from rollout.ownership import place_aside
+from rollout.files.durable import numbered
+from rollout.files.ownership import place_aside
 
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"

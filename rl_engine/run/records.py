@@ -14,7 +14,7 @@ from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.resumption import CONFIG, RESUMED, note_resumption
 from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
-from rollout.durable import naming, write_synced
+from rollout.files.durable import naming, write_synced
 
 if TYPE_CHECKING:
     from rl_engine.learner.groups import GradedGroup

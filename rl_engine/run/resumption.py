@@ -15,7 +15,7 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.resuming import Changed, Rule, changes, fixed_values
 from rl_engine.config.sft import SftConfig
-from rollout.durable import naming
+from rollout.files.durable import naming
 
 RESUMED = "resumed.jsonl"
 """One object for each resumption that changed something: after which step, what, and from what to what."""

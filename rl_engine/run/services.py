@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
-from rollout.durable import naming, write_synced
+from rollout.files.durable import naming, write_synced
 
 TRACKERS = ("wandb", "trackio")
 """Modules with the interface of Weights & Biases; `log.NAME` holds the project."""

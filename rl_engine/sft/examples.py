@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import Conversation, Dropped, Message, streams
 from rollout.config import PromptConfig
+from rollout.files.text import read_text
 from rollout.frames import CHAT_TEMPLATES
 from rollout.prompts.renderer import Renderer
-from rollout.text_files import read_text
 from rollout.types import Problem
 
 IGNORED = -100

@@ -30,7 +30,7 @@ from rl_engine.sft.model import METHODS
 from rl_engine.sft.state import restore
 from rl_engine.sft.trainer import make_trainer, rows_of
 from rollout.adapters import AdapterStore
-from rollout.durable import written_aside
+from rollout.files.durable import written_aside
 from rollout.models import locate_model
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef

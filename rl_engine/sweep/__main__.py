@@ -21,7 +21,7 @@ from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
 from rl_engine.sweep.results import RESULTS, Results
 from rl_engine.sweep.schedule import check_ours, run_sweep, targets_of
-from rollout.durable import check_writable
+from rollout.files.durable import check_writable
 from rollout.hub import check_hub
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

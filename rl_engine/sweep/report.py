@@ -21,8 +21,8 @@ from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.results import Result, parsed
 from rl_engine.sweep.statistics import Estimate
-from rollout.durable import write_synced
-from rollout.ownership import replaced
+from rollout.files.durable import write_synced
+from rollout.files.ownership import replaced
 
 SUMMARY, TABLE = "summary.json", "table.md"
 FORMAT = 1

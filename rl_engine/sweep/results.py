@@ -13,7 +13,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.config.hints import near
 from rl_engine.run.records import METRICS, read_metrics
 from rl_engine.sweep.config import ScoreConfig
-from rollout.durable import write_synced
+from rollout.files.durable import write_synced
 
 RESULTS = "results.jsonl"
 CURVE_POINTS = 60

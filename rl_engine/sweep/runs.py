@@ -28,7 +28,7 @@ from rl_engine.run.records import read_metrics
 from rl_engine.sweep.cells import Cell, Target, arguments_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.results import Result, measured
-from rollout.durable import write_synced
+from rollout.files.durable import write_synced
 
 GRACE_S = 120.0
 """A run that was asked to stop saves and leaves, which takes seconds; after so long it is killed."""

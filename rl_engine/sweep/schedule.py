@@ -22,7 +22,7 @@ from rl_engine.sweep.progress import SweepProgress
 from rl_engine.sweep.report import SUMMARY, TABLE
 from rl_engine.sweep.results import RESULTS, Results, measured
 from rl_engine.sweep.runs import CELL, CellRun, result_of, sole_user, start
-from rollout.durable import write_synced
+from rollout.files.durable import write_synced
 from rollout.stopping import ECHO_S
 
 POLL_S = 0.1

@@ -28,8 +28,8 @@ from rl_engine.config import Config, load_config
 from rl_engine.run.checks import check_place
 from rl_engine.train.checks import check_quickly, wanted_of_hub
 from rl_engine.train.trial import try_reward
-from rollout.durable import check_writable
 from rollout.engine import EngineError
+from rollout.files.durable import check_writable
 from rollout.hub import check_hub, stay_offline_without
 from rollout.models import hub_items_of_config
 from rollout.stopping import Stopped, StopRequest

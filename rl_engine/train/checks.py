@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from importlib.machinery import PathFinder
+from pathlib import Path
 
 from evals.suites import check_suite_files, find_suite, suite_hub_items
 from rl_engine.config import Config
@@ -47,7 +48,8 @@ def is_there(module: str) -> bool:
     """Whether Python would find a module, without running the packages that it is in."""
     top, *parts = module.split(".")
     try:
-        found = importlib.util.find_spec(top)
+        # A command's own directory is on the path of the processes that grade.
+        found = importlib.util.find_spec(top) or PathFinder.find_spec(top, [str(Path.cwd())])
     except ValueError:  # an empty name
         return False
     name = top

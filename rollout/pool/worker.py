@@ -9,8 +9,8 @@ from typing import Any
 
 from rollout.adapters import MANIFEST, sha256_of
 from rollout.config import SamplingConfig
-from rollout.durable import written_aside
 from rollout.engine import EngineSettings, ExtendingEngine
+from rollout.files.durable import written_aside
 from rollout.pool.scratch import ScratchDirectory
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rollout.text_files import BOM, TextFileError
+from rollout.files.text import BOM, TextFileError
 
 HEAD_BYTES = 4096
 # First bytes → what such a file is, and how the `datasets` library calls it.

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rollout.config import ColumnsConfig, DataConfig
+from rollout.files.text import text_lines
 from rollout.hub import HubItem
 from rollout.prompts.arithmetic import Split, arithmetic_problems
 from rollout.prompts.formats import refuse_other_formats
-from rollout.text_files import text_lines
 from rollout.types import Problem
 
 Row = Mapping[str, Any]

@@ -95,7 +95,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "data.source=gsm9k"), "data.source is 'gsm9k'; known are arithmetic, jsonl, gsm8k"),
     ((*TRAIN, "data.source=jsonl"), "data.source: jsonl needs data.path"),
     ((*TRAIN, "data.source=jsonl", "data.path=gone.jsonl"), "data.path: no such file: gone.jsonl"),
-    ((*TRAIN, "eval.suites=[gone.jsonl]"), "eval.suites gone: no such file: gone.jsonl"),
+    ((*TRAIN, "eval.suites=[gone.jsonl]"), "suite gone: no such file: gone.jsonl"),
     ((*TRAIN, "eval.suites=[gsm8k]", "eval.data_dir=empty"), "eval.suites gsm8k: no such file: empty/gsm8k_test.jsonl"),
     ((*TRAIN, "rewards.function=nobody.wrote:it"), "rewards.function is 'nobody.wrote:it': there is no module"),
     ((*TRAIN, "rewards.function=rewards.no_such:it"), "there is no module 'rewards.no_such'"),

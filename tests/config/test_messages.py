@@ -136,7 +136,7 @@ def test_a_section_without_keys_is_empty(tmp_path: Path) -> None:
         (b"seed: 1\nlora:\n\trank: 2\n", "line 3: a tab"),
         (b"seed: 1\nseed: 2\n", "line 2: found duplicate key seed"),
         (b"lora: {rank: 1, rank: 2}\n", "line 1: found duplicate key rank"),
-        (b"\xff\xfe\x00", "not a text file in UTF-8"),
+        (b"\xff\xfe\x00", "UTF-16 text"),
         (b"seed: 1\n---\nseed: 2\n", "line 2: "),
         (b"seed: ${nowhere}\n", "nowhere"),
     ],

@@ -55,8 +55,10 @@ def test_every_key_stands_under_one_rule(schema: Any) -> None:
 
 def test_the_hash_covers_what_the_numbers_depend_on() -> None:
     plain = config_hash(load_config("quickstart.yaml"), "a" * 64)
-    for override in ("train.steps=7", "output_dir=elsewhere", "checkpoint.every=3", "rollout.max_kl=1", "data.path=x"):
+    for override in ("train.steps=7", "output_dir=elsewhere", "checkpoint.every=3", "rollout.max_kl=1"):
         assert config_hash(load_config("quickstart.yaml", [override]), "a" * 64) == plain
+    here, there = (load_config("quickstart.yaml", ["data.source=jsonl", f"data.path={path}"]) for path in "xy")
+    assert config_hash(here, "a" * 64) == config_hash(there, "a" * 64)
     for override in ("seed=1", "lora.rank=2", "train.problems_per_step=8", "rewards.format_weight=0.5"):
         assert config_hash(load_config("quickstart.yaml", [override]), "a" * 64) != plain
     assert config_hash(load_config("quickstart.yaml"), "b" * 64) != plain
@@ -96,7 +98,6 @@ def test_what_no_number_depends_on_may_change_and_is_noted(override: str, tmp_pa
         "rollout.max_num_seqs=64",
         "rollout.kv_cache_gib=0.5",
         "rollout.memory_fraction=0.3",
-        "rollout.prompts_per_piece=4",
         "learner.tokens_per_microbatch=512",
         "learner.zero_stage=1",
         "learner.attention=eager",
@@ -107,6 +108,13 @@ def test_what_rounds_otherwise_may_change_and_is_said(override: str, tmp_path: P
     begun(tmp_path, config_in(tmp_path), steps=1)
     _, told = check_output(config_in(tmp_path, override), resume=True)
     assert told.startswith(f"{override.partition('=')[0]}: from here on the run is the same to rounding")
+
+
+def test_pieces_may_change_where_there_are_workers(tmp_path: Path) -> None:
+    begun(tmp_path, config_in(tmp_path, "rollout.placement=ray"), steps=1)
+    changed = config_in(tmp_path, "rollout.placement=ray", "rollout.prompts_per_piece=4")
+    _, told = check_output(changed, resume=True)
+    assert told.startswith("rollout.prompts_per_piece: from here on the run is the same to rounding")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,10 @@ def test_a_run_and_a_dry_run_refuse_it_in_the_same_words(
 @pytest.mark.parametrize("override", ["output_dir=/proc/no/run", "log.wandb=sums"])
 def test_supervised_training_refuses_it_as_early(here: Path, monkeypatch: pytest.MonkeyPatch, override: str) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    ended = CliRunner().invoke(sft, ["--config", "sft_jsonl.yaml", "model.name=embedded", override])
+    (here / "a.jsonl").write_text(json.dumps({"messages": []}) + "\n")
+    ended = CliRunner().invoke(
+        sft, ["--config", "sft_jsonl.yaml", "model.name=embedded", "data.path=a.jsonl", override]
+    )
     assert ended.exit_code == 2, ended.output
     assert override.partition("=")[0] in ended.output
     assert "torch" not in ended.output

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rollout.config import ColumnsConfig, DataConfig
+from rollout.files.text import TextFileError, read_text, text_lines
 from rollout.prompts.problems import first_problem, load_problems
-from rollout.text_files import TextFileError, read_text, text_lines
 
 ROW = '{"problem": "1+1=?", "answer": "2"}\n'
 
@@ -55,7 +55,7 @@ def test_another_encoding_is_refused_by_line_or_name(tmp_path: Path, content: by
         ("rows.json", f"[{ROW.strip()}]".encode(), ["a JSON array", "load_dataset('json'"]),
         ("rows.jsonl", f"\n [\n{ROW}]".encode(), ["a JSON array"]),
         ("rows.json", b'{\n  "problem": "1"\n}', ["a JSON object over several lines"]),
-        ("rows.jsonl.gz", gzip.compress(ROW.encode()), ["a gzip file", "gunzip -k"]),
+        ("rows.jsonl.gz", gzip.compress(ROW.encode(), mtime=0), ["a gzip file", "gunzip -k"]),
         ("rows.xlsx", b"PK\x03\x04....", ["an Excel sheet"]),
         ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
     ],
