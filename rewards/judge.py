@@ -62,9 +62,9 @@ WARM_UP = (
 )
 
 
-def judge_completion(completion: str, reference: str, *, forms: tuple[str, ...]) -> Judgement:
-    """The verdict on a whole completion."""
-    found = extract(completion, forms)
+def judge_completion(completion: str, reference: str, *, forms: tuple[str, ...], opened: str = "") -> Judgement:
+    """The verdict on a whole completion, which begins inside a thought where the prompt left the mark `opened`."""
+    found = extract(opened + completion, forms)
     if isinstance(found, Refused):
         if found.answer is None or found.rule == "empty_box":
             return Judgement(Verdict.NO_ANSWER, None, found.rule)

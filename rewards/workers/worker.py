@@ -69,6 +69,7 @@ class _Judge:
         self._judge_reference = judge_reference
         self._forms = tuple(settings["answer_forms"])
         self._function: function.Call | None = None
+        self._of_trl = (settings["function"] or "").startswith("trl:")
         self._failure = ""
         if settings["function"] is not None:
             try:
@@ -83,8 +84,10 @@ class _Judge:
             if request.get("as_answer"):
                 judgement, value = self._judge_reference(request["reference"]), None
             else:
-                judgement = self._judge_completion(request["completion"], request["reference"], forms=self._forms)
-                value = None if self._function is None else self._function(request)
+                judgement = self._judge_completion(
+                    request["completion"], request["reference"], forms=self._forms, opened=request.get("opened", "")
+                )
+                value = None if self._function is None else self._function(self._as_seen(request))
         except MemoryError:
             return _error(OUT_OF_MEMORY)
         except RecursionError:
@@ -97,6 +100,12 @@ class _Judge:
             "detail": judgement.rule,
             "function": value,
         }
+
+    def _as_seen(self, request: wire.Message) -> wire.Message:
+        """TRL's functions know only the completion: they get it with the mark of the thought that the prompt opened."""
+        if not self._of_trl:
+            return request
+        return {**request, "completion": request.get("opened", "") + request["completion"]}
 
 
 def _error(detail: str) -> dict[str, Any]:
