@@ -31,7 +31,7 @@ from rewards.reading.shapes import (
     Relation,
     Unusable,
 )
-from rewards.reading.units import SCALES, is_known, read_unit
+from rewards.reading.units import FOREIGN_WORD, SCALES, is_known, read_unit
 from rewards.reading.variables import variable
 
 MAX_ELEMENTS = 200
@@ -43,14 +43,17 @@ _MATRIX = re.compile(
 )
 _NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|\()")
 _TEXT = r"\\text\s*\{[^{}]*\}"
+_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
+_TEXT_UNIT = rf"{_TEXT}{_POWER}(?:\s*/\s*{_TEXT}{_POWER})?"
 _UNIT_TAIL = re.compile(
     r"(?P<value>.*?[\d})\]a-zπ]|.*?\\pi)\s*(?P<unit>(?:"
     r"\^\\circ\s*(?:[CF](?![A-Za-z]))?|\\%|[＄€£¥₹¢]"
-    rf"|{_TEXT}(?:\s*\^\s*(?:\{{\s*-?\d\s*\}}|-?\d))?(?:\s*/\s*{_TEXT})?"
-    r"|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*(?:\s*\^\s*(?:\{\s*\d\s*\}|\d))?"
+    rf"|{_TEXT_UNIT}|\(\s*{_TEXT_UNIT}\s*\)|{FOREIGN_WORD}"
+    rf"|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*{_POWER}"
     rf")(?:\s*{_TEXT})?)\s*",
     re.DOTALL,
 )
+_GROUPED = re.compile(r"\d,\d{3}(?!\d)")
 _CURRENCY_HEAD = re.compile(r"(?P<sign>[-+]?)\s*(?P<currency>[＄€£¥₹])\s*(?P<value>.+)", re.DOTALL)
 _LEAD = re.compile(
     r"(?:\\text\s*\{\s*)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*\}?\s*(?P<rest>[^A-Za-z].*)",
@@ -67,6 +70,7 @@ _CONDITION = re.compile(
 _SET_BUILDER = re.compile(
     r"(?P<name>[a-z])\s*(?:\\in\s*\\mathbb\s*\{R\}\s*)?(?:\\mid|[|:])\s*(?P<condition>.+)", re.DOTALL
 )
+_TO = re.compile(r"(?<=\d)\s*\\text\s*\{\s*to\s*\}\s*(?=\d)|(?<=\d) to (?=\d)")
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
 _ELLIPSIS = re.compile(r"\\ldots|\.\.\.|…")
 
@@ -265,7 +269,7 @@ class Reader:
         return node if variable(node) == match.group("name") else None
 
     def ratio(self, text: str) -> Node | None:
-        parts = split.split_at(text, {":"})
+        parts = split.split_at(_TO.sub(":", text), {":"})
         if len(parts) < 2 or not all(parts) or len(parts) > 6 or re.search(r"[|{]", parts[0].replace(r"\frac{", "")):
             return None
         nodes = tuple(self.part(part) for part in parts)
@@ -291,7 +295,7 @@ class Reader:
         if not _NUMBER_HEAD.match(text):
             return None
         match = _UNIT_TAIL.fullmatch(text)
-        if match is None or (_looks_like_algebra(match.group("unit")) and "\\text" not in text):
+        if match is None or (_is_algebra(match) and "\\text" not in text):
             return None
         unit = read_unit(match.group("unit"))
         if unit is None:
@@ -335,6 +339,13 @@ def _spread(piece: str, node: Node) -> tuple[Node, ...]:
     return (node,)
 
 
+def _is_algebra(match: re.Match[str]) -> bool:
+    """Whether letters after a number are unknowns; after a number with thousands separators they are a unit."""
+    return _looks_like_algebra(match.group("unit")) and not (
+        _GROUPED.search(match.group("value")) and read_number(match.group("value")) and read_unit(match.group("unit"))
+    )
+
+
 def _looks_like_algebra(unit: str) -> bool:
     """5x, 2ab, 3 sin x are expressions; 5 cm and 5 m are quantities."""
     plain = unit.strip()
@@ -343,7 +354,7 @@ def _looks_like_algebra(unit: str) -> bool:
     first = re.split(r"[\s^]", plain)[0]
     if len(first) >= 3:
         return first.lower() in phrases.FUNCTION_NAMES or first.lower().startswith(("sin", "cos", "tan", "log", "sqrt"))
-    return first not in {"cm", "mm", "km", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm"}
+    return first not in {"cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm"}
 
 
 _RULES: tuple[Callable[[Reader, str], Node | None], ...] = (

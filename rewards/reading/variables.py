@@ -1,10 +1,14 @@
-"""An inequality or a membership as read → the one unknown it is about: x for -2 < x ≤ 7 and for x ∈ (-2, 7]."""
+"""Unknowns: the one that an inequality is about, x for -2 < x ≤ 7 and for x ∈ (-2, 7], and other names for them."""
 
 from __future__ import annotations
 
+import re
+
 from rewards.reading.parse import is_closed
+from rewards.reading.phrases import FUNCTION_NAMES
 from rewards.reading.shapes import Items, Node, Relation
 
+_LETTERS = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]+")
 _INEQUALITIES = {"<", ">", "<=", ">=", "!="}
 
 
@@ -33,3 +37,21 @@ def _is_name(text: str) -> bool:
 
 def _is_end(text: str) -> bool:
     return text.replace(" ", "").lstrip("+-") == r"\infty" or is_closed(text)
+
+
+def renamed(text: str, names: dict[str, str]) -> str | None:
+    r"""The text with letters exchanged, all at once; None where a new name is already taken.
+
+    Letters in a row are a product, 2ab, unless they are a function's name or stand in \text{…}.
+    """
+    taken = set(names.values()) - set(names)
+    letters = {letter for run in _LETTERS.findall(text) if not _is_word(run) for letter in run}
+    if taken & letters:
+        return None
+    return _LETTERS.sub(
+        lambda run: run.group() if _is_word(run.group()) else "".join(names.get(c, c) for c in run.group()), text
+    )
+
+
+def _is_word(run: str) -> bool:
+    return run.startswith("\\") or run.lower() in FUNCTION_NAMES
