@@ -85,6 +85,15 @@ def value_of(text: str) -> Fraction | None:
     return Fraction(int(rational.p), int(rational.q))
 
 
+def integer_of(text: str) -> int | None:
+    """The value of a closed expression that is a whole number, however many digits it has, or None."""
+    expression = parse(text)
+    if not is_scalar(expression) or not _is_evaluable(expression) or expression.free_symbols:
+        return None
+    value = _as_numbers_and_symbols(expression)
+    return int(value) if value.is_Integer else None
+
+
 def _as_numbers_and_symbols(expression: Expr) -> Expr:
     """Evaluate what the parser left lazy, and let f(x) stand for an unknown of its own."""
     expression = expression.doit(deep=True) if not expression.has(*_UNEVALUATED) else expression

@@ -14,7 +14,7 @@ from rewards.equality.rule import Equal
 from rewards.reading.names import INDEXED, bound_letters, names_one, names_value
 from rewards.reading.parse import Unparsed, is_closed
 from rewards.reading.read import read
-from rewards.reading.shapes import Items, Node, Relation
+from rewards.reading.shapes import Bracketed, Items, Node, Relation
 from rewards.reading.variables import renamed
 
 _MODULO = re.compile(
@@ -226,12 +226,22 @@ def equal_assignments(reference: Items, answer: Items, equal: Equal) -> bool:
                 return False
             remaining.remove(match)
         return True
+    if len(one) > 1:
+        tuples = _tuples(one)
+        return tuples is not None and equal(tuples, answer)
     if len(one) != 1 or len(answer.elements) != len(one[0]) or any(isinstance(e, Relation) for e in answer.elements):
         return False
     return all(equal(read(text), element) for (_, text), element in zip(one[0], answer.elements, strict=True))
 
 
 Group = list[tuple[str, str]]
+
+
+def _tuples(groups: list[Group]) -> Items | None:
+    """x = 1, y = 2 or x = 3, y = 4 as (1, 2), (3, 4), where all groups name the same unknowns in the same order."""
+    if len({tuple(name for name, _ in group) for group in groups}) != 1 or len(groups[0]) < 2:
+        return None
+    return Items(tuple(Bracketed("(", ")", tuple(read(text) for _, text in group)) for group in groups))
 
 
 def _groups(node: Items) -> list[Group] | None:

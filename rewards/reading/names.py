@@ -23,7 +23,7 @@ _CALL = (
 _DRAWN = (
     r"(?:\\(?:angle|triangle|overline|overrightarrow|vec|widehat|hat|bar|measuredangle|overset\{\\frown\}"
     r"|widetilde|tilde)\s*\{?[A-Za-z ]{1,6}\}?|m\s*\\angle\s*[A-Z]{1,3}|\[[A-Z]{3,6}\]"
-    rf"|\\\|\s*(?:{_SYMBOL}|\\vec\s*\{{?[a-z]\}}?)\s*\\\|)"
+    rf"|\\\|\s*(?:{_SYMBOL}|\\vec\s*\{{?[a-z]\}}?|\{{[a-z]\}})\s*\\\|)"
 )
 _SEGMENT = rf"(?:[A-Z]'?_?\d?){{2,6}}(?:\^\s*\{{?2\}}?)?|\|\s*[A-Z]{{2}}\s*\||{_DRAWN}|{_CALL}|{_SYMBOL}"
 _OF = (
@@ -39,14 +39,19 @@ _QUOTIENT = (
 )
 _DERIVATIVE = r"\\frac\s*\{\s*(?:d|\\partial)\s*[a-z]?\s*\}\s*\{\s*(?:d|\\partial)\s*[a-z]\s*\}"
 _TUPLE = rf"\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL}){{0,5}}\s*\)"
-_ONE = re.compile(rf"\s*(?:{_SYMBOL}|{_CALL}|{_SEGMENT}|{_OF}|{_TEXTS}|{_SIZE}|{_QUOTIENT}|{_DERIVATIVE}|{_TUPLE})\s*")
+_DOT = rf"{_DRAWN}\s*\\(?:cdot|times)\s*{_DRAWN}"
+_VARIANCE = r"\\sigma\s*\^\s*\{?2\}?"
+_ONE = re.compile(
+    rf"\s*(?:{_SYMBOL}|{_CALL}|{_SEGMENT}|{_OF}|{_TEXTS}|{_SIZE}|{_QUOTIENT}|{_DERIVATIVE}|{_TUPLE}|{_DOT}|{_VARIANCE})\s*"
+)
 _SEVERAL = re.compile(
     rf"\s*(?:[-+]?\s*{_SYMBOL}(?:\s*[-+]?\s*{_SYMBOL}){{1,4}}|\|\s*{_SYMBOL}(?:\s*[-+]?\s*{_SYMBOL}){{0,2}}\s*\|)\s*"
 )
 _POWER_SUM = re.compile(r"\s*[A-Za-z](?:\^\{?\d\}?)?(?:\s*\+?\s*[A-Za-z](?:\^\{?\d\}?)?){1,4}\s*")
 _TERM = re.compile(r"[A-Za-z](?:\^\{?\d\}?)?")
+_VARIABLE = r"(?:[A-Za-z]|\\[a-z]+)"
 BOUND = re.compile(
-    rf"(?P<head>{_SYMBOL})\s*\((?P<letters>\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*)\)"
+    rf"(?P<head>{_SYMBOL})\s*\((?P<letters>\s*{_VARIABLE}(?:\s*,\s*{_VARIABLE})*\s*)\)"
     r"|(?P<sequence>[A-Za-z])_\{?(?P<index>[a-z])\}?"
 )
 """f(x), f(x, y) and a_n: a function or a sequence, and the letters that its right side is about."""

@@ -79,7 +79,9 @@ _CHOICE = re.compile(
     rf"(?:{_CHOICE_WORD}\s+)?(?P<open>\(?)\s*(?P<letter>[A-J])\s*(?P<mark>[).:])(?!\S\s*[:=]|[A-Z]\s*=)\s*(?P<rest>.*)",
     re.DOTALL,
 )
-_NAMED_CHOICE = re.compile(rf"{_CHOICE_WORD}\s*:?\s*\(?([A-Ja-j])\)?")
+_NAMED_CHOICE = re.compile(
+    rf"(?:(?:[Tt]he )?(?:[Cc]orrect|[Rr]ight|[Bb]est) )?{_CHOICE_WORD}(?: is)?\s*:?\s*\(?([A-Ja-j])\)?"
+)
 _CONTINUES = re.compile(r"[=(^_+\-*/,;|]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])")
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s*:\s*(?P<minute>\d{2}))?(?:\s*:\s*(?P<second>\d{2}))?\s*(?P<half>[ap])\.?\s*m\.?",

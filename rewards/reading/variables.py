@@ -45,12 +45,16 @@ def renamed(text: str, names: dict[str, str]) -> str | None:
     Letters in a row are a product, 2ab, unless they are a function's name or stand in \text{…}.
     """
     taken = set(names.values()) - set(names)
-    letters = {letter for run in _LETTERS.findall(text) if not _is_word(run) for letter in run}
-    if taken & letters:
+    runs = _LETTERS.findall(text)
+    if taken & {letter for run in runs for letter in ([run] if _is_word(run) else run)}:
         return None
-    return _LETTERS.sub(
-        lambda run: run.group() if _is_word(run.group()) else "".join(names.get(c, c) for c in run.group()), text
-    )
+
+    def exchanged(match: re.Match[str]) -> str:
+        run = match.group()
+        letters = [run] if _is_word(run) else run
+        return "".join(f" {names[letter]} " if letter in names else letter for letter in letters)
+
+    return _LETTERS.sub(exchanged, text)
 
 
 def _is_word(run: str) -> bool:

@@ -30,6 +30,33 @@ def test_the_fast_path_never_changes_a_verdict() -> None:
         assert (fast is Verdict.CORRECT) == (slow is Verdict.CORRECT), (reference, answer)
 
 
+MANY = "1" + 1_000 * "0"
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "verdict"),
+    [
+        (r"10^{1000}", MANY, "correct"),
+        (MANY, r"10^{1000}", "correct"),
+        (MANY, MANY, "correct"),
+        (f"{10**1500:,}", r"1 \times 10^{1500}", "correct"),
+        (r"10^{5000}", "1" + 5_000 * "0", "correct"),
+        ("9" * 1_200, "10^{1200} - 1", "correct"),
+        (MANY + ".5", f"${MANY}.50$", "correct"),
+        ("-" + MANY, MANY, "incorrect"),
+        (MANY, MANY[:-1] + "1", "incorrect"),
+        (MANY, r"10^{1001}", "incorrect"),
+        ("9" * 1_200, "10^{1200} + 1", "incorrect"),
+        ("5", MANY, "incorrect"),
+        (MANY, "x", "unparseable"),
+        (r"\frac{1}{3}", "0." + 1_500 * "3", "unparseable"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_numbers_over_the_limit_are_compared_digit_by_digit(reference: str, answer: str, verdict: str) -> None:
+    assert same_answer(answer, reference)[0] == verdict
+
+
 def test_equality_is_symmetric() -> None:
     uneven = []
     for expected, reference, answer in cases(both_ways=True):
