@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from rewards.config import RewardConfig
 from rewards.extraction.boxes import find_boxes
-from rewards.extraction.marks import THOUGHT_MARK, mark_of, open_thought
+from rewards.extraction.marks import mark_of, open_thought, thought_marks
 from rewards.types import GradeItem
 
 MAX_SHAPED_CHARS = 400_000
@@ -22,7 +22,7 @@ def format_term(completion: str, *, think: bool) -> float:
     With `think`, one thought is required and the completion begins with it. A thought that the prompt opened is
     the completion's own: its mark is given with the completion.
     """
-    marks = list(THOUGHT_MARK.finditer(completion))
+    marks = thought_marks(completion)
     if marks:
         (first, family), (last, other) = mark_of(marks[0]), mark_of(marks[-1])
         if len(marks) != 2 or (first, last) != ("open", "close") or family != other:

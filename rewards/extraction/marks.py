@@ -24,14 +24,26 @@ _THOUGHTS: tuple[tuple[str, str], ...] = (
     (r"\[unused16\]", r"\[unused17\]"),  # Pangu
     (
         r"<\|channel\|>\s*analysis\s*<\|message\|>",  # gpt-oss
-        r"(?:<\|end\|>\s*<\|start\|>\s*assistant\s*)?<\|channel\|>\s*final\s*<\|message\|>",
+        r"<(?:\|end\|>\s*<\|start\|>\s*assistant\s*<)?\|channel\|>\s*final\s*<\|message\|>",
     ),
 )
-THOUGHT_MARK = re.compile(
-    "|".join(f"(?P<open_{i}>{opening})|(?P<close_{i}>{closing})" for i, (opening, closing) in enumerate(_THOUGHTS)),
+
+
+def _after_first(mark: str) -> str:
+    """The pattern of a mark whose first character has been read."""
+    first = mark[:2] if mark[0] == "\\" else mark[0]
+    return f"(?<={first}){mark.removeprefix(first)}"
+
+
+_THOUGHT_MARK = re.compile(
+    r"[<\[◁](?:"  # one set of first characters, which the regular expression engine looks for at full speed
+    + "|".join(
+        f"(?P<open_{i}>{_after_first(opening)})|(?P<close_{i}>{_after_first(closing)})"
+        for i, (opening, closing) in enumerate(_THOUGHTS)
+    )
+    + ")",
     re.IGNORECASE,
 )
-"""`mark_of` says what a match is."""
 
 _FOREIGN = r"(?:user|system|human|tool|developer)\b"
 _OWN = r"(?:assistant|model|gpt)\b"
@@ -40,7 +52,7 @@ _NEUTRAL = (
     r"|START_OF_TURN_TOKEN|CHATBOT_TOKEN|START_RESPONSE|start|message)\|>|<｜(?:Assistant|begin▁of▁sentence)｜>"
     r"|<(?:s|bos|start_of_turn|seed:bos)>|\[/INST\]"
 )
-LEADING_MARKS = re.compile(rf"(?:\s*(?:{_NEUTRAL})(?!\s*{_FOREIGN})(?:\s*{_OWN}(?=[\s<:]|$))?)+\s*")
+LEADING_MARKS = re.compile(rf"(?:\s*(?:{_NEUTRAL})(?!\s*{_FOREIGN})(?:\s*{_OWN}(?=[\s<:]|$))?){{1,8}}\s*")
 """What a template writes before the policy's own words, when it comes along with them."""
 TURN_MARK = re.compile(
     r"<\|(?:im_start|im_end|im_sep|eot_id|eom_id|start_header_id|endoftext|end_of_text|user|assistant|system|return"
@@ -63,8 +75,15 @@ _PROMPT_END = 2_000
 """Characters of a prompt that are looked at: more than any template adds behind the problem."""
 
 
+def thought_marks(text: str, start: int = 0) -> list[re.Match[str]]:
+    """Every mark of a thought in a text, from `start` on, in order; `mark_of` says what each is."""
+    if "<" in text or "]" in text or "▷" in text:
+        return list(_THOUGHT_MARK.finditer(text, start))
+    return []
+
+
 def mark_of(match: re.Match[str]) -> tuple[str, str]:
-    """("open" or "close", family) of a `THOUGHT_MARK`."""
+    """("open" or "close", family) of a mark of a thought."""
     kind, _, family = (match.lastgroup or "").partition("_")
     return kind, family
 
@@ -77,7 +96,7 @@ def open_thought(prompt: str) -> str:
     """
     end = prompt[-_PROMPT_END:]
     turns = list(_ANSWERING.finditer(end))
-    marks = list(THOUGHT_MARK.finditer(end, turns[-1].end() if turns else 0))
+    marks = thought_marks(end, turns[-1].end() if turns else 0)
     if not marks or mark_of(marks[-1])[0] != "open":
         return ""
     if not turns and end[marks[-1].end() :].strip():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rewards.extraction.marks import LEADING_MARKS, PLAIN_TURN, ROLE_WORDS, THOUGHT_MARK, TURN_MARK, mark_of
+from rewards.extraction.marks import LEADING_MARKS, PLAIN_TURN, ROLE_WORDS, TURN_MARK, mark_of, thought_marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def _split_thought(text: str) -> tuple[str, str]:
     """Finished thought, and what was said outside it. An unfinished thought is in neither."""
     last_close = None
     unfinished = None
-    for mark in THOUGHT_MARK.finditer(text):
+    for mark in thought_marks(text):
         if mark_of(mark)[0] == "close":
             last_close, unfinished = mark, None
         elif unfinished is None:
