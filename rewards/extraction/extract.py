@@ -44,6 +44,11 @@ _EMPHASIS = tuple(
 )
 _HASHES_LINE = re.compile(r"^\s*####\s*(?P<answer>\S.*?)\s*$")
 MAX_LINE = 400
+_TEXT = re.compile(r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}\s*")
+_OPERATORS = frozenset("-*|&")
+"""Separators between boxes that are mathematics inside one."""
+_ONLY_MARKS = " \t\r$\\[]`*_"
+"""A line of nothing else opens or closes a formula."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,9 @@ def _unwrapped(content: str) -> str | None:
     before, after = _ANNOUNCED.sub("", content[: inner[0].start]), content[inner[-1].end :]
     if None in values or not all(gap.strip() and _is_separator(gap) and "or" not in gap for gap in gaps):
         return None
-    if "{" in before or not _is_separator(before) or not _is_separator(after):
+    if len(inner) == 1 and _TEXT.fullmatch(after):
+        values, after = [f"{values[0]}{after}"], ""  # a unit, or words that reading will judge
+    if "{" in before or any(set(gap) & _OPERATORS or not _is_separator(gap) for gap in (before, *gaps, after)):
         return None
     return ", ".join(_labelled(content, list(inner), [value or "" for value in values]))
 
@@ -224,7 +231,7 @@ def gsm8k_hashes(completion: str) -> Extracted | Refused:
 def _last_lines(completion: str) -> tuple[list[str], bool]:
     """The last two lines with words, without a line that is too long for an answer; whether another turn follows."""
     speech = own_words(completion, first_box_end=None)
-    lines = [line for line in speech.said[-3 * MAX_LINE :].split("\n") if line.strip()][-2:]
+    lines = [line for line in speech.said[-3 * MAX_LINE :].split("\n") if line.strip(_ONLY_MARKS)][-2:]
     return ([] if lines and len(lines[-1]) > MAX_LINE else lines), speech.goes_on
 
 

@@ -21,6 +21,7 @@ _THOUGHTS: tuple[tuple[str, str], ...] = (
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A
     (r"<\|think_start\|>", r"<\|think_end\|>"),
     ("◁think▷", "◁/think▷"),  # Kimi
+    (r"<\|im_start\|>\s*think\b", r"<\|im_start\|>\s*answer\b"),  # s1
     (r"\[unused16\]", r"\[unused17\]"),  # Pangu
     (
         r"<\|channel\|>\s*analysis\s*<\|message\|>",  # gpt-oss
@@ -45,7 +46,7 @@ _THOUGHT_MARK = re.compile(
     re.IGNORECASE,
 )
 
-_FOREIGN = r"(?:user|system|human|tool|developer)\b"
+_FOREIGN = r"(?:user|system|human|tool|developer|think)\b"
 _OWN = r"(?:assistant|model|gpt)\b"
 _NEUTRAL = (
     r"<\|(?:im_start|im_sep|begin_of_text|startoftext|start_header_id|end_header_id|assistant|begin_of_solution"
@@ -55,7 +56,7 @@ _NEUTRAL = (
 LEADING_MARKS = re.compile(rf"(?:\s*(?:{_NEUTRAL})(?!\s*{_FOREIGN})(?:\s*{_OWN}(?=[\s<:]|$))?){{1,8}}\s*")
 """What a template writes before the policy's own words, when it comes along with them."""
 TURN_MARK = re.compile(
-    r"<\|(?:im_start|im_end|im_sep|eot_id|eom_id|start_header_id|endoftext|end_of_text|user|assistant|system|return"
+    r"<\|im_start\|>(?!\s*(?:think|answer)\b)|<\|(?:im_end|im_sep|eot_id|eom_id|start_header_id|endoftext|end_of_text|user|assistant|system|return"
     r"|END_OF_TURN_TOKEN|START_OF_TURN_TOKEN|END_RESPONSE)\|>"
     r"|<\|end\|>(?!\s*<\|start\|>\s*assistant\s*<\|channel\|>)|<\|start\|>(?!\s*assistant\s*<\|channel\|>)"
     r"|<(?:start_of_turn|end_of_turn|eos|seed:eos)>|\[/?INST\]|</s>|<｜(?:User|Assistant|end▁of▁sentence)｜>"

@@ -166,7 +166,7 @@ def is_hedged(gap: str, after: str) -> bool:
 def was_first_thought(before: str, gap: str) -> bool:
     r"""`at first \boxed{3}, but then \boxed{4}`: the first of two boxes is told as what was thought before."""
     said = re.split(r"[.!?\n]", before[-REACH:])[-1] + " " + re.split(r"[.!?\n;]", gap[:REACH])[0]
-    return bool(_FIRST_THOUGHT.search(said) and _TURNS.search(gap) and not _SECOND_OF_SEVERAL.search(gap))
+    return bool(_FIRST_THOUGHT.search(said) and _TURNS.search(said + gap) and not _SECOND_OF_SEVERAL.search(gap))
 
 
 def supersedes(gap: str) -> bool:
