@@ -162,6 +162,8 @@ def fold(text: str) -> str:
 
 def placeholder(text: str) -> Unusable | None:
     """`?`, `...`, `answer`, `nan`: nothing has been answered."""
+    if text.replace(" ", "") == r"\{\}":
+        return None  # the empty set
     return Unusable("placeholder") if _PLACEHOLDER.fullmatch(fold(text)) or not text.strip() else None
 
 

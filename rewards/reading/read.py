@@ -31,7 +31,7 @@ from rewards.reading.shapes import (
     Relation,
     Unusable,
 )
-from rewards.reading.units import FOREIGN_WORD, SCALES, is_known, read_unit
+from rewards.reading.units import FOREIGN_WORD, SCALES, in_two_units, is_known, read_unit
 from rewards.reading.variables import variable
 
 MAX_ELEMENTS = 200
@@ -59,6 +59,7 @@ _LEAD = re.compile(
     r"(?:\\text\s*\{\s*)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*\}?\s*(?P<rest>[^A-Za-z].*)",
     re.I | re.DOTALL,
 )
+_SYSTEM = re.compile(r"\\begin\{cases\}\s*([^&]*?)\s*\\end\{cases\}", re.DOTALL)
 _BASE = re.compile(
     r"(?P<digits>[0-9A-Fa-f]+)\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(?P<braced>\d{1,2}|two|three|eight|ten)\s*\}?\s*\}|(?P<bare>\d{1,2}))"
 )
@@ -124,6 +125,15 @@ class Reader:
         r"""An answer that says that it is one: \text{Answer: } 5."""
         match = _LEAD.fullmatch(text)
         return self.part(match.group("rest")) if match else None
+
+    def system(self, text: str) -> Node | None:
+        r"""Equations in a brace, \begin{cases} x = 1 \\ y = 2 \end{cases}; with & they define one thing in pieces."""
+        match = _SYSTEM.fullmatch(text)
+        return self.part(match.group(1)) if match else None
+
+    def in_two_units(self, text: str) -> Node | None:
+        found = in_two_units(text)
+        return Quantity(Exact(Number(found[0])), found[1]) if found else None
 
     def ellipsis(self, text: str) -> Node | None:
         """1, 2, …: an unfinished list is an answer only where the reference is the same text."""
@@ -361,6 +371,8 @@ _RULES: tuple[Callable[[Reader, str], Node | None], ...] = (
     Reader.placeholder,
     Reader.phrase,
     Reader.lead,
+    Reader.system,
+    Reader.in_two_units,
     Reader.ellipsis,
     Reader.moment,
     Reader.matrix,

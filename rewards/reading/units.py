@@ -252,3 +252,19 @@ def same_things(left: str, right: str) -> bool:
     """Counted things that are the same in other words: "distinct integer" and "integer", not "dog" and "cat"."""
     one, other = set(left.split()), set(right.split())
     return not one or not other or one <= other or other <= one
+
+
+_IN_TWO_UNITS = re.compile(r"(\d+) ?([A-Za-z]+)\.? ?,? ?(?:and )?(\d+(?:\.\d+)?) ?([A-Za-z]+)\.?")
+
+
+def in_two_units(text: str) -> tuple[Fraction, str] | None:
+    """3 hours 20 minutes → 200 minutes; None where the units are unknown or do not measure the same thing."""
+    bare = " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).split())
+    match = _IN_TWO_UNITS.fullmatch(bare)
+    if match is None:
+        return None
+    larger, smaller = read_unit(match.group(2)), read_unit(match.group(4))
+    factor = conversion(larger, smaller) if larger and smaller else None
+    if smaller is None or factor is None or factor <= 1:
+        return None
+    return int(match.group(1)) * factor + Fraction(match.group(3)), smaller
