@@ -54,9 +54,12 @@ def _are_constants(ours: list[Expr], theirs: list[Expr]) -> bool:
 
 
 def _differ_by_a_number(left: Expr, right: Expr) -> bool:
-    """Both are a function plus the one constant that they share, and the difference of the functions is a number."""
+    """Both are a function plus a multiple of the one constant that they share; the functions differ by a number."""
     shared = left.free_symbols & right.free_symbols
     constants = [symbol for symbol in shared if _CONSTANT.fullmatch(symbol.name)]
-    if len(constants) != 1 or any(sympy.diff(side, constants[0]) != 1 for side in (left, right)):
+    if len(constants) != 1:
         return False
-    return mathematics.is_constant(left - right)
+    rates = [sympy.diff(side, constants[0]).doit() for side in (left, right)]
+    if not all(rate.is_Rational and rate for rate in rates):
+        return False
+    return mathematics.is_constant(left - right - (rates[0] - rates[1]) * constants[0])

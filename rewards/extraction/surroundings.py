@@ -59,8 +59,8 @@ _CHOICE_BETWEEN = re.compile(
 )
 _CORRECTION = re.compile(
     r"\b(?:wrong|incorrect|mistake|error|actually|correct(?:ing|ed|ion)?|wait|instead|fix|recheck|re-?check|redo|oops"
-    r"|sorry|no,|revis\w+|not right|on reflection|second thought|reconsider\w*|re-?examin\w*|miscount\w*|misread"
-    r"|overlook\w*|forgot\w*|recount\w*|recomput\w*|double[- ]check\w*)\b|\?\W{0,3}no\b",
+    r"|sorry|no,|revis\w+|not right|(?:up)?on (?:further )?reflection|second thought|reconsider\w*|re-?examin\w*"
+    r"|miscount\w*|misread|overlook\w*|forgot\w*|recount\w*|recomput\w*|double[- ]check\w*)\b|\?\W{0,3}no\b",
     re.IGNORECASE,
 )
 _FIRST_THOUGHT = re.compile(
@@ -84,8 +84,9 @@ _HEDGED_BEFORE = re.compile(
 _HEDGED_AFTER = re.compile(
     r"^"
     + _MATH_CLOSING
-    + r"(?:is\s+|are\s+)?(?:also|too|as well|(?:might|may|could|would|can)\s+(?:also\s+)?(?:be|work))\b"
-    r"|^" + _MATH_CLOSING + r"(?:also\s+)?(?:works|fits) (?:too|as well)\b",
+    + r"(?:(?:is|are|as|seems|looks|works|fits)\s+)?(?:also\s+)?(?:also|too|as well|possible|plausible|another"
+    r"|(?:might|may|could|would|can)\s+(?:also\s+)?(?:be|work))\b"
+    r"|^[^.!?\n]{0,60}\b(?:not (?:quite )?sure|unsure|uncertain|no idea|hard to (?:say|tell))\b",
     re.IGNORECASE,
 )
 _INFERENCE = re.compile(

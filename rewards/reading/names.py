@@ -31,8 +31,10 @@ _OF = (
     rf"(?:_\s*\{{[^{{}}]*\}})?(?:\^\s*\{{?\d\}}?)?\s*(?:\d?(?:{_DRAWN}|\\?angle\s*[A-Z]{{1,3}}|{_CALL}|{_SYMBOL})"
     rf"|\(\s*\d?{_SYMBOL}(?:\s*[-+,]\s*{_SYMBOL})*\)|\\\{{[^{{}}]*\}})"
 )
-_TEXTS = rf"\\text\s*\{{[^{{}}]*\}}(?:\s*(?:{_SEGMENT}))?|[A-Z][a-z]+(?: [A-Za-z]+){{0,3}}|\\#\s*{_SYMBOL}"
-_SIZE = r"\|\s*(?:[A-Z](?:_\w)?|[A-Z]{2}|\\vec\s*\{?[a-z]\}?|[A-Z]\s*\\(?:cup|cap)\s*[A-Z])\s*\|"
+_TEXTS = rf"\\text\s*\{{[^{{}}]*\}}{_SUBSCRIPT}(?:\s*(?:{_SEGMENT}))?|[A-Z][a-z]+(?: [A-Za-z]+){{0,3}}|\\#\s*{_SYMBOL}"
+_SIZE = (
+    rf"\|\s*{_DRAWN}\s*\|" + r"|\|\s*(?:[A-Z](?:_\w)?|[A-Z]{2}|\\vec\s*\{?[a-z]\}?|[A-Z]\s*\\(?:cup|cap)\s*[A-Z])\s*\|"
+)
 _QUOTIENT = (
     rf"(?:{_SEGMENT})(?:\s*[:/]\s*(?:{_SEGMENT})){{1,4}}"
     rf"|\\frac\s*\{{\s*(?:{_SEGMENT})\s*\}}\s*\{{\s*(?:{_SEGMENT})\s*\}}"
@@ -45,14 +47,15 @@ _ONE = re.compile(
     rf"\s*(?:{_SYMBOL}|{_CALL}|{_SEGMENT}|{_OF}|{_TEXTS}|{_SIZE}|{_QUOTIENT}|{_DERIVATIVE}|{_TUPLE}|{_DOT}|{_VARIANCE})\s*"
 )
 _SEVERAL = re.compile(
-    rf"\s*(?:[-+]?\s*{_SYMBOL}(?:\s*[-+]?\s*{_SYMBOL}){{1,4}}|\|\s*{_SYMBOL}(?:\s*[-+]?\s*{_SYMBOL}){{0,2}}\s*\|)\s*"
+    rf"\s*(?:[-+]?\s*(?:{_SEGMENT})(?:\s*(?:[-+]|\\cdot|\\times)?\s*(?:{_SEGMENT})){{1,4}}"
+    rf"|\|\s*{_SYMBOL}(?:\s*[-+]?\s*{_SYMBOL}){{0,2}}\s*\||\\l(?:floor|ceil)\s*{_SYMBOL}\s*\\r(?:floor|ceil))\s*"
 )
 _POWER_SUM = re.compile(r"\s*[A-Za-z](?:\^\{?\d\}?)?(?:\s*\+?\s*[A-Za-z](?:\^\{?\d\}?)?){1,4}\s*")
 _TERM = re.compile(r"[A-Za-z](?:\^\{?\d\}?)?")
 _VARIABLE = r"(?:[A-Za-z]|\\[a-z]+)"
 BOUND = re.compile(
     rf"(?P<head>{_SYMBOL})\s*\((?P<letters>\s*{_VARIABLE}(?:\s*,\s*{_VARIABLE})*\s*)\)"
-    r"|(?P<sequence>[A-Za-z])_\{?(?P<index>[a-z])\}?"
+    r"|(?P<sequence>[A-Za-z])_\{?(?P<index>[i-nrst])\}?"
 )
 """f(x), f(x, y) and a_n: a function or a sequence, and the letters that its right side is about."""
 INDEXED = re.compile(r"(?P<letter>[A-Za-z]|\\(?:lambda|alpha|beta|theta))_\{?(?P<index>\d+|\d(?:,\d)+)\}?")

@@ -48,7 +48,8 @@ _TEXT_UNIT = rf"{_TEXT}{_POWER}(?:\s*/\s*{_TEXT}{_POWER})?"
 _UNIT_TAIL = re.compile(
     r"(?P<value>.*?[\d})\]a-zπ]|.*?\\pi)\s*(?P<unit>(?:"
     r"\^\\circ\s*(?:[CF](?![A-Za-z]))?|\\%|[＄€£¥₹¢]"
-    rf"|{_TEXT_UNIT}|\(\s*{_TEXT_UNIT}\s*\)|{FOREIGN_WORD}"
+    rf"|{_TEXT_UNIT}|{FOREIGN_WORD}"
+    rf"|\(\s*(?:{_TEXT_UNIT}|[cmk]m{_POWER}|ft{_POWER}|kg|(?:sq\.? |square |cubic )?units?)\s*\)"
     rf"|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*{_POWER}"
     rf")(?:\s*{_TEXT})?)\s*",
     re.DOTALL,
