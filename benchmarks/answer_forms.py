@@ -142,6 +142,36 @@ def in_unicode(reference: str) -> str | None:
     return box(changed) if changed != reference else None
 
 
+def with_over(reference: str) -> str | None:
+    changed = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"{\1 \\over \2}", reference)
+    return box(changed) if changed != reference else None
+
+
+def decimals_in_bounds(reference: str) -> str | None:
+    """Fractions with a short decimal, inside whatever else the reference says."""
+
+    def decimal(match: re.Match[str]) -> str:
+        number = Fraction(int(match.group(1)), int(match.group(2)) or 1)
+        return f"{float(number)}" if 1000 % number.denominator == 0 < number.denominator > 1 else match.group()
+
+    if not re.search(r"[,<>]|\\[lg]eq?(?![a-z])", reference):
+        return None
+    changed = re.sub(r"(?<![\w}])\\frac\{(\d+)\}\{(\d+)\}(?=\s*(?:[,)\]<>]|\\[lg]e|$))", decimal, reference)
+    return box(changed) if changed != reference else None
+
+
+def equation_doubled(reference: str) -> str | None:
+    sides = pieces(reference, "=")
+    if len(sides) != 2 or not all(map(is_expression, sides)) or not re.search(r"[-+^]", sides[0]):
+        return None
+    return box(f"2({sides[1]}) = 2({sides[0]})")
+
+
+def bound_letter(reference: str) -> str | None:
+    match = re.fullmatch(r"([a-zA-Z])\(x\) = ([-+0-9 x^{}()]+)", reference)
+    return box(f"{match.group(1)}(t) = {match.group(2).replace('x', 't')}") if match else None
+
+
 def under_one_root(reference: str) -> str | None:
     match = _ROOT.fullmatch(reference)
     return box(rf"\sqrt{{{int(match.group(1)) ** 2 * int(match.group(2))}}}") if match else None
@@ -223,7 +253,8 @@ def after_a_thought(reference: str) -> str | None:
 CORRECT: dict[str, Form] = {
     form.__name__: form
     for form in (
-        as_decimal, as_fraction, with_separators, scientific, as_product, spaced, other_commands, sized_brackets,
+        with_over, decimals_in_bounds, equation_doubled, bound_letter, as_decimal, as_fraction,
+        with_separators, scientific, as_product, spaced, other_commands, sized_brackets,
         in_unicode, under_one_root, terms_reversed, members_reversed, members_in_braces, members_in_boxes, named,
         sides_exchanged, value_alone, unit_outside, unit_added, as_inequality, emphasised, wrapped, boxed_twice,
         after_a_thought,
