@@ -67,7 +67,10 @@ def compare(row: Row, result: GradeResult) -> Row | None:
 
 def _item(row: Row) -> GradeItem:
     return GradeItem(
-        completion=str(row["completion"]), reference=str(row["reference"]), problem=str(row.get("problem", ""))
+        completion=str(row["completion"]),
+        reference=str(row["reference"]),
+        problem=str(row.get("problem", "")),
+        prompt=str(row.get("prompt", "")),
     )
 
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from rewards.config import RewardConfig
+from rewards.extraction.marks import open_thought
 from rewards.shaping import shaping_terms
 from rewards.types import FAILED, GradeItem, GradeResult, Verdict
 from rewards.workers import wire
@@ -139,6 +140,7 @@ def _request(item: GradeItem) -> wire.Message:
         "reference": item.reference,
         "problem": item.problem,
         "tokens": item.tokens,
+        "opened": open_thought(item.prompt),
     }
 
 

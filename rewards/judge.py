@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rewards.equality.compare import equal
+from rewards.equality.mathematics import integer_of
 from rewards.extraction.extract import Extracted, Refused, extract
 from rewards.extraction.surroundings import later_claims
 from rewards.reading.clean import Unreadable, clean, fingerprint
 from rewards.reading.numbers import read_number, same_number
+from rewards.reading.numerals import is_integer_of, numeral
 from rewards.reading.parse import Unparsed, parse
 from rewards.reading.read import read
 from rewards.reading.shapes import Expression, Items, Node, Unusable
@@ -38,9 +40,12 @@ def warm_up() -> None:
     """Fill the parser's tables before workers are forked: its first parses are a hundred times slower."""
     for reference in WARM_UP:
         same_answer("5", reference)
+    same_answer(r"n \cdot (n-1)!", "n!")  # sympy imports more for a proof
+    same_answer("5", "9" * 1_500)
 
 
 WARM_UP = (
+    r"\sum_{n=0}^\infty 2^{-n}",  # numpy, which a confined worker could not load any more
     r"\frac{1}{2}x^2 + 3\sqrt{5}\pi - y_1",
     r"(1, 2)\cup[3,\infty)",
     r"\begin{pmatrix}1&2\\3&4\end{pmatrix} + \begin{pmatrix}1&2\\3&5\end{pmatrix}",
@@ -62,9 +67,9 @@ WARM_UP = (
 )
 
 
-def judge_completion(completion: str, reference: str, *, forms: tuple[str, ...]) -> Judgement:
-    """The verdict on a whole completion."""
-    found = extract(completion, forms)
+def judge_completion(completion: str, reference: str, *, forms: tuple[str, ...], opened: str = "") -> Judgement:
+    """The verdict on a whole completion, which begins inside a thought where the prompt left the mark `opened`."""
+    found = extract(opened + completion, forms)
     if isinstance(found, Refused):
         if found.answer is None or found.rule == "empty_box":
             return Judgement(Verdict.NO_ANSWER, None, found.rule)
@@ -109,13 +114,15 @@ def _judge_pair(answer: str, reference: str, several: bool, fast: bool) -> tuple
     try:
         expected = clean(_own_box(reference))
     except Unreadable as error:
-        return Verdict.UNPARSEABLE, f"reference_{error}"
+        return _long_numbers(reference, answer) or (Verdict.UNPARSEABLE, f"reference_{error}")
     if not expected or isinstance(read(expected), Unusable):
         return _unusable_reference(expected, answer)
     try:
         given = clean(answer)
     except Unreadable as error:
-        return Verdict.INCORRECT if "forbidden" in str(error) else Verdict.UNPARSEABLE, str(error)
+        if "forbidden" in str(error):
+            return Verdict.INCORRECT, str(error)
+        return _long_numbers(reference, answer) or (Verdict.UNPARSEABLE, str(error))
     if fast:
         outcome = _short_cut(expected, given)
         if outcome is not None:
@@ -126,6 +133,24 @@ def _judge_pair(answer: str, reference: str, several: bool, fast: bool) -> tuple
     except Unparsed as error:
         return Verdict.UNPARSEABLE, f"unparsed: {error}"[:200]
     return _why_not(given)
+
+
+def _long_numbers(reference: str, answer: str) -> tuple[Verdict, str] | None:
+    """Numbers over the limits, when both sides are plain; one may be a short expression, 2^{5000} or 10^{1000} - 1."""
+    texts = [_own_box(reference), answer]
+    values = [numeral(text) for text in texts]
+    if values[0] is not None and values[1] is not None:
+        same = values[0] == values[1]
+    else:
+        value, text = (values[0], texts[1]) if values[0] is not None else (values[1], texts[0])
+        try:
+            number = integer_of(clean(text)) if value is not None else None
+        except (Unreadable, Unparsed):
+            number = None
+        if value is None or number is None:
+            return None
+        same = is_integer_of(value, number)
+    return (Verdict.CORRECT if same else Verdict.INCORRECT), "long_numbers"
 
 
 def _own_box(reference: str) -> str:

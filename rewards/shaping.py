@@ -6,29 +6,30 @@ at the end is the list of them. A user's own function runs in the workers instea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from rewards.config import RewardConfig
 from rewards.extraction.boxes import find_boxes
+from rewards.extraction.marks import mark_of, open_thought, thought_marks
 from rewards.types import GradeItem
 
-_THINK_TAG = re.compile(r"</?think>")
 MAX_SHAPED_CHARS = 400_000
 
 
 def format_term(completion: str, *, think: bool) -> float:
     """1.0 when the form is right: think tags paired and in order, exactly one box, and it is outside the thought.
 
-    With `think`, one thought is required and the completion begins with it.
+    With `think`, one thought is required and the completion begins with it. A thought that the prompt opened is
+    the completion's own: its mark is given with the completion.
     """
-    tags = [match.group() for match in _THINK_TAG.finditer(completion)]
-    if tags not in ([], ["<think>", "</think>"]) or (think and not tags):
+    marks = thought_marks(completion)
+    if marks:
+        (first, family), (last, other) = mark_of(marks[0]), mark_of(marks[-1])
+        if len(marks) != 2 or (first, last) != ("open", "close") or family != other:
+            return 0.0
+    if think and not (marks and not completion[: marks[0].start()].strip()):
         return 0.0
-    if think and not completion.lstrip().startswith("<think>"):
-        return 0.0
-    said = completion.rsplit("</think>", 1)[-1] if tags else completion
-    boxes = find_boxes(said)
+    boxes = find_boxes(completion[marks[-1].end() :] if marks else completion)
     return 1.0 if len(boxes.complete) == 1 and not boxes.unfinished and not boxes.complete[0].nested else 0.0
 
 
@@ -56,7 +57,9 @@ def repetition_term(completion: str, *, ngram: int) -> float:
 Term = Callable[[GradeItem, RewardConfig], float]
 
 TERMS: dict[str, Term] = {
-    "format": lambda item, c: c.format_weight * format_term(item.completion, think=c.format_think),
+    "format": lambda item, c: (
+        c.format_weight * format_term(open_thought(item.prompt) + item.completion, think=c.format_think)
+    ),
     "overlong": lambda item, c: (
         c.overlong_weight * overlong_term(item.tokens, item.max_tokens, buffer=c.overlong_buffer_tokens)
     ),

@@ -44,6 +44,9 @@ class GradeItem:
     """The sampling limit; only the overlong term reads it."""
     problem: str = ""
     """The problem as asked; only a user's reward function reads it."""
+    prompt: str = ""
+    r"""The text that the completion goes on with. Its end matters: where it leaves a thought open (`…<think>\n`),
+    the completion begins inside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,6 +62,7 @@ def grade_groups(groups: Sequence[RolloutGroup], grader: Grader, sampling_s: flo
             reference=group.prompt.problem.answer,
             tokens=len(completion.token_ids),
             problem=group.prompt.problem.text,
+            prompt=group.prompt.text,
         )
         for group in groups
         for completion in group.completions

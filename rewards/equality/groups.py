@@ -18,6 +18,9 @@ def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if region is not None:
         return region
     if isinstance(reference, Items) and isinstance(answer, Items):
+        roots = relations.indexed_roots(reference, answer)
+        if roots is not None:
+            return _same_members(*roots, equal)
         if relations.is_assignment_list(reference):
             return relations.equal_assignments(reference, answer, equal)
         left: Sequence[Node] = reference.elements

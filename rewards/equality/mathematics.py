@@ -24,11 +24,13 @@ MAX_POWER = 200_000.0
 """Largest number of decimal digits a value may have before it is left unevaluated."""
 MAX_FACTORIAL = 20_000
 EVERYDAY_DIGITS = 40
+SMALL_NUMBER = 20
+"""Double factorials of arguments with numbers up to here have few digits at the sampled points."""
 
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
 
 _FAST_GROWING = (sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial, sympy.fibonacci)
-_SYMPY_ERRORS = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, KeyError, IndexError)
+SYMPY_ERRORS = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, KeyError, IndexError)
 """What sympy raises on expressions that make no sense to it; a failure of ours would be one of these too,
 so the text of the error is kept in the verdict's detail."""
 
@@ -38,12 +40,13 @@ def same_expression(reference: str, answer: str) -> bool:
     """Whether two cleaned expressions are equal. `Unparsed` when either cannot be read."""
     left, right = parse(reference), parse(answer)
     try:
-        return _same(left, right)
-    except _SYMPY_ERRORS as error:
+        return same(left, right)
+    except SYMPY_ERRORS as error:
         raise Unparsed(f"{type(error).__name__}: {error}") from error
 
 
-def _same(left: Expr, right: Expr) -> bool:
+def same(left: Expr, right: Expr) -> bool:
+    """Whether two objects of sympy are equal. Raises what sympy does on those that make no sense: `SYMPY_ERRORS`."""
     if left == right:
         return True
     if not _is_evaluable(left) or not _is_evaluable(right):
@@ -60,7 +63,7 @@ def _same(left: Expr, right: Expr) -> bool:
     if left.is_infinite or right.is_infinite or left.is_Boolean or right.is_Boolean:
         return bool(left == right)
     agreement = _agree(left, right)
-    if agreement is None or (agreement and not (_is_everyday(left) and _is_everyday(right))):
+    if agreement is None or (agreement and not _is_everyday(left, right)):
         return bool(sympy.simplify(left - right) == 0)
     return agreement
 
@@ -82,11 +85,45 @@ def value_of(text: str) -> Fraction | None:
     return Fraction(int(rational.p), int(rational.q))
 
 
+def integer_of(text: str) -> int | None:
+    """The value of a closed expression that is a whole number, however many digits it has, or None."""
+    expression = parse(text)
+    if not is_scalar(expression) or not _is_evaluable(expression) or expression.free_symbols:
+        return None
+    value = _as_numbers_and_symbols(expression)
+    return int(value) if value.is_Integer else None
+
+
 def _as_numbers_and_symbols(expression: Expr) -> Expr:
     """Evaluate what the parser left lazy, and let f(x) stand for an unknown of its own."""
     expression = expression.doit(deep=True) if not expression.has(*_UNEVALUATED) else expression
+    expression = _with_real_roots(expression)
     functions = {call: sympy.Symbol(f"value_{call}", real=True) for call in expression.atoms(AppliedUndef)}
     return expression.xreplace(functions) if functions else expression
+
+
+def _with_real_roots(expression: Expr) -> Expr:
+    r"""Odd roots of negative reals are real, as people read \sqrt[3]{-8}, where nothing else is complex."""
+    roots = {
+        power: sympy.sign(power.base) ** power.exp.p * sympy.Abs(power.base) ** power.exp
+        for power in expression.atoms(sympy.Pow)
+        if power.exp.is_Rational
+        and power.exp.q > 1
+        and power.exp.q % 2
+        and power.base.is_extended_real
+        and not power.base.is_nonnegative
+    }
+    return expression.xreplace(roots) if roots and not expression.has(sympy.I) else expression
+
+
+def is_constant(expression: Expr) -> bool:
+    """Whether a real function has one value wherever it has any, by the points of the identity test."""
+    if not _is_evaluable(expression):
+        return False
+    symbols = sorted(expression.free_symbols, key=str)
+    values = [_evaluate(expression.xreplace(_rational_point(symbols, number))) for number in range(RATIONAL_POINTS)]
+    real = [value for value in values if value is not None and value.is_real]
+    return len(real) >= ENOUGH_POINTS and all(_close(value, real[0]) is not False for value in real)
 
 
 def _is_evaluable(expression: Expr) -> bool:
@@ -133,15 +170,16 @@ def _size(expression: Expr) -> float:
         return math.inf
 
 
-def _is_everyday(expression: Expr) -> bool:
-    """No number in it is so long that different values could agree in all compared digits."""
-    limit = 10**EVERYDAY_DIGITS
-    numbers = expression.atoms(sympy.Rational)
-    if any(abs(number.p) > limit or number.q > limit for number in numbers):
+def _is_everyday(*expressions: Expr) -> bool:
+    """No number in them is so long that different values could agree in all compared digits."""
+    numbers = set().union(*(expression.atoms(sympy.Rational) for expression in expressions))
+    largest = max((max(abs(number.p), number.q) for number in numbers), default=0)
+    powers = set().union(*(expression.atoms(sympy.Pow) for expression in expressions))
+    if largest > 10**EVERYDAY_DIGITS or any(abs(p.exp) > EVERYDAY_DIGITS for p in powers if p.exp.is_Rational):
         return False
-    return all(
-        abs(power.exp) <= EVERYDAY_DIGITS for power in expression.atoms(sympy.Pow) if power.exp.is_Rational
-    ) and not expression.has(sympy.factorial, sympy.gamma)
+    if any(expression.has(sympy.factorial2) for expression in expressions):
+        return bool(largest <= SMALL_NUMBER)  # sympy proves nothing about these
+    return not any(expression.has(sympy.factorial, sympy.gamma) for expression in expressions)
 
 
 def _agree(left: Expr, right: Expr) -> bool | None:
@@ -187,8 +225,8 @@ def _integer_point(symbols: list[Expr], number: int) -> Point:
     return {symbol: sympy.Integer(number + 3 + (2 * i) % 5) for i, symbol in enumerate(symbols)}
 
 
-def _points(symbols: list[Expr]) -> Iterator[Point]:
-    for number in range(RATIONAL_POINTS):
+def _points(symbols: list[Expr], *, whole: bool) -> Iterator[Point]:
+    for number in range(0 if whole else RATIONAL_POINTS):
         yield _rational_point(symbols, number)
     for number in range(INTEGER_POINTS):
         yield _integer_point(symbols, number)
@@ -202,7 +240,8 @@ def _agree_at_points(left: Expr, right: Expr, symbols: list[Expr]) -> bool | Non
     """
     at_real: list[bool | None] = []
     at_complex: list[bool | None] = []
-    for point in _points(symbols):
+    whole = left.has(sympy.factorial2) or right.has(sympy.factorial2)  # which has no values between
+    for point in _points(symbols, whole=whole):
         one, other = _evaluate(left.xreplace(point)), _evaluate(right.xreplace(point))
         if one is None or other is None:
             continue
@@ -272,7 +311,7 @@ def _real(text: str) -> Expr:
     expression = parse(text)
     if not is_scalar(expression) or not _is_evaluable(expression):
         raise Unparsed(f"{text} is no end of an interval")
-    value = expression.doit()
+    value = _with_real_roots(expression.doit())
     if value.is_extended_real is not True or (not value.is_comparable and not value.is_infinite):
         raise Unparsed(f"{text} is no real number")
     return value
@@ -294,12 +333,21 @@ def domain(name: str) -> Expr:
 
 
 def same_set(left: Expr, right: Expr) -> bool:
-    """Unions of intervals in sympy's own canonical order, with ends compared exactly."""
+    """Intervals and unions of them in order, with ends compared exactly, whatever their form."""
     if left == right:
         return True
-    ends = [sorted(part.boundary, key=lambda end: float(end)) if part.is_Interval else None for part in (left, right)]
-    if ends[0] is None or ends[1] is None:
+    one, other = _intervals(left), _intervals(right)
+    if one is None or other is None or len(one) != len(other):
         return False
-    if len(ends[0]) != len(ends[1]) or (left.left_open, left.right_open) != (right.left_open, right.right_open):
-        return False
-    return all(bool(sympy.simplify(a - b) == 0) for a, b in zip(*ends, strict=True)) and left.inf == right.inf
+    return all(
+        (a.left_open, a.right_open) == (b.left_open, b.right_open) and same(a.start, b.start) and same(a.end, b.end)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _intervals(region: Expr) -> list[Expr] | None:
+    """The intervals that make up a region, from left to right, or None where it has other parts."""
+    parts = region.args if region.is_Union else (region,)
+    if not all(part.is_Interval for part in parts):
+        return None
+    return sorted(parts, key=lambda part: float(part.start))

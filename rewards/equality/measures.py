@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rewards.equality.rule import Equal
-from rewards.equality.values import value_of
+from rewards.equality.values import latex_of, same_expressions, value_of
 from rewards.reading.shapes import Based, Bracketed, Exact, Expression, Items, Moment, Node, Quantity, Ratio, Relation
 from rewards.reading.units import conversion, is_known, same_things
 
@@ -37,20 +37,22 @@ def ratios(reference: Node, answer: Node, equal: Equal) -> bool | None:
         return _same_parts(reference, answer, equal) or _proportional(reference, answer)
     for ratio, other in ((reference, answer), (answer, reference)):
         if isinstance(ratio, Ratio):
-            values = [value_of(part) for part in ratio.parts]
-            quotient = value_of(other)
-            if ratio.clock or len(values) != 2 or None in values or quotient is None or not values[1]:
+            parts, quotient = [latex_of(part) for part in ratio.parts], latex_of(other)
+            if ratio.clock or len(parts) != 2 or None in parts or quotient is None:
                 return False
-            return values[0] == quotient * values[1]
+            return same_expressions(rf"\frac{{{parts[0]}}}{{{parts[1]}}}", quotient)
     return None
 
 
 def _proportional(one: Ratio, other: Ratio) -> bool:
-    left = [value_of(part) for part in one.parts]
-    right = [value_of(part) for part in other.parts]
-    if None in left or None in right or not left[0] or not right[0]:
+    """Crosswise products agree: 1:√3 is √3:3."""
+    left, right = ([latex_of(part) for part in ratio.parts] for ratio in (one, other))
+    if None in left or None in right or {value_of(ratio.parts[0]) for ratio in (one, other)} & {0}:
         return False
-    return all(a * right[0] == b * left[0] for a, b in zip(left, right, strict=True))  # type: ignore[operator]
+    return all(
+        same_expressions(rf"({a}) \cdot ({right[0]})", rf"({b}) \cdot ({left[0]})")
+        for a, b in zip(left[1:], right[1:], strict=True)
+    )
 
 
 def bases(reference: Node, answer: Node, equal: Equal) -> bool | None:

@@ -7,39 +7,19 @@ is not a value: x + 1 = 6 does not answer 5.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
 from rewards.equality import mathematics, regions
 from rewards.equality.rule import Equal
+from rewards.reading.names import INDEXED, bound_letters, names_one, names_value
 from rewards.reading.parse import Unparsed, is_closed
 from rewards.reading.read import read
-from rewards.reading.shapes import Items, Node, Relation
+from rewards.reading.shapes import Bracketed, Items, Node, Relation
+from rewards.reading.variables import renamed
 
-_LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|sigma|omega|phi|rho|tau|epsilon|Delta|ell|varphi))"
-_SUBSCRIPT = r"(?:_\s*(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\w))?"
-_SYMBOL = rf"{_LETTER}{_SUBSCRIPT}'*(?:\^\s*(?:\{{\s*-1\s*\}}|\{{?\\prime\}}?|\*))?{_SUBSCRIPT}"
-_NAME = re.compile(
-    rf"\s*(?:{_SYMBOL}(?:\s*\((?:[^()]|\([^()]*\))*\))?"  # x, a_1, f(x), P(A), f^{{-1}}(x)
-    rf"|[-+]?\s*{_SYMBOL}(?:\s*[-+]?\s*{_SYMBOL}){{1,4}}"  # m + n, abc, AB
-    rf"|{_SYMBOL}\s*/\s*{_SYMBOL}|\\frac\s*\{{\s*{_SYMBOL}\s*\}}\s*\{{\s*{_SYMBOL}\s*\}}"  # a / b
-    rf"|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL}){{0,5}}\s*\)"  # (x, y)
-    r"|\\(?:angle|triangle|overline|overrightarrow|vec|widehat|hat|bar|mathcal|measuredangle)\s*\{?[A-Za-z ]{1,6}\}?"
-    rf"|m\s*\\angle\s*[A-Z]{{1,3}}|\|\s*{_SYMBOL}(?:\s*[-+]?\s*{_SYMBOL}){{0,2}}\s*\||\[[A-Z]{{3,6}}\]"
-    rf"|\\(?:sin|cos|tan|cot|sec|csc|arg|det|gcd|lcm|max|min|log|ln)\s*(?:\\?angle)?\s*\(?{_SYMBOL}(?:\s*,\s*{_SYMBOL})*\)?"
-    r"|\\text\s*\{[^{}]*\}|\\frac\s*\{\s*d[a-z]?\s*\}\s*\{\s*d[a-z]\s*\}|[A-Z][a-z]+(?: [A-Za-z]+){0,3}"
-    r"|\\operatorname\s*\{[A-Za-z]+\}\s*\([^()]*\))\s*"
-)  # fmt: skip
-_POWER_SUM = re.compile(r"\s*[A-Za-z](?:\^\{?\d\}?)?(?:\s*\+?\s*[A-Za-z](?:\^\{?\d\}?)?){1,4}\s*")
-
-
-def is_name(text: str) -> bool:
-    """Whether the left side of an equation only names the value: no number takes part in it."""
-    return _NAME.fullmatch(text) is not None or _is_power_sum(text)
-
-
-def _is_power_sum(text: str) -> bool:
-    """x^2 + y^2 or x^2 y asks for one value of several unknowns; x^2 alone is an equation to be solved."""
-    match = _POWER_SUM.fullmatch(text)
-    return match is not None and len(set(re.findall(r"[A-Za-z]", text))) >= 2
+_MODULO = re.compile(
+    r"(?P<number>.+?)\s*(?:\\bmod|\\pmod|\\text\s*\{\s*mod\s*\}|(?<![A-Za-z\\])mod)\s*\{?\s*(?P<modulus>\d+)\s*\}?"
+)
 
 
 def relational(reference: Node, answer: Node, equal: Equal) -> bool | None:
@@ -52,19 +32,21 @@ def relational(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if isinstance(reference, Relation) and isinstance(answer, Relation):
         return _same_relation(reference, answer, equal)
     if isinstance(answer, Relation):
-        value = stated_value(answer, equal)
+        value = stated_value(answer, equal, names_value)
         return value is not None and equal(reference, value)
     assert isinstance(reference, Relation)
     if isinstance(answer, Items) and is_assignment_list(Items((reference,))) and len(answer.elements) == 1:
         return equal(reference, answer.elements[0])
-    value = stated_value(reference, equal)
+    value = stated_value(reference, equal, names_one)
     return value is not None and equal(value, answer)
 
 
-def stated_value(relation: Relation, equal: Equal) -> Node | None:
+def stated_value(relation: Relation, equal: Equal, is_name: Callable[[str], bool]) -> Node | None:
     """x = 5 and 5 = x state 5; so does 2 + 3 = 5, whose sides agree; x + 1 = 6 states nothing."""
     if relation.operators == ("in",):
         return read(relation.sides[1]) if is_name(relation.sides[0]) else None
+    if relation.operators == ("==",):
+        return _residue(*relation.sides)
     if any(operator != "=" for operator in relation.operators):
         return None
     sides = list(relation.sides)
@@ -74,12 +56,36 @@ def stated_value(relation: Relation, equal: Equal) -> Node | None:
     middle = sides[:-1]
     if is_name(middle[0]):
         middle = middle[1:]
-    elif not is_closed(middle[0]):
+    elif not is_closed(middle[0]) and _remainder(middle[0]) is None:
         return None
     for side in middle:  # a chain must not contradict itself
-        if is_closed(side) and not equal(read(side), last):
+        value = _remainder(side) or (read(side) if is_closed(side) else None)
+        if value is not None and not equal(value, last):
             return None
     return last
+
+
+def _remainder(text: str) -> Node | None:
+    r"""17 \bmod 5 as 2, None for everything else."""
+    match = _MODULO.fullmatch(text)
+    if match is None or not is_closed(match.group("number")) or not int(match.group("modulus")):
+        return None
+    number = mathematics.value_of(match.group("number"))
+    if number is None or number.denominator != 1:
+        return None
+    return read(str(number.numerator % int(match.group("modulus"))))
+
+
+def _residue(left: str, right: str) -> Node | None:
+    r"""-8 \equiv 2 \pmod{5} states 2, because it is true of two numbers."""
+    match = _MODULO.fullmatch(right)
+    if match is None or not is_closed(left):
+        return None
+    number, residue = mathematics.value_of(left), mathematics.value_of(match.group("number"))
+    modulus = int(match.group("modulus"))
+    if number is None or residue is None or not modulus or (number - residue) % modulus:
+        return None
+    return read(match.group("number"))
 
 
 def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
@@ -93,6 +99,8 @@ def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
             continue
         if _same_name(left.sides[0], right.sides[0]) and equal(read(left.sides[1]), read(right.sides[1])):
             return True
+        if one.operators == ("=",) and _same_function(left, right, equal):
+            return True
     if one.operators[0] not in {"=", "<", "<="} or _named_values(one, other):
         return False
     try:
@@ -103,10 +111,19 @@ def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
         return False
 
 
+def _same_function(one: Relation, other: Relation, equal: Equal) -> bool:
+    """f(x) = 2x + 1 and f(n) = 2n + 1: the letter that a function or a sequence is about may have another name."""
+    ours, theirs = bound_letters(one.sides[0]), bound_letters(other.sides[0])
+    if ours is None or theirs is None or ours[0] != theirs[0] or len(ours[1]) != len(theirs[1]) or ours == theirs:
+        return False
+    body = renamed(other.sides[1], dict(zip(theirs[1], ours[1], strict=True)))
+    return body is not None and equal(read(one.sides[1]), read(body))
+
+
 def _named_values(one: Relation, other: Relation) -> bool:
     """x = 5 and y = 5 are different statements, and x = 5 and x = 6 as well: no equation to compare."""
     return all(
-        relation.operators == ("=",) and is_name(relation.sides[0]) and is_closed(relation.sides[1])
+        relation.operators == ("=",) and names_one(relation.sides[0]) and is_closed(relation.sides[1])
         for relation in (one, other)
     )
 
@@ -155,10 +172,43 @@ def is_assignment_list(node: Items) -> bool:
 def _names(node: Items) -> set[str]:
     found = set()
     for part in node.elements:
-        if not (isinstance(part, Relation) and part.operators == ("=",) and is_name(part.sides[0])):
+        if not (isinstance(part, Relation) and part.operators == ("=",) and names_value(part.sides[0])):
             return set()
         found.add(part.sides[0].replace(" ", ""))
     return found
+
+
+_ROOTS = {"x", "y", "z", "r", "t", "k", "m", "n", "p", "q", r"\lambda", r"\alpha", r"\beta", r"\theta"}
+"""Letters of roots, whose numbering says nothing; a_1 = 1, a_2 = 4 are the terms of a sequence."""
+
+
+def indexed_roots(reference: Items, answer: Items) -> tuple[Sequence[Node], Sequence[Node]] | None:
+    """x_1 = 2, x_2 = -3 beside 2, -3 or x = 2 or x = -3: the values of both, to be compared without order."""
+    one, other = _numbered(reference), _numbered(answer)
+    if one is None or other is None or one[1] == other[1] or {one[0], other[0]} - _ROOTS - {""}:
+        return None
+    if "" not in (one[0], other[0]) and one[0] != other[0]:
+        return None
+    return one[2], other[2]
+
+
+def _numbered(node: Items) -> tuple[str, bool, list[Node]] | None:
+    """The letter ("" for bare values), whether it is numbered, and the values; None where names differ in more."""
+    if not any(isinstance(part, Relation) for part in node.elements):
+        return "", False, list(node.elements)
+    names, values = [], []
+    for part in node.elements:
+        if not isinstance(part, Relation) or part.operators != ("=",):
+            return None
+        names.append(_bare(part.sides[0]))
+        values.append(read(part.sides[1]))
+    if len(set(names)) == 1 and not INDEXED.fullmatch(names[0]):
+        return names[0], False, values
+    indexed = [INDEXED.fullmatch(name) for name in names]
+    letters = {match.group("letter") if match else "" for match in indexed}
+    if len(letters) != 1 or "" in letters or len(set(names)) != len(names):
+        return None
+    return letters.pop(), True, values
 
 
 def equal_assignments(reference: Items, answer: Items, equal: Equal) -> bool:
@@ -176,12 +226,22 @@ def equal_assignments(reference: Items, answer: Items, equal: Equal) -> bool:
                 return False
             remaining.remove(match)
         return True
+    if len(one) > 1:
+        tuples = _tuples(one)
+        return tuples is not None and equal(tuples, answer)
     if len(one) != 1 or len(answer.elements) != len(one[0]) or any(isinstance(e, Relation) for e in answer.elements):
         return False
     return all(equal(read(text), element) for (_, text), element in zip(one[0], answer.elements, strict=True))
 
 
 Group = list[tuple[str, str]]
+
+
+def _tuples(groups: list[Group]) -> Items | None:
+    """x = 1, y = 2 or x = 3, y = 4 as (1, 2), (3, 4), where all groups name the same unknowns in the same order."""
+    if len({tuple(name for name, _ in group) for group in groups}) != 1 or len(groups[0]) < 2:
+        return None
+    return Items(tuple(Bracketed("(", ")", tuple(read(text) for _, text in group)) for group in groups))
 
 
 def _groups(node: Items) -> list[Group] | None:
@@ -194,7 +254,7 @@ def _groups(node: Items) -> list[Group] | None:
                 return None
             groups += [*inner, []]
             continue
-        if not (isinstance(part, Relation) and part.operators == ("=",) and is_name(part.sides[0])):
+        if not (isinstance(part, Relation) and part.operators == ("=",) and names_value(part.sides[0])):
             return None
         name = part.sides[0].replace(" ", "")
         if any(name == known for known, _ in groups[-1]):
@@ -213,4 +273,4 @@ def _same_group(one: Group, other: Group, equal: Equal) -> bool:
 
 
 def _bare(name: str) -> str:
-    return name.replace("{", "").replace("}", "")
+    return name.replace("{", "").replace("}", "").replace(" ", "")

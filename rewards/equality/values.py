@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from rewards.equality import mathematics
+from rewards.equality import constants, mathematics
 from rewards.equality.rule import Equal
 from rewards.reading.clean import fingerprint
 from rewards.reading.numbers import ROUNDED_DIGITS, rounds_to, same_number
@@ -62,7 +62,14 @@ def expressions(reference: Node, answer: Node, equal: Equal) -> bool | None:
             value, decimal = _value_of_text(text), exact.number
             if value is not None:
                 return value == decimal.value or (decimal.digits >= ROUNDED_DIGITS and rounds_to(value, decimal))
-    return same_expressions(one, other)
+    return same_expressions(one, other) or _same_up_to_constants(one, other)
+
+
+def _same_up_to_constants(one: str, other: str) -> bool:
+    try:
+        return constants.same_up_to_constants(one, other)
+    except Unparsed:
+        return False
 
 
 def same_expressions(one: str, other: str) -> bool:

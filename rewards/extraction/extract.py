@@ -7,6 +7,7 @@ Where the configuration allows, a last line "the answer is …" or "#### n" is t
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,13 +24,31 @@ _SEPARATOR = re.compile(
     r"|\bfor (?:part )?\(?(?:[a-z]|[ivx]+|\d)\)|\(?(?:[a-z]|[ivx]+|\d)\)(?=\s))*",
 )
 _LABEL = re.compile(r"(?P<label>[A-Za-z](?:_\{?\w{1,3}\}?)?(?:\([a-z]\))?)\s*=\s*(?:\s|[$({]|\\[(\[])*$")
+_ANSWER = r"(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer"
+_COPULA = r"\s+(?:is|equals|would be|should be|must be|will be)"
 _ANSWER_LINE = re.compile(
-    r"(?:^|.*[.!?:;,]\s+|.*\b(?:so|thus|hence|therefore),?\s+|\W*)(?:the\s+|my\s+)?(?:final\s+|correct\s+)?answer"
-    r"(?:\s+(?:is|equals)|\s*[:=])\s*(?P<answer>\S.*)$",
+    rf"(?:^|.*[.!?:;,]\s+|.*\b(?:so|thus|hence|therefore),?\s+|\W*){_ANSWER}"
+    rf"(?:{_COPULA}(?:\s+(?:therefore|thus|then|hence|simply|just))?\s*[:=]*|\s*[:=]+)\s*(?P<answer>[^\s:=].*)$",
     re.IGNORECASE,
+)
+_ANSWER_ABOVE = re.compile(
+    rf"(?:.*[.!?:;,]\s+|.*\b(?:so|thus|hence|therefore),?\s+|\W*){_ANSWER}(?:(?:{_COPULA})?\s*[:=]|{_COPULA})\s*$", re.I
+)
+"""A line that announces the answer; the next one holds it."""
+_ANNOUNCED = re.compile(
+    rf"\\text(?:bf|rm|it)?\s*\{{\s*{_ANSWER}(?:{_COPULA})?\s*:?\s*\}}\s*:?|\b{_ANSWER}(?:{_COPULA})?\s*:?", re.I
+)
+_ANNOUNCED_IN_TEXT = re.compile(rf"\\text(?:bf|rm|it)?\s*\{{\s*({_ANSWER}(?:{_COPULA})?\s*:?)\s*\}}", re.I)
+_EMPHASIS = tuple(
+    re.compile(rf"(?<![\w)]){mark}(?=\S)(.+?)(?<=\S){mark}(?![\w(])") for mark in (r"\*\*", "__", r"\*", "_", "`")
 )
 _HASHES_LINE = re.compile(r"^\s*####\s*(?P<answer>\S.*?)\s*$")
 MAX_LINE = 400
+_TEXT = re.compile(r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}\s*")
+_OPERATORS = frozenset("-*|&")
+"""Separators between boxes that are mathematics inside one."""
+_ONLY_MARKS = " \t\r$\\[]`*_"
+"""A line of nothing else opens or closes a formula."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +105,10 @@ def boxed(completion: str) -> Extracted | Refused:
 def _settle(text: str, boxes: Boxes, tail: str) -> Extracted | Refused:
     """Decide among the boxes of the final text which one, or which row of them, is the answer."""
     last = boxes.complete[-1]
-    if last.nested:
+    content = _unwrapped(last.content) if last.nested else last.content
+    if content is None:
         return Refused("nested_boxes", last.content)
-    if not last.content.strip():
+    if not content.strip():
         return Refused("empty_box")
     group = _side_by_side(text, boxes.complete)
     for rule, applies in (
@@ -102,8 +122,28 @@ def _settle(text: str, boxes: Boxes, tail: str) -> Extracted | Refused:
             return Refused(rule, last.content, _rivals(boxes.complete) if rule == "several_boxes" else ())
     contents = list(dict.fromkeys(_squeeze(box.content) for box in group))
     if len(contents) == 1:
-        return Extracted(last.content, tail)
-    return Extracted(", ".join(_labelled(text, group)), tail, several=True)
+        return Extracted(content, tail)
+    return Extracted(", ".join(_labelled(text, group, [box.content for box in group])), tail, several=True)
+
+
+def _unwrapped(content: str) -> str | None:
+    r"""The answer in a box of boxes that adds nothing to them: `\boxed{17}`, `x = \boxed{17}`, `\boxed{2}, \boxed{3}`.
+
+    None where the outer box says more: `4 \boxed{5}` is 45 for one reader and 20 for another.
+    """
+    inner = find_boxes(content).complete
+    if not inner:
+        return None
+    values = [_unwrapped(box.content) if box.nested else box.content for box in inner]
+    gaps = [content[one.end : other.start] for one, other in itertools.pairwise(inner)]
+    before, after = _ANNOUNCED.sub("", content[: inner[0].start]), content[inner[-1].end :]
+    if None in values or not all(gap.strip() and _is_separator(gap) and "or" not in gap for gap in gaps):
+        return None
+    if len(inner) == 1 and _TEXT.fullmatch(after):
+        values, after = [f"{values[0]}{after}"], ""  # a unit, or words that reading will judge
+    if "{" in before or any(set(gap) & _OPERATORS or not _is_separator(gap) for gap in (before, *gaps, after)):
+        return None
+    return ", ".join(_labelled(content, list(inner), [value or "" for value in values]))
 
 
 def _rivals(boxes: tuple[Box, ...]) -> tuple[str, ...]:
@@ -126,12 +166,12 @@ def _is_separator(gap: str) -> bool:
     return _SEPARATOR.fullmatch(_LABEL.sub("", gap)) is not None
 
 
-def _labelled(text: str, group: list[Box]) -> list[str]:
+def _labelled(text: str, group: list[Box], values: list[str]) -> list[str]:
     r"""`y_1 = \boxed{2} and y_2 = \boxed{3}` reads as `y_1=2, y_2=3`; without labels, as a list."""
     labels = [_LABEL.search(text[max(0, box.start - 40) : box.start]) for box in group]
     if all(labels):
-        return [f"{label.group('label')}={box.content}" for label, box in zip(labels, group, strict=True) if label]
-    return [box.content for box in group]
+        return [f"{label.group('label')}={value}" for label, value in zip(labels, values, strict=True) if label]
+    return values
 
 
 def _several_answers(text: str, boxes: tuple[Box, ...], group: list[Box]) -> bool:
@@ -144,7 +184,9 @@ def _several_answers(text: str, boxes: tuple[Box, ...], group: list[Box]) -> boo
         return True
     previous = others[-1]
     gap = text[previous.end : group[0].start]
-    if surroundings.corrects(gap):
+    if surroundings.is_hedged(gap, text[group[-1].end :]):
+        return True
+    if surroundings.corrects(gap) or surroundings.was_first_thought(text[: previous.start], gap):
         return False
     if surroundings.is_claimed(text, previous.start):
         return True
@@ -165,25 +207,46 @@ def _squeeze(content: str) -> str:
 
 
 def answer_is(completion: str) -> Extracted | Refused:
-    """A last line that ends in "answer is …" or "answer: …", for base models that were never taught boxes."""
-    return _from_last_line(completion, _ANSWER_LINE)
+    """A last line that ends in "answer is …" or "answer: …", for base models that were never taught boxes.
+
+    The value may stand on the line after it.
+    """
+    lines, goes_on = _last_lines(completion)
+    *above, last = [_plain(line) for line in lines] or [""]
+    match = _ANSWER_LINE.match(last)
+    if match:
+        return _line_answer(match.group("answer"), goes_on)
+    if above and last and _ANSWER_ABOVE.match(above[-1]):
+        return _line_answer(last, goes_on)
+    return Refused("no_answer_line")
 
 
 def gsm8k_hashes(completion: str) -> Extracted | Refused:
     """A last line `#### n`, the form of the GSM8K training solutions."""
-    return _from_last_line(completion, _HASHES_LINE)
+    lines, goes_on = _last_lines(completion)
+    match = _HASHES_LINE.match(lines[-1]) if lines else None
+    return _line_answer(match.group("answer"), goes_on) if match else Refused("no_answer_line")
 
 
-def _from_last_line(completion: str, pattern: re.Pattern[str]) -> Extracted | Refused:
+def _last_lines(completion: str) -> tuple[list[str], bool]:
+    """The last two lines with words, without a line that is too long for an answer; whether another turn follows."""
     speech = own_words(completion, first_box_end=None)
-    lines = speech.said.rstrip().rsplit("\n", 1)
-    match = pattern.match(lines[-1][:MAX_LINE].strip(" *_")) if len(lines[-1]) <= MAX_LINE else None
-    if match is None:
-        return Refused("no_answer_line")
-    answer = match.group("answer").strip().strip("*").rstrip(".").strip()
-    if speech.goes_on:
-        return Refused("another_turn_follows", answer)
-    return Extracted(answer)
+    lines = [line for line in speech.said[-3 * MAX_LINE :].split("\n") if line.strip(_ONLY_MARKS)][-2:]
+    return ([] if lines and len(lines[-1]) > MAX_LINE else lines), speech.goes_on
+
+
+def _plain(line: str) -> str:
+    """A line without Markdown and without a heading in `\\textbf`: **Answer:** **73**. → Answer: 73."""
+    line = line.strip().lstrip("#>").strip()
+    line = _ANNOUNCED_IN_TEXT.sub(r"\1", line.strip("$ ") if _ANNOUNCED_IN_TEXT.search(line) else line)
+    for pattern in _EMPHASIS:
+        line = pattern.sub(r"\1", line)
+    return line.strip(" *_")
+
+
+def _line_answer(answer: str, goes_on: bool) -> Extracted | Refused:
+    answer = answer.strip().strip("*").rstrip(".").strip()
+    return Refused("another_turn_follows", answer) if goes_on else Extracted(answer)
 
 
 FORMS: dict[str, Callable[[str], Extracted | Refused]] = {

@@ -59,7 +59,34 @@ _CHOICE_BETWEEN = re.compile(
 )
 _CORRECTION = re.compile(
     r"\b(?:wrong|incorrect|mistake|error|actually|correct(?:ing|ed|ion)?|wait|instead|fix|recheck|re-?check|redo|oops"
-    r"|sorry|no,|revis\w+|not right)\b",
+    r"|sorry|no,|revis\w+|not right|(?:up)?on (?:further )?reflection|second thought|reconsider\w*|re-?examin\w*"
+    r"|miscount\w*|misread|overlook\w*|forgot\w*|recount\w*|recomput\w*|double[- ]check\w*)\b|\?\W{0,3}no\b",
+    re.IGNORECASE,
+)
+_FIRST_THOUGHT = re.compile(
+    r"\b(?:at first|first (?:thoughts?|got|guess(?:ed)?|impression|instinct|attempt|try|had|wrote)|initial(?:ly)?"
+    r"|original(?:ly)?|na[iï]ve(?:ly)?|tempt(?:ed|ing)|lean(?:ed|ing) towards?|(?:might|may) (?:first )?"
+    r"(?:think|guess|expect|suspect)|it (?:looks|seems|appears)|seemed|looked|hasty|hastily|previously|earlier)\b",
+    re.IGNORECASE,
+)
+_TURNS = re.compile(
+    r"\b(?:but|however|yet|then|though|although|check(?:ing|ed)|actual|in fact|in reality|really|turns? out"
+    r"|which (?:ignore|forg[eo]t|miss)\w*)\b",
+    re.IGNORECASE,
+)
+_SECOND_OF_SEVERAL = re.compile(
+    r"\b(?:second|third|other|another|next)\s+(?:guess|option|choice|candidate|possib\w+|answer|solution)",
+    re.IGNORECASE,
+)
+_HEDGED_BEFORE = re.compile(
+    r"\b(?:or|maybe|perhaps|possibly|probably|(?:might|could|may)(?: also)? be)\b[^.;:!\n]{0,40}$", re.IGNORECASE
+)
+_HEDGED_AFTER = re.compile(
+    r"^"
+    + _MATH_CLOSING
+    + r"(?:(?:is|are|as|seems|looks|works|fits)\s+)?(?:also\s+)?(?:also|too|as well|possible|plausible|another"
+    r"|(?:might|may|could|would|can)\s+(?:also\s+)?(?:be|work))\b"
+    r"|^[^.!?\n]{0,60}\b(?:not (?:quite )?sure|unsure|uncertain|no idea|hard to (?:say|tell))\b",
     re.IGNORECASE,
 )
 _INFERENCE = re.compile(
@@ -130,6 +157,17 @@ def _first_statement(text: str) -> str:
 def choice_between(gap: str) -> bool:
     """The words between two different boxes offer them side by side."""
     return bool(_CHOICE_BETWEEN.search(gap))
+
+
+def is_hedged(gap: str, after: str) -> bool:
+    r"""The second of two different boxes is offered beside the first: `but maybe \boxed{4}`, `\boxed{4} also works`."""
+    return bool(_HEDGED_BEFORE.search(gap[-REACH:]) or _HEDGED_AFTER.match(after[:REACH]))
+
+
+def was_first_thought(before: str, gap: str) -> bool:
+    r"""`at first \boxed{3}, but then \boxed{4}`: the first of two boxes is told as what was thought before."""
+    said = re.split(r"[.!?\n]", before[-REACH:])[-1] + " " + re.split(r"[.!?\n;]", gap[:REACH])[0]
+    return bool(_FIRST_THOUGHT.search(said) and _TURNS.search(said + gap) and not _SECOND_OF_SEVERAL.search(gap))
 
 
 def supersedes(gap: str) -> bool:

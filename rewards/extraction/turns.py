@@ -9,17 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_THINK = re.compile(r"<(?P<close>/?)(?:think|thinking|thought|reasoning)>")
-_SPECIAL_TURN = re.compile(
-    r"<\|im_start\|>|<\|im_end\|>|<\|eot_id\|>|<\|start_header_id\|>|<\|endoftext\|>|<\|end_of_text\|>"
-    r"|<\|user\|>|<\|assistant\|>|<start_of_turn>|<end_of_turn>|\[/?INST\]|</s>|<｜User｜>|<｜Assistant｜>"
-)
-_PLAIN_TURN = re.compile(
-    r"\n[ \t]*(?:#+[ \t]*|\*\*)?(?:(?P<speaker>User|Human|Assistant|System)|Instruction|Q|Question|Problem|Prompt)"
-    r"(?:\*\*)?[ \t]*(?:\d+[ \t]*)?(?::|\n)",
-)
-_LEADING_ROLE = re.compile(r"\s*(?:<\|im_start\|>\s*assistant\b|<\|assistant\|>|<｜Assistant｜>)\s*")
-_ROLE_WORDS = re.compile(r"<\|?[^<>|\n]{1,30}\|?>|[<\[][/\w|｜]{1,20}[>\]]|\b(?:user|assistant|human|system)\b:?", re.I)
+from rewards.extraction.marks import LEADING_MARKS, PLAIN_TURN, ROLE_WORDS, TURN_MARK, mark_of, thought_marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +27,19 @@ def own_words(completion: str, *, first_box_end: int | None) -> Speech:
 
     Plain markers ("User:") are everyday words in a solution, so they only count after a first box.
     """
-    leading = _LEADING_ROLE.match(completion)
+    leading = LEADING_MARKS.match(completion)
     begin = leading.end() if leading else 0
     cut, speaks = len(completion), True
-    special = _SPECIAL_TURN.search(completion, begin) if "<" in completion or "INST]" in completion else None
+    special = TURN_MARK.search(completion, begin) if "<" in completion or "INST]" in completion else None
     if special:
         cut = special.start()
     if first_box_end is not None:
-        plain = _PLAIN_TURN.search(completion, first_box_end, cut)
+        plain = PLAIN_TURN.search(completion, first_box_end, cut)
         if plain:
             # A next problem, as base models invent them, ends the answer; a next speaker spoils it.
             cut, speaks = plain.start(), plain.group("speaker") is not None
-    rest = _ROLE_WORDS.sub("", completion[cut:])
-    thought, said = _split_thought(completion[begin:cut]) if "<" in completion else ("", completion[begin:cut])
+    rest = ROLE_WORDS.sub("", completion[cut:])
+    thought, said = _split_thought(completion[begin:cut])
     return Speech(thought=thought, said=said, goes_on=speaks and re.search(r"\w", rest) is not None)
 
 
@@ -57,11 +47,11 @@ def _split_thought(text: str) -> tuple[str, str]:
     """Finished thought, and what was said outside it. An unfinished thought is in neither."""
     last_close = None
     unfinished = None
-    for tag in _THINK.finditer(text):
-        if tag.group("close"):
-            last_close, unfinished = tag, None
+    for mark in thought_marks(text):
+        if mark_of(mark)[0] == "close":
+            last_close, unfinished = mark, None
         elif unfinished is None:
-            unfinished = tag.start()
+            unfinished = mark.start()
     said_from = last_close.end() if last_close else 0
     thought = text[: last_close.start()] if last_close else ""
     return thought, text[said_from:unfinished]

@@ -10,6 +10,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from rewards.reading.notation import usual
+
 MAX_ANSWER_CHARS = 2_000
 MAX_DEPTH = 40
 MAX_DIGITS = 1_000
@@ -59,7 +61,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z]))|~", " "),
         (r"\\(?:enspace|thinspace|medspace|thickspace|nobreakspace|hfill)(?![A-Za-z])", " "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:[dtcsx]|nice|flat)frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:text(?:rm|bf|it|sf|tt|normal|up|sc)|[mh]box|emph|mathtt)(?=\s*\{)", r"\\text"),
         (r"\\(?:boldsymbol|bm|pmb|math(?:bf|it|sf|normal|bin|ord)|underline|boxed|fbox|ensuremath)\s*(?=\{)", ""),
@@ -95,7 +97,6 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}", ""),
         (r"\s*&\s*(?==|<|>|\\[lg]e(?![A-Za-z]))", ""),
         (r"\^\s*\{\s*(?:\\text\s*\{)?\s*(?:st|nd|rd|th)\s*\}?\s*\}", ""),
-        (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
         (r"\\p?mod\s*(\w+)(?!\w)", r"\\pmod{\1}"),
         (r"\(\s*(?:\\text\s*\{\s*mod\s*\}|\\bmod|\\mod|mod)\s*\{?\s*(\w+)\s*\}?\s*\)", r"\\pmod{\1}"),
         (r"\{\s*,\s*\}", ","),
@@ -127,7 +128,7 @@ def clean(text: str) -> str:
         text = _COLOUR.sub("", text)
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)
-    text = _strip_wrapping(_SPACES.sub(" ", text).strip())
+    text = _strip_wrapping(usual(_SPACES.sub(" ", text).strip()))
     if _depth(text) > MAX_DEPTH:
         raise Unreadable("nested_too_deeply")
     return text

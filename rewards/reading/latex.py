@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from rewards.reading.numbers import repeating
+
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|lcm|max|min|det|arg"
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|rho|tau|pi|mu|infty"
 
@@ -22,6 +24,10 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<![\\A-Za-z])sqrt\s*\{", r"\\sqrt{"),
         (r"(?<![\\A-Za-z])sqrt\s*(\d+|[a-z])", r"\\sqrt{\1}"),
         (rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])", r"\\\1 "),
+        (r"\\lg(?![A-Za-z])", r"\\log_{10} "),
+        # \log_23 is the logarithm of 3 to base 2, as TeX sets it; before a blank and an operand, \log_10 5, all of it.
+        (r"\\log\s*_\s*(\d\d+)(?=\s+(?:[\dA-Za-z({]|\\(?:sqrt|frac|pi)))", r"\\log_{\1}"),
+        (r"\\log\s*_\s*([\dA-Za-z])", r"\\log_{\1} "),
         (rf"(?<![\\A-Za-z])({_GREEK})(?![A-Za-z])", r"\\\1 "),
         (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"\\sqrt\s*(\d|[A-Za-z])", r"\\sqrt{\1}"),
@@ -49,6 +55,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )  # fmt: skip
 _PRIMED = re.compile(r"([A-Za-z])('+)")
 """The parser drops primes, which would make f' and f the same."""
+_REPEATING = re.compile(r"(?<![\d_])(\d*)\.(\d*)\\overline\{(\d+)\}")
 _DECIMAL = re.compile(r"(?<![\d_])(\d*)\.(\d+)(?!\d)")
 _MIXED = re.compile(r"(?<![\d.\\^_{}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
 _MIXED_SLASH = re.compile(r"(?<![\d./^_])(\d+) (\d+)/(\d+)(?![\d.])")
@@ -61,7 +68,7 @@ def to_latex(text: str) -> str:
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = _THOUSANDS.sub(lambda m: m.group(1).replace(",", ""), text)
-    text = _DECIMAL.sub(_as_fraction, text)
+    text = _DECIMAL.sub(_as_fraction, _REPEATING.sub(_as_repeating, text))
     text = _MIXED_SLASH.sub(r"(\1+\\frac{\2}{\3})", text)
     return _MIXED.sub(_as_sum, text)
 
@@ -69,6 +76,11 @@ def to_latex(text: str) -> str:
 def _as_fraction(match: re.Match[str]) -> str:
     whole, decimals = match.groups()
     return r"{\frac{" + str(int(whole + decimals)) + "}{1" + "0" * len(decimals) + "}}"
+
+
+def _as_repeating(match: re.Match[str]) -> str:
+    value = repeating(*match.groups())
+    return rf"{{\frac{{{value.numerator}}}{{{value.denominator}}}}}"
 
 
 def _as_sum(match: re.Match[str]) -> str:

@@ -27,7 +27,7 @@ _SCIENTIFIC = re.compile(
     rf"(?:({_PLAIN})\s*(?:\\times|\\cdot|\*|x|X)\s*)?10\s*(?:\^|\*\*)\s*(?:\{{\s*([-+]?\d+)\s*\}}|([-+]?\d+)|\(\s*([-+]?\d+)\s*\))"
 )
 _E_NOTATION = re.compile(rf"({_PLAIN})[eE]([-+]?\d+)")
-_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|dot|bar)\s*\{\s*(\d+)\s*\}")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,13 @@ def _scaled(mantissa: str, exponent: str) -> Number | None:
 
 
 def _repeating(parts: list[str]) -> Number | None:
-    whole, fixed, period = parts
+    return Number(repeating(*parts))
+
+
+def repeating(whole: str, fixed: str, period: str) -> Fraction:
+    """The value of whole.fixed period period …"""
     base = Fraction(int(whole + fixed or "0"), 10 ** len(fixed))
-    return Number(base + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed)))
+    return base + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
 
 
 _READERS = (

@@ -18,6 +18,7 @@ MAX_NODES = 600
 MAX_LATEX_CHARS = 1_000
 
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
+_FACTORIAL_OF_FACTORIAL = re.compile(r"!\s*[)\]}]\s*!")
 _SYMBOLIC_DIVISOR = re.compile(r"\\(?:gcd|lcm)(?![A-Za-z])[^\\]*?[A-Za-z]")
 
 Expr = Any  # sympy is not annotated
@@ -53,7 +54,21 @@ def parse(text: str) -> Expr:
         raise Unparsed(f"parsed to {type(parsed).__name__}")
     if sum(1 for _ in itertools.islice(sympy.preorder_traversal(parsed), MAX_NODES + 1)) > MAX_NODES:
         raise Unparsed("too large an expression")
+    if isinstance(parsed, sympy.FiniteSet) and len(parsed.args) == 1 and r"\{" not in latex:
+        parsed = parsed.args[0]  # the parser takes the braces of {\frac{25}{10}} for a set's
+    if "!!" in latex:
+        parsed = _with_double_factorials(parsed, latex)
     return parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
+
+
+def _with_double_factorials(parsed: Expr, latex: str) -> Expr:
+    """The parser reads 7!! as (7!)!; unevaluated, because nothing is evaluated here."""
+    if "!!!" in latex or _FACTORIAL_OF_FACTORIAL.search(latex):
+        raise Unparsed("factorials of several kinds")
+    return parsed.replace(
+        lambda node: isinstance(node, sympy.factorial) and isinstance(node.args[0], sympy.factorial),
+        lambda node: sympy.factorial2(node.args[0].args[0], evaluate=False),
+    )
 
 
 def is_scalar(expression: Expr) -> bool:

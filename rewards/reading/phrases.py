@@ -74,12 +74,14 @@ _NUMBER_WORDS = {
         ]
     )
 }
+_CHOICE_WORD = r"(?:[Oo]ption|OPTION|[Cc]hoice|[Aa]nswer|[Aa]lternative|[Ss]tatement|[Ll]etter)"
 _CHOICE = re.compile(
-    r"(?:\\text\s*\{\s*)?(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+)?(?P<open>\(?)\s*(?P<letter>[A-J])\s*(?P<mark>[).:])\s*\}?\s*"
-    r"(?P<rest>.*)",
+    rf"(?:{_CHOICE_WORD}\s+)?(?P<open>\(?)\s*(?P<letter>[A-J])\s*(?P<mark>[).:])(?!\S\s*[:=]|[A-Z]\s*=)\s*(?P<rest>.*)",
     re.DOTALL,
 )
-_NAMED_CHOICE = re.compile(r"(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+\(?([A-J])\)?")
+_NAMED_CHOICE = re.compile(
+    rf"(?:(?:[Tt]he )?(?:[Cc]orrect|[Rr]ight|[Bb]est) )?{_CHOICE_WORD}(?: is)?\s*:?\s*\(?([A-Ja-j])\)?"
+)
 _CONTINUES = re.compile(r"[=(^_+\-*/,;|]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])")
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s*:\s*(?P<minute>\d{2}))?(?:\s*:\s*(?P<second>\d{2}))?\s*(?P<half>[ap])\.?\s*m\.?",
@@ -160,6 +162,8 @@ def fold(text: str) -> str:
 
 def placeholder(text: str) -> Unusable | None:
     """`?`, `...`, `answer`, `nan`: nothing has been answered."""
+    if text.replace(" ", "") == r"\{\}":
+        return None  # the empty set
     return Unusable("placeholder") if _PLACEHOLDER.fullmatch(fold(text)) or not text.strip() else None
 
 
@@ -174,15 +178,14 @@ def number_word(text: str) -> str | None:
 
 def choice(text: str) -> tuple[str, str] | None:
     """(C), C), C., (C) 42 → the letter and the rest. A bare C is a letter like any other."""
-    named = _NAMED_CHOICE.fullmatch(text)
+    bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1 ", text).strip()
+    named = _NAMED_CHOICE.fullmatch(re.sub(r"[{}]", "", bare).strip(" ."))
     if named:
-        return named.group(1), ""
-    match = _CHOICE.fullmatch(text)
+        return named.group(1).upper(), ""
+    match = _CHOICE.fullmatch(bare)
     if match is None or (match.group("open") and match.group("mark") != ")"):
         return None
     rest = match.group("rest").strip()
-    if rest.count("}") > rest.count("{"):
-        rest = rest.removesuffix("}").strip()
     if _CONTINUES.match(rest):
         return None
     return match.group("letter"), rest

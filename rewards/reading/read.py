@@ -31,7 +31,7 @@ from rewards.reading.shapes import (
     Relation,
     Unusable,
 )
-from rewards.reading.units import SCALES, is_known, read_unit
+from rewards.reading.units import FOREIGN_WORD, SCALES, in_two_units, is_known, read_unit
 from rewards.reading.variables import variable
 
 MAX_ELEMENTS = 200
@@ -43,19 +43,24 @@ _MATRIX = re.compile(
 )
 _NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|\()")
 _TEXT = r"\\text\s*\{[^{}]*\}"
+_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
+_TEXT_UNIT = rf"{_TEXT}{_POWER}(?:\s*/\s*{_TEXT}{_POWER})?"
 _UNIT_TAIL = re.compile(
     r"(?P<value>.*?[\d})\]a-zπ]|.*?\\pi)\s*(?P<unit>(?:"
     r"\^\\circ\s*(?:[CF](?![A-Za-z]))?|\\%|[＄€£¥₹¢]"
-    rf"|{_TEXT}(?:\s*\^\s*(?:\{{\s*-?\d\s*\}}|-?\d))?(?:\s*/\s*{_TEXT})?"
-    r"|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*(?:\s*\^\s*(?:\{\s*\d\s*\}|\d))?"
+    rf"|{_TEXT_UNIT}|{FOREIGN_WORD}"
+    rf"|\(\s*(?:{_TEXT_UNIT}|[cmk]m{_POWER}|ft{_POWER}|kg|(?:sq\.? |square |cubic )?units?)\s*\)"
+    rf"|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*{_POWER}"
     rf")(?:\s*{_TEXT})?)\s*",
     re.DOTALL,
 )
+_GROUPED = re.compile(r"\d,\d{3}(?!\d)")
 _CURRENCY_HEAD = re.compile(r"(?P<sign>[-+]?)\s*(?P<currency>[＄€£¥₹])\s*(?P<value>.+)", re.DOTALL)
 _LEAD = re.compile(
     r"(?:\\text\s*\{\s*)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*\}?\s*(?P<rest>[^A-Za-z].*)",
     re.I | re.DOTALL,
 )
+_SYSTEM = re.compile(r"\\begin\{cases\}\s*([^&]*?)\s*\\end\{cases\}", re.DOTALL)
 _BASE = re.compile(
     r"(?P<digits>[0-9A-Fa-f]+)\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(?P<braced>\d{1,2}|two|three|eight|ten)\s*\}?\s*\}|(?P<bare>\d{1,2}))"
 )
@@ -67,6 +72,7 @@ _CONDITION = re.compile(
 _SET_BUILDER = re.compile(
     r"(?P<name>[a-z])\s*(?:\\in\s*\\mathbb\s*\{R\}\s*)?(?:\\mid|[|:])\s*(?P<condition>.+)", re.DOTALL
 )
+_TO = re.compile(r"(?<=\d)\s*\\text\s*\{\s*to\s*\}\s*(?=\d)|(?<=\d) to (?=\d)")
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
 _ELLIPSIS = re.compile(r"\\ldots|\.\.\.|…")
 
@@ -120,6 +126,15 @@ class Reader:
         r"""An answer that says that it is one: \text{Answer: } 5."""
         match = _LEAD.fullmatch(text)
         return self.part(match.group("rest")) if match else None
+
+    def system(self, text: str) -> Node | None:
+        r"""Equations in a brace, \begin{cases} x = 1 \\ y = 2 \end{cases}; with & they define one thing in pieces."""
+        match = _SYSTEM.fullmatch(text)
+        return self.part(match.group(1)) if match else None
+
+    def in_two_units(self, text: str) -> Node | None:
+        found = in_two_units(text)
+        return Quantity(Exact(Number(found[0])), found[1]) if found else None
 
     def ellipsis(self, text: str) -> Node | None:
         """1, 2, …: an unfinished list is an answer only where the reference is the same text."""
@@ -265,7 +280,7 @@ class Reader:
         return node if variable(node) == match.group("name") else None
 
     def ratio(self, text: str) -> Node | None:
-        parts = split.split_at(text, {":"})
+        parts = split.split_at(_TO.sub(":", text), {":"})
         if len(parts) < 2 or not all(parts) or len(parts) > 6 or re.search(r"[|{]", parts[0].replace(r"\frac{", "")):
             return None
         nodes = tuple(self.part(part) for part in parts)
@@ -291,7 +306,7 @@ class Reader:
         if not _NUMBER_HEAD.match(text):
             return None
         match = _UNIT_TAIL.fullmatch(text)
-        if match is None or (_looks_like_algebra(match.group("unit")) and "\\text" not in text):
+        if match is None or (_is_algebra(match) and "\\text" not in text):
             return None
         unit = read_unit(match.group("unit"))
         if unit is None:
@@ -335,6 +350,13 @@ def _spread(piece: str, node: Node) -> tuple[Node, ...]:
     return (node,)
 
 
+def _is_algebra(match: re.Match[str]) -> bool:
+    """Whether letters after a number are unknowns; after a number with thousands separators they are a unit."""
+    return _looks_like_algebra(match.group("unit")) and not (
+        _GROUPED.search(match.group("value")) and read_number(match.group("value")) and read_unit(match.group("unit"))
+    )
+
+
 def _looks_like_algebra(unit: str) -> bool:
     """5x, 2ab, 3 sin x are expressions; 5 cm and 5 m are quantities."""
     plain = unit.strip()
@@ -343,13 +365,15 @@ def _looks_like_algebra(unit: str) -> bool:
     first = re.split(r"[\s^]", plain)[0]
     if len(first) >= 3:
         return first.lower() in phrases.FUNCTION_NAMES or first.lower().startswith(("sin", "cos", "tan", "log", "sqrt"))
-    return first not in {"cm", "mm", "km", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm"}
+    return first not in {"cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm"}
 
 
 _RULES: tuple[Callable[[Reader, str], Node | None], ...] = (
     Reader.placeholder,
     Reader.phrase,
     Reader.lead,
+    Reader.system,
+    Reader.in_two_units,
     Reader.ellipsis,
     Reader.moment,
     Reader.matrix,

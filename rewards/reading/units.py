@@ -10,44 +10,52 @@ Dimension = tuple[tuple[str, int], ...]
 _BASES: dict[str, tuple[str, Fraction, str]] = {
     name: (dimension, Fraction(size), canonical)
     for canonical, dimension, size, names in (
-        ("mm", "length", "1/1000", "mm millimeter millimetre"),
-        ("cm", "length", "1/100", "cm centimeter centimetre"),
-        ("m", "length", "1", "m meter metre"),
-        ("km", "length", "1000", "km kilometer kilometre"),
+        ("mm", "length", "1/1000", "mm mms millimeter millimetre 毫米"),
+        ("cm", "length", "1/100", "cm cms centimeter centimetre 厘米"),
+        ("dm", "length", "1/10", "dm decimeter decimetre 分米"),
+        ("m", "length", "1", "m meter metre mtr 米 公尺"),
+        ("km", "length", "1000", "km kms kilometer kilometre 千米 公里"),
         ("inch", "length", "127/5000", "in inch inche"),
-        ("foot", "length", "381/1250", "ft foot feet"),
-        ("yard", "length", "1143/1250", "yd yard"),
+        ("foot", "length", "381/1250", "ft fts foot feet 英尺"),
+        ("yard", "length", "1143/1250", "yd yds yard"),
         ("mile", "length", "201168/125", "mi mile"),
-        ("mg", "mass", "1/1000000", "mg milligram"),
-        ("g", "mass", "1/1000", "g gram"),
-        ("kg", "mass", "1", "kg kilogram kilo"),
-        ("ounce", "mass", "45359237/1600000000", "oz ounce"),
-        ("pound", "mass", "45359237/100000000", "lb pound"),
-        ("ton", "mass", "1000", "tonne"),
-        ("second", "time", "1", "s sec second"),
-        ("minute", "time", "60", "min minute"),
-        ("hour", "time", "3600", "h hr hour"),
-        ("day", "time", "86400", "day"),
-        ("week", "time", "604800", "week wk"),
-        ("month", "months", "1", "month"),
-        ("year", "months", "12", "year yr"),
-        ("ml", "volume", "1/1000", "ml milliliter millilitre"),
-        ("liter", "volume", "1", "l liter litre"),
-        ("gallon", "gallon", "1", "gallon gal"),
-        ("quart", "gallon", "1/4", "quart qt"),
+        ("mg", "mass", "1/1000000", "mg mgs milligram 毫克"),
+        ("g", "mass", "1/1000", "g gm gms gram 克"),
+        ("kg", "mass", "1", "kg kgs kilogram kilo 千克 公斤"),
+        ("ounce", "mass", "45359237/1600000000", "oz ozs ounce"),
+        ("pound", "mass", "45359237/100000000", "lb lbs pound 磅"),
+        ("ton", "mass", "1000", "tonne 吨"),
+        ("second", "time", "1", "s sec secs second 秒"),
+        ("minute", "time", "60", "min mins minute 分钟"),
+        ("hour", "time", "3600", "h hr hrs hour 小时"),
+        ("day", "time", "86400", "day 天 日"),
+        ("week", "time", "604800", "week wk wks 周"),
+        ("month", "months", "1", "month mo mos 个月"),
+        ("year", "months", "12", "year yr yrs 年"),
+        ("ml", "volume", "1/1000", "ml mls milliliter millilitre 毫升"),
+        ("cl", "volume", "1/100", "cl centiliter centilitre"),
+        ("liter", "volume", "1", "l ltr liter litre 升"),
+        ("gallon", "gallon", "1", "gallon gal gals"),
+        ("quart", "gallon", "1/4", "quart qt qts"),
         ("pint", "gallon", "1/8", "pint"),
-        ("degree", "angle", "1", "degree deg °"),
-        ("radian", "radian", "1", "radian rad"),
-        ("dollar", "dollar", "1", "＄ dollar usd buck"),
-        ("cent", "dollar", "1/100", "cent ¢ ¢"),
-        ("euro", "euro", "1", "€ euro eur"),
+        ("degree", "angle", "1", "degree deg degs ° 度"),
+        ("radian", "radian", "1", "radian rad rads"),
+        ("dollar", "dollar", "1", "＄ dollar usd buck 美元"),
+        ("cent", "dollar", "1/100", "cent ¢ ¢ 美分"),
+        ("euro", "euro", "1", "€ euro eur 欧元"),
         ("pound sterling", "sterling", "1", "£ gbp"),
         ("rupee", "rupee", "1", "₹ rupee rs inr"),
-        ("yen", "yen", "1", "¥ yen"),
+        ("yen", "yen", "1", "¥ yen 円 日元"),
+        ("yuan", "yuan", "1", "yuan rmb cny 元 人民币"),
         ("percent", "percent", "1", r"% \% percent percentage pct"),
     )
     for name in names.split()
 }
+_COUNTING_WORDS = frozenset(
+    "个個只隻本人名位棵张張条件辆次种颗块支页頁枚匹头台把根间套岁歳步道题朵架艘盒袋箱瓶杯组班개명권"
+)
+"""Words that Chinese, Japanese and Korean put between a number and what is counted: 25 个 is 25, and 25 apples."""
+_PREFIXES = {"平方": "square ", "立方": "cubic ", "每": "per "}
 _COMPOUND = {"mph": "mile/hour", "kmph": "km/hour", "kph": "km/hour", "sq": "square", "cu": "cubic", "mps": "m/second"}
 _IGNORED = {"of", "the", "a", "an", "in", "about", "unit", "total", "full", "whole", "exactly", "each"}
 _COUNTERS = {"square": 2, "cubic": 3}
@@ -132,7 +140,9 @@ DECEPTIVE = frozenset(
         "ish",
     ]
 )
-_WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|[＄€£¥₹¢°%]|\\%|\^?\d+|/|\^")
+_FOREIGN = "\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
+FOREIGN_WORD = rf"[{_FOREIGN}]+(?:\s*/\s*[{_FOREIGN}]+)?"
+_WORD = re.compile(rf"[{_FOREIGN}]+|" + r"[A-Za-z]+(?:'[a-z]+)?|[＄€£¥₹¢°%]|\\%|\^?\d+|/|\^")
 
 
 def read_unit(text: str) -> str | None:
@@ -142,7 +152,11 @@ def read_unit(text: str) -> str | None:
     """
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).replace(r"^\circ", "°").replace("\\", " ")
     text = re.sub(r"\^\s*\{\s*(-?\d)\s*\}", r"^\1", text).replace(".", " ").replace("(s)", "s").strip()
+    for prefix, word in _PREFIXES.items():
+        text = text.replace(prefix, f" {word}")
     words = [_singular(word) for word in _WORD.findall(text.replace("-", " "))]
+    if any(not word.isascii() and word.isalpha() and word not in _BASES for word in words):
+        return "" if len(words) == 1 and words[0] in _COUNTING_WORDS else None
     rest = _WORD.sub("", text.replace("-", " "))
     if re.search(r"[^\s(){}*,]", rest) or not words or len(words) > 8:
         return None
@@ -238,3 +252,19 @@ def same_things(left: str, right: str) -> bool:
     """Counted things that are the same in other words: "distinct integer" and "integer", not "dog" and "cat"."""
     one, other = set(left.split()), set(right.split())
     return not one or not other or one <= other or other <= one
+
+
+_IN_TWO_UNITS = re.compile(r"(\d+) ?([A-Za-z]+)\.? ?,? ?(?:and )?(\d+(?:\.\d+)?) ?([A-Za-z]+)\.?")
+
+
+def in_two_units(text: str) -> tuple[Fraction, str] | None:
+    """3 hours 20 minutes → 200 minutes; None where the units are unknown or do not measure the same thing."""
+    bare = " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).split())
+    match = _IN_TWO_UNITS.fullmatch(bare)
+    if match is None:
+        return None
+    larger, smaller = read_unit(match.group(2)), read_unit(match.group(4))
+    factor = conversion(larger, smaller) if larger and smaller else None
+    if smaller is None or factor is None or factor <= 1:
+        return None
+    return int(match.group(1)) * factor + Fraction(match.group(3)), smaller

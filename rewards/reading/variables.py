@@ -1,10 +1,14 @@
-"""An inequality or a membership as read → the one unknown it is about: x for -2 < x ≤ 7 and for x ∈ (-2, 7]."""
+"""Unknowns: the one that an inequality is about, x for -2 < x ≤ 7 and for x ∈ (-2, 7], and other names for them."""
 
 from __future__ import annotations
 
+import re
+
 from rewards.reading.parse import is_closed
+from rewards.reading.phrases import FUNCTION_NAMES
 from rewards.reading.shapes import Items, Node, Relation
 
+_LETTERS = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]+")
 _INEQUALITIES = {"<", ">", "<=", ">=", "!="}
 
 
@@ -33,3 +37,25 @@ def _is_name(text: str) -> bool:
 
 def _is_end(text: str) -> bool:
     return text.replace(" ", "").lstrip("+-") == r"\infty" or is_closed(text)
+
+
+def renamed(text: str, names: dict[str, str]) -> str | None:
+    r"""The text with letters exchanged, all at once; None where a new name is already taken.
+
+    Letters in a row are a product, 2ab, unless they are a function's name or stand in \text{…}.
+    """
+    taken = set(names.values()) - set(names)
+    runs = _LETTERS.findall(text)
+    if taken & {letter for run in runs for letter in ([run] if _is_word(run) else run)}:
+        return None
+
+    def exchanged(match: re.Match[str]) -> str:
+        run = match.group()
+        letters = [run] if _is_word(run) else run
+        return "".join(f" {names[letter]} " if letter in names else letter for letter in letters)
+
+    return _LETTERS.sub(exchanged, text)
+
+
+def _is_word(run: str) -> bool:
+    return run.startswith("\\") or run.lower() in FUNCTION_NAMES

@@ -74,6 +74,7 @@ class _Judge:
         self._judge_reference = judge_reference
         self._forms = tuple(settings["answer_forms"])
         self._function: function.Call | None = None
+        self._of_trl = (settings["function"] or "").startswith("trl:")
         self._failure = ""
         if settings["function"] is not None:
             try:
@@ -89,9 +90,11 @@ class _Judge:
             elif self._failure:
                 return _error(self._failure)
             else:
-                judgement = self._judge_completion(request["completion"], request["reference"], forms=self._forms)
+                judgement = self._judge_completion(
+                    request["completion"], request["reference"], forms=self._forms, opened=request.get("opened", "")
+                )
                 if self._function is not None:
-                    said["function"] = self._function(request)
+                    said["function"] = self._function(self._as_seen(request))
         except MemoryError:
             return _error(OUT_OF_MEMORY)
         except RecursionError:
@@ -104,6 +107,12 @@ class _Judge:
             "detail": judgement.rule,
             **said,
         }
+
+    def _as_seen(self, request: wire.Message) -> wire.Message:
+        """TRL's functions know only the completion: they get it with the mark of the thought that the prompt opened."""
+        if not self._of_trl:
+            return request
+        return {**request, "completion": request.get("opened", "") + request["completion"]}
 
 
 def _error(detail: str) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class Sampler:
                     tokens=len(completion.token_ids),
                     max_tokens=sampling.max_tokens,
                     problem=group.prompt.problem.text,
+                    prompt=group.prompt.text,
                 )
                 for group in groups
                 for completion in group.completions

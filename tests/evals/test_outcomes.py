@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from evals.scoring.outcomes import Outcome, Sample, outcome_of
-from rewards import Verdict
+from evals.scoring.outcomes import Outcome, Sample, grade_groups, outcome_of
+from rewards import Grader, Verdict
 from rollout.types import Problem, RolloutGroup
 from tests.helpers.builders import completion, prompt, result
 
@@ -19,6 +19,14 @@ def test_an_outcome_survives_its_file() -> None:
     )
     outcome = Outcome(problem=problem, adapter="base", samples=(sample,), sampling_s=0.5)
     assert Outcome.from_json(json.loads(json.dumps(outcome.to_json())), problem) == outcome
+
+
+def test_a_thought_that_the_prompt_opened_holds_no_answer_until_it_is_closed(grader: Grader) -> None:
+    opened = prompt("?<|assistant|>\n<think>\n", problem="?", answer="1")
+    said = (r"\boxed{1} or so", r"maybe 2</think>\boxed{1}")
+    group = RolloutGroup(prompt=opened, completions=tuple(completion(text) for text in said))
+    (outcome,) = grade_groups([group], grader, sampling_s=0.0)
+    assert [sample.verdict for sample in outcome.samples] == [Verdict.NO_ANSWER, Verdict.CORRECT]
 
 
 def test_completions_of_two_adapters_are_no_outcome() -> None:

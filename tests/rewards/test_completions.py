@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rewards.extraction.marks import open_thought
 from rewards.judge import judge_completion
 from rewards.types import Verdict
 
@@ -20,7 +21,8 @@ def cases() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: ascii(case["completion"])[:60])
 def test_golden_completion(case: dict[str, Any]) -> None:
-    judgement = judge_completion(case["completion"], case["reference"], forms=("boxed",))
+    forms, opened = tuple(case.get("answer_forms", ("boxed",))), open_thought(case.get("prompt", ""))
+    judgement = judge_completion(case["completion"], case["reference"], forms=forms, opened=opened)
     assert (judgement.verdict is Verdict.CORRECT) == case["correct"], judgement
 
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from rewards import GradeItem, Grader, RewardConfig
-from rewards.shaping import format_term, overlong_term, repetition_term
+from rewards.shaping import format_term, overlong_term, repetition_term, shaping_terms
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,28 @@ from rewards.shaping import format_term, overlong_term, repetition_term
 )
 def test_format(completion: str, think: bool, value: float) -> None:
     assert format_term(completion, think=think) == value
+
+
+@pytest.mark.parametrize(
+    ("completion", "value"),
+    [
+        ("a</think> \\boxed{1}", 1.0),
+        ("a \\boxed{2}</think> \\boxed{1}", 1.0),
+        ("a \\boxed{1}", 0.0),
+        ("\\boxed{1}", 0.0),
+        ("<think>a</think> \\boxed{1}", 0.0),
+        ("a</think> b</think> \\boxed{1}", 0.0),
+        ("a[/THINK] \\boxed{1}", 0.0),
+        ("a</think> 1", 0.0),
+    ],
+)
+@pytest.mark.parametrize("think", [False, True])
+def test_a_thought_that_the_prompt_opened_is_closed_by_the_completion(
+    completion: str, think: bool, value: float
+) -> None:
+    config = RewardConfig(format_weight=1.0, format_think=think)
+    item = GradeItem(completion=completion, reference="1", prompt="2 - 1?<|assistant|>\n<think>\n")
+    assert shaping_terms(item, config) == {"format": value}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +125,18 @@ def test_trl_functions_by_name() -> None:
         good, bad = grader.grade([("<think>a</think>\\boxed{5}", "5"), ("\\boxed{5}", "5")])
     assert (good.verdict, good.reward) == ("correct", 0.5)
     assert (bad.verdict, bad.reward) == ("correct", 0.0)
+
+
+def test_trls_format_reward_sees_the_thought_that_the_prompt_opened() -> None:
+    pytest.importorskip("trl")
+    config = RewardConfig(workers=1, function="trl:think_format_reward", correct_weight=0.0)
+    said = ("a</think>\\boxed{5}", "a \\boxed{5}")
+    with Grader.from_config(config) as grader:
+        closed, unfinished = grader.grade(
+            [GradeItem(completion=text, reference="5", prompt="2+3?<|assistant|>\n<think>\n") for text in said]
+        )
+    assert (closed.verdict, closed.reward) == ("correct", 1.0)
+    assert (unfinished.verdict, unfinished.reward) == ("no_answer", 0.0)
 
 
 def test_a_trl_function_that_takes_arguments() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.reference_forms import cases, misjudged
 from rewards import Grader
+from rewards.extraction.marks import open_thought
 from rewards.judge import judge_completion, same_answer
 from rewards.types import Verdict
 
@@ -22,14 +24,14 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (SHARED / name).read_text(encoding="utf-8").splitlines()]
 
 
-def test_every_development_case_is_judged_as_expected(grader: Grader) -> None:
-    cases = rows("verifier_dev.jsonl")
-    results = grader.grade([(case["completion"], case["gold"]) for case in cases])
-    wrong = [
-        (case["id"], case["gold"], result.extracted, result.verdict, result.detail)
-        for case, result in zip(cases, results, strict=True)
-        if (result.verdict is Verdict.CORRECT) != case["expected"]
-    ]
+@pytest.mark.parametrize("name", ["verifier_dev.jsonl", "verifier_dev2.jsonl"])
+def test_every_development_case_is_judged_as_expected(name: str) -> None:
+    wrong = []
+    for case in rows(name):
+        forms, opened = tuple(case.get("answer_forms", ("boxed",))), open_thought(case.get("prompt", ""))
+        judgement = judge_completion(case["completion"], case["gold"], forms=forms, opened=opened)
+        if (judgement.verdict is Verdict.CORRECT) != case["expected"]:
+            wrong.append((case["id"], case["gold"], judgement))
     assert not wrong
 
 
@@ -40,6 +42,11 @@ def test_every_reference_is_correct_against_itself(grader: Grader, name: str) ->
         r for r, result in zip(references, grader.check_references(references), strict=True) if result.reward != 1.0
     ]
     assert not failed
+
+
+def test_references_are_known_in_other_forms_and_wrong_answers_are_not(grader: Grader) -> None:
+    """A sample; `python -m benchmarks.reference_forms` takes two thousand references."""
+    assert misjudged(grader, cases(SHARED, 80)) == []
 
 
 def test_the_fast_path_never_changes_a_verdict() -> None:

@@ -45,3 +45,12 @@ def test_each_completion_is_graded_against_the_answer_of_its_problem(grader: Gra
     assert [group.has_signal for group in batch.groups] == [True, False, True]
     assert batch.rollout_s >= 0
     assert batch.grade_s > 0
+
+
+def test_a_thought_that_the_prompt_opened_holds_no_answer_until_it_is_closed(grader: Grader) -> None:
+    opened = prompt("?<|assistant|>\n<think>\n", problem="?", answer="1")
+    said = (r"\boxed{1} or so", r"maybe 2</think>\boxed{1}", r"\boxed{1}</think>")
+    group = RolloutGroup(prompt=opened, completions=tuple(completion(text) for text in said))
+    sampler = Sampler(Queue(), grader, Ranks(0, 1, torch.device("cpu")))  # type: ignore[arg-type]
+    (graded,) = sampler._grade([group], SAMPLING)
+    assert graded.rewards == [0.0, 1.0, 1.0]

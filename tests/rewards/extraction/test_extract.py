@@ -16,6 +16,8 @@ from rewards.extraction.extract import Extracted, Refused, extract
         (r"\boxed{2} and \boxed{3}", "2, 3"),
         (r"$y_1 = \boxed{2}$ and $y_2 = \boxed{3}$", "y_1=2, y_2=3"),
         (r"<think>\boxed{1}</think>\boxed{2}", "2"),
+        (r"\boxed{\boxed{72}}", "72"),
+        (r"\boxed{\boxed{2}, \boxed{3}}", "2, 3"),
     ],
 )
 def test_the_answer_is_the_last_box_or_the_last_row_of_boxes(completion: str, answer: str) -> None:
@@ -30,7 +32,7 @@ def test_the_answer_is_the_last_box_or_the_last_row_of_boxes(completion: str, an
         ("So 72.", "no_complete_box"),
         (r"\boxed{72", "no_complete_box"),
         (r"\boxed{ }", "empty_box"),
-        (r"\boxed{\boxed{72}}", "nested_boxes"),
+        (r"\boxed{4 \boxed{72}}", "nested_boxes"),
         (r"The answer is not \boxed{72}.", "negated"),
         (r"either 71 or \boxed{72}", "alternatives"),
         (r"\boxed{72}. Hmm, I made a mistake.", "retracted"),

@@ -118,6 +118,25 @@ def test_a_killed_fork_server_is_started_again() -> None:
         assert verdicts(grader.grade([RIGHT, WRONG])) == ["correct", "incorrect"]
 
 
+@pytest.mark.parametrize(
+    ("reference", "answer", "verdict"),
+    [
+        (r"\sum_{n=0}^\infty 2^{-n}", "2", "correct"),
+        ("2", r"\sum_{n=0}^\infty 2^{-n}", "incorrect"),
+        ("n!", r"n \cdot (n-1)!", "correct"),
+        (r"\prod_{k=1}^{5} k", "120", "correct"),
+        (r"\int_0^1 x \, dx", r"\frac{1}{2}", "correct"),
+        (r"\lim_{x \to 0} \frac{\sin x}{x}", "1", "correct"),
+    ],
+)
+def test_a_confined_worker_needs_no_module_that_was_not_loaded_before(
+    pool_grader: Grader, reference: str, answer: str, verdict: str
+) -> None:
+    """Sympy imports numpy and more when first asked; a worker that may not touch the environment cannot."""
+    (result,) = pool_grader.grade([(f"\\boxed{{{answer}}}", reference)])
+    assert result.verdict == verdict, result.detail
+
+
 def test_threads(pool_grader: Grader) -> None:
     outcomes: dict[int, list[str]] = {}
 
