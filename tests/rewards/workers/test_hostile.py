@@ -131,5 +131,5 @@ def test_limits_hold_in_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert verdicts["hang"] == "timeout"
     assert results[0].detail == "out of memory"
     assert "mine" in results[4].detail
-    assert results[6].reward == 1.0
+    assert not results[6].scored
     assert results[7].reward == 1.5
