@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
@@ -15,6 +16,8 @@ from rollout.models import locate_model
 
 # Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
 LONGEST_SHARED = 2048
+# attention_dropout, resid_pdrop, layerdrop, router_jitter_noise, …
+NOISE = re.compile(r"drop|jitter")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -27,9 +30,10 @@ def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | No
 
 
 def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:
-    """A model on the CPU, in `model.dtype` or in another."""
+    """A model on the CPU, in `model.dtype` or in another, with nothing random in it."""
     return AutoModelForCausalLM.from_pretrained(
         locate_model(model.name),
+        config=without_noise(load_model_config(model)),
         revision=model.revision,
         dtype=dtype or DTYPES[model.dtype],
         attn_implementation=attention,
@@ -39,6 +43,45 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
 def load_model_config(model: ModelConfig) -> Any:
     """The model's own configuration, as transformers reads its config.json."""
     return AutoConfig.from_pretrained(locate_model(model.name), revision=model.revision)
+
+
+def noise_of(model_config: Any) -> dict[str, float]:
+    """The dropout rates and router jitters of a configuration that are not zero, by name, those of its parts too."""
+    return {name: value for part in _parts(model_config) for name, value in _noise_of_part(part).items()}
+
+
+def without_noise(model_config: Any) -> Any:
+    """The configuration with `noise_of` set to zero: the sampler has none, and the two are to compute one policy."""
+    for part in _parts(model_config):
+        for name in _noise_of_part(part):
+            setattr(part, name, 0.0)
+    return model_config
+
+
+def model_notes(model: ModelConfig) -> list[str]:
+    """For people: what of the checkpoint's configuration is switched off."""
+    noise = ", ".join(f"{name} {value:g}" for name, value in noise_of(load_model_config(model)).items())
+    return [f"model: {noise} of the checkpoint's configuration is off: the sampler has none"] if noise else []
+
+
+def _parts(model_config: Any) -> list[Any]:
+    inner = [value for value in vars(model_config).values() if isinstance(value, PreTrainedConfig)]
+    return [model_config, *(part for one in inner for part in _parts(one))]
+
+
+def _noise_of_part(part: Any) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if NOISE.search(name) and isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    }
+
+
+def published_config(model: ModelConfig) -> Any:
+    """The configuration of a whole model that is written: the checkpoint's own, in `model.dtype`."""
+    model_config = load_model_config(model)
+    model_config.dtype = DTYPES[model.dtype]
+    return model_config
 
 
 def layout_of(config: Config, device: torch.device) -> str:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
+from rl_engine.policy.base_model import model_notes
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
 from rl_engine.run.merge import merge
@@ -129,6 +130,8 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
         stop=StopRequest(),
         step=done,
     )
+    for line in model_notes(config.model):
+        run.console.note(line)
     run.console.print_rows(describe(run, len(rows)))
     if done:
         run.console.note(f"resumed after step {done}")

@@ -21,7 +21,7 @@ from rl_engine.plan.forecast import first_lines
 from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import check_fits
-from rl_engine.policy.base_model import load_meta_model
+from rl_engine.policy.base_model import load_meta_model, model_notes
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import config_hash
@@ -142,6 +142,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         data = prepare(config, renderer, grader, ranks)
         suites, notes = load_suites(config, renderer)
         notes += overlap_notes(data, suites) if ranks.is_main else []
+        notes += model_notes(config.model)
     for line in notes:
         console.note(line)
     needed = context_needed(config, suites, eval_sampling)

@@ -11,7 +11,7 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.forecast import first_lines
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import check_fits, memory_lines
-from rl_engine.policy.base_model import load_meta_model
+from rl_engine.policy.base_model import load_meta_model, model_notes
 from rl_engine.policy.lora import describe_adapter
 from rl_engine.policy.targets import coverage_of
 from rl_engine.run.console import RunConsole
@@ -50,7 +50,7 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     with Grader.from_config(config.rewards) as grader, console.phase("reading and checking problems"):
         data = prepare(config, renderer, grader, ranks)
     suites, notes = load_suites(config, renderer)
-    for line in [*notes, *overlap_notes(data, suites)]:
+    for line in [*notes, *overlap_notes(data, suites), *model_notes(config.model)]:
         console.note(line)
     check_context(config, context_needed(config, suites, eval_sampling))
     console.print_rows(
