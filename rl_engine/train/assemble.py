@@ -142,8 +142,7 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         data = prepare(config, renderer, grader, ranks)
         suites, notes = load_suites(config, renderer)
         notes += overlap_notes(data, suites) if ranks.is_main else []
-        notes += model_notes(config.model)
-    for line in notes:
+    for line in [*model_notes(config.model), *notes]:
         console.note(line)
     needed = context_needed(config, suites, eval_sampling)
     check_context(config, needed)
