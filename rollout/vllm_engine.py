@@ -1,4 +1,5 @@
-"""Prompts → completions, by vLLM inside this process. With `rollout/one_adapter.py` the only file that imports vllm."""
+"""Prompts → completions, by vLLM inside this process. vllm is imported here and by its two neighbours, one_adapter.py
+and own_classes.py, alone."""
 
 from __future__ import annotations
 
@@ -30,10 +31,13 @@ with warnings.catch_warnings():
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, sample_seed, smallest_allowed_rank
+from rollout.own_classes import leave_transformers_alone
 from rollout.segments import is_unfinished, joined
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 
 GIB = 1024**3
+
+leave_transformers_alone()
 
 
 @dataclass

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from rollout.models import EMBEDDED_DIR
 
 VOCABULARY = 96
 # What makes a model small, wherever its configuration has a number of that name.
@@ -123,3 +126,9 @@ def tiny_model(kind: str) -> Any:
     if getattr(head, "bias", None) is not None:
         torch.nn.init.normal_(head.bias)
     return model
+
+
+def write_tiny(kind: str, directory: Path) -> None:
+    """A checkpoint that a run can name: a tiny model with the embedded one's tokenizer."""
+    tiny_model(kind).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(EMBEDDED_DIR).save_pretrained(directory)
