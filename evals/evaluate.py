@@ -32,6 +32,7 @@ from rollout.durable import write_synced
 from rollout.engine import EngineSettings
 from rollout.models import EMBEDDED, locate_model
 from rollout.prompts.problems import load_problems
+from rollout.servable import check_servable, context_length
 
 StartEngine = Callable[[EngineSettings], Any]
 
@@ -53,7 +54,9 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     ]
     if not policies:
         raise ValueError("nothing to measure: --no-base without an --adapter")
-    suites = [prepare_suite(options, suite, tokenizer, text_config.max_position_embeddings) for suite in wanted]
+    adapted = any(policy.ref is not None for policy in policies)
+    check_servable(model_config, f"--model {options.model}", adapter=adapted)
+    suites = [prepare_suite(options, suite, tokenizer, context_length(model_config)) for suite in wanted]
     shared = overlaps(options, suites)
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]
     for warning in (*remarks, *(found.describe() for found in shared.values() if found)):

@@ -23,6 +23,7 @@ import torch
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
+    from transformers import AutoConfig
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.platforms import current_platform
@@ -32,6 +33,7 @@ from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, sample_seed, smallest_allowed_rank
 from rollout.own_classes import leave_transformers_alone
 from rollout.segments import is_unfinished, joined
+from rollout.servable import keeps_states, why_not
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 
 GIB = 1024**3
@@ -79,7 +81,10 @@ class VllmEngine:
     def __post_init__(self) -> None:
         with warnings.catch_warnings(), _lora_arithmetic(self.settings):
             warnings.simplefilter("ignore", FutureWarning)
-            self._llm = LLM(**_engine_arguments(self.settings))
+            try:
+                self._llm = LLM(**_engine_arguments(self.settings))
+            except (ValueError, NotImplementedError, AssertionError) as error:
+                raise why_not(error, self.settings.model) from error
         self._decoder = _Decoder.of(self._llm.get_tokenizer())
 
     def generate(
@@ -248,6 +253,8 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         # The log-probability under what was really sampled from: after temperature and top_p.
         "logprobs_mode": "processed_logprobs",
         "enable_prefix_caching": True,
+        # Of a model that also sees or hears, what reads alone; nothing else of it is loaded.
+        "language_model_only": True,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
@@ -278,6 +285,9 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             # The smallest that its attention serves at full speed.
             "block_size": 32,
         }
+        if keeps_states(AutoConfig.from_pretrained(settings.model, revision=settings.revision)):
+            # What such layers keep of a prompt can be shared in parts of a prefill alone, and here those are whole.
+            arguments |= {"enable_prefix_caching": False}
     if _multiplies_itself(settings) and settings.dtype == "float32":
         from rollout.one_adapter import KERNELS
 

@@ -38,6 +38,7 @@ ROOMS = (
     "rollout.engine",
     "rollout.one_adapter",
     "rollout.own_classes",
+    "rollout.servable",
     "rollout.vllm_engine",
     "rollout.pool",
     "rollout",

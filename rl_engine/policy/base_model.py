@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
@@ -31,9 +31,10 @@ def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | No
 
 def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:
     """A model on the CPU, in `model.dtype` or in another, with nothing random in it."""
-    return AutoModelForCausalLM.from_pretrained(
+    model_config = without_noise(load_model_config(model))
+    return _auto_class(model_config).from_pretrained(
         locate_model(model.name),
-        config=without_noise(load_model_config(model)),
+        config=model_config,
         revision=model.revision,
         dtype=dtype or DTYPES[model.dtype],
         attn_implementation=attention,
@@ -41,8 +42,30 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
 
 
 def load_model_config(model: ModelConfig) -> Any:
-    """The model's own configuration, as transformers reads its config.json."""
-    return AutoConfig.from_pretrained(locate_model(model.name), revision=model.revision)
+    """The model's own configuration, as transformers reads its config.json.
+
+    Raises `ConfigError` for a quantized checkpoint.
+    """
+    model_config = AutoConfig.from_pretrained(locate_model(model.name), revision=model.revision)
+    quantized = getattr(model_config, "quantization_config", None)
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
+        raise ConfigError(
+            f"model.name {model.name} is a quantized checkpoint ({method or 'unnamed method'}), and those are not "
+            "trained here: learner and sampler would round its weights each in a way of its own, and compute two "
+            "policies; give the checkpoint in bfloat16 that it was made from"
+        )
+    return model_config
+
+
+def is_wrapper(model_config: Any) -> bool:
+    """Whether a language model is one part of it, beside those that see or hear."""
+    return model_config.get_text_config() is not model_config
+
+
+def _auto_class(model_config: Any) -> Any:
+    """Wrappers as they are stored and served, so that an adapter's names are the sampler's."""
+    return AutoModelForImageTextToText if is_wrapper(model_config) else AutoModelForCausalLM
 
 
 def noise_of(model_config: Any) -> dict[str, float]:
@@ -112,5 +135,6 @@ def choose_attention(config: Config, layout: str) -> str:
 
 def load_meta_model(model: ModelConfig) -> Any:
     """The model on torch's meta device, which has modules and sizes but no weights, from its configuration alone."""
+    model_config = load_model_config(model)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_model_config(model))
+        return _auto_class(model_config).from_config(model_config)

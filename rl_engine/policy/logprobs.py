@@ -147,7 +147,9 @@ def decoder_of(causal_lm: Any) -> Any:
     """What makes the last hidden states: the language model alone where there are others beside it."""
     decoder = causal_lm.get_decoder()
     # Where transformers finds none under a name that it knows, it names the whole model (Llama 4).
-    return causal_lm.model if decoder is causal_lm else decoder
+    if decoder is causal_lm:
+        return causal_lm.model
+    return decoder_of(decoder) if getattr(decoder, "lm_head", None) is not None else decoder
 
 
 class LogprobModel(nn.Module):

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
-from rl_engine.policy.base_model import model_notes
+from rl_engine.policy.base_model import load_model_config, model_notes
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
 from rl_engine.run.merge import merge
@@ -146,8 +146,7 @@ def resolve_learning_rate(config: SftConfig) -> SftConfig:
     if config.optim.lr != "auto":
         return config
     steps = config.train.steps or SHORT_RUN_STEPS
-    model_config = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
-    text = model_config.get_text_config()
+    text = load_model_config(config.model).get_text_config()
     rule = learning_rate(text.model_type, text.hidden_size, method=config.method, steps=steps, reinforcement=False)
     optim = config.optim.model_copy(update={"lr": rule.value})
     RunConsole(quiet=False, steps=0).print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evals.contamination import contamination
 from evals.suites import Suite, find_suite, load_suite
@@ -21,7 +20,7 @@ from rl_engine.plan.forecast import first_lines
 from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import check_fits
-from rl_engine.policy.base_model import load_meta_model, model_notes
+from rl_engine.policy.base_model import is_wrapper, load_meta_model, load_model_config, model_notes
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import config_hash
@@ -40,6 +39,7 @@ from rollout.config import SamplingConfig
 from rollout.models import locate_model
 from rollout.prompts.cursor import Cursor
 from rollout.prompts.renderer import Renderer
+from rollout.servable import check_servable, context_length
 from rollout.types import Prompt
 
 CANARY_PROMPTS = 2
@@ -106,13 +106,15 @@ def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sam
 def check_context(config: Config, needed: int) -> None:
     """Raises `ConfigError` when the sampler cannot serve the model, or prompts and completions do not fit into its
     context."""
-    model_config: Any = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
-    if config.method == "lora" and getattr(model_config, "num_experts", None) and not torch.cuda.is_available():
+    model_config = load_model_config(config.model)
+    name = f"model.name {config.model.name}"
+    if config.method == "full" and is_wrapper(model_config):
         raise ConfigError(
-            f"{config.model.name} is a mixture of experts, and vLLM's CPU build cannot serve one with an adapter (it "
-            "stops with \"module 'triton.language' has no attribute 'float32'\"): use method=full, or a CUDA machine"
+            f"{name} is a {model_config.model_type} model, whose language model is one part beside others: adapters "
+            "are trained on that part alone, so use method=lora"
         )
-    limit = model_config.max_position_embeddings
+    check_servable(model_config, name, adapter=config.method == "lora")
+    limit = context_length(model_config)
     if needed > limit:
         raise ConfigError(
             f"prompt and completion may take {needed} tokens, and {config.model.name} has a context of {limit}: "
@@ -124,8 +126,7 @@ def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
     """The configuration with a number for `auto` in `optim.lr`, which is what runs and what is written down."""
     if config.optim.lr != "auto":
         return config
-    model_config = AutoConfig.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
-    rule = rate_of_run(config, model_config)
+    rule = rate_of_run(config, load_model_config(config.model))
     console.print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
     return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rollout.models import EMBEDDED_DIR
@@ -83,6 +83,28 @@ TELLING: dict[str, Any] = {
 }
 
 
+# The part of a wrapper that sees, and the tokens that stand for pictures.
+SEEING: dict[str, Any] = {
+    **dict.fromkeys(("num_hidden_layers", "depth"), 1),
+    **dict.fromkeys(("out_hidden_size", "projector_input_dim", "projector_output_dim", "vision_output_dim"), 64),
+    "image_size": 28,
+    "patch_size": 14,
+    "num_key_value_heads": 2,
+    "num_position_embeddings": 16,
+}
+PLACEHOLDERS: dict[str, Any] = {
+    **dict.fromkeys(("image_token_id", "image_token_index"), 90),
+    "video_token_id": 91,
+    "vision_start_token_id": 92,
+    "vision_end_token_id": 93,
+    "mm_tokens_per_image": 4,
+    "boi_token_index": 92,
+    "eoi_token_index": 93,
+    "boi_token_id": 92,
+    "eoi_token_id": 93,
+}
+
+
 def families() -> list[str]:
     """Model types of transformers' causal language models that vLLM has a class for, or serves through its
     Transformers backend."""
@@ -106,13 +128,28 @@ def is_text(kind: str) -> bool:
 
 def tiny_config(kind: str) -> Any:
     """The family's configuration in small; transformers fills in the lists that follow from the sizes."""
-    names = AutoConfig.for_model(kind).get_text_config().to_dict()
-    chosen = {
+    chosen = _fitting(AutoConfig.for_model(kind), {**SMALL, **TELLING})
+    return AutoConfig.for_model(kind, **{**chosen, **ODD.get(kind, {})})
+
+
+def _fitting(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Those that the configuration has a place for."""
+    names = config.to_dict()
+    return {
         name: value
-        for name, value in {**SMALL, **TELLING}.items()
+        for name, value in values.items()
         if names.get(name) is not None or (name in UNSTATED and name in names)
     }
-    return AutoConfig.for_model(kind, **{**chosen, **ODD.get(kind, {})})
+
+
+def tiny_wrapper(kind: str) -> Any:
+    """A language model beside one that sees, random."""
+    config = AutoConfig.for_model(kind)
+    text = _fitting(config.text_config, SMALL)
+    vision = _fitting(config.vision_config, {**SMALL, **SEEING}) if config.vision_config else None
+    torch.manual_seed(0)
+    small = AutoConfig.for_model(kind, text_config=text, vision_config=vision, **_fitting(config, PLACEHOLDERS))
+    return AutoModelForImageTextToText.from_config(small).float().eval()
 
 
 def tiny_model(kind: str) -> Any:
