@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.policy.attention import NAME, has_plain_attention
+from rl_engine.policy.attention import NAME, check_packable, has_plain_attention
 from rollout.config import ModelConfig
 from rollout.models import locate_model
 
@@ -32,13 +32,21 @@ def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | No
 def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:
     """A model on the CPU, in `model.dtype` or in another, with nothing random in it."""
     model_config = without_noise(load_model_config(model))
-    return _auto_class(model_config).from_pretrained(
-        locate_model(model.name),
-        config=model_config,
-        revision=model.revision,
-        dtype=dtype or DTYPES[model.dtype],
-        attn_implementation=attention,
-    )
+    try:
+        return _auto_class(model_config).from_pretrained(
+            locate_model(model.name),
+            config=model_config,
+            revision=model.revision,
+            dtype=dtype or DTYPES[model.dtype],
+            attn_implementation=attention,
+        )
+    except ValueError as error:
+        if "attention implementation" not in str(error):
+            raise
+        raise ConfigError(
+            f"transformers has no attention {attention} for a {model_config.model_type} model: give learner.attention "
+            "eager (in supervised training train.attention)"
+        ) from error
 
 
 def load_model_config(model: ModelConfig) -> Any:
@@ -114,6 +122,8 @@ def layout_of(config: Config, device: torch.device) -> str:
 
 def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
     """`learner.layout`, or what auto comes to for a model of this configuration on `cpu` or `cuda`."""
+    if config.learner.layout == "packed":
+        check_packable(model_config, "learner.layout packed")
     if config.learner.layout in ("padded", "packed"):
         return config.learner.layout
     plain = has_plain_attention(model_config)

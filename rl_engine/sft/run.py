@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
+from rl_engine.policy.attention import check_packable
 from rl_engine.policy.base_model import load_model_config, model_notes
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
@@ -105,6 +106,8 @@ def load_tokenizer(config: SftConfig) -> Any:
 def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
     """Everything the loop needs: data before weights, so that what can fail cheaply fails first."""
     output = Path(config.output_dir)
+    if config.data.packing:
+        check_packable(load_model_config(config.model), "data.packing")
     examples = load_examples(config, tokenizer)
     rows = rows_of(examples.train, config.data.max_tokens, packing=config.data.packing)
     batches = batches_of(config, rows)
