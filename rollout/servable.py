@@ -41,7 +41,7 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
     text = model_config.get_text_config()
     if text is not model_config and importlib.util.find_spec("torchvision") is None:
         raise ValueError(
-            f"{name} is a {model_config.model_type} model, whose language model is one part beside others, and vLLM "
+            f"{name} is of type {model_config.model_type}, whose language model is one part beside others, and vLLM "
             "serves those with torchvision alone, which is not installed: install the build of torchvision that "
             "belongs to this torch, or take a text model"
         )

@@ -48,8 +48,8 @@ def check_agreement(policy: LogprobModel, batch: MicroBatch, name: str) -> None:
         found_N, _ = policy.train()(batch)
     except (AttributeError, TypeError) as error:
         raise DisagreementError(
-            f"model.name {name}: the learner cannot compute a {_kind(policy)} model by its parts ({error}): it is "
-            "not supported, take a model of another family"
+            f"model.name {name}: the learner cannot compute models of type {_kind(policy)} by their parts ({error}): "
+            "they are not supported, take a model of another family"
         ) from error
     finally:
         policy.train(learned)
@@ -58,8 +58,8 @@ def check_agreement(policy: LogprobModel, batch: MicroBatch, name: str) -> None:
     if not gap <= limit:
         raise DisagreementError(
             f"model.name {name}: the learner's log-probabilities of a prompt are {gap:.3g} nats a token from those of "
-            f"the model's own forward pass (limit {limit:g}): a {_kind(policy)} model computes something that the "
-            "learner does not know, so it is not supported; take a model of another family"
+            f"the model's own forward pass (limit {limit:g}): models of type {_kind(policy)} compute something "
+            "that the learner does not know, and are not supported; take a model of another family"
         )
 
 

@@ -42,8 +42,8 @@ def check_packable(model_config: Any, key: str) -> None:
     """Raises `ConfigError` naming the key that asks for samples end to end, for a family that would mix them."""
     if model_config.model_type not in PACKABLE:
         raise ConfigError(
-            f"{key} puts samples end to end, and a {model_config.model_type} model is not known to tell them apart by "
-            "positions that begin again: it would attend across them"
+            f"{key} puts samples end to end, and models of type {model_config.model_type} are not known to tell them "
+            "apart by positions that begin again: they would attend across them"
         )
 
 

@@ -44,8 +44,8 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
         if "attention implementation" not in str(error):
             raise
         raise ConfigError(
-            f"transformers has no attention {attention} for a {model_config.model_type} model: give learner.attention "
-            "eager (in supervised training train.attention)"
+            f"transformers has no attention {attention} for models of type {model_config.model_type}: give "
+            "learner.attention eager (in supervised training train.attention)"
         ) from error
 
 

@@ -128,6 +128,6 @@ def test_families_that_may_be_packed_score_as_in_rows_of_their_own() -> None:
 @pytest.mark.parametrize("kind", ["falcon", "opt", "falcon_h1", "gpt_oss", "jamba", "qwen3_next"])
 def test_others_are_refused_packed_in_one_line(kind: str, make_config: ConfigMaker) -> None:
     config = make_config("learner.layout=packed")
-    with pytest.raises(ConfigError, match=rf"learner.layout packed puts samples end to end, and a {kind} model"):
+    with pytest.raises(ConfigError, match=rf"learner.layout packed puts samples end to end, and models of type {kind}"):
         choose_layout(config, tiny_config(kind), "cpu")
     assert choose_layout(config, tiny_config("qwen2"), "cpu") == "packed"

@@ -119,7 +119,7 @@ def test_a_model_that_computes_something_unknown_is_refused_when_the_learner_is_
     config = make_config(f"model.name={tmp_path}", "learner.layout=padded")
     Learner(config, ranks, 0, [[3, 4, 5, 6]])
     monkeypatch.setattr("rl_engine.policy.logprobs.transform_of", lambda _: PLAIN)
-    with pytest.raises(DisagreementError, match=r"model.name .* granite model computes something"):
+    with pytest.raises(DisagreementError, match=r"model.name .* type granite compute something"):
         Learner(config, ranks, 0, [[3], [3, 4, 5, 6]])
 
 
@@ -145,7 +145,7 @@ def test_full_fine_tuning_of_a_wrapper_and_quantized_checkpoints_are_refused_in_
     make_config: ConfigMaker, tmp_path: Path
 ) -> None:
     tiny_wrapper("gemma3").save_pretrained(tmp_path / "wrapper")
-    with pytest.raises(ConfigError, match=r"gemma3 model, .* use method=lora"):
+    with pytest.raises(ConfigError, match=r"gemma3, .* use method=lora"):
         check_context(make_config(f"model.name={tmp_path / 'wrapper'}", "method=full"), needed=10)
     shutil.copytree(EMBEDDED_DIR, tmp_path / "four_bits")
     stated = json.loads((EMBEDDED_DIR / "config.json").read_text())

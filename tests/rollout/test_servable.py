@@ -28,7 +28,7 @@ def test_head_sizes_are_those_of_vllms_cpu_build() -> None:
         ("mixtral", {}, "is a mixture of experts"),
         ("deepseek_v3", {}, "is a mixture of experts"),
         ("gpt_oss", {}, "is a mixture of experts"),
-        *((kind, {}, f"is a {kind} model, .* torchvision") for kind in WRAPPERS),
+        *((kind, {}, f"is of type {kind}, .* torchvision") for kind in WRAPPERS),
     ],
 )
 def test_it_is_refused_in_one_line(
