@@ -33,7 +33,7 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
     """A model on the CPU, in `model.dtype` or in another, with nothing random in it."""
     model_config = without_noise(load_model_config(model))
     try:
-        return _auto_class(model_config).from_pretrained(
+        return auto_class(model_config).from_pretrained(
             locate_model(model.name),
             config=model_config,
             revision=model.revision,
@@ -71,7 +71,7 @@ def is_wrapper(model_config: Any) -> bool:
     return model_config.get_text_config() is not model_config
 
 
-def _auto_class(model_config: Any) -> Any:
+def auto_class(model_config: Any) -> Any:
     """Wrappers as they are stored and served, so that an adapter's names are the sampler's."""
     return AutoModelForImageTextToText if is_wrapper(model_config) else AutoModelForCausalLM
 
@@ -147,4 +147,4 @@ def load_meta_model(model: ModelConfig) -> Any:
     """The model on torch's meta device, which has modules and sizes but no weights, from its configuration alone."""
     model_config = load_model_config(model)
     with torch.device("meta"):
-        return _auto_class(model_config).from_config(model_config)
+        return auto_class(model_config).from_config(model_config)
