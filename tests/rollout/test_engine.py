@@ -22,6 +22,7 @@ from rollout.config import ArithmeticConfig, SamplingConfig
 from rollout.prompts.arithmetic import arithmetic_problems
 from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
 from tests.helpers.batches import alternating
+from tests.helpers.other_engine import sampled_elsewhere
 
 pytestmark = pytest.mark.engine
 
@@ -91,42 +92,27 @@ def test_length_limit_stop_string_and_greedy(vllm_engine: Any, prompts: list[Pro
     )
 
 
-def test_several_end_tokens_end_and_special_tokens_are_text(
-    ranks: Ranks, prompts: list[Prompt], tmp_path: Path
-) -> None:
+def test_several_end_tokens_end_and_special_tokens_are_text(prompts: list[Prompt], tmp_path: Path) -> None:
     """A closing brace ends a completion as well, as `<|eot_id|>` does beside the tokenizer's end; `=` is declared
     special, as `<think>` is."""
     from transformers import AutoTokenizer
 
-    from rollout.engine import EngineSettings
     from rollout.models import EMBEDDED_DIR
-    from rollout.vllm_engine import VllmEngine
 
     shutil.copytree(EMBEDDED_DIR, tmp_path, dirs_exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    brace = tokenizer.convert_tokens_to_ids("}")
+    equals, brace = (tokenizer.convert_tokens_to_ids(token) for token in "=}")
     tokenizer.add_special_tokens({"additional_special_tokens": ["="]})
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [END_ID, brace]}))
-    engine = VllmEngine(
-        EngineSettings(
-            model=str(tmp_path), dtype="float32", max_model_len=128, lora_rank=0, max_num_seqs=64, kv_cache_gib=0.1
-        )
-    )
-    try:
-        for stop in ((), ("]",)):
-            sampling = SAMPLING.model_copy(update={"stop": stop})
-            groups = engine.generate(prompts, sampling, None, seeds(prompts))
-            completions = [c for group in groups for c in group.completions]
-            assert any(c.token_ids[-1] == brace for c in completions)
-            assert {c.finish_reason for c in completions if c.token_ids[-1] in (END_ID, brace)} == {"stop"}
-            assert not any("}" in c.text or "<end>" in c.text for c in completions)
-            assert any("=" in c.text for c in completions)
-            assert all(
-                c.text.count("=") == c.token_ids.count(tokenizer.convert_tokens_to_ids("=")) for c in completions
-            )
-    finally:
-        engine.close()
+    samplings = [SAMPLING.model_copy(update={"stop": stop}) for stop in ((), ("]",))]
+    for groups in sampled_elsewhere(tmp_path, prompts, samplings):
+        completions = [c for group in groups for c in group.completions]
+        assert any(c.token_ids[-1] == brace for c in completions)
+        assert {c.finish_reason for c in completions if c.token_ids[-1] in (END_ID, brace)} == {"stop"}
+        assert not any("}" in c.text or "<end>" in c.text for c in completions)
+        assert any("=" in c.text for c in completions)
+        assert all(c.text.count("=") == c.token_ids.count(equals) for c in completions)
 
 
 @pytest.mark.parametrize("rank", [1, 8])
