@@ -32,6 +32,7 @@ from rollout.engine import EngineSettings
 from rollout.files.durable import write_synced
 from rollout.models import EMBEDDED, locate_model
 from rollout.prompts.problems import load_problems
+from rollout.servable import check_servable, context_length
 
 StartEngine = Callable[[EngineSettings], Any]
 
@@ -57,11 +58,13 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
         *([BASE_MODEL] if options.base else []),
         *find_policies(options.adapters, options.model, text_config),
     ]
+    adapted = any(policy.ref is not None for policy in policies)
+    check_servable(model_config, f"--model {options.model}", adapter=adapted)
     trained = agreed(options.model, policies)
     if trained is not None:
         console.print(escape(trained.describe()), soft_wrap=True)
         tokenizer.chat_template = trained.chat_template or tokenizer.chat_template
-    context = text_config.max_position_embeddings
+    context = context_length(model_config)
     suites = [prepare_suite(options, suite, tokenizer, context, trained) for suite in wanted]
     shared = overlaps(options, suites)
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]

@@ -8,6 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollout.frames import BOXED_INSTRUCTION, FRAMES
 
+# Arguments of a chat template, and of what renders it, that a prompt settles by itself.
+WRITTEN_BY_US = frozenset(
+    {
+        *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"),
+        *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now"),
+    }
+)
+
 
 class Section(BaseModel):
     """A part of a configuration: unknown keys are errors, values are checked, nothing changes afterwards."""
@@ -64,6 +73,9 @@ class PromptConfig(Section):
         description=f"`chat` (the model's own template), `frame` (your own) or one of {', '.join(sorted(FRAMES))}.",
     )
     system: str | None = Field(None, description="System message of the chat template.")
+    template_arguments: dict[str, bool | int | float | str | None] = Field(
+        {}, description="What the model's chat template is told besides, such as `{enable_thinking: false}`."
+    )
     instruction: str | None = Field(BOXED_INSTRUCTION, description="Sentence after the problem; null for none.")
     frame: str | None = Field(None, description="Own frame for `template: frame`; `{problem}` stands for the problem.")
 
@@ -78,6 +90,11 @@ class PromptConfig(Section):
             raise ValueError("prompt.frame needs `{problem}` where the problem goes")
         if self.system is not None and self.template != "chat":
             raise ValueError(f"prompt.system needs prompt.template: chat, not {self.template!r}")
+        if self.template_arguments and self.template != "chat":
+            raise ValueError(f"prompt.template_arguments needs prompt.template: chat, not {self.template!r}")
+        for name in self.template_arguments:
+            if name in WRITTEN_BY_US or not name.isidentifier():
+                raise ValueError(f"prompt.template_arguments.{name}: a prompt is rendered with its own value of that")
         return self
 
 

@@ -1,4 +1,5 @@
-"""Prompts → completions, by vLLM inside this process. With `rollout/one_adapter.py` the only file that imports vllm."""
+"""Prompts → completions, by vLLM inside this process. vllm is imported here and by its two neighbours, one_adapter.py
+and own_classes.py, alone."""
 
 from __future__ import annotations
 
@@ -8,7 +9,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 # Read by vLLM when it is imported. In its own process the engine burns a core in a busy wait and takes ten
@@ -23,6 +23,7 @@ import torch
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
+    from transformers import AutoConfig
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.platforms import current_platform
@@ -31,10 +32,39 @@ with warnings.catch_warnings():
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
 from rollout.config import SamplingConfig
 from rollout.engine import EngineError, EngineSettings, sample_seed, smallest_allowed_rank
+from rollout.own_classes import leave_transformers_alone
 from rollout.segments import is_unfinished, joined
+from rollout.servable import keeps_states, why_not
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 
 GIB = 1024**3
+
+leave_transformers_alone()
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    """Tokens → text. Tokens that are declared special are text, such as `<think>`, but for those that frame one."""
+
+    tokenizer: Any
+    silent: dict[int, str]
+    """Those that begin, end, fill up or stand for the unknown."""
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> _Decoder:
+        names = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+        tokens = {getattr(tokenizer, f"{name}_token_id", None): getattr(tokenizer, f"{name}_token") for name in names}
+        return cls(tokenizer, {number: text for number, text in tokens.items() if number is not None})
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        heard = [number for number in token_ids if number not in self.silent]
+        return str(self.tokenizer.decode(heard, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def spoken(self, text: str) -> str:
+        """A text with all special tokens, as vLLM makes it, without the silent ones."""
+        for token in self.silent.values():
+            text = text.replace(token, "")
+        return text
 
 
 @dataclass
@@ -45,13 +75,18 @@ class VllmEngine:
     _llm: Any = field(init=False, repr=False)
     _loaded: dict[str, LoRARequest] = field(default_factory=dict, init=False, repr=False)
     _ids_given: int = field(default=0, init=False, repr=False)
+    _decoder: _Decoder = field(init=False, repr=False)
     _weights: str = field(default=BASE, init=False, repr=False)
     """Key of the version whose whole model is loaded."""
 
     def __post_init__(self) -> None:
         with warnings.catch_warnings(), _lora_arithmetic(self.settings):
             warnings.simplefilter("ignore", FutureWarning)
-            self._llm = LLM(**_engine_arguments(self.settings))
+            try:
+                self._llm = LLM(**_engine_arguments(self.settings))
+            except (ValueError, NotImplementedError, AssertionError) as error:
+                raise why_not(error, self.settings.model) from error
+        self._decoder = _Decoder.of(self._llm.get_tokenizer())
 
     def generate(
         self,
@@ -92,10 +127,9 @@ class VllmEngine:
             tokens = groups[row].completions[sample].token_ids
             params = _sampling_params(sampling, sample_seed(seeds[row], sample, len(tokens)), len(tokens))
             contexts.append((groups[row].prompt.token_ids + tokens, params))
-        decode = partial(_decoded, self._llm.get_tokenizer())
         whole = [list(group.completions) for group in groups]
         for (row, sample), segment in zip(unfinished, self._sampled(contexts, sampling, adapter), strict=True):
-            whole[row][sample] = joined(whole[row][sample], segment, sampling.stop, decode)
+            whole[row][sample] = joined(whole[row][sample], segment, sampling.stop, self._decoder.text)
         return [
             replace(group, completions=tuple(completions)) for group, completions in zip(groups, whole, strict=True)
         ]
@@ -121,8 +155,13 @@ class VllmEngine:
         except (torch.OutOfMemoryError, EngineDeadError) as error:
             raise EngineError(f"vLLM failed while it sampled: {error}") from error
         key = adapter.key if adapter else BASE
-        tokenizer = None if sampling.stop else self._llm.get_tokenizer()
-        return [_completion(output.outputs[0], key, tokenizer) for output in outputs]
+        return [_completion(output.outputs[0], key, self._text(output.outputs[0], sampling)) for output in outputs]
+
+    def _text(self, output: Any, sampling: SamplingConfig) -> str:
+        """What was said: when a token ended the completion, that one is no part of it."""
+        if sampling.stop:
+            return self._decoder.spoken(output.text)
+        return self._decoder.text(output.token_ids[:-1] if output.finish_reason == "stop" else output.token_ids)
 
     def score(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: AdapterRef | None
@@ -221,6 +260,8 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         # The log-probability under what was really sampled from: after temperature and top_p.
         "logprobs_mode": "processed_logprobs",
         "enable_prefix_caching": True,
+        # Of a model that also sees or hears, what reads alone; nothing else of it is loaded.
+        "language_model_only": True,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
@@ -251,6 +292,9 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             # The smallest that its attention serves at full speed.
             "block_size": 32,
         }
+        if keeps_states(AutoConfig.from_pretrained(settings.model, revision=settings.revision)):
+            # What such layers keep of a prompt can be shared in parts of a prefill alone, and here those are whole.
+            arguments |= {"enable_prefix_caching": False}
     if _multiplies_itself(settings) and settings.dtype == "float32":
         from rollout.one_adapter import KERNELS
 
@@ -292,6 +336,8 @@ def _sampling_params(sampling: SamplingConfig, seed: int, start: int = 0) -> Sam
         # Only stop strings need the text on the way; else it is made once, in the end.
         flat_logprobs=True,
         detokenize=bool(sampling.stop),
+        skip_special_tokens=False,
+        spaces_between_special_tokens=False,
     )
 
 
@@ -305,22 +351,13 @@ def _scores(flat: Any, continuation: Sequence[int]) -> TokenScores:
     )
 
 
-def _completion(output: Any, adapter: str, tokenizer: Any) -> Completion:
+def _completion(output: Any, adapter: str, text: str) -> Completion:
     if output.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"vLLM ended a completion with {output.finish_reason!r}")
     return Completion(
-        text=output.text if tokenizer is None else _text(output, tokenizer),
+        text=text,
         token_ids=tuple(output.token_ids),
         logprobs=tuple(output.logprobs.logprobs),
         finish_reason=output.finish_reason,
         adapter=adapter,
     )
-
-
-def _text(output: Any, tokenizer: Any) -> str:
-    """The text as vLLM makes it when no string but a token ended the completion: that token is no part of it."""
-    return _decoded(tokenizer, output.token_ids[:-1] if output.finish_reason == "stop" else output.token_ids)
-
-
-def _decoded(tokenizer: Any, token_ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -38,6 +38,8 @@ ROOMS = (
     "rollout.work_items",
     "rollout.engine",
     "rollout.one_adapter",
+    "rollout.own_classes",
+    "rollout.servable",
     "rollout.vllm_engine",
     "rollout.pool",
     "rollout",
@@ -75,7 +77,7 @@ MAY_IMPORT = {
     "configs": set(),
 }
 HEAVY = {
-    "vllm": {"rollout/vllm_engine.py", "rollout/one_adapter.py"},
+    "vllm": {"rollout/vllm_engine.py", "rollout/one_adapter.py", "rollout/own_classes.py"},
     "peft": {"rl_engine/policy/lora.py", "rl_engine/policy/lora_linear.py", "rl_engine/policy/targets.py"},
     "trl": {"rl_engine/sft/trainer.py"},
     "ray": {"rollout/pool/ray_pool.py", "rollout/pool/member.py", "rollout/pool/local_cluster.py"},

@@ -42,6 +42,7 @@ from rollout.engine import EngineError, EngineSettings, ScoringEngine
 from rollout.files.durable import write_synced
 from rollout.hub import check_hub
 from rollout.models import EMBEDDED, check_files, hub_items, locate_model
+from rollout.servable import check_servable, context_length
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import BASE, AdapterRef
 
@@ -163,6 +164,7 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
 
     tokenizer = AutoTokenizer.from_pretrained(model, revision=options.revision)
     model_config: Any = AutoConfig.from_pretrained(model, revision=options.revision)
+    check_servable(model_config, f"--model {options.model}", adapter=bool(adapters))
     prompts = None
     if options.prompts is not None:
         prompts = read_task_prompts(
@@ -175,9 +177,7 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
             seed=options.seed,
         )
     tasks = import_harness().load_tasks(options.tasks, options.task_dir, tokenizer) if options.tasks else None
-    settings = engine_settings(
-        options, model, adapters, prompts, model_config.get_text_config().max_position_embeddings
-    )
+    settings = engine_settings(options, model, adapters, prompts, context_length(model_config))
     with console.status("starting vLLM"):
         engine = start_engine(settings)
     try:

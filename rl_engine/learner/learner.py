@@ -24,6 +24,7 @@ from rl_engine.learner.gap import GapLimits, check_gap
 from rl_engine.learner.objective import needs_base, needs_old_logprobs, objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import LearnStats, StepStatistics
+from rl_engine.policy.agreement import check_with_prompts
 from rl_engine.policy.base_model import layout_of
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.methods import METHODS
@@ -39,8 +40,12 @@ NOTHING = TrainingSample(prompt_ids=(0,), completion_ids=(0,), behaviour_logprob
 class Learner:
     """The policy, what of it learns, and its optimizer on this rank."""
 
-    def __init__(self, config: Config, ranks: Ranks, pad_id: int, calibration: Sequence[Sequence[int]] = ()) -> None:
-        """`calibration`: token ids of prompts, for adapters that start from the model's activations."""
+    def __init__(self, config: Config, ranks: Ranks, pad_id: int, prompts: Sequence[Sequence[int]] = ()) -> None:
+        """`prompts`: token ids of the run's prompts. On the first one the learner is compared with the model's own
+        forward pass, and on all of them adapters find the activations that they start from.
+
+        Raises `DisagreementError` for a model whose log-probabilities the learner cannot compute.
+        """
         self.config = config
         self.ranks = ranks
         self.trainable = METHODS[config.method](config, ranks.device)
@@ -60,13 +65,22 @@ class Learner:
         self.policy = LogprobModel(
             self.trainable.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
         )
-        self.trainable.calibrate(partial(self.policy, self._alone(ids)) for ids in calibration)
+        check_with_prompts(self.policy, prompts, self._continued, config.model.name)
+        self.trainable.calibrate(partial(self.policy, self._alone(ids)) for ids in prompts)
         self.deepspeed_engine = self._start_deepspeed()
 
     def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
         """A micro-batch of one prompt, whose last token stands for the completion."""
         *before, last = prompt_ids
         sample = replace(NOTHING, prompt_ids=tuple(before), completion_ids=(last,))
+        return self._collate([sample]).to(self.ranks.device)
+
+    def _continued(self, token_ids: Sequence[int]) -> MicroBatch:
+        """A micro-batch of one prompt, all of which but its first token stands for the completion."""
+        first, *others = token_ids
+        sample = replace(
+            NOTHING, prompt_ids=(first,), completion_ids=tuple(others), behaviour_logprobs=(0.0,) * len(others)
+        )
         return self._collate([sample]).to(self.ranks.device)
 
     def _start_deepspeed(self) -> Any:
@@ -103,7 +117,7 @@ class Learner:
         if stage == 3:
             pairs = self.trainable.prepare_for_zero3()
             if self.policy.head_is_frozen:
-                pairs.append((self.policy, self.policy.head.weight))
+                pairs += [(self.policy, parameter) for parameter in self.policy.head.parameters()]
             for module, parameter in pairs:
                 deepspeed.zero.register_external_parameter(module, parameter)
         return engine

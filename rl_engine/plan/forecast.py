@@ -19,6 +19,7 @@ from rl_engine.plan.flops import StepFlops, step_flops
 from rl_engine.plan.learning_rate import Rate, chosen_rate, rate_of_run
 from rl_engine.plan.sizes import Workload
 from rl_engine.plan.warnings import PlannedRun, warnings_of
+from rollout.servable import context_length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,7 @@ def forecast(
                 config=config,
                 rate=rate,
                 hidden=text_config.hidden_size,
-                context=text_config.max_position_embeddings,
+                context=context_length(text_config),
                 groups=frozenset(groups),
                 capacity=capacity,
             )

@@ -17,7 +17,7 @@ from rl_engine.plan.sizes import Widths
 from rl_engine.policy.attention import NAME as SHARED
 from rl_engine.policy.base_model import DTYPES, choose_attention, choose_layout, load_meta_model
 from rl_engine.policy.logprobs import rows_at_once
-from rl_engine.policy.targets import trains_head
+from rl_engine.policy.targets import match_targets, trains_head
 from rl_engine.run.peaks import GIB
 from rollout.engine import smallest_allowed_rank
 
@@ -127,6 +127,25 @@ def activation_bytes(
     return tokens * (kept + gradients)
 
 
+def expert_sum_bytes(config: Config, meta_model: nn.Module, size: int) -> int:
+    """Bytes of W + B·A of every adapted stack of experts, which PEFT makes in each forward pass and keeps for the
+    backward pass, in a precision of `size` bytes, and of the gradient of one of them.
+
+    With gradient checkpointing one layer's are there at a time.
+    """
+    if config.method != "lora":
+        return 0
+    stacks: dict[str, list[int]] = {}
+    for path, layer in match_targets(meta_model, config.lora.targets).items():
+        if layer.experts:
+            stacks.setdefault(path.rpartition(".")[0], []).append(size * layer.experts * layer.inputs * layer.outputs)
+    if not stacks:
+        return 0
+    layers = [sum(of_layer) for of_layer in stacks.values()]
+    kept = max(layers) if config.learner.gradient_checkpointing else sum(layers)
+    return kept + max(max(of_layer) for of_layer in stacks.values())
+
+
 def microbatch_tokens(config: Config) -> tuple[int, int]:
     """(padded tokens of the largest possible micro-batch, longest possible sample)."""
     longest = config.data.max_prompt_tokens + config.sampling.max_tokens
@@ -219,8 +238,11 @@ def _learning(config: Config, meta_model: nn.Module, cuda: bool) -> list[Part]:
     )
     chunk = rows * widths.vocabulary * FP32 * copies
     keys = tuple(key for key in ACTIVATIONS if not (checkpointing and key == "learner.gradient_checkpointing"))
+    experts = expert_sum_bytes(config, meta_model, size)
+    sparing = () if checkpointing else ("learner.gradient_checkpointing",)
     return [
         Part(name="activations", gib=held / GIB, phases=("learn",), keys=keys),
+        Part(name="experts with their updates", gib=experts / GIB, phases=("learn",), keys=("lora.targets", *sparing)),
         Part(name="logits chunk", gib=chunk / GIB, phases=("learn",)),
         Part(name="heap slack", gib=0.0 if cuda else HEAP_SLACK * held / GIB, phases=("learn",), keys=keys),
     ]

@@ -28,7 +28,8 @@ class Widths:
     @classmethod
     def of(cls, meta_model: nn.Module) -> Widths:
         text_config: Any = meta_model.config.get_text_config()  # type: ignore[operator, union-attr]
-        heads = text_config.num_attention_heads
+        # Families without attention state none.
+        heads = getattr(text_config, "num_attention_heads", None) or 1
         experts = getattr(text_config, "num_experts_per_tok", None) or 0
         dense = getattr(text_config, "intermediate_size", None) or 4 * text_config.hidden_size
         expert = getattr(text_config, "moe_intermediate_size", None) or dense

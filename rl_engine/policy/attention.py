@@ -17,9 +17,34 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from rl_engine.config.file import ConfigError
+
 NAME = "shared_prompt"
 # Architectures of transformers whose attention is the plain causal one, by rotary positions that are passed in.
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "smollm3", "olmo2"})
+
+# Those that know samples of one row apart by positions that begin again, in the masks that transformers makes of them.
+# tests/policy/test_attention.py compares each of these with rows of their own.
+PACKABLE = frozenset(
+    {
+        *("apertus", "arcee", "cohere", "cohere2", "cwm", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5"),
+        *("ernie4_5_moe", "exaone4", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2"),
+        *("gpt_bigcode", "gpt_neox", "gptj", "granite", "granitemoe", "granitemoeshared", "helium"),
+        *("hunyuan_v1_dense", "hunyuan_v1_moe", "hyperclovax", "llama", "llama4_text", "minicpm3", "minimax_m2"),
+        *("ministral", "ministral3", "mistral", "mixtral", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe"),
+        *("phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm"),
+        *("starcoder2", "vaultgemma"),
+    }
+)
+
+
+def check_packable(model_config: Any, key: str) -> None:
+    """Raises `ConfigError` naming the key that asks for samples end to end, for a family that would mix them."""
+    if model_config.model_type not in PACKABLE:
+        raise ConfigError(
+            f"{key} puts samples end to end, and models of type {model_config.model_type} are not known to tell them "
+            "apart by positions that begin again: they would attend across them"
+        )
 
 
 def has_plain_attention(model_config: Any) -> bool:

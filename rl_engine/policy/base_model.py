@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.policy.attention import NAME, has_plain_attention
+from rl_engine.policy.attention import NAME, check_packable, has_plain_attention
 from rollout.config import ModelConfig
 from rollout.models import locate_config, locate_model
 
 # Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
 LONGEST_SHARED = 2048
+# attention_dropout, resid_pdrop, layerdrop, router_jitter_noise, …
+NOISE = re.compile(r"drop|jitter")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -28,23 +31,93 @@ def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | No
 
 
 def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:
-    """A model on the CPU, in `model.dtype` or in another."""
-    return AutoModelForCausalLM.from_pretrained(
-        locate_model(model.name),
-        revision=model.revision,
-        dtype=dtype or DTYPES[model.dtype],
-        attn_implementation=attention,
-    )
+    """A model on the CPU, in `model.dtype` or in another, with nothing random in it."""
+    model_config = without_noise(load_model_config(model))
+    try:
+        return auto_class(model_config).from_pretrained(
+            locate_model(model.name),
+            config=model_config,
+            revision=model.revision,
+            dtype=dtype or DTYPES[model.dtype],
+            attn_implementation=attention,
+        )
+    except ValueError as error:
+        if "attention implementation" not in str(error):
+            raise
+        raise ConfigError(
+            f"transformers has no attention {attention} for models of type {model_config.model_type}: give "
+            "learner.attention eager (in supervised training train.attention)"
+        ) from error
 
 
 def load_model_config(model: ModelConfig) -> Any:
-    """The model's own configuration, as transformers reads its config.json. Raises `ConfigError` for one that it does
-    not know."""
+    """The model's own configuration, as transformers reads its config.json.
+
+    Raises `ConfigError` for one that it does not know, and for a quantized checkpoint.
+    """
     try:
-        return AutoConfig.from_pretrained(locate_config(model), revision=model.revision)
+        model_config = AutoConfig.from_pretrained(locate_config(model), revision=model.revision)
     except ValueError as error:
         (said, *_) = str(error).splitlines()
         raise ConfigError(f"model.name: {model.name}: {said}") from error
+    quantized = getattr(model_config, "quantization_config", None)
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
+        raise ConfigError(
+            f"model.name {model.name} is a quantized checkpoint ({method or 'unnamed method'}), and those are not "
+            "trained here: learner and sampler would round its weights each in a way of its own, and compute two "
+            "policies; give the checkpoint in bfloat16 that it was made from"
+        )
+    return model_config
+
+
+def is_wrapper(model_config: Any) -> bool:
+    """Whether a language model is one part of it, beside those that see or hear."""
+    return model_config.get_text_config() is not model_config
+
+
+def auto_class(model_config: Any) -> Any:
+    """Wrappers as they are stored and served, so that an adapter's names are the sampler's."""
+    return AutoModelForImageTextToText if is_wrapper(model_config) else AutoModelForCausalLM
+
+
+def noise_of(model_config: Any) -> dict[str, float]:
+    """The dropout rates and router jitters of a configuration that are not zero, by name, those of its parts too."""
+    return {name: value for part in _parts(model_config) for name, value in _noise_of_part(part).items()}
+
+
+def without_noise(model_config: Any) -> Any:
+    """The configuration with `noise_of` set to zero: the sampler has none, and the two are to compute one policy."""
+    for part in _parts(model_config):
+        for name in _noise_of_part(part):
+            setattr(part, name, 0.0)
+    return model_config
+
+
+def model_notes(model: ModelConfig) -> list[str]:
+    """For people: what of the checkpoint's configuration is switched off."""
+    noise = ", ".join(f"{name} {value:g}" for name, value in noise_of(load_model_config(model)).items())
+    return [f"model: {noise} of the checkpoint's configuration is off: the sampler has none"] if noise else []
+
+
+def _parts(model_config: Any) -> list[Any]:
+    inner = [value for value in vars(model_config).values() if isinstance(value, PreTrainedConfig)]
+    return [model_config, *(part for one in inner for part in _parts(one))]
+
+
+def _noise_of_part(part: Any) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if NOISE.search(name) and isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    }
+
+
+def published_config(model: ModelConfig) -> Any:
+    """The configuration of a whole model that is written: the checkpoint's own, in `model.dtype`."""
+    model_config = load_model_config(model)
+    model_config.dtype = DTYPES[model.dtype]
+    return model_config
 
 
 def layout_of(config: Config, device: torch.device) -> str:
@@ -54,6 +127,8 @@ def layout_of(config: Config, device: torch.device) -> str:
 
 def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
     """`learner.layout`, or what auto comes to for a model of this configuration on `cpu` or `cuda`."""
+    if config.learner.layout == "packed":
+        check_packable(model_config, "learner.layout packed")
     if config.learner.layout in ("padded", "packed"):
         return config.learner.layout
     plain = has_plain_attention(model_config)
@@ -85,5 +160,6 @@ def choose_attention(config: Config, layout: str) -> str:
 
 def load_meta_model(model: ModelConfig) -> Any:
     """The model on torch's meta device, which has modules and sizes but no weights, from its configuration alone."""
+    model_config = load_model_config(model)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_model_config(model))
+        return auto_class(model_config).from_config(model_config)

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoTokenizer
 
 from rl_engine.config import Config
-from rl_engine.policy.base_model import DTYPES, load_causal_lm
+from rl_engine.policy.base_model import DTYPES, load_causal_lm, published_config
 from rl_engine.policy.logprobs import LogprobModel
 from rollout.models import locate_model
 
@@ -94,7 +94,7 @@ class FullPolicy:
         """Write an ordinary checkpoint, in `model.dtype`, with its tokenizer."""
         source = locate_model(self._config.model.name)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=self._config.model.revision)
-        write_model(directory, tensors, self._base.causal_lm.config, tokenizer)
+        write_model(directory, tensors, published_config(self._config.model), tokenizer)
 
     def manifest_entries(self) -> dict[str, Any]:
         return {"kind": "full", "rank": 0, "weights": WEIGHTS}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from rl_engine.policy.logits import PLAIN, LogitTransform, transform_of
 from rl_engine.policy.micro_batch import MicroBatch
 
 # Rows of logits that are computed at once: on a GPU enough to keep its matrix units busy. On a CPU buffers beyond
@@ -38,31 +39,41 @@ def _of_logits(logits_nV: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 class _FrozenHead(torch.autograd.Function):
-    """log p(y_i) = z_i[y_i] − logsumexp(z_i) and H_i = −Σ_v p_v log p_v with z_i = W h_i / temperature, W frozen.
+    """log p(y_i) = z_i[y_i] − logsumexp(z_i) and H_i = −Σ_v p_v log p_v with z_i = t(W h_i + b), W and b frozen.
 
-    ∂log p(y_i)/∂h_i = (W[y_i] − Σ_v p_v W[v]) / temperature and ∂H_i/∂h_i = −Σ_v p_v (log p_v + H_i) W[v] /
-    temperature: one vector of the hidden size a token each. They are computed while the chunk's probabilities are at
+    With s_v = t'(W[v] h_i + b_v): ∂log p(y_i)/∂h_i = s_y W[y_i] − Σ_v p_v s_v W[v] and ∂H_i/∂h_i = −Σ_v p_v (log p_v +
+    H_i) s_v W[v]: one vector of the hidden size a token each. They are computed while the chunk's probabilities are at
     hand, so that the backward pass needs no logits again.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float, learn_entropy: bool
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        target_N: Tensor,
+        transform: LogitTransform,
+        learn_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, gradients, entropy_gradients = [], [], [], []
         dtype, rows = weight_VH.dtype, rows_at_once(len(weight_VH), weight_VH.device.type)
         for hidden_nH, target_n in zip(hidden_NH.split(rows), target_N.split(rows), strict=True):
-            logits_nV = (hidden_nH @ weight_VH.T).float()
-            if temperature != 1:
-                logits_nV /= temperature
+            raw_nV = hidden_nH @ weight_VH.T if bias_V is None else torch.addmm(bias_V, hidden_nH, weight_VH.T)
+            logits_nV = transform.apply(raw_nV.float())
             logprob_n, entropy_n, all_nV, probs_nV = _of_logits(logits_nV, target_n)
             logprobs.append(logprob_n)
             entropies.append(entropy_n)
             if ctx.needs_input_grad[0]:
-                gradients.append((weight_VH[target_n] - probs_nV.to(dtype) @ weight_VH) / temperature)
+                slope_nV = transform.cap_slope(logits_nV)
+                push_nH = weight_VH[target_n]
+                if slope_nV is not None:
+                    push_nH = push_nH * slope_nV.gather(1, target_n[:, None]).to(dtype)
+                    probs_nV = probs_nV * slope_nV
+                gradients.append((push_nH - probs_nV.to(dtype) @ weight_VH) / transform.divisor)
                 if learn_entropy:
                     pull_nV = probs_nV * (all_nV + entropy_n[:, None])
-                    entropy_gradients.append(pull_nV.to(dtype) @ weight_VH / -temperature)
+                    entropy_gradients.append(pull_nV.to(dtype) @ weight_VH / -transform.divisor)
         if gradients:
             ctx.save_for_backward(torch.cat(gradients), torch.cat(entropy_gradients) if learn_entropy else None)
         entropy_N = torch.cat(entropies)
@@ -72,16 +83,23 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor, entropy_grad_N: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_N: Tensor, entropy_grad_N: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         gradient_NH, entropy_gradient_NH = ctx.saved_tensors
         total_NH = grad_N[:, None] * gradient_NH
         if entropy_gradient_NH is not None:
             total_NH = total_NH + entropy_grad_N[:, None] * entropy_gradient_NH
-        return total_NH.to(gradient_NH.dtype), None, None, None, None
+        return total_NH.to(gradient_NH.dtype), None, None, None, None, None
 
 
 def token_logprobs(
-    hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float, *, learn_entropy: bool = False
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    target_N: Tensor,
+    temperature: float,
+    *,
+    bias_V: Tensor | None = None,
+    transform: LogitTransform = PLAIN,
+    learn_entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target, and the entropy of its distribution, under a frozen output embedding.
 
@@ -90,24 +108,32 @@ def token_logprobs(
         weight_VH: [V, H] output embedding, frozen.
         target_N: [N] token ids.
         temperature: of the sampler; the policy is the tempered distribution.
+        bias_V: [V] of the output embedding, where it has one, frozen.
+        transform: what the model makes of hidden · W + b.
         learn_entropy: whether the entropy carries a gradient.
 
     Returns:
         ([N] nats, [N] nats), float32.
     """
     logprob_N, entropy_N = _FrozenHead.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, weight_VH, target_N, temperature, learn_entropy
+        hidden_NH, weight_VH, bias_V, target_N, transform.tempered(temperature), learn_entropy
     )
     return logprob_N, entropy_N
 
 
 def token_logprobs_of_trained_head(
-    hidden_NH: Tensor, head: Callable[[Tensor], Tensor], target_N: Tensor, temperature: float, rows: int = CHUNK
+    hidden_NH: Tensor,
+    head: Callable[[Tensor], Tensor],
+    target_N: Tensor,
+    temperature: float,
+    rows: int = CHUNK,
+    transform: LogitTransform = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """As `token_logprobs`, for a head that learns too: each chunk's logits are computed again in the backward pass."""
+    tempered = transform.tempered(temperature)
 
     def of_chunk(hidden_nH: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
-        logprob_n, entropy_n, _, _ = _of_logits(head(hidden_nH).float() / temperature, target_n)
+        logprob_n, entropy_n, _, _ = _of_logits(tempered.apply(head(hidden_nH).float()), target_n)
         return logprob_n, entropy_n
 
     parts = [
@@ -115,6 +141,15 @@ def token_logprobs_of_trained_head(
         for hidden_nH, target_n in zip(hidden_NH.split(rows), target_N.split(rows), strict=True)
     ]
     return torch.cat([logprob for logprob, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
+def decoder_of(causal_lm: Any) -> Any:
+    """What makes the last hidden states: the language model alone where there are others beside it."""
+    decoder = causal_lm.get_decoder()
+    # Where transformers finds none under a name that it knows, it names the whole model (Llama 4).
+    if decoder is causal_lm:
+        return causal_lm.model
+    return decoder_of(decoder) if getattr(decoder, "lm_head", None) is not None else decoder
 
 
 class LogprobModel(nn.Module):
@@ -126,6 +161,17 @@ class LogprobModel(nn.Module):
         self.causal_lm = causal_lm
         self.temperature = temperature
         self.learn_entropy = learn_entropy
+        self.transform = transform_of(causal_lm.config)
+
+    def train(self, mode: bool = True) -> LogprobModel:
+        """The sampled policy is the model as it is evaluated. Some families draw dropout, jitter or whole experts in
+        their training mode, whatever their configuration says: it is for what recomputes its activations alone."""
+        super().train(mode)
+        self.causal_lm.eval()
+        for module in self.causal_lm.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = mode
+        return self
 
     @property
     def head(self) -> Any:
@@ -138,18 +184,20 @@ class LogprobModel(nn.Module):
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """([N] log-probabilities, [N] entropies) of the batch's completion tokens, in nats."""
-        hidden_BTH = self.causal_lm.get_decoder()(
-            input_ids=batch.input_ids_BT,
-            attention_mask=batch.attention_mask_BT,
-            position_ids=batch.position_ids_BT,
-            use_cache=False,
-            **({} if batch.layout is None else {"layout": batch.layout}),
-        ).last_hidden_state
+        hidden_BTH = decoder_of(self.causal_lm)(**batch.model_inputs(), use_cache=False).last_hidden_state
         # The first tokens of a group share a position; the gradient of indexing by `[]` would be added in any order.
         hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, batch.source_N)
         if self.head_is_frozen:
             return token_logprobs(
-                hidden_NH, self.head.weight, batch.target_N, self.temperature, learn_entropy=self.learn_entropy
+                hidden_NH,
+                self.head.weight,
+                batch.target_N,
+                self.temperature,
+                bias_V=self.head.bias,
+                transform=self.transform,
+                learn_entropy=self.learn_entropy,
             )
         rows = rows_at_once(len(self.head.weight), self.head.weight.device.type)
-        return token_logprobs_of_trained_head(hidden_NH, self.head, batch.target_N, self.temperature, rows)
+        return token_logprobs_of_trained_head(
+            hidden_NH, self.head, batch.target_N, self.temperature, rows, self.transform
+        )

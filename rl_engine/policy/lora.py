@@ -47,7 +47,12 @@ def peft_config_for(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
     experts = [path for path, layer in matched.items() if layer.experts]
     # Leaf names where they mean just these layers, so that adapter_config.json stays readable.
     leaves = sorted({path.rpartition(".")[2] for path in linears})
-    exact = bool(leaves) and set(match_targets(model, tuple(leaves))) == set(linears)
+    named = {
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and path.rpartition(".")[2] in leaves
+    }
+    exact = bool(leaves) and named == set(linears)
     peft_config = PeftLoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,15 @@ class MicroBatch:
     old_logprob_BC: Tensor | None
     advantage_B: Tensor
     weight_B: Tensor
+
+    def model_inputs(self) -> dict[str, Any]:
+        """What the model is called with."""
+        inputs: dict[str, Any] = {
+            "input_ids": self.input_ids_BT,
+            "attention_mask": self.attention_mask_BT,
+            "position_ids": self.position_ids_BT,
+        }
+        return inputs if self.layout is None else {**inputs, "layout": self.layout}
 
     def to(self, device: torch.device) -> MicroBatch:
         tensors = {name: getattr(self, name) for name in self.__slots__}

@@ -58,11 +58,15 @@ def group_of(module: str) -> str:
 
 
 def adaptable(model: nn.Module) -> dict[str, LayerSize]:
-    """Every linear layer but the output embedding, and every stack of experts, by path."""
+    """Every linear layer of the language model but the output embedding, and every stack of experts, by path."""
     head = model.get_output_embeddings()  # type: ignore[operator]
+    inside = _language_model(model)
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head:
+        if not path.startswith(inside):
+            continue
+        # A router may be a linear layer that goes on to choose (Llama 4).
+        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and module is not head:
             found[path] = LayerSize(module.in_features, module.out_features)
         if path.endswith("experts"):
             for name, parameter in module.named_parameters(recurse=False):
@@ -70,6 +74,15 @@ def adaptable(model: nn.Module) -> dict[str, LayerSize]:
                     experts, outputs, inputs = parameter.shape
                     found[f"{path}.{name}"] = LayerSize(inputs, outputs, experts)
     return found
+
+
+def _language_model(model: nn.Module) -> str:
+    """What the paths of the language model begin with: nothing, but in wrappers around one."""
+    model_config: Any = model.config
+    if model_config.get_text_config() is model_config:
+        return ""
+    decoder = model.get_decoder()  # type: ignore[operator]
+    return next(f"{path}." for path, module in model.named_modules() if module is decoder)
 
 
 def head_of(model: nn.Module) -> dict[str, LayerSize]:

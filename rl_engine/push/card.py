@@ -98,7 +98,7 @@ def template() -> jinja2.Template:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"py": _literal, "percent": _percent, "share": _share}
+    environment.filters |= {"py": _literal, "repr": repr, "percent": _percent, "share": _share}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 

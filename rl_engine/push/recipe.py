@@ -6,6 +6,7 @@ from rl_engine.config import Config, LoraConfig, OptimConfig
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.trained import TrainingRun
 from rl_engine.sft.conversations import HUB
+from rollout.prompts.chat import describe_arguments
 from rollout.prompts.problems import SOURCES
 
 Rows = list[tuple[str, str]]
@@ -79,6 +80,8 @@ def _data(config: Config | SftConfig) -> str:
 
 def _prompt(config: Config) -> str:
     template = "the model's chat template" if config.prompt.template == "chat" else f"`{config.prompt.template}`"
+    if config.prompt.template_arguments:
+        template += f" with {describe_arguments(config.prompt.template_arguments)}"
     return f"{template}, at most {config.data.max_prompt_tokens:,} tokens; the code above builds it"
 
 

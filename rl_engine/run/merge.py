@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-from rl_engine.policy.base_model import DTYPES
+from rl_engine.policy.base_model import DTYPES, auto_class
 from rl_engine.policy.peft_format import rank_and_scale
 from rl_engine.run.trained import BaseModel, TrainedAdapter
 from rollout.adapters import PEFT_WEIGHTS
@@ -58,7 +58,8 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
         if adapter.peft.get(name, plain) != plain:
             raise ValueError(f"the adapter has {name} {adapter.peft[name]!r}, and only plain LoRA is merged")
     source, revision = _source_of(adapter.base), adapter.base.revision
-    model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=torch.float32)
+    model_config = AutoConfig.from_pretrained(source, revision=revision)
+    model: Any = auto_class(model_config).from_pretrained(source, revision=revision, dtype=torch.float32)
     tensors = load_file(adapter.directory / PEFT_WEIGHTS)
     sums = _Sums(DTYPES[dtype])
     for name in [name.removesuffix(A) for name in tensors if name.endswith(A)]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rl_engine.sft.conversations import Conversation, Dropped, Message, streams
 from rollout.config import PromptConfig
 from rollout.files.text import read_text
 from rollout.frames import CHAT_TEMPLATES
+from rollout.prompts.chat import ChatTemplate
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
 
@@ -63,6 +64,12 @@ class ExampleRenderer:
 
     tokenizer: Any
     prompt: PromptConfig
+    _chat: ChatTemplate | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` when the chat template cannot hold what the configuration asks for."""
+        if self.prompt.template == "chat":
+            object.__setattr__(self, "_chat", ChatTemplate(self.tokenizer, self.prompt))
 
     def example(self, conversation: Conversation) -> Example:
         """Raises `UnusableError` with the reason."""
@@ -74,8 +81,9 @@ class ExampleRenderer:
 
     def _parts(self, messages: tuple[Message, ...]) -> list[tuple[list[int], bool]]:
         """Token ids in turn, and whether they are learned."""
-        if self.prompt.template == "chat":
-            parts = [(self._encode(text), learned) for text, learned in self._turns(self._asked(messages))]
+        if self._chat is not None:
+            asked = [*self._chat.system(), *self._asked(messages)]
+            parts = [(self._encode(text), learned) for text, learned in self._turns(asked, self._chat)]
         else:
             if len(messages) != 2:
                 raise UnusableError(f"{len(messages)} turns, where prompt.template {self.prompt.template} holds two")
@@ -92,15 +100,15 @@ class ExampleRenderer:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _asked(self, messages: tuple[Message, ...]) -> list[Message]:
-        """The conversation with the prompt's own system message and instruction."""
-        asked = [{"role": "system", "content": self.prompt.system}] if self.prompt.system else []
+        """The conversation with the prompt's own instruction."""
+        asked = []
         for message in messages:
             if message["role"] == "user" and self.prompt.instruction:
                 message = {**message, "content": f"{message['content']}\n{self.prompt.instruction}"}
             asked.append(message)
         return asked
 
-    def _turns(self, messages: list[Message]) -> list[tuple[str, bool]]:
+    def _turns(self, messages: list[Message], chat: ChatTemplate) -> list[tuple[str, bool]]:
         """The rendered conversation, cut where the assistant begins and ends.
 
         Some templates render a turn differently once others follow it (they take out its thinking): there only the
@@ -111,8 +119,8 @@ class ExampleRenderer:
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(messages[:index], ask=True)
-            after = self._render(messages[: index + 1], ask=False)
+            before = _rendered(chat, messages[:index], ask=True)
+            after = _rendered(chat, messages[: index + 1], ask=False)
             if not after.startswith(before):
                 raise UnusableError("the chat template renders a question differently once it is answered")
             if not before.startswith(said):
@@ -122,11 +130,12 @@ class ExampleRenderer:
             said = before + turn
         return cuts
 
-    def _render(self, messages: list[Message], *, ask: bool) -> str:
-        try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
-        except TemplateError as error:
-            raise UnusableError(f"the chat template refuses it: {error}") from error
+
+def _rendered(chat: ChatTemplate, messages: list[Message], *, ask: bool) -> str:
+    try:
+        return chat.render(messages, ask=ask)
+    except TemplateError as error:
+        raise UnusableError(f"the chat template refuses it: {error}") from error
 
 
 def read_template(name: str) -> str:

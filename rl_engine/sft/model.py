@@ -5,7 +5,6 @@ Both arms compute in `model.dtype` and learn in float32.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from rl_engine.config.sft import SftConfig
 from rl_engine.policy import full, lora
-from rl_engine.policy.base_model import DTYPES, load_weights
+from rl_engine.policy.base_model import load_weights, published_config
 from rl_engine.policy.lora_linear import LoraLinear
 
 
@@ -71,8 +70,7 @@ def with_adapter(config: SftConfig, tokenizer: Any, device: torch.device) -> Tra
 def with_all_weights(config: SftConfig, tokenizer: Any, device: torch.device) -> TrainableModel:
     """Every weight, with float32 masters under a forward pass in `model.dtype`."""
     model = load_weights(config.model, config.train.attention, torch.float32).to(device)
-    saved_config = copy.deepcopy(model.config)
-    saved_config.dtype = DTYPES[config.model.dtype]
+    saved_config = published_config(config.model)
     full.compute_in(model, saved_config.dtype)
     parameters = full.masters_of(model)
     count = sum(parameter.numel() for parameter in parameters.values())

@@ -13,7 +13,8 @@ from rl_engine.command import UNTRAINED
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
-from rl_engine.policy.base_model import check_attention, load_model_config
+from rl_engine.policy.attention import check_packable
+from rl_engine.policy.base_model import check_attention, load_model_config, model_notes
 from rl_engine.policy.lora import check_adapter
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
@@ -130,6 +131,8 @@ def load_tokenizer(config: SftConfig) -> Any:
 def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bool) -> SftRun:
     """Everything the loop needs: data before weights, so that what can fail cheaply fails first."""
     output = Path(config.output_dir)
+    if config.data.packing:
+        check_packable(load_model_config(config.model), "data.packing")
     examples = load_examples(config, tokenizer)
     rows = rows_of(examples.train, config.data.max_tokens, packing=config.data.packing)
     batches = batches_of(config, rows)
@@ -163,6 +166,8 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
         step=done,
         unrecorded=_unrecorded(output, found),
     )
+    for line in model_notes(config.model):
+        run.console.note(line)
     run.console.print_rows(describe(run, len(rows)))
     if done:
         run.console.note(f"resumed after step {done}")

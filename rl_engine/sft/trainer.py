@@ -19,7 +19,8 @@ from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from rl_engine.config.sft import SftConfig, SftOptimConfig
-from rl_engine.policy.logprobs import rows_at_once, token_logprobs_of_trained_head
+from rl_engine.policy.logits import transform_of
+from rl_engine.policy.logprobs import decoder_of, rows_at_once, token_logprobs_of_trained_head
 from rl_engine.sft.examples import IGNORED, Example
 from rl_engine.sft.model import TrainableModel
 
@@ -44,7 +45,7 @@ class _AdaptedHead(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         labels_BT = inputs.pop("labels")
-        hidden_BTH = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        hidden_BTH = decoder_of(model)(**inputs, use_cache=False).last_hidden_state
         learned_BT = labels_BT[:, 1:] != IGNORED
         head = model.get_output_embeddings()
         logprob_N, _ = token_logprobs_of_trained_head(
@@ -53,6 +54,7 @@ class _AdaptedHead(SFTTrainer):
             labels_BT[:, 1:][learned_BT],
             1.0,
             rows_at_once(len(head.weight), head.weight.device.type),
+            transform_of(model.config),
         )
         loss: Tensor = -logprob_N.sum() / num_items_in_batch
         return loss

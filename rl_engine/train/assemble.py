@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -22,7 +21,14 @@ from rl_engine.plan.forecast import first_lines
 from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import check_fits
-from rl_engine.policy.base_model import check_attention, layout_of, load_meta_model, load_model_config
+from rl_engine.policy.base_model import (
+    check_attention,
+    is_wrapper,
+    layout_of,
+    load_meta_model,
+    load_model_config,
+    model_notes,
+)
 from rl_engine.policy.lora import check_adapter
 from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, newest_on_all, restore_rng
 from rl_engine.run.console import RunConsole
@@ -42,6 +48,7 @@ from rollout.engine import Engine
 from rollout.models import locate_model
 from rollout.prompts.cursor import Cursor
 from rollout.prompts.renderer import Renderer
+from rollout.servable import check_servable, context_length
 from rollout.stopping import StopRequest
 from rollout.types import Prompt
 
@@ -111,13 +118,15 @@ def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sam
 def check_context(config: Config, needed: int) -> None:
     """Raises `ConfigError` when the sampler cannot serve the model, or prompts and completions do not fit into its
     context."""
-    model_config: Any = load_model_config(config.model)
-    if config.method == "lora" and getattr(model_config, "num_experts", None) and not torch.cuda.is_available():
+    model_config = load_model_config(config.model)
+    name = f"model.name {config.model.name}"
+    if config.method == "full" and is_wrapper(model_config):
         raise ConfigError(
-            f"{config.model.name} is a mixture of experts, and vLLM's CPU build cannot serve one with an adapter (it "
-            "stops with \"module 'triton.language' has no attribute 'float32'\"): use method=full, or a CUDA machine"
+            f"{name} is of type {model_config.model_type}, whose language model is one part beside others: adapters "
+            "are trained on that part alone, so use method=lora"
         )
-    limit = model_config.max_position_embeddings
+    check_servable(model_config, name, adapter=config.method == "lora")
+    limit = context_length(model_config)
     if needed > limit:
         raise ConfigError(
             f"prompt and completion may take {needed} tokens, and {config.model.name} has a context of {limit}: "
@@ -170,7 +179,7 @@ def prepare_run(config: Config, ranks: Ranks, grader: Grader, console: RunConsol
         suites, notes = load_suites(config, renderer)
         notes += data.repetitions(config.train.max_problems_per_step or config.train.problems_per_step)
         notes += overlap_notes(data, suites) if ranks.is_main else []
-    for line in notes:
+    for line in [*model_notes(config.model), *notes]:
         console.note(line)
     context = context_needed(config, suites, eval_sampling)
     check_context(config, context)

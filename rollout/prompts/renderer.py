@@ -8,10 +8,11 @@ not end its turn by itself.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rollout.frames import FRAMES
+from rollout.prompts.chat import ChatTemplate
 from rollout.types import Problem, Prompt
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Renderer:
 
     tokenizer: PreTrainedTokenizerBase
     config: PromptConfig
+    _chat: ChatTemplate | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.config.template == "chat" and not self.tokenizer.chat_template:
@@ -35,6 +37,8 @@ class Renderer:
             )
         if self.tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-sequence token: completions could never end")
+        if self.config.template == "chat":
+            object.__setattr__(self, "_chat", ChatTemplate(self.tokenizer, self.config))
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -45,19 +49,22 @@ class Renderer:
         question = problem.text
         if self.config.instruction:
             question = f"{question}\n{self.config.instruction}"
-        if self.config.template == "chat":
-            system = [{"role": "system", "content": self.config.system}] if self.config.system else []
-            text = self.tokenizer.apply_chat_template(
-                [*system, {"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-            )
+        if self._chat is not None:
+            text = self._chat.render([*self._chat.system(), {"role": "user", "content": question}], ask=True)
+            # A template may trim what it is given, and must not lose any of it.
+            if question.strip() not in text:
+                raise ValueError(
+                    f"problem {problem.id}: the prompt that the model's chat template makes of it does not hold it; "
+                    "take another prompt.template"
+                )
             # The template writes its own special tokens.
-            ids = self.tokenizer.encode(str(text), add_special_tokens=False)
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
         else:
             frame = self.config.frame or FRAMES[self.config.template].text
             # Not str.format: problems are full of braces.
             text = frame.replace("{problem}", question)
             ids = self.tokenizer.encode(text, add_special_tokens=True)
-        return Prompt(problem=problem, text=str(text), token_ids=tuple(ids))
+        return Prompt(problem=problem, text=text, token_ids=tuple(ids))
 
     def render_all(self, problems: Iterable[Problem]) -> list[Prompt]:
         return [self.render(problem) for problem in problems]

@@ -40,7 +40,7 @@ time_limit_s keep
 """
 # The schema itself refuses these where they mean nothing, in whatever way they are read.
 CHECKED = """
-prompt.system prompt.frame loss.clip_low loss.clip_high rollout.max_staleness rollout.leg_tokens eval.best
+prompt.system prompt.frame prompt.template_arguments loss.clip_low loss.clip_high rollout.max_staleness rollout.leg_tokens eval.best
 rewards.function_arguments learner.offload_optimizer reference
 """
 # A configuration is written on one machine and run on another: whether there is a card, or a second rank.

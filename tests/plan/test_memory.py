@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -11,17 +12,25 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from rewards import Grader
-from rl_engine.config import Config, load_config
+from rl_engine.config import Config, LoraConfig, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.capacity import trainable_parameters
-from rl_engine.plan.memory import Memory, activation_bytes, estimate, layer_bytes, microbatch_tokens
+from rl_engine.plan.memory import (
+    Memory,
+    activation_bytes,
+    estimate,
+    expert_sum_bytes,
+    layer_bytes,
+    microbatch_tokens,
+)
 from rl_engine.plan.memory_limit import check_fits, memory_lines
 from rl_engine.plan.sizes import Widths
 from rl_engine.policy.base_model import load_meta_model
+from rl_engine.policy.lora import add_adapter
 from rl_engine.run.peaks import GIB, Available
 from rl_engine.run.records import read_metrics
 from rl_engine.train import assemble as assembling
@@ -326,3 +335,46 @@ def test_docs_gpu_shows_what_the_estimate_says(
     assert (memory.needed("rollout"), memory.needed("learn"), host) == pytest.approx(row, abs=0.1)
     printed = " | ".join(f"{figure:.1f}" for figure in row)
     assert f"| {printed} |" in (ROOT / "docs" / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_experts_with_adapters_are_counted_as_what_a_forward_pass_keeps_of_them(kind: str, config: Config) -> None:
+    """PEFT adds B·A to every stack of experts as a whole, and keeps the sums. Seen for 30B-A3B: 57 GB more."""
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "moe_intermediate_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_experts" if kind == "qwen3_moe" else "num_local_experts": 16,
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+    size_of = {targets: of_storages_kept(model, targets) for targets in ("attention", "all")}
+    stacks = 2 * 16 * (64 * 2 * 64 + 64 * 64)
+    counted = expert_sum_bytes(with_settings(config, lora={"targets": "all"}), model, FP32)
+    # One stack's gradient comes on the way back.
+    assert counted == FP32 * (stacks + 16 * 64 * 2 * 64)
+    assert size_of["all"] - size_of["attention"] == pytest.approx(FP32 * stacks, rel=0.1)
+    assert expert_sum_bytes(with_settings(config, lora={"targets": "attention"}), model, FP32) == 0
+    frugal = with_settings(config, learner={"gradient_checkpointing": True})
+    assert expert_sum_bytes(frugal, model, FP32) == FP32 * (stacks // 2 + 16 * 64 * 2 * 64)
+
+
+def of_storages_kept(model: nn.Module, targets: str) -> int:
+    """Bytes of what a forward pass of a few tokens keeps for the backward pass beside the model's parameters."""
+    adapted, _ = add_adapter(copy.deepcopy(model), LoraConfig(rank=2, targets=targets), seed=0)
+    owned = {parameter.untyped_storage().data_ptr() for parameter in adapted.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = adapted(input_ids=torch.arange(4)[None]).logits
+    assert result.requires_grad
+    return sum(kept.values())

@@ -10,10 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralC
 from rl_engine.config import load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.batching import TrainingSample, collate
-from rl_engine.policy.attention import attend, has_plain_attention
-from rl_engine.policy.base_model import layout_of
+from rl_engine.policy.attention import PACKABLE, attend, has_plain_attention
+from rl_engine.policy.base_model import choose_layout, layout_of
 from rl_engine.policy.logprobs import LogprobModel
 from rollout.models import EMBEDDED_DIR
+from tests.conftest import ConfigMaker
+from tests.helpers.families import tiny_config, tiny_model
 from tests.helpers.precision import assert_same_sums, float32_error
 
 
@@ -100,3 +102,33 @@ def test_a_model_of_other_attention_is_refused(tmp_path: object) -> None:
     config = load_config("quickstart.yaml", [f"model.name={tmp_path}", "learner.layout=shared_prompt"])
     with pytest.raises(ConfigError, match="does not know the attention of a mistral model"):
         layout_of(config, torch.device("cpu"))
+
+
+def test_families_that_may_be_packed_score_as_in_rows_of_their_own() -> None:
+    samples = [
+        TrainingSample(
+            prompt_ids=(5, 6, 7),
+            completion_ids=tuple(range(first, last)),
+            behaviour_logprobs=(0.0,) * (last - first),
+            advantage=1.0,
+        )
+        for first, last in ((8, 30), (20, 32), (40, 57))
+    ]
+    padded, packed = (collate(samples, pad_id=0, layout=layout) for layout in ("padded", "packed"))
+    apart = {}
+    for kind in PACKABLE:
+        model = tiny_model(kind)
+        for implementation in ("sdpa", "eager"):
+            model.set_attn_implementation(implementation)
+            policy = LogprobModel(model, 1.0).eval()
+            with torch.no_grad():
+                apart[kind, implementation] = float((policy(packed)[0] - policy(padded)[0]).abs().max())
+    assert {name: gap for name, gap in apart.items() if not gap < 1e-4} == {}
+
+
+@pytest.mark.parametrize("kind", ["falcon", "opt", "falcon_h1", "gpt_oss", "jamba", "qwen3_next"])
+def test_others_are_refused_packed_in_one_line(kind: str, make_config: ConfigMaker) -> None:
+    config = make_config("learner.layout=packed")
+    with pytest.raises(ConfigError, match=rf"learner.layout packed puts samples end to end, and models of type {kind}"):
+        choose_layout(config, tiny_config(kind), "cpu")
+    assert choose_layout(config, tiny_config("qwen2"), "cpu") == "packed"

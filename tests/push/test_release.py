@@ -383,6 +383,19 @@ def test_the_recipe_of_a_supervised_run(run: Path, tmp_path: Path) -> None:
     assert "The form of the prompts that it was trained on is not recorded here" in card.text
 
 
+def test_the_code_of_a_card_tells_the_template_what_the_run_told_it(run: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values["prompt"] |= {"template": "chat", "frame": None, "template_arguments": {"enable_thinking": False}}
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    text = table(release(run, tmp_path / "folder"))
+    assert "the model's chat template with enable_thinking=false" in text
+    peft_code, vllm_code = snippets(text)
+    assert "add_generation_prompt=True, enable_thinking=False)" in peft_code
+    assert "chat_template_kwargs={'enable_thinking': False})" in vllm_code
+    for code in (peft_code, vllm_code):
+        compile(code, "card", "exec")
+
+
 def test_an_unknown_configuration_is_shipped_and_not_explained(run: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({"model": values["model"], "other": {"epochs": 3}}))

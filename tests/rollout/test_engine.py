@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from rollout.config import ArithmeticConfig, SamplingConfig
 from rollout.prompts.arithmetic import arithmetic_problems
 from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
 from tests.helpers.batches import alternating
+from tests.helpers.other_engine import sampled_elsewhere
 
 pytestmark = pytest.mark.engine
 
@@ -87,6 +90,29 @@ def test_length_limit_stop_string_and_greedy(vllm_engine: Any, prompts: list[Pro
     assert vllm_engine.generate(prompts, greedy, None, seeds(prompts, "a")) == vllm_engine.generate(
         prompts, greedy, None, seeds(prompts, "b")
     )
+
+
+def test_several_end_tokens_end_and_special_tokens_are_text(prompts: list[Prompt], tmp_path: Path) -> None:
+    """A closing brace ends a completion as well, as `<|eot_id|>` does beside the tokenizer's end; `=` is declared
+    special, as `<think>` is."""
+    from transformers import AutoTokenizer
+
+    from rollout.models import EMBEDDED_DIR
+
+    shutil.copytree(EMBEDDED_DIR, tmp_path, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    equals, brace = (tokenizer.convert_tokens_to_ids(token) for token in "=}")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["="]})
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [END_ID, brace]}))
+    samplings = [SAMPLING.model_copy(update={"stop": stop}) for stop in ((), ("]",))]
+    for groups in sampled_elsewhere(tmp_path, prompts, samplings):
+        completions = [c for group in groups for c in group.completions]
+        assert any(c.token_ids[-1] == brace for c in completions)
+        assert {c.finish_reason for c in completions if c.token_ids[-1] in (END_ID, brace)} == {"stop"}
+        assert not any("}" in c.text or "<end>" in c.text for c in completions)
+        assert any("=" in c.text for c in completions)
+        assert all(c.text.count("=") == c.token_ids.count(equals) for c in completions)
 
 
 @pytest.mark.parametrize("rank", [1, 8])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from rollout.config import PromptConfig
+from rollout.config import WRITTEN_BY_US, PromptConfig
 from rollout.frames import FRAMES
 from rollout.models import locate_model
 from rollout.prompts.renderer import Renderer
@@ -73,3 +74,69 @@ def test_a_path_that_is_no_model_is_an_error() -> None:
     with pytest.raises(FileNotFoundError, match="not a model directory"):
         locate_model("/nowhere/model")
     assert locate_model("org/name") == "org/name"
+
+
+# Chat templates as families write them, in little.
+CHATS = {
+    "thinks": "{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if not enable_thinking %}<think></think>{% endif %}",
+    "dated": "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m.content }}{% endfor %}",
+    "no system": "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ messages[0].content }}",
+    "deaf": "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}",
+    "parts": "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
+    "cut": "{% for m in messages %}{{ m.content.split('{')[0] }}{% endfor %}",
+}
+
+
+def test_arguments_reach_the_chat_template(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATS["thinks"]
+    for value, end in ((True, "?"), (False, "<think></think>")):
+        config = PromptConfig(instruction=None, template_arguments={"enable_thinking": value})
+        assert Renderer(tokenizer, config).render(PROBLEM).text.endswith(end)
+
+
+def test_the_date_in_a_prompt_is_the_same_on_every_day(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATS["dated"]
+    assert Renderer(tokenizer, PromptConfig(instruction=None)).render(PROBLEM).text == "01 Jan 2026 1+{2}=?"
+
+
+@pytest.mark.parametrize(
+    ("chat", "settings", "words"),
+    [
+        (
+            "thinks",
+            {"template_arguments": {"enabel_thinking": True}},
+            "prompt.template_arguments.enabel_thinking: .* no",
+        ),
+        ("no system", {"system": "Be brief."}, r"prompt.system: .* refuses .*System role not supported.* out"),
+        ("deaf", {"system": "Be brief."}, r"prompt.system: .* leaves the system message out"),
+        ("parts", {}, "does not hold the problem .* prompt.frame"),
+    ],
+)
+def test_a_template_that_cannot_hold_what_is_asked_is_refused_in_one_line(
+    chat: str, settings: dict[str, Any], words: str, tokenizer: Any
+) -> None:
+    tokenizer.chat_template = CHATS[chat]
+    with pytest.raises(ValueError, match=words) as caught:
+        Renderer(tokenizer, PromptConfig(**settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_that_lost_part_of_its_problem_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATS["cut"]
+    with pytest.raises(ValueError, match=r"problem p: .* does not hold it"):
+        Renderer(tokenizer, PromptConfig(instruction=None)).render(PROBLEM)
+
+
+@pytest.mark.parametrize("name", ["messages", "strftime_now", "tokenize", "no name"])
+def test_what_a_prompt_settles_itself_is_no_argument(name: str) -> None:
+    with pytest.raises(ValueError, match=f"prompt.template_arguments.{name}"):
+        PromptConfig(template_arguments={name: True})
+    with pytest.raises(ValueError, match=r"prompt\.template_arguments needs prompt.template: chat"):
+        PromptConfig(template="plain", template_arguments={"enable_thinking": True})
+
+
+def test_the_names_that_transformers_takes_itself_are_known(tokenizer: Any) -> None:
+    taken = inspect.signature(tokenizer.apply_chat_template).parameters
+    assert {name for name in taken if name != "kwargs"} <= WRITTEN_BY_US

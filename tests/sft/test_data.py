@@ -97,6 +97,16 @@ def test_every_answer_is_learned_where_the_template_keeps_it(tokenizer: Any) -> 
     assert text == "xxxxxxxxxx\n+\nxxxxxxxx\n1\nxxxxxxxxxxxxx\n2=3<end>\nxxxxxxxx\n4\nxxxxxxxxxxxxx\n5<end>"
 
 
+def test_arguments_of_the_template_are_the_samplers_too(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ mode }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    prompt = SftPromptConfig(template_arguments={"mode": "7+"})
+    example = ExampleRenderer(tokenizer, prompt).example(Conversation(id="", messages=said("1", "2=3")))
+    assert tokenizer.decode(example.input_ids) == "7+12=3<end>"
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + FORGETFUL
+    with pytest.raises(ValueError, match=r"prompt\.system"):
+        ExampleRenderer(tokenizer, SftPromptConfig(system="+"))
+
+
 def test_only_the_last_answer_is_learned_where_others_change(tokenizer: Any) -> None:
     """A template may change the answers before it, as one that cuts off their thoughts."""
     tokenizer.chat_template = FORGETFUL

@@ -1,0 +1,94 @@
+"""Messages → text: the model's own chat template, with the arguments of the configuration and without a clock."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jinja2.exceptions import TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rollout.config import PromptConfig
+
+Message = dict[str, str]
+# What templates that write a date are told: a prompt is the same on every day, in a run, its resumption and its
+# evaluation. One that reads `date_string` or the like takes another through prompt.template_arguments.
+DATE = datetime.datetime(2026, 1, 1)
+PROBE = "How much is six times seven?"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """The chat template of one tokenizer.
+
+    Raises `ValueError` when it is made for a template that cannot hold what the configuration asks to be in a prompt.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PromptConfig
+
+    def __post_init__(self) -> None:
+        source = str(self.tokenizer.get_chat_template())
+        for name in self.config.template_arguments:
+            if not re.search(rf"\b{re.escape(name)}\b", source):
+                raise ValueError(
+                    f"prompt.template_arguments.{name}: the chat template of this model reads nothing of that name; "
+                    "leave it out"
+                )
+        self._try()
+
+    def system(self) -> list[Message]:
+        return [{"role": "system", "content": self.config.system}] if self.config.system else []
+
+    def render(self, messages: Sequence[Message], *, ask: bool) -> str:
+        """The text of a conversation; with `ask` up to where the assistant begins.
+
+        Raises jinja2's `TemplateError` where the template refuses it.
+        """
+        arguments: dict[str, Any] = {**self.config.template_arguments, "strftime_now": DATE.strftime}
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=ask, **arguments
+        )
+        return str(text)
+
+    def _try(self) -> None:
+        """Some templates refuse roles, and some leave out what they do not expect."""
+        question = {"role": "user", "content": PROBE}
+        try:
+            alone = self.render([question], ask=True)
+        except TemplateError as error:
+            raise ValueError(
+                f"prompt.template is chat, and the chat template of this model refuses a question: {error}; take "
+                "another prompt.template"
+            ) from error
+        if PROBE not in alone:
+            raise ValueError(
+                "prompt.template is chat, and what the chat template of this model makes of a problem does not hold "
+                "the problem (it may want a list of parts, as of images): take another prompt.template, or frame with "
+                "prompt.frame"
+            )
+        if not self.config.system:
+            return
+        try:
+            text = self.render([*self.system(), question], ask=True)
+        except TemplateError as error:
+            raise ValueError(
+                f"prompt.system: the chat template of this model refuses a system message: {error}; leave "
+                "prompt.system out, or say it in prompt.instruction"
+            ) from error
+        if self.config.system.strip() not in text or PROBE not in text:
+            raise ValueError(
+                "prompt.system: the chat template of this model leaves the system message out; leave prompt.system "
+                "out too, or say it in prompt.instruction"
+            )
+
+
+def describe_arguments(arguments: dict[str, Any]) -> str:
+    """For people: `enable_thinking=false`."""
+    return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())

@@ -1,0 +1,41 @@
+"""An engine of another model, in a process of its own: closing one here would end the session's too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from rollout.config import SamplingConfig
+from rollout.types import Prompt, RolloutGroup
+from tests.helpers.forked import CONTEXT
+
+
+def sample(model: Path, prompts: Sequence[Prompt], samplings: Sequence[SamplingConfig], answer: Connection) -> None:
+    """In the fork."""
+    from rollout.engine import EngineSettings
+    from rollout.vllm_engine import VllmEngine
+
+    engine = VllmEngine(
+        EngineSettings(
+            model=str(model), dtype="float32", max_model_len=128, lora_rank=0, max_num_seqs=64, kv_cache_gib=0.1
+        )
+    )
+    seeds = [str(index) for index in range(len(prompts))]
+    answer.send([engine.generate(prompts, sampling, None, seeds) for sampling in samplings])
+    engine.close()
+
+
+def sampled_elsewhere(
+    model: Path, prompts: Sequence[Prompt], samplings: Sequence[SamplingConfig]
+) -> list[list[RolloutGroup]]:
+    """What an engine of the base model in `model` makes of the prompts, under each of the settings."""
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=sample, args=(model, prompts, samplings, there))
+    process.start()
+    there.close()
+    assert here.poll(240), "no answer came"
+    groups: list[list[RolloutGroup]] = here.recv()
+    process.join(60)
+    assert process.exitcode == 0
+    return groups

@@ -1,0 +1,33 @@
+"""Models of transformers stay what they are when vLLM serves their class in the same process."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModel
+from vllm.compilation.decorators import support_torch_compile
+from vllm.config import VllmConfig, set_current_vllm_config
+
+import rollout.vllm_engine  # noqa: F401  takes hold of the decorator
+from tests.helpers.families import tiny_config
+
+
+def test_a_decorated_class_is_plain_for_everyone_but_vllm() -> None:
+    """Without: AttributeError `do_not_compile` of a model made before, and no configuration for one made after."""
+    kind, ids = "olmo", torch.arange(5)[None]
+    before = AutoModel.from_config(tiny_config(kind)).eval()
+    called = []
+    before.register_forward_hook(lambda *_: called.append(True))
+    cls = type(before)
+    assert support_torch_compile(dynamic_arg_dims={"input_ids": 1})(cls) is cls
+    expected = before(input_ids=ids).last_hidden_state
+    assert called
+    after = AutoModel.from_config(tiny_config(kind)).eval()
+    assert not hasattr(after, "do_not_compile")
+    after.load_state_dict(before.state_dict())
+    assert torch.equal(after(input_ids=ids).last_hidden_state, expected)
+    with set_current_vllm_config(VllmConfig()):
+        theirs = AutoModel.from_config(tiny_config(kind)).eval()
+    assert hasattr(theirs, "do_not_compile")
+    # Decorated once more, as by the next engine.
+    assert support_torch_compile(dynamic_arg_dims={"input_ids": 1})(cls) is cls
+    assert torch.equal(before(input_ids=ids).last_hidden_state, expected)
