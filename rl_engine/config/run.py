@@ -48,7 +48,10 @@ class LearnerConfig(Section):
     updates_per_step: int = Field(
         1,
         ge=1,
-        description="Optimizer updates a step: its groups are dealt into so many parts, each learned from once.",
+        description="Optimizer updates a step: its groups are dealt into so many parts, an update each.",
+    )
+    epochs_per_step: int = Field(
+        1, ge=1, description="Times that a step's completions are learned from, in the same updates each time."
     )
     tokens_per_microbatch: int = Field(8192, ge=1, description="Padded tokens of one forward and backward.")
     attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
@@ -62,6 +65,11 @@ class LearnerConfig(Section):
         "shared_prompt, where the model's attention allows it and samples have at most 2,048 tokens; else padded.",
     )
     gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates of a step, over all its epochs."""
+        return self.updates_per_step * self.epochs_per_step
 
     @model_validator(mode="after")
     def _offload_is_of_shards(self) -> Self:
@@ -186,10 +194,12 @@ class Config(Section):
                 "rollout.placement is ray, whose workers are sent adapters, not whole models: method=full needs "
                 "rollout.placement=inprocess"
             )
-        if rollout.max_staleness and self.loss.name == "reinforce" and self.loss.sampler_correction == "none":
+        loss = self.loss
+        if rollout.max_staleness and loss.correction == "none" and loss.name != "importance_sampling":
             raise ValueError(
-                f"rollout.max_staleness is {rollout.max_staleness}, and loss.name reinforce does not weigh a token by "
-                "how likely it still is: give another loss, or loss.sampler_correction"
+                f"rollout.max_staleness is {rollout.max_staleness}, and loss.name {loss.name} without a "
+                "loss.sampler_correction does not weigh a token by how likely it still is: give one, such as "
+                "loss.sampler_correction=token_truncate, or loss.name=importance_sampling"
             )
         return self
 

@@ -8,7 +8,6 @@ rank multiplies by their number and the average is the sum again.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -114,23 +113,34 @@ class Learner:
         self._grad_norm = float(norm)
 
     def step(self, updates: Sequence[Sequence[TrainingSample]], limits: GapLimits | None) -> LearnStats:
-        """One optimizer update for each of `updates`, whose samples every rank passes alike.
+        """One optimizer update for each of `updates` in each epoch; every rank passes the same samples.
 
         Raises `SamplerGapError` before anything is updated when the sampler's log-probabilities and the learner's
         are further apart than the limits; None where that has been checked.
         """
         self.deepspeed_engine.train()
-        if needs_old_logprobs(self.config.loss, len(updates)):
-            updates = [self._with_old_logprobs(samples) for samples in updates]
         statistics = StepStatistics(self.ranks)
         norms = []
-        for index, samples in enumerate(updates):
+        for index, samples in enumerate(self._in_turn(updates)):
             self._pass_over(samples, statistics, learn=True, measure=index == 0)
             if index == 0:
                 check_gap(statistics.totals().gap, limits)
             self.deepspeed_engine.step()
             norms.append(self._norm_of_update())
         return replace(statistics.totals(), grad_norm=fmean(norms))
+
+    def _in_turn(self, updates: Sequence[Sequence[TrainingSample]]) -> list[Sequence[TrainingSample]]:
+        """The samples of every update of a step, each with what its loss must know of the learner as it is now.
+
+        The first update's do without: its own pass is the policy at the start of the step, to the last bit.
+        """
+        epochs = self.config.learner.epochs_per_step
+        first, *later = list(updates) * epochs
+        if later and needs_old_logprobs(self.config.loss):
+            # The last `len(updates)` of them are each once, or, in one epoch, all that come later.
+            scored = [self._with_old_logprobs(samples) for samples in later[-len(updates) :]]
+            return [first, *(scored * epochs)[-len(later) :]]
+        return [first, *later]
 
     def _norm_of_update(self) -> float:
         """The gradient's norm before clipping, of the update just made."""
@@ -193,20 +203,29 @@ class Learner:
 
     @torch.no_grad()
     def score(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
-        """Log-probabilities (nats) of each sample's completion tokens under the current policy, in order."""
+        """Log-probabilities (nats) of each sample's completion tokens under the current policy, in order; one sample
+        at a time, so for a few."""
         scores = []
         for sample in samples:
             logprob_N, _ = self.deepspeed_engine(self._collate([sample]).to(self.ranks.device))
             scores.append(logprob_N.tolist())
         return scores
 
+    @torch.no_grad()
     def _with_old_logprobs(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
-        """The samples with the learner's own log-probabilities of now; every rank scores its share."""
-        mine = self.ranks.share(list(samples))
-        # Every rank makes as many passes: parameters may be gathered in each.
-        idle = math.ceil(len(samples) / self.ranks.count) - len(mine)
-        scores = self.score([*mine, *[NOTHING] * idle])[: len(mine)]
-        return self.ranks.gather([replace(s, old_logprobs=tuple(row)) for s, row in zip(mine, scores, strict=True)])
+        """The samples with the learner's own log-probabilities of now, in the order of their micro-batches.
+
+        They are scored in the micro-batches that they are learned from, each rank its own.
+        """
+        batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
+        scored = []
+        for rows in share_of_rank(batches, self.ranks.rank, self.ranks.count):
+            logprob_N, _ = self.deepspeed_engine(self._collate(rows).to(self.ranks.device))
+            parts = logprob_N.split([len(row.completion_ids) for row in rows])
+            scored.append([replace(row, old_logprobs=tuple(p.tolist())) for row, p in zip(rows, parts, strict=True)])
+        # Without what only made every rank pass equally often.
+        mine = scored[: len(self.ranks.share(batches))]
+        return [row for rows in self.ranks.gather(mine) for row in rows]
 
     @torch.no_grad()
     def _base_logprobs(self, batch: MicroBatch) -> Tensor:

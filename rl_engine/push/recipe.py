@@ -112,8 +112,8 @@ def _objective(config: Config) -> str:
         parts.append(f"KL to the base model × {loss.kl_coef:g} ({loss.kl_penalty})")
     if loss.entropy_coef:
         parts.append(f"entropy × {loss.entropy_coef:g}")
-    if loss.sampler_correction != "none":
-        parts.append(f"sampler correction {loss.sampler_correction}")
+    if loss.correction != "none":
+        parts.append(f"sampler correction {loss.correction}")
     return ", ".join(parts)
 
 
@@ -123,7 +123,7 @@ def _optimizer(optim: OptimConfig, schedule: str) -> str:
 
 
 def _steps(config: Config, step: int | None) -> str:
-    updates = config.learner.updates_per_step
+    updates = config.learner.updates
     each = "one update each" if updates == 1 else f"{updates} updates each"
     if step is None:
         return f"of {config.train.steps:,}, {each}"

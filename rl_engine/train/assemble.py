@@ -229,7 +229,7 @@ def plan_lines(config: Config) -> dict[str, str]:
             f"at most {completions * config.sampling.max_tokens:,} sampled tokens; {config.train.steps} steps"
         ),
         "learning": (
-            f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates_per_step} update(s) a step, "
+            f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates} update(s) a step, "
             f"Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, constant rate {config.optim.rate:g}"
         ),
     }

@@ -17,12 +17,24 @@ from rl_engine.learner.statistics import StepStatistics
 LOG2 = math.log(2)
 
 
-def count(statistics: StepStatistics, logprobs: tuple[float, ...], config: LossConfig, *, advantage: float) -> None:
-    """Add a completion whose tokens the sampler drew with log-probabilities −1, −2, …; weight ½ a token."""
+def count(
+    statistics: StepStatistics,
+    logprobs: tuple[float, ...],
+    config: LossConfig,
+    *,
+    advantage: float,
+    moved: bool = False,
+) -> None:
+    """Add a completion whose tokens the sampler drew with log-probabilities −1, −2, …; weight ½ a token.
+
+    Where the learner has `moved`, the step began with those log-probabilities.
+    """
+    sampled = tuple(-1.0 - place for place in range(len(logprobs)))
     sample = TrainingSample(
         prompt_ids=(1,),
         completion_ids=(2,) * len(logprobs),
-        behaviour_logprobs=tuple(-1.0 - place for place in range(len(logprobs))),
+        behaviour_logprobs=sampled,
+        old_logprobs=sampled if moved else None,
         advantage=advantage,
         weight=0.5,
     )
@@ -37,7 +49,7 @@ def count(statistics: StepStatistics, logprobs: tuple[float, ...], config: LossC
 def test_two_tokens_one_over_the_bound(ranks: Ranks) -> None:
     """Ratios 1 and 2, with the advantage 2: one over the bound of PPO."""
     statistics = StepStatistics(ranks)
-    count(statistics, (-1.0, -2.0 + LOG2), LossConfig(name="ppo_clip"), advantage=2.0)
+    count(statistics, (-1.0, -2.0 + LOG2), LossConfig(name="ppo_clip"), advantage=2.0, moved=True)
     stats = statistics.totals()
     assert stats.loss == pytest.approx(-0.5 * 2.0 * (1 + 1.2))
     assert stats.entropy == pytest.approx(0.4)
@@ -50,7 +62,7 @@ def test_two_tokens_one_over_the_bound(ranks: Ranks) -> None:
     assert stats.ratio == pytest.approx({"p01": 1.0, "p50": 1.0, "p99": 2.0, "max": 2.0})
     assert stats.ess_frac == pytest.approx(3**2 / (2 * 5))
     assert (stats.clip_low_frac, stats.clip_high_frac) == (0.0, 0.5)
-    assert stats.correction == {}
+    assert stats.correction == {"mean": 1.0, "outside_frac": 0.0}
 
 
 def test_means_of_micro_batches_are_over_their_tokens(ranks: Ranks) -> None:

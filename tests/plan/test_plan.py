@@ -123,7 +123,11 @@ def test_passes_made_again(meta_model: nn.Module) -> None:
     assert recomputed() == 0
     assert recomputed("learner.gradient_checkpointing=true") == pytest.approx(forward - logits)
     assert recomputed("loss.kl_coef=0.1") == pytest.approx(base)
-    assert recomputed("loss.sampler_correction=token_truncate", "learner.updates_per_step=2") == pytest.approx(forward)
+    # Scored before the first update is what is learned from after it.
+    for loss in ("loss.sampler_correction=token_truncate", "loss.name=ppo_clip"):
+        assert recomputed(loss) == 0
+        assert recomputed(loss, "learner.updates_per_step=4") == pytest.approx(3 / 4 * forward)
+        assert recomputed(loss, "learner.epochs_per_step=2") == pytest.approx(forward)
     assert recomputed("lora.targets=all+lm_head") == pytest.approx(logits + 2 * 512 * 8192 * (HIDDEN + VOCABULARY))
 
 
