@@ -52,6 +52,8 @@ def main(
         float | None, typer.Option(min=0, max=2, help="0 is greedy; the suite's own, or 0.6 for several samples.")
     ] = None,
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="The suite's own, or 0.95 with 0.6.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from so many likeliest tokens; all.")] = None,
+    min_p: Annotated[float, typer.Option(min=0, max=1, help="And from those this share as likely as the first.")] = 0.0,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest completion; the suite's own.")] = None,
     template: Template = "auto",
     frame: Annotated[str | None, typer.Option(help="A frame of your own; `{problem}` stands for the problem.")] = None,

@@ -108,6 +108,10 @@ class EvalConfig(Section):
     n: int = Field(1, ge=1, description="Completions of each problem.")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this share.")
+    top_k: int | None = Field(None, ge=1, description="Sample from so many likeliest tokens; all when absent.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Sample from tokens at least this share as likely as the likeliest."
+    )
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; the training's when absent.")
     data_dir: str | None = Field(None, description="Directory with the suites' JSON Lines files, for no hub.")
 
@@ -168,6 +172,12 @@ class Config(Section):
             raise ValueError("sampling.temperature is 0: a greedy group has no spread; give a value in (0, 2]")
         if self.sampling.n < 2:
             raise ValueError("sampling.n is 1: a group of one is its own baseline; give 2 or more")
+        for key, value in self.sampling.truncation().items():
+            raise ValueError(
+                f"sampling.{key} is {value:g}: training on truncated samples is biased, since the sampler's "
+                "probabilities are then of another distribution than the one that learns, in which every token can be "
+                f"drawn; leave it out here (eval.{key} may truncate)"
+            )
         if self.learner.updates_per_step > self.train.problems_per_step:
             raise ValueError(
                 f"learner.updates_per_step is {self.learner.updates_per_step}: more updates than "

@@ -75,17 +75,11 @@ class GapLimits:
 
 
 def gap_limits(config: Config) -> GapLimits:
-    """The limits of a run.
-
-    With top_p < 1 the sampler's log-probabilities are those of the truncated and renormalised distribution: higher than
-    the learner's by up to −ln(top_p), which is not a fault.
-    """
-    dtype, rollout, renormalised = config.model.dtype, config.rollout, -math.log(config.sampling.top_p)
-    kl = KL_LIMITS[dtype] + 0.5 * renormalised * renormalised
-    logprob = LOGPROB_LIMITS[dtype] + renormalised
+    """The limits of a run."""
+    dtype, rollout = config.model.dtype, config.rollout
     return GapLimits(
-        kl=kl if rollout.max_kl == "auto" else rollout.max_kl,
-        logprob=logprob if rollout.max_logprob_gap == "auto" else rollout.max_logprob_gap,
+        kl=KL_LIMITS[dtype] if rollout.max_kl == "auto" else rollout.max_kl,
+        logprob=LOGPROB_LIMITS[dtype] if rollout.max_logprob_gap == "auto" else rollout.max_logprob_gap,
     )
 
 

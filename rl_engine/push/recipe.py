@@ -86,7 +86,7 @@ def _sampling(config: Config) -> str:
     sampling = config.sampling
     return (
         f"{config.train.problems_per_step} problems × {sampling.n} completions a step, at most "
-        f"{sampling.max_tokens:,} tokens, temperature {sampling.temperature:g}, top_p {sampling.top_p:g}"
+        f"{sampling.max_tokens:,} tokens, temperature {sampling.temperature:g}"
     )
 
 

@@ -67,6 +67,8 @@ def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, Sampl
         n=config.eval.n,
         temperature=config.eval.temperature,
         top_p=config.eval.top_p,
+        top_k=config.eval.top_k,
+        min_p=config.eval.min_p,
         max_tokens=config.eval.max_tokens or config.sampling.max_tokens,
         stop=stop,
     )
