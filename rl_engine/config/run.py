@@ -6,7 +6,7 @@ The object made here is the object that runs, and the one that is written beside
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -16,26 +16,10 @@ from rewards import RewardConfig
 from rl_engine.config.file import read_config
 from rl_engine.config.lora import LoraConfig
 from rl_engine.config.loss import LossConfig
+from rl_engine.config.optim import OptimConfig
 from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
 
 Method = Literal["lora", "full"]
-
-
-class OptimConfig(Section):
-    lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
-        description="Constant learning rate of Adam; auto: by rule (docs/choosing.md), printed with its derivation."
-    )
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), description="Adam's decay rates of the two moments."
-    )
-    eps: float = Field(1e-12, gt=0, description="Far below any gradient: the loss's constant must not matter.")
-    clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0 for no clipping.")
-
-    @property
-    def rate(self) -> float:
-        """`lr` as a number: a run replaces auto before anything else (`resolve_learning_rate`)."""
-        assert self.lr != "auto", "the rate has not been decided"
-        return self.lr
 
 
 class LearnerConfig(Section):
@@ -182,6 +166,15 @@ class Config(Section):
             raise ValueError(
                 f"learner.updates_per_step is {self.learner.updates_per_step}: more updates than "
                 f"train.problems_per_step ({self.train.problems_per_step}) has groups to deal"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reaches_its_rate(self) -> Self:
+        if self.optim.warmup_steps >= self.train.steps and self.optim.warmup_steps:
+            raise ValueError(
+                f"optim.warmup_steps is {self.optim.warmup_steps}, and train.steps is {self.train.steps}: the rate "
+                "would rise to the end; give fewer"
             )
         return self
 

@@ -8,6 +8,7 @@ rank multiplies by their number and the average is the sum again.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from rl_engine.config import Config
 from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
 from rl_engine.learner.gap import GapLimits, check_gap
+from rl_engine.learner.gradients import GradientGuard
 from rl_engine.learner.objective import needs_base, needs_old_logprobs, objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import LearnStats, StepStatistics
@@ -51,11 +53,13 @@ class Learner:
             lr=config.optim.rate,
             betas=config.optim.betas,
             eps=config.optim.eps,
-            weight_decay=0.0,
+            weight_decay=config.optim.weight_decay,
             # One kernel for all parameters; offloaded ones are on the host.
             fused=ranks.device.type == "cuda" and not config.learner.offload_optimizer,
         )
+        self._full_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._grad_norm = 0.0
+        self._guard = GradientGuard(self.parameters.values(), self.optimizer, ranks)
         self.policy = LogprobModel(
             self.trainable.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
         )
@@ -112,22 +116,34 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         self._grad_norm = float(norm)
 
+    def set_rate(self, factor: float) -> None:
+        """Let every parameter learn at so many times its full rate."""
+        for group, rate in zip(self.optimizer.param_groups, self._full_rates, strict=True):
+            group["lr"] = factor * rate
+
     def step(self, updates: Sequence[Sequence[TrainingSample]], limits: GapLimits | None) -> LearnStats:
         """One optimizer update for each of `updates` in each epoch; every rank passes the same samples.
 
         Raises `SamplerGapError` before anything is updated when the sampler's log-probabilities and the learner's
-        are further apart than the limits; None where that has been checked.
+        are further apart than the limits; None where that has been checked. An update whose gradient is no number is
+        left out, and raises `NonFiniteGradientError` after several in a row.
         """
         self.deepspeed_engine.train()
         statistics = StepStatistics(self.ranks)
         norms = []
-        for index, samples in enumerate(self._in_turn(updates)):
+        parts = self._in_turn(updates)
+        for index, samples in enumerate(parts):
             self._pass_over(samples, statistics, learn=True, measure=index == 0)
             if index == 0:
                 check_gap(statistics.totals().gap, limits)
+            allowed = self._guard.allows()
             self.deepspeed_engine.step()
-            norms.append(self._norm_of_update())
-        return replace(statistics.totals(), grad_norm=fmean(norms))
+            if allowed:
+                norms.append(self._norm_of_update())
+        made = len(norms)
+        return replace(
+            statistics.totals(), grad_norm=fmean(norms) if norms else math.nan, updates=made, skipped=len(parts) - made
+        )
 
     def _in_turn(self, updates: Sequence[Sequence[TrainingSample]]) -> list[Sequence[TrainingSample]]:
         """The samples of every update of a step, each with what its loss must know of the learner as it is now.
@@ -155,6 +171,7 @@ class Learner:
         """
         self.deepspeed_engine.train()
         self._pass_over([NOTHING], StepStatistics(self.ranks), learn=True, measure=False)
+        self._guard.allows()
         self.deepspeed_engine.step()
 
     @torch.no_grad()

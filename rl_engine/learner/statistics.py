@@ -24,6 +24,10 @@ class LearnStats:
     loss: float
     grad_norm: float = 0.0
     """Before clipping; the mean over the step's updates."""
+    updates: int = 0
+    """Made."""
+    skipped: int = 0
+    """Left out, since their gradient was no number."""
     entropy: float
     """Nats a token."""
     kl_base: float

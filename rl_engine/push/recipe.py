@@ -37,18 +37,18 @@ def _reinforced(config: Config, step: int | None) -> Rows:
         ("sampling", _sampling(config)),
         ("reward", _reward(config)),
         ("objective", _objective(config)),
-        ("optimizer", _optimizer(config.optim, "constant")),
+        ("optimizer", _optimizer(config.optim)),
         ("steps", _steps(config, step)),
     ]
 
 
 def _supervised(config: SftConfig) -> Rows:
-    train, optim = config.train, config.optim
+    train = config.train
     length = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
     what = "packed rows" if config.data.packing else "examples"
     return [
         ("objective", "log-likelihood of the answers"),
-        ("optimizer", f"{_optimizer(optim, optim.schedule)}, {optim.warmup_steps} steps of warm-up"),
+        ("optimizer", _optimizer(config.optim)),
         ("steps", f"{length} of {train.batch_size} {what} of up to {config.data.max_tokens:,} tokens"),
     ]
 
@@ -117,9 +117,9 @@ def _objective(config: Config) -> str:
     return ", ".join(parts)
 
 
-def _optimizer(optim: OptimConfig, schedule: str) -> str:
+def _optimizer(optim: OptimConfig) -> str:
     clip = f", gradients clipped at {optim.clip_norm:g}" if optim.clip_norm else ""
-    return f"Adam ({optim.betas[0]:g}, {optim.betas[1]:g}), {schedule} rate {optim.rate:g}{clip}"
+    return f"{optim.describe()}{clip}"
 
 
 def _steps(config: Config, step: int | None) -> str:

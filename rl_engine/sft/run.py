@@ -154,7 +154,7 @@ def resolve_learning_rate(config: SftConfig) -> SftConfig:
 def describe(run: SftRun, rows: int) -> dict[str, str]:
     """The first lines of a run: what is about to happen, in numbers."""
     config, batches = run.config, run.batches
-    train, optim = config.train, config.optim
+    train = config.train
     epochs = batches.steps * train.batch_size / rows
     lines = {
         "model": f"{config.model.name} ({config.model.dtype})",
@@ -165,10 +165,7 @@ def describe(run: SftRun, rows: int) -> dict[str, str]:
             f"{batches.steps} steps, {epochs:.3g} epochs, "
             f"{batches.learned[-1]:,} learned tokens of {batches.tokens[-1]:,}"
         ),
-        "learning": (
-            f"AdamW {optim.betas[0]:g}/{optim.betas[1]:g}, {optim.schedule} rate {optim.rate:g}, "
-            f"{optim.warmup_steps} warm-up steps, weight decay {optim.weight_decay:g}"
-        ),
+        "learning": config.optim.describe(),
         "output": config.output_dir,
     }
     if config.data.source == "random_pairs":

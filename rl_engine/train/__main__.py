@@ -89,6 +89,7 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
     """Train in an output directory that is known to be ours."""
     from rewards import Grader
     from rl_engine.learner.gap import SamplerGapError
+    from rl_engine.learner.gradients import NonFiniteGradientError
     from rl_engine.report.page import NAME as REPORT
     from rl_engine.report.page import write_report
     from rl_engine.run.records import read_metrics
@@ -101,7 +102,7 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
         run.stop.listen()
         try:
             train(run)
-        except SamplerGapError as error:
+        except (SamplerGapError, NonFiniteGradientError) as error:
             exit_with_error(
                 f"step {run.step}, version {run.version}: {error}\n--resume goes on from the last checkpoint.", 1
             )

@@ -232,6 +232,6 @@ def plan_lines(config: Config) -> dict[str, str]:
         ),
         "learning": (
             f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates} update(s) a step, "
-            f"Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, constant rate {config.optim.rate:g}"
+            f"{config.optim.describe()}"
         ),
     }

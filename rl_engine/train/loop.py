@@ -82,7 +82,7 @@ def train(run: Run) -> None:
         learn_start = time.monotonic()
         stats = learn(run, updates, groups.to_learn)
         sync_start = time.monotonic()
-        if updates:
+        if stats.updates:
             run.version += 1
             with run.peaks.peak_gib("sync"):
                 run.adapter = run.publisher.publish(run.version)
@@ -125,6 +125,7 @@ def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], groups: Sequenc
         # With earlier versions, what the step itself sees between sampler and learner is what was learned since, too.
         limits_of_step = limits if earlier is None else None
         if updates:
+            run.learner.set_rate(run.config.optim.rate_factor(run.config.train.steps, run.step - 1))
             stats = run.learner.step(updates, limits_of_step)
         else:
             unlearned = training_samples(groups[0].rollout, [0.0] * run.config.sampling.n)

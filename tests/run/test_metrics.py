@@ -104,6 +104,7 @@ def test_what_the_learner_saw() -> None:
     assert learn_metrics(stats, lr=1e-3) == {
         "loss": -0.1,
         "grad_norm": 0.2,
+        "updates/skipped": 0.0,
         "lr": 1e-3,
         "policy/entropy": 0.3,
         "policy/kl_base": 0.4,

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from typer.testing import CliRunner
 
 from rl_engine.config.file import ConfigError, read_config
-from rl_engine.config.sft import SftConfig, SftOptimConfig
+from rl_engine.config.sft import SftConfig
 from rl_engine.policy.lora import LoraPolicy
 from rl_engine.run.merge import merge
 from rl_engine.run.records import read_metrics
@@ -30,7 +30,7 @@ from rl_engine.sft.batches import batches_of
 from rl_engine.sft.examples import IGNORED, Example, load_examples
 from rl_engine.sft.loop import SftRun
 from rl_engine.sft.run import assemble, load_tokenizer, run_sft
-from rl_engine.sft.trainer import rate_factor, rows_of
+from rl_engine.sft.trainer import rows_of
 from rollout.adapters import read_manifest
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.precision import LOGPROB_NATS
@@ -300,13 +300,6 @@ def test_merging_adds_the_update_and_says_what_rounding_lost(finished: Path, tmp
     assert found.update_mean == pytest.approx(float(torch.cat(update).mean()), rel=1e-4)
     assert found.error_mean == pytest.approx(float(torch.cat(rounding).mean()), rel=1e-4)
     assert found.error_mean > 0
-
-
-def test_the_rate_rises_and_falls_as_the_schedule_says() -> None:
-    constant = SftOptimConfig(lr=1e-3)
-    linear = SftOptimConfig(lr=1e-3, schedule="linear", warmup_steps=2)
-    assert [rate_factor(constant, 4, step) for step in range(4)] == [1, 1, 1, 1]
-    assert [rate_factor(linear, 4, step) for step in range(4)] == [0.5, 0.75, 0.5, 0.25]
 
 
 def test_a_step_learns_from_the_same_rows_in_every_arm(tmp_path: Path) -> None:

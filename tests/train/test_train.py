@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import signal
 import subprocess
@@ -37,6 +38,10 @@ OVERRIDES = (
     "eval.every=2",
     "eval.limit=16",
     "checkpoint.every=2",
+    # What a run may do besides the default, so that it is resumed with it.
+    "learner.epochs_per_step=2",
+    "optim.schedule=cosine",
+    "optim.weight_decay=0.01",
     "rollout.kv_cache_gib=0.25",
 )
 STEP_METRICS = {
@@ -64,6 +69,7 @@ STEP_METRICS = {
     "loss",
     "grad_norm",
     "lr",
+    "updates/skipped",
     "adapter/version",
     "time/rollout_s",
     "time/grade_s",
@@ -148,7 +154,7 @@ def test_metrics_have_the_promised_names_on_every_step(run_dir: Path) -> None:
         verdicts = [line[f"reward/verdict/{verdict}"] for verdict in Verdict]
         assert sum(verdicts) == pytest.approx(1.0)
         assert line["sampler/logprob_gap_max"] < 1e-3
-        assert line["lr"] == 1e-3
+        assert line["lr"] == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * (line["step"] - 1) / STEPS)))
     for line in lines[::2]:
         assert 0 <= line["eval/held_out/low"] <= line["eval/held_out/avg"] <= line["eval/held_out/high"] <= 1
         assert line["eval/held_out/tokens_mean"] > 0
