@@ -142,5 +142,7 @@ class RolloutConfig(Section):
         "auto", description="Largest sampler/learner KL (nats a token) before the run stops."
     )
     max_logprob_gap: float | Literal["auto"] = Field(
-        "auto", description="Largest |learner − sampler| log-probability of one token before the run stops."
+        "auto",
+        description="What log-probabilities of one token may differ by between learner and sampler; the run stops "
+        "where more than one token in a thousand is beyond.",
     )

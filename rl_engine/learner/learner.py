@@ -109,6 +109,16 @@ class Learner:
                 pairs.append((self.policy, self.policy.head.weight))
             for module, parameter in pairs:
                 deepspeed.zero.register_external_parameter(module, parameter)
+            self.trainable.shard_base(self._sharded)
+        return engine
+
+    def _sharded(self, model: nn.Module) -> Any:
+        """A frozen model as ZeRO-3 keeps one: spread over the ranks, each layer gathered for its pass."""
+        import deepspeed
+
+        zero = {"stage": 3, "stage3_param_persistence_threshold": PERSISTENT_PARAMETERS}
+        settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "steps_per_print": 10**9}
+        engine, *_ = deepspeed.initialize(model=model, config=settings)
         return engine
 
     def _clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -129,7 +139,7 @@ class Learner:
         left out, and raises `NonFiniteGradientError` after several in a row.
         """
         self.deepspeed_engine.train()
-        statistics = StepStatistics(self.ranks)
+        statistics = self._new_statistics(limits)
         norms = []
         parts = self._in_turn(updates)
         for index, samples in enumerate(parts):
@@ -177,11 +187,14 @@ class Learner:
     @torch.no_grad()
     def measure(self, samples: Sequence[TrainingSample], limits: GapLimits | None) -> LearnStats:
         """The figures of `step` without a step: for one whose groups carry no signal."""
-        statistics = StepStatistics(self.ranks)
+        statistics = self._new_statistics(limits)
         self._pass_over(samples, statistics, learn=False, measure=True)
         stats = statistics.totals()
         check_gap(stats.gap, limits)
         return stats
+
+    def _new_statistics(self, limits: GapLimits | None) -> StepStatistics:
+        return StepStatistics(self.ranks, math.inf if limits is None else limits.logprob)
 
     def _pass_over(
         self, samples: Sequence[TrainingSample], statistics: StepStatistics, *, learn: bool, measure: bool
@@ -193,13 +206,14 @@ class Learner:
         loss_config = self.config.loss
         batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
         mine = share_of_rank(batches, self.ranks.rank, self.ranks.count)
+        own = len(self.ranks.share(batches))
         for index, rows in enumerate(mine):
             batch = self._collate(rows).to(self.ranks.device)
             # Before the policy's own pass: ZeRO-3 keeps what a forward pass gathered for the backward pass next to it.
             base_N = None
             if needs_base(loss_config):
                 base_N = self._base_logprobs(batch)
-            elif measure and index == len(mine) // 2:
+            elif measure and self.trainable.has_base and index == len(mine) // 2:
                 # To know the KL to the base, a few completions of median length do.
                 base_N = self._base_logprobs(self._collate(rows[:KL_SAMPLES]).to(self.ranks.device))
             logprob_N, entropy_N = self.deepspeed_engine(batch)
@@ -212,9 +226,11 @@ class Learner:
             )
             if learn:
                 self.deepspeed_engine.backward(part.loss * self.ranks.count)
+            if index == own:
+                continue  # passed for the other ranks' sake alone
             statistics.add(part, logprob_N.detach(), entropy_N.detach(), batch)
             if measure:
-                statistics.add_gap(logprob_N.detach(), batch)
+                statistics.add_gap(logprob_N.detach(), batch, rows)
             if base_N is not None:
                 statistics.add_base(logprob_N.detach()[: len(base_N)], base_N)
 

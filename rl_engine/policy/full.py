@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoTokenizer
 
 from rl_engine.config import Config
-from rl_engine.policy.base_model import DTYPES, load_causal_lm
+from rl_engine.policy.base_model import DTYPES, load_causal_lm, load_model_config
 from rl_engine.policy.logprobs import LogprobModel
 from rollout.models import locate_model
 
@@ -63,15 +63,18 @@ def write_model(directory: Path, tensors: dict[str, Tensor], model_config: Any, 
 
 
 class FullPolicy:
-    """Every weight of the model, and a frozen copy of what it was."""
+    """Every weight of the model, and where a KL penalty needs it a frozen copy of what it was."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config = config
         self.causal_lm: Any = load_causal_lm(config, device, torch.float32)
         compute_in(self.causal_lm, DTYPES[config.model.dtype])
         self.parameters = masters_of(self.causal_lm)
-        frozen = load_causal_lm(config, device).requires_grad_(False)
-        self._base = LogprobModel(frozen, config.sampling.temperature)
+        self.has_base = config.loss.kl_coef > 0
+        self._base: Any = None
+        if self.has_base:
+            frozen = load_causal_lm(config, device).requires_grad_(False)
+            self._base = LogprobModel(frozen, config.sampling.temperature)
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters.values())
@@ -87,6 +90,10 @@ class FullPolicy:
     def as_base(self, policy: LogprobFunction) -> Iterator[LogprobFunction]:
         yield self._base
 
+    def shard_base(self, shard: Callable[[nn.Module], Any]) -> None:
+        if self.has_base:
+            self._base = shard(self._base)
+
     def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
         return []
 
@@ -94,7 +101,9 @@ class FullPolicy:
         """Write an ordinary checkpoint, in `model.dtype`, with its tokenizer."""
         source = locate_model(self._config.model.name)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=self._config.model.revision)
-        write_model(directory, tensors, self._base.causal_lm.config, tokenizer)
+        model_config = load_model_config(self._config.model)
+        model_config.dtype = DTYPES[self._config.model.dtype]
+        write_model(directory, tensors, model_config, tokenizer)
 
     def manifest_entries(self) -> dict[str, Any]:
         return {"kind": "full", "rank": 0, "weights": WEIGHTS}

@@ -37,6 +37,19 @@ def _of_logits(logits_nV: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor, Ten
     return all_nV.gather(1, target_n[:, None]).squeeze(1), entropy_n, all_nV, probs_nV
 
 
+def _pull_of_targets(weight_VH: Tensor, probs_nV: Tensor, target_n: Tensor) -> Tensor:
+    """[n, H] W[y] − Σ_v p_v W[v], temperature left out.
+
+    Where a token is nearly certain the two terms are nearly the same. In bfloat16 their rounding is then larger than
+    what is left of them, so that the difference (onehot − p) is formed first, in float32, and rounded once. In float32
+    the difference of the products has 5 digits left where p is 0.99.
+    """
+    if weight_VH.dtype == torch.float32:
+        return weight_VH[target_n] - probs_nV @ weight_VH
+    pull_nV = probs_nV.neg().scatter_add_(1, target_n[:, None], torch.ones_like(probs_nV[:, :1]))
+    return pull_nV.to(weight_VH.dtype) @ weight_VH
+
+
 class _FrozenHead(torch.autograd.Function):
     """log p(y_i) = z_i[y_i] − logsumexp(z_i) and H_i = −Σ_v p_v log p_v with z_i = W h_i / temperature, W frozen.
 
@@ -59,7 +72,7 @@ class _FrozenHead(torch.autograd.Function):
             logprobs.append(logprob_n)
             entropies.append(entropy_n)
             if ctx.needs_input_grad[0]:
-                gradients.append((weight_VH[target_n] - probs_nV.to(dtype) @ weight_VH) / temperature)
+                gradients.append(_pull_of_targets(weight_VH, probs_nV, target_n) / temperature)
                 if learn_entropy:
                     pull_nV = probs_nV * (all_nV + entropy_n[:, None])
                     entropy_gradients.append(pull_nV.to(dtype) @ weight_VH / -temperature)

@@ -72,6 +72,7 @@ def learn_metrics(stats: LearnStats, lr: float) -> dict[str, float]:
         "sampler/kl_v1": stats.gap.kl_v1,
         "sampler/kl_v3": stats.gap.kl_v3,
         "sampler/logprob_gap_max": stats.gap.logprob_max,
+        "sampler/beyond_frac": stats.gap.beyond,
         **{f"ratio/{name}": value for name, value in stats.ratio.items()},
         "ratio/ess_frac": stats.ess_frac,
         "loss/clip_low_frac": stats.clip_low_frac,

@@ -120,6 +120,24 @@ def test_every_group_learns_at_its_share_of_the_rate_and_weights_decay(
             assert moved[moved > 0].median() == pytest.approx(4 * 0.25e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_adams_count_is_restored_where_the_optimizer_keeps_it(
+    stage: int, make_learner: LearnerMaker, samples: list[TrainingSample]
+) -> None:
+    """A fused optimizer refuses a count that is on another device than its parameters: the tensor it made stays, and
+    is filled."""
+    learner, other = (make_learner(f"learner.zero_stage={stage}") for _ in range(2))
+    for _ in range(3):
+        learner.step([samples], LOOSE)
+    other.step([samples], LOOSE)
+    counts = [state["step"] for state in other.optimizer.state.values() if state]
+    restore_learner(other, learner_state(learner))
+    after = [state["step"] for state in other.optimizer.state.values() if state]
+    assert len(after) == len(counts) > 0
+    assert all(one is before for one, before in zip(after, counts, strict=True))
+    assert {float(count) for count in counts} == {3.0}
+
+
 def test_epochs_decay_and_a_moving_rate_resume_to_the_bit(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:

@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rl_engine.config import LoraConfig
-from rl_engine.learner.batching import TrainingSample, collate, pack
+from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
 from rl_engine.learner.gap import GapLimits, SamplerGapError
 from rl_engine.learner.learner import Learner
+from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora import LoraPolicy
@@ -200,7 +201,7 @@ def test_a_gap_over_the_limit_stops_before_anything_is_updated(
     rows = on_policy(learner, samples)
     wrong = [replace(rows[0], behaviour_logprobs=tuple(q + 0.5 for q in rows[0].behaviour_logprobs)), *rows[1:]]
     before = learner.weights()
-    with pytest.raises(SamplerGapError, match=r"logprob_gap_max 0\.5 .*Nothing was updated"):
+    with pytest.raises(SamplerGapError, match=r"3\.\d+% of 80 tokens .* at most 0\.5, at .*Nothing was updated"):
         learner.step([wrong], GapLimits(kl=1.0, logprob=1e-2))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.weights().items())
     broken = [replace(rows[0], behaviour_logprobs=(float("nan"),) * len(rows[0].completion_ids))]
@@ -274,6 +275,24 @@ def test_one_layer_by_its_path_trains_that_layer_alone(make_learner: LearnerMake
     assert isinstance(learner.trainable, LoraPolicy)
     assert learner.trainable.coverage.modules == ("model.layers.1.mlp.up_proj",)
     assert len(learner.parameters) == 2
+
+
+def test_what_a_rank_passes_for_the_others_sake_is_in_no_figure(
+    make_learner: LearnerMaker, samples: list[TrainingSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two ranks, with one micro-batch of its own and one that only makes it pass as often."""
+    learner = make_learner("learner.tokens_per_microbatch=1")
+    rows = on_policy(learner, samples[:3])
+    expected = learner.measure(rows[1:2], LOOSE)
+    passed = share_of_rank(pack(rows, 1, learner.layout), 1, 2)
+    assert [len(batch) for batch in passed] == [1, 1]
+    learner.ranks = replace(learner.ranks, rank=1)
+    monkeypatch.setattr(Ranks, "share", lambda self, items: list(items)[1::2])
+    monkeypatch.setattr("rl_engine.learner.learner.share_of_rank", lambda *_: passed)
+    found = learner.measure(rows, LOOSE)
+    for name in ("tokens", "entropy", "loss", "ratio", "ess_frac"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
+    assert found.gap.tokens == len(rows[1].completion_ids)
 
 
 # What a clipped loss takes its ratio against.

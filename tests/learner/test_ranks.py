@@ -29,11 +29,13 @@ STAGES = {
 }
 # Two updates a step, with the learner's own log-probabilities of its start kept for the correction.
 TWICE = f"{METHODS['lora']} learner.zero_stage=3 learner.updates_per_step=2 loss.sampler_correction=token_truncate"
+# A penalty that pulls: after the first step the policy is another than the reference.
+PENALISED = f"{METHODS['full']} loss.kl_coef=0.5"
 CASES = {
     f"{method}-{stage}": f"{settings} {of_stage}"
     for method, settings in METHODS.items()
     for stage, of_stage in STAGES.items()
-} | {"lora-twice": TWICE}
+} | {"lora-twice": TWICE, **{f"full-KL-{stage}": f"{PENALISED} {STAGES[stage]}" for stage in ("0", "3")}}
 
 
 def learned(directory: Path, ranks: int) -> dict[str, dict[str, Tensor]]:
@@ -68,6 +70,13 @@ def test_two_ranks_learn_what_one_does(case: str, by_ranks: dict[int, dict[str, 
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_a_sharded_reference_penalises_as_a_whole_one(by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
+    whole, free = by_ranks[1]["full-KL-0"], by_ranks[1]["full-0"]
+    for name, tensor in by_ranks[2]["full-KL-3"].items():
+        torch.testing.assert_close(tensor, whole[name], atol=1e-5, rtol=0)
+    assert any((tensor - whole[name]).abs().max() > 1e-5 for name, tensor in free.items())
 
 
 @pytest.mark.parametrize("method", METHODS)

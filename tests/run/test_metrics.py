@@ -112,6 +112,7 @@ def test_what_the_learner_saw() -> None:
         "sampler/kl_v1": 0.5,
         "sampler/kl_v3": 0.7,
         "sampler/logprob_gap_max": 0.8,
+        "sampler/beyond_frac": 0.0,
         "ratio/p01": 0.9,
         "ratio/p50": 1.0,
         "ratio/p99": 1.1,
