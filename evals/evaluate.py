@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import AutoConfig, AutoTokenizer
 
+from evals.asking.trained_with import TrainedWith, agreed, overridden
 from evals.contamination import Contamination, contamination
 from evals.launch import Launch
 from evals.options import EvalOptions
@@ -53,9 +54,15 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     ]
     if not policies:
         raise ValueError("nothing to measure: --no-base without an --adapter")
-    suites = [prepare_suite(options, suite, tokenizer, text_config.max_position_embeddings) for suite in wanted]
+    trained = agreed(options.model, policies)
+    if trained is not None:
+        console.print(escape(trained.describe()), soft_wrap=True)
+        tokenizer.chat_template = trained.chat_template or tokenizer.chat_template
+    context = text_config.max_position_embeddings
+    suites = [prepare_suite(options, suite, tokenizer, context, trained) for suite in wanted]
     shared = overlaps(options, suites)
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]
+    remarks += overridden(trained, suites[0].prompt) if trained is not None else []
     for warning in (*remarks, *(found.describe() for found in shared.values() if found)):
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     settings = settings_of(options, suites, policies)
@@ -65,7 +72,7 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     launch.barrier()
     partial.read()
     launch.barrier()  # all deal out the same work: nobody adds to the partial results before everybody has read it
-    with Grader.from_config(grading_of(options)) as grader:
+    with Grader.from_config(grading_of(options, trained)) as grader:
         sample_missing(options, suites, policies, grader, partial, launch, console, start_engine)
         if not launch.is_main:
             return
@@ -86,8 +93,9 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     print_results(options, results, console)
 
 
-def grading_of(options: EvalOptions) -> RewardConfig:
-    return RewardConfig(workers=options.workers, timeout_s=options.timeout_s, answer_forms=ANSWER_FORMS)
+def grading_of(options: EvalOptions, trained: TrainedWith | None) -> RewardConfig:
+    forms = trained.answer_forms if trained is not None else ANSWER_FORMS
+    return RewardConfig(workers=options.workers, timeout_s=options.timeout_s, answer_forms=forms)
 
 
 def settings_of(options: EvalOptions, suites: Sequence[PreparedSuite], policies: Sequence[Policy]) -> dict[str, Any]:
@@ -110,7 +118,8 @@ def overlaps(options: EvalOptions, suites: Sequence[PreparedSuite]) -> dict[str,
     """What `--train-data` shares with each suite. The generator's parts are disjoint, and its sums have no words."""
     if options.train_data is None:
         return {}
-    training = load_problems(DataConfig(source="jsonl", path=options.train_data), split="train", seed=0).problems
+    data = DataConfig(source="jsonl", path=options.train_data)
+    training = load_problems(data, split="train", seed=0, key="--train-data").problems
     texts = {
         prepared.suite.name: [prompt.problem for prompt in prepared.prompts]
         for prepared in suites

@@ -61,7 +61,11 @@ def find_policies(arguments: Sequence[str], model: str, model_config: Any) -> li
 def named_directory(argument: str) -> tuple[str, Path]:
     """`[NAME=]DIR` → the name, or nothing, and the directory, whose own name may hold the sign."""
     name, _, place = ("", "", argument) if Path(argument).exists() or "=" not in argument else argument.partition("=")
-    return name, Path(place).expanduser().resolve()
+    directory = Path(place).expanduser().resolve()
+    latest = directory / "adapters" / "latest"
+    if not (directory / PEFT_CONFIG).is_file() and latest.exists():
+        directory = latest.resolve()  # of a whole run the newest version
+    return name, directory
 
 
 def _policy(argument: str, model: str, model_config: Any) -> Policy:

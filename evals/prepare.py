@@ -9,8 +9,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from evals.asking.trained_with import TrainedWith
 from evals.options import EvalOptions
-from evals.suites import Suite, find_suite, load_suite, origin_of, sampling_of
+from evals.suites import ANSWER_FORMS, EMBEDDED_SUMS, Suite, find_suite, load_suite, origin_of, sampling_of
+from rewards.config import AnswerForm
 from rollout.config import PromptConfig, SamplingConfig
 from rollout.prompts.renderer import Renderer
 from rollout.types import Prompt
@@ -31,6 +33,8 @@ class PreparedSuite:
     prompt: PromptConfig
     sampling: SamplingConfig
     """The protocol's, with the template's stop strings."""
+    answer_forms: tuple[AnswerForm, ...] = ANSWER_FORMS
+    """Where the answer may stand, tried in this order."""
     remarks: tuple[str, ...] = ()
 
 
@@ -45,8 +49,13 @@ def find_suites(names: Sequence[str]) -> list[Suite]:
     return suites
 
 
-def prompt_of(options: EvalOptions, suite: Suite, tokenizer: PreTrainedTokenizerBase) -> PromptConfig:
-    """The model's own template, unless it has none or its name says that it is a base model, or one was asked for."""
+def prompt_of(
+    options: EvalOptions, suite: Suite, tokenizer: PreTrainedTokenizerBase, trained: TrainedWith | None = None
+) -> PromptConfig:
+    """The prompt of the training where there was one; else the model's own template, unless it has none or its name
+    says that it is a base model. What was asked for comes before either."""
+    if trained is not None:
+        return trained.asked(options.template, options.frame, options.instruction)
     template = options.template
     if template == "auto" and options.frame is not None:
         template = "frame"
@@ -58,12 +67,20 @@ def prompt_of(options: EvalOptions, suite: Suite, tokenizer: PreTrainedTokenizer
 
 
 def prepare_suite(
-    options: EvalOptions, suite: Suite, tokenizer: PreTrainedTokenizerBase, context: int
+    options: EvalOptions,
+    suite: Suite,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    trained: TrainedWith | None = None,
 ) -> PreparedSuite:
-    """Raises `ValueError` when a problem leaves no room for an answer in the model's `context` tokens."""
-    prompt = prompt_of(options, suite, tokenizer)
+    """The suite as what was `trained` so is asked it, or as its own protocol says.
+
+    Raises `ValueError` when a problem leaves no room for an answer in the model's `context` tokens.
+    """
+    prompt = prompt_of(options, suite, tokenizer, trained)
     renderer = Renderer(tokenizer, prompt)
-    loaded = load_suite(suite, options.data_dir, options.limit)
+    sums = trained.sums if trained is not None and trained.sums is not None else EMBEDDED_SUMS
+    loaded = load_suite(suite, options.data_dir, options.limit, sums)
     prompts = tuple(renderer.render_all(loaded.problems))
     sampling = sampling_of(
         suite,
@@ -80,6 +97,7 @@ def prepare_suite(
     ]
     if suite.size is not None and options.limit is None and len(prompts) != suite.size:
         remarks.append(f"{len(prompts):,} problems were read of a suite of {suite.size:,}: damaged or different data")
+    stop = (*renderer.stop, *(trained.stop if trained is not None else ()))
     room = context - max(len(one.token_ids) for one in prompts)
     if room < 1:
         raise ValueError(f"the longest problem of {suite.name} fills the model's context of {context:,} tokens")
@@ -93,7 +111,8 @@ def prepare_suite(
         prompts=prompts,
         prompt=prompt,
         sampling=sampling.model_copy(
-            update={"stop": renderer.stop, "max_tokens": min(room, sampling.max_tokens)},
+            update={"stop": stop, "max_tokens": min(room, sampling.max_tokens)},
         ),
+        answer_forms=trained.answer_forms if trained else ANSWER_FORMS,
         remarks=tuple(remarks),
     )

@@ -19,7 +19,7 @@ from evals.sampling import outcomes_of
 from evals.scoring.estimators import Difference
 from evals.scoring.outcomes import Outcome
 from evals.scoring.report import EvalReport, compare, report_on
-from evals.suites import ANSWER_FORMS, digest_of
+from evals.suites import digest_of
 from rewards import Grader
 from rollout.types import BASE
 
@@ -65,7 +65,7 @@ def describe(prepared: PreparedSuite) -> dict[str, Any]:
         "data": {"origin": prepared.origin, "problems": len(problems), "sha256": digest_of(problems)},
         "prompt": prepared.prompt.model_dump(mode="json"),
         "sampling": prepared.sampling.model_dump(mode="json"),
-        "answer_forms": list(ANSWER_FORMS),
+        "answer_forms": list(prepared.answer_forms),
     }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from rewards.config import AnswerForm
 from rollout.config import ArithmeticConfig, DataConfig, SamplingConfig
 from rollout.frames import BOXED_INSTRUCTION
+from rollout.prompts.formats import refuse_other_formats
 from rollout.prompts.problems import SOURCES, Loaded, load_problems
 from rollout.types import Problem
 
@@ -90,6 +91,9 @@ def find_suite(name: str) -> Suite:
         return SUITES[name]
     if name.endswith(".jsonl"):
         return Suite(name=suite_name(name), version=1, source="jsonl", file=name, max_tokens=4096)
+    if Path(name).exists():
+        refuse_other_formats(Path(name), "suite")
+        raise ValueError(f"suite {name!r}: a file of problems is JSON Lines, and its name ends with .jsonl")
     raise ValueError(f"no suite {name!r}: known are {', '.join(SUITES)}, or give a .jsonl file")
 
 
@@ -138,22 +142,44 @@ def sampling_of(
 
 
 def load_suite(
-    suite: Suite, data_dir: str | None = None, limit: int | None = None, sums: ArithmeticConfig = EMBEDDED_SUMS
+    suite: Suite,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    sums: ArithmeticConfig = EMBEDDED_SUMS,
+    *,
+    data_dir_key: str = "--data-dir",
 ) -> Loaded:
     """The suite's problems, in their own order, and which rows were dropped.
 
-    `sums` are the settings of the generator, of which `held_out` is the part that training never sees.
+    `sums` are the settings of the generator, of which `held_out` is the part that training never sees. `data_dir_key`
+    is what a message calls the directory.
     """
     if suite.source == "arithmetic":
         data = DataConfig(source="arithmetic", arithmetic=sums, limit=limit or HELD_OUT_COUNT)
         return load_problems(data, split="held_out", seed=HELD_OUT_SEED)
     loaded = Loaded([])
+    check_suite_files(suite, data_dir, data_dir_key)
     for path in suite_files(suite, data_dir) or (None,):
-        part = load_problems(DataConfig(source=suite.source, path=path), split="held_out", seed=HELD_OUT_SEED)
+        data = DataConfig(source=suite.source, path=path)
+        part = load_problems(data, split="held_out", seed=HELD_OUT_SEED, key=f"suite {suite.name}")
         loaded.problems.extend(part.problems)
         loaded.dropped.update(part.dropped)
         loaded.examples.update(part.examples)
     return Loaded(loaded.problems[:limit], loaded.dropped, loaded.examples)
+
+
+def check_suite_files(suite: Suite, data_dir: str | None, data_dir_key: str) -> None:
+    """Raises `FileNotFoundError` for a directory or a file that is not there, and `TextFileError` for what is no JSON
+    Lines file by its first bytes."""
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise FileNotFoundError(f"{data_dir_key}: no such directory: {data_dir}")
+    for file in map(Path, suite_files(suite, data_dir)):
+        if suite.source != "jsonl" and not file.exists():
+            there = ", ".join(sorted(path.name for path in file.parent.glob("*.jsonl"))) or "no .jsonl file"
+            raise FileNotFoundError(
+                f"{data_dir_key}: {data_dir} has no {file.name} for the suite {suite.name}: {there}"
+            )
+        refuse_other_formats(file, f"suite {suite.name}")
 
 
 def suite_files(suite: Suite, data_dir: str | None) -> tuple[str, ...]:

@@ -35,13 +35,46 @@ class Finding:
     """One thing a user should look at."""
 
     kind: str
-    """`ungradable`, `text_only`, `repeat` or `overlap`."""
+    """`unusable`, `ungradable`, `text_only`, `repeat` or `overlap`."""
     id: str
     what: str
 
 
 def load(path: Path) -> list[Row]:
-    return list(read_rows(path, required=("id", "problem", "answer")))
+    """The rows of a problem file; one without an id is known by its place."""
+    rows = read_rows(path, required=("problem", "answer"))
+    return [
+        {"id": f"{path.name}-{number}", **row, "answer": "" if row["answer"] is None else row["answer"]}
+        for number, row in enumerate(rows, 1)
+    ]
+
+
+def usable(rows: list[Row]) -> tuple[list[Row], list[Finding]]:
+    """The rows that training would take, and why it drops the others."""
+    kept: list[Row] = []
+    found: list[Finding] = []
+    seen: set[str] = set()
+    for row in rows:
+        if reason := _unusable(row, seen):
+            found.append(Finding("unusable", str(row["id"]), reason))
+        else:
+            seen.add(str(row["id"]))
+            kept.append(row)
+    return kept, found
+
+
+def _unusable(row: Row, seen: set[str]) -> str:
+    for field in ("problem", "answer"):
+        if isinstance(row[field], list | dict):
+            return f"its {field} is a {type(row[field]).__name__}, not a text"
+    if row["problem"] is None or not str(row["problem"]).strip():
+        return "no problem"
+    return "id seen before" if str(row["id"]) in seen else ""
+
+
+def different(rows: list[Row]) -> int:
+    """How many problems there are, spacing aside."""
+    return len({" ".join(str(row["problem"]).split()) for row in rows})
 
 
 def ungradable(rows: list[Row], grader: Grader, progress: Progress) -> list[Finding]:
@@ -100,17 +133,19 @@ def main(
     """Check a problem file before training on it."""
     console = Console()
     try:
-        rows = load(data)
+        rows, findings = usable(load(data))
+        if not rows:
+            raise BadRecord(f"{data} has no usable problem: {findings[0].what if findings else 'it is empty'}")
         with Progress(console=console, transient=True) as progress:
             with Grader(workers=workers, timeout_s=timeout_s) as grader:
-                findings = ungradable(rows, grader, progress)
+                findings += ungradable(rows, grader, progress)
             findings += text_only(rows, workers, timeout_s, progress)
         with console.status("looking for repeats"):
             findings += repeats(rows)
             for other in against or []:
                 findings += overlaps(rows, other)
     except BadRecord as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}")
+        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(2) from None
     _report(console, data, rows, findings, show)
     if output is not None:
@@ -121,6 +156,7 @@ def main(
 
 
 _MEANING = {
+    "unusable": "rows without a problem, or with an id seen before; training drops them",
     "ungradable": "references that cannot be graded; training drops them",
     "text_only": "references that only their own text can equal",
     "repeat": "pairs inside the file that repeat each other",
@@ -130,7 +166,9 @@ _MEANING = {
 
 def _report(console: Console, data: Path, rows: list[Row], findings: list[Finding], show: int) -> None:
     counts = Counter(finding.kind for finding in findings)
-    console.print(f"{data}: {len(rows)} problems")
+    count = different(rows)
+    repeated = f"{count} different problems of {len(rows)}" if count < len(rows) else f"{count} problems"
+    console.print(escape(f"{data}: {repeated}"), soft_wrap=True)
     for kind, meaning in _MEANING.items():
         console.print(f"  {counts[kind]:6d}  {meaning}")
         for finding in [f for f in findings if f.kind == kind][:show]:

@@ -47,7 +47,8 @@ class RewardConfig(BaseModel):
     function: str | None = Field(
         default=None,
         description="A reward function of your own, 'package.module:name', or one of TRL's, 'trl:name'. "
-        "It runs in the grading processes; its value times function_weight is added to the reward.",
+        "It runs in the grading processes; its value times function_weight is added to the reward. A completion for "
+        "which it returns None is not scored.",
     )
     function_arguments: dict[str, JsonValue] = Field(
         default_factory=dict,
@@ -55,6 +56,15 @@ class RewardConfig(BaseModel):
     )
     function_weight: float = Field(
         default=1.0, ge=-10.0, le=10.0, description="Weight of the function's value in the reward."
+    )
+    mask_truncated: bool = Field(
+        default=False,
+        description="Leave completions that max_tokens cut off out of baseline and loss: they count as not scored.",
+    )
+    mask_unscored: bool = Field(
+        default=True,
+        description="Leave completions that could not be judged (timeout, error) out of baseline and loss; false: "
+        "their reward is 0. Those for which `function` returns None are always left out.",
     )
     correct_weight: float = Field(
         default=1.0, ge=0.0, le=10.0, description="Reward of a correct answer; 0 leaves it to `function`."
@@ -68,4 +78,11 @@ class RewardConfig(BaseModel):
             raise ValueError("function_arguments needs function, the import path of what takes them")
         if self.function is not None and ":" not in self.function:
             raise ValueError(f"function must look like 'package.module:name', not {self.function!r}")
+        module = (self.function or "").partition(":")[0]
+        if "/" in module or module.endswith(".py"):
+            name = module.removesuffix(".py").strip("./").replace("/", ".")
+            raise ValueError(
+                f"function is {self.function!r}: name the module, not its file, as in "
+                f"'{name}:{(self.function or '').partition(':')[2]}'"
+            )
         return self

@@ -44,6 +44,8 @@ class GradeItem:
     """The sampling limit; only the overlong term reads it."""
     problem: str = ""
     """The problem as asked; only a user's reward function reads it."""
+    truncated: bool = False
+    """Whether `max_tokens` cut it off; only `mask_truncated` reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,5 +65,6 @@ class GradeResult:
     detail: str = ""
     """The rule that decided, or the text of the error."""
     scored: bool = True
-    """Whether the reward says anything of the completion: not where grading failed (`timeout`, `error`), nor where a
-    reward function returned None. What is not scored is learned nothing from, and counts in no mean of rewards."""
+    """Whether the reward says anything of the completion: not where grading failed (`timeout`, `error`), unless
+    `mask_unscored` is off; where a reward function returned None; or, with `mask_truncated`, where it was cut off. What
+    is not scored is learned nothing from, and counts in no mean of rewards."""

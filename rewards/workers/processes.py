@@ -138,5 +138,8 @@ def _environment(*, own_code: bool) -> dict[str, str]:
     """
     package_parent = str(Path(__file__).resolve().parents[2])
     entries = [package_parent, *(entry or str(Path.cwd()) for entry in sys.path)]
+    if own_code:
+        # Where a user's module is, however the program was started: a console script has no "" among its paths.
+        entries.append(str(Path.cwd()))
     kept = {name: value for name, value in os.environ.items() if own_code or not SECRET.search(name)}
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(entries)), "PYTHONSAFEPATH": "1"}

@@ -11,7 +11,9 @@ import logging
 import os
 import socket
 import sys
+import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 from rewards import function
@@ -21,6 +23,9 @@ from rewards.workers import limits, wire
 RECYCLE_AFTER_ITEMS = 20_000
 RECURSION_LIMIT = 4_000
 OUT_OF_MEMORY = "out of memory"
+MAX_DETAIL_CHARS = 2_000
+TRACEBACK_FRAMES = 3
+OUR_CODE = str(Path(__file__).parents[1])
 
 
 def preload() -> None:
@@ -73,18 +78,20 @@ class _Judge:
         if settings["function"] is not None:
             try:
                 self._function = function.load(settings["function"], settings["function_arguments"])
-            except Exception as error:  # noqa: BLE001 - the boundary: every item reports it
+            except BaseException as error:  # noqa: BLE001 - the boundary: every item reports it
                 self._failure = f"cannot load {settings['function']}: {_text(error)}"
 
     def __call__(self, request: wire.Message) -> wire.Message:
-        if self._failure:
-            return _error(self._failure)
+        said: wire.Message = {}
         try:
             if request.get("as_answer"):
-                judgement, said = self._judge_reference(request["reference"]), {}
+                judgement = self._judge_reference(request["reference"])
+            elif self._failure:
+                return _error(self._failure)
             else:
                 judgement = self._judge_completion(request["completion"], request["reference"], forms=self._forms)
-                said = {} if self._function is None else {"function": self._function(request)}
+                if self._function is not None:
+                    said["function"] = self._function(request)
         except MemoryError:
             return _error(OUT_OF_MEMORY)
         except RecursionError:
@@ -100,8 +107,17 @@ class _Judge:
 
 
 def _error(detail: str) -> dict[str, Any]:
-    return {"verdict": Verdict.ERROR, "extracted": None, "detail": detail[:300]}
+    return {"verdict": Verdict.ERROR, "extracted": None, "detail": detail[-MAX_DETAIL_CHARS:]}
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    """The error after the last lines of its traceback, as Python writes them; of those only what is not our code and
+    not the import machinery."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((OUR_CODE, "<frozen "))
+    ]
+    lines = traceback.StackSummary.from_list(frames[-TRACEBACK_FRAMES:]).format()
+    head = "\n" if lines else ""
+    return head + "".join([*lines, *traceback.format_exception_only(error)]).rstrip()

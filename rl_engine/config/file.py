@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import types
 import typing
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from omegaconf.resolvers import oc
 from pydantic import BaseModel, ValidationError
 
 from rewards.workers.processes import SECRET
+from rollout.text_files import TextFileError, read_text
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 S = TypeVar("S", bound=BaseModel)
@@ -54,12 +56,14 @@ def read_config(schema: type[S], name: str, overrides: Sequence[str] = ()) -> S:
     """
     path = find_config(name)
     try:
-        tree: Any = OmegaConf.load(path)
+        tree: Any = OmegaConf.load(io.StringIO(read_text(path)))
         for override in overrides:
             if "=" not in override:
                 raise ConfigError(f"{override!r} is not an override: write key.sub=value")
             tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
         values = OmegaConf.to_container(tree, resolve=True)
+    except TextFileError as error:
+        raise ConfigError(str(error)) from error
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(values, dict):

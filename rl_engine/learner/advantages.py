@@ -64,12 +64,12 @@ def advantages_of(groups: Sequence[GradedGroup], baseline: str) -> list[list[flo
     group without signal are exactly zero too, whatever rounding the baseline leaves.
     """
     rows = [[0.0] * len(group.results) for group in groups]
-    teaching = [(row, group) for row, group in zip(rows, groups, strict=True) if group.has_signal]
     # Groups with as many scored completions make one table.
-    for size in {len(group.scored_rewards) for _, group in teaching}:
-        table = [(row, group) for row, group in teaching if len(group.scored_rewards) == size]
+    for size in {len(group.scored_rewards) for group in groups if group.has_signal}:
+        table = [(row, group) for row, group in zip(rows, groups, strict=True) if len(group.scored_rewards) == size]
         rewards_PG = torch.tensor([group.scored_rewards for _, group in table], dtype=torch.float64)
         for (row, group), advantages in zip(table, BASELINES[baseline](rewards_PG).tolist(), strict=True):
-            found = iter(advantages)
-            row[:] = [next(found) if scored else 0.0 for scored in group.scored]
+            if group.has_signal:
+                found = iter(advantages)
+                row[:] = [next(found) if scored else 0.0 for scored in group.scored]
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -60,6 +61,16 @@ def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
         return NAME
     short = config.data.max_prompt_tokens + config.sampling.max_tokens <= LONGEST_SHARED
     return NAME if plain and short and device_type == "cpu" else "padded"
+
+
+def check_attention(attention: str, key: str) -> None:
+    """Raises `ConfigError` for an attention whose kernels are not installed or have no device here."""
+    if attention != "flash_attention_2":
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(f"{key} is {attention}, which needs CUDA: take sdpa here")
+    if importlib.util.find_spec("flash_attn") is None:
+        raise ConfigError(f"{key} is {attention}, and flash-attn is not installed: pip install flash-attn")
 
 
 def choose_attention(config: Config, layout: str) -> str:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from rl_engine.config import Config, LoraConfig
 from rl_engine.config.starts import STARTS
-from rl_engine.policy.base_model import load_causal_lm
+from rl_engine.policy.base_model import load_causal_lm, load_meta_model
 from rl_engine.policy.lora_linear import LoraLinear
 from rl_engine.policy.lora_start import copy_adapter, fit_to_activations, read_adapter, unchanged
 from rl_engine.policy.targets import Coverage, coverage_of, expert_rank, match_targets
 from rl_engine.policy.trainable import LogprobFunction
 from rollout.adapters import PEFT_CONFIG, PEFT_WEIGHTS
+from rollout.config import ModelConfig
 from rollout.models import locate_model
 
 
@@ -73,8 +74,7 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftMo
     """
     coverage = coverage_of(model, config)
     converted = STARTS[config.init].served == "converted"
-    if config.init != "default" and any(layer.experts for layer in match_targets(model, config.targets).values()):
-        raise ValueError(f"lora.init {config.init} is made for linear layers, and this model has experts: take default")
+    refuse_experts(model, config)
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the base model is {parameter.dtype} at {name}; bfloat16 and float32 are supported")
@@ -144,6 +144,22 @@ def write_adapter(directory: Path, model: PeftModel, config: LoraConfig, base: s
 def manifest_entries(config: LoraConfig) -> dict[str, Any]:
     """What the manifest says of every version of an adapter."""
     return {"kind": "lora", "rank": config.served_rank, "weights": PEFT_WEIGHTS}
+
+
+def check_adapter(model: ModelConfig, config: LoraConfig, seed: int) -> None:
+    """Raises what `add_adapter` and `go_on_from` would raise, from the shapes of the model alone."""
+    shapes = load_meta_model(model)
+    coverage_of(shapes, config)
+    refuse_experts(shapes, config)
+    if config.start_from is not None:
+        adapted, _ = add_adapter(shapes, config, seed)
+        go_on_from(adapted, config, model.name)
+
+
+def refuse_experts(model: nn.Module, config: LoraConfig) -> None:
+    """Raises `ValueError` for a start that is made for linear layers, in a model with experts."""
+    if config.init != "default" and any(layer.experts for layer in match_targets(model, config.targets).values()):
+        raise ValueError(f"lora.init {config.init} is made for linear layers, and this model has experts: take default")
 
 
 def go_on_from(model: PeftModel, config: LoraConfig, base: str) -> None:

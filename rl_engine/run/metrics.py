@@ -38,7 +38,7 @@ def rollout_metrics(groups: Sequence[GradedGroup]) -> dict[str, float]:
         **({"reward/mean": fmean(result.reward for result in scored)} if scored else {}),
         "reward/accuracy": verdicts[Verdict.CORRECT] / len(pairs),
         **{f"reward/verdict/{verdict}": verdicts[verdict] / len(pairs) for verdict in Verdict},
-        "reward/unscored_frac": 1 - len(scored) / len(pairs),
+        "reward/unscored_frac": (len(pairs) - len(scored)) / len(pairs),
         "completion/tokens_mean": fmean(lengths),
         "completion/tokens_max": float(max(lengths)),
         "completion/truncated_frac": fmean(c.finish_reason == "length" for c, _ in pairs),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
+from rl_engine.config.run import LogConfig
 from rl_engine.config.sft import SftConfig
 from rollout.durable import naming, write_synced
 
@@ -153,10 +157,7 @@ class _Tracker:
     """Weights & Biases and trackio share one interface."""
 
     def __init__(self, module: str, project: str, run: Path, config: Config | SftConfig) -> None:
-        try:
-            self._module = importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"log.{module} is set, but {module} is not installed: pip install {module}") from error
+        self._module = importlib.import_module(module)
         self._module.init(project=project, name=run.name, config=config.model_dump(mode="json"))
 
     def log(self, line: dict[str, float]) -> None:
@@ -166,11 +167,30 @@ class _Tracker:
         self._module.finish()
 
 
+SERVICES = ("wandb", "trackio")
+
+
+def check_services(log: LogConfig) -> None:
+    """Raises `ConfigError` for a service whose package is not installed."""
+    for module in SERVICES:
+        if getattr(log, module) is not None and not _is_installed(module):
+            raise ConfigError(f"log.{module} is set, and {module} is not installed: pip install {module}")
+
+
+def _is_installed(module: str) -> bool:
+    """A directory of that name is none: wandb leaves one wherever it has run."""
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    found = importlib.util.find_spec(module)
+    return found is not None and found.origin is not None
+
+
 def open_sinks(run: Path, config: Config | SftConfig, done: int) -> list[Any]:
     sinks: list[Any] = []
     if config.log.tensorboard:
         sinks.append(_TensorBoard(run, done))
-    for module, project in (("wandb", config.log.wandb), ("trackio", config.log.trackio)):
-        if project is not None:
+    check_services(config.log)
+    for module in SERVICES:
+        if (project := getattr(config.log, module)) is not None:
             sinks.append(_Tracker(module, project, run, config))
     return sinks

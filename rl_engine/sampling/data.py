@@ -34,6 +34,20 @@ class TrainingData:
         ]
         return "; ".join(lines)
 
+    def repetitions(self, places: int) -> list[str]:
+        """What is sampled more often than it seems, for people: problems that the file repeats, and those that a step
+        of so many places holds several times."""
+        different = len({" ".join(prompt.problem.text.split()) for prompt in self.prompts})
+        notes = []
+        if different < len(self.prompts):
+            notes.append(f"warning: {different:,} different problems of {len(self.prompts):,}: the others repeat them")
+        if different < places:
+            notes.append(
+                f"warning: a step has places for {places:,} problems, and there are {different:,} different ones: each "
+                f"is sampled {places / different:.1f} times in a step (lower train.problems_per_step, or add problems)"
+            )
+        return notes
+
 
 def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) -> TrainingData:
     """Load, check and render the training problems.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 
@@ -22,19 +23,31 @@ def start_queue(config: Config, ranks: Ranks, max_model_len: int) -> RolloutQueu
 
     Raises `ConfigError` when it cannot be placed so, `PoolError` when no worker starts.
     """
+    check_placement(config, ranks)
     queue = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len)
     # By now they are vLLM's, or as torch chose for this process. No step draws any, but checkpoints hold their state.
     torch.manual_seed(config.seed)
     return queue
 
 
+def check_placement(config: Config, ranks: Ranks) -> None:
+    """Raises `ConfigError` when the sampler cannot be placed so, as far as that is known before it starts."""
+    rollout = config.rollout
+    if rollout.placement == "inprocess":
+        if ranks.count > 1 and rollout.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"rollout.tensor_parallel_size is {rollout.tensor_parallel_size} with {ranks.count} ranks: each rank "
+                "holds a sampler of its own; run one rank, or set it to 1"
+            )
+        return
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("rollout.placement is ray, and Ray is not installed: pip install ray")
+    if ranks.is_main:
+        _pool_settings(config, ranks)
+
+
 def _in_process(config: Config, ranks: Ranks, max_model_len: int) -> LocalQueue:
     rollout = config.rollout
-    if ranks.count > 1 and rollout.tensor_parallel_size > 1:
-        raise ConfigError(
-            f"rollout.tensor_parallel_size is {rollout.tensor_parallel_size} with {ranks.count} ranks: each rank holds "
-            "a sampler of its own; run one rank, or set it to 1"
-        )
     from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
 
     sleep = rollout.sleep and ranks.device.type == "cuda"
@@ -51,10 +64,7 @@ def _in_workers(config: Config, ranks: Ranks, max_model_len: int) -> RankSharedP
         return RankSharedPool(None, ranks)
     settings = _pool_settings(config, ranks)
     prepare_ray(settings.address)
-    try:
-        from rollout.pool.ray_pool import RayPool
-    except ModuleNotFoundError as error:
-        raise ConfigError("rollout.placement is ray, and Ray is not installed: pip install ray") from error
+    from rollout.pool.ray_pool import RayPool
 
     return RankSharedPool(RayPool(_engine_settings(config, max_model_len, sleep=False, ranks=1), settings), ranks)
 

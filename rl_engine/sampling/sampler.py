@@ -61,6 +61,7 @@ class Sampler:
                     tokens=len(completion.token_ids),
                     max_tokens=sampling.max_tokens,
                     problem=group.prompt.problem.text,
+                    truncated=completion.finish_reason == "length",
                 )
                 for group in groups
                 for completion in group.completions

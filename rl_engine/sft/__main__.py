@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,8 @@ from evals.command import exit_with_error, quiet_libraries
 from rl_engine.command import RESUME_OR_OVERWRITE, with_hint
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
+from rl_engine.run.records import check_services
+from rl_engine.run.writable import check_writable
 from rl_engine.sft.conversations import needs_hub
 from rollout import models
 
@@ -38,6 +41,8 @@ def main(
         settings = read_config(SftConfig, config, overrides or ())
         if not models.needs_hub(settings.model.name) and not needs_hub(settings.data):
             os.environ["HF_HUB_OFFLINE"] = "1"
+        check_writable(Path(settings.output_dir), "output_dir")
+        check_services(settings.log)
         quiet_libraries()
         from rl_engine.sft.run import run_sft
 

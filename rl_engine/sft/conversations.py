@@ -125,9 +125,7 @@ def columns_of(data: SftDataConfig) -> ChatColumnsConfig:
 
 def file_rows(path: str, key: str, seed: int, dropped: Dropped) -> Iterator[tuple[str, Row]]:
     """(where, row) of a JSON Lines file, in an order drawn from `seed`."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{key}: no such file: {path}")
-    rows = list(jsonl_rows(Path(path), dropped.drop))
+    rows = list(jsonl_rows(Path(path), dropped.drop, key))
     random.Random(seed).shuffle(rows)
     return iter(rows)
 

@@ -20,18 +20,14 @@ from numpy.typing import NDArray
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import Conversation, Dropped, Message, streams
 from rollout.config import PromptConfig
+from rollout.frames import CHAT_TEMPLATES
 from rollout.prompts.renderer import Renderer
+from rollout.text_files import read_text
 from rollout.types import Problem
 
 IGNORED = -100
 # Lists of Python's integers would take ten times the memory.
 Tokens = NDArray[np.int32]
-# The plain format of Tulu 3, for models that have no chat template of their own.
-TULU = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>\\n' + message.content }}"
-    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
-)
 
 
 class UnusableError(ValueError):
@@ -135,11 +131,11 @@ class ExampleRenderer:
 
 def read_template(name: str) -> str:
     """`data.chat_template`: one of ours by name, or a file."""
-    if name == "tulu":
-        return TULU
+    if name in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES[name]
     if not Path(name).is_file():
         raise FileNotFoundError(f"data.chat_template: no such file: {name}, and not `tulu`")
-    return Path(name).read_text()
+    return read_text(Path(name))
 
 
 def load_examples(config: SftConfig, tokenizer: Any) -> Examples:

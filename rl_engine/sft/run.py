@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoTokenizer
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
+from rl_engine.policy.base_model import check_attention
+from rl_engine.policy.lora import check_adapter
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
 from rl_engine.run.merge import merge
@@ -107,6 +109,9 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
     examples = load_examples(config, tokenizer)
     rows = rows_of(examples.train, config.data.max_tokens, packing=config.data.packing)
     batches = batches_of(config, rows)
+    check_attention(config.train.attention, "train.attention")
+    if config.method == "lora":
+        check_adapter(config.model, config.lora, config.seed)
     trainable = METHODS[config.method](config, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     optimizer = torch.optim.AdamW(
         [{"params": group, "lr": factor * config.optim.rate} for factor, group in trainable.param_groups],

@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 from evals.command import exit_with_error
 from rl_engine.command import RESUME_OR_OVERWRITE, join_ranks_quietly, stay_offline_if_possible, with_hint
 from rl_engine.config import Config, load_config
+from rl_engine.run.records import check_services
+from rl_engine.run.writable import check_writable
+from rl_engine.train.trial import try_reward
 from rollout.engine import PoolError
 
 if TYPE_CHECKING:
@@ -40,6 +43,10 @@ def main(
     try:
         settings = load_config(config, overrides or ())
         stay_offline_if_possible(settings)
+        # What a run and a dry run refuse alike before anything is loaded; `assemble.prepare_run` has the rest.
+        check_writable(Path(settings.output_dir), "output_dir")
+        check_services(settings.log)
+        try_reward(settings)
         code = run(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
     except (ValueError, FileNotFoundError) as error:
         # Configuration, data or adapters that cannot be used: the message is made for people.
@@ -93,6 +100,7 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
     from rl_engine.report.page import NAME as REPORT
     from rl_engine.report.page import write_report
     from rl_engine.run.records import read_metrics
+    from rl_engine.sampling.failures import GradingFailedError
     from rl_engine.train.assemble import assemble
     from rl_engine.train.loop import summary_paths, train
 
@@ -102,10 +110,11 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
         run.stop.listen()
         try:
             train(run)
-        except (SamplerGapError, NonFiniteGradientError) as error:
-            exit_with_error(
-                f"step {run.step}, version {run.version}: {error}\n--resume goes on from the last checkpoint.", 1
-            )
+        except (SamplerGapError, NonFiniteGradientError, GradingFailedError) as error:
+            way_on = "--resume goes on from the last checkpoint."
+            if run.step <= 1:
+                way_on = "Nothing has been learned yet: --overwrite begins anew when it is mended."
+            exit_with_error(f"step {run.step}, version {run.version}: {error}\n{way_on}", 1)
         finally:
             run.records.close()
             run.sampler.engine.close()

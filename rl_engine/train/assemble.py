@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from rl_engine.plan.forecast import first_lines
 from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import check_fits
-from rl_engine.policy.base_model import load_meta_model
+from rl_engine.policy.base_model import check_attention, layout_of, load_meta_model
+from rl_engine.policy.lora import check_adapter
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import config_hash
@@ -30,7 +32,7 @@ from rl_engine.run.records import Records
 from rl_engine.run.stopping import StopRequest
 from rl_engine.sampling.data import TrainingData, prepare
 from rl_engine.sampling.past import PastVersions
-from rl_engine.sampling.placement import start_queue
+from rl_engine.sampling.placement import check_placement, start_queue
 from rl_engine.sampling.publish import Publisher
 from rl_engine.sampling.sampler import Sampler
 from rl_engine.sampling.stream import RolloutStream
@@ -80,7 +82,9 @@ def load_suites(config: Config, renderer: Renderer) -> tuple[list[tuple[Suite, l
     suites, notes = [], []
     for name in config.eval.suites:
         suite = find_suite(name)
-        loaded = load_suite(suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic)
+        loaded = load_suite(
+            suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic, data_dir_key="eval.data_dir"
+        )
         suites.append((suite, renderer.render_all(loaded.problems)))
         notes += [
             f"warning: suite {suite.name}: dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
@@ -132,31 +136,67 @@ def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
     return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
 
 
-def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console: RunConsole | None = None) -> Run:
-    """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
-    the data, the model or the output directory, before any weights are loaded where that can be known."""
-    console = console or RunConsole(quiet=not ranks.is_main, steps=config.train.steps)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a run is made of, but for weights and engines."""
+
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    data: TrainingData
+    suites: list[tuple[Suite, list[Prompt]]]
+    sampling: SamplingConfig
+    eval_sampling: SamplingConfig
+    context: int
+    """Tokens that the longest prompt and its longest completion may take."""
+
+
+def prepare_run(config: Config, ranks: Ranks, grader: Grader, console: RunConsole) -> Prepared:
+    """Everything that can be known to be wrong without weights: the list that a run and a dry run walk alike, so that
+    both refuse the same things in the same words. Raises `ValueError`, `FileNotFoundError` or `OSError`."""
     check_fits(memory_of_run(config, ranks), available(ranks))
+    layout_of(config, ranks.device)
+    check_attention(config.learner.attention, "learner.attention")
+    check_placement(config, ranks)
+    if config.method == "lora":
+        check_adapter(config.model, config.lora, config.seed)
     tokenizer = load_tokenizer(config)
     renderer = Renderer(tokenizer, config.prompt)
     sampling, eval_sampling = samplings(config, renderer)
     with console.phase("reading and checking problems"):
         data = prepare(config, renderer, grader, ranks)
         suites, notes = load_suites(config, renderer)
+        notes += data.repetitions(config.train.max_problems_per_step or config.train.problems_per_step)
         notes += overlap_notes(data, suites) if ranks.is_main else []
     for line in notes:
         console.note(line)
-    needed = context_needed(config, suites, eval_sampling)
-    check_context(config, needed)
+    context = context_needed(config, suites, eval_sampling)
+    check_context(config, context)
+    return Prepared(
+        tokenizer=tokenizer,
+        renderer=renderer,
+        data=data,
+        suites=suites,
+        sampling=sampling,
+        eval_sampling=eval_sampling,
+        context=context,
+    )
+
+
+def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console: RunConsole | None = None) -> Run:
+    """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
+    the data, the model or the output directory, before any weights are loaded where that can be known."""
+    console = console or RunConsole(quiet=not ranks.is_main, steps=config.train.steps)
+    prepared = prepare_run(config, ranks, grader, console)
+    data, sampling = prepared.data, prepared.sampling
     run_dir = Path(config.output_dir)
     records = Records(run_dir, config)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
     found = checkpoints.newest() if resume else None
     with console.phase("loading the model"):
-        learner = Learner(config, ranks, pad_id_of(tokenizer), [prompt.token_ids for prompt in data.prompts])
+        learner = Learner(config, ranks, pad_id_of(prepared.tokenizer), [prompt.token_ids for prompt in data.prompts])
     console.print_rows(describe(config, data, learner))
     with console.phase("starting vLLM"):
-        queue = start_queue(config, ranks, needed)
+        queue = start_queue(config, ranks, prepared.context)
     sampler = Sampler(queue, grader, ranks)
     past = PastVersions(learner, config.rollout.max_staleness)
     publisher = Publisher(
@@ -173,8 +213,8 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
     )
     run = Run(
         config=config,
-        eval_sampling=eval_sampling,
-        suites=suites,
+        eval_sampling=prepared.eval_sampling,
+        suites=prepared.suites,
         stream=RolloutStream(config, Cursor(data.prompts, config.seed, config.data.shuffle), sampler, sampling),
         sampler=sampler,
         learner=learner,

@@ -10,24 +10,14 @@ from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.forecast import first_lines
 from rl_engine.plan.memory import memory_of_run
-from rl_engine.plan.memory_limit import check_fits, memory_lines
+from rl_engine.plan.memory_limit import memory_lines
 from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora import describe_adapter
 from rl_engine.policy.targets import coverage_of
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import check_output
 from rl_engine.run.peaks import available
-from rl_engine.sampling.data import prepare
-from rl_engine.train.assemble import (
-    check_context,
-    context_needed,
-    load_suites,
-    load_tokenizer,
-    overlap_notes,
-    plan_lines,
-    samplings,
-)
-from rollout.prompts.renderer import Renderer
+from rl_engine.train.assemble import plan_lines, prepare_run
 
 
 def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
@@ -42,17 +32,10 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool) -> None:
     else:
         console.print_rows({"training": "full fine-tuning, all parameters, float32 masters"})
     console.print_rows(first_lines(config, meta_model))
-    memory, room = memory_of_run(config, ranks), available(ranks)
-    console.print_rows(memory_lines(memory, room))
-    check_fits(memory, room)
-    renderer = Renderer(load_tokenizer(config), config.prompt)
-    _, eval_sampling = samplings(config, renderer)
-    with Grader.from_config(config.rewards) as grader, console.phase("reading and checking problems"):
-        data = prepare(config, renderer, grader, ranks)
-    suites, notes = load_suites(config, renderer)
-    for line in [*notes, *overlap_notes(data, suites)]:
-        console.note(line)
-    check_context(config, context_needed(config, suites, eval_sampling))
+    console.print_rows(memory_lines(memory_of_run(config, ranks), available(ranks)))
+    with Grader.from_config(config.rewards) as grader:
+        prepared = prepare_run(config, ranks, grader, console)
+    data, suites, renderer = prepared.data, prepared.suites, prepared.renderer
     console.print_rows(
         {
             "data": f"{config.data.source}: {data.describe()}",

@@ -30,6 +30,7 @@ from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, roll
 from rl_engine.run.peaks import PhasePeaks
 from rl_engine.run.records import METRICS, Records, read_metrics
 from rl_engine.run.stopping import StopRequest
+from rl_engine.sampling.failures import GradingFailedError, grading_failure
 from rl_engine.sampling.past import PastVersions, gap_of_versions
 from rl_engine.sampling.publish import Publisher
 from rl_engine.sampling.sampler import Sampler
@@ -112,7 +113,13 @@ def due(step: int, every: int, run: Run) -> bool:
 def sample(run: Run) -> StepGroups:
     """Graded completions of the step's problems."""
     with run.console.phase(f"step {run.step}: sampling"), run.peaks.peak_gib("rollout"):
-        return run.stream.take(run.step, run.adapter)
+        groups = run.stream.take(run.step, run.adapter)
+    failure = grading_failure(run.config.rewards, run.step, groups.all)
+    if failure is not None:
+        if run.is_main:
+            run.records.rollouts(run.step, groups.all, [[0.0] * len(group.results) for group in groups.all])
+        raise GradingFailedError(f"{failure}\nAll are in the rollouts of this step.")
+    return groups
 
 
 def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], groups: Sequence[GradedGroup]) -> LearnStats:
@@ -153,6 +160,8 @@ def evaluate(run: Run) -> list[EvalReport]:
         with run.console.phase(f"step {run.step}: evaluating {suite.name}"):
             seeds = [f"eval/{suite.name}/{index}" for index in range(len(prompts))]
             batch = run.sampler.sample(prompts, run.eval_sampling, run.adapter, seeds)
+        if (failure := grading_failure(run.config.rewards, run.step, batch.groups)) is not None:
+            raise GradingFailedError(f"evaluating {suite.name}: {failure}")
         if not run.is_main:
             continue
         rollout_s = batch.rollout_s / len(batch.groups)

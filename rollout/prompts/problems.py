@@ -14,9 +14,18 @@ from typing import Any
 
 from rollout.config import ColumnsConfig, DataConfig
 from rollout.prompts.arithmetic import Split, arithmetic_problems
+from rollout.prompts.formats import refuse_other_formats
+from rollout.text_files import text_lines
 from rollout.types import Problem
 
 Row = Mapping[str, Any]
+# Files follow the project's own names, whatever the hub's copy of a data set calls its columns.
+OWN_COLUMNS = ColumnsConfig(problem="problem", answer="answer", level="level", subject="subject", id="id")
+# What others call them, to guess by.
+OTHER_NAMES = {
+    "problem": ("question", "prompt", "query", "input", "instruction", "text", "problem_text", "problem_statement"),
+    "answer": ("final_answer", "expected_answer", "ground_truth", "reference", "target", "label", "output", "solution"),
+}
 
 
 def after_hashes(row: Row) -> str:
@@ -142,17 +151,18 @@ def needs_hub(config: DataConfig) -> bool:
     return config.source in SOURCES and config.path is None
 
 
-def load_problems(config: DataConfig, *, split: Split, seed: int) -> Loaded:
+def load_problems(config: DataConfig, *, split: Split, seed: int, key: str = "data.path") -> Loaded:
     """The problems of a source, in the source's own order.
 
-    `split` and `seed` matter to the generator alone: the other sources hold one split each.
+    `split` and `seed` matter to the generator alone: the other sources hold one split each. `key` is what a message
+    calls the place where a file was named.
     Raises `ValueError` for an unknown source or a file without usable rows, `FileNotFoundError` for a missing one.
     """
     if config.source == "arithmetic":
         count = config.limit or config.arithmetic.count
         return Loaded(arithmetic_problems(config.arithmetic, split, count, seed))
     if config.path is not None:
-        loaded = read_jsonl(Path(config.path), config.columns)
+        loaded = read_jsonl(Path(config.path), config.columns, key)
     elif config.source in SOURCES:
         loaded = read_hub(config.source, SOURCES[config.source], config.columns)
     else:
@@ -162,7 +172,8 @@ def load_problems(config: DataConfig, *, split: Split, seed: int) -> Loaded:
     kept = loaded.problems[: config.limit]
     if not kept:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in loaded.dropped.items()) or "it is empty"
-        raise ValueError(f"data.source {config.source!r} has no usable problem: {reasons}")
+        where = f"{key}: {config.path}" if config.path is not None else f"data.source {config.source!r}"
+        raise ValueError(f"{where} has no usable problem: {reasons}")
     return Loaded(kept, loaded.dropped, loaded.examples)
 
 
@@ -170,33 +181,63 @@ def _or_default(chosen: ColumnsConfig, defaults: ColumnsConfig) -> ColumnsConfig
     return defaults.model_copy(update={name: value for name, value in chosen if value is not None})
 
 
-def jsonl_rows(path: Path, drop: Callable[[str, str], None]) -> Iterator[tuple[str, Row]]:
-    """(where, row) of a JSON Lines file; a line that is not a JSON object is dropped with a reason."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{path.name}:{number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                drop("not JSON", where)
-                continue
-            if isinstance(row, dict):
-                yield where, row
-            else:
-                drop("not a JSON object", where)
+def jsonl_rows(path: Path, drop: Callable[[str, str], None], key: str) -> Iterator[tuple[str, Row]]:
+    """(where, row) of a JSON Lines file; a line that is not a JSON object is dropped with a reason.
+
+    Raises `FileNotFoundError` where none is, and `TextFileError` for a file of another format or encoding.
+    """
+    refuse_other_formats(path, key)
+    for number, line in text_lines(path):
+        where = f"{path.name}:{number}"
+        if not line.strip():
+            drop("blank line", where)
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            drop("not JSON", where)
+            continue
+        if isinstance(row, dict):
+            yield where, row
+        else:
+            drop("not a JSON object", where)
 
 
-def read_jsonl(path: Path, columns: ColumnsConfig) -> Loaded:
+def read_jsonl(path: Path, columns: ColumnsConfig, key: str) -> Loaded:
     """Problems of a JSON Lines file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"data.path: no such file: {path}")
-    # Files follow the project's own names, whatever the hub's copy of the data set calls its columns.
-    own = ColumnsConfig(problem="problem", answer="answer", level="level", subject="subject", id="id")
+    chosen = _or_default(columns, OWN_COLUMNS)
     loaded = Loaded([])
-    _collect(jsonl_rows(path, loaded.drop), _or_default(columns, own), None, loaded)
+    loaded.problems.extend(problems_of(jsonl_rows(path, loaded.drop, key), chosen, None, loaded.drop))
+    if not loaded.problems:
+        _explain_columns(path, chosen, key)
     return loaded
+
+
+def first_problem(config: DataConfig) -> Problem | None:
+    """The first usable problem of a file or of the generator, read without the rest; None for a data set of the hub."""
+    if config.source == "arithmetic":
+        return arithmetic_problems(config.arithmetic, "train", 1, seed=0)[0]
+    if config.path is None:
+        return None
+    rows = jsonl_rows(Path(config.path), lambda *_: None, "data.path")
+    return next(problems_of(rows, _or_default(config.columns, OWN_COLUMNS), None, lambda *_: None), None)
+
+
+def _explain_columns(path: Path, columns: ColumnsConfig, key: str) -> None:
+    """Raises `ValueError` when the first row has other columns than those that are read: then all have."""
+    _, row = next(jsonl_rows(path, lambda *_: None, key), ("", None))
+    wanted = {"problem": columns.problem, "answer": columns.answer}
+    missing = {role: column for role, column in wanted.items() if row is not None and column not in row}
+    if row is None or not missing:
+        return
+    there = [str(name) for name in row]
+    guesses = {role: next((name for name in there if name.lower() in OTHER_NAMES[role]), None) for role in missing}
+    ways = [f"data.columns.{role}={guess or 'NAME'}" for role, guess in guesses.items()]
+    way = f"say which it is with {' '.join(ways)}" if key == "data.path" else "rename them in the file"
+    raise ValueError(
+        f"{key}: {path} has no column {' and no column '.join(map(repr, missing.values()))}; its columns are "
+        f"{', '.join(there)}: {way}"
+    )
 
 
 def read_hub(name: str, dataset: HubDataset, chosen: ColumnsConfig) -> Loaded:
@@ -233,7 +274,7 @@ def read_hub(name: str, dataset: HubDataset, chosen: ColumnsConfig) -> Loaded:
                     else:
                         yield where, row
 
-    _collect(rows(), columns, extract, loaded)
+    loaded.problems.extend(problems_of(rows(), columns, extract, loaded.drop))
     return loaded
 
 
@@ -253,14 +294,16 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _collect(
+def problems_of(
     rows: Iterable[tuple[str, Row]],
     columns: ColumnsConfig,
     extract: Callable[[Row], str] | None,
-    loaded: Loaded,
-) -> None:
-    """Turn rows into problems, dropping those without a problem, without an answer or with an id seen before."""
+    drop: Callable[[str, str], None],
+) -> Iterator[Problem]:
+    """Rows as problems, without those that have no problem, no answer, an id seen before, or a list where text is
+    due."""
     seen: set[str] = set()
+    texts = [column for column in (columns.problem, None if extract else columns.answer) if column]
 
     def text(row: Row, column: str | None) -> str:
         value = row.get(column) if column else None
@@ -270,22 +313,23 @@ def _collect(
         problem = text(row, columns.problem)
         answer = extract(row) if extract else text(row, columns.answer)
         identifier = text(row, columns.id) or where.replace(":", "-")
-        if not problem:
-            loaded.drop(f"no {columns.problem}", where)
+        listed = [column for column in texts if isinstance(row.get(column), list | dict)]
+        if listed:
+            drop(f"{listed[0]} is a {'list' if isinstance(row[listed[0]], list) else 'mapping'}, not a text", where)
+        elif not problem:
+            drop(f"no {columns.problem}", where)
         elif not answer:
-            loaded.drop(f"no {columns.answer or 'answer'}", where)
+            drop(f"no {columns.answer or 'answer'}", where)
         elif identifier in seen:
-            loaded.drop("id seen before", where)
+            drop("id seen before", where)
         elif not _is_text(identifier + problem + answer):
-            loaded.drop("not text: half of a surrogate pair", where)
+            drop("not text: half of a surrogate pair", where)
         else:
             seen.add(identifier)
-            loaded.problems.append(
-                Problem(
-                    id=identifier,
-                    text=problem,
-                    answer=answer,
-                    level=text(row, columns.level),
-                    subject=text(row, columns.subject),
-                )
+            yield Problem(
+                id=identifier,
+                text=problem,
+                answer=answer,
+                level=text(row, columns.level),
+                subject=text(row, columns.subject),
             )

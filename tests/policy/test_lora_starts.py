@@ -158,7 +158,10 @@ def test_a_run_goes_on_from_an_adapter(
     ("trained", "goes_on"),
     [
         (["lora.rank=4", "lora.rslora=true"], None),
-        (["lora.rank=4", "lora.rslora=true", "lora.rank_pattern={up_proj: 2}", "lora.alpha_pattern={down_proj: 8}"], None),
+        (
+            ["lora.rank=4", "lora.rslora=true", "lora.rank_pattern={up_proj: 2}", "lora.alpha_pattern={down_proj: 8}"],
+            None,
+        ),
         # 32/√4 = 64/4: the same update under the other rule.
         (["lora.rank=4", "lora.rslora=true"], ["lora.rank=4", "lora.alpha=64"]),
         # Served at twice the rank, with √2 times the alpha.

@@ -127,3 +127,47 @@ def test_audit_explains_bad_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [check.app, audit.app])
 def test_help(command: Any) -> None:
     assert RUNNER.invoke(command, ["--help"]).exit_code == 0
+
+
+def test_check_counts_what_is_different_and_what_training_drops(tmp_path: Path) -> None:
+    sums = [problem(f"{k}-{n}", f"What is {n} +  1?", str(n + 1)) for k in range(4) for n in range(3)]
+    odd = [
+        problem("0-0", "What is 5 + 1?", "6"),
+        {"problem": "What is 6 + 1?", "answer": 7},
+        problem("null", "What is 7 + 1?") | {"problem": None},
+        problem("list", "What is 8 + 1?") | {"problem": [{"role": "user", "content": "?"}]},
+        problem("none", "What is 9 + 1?") | {"answer": None},
+    ]
+    report = tmp_path / "report.jsonl"
+    data = write(tmp_path / "train.jsonl", [*sums, *odd])
+    result = RUNNER.invoke(check.app, [str(data), "--output", str(report), "--workers", "1"])
+    assert result.exit_code == 1, result.output
+    assert "5 different problems of 14" in result.output
+    found = {row["id"]: row["what"] for row in read(report) if row["kind"] == "unusable"}
+    assert found == {"0-0": "id seen before", "null": "no problem", "list": "its problem is a list, not a text"}
+    assert [row["id"] for row in read(report) if row["kind"] == "ungradable"] == ["none"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"problem": "?", "answer": "5"}\n{"problem": "caf\xe9", "answer": "5"}', "line 2: byte 0xe9"),
+        ('{"id": 1, "problem": "?", "answer": "5"}\n'.encode("utf-16"), "UTF-16"),
+        (b'{"id": 1, "problem": null, "answer": "5"}\n', "no usable problem: no problem"),
+        (b"\n\n", "no usable problem: it is empty"),
+        (b"PAR1\x15\x04", "is a Parquet file, and JSON Lines is read"),
+        (b'[{"problem": "1+1"}]', "is a JSON array"),
+    ],
+)  # fmt: skip
+def test_check_reads_utf_8_alone(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    result = RUNNER.invoke(check.app, [str(path)])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_check_reads_a_byte_order_mark_and_gzip_by_whatever_name(tmp_path: Path) -> None:
+    text = b"\xef\xbb\xbf" + json.dumps(problem("a", LONG.format(60))).encode() + b"\r\n"
+    (tmp_path / "packed.jsonl").write_bytes(gzip.compress(text))
+    assert [row["id"] for row in check.load(tmp_path / "packed.jsonl")] == ["a"]

@@ -60,6 +60,7 @@ def test_bad_rows_are_dropped_each_with_its_reason(tmp_path: Path) -> None:
         "id seen before": 1,
         "not JSON": 1,
         "not a JSON object": 1,
+        "blank line": 1,
     }
     assert loaded.examples["not JSON"] == "rows.jsonl:6"
 
@@ -84,7 +85,7 @@ def test_a_source_that_cannot_be_read_says_so(settings: dict[str, Any], error: t
 
 
 def test_a_file_without_usable_rows_says_why(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="1 × no answer"):
+    with pytest.raises(ValueError, match="no column 'answer'"):
         load(source="jsonl", path=write_jsonl(tmp_path / "rows.jsonl", [{"problem": "1+1"}]))
     with pytest.raises(ValueError, match="it is empty"):
         load(source="jsonl", path=write_jsonl(tmp_path / "empty.jsonl", []))

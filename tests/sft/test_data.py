@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftConfig, SftDataConfig, SftPromptConfig
 from rl_engine.sft.conversations import Conversation, Dropped, information_bits, random_pairs, streams, turns
-from rl_engine.sft.examples import IGNORED, TULU, Example, ExampleRenderer, load_examples
+from rl_engine.sft.examples import IGNORED, Example, ExampleRenderer, load_examples
+from rollout.frames import TULU
 from rollout.models import EMBEDDED_DIR
 from rollout.prompts.arithmetic import Expression
 from rollout.prompts.renderer import Renderer

@@ -1,0 +1,1 @@
+"""Adapter → how it is asked: as in its training, unless told otherwise."""

@@ -1,0 +1,149 @@
+"""Adapter directory → how the run that made it asked, stopped and graded: it is measured so unless told otherwise.
+
+An adapter knows the prompt it was trained with and no other: asked in other words it may score nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from evals.partial_results import differences
+from evals.policies import Policy
+from evals.suites import ANSWER_FORMS
+from rewards import RewardConfig
+from rewards.config import AnswerForm
+from rollout.adapters import MANIFEST
+from rollout.config import ArithmeticConfig, PromptConfig
+from rollout.frames import CHAT_TEMPLATES
+from rollout.text_files import read_text
+
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedWith:
+    """What of a run's configuration an evaluation takes over."""
+
+    origin: Path
+    """The configuration."""
+    prompt: PromptConfig
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion, besides the template's own."""
+    answer_forms: tuple[AnswerForm, ...] = ANSWER_FORMS
+    chat_template: str | None = None
+    """Jinja text that took the place of the model's own; of supervised runs."""
+    sums: ArithmeticConfig | None = None
+    """The generator's settings, where the run trained on sums."""
+
+    def describe(self) -> str:
+        instruction = f"instruction {self.prompt.instruction!r}" if self.prompt.instruction else "no instruction"
+        parts = [
+            f"template {self.prompt.template}",
+            *([f"system message {self.prompt.system!r}"] if self.prompt.system else []),
+            instruction,
+            *([f"stop {', '.join(map(repr, self.stop))}"] if self.stop else []),
+            f"answers as {', '.join(self.answer_forms)}",
+        ]
+        return f"asked as in training ({self.origin}): {'; '.join(parts)}"
+
+    def asked(self, template: str, frame: str | None, instruction: str | None) -> PromptConfig:
+        """Its prompt with what was given on the command line in its place: a template other than `auto`, a frame, an
+        instruction (empty for none)."""
+        values = self.prompt.model_dump()
+        if frame is not None:
+            values |= {"template": "frame", "frame": frame}
+        if template != "auto":
+            values["template"] = template
+        if values["template"] != "frame":
+            values["frame"] = None
+        if values["template"] != "chat":
+            values["system"] = None
+        if instruction is not None:
+            values["instruction"] = instruction or None
+        return PromptConfig.model_validate(values)
+
+
+def trained_with(directory: Path) -> TrainedWith | None:
+    """What the run says that published this version, or None where no run is beside it.
+
+    A version lies in `RUN/adapters`, a pushed one has its run's configuration in `run`.
+    Raises `ValueError` for a configuration that cannot be read.
+    """
+    if not (directory / MANIFEST).is_file():
+        return None
+    places = [directory / "run" / CONFIG]
+    if directory.parent.name == "adapters":
+        places.append(directory.parent.parent / CONFIG)
+    path = next((place for place in places if place.is_file()), None)
+    return None if path is None else _read(path)
+
+
+def _read(path: Path) -> TrainedWith:
+    try:
+        values = yaml.safe_load(read_text(path))
+        data, rewards = values["data"], values.get("rewards")
+        return TrainedWith(
+            origin=path,
+            prompt=PromptConfig.model_validate(values["prompt"]),
+            stop=tuple(values.get("sampling", {}).get("stop", ())),
+            answer_forms=RewardConfig(answer_forms=rewards["answer_forms"]).answer_forms if rewards else ANSWER_FORMS,
+            chat_template=_chat_template(data.get("chat_template"), path),
+            sums=ArithmeticConfig.model_validate(data["arithmetic"])
+            if rewards and data["source"] == "arithmetic"
+            else None,
+        )
+    except (yaml.YAMLError, ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not the configuration of a run of this version: {error}") from error
+
+
+def _chat_template(name: Any, config: Path) -> str | None:
+    if name is None or name in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES.get(name)
+    for place in (Path(name), config.parent / name):
+        if place.is_file():
+            return read_text(place)
+    raise ValueError(f"{config}: data.chat_template {name} is not here, and the adapter was trained with it")
+
+
+def agreed(model: str, policies: Sequence[Policy]) -> TrainedWith | None:
+    """How all that is measured was trained: adapters, and the model itself where a run trained the whole of it.
+
+    Raises `ValueError` when two were trained with different settings, for all are asked the same.
+    """
+    found = {policy.label: trained_with(policy.ref.path) for policy in policies if policy.ref is not None}
+    found["--model"] = trained_with(Path(model).expanduser().resolve())
+    known = {label: one for label, one in found.items() if one is not None}
+    if not known:
+        return None
+    (label, first), *others = known.items()
+    for other, one in others:
+        changed = differences(_deciding(first), _deciding(one))
+        if changed:
+            raise ValueError(
+                f"{label} and {other} were trained with different prompts, and all are asked the same: measure them "
+                f"one by one ({'; '.join(changed)})"
+            )
+    return first
+
+
+def _deciding(one: TrainedWith) -> dict[str, Any]:
+    sums = one.sums.model_dump(mode="json") if one.sums else None
+    return {
+        "prompt": one.prompt.model_dump(mode="json"),
+        "stop": list(one.stop),
+        "answer_forms": list(one.answer_forms),
+        "chat_template": one.chat_template,
+        "sums": sums,
+    }
+
+
+def overridden(trained: TrainedWith, asked: PromptConfig) -> list[str]:
+    """What a person is warned of: settings given that are not those of the training."""
+    changed = differences(trained.prompt.model_dump(mode="json"), asked.model_dump(mode="json"), "prompt")
+    return [f"asked otherwise than in training: {line}" for line in changed]

@@ -1,0 +1,42 @@
+"""A run's reward function → called once, within the limits of a run: it works, or an error says why not.
+
+A function that cannot be imported, asks for other arguments or raises would otherwise be met after minutes of loading,
+one verdict `error` a completion.
+"""
+
+from __future__ import annotations
+
+from rewards.config import RewardConfig
+from rewards.grader import Grader
+from rewards.types import FAILED, GradeItem, Verdict
+from rewards.workers.processes import WorkersFailed
+
+
+class RewardFunctionError(ValueError):
+    """A reward function that does not work; the text ends with the last lines of its traceback."""
+
+
+def try_function(config: RewardConfig, item: GradeItem) -> None:
+    """Call `rewards.function` on one item in a grading process.
+
+    Raises `RewardFunctionError` when it cannot be imported, raises, takes too long, or returns neither a finite number
+    nor None.
+    """
+    if config.function is None:
+        return
+    try:
+        with Grader.from_config(config.model_copy(update={"workers": 1})) as grader:
+            (result,) = grader.grade([item])
+    except WorkersFailed as error:
+        # It ends the process or takes its memory while it is imported: there is no traceback.
+        raise RewardFunctionError(
+            f"rewards.function: importing {config.function} ends the grading process (rewards.memory_mib is "
+            f"{config.memory_mib}): {error}"
+        ) from error
+    if result.verdict is Verdict.TIMEOUT:
+        raise RewardFunctionError(
+            f"rewards.function: a trial call of {config.function} took more than rewards.timeout_s "
+            f"({config.timeout_s:g} s)"
+        )
+    if result.verdict in FAILED:
+        raise RewardFunctionError(f"rewards.function: a trial call of {config.function} failed: {result.detail}")

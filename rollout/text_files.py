@@ -1,0 +1,51 @@
+"""A user's text file → its lines or its whole text. What is not UTF-8 is refused by file and line, never guessed at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+BOM = b"\xef\xbb\xbf"
+# The longer marks first: one of UTF-32 begins like one of UTF-16.
+OTHER_UNICODE = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+
+
+class TextFileError(ValueError):
+    """A file that is not what is read here; the text names it and the way out."""
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of a UTF-8 file, a byte-order mark at its beginning left out.
+
+    Raises `TextFileError` for another encoding, naming the line.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                _refuse_other_unicode(path, line)
+                line = line.removeprefix(BOM)
+            try:
+                yield number, line.decode()
+            except UnicodeDecodeError as error:
+                raise TextFileError(
+                    f"{path}, line {number}: byte {line[error.start]:#04x} is not UTF-8; `iconv -f NAME -t UTF-8` "
+                    "converts it, NAME being the encoding it is in (often windows-1252)"
+                ) from None
+
+
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 file. Raises `TextFileError` as `text_lines` does."""
+    return "".join(line for _, line in text_lines(path)).replace("\r\n", "\n")
+
+
+def _refuse_other_unicode(path: Path, line: bytes) -> None:
+    for mark, name in OTHER_UNICODE.items():
+        if line.startswith(mark):
+            raise TextFileError(f"{path} is {name} text: `iconv -f {name} -t UTF-8 {path}` converts it")
+    if b"\x00" in line[:64]:
+        raise TextFileError(f"{path}, line 1: a zero byte; this is UTF-16 text without its mark, or no text at all")

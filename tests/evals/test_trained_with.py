@@ -1,0 +1,132 @@
+"""An adapter is asked as its run asked, wherever its run is, unless told otherwise: and then that is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evals.asking.trained_with import agreed, overridden, trained_with
+from evals.options import EvalOptions
+from evals.policies import Policy, named_directory
+from evals.prepare import prepare_suite
+from evals.suites import EMBEDDED_SUMS, find_suite
+from rl_engine.config import load_config
+from rl_engine.config.file import read_config
+from rl_engine.config.sft import SftConfig
+from rollout.adapters import AdapterStore
+from rollout.frames import CHAT_TEMPLATES
+from rollout.types import AdapterRef
+from tests.helpers.peft_adapters import write_peft
+
+FRAME = "Q: {problem}\nA:"
+STOP = ["\n\n"]
+
+
+def write_run(run: Path, text: str) -> AdapterRef:
+    """A run directory with one version."""
+    ref = AdapterStore(run / "adapters").publish(3, write_peft, {"base_model": "embedded", "rank": 2})
+    (run / "config.yaml").write_text(text)
+    return ref
+
+
+def reinforced(*overrides: str) -> str:
+    return load_config("quickstart.yaml", overrides).to_yaml()
+
+
+def options(**given: Any) -> EvalOptions:
+    return EvalOptions(model="embedded", suites=("held_out",), output=Path("out.json"), **given)
+
+
+def pushed(ref: AdapterRef, run: Path) -> Path:
+    """The version as a repository of the hub holds it."""
+    folder = run.parent / "downloaded"
+    shutil.copytree(ref.path, folder)
+    (folder / "run").mkdir()
+    shutil.copyfile(run / "config.yaml", folder / "run" / "config.yaml")
+    shutil.rmtree(run)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["run", "run/adapters/latest", "run/adapters/v000003", "pushed"])
+def test_the_prompt_of_the_run_is_found_wherever_the_adapter_is(tmp_path: Path, tokenizer: Any, place: str) -> None:
+    text = reinforced(
+        "prompt.template=frame",
+        f"prompt.frame={json.dumps(FRAME)}",
+        "prompt.instruction=Think.",
+        f"sampling.stop={json.dumps(STOP)}",
+        "rewards.answer_forms=[answer_is,boxed]",
+        "data.arithmetic.wording='What is {expression}?'",
+    )
+    ref = write_run(tmp_path / "run", text)
+    given = str(pushed(ref, tmp_path / "run") if place == "pushed" else tmp_path / place)
+    _, directory = named_directory(given)
+    trained = agreed(
+        "embedded", [Policy(label="mine", ref=AdapterRef(name="mine", version=3, path=directory, sha256="", rank=2))]
+    )
+    assert trained is not None
+    suite = prepare_suite(options(), find_suite("held_out"), tokenizer, 256, trained)
+    problem = suite.prompts[0].problem.text
+    assert problem.startswith("What is ")
+    assert suite.prompts[0].text == FRAME.replace("{problem}", f"{problem}\nThink.")
+    assert list(suite.sampling.stop) == STOP
+    assert suite.answer_forms == ("answer_is", "boxed")
+    for words in ("config.yaml", "template frame", "'Think.'", "answers as answer_is, boxed"):
+        assert words in trained.describe()
+
+
+def test_what_is_given_wins_and_is_warned_of(tmp_path: Path, tokenizer: Any) -> None:
+    ref = write_run(tmp_path / "run", reinforced("prompt.system=Be brief.", "prompt.instruction=Think."))
+    trained = trained_with(ref.path)
+    assert trained is not None
+    same = trained.asked("auto", None, None)
+    assert (same, overridden(trained, same)) == (trained.prompt, [])
+    other = trained.asked("plain", None, "")
+    assert (other.template, other.system, other.instruction) == ("plain", None, None)
+    assert overridden(trained, other) == [
+        "asked otherwise than in training: prompt.instruction was 'Think.' and is None",
+        "asked otherwise than in training: prompt.system was 'Be brief.' and is None",
+        "asked otherwise than in training: prompt.template was 'chat' and is 'plain'",
+    ]
+    framed = prepare_suite(options(frame=FRAME), find_suite("held_out"), tokenizer, 256, trained)
+    assert framed.prompts[0].text.endswith("\nThink.\nA:")
+
+
+def test_a_supervised_run_brings_its_chat_template(tmp_path: Path) -> None:
+    config = read_config(SftConfig, "sft_jsonl.yaml", ["data.path=x.jsonl", "data.chat_template=tulu"])
+    trained = trained_with(write_run(tmp_path / "run", config.to_yaml()).path)
+    assert trained is not None
+    assert trained.prompt.model_dump() == config.prompt.model_dump()
+    assert trained.chat_template == CHAT_TEMPLATES["tulu"]
+    assert (trained.sums, trained.answer_forms) == (None, ("boxed",))
+
+
+def test_where_no_run_is_the_suites_protocol_stands(tmp_path: Path, tokenizer: Any) -> None:
+    write_peft(tmp_path / "mine")
+    assert trained_with(tmp_path / "mine") is None
+    assert agreed("embedded", [Policy(label="base")]) is None
+    suite = prepare_suite(options(), find_suite("held_out"), tokenizer, 256)
+    assert (suite.prompt.template, suite.prompt.instruction, suite.answer_forms) == ("chat", None, ("boxed",))
+    trained = trained_with(write_run(tmp_path / "run", reinforced()).path)
+    assert trained is not None
+    assert trained.sums == EMBEDDED_SUMS
+
+
+def test_adapters_of_different_prompts_are_not_asked_one_of_them(tmp_path: Path) -> None:
+    policies = [
+        Policy(label=name, ref=write_run(tmp_path / name, reinforced(f"prompt.instruction={name}")))
+        for name in ("one", "two")
+    ]
+    with pytest.raises(ValueError, match=r"one and two were trained with different prompts.*was 'one' and is 'two'"):
+        agreed("embedded", policies)
+
+
+@pytest.mark.parametrize("text", ["[", "a: 1\n", yaml.safe_dump({"prompt": {"template": "no"}, "data": {}})])
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+    ref = write_run(tmp_path / "run", text)
+    with pytest.raises(ValueError, match=r"run/config.yaml is not the configuration of a run"):
+        trained_with(ref.path)

@@ -1,0 +1,124 @@
+"""Files that are not what they should be: each is named with what it is and the way out, and nothing is guessed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollout.config import ColumnsConfig, DataConfig
+from rollout.prompts.problems import first_problem, load_problems
+from rollout.text_files import TextFileError, read_text, text_lines
+
+ROW = '{"problem": "1+1=?", "answer": "2"}\n'
+
+
+def load(path: Path, **settings: Any) -> Any:
+    return load_problems(DataConfig(source="jsonl", path=str(path), **settings), split="train", seed=0)
+
+
+def test_a_byte_order_mark_costs_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + ROW.encode() + b"\r\n" + ROW.replace("1+1", "2+0").encode())
+    assert [problem.text for problem in load(path).problems] == ["1+1=?", "2+0=?"]
+    assert read_text(path).startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ROW.encode() + b'{"problem": "caf\xe9", "answer": "2"}\n', "rows.jsonl, line 2: byte 0xe9 is not UTF-8"),
+        (ROW.encode("utf-16"), "rows.jsonl is UTF-16 text: `iconv -f UTF-16 -t UTF-8"),
+        (ROW.encode("utf-16-le"), "line 1: a zero byte"),
+        (ROW.encode("utf-32"), "rows.jsonl is UTF-32 text"),
+    ],
+)
+def test_another_encoding_is_refused_by_line_or_name(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(TextFileError, match=message):
+        list(text_lines(path))
+    with pytest.raises(TextFileError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "messages"),
+    [
+        ("rows.csv", b"problem,answer\n1+1=?,2\n", ["a CSV file", "load_dataset('csv', ", "to_json('", "rows.jsonl')"]),
+        ("rows.tsv", b"problem\tanswer\n", ["a table with tabs", "sep='\\t'"]),
+        ("rows.parquet", b"PAR1....", ["a Parquet file", "load_dataset('parquet'"]),
+        ("rows.jsonl", b"PAR1....", ["a Parquet file", "rows.lines.jsonl')"]),
+        ("rows.json", f"[{ROW.strip()}]".encode(), ["a JSON array", "load_dataset('json'"]),
+        ("rows.jsonl", f"\n [\n{ROW}]".encode(), ["a JSON array"]),
+        ("rows.json", b'{\n  "problem": "1"\n}', ["a JSON object over several lines"]),
+        ("rows.jsonl.gz", gzip.compress(ROW.encode()), ["a gzip file", "gunzip -k"]),
+        ("rows.xlsx", b"PK\x03\x04....", ["an Excel sheet"]),
+        ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
+    ],
+)
+def test_another_format_is_named_with_the_way_out(
+    tmp_path: Path, name: str, content: bytes, messages: list[str]
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(TextFileError) as refused:
+        load(path)
+    assert [message for message in ("data.path: ", *messages) if message not in str(refused.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"],
+            r"save_to_disk.*load_from_disk\('[^']*'\)\.",
+        ),
+        (["dataset_dict.json"], r"save_to_disk.*load_from_disk\('[^']*'\)\['train'\]"),
+        (["train.jsonl", "test.jsonl"], "a directory, .*; it holds test.jsonl, train.jsonl"),
+        ([], "it is empty"),
+    ],
+)
+def test_a_directory_is_named_with_what_it_holds(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(TextFileError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        (
+            {"question": "1+1", "final_answer": "2"},
+            {},
+            "no column 'problem' and no column 'answer'; its columns are question, final_answer: "
+            "say which it is with data.columns.problem=question data.columns.answer=final_answer",
+        ),
+        ({"problem": "1+1", "loesung": "2"}, {}, "no column 'answer'; .*data.columns.answer=NAME"),
+        ({"problem": "1+1", "answer": "2"}, {"problem": "frage"}, "no column 'frage'; its columns are problem, answer"),
+        ({"data": [{"problem": "1+1"}]}, {}, "its columns are data"),
+    ],
+)
+def test_other_columns_are_named_with_the_key_that_maps_them(
+    tmp_path: Path, row: dict[str, Any], columns: dict[str, str], message: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=message):
+        load(path, columns=ColumnsConfig(**columns))
+
+
+def test_rows_of_lists_are_not_trained_on_as_their_spelling(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    chat = {"problem": [{"role": "user", "content": "1+1=?"}], "answer": "2"}
+    path.write_text(json.dumps(chat) + "\n" + ROW + json.dumps({"problem": "?", "answer": {"value": 2}}) + "\n")
+    loaded = load(path)
+    assert len(loaded.problems) == 1
+    assert loaded.dropped == {"problem is a list, not a text": 1, "answer is a mapping, not a text": 1}
+    found = first_problem(DataConfig(source="jsonl", path=str(path)))
+    assert found is not None
+    assert found.text == "1+1=?"

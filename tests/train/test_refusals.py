@@ -1,0 +1,201 @@
+"""What a run cannot do is said before anything is loaded, and by `--dry-run` in the same words."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rewards import Grader, RewardConfig, Verdict
+from rl_engine.config import Config
+from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.failures import grading_failure
+from rl_engine.sft.__main__ import app as sft
+from rl_engine.train import assemble as assembling
+from rl_engine.train.__main__ import app
+from rl_engine.train.assemble import assemble
+from rl_engine.train.dry_run import dry_run
+from rollout.models import EMBEDDED_DIR
+from tests.helpers import forked
+from tests.helpers.builders import completion, graded_group, prompt, result
+from tests.helpers.peft_adapters import write_peft
+
+SMALL = (
+    "train.steps=2",
+    "train.problems_per_step=4",
+    "sampling.n=4",
+    "eval.suites=[]",
+    "rollout.kv_cache_gib=0.25",
+    "log.tensorboard=false",
+)
+MINE = """
+def raises(completion, reference, problem):
+    return float(completion.split("=")[7])
+
+def needs_a_mark(completion, reference, problem):
+    return 1.0 / completion.count("So the")
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory that commands are started from, with a user's module in it."""
+    (tmp_path / "my_function.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("override", "messages"),
+    [
+        ("output_dir=my_function.py/run", ["output_dir: my_function.py/run cannot be made", "is not a directory"]),
+        ("output_dir=my_function.py", ["output_dir: my_function.py is not a directory"]),
+        ("output_dir=/proc/no/run", ["output_dir: nothing can be written in /proc"]),
+        ("log.wandb=sums", ["log.wandb is set, and wandb is not installed: pip install wandb"]),
+        ("log.trackio=sums", ["log.trackio is set, and trackio is not installed: pip install trackio"]),
+        ("rewards.function=my_function:raises", ["trial call of my_function:raises", "my_function.py", "IndexError"]),
+        ("rewards.function=my_function:rises", ["my_function.py has no 'rises'"]),
+    ],
+)
+def test_a_run_and_a_dry_run_refuse_it_in_the_same_words(
+    here: Path, monkeypatch: pytest.MonkeyPatch, override: str, messages: list[str]
+) -> None:
+    for package in ("wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, package, None)
+    said = []
+    for option in ([], ["--dry-run"]):
+        ended = CliRunner().invoke(app, ["--config", "quickstart.yaml", *option, override])
+        assert ended.exit_code == 2, ended.output
+        said.append(ended.output)
+    assert said[0] == said[1]
+    assert [message for message in messages if message not in said[0]] == []
+    assert "saved" not in said[0]
+    assert {path.name for path in here.iterdir()} <= {"my_function.py", "__pycache__"}
+
+
+@pytest.mark.parametrize("override", ["output_dir=/proc/no/run", "log.wandb=sums"])
+def test_supervised_training_refuses_it_as_early(here: Path, monkeypatch: pytest.MonkeyPatch, override: str) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    ended = CliRunner().invoke(sft, ["--config", "sft_jsonl.yaml", "model.name=embedded", override])
+    assert ended.exit_code == 2, ended.output
+    assert override.partition("=")[0] in ended.output
+    assert "torch" not in ended.output
+
+
+def test_the_trial_is_on_the_first_problem_of_the_runs_own_file(here: Path) -> None:
+    """A reference of a form that only this function reads."""
+    (here / "my_json.py").write_text(
+        "import json\ndef reward(completion, reference, problem):\n"
+        "    assert problem == 'one plus one', problem\n    return json.loads(reference)['value'] - 'two'\n"
+    )
+    row = {"problem": "one plus one", "answer": json.dumps({"value": 2})}
+    (here / "mine.jsonl").write_text("not JSON\n" + json.dumps(row) + "\n")
+    ended = CliRunner().invoke(
+        app,
+        [
+            "--config",
+            "quickstart.yaml",
+            "--dry-run",
+            "data.source=jsonl",
+            "data.path=mine.jsonl",
+            "rewards.function=my_json:reward",
+        ],
+    )
+    assert ended.exit_code == 2
+    assert "TypeError: unsupported operand type(s) for -: 'int' and 'str'" in ended.output
+
+
+def refusals_of(config: Config, ranks: Ranks, grader: Grader) -> list[str]:
+    """What a run says before it loads weights, and what a dry run says."""
+    said = []
+    for walk in (
+        lambda: assemble(config, ranks, grader, resume=False),
+        lambda: dry_run(config, ranks, resume=False),
+    ):
+        with pytest.raises(ValueError, match=r".+") as refused:
+            walk()
+        said.append(str(refused.value))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lora.start_from=other", "lora.start_from: other is an adapter of 'org/other', and model.name is 'embedded'"),
+        ("lora.start_from=nowhere", "lora.start_from: nowhere holds no adapter_config.json"),
+        ("lora.start_from=same", "in same is scaled by 4 (rank 8), and here by 32"),
+        ("lora.targets=[q_porj]", "q_proj"),
+        ("learner.attention=flash_attention_2", "learner.attention is flash_attention_2, which needs CUDA"),
+    ],
+)
+def test_what_the_shapes_tell_is_refused_alike_without_weights(
+    here: Path,
+    make_config: Callable[..., Config],
+    ranks: Ranks,
+    grader: Grader,
+    monkeypatch: pytest.MonkeyPatch,
+    override: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(assembling, "Learner", lambda *_: pytest.fail("weights are loaded"))
+    settings = {"r": 8, "lora_alpha": 32}
+    write_peft(here / "other", base_model_name_or_path="org/other")
+    write_peft(here / "same", base_model_name_or_path=str(EMBEDDED_DIR), **settings)
+    run, dry = refusals_of(make_config(*SMALL, override), ranks, grader)
+    assert run == dry
+    assert message in run
+
+
+def test_few_problems_and_repeated_ones_are_said_with_numbers(
+    here: Path, make_config: Callable[..., Config], ranks: Ranks, grader: Grader, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"problem": f"{n}+1=?", "answer": n + 1} for n in range(3)] * 4
+    (here / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dry_run(make_config(*SMALL, "data.source=jsonl", "data.path=mine.jsonl"), ranks, resume=False)
+    output = " ".join(capsys.readouterr().out.split())
+    assert "warning: 3 different problems of 12: the others repeat them" in output
+    assert "places for 4 problems, and there are 3 different ones: each is sampled 1.3 times in a step" in output
+
+
+@pytest.mark.engine
+def test_a_function_that_raises_in_the_run_stops_it_with_the_traceback(here: Path) -> None:
+    """It works on the trial, where the words are that it wants."""
+    code, output = forked.train(here, *SMALL, "rewards.function=my_function:needs_a_mark", environment={})
+    assert code == 1, output
+    assert "error: step 1, version 0: grading failed on 16 of 16 completions" in output
+    assert "my_function.py" in output
+    assert "ZeroDivisionError" in output
+    assert "--resume" not in output
+    with gzip.open(here / "runs" / "quickstart" / "rollouts" / "step000001.jsonl.gz", "rt") as lines:
+        rows = [json.loads(line) for line in lines]
+    assert {(row["verdict"], row["scored"], row["advantage"]) for row in rows} == {("error", False, 0.0)}
+    assert all("ZeroDivisionError" in row["detail"] and "line 6" in row["detail"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("function", "step", "errors", "timeouts", "stops"),
+    [
+        (None, 1, 1, 0, False),
+        (None, 5, 1, 9, False),
+        (None, 5, 2, 0, True),
+        ("mine:reward", 1, 1, 0, True),
+        ("mine:reward", 0, 1, 0, True),
+        ("mine:reward", 1, 0, 1, False),
+        ("mine:reward", 2, 1, 0, False),
+        ("mine:reward", 2, 1, 1, True),
+        ("mine:reward", 2, 0, 2, True),
+    ],
+)
+def test_more_than_a_tenth_of_failures_stops_a_run(
+    function: str | None, step: int, errors: int, timeouts: int, stops: bool
+) -> None:
+    """Of ten completions. A single error of a user's function does in the first step."""
+    verdicts = [*[Verdict.ERROR] * errors, *[Verdict.TIMEOUT] * timeouts, *[Verdict.CORRECT] * (10 - errors - timeouts)]
+    group = graded_group(prompt(), [(completion(), result(verdict)) for verdict in verdicts])
+    found = grading_failure(RewardConfig(function=function), step, [group])
+    assert (found is not None) is stops
