@@ -125,11 +125,12 @@ def gap_limits(config: Config) -> GapLimits:
     )
 
 
-def furthest(rows: Iterable[Iterable[float]], others: Iterable[Iterable[float]]) -> float:
-    """The largest difference of two tables of log-probabilities, nats; NaN where any of them is no number."""
+def furthest(rows: Iterable[Iterable[float]], others: Iterable[Iterable[float]], *, but: int = 0) -> float:
+    """The largest difference of two tables of log-probabilities, nats, after the `but` largest where there are more;
+    NaN where any is no number."""
     gaps = [abs(p - q) for row, other in zip(rows, others, strict=True) for p, q in zip(row, other, strict=True)]
-    # Not max() alone: it may pass over NaN.
-    return math.nan if any(map(math.isnan, gaps)) else max(gaps)
+    # Not the largest of all: NaN compares with nothing.
+    return math.nan if any(map(math.isnan, gaps)) else sorted(gaps)[max(-1 - but, -len(gaps))]
 
 
 def check_gap(gap: SamplerGap, limits: GapLimits | None) -> None:

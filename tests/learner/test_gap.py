@@ -67,10 +67,12 @@ def test_the_message_names_the_token_and_its_place() -> None:
 
 def test_no_number_in_the_canary_is_no_agreement() -> None:
     assert furthest([[1.0, 2.0], [3.0]], [[1.0, 2.5], [3.25]]) == 0.5
+    assert furthest([[1.0, 2.0], [3.0]], [[1.0, 2.5], [3.25]], but=1) == 0.25
+    assert furthest([[1.0]], [[3.0]], but=1) == 2.0
     for place in range(3):
         row = [0.0, 9.0, 0.0]
         row[place] = math.nan
-        assert math.isnan(furthest([row], [[0.0, 0.0, 0.0]]))
+        assert math.isnan(furthest([row], [[0.0, 0.0, 0.0]], but=1))
 
 
 def test_without_limits_anything_passes_but_what_is_no_number() -> None:

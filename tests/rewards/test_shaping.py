@@ -139,11 +139,3 @@ def test_what_was_cut_off_is_masked_where_that_is_asked_for() -> None:
         assert (whole.scored, whole.reward, cut.verdict) == (True, 1.5, Verdict.CORRECT)
         assert (cut.scored, cut.reward) == ((False, 0.0) if masked else (True, 1.5))
         assert ("rewards.mask_truncated" in cut.detail) == masked
-
-
-def test_what_could_not_be_judged_counts_as_nothing_where_that_is_asked_for() -> None:
-    item = GradeItem(completion="x" * 10_000_000, reference="5")
-    for masked in (True, False):
-        with Grader.from_config(RewardConfig(workers=1, mask_unscored=masked, format_weight=0.5)) as grader:
-            (result,) = grader.grade([item])
-        assert (result.verdict, result.reward, result.terms, result.scored) == (Verdict.ERROR, 0.0, {}, not masked)
