@@ -23,8 +23,12 @@ class GradientGuard:
     Adam's count as they are then. It works alike under every ZeRO stage: what autograd computes is looked at before
     anything is reduced or sharded, and what is not to be stepped on is taken from the optimizer's own hands."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Ranks, advice: str
+    ) -> None:
+        """`advice`: what a person may do about it."""
         self._ranks = ranks
+        self._advice = advice
         self._is_bad = torch.zeros((), dtype=torch.bool, device=ranks.device)
         self._skips = 0
         self._drops = False
@@ -54,8 +58,6 @@ class GradientGuard:
         if self._skips == SKIPS_IN_A_ROW:
             raise NonFiniteGradientError(
                 f"the gradient of {SKIPS_IN_A_ROW} updates in a row is infinite or no number. Nothing was learned in "
-                "them, and the adapter is that of before. The sampler is not the cause: its log-probabilities were "
-                "compared with the learner's and agree. Look at loss, ratio/max and grad_norm of the steps before, and "
-                "try a lower optim.lr, optim.clip_norm, or a bounded weight (loss.sampler_correction=token_truncate)."
+                f"them, and the weights are those of before. {self._advice}"
             )
         return not self._drops

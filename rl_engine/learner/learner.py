@@ -34,6 +34,11 @@ from rl_engine.policy.micro_batch import MicroBatch
 PERSISTENT_PARAMETERS = 100_000
 # Completions of a rank that the KL to the base is measured on where the loss does not need it.
 KL_SAMPLES = 32
+ADVICE = (
+    "The sampler is not the cause: its log-probabilities were compared with the learner's and agree. Look at loss, "
+    "ratio/max and grad_norm of the steps before, and try a lower optim.lr, optim.clip_norm, or a bounded weight "
+    "(loss.sampler_correction=token_truncate)."
+)
 NOTHING = TrainingSample(prompt_ids=(0,), completion_ids=(0,), behaviour_logprobs=(0.0,), advantage=0.0, weight=0.0)
 
 
@@ -59,7 +64,7 @@ class Learner:
         )
         self._full_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._grad_norm = 0.0
-        self._guard = GradientGuard(self.parameters.values(), self.optimizer, ranks)
+        self._guard = GradientGuard(self.parameters.values(), self.optimizer, ranks, ADVICE)
         self.policy = LogprobModel(
             self.trainable.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
         )

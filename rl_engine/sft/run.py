@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from evals.command import exit_with_error
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
+from rl_engine.learner.gradients import GradientGuard, NonFiniteGradientError
+from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
 from rl_engine.policy.base_model import check_attention
 from rl_engine.policy.lora import check_adapter
@@ -32,6 +35,8 @@ from rollout.adapters import AdapterStore
 from rollout.durable import written_aside
 from rollout.models import locate_model
 from rollout.types import AdapterRef
+
+ADVICE = "Look at loss and grad_norm of the steps before, and try a lower optim.lr, or optim.clip_norm."
 
 
 def run_sft(config: SftConfig, *, resume: bool = False, overwrite: bool = False, merged: bool = False) -> int:
@@ -63,7 +68,10 @@ def _run(config: SftConfig, *, resume: bool, merged: bool) -> int:
         run.console.note("every step of this run is done")
         ref = store.open(run.batches.steps)
     else:
-        train(run)
+        try:
+            train(run)
+        except NonFiniteGradientError as error:
+            exit_with_error(f"step {run.step + 1}: {error}\n--resume goes on from the last checkpoint.", 1)
         if run.step < run.batches.steps:
             assert run.stop.signum is not None
             run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
@@ -112,7 +120,8 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
     check_attention(config.train.attention, "train.attention")
     if config.method == "lora":
         check_adapter(config.model, config.lora, config.seed)
-    trainable = METHODS[config.method](config, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainable = METHODS[config.method](config, tokenizer, device)
     optimizer = torch.optim.AdamW(
         [{"params": group, "lr": factor * config.optim.rate} for factor, group in trainable.param_groups],
         lr=config.optim.rate,
@@ -128,6 +137,7 @@ def assemble(config: SftConfig, tokenizer: Any, *, resume: bool) -> SftRun:
         batches=batches,
         trainable=trainable,
         optimizer=optimizer,
+        guard=GradientGuard(trainable.parameters.values(), optimizer, Ranks(0, 1, device), ADVICE),
         checkpoints=checkpoints,
         records=Records(output, config),
         console=RunConsole(quiet=False, steps=batches.steps),

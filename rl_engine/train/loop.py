@@ -131,8 +131,8 @@ def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], groups: Sequenc
         earlier = gap_of_versions(run.past, groups, run.adapter, limits)
         # With earlier versions, what the step itself sees between sampler and learner is what was learned since, too.
         limits_of_step = limits if earlier is None else None
+        run.learner.set_rate(run.config.optim.rate_factor(run.config.train.steps, run.step - 1))
         if updates:
-            run.learner.set_rate(run.config.optim.rate_factor(run.config.train.steps, run.step - 1))
             stats = run.learner.step(updates, limits_of_step)
         else:
             unlearned = training_samples(groups[0].rollout, [0.0] * run.config.sampling.n)
