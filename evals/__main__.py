@@ -57,6 +57,8 @@ def main(
         float | None, typer.Option(min=0, max=2, help="0 is greedy; the suite's own, or 0.6 for several samples.")
     ] = None,
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="The suite's own, or 0.95 with 0.6.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from so many likeliest tokens; all.")] = None,
+    min_p: Annotated[float, typer.Option(min=0, max=1, help="And from those this share as likely as the first.")] = 0.0,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest completion; the suite's own.")] = None,
     template: Template = "auto",
     frame: Annotated[str | None, typer.Option(help="A frame of your own; `{problem}` stands for the problem.")] = None,
@@ -85,12 +87,8 @@ def main(
     An interrupted evaluation goes on when the same command is given again. Under torchrun (`torchrun --nproc-per-node 8
     -m evals …`) each process has an engine and a share of the batches.
     """
-    arguments: dict[str, Any] = {**locals()}
-    arguments["adapters"] = tuple(arguments.pop("adapter") or ())
-    arguments["suites"] = tuple(name for names in arguments.pop("suite") for name in names.split(",") if name)
-    stop = StopRequest()
+    options, stop = options_of(locals()), StopRequest()
     try:
-        options = EvalOptions(**arguments)
         check(options)
         with stop.heard():
             start(options)
@@ -100,6 +98,14 @@ def main(
         exit_with_error(f"{error}\n{GO_ON.capitalize()}.", 1)
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2 if isinstance(error, ValueError | FileNotFoundError) else 1)
+
+
+def options_of(arguments: dict[str, Any]) -> EvalOptions:
+    """What the command line says, by its own names."""
+    adapters = tuple(arguments["adapter"] or ())
+    suites = tuple(name for names in arguments["suite"] for name in names.split(",") if name)
+    rest = {name: value for name, value in arguments.items() if name not in ("adapter", "suite")}
+    return EvalOptions(adapters=adapters, suites=suites, **rest)
 
 
 def check(options: EvalOptions) -> None:

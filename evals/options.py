@@ -35,6 +35,8 @@ class EvalOptions:
     samples: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    min_p: float = 0.0
     max_tokens: int | None = None
     template: str = "auto"
     frame: str | None = None

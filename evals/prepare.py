@@ -71,7 +71,13 @@ def prepare_suite(
     loaded = load_suite(suite, options.data_dir, options.limit, sums)
     prompts = tuple(renderer.render_all(loaded.problems))
     sampling = sampling_of(
-        suite, n=options.samples, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
+        suite,
+        n=options.samples,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        max_tokens=options.max_tokens,
     )
     remarks = [
         f"dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"

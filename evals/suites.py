@@ -119,6 +119,8 @@ def sampling_of(
     n: int | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float = 0.0,
     max_tokens: int | None = None,
 ) -> SamplingConfig:
     """The suite's sampling with what was asked for in its place.
@@ -137,6 +139,8 @@ def sampling_of(
         n=samples,
         temperature=chosen,
         top_p=top_p or (1.0 if chosen == 0 else SAMPLED_TOP_P if several else suite.top_p),
+        top_k=top_k,
+        min_p=min_p,
         max_tokens=max_tokens or suite.max_tokens,
     )
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from evals.results import SuiteResult
 from evals.scoring.estimators import Difference
 from evals.scoring.report import EvalReport, Part, powers_of_two
+from rollout.config import SamplingConfig
 
 Row = tuple[str, ...]
 
@@ -54,11 +55,17 @@ def headline(result: SuiteResult) -> str:
     """What was asked, and how."""
     prepared, report = result.prepared, result.reports[0]
     s = prepared.sampling
-    how = "greedy" if s.temperature == 0 else f"temperature {s.temperature:g}, top_p {s.top_p:g}"
+    how = "greedy" if s.temperature == 0 else f"temperature {s.temperature:g}, {_kept(s)}"
     return (
         f"{prepared.suite.name} v{prepared.suite.version}: {report.problems:,} problems × {report.samples}, {how}, "
         f"at most {s.max_tokens:,} tokens, template {prepared.prompt.template}"
     )
+
+
+def _kept(sampling: SamplingConfig) -> str:
+    """What of the distribution is sampled from."""
+    given = {"top_p": sampling.top_p, **sampling.truncation()}
+    return ", ".join(f"{key} {value:g}" for key, value in given.items())
 
 
 def grids_of(result: SuiteResult) -> list[Grid]:

@@ -57,6 +57,15 @@ class RewardConfig(BaseModel):
     function_weight: float = Field(
         default=1.0, ge=-10.0, le=10.0, description="Weight of the function's value in the reward."
     )
+    mask_truncated: bool = Field(
+        default=False,
+        description="Leave completions that max_tokens cut off out of baseline and loss: they count as not scored.",
+    )
+    mask_unscored: bool = Field(
+        default=True,
+        description="Leave completions that could not be judged (timeout, error) out of baseline and loss; false: "
+        "their reward is 0. Those for which `function` returns None are always left out.",
+    )
     correct_weight: float = Field(
         default=1.0, ge=0.0, le=10.0, description="Reward of a correct answer; 0 leaves it to `function`."
     )

@@ -111,11 +111,17 @@ class Grader:
 
     def _result(self, item: GradeItem, reply: wire.Message) -> GradeResult:
         verdict = Verdict(reply["verdict"])
-        skipped = "function" in reply and reply["function"] is None
-        if verdict in FAILED or skipped:
-            # Nothing is known of the completion: nothing may be paid or charged.
-            detail = "the reward function returned None" if skipped else reply["detail"]
-            return GradeResult(verdict=verdict, reward=0.0, extracted=reply["extracted"], detail=detail, scored=False)
+        extracted, detail = reply["extracted"], reply["detail"]
+        if "function" in reply and reply["function"] is None:
+            detail = "the reward function returned None"
+            return GradeResult(verdict=verdict, reward=0.0, extracted=extracted, detail=detail, scored=False)
+        if verdict in FAILED:
+            # Nothing is known of the completion: no term may be paid or charged.
+            scored = not self.config.mask_unscored
+            return GradeResult(verdict=verdict, reward=0.0, extracted=extracted, detail=detail, scored=scored)
+        if item.truncated and self.config.mask_truncated:
+            detail = "cut off by max_tokens (rewards.mask_truncated)"
+            return GradeResult(verdict=verdict, reward=0.0, extracted=extracted, detail=detail, scored=False)
         terms = shaping_terms(item, self.config)
         if "function" in reply:
             terms["function"] = self.config.function_weight * reply["function"]
@@ -123,9 +129,9 @@ class Grader:
         return GradeResult(
             verdict=verdict,
             reward=reward + sum(terms.values()),
-            extracted=reply["extracted"],
+            extracted=extracted,
             terms=terms,
-            detail=reply["detail"],
+            detail=detail,
         )
 
 

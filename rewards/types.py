@@ -47,6 +47,8 @@ class GradeItem:
     prompt: str = ""
     r"""The text that the completion goes on with. Its end matters: where it leaves a thought open (`…<think>\n`),
     the completion begins inside it."""
+    truncated: bool = False
+    """Whether `max_tokens` cut it off; only `mask_truncated` reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,5 +68,6 @@ class GradeResult:
     detail: str = ""
     """The rule that decided, or the text of the error."""
     scored: bool = True
-    """Whether the reward says anything of the completion: not where grading failed (`timeout`, `error`), nor where a
-    reward function returned None. What is not scored is learned nothing from, and counts in no mean of rewards."""
+    """Whether the reward says anything of the completion: not where grading failed (`timeout`, `error`), unless
+    `mask_unscored` is off; where a reward function returned None; or, with `mask_truncated`, where it was cut off. What
+    is not scored is learned nothing from, and counts in no mean of rewards."""

@@ -98,12 +98,23 @@ class PromptConfig(Section):
         return self
 
 
+# Values at which nothing is left out.
+KEEPS_ALL = {"top_p": 1.0, "min_p": 0.0}
+
+
 class SamplingConfig(Section):
     n: int = Field(8, ge=1, description="Completions of each problem: the size of a group.")
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this share.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Must be 1 in training: what is left out biases every ratio.")
+    top_k: int | None = Field(None, ge=1, description="Must be absent in training, likewise.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Must be 0 in training, likewise.")
     max_tokens: int = Field(256, ge=1, description="Longest completion, in tokens.")
     stop: tuple[str, ...] = Field((), description="Strings that end a completion, besides the template's own.")
+
+    def truncation(self) -> dict[str, float]:
+        """What of it leaves tokens out of the distribution, by key; empty where every token may be sampled."""
+        given: dict[str, float | None] = {"top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+        return {key: value for key, value in given.items() if value is not None and value != KEEPS_ALL.get(key)}
 
 
 class RolloutConfig(Section):
@@ -148,5 +159,7 @@ class RolloutConfig(Section):
         "auto", description="Largest sampler/learner KL (nats a token) before the run stops."
     )
     max_logprob_gap: float | Literal["auto"] = Field(
-        "auto", description="Largest |learner − sampler| log-probability of one token before the run stops."
+        "auto",
+        description="What log-probabilities of one token may differ by between learner and sampler; the run stops "
+        "where more than one token in a thousand is beyond.",
     )

@@ -77,7 +77,7 @@ class Completion:
     token_ids: tuple[int, ...]
     """[T] sampled tokens, the end-of-sequence token included when it was sampled."""
     logprobs: tuple[float, ...]
-    """[T] nats: the sampler's log-probability of each sampled token, after temperature and top_p."""
+    """[T] nats: the sampler's log-probability of each sampled token, after temperature and truncation."""
     finish_reason: FinishReason
     adapter: str
     """`AdapterRef.key` of the version that produced it, of several the last one; `base` when none was loaded."""

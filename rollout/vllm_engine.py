@@ -257,7 +257,7 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
         "tensor_parallel_size": settings.tensor_parallel_size,
-        # The log-probability under what was really sampled from: after temperature and top_p.
+        # The log-probability under what was really sampled from: after temperature and truncation.
         "logprobs_mode": "processed_logprobs",
         "enable_prefix_caching": True,
         # Of a model that also sees or hears, what reads alone; nothing else of it is loaded.
@@ -328,6 +328,8 @@ def _sampling_params(sampling: SamplingConfig, seed: int, start: int = 0) -> Sam
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
+        top_k=sampling.top_k or 0,
+        min_p=sampling.min_p,
         max_tokens=sampling.max_tokens - start,
         stop=list(sampling.stop),
         seed=seed if sampling.temperature > 0 else None,

@@ -54,8 +54,9 @@ class BaseSamples:
 
 
 def sample_base(engine: ScoringEngine, prompts: Sequence[Prompt], sampling: SamplingConfig, seed: int) -> BaseSamples:
-    """The tokens over which the expectation is taken: `sampling` must have temperature 1 and top_p 1."""
-    assert sampling.temperature == sampling.top_p == 1
+    """The tokens over which the expectation is taken: `sampling` must have temperature 1 and no truncation."""
+    assert sampling.temperature == 1
+    assert not sampling.truncation()
     groups = engine.generate(prompts, sampling, None, [f"forgetting/{seed}/{i}" for i in range(len(prompts))])
     return BaseSamples(groups, _scored(engine, groups, None))
 

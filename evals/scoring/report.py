@@ -75,6 +75,8 @@ class EvalReport:
     temperature: float
     top_p: float
     max_tokens: int
+    top_k: int | None = None
+    min_p: float = 0.0
 
     def metrics(self) -> dict[str, float]:
         """The entries of metrics.jsonl on a step that evaluates."""
@@ -145,6 +147,8 @@ def report_on(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         max_tokens=sampling.max_tokens,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
     )
 
 

@@ -2,6 +2,7 @@
 
 from rl_engine.config.lora import LoraConfig
 from rl_engine.config.loss import CLIP_BOUNDS, LossConfig
+from rl_engine.config.optim import OptimConfig
 from rl_engine.config.run import (
     CheckpointConfig,
     Config,
@@ -9,7 +10,6 @@ from rl_engine.config.run import (
     LearnerConfig,
     LogConfig,
     Method,
-    OptimConfig,
     TrainConfig,
     load_config,
 )

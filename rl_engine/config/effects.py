@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from evals.suites import SUITES
 from rl_engine.config.fields import as_yaml, fields
+from rl_engine.config.loss import CLIP_BOUNDS
 from rollout.models import EMBEDDED
 
 Values = Mapping[str, Any]
@@ -184,9 +185,12 @@ RULES = (
     ),
     Rule(
         keys=("loss.correction_min", "loss.correction_max"),
-        depends_on=("loss.sampler_correction",),
-        idle=lambda of: of["loss.sampler_correction"] == "none",
-        why="loss.sampler_correction is none",
+        depends_on=("loss.sampler_correction", "loss.name"),
+        idle=lambda of: (
+            of["loss.sampler_correction"] == "none"
+            or (of["loss.sampler_correction"] == "auto" and of["loss.name"] not in CLIP_BOUNDS)
+        ),
+        why="loss.sampler_correction {loss.sampler_correction} makes none with loss.name {loss.name}",
         instead="give loss.sampler_correction too",
     ),
     Rule(
@@ -211,7 +215,7 @@ RULES = (
         instead="give eval.suites too, as eval.suites=[held_out,gsm8k]",
     ),
     Rule(
-        keys=("eval.top_p",),
+        keys=("eval.top_p", "eval.top_k", "eval.min_p"),
         depends_on=("eval.temperature",),
         idle=lambda of: of["eval.temperature"] == 0,
         why="eval.temperature is 0: the likeliest token is taken",

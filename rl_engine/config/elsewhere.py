@@ -8,14 +8,25 @@ SIGNS: dict[str, frozenset[str]] = {
         {"sampling", "rewards", "rollout", "loss", "learner", "data.max_prompt_tokens", "train.problems_per_step"}
         | {
             f"eval.{name}"
-            for name in ("suites", "best", "limit", "n", "temperature", "top_p", "max_tokens", "data_dir")
+            for name in (
+                "suites",
+                "best",
+                "limit",
+                "n",
+                "temperature",
+                "top_p",
+                "top_k",
+                "min_p",
+                "max_tokens",
+                "data_dir",
+            )
         }
         | {"train.max_problems_per_step", "checkpoint.keep_adapters"}
     ),
     "rl_engine.sft": frozenset(
         {f"data.{name}" for name in ("test_path", "test_size", "max_tokens", "packing", "seed", "random_pairs")}
         | {f"train.{name}" for name in ("epochs", "batch_size", "microbatch_size", "attention")}
-        | {"data.chat_template", "optim.schedule", "optim.warmup_steps", "optim.weight_decay", "eval.at", "log.every"}
+        | {"data.chat_template", "eval.at", "log.every"}
     ),
     "rl_engine.sweep": frozenset({"base", "set", "grid", "arms", "score", "seeds", "jobs"}),
 }
@@ -162,6 +173,7 @@ ELSEWHERE: dict[str, str] = {
     "adam_beta2": "optim.betas",
     "adam_betas": "optim.betas",
     "adam_epsilon": "optim.eps",
+    "ppo_epochs": "learner.epochs_per_step",
     "lr_scheduler": "optim.schedule",
     "lr_scheduler_type": "optim.schedule",
     "warmup_ratio": "optim.warmup_steps",
@@ -226,15 +238,7 @@ ABSENT: dict[str, str] = {
     "use_vllm": "vLLM always samples",
     "optimizer": "it is always Adam: see optim",
     "optim_type": "it is always Adam: see optim",
-    "top_k": "nothing but temperature and top_p shapes the sampling",
-    "min_p": "nothing but temperature and top_p shapes the sampling",
-    "repetition_penalty": "nothing but temperature and top_p shapes the sampling",
-    "lr_scheduler": "the rate is constant in reinforcement learning",
-    "lr_scheduler_type": "the rate is constant in reinforcement learning",
-    "warmup_ratio": "the rate is constant in reinforcement learning",
-    "warmup_steps": "the rate is constant in reinforcement learning",
-    "lr_warmup_steps": "the rate is constant in reinforcement learning",
-    "weight_decay": "there is none in reinforcement learning",
+    "repetition_penalty": "nothing but temperature shapes the sampling in training",
     "logging_steps": "every step is logged",
     "n_gpus_per_node": "start it with torchrun --nproc-per-node N (docs/gpu.md)",
     "nnodes": "start it with torchrun --nnodes N (docs/cluster.md)",
@@ -244,7 +248,6 @@ ABSENT: dict[str, str] = {
     "completion_only_loss": "the loss is on the answers alone",
     "assistant_only_loss": "the loss is on the answers alone",
     "train_on_inputs": "the loss is on the answers alone",
-    "ppo_epochs": "each completion is learned from once; learner.updates_per_step deals a step into several updates",
     "critic": "there is no value model: loss.baseline compares the completions of a problem",
     "vf_coef": "there is no value model: loss.baseline compares the completions of a problem",
     "gamma": "there is no value model: loss.baseline compares the completions of a problem",

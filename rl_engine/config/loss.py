@@ -15,6 +15,7 @@ CLIP_BOUNDS: dict[str, dict[str, float]] = {
     "cispo": {"clip_high": 3.0},
     "gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
 }
+Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 class LossConfig(Section):
@@ -35,10 +36,11 @@ class LossConfig(Section):
     clip_high: float | None = Field(
         None, gt=0, description="Ratios above 1 + clip_high are (ppo_clip 0.2, cispo 3, gspo 4e-4 when absent)."
     )
-    sampler_correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = Field(
-        "none",
-        description="Weigh the loss by learner/sampler probability, bounded, and take the loss's own ratio against "
-        "the learner at the start of the step; with `none` that ratio is taken against the sampler.",
+    sampler_correction: Literal["auto"] | Correction = Field(
+        "auto",
+        description="Weigh the loss by learner/sampler probability at the start of the step, bounded. auto: "
+        "`token_truncate` for ppo_clip, cispo and gspo, whose own ratio is against the learner and does not see the "
+        "sampler; `none` for importance_sampling, whose ratio is against the sampler, and for reinforce.",
     )
     correction_min: float = Field(0.0, ge=0, lt=1, description="Smallest such weight left alone.")
     correction_max: float = Field(2.0, gt=1, description="Largest such weight left alone.")
@@ -51,6 +53,18 @@ class LossConfig(Section):
     def bounds(self) -> dict[str, float]:
         """Clipping bounds of the chosen loss, by the name of its argument."""
         return {key: getattr(self, key) or default for key, default in CLIP_BOUNDS.get(self.name, {}).items()}
+
+    @property
+    def correction(self) -> Correction:
+        """`sampler_correction` with auto decided."""
+        if self.sampler_correction == "auto":
+            return "token_truncate" if self.clips else "none"
+        return self.sampler_correction
+
+    @property
+    def clips(self) -> bool:
+        """Whether the loss bounds its ratio: to how far the learner has moved since the start of the step."""
+        return self.name in CLIP_BOUNDS
 
     @model_validator(mode="after")
     def _bounds_belong_to_the_loss(self) -> Self:

@@ -6,7 +6,7 @@ The object made here is the object that runs, and the one that is written beside
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,28 +15,12 @@ from rewards import RewardConfig
 from rl_engine.config.file import CommandConfig, read_config
 from rl_engine.config.lora import LoraConfig
 from rl_engine.config.loss import LossConfig
+from rl_engine.config.optim import OptimConfig
 from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
 
 Method = Literal["lora", "full"]
 CHECKPOINT_EVERY: dict[Method, int] = {"lora": 1, "full": 10}
 """Steps between checkpoints where nobody says: an adapter's take no time, a whole model's fill a disk."""
-
-
-class OptimConfig(Section):
-    lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
-        description="Constant learning rate of Adam; auto: by rule (docs/choosing.md), printed with its derivation."
-    )
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), description="Adam's decay rates of the two moments."
-    )
-    eps: float = Field(1e-12, gt=0, description="Far below any gradient: the loss's constant must not matter.")
-    clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0 for no clipping.")
-
-    @property
-    def rate(self) -> float:
-        """`lr` as a number: a run replaces auto before anything else (`resolve_learning_rate`)."""
-        assert self.lr != "auto", "the rate has not been decided"
-        return self.lr
 
 
 class LearnerConfig(Section):
@@ -49,7 +33,10 @@ class LearnerConfig(Section):
     updates_per_step: int = Field(
         1,
         ge=1,
-        description="Optimizer updates a step: its groups are dealt into so many parts, each learned from once.",
+        description="Optimizer updates a step: its groups are dealt into so many parts, an update each.",
+    )
+    epochs_per_step: int = Field(
+        1, ge=1, description="Times that a step's completions are learned from, in the same updates each time."
     )
     tokens_per_microbatch: int = Field(8192, ge=1, description="Padded tokens of one forward and backward.")
     attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
@@ -63,6 +50,11 @@ class LearnerConfig(Section):
         "shared_prompt, where the model's attention allows it and samples have at most 2,048 tokens; else padded.",
     )
     gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates of a step, over all its epochs."""
+        return self.updates_per_step * self.epochs_per_step
 
     @model_validator(mode="after")
     def _offload_is_of_shards(self) -> Self:
@@ -101,6 +93,10 @@ class EvalConfig(Section):
     n: int = Field(1, ge=1, description="Completions of each problem.")
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this share.")
+    top_k: int | None = Field(None, ge=1, description="Sample from so many likeliest tokens; all when absent.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Sample from tokens at least this share as likely as the likeliest."
+    )
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; the training's when absent.")
     data_dir: str | None = Field(None, description="Directory with the suites' JSON Lines files, for no hub.")
 
@@ -165,10 +161,25 @@ class Config(CommandConfig):
             raise ValueError("sampling.temperature is 0: a greedy group has no spread; give a value in (0, 2]")
         if self.sampling.n < 2:
             raise ValueError("sampling.n is 1: a group of one is its own baseline; give 2 or more")
+        for key, value in self.sampling.truncation().items():
+            raise ValueError(
+                f"sampling.{key} is {value:g}: training on truncated samples is biased, since the sampler's "
+                "probabilities are then of another distribution than the one that learns, in which every token can be "
+                f"drawn; leave it out here (eval.{key} may truncate)"
+            )
         if self.learner.updates_per_step > self.train.problems_per_step:
             raise ValueError(
                 f"learner.updates_per_step is {self.learner.updates_per_step}: more updates than "
                 f"train.problems_per_step ({self.train.problems_per_step}) has groups to deal"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reaches_its_rate(self) -> Self:
+        if self.optim.warmup_steps >= self.train.steps and self.optim.warmup_steps:
+            raise ValueError(
+                f"optim.warmup_steps is {self.optim.warmup_steps}, and train.steps is {self.train.steps}: the rate "
+                "would rise to the end; give fewer"
             )
         return self
 
@@ -187,10 +198,12 @@ class Config(CommandConfig):
                 "rollout.placement is ray, whose workers are sent adapters, not whole models: method=full needs "
                 "rollout.placement=inprocess"
             )
-        if rollout.max_staleness and self.loss.name == "reinforce" and self.loss.sampler_correction == "none":
+        loss = self.loss
+        if rollout.max_staleness and loss.correction == "none" and loss.name != "importance_sampling":
             raise ValueError(
-                f"rollout.max_staleness is {rollout.max_staleness}, and loss.name reinforce does not weigh a token by "
-                "how likely it still is: give another loss, or loss.sampler_correction"
+                f"rollout.max_staleness is {rollout.max_staleness}, and loss.name {loss.name} without a "
+                "loss.sampler_correction does not weigh a token by how likely it still is: give one, such as "
+                "loss.sampler_correction=token_truncate, or loss.name=importance_sampling"
             )
         return self
 

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 
 from rl_engine.config.file import CommandConfig
 from rl_engine.config.lora import LoraConfig
-from rl_engine.config.run import LogConfig, Method, OptimConfig
+from rl_engine.config.optim import OptimConfig
+from rl_engine.config.run import LogConfig, Method
 from rl_engine.config.starts import STARTS
 from rollout.config import ModelConfig, PromptConfig, Section
 
@@ -78,12 +79,6 @@ class SftPromptConfig(PromptConfig):
     instruction: str | None = Field(None, description="Sentence after each question; null for none.")
 
 
-class SftOptimConfig(OptimConfig):
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's, of every trained parameter.")
-    schedule: Literal["constant", "linear"] = Field("constant", description="`linear` ends at 0 after the last step.")
-    warmup_steps: int = Field(0, ge=0, description="Steps in which the rate first rises from 0.")
-
-
 class SftTrainConfig(Section):
     steps: int | None = Field(None, ge=1, description="Optimizer steps of the run.")
     epochs: float | None = Field(None, gt=0, description="Passes over the training examples, in place of `steps`.")
@@ -137,7 +132,7 @@ class SftConfig(CommandConfig):
     data: SftDataConfig
     prompt: SftPromptConfig = SftPromptConfig()
     lora: LoraConfig = LoraConfig()
-    optim: SftOptimConfig
+    optim: OptimConfig
     train: SftTrainConfig
     eval: SftEvalConfig = SftEvalConfig()
     checkpoint: SftCheckpointConfig = SftCheckpointConfig()

@@ -18,12 +18,13 @@ from rewards import Grader
 from rl_engine.config import Config
 from rl_engine.learner.gap import GapLimits, SamplerGapError, gap_limits
 from rl_engine.learner.ranks import Ranks
+from rl_engine.learner.state import restore_learner
 from rl_engine.plan.memory import PHASES, memory_of_run
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.run.console import RunConsole
 from rl_engine.run.peaks import available
 from rl_engine.train.assemble import assemble
-from rl_engine.train.loop import train
+from rl_engine.train.loop import Run, train
 
 PROBLEMS, SAMPLES, TOKENS, STEPS = 8, 4, 48, 2
 READ_PROBLEMS = 64
@@ -32,7 +33,7 @@ SPREAD_WEIGHT = 0.5
 
 FITS, DATA, MODEL, ENGINE = "memory", "problems", "learner", "sampler"
 FIRST, SAMPLING, GAP_BEFORE, UPDATE = "version 0", "sampling", "gap before", "update"
-SECOND, GAP_AFTER = "version 1", "gap after"
+SECOND, GAP_AFTER, RESUMED = "version 1", "gap after", "resume"
 # What the run calls its phases → the check they are.
 CHECK_OF = {
     "reading and checking problems": DATA,
@@ -85,6 +86,8 @@ def small(config: Config, directory: Path) -> Config:
         smaller["rollout"] = {"leg_tokens": min(config.rollout.leg_tokens, tokens - 1)}
     if config.train.max_problems_per_step is not None:
         smaller["train"]["max_problems_per_step"] = 2 * PROBLEMS
+    if config.optim.warmup_steps:
+        smaller["optim"] = {"warmup_steps": min(config.optim.warmup_steps, STEPS - 1)}
     for section, values in smaller.items():
         settings[section] = {**settings.get(section, {}), **values}
     # Without suites nothing is evaluated.
@@ -161,6 +164,17 @@ class Listener(RunConsole):
         self.passed("published, loaded; the sampler moved with it", SECOND, metrics["time/sync_s"])
 
 
+def go_on_from_the_checkpoint(run: Run) -> str:
+    """Read the run's checkpoint as --resume does, restore it, and let the optimizer step once on what it restored."""
+    found = run.checkpoints.newest()
+    if found is None:
+        raise ValueError("there is no checkpoint that is complete")
+    state, tensors = found
+    restore_learner(run.learner, tensors)
+    run.learner.prime()
+    return f"checkpoint of step {state.step} read and restored; the optimizer steps on it"
+
+
 def self_test(config: Config, directory: Path, ranks: Ranks, report: Report) -> dict[str, float] | None:
     """Run the checks in turn, each reported when it is over; the first that fails ends them.
 
@@ -179,6 +193,8 @@ def self_test(config: Config, directory: Path, ranks: Ranks, report: Report) -> 
             run = assemble(chosen, ranks, grader, resume=False, console=listener)
             try:
                 train(run)
+                listener.begin(RESUMED)
+                listener.passed(go_on_from_the_checkpoint(run))
             finally:
                 run.records.close()
                 run.sampler.engine.close()

@@ -28,6 +28,8 @@ class TrainingSample:
     """The weight of each of its tokens in the step's loss, which the normaliser sets."""
     old_logprobs: tuple[float, ...] | None = None
     """[C] nats: the learner's own at the start of the step, where they were needed."""
+    origin: str = ""
+    """For people: which completion of which problem."""
 
     @property
     def num_tokens(self) -> int:
@@ -54,7 +56,7 @@ def share_of_rank(batches: Sequence[list[TrainingSample]], rank: int, ranks: int
     """This rank's micro-batches, dealt in turn; every rank gets as many.
 
     Ranks that pass through collectives in each backward must make the same number of passes, so the short ones
-    repeat a sample with weight zero, which adds exactly nothing.
+    repeat a sample with weight zero, which adds exactly nothing, and is the last of them.
     """
     mine = list(batches[rank::ranks])
     if len(mine) < math.ceil(len(batches) / ranks):

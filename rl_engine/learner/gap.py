@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,7 +14,10 @@ from rl_engine.config import Config
 KL_LIMITS = {"float32": 1e-6, "bfloat16": 1e-2}
 """Largest `sampler/kl` by `model.dtype`, nats a token."""
 LOGPROB_LIMITS = {"float32": 1e-2, "bfloat16": 2.0}
-"""Largest `sampler/logprob_gap_max` by `model.dtype`, nats of one token."""
+"""Difference of one token's log-probabilities that few may be beyond, by `model.dtype`, nats."""
+BEYOND_LIMIT = 1e-3
+"""Largest share of tokens beyond it: among millions there is one whose logits two kernels round apart, and a sampler
+with another adapter differs everywhere."""
 
 # A learner that moved by less may leave a sampler's answers as they were. Honest float32 samplers are seen within 1e-4
 # of the learner (tests/rollout/test_engine.py); logits between 8 and 16 are 2⁻⁴ apart in bfloat16.
@@ -24,6 +27,29 @@ RESOLUTION = {"float32": 1e-4, "bfloat16": 5e-2}
 
 class SamplerGapError(RuntimeError):
     """The sampler does not sample from the policy that is being trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenGap:
+    """One token as the sampler and the learner see it, and where it is."""
+
+    token: int
+    """Its id."""
+    place: int
+    """Which token of its completion, from 1."""
+    tokens: int
+    """Of that completion."""
+    origin: str
+    """Which completion."""
+    sampler: float
+    """Log-probability, nats."""
+    learner: float
+
+    def describe(self) -> str:
+        return (
+            f"token {self.place} of {self.tokens} (id {self.token}) of {self.origin or 'a completion'}: sampler "
+            f"{self.sampler:.4g}, learner {self.learner:.4g} nats"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +65,10 @@ class SamplerGap:
     logprob_max: float
     """Largest |log q − log p| of one token, nats."""
     tokens: int
+    beyond: float = 0.0
+    """Share of tokens whose |log q − log p| is over the limit of one token."""
+    worst: TokenGap | None = None
+    """The token of the largest."""
 
     @classmethod
     def merged(cls, gaps: Sequence[Self]) -> Self:
@@ -50,6 +80,8 @@ class SamplerGap:
             kl_v3=sum(gap.kl_v3 * gap.tokens for gap in gaps) / tokens,
             logprob_max=max(gap.logprob_max for gap in gaps),
             tokens=tokens,
+            beyond=sum(gap.beyond * gap.tokens for gap in gaps) / tokens,
+            worst=max(gaps, key=lambda gap: gap.logprob_max).worst,
         )
 
 
@@ -60,33 +92,45 @@ class GapLimits:
     kl: float
     """Largest `sampler/kl`, nats a token."""
     logprob: float
-    """Largest `sampler/logprob_gap_max`, nats of one token."""
+    """What one token may differ by, nats; a share of `BEYOND_LIMIT` may differ by more."""
 
     def check(self, gap: SamplerGap) -> None:
         """Raises `SamplerGapError` when the gap is over a limit or no number."""
         # Not `kl > limit`: a comparison with NaN is false, and NaN is no agreement.
-        if not (gap.kl <= self.kl and gap.logprob_max <= self.logprob):
+        if gap.kl <= self.kl and gap.beyond <= BEYOND_LIMIT:
+            return
+        worst = gap.worst
+        where = f", at {worst.describe()}" if worst else ""
+        if worst is not None and math.isnan(worst.learner):
             raise SamplerGapError(
-                f"the sampler's log-probabilities are not the learner's: sampler/kl {gap.kl:.3g} (limit {self.kl:.3g}),"
-                f" sampler/logprob_gap_max {gap.logprob_max:.3g} (limit {self.logprob:.3g}) nats. Nothing was updated. "
-                "Either the last adapter did not reach the sampler, or the two run the model at different precision; "
-                "the limits are rollout.max_kl and rollout.max_logprob_gap."
+                f"the learner's own log-probability is no number: {worst.describe()}. Nothing was updated. The sampler "
+                "is not the cause: the policy has learned itself out of numbers, so go on from an earlier version with "
+                "a lower optim.lr."
             )
+        raise SamplerGapError(
+            f"the sampler's log-probabilities are not the learner's: sampler/kl {gap.kl:.3g} (limit {self.kl:.3g}), "
+            f"{gap.beyond:.2%} of {gap.tokens:,} tokens more than {self.logprob:.3g} nats apart (limit "
+            f"{BEYOND_LIMIT:.1%}), at most {gap.logprob_max:.3g}{where}. Nothing was "
+            "updated. Either the last adapter did not reach the sampler, or the two run the model at different "
+            "precision; the limits are rollout.max_kl and rollout.max_logprob_gap."
+        )
 
 
 def gap_limits(config: Config) -> GapLimits:
-    """The limits of a run.
-
-    With top_p < 1 the sampler's log-probabilities are those of the truncated and renormalised distribution: higher than
-    the learner's by up to −ln(top_p), which is not a fault.
-    """
-    dtype, rollout, renormalised = config.model.dtype, config.rollout, -math.log(config.sampling.top_p)
-    kl = KL_LIMITS[dtype] + 0.5 * renormalised * renormalised
-    logprob = LOGPROB_LIMITS[dtype] + renormalised
+    """The limits of a run."""
+    dtype, rollout = config.model.dtype, config.rollout
     return GapLimits(
-        kl=kl if rollout.max_kl == "auto" else rollout.max_kl,
-        logprob=logprob if rollout.max_logprob_gap == "auto" else rollout.max_logprob_gap,
+        kl=KL_LIMITS[dtype] if rollout.max_kl == "auto" else rollout.max_kl,
+        logprob=LOGPROB_LIMITS[dtype] if rollout.max_logprob_gap == "auto" else rollout.max_logprob_gap,
     )
+
+
+def furthest(rows: Iterable[Iterable[float]], others: Iterable[Iterable[float]], *, but: int = 0) -> float:
+    """The largest difference of two tables of log-probabilities, nats, after the `but` largest where there are more;
+    NaN where any is no number."""
+    gaps = [abs(p - q) for row, other in zip(rows, others, strict=True) for p, q in zip(row, other, strict=True)]
+    # Not the largest of all: NaN compares with nothing.
+    return math.nan if any(map(math.isnan, gaps)) else sorted(gaps)[max(-1 - but, -len(gaps))]
 
 
 def check_gap(gap: SamplerGap, limits: GapLimits | None) -> None:

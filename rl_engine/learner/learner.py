@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rl_engine.config import Config
 from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
 from rl_engine.learner.gap import GapLimits, check_gap
+from rl_engine.learner.gradients import GradientGuard
 from rl_engine.learner.objective import needs_base, needs_old_logprobs, objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import LearnStats, StepStatistics
@@ -34,6 +35,11 @@ from rl_engine.policy.micro_batch import MicroBatch
 PERSISTENT_PARAMETERS = 100_000
 # Completions of a rank that the KL to the base is measured on where the loss does not need it.
 KL_SAMPLES = 32
+ADVICE = (
+    "The sampler is not the cause: its log-probabilities were compared with the learner's and agree. Look at loss, "
+    "ratio/max and grad_norm of the steps before, and try a lower optim.lr, optim.clip_norm, or a bounded weight "
+    "(loss.sampler_correction=token_truncate)."
+)
 NOTHING = TrainingSample(prompt_ids=(0,), completion_ids=(0,), behaviour_logprobs=(0.0,), advantage=0.0, weight=0.0)
 
 
@@ -57,11 +63,13 @@ class Learner:
             lr=config.optim.rate,
             betas=config.optim.betas,
             eps=config.optim.eps,
-            weight_decay=0.0,
+            weight_decay=config.optim.weight_decay,
             # One kernel for all parameters; offloaded ones are on the host.
             fused=ranks.device.type == "cuda" and not config.learner.offload_optimizer,
         )
+        self._full_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._grad_norm = 0.0
+        self._guard = GradientGuard(self.parameters.values(), self.optimizer, ranks, ADVICE)
         self.policy = LogprobModel(
             self.trainable.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
         )
@@ -120,6 +128,16 @@ class Learner:
                 pairs += [(self.policy, parameter) for parameter in self.policy.head.parameters()]
             for module, parameter in pairs:
                 deepspeed.zero.register_external_parameter(module, parameter)
+            self.trainable.shard_base(self._sharded)
+        return engine
+
+    def _sharded(self, model: nn.Module) -> Any:
+        """A frozen model as ZeRO-3 keeps one: spread over the ranks, each layer gathered for its pass."""
+        import deepspeed
+
+        zero = {"stage": 3, "stage3_param_persistence_threshold": PERSISTENT_PARAMETERS}
+        settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "steps_per_print": 10**9}
+        engine, *_ = deepspeed.initialize(model=model, config=settings)
         return engine
 
     def _clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -127,32 +145,55 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         self._grad_norm = float(norm)
 
+    def set_rate(self, factor: float) -> None:
+        """Let every parameter learn at so many times its full rate."""
+        for group, rate in zip(self.optimizer.param_groups, self._full_rates, strict=True):
+            group["lr"] = factor * rate
+
     def step(
         self,
         updates: Sequence[Sequence[TrainingSample]],
         limits: GapLimits | None,
         leave_if_asked: Callable[[], None] = lambda: None,
     ) -> LearnStats:
-        """One optimizer update for each of `updates`, whose samples every rank passes alike.
+        """One optimizer update for each of `updates` in each epoch; every rank passes the same samples.
 
         `leave_if_asked` is called, on all ranks alike, before each micro-batch of the first update: what it raises
         finds the policy and Adam's moments as they were before the step.
         Raises `SamplerGapError` before anything is updated when the sampler's log-probabilities and the learner's
-        are further apart than the limits; None where that has been checked.
+        are further apart than the limits; None where that has been checked. An update whose gradient is no number is
+        left out, and raises `NonFiniteGradientError` after several in a row.
         """
         self.deepspeed_engine.train()
-        if needs_old_logprobs(self.config.loss, len(updates)):
-            updates = [self._with_old_logprobs(samples) for samples in updates]
-        statistics = StepStatistics(self.ranks)
+        statistics = self._new_statistics(limits)
         norms = []
-        for index, samples in enumerate(updates):
+        parts = self._in_turn(updates)
+        for index, samples in enumerate(parts):
             leave = leave_if_asked if index == 0 else lambda: None
             self._pass_over(samples, statistics, learn=True, measure=index == 0, before_each=leave)
             if index == 0:
                 check_gap(statistics.totals().gap, limits)
+            allowed = self._guard.allows()
             self.deepspeed_engine.step()
-            norms.append(self._norm_of_update())
-        return replace(statistics.totals(), grad_norm=fmean(norms))
+            if allowed:
+                norms.append(self._norm_of_update())
+        made = len(norms)
+        return replace(
+            statistics.totals(), grad_norm=fmean(norms) if norms else math.nan, updates=made, skipped=len(parts) - made
+        )
+
+    def _in_turn(self, updates: Sequence[Sequence[TrainingSample]]) -> list[Sequence[TrainingSample]]:
+        """The samples of every update of a step, each with what its loss must know of the learner as it is now.
+
+        The first update's do without: its own pass is the policy at the start of the step, to the last bit.
+        """
+        epochs = self.config.learner.epochs_per_step
+        first, *later = list(updates) * epochs
+        if later and needs_old_logprobs(self.config.loss):
+            # The last `len(updates)` of them are each once, or, in one epoch, all that come later.
+            scored = [self._with_old_logprobs(samples) for samples in later[-len(updates) :]]
+            return [first, *(scored * epochs)[-len(later) :]]
+        return [first, *later]
 
     def _norm_of_update(self) -> float:
         """The gradient's norm before clipping, of the update just made."""
@@ -167,16 +208,20 @@ class Learner:
         """
         self.deepspeed_engine.train()
         self._pass_over([NOTHING], StepStatistics(self.ranks), learn=True, measure=False)
+        self._guard.allows()
         self.deepspeed_engine.step()
 
     @torch.no_grad()
     def measure(self, samples: Sequence[TrainingSample], limits: GapLimits | None) -> LearnStats:
         """The figures of `step` without a step: for one whose groups carry no signal."""
-        statistics = StepStatistics(self.ranks)
+        statistics = self._new_statistics(limits)
         self._pass_over(samples, statistics, learn=False, measure=True)
         stats = statistics.totals()
         check_gap(stats.gap, limits)
         return stats
+
+    def _new_statistics(self, limits: GapLimits | None) -> StepStatistics:
+        return StepStatistics(self.ranks, math.inf if limits is None else limits.logprob)
 
     def _pass_over(
         self,
@@ -194,6 +239,7 @@ class Learner:
         loss_config = self.config.loss
         batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
         mine = share_of_rank(batches, self.ranks.rank, self.ranks.count)
+        own = len(self.ranks.share(batches))
         for index, rows in enumerate(mine):
             before_each()
             batch = self._collate(rows).to(self.ranks.device)
@@ -201,7 +247,7 @@ class Learner:
             base_N = None
             if needs_base(loss_config):
                 base_N = self._base_logprobs(batch)
-            elif measure and index == len(mine) // 2:
+            elif measure and self.trainable.has_base and index == len(mine) // 2:
                 # To know the KL to the base, a few completions of median length do.
                 base_N = self._base_logprobs(self._collate(rows[:KL_SAMPLES]).to(self.ranks.device))
             logprob_N, entropy_N = self.deepspeed_engine(batch)
@@ -214,28 +260,39 @@ class Learner:
             )
             if learn:
                 self.deepspeed_engine.backward(part.loss * self.ranks.count)
+            if index == own:
+                continue  # passed for the other ranks' sake alone
             statistics.add(part, logprob_N.detach(), entropy_N.detach(), batch)
             if measure:
-                statistics.add_gap(logprob_N.detach(), batch)
+                statistics.add_gap(logprob_N.detach(), batch, rows)
             if base_N is not None:
                 statistics.add_base(logprob_N.detach()[: len(base_N)], base_N)
 
     @torch.no_grad()
     def score(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
-        """Log-probabilities (nats) of each sample's completion tokens under the current policy, in order."""
+        """Log-probabilities (nats) of each sample's completion tokens under the current policy, in order; one sample
+        at a time, so for a few."""
         scores = []
         for sample in samples:
             logprob_N, _ = self.deepspeed_engine(self._collate([sample]).to(self.ranks.device))
             scores.append(logprob_N.tolist())
         return scores
 
+    @torch.no_grad()
     def _with_old_logprobs(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
-        """The samples with the learner's own log-probabilities of now; every rank scores its share."""
-        mine = self.ranks.share(list(samples))
-        # Every rank makes as many passes: parameters may be gathered in each.
-        idle = math.ceil(len(samples) / self.ranks.count) - len(mine)
-        scores = self.score([*mine, *[NOTHING] * idle])[: len(mine)]
-        return self.ranks.gather([replace(s, old_logprobs=tuple(row)) for s, row in zip(mine, scores, strict=True)])
+        """The samples with the learner's own log-probabilities of now, in the order of their micro-batches.
+
+        They are scored in the micro-batches that they are learned from, each rank its own.
+        """
+        batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
+        scored = []
+        for rows in share_of_rank(batches, self.ranks.rank, self.ranks.count):
+            logprob_N, _ = self.deepspeed_engine(self._collate(rows).to(self.ranks.device))
+            parts = logprob_N.split([len(row.completion_ids) for row in rows])
+            scored.append([replace(row, old_logprobs=tuple(p.tolist())) for row, p in zip(rows, parts, strict=True)])
+        # Without what only made every rank pass equally often.
+        mine = scored[: len(self.ranks.share(batches))]
+        return [row for rows in self.ranks.gather(mine) for row in rows]
 
     @torch.no_grad()
     def _base_logprobs(self, batch: MicroBatch) -> Tensor:

@@ -5,8 +5,8 @@ micro-batches and ranks, so that splitting a batch differently changes nothing b
 
 Arguments of every loss:
     logprob_BC: [B, C] nats, the policy's log-probability of each sampled token; carries the gradient.
-    old_logprob_BC: [B, C] nats, the same under the policy the ratio is taken against: the sampler's own, or with a
-        sampler correction the learner's at the start of the step.
+    old_logprob_BC: [B, C] nats, the same under the policy the ratio is taken against: for a loss that clips, or with a
+        sampler correction, the learner at the start of the step; else the sampler.
     advantage_BC: [B, C] advantage of each token (one value a completion unless a KL penalty is in it).
     mask_BC: [B, C] whether the position holds a token.
 Bounds are distances from a ratio of one: `clip_high` 0.28 allows ratios up to 1.28.
@@ -86,7 +86,7 @@ def gspo(
 
 
 def token_ratio(logprob_BC: Tensor, old_logprob_BC: Tensor, mask_BC: Tensor) -> Tensor:
-    """[B, C] r_t = p_θ(y_t) / q(y_t); one where there is no token."""
+    """[B, C] r_t = p_θ(y_t) / p_old(y_t); one where there is no token."""
     return ((logprob_BC - old_logprob_BC) * mask_BC).exp()
 
 

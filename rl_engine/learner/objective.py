@@ -35,10 +35,12 @@ def needs_base(config: LossConfig) -> bool:
     return config.kl_coef > 0
 
 
-def needs_old_logprobs(config: LossConfig, updates_per_step: int) -> bool:
-    """Whether the learner must score the step's completions before its first update: afterwards its own
-    log-probabilities at the start of the step are gone."""
-    return config.sampler_correction != "none" and updates_per_step > 1
+def needs_old_logprobs(config: LossConfig) -> bool:
+    """Whether the loss looks at the learner's own log-probabilities at the start of the step.
+
+    During the first update they are the current ones; for every later one they must be known before it.
+    """
+    return config.clips or config.correction != "none"
 
 
 def objective(
@@ -58,9 +60,11 @@ def objective(
         base_logprob_BC: [B, C] nats, the base model's; needed when there is a KL penalty.
     """
     mask_BC, behaviour_BC = batch.mask_BC, batch.behaviour_logprob_BC
-    corrects = config.sampler_correction != "none"
+    corrects = config.correction != "none"
     at_start_BC = logprob_BC.detach() if batch.old_logprob_BC is None else batch.old_logprob_BC
-    old_BC = at_start_BC if corrects else behaviour_BC
+    # A bound is on what the learner has moved. Against the sampler, rounding alone would decide who is clipped: in
+    # bfloat16 it is wider than GSPO's bounds.
+    old_BC = at_start_BC if needs_old_logprobs(config) else behaviour_BC
     advantage_BC = batch.advantage_B[:, None].expand_as(logprob_BC)
     if base_logprob_BC is not None and config.kl_penalty == "advantage":
         # log p/p_base as a cost of each token: its policy gradient is that of each position's KL given the prefix.
@@ -69,7 +73,7 @@ def objective(
     loss_BC = LOSSES[config.name](logprob_BC, old_BC, advantage_BC, mask_BC, **bounds)
     corrected = None
     if corrects:
-        level, _, action = config.sampler_correction.partition("_")
+        level, _, action = config.correction.partition("_")
         weight_BC, outside_BC = sampler_weight(
             at_start_BC - behaviour_BC,
             mask_BC,

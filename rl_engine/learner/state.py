@@ -111,4 +111,5 @@ def _count(learner: Learner) -> int:
 
 def _set_count(learner: Learner, count: int) -> None:
     for state in _adam_states(learner):
-        state["step"] = torch.tensor(float(count))
+        # In place: a fused optimizer on a GPU wants its count there, where it made it.
+        state["step"].fill_(float(count))

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from rl_engine.learner.gap import SamplerGap
+from rl_engine.learner.batching import TrainingSample
+from rl_engine.learner.gap import SamplerGap, TokenGap
 from rl_engine.learner.losses import k3
 from rl_engine.learner.objective import Objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.policy.micro_batch import MicroBatch
 
+SUMS = (
+    *("loss", "entropy", "tokens", "weights", "weights2", "low", "high", "corrections", "outside", "corrected"),
+    *("gap1", "gap2", "gap3", "gap_tokens", "beyond", "kl_base", "base_tokens"),
+)
+"""What is summed: the same on a rank that has nothing to add."""
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 
@@ -24,11 +33,15 @@ class LearnStats:
     loss: float
     grad_norm: float = 0.0
     """Before clipping; the mean over the step's updates."""
+    updates: int = 0
+    """Made."""
+    skipped: int = 0
+    """Left out, since their gradient was no number."""
     entropy: float
     """Nats a token."""
     kl_base: float
     """KL(policy ‖ base), nats a token: on every token where it is penalised, else on a few completions of each rank,
-    those of median length."""
+    those of median length; NaN where the base is not at hand."""
     gap: SamplerGap
     """Between the sampler and the learner before its first update, on the first update's tokens."""
     ratio: dict[str, float]
@@ -42,18 +55,37 @@ class LearnStats:
     tokens: int
 
 
+def _token_gap(samples: Sequence[TrainingSample], index: int, sampler: float, learner: float) -> TokenGap:
+    """The token of that index among all completion tokens of the samples."""
+    ends = list(itertools.accumulate(len(sample.completion_ids) for sample in samples))
+    row = bisect.bisect_right(ends, index)
+    ids = samples[row].completion_ids
+    place = index - (ends[row] - len(ids))
+    return TokenGap(
+        token=ids[place],
+        place=place + 1,
+        tokens=len(ids),
+        origin=samples[row].origin,
+        sampler=sampler,
+        learner=learner,
+    )
+
+
 @dataclass
 class StepStatistics:
     """Running sums of a step in float64; `totals` is the same on every rank."""
 
     ranks: Ranks
-    _sums: dict[str, float] = field(default_factory=dict)
+    logprob_limit: float = math.inf
+    """What |log q − log p| of a token is counted beyond, nats."""
+    _sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
+    _worst: TokenGap | None = None
     _gap_max: float = 0.0
-    _log_ratios: list[Tensor] = field(default_factory=list)
+    _log_ratios: list[Tensor] = field(default_factory=lambda: [torch.empty(0)])
 
     def _add(self, **values: float) -> None:
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._sums[name] += value
 
     def add(self, objective: Objective, logprob_N: Tensor, entropy_N: Tensor, batch: MicroBatch) -> None:
         """Count one micro-batch."""
@@ -74,20 +106,24 @@ class StepStatistics:
         )
         self._log_ratios.append(objective.log_ratio_N.float().cpu())
 
-    def add_gap(self, logprob_N: Tensor, batch: MicroBatch) -> None:
-        """Count how far sampler and learner are apart; only before the step's first update does that say anything
-        about the sampler."""
-        gap_N = logprob_N.double() - batch.behaviour_logprob_BC[batch.mask_BC].double()
+    def add_gap(self, logprob_N: Tensor, batch: MicroBatch, samples: Sequence[TrainingSample]) -> None:
+        """Count how far sampler and learner are apart on the samples that the micro-batch was made of; only before the
+        step's first update does that say anything about the sampler."""
+        behaviour_N = batch.behaviour_logprob_BC[batch.mask_BC].double()
+        gap_N = logprob_N.double() - behaviour_N
         self._add(
             gap1=float(-gap_N.sum()),
             gap2=float(gap_N.square().sum()),
             gap3=float((gap_N.expm1() - gap_N).sum()),
             gap_tokens=gap_N.numel(),
+            beyond=int((~(gap_N.abs() <= self.logprob_limit)).sum()),
         )
-        largest = float(gap_N.abs().max())
+        index = int(gap_N.abs().argmax())  # of NaN where there is one
+        largest = float(gap_N[index].abs())
         # Not max(): it may pass over NaN, which is to stay.
         if math.isnan(largest) or largest > self._gap_max:
             self._gap_max = largest
+            self._worst = _token_gap(samples, index, float(behaviour_N[index]), float(logprob_N[index]))
 
     def add_base(self, logprob_N: Tensor, base_logprob_N: Tensor) -> None:
         """Count KL(policy ‖ base), by the estimator that is unbiased and never negative."""
@@ -99,20 +135,22 @@ class StepStatistics:
         """Collective: every rank calls it."""
         names = sorted(self._sums)
         sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64, device=self.ranks.device)
-        gap_max = torch.tensor(self._gap_max, dtype=torch.float64, device=self.ranks.device)
+        gap_max, worst = self._furthest()
         total = dict(zip(names, self.ranks.sum(sums).tolist(), strict=True))
         tokens, gap_tokens = total["tokens"], total["gap_tokens"]
         corrected = total["corrected"]
         return LearnStats(
             loss=total["loss"],
             entropy=total["entropy"] / tokens,
-            kl_base=total["kl_base"] / total["base_tokens"],
+            kl_base=total["kl_base"] / total["base_tokens"] if total["base_tokens"] else math.nan,
             gap=SamplerGap(
                 kl=0.5 * total["gap2"] / gap_tokens,
                 kl_v1=total["gap1"] / gap_tokens,
                 kl_v3=total["gap3"] / gap_tokens,
-                logprob_max=float(self.ranks.max(gap_max)),
+                logprob_max=gap_max,
                 tokens=int(gap_tokens),
+                beyond=total["beyond"] / gap_tokens,
+                worst=worst,
             ),
             ratio=self._ratio_quantiles(),
             ess_frac=total["weights"] ** 2 / (tokens * total["weights2"]),
@@ -126,6 +164,11 @@ class StepStatistics:
             else {},
             tokens=int(tokens),
         )
+
+    def _furthest(self) -> tuple[float, TokenGap | None]:
+        """The largest difference of all ranks, and its token. NaN is the largest."""
+        found = self.ranks.gather([(self._gap_max, self._worst)])
+        return max(found, key=lambda one: math.inf if math.isnan(one[0]) else one[0])
 
     def _ratio_quantiles(self) -> dict[str, float]:
         ordered = torch.cat(self.ranks.gather([torch.cat(self._log_ratios)])).sort().values

@@ -15,6 +15,11 @@ from rl_engine.learner.objective import needs_every_group
 from rollout.types import RolloutGroup
 
 
+def origin_of(group: RolloutGroup, index: int) -> str:
+    """Which completion, for people."""
+    return f"completion {index + 1} of problem {group.prompt.problem.id}"
+
+
 def training_samples(group: RolloutGroup, advantages: Sequence[float], weight: float = 1.0) -> list[TrainingSample]:
     """A group's completions, each with its advantage."""
     return [
@@ -24,8 +29,9 @@ def training_samples(group: RolloutGroup, advantages: Sequence[float], weight: f
             behaviour_logprobs=completion.logprobs,
             advantage=advantage,
             weight=weight,
+            origin=origin_of(group, index),
         )
-        for completion, advantage in zip(group.completions, advantages, strict=True)
+        for index, (completion, advantage) in enumerate(zip(group.completions, advantages, strict=True))
     ]
 
 

@@ -114,6 +114,7 @@ def step_flops(config: Config, meta_model: nn.Module, work: Workload, *, method:
     forward = forward_flops(multiply_adds, work, prompts=prompts, adapted=adapted)
     head = multiply_adds.head + (multiply_adds.head_adapter if adapted else 0)
     logits = 2 * work.episodes * work.completion_tokens * head
+    updates, epochs = config.learner.updates_per_step, config.learner.epochs_per_step
     recomputed = 0.0
     if config.learner.gradient_checkpointing:
         recomputed += forward - logits
@@ -121,10 +122,12 @@ def step_flops(config: Config, meta_model: nn.Module, work: Workload, *, method:
         recomputed += logits
     if needs_base(config.loss):
         recomputed += forward_flops(multiply_adds, work, prompts=prompts, adapted=False)
-    if needs_old_logprobs(config.loss, config.learner.updates_per_step):
-        recomputed += forward
+    recomputed *= epochs
+    if needs_old_logprobs(config.loss):
+        # Scored before the first update: all that is learned from after it.
+        recomputed += forward if epochs > 1 else forward * (updates - 1) / updates
     return StepFlops(
         sampling=forward_flops(multiply_adds, work, prompts=1, adapted=adapted),
-        learning=learning_flops(multiply_adds, work, prompts=prompts, method=method),
+        learning=epochs * learning_flops(multiply_adds, work, prompts=prompts, method=method),
         recomputed=recomputed,
     )

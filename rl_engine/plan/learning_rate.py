@@ -131,7 +131,7 @@ def rate_of_run(config: Config, model_config: Any) -> Rate:
         model_config: The model's, as transformers' `AutoConfig` reads it.
     """
     text_config = model_config.get_text_config()
-    updates = config.train.steps * config.learner.updates_per_step
+    updates = config.train.steps * config.learner.updates
     return learning_rate(
         text_config.model_type, text_config.hidden_size, method=config.method, steps=updates, reinforcement=True
     )

@@ -192,10 +192,11 @@ def _weights(config: Config, total: int, trainable: int, ranks: int) -> list[Par
     # A layer's cast weights stay for its backward pass, unless the layer is computed again.
     cast_share = share if config.learner.gradient_checkpointing else 1
     cast = trainable * size / cast_share if size < FP32 else 0
+    reference = total * size if config.loss.kl_coef > 0 else 0
     return [
         Part(name="master weights", gib=trainable * FP32 / share / GIB, keys=("method", *SHARDING)),
         Part(name="cast weights", gib=cast / GIB, phases=("learn",), keys=("method", *SHARDING)),
-        Part(name="reference weights", gib=total * size / GIB, keys=("method",)),
+        Part(name="reference weights", gib=reference / share / GIB, keys=("loss.kl_coef", "method", *SHARDING)),
     ]
 
 

@@ -17,6 +17,11 @@ from rl_engine.plan.learning_rate import (
     RL_LOWEST,
 )
 
+# Updates between sampling and learning beyond which an unbounded ratio is warned of; at two, seen here, it is as good
+# as on policy (docs/cluster.md).
+MANY_UPDATES = 4
+MANY_STALE = 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
@@ -107,6 +112,31 @@ def too_small_for_the_run(run: PlannedRun) -> str | None:
     return f"the run may teach {capacity.share:.1f} times what rank {rank} can hold; {enough} holds it all"
 
 
+def reinforce_moves_on(run: PlannedRun) -> str | None:
+    updates = run.config.learner.updates
+    if run.config.loss.name != "reinforce" or updates == 1:
+        return None
+    return (
+        f"loss.name reinforce learns {updates} times from a step's completions as if each were sampled anew: after the "
+        "first update they are another policy's, and nothing weighs that; take importance_sampling, or ppo_clip"
+    )
+
+
+def ratio_without_bounds(run: PlannedRun) -> str | None:
+    """With each update since the tokens were sampled their ratios spread, and nothing bounds them."""
+    loss, updates, staleness = run.config.loss, run.config.learner.updates, run.config.rollout.max_staleness
+    if loss.name != "importance_sampling" or loss.correction != "none":
+        return None
+    if updates <= MANY_UPDATES and staleness <= MANY_STALE:
+        return None
+    many = f"{updates} updates a step" if updates > MANY_UPDATES else f"rollout.max_staleness {staleness}"
+    return (
+        f"loss.name importance_sampling has no bound on its ratio, and with {many} the policy moves far from the one "
+        "that sampled: single tokens may then decide an update (ratio/ess_frac); take ppo_clip or cispo, or "
+        "loss.sampler_correction=token_truncate"
+    )
+
+
 def longer_than_the_context(run: PlannedRun) -> str | None:
     data, sampling = run.config.data, run.config.sampling
     needed = data.max_prompt_tokens + sampling.max_tokens
@@ -125,6 +155,8 @@ WARNINGS: dict[str, Callable[[PlannedRun], str | None]] = {
     "targets": attention_alone,
     "init": decomposed_start,
     "capacity": too_small_for_the_run,
+    "reinforce": reinforce_moves_on,
+    "ratio": ratio_without_bounds,
     "context": longer_than_the_context,
 }
 """Name → the warning's text, or None where there is nothing to warn of."""

@@ -63,15 +63,18 @@ def write_model(directory: Path, tensors: dict[str, Tensor], model_config: Any, 
 
 
 class FullPolicy:
-    """Every weight of the model, and a frozen copy of what it was."""
+    """Every weight of the model, and where a KL penalty needs it a frozen copy of what it was."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config = config
         self.causal_lm: Any = load_causal_lm(config, device, torch.float32)
         compute_in(self.causal_lm, DTYPES[config.model.dtype])
         self.parameters = masters_of(self.causal_lm)
-        frozen = load_causal_lm(config, device).requires_grad_(False)
-        self._base = LogprobModel(frozen, config.sampling.temperature)
+        self.has_base = config.loss.kl_coef > 0
+        self._base: Any = None
+        if self.has_base:
+            frozen = load_causal_lm(config, device).requires_grad_(False)
+            self._base = LogprobModel(frozen, config.sampling.temperature)
 
     def describe(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters.values())
@@ -86,6 +89,10 @@ class FullPolicy:
     @contextlib.contextmanager
     def as_base(self, policy: LogprobFunction) -> Iterator[LogprobFunction]:
         yield self._base
+
+    def shard_base(self, shard: Callable[[nn.Module], Any]) -> None:
+        if self.has_base:
+            self._base = shard(self._base)
 
     def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
         return []

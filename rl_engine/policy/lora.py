@@ -189,6 +189,8 @@ def param_groups(parameters: dict[str, nn.Parameter], config: LoraConfig) -> lis
 class LoraPolicy:
     """A frozen model with an adapter that learns; the base model is the same with the adapter switched off."""
 
+    has_base = True
+
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config = config
         self.model, self.coverage = add_adapter(load_causal_lm(config, device), config.lora, config.seed)
@@ -211,6 +213,9 @@ class LoraPolicy:
     def as_base(self, policy: LogprobFunction) -> Iterator[LogprobFunction]:
         with self.model.disable_adapter():
             yield policy
+
+    def shard_base(self, shard: Callable[[nn.Module], Any]) -> None:
+        pass
 
     def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
         return [(layer, p) for layer in lora_layers(self.model).values() for p in layer.outer_parameters()]

@@ -21,6 +21,8 @@ class TrainablePolicy(Protocol):
     causal_lm: Any
     parameters: dict[str, nn.Parameter]
     """What learns, float32, by the names it is published under."""
+    has_base: bool
+    """Whether the base model is at hand to be compared with."""
 
     def describe(self) -> str:
         """For people: what is trained, in numbers."""
@@ -37,7 +39,11 @@ class TrainablePolicy(Protocol):
 
     def as_base(self, policy: LogprobFunction) -> AbstractContextManager[LogprobFunction]:
         """Inside the block, what answers with log-probabilities under the base model. `policy` does under what is
-        trained."""
+        trained. Only where `has_base`."""
+        ...
+
+    def shard_base(self, shard: Callable[[nn.Module], Any]) -> None:
+        """Let `shard` spread over the ranks what is kept of the base model besides what is trained."""
         ...
 
     def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:

@@ -38,18 +38,18 @@ def _reinforced(config: Config, step: int | None) -> Rows:
         ("sampling", _sampling(config)),
         ("reward", _reward(config)),
         ("objective", _objective(config)),
-        ("optimizer", _optimizer(config.optim, "constant")),
+        ("optimizer", _optimizer(config.optim)),
         ("steps", _steps(config, step)),
     ]
 
 
 def _supervised(config: SftConfig) -> Rows:
-    train, optim = config.train, config.optim
+    train = config.train
     length = f"{train.steps:,} steps" if train.steps else f"{train.epochs:g} epochs"
     what = "packed rows" if config.data.packing else "examples"
     return [
         ("objective", "log-likelihood of the answers"),
-        ("optimizer", f"{_optimizer(optim, optim.schedule)}, {optim.warmup_steps} steps of warm-up"),
+        ("optimizer", _optimizer(config.optim)),
         ("steps", f"{length} of {train.batch_size} {what} of up to {config.data.max_tokens:,} tokens"),
     ]
 
@@ -89,7 +89,7 @@ def _sampling(config: Config) -> str:
     sampling = config.sampling
     return (
         f"{config.train.problems_per_step} problems × {sampling.n} completions a step, at most "
-        f"{sampling.max_tokens:,} tokens, temperature {sampling.temperature:g}, top_p {sampling.top_p:g}"
+        f"{sampling.max_tokens:,} tokens, temperature {sampling.temperature:g}"
     )
 
 
@@ -115,18 +115,18 @@ def _objective(config: Config) -> str:
         parts.append(f"KL to the base model × {loss.kl_coef:g} ({loss.kl_penalty})")
     if loss.entropy_coef:
         parts.append(f"entropy × {loss.entropy_coef:g}")
-    if loss.sampler_correction != "none":
-        parts.append(f"sampler correction {loss.sampler_correction}")
+    if loss.correction != "none":
+        parts.append(f"sampler correction {loss.correction}")
     return ", ".join(parts)
 
 
-def _optimizer(optim: OptimConfig, schedule: str) -> str:
+def _optimizer(optim: OptimConfig) -> str:
     clip = f", gradients clipped at {optim.clip_norm:g}" if optim.clip_norm else ""
-    return f"Adam ({optim.betas[0]:g}, {optim.betas[1]:g}), {schedule} rate {optim.rate:g}{clip}"
+    return f"{optim.describe()}{clip}"
 
 
 def _steps(config: Config, step: int | None) -> str:
-    updates = config.learner.updates_per_step
+    updates = config.learner.updates
     each = "one update each" if updates == 1 else f"{updates} updates each"
     if step is None:
         return f"of {config.train.steps:,}, {each}"

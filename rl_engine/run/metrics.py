@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,9 +60,11 @@ def advantage_metrics(advantages: Sequence[Sequence[float]]) -> dict[str, float]
 
 
 def learn_metrics(stats: LearnStats, lr: float) -> dict[str, float]:
-    return {
+    """What is infinite or no number, as after an update that was skipped for it, is left out."""
+    metrics = {
         "loss": stats.loss,
         "grad_norm": stats.grad_norm,
+        "updates/skipped": float(stats.skipped),
         "lr": lr,
         "policy/entropy": stats.entropy,
         "policy/kl_base": stats.kl_base,
@@ -69,12 +72,14 @@ def learn_metrics(stats: LearnStats, lr: float) -> dict[str, float]:
         "sampler/kl_v1": stats.gap.kl_v1,
         "sampler/kl_v3": stats.gap.kl_v3,
         "sampler/logprob_gap_max": stats.gap.logprob_max,
+        "sampler/beyond_frac": stats.gap.beyond,
         **{f"ratio/{name}": value for name, value in stats.ratio.items()},
         "ratio/ess_frac": stats.ess_frac,
         "loss/clip_low_frac": stats.clip_low_frac,
         "loss/clip_high_frac": stats.clip_high_frac,
         **{f"correction/{name}": value for name, value in stats.correction.items()},
     }
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def time_metrics(timing: Timing, tokens: int) -> dict[str, float]:

@@ -66,6 +66,9 @@ class Setting:
     samples: int
     temperature: float
     top_p: float | None
+    top_k: int | None
+    min_p: float
+    """None and 0 in older reports, which is what they had."""
     max_tokens: int
 
 
@@ -237,7 +240,7 @@ def _evaluation(report: dict[str, Any], file: str | None) -> Evaluation:
         if samples > 1 and (found := report.get(f"{name}_at", {}).get(str(samples))):
             measures.append(Measure(f"{name}@{samples}", found["value"], tuple(found["interval"])))
     setting: dict[str, Any] = {field.name: report.get(field.name) for field in fields(Setting)}
-    setting["file"] = file
+    setting |= {"file": file, "min_p": report.get("min_p", 0.0)}
     return Evaluation(
         setting=Setting(**setting),
         adapter=report["adapter"],

@@ -26,6 +26,7 @@ from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.gap import GapLimits, SamplerGap, SamplerGapError
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.learner import Learner
+from rl_engine.learner.updates import origin_of
 from rollout.types import AdapterRef
 
 
@@ -107,6 +108,7 @@ def _rows_by_version(graded: Sequence[GradedGroup]) -> dict[str, list[TrainingSa
                     completion_ids=chosen.token_ids[start:end],
                     behaviour_logprobs=chosen.logprobs[start:end],
                     advantage=0.0,
+                    origin=f"{origin_of(each.rollout, each.rollout.completions.index(chosen))} from {start + 1} on",
                 )
             )
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from rl_engine.config.sft import SftConfig
+from rl_engine.learner.gradients import GradientGuard
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
 from rl_engine.run.records import Records
@@ -42,6 +44,7 @@ class SftRun(TrainerCallback):
     batches: Batches
     trainable: TrainableModel
     optimizer: torch.optim.Optimizer
+    guard: GradientGuard
     checkpoints: Checkpoints
     records: Records
     console: RunConsole
@@ -54,9 +57,14 @@ class SftRun(TrainerCallback):
     trainer: Any = field(default=None, init=False)
     _step_s: list[float] = field(default_factory=list, init=False)
     _step_start: float = field(default=0.0, init=False)
+    _skipped: int = field(default=0, init=False)
+    """Updates left out since the last line of metrics."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._step_start = time.monotonic()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._skipped += not self.guard.allows()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._step_s.append(time.monotonic() - self._step_start)
@@ -85,15 +93,16 @@ class SftRun(TrainerCallback):
         count, seconds = len(self._step_s), sum(self._step_s)
         self._step_s.clear()
         tokens = self.batches.tokens[self.step] - self.batches.tokens[self.step - count]
-        self.record(
-            {
-                "loss": logs["loss"],
-                "lr": logs["learning_rate"],
-                "grad_norm": logs["grad_norm"],
-                "time/step_s": seconds / count,
-                "throughput/tokens_per_s": tokens / seconds,
-            }
-        )
+        metrics = {
+            "loss": logs["loss"],
+            "lr": logs["learning_rate"],
+            "grad_norm": logs["grad_norm"],
+            "updates/skipped": float(self._skipped),
+            "time/step_s": seconds / count,
+            "throughput/tokens_per_s": tokens / seconds,
+        }
+        self._skipped = 0
+        self.record({name: value for name, value in metrics.items() if math.isfinite(value)})
         self.save_if_due()
 
     @property

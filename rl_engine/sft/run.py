@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from rl_engine.command import UNTRAINED
+from evals.command import exit_with_error
+from rl_engine.command import UNTRAINED, what_is_saved
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
+from rl_engine.learner.gradients import GradientGuard, NonFiniteGradientError
+from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
 from rl_engine.policy.attention import check_packable
 from rl_engine.policy.base_model import check_attention, load_model_config, model_notes
@@ -35,6 +38,8 @@ from rollout.files.durable import written_aside
 from rollout.models import locate_model
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef
+
+ADVICE = "Look at loss and grad_norm of the steps before, and try a lower optim.lr, or optim.clip_norm."
 
 
 def run_sft(
@@ -89,6 +94,8 @@ def _train(run: SftRun, *, resume: bool, merged: bool) -> int:
             saved = f"after step {run.step} as asked, and saved: --resume continues"
             run.console.note(f"stopped {saved if run.step else f'as asked before the first step: {UNTRAINED}'}")
             return run.stop.exit_code
+        except NonFiniteGradientError as error:
+            exit_with_error(f"step {run.step + 1}: {error}\n{what_is_saved(config)}", 1)
         ref = publish(run, run.batches.steps)
     paths = {"run": config.output_dir, {"lora": "adapter", "full": "model"}[config.method]: str(ref.path)}
     if merged:
@@ -139,7 +146,8 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
     check_attention(config.train.attention, "train.attention")
     if config.method == "lora":
         check_adapter(config.model, config.lora, config.seed)
-    trainable = METHODS[config.method](config, tokenizer, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainable = METHODS[config.method](config, tokenizer, device)
     optimizer = torch.optim.AdamW(
         [{"params": group, "lr": factor * config.optim.rate} for factor, group in trainable.param_groups],
         lr=config.optim.rate,
@@ -158,6 +166,7 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
         batches=batches,
         trainable=trainable,
         optimizer=optimizer,
+        guard=GradientGuard(trainable.parameters.values(), optimizer, Ranks(0, 1, device), ADVICE),
         checkpoints=checkpoints,
         records=Records(output, config),
         console=RunConsole(quiet=False, steps=batches.steps),
@@ -205,7 +214,7 @@ def resolve_learning_rate(config: SftConfig) -> SftConfig:
 def describe(run: SftRun, rows: int) -> dict[str, str]:
     """The first lines of a run: what is about to happen, in numbers."""
     config, batches = run.config, run.batches
-    train, optim = config.train, config.optim
+    train = config.train
     epochs = batches.steps * train.batch_size / rows
     lines = {
         "model": f"{config.model.name} ({config.model.dtype})",
@@ -216,10 +225,7 @@ def describe(run: SftRun, rows: int) -> dict[str, str]:
             f"{batches.steps} steps, {epochs:.3g} epochs, "
             f"{batches.learned[-1]:,} learned tokens of {batches.tokens[-1]:,}"
         ),
-        "learning": (
-            f"AdamW {optim.betas[0]:g}/{optim.betas[1]:g}, {optim.schedule} rate {optim.rate:g}, "
-            f"{optim.warmup_steps} warm-up steps, weight decay {optim.weight_decay:g}"
-        ),
+        "learning": config.optim.describe(),
         "output": config.output_dir,
     }
     if config.data.source == "random_pairs":

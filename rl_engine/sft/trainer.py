@@ -18,7 +18,7 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from rl_engine.config.sft import SftConfig, SftOptimConfig
+from rl_engine.config.sft import SftConfig
 from rl_engine.policy.logits import transform_of
 from rl_engine.policy.logprobs import decoder_of, rows_at_once, token_logprobs_of_trained_head
 from rl_engine.sft.examples import IGNORED, Example
@@ -30,12 +30,6 @@ def rows_of(examples: Sequence[Example], max_tokens: int, *, packing: bool) -> D
     disable_progress_bars()
     rows = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
     return pack_dataset(rows, max_tokens, "bfd") if packing else rows
-
-
-def rate_factor(config: SftOptimConfig, steps: int, step: int) -> float:
-    """What multiplies the rate in the step after `step` others, of `steps`."""
-    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    return warm * (1 - step / steps if config.schedule == "linear" else 1.0)
 
 
 class _AdaptedHead(SFTTrainer):
@@ -73,7 +67,7 @@ def make_trainer(
 ) -> Any:
     """A trainer for the steps after `done`, which takes `rows` as they come."""
     train, on_cpu = config.train, not torch.cuda.is_available()
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(config.optim, steps, done + step))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.optim.rate_factor(steps, done + step))
     arguments = TrlConfig(
         output_dir=str(Path(config.output_dir)),
         seed=config.seed,

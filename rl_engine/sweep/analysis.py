@@ -14,11 +14,14 @@ from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.results import Result
 from rl_engine.sweep.statistics import (
     Estimate,
+    Floats,
     Optima,
+    Spread,
     estimate,
     mean_over_seeds,
     optima,
     pooled_spread,
+    possible_deviations,
     redrawn,
 )
 
@@ -78,8 +81,8 @@ class ArmReport:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
     arms: tuple[ArmReport, ...]
-    spread: float | None
-    """Standard deviation of a score between seeds, pooled over the arms at their best axis values."""
+    spread: Spread | None
+    """Of a score between seeds, pooled over every axis value of every arm that has several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +152,10 @@ def analyse(config: SweepConfig, found: Found) -> Analysis:
     arms = arms_of(config)
     points = {arm.name: points_of(config, arm, found) for arm in arms}
     best = {name: point for name, each in points.items() if (point := best_point(config, each))}
-    spread = pooled_spread([[*point.scores.values()] for point in best.values()])
+    spread = pooled_spread([[*point.scores.values()] for each in points.values() for point in each])
+    deviations = None if spread is None else possible_deviations(spread, np.random.default_rng(len(best)))
     peaks = {
-        name: _peak(config, points[name], point, spread, np.random.default_rng(index))
+        name: _peak(config, points[name], point, deviations, np.random.default_rng(index))
         for index, (name, point) in enumerate(best.items())
     }
 
@@ -175,11 +179,15 @@ def _reference(config: SweepConfig, arm: Arm, arms: Sequence[Arm]) -> Arm | None
 
 
 def _peak(
-    config: SweepConfig, points: Sequence[Point], best: Point, spread: float | None, generator: np.random.Generator
+    config: SweepConfig,
+    points: Sequence[Point],
+    best: Point,
+    deviations: Floats | None,
+    generator: np.random.Generator,
 ) -> _Peak:
     complete, means = _curve(config, points)
     x_K = np.log10([point.axis_value for point in complete])
-    y_DK = redrawn(np.array(means), len(config.seeds), spread, generator)
+    y_DK = redrawn(np.array(means), len(config.seeds), deviations, generator)
     return _Peak(point=best, optima=optima(x_K, y_DK, config.score.tolerance))
 
 

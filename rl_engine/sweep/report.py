@@ -40,7 +40,8 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
         "format": FORMAT,
         "config": config.model_dump(mode="json"),
         "environment": environment(),
-        "spread": analysis.spread,
+        "spread": analysis.spread and analysis.spread.deviation,
+        "spread_degrees_of_freedom": analysis.spread and analysis.spread.freedom,
         "arms": [{"name": report.arm.name, "best": report.best and asdict(report.best)} for report in analysis.arms],
     }
     # One result a line: a file for people, and for diffs. Of an error its last line: the log has the others.
@@ -96,7 +97,10 @@ def environment() -> dict[str, Any]:
 def best_rows(config: SweepConfig, analysis: Analysis) -> Rows:
     """A row an arm: where it is best, how good there, and how that compares with the reference."""
     axis, reference = config.axis, config.reference
-    titles = ["arm", f"best {axis}", "between the values", "good range", "score there", "seeds"]
+    # Of how much the intervals of the first three rest on: Student's t of 1 is wide, of 12 nearly the normal.
+    between = "between the values"
+    between += f" (t, {analysis.spread.freedom} d.f.)" if analysis.spread else ""
+    titles = ["arm", f"best {axis}", between, "good range", "score there", "seeds"]
     titles += [f"best / {reference}'s", f"score − {reference}'s"] if reference else []
     return [titles, *([report.arm.name, *_best_cells(report, bool(reference))] for report in analysis.arms)]
 
@@ -175,11 +179,12 @@ def table(config: SweepConfig, found: Found, analysis: Analysis) -> str:
     """The report as Markdown."""
     score = config.score
     done = [result for result in found.values() if result.status == "done"]
-    spread = "" if analysis.spread is None else f" Spread between seeds at the best values: {analysis.spread:.3f}."
+    spread = analysis.spread
+    seeds = f" Spread between seeds: {spread.deviation:.3f}, of {spread.freedom} degrees of freedom." if spread else ""
     parts = [
         f"{TABLE_BEGINS}{score.metric}`, {score.at if isinstance(score.at, str) else f'mean of the last {score.at}'}, "
         f"{score.mode}. {len(done)} runs done in {sum(result.seconds for result in done) / 3600:.2f} hours of runs, "
-        f"{len(found) - len(done)} failed.{spread} In brackets: 95 %.",
+        f"{len(found) - len(done)} failed.{seeds} In brackets: 95 %.",
         markdown(best_rows(config, analysis)),
         f"Mean score (seeds) by `{config.axis}`:",
         markdown(score_rows(config, analysis)),

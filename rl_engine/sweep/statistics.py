@@ -34,13 +34,24 @@ def mean_over_seeds(scores: Sequence[float]) -> Estimate:
     return Estimate(value=mean, interval=(mean - half, mean + half))
 
 
-def pooled_spread(groups: Iterable[Sequence[float]]) -> float | None:
-    """Standard deviation between seeds, the same for all groups; None where no group has two."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How far the scores of seeds are apart."""
+
+    deviation: float
+    """Standard deviation, taken as the same everywhere."""
+    freedom: int
+    """Degrees of freedom it was estimated with."""
+
+
+def pooled_spread(groups: Iterable[Sequence[float]]) -> Spread | None:
+    """The spread between the seeds of a group, over all groups; None where no group has two."""
     groups = [group for group in groups if len(group) > 1]
     if not groups:
         return None
     squares = math.fsum((score - fmean(group)) ** 2 for group in groups for score in group)
-    return math.sqrt(squares / sum(len(group) - 1 for group in groups))
+    freedom = sum(len(group) - 1 for group in groups)
+    return Spread(deviation=math.sqrt(squares / freedom), freedom=freedom)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +103,19 @@ def _falls_below(x_K: Floats, y_DK: Floats, top: NDArray[np.intp], level: Floats
     return np.where(crossing, x_K[end - 1] + share * (x_K[end] - x_K[end - 1]), x_K[-1])
 
 
-def redrawn(y_K: Floats, seeds: int, spread: float | None, generator: np.random.Generator) -> Floats:
+def possible_deviations(spread: Spread, generator: np.random.Generator) -> Floats:
+    """Standard deviations that may be behind the one that was estimated. [DRAWS]"""
+    return spread.deviation * np.sqrt(spread.freedom / generator.chisquare(spread.freedom, DRAWS))
+
+
+def redrawn(y_K: Floats, seeds: int, deviations_D: Floats | None, generator: np.random.Generator) -> Floats:
     """The means, and below them the means that other seeds might have given: a parametric bootstrap for means of
-    so many seeds with this spread. [1 + DRAWS, K]; [1, K] where the spread is not known."""
-    if spread is None:
+    so many seeds, whose spread is not known but estimated. A point's draws are of Student's t with the degrees of
+    freedom of that estimate; all points and arms of a draw share its deviation. [1 + DRAWS, K]; [1, K] where nothing
+    is known of the spread."""
+    if deviations_D is None:
         return y_K[None]
-    noise = generator.normal(size=(DRAWS, len(y_K))) * spread / math.sqrt(seeds)
+    noise = generator.normal(size=(DRAWS, len(y_K))) * deviations_D[:, None] / math.sqrt(seeds)
     return np.concatenate([y_K[None], y_K + noise])
 
 

@@ -141,6 +141,7 @@ def train_in_place(
     """Train in an output directory that is known to be ours; an `earlier` run gives way after the first step."""
     from rewards import Grader
     from rl_engine.learner.gap import SamplerGapError
+    from rl_engine.learner.gradients import NonFiniteGradientError
     from rl_engine.report.page import NAME as REPORT
     from rl_engine.report.page import write_report
     from rl_engine.run.records import read_metrics
@@ -162,6 +163,8 @@ def train_in_place(
                 return stop.exit_code
             except (SamplerGapError, GradingFailedError) as error:
                 exit_with_error(f"step {run.step}, version {run.version}: {error}\n{way_on(run)}", 1)
+            except NonFiniteGradientError as error:
+                exit_with_error(f"step {run.step}, version {run.version}: {error}\n{what_is_saved(config)}", 1)
             except EngineError as error:
                 exit_with_error(f"step {run.step}: {error}\n{way_on(run)}", 1)
             finally:

@@ -77,6 +77,8 @@ def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, Sampl
         n=config.eval.n,
         temperature=config.eval.temperature,
         top_p=config.eval.top_p,
+        top_k=config.eval.top_k,
+        min_p=config.eval.min_p,
         max_tokens=config.eval.max_tokens or config.sampling.max_tokens,
         stop=stop,
     )
@@ -318,7 +320,7 @@ def plan_lines(config: Config) -> dict[str, str]:
             f"at most {completions * config.sampling.max_tokens:,} sampled tokens; {config.train.steps} steps"
         ),
         "learning": (
-            f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates_per_step} update(s) a step, "
-            f"Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, constant rate {config.optim.rate:g}"
+            f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates} update(s) a step, "
+            f"{config.optim.describe()}"
         ),
     }

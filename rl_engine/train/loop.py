@@ -112,7 +112,7 @@ def take_step(run: Run) -> None:
         save(run)
         raise
     learned = time.monotonic()
-    run.version += bool(updates)
+    run.version += bool(stats.updates)
     timing = Timing(
         rollout_s=groups.rollout_s,
         grade_s=groups.grade_s,
@@ -124,7 +124,7 @@ def take_step(run: Run) -> None:
     finish(run, metrics)
     if run.is_main:
         run.records.rollouts(run.step, groups.all, advantages)
-    if updates:
+    if stats.updates:
         sync_start = time.monotonic()
         publish(run)
         sync_s = time.monotonic() - sync_start
@@ -194,6 +194,7 @@ def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], groups: Sequenc
         earlier = gap_of_versions(run.past, groups, run.adapter, limits)
         # With earlier versions, what the step itself sees between sampler and learner is what was learned since, too.
         limits_of_step = limits if earlier is None else None
+        run.learner.set_rate(run.config.optim.rate_factor(run.config.train.steps, run.step - 1))
         if updates:
             stats = run.learner.step(updates, limits_of_step, run.sampler.leave_if_asked)
         else:

@@ -26,11 +26,13 @@ seed output_dir method model.name model.dtype data.source data.limit data.shuffl
 data.test_size data.max_tokens data.packing prompt.template prompt.instruction
 sampling.n sampling.temperature sampling.top_p sampling.max_tokens sampling.stop
 rewards.workers rewards.timeout_s rewards.memory_mib rewards.answer_forms rewards.correct_weight
-rewards.format_weight rewards.overlong_weight rewards.repetition_weight rewards.function
+rewards.mask_truncated rewards.mask_unscored rewards.format_weight rewards.overlong_weight rewards.repetition_weight
+rewards.function
 rollout.placement rollout.max_num_seqs rollout.max_kl rollout.max_logprob_gap
 optim.lr optim.betas optim.eps optim.clip_norm optim.weight_decay optim.schedule optim.warmup_steps
 loss.name loss.baseline loss.normalizer loss.sampler_correction loss.kl_coef loss.entropy_coef
-learner.updates_per_step learner.tokens_per_microbatch learner.layout learner.gradient_checkpointing
+learner.updates_per_step learner.epochs_per_step learner.tokens_per_microbatch learner.layout
+learner.gradient_checkpointing
 train.steps train.problems_per_step train.max_problems_per_step train.epochs train.batch_size train.microbatch_size
 train.attention train.gradient_checkpointing
 eval.suites checkpoint.every checkpoint.keep checkpoint.keep_adapters
@@ -40,7 +42,8 @@ time_limit_s keep
 """
 # The schema itself refuses these where they mean nothing, in whatever way they are read.
 CHECKED = """
-prompt.system prompt.frame prompt.template_arguments loss.clip_low loss.clip_high rollout.max_staleness rollout.leg_tokens eval.best
+prompt.system prompt.frame prompt.template_arguments loss.clip_low loss.clip_high sampling.top_k sampling.min_p
+rollout.max_staleness rollout.leg_tokens eval.best
 rewards.function_arguments learner.offload_optimizer reference
 """
 # A configuration is written on one machine and run on another: whether there is a card, or a second rank.

@@ -279,7 +279,7 @@ def test_what_others_call_a_key_leads_to_keys_that_exist(name: str) -> None:
         (SftConfig, "base_model=x", ["model.name"]),
         (SftConfig, "datasets=x", ["data.source", "data.path"]),
         (SftConfig, "lr_scheduler_type=cosine", ["optim.schedule"]),
-        (Config, "lr_scheduler_type=cosine", ["constant"]),
+        (Config, "lr_scheduler_type=cosine", ["optim.schedule"]),
         (Config, "val_set_size=0.1", ["another's"]),
         (Config, "lora_dropout=0.1", ["no dropout"]),
     ],

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from rl_engine.config import Config, load_config
 from rl_engine.doctor.machine import Library, instructions, libraries
 from rl_engine.doctor.reward import spread
-from rl_engine.doctor.selftest import CHECK_OF, FIRST, FITS, GAP_BEFORE, SECOND, small
+from rl_engine.doctor.selftest import CHECK_OF, FIRST, FITS, GAP_BEFORE, RESUMED, SECOND, small
 
 ROOT = Path(__file__).parents[2]
-CHECKS = list(dict.fromkeys([FITS, *CHECK_OF.values(), FIRST, GAP_BEFORE, SECOND]))
+CHECKS = list(dict.fromkeys([FITS, *CHECK_OF.values(), FIRST, GAP_BEFORE, SECOND, RESUMED]))
 
 
 def doctor(directory: Path, *arguments: str) -> tuple[int, str]:
@@ -49,7 +49,7 @@ def test_all_checks_pass_here(tmp_path: Path) -> None:
     code, output = doctor(tmp_path, "rollout.kv_cache_gib=0.25")
     assert code == 0, output
     lines = [line for line in output.splitlines() if line.startswith("ok ")]
-    assert len(lines) == len(CHECKS) == 10
+    assert len(lines) == len(CHECKS) == 11
     for check in CHECKS:
         assert any(line.startswith(f"ok     {check} ") for line in lines), (check, output)
     for words in (

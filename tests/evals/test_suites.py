@@ -113,6 +113,7 @@ def test_the_protocol_is_the_suites_unless_told_otherwise(
     suite: str, asked: dict[str, float], expected: tuple[float, ...]
 ) -> None:
     chosen = sampling_of(SUITES[suite], **asked)  # type: ignore[arg-type]
+    assert {"top_k", "min_p"}.isdisjoint(chosen.truncation())
     assert (chosen.n, chosen.temperature, chosen.top_p, chosen.max_tokens) == expected
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rl_engine.config import LoraConfig
-from rl_engine.learner.batching import TrainingSample, collate
+from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
 from rl_engine.learner.gap import GapLimits, SamplerGapError
 from rl_engine.learner.learner import Learner
+from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora import LoraPolicy
@@ -195,7 +196,7 @@ def test_a_gap_over_the_limit_stops_before_anything_is_updated(
     rows = on_policy(learner, samples)
     wrong = [replace(rows[0], behaviour_logprobs=tuple(q + 0.5 for q in rows[0].behaviour_logprobs)), *rows[1:]]
     before = learner.weights()
-    with pytest.raises(SamplerGapError, match=r"logprob_gap_max 0\.5 .*Nothing was updated"):
+    with pytest.raises(SamplerGapError, match=r"3\.\d+% of 80 tokens .* at most 0\.5, at .*Nothing was updated"):
         learner.step([wrong], GapLimits(kl=1.0, logprob=1e-2))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.weights().items())
     broken = [replace(rows[0], behaviour_logprobs=(float("nan"),) * len(rows[0].completion_ids))]
@@ -269,3 +270,86 @@ def test_one_layer_by_its_path_trains_that_layer_alone(make_learner: LearnerMake
     assert isinstance(learner.trainable, LoraPolicy)
     assert learner.trainable.coverage.modules == ("model.layers.1.mlp.up_proj",)
     assert len(learner.parameters) == 2
+
+
+def test_what_a_rank_passes_for_the_others_sake_is_in_no_figure(
+    make_learner: LearnerMaker, samples: list[TrainingSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two ranks, with one micro-batch of its own and one that only makes it pass as often."""
+    learner = make_learner("learner.tokens_per_microbatch=1")
+    rows = on_policy(learner, samples[:3])
+    expected = learner.measure(rows[1:2], LOOSE)
+    passed = share_of_rank(pack(rows, 1, learner.layout), 1, 2)
+    assert [len(batch) for batch in passed] == [1, 1]
+    learner.ranks = replace(learner.ranks, rank=1)
+    monkeypatch.setattr(Ranks, "share", lambda self, items: list(items)[1::2])
+    monkeypatch.setattr("rl_engine.learner.learner.share_of_rank", lambda *_: passed)
+    found = learner.measure(rows, LOOSE)
+    for name in ("tokens", "entropy", "loss", "ratio", "ess_frac"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
+    assert found.gap.tokens == len(rows[1].completion_ids)
+
+
+# What a clipped loss takes its ratio against.
+
+CLIPPED = ("ppo_clip", "cispo", "gspo")
+
+
+def seen_by_a_sampler(rows: list[TrainingSample], noise: float) -> list[TrainingSample]:
+    """The rows as a sampler of other rounding would state them: each log-probability off by a little."""
+    generator = torch.Generator().manual_seed(2)
+
+    def off(row: TrainingSample) -> tuple[float, ...]:
+        shift = noise * torch.randn(len(row.behaviour_logprobs), generator=generator, dtype=torch.float64)
+        return tuple((torch.tensor(row.behaviour_logprobs, dtype=torch.float64) + shift).tolist())
+
+    return [replace(row, behaviour_logprobs=off(row)) for row in rows]
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+@pytest.mark.parametrize("budget", [60, 10_000])
+def test_nothing_is_clipped_on_policy_in_bfloat16(
+    name: str, budget: int, make_learner: LearnerMaker, samples: list[TrainingSample]
+) -> None:
+    """At one update a step, whatever rounding lies between sampler and learner; with no pass besides the update's."""
+    learner = make_learner(
+        "model.dtype=bfloat16", f"loss.name={name}", f"learner.tokens_per_microbatch={budget}", "optim.lr=1e-2"
+    )
+    for _ in range(2):
+        passes = 0
+
+        def count(*_: Any) -> None:
+            nonlocal passes
+            passes += 1
+
+        rows = seen_by_a_sampler(on_policy(learner, samples), noise=0.05)
+        handle = learner.policy.register_forward_pre_hook(count)
+        stats = learner.step([rows], LOOSE)
+        handle.remove()
+        assert stats.ratio == {"p01": 1.0, "p50": 1.0, "p99": 1.0, "max": 1.0}
+        assert (stats.clip_low_frac, stats.clip_high_frac) == (0.0, 0.0)
+        # What lies between sampler and learner is the correction's: a mean of weights near one.
+        assert stats.correction["mean"] == pytest.approx(1.0, abs=0.02)
+        assert stats.correction["mean"] != 1.0
+        # One to learn, and one over a few completions to know the KL to the base.
+        assert passes == len(pack(rows, budget, learner.layout)) + 1
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_later_updates_are_clipped_by_what_the_earlier_ones_moved(
+    name: str, make_learner: LearnerMaker, samples: list[TrainingSample]
+) -> None:
+    """At a rate of zero nothing moves, and no ratio of any update of any epoch is off one; at a large one many are."""
+    for rate, moves in ((1e-30, False), (1e-1, True)):
+        learner = make_learner(
+            f"loss.name={name}",
+            "learner.epochs_per_step=3",
+            "learner.tokens_per_microbatch=60",
+            f"optim.lr={rate}",
+            "model.dtype=bfloat16",
+        )
+        rows = seen_by_a_sampler(on_policy(learner, samples), noise=0.05)
+        stats = learner.step([rows[::2], rows[1::2]], LOOSE)
+        assert stats.tokens == 3 * sum(len(row.completion_ids) for row in rows)
+        assert (stats.ratio["max"] != 1.0) == (stats.ratio["p01"] != 1.0) == moves
+        assert (stats.clip_low_frac + stats.clip_high_frac > 0) == moves

@@ -290,6 +290,9 @@ def test_bounds_of_the_configuration_are_those_of_the_functions() -> None:
         (["loss.name=cispo", "loss.clip_low=0.1"], r"loss.clip_low has no meaning for cispo"),
         (["loss.name=grpo"], "loss.name is 'grpo': here that is loss.name=ppo_clip"),
         (["learner.offload_optimizer=true"], r"needs learner.zero_stage 1, 2 or 3, not 0"),
+        (["sampling.top_p=0.95"], r"sampling.top_p is 0.95: .* biased, .* \(eval.top_p may truncate\)"),
+        (["sampling.top_k=20"], r"sampling.top_k is 20: .*eval.top_k"),
+        (["sampling.min_p=0.05"], r"sampling.min_p is 0.05: .*eval.min_p"),
         (["learner.updates_per_step=65"], r"learner.updates_per_step is 65: more updates than .* \(64\)"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 
 from rl_engine.config import LossConfig
 from rl_engine.learner.batching import TrainingSample, collate
-from rl_engine.learner.gap import SamplerGap
+from rl_engine.learner.gap import SamplerGap, TokenGap
 from rl_engine.learner.objective import objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import StepStatistics
@@ -17,12 +17,25 @@ from rl_engine.learner.statistics import StepStatistics
 LOG2 = math.log(2)
 
 
-def count(statistics: StepStatistics, logprobs: tuple[float, ...], config: LossConfig, *, advantage: float) -> None:
-    """Add a completion whose tokens the sampler drew with log-probabilities −1, −2, …; weight ½ a token."""
+def count(
+    statistics: StepStatistics,
+    logprobs: tuple[float, ...],
+    config: LossConfig,
+    *,
+    advantage: float,
+    moved: bool = False,
+    base: bool = True,
+) -> None:
+    """Add a completion whose tokens the sampler drew with log-probabilities −1, −2, …; weight ½ a token.
+
+    Where the learner has `moved`, the step began with those log-probabilities.
+    """
+    sampled = tuple(-1.0 - place for place in range(len(logprobs)))
     sample = TrainingSample(
         prompt_ids=(1,),
         completion_ids=(2,) * len(logprobs),
-        behaviour_logprobs=tuple(-1.0 - place for place in range(len(logprobs))),
+        behaviour_logprobs=sampled,
+        old_logprobs=sampled if moved else None,
         advantage=advantage,
         weight=0.5,
     )
@@ -30,14 +43,15 @@ def count(statistics: StepStatistics, logprobs: tuple[float, ...], config: LossC
     logprob_N, entropy_N = torch.tensor(logprobs), torch.tensor([0.3, 0.5, 0.7][: len(logprobs)])
     part = objective(config, batch, batch.spread(logprob_N), batch.spread(entropy_N), None)
     statistics.add(part, logprob_N, entropy_N, batch)
-    statistics.add_gap(logprob_N, batch)
-    statistics.add_base(logprob_N[:1], torch.tensor([-1.5]))
+    statistics.add_gap(logprob_N, batch, [sample])
+    if base:
+        statistics.add_base(logprob_N[:1], torch.tensor([-1.5]))
 
 
 def test_two_tokens_one_over_the_bound(ranks: Ranks) -> None:
     """Ratios 1 and 2, with the advantage 2: one over the bound of PPO."""
     statistics = StepStatistics(ranks)
-    count(statistics, (-1.0, -2.0 + LOG2), LossConfig(name="ppo_clip"), advantage=2.0)
+    count(statistics, (-1.0, -2.0 + LOG2), LossConfig(name="ppo_clip"), advantage=2.0, moved=True)
     stats = statistics.totals()
     assert stats.loss == pytest.approx(-0.5 * 2.0 * (1 + 1.2))
     assert stats.entropy == pytest.approx(0.4)
@@ -50,7 +64,7 @@ def test_two_tokens_one_over_the_bound(ranks: Ranks) -> None:
     assert stats.ratio == pytest.approx({"p01": 1.0, "p50": 1.0, "p99": 2.0, "max": 2.0})
     assert stats.ess_frac == pytest.approx(3**2 / (2 * 5))
     assert (stats.clip_low_frac, stats.clip_high_frac) == (0.0, 0.5)
-    assert stats.correction == {}
+    assert stats.correction == {"mean": 1.0, "outside_frac": 0.0}
 
 
 def test_means_of_micro_batches_are_over_their_tokens(ranks: Ranks) -> None:
@@ -75,6 +89,40 @@ def test_the_correction_is_reported_with_its_bounds(ranks: Ranks) -> None:
     assert statistics.totals().correction == pytest.approx({"mean": 1.5, "outside_frac": 0.5})
 
 
+def test_the_share_beyond_the_limit_and_the_token_that_is_furthest(ranks: Ranks) -> None:
+    """Gaps of ln 2, and of 0, −3 and 1, against a limit of ½; the second of the second completion is furthest."""
+    statistics = StepStatistics(ranks, logprob_limit=0.5)
+    count(statistics, (-1.0 + LOG2,), LossConfig(), advantage=1.0)
+    count(statistics, (-1.0, -5.0, -2.0), LossConfig(), advantage=1.0)
+    gap = statistics.totals().gap
+    assert gap.beyond == pytest.approx(3 / 4)
+    assert gap.worst == TokenGap(token=2, place=2, tokens=3, origin="", sampler=-2.0, learner=-5.0)
+
+
+def test_the_token_is_found_among_the_samples_of_a_micro_batch(ranks: Ranks) -> None:
+    made = [
+        TrainingSample(
+            prompt_ids=(1,), completion_ids=ids, behaviour_logprobs=(-1.0,) * len(ids), advantage=0.0, origin=name
+        )
+        for name, ids in (("a", (5, 6)), ("b", (7,)), ("c", (8, 9, 10)))
+    ]
+    statistics = StepStatistics(ranks)
+    places = (("a", 1), ("a", 2), ("b", 1), ("c", 1), ("c", 2), ("c", 3))
+    for index, place in enumerate(places):
+        logprob_N = torch.full((6,), -1.0)
+        logprob_N[index] -= index + 1
+        statistics.add_gap(logprob_N, collate(made, pad_id=0, layout="padded"), made)
+        worst = statistics._worst
+        assert worst is not None
+        assert (worst.origin, worst.place, worst.token) == (*place, 5 + index)
+
+
+def test_without_the_base_there_is_no_kl_to_it(ranks: Ranks) -> None:
+    statistics = StepStatistics(ranks)
+    count(statistics, (-1.0, -2.0), LossConfig(), advantage=1.0, base=False)
+    assert math.isnan(statistics.totals().kl_base)
+
+
 def test_a_gap_that_is_no_number_is_not_passed_over(ranks: Ranks) -> None:
     statistics = StepStatistics(ranks)
     count(statistics, (math.nan, -2.0), LossConfig(), advantage=1.0)
@@ -82,3 +130,5 @@ def test_a_gap_that_is_no_number_is_not_passed_over(ranks: Ranks) -> None:
     gap: SamplerGap = statistics.totals().gap
     assert math.isnan(gap.kl)
     assert math.isnan(gap.logprob_max)
+    assert gap.worst is not None
+    assert math.isnan(gap.worst.learner)

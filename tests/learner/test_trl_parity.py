@@ -140,6 +140,7 @@ def our_loss(settings: dict[str, Any], values: dict[str, Tensor]) -> tuple[Tenso
             prompt_ids=(1, 1),
             completion_ids=(1,) * length,
             behaviour_logprobs=tuple(values["old"][i, :length].tolist()),
+            old_logprobs=tuple(values["old"][i, :length].tolist()),
             advantage=float(values["advantage"][i]),
             weight=float(weights[i]),
         )

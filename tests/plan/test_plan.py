@@ -123,7 +123,11 @@ def test_passes_made_again(meta_model: nn.Module) -> None:
     assert recomputed() == 0
     assert recomputed("learner.gradient_checkpointing=true") == pytest.approx(forward - logits)
     assert recomputed("loss.kl_coef=0.1") == pytest.approx(base)
-    assert recomputed("loss.sampler_correction=token_truncate", "learner.updates_per_step=2") == pytest.approx(forward)
+    # Scored before the first update is what is learned from after it.
+    for loss in ("loss.sampler_correction=token_truncate", "loss.name=ppo_clip"):
+        assert recomputed(loss) == 0
+        assert recomputed(loss, "learner.updates_per_step=4") == pytest.approx(3 / 4 * forward)
+        assert recomputed(loss, "learner.epochs_per_step=2") == pytest.approx(forward)
     assert recomputed("lora.targets=all+lm_head") == pytest.approx(logits + 2 * 512 * 8192 * (HIDDEN + VOCABULARY))
 
 
@@ -187,12 +191,32 @@ def test_the_lines_of_a_run_hold_the_same_figures(meta_model: nn.Module) -> None
         ("targets", ("lora.targets=[q_proj,v_proj]",), "leaves out the MLPs"),
         ("capacity", ("train.steps=20000",), "1.9 times what rank 1 can hold; rank 2 holds it all"),
         ("context", ("sampling.max_tokens=32000",), "context of 32,768"),
+        ("reinforce", ("loss.name=reinforce", "learner.updates_per_step=2"), "learns 2 times from a step"),
+        ("reinforce", ("loss.name=reinforce", "learner.epochs_per_step=2"), "take importance_sampling"),
+        ("ratio", ("learner.updates_per_step=4", "learner.epochs_per_step=2"), "with 8 updates a step"),
+        ("ratio", ("rollout.placement=ray", "rollout.max_staleness=3"), "with rollout.max_staleness 3"),
     ],
 )
 def test_each_warning_has_its_case(meta_model: nn.Module, name: str, overrides: tuple[str, ...], words: str) -> None:
     warnings = planned(meta_model, *overrides).warnings
     assert list(warnings) == [name]
     assert words in warnings[name]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("loss.name=reinforce",),
+        ("learner.updates_per_step=4",),
+        ("rollout.placement=ray", "rollout.max_staleness=2"),
+        ("learner.updates_per_step=8", "loss.name=ppo_clip"),
+        ("learner.updates_per_step=8", "loss.sampler_correction=token_truncate"),
+    ],
+)
+def test_what_is_bounded_or_hardly_off_policy_is_not_warned_of(
+    meta_model: nn.Module, overrides: tuple[str, ...]
+) -> None:
+    assert planned(meta_model, *overrides).warnings == {}
 
 
 @pytest.mark.parametrize(
@@ -205,7 +229,8 @@ def test_a_start_from_a_decomposition_is_warned_of(meta_model: nn.Module, start:
 @pytest.mark.parametrize("name", ["deepmath", "math", "gsm8k"])
 def test_shipped_recipes_of_8b_models_call_for_no_warning(meta_model: nn.Module, name: str) -> None:
     assert forecast(load_config(name), meta_model, device_type="cuda").warnings == {}
-    assert set(WARNINGS) == {"batch", "rate", "alpha", "targets", "init", "capacity", "context"}
+    others = {"reinforce", "ratio"}
+    assert set(WARNINGS) == {"batch", "rate", "alpha", "targets", "init", "capacity", "context"} | others
 
 
 def test_a_small_model_may_learn_faster_than_the_recipes(make_config: Any) -> None:

@@ -3,6 +3,7 @@ and a sampler that follows the whole model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.base_model import load_causal_lm
 from rl_engine.policy.full import FullPolicy
 from rl_engine.policy.logprobs import LogprobModel
+from rl_engine.run.metrics import learn_metrics
 from rl_engine.sampling.publish import Publisher
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
@@ -56,6 +58,12 @@ def test_the_forward_pass_is_that_of_the_cast_model(make_config: Any, samples: l
     # One matrix for both ends: it is listed, trained and published once.
     assert trainable.parameters.keys() == dict(plain.named_parameters()).keys()
     assert "lm_head.weight" not in trainable.parameters
+
+
+def test_the_base_is_kept_only_for_a_penalty(make_config: Any) -> None:
+    for overrides, kept in (((), False), (("loss.kl_coef=0.1",), True)):
+        policy = FullPolicy(make_config("method=full", *overrides), CPU)
+        assert policy.has_base == kept == (policy._base is not None)
 
 
 def test_an_update_below_the_resolution_of_bfloat16_is_kept(
@@ -115,15 +123,19 @@ def test_zero_stages_make_the_same_update_and_resume_exactly(
 ) -> None:
     # Everything is sharded, the smallest weight included.
     monkeypatch.setattr("rl_engine.learner.learner.PERSISTENT_PARAMETERS", 0)
-    plain = make_full(*[o for o in overrides if o.startswith("model.")])
-    sharded = make_full(*overrides)
+    plain = make_full("loss.kl_coef=0.1", *[o for o in overrides if o.startswith("model.")])
+    sharded = make_full("loss.kl_coef=0.1", *overrides)
+    if "learner.zero_stage=3" in overrides:
+        # The reference too is spread over the ranks: outside a pass nothing of it is whole.
+        assert isinstance(sharded.trainable, FullPolicy)
+        assert all(parameter.numel() == 0 for parameter in sharded.trainable._base.parameters())
     stats = [learner.step([samples], LOOSE) for learner in (plain, sharded)]
     assert stats[1].kl_base == stats[0].kl_base == 0.0
     assert stats[1].grad_norm == pytest.approx(stats[0].grad_norm, rel=1e-2)
     assert_same_adam_steps(sharded.weights(), plain.weights(), plain.config.optim.rate)
 
     state = learner_state(sharded)
-    resumed = make_full(*overrides)
+    resumed = make_full("loss.kl_coef=0.1", *overrides)
     restore_learner(resumed, state)
     for learner in (sharded, resumed):
         learner.step([samples], LOOSE)
@@ -180,7 +192,9 @@ def test_the_sampler_follows_the_whole_model(
         publisher.store.point("best", 0)
     rows = sampled(3)
     stats = learner.measure(rows, TIGHT)
-    assert stats.kl_base > 1e-3
+    # Nothing asks for the base model here, and it is not loaded for a figure.
+    assert math.isnan(stats.kl_base)
+    assert "policy/kl_base" not in learn_metrics(stats, 1e-3)
     # Old versions leave the disk, all but the best, and the base model has left the sampler.
     assert publisher.store.versions() == [0, 2, 3]
     with pytest.raises(AdapterError, match="the base model is gone"):

@@ -25,7 +25,7 @@ from rollout.config import SamplingConfig
 from rollout.models import EMBEDDED_DIR
 from rollout.types import AdapterRef, Problem, Prompt
 from tests.helpers.batches import LOOSE, alternating
-from tests.helpers.precision import LOGPROB_SQUARED
+from tests.helpers.precision import LOGPROB_NATS, LOGPROB_SQUARED
 
 ConfigMaker = Callable[..., Config]
 PROMPT = Prompt(problem=Problem(id="sum", text="7+8=?", answer="15"), text="7+8=?\n", token_ids=(18, 5, 19, 7, 8, 3))
@@ -152,6 +152,41 @@ def test_a_run_goes_on_from_an_adapter(
     (ref.path / "adapter_model.safetensors").write_bytes(b"damaged")
     with pytest.raises(AdapterError, match="is not what was published"):
         learner_of(make_config("lora.rank=2", f"lora.start_from={ref.path}"), ranks)
+
+
+@pytest.mark.parametrize(
+    ("trained", "goes_on"),
+    [
+        (["lora.rank=4", "lora.rslora=true"], None),
+        (
+            ["lora.rank=4", "lora.rslora=true", "lora.rank_pattern={up_proj: 2}", "lora.alpha_pattern={down_proj: 8}"],
+            None,
+        ),
+        # 32/√4 = 64/4: the same update under the other rule.
+        (["lora.rank=4", "lora.rslora=true"], ["lora.rank=4", "lora.alpha=64"]),
+        # Served at twice the rank, with √2 times the alpha.
+        (
+            ["lora.rank=2", "lora.rslora=true", "lora.init=pissa"],
+            ["lora.rank=4", "lora.rslora=true", "lora.alpha=45.254834"],
+        ),
+    ],
+)
+def test_an_adapter_scaled_by_the_root_of_its_rank_is_gone_on_from(
+    trained: list[str],
+    goes_on: list[str] | None,
+    make_config: ConfigMaker,
+    ranks: Ranks,
+    samples: list[TrainingSample],
+    tmp_path: Path,
+) -> None:
+    first = learner_of(make_config(*trained, "optim.lr=1e-2"), ranks)
+    first.step([samples], LOOSE)
+    ref = publish(AdapterStore(tmp_path / "a"), 0, first)
+    second = learner_of(make_config(*(goes_on or trained), f"lora.start_from={ref.path}"), ranks)
+    for found, row in zip(second.score(samples), first.score(samples), strict=True):
+        assert found == pytest.approx(row, abs=LOGPROB_NATS)
+    with pytest.raises(AdapterError, match=r"scaled by .*\(rank 4\), and here by 8: .*lora\.rslora"):
+        learner_of(make_config("lora.rank=4", f"lora.start_from={ref.path}"), ranks)
 
 
 @pytest.mark.parametrize("name", REFUSED)

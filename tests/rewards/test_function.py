@@ -178,3 +178,13 @@ def test_none_and_failures_are_not_scored_and_references_are_not_blamed() -> Non
         assert (result.verdict, result.scored, result.reward, result.terms) == (verdict, False, 0.0, {})
         assert detail in result.detail
         assert reference.verdict == "correct"
+
+
+def test_what_could_not_be_judged_counts_as_nothing_where_that_is_asked_for() -> None:
+    """None is no failure, and is never counted."""
+    items: list[Any] = [ITEM]
+    for path, verdict, scored in (("my_rewards:nan", "error", True), ("my_rewards:nothing", "correct", False)):
+        config = RewardConfig(workers=1, function=path, mask_unscored=False, format_weight=0.5)
+        with Grader.from_config(config) as grader:
+            (result,) = grader.grade(items)
+        assert (result.verdict, result.scored, result.reward, result.terms) == (verdict, scored, 0.0, {})

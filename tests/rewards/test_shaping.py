@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from rewards import GradeItem, Grader, RewardConfig
+from rewards import GradeItem, Grader, RewardConfig, Verdict
 from rewards.shaping import format_term, overlong_term, repetition_term, shaping_terms
 
 
@@ -158,3 +158,18 @@ def test_a_function_that_cannot_be_loaded_is_an_error_and_not_a_wrong_answer(pat
     assert result.verdict == "error"
     assert path in result.detail
     assert result.reward == 0.0
+
+
+def box(answer: str) -> str:
+    return f"\\boxed{{{answer}}}"
+
+
+def test_what_was_cut_off_is_masked_where_that_is_asked_for() -> None:
+    """Its verdict stays known; nothing is paid or charged for it."""
+    items = [GradeItem(completion=box("5"), reference="5", truncated=cut) for cut in (False, True)]
+    for masked in (False, True):
+        with Grader.from_config(RewardConfig(workers=1, mask_truncated=masked, format_weight=0.5)) as grader:
+            whole, cut = grader.grade(items)
+        assert (whole.scored, whole.reward, cut.verdict) == (True, 1.5, Verdict.CORRECT)
+        assert (cut.scored, cut.reward) == ((False, 0.0) if masked else (True, 1.5))
+        assert ("rewards.mask_truncated" in cut.detail) == masked

@@ -115,6 +115,17 @@ def test_several_end_tokens_end_and_special_tokens_are_text(prompts: list[Prompt
         assert all(c.text.count("=") == c.token_ids.count(equals) for c in completions)
 
 
+@pytest.mark.parametrize("kept", [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}])
+def test_of_the_likeliest_token_alone_sampling_is_greedy(
+    kept: dict[str, Any], vllm_engine: Any, prompts: list[Prompt]
+) -> None:
+    def texts(**settings: Any) -> list[str]:
+        sampling = SamplingConfig(n=1, max_tokens=20, **settings)
+        return [g.completions[0].text for g in vllm_engine.generate(prompts, sampling, None, seeds(prompts))]
+
+    assert texts(temperature=1.5, **kept) == texts(temperature=0.0) != texts(temperature=1.5)
+
+
 @pytest.mark.parametrize("rank", [1, 8])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_and_learner_agree_before_and_after_an_update(

@@ -104,6 +104,7 @@ def test_what_the_learner_saw() -> None:
     assert learn_metrics(stats, lr=1e-3) == {
         "loss": -0.1,
         "grad_norm": 0.2,
+        "updates/skipped": 0.0,
         "lr": 1e-3,
         "policy/entropy": 0.3,
         "policy/kl_base": 0.4,
@@ -111,6 +112,7 @@ def test_what_the_learner_saw() -> None:
         "sampler/kl_v1": 0.5,
         "sampler/kl_v3": 0.7,
         "sampler/logprob_gap_max": 0.8,
+        "sampler/beyond_frac": 0.0,
         "ratio/p01": 0.9,
         "ratio/p50": 1.0,
         "ratio/p99": 1.1,

@@ -290,6 +290,10 @@ def test_a_resumed_run_loses_and_repeats_nothing(make_stream: Any, staleness: in
             ["rollout.placement=ray", "rollout.max_staleness=2", "loss.name=reinforce"],
             ["loss.name reinforce", "loss.sampler_correction"],
         ),
+        (
+            ["rollout.placement=ray", "rollout.max_staleness=2", "loss.name=gspo", "loss.sampler_correction=none"],
+            ["loss.name gspo", "loss.sampler_correction=token_truncate"],
+        ),
         (["train.max_problems_per_step=63"], ["max_problems_per_step is 63", "problems_per_step (64)"]),
         (["rollout.placement=slurm"], ["'inprocess'", "'ray'"]),
         (["rollout.leg_tokens=8"], ["rollout.leg_tokens is 8", "rollout.max_staleness is 2 or more", "not 0"]),

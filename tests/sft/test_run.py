@@ -3,6 +3,8 @@ behind is what reinforcement learning starts from; an interrupted run ends as on
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import signal
 import time
@@ -12,15 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 from accelerate.state import AcceleratorState
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, TrainerCallback
+from trl.trainer.sft_trainer import SFTTrainer
 from typer.testing import CliRunner
 
 from rl_engine.config.file import ConfigError, read_config
-from rl_engine.config.sft import SftConfig, SftOptimConfig
+from rl_engine.config.sft import SftConfig
 from rl_engine.policy.lora import LoraPolicy
 from rl_engine.run.merge import merge
 from rl_engine.run.records import read_metrics
@@ -30,7 +34,7 @@ from rl_engine.sft.batches import batches_of
 from rl_engine.sft.examples import IGNORED, Example, load_examples
 from rl_engine.sft.loop import SftRun
 from rl_engine.sft.run import assemble, load_tokenizer, run_sft
-from rl_engine.sft.trainer import log_loss, rate_factor, rows_of
+from rl_engine.sft.trainer import log_loss, rows_of
 from rollout.adapters import read_manifest
 from rollout.models import EMBEDDED_DIR
 from rollout.stopping import StopRequest
@@ -347,13 +351,6 @@ def test_merging_adds_the_update_and_says_what_rounding_lost(finished: Path, tmp
     assert found.error_mean > 0
 
 
-def test_the_rate_rises_and_falls_as_the_schedule_says() -> None:
-    constant = SftOptimConfig(lr=1e-3)
-    linear = SftOptimConfig(lr=1e-3, schedule="linear", warmup_steps=2)
-    assert [rate_factor(constant, 4, step) for step in range(4)] == [1, 1, 1, 1]
-    assert [rate_factor(linear, 4, step) for step in range(4)] == [0.5, 0.75, 0.5, 0.25]
-
-
 def test_a_step_learns_from_the_same_rows_in_every_arm(tmp_path: Path) -> None:
     """Whatever the method, the rank and the micro-batches."""
     lengths = (5, 3, 9, 4, 7, 6)
@@ -392,3 +389,26 @@ def test_what_is_wrong_is_said_by_key(override: str, words: list[str], tmp_path:
     assert result.exit_code == 2
     assert all(word in result.stderr for word in words), result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_updates_without_a_number_are_skipped_and_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The losses of the second and of the last three steps of six are infinite; what was learned is of the others."""
+    broken = {2, 4, 5, 6}
+    calls = itertools.count(1)
+    compute: Any = SFTTrainer.compute_loss
+
+    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = compute(self, *args, **kwargs)
+        return loss * math.inf if next(calls) in broken else loss
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
+    config = config_of(tmp_path, "train.steps=6", "data.test_size=0", "log.every=1")
+    with pytest.raises(typer.Exit) as stopped:
+        run_sft(config, resume=False, overwrite=False, merged=False)
+    assert stopped.value.exit_code == 1
+    assert "gradient of 3 updates in a row" in capsys.readouterr().err
+    lines = [line for line in read_metrics(tmp_path / "run") if "updates/skipped" in line]
+    assert [line["updates/skipped"] for line in lines] == [0, 1, 0, 1, 1]
+    assert all(math.isfinite(value) for line in lines for value in line.values())

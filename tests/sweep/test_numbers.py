@@ -7,19 +7,43 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from rl_engine.config.file import ConfigError
+from rl_engine.config.file import CONFIGS, ConfigError, read_config
+from rl_engine.sweep import statistics
 from rl_engine.sweep.analysis import analyse, due_cells
+from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import ScoreConfig, SweepConfig
 from rl_engine.sweep.figures import best_over, score_over_axis
 from rl_engine.sweep.report import COLUMNS, best_rows, curve_rows, redraw, score_rows, write_report
 from rl_engine.sweep.results import Result, scores_of, thinned
-from rl_engine.sweep.statistics import T975, estimate, mean_over_seeds, optima, pooled_spread, redrawn
+from rl_engine.sweep.statistics import (
+    T975,
+    Floats,
+    Spread,
+    estimate,
+    mean_over_seeds,
+    optima,
+    pooled_spread,
+    possible_deviations,
+    redrawn,
+)
 from tests.helpers.sweep_fake import sweep_of
+
+TOLERANCE = 0.02
+
+
+def test_draws_are_of_students_t_with_the_freedom_of_the_spread() -> None:
+    """97.5 % of the draws of a mean of four seeds are below t · deviation / 2."""
+    generator = np.random.default_rng(0)
+    deviations = possible_deviations(Spread(deviation=0.02, freedom=3), generator)
+    draws_D = redrawn(np.array([0.9]), 4, deviations, generator)[1:, 0]
+    assert np.quantile(draws_D, 0.975) == pytest.approx(0.9 + T975[2] * 0.01, rel=0.01)
+    assert np.quantile(draws_D, 0.025) == pytest.approx(0.9 - T975[2] * 0.01, rel=0.01)
+    assert redrawn(np.array([0.9, 0.8]), 4, None, generator).tolist() == [[0.9, 0.8]]
 
 
 def test_the_quantiles_are_those_of_students_t() -> None:
@@ -37,7 +61,10 @@ def test_mean_and_spread_over_seeds_are_those_worked_by_hand() -> None:
     assert found.interval == pytest.approx((0.92 - 0.049683, 0.92 + 0.049683), abs=1e-5)
     assert mean_over_seeds([0.9]).interval is None
     # Squares about the means: 2 · 0.01² and 2 · 0.02², over 1 + 1 degrees of freedom.
-    assert pooled_spread([[0.90, 0.92], [0.5], [0.7, 0.74]]) == pytest.approx(math.sqrt(0.001 / 2))
+    pooled = pooled_spread([[0.90, 0.92], [0.5], [0.7, 0.74]])
+    assert pooled
+    assert pooled.deviation == pytest.approx(math.sqrt(0.001 / 2))
+    assert pooled.freedom == 2
     assert pooled_spread([[0.5]]) is None
 
 
@@ -67,28 +94,80 @@ def test_what_is_beyond_the_axis_widens_the_interval() -> None:
     assert estimate(np.array([2.0, 2.0, 2.0])).interval == (2.0, 2.0)
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
-    """150 sweeps of two arms whose best rates and seed noise are known, in the design of configs/sweep_rates.yaml."""
+class Design(NamedTuple):
+    """What of a sweep decides how far its best values can be trusted."""
+
+    x_K: Floats
+    seeds: int
+    confirming: int
+    arms: int
+    noisier: float = 1.0
+    """Spread of seeds a grid step or more from the best value, over that at the best value."""
+
+
+def shipped_designs() -> dict[str, Design]:
+    """Of every shipped sweep that gives intervals of best values: three values or more, some with several seeds."""
+    designs = {}
+    for path in sorted(CONFIGS.glob("sweep_*.yaml")):
+        config = read_config(SweepConfig, path.name)
+        arms = arms_of(config)
+        if len(arms[0].axis_values) > 2 and len(config.seeds) + len(config.confirm_seeds) > 1:
+            x_K = np.log10(arms[0].axis_values)
+            designs[path.stem] = Design(x_K, len(config.seeds), len(config.confirm_seeds), len(arms))
+    return designs
+
+
+RATES_5 = np.linspace(-4, -2, 5)
+DESIGNS = {
+    **shipped_designs(),
+    "one arm of two seeds": Design(RATES_5, 2, 0, 1),
+    "one arm of three seeds": Design(RATES_5, 3, 0, 1),
+    "three seeds, noisier where it is bad": Design(RATES_5, 3, 0, 1, noisier=3.0),
+}
+
+
+def simulated(design: Design, spread: float, generator: np.random.Generator) -> dict[str, bool]:
+    """One sweep of arms whose best values and noise are known: which of its intervals hold the truth."""
+    x_K, middle = design.x_K, design.x_K[1:-1]
+    means, truths, groups = [], [], []
+    for _ in range(design.arms):
+        centre = generator.uniform(middle[0] - 0.15, middle[-1] + 0.15)
+        true_K = 0.93 - 0.12 * (x_K - centre) ** 2
+        away_K = np.minimum(np.abs(x_K - centre) / np.diff(x_K).min(), 1)
+        spread_K = spread * (1 + (design.noisier - 1) * away_K)
+        scores_KS = true_K[:, None] + generator.normal(size=(len(x_K), design.seeds)) * spread_K[:, None]
+        means.append(scores_KS.mean(axis=1))
+        truths.append(optima(x_K, true_K[None], TOLERANCE))
+        top = int(means[-1].argmax())
+        confirming = true_K[top] + generator.normal(size=design.confirming) * spread_K[top]
+        groups += [[*row, *(confirming if k == top else ())] for k, row in enumerate(scores_KS)]
+    pooled = pooled_spread(groups)
+    assert pooled
+    deviations = possible_deviations(pooled, generator)
+    found = [optima(x_K, redrawn(each, design.seeds, deviations, generator), TOLERANCE) for each in means[:2]]
+
+    def holds(values_D: Floats, true_D: Floats) -> bool:
+        low, high = estimate(values_D).interval or (math.nan, math.nan)
+        return bool(low <= true_D[0] <= high)
+
+    held = {
+        "best": holds(found[0].best, truths[0].best),
+        "decades": holds(found[0].high - found[0].low, truths[0].high - truths[0].low),
+    }
+    if len(found) == 2:
+        with np.errstate(invalid="ignore"):
+            held["ratio"] = holds(found[0].best - found[1].best, truths[0].best - truths[1].best)
+    return held
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_intervals_hold_the_truth_about_as_often_as_they_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """300 sweeps of each design, whose seeds spread by half of what a good range tolerates."""
+    monkeypatch.setattr(statistics, "DRAWS", 1000)
     generator = np.random.default_rng(0)
-    x = np.log10([1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
-    spread, truth = 0.01, (-3.1, -2.8)
-    hits = {"best": 0, "ratio": 0, "decades": 0}
-    exact = optima(x, np.array([0.93 - 0.12 * (x - truth[0]) ** 2]), 0.02)
-    for _ in range(150):
-        found = []
-        for centre in truth:
-            means = 0.93 - 0.12 * (x - centre) ** 2 + generator.normal(size=5) * spread
-            # The spread itself is estimated, from three seeds at the best rates of four arms.
-            estimated = spread * math.sqrt(generator.chisquare(8) / 8)
-            found.append(optima(x, redrawn(means, 1, estimated, generator), 0.02))
-        for name, values, true in (
-            ("best", found[0].best, truth[0]),
-            ("ratio", found[0].best - found[1].best, truth[0] - truth[1]),
-            ("decades", found[0].high - found[0].low, (exact.high - exact.low)[0]),
-        ):
-            low, high = estimate(values).interval or (math.nan, math.nan)
-            hits[name] += low <= true <= high
-    assert all(0.88 <= count / 150 <= 0.99 for count in hits.values()), hits
+    held = [simulated(DESIGNS[name], TOLERANCE / 2, generator) for _ in range(300)]
+    shares = {kind: sum(one[kind] for one in held) / len(held) for kind in held[0]}
+    assert all(share >= 0.9 for share in shares.values()), shares
 
 
 def made_up(config: SweepConfig, score: Callable[[str, float, int], float | None]) -> dict[str, Result]:
@@ -146,7 +225,11 @@ def test_best_rates_ratios_and_differences_of_a_known_sweep(mode: str, tmp_path:
     found = made_up(config, lambda arm, rate, seed: sign * parabola(arm, rate, seed))
     assert len(found) == 3 * (5 + 3)
     analysis = analyse(config, found)
-    assert analysis.spread == pytest.approx(np.std([0.05, -0.01, 0, 0.01], ddof=1))
+    # Three arms, four seeds at the best rate of each.
+    assert analysis.spread
+    assert analysis.spread.deviation == pytest.approx(np.std([0.05, -0.01, 0, 0.01], ddof=1))
+    assert analysis.spread.freedom == 9
+    assert "between the values (t, 9 d.f.)" in best_rows(config, analysis)[0]
     by_name = {report.arm.name: report.best for report in analysis.arms}
     rank1, full = by_name["rank 1"], by_name["full"]
     assert rank1 is not None

@@ -11,19 +11,21 @@ import typer
 
 from rl_engine.config import load_config
 from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.train import assemble, loop
 from rl_engine.train.__main__ import train_in_place
 from rollout.stopping import StopRequest
 
 
-def test_a_gap_is_told_with_its_step_and_version(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize("error", [SamplerGapError, NonFiniteGradientError])
+def test_what_stops_a_run_is_told_with_its_step_and_version(
+    error: type[RuntimeError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     closed = []
 
     def off(_: object) -> None:
-        raise SamplerGapError("sampler/kl 13")
+        raise error("sampler/kl 13")
 
     run = SimpleNamespace(
         step=3,

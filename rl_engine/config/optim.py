@@ -1,0 +1,55 @@
+"""The `optim:` section: Adam, its rate, and how the rate moves over a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rollout.config import Section
+
+# What multiplies the rate where a share of the steps is done. None ends before its last step has learned.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+}
+
+
+class OptimConfig(Section):
+    lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        description="Learning rate of Adam; auto: by rule (docs/choosing.md), printed with its derivation."
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="Adam's decay rates of the two moments."
+    )
+    eps: float = Field(1e-12, gt=0, description="Far below any gradient: the loss's constant must not matter.")
+    clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0 for no clipping.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, of every trained parameter.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Of the rate over the run's steps; the others fall to 0 after the last."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the rate first rises from 0.")
+
+    @property
+    def rate(self) -> float:
+        """`lr` as a number: a run replaces auto before anything else (`resolve_learning_rate`)."""
+        assert self.lr != "auto", "the rate has not been decided"
+        return self.lr
+
+    def rate_factor(self, steps: int, done: int) -> float:
+        """What multiplies the rate in the step after `done` others, of `steps`: a function of these alone, so that a
+        resumed run goes on with it."""
+        warm = min(1.0, (done + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return warm * SCHEDULES[self.schedule](done / steps)
+
+    def describe(self) -> str:
+        """Adam and its rate, for people."""
+        extras = [f"{self.schedule} rate {self.rate:g}"]
+        if self.warmup_steps:
+            extras.append(f"{self.warmup_steps} warm-up steps")
+        if self.weight_decay:
+            extras.append(f"weight decay {self.weight_decay:g}")
+        return ", ".join([f"Adam {self.betas[0]:g}/{self.betas[1]:g}", *extras])

@@ -1,0 +1,63 @@
+"""Gradients of an update → whether the optimizer may step on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl_engine.learner.ranks import Ranks
+
+# Updates in a row without a gradient after which a run has nothing to wait for.
+SKIPS_IN_A_ROW = 3
+
+
+class NonFiniteGradientError(RuntimeError):
+    """The policy can no longer be learned from: its gradient has been no number for several updates in a row."""
+
+
+class GradientGuard:
+    """Sees whether any gradient of an update is infinite or no number, and leaves the parameters, their moments and
+    Adam's count as they are then. It works alike under every ZeRO stage: what autograd computes is looked at before
+    anything is reduced or sharded, and what is not to be stepped on is taken from the optimizer's own hands."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Ranks, advice: str
+    ) -> None:
+        """`advice`: what a person may do about it."""
+        self._ranks = ranks
+        self._advice = advice
+        self._is_bad = torch.zeros((), dtype=torch.bool, device=ranks.device)
+        self._skips = 0
+        self._drops = False
+        for parameter in parameters:
+            parameter.register_hook(self._look)
+        optimizer.register_step_pre_hook(self._drop)
+
+    def _look(self, gradient: Tensor) -> None:
+        self._is_bad |= ~gradient.isfinite().all()
+
+    def _drop(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._drops:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    # A parameter without a gradient is left alone: not moved, not decayed, not counted.
+                    parameter.grad = None
+
+    def allows(self) -> bool:
+        """Whether the update whose backward passes are done may be made; where not, the optimizer's next step changes
+        nothing. Collective: every rank gets the same answer.
+
+        Raises `NonFiniteGradientError` when it is one too many in a row.
+        """
+        self._drops = self._ranks.agree(bool(self._is_bad))
+        self._is_bad.zero_()
+        self._skips = self._skips + 1 if self._drops else 0
+        if self._skips == SKIPS_IN_A_ROW:
+            raise NonFiniteGradientError(
+                f"the gradient of {SKIPS_IN_A_ROW} updates in a row is infinite or no number. Nothing was learned in "
+                f"them, and the weights are those of before. {self._advice}"
+            )
+        return not self._drops
