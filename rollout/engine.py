@@ -95,10 +95,12 @@ class PoolEngine(Engine, Protocol):
         seeds: Sequence[str],
         *,
         urgent: bool = False,
+        prompts_per_piece: int | None = None,
     ) -> Request:
         """Ask for what `generate` gives, from a version that is loaded and stays so until it is there.
 
-        What is submitted is begun in this order; what is urgent, and `generate`, before the rest.
+        What is submitted is begun in this order; what is urgent, and `generate`, before the rest. Pieces are of the
+        settings' size unless asked otherwise.
         """
         ...
 

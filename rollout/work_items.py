@@ -9,6 +9,22 @@ from rollout.config import SamplingConfig
 from rollout.segments import goes_on
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup
 
+LARGEST_PIECE = 16
+"""Prompts of a work item beyond which a longer batch gains little, and its longest completion holds up more."""
+
+
+def piece_size(prompts: int, workers: int) -> int:
+    """Prompts of a work item where so many are asked for at once: as many as leave an item for every worker, at most
+    `LARGEST_PIECE`, at least 1."""
+    # The largest p with ⌈prompts / p⌉ ≥ workers.
+    most = (prompts - 1) // (workers - 1) if workers > 1 else prompts
+    return max(1, min(LARGEST_PIECE, most))
+
+
+def pieces_of(prompts: int, prompts_per_piece: int) -> int:
+    """How many work items a request for so many prompts makes."""
+    return -(-prompts // prompts_per_piece)
+
 
 @dataclass(eq=False)
 class Request:

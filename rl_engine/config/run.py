@@ -16,6 +16,7 @@ from rl_engine.config.file import CommandConfig, read_config
 from rl_engine.config.lora import LoraConfig
 from rl_engine.config.loss import LossConfig
 from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
+from rollout.work_items import piece_size
 
 Method = Literal["lora", "full"]
 
@@ -100,6 +101,9 @@ class EvalConfig(Section):
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this share.")
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; the training's when absent.")
+    prompts_per_piece: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="As rollout.prompts_per_piece, of the problems of all suites, which are sampled together."
+    )
     data_dir: str | None = Field(None, description="Directory with the suites' JSON Lines files, for no hub.")
 
     @model_validator(mode="after")
@@ -154,6 +158,17 @@ class Config(CommandConfig):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    @property
+    def training_piece(self) -> int:
+        """Prompts of a step that a worker of the pool is given at a time."""
+        given = self.rollout.prompts_per_piece
+        return piece_size(self.train.problems_per_step, self.rollout.workers) if given == "auto" else given
+
+    def eval_piece(self, problems: int) -> int:
+        """The same of an evaluation with so many problems in all its suites."""
+        given = self.eval.prompts_per_piece
+        return piece_size(problems, self.rollout.workers) if given == "auto" else given
 
     @model_validator(mode="after")
     def _can_learn(self) -> Self:

@@ -144,6 +144,12 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> None:
         _refuse_lost_checkpoints(run, every=old["checkpoint"]["every"])
 
 
+def began_with(run: Path, section: str, key: str) -> Any:
+    """The value that a run's own configuration has for `section.key`; None where there is no run, or no such key."""
+    path = run / "config.yaml"
+    return _read_config(path).get(section, {}).get(key) if path.is_file() else None
+
+
 def _refuse_file(run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise ConfigError(f"output_dir: {run} is not a directory")

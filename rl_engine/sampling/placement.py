@@ -92,7 +92,7 @@ def _pool_settings(config: Config, ranks: Ranks) -> PoolSettings:
         cpus_per_worker=rollout.cpus_per_worker,
         gpus_per_worker=gpus,
         cards=_free_cards(config, ranks) if gpus and rollout.address is None else (),
-        prompts_per_piece=rollout.prompts_per_piece,
+        prompts_per_piece=config.training_piece,
         start_timeout_s=rollout.start_timeout_s,
         piece_timeout_s=rollout.piece_timeout_s,
         max_restarts=rollout.max_restarts,

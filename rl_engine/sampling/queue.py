@@ -29,8 +29,10 @@ class RolloutQueue(Protocol):
         seeds: Sequence[str],
         *,
         urgent: bool = False,
+        prompts_per_piece: int | None = None,
     ) -> Request:
-        """Ask for a group of each prompt; what is urgent goes before what waits."""
+        """Ask for a group of each prompt; what is urgent goes before what waits. Workers of a pool are given
+        `prompts_per_piece` at a time, where that is not as set."""
         ...
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
@@ -62,8 +64,10 @@ class LocalQueue:
         seeds: Sequence[str],
         *,
         urgent: bool = False,
+        prompts_per_piece: int | None = None,
     ) -> Request:
-        """See `RolloutQueue.submit`. Nothing waits here: the order is that of the collecting."""
+        """See `RolloutQueue.submit`. Nothing waits here: the order is that of the collecting. A request is one
+        batch."""
         prompts, seeds = self.ranks.share(list(prompts)), self.ranks.share(list(seeds))
         return split(prompts, sampling, adapter, seeds, max(1, len(prompts)))
 

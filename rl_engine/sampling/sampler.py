@@ -12,7 +12,7 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.queue import RolloutQueue
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
-from rollout.types import AdapterRef, Prompt, RolloutGroup
+from rollout.types import RolloutGroup
 from rollout.work_items import Request
 
 
@@ -37,12 +37,6 @@ class Sampler:
     @property
     def engine(self) -> Engine:
         return self.queue.engine
-
-    def sample(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
-    ) -> GradedBatch:
-        """Graded groups of the prompts, before anything that was submitted ahead."""
-        return self.collect(self.queue.submit(prompts, sampling, adapter, seeds, urgent=True))
 
     def collect(self, request: Request) -> GradedBatch:
         """Wait for a request of the queue, and grade it."""

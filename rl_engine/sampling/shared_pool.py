@@ -41,11 +41,12 @@ class RankSharedPool:
         seeds: Sequence[str],
         *,
         urgent: bool = False,
+        prompts_per_piece: int | None = None,
     ) -> Request:
         """See `RolloutQueue.submit`. The request of the other ranks is empty: they hear of the main rank's."""
         if self.pool is None:
             return Request(sampling, adapter)
-        return self.pool.submit(prompts, sampling, adapter, seeds, urgent=urgent)
+        return self.pool.submit(prompts, sampling, adapter, seeds, urgent=urgent, prompts_per_piece=prompts_per_piece)
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
         """See `RolloutQueue.extend`."""

@@ -24,7 +24,7 @@ from rl_engine.plan.memory_limit import check_fits
 from rl_engine.policy.base_model import load_meta_model
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.run.console import RunConsole
-from rl_engine.run.output import config_hash
+from rl_engine.run.output import began_with, config_hash
 from rl_engine.run.peaks import PhasePeaks, available
 from rl_engine.run.records import Records
 from rl_engine.run.stopping import StopRequest
@@ -130,6 +130,30 @@ def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
     return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
 
 
+def resolve_pieces(config: Config, *, resume: bool) -> Config:
+    """The configuration with a number for `auto` in `rollout.prompts_per_piece`, where workers sample.
+
+    What a worker is given at a time decides roundings, and so the numbers of a run: one that is resumed keeps what it
+    began with, however many workers it has now.
+    """
+    rollout = config.rollout
+    if rollout.prompts_per_piece != "auto":
+        return config
+    found = began_with(Path(config.output_dir), "rollout", "prompts_per_piece") if resume else None
+    if not isinstance(found, int):
+        found = "auto" if rollout.placement == "inprocess" else config.training_piece
+    return config.model_copy(update={"rollout": rollout.model_copy(update={"prompts_per_piece": found})})
+
+
+def resolve_eval_pieces(config: Config, problems: int, *, resume: bool) -> Config:
+    """The same for `eval.prompts_per_piece`, once it is known how many problems an evaluation has."""
+    if config.eval.prompts_per_piece != "auto" or config.rollout.placement == "inprocess" or not problems:
+        return config
+    found = began_with(Path(config.output_dir), "eval", "prompts_per_piece") if resume else None
+    piece = found if isinstance(found, int) else config.eval_piece(problems)
+    return config.model_copy(update={"eval": config.eval.model_copy(update={"prompts_per_piece": piece})})
+
+
 def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console: RunConsole | None = None) -> Run:
     """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
     the data, the model or the output directory, before any weights are loaded where that can be known."""
@@ -144,8 +168,8 @@ def assemble(config: Config, ranks: Ranks, grader: Grader, resume: bool, console
         notes += overlap_notes(data, suites) if ranks.is_main else []
     for line in notes:
         console.note(line)
-    needed = context_needed(config, suites, eval_sampling)
-    check_context(config, needed)
+    config = resolve_eval_pieces(config, sum(len(prompts) for _, prompts in suites), resume=resume)
+    check_context(config, needed := context_needed(config, suites, eval_sampling))
     run_dir = Path(config.output_dir)
     records = Records(run_dir, config)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
@@ -223,11 +247,13 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
 def plan_lines(config: Config) -> dict[str, str]:
     """Prompts × samples, tokens a step and the rate: known from the configuration alone."""
     completions = config.train.problems_per_step * config.sampling.n
+    workers, piece = config.rollout.workers, config.training_piece
     return {
         "step": (
             f"{config.train.problems_per_step} prompts × {config.sampling.n} samples = {completions} completions, "
             f"at most {completions * config.sampling.max_tokens:,} sampled tokens; {config.train.steps} steps"
         ),
+        **({"workers": f"{workers}, {piece} prompts at a time"} if config.rollout.placement == "ray" else {}),
         "learning": (
             f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates_per_step} update(s) a step, "
             f"Adam {config.optim.betas[0]:g}/{config.optim.betas[1]:g}, constant rate {config.optim.rate:g}"

@@ -146,18 +146,41 @@ def step_metrics(run: Run, groups: Sequence[GradedGroup], stats: LearnStats, tim
 
 
 def evaluate(run: Run) -> list[EvalReport]:
-    """Score the current adapter on every suite, by the same engine that samples for training. The main rank reports."""
-    reports = []
+    """Score the current adapter on every suite, by the same engine that samples for training. The main rank reports.
+
+    Workers of a pool sample all suites side by side: the longest completions of one are no one's wait.
+    """
+    problems = sum(len(prompts) for _, prompts in run.suites)
+    asked = []
     for suite, prompts in run.suites:
+        seeds = [f"eval/{suite.name}/{index}" for index in range(len(prompts))]
+        request = run.sampler.queue.submit(
+            prompts,
+            run.eval_sampling,
+            run.adapter,
+            seeds,
+            urgent=True,
+            prompts_per_piece=run.config.eval_piece(problems),
+        )
+        asked.append(request)
+    batches = []
+    for (suite, _), request in zip(run.suites, asked, strict=True):
         with run.console.phase(f"step {run.step}: evaluating {suite.name}"):
-            seeds = [f"eval/{suite.name}/{index}" for index in range(len(prompts))]
-            batch = run.sampler.sample(prompts, run.eval_sampling, run.adapter, seeds)
-        if not run.is_main:
-            continue
-        rollout_s = batch.rollout_s / len(batch.groups)
-        outcomes = [outcome_of(group.rollout, group.results, rollout_s) for group in batch.groups]
-        reports.append(report_on(suite, outcomes, run.eval_sampling, run.sampler.grader, adapter=run.adapter))
-    return reports
+            batches.append(run.sampler.collect(request))
+    if not run.is_main:
+        return []
+    # Each problem's share: of suites that were sampled side by side none has a time of its own.
+    rollout_s = sum(batch.rollout_s for batch in batches) / max(problems, 1)
+    return [
+        report_on(
+            suite,
+            [outcome_of(group.rollout, group.results, rollout_s) for group in batch.groups],
+            run.eval_sampling,
+            run.sampler.grader,
+            adapter=run.adapter,
+        )
+        for (suite, _), batch in zip(run.suites, batches, strict=True)
+    ]
 
 
 def record(run: Run, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:

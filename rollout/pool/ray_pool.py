@@ -94,9 +94,10 @@ class RayPool:
         seeds: Sequence[str],
         *,
         urgent: bool = False,
+        prompts_per_piece: int | None = None,
     ) -> Request:
         """See `PoolEngine.submit`."""
-        request = split(prompts, sampling, adapter, seeds, self.settings.prompts_per_piece)
+        request = split(prompts, sampling, adapter, seeds, prompts_per_piece or self.settings.prompts_per_piece)
         return self._queued(request, self._urgent if urgent else self._waiting)
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:

@@ -31,9 +31,7 @@ class SlowPool(ScriptedEngine):
 
     lost, alive, looks = 1, 2, 0
 
-    def submit(
-        self, prompts: Any, sampling: SamplingConfig, adapter: Any, seeds: Any, *, urgent: bool = False
-    ) -> Request:
+    def submit(self, prompts: Any, sampling: SamplingConfig, adapter: Any, seeds: Any, **where: Any) -> Request:
         request = split(prompts, sampling, adapter, seeds, 2)
         for item in request.items:
             item.groups = self.generate(item.prompts, sampling, adapter, item.seeds)
