@@ -87,6 +87,14 @@ class PoolEngine(Engine, Protocol):
         """Workers that sample, or could."""
         ...
 
+    def mark(self) -> None:
+        """Count `figures` from here on."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """How busy the workers were since `mark`: see `Activity.figures`."""
+        ...
+
     def submit(
         self,
         prompts: Sequence[Prompt],

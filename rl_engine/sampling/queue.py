@@ -44,6 +44,10 @@ class RolloutQueue(Protocol):
         """Wait for the groups of a request: this rank's share of them, as `Ranks.share` deals it."""
         ...
 
+    def mark(self) -> None:
+        """A step begins: what `metrics` counts is counted from here on."""
+        ...
+
     def metrics(self) -> dict[str, float]:
         """How what samples is, on the main rank."""
         ...
@@ -83,6 +87,8 @@ class LocalQueue:
             for item in request.items
             for group in self.engine.generate(item.prompts, request.sampling, request.adapter, item.seeds)
         ]
+
+    def mark(self) -> None: ...
 
     def metrics(self) -> dict[str, float]:
         return {}

@@ -85,9 +85,17 @@ class RankSharedPool:
         if self.pool is not None:
             self.pool.close()
 
+    def mark(self) -> None:
+        """See `RolloutQueue.mark`."""
+        if self.pool is not None:
+            self.pool.mark()
+
     def metrics(self) -> dict[str, float]:
         """See `RolloutQueue.metrics`."""
-        return {} if self.pool is None else {"workers/alive": self.pool.alive, "workers/lost": self.pool.lost}
+        if self.pool is None:
+            return {}
+        figures = {"alive": self.pool.alive, "lost": self.pool.lost, **self.pool.figures()}
+        return {f"workers/{name}": value for name, value in figures.items()}
 
     def _from_main(self, ask: Callable[[PoolEngine], T]) -> T:
         """The main rank's answer, on every rank."""

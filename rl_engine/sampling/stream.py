@@ -65,6 +65,7 @@ class RolloutStream:
         """
         train = self.config.train
         size, limit = train.problems_per_step, train.max_problems_per_step or train.problems_per_step
+        self.sampler.queue.mark()
         self._versions[adapter.key] = adapter.version
         steps = min(self.config.rollout.max_staleness, train.steps - step)
         self._extend_in_flight(adapter)

@@ -101,6 +101,7 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
     from rl_engine.learner.gap import SamplerGapError
     from rl_engine.report.page import NAME as REPORT
     from rl_engine.report.page import write_report
+    from rl_engine.run.bottleneck import in_one_line, settings_of
     from rl_engine.run.records import read_metrics
     from rl_engine.train.assemble import assemble
     from rl_engine.train.loop import summary_paths, train
@@ -120,7 +121,10 @@ def train_in_place(config: Config, ranks: Ranks, *, resume: bool) -> int:
             run.sampler.engine.close()
         if ranks.is_main:
             report = write_report([output], output / REPORT)
-            run.console.summary(read_metrics(output), {**summary_paths(run), "report": report})
+            lines = read_metrics(output)
+            run.console.summary(lines, {**summary_paths(run), "report": report})
+            if waits_for := in_one_line(lines, settings_of(run.config)):
+                run.console.note(waits_for)
             if run.stop.signum is not None:
                 run.console.note(f"stopped after step {run.step} as asked, and saved: --resume continues")
     return 0 if run.stop.signum is None else 128 + run.stop.signum

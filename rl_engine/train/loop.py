@@ -24,6 +24,7 @@ from rl_engine.learner.updates import training_samples, updates_of
 from rl_engine.report.plot import NAME as PLOT
 from rl_engine.report.plot import plot_run
 from rl_engine.run.best import best_version
+from rl_engine.run.bottleneck import Watch, settings_of
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
 from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
@@ -59,6 +60,10 @@ class Run:
     step: int = 0
     version: int = 0
     adapter: AdapterRef = field(init=False)
+    watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(settings_of(self.config))
 
     @property
     def is_main(self) -> bool:
@@ -193,6 +198,8 @@ def record(run: Run, metrics: dict[str, float], reports: Sequence[EvalReport]) -
         line |= report.metrics()
     run.records.metrics(line)
     run.console.row(line, reports)
+    if (waits_for := run.watch.see(line)) is not None:
+        run.console.note(waits_for)
     if reports:
         plot_run(run.records.run)
         mark_best(run)

@@ -23,6 +23,7 @@ import ray
 from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
+from rollout.pool.activity import Activity
 from rollout.pool.incidents import Incidents
 from rollout.pool.local_cluster import start_ray
 from rollout.pool.member import Call, Complaint, Member, answer_of, nodes_alive
@@ -58,6 +59,7 @@ class RayPool:
     _urgent: deque[WorkItem] = field(default_factory=deque, init=False)
     _waiting: deque[WorkItem] = field(default_factory=deque, init=False)
     _incidents: Incidents = field(default_factory=Incidents, init=False)
+    _activity: Activity = field(init=False)
     _begun: bool = field(default=False, init=False)
     """Whether a worker has ever started."""
     _hire_at: float = field(default=0.0, init=False)
@@ -71,6 +73,7 @@ class RayPool:
     """The files of a connection to Ray that is this pool's own."""
 
     def __post_init__(self) -> None:
+        self._activity = Activity(self.settings.workers)
         with ExitStack() as undone:
             undone.callback(self.close)
             self._connect()
@@ -85,6 +88,16 @@ class RayPool:
         """Workers that sample, or could."""
         with self._changed:
             return sum(worker.ready for worker in self._workers)
+
+    def mark(self) -> None:
+        """See `PoolEngine.mark`."""
+        with self._changed:
+            self._activity.mark()
+
+    def figures(self) -> dict[str, float]:
+        """See `PoolEngine.figures`."""
+        with self._changed:
+            return self._activity.figures(self._workers)
 
     def submit(
         self,
@@ -109,6 +122,7 @@ class RayPool:
             raise AdapterError(f"{request.adapter.key} is not loaded; loaded are {sorted(self._adapters) or 'none'}")
         with self._changed:
             queue.extend(request.items)
+            self._activity.asked(request.items)
             self._assign()
         return request
 
@@ -242,6 +256,9 @@ class RayPool:
         for worker in self._workers:
             if worker.call is None:
                 worker.call = self._next_call(worker)
+        sampling = [worker for worker in self._workers if worker.call is not None and worker.call.item is not None]
+        waits = any(item.ready for queue in (self._urgent, self._waiting) for item in queue)
+        self._activity.see(self._workers, sampling, waits=waits)
 
     def _next_call(self, worker: Member) -> Call | None:
         """Versions first, so that no item meets a worker without its adapter."""
@@ -256,6 +273,7 @@ class RayPool:
             item = next((item for item in queue if item.ready), None)
             if item is not None:
                 queue.remove(item)
+                self._activity.begun(item)
                 return worker.sample(item, self._by(self.settings.piece_timeout_s))
         if time.monotonic() - worker.heard > PING_EVERY_S:
             return Call(handle=worker.actor.ping.remote(), deadline=self._by(PING_S))

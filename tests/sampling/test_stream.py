@@ -52,6 +52,8 @@ class FakeSampler:
     def queue(self) -> FakeSampler:
         return self
 
+    def mark(self) -> None: ...
+
     def metrics(self) -> dict[str, float]:
         return {}
 
