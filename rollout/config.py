@@ -101,8 +101,8 @@ class RolloutConfig(Section):
     cpus_per_worker: int = Field(1, ge=1, description="ray only: cores of a worker, its threads on the CPU.")
     prompts_per_piece: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="ray only: prompts of a step that a worker is given at a time, sampled as one batch. auto: as many "
-        "as leave some for every worker, at most 16; a resumed run keeps what it began with.",
+        description="ray only: prompts of a step that a worker is given at a time, sampled as one batch. auto: even "
+        "shares for all workers, at most 16; a resumed run keeps what it began with.",
     )
     start_timeout_s: float = Field(600, gt=0, description="ray only: for a worker to start or to load an adapter.")
     piece_timeout_s: float = Field(1800, gt=0, description="ray only: for a worker to sample what it was given.")

@@ -14,11 +14,11 @@ LARGEST_PIECE = 16
 
 
 def piece_size(prompts: int, workers: int) -> int:
-    """Prompts of a work item where so many are asked for at once: as many as leave an item for every worker, at most
-    `LARGEST_PIECE`, at least 1."""
-    # The largest p with ⌈prompts / p⌉ ≥ workers.
-    most = (prompts - 1) // (workers - 1) if workers > 1 else prompts
-    return max(1, min(LARGEST_PIECE, most))
+    """Prompts of a work item where so many are asked for at once: even shares for all workers, in as few turns as items
+    of `LARGEST_PIECE` take, and smaller where that leaves a worker without one; at least 1."""
+    turns = max(1, pieces_of(prompts, workers * LARGEST_PIECE))
+    even = max(1, pieces_of(prompts, workers * turns))
+    return even if pieces_of(prompts, even) >= workers else max(1, prompts // workers)
 
 
 def pieces_of(prompts: int, prompts_per_piece: int) -> int:

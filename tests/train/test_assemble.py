@@ -43,7 +43,7 @@ def test_a_resumed_run_keeps_the_pieces_it_began_with_whatever_its_workers_are_n
     check_output(resumed, resume=True)
     assert config_hash(resumed) == config_hash(begun)
     anew = resolve_pieces(later, resume=False)
-    assert anew.rollout.prompts_per_piece == 10
+    assert anew.rollout.prompts_per_piece == 8
     with pytest.raises(ConfigError, match="prompts_per_piece"):
         check_output(resolve_pieces(make_config(*pool, "rollout.prompts_per_piece=4"), resume=True), resume=True)
 
