@@ -130,6 +130,17 @@ class PoolError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What goes between a pool and its workers, in bytes at the most."""
+
+    version_bytes: int = 0
+    versions: int = 2
+    """That a worker has at once."""
+    answer_bytes: int = 0
+    """Of one work item."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
     """How many workers, where, and how long they may take."""
 
@@ -145,6 +156,7 @@ class PoolSettings:
     """What a worker may take to find its place, start its engine, or load an adapter."""
     piece_timeout_s: float
     """What a worker may take to sample one work item."""
+    sent: Sent = Sent()
     max_restarts: int
     """Incidents without a work item sampled in between, beyond which a pool that has no worker left gives up."""
 

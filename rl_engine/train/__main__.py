@@ -67,11 +67,13 @@ def run(config: Config, *, resume: bool, overwrite: bool, only_check: bool) -> i
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
     from rl_engine.run.console import RunConsole
+    from rl_engine.sampling.sent import check_room
     from rl_engine.train.assemble import resolve_learning_rate, resolve_pieces
 
     try:
         config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
         config = resolve_pieces(config, resume=resume)
+        check_room(config)
         if only_check:
             from rl_engine.train.dry_run import dry_run
 

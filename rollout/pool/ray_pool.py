@@ -26,7 +26,8 @@ from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSetti
 from rollout.pool.activity import Activity
 from rollout.pool.incidents import Incidents
 from rollout.pool.local_cluster import start_ray
-from rollout.pool.member import Call, Complaint, Member, answer_of, nodes_alive
+from rollout.pool.member import Call, Complaint, Member, answer_of, nodes_alive, stores
+from rollout.pool.room import Room, lacks, store_bytes, too_small
 from rollout.pool.scratch import ScratchDirectory
 from rollout.pool.worker import vllm_engine
 from rollout.types import AdapterRef, Prompt, RolloutGroup
@@ -177,12 +178,16 @@ class RayPool:
             self._scratch.remove()
 
     def _connect(self) -> None:
-        address, cpus = self.settings.address, self.settings.workers * self.settings.cpus_per_worker
+        address, sent, workers = self.settings.address, self.settings.sent, self.settings.workers
         if ray.is_initialized():
             return  # by whoever made this pool: they will end it
         self._scratch = ScratchDirectory.make(SCRATCH)
         if address is None:
-            start_ray(cpus, self._scratch.path, self.settings.cards)
+            room = Room.here()
+            if (why := lacks(sent, workers, room)) is not None:
+                raise PoolError(why)
+            store = store_bytes(sent, workers, room)
+            start_ray(workers * self.settings.cpus_per_worker, self._scratch.path, self.settings.cards, store)
         else:
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -191,6 +196,9 @@ class RayPool:
                     f"rollout.address is {address}, and no Ray cluster there takes this process: start one with `ray "
                     "start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
                 ) from error
+            for name, store in stores().items():
+                if (why := too_small(sent, store, name)) is not None:
+                    raise PoolError(why)
 
     def _start_worker(self) -> Member:
         """A new worker that starts its engine."""
