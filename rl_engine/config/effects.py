@@ -52,6 +52,7 @@ POOL = (
 )
 MEASURING = (
     "eval.every",
+    "eval.at_start",
     "eval.limit",
     "eval.n",
     "eval.temperature",

@@ -75,7 +75,7 @@ def train(run: Run) -> None:
     with torch.random.fork_rng(devices=()):  # a run that goes on publishes once more than one that never stopped
         run.adapter = run.publisher.publish(run.version)
     if run.step == 0:
-        record(run, {}, evaluate(run))
+        record(run, {}, evaluate(run) if run.config.eval.at_start else [])
     elif run.is_main:
         mark_best(run)
     while run.step < run.config.train.steps and not run.stop.agreed(run.learner.ranks):

@@ -14,7 +14,8 @@ from rewards import Grader
 from rl_engine.learner.ranks import Ranks
 from rl_engine.run.console import RunConsole
 from rl_engine.sampling.sampler import Sampler
-from rl_engine.train.loop import evaluate
+from rl_engine.train import loop
+from rl_engine.train.loop import evaluate, train
 from rollout.config import SamplingConfig
 from rollout.types import Prompt, RolloutGroup
 from rollout.work_items import Request, split
@@ -69,3 +70,29 @@ def test_all_suites_are_asked_for_before_the_first_is_waited_for(run: Any) -> No
 def test_without_suites_nothing_is_asked(run: Any) -> None:
     run.suites = []
     assert evaluate(run) == []
+
+
+@pytest.mark.parametrize(("overrides", "evaluations"), [((), 1), (("eval.at_start=false",), 0)])
+def test_the_first_evaluation_may_be_left_out(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], evaluations: int
+) -> None:
+    """The line of step 0 is written all the same: it says which version samples."""
+    measured: list[int] = []
+    recorded: list[Any] = []
+
+    def measure(run: Any) -> list[Any]:
+        measured.append(run.step)
+        return []
+
+    monkeypatch.setattr(loop, "evaluate", measure)
+    monkeypatch.setattr(loop, "record", lambda run, metrics, reports: recorded.append(reports))
+    run: Any = SimpleNamespace(
+        config=make_config(*overrides),
+        step=0,
+        version=0,
+        publisher=SimpleNamespace(publish=lambda version: None),
+        stop=SimpleNamespace(agreed=lambda ranks: True),
+        learner=SimpleNamespace(ranks=None),
+    )
+    train(run)
+    assert (len(measured), recorded) == (evaluations, [[]])
