@@ -12,10 +12,7 @@ from pathlib import Path
 import ray
 
 from rollout.engine import PoolError
-from rollout.pool.room import SMALLEST_STORE
-
-# What Linux allows the name of a socket, less what Ray puts behind its directory's.
-LONGEST_DIRECTORY = 107 - len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+from rollout.pool.room import SMALLEST_STORE, too_long
 
 
 def start_ray(cpus: int, directory: Path, cards: Sequence[int] = (), store_bytes: int = SMALLEST_STORE) -> None:
@@ -25,11 +22,8 @@ def start_ray(cpus: int, directory: Path, cards: Sequence[int] = (), store_bytes
     and the prompts and completions under way.
     Raises `PoolError` when the directory's name is too long for the sockets.
     """
-    if len(os.fsencode(directory)) > LONGEST_DIRECTORY:
-        raise PoolError(
-            f"{directory} has too long a name for Ray's sockets ({LONGEST_DIRECTORY} bytes at most): set TMPDIR to a "
-            "directory with a shorter one"
-        )
+    if (why := too_long(directory)) is not None:
+        raise PoolError(why)
     with _visible_cards(cards), _signals_kept():
         ray.init(
             address="local",

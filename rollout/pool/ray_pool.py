@@ -27,7 +27,7 @@ from rollout.pool.activity import Activity
 from rollout.pool.incidents import Incidents
 from rollout.pool.local_cluster import start_ray
 from rollout.pool.member import Call, Complaint, Member, answer_of, nodes_alive, stores
-from rollout.pool.room import Room, lacks, store_bytes, too_small
+from rollout.pool.room import SCRATCH, Room, lacks, store_bytes, too_small
 from rollout.pool.scratch import ScratchDirectory
 from rollout.pool.worker import vllm_engine
 from rollout.types import AdapterRef, Prompt, RolloutGroup
@@ -35,7 +35,6 @@ from rollout.work_items import Request, WorkItem, extended, split
 
 log = logging.getLogger(__name__)
 
-SCRATCH = "rl_engine_ray_"
 # How soon a new call is waited for, a late one noticed and a signal heard.
 POLL_S = 0.05
 # For workers to leave by themselves when the pool is closed.

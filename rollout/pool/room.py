@@ -10,6 +10,9 @@ from pathlib import Path
 
 from rollout.engine import Sent
 
+SCRATCH = "rl_engine_ray_"
+# What Linux allows the name of a socket, less what Ray puts behind its directory's.
+LONGEST_DIRECTORY = 107 - len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 SHARED_MEMORY = Path("/dev/shm")
 SMALLEST_STORE = 512 * 2**20
 # A larger store than this Ray keeps nowhere but in shared memory; a smaller one on the disk, if it must.
@@ -49,6 +52,8 @@ def store_bytes(sent: Sent, workers: int, room: Room) -> int:
 
 def lacks(sent: Sent, workers: int, room: Room) -> str | None:
     """Why these workers of a cluster of one's own cannot be sent what they need, or None."""
+    if (why := too_long(Path(tempfile.gettempdir()) / f"{SCRATCH}{8 * 'x'}")) is not None:
+        return why
     store = needed_bytes(sent)
     on_disk = store > room.shared
     if on_disk and store > LARGEST_ON_DISK:
@@ -64,6 +69,16 @@ def lacks(sent: Sent, workers: int, room: Room) -> str | None:
             f"rollout.workers, or {_smaller(sent)}"
         )
     return None
+
+
+def too_long(directory: Path) -> str | None:
+    """Why a cluster of one's own cannot have its sockets in that directory, or None."""
+    if len(os.fsencode(directory)) <= LONGEST_DIRECTORY:
+        return None
+    return (
+        f"{directory} has too long a name for Ray's sockets ({LONGEST_DIRECTORY} bytes at most): set TMPDIR to a "
+        "directory with a shorter one"
+    )
 
 
 def too_small(sent: Sent, store: int, node: str) -> str | None:

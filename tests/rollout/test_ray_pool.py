@@ -403,7 +403,8 @@ def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch
 
 
 def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
-    from rollout.pool.local_cluster import LONGEST_DIRECTORY, start_ray
+    from rollout.pool.local_cluster import start_ray
+    from rollout.pool.room import LONGEST_DIRECTORY
 
     with pytest.raises(PoolError, match="set TMPDIR to a directory with a shorter one"):
         start_ray(1, Path("/" + LONGEST_DIRECTORY * "x"))

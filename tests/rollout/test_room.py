@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -64,3 +65,10 @@ def test_a_machine_of_a_joined_cluster_with_a_small_store_is_named() -> None:
     assert why is not None
     assert "the object store of 10.0.0.1 has 1.00 GiB, and 2 versions of 5.00 GiB" in why
     assert f"--object-store-memory={needed_bytes(LARGE)}" in why
+
+
+def test_a_directory_with_too_long_a_name_is_told_of_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/scratch/of/a/user/with/a/name")
+    why = lacks(Sent(), 1, AMPLE)
+    assert why is not None
+    assert why.startswith("/scratch/of/a/user/with/a/name/rl_engine_ray_xxxxxxxx has too long a name")
