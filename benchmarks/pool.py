@@ -55,7 +55,7 @@ def parts_of(config: Config, repeats: int) -> Parts:
             ),
             prompts=Renderer(AutoTokenizer.from_pretrained(model), config.prompt).render_all(problems),
             samples=config.sampling.n,
-            prompts_per_piece=config.rollout.prompts_per_piece,
+            prompts_per_piece=config.training_piece,
             cpus_per_worker=config.rollout.cpus_per_worker,
             repeats=repeats,
         )

@@ -9,9 +9,8 @@ nothing is fitted.
 
 The other tables are of a run that was not made: each worker with cores of its own, a learner of `--learner-ranks`
 such machines that divides its work ideally, larger steps, and completions of lognormal length: `--tails` are the
-standard deviations of the length's logarithm, cut off at `--max-tokens`, the mean the same for all. Pieces are made
-smaller than `--prompts-per-piece` where a worker would otherwise have none. Everything takes the time it takes on the
-machine that was measured.
+standard deviations of the length's logarithm, cut off at `--max-tokens`, the mean the same for all. Pieces are what
+`rollout.prompts_per_piece: auto` makes of them. Everything takes the time it takes on the machine that was measured.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from scipy.stats import norm  # type: ignore[import-untyped]
 from benchmarks.pool_measured import ARMS, MEASURED, PHASES, Measured
 from benchmarks.pool_simulation import Costs, Setting, StepWork, simulate, steady
 from rl_engine.sweep.figures import COLOURS, MARKERS
+from rollout.work_items import piece_size
 
 POOLED = "2 workers, k = 0"
 """Whose costs the larger runs have."""
@@ -69,7 +69,6 @@ class Scale:
     samples: int
     mean_tokens: float
     max_tokens: int
-    prompts_per_piece: int
     learner_ranks: int
     signal: float
     """Share of the tokens that is learned from."""
@@ -88,7 +87,7 @@ class Scale:
         setting = Setting(
             workers=workers,
             staleness=staleness,
-            prompts_per_piece=min(self.prompts_per_piece, -(-self.problems // workers)),
+            prompts_per_piece=piece_size(self.problems, workers),
             learner_ranks=self.learner_ranks,
         )
         steps = simulate(costs, setting, self.steps(tail, staleness))
@@ -176,7 +175,6 @@ def main(
     samples: Annotated[int, typer.Option(min=1, help="Completions of each.")] = 8,
     mean_tokens: Annotated[float, typer.Option(min=1, help="Mean completion.")] = 512,
     max_tokens: Annotated[int, typer.Option(min=2, help="Longest completion.")] = 8192,
-    prompts_per_piece: Annotated[int, typer.Option(min=1, help="At most.")] = 16,
     learner_ranks: Annotated[int, typer.Option(min=1, help="Machines as the measured one that learn.")] = 128,
 ) -> None:
     """Print simulated beside measured, then the step time by workers, tail and staleness; draw both."""
@@ -189,7 +187,6 @@ def main(
         samples=samples,
         mean_tokens=mean_tokens,
         max_tokens=max_tokens,
-        prompts_per_piece=prompts_per_piece,
         learner_ranks=learner_ranks,
         signal=sum(step.learned_tokens for step in steps) / sum(step.tokens for step in steps),
     )

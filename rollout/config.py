@@ -127,8 +127,10 @@ class RolloutConfig(Section):
         None, description="ray only: cluster to join, `auto` or host:port; one of its own on this machine when absent."
     )
     cpus_per_worker: int = Field(1, ge=1, description="ray only: cores of a worker, its threads on the CPU.")
-    prompts_per_piece: int = Field(
-        16, ge=1, description="ray only: prompts that a worker is given at a time; they are sampled as one batch."
+    prompts_per_piece: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="ray only: prompts of a step that a worker is given at a time, sampled as one batch. auto: even "
+        "shares for all workers, at most 16; a resumed run keeps what it began with.",
     )
     start_timeout_s: float = Field(600, gt=0, description="ray only: for a worker to start or to load an adapter.")
     piece_timeout_s: float = Field(1800, gt=0, description="ray only: for a worker to sample what it was given.")

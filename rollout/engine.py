@@ -87,6 +87,14 @@ class PoolEngine(Engine, Protocol):
         """Workers that sample, or could."""
         ...
 
+    def mark(self) -> None:
+        """Count `figures` from here on."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """How busy the workers were since `mark`: see `Activity.figures`."""
+        ...
+
     def submit(
         self,
         prompts: Sequence[Prompt],
@@ -95,10 +103,12 @@ class PoolEngine(Engine, Protocol):
         seeds: Sequence[str],
         *,
         urgent: bool = False,
+        prompts_per_piece: int | None = None,
     ) -> Request:
         """Ask for what `generate` gives, from a version that is loaded and stays so until it is there.
 
-        What is submitted is begun in this order; what is urgent, and `generate`, before the rest.
+        What is submitted is begun in this order; what is urgent, and `generate`, before the rest. Pieces are of the
+        settings' size unless asked otherwise.
         """
         ...
 
@@ -124,6 +134,17 @@ class PoolError(EngineError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What goes between a pool and its workers, in bytes at the most."""
+
+    version_bytes: int = 0
+    versions: int = 2
+    """That a worker has at once."""
+    answer_bytes: int = 0
+    """Of one work item."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
     """How many workers, where, and how long they may take."""
 
@@ -139,6 +160,7 @@ class PoolSettings:
     """What a worker may take to find its place, start its engine, or load an adapter."""
     piece_timeout_s: float
     """What a worker may take to sample one work item."""
+    sent: Sent = Sent()
     max_restarts: int
     """Incidents without a work item sampled in between, beyond which a pool that has no worker left gives up."""
 

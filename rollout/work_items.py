@@ -9,6 +9,22 @@ from rollout.config import SamplingConfig
 from rollout.segments import goes_on
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup
 
+LARGEST_PIECE = 16
+"""Prompts of a work item beyond which a longer batch gains little, and its longest completion holds up more."""
+
+
+def piece_size(prompts: int, workers: int) -> int:
+    """Prompts of a work item where so many are asked for at once: even shares for all workers, in as few turns as items
+    of `LARGEST_PIECE` take, and smaller where that leaves a worker without one; at least 1."""
+    turns = max(1, pieces_of(prompts, workers * LARGEST_PIECE))
+    even = max(1, pieces_of(prompts, workers * turns))
+    return even if pieces_of(prompts, even) >= workers else max(1, prompts // workers)
+
+
+def pieces_of(prompts: int, prompts_per_piece: int) -> int:
+    """How many work items a request for so many prompts makes."""
+    return -(-prompts // prompts_per_piece)
+
 
 @dataclass(eq=False)
 class Request:

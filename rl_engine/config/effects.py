@@ -46,17 +46,20 @@ POOL = (
     "rollout.address",
     "rollout.cpus_per_worker",
     "rollout.prompts_per_piece",
+    "eval.prompts_per_piece",
     "rollout.start_timeout_s",
     "rollout.piece_timeout_s",
     "rollout.max_restarts",
 )
 MEASURING = (
     "eval.every",
+    "eval.at_start",
     "eval.limit",
     "eval.n",
     "eval.temperature",
     "eval.top_p",
     "eval.max_tokens",
+    "eval.prompts_per_piece",
     "eval.data_dir",
 )
 SUMS = (

@@ -6,7 +6,7 @@ The object made here is the object that runs, and the one that is written beside
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,7 @@ from rl_engine.config.lora import LoraConfig
 from rl_engine.config.loss import LossConfig
 from rl_engine.config.optim import OptimConfig
 from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
+from rollout.work_items import piece_size
 
 Method = Literal["lora", "full"]
 CHECKPOINT_EVERY: dict[Method, int] = {"lora": 1, "full": 10}
@@ -85,6 +86,7 @@ class TrainConfig(Section):
 
 class EvalConfig(Section):
     every: int = Field(10, ge=0, description="Steps between evaluations; 0 for only before and after.")
+    at_start: bool = Field(True, description="Evaluate before the first step, too.")
     suites: tuple[str, ...] = Field((), description="Names of suites, or JSON Lines files of problems.")
     best: str | None = Field(
         None, description="Suite whose best adapter is kept as `adapters/best`; the first suite when absent."
@@ -98,6 +100,9 @@ class EvalConfig(Section):
         0.0, ge=0, le=1, description="Sample from tokens at least this share as likely as the likeliest."
     )
     max_tokens: int | None = Field(None, ge=1, description="Longest completion; the training's when absent.")
+    prompts_per_piece: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="As rollout.prompts_per_piece, of the problems of all suites, which are sampled together."
+    )
     data_dir: str | None = Field(None, description="Directory with the suites' JSON Lines files, for no hub.")
 
     @model_validator(mode="after")
@@ -154,6 +159,17 @@ class Config(CommandConfig):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    @property
+    def training_piece(self) -> int:
+        """Prompts of a step that a worker of the pool is given at a time."""
+        given = self.rollout.prompts_per_piece
+        return piece_size(self.train.problems_per_step, self.rollout.workers) if given == "auto" else given
+
+    def eval_piece(self, problems: int) -> int:
+        """The same of an evaluation with so many problems in all its suites."""
+        given = self.eval.prompts_per_piece
+        return piece_size(problems, self.rollout.workers) if given == "auto" else given
 
     @model_validator(mode="after")
     def _can_learn(self) -> Self:

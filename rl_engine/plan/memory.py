@@ -260,7 +260,7 @@ def _sampling(config: Config, meta_model: nn.Module, trainable: int, ranks: int,
         return []  # a cluster's workers may be anywhere
     worker = [Part(name="sampler libraries", gib=LIBRARIES_GIB)]
     if gpu_gib is None:
-        worker += _cpu_sampler(config, meta_model, trainable, rollout.prompts_per_piece)
+        worker += _cpu_sampler(config, meta_model, trainable, config.training_piece)
     # On CUDA they have GPUs of their own.
     number = rollout.workers
     return [

@@ -16,6 +16,7 @@ from rl_engine.plan.learning_rate import (
     RL_HIGHEST,
     RL_LOWEST,
 )
+from rollout.work_items import piece_size, pieces_of
 
 # Updates between sampling and learning beyond which an unbounded ratio is warned of; at two, seen here, it is as good
 # as on policy (docs/cluster.md).
@@ -148,6 +149,24 @@ def longer_than_the_context(run: PlannedRun) -> str | None:
     )
 
 
+def idle_workers(run: PlannedRun) -> str | None:
+    config, rollout = run.config, run.config.rollout
+    if rollout.placement != "ray":
+        return None
+    step, piece = config.train.problems_per_step, config.training_piece
+    # What is asked for ahead is there too while the learner waits for a step.
+    pieces = pieces_of(step, piece) * (1 + rollout.max_staleness)
+    if pieces >= rollout.workers:
+        return None
+    idle = f"{rollout.workers - pieces:,} of rollout.workers {rollout.workers:,} have nothing to sample"
+    if piece > piece_size(step, rollout.workers):
+        return (
+            f"{idle}: a step's {step:,} prompts are handed out {piece} at a time (rollout.prompts_per_piece), and auto "
+            f"would be {piece_size(step, rollout.workers)}"
+        )
+    return f"{idle}: raise train.problems_per_step, which is {step:,}, or lower rollout.workers"
+
+
 WARNINGS: dict[str, Callable[[PlannedRun], str | None]] = {
     "batch": batch_large_for_lora,
     "rate": rate_of_the_other_method,
@@ -158,6 +177,7 @@ WARNINGS: dict[str, Callable[[PlannedRun], str | None]] = {
     "reinforce": reinforce_moves_on,
     "ratio": ratio_without_bounds,
     "context": longer_than_the_context,
+    "workers": idle_workers,
 }
 """Name → the warning's text, or None where there is nothing to warn of."""
 

@@ -164,6 +164,24 @@ CHARTS = (
         total=Series(key="time/step_s", label="step"),
     ),
     Chart(
+        name="workers_busy",
+        title="Sampling workers at work",
+        unit="% of a step",
+        series=(
+            Series(key="workers/busy_frac", label="mean"),
+            Series(key="workers/busy_min_frac", label="least busy"),
+        ),
+    ),
+    Chart(
+        name="workers_wait",
+        title="Waiting around sampling workers",
+        unit="s",
+        series=(
+            Series(key="workers/queue_s", label="a piece for a worker"),
+            Series(key="workers/tail_s", label="workers for the last pieces"),
+        ),
+    ),
+    Chart(
         name="throughput",
         title="Throughput",
         unit="tokens/s",

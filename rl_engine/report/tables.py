@@ -11,6 +11,7 @@ from typing import Any
 
 from rl_engine.report.charts import suites_of
 from rl_engine.report.shown_run import ShownRun
+from rl_engine.run.bottleneck import in_one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,7 @@ def overview_of(run: ShownRun) -> dict[str, str]:
         "Steps": f"{run.step:,} of {run.steps:,}",
         "Training time": str(timedelta(seconds=round(sum(line["time/step_s"] for line in lines)))),
         "Tokens/s, median": f"{median(line['throughput/tokens_per_s'] for line in lines):,.0f}" if lines else "—",
+        "Bottleneck": in_one_line(run.lines, settings) or "—",
     }
 
 

@@ -155,10 +155,19 @@ class RunConsole:
         for name in sorted({key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}):
             scored = [line for line in lines if f"eval/{name}/avg" in line]
             first, last = ({key: line[f"eval/{name}/{key}"] for key in SCORES} for line in (scored[0], scored[-1]))
+            if len(scored) == 1:
+                self.console.print(
+                    f"[bold]{name}[/bold]  accuracy [bold]{last['avg']:.1%}[/bold] after step {scored[0]['step']:.0f}  "
+                    f"(95 % interval {last['low']:.1%}–{last['high']:.1%}),  "
+                    f"tokens a completion {last['tokens_mean']:.1f}"
+                )
+                continue
+            # Without `eval.at_start` what is compared with is not the beginning.
+            since = f", from step {scored[0]['step']:.0f} on" if scored[0]["step"] else ""
             self.console.print(
                 f"[bold]{name}[/bold]  accuracy [bold]{first['avg']:.1%} → {last['avg']:.1%}[/bold]  (95 % intervals "
                 f"{first['low']:.1%}–{first['high']:.1%} → {last['low']:.1%}–{last['high']:.1%}),  "
-                f"tokens a completion {first['tokens_mean']:.1f} → {last['tokens_mean']:.1f}"
+                f"tokens a completion {first['tokens_mean']:.1f} → {last['tokens_mean']:.1f}{since}"
             )
         self.print_rows({name: str(path) for name, path in paths.items()})
 

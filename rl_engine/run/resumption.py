@@ -68,6 +68,11 @@ def changes_since(run: Path, config: Config | SftConfig) -> list[Changed]:
     return changes(read_run_config(path), config) if path.is_file() else []
 
 
+def began_with(run: Path, section: str, key: str) -> Any:
+    """The value that a run's own configuration has for `section.key`; None where there is no run, or no such key."""
+    return read_run_config(run / CONFIG).get(section, {}).get(key) if (run / CONFIG).is_file() else None
+
+
 def read_run_config(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())

@@ -12,6 +12,7 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.queue import LocalQueue, RolloutQueue
+from rl_engine.sampling.sent import sent_by
 from rl_engine.sampling.shared_pool import RankSharedPool
 from rollout.engine import EngineSettings, PoolSettings
 from rollout.models import locate_model
@@ -104,10 +105,11 @@ def _pool_settings(config: Config, ranks: Ranks) -> PoolSettings:
         cpus_per_worker=rollout.cpus_per_worker,
         gpus_per_worker=gpus,
         cards=_free_cards(config, ranks) if gpus and rollout.address is None else (),
-        prompts_per_piece=rollout.prompts_per_piece,
+        prompts_per_piece=config.training_piece,
         start_timeout_s=rollout.start_timeout_s,
         piece_timeout_s=rollout.piece_timeout_s,
         max_restarts=rollout.max_restarts,
+        sent=sent_by(config),
     )
 
 

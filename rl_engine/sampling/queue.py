@@ -30,8 +30,10 @@ class RolloutQueue(Protocol):
         seeds: Sequence[str],
         *,
         urgent: bool = False,
+        prompts_per_piece: int | None = None,
     ) -> Request:
-        """Ask for a group of each prompt; what is urgent goes before what waits."""
+        """Ask for a group of each prompt; what is urgent goes before what waits. Workers of a pool are given
+        `prompts_per_piece` at a time, where that is not as set."""
         ...
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
@@ -44,6 +46,10 @@ class RolloutQueue(Protocol):
 
         Raises `Stopped` when someone asks to stop: what is not finished is dropped.
         """
+        ...
+
+    def mark(self) -> None:
+        """A step begins: what `metrics` counts is counted from here on."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -67,8 +73,10 @@ class LocalQueue:
         seeds: Sequence[str],
         *,
         urgent: bool = False,
+        prompts_per_piece: int | None = None,
     ) -> Request:
-        """See `RolloutQueue.submit`. Nothing waits here: the order is that of the collecting."""
+        """See `RolloutQueue.submit`. Nothing waits here: the order is that of the collecting. A request is one
+        batch."""
         prompts, seeds = self.ranks.share(list(prompts)), self.ranks.share(list(seeds))
         return split(prompts, sampling, adapter, seeds, max(1, len(prompts)))
 
@@ -86,6 +94,8 @@ class LocalQueue:
                 for item in request.items
                 for group in self.engine.generate(item.prompts, request.sampling, request.adapter, item.seeds)
             ]
+
+    def mark(self) -> None: ...
 
     def metrics(self) -> dict[str, float]:
         return {}

@@ -14,7 +14,7 @@ from rl_engine.sampling.together import leave_if_asked, together
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.stopping import StopRequest
-from rollout.types import AdapterRef, Prompt, RolloutGroup
+from rollout.types import RolloutGroup
 from rollout.work_items import Request
 
 
@@ -40,12 +40,6 @@ class Sampler:
     @property
     def engine(self) -> Engine:
         return self.queue.engine
-
-    def sample(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
-    ) -> GradedBatch:
-        """Graded groups of the prompts, before anything that was submitted ahead."""
-        return self.collect(self.queue.submit(prompts, sampling, adapter, seeds, urgent=True))
 
     def collect(self, request: Request) -> GradedBatch:
         """Wait for a request of the queue, and grade it.

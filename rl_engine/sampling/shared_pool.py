@@ -45,11 +45,12 @@ class RankSharedPool:
         seeds: Sequence[str],
         *,
         urgent: bool = False,
+        prompts_per_piece: int | None = None,
     ) -> Request:
         """See `RolloutQueue.submit`. The request of the other ranks is empty: they hear of the main rank's."""
         if self.pool is None:
             return Request(sampling, adapter)
-        return self.pool.submit(prompts, sampling, adapter, seeds, urgent=urgent)
+        return self.pool.submit(prompts, sampling, adapter, seeds, urgent=urgent, prompts_per_piece=prompts_per_piece)
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
         """See `RolloutQueue.extend`."""
@@ -89,9 +90,17 @@ class RankSharedPool:
         if self.pool is not None:
             self.pool.close()
 
+    def mark(self) -> None:
+        """See `RolloutQueue.mark`."""
+        if self.pool is not None:
+            self.pool.mark()
+
     def metrics(self) -> dict[str, float]:
         """See `RolloutQueue.metrics`."""
-        return {} if self.pool is None else {"workers/alive": self.pool.alive, "workers/lost": self.pool.lost}
+        if self.pool is None:
+            return {}
+        figures = {"alive": self.pool.alive, "lost": self.pool.lost, **self.pool.figures()}
+        return {f"workers/{name}": value for name, value in figures.items()}
 
     def _from_main(self, ask: Callable[[PoolEngine], T]) -> T:
         """The main rank's answer, on every rank."""

@@ -6,6 +6,7 @@ The prompts are one stream, and a step takes the next groups of it. All that a r
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import deque
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ class RolloutStream:
         """
         train = self.config.train
         size, limit = train.problems_per_step, train.max_problems_per_step or train.problems_per_step
+        self.sampler.queue.mark()
         self._versions[adapter.key] = adapter.version
         steps = min(self.config.rollout.max_staleness, train.steps - step)
         self._extend_in_flight(adapter)
@@ -72,8 +74,11 @@ class RolloutStream:
         taken: list[GradedGroup] = []
         collected: list[GradedBatch] = []
         missing = size
-        while missing and len(taken) < limit:
-            count = min(missing, limit - len(taken))
+        while missing > 0 and len(taken) < limit:
+            wanted = self._wanted(missing, limit - len(taken), taken)
+            self._submit(wanted - self.ahead, adapter)
+            # On policy nothing is left for the next step: its version is another.
+            count = min(missing, wanted) if self.config.rollout.max_staleness else wanted
             collected += self._collect(count, adapter)
             taken += [self._ready.popleft() for _ in range(count)]
             missing = size - sum(group.has_signal for group in taken)
@@ -88,6 +93,18 @@ class RolloutStream:
             rollout_s=sum(batch.rollout_s for batch in collected),
             grade_s=sum(batch.grade_s for batch in collected),
         )
+
+    def _wanted(self, missing: int, left: int, taken: Sequence[GradedGroup]) -> int:
+        """Groups to have where so many with signal are missing, at most `left`: as many as hold them at the share with
+        signal that this step has seen in `taken`, so that a second round is rare.
+
+        A resumed run has seen the same, and asks for the same.
+        """
+        share = max(1, sum(group.has_signal for group in taken)) / max(1, len(taken))
+        wanted = min(left, math.ceil(missing / share) if taken else missing)
+        ahead = self.config.rollout.max_staleness * self.config.train.problems_per_step
+        # Sampled ahead, what is left over is for later steps; more than those take would grow too old.
+        return min(wanted, missing + ahead) if ahead else wanted
 
     def metrics(self) -> dict[str, float]:
         """Figures of the last step's groups, and of what samples."""

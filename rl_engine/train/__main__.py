@@ -106,10 +106,13 @@ def run(
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
     from rl_engine.run.console import RunConsole
-    from rl_engine.train.assemble import resolve_learning_rate
+    from rl_engine.sampling.sent import check_room
+    from rl_engine.train.assemble import resolve_learning_rate, resolve_pieces
 
     try:
         config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
+        config = resolve_pieces(config, resume=resume)
+        check_room(config)
         if only_check:
             from rl_engine.train.dry_run import dry_run
 
@@ -144,6 +147,7 @@ def train_in_place(
     from rl_engine.learner.gradients import NonFiniteGradientError
     from rl_engine.report.page import NAME as REPORT
     from rl_engine.report.page import write_report
+    from rl_engine.run.bottleneck import in_one_line, settings_of
     from rl_engine.run.records import read_metrics
     from rl_engine.sampling.failures import GradingFailedError
     from rl_engine.train.assemble import assemble
@@ -173,7 +177,10 @@ def train_in_place(
             if ranks.is_main:
                 report = write_report([output], output / REPORT)
                 paths = {**summary_paths(run), "report": report}
-                run.console.summary(read_metrics(output), paths)
+                lines = read_metrics(output)
+                run.console.summary(lines, paths)
+                if waits_for := in_one_line(lines, settings_of(run.config)):
+                    run.console.note(waits_for)
                 run.console.examples(run.examples)
                 run.console.commands(next_steps(config, paths.get("best adapter", paths["adapter"])))
     return 0

@@ -34,7 +34,7 @@ from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, newest_on_all, 
 from rl_engine.run.console import RunConsole
 from rl_engine.run.peaks import PhasePeaks, available
 from rl_engine.run.records import Records, read_metrics
-from rl_engine.run.resumption import check_resumable, config_hash, problems_digest
+from rl_engine.run.resumption import began_with, check_resumable, config_hash, problems_digest
 from rl_engine.sampling.data import TrainingData, prepare
 from rl_engine.sampling.past import PastVersions
 from rl_engine.sampling.placement import check_placement, start_queue
@@ -150,6 +150,30 @@ def console_of(config: Config, ranks: Ranks) -> RunConsole:
     return RunConsole(quiet=not ranks.is_main, steps=config.train.steps, reward_is_accuracy=plain)
 
 
+def resolve_pieces(config: Config, *, resume: bool) -> Config:
+    """The configuration with a number for `auto` in `rollout.prompts_per_piece`, where workers sample.
+
+    What a worker is given at a time decides roundings, and so the numbers of a run: one that is resumed keeps what it
+    began with, however many workers it has now.
+    """
+    rollout = config.rollout
+    if rollout.prompts_per_piece != "auto":
+        return config
+    found = began_with(Path(config.output_dir), "rollout", "prompts_per_piece") if resume else None
+    if not isinstance(found, int):
+        found = "auto" if rollout.placement == "inprocess" else config.training_piece
+    return config.model_copy(update={"rollout": rollout.model_copy(update={"prompts_per_piece": found})})
+
+
+def resolve_eval_pieces(config: Config, problems: int, *, resume: bool) -> Config:
+    """The same for `eval.prompts_per_piece`, once it is known how many problems an evaluation has."""
+    if config.eval.prompts_per_piece != "auto" or config.rollout.placement == "inprocess" or not problems:
+        return config
+    found = began_with(Path(config.output_dir), "eval", "prompts_per_piece") if resume else None
+    piece = found if isinstance(found, int) else config.eval_piece(problems)
+    return config.model_copy(update={"eval": config.eval.model_copy(update={"prompts_per_piece": piece})})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """What a run is made of, but for weights and engines."""
@@ -209,6 +233,7 @@ def assemble(
     stop = stop or StopRequest()
     console = console or console_of(config, ranks)
     prepared = prepare_run(config, ranks, grader, console)
+    config = resolve_eval_pieces(config, sum(len(prompts) for _, prompts in prepared.suites), resume=resume)
     data, sampling = prepared.data, prepared.sampling
     run_dir = Path(config.output_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
@@ -314,11 +339,13 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
 def plan_lines(config: Config) -> dict[str, str]:
     """Prompts × samples, tokens a step and the rate: known from the configuration alone."""
     completions = config.train.problems_per_step * config.sampling.n
+    workers, piece = config.rollout.workers, config.training_piece
     return {
         "step": (
             f"{config.train.problems_per_step} prompts × {config.sampling.n} samples = {completions} completions, "
             f"at most {completions * config.sampling.max_tokens:,} sampled tokens; {config.train.steps} steps"
         ),
+        **({"workers": f"{workers}, {piece} prompts at a time"} if config.rollout.placement == "ray" else {}),
         "learning": (
             f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates} update(s) a step, "
             f"{config.optim.describe()}"

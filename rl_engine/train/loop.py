@@ -25,6 +25,7 @@ from rl_engine.learner.updates import training_samples, updates_of
 from rl_engine.report.plot import NAME as PLOT
 from rl_engine.report.plot import plot_run
 from rl_engine.run.best import best_version
+from rl_engine.run.bottleneck import Watch, settings_of
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import Example, RunConsole
 from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
@@ -33,12 +34,13 @@ from rl_engine.run.records import METRICS, Records, read_metrics
 from rl_engine.sampling.failures import GradingFailedError, grading_failure
 from rl_engine.sampling.past import PastVersions, gap_of_versions
 from rl_engine.sampling.publish import Publisher
-from rl_engine.sampling.sampler import Sampler
+from rl_engine.sampling.sampler import GradedBatch, Sampler
 from rl_engine.sampling.stream import RolloutStream
 from rollout.config import SamplingConfig
 from rollout.engine import PoolError
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef, Prompt
+from rollout.work_items import Request
 
 
 @dataclass
@@ -70,8 +72,10 @@ class Run:
     """Where the run stands after the last step whose update is made: what the learner's state belongs to."""
     rng: torch.Tensor = field(init=False)
     """torch's random state there."""
+    watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
+        self.watch = Watch(settings_of(self.config))
         finish(self, {})
 
     @property
@@ -149,7 +153,7 @@ def conclude(run: Run, metrics: dict[str, float]) -> None:
     """Evaluate where that is due, and record the step: all that is left of it once its update is made. A run that is
     stopped here does it when it is resumed."""
     finish(run, metrics)
-    wanted = run.step == 0 or due(run.step, run.config.eval.every, run)
+    wanted = due(run.step, run.config.eval.every, run) if run.step else run.config.eval.at_start
     record(run, metrics, evaluate(run) if wanted else [])
     finish(run)
 
@@ -230,22 +234,49 @@ def tokens_of(groups: Sequence[GradedGroup]) -> int:
 
 
 def evaluate(run: Run) -> list[EvalReport]:
-    """Score the current adapter on every suite, by the same engine that samples for training. The main rank reports."""
-    reports = []
+    """Score the current adapter on every suite, by the same engine that samples for training. The main rank reports.
+
+    Workers of a pool sample all suites side by side: the longest completions of one are no one's wait.
+    """
+    problems = sum(len(prompts) for _, prompts in run.suites)
+    asked = []
     for suite, prompts in run.suites:
-        with kept(run), run.console.phase(f"step {run.step}: evaluating {suite.name}"):
-            seeds = [f"eval/{suite.name}/{index}" for index in range(len(prompts))]
-            batch = run.sampler.sample(prompts, run.eval_sampling, run.adapter, seeds)
-            if (failure := grading_failure(run.config.rewards, run.step, batch.groups)) is not None:
-                raise GradingFailedError(f"evaluating {suite.name}: {failure}")
-        if not run.is_main:
-            continue
-        rollout_s = batch.rollout_s / len(batch.groups)
-        if suite is run.suites[0][0]:
-            run.examples.append(example_of(run.step, batch.groups[0]))
-        outcomes = [outcome_of(group.rollout, group.results, rollout_s) for group in batch.groups]
-        reports.append(report_on(suite, outcomes, run.eval_sampling, run.sampler.grader, adapter=run.adapter))
-    return reports
+        seeds = [f"eval/{suite.name}/{index}" for index in range(len(prompts))]
+        request = run.sampler.queue.submit(
+            prompts,
+            run.eval_sampling,
+            run.adapter,
+            seeds,
+            urgent=True,
+            prompts_per_piece=run.config.eval_piece(problems),
+        )
+        asked.append(request)
+    batches = [collected(run, suite, request) for (suite, _), request in zip(run.suites, asked, strict=True)]
+    if not run.is_main:
+        return []
+    if batches:
+        run.examples.append(example_of(run.step, batches[0].groups[0]))
+    # Each problem's share: of suites that were sampled side by side none has a time of its own.
+    rollout_s = sum(batch.rollout_s for batch in batches) / max(problems, 1)
+    return [
+        report_on(
+            suite,
+            [outcome_of(group.rollout, group.results, rollout_s) for group in batch.groups],
+            run.eval_sampling,
+            run.sampler.grader,
+            adapter=run.adapter,
+        )
+        for (suite, _), batch in zip(run.suites, batches, strict=True)
+    ]
+
+
+def collected(run: Run, suite: Suite, request: Request) -> GradedBatch:
+    """The answers to a suite. Raises `GradingFailedError` where they could not be judged."""
+    with kept(run), run.console.phase(f"step {run.step}: evaluating {suite.name}"):
+        batch = run.sampler.collect(request)
+        if (failure := grading_failure(run.config.rewards, run.step, batch.groups)) is not None:
+            raise GradingFailedError(f"evaluating {suite.name}: {failure}")
+    return batch
 
 
 def example_of(step: int, group: GradedGroup) -> Example:
@@ -269,6 +300,8 @@ def record(run: Run, metrics: dict[str, float], reports: Sequence[EvalReport]) -
         line |= report.metrics()
     run.records.metrics(line)
     run.console.row(line, reports)
+    if (waits_for := run.watch.see(line)) is not None:
+        run.console.note(waits_for)
     if reports:
         plot_run(run.records.run)
         mark_best(run)

@@ -13,31 +13,26 @@ from pathlib import Path
 import ray
 
 from rollout.engine import PoolError
+from rollout.pool.room import SMALLEST_STORE, too_long
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
-# The object store holds the adapters, and the prompts and completions under way.
-STORE_BYTES = 512 * 2**20
-# What Linux allows the name of a socket, less what Ray puts behind its directory's.
-LONGEST_DIRECTORY = 107 - len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 
-def start_ray(cpus: int, directory: Path, cards: Sequence[int] = ()) -> None:
+def start_ray(cpus: int, directory: Path, cards: Sequence[int] = (), store_bytes: int = SMALLEST_STORE) -> None:
     """A cluster of this machine alone, on the loopback device, that keeps its sockets and logs in `directory`.
 
-    `cards`: the CUDA devices that are its own.
+    `cards`: the CUDA devices that are its own. `store_bytes`: the size of the object store, which holds the adapters,
+    and the prompts and completions under way.
     Raises `PoolError` when the directory's name is too long for the sockets.
     """
-    if len(os.fsencode(directory)) > LONGEST_DIRECTORY:
-        raise PoolError(
-            f"{directory} has too long a name for Ray's sockets ({LONGEST_DIRECTORY} bytes at most): set TMPDIR to a "
-            "directory with a shorter one"
-        )
+    if (why := too_long(directory)) is not None:
+        raise PoolError(why)
     with _visible_cards(cards), signals_kept():
         ray.init(
             address="local",
             num_cpus=cpus,
             num_gpus=len(cards),
-            object_store_memory=STORE_BYTES,
+            object_store_memory=store_bytes,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -23,9 +23,11 @@ import ray
 from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
+from rollout.pool.activity import Activity
 from rollout.pool.incidents import Incidents
 from rollout.pool.local_cluster import signals_kept, start_ray
-from rollout.pool.member import Call, Complaint, Member, answer_of, nodes_alive
+from rollout.pool.member import Call, Complaint, Member, answer_of, nodes_alive, stores
+from rollout.pool.room import SCRATCH, Room, lacks, store_bytes, too_small
 from rollout.pool.scratch import ScratchDirectory
 from rollout.pool.worker import vllm_engine
 from rollout.types import AdapterRef, Prompt, RolloutGroup
@@ -33,7 +35,6 @@ from rollout.work_items import Request, WorkItem, extended, split
 
 log = logging.getLogger(__name__)
 
-SCRATCH = "rl_engine_ray_"
 # How soon a new call is waited for, a late one noticed and a signal heard.
 POLL_S = 0.05
 # For workers to leave by themselves when the pool is closed.
@@ -58,6 +59,7 @@ class RayPool:
     _urgent: deque[WorkItem] = field(default_factory=deque, init=False)
     _waiting: deque[WorkItem] = field(default_factory=deque, init=False)
     _incidents: Incidents = field(default_factory=Incidents, init=False)
+    _activity: Activity = field(init=False)
     _begun: bool = field(default=False, init=False)
     """Whether a worker has ever started."""
     _hire_at: float = field(default=0.0, init=False)
@@ -71,6 +73,7 @@ class RayPool:
     """The files of a connection to Ray that is this pool's own."""
 
     def __post_init__(self) -> None:
+        self._activity = Activity(self.settings.workers)
         with ExitStack() as undone:
             undone.callback(self.close)
             self._connect()
@@ -86,6 +89,16 @@ class RayPool:
         with self._changed:
             return sum(worker.ready for worker in self._workers)
 
+    def mark(self) -> None:
+        """See `PoolEngine.mark`."""
+        with self._changed:
+            self._activity.mark()
+
+    def figures(self) -> dict[str, float]:
+        """See `PoolEngine.figures`."""
+        with self._changed:
+            return self._activity.figures(self._workers)
+
     def submit(
         self,
         prompts: Sequence[Prompt],
@@ -94,9 +107,10 @@ class RayPool:
         seeds: Sequence[str],
         *,
         urgent: bool = False,
+        prompts_per_piece: int | None = None,
     ) -> Request:
         """See `PoolEngine.submit`."""
-        request = split(prompts, sampling, adapter, seeds, self.settings.prompts_per_piece)
+        request = split(prompts, sampling, adapter, seeds, prompts_per_piece or self.settings.prompts_per_piece)
         return self._queued(request, self._urgent if urgent else self._waiting)
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
@@ -108,6 +122,7 @@ class RayPool:
             raise AdapterError(f"{request.adapter.key} is not loaded; loaded are {sorted(self._adapters) or 'none'}")
         with self._changed:
             queue.extend(request.items)
+            self._activity.asked(request.items)
             self._assign()
         return request
 
@@ -164,12 +179,16 @@ class RayPool:
             self._scratch.remove()
 
     def _connect(self) -> None:
-        address, cpus = self.settings.address, self.settings.workers * self.settings.cpus_per_worker
+        address, sent, workers = self.settings.address, self.settings.sent, self.settings.workers
         if ray.is_initialized():
             return  # by whoever made this pool: they will end it
         self._scratch = ScratchDirectory.make(SCRATCH)
         if address is None:
-            start_ray(cpus, self._scratch.path, self.settings.cards)
+            room = Room.here()
+            if (why := lacks(sent, workers, room)) is not None:
+                raise PoolError(why)
+            store = store_bytes(sent, workers, room)
+            start_ray(workers * self.settings.cpus_per_worker, self._scratch.path, self.settings.cards, store)
         else:
             try:
                 with signals_kept():
@@ -179,6 +198,9 @@ class RayPool:
                     f"rollout.address is {address}, and no Ray cluster there takes this process: start one with `ray "
                     "start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
                 ) from error
+            for name, store in stores().items():
+                if (why := too_small(sent, store, name)) is not None:
+                    raise PoolError(why)
 
     def _start_worker(self) -> Member:
         """A new worker that starts its engine."""
@@ -244,6 +266,9 @@ class RayPool:
         for worker in self._workers:
             if worker.call is None:
                 worker.call = self._next_call(worker)
+        sampling = [worker for worker in self._workers if worker.call is not None and worker.call.item is not None]
+        waits = any(item.ready for queue in (self._urgent, self._waiting) for item in queue)
+        self._activity.see(self._workers, sampling, waits=waits)
 
     def _next_call(self, worker: Member) -> Call | None:
         """Versions first, so that no item meets a worker without its adapter."""
@@ -258,6 +283,7 @@ class RayPool:
             item = next((item for item in queue if item.ready), None)
             if item is not None:
                 queue.remove(item)
+                self._activity.begun(item)
                 return worker.sample(item, self._by(self.settings.piece_timeout_s))
         if time.monotonic() - worker.heard > PING_EVERY_S:
             return Call(handle=worker.actor.ping.remote(), deadline=self._by(PING_S))

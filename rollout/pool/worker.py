@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -47,8 +48,11 @@ class PoolWorker:
     def load_adapter(self, ref: AdapterRef, files: dict[str, bytes]) -> str:
         """Write a version's files, load it under its name, and say the digest of the manifest found here.
 
-        Raises `AdapterError` where a file is not what the manifest says.
+        Raises `AdapterError` where a file is not what the manifest says, `OSError` where there is no room for them.
         """
+        size, free = sum(map(len, files.values())), shutil.disk_usage(self.scratch.path).free
+        if size > free:
+            raise OSError(f"{ref.key} is {size:,} bytes, and {self.scratch.path.parent} has {free:,} free")
         here = replace(ref, path=self.scratch.path / ref.key)
         with written_aside(here.path) as scratch:
             for name, content in files.items():

@@ -248,9 +248,7 @@ def test_every_tail_has_the_same_mean_and_ends_at_the_limit(tail: float) -> None
 
 
 def test_a_larger_run_gives_every_worker_a_piece_and_divides_the_learning() -> None:
-    scale = Scale(
-        problems=8, samples=4, mean_tokens=50, max_tokens=400, prompts_per_piece=16, learner_ranks=10, signal=0.5
-    )
+    scale = Scale(problems=8, samples=4, mean_tokens=50, max_tokens=400, learner_ranks=10, signal=0.5)
     steps = scale.steps(1.0, 0)
     assert all(a.tokens != b.tokens for a, b in pairwise(steps))
     by_hand = [

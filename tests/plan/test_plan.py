@@ -34,6 +34,9 @@ RANK_1 = LAYERS * (2 * 8192 + 2 * 5120 + 3 * (HIDDEN + MLP))
 HEAD = HIDDEN * VOCABULARY
 
 
+WORKERS = ("rollout.placement=ray", "rollout.workers=16")
+
+
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory that holds a config and nothing else."""
@@ -195,6 +198,13 @@ def test_the_lines_of_a_run_hold_the_same_figures(meta_model: nn.Module) -> None
         ("reinforce", ("loss.name=reinforce", "learner.epochs_per_step=2"), "take importance_sampling"),
         ("ratio", ("learner.updates_per_step=4", "learner.epochs_per_step=2"), "with 8 updates a step"),
         ("ratio", ("rollout.placement=ray", "rollout.max_staleness=3"), "with rollout.max_staleness 3"),
+        ("workers", (*WORKERS, "rollout.prompts_per_piece=16"), "14 of rollout.workers 16 have nothing to sample"),
+        ("workers", (*WORKERS, "rollout.prompts_per_piece=3"), "and auto would be 2"),
+        (
+            "workers",
+            (*WORKERS, "rollout.workers=48"),
+            "16 of rollout.workers 48 have nothing to sample: raise",
+        ),
     ],
 )
 def test_each_warning_has_its_case(meta_model: nn.Module, name: str, overrides: tuple[str, ...], words: str) -> None:
@@ -226,10 +236,18 @@ def test_a_start_from_a_decomposition_is_warned_of(meta_model: nn.Module, start:
     assert ("init" in planned(meta_model, "lora.rank=2", f"lora.init={start}").warnings) == warned
 
 
+def test_pieces_leave_no_worker_idle_unless_there_are_fewer_prompts(meta_model: nn.Module) -> None:
+    """The documented recipe, 32 problems for 16 workers, by itself; and what is sampled ahead is work too."""
+    assert planned(meta_model, *WORKERS).warnings == {}
+    assert deepmath(*WORKERS).training_piece == 2
+    ahead = (*WORKERS, "rollout.workers=48", "rollout.max_staleness=1")
+    assert planned(meta_model, *ahead).warnings == {}
+
+
 @pytest.mark.parametrize("name", ["deepmath", "math", "gsm8k"])
 def test_shipped_recipes_of_8b_models_call_for_no_warning(meta_model: nn.Module, name: str) -> None:
     assert forecast(load_config(name), meta_model, device_type="cuda").warnings == {}
-    others = {"reinforce", "ratio"}
+    others = {"reinforce", "ratio", "workers"}
     assert set(WARNINGS) == {"batch", "rate", "alpha", "targets", "init", "capacity", "context"} | others
 
 

@@ -175,7 +175,12 @@ def test_whatever_befalls_the_workers_the_answer_is_the_same(
     until(lambda: pool.alive == 2)
     gone = {pid for pid, _, _ in log_of(script)}
     prompts = [prompt_of(number, "slow") for number in range(20, 24)]
+    pool.mark()
     pool.generate(prompts, SAMPLING, None, seeds(prompts))
+    # Two pieces of two, half a second for each prompt, side by side.
+    figures = pool.figures()
+    assert 0.5 < figures["busy_min_frac"] <= figures["busy_frac"] <= 1
+    assert figures["queue_s"] < 0.5 > figures["tail_s"]
     at_work = {pid for pid, _, _ in log_of(script)[-2:]}
     until(lambda: not any(psutil.pid_exists(pid) for pid in gone - at_work), 10)
 
@@ -401,7 +406,8 @@ def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch
 
 
 def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
-    from rollout.pool.local_cluster import LONGEST_DIRECTORY, start_ray
+    from rollout.pool.local_cluster import start_ray
+    from rollout.pool.room import LONGEST_DIRECTORY
 
     with pytest.raises(PoolError, match="set TMPDIR to a directory with a shorter one"):
         start_ray(1, Path("/" + LONGEST_DIRECTORY * "x"))

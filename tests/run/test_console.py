@@ -134,3 +134,15 @@ def test_the_next_commands_are_whole_and_have_the_runs_paths(tmp_path: Path) -> 
     assert serve[serve.index("--max-lora-rank") + 1] == "8"
     full = load_config("quickstart.yaml", ["method=full", f"output_dir={run}"])
     assert all("lora" not in command for command in next_steps(full, adapter).values())
+
+
+def test_the_summary_of_a_run_without_a_first_evaluation_claims_no_beginning() -> None:
+    out = io.StringIO()
+    console = RunConsole(quiet=False, steps=2, console=Console(file=out, width=200))
+    scores = {"eval/s/avg": 0.25, "eval/s/low": 0.2, "eval/s/high": 0.3, "eval/s/tokens_mean": 5.0}
+    console.summary([{"step": 0}, {"step": 2, **scores}], {})
+    assert "accuracy 25.0% after step 2  (95 % interval 20.0%–30.0%)" in out.getvalue()
+    assert "→" not in out.getvalue()
+    console.summary([{"step": 0}, {"step": 1, **scores}, {"step": 2, **scores}], {})
+    assert "25.0% → 25.0%" in out.getvalue()
+    assert "from step 1 on" in out.getvalue()

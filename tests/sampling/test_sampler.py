@@ -10,7 +10,7 @@ from rewards import Grader
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.sampler import Sampler
 from rollout.config import SamplingConfig
-from rollout.types import Prompt, RolloutGroup
+from rollout.types import RolloutGroup
 from rollout.work_items import Request
 from tests.helpers.builders import completion, prompt
 
@@ -27,11 +27,6 @@ class Queue:
 
     rollouts = (rollout("1", "1", "2", "3"), rollout("2", "2", "2", "2"), rollout("3", "1", "2", "3"))
 
-    def submit(self, prompts: list[Prompt], sampling: SamplingConfig, *_: Any, urgent: bool) -> Request:
-        assert urgent
-        assert prompts == [rollout.prompt for rollout in self.rollouts]
-        return Request(sampling, None)
-
     def collect(self, request: Request) -> list[RolloutGroup]:
         return list(self.rollouts)
 
@@ -39,7 +34,7 @@ class Queue:
 def test_each_completion_is_graded_against_the_answer_of_its_problem(grader: Grader) -> None:
     queue: Any = Queue()
     sampler = Sampler(queue, grader, Ranks(0, 1, torch.device("cpu")))
-    batch = sampler.sample([rollout.prompt for rollout in queue.rollouts], SAMPLING, None, ["a", "b", "c"])
+    batch = sampler.collect(Request(SAMPLING, None))
     assert [group.rollout for group in batch.groups] == list(queue.rollouts)
     assert [group.rewards for group in batch.groups] == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]]
     assert [group.has_signal for group in batch.groups] == [True, False, True]

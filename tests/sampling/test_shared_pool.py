@@ -28,9 +28,10 @@ class SlowPool(ScriptedEngine):
 
     lost, alive, looks = 1, 2, 0
 
-    def submit(
-        self, prompts: Any, sampling: SamplingConfig, adapter: Any, seeds: Any, *, urgent: bool = False
-    ) -> Request:
+    def figures(self) -> dict[str, float]:
+        return {"busy_frac": 0.5}
+
+    def submit(self, prompts: Any, sampling: SamplingConfig, adapter: Any, seeds: Any, **where: Any) -> Request:
         request = split(prompts, sampling, adapter, seeds, 2)
         for item in request.items:
             item.groups = self.generate(item.prompts, sampling, adapter, item.seeds)
@@ -72,7 +73,7 @@ def test_every_rank_gets_what_was_sampled_once(both: tuple[RankSharedPool, RankS
     assert main == other
     assert [group.prompt for group in main] == PROMPTS
     assert len((tmp_path / "log").read_text().splitlines()) == 3
-    assert both[0].metrics() == {"workers/alive": 2, "workers/lost": 1}
+    assert both[0].metrics() == {"workers/alive": 2, "workers/lost": 1, "workers/busy_frac": 0.5}
     assert both[1].metrics() == {}
 
 

@@ -52,6 +52,8 @@ class FakeSampler:
     def queue(self) -> FakeSampler:
         return self
 
+    def mark(self) -> None: ...
+
     def metrics(self) -> dict[str, float]:
         return {}
 
@@ -165,16 +167,53 @@ def test_an_adapter_that_stands_still_makes_nothing_stale(make_stream: Any) -> N
 def test_groups_without_signal_are_replaced_up_to_the_limit(make_stream: Any) -> None:
     stream, sampler = make_stream("train.max_problems_per_step=6", dull={1, 2, 4, 10, 11, 12, 13, 14})
     first = stream.take(1, ref(0))
-    # 0 1̶ 2̶ | 3 4̶ | 5: two rounds of as many as are missing.
+    # 0 1̶ 2̶ | 3 4̶ 5: two are missing, one in three had a signal, and the limit leaves three.
     assert (ids(first.to_learn), ids(first.replaced)) == ([0, 3, 5], [1, 2, 4])
-    assert [len(prompts) for _, prompts, _ in sampler.asked] == [3, 2, 1]
-    assert (first.rollout_s, first.grade_s) == (3 * 2.0, 3 * 0.5)
+    assert [len(prompts) for _, prompts, _ in sampler.asked] == [3, 3]
+    assert (first.rollout_s, first.grade_s) == (2 * 2.0, 2 * 0.5)
     assert stream.metrics()["groups/replaced"] == 3
     assert ids(stream.take(2, ref(1)).all) == [6, 7, 8]
     assert stream.metrics()["groups/replaced"] == 0
     # Six were sampled and one has signal: two without keep the step's size.
     assert ids(stream.take(3, ref(2)).all) == [9, 10, 11, 12, 13, 14]
     assert stream.position == 15
+
+
+def test_one_round_asks_for_what_holds_the_missing_groups_at_the_share_so_far(make_stream: Any) -> None:
+    """Of 0 to 2 one has a signal: two are missing, so six more, and all six count as sampled."""
+    stream, sampler = make_stream("train.max_problems_per_step=30", dull={1, 2, 4, 6})
+    first = stream.take(1, ref(0))
+    assert (ids(first.to_learn), ids(first.replaced)) == ([0, 3, 5], [7, 8, 1, 2, 4, 6])
+    assert sum(len(prompts) for _, prompts, _ in sampler.asked) == stream.position == 9
+    # On policy: nothing that was asked for under this version is left for the next.
+    assert stream.ahead == 0
+    assert versions(stream.take(2, ref(1)).all) == [1, 1, 1]
+
+
+def test_where_none_has_had_a_signal_the_round_is_as_large_as_one_in_all_would_ask_for(make_stream: Any) -> None:
+    stream, sampler = make_stream("train.max_problems_per_step=30", dull=set(range(9)))
+    assert ids(stream.take(1, ref(0)).to_learn) == [9, 10, 11]
+    assert sum(len(prompts) for _, prompts, _ in sampler.asked) == 3 + 3 * 3
+
+
+@pytest.mark.parametrize("staleness", [1, 2, 3])
+def test_what_is_asked_for_beyond_the_need_ahead_of_the_learner_is_for_later_steps(
+    make_stream: Any, staleness: int
+) -> None:
+    """And none of it grows older than the bound, whatever had a signal."""
+    overrides = ("rollout.placement=ray", f"rollout.max_staleness={staleness}", "train.steps=9")
+    for seed in range(8):
+        draw = random.Random(seed)
+        dull = {number for number in range(1000) if draw.random() < (0.9 if number // 20 % 2 else 0.2)}
+        stream, _ = make_stream(*overrides, "train.max_problems_per_step=20", dull=dull)
+        taken: list[int] = []
+        for step in range(1, 10):
+            found = stream.take(step, ref(step - 1))
+            # Taken one by one: none with a signal is thrown away.
+            assert all(number in dull for number in ids(found.replaced))
+            assert stream.metrics()["rollout/staleness_max"] <= staleness
+            taken += ids(found.all)
+        assert sorted(taken) == list(range(len(taken)))
 
 
 def test_a_step_that_replaces_takes_from_what_is_under_way_and_stays_within_the_bound(make_stream: Any) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from evals.suites import SUITES
+from rl_engine.config.file import ConfigError
+from rl_engine.run.output import check_output
+from rl_engine.run.records import Records
 from rl_engine.sampling.data import TrainingData
-from rl_engine.train.assemble import overlap_notes, pad_id_of
+from rl_engine.train.assemble import overlap_notes, pad_id_of, resolve_eval_pieces, resolve_pieces
 from tests.helpers.builders import prompt
 
 
@@ -22,3 +28,29 @@ def test_a_run_is_warned_of_overlap_but_not_of_generated_sums() -> None:
     data = TrainingData(prompts, Counter(), {})
     (note,) = overlap_notes(data, [(SUITES["gsm8k"], prompts[:1]), (SUITES["held_out"], prompts)])
     assert note.startswith("warning: 1 of 2 training problems overlap gsm8k (1 word for word")
+
+
+def test_a_resumed_run_keeps_the_pieces_it_began_with_whatever_its_workers_are_now(make_config: Any) -> None:
+    """`auto` is written down as the number it was."""
+    pool = ("rollout.placement=ray", "log.tensorboard=false", "train.problems_per_step=32")
+    begun = resolve_pieces(make_config(*pool, "rollout.workers=16"), resume=False)
+    begun = resolve_eval_pieces(begun, 100, resume=False)
+    assert (begun.rollout.prompts_per_piece, begun.eval.prompts_per_piece) == (2, 6)
+    Records(Path(begun.output_dir), begun).open(-1)
+    later = make_config(*pool, "rollout.workers=4")
+    resumed = resolve_eval_pieces(resolve_pieces(later, resume=True), 300, resume=True)
+    assert (resumed.rollout.prompts_per_piece, resumed.eval.prompts_per_piece) == (2, 6)
+    check_output(resumed, resume=True)
+    assert (resumed.rollout.workers, resumed.eval) == (4, begun.eval)
+    anew = resolve_pieces(later, resume=False)
+    assert anew.rollout.prompts_per_piece == 8
+    (Path(begun.output_dir) / "checkpoints" / "step000001").mkdir(parents=True)
+    given = resolve_pieces(make_config(*pool, "rollout.prompts_per_piece=4"), resume=True)
+    assert any("rollout.prompts_per_piece" in note for note in check_output(given, resume=True))
+
+
+def test_in_process_nothing_is_cut(make_config: Any) -> None:
+    config = make_config()
+    assert resolve_eval_pieces(resolve_pieces(config, resume=False), 100, resume=False) == config
+    with pytest.raises(ConfigError, match=r"eval\.prompts_per_piece is 4, and has no effect"):
+        make_config("eval.prompts_per_piece=4")

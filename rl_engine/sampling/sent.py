@@ -1,0 +1,41 @@
+"""Configuration → the bytes that go to a pool's workers, and whether this machine has room for them."""
+
+from __future__ import annotations
+
+from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
+from rl_engine.policy.base_model import load_meta_model
+from rl_engine.policy.targets import coverage_of
+from rollout.engine import Sent
+from rollout.pool.room import Room, lacks
+from rollout.work_items import LARGEST_PIECE
+
+FP32 = 4
+# Of a sampled token, pickled: its id, its log-probability and its characters.
+TOKEN_BYTES = 20
+
+
+def sent_by(config: Config) -> Sent:
+    """What the workers of a run are sent and answer, at the most."""
+    trainable = coverage_of(load_meta_model(config.model), config.lora).trainable
+    evaluation = config.eval
+    most = LARGEST_PIECE if evaluation.prompts_per_piece == "auto" else evaluation.prompts_per_piece
+    tokens = max(
+        config.training_piece * config.sampling.n * config.sampling.max_tokens,
+        most * evaluation.n * (evaluation.max_tokens or config.sampling.max_tokens) if evaluation.suites else 0,
+    )
+    return Sent(
+        version_bytes=trainable * config.lora.served_factor * FP32,
+        # A new one is there before the oldest goes.
+        versions=config.rollout.max_staleness + 2,
+        answer_bytes=tokens * TOKEN_BYTES,
+    )
+
+
+def check_room(config: Config) -> None:
+    """Raises `ConfigError` where a pool on this machine could not be sent its adapters. Machines of a cluster that is
+    joined are looked at when it is."""
+    if config.rollout.placement != "ray" or config.rollout.address is not None:
+        return
+    if (why := lacks(sent_by(config), config.rollout.workers, Room.here())) is not None:
+        raise ConfigError(why)

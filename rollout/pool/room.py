@@ -1,0 +1,105 @@
+"""What a pool sends and writes down → the room it takes on a machine, and in words where there is too little."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rollout.engine import Sent
+
+SCRATCH = "rl_engine_ray_"
+# What Linux allows the name of a socket, less what Ray puts behind its directory's.
+LONGEST_DIRECTORY = 107 - len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+SHARED_MEMORY = Path("/dev/shm")
+SMALLEST_STORE = 512 * 2**20
+# A larger store than this Ray keeps nowhere but in shared memory; a smaller one on the disk, if it must.
+LARGEST_ON_DISK = 10_000_000_000
+# Of a version on its way: names, digests, PEFT's configuration, and what the store's own bookkeeping takes.
+SLACK = 1.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Bytes that are free on this machine."""
+
+    shared: int
+    """For the object store."""
+    scratch: int
+    """In the directory of temporary files, where workers write versions down."""
+
+    @classmethod
+    def here(cls) -> Room:
+        shared = os.statvfs(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
+        return cls(
+            shared=shared.f_frsize * shared.f_bavail if shared else 0,
+            scratch=shutil.disk_usage(tempfile.gettempdir()).free,
+        )
+
+
+def needed_bytes(sent: Sent) -> int:
+    """What the object store of a machine must hold at once: all versions, and an answer."""
+    return int(SLACK * (sent.versions * sent.version_bytes + sent.answer_bytes))
+
+
+def store_bytes(sent: Sent, workers: int, room: Room) -> int:
+    """The size of a store of one's own: as much as may be under way at once, in so far as there is shared memory."""
+    under_way = int(SLACK * 2 * workers * sent.answer_bytes)
+    return max(SMALLEST_STORE, needed_bytes(sent), min(needed_bytes(sent) + under_way, room.shared))
+
+
+def lacks(sent: Sent, workers: int, room: Room) -> str | None:
+    """Why these workers of a cluster of one's own cannot be sent what they need, or None."""
+    if (why := too_long(Path(tempfile.gettempdir()) / f"{SCRATCH}{8 * 'x'}")) is not None:
+        return why
+    store = needed_bytes(sent)
+    on_disk = store > room.shared
+    if on_disk and store > LARGEST_ON_DISK:
+        return (
+            f"{_versions(sent)} go to the workers through shared memory, {_gib(store)} with one answer, and "
+            f"{SHARED_MEMORY} has {_gib(room.shared)} free: make it larger (docker run --shm-size), or {_smaller(sent)}"
+        )
+    written = workers * sent.versions * sent.version_bytes + on_disk * store
+    if written > room.scratch:
+        return (
+            f"rollout.workers is {workers}, and each writes down {_versions(sent)}, {_gib(written)} in all; "
+            f"{tempfile.gettempdir()} has {_gib(room.scratch)} free: set TMPDIR to a directory with more, lower "
+            f"rollout.workers, or {_smaller(sent)}"
+        )
+    return None
+
+
+def too_long(directory: Path) -> str | None:
+    """Why a cluster of one's own cannot have its sockets in that directory, or None."""
+    if len(os.fsencode(directory)) <= LONGEST_DIRECTORY:
+        return None
+    return (
+        f"{directory} has too long a name for Ray's sockets ({LONGEST_DIRECTORY} bytes at most): set TMPDIR to a "
+        "directory with a shorter one"
+    )
+
+
+def too_small(sent: Sent, store: int, node: str) -> str | None:
+    """Why the object store of a machine of a joined cluster cannot hold what is sent there, or None."""
+    needed = needed_bytes(sent)
+    if store >= needed:
+        return None
+    return (
+        f"rollout.address: the object store of {node} has {_gib(store)}, and {_versions(sent)} are sent there, "
+        f"{_gib(needed)} with one answer: start it with `ray start --object-store-memory={needed}`, or {_smaller(sent)}"
+    )
+
+
+def _versions(sent: Sent) -> str:
+    return f"{sent.versions} versions of {_gib(sent.version_bytes)}"
+
+
+def _smaller(sent: Sent) -> str:
+    ahead = ", lower rollout.max_staleness" if sent.versions > 2 else ""
+    return f"lower lora.rank or lora.targets{ahead}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,86 @@
+"""How busy workers were, worked by hand on a clock that the test turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from rollout.config import SamplingConfig
+from rollout.pool.activity import Activity
+from rollout.types import Problem, Prompt
+from rollout.work_items import WorkItem, extended, split
+
+PROMPTS = [Prompt(problem=Problem(id=str(i), text="", answer=""), text="", token_ids=(1,)) for i in range(3)]
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def activity(clock: Clock) -> Activity:
+    return Activity(4, clock)
+
+
+def items() -> list[WorkItem]:
+    return split(PROMPTS, SamplingConfig(n=2), None, ["a", "b", "c"], 1).items
+
+
+def test_shares_queue_and_tail_by_hand(clock: Clock, activity: Activity) -> None:
+    """Four workers, six seconds: two busy for 3 s while work waits, then one alone for 2 s, then none."""
+    first, second, third = items()
+    activity.mark()
+    activity.asked([first, second, third])
+    activity.begun(first)
+    activity.begun(second)
+    activity.see("abcd", "ab", waits=True)
+    clock.now += 3
+    activity.begun(third)
+    activity.see("abcd", "c", waits=False)
+    clock.now += 2
+    activity.see("abcd", "", waits=False)
+    clock.now += 1
+    figures = activity.figures("abcd")
+    assert figures == {
+        "busy_frac": pytest.approx((3 + 3 + 2) / (6 * 4)),
+        "busy_min_frac": 0.0,
+        "tail_s": 2.0,
+        "queue_s": pytest.approx(3 / 3),
+    }
+
+
+def test_what_was_before_the_mark_is_not_counted_and_what_goes_on_is(clock: Clock, activity: Activity) -> None:
+    activity.see("abcd", "abcd", waits=False)
+    clock.now += 5
+    activity.mark()
+    clock.now += 2
+    assert activity.figures("abcd") == {"busy_frac": 1.0, "busy_min_frac": 1.0, "tail_s": 0.0}
+
+
+def test_a_worker_that_was_lost_has_worked_and_one_that_is_missing_is_idle(clock: Clock, activity: Activity) -> None:
+    activity.see("abcd", "abcd", waits=True)
+    clock.now += 2
+    activity.see("abc", "abc", waits=True)
+    clock.now += 2
+    figures = activity.figures("abc")
+    assert figures["busy_frac"] == pytest.approx((3 * 4 + 2) / 16)
+    assert figures["busy_min_frac"] == 1.0
+
+
+def test_a_leg_that_waits_for_another_does_not_wait_for_a_worker(clock: Clock, activity: Activity) -> None:
+    (one, *_) = items()
+    later = extended(one.request, SamplingConfig(n=2), None).items[0]
+    activity.asked([later])
+    clock.now += 9
+    activity.begun(later)
+    assert "queue_s" not in activity.figures("abcd")

@@ -1,0 +1,74 @@
+"""The room that a pool's adapters and answers take, by hand, and what is said where there is too little."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+
+import pytest
+
+from rollout.engine import Sent
+from rollout.pool.room import LARGEST_ON_DISK, SMALLEST_STORE, Room, lacks, needed_bytes, store_bytes, too_small
+
+GIB = 2**30
+# Rank 512 of an 8B model, on policy.
+LARGE = Sent(version_bytes=5 * GIB, versions=2, answer_bytes=GIB // 2)
+AMPLE = Room(shared=200 * GIB, scratch=2000 * GIB)
+
+
+def test_a_store_holds_every_version_and_what_is_under_way() -> None:
+    assert needed_bytes(LARGE) == int(1.1 * 10.5 * GIB)
+    assert store_bytes(LARGE, 8, AMPLE) == needed_bytes(LARGE) + int(1.1 * 8 * GIB)
+    # Completions may wait on the disk; versions may not.
+    assert store_bytes(LARGE, 8, replace(AMPLE, shared=15 * GIB)) == 15 * GIB
+    assert store_bytes(LARGE, 8, replace(AMPLE, shared=1)) == needed_bytes(LARGE)
+    assert store_bytes(Sent(), 8, AMPLE) == SMALLEST_STORE
+
+
+def test_what_fits_is_not_spoken_of() -> None:
+    assert lacks(LARGE, 8, AMPLE) is None
+    small = Sent(version_bytes=GIB, versions=3)
+    assert needed_bytes(small) < LARGEST_ON_DISK
+    assert lacks(small, 2, Room(shared=0, scratch=10 * GIB)) is None
+    assert too_small(LARGE, 12 * GIB, "10.0.0.1") is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "room", "words"),
+    [
+        (
+            LARGE,
+            replace(AMPLE, shared=8 * GIB),
+            ["/dev/shm has 8.00 GiB free", "--shm-size", "lower lora.rank"],
+        ),
+        (
+            replace(LARGE, versions=4),
+            replace(AMPLE, scratch=100 * GIB),
+            [
+                "rollout.workers is 8, and each writes down 4 versions of 5.00 GiB, 160.00 GiB in all",
+                "set TMPDIR",
+                "lower rollout.max_staleness",
+            ],
+        ),
+        (Sent(version_bytes=GIB), Room(shared=0, scratch=17 * GIB), ["has 17.00 GiB free"]),
+    ],
+)
+def test_what_does_not_fit_is_told_with_the_way_out(sent: Sent, room: Room, words: list[str]) -> None:
+    why = lacks(sent, 8, room)
+    assert why is not None
+    assert all(word in why for word in words), why
+    assert "\n" not in why
+
+
+def test_a_machine_of_a_joined_cluster_with_a_small_store_is_named() -> None:
+    why = too_small(LARGE, GIB, "10.0.0.1")
+    assert why is not None
+    assert "the object store of 10.0.0.1 has 1.00 GiB, and 2 versions of 5.00 GiB" in why
+    assert f"--object-store-memory={needed_bytes(LARGE)}" in why
+
+
+def test_a_directory_with_too_long_a_name_is_told_of_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/scratch/of/a/user/with/a/name")
+    why = lacks(Sent(), 1, AMPLE)
+    assert why is not None
+    assert why.startswith("/scratch/of/a/user/with/a/name/rl_engine_ray_xxxxxxxx has too long a name")

@@ -1,0 +1,98 @@
+"""An evaluation: what is asked of whatever samples, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from evals.suites import find_suite
+from rewards import Grader
+from rl_engine.learner.ranks import Ranks
+from rl_engine.run.console import RunConsole
+from rl_engine.sampling.sampler import Sampler
+from rl_engine.train import loop
+from rl_engine.train.loop import evaluate, train
+from rollout.config import SamplingConfig
+from rollout.types import Prompt, RolloutGroup
+from rollout.work_items import Request, split
+from tests.helpers.builders import completion, prompt
+
+SAMPLING = SamplingConfig(n=1, temperature=0, max_tokens=4)
+
+
+class Queue:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, int]] = []
+
+    def submit(self, prompts: Sequence[Prompt], sampling: Any, adapter: Any, seeds: Any, **where: Any) -> Request:
+        assert where["urgent"]
+        self.said.append(("asked", where["prompts_per_piece"]))
+        return split(prompts, sampling, adapter, seeds, 100)
+
+    def collect(self, request: Request) -> list[RolloutGroup]:
+        self.said.append(("waited for", len(request.items[0].prompts)))
+        return [
+            RolloutGroup(prompt=p, completions=(completion("2", tokens=2, adapter="base"),))
+            for p in request.items[0].prompts
+        ]
+
+
+@pytest.fixture
+def run(make_config: Any, grader: Grader) -> Any:
+    config = make_config("rollout.placement=ray", "rollout.workers=3")
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    queue: Any = Queue()
+    suites = [
+        (find_suite(name), [prompt(f"{i}=?", id=f"{name}{i}", answer="2") for i in range(count)])
+        for name, count in (("held_out", 5), ("gsm8k", 2))
+    ]
+    console = RunConsole(quiet=True, steps=1)
+    sampler = Sampler(queue, grader, ranks)
+    return SimpleNamespace(
+        config=config, suites=suites, sampler=sampler, eval_sampling=SAMPLING, console=console, step=0, is_main=True,
+        adapter=None,
+    )  # fmt: skip
+
+
+def test_all_suites_are_asked_for_before_the_first_is_waited_for(run: Any) -> None:
+    reports = evaluate(run)
+    # Seven problems for three workers: three at a time.
+    assert run.sampler.queue.said == [("asked", 3), ("asked", 3), ("waited for", 5), ("waited for", 2)]
+    assert [(report.suite, report.problems) for report in reports] == [("held_out", 5), ("gsm8k", 2)]
+
+
+def test_without_suites_nothing_is_asked(run: Any) -> None:
+    run.suites = []
+    assert evaluate(run) == []
+
+
+@pytest.mark.parametrize(("overrides", "evaluations"), [((), 1), (("eval.at_start=false",), 0)])
+def test_the_first_evaluation_may_be_left_out(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], evaluations: int
+) -> None:
+    """The line of step 0 is written all the same: it says which version samples."""
+    measured: list[int] = []
+    recorded: list[Any] = []
+
+    def measure(run: Any) -> list[Any]:
+        measured.append(run.step)
+        return []
+
+    monkeypatch.setattr(loop, "evaluate", measure)
+    monkeypatch.setattr(loop, "record", lambda run, metrics, reports: recorded.append(reports))
+    run: Any = SimpleNamespace(
+        config=make_config(*overrides),
+        step=0,
+        version=0,
+        publisher=SimpleNamespace(publish=lambda version: None),
+        stop=SimpleNamespace(agreed=lambda ranks: True),
+        learner=SimpleNamespace(ranks=None),
+    )
+    train(run)
+    assert (len(measured), recorded) == (evaluations, [[]])
