@@ -96,7 +96,10 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "data.source=jsonl"), "data.source: jsonl needs data.path"),
     ((*TRAIN, "data.source=jsonl", "data.path=gone.jsonl"), "data.path: no such file: gone.jsonl"),
     ((*TRAIN, "eval.suites=[gone.jsonl]"), "suite gone: no such file: gone.jsonl"),
-    ((*TRAIN, "eval.suites=[gsm8k]", "eval.data_dir=empty"), "eval.suites gsm8k: no such file: empty/gsm8k_test.jsonl"),
+    (
+        (*TRAIN, "eval.suites=[gsm8k]", "eval.data_dir=empty"),
+        "eval.data_dir: empty has no gsm8k_test.jsonl for the suite gsm8k",
+    ),
     ((*TRAIN, "rewards.function=nobody.wrote:it"), "rewards.function is 'nobody.wrote:it': there is no module"),
     ((*TRAIN, "rewards.function=rewards.no_such:it"), "there is no module 'rewards.no_such'"),
     ((*TRAIN, "lora.start_from=empty"), "lora.start_from: empty is not an adapter"),
