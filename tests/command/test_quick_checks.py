@@ -119,7 +119,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*SFT, "data.source=arithmetic", "output_dir=taken"), "output_dir: taken holds a run already"),
     ((*SFT, "data.source=arithmetic", "output_dir=/proc/run"), "nothing can be written in /proc"),
     ((*SFT, "model.name=weightless"), "has no weights"),
-    ((*EVALS, "--suite", "gone.jsonl"), "--suite gone: no such file: gone.jsonl"),
+    ((*EVALS, "--suite", "gone.jsonl"), "suite gone: no such file: gone.jsonl"),
     ((*EVALS, "--suite", "gsm8k", "--data-dir", "empty"), "--suite gsm8k: no such file: empty/gsm8k_test.jsonl"),
     ((*EVALS, "--suite", "gsm9k"), "no suite 'gsm9k'"),
     ((*EVALS, "--output", "file"), "--output: file is there already"),
