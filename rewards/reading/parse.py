@@ -58,7 +58,10 @@ def parse(text: str) -> Expr:
         parsed = parsed.args[0]  # the parser takes the braces of {\frac{25}{10}} for a set's
     if "!!" in latex:
         parsed = _with_double_factorials(parsed, latex)
-    return parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
+    try:
+        return parsed.subs({symbol: sympy.I for symbol in parsed.free_symbols if symbol.name == "i"})
+    except TypeError as error:  # 1 ≤ i: complex numbers have no order
+        raise Unparsed(str(error)) from None
 
 
 def _with_double_factorials(parsed: Expr, latex: str) -> Expr:

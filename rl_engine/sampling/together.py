@@ -32,9 +32,10 @@ def together(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
 
 def leave_if_asked(ranks: Ranks, stop: StopRequest) -> None:
     """Raises `Stopped` on every rank when any was asked to stop."""
+    number = stop.signum or 0
     if ranks.count > 1:
-        number = int(ranks.max(torch.tensor(float(stop.signum or 0), device=ranks.device)))
-        if number:
-            stop.heed(number)
-    if stop.asked:
+        # What all have heard decides: a signal that comes now is for the next time that they ask each other.
+        number = int(ranks.max(torch.tensor(float(number), device=ranks.device)))
+    if number:
+        stop.heed(number)
         raise Stopped

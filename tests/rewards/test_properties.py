@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rewards import Grader
@@ -132,6 +132,7 @@ LATEX = st.lists(
 
 @settings(QUICK, max_examples=150)
 @given(LATEX, LATEX)
+@example([r"\frac"], ["1", r"\le", "i"])
 def test_any_latex_gets_a_verdict(answer: list[str], reference: list[str]) -> None:
     """No exception leaves the judge: what it cannot read it calls unparseable."""
     verdict, _ = same_answer("".join(answer), "".join(reference))

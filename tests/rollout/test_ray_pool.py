@@ -63,7 +63,7 @@ def ray_cluster() -> Iterator[Path]:
     family = rays_processes()
     ray.shutdown()
     scratch.remove()
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert family
     assert not alive
 
