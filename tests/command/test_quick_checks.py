@@ -120,7 +120,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*SFT, "data.source=arithmetic", "output_dir=/proc/run"), "nothing can be written in /proc"),
     ((*SFT, "model.name=weightless"), "has no weights"),
     ((*EVALS, "--suite", "gone.jsonl"), "suite gone: no such file: gone.jsonl"),
-    ((*EVALS, "--suite", "gsm8k", "--data-dir", "empty"), "--data-dir: empty has no gsm8k_test.jsonl for the suite gsm8k"),
+    ((*EVALS, "--suite", "gsm8k", "--data-dir", "empty"), "--data-dir: empty has no gsm8k_test.jsonl for the suite"),
     ((*EVALS, "--suite", "gsm9k"), "no suite 'gsm9k'"),
     ((*EVALS, "--output", "file"), "--output: file is there already"),
     ((*EVALS, "--overwrite", "--output", "empty"), "--output: empty is a directory"),
