@@ -44,8 +44,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Ranks:
-    return join_ranks()
+def ranks() -> Iterator[Ranks]:
+    joined = join_ranks()
+    with pytest.MonkeyPatch.context() as patch:
+        # A command that is run in this process does not end the group in which the session's engine is.
+        patch.setattr("rl_engine.learner.ranks.leave_ranks", lambda: None)
+        yield joined
 
 
 @pytest.fixture(scope="session")

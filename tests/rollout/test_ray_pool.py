@@ -60,12 +60,14 @@ def ray_cluster() -> Iterator[Path]:
     scratch = ScratchDirectory.make("rl_engine_ray_test_")
     start_ray(4, scratch.path)
     yield scratch.path
-    family = rays_processes()
+    # Other tests' processes may be of Ray too: those of this cluster name its directory, or are children of such.
+    roots = [process for process in rays_processes() if str(scratch.path) in " ".join(process.cmdline())]
+    family = {each: each.cmdline() for root in roots for each in (root, *root.children(recursive=True))}
     ray.shutdown()
     scratch.remove()
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(list(family), timeout=60)
     assert family
-    assert not alive
+    assert not [family[process] for process in alive]
 
 
 def rays_processes() -> list[psutil.Process]:

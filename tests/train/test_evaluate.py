@@ -15,7 +15,7 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.run.console import RunConsole
 from rl_engine.sampling.sampler import Sampler
 from rl_engine.train import loop
-from rl_engine.train.loop import evaluate, train
+from rl_engine.train.loop import conclude, evaluate
 from rollout.config import SamplingConfig
 from rollout.types import Prompt, RolloutGroup
 from rollout.work_items import Request, split
@@ -56,7 +56,7 @@ def run(make_config: Any, grader: Grader) -> Any:
     sampler = Sampler(queue, grader, ranks)
     return SimpleNamespace(
         config=config, suites=suites, sampler=sampler, eval_sampling=SAMPLING, console=console, step=0, is_main=True,
-        adapter=None,
+        adapter=None, examples=[],
     )  # fmt: skip
 
 
@@ -85,14 +85,8 @@ def test_the_first_evaluation_may_be_left_out(
         return []
 
     monkeypatch.setattr(loop, "evaluate", measure)
+    monkeypatch.setattr(loop, "finish", lambda run, metrics=None: None)
     monkeypatch.setattr(loop, "record", lambda run, metrics, reports: recorded.append(reports))
-    run: Any = SimpleNamespace(
-        config=make_config(*overrides),
-        step=0,
-        version=0,
-        publisher=SimpleNamespace(publish=lambda version: None),
-        stop=SimpleNamespace(agreed=lambda ranks: True),
-        learner=SimpleNamespace(ranks=None),
-    )
-    train(run)
+    run: Any = SimpleNamespace(config=make_config(*overrides), step=0)
+    conclude(run, {})
     assert (len(measured), recorded) == (evaluations, [[]])
