@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class Verdict(StrEnum):
@@ -47,6 +49,8 @@ class GradeItem:
     prompt: str = ""
     r"""The text that the completion goes on with. Its end matters: where it leaves a thought open (`…<think>\n`),
     the completion begins inside it."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The problem's other columns, of what JSON can hold; only a user's reward function reads them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

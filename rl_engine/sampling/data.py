@@ -23,6 +23,8 @@ class TrainingData:
     prompts: list[Prompt]
     dropped: Counter[str]
     examples: dict[str, str]
+    unplaced: int = 0
+    """Problems with a system turn where the prompt has none."""
 
     def describe(self) -> str:
         """What was kept and dropped, for people."""
@@ -34,11 +36,21 @@ class TrainingData:
         ]
         return "; ".join(lines)
 
+    @property
+    def extra_columns(self) -> list[str]:
+        """Columns that the problems bring for a reward function."""
+        return list(dict.fromkeys(name for prompt in self.prompts for name in prompt.problem.extra))
+
     def repetitions(self, places: int) -> list[str]:
         """What is sampled more often than it seems, for people: problems that the file repeats, and those that a step
         of so many places holds several times."""
         different = len({" ".join(prompt.problem.text.split()) for prompt in self.prompts})
         notes = []
+        if self.unplaced:
+            notes.append(
+                f"warning: {self.unplaced:,} problems have a system turn, and prompt.template has no place for one: it "
+                "is left out"
+            )
         if different < len(self.prompts):
             notes.append(f"warning: {different:,} different problems of {len(self.prompts):,}: the others repeat them")
         if different < places:
@@ -56,13 +68,20 @@ def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) ->
     would leave no room to answer.
     Raises `ValueError` when nothing is left.
     """
-    loaded = load_problems(config.data, split="train", seed=config.seed)
+    rewards = config.rewards
+    loaded = load_problems(
+        config.data,
+        split="train",
+        seed=config.seed,
+        need_answer=rewards.correct_weight > 0,
+        with_extra=rewards.function is not None,
+    )
     checks = ranks.gather(grader.check_references(ranks.share([problem.answer for problem in loaded.problems])))
     result = Loaded([], loaded.dropped, loaded.examples)
     prompts = []
     limit = config.data.max_prompt_tokens
     for problem, check in zip(loaded.problems, checks, strict=True):
-        if check.verdict is not Verdict.CORRECT:
+        if problem.answer and check.verdict is not Verdict.CORRECT:
             result.drop(f"reference does not grade correct against itself ({check.verdict})", problem.id)
             continue
         fits = len(problem.text) <= CHARACTERS_PER_TOKEN * limit
@@ -71,7 +90,8 @@ def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) ->
             result.drop(f"prompt over data.max_prompt_tokens ({limit})", problem.id)
             continue
         prompts.append(prompt)
-    data = TrainingData(prompts, result.dropped, result.examples)
+    unplaced = sum(bool(prompt.problem.system) for prompt in prompts) if config.prompt.template != "chat" else 0
+    data = TrainingData(prompts, result.dropped, result.examples, unplaced)
     if not prompts:
         raise ValueError(f"no problem is left to train on: {data.describe()}")
     return data

@@ -75,6 +75,7 @@ class Sampler:
                     max_tokens=sampling.max_tokens,
                     problem=group.prompt.problem.text,
                     prompt=group.prompt.text,
+                    extra=group.prompt.problem.extra,
                 )
                 for group in groups
                 for completion in group.completions

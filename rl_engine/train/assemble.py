@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,15 +78,24 @@ def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, Sampl
     return training, evaluation
 
 
-def load_suites(config: Config, renderer: Renderer) -> tuple[list[tuple[Suite, list[Prompt]]], list[str]]:
-    """The suites of a run, and what of their rows could not be used, for people."""
+def load_suites(
+    config: Config, renderer: Renderer, columns: Sequence[str] = ()
+) -> tuple[list[tuple[Suite, list[Prompt]]], list[str]]:
+    """The suites of a run, and what of their rows could not be used, for people. `columns`: those that the training
+    data brings for a reward function, which is given None where a suite lacks them."""
     suites, notes = [], []
     for name in config.eval.suites:
         suite = find_suite(name)
         loaded = load_suite(
-            suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic, data_dir_key="eval.data_dir"
+            suite,
+            config.eval.data_dir,
+            config.eval.limit,
+            config.data.arithmetic,
+            data_dir_key="eval.data_dir",
+            with_extra=bool(columns),
         )
-        suites.append((suite, renderer.render_all(loaded.problems)))
+        problems = [replace(one, extra={name: one.extra.get(name) for name in columns}) for one in loaded.problems]
+        suites.append((suite, renderer.render_all(problems)))
         notes += [
             f"warning: suite {suite.name}: dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
             for reason, count in loaded.dropped.most_common()
@@ -167,7 +178,7 @@ def prepare_run(config: Config, ranks: Ranks, grader: Grader, console: RunConsol
     sampling, eval_sampling = samplings(config, renderer)
     with console.phase("reading and checking problems"):
         data = prepare(config, renderer, grader, ranks)
-        suites, notes = load_suites(config, renderer)
+        suites, notes = load_suites(config, renderer, data.extra_columns)
         notes += data.repetitions(config.train.max_problems_per_step or config.train.problems_per_step)
         notes += overlap_notes(data, suites) if ranks.is_main else []
     for line in notes:
@@ -235,7 +246,10 @@ def assemble(
 
 def hash_of_run(config: Config, data: TrainingData) -> str:
     """Digest of the settings and of the problems, as the policy sees them."""
-    seen = ((one.token_ids, f"{one.problem.text}\0{one.problem.answer}") for one in data.prompts)
+    problems = [prompt.problem for prompt in data.prompts]
+    told = (f"\0{json.dumps(one.extra, sort_keys=True)}" if one.extra else "" for one in problems)
+    texts = (f"{one.text}\0{one.answer}{extra}" for one, extra in zip(problems, told, strict=True))
+    seen = zip((prompt.token_ids for prompt in data.prompts), texts, strict=True)
     return config_hash(config, problems_digest(seen))
 
 

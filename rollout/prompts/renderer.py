@@ -46,7 +46,9 @@ class Renderer:
         if self.config.instruction:
             question = f"{question}\n{self.config.instruction}"
         if self.config.template == "chat":
-            system = [{"role": "system", "content": self.config.system}] if self.config.system else []
+            # What a person asks for goes before what the data brings along.
+            scene = self.config.system or problem.system
+            system = [{"role": "system", "content": scene}] if scene else []
             text = self.tokenizer.apply_chat_template(
                 [*system, {"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
             )

@@ -20,8 +20,9 @@ from rollout.config import ArithmeticConfig, ColumnsConfig, DataConfig, PromptCo
 from rollout.models import locate_model
 from rollout.prompts.arithmetic import Expression, arithmetic_problems, expressions
 from rollout.prompts.cursor import Cursor
-from rollout.prompts.problems import SOURCES, load_problems
+from rollout.prompts.problems import load_problems
 from rollout.prompts.renderer import Renderer
+from rollout.prompts.sources import SOURCES
 
 # What the warm start of the embedded model shows (configs/embedded.yaml).
 SHOWN = ArithmeticConfig(terms=(2, 3, 4, 5, 6), largest=20)
