@@ -93,6 +93,13 @@ class DataConfig(SourceConfig):
     )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     shuffle: bool = Field(True, description="Shuffle anew each epoch, from the run's seed.")
+    replay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Probability that a problem is in the next epoch when all rewards of its last group were the same "
+        "(all right, or all wrong).",
+    )
     max_prompt_tokens: int = Field(512, ge=1, description="Longer prompts are dropped, with a count.")
 
     @model_validator(mode="after")

@@ -82,6 +82,7 @@ TRAIN: Table = {
         "data.level",
         "data.limit",
         "data.shuffle",
+        "data.replay",
         "data.max_prompt_tokens",
         "prompt",
         "sampling",

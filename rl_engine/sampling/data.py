@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewards import Grader, Verdict
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
+from rollout.prompts.cursor import Cursor, Mixed
 from rollout.prompts.problems import Loaded, load_problems
 from rollout.prompts.renderer import Renderer
 from rollout.types import Prompt
@@ -95,3 +97,22 @@ def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) ->
     if not prompts:
         raise ValueError(f"no problem is left to train on: {data.describe()}")
     return data
+
+
+def cursor_of(config: Config, prompts: Sequence[Prompt]) -> Cursor[Prompt] | Mixed[Prompt]:
+    """The order in which a run takes its prompts.
+
+    Raises `ValueError` where a source of `data.mix` has none.
+    """
+    data = config.data
+    if not data.mix:
+        return Cursor(prompts, config.seed, data.shuffle, replay=data.replay)
+    parts: list[list[Prompt]] = [[] for _ in data.mix]
+    for prompt in prompts:
+        parts[prompt.problem.part].append(prompt)
+    if empty := [f"data.mix.{number}" for number, part in enumerate(parts) if not part]:
+        raise ValueError(f"{', '.join(empty)}: no problem is left to train on")
+    cursors = [
+        Cursor(part, f"{config.seed}/{number}", data.shuffle, replay=data.replay) for number, part in enumerate(parts)
+    ]
+    return Mixed(cursors, [one.weight for one in data.mix])

@@ -31,7 +31,7 @@ from rl_engine.run.console import RunConsole
 from rl_engine.run.peaks import PhasePeaks, available
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import check_resumable, config_hash, problems_digest
-from rl_engine.sampling.data import TrainingData, prepare
+from rl_engine.sampling.data import TrainingData, cursor_of, prepare
 from rl_engine.sampling.past import PastVersions
 from rl_engine.sampling.placement import check_placement, start_queue
 from rl_engine.sampling.publish import Publisher
@@ -42,7 +42,6 @@ from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.models import locate_model
-from rollout.prompts.cursor import Cursor
 from rollout.prompts.renderer import Renderer
 from rollout.stopping import StopRequest
 from rollout.types import Prompt
@@ -225,7 +224,7 @@ def assemble(
         config=config,
         eval_sampling=prepared.eval_sampling,
         suites=prepared.suites,
-        stream=RolloutStream(config, Cursor(data.prompts, config.seed, config.data.shuffle), sampler, sampling),
+        stream=RolloutStream(config, cursor_of(config, data.prompts), sampler, sampling),
         sampler=sampler,
         learner=learner,
         past=past,
@@ -287,7 +286,8 @@ def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | N
         state, tensors = found
         restore_learner(run.learner, tensors)
         restore_rng(tensors)
-        run.step, run.version, run.stream.cursor.position = state.step, state.version, state.position
+        run.step, run.version = state.step, state.version
+        run.stream.cursor.restore(state.position, state.drawing)
         run.finished, run.rng = _without_recorded(run, state), tensors[RNG]
         run.console.note(f"resumed after step {state.step}")
         if run.step >= run.config.train.steps:

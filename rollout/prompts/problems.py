@@ -231,7 +231,7 @@ def _explain_columns(config: SourceConfig, key: str, need_answer: bool) -> None:
     _, row = next(rows_of(Path(config.path), lambda *_: None, key, config.split), ("", None))
     option = "data.columns.{role}={name}" if key == "data.path" else None
     if key.startswith("data.mix"):
-        option = "columns: {{{role}: {name}}}"
+        option = "columns.{role}={name} there"
     columns = chosen_columns(Columns(), config.columns)
     if row is not None and (told := missing_columns(row, columns, need_answer=need_answer, option=option)):
         raise ValueError(f"{key}: {config.path} has {told}")

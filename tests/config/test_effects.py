@@ -22,7 +22,7 @@ from tests.helpers.sweep_fake import sweep_of
 
 # What a rule has is not here. Of every other key it is said why none is needed.
 ALWAYS = """
-seed output_dir method model.name model.dtype data.source data.level data.limit data.shuffle data.seed
+seed output_dir method model.name model.dtype data.source data.level data.limit data.shuffle data.replay data.seed
 data.max_prompt_tokens data.test_size data.max_tokens data.packing prompt.template prompt.instruction
 sampling.n sampling.temperature sampling.top_p sampling.max_tokens sampling.stop
 rewards.workers rewards.timeout_s rewards.memory_mib rewards.answer_forms rewards.correct_weight
