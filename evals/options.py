@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from datafiles.formats import format_of
 from evals.command import check_output
 from evals.partial_results import PartialResults
 from evals.policies import check_adapter
@@ -14,7 +15,6 @@ from rollout.config import ModelConfig, PromptConfig
 from rollout.files.durable import check_writable
 from rollout.hub import HubItem
 from rollout.models import check_files, hub_items
-from rollout.prompts.formats import refuse_other_formats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ def check_quickly(options: EvalOptions) -> None:
         check_suite_files(suite, options.data_dir, "--data-dir")
         sampling_of(suite, n=options.samples, temperature=options.temperature)
     if options.train_data is not None:
-        refuse_other_formats(Path(options.train_data), "--train-data")
+        format_of(Path(options.train_data), "--train-data")
     if options.template != "auto":
         PromptConfig(template=options.template, frame=options.frame)
 

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datafiles.formats import format_of, is_file_name, stem_of
 from rewards.config import AnswerForm
 from rollout.config import ArithmeticConfig, DataConfig, SamplingConfig
 from rollout.frames import BOXED_INSTRUCTION
 from rollout.hub import HubItem
-from rollout.prompts.formats import refuse_other_formats
-from rollout.prompts.problems import SOURCES, Loaded, hub_items, load_problems
+from rollout.prompts.problems import Loaded, hub_items, load_problems
+from rollout.prompts.sources import SOURCES
 from rollout.types import Problem
 
 HELD_OUT_SEED = 1
@@ -40,9 +41,9 @@ class Suite:
     name: str
     version: int
     source: str
-    """Entry of the sources table, which holds the data set's revision; or `arithmetic`, or `jsonl`."""
+    """Entry of the sources table, which holds the data set's revision; or `arithmetic`, or `jsonl` for a file."""
     file: str = ""
-    """Name of its file, without `.jsonl`, under a data directory; of a `jsonl` suite the path."""
+    """Name of its file, without `.jsonl`, under a data directory; of a `jsonl` suite the path, whatever its format."""
     parts: tuple[str, ...] = ()
     """Files that hold it together, for a directory without `file`."""
     size: int | None = None
@@ -84,25 +85,22 @@ SUITES: dict[str, Suite] = {
 
 
 def find_suite(name: str) -> Suite:
-    """The suite of that name, or one made of a JSON Lines file.
+    """The suite of that name, or one made of a file of problems.
 
     Raises `ValueError` for a name that is neither.
     """
     if name in SUITES:
         return SUITES[name]
-    if name.endswith(".jsonl"):
+    if is_file_name(name):
         return Suite(name=suite_name(name), version=1, source="jsonl", file=name, max_tokens=4096)
-    if Path(name).exists():
-        refuse_other_formats(Path(name), "suite")
-        raise ValueError(f"suite {name!r}: a file of problems is JSON Lines, and its name ends with .jsonl")
-    raise ValueError(f"no suite {name!r}: known are {', '.join(SUITES)}, or give a .jsonl file")
+    raise ValueError(f"no suite {name!r}: known are {', '.join(SUITES)}, or give a file of problems")
 
 
 def suite_name(name: str) -> str:
     """What a suite is called in reports: one of a file after the file, without passing for a suite of the table."""
-    if not name.endswith(".jsonl"):
+    if name in SUITES or not is_file_name(name):
         return name
-    stem = Path(name).stem
+    stem = stem_of(name)
     return f"{stem}-file" if stem in SUITES else stem
 
 
@@ -152,11 +150,12 @@ def load_suite(
     sums: ArithmeticConfig = EMBEDDED_SUMS,
     *,
     data_dir_key: str = "--data-dir",
+    with_extra: bool = False,
 ) -> Loaded:
     """The suite's problems, in their own order, and which rows were dropped.
 
     `sums` are the settings of the generator, of which `held_out` is the part that training never sees. `data_dir_key`
-    is what a message calls the directory.
+    is what a message calls the directory; `with_extra` as in `load_problems`.
     """
     if suite.source == "arithmetic":
         data = DataConfig(source="arithmetic", arithmetic=sums, limit=limit or HELD_OUT_COUNT)
@@ -164,8 +163,9 @@ def load_suite(
     loaded = Loaded([])
     check_suite_files(suite, data_dir, data_dir_key)
     for path in suite_files(suite, data_dir) or (None,):
-        data = DataConfig(source=suite.source, path=path)
-        part = load_problems(data, split="held_out", seed=HELD_OUT_SEED, key=f"suite {suite.name}")
+        data = DataConfig(source=suite.source, path=path, split="test")  # of a directory that holds several
+        key = f"suite {suite.name}"
+        part = load_problems(data, split="held_out", seed=HELD_OUT_SEED, key=key, with_extra=with_extra)
         loaded.problems.extend(part.problems)
         loaded.dropped.update(part.dropped)
         loaded.examples.update(part.examples)
@@ -173,8 +173,8 @@ def load_suite(
 
 
 def check_suite_files(suite: Suite, data_dir: str | None, data_dir_key: str) -> None:
-    """Raises `FileNotFoundError` for a directory or a file that is not there, and `TextFileError` for what is no JSON
-    Lines file by its first bytes."""
+    """Raises `FileNotFoundError` for a directory or a file that is not there, and `TextFileError` for what is no
+    file of problems by its first bytes."""
     if data_dir is not None and not Path(data_dir).is_dir():
         raise FileNotFoundError(f"{data_dir_key}: no such directory: {data_dir}")
     for file in map(Path, suite_files(suite, data_dir)):
@@ -183,7 +183,7 @@ def check_suite_files(suite: Suite, data_dir: str | None, data_dir_key: str) -> 
             raise FileNotFoundError(
                 f"{data_dir_key}: {data_dir} has no {file.name} for the suite {suite.name}: {there}"
             )
-        refuse_other_formats(file, f"suite {suite.name}")
+        format_of(file, f"suite {suite.name}")
 
 
 def suite_files(suite: Suite, data_dir: str | None) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Is a problem file fit to train on? Ungradable references, repeats, overlap with evaluation files.
 
-    python -m rewards.check DATA.jsonl [--against EVAL.jsonl …] [--output REPORT.jsonl]
+    python -m rewards.check DATA [--against EVAL.jsonl …] [--output REPORT.jsonl]
 
 Every reference is graded against itself, in the same workers that grade training. Exit status 1 when a
 reference cannot be graded or a problem overlaps a file given with --against, so that a script can stop.
@@ -19,11 +19,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from datafiles.cells import has_column
+from datafiles.problems import Columns, ProblemRow, missing_columns, problem_rows
+from datafiles.rows import rows_of
+from datafiles.text import TextFileError
 from rewards import overlap
 from rewards.command import Command
 from rewards.config import RewardConfig
 from rewards.grader import Grader
-from rewards.records import BadRecord, Row, chunks, read_rows, refuse_existing
+from rewards.records import BadRecord, chunks, refuse_existing
 from rewards.types import GradeItem, Verdict
 
 CHUNK = 500
@@ -41,90 +45,84 @@ class Finding:
     what: str
 
 
-def load(path: Path) -> list[Row]:
-    """The rows of a problem file; one without an id is known by its place."""
-    rows = read_rows(path, required=("problem", "answer"))
-    return [
-        {"id": f"{path.name}-{number}", **row, "answer": "" if row["answer"] is None else row["answer"]}
-        for number, row in enumerate(rows, 1)
-    ]
+def load(path: Path, columns: Columns, key: str) -> tuple[list[ProblemRow], list[Finding]]:
+    """The rows that training would take, read as it reads them, and why it drops the others. Those without an answer
+    are kept: they cannot be graded.
 
-
-def usable(rows: list[Row]) -> tuple[list[Row], list[Finding]]:
-    """The rows that training would take, and why it drops the others."""
-    kept: list[Row] = []
+    Raises `BadRecord` where none is left.
+    """
     found: list[Finding] = []
-    seen: set[str] = set()
-    for row in rows:
-        if reason := _unusable(row, seen):
-            found.append(Finding("unusable", str(row["id"]), reason))
-        else:
-            seen.add(str(row["id"]))
-            kept.append(row)
+
+    def drop(reason: str, where: str) -> None:
+        if reason != "blank line":
+            found.append(Finding("unusable", where, reason))
+
+    kept = list(problem_rows(rows_of(path, drop, key), columns, drop, need_answer=False))
+    _, first = next(rows_of(path, lambda *_: None, key), ("", None))
+    if first is not None and not any(row.answer for row in kept):
+        told = missing_columns(first, columns, need_answer=True, option="--{role}={name}")
+        if told:
+            raise BadRecord(f"{key}: {path} has {told}")
+    if not kept:
+        raise BadRecord(f"{key}: {path} has no usable problem: {found[0].what if found else 'it is empty'}")
     return kept, found
 
 
-def _unusable(row: Row, seen: set[str]) -> str:
-    for field in ("problem", "answer"):
-        if isinstance(row[field], list | dict):
-            return f"its {field} is a {type(row[field]).__name__}, not a text"
-    if row["problem"] is None or not str(row["problem"]).strip():
-        return "no problem"
-    return "id seen before" if str(row["id"]) in seen else ""
-
-
-def different(rows: list[Row]) -> int:
+def different(rows: list[ProblemRow]) -> int:
     """How many problems there are, spacing aside."""
-    return len({" ".join(str(row["problem"]).split()) for row in rows})
+    return len({" ".join(row.asked.text.split()) for row in rows})
 
 
-def ungradable(rows: list[Row], grader: Grader, progress: Progress) -> list[Finding]:
+def ungradable(rows: list[ProblemRow], grader: Grader, progress: Progress) -> list[Finding]:
     """References that are not correct against themselves."""
     found = []
     task = progress.add_task("grading references against themselves", total=len(rows))
     for chunk in chunks(iter(rows), CHUNK):
-        results = grader.check_references([str(row["answer"]) for row in chunk])
+        results = grader.check_references([row.answer for row in chunk])
         for row, result in zip(chunk, results, strict=True):
             if result.verdict is not Verdict.CORRECT:
-                found.append(
-                    Finding("ungradable", str(row["id"]), f"{row['answer']!r}: {result.verdict}, {result.detail}")
-                )
+                found.append(Finding("ungradable", row.id, f"{row.answer!r}: {result.verdict}, {result.detail}"))
         progress.advance(task, len(chunk))
     return found
 
 
-def text_only(rows: list[Row], workers: int, timeout_s: float, progress: Progress) -> list[Finding]:
+def text_only(rows: list[ProblemRow], workers: int, timeout_s: float, progress: Progress) -> list[Finding]:
     """References that only their own text can equal: graded, but an answer in other words is missed."""
     config = RewardConfig(workers=workers, timeout_s=timeout_s, function="rewards.second_opinion:understands")
     found = []
     task = progress.add_task("reading references", total=len(rows))
     with Grader.from_config(config) as grader:
         for chunk in chunks(iter(rows), CHUNK):
-            results = grader.grade([GradeItem(completion="", reference=str(row["answer"])) for row in chunk])
+            results = grader.grade([GradeItem(completion="", reference=row.answer) for row in chunk])
             for row, result in zip(chunk, results, strict=True):
                 if result.terms.get("function") == 0.0:
-                    found.append(Finding("text_only", str(row["id"]), repr(row["answer"])))
+                    found.append(Finding("text_only", row.id, repr(row.answer)))
             progress.advance(task, len(chunk))
     return found
 
 
-def _problems(rows: list[Row], prefix: str = "") -> list[tuple[str, str]]:
-    return [(f"{prefix}{row['id']}", str(row["problem"])) for row in rows]
+def _problems(rows: list[ProblemRow], prefix: str = "") -> list[tuple[str, str]]:
+    return [(f"{prefix}{row.id}", row.asked.text) for row in rows]
 
 
-def repeats(rows: list[Row]) -> list[Finding]:
+def repeats(rows: list[ProblemRow]) -> list[Finding]:
     return [Finding("repeat", pair.left, f"{pair.kind} with {pair.right}") for pair in overlap.within(_problems(rows))]
 
 
-def overlaps(rows: list[Row], other: Path) -> list[Finding]:
-    """Problems that an evaluation file holds as well."""
-    pairs = overlap.between(_problems(rows), _problems(load(other), f"{other.name}:"))
+def overlaps(rows: list[ProblemRow], other: Path, columns: Columns) -> list[Finding]:
+    """Problems that an evaluation file holds as well; its columns are named as the data's, or as the project names
+    them."""
+    _, first = next(rows_of(other, lambda *_: None, "--against"), ("", {}))
+    others, _ = load(other, columns if has_column(first, columns.problem) else Columns(), "--against")
+    pairs = overlap.between(_problems(rows), _problems(others, f"{other.name}:"))
     return [Finding("overlap", pair.left, f"{pair.kind} with {pair.right}") for pair in pairs]
 
 
 @app.command(cls=Command, epilog="Example: python -m rewards.check train.jsonl --against test.jsonl")
 def main(
-    data: Annotated[Path, typer.Argument(help="Problem file: JSON Lines with id, problem, answer.")],
+    data: Annotated[Path, typer.Argument(help="Problem file, in any format that training reads.")],
+    problem: Annotated[str, typer.Option(help="Column of the question, as in data.columns.problem.")] = "problem",
+    answer: Annotated[str, typer.Option(help="Column of the reference answer; a.b is b in the mapping a.")] = "answer",
     against: Annotated[list[Path] | None, typer.Option(help="Evaluation file; may be repeated.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write every finding here as JSON Lines.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
@@ -135,9 +133,8 @@ def main(
     console = Console()
     try:
         refuse_existing(output)
-        rows, findings = usable(load(data))
-        if not rows:
-            raise BadRecord(f"{data} has no usable problem: {findings[0].what if findings else 'it is empty'}")
+        columns = Columns(problem=problem, answer=answer)
+        rows, findings = load(data, columns, "DATA")
         with Progress(console=console, transient=True) as progress:
             with Grader(workers=workers, timeout_s=timeout_s) as grader:
                 findings += ungradable(rows, grader, progress)
@@ -145,8 +142,8 @@ def main(
         with console.status("looking for repeats"):
             findings += repeats(rows)
             for other in against or []:
-                findings += overlaps(rows, other)
-    except BadRecord as error:
+                findings += overlaps(rows, other, columns)
+    except (BadRecord, TextFileError, FileNotFoundError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(2) from None
     _report(console, data, rows, findings, show)
@@ -166,7 +163,7 @@ _MEANING = {
 }
 
 
-def _report(console: Console, data: Path, rows: list[Row], findings: list[Finding], show: int) -> None:
+def _report(console: Console, data: Path, rows: list[ProblemRow], findings: list[Finding], show: int) -> None:
     counts = Counter(finding.kind for finding in findings)
     count = different(rows)
     repeated = f"{count} different problems of {len(rows)}" if count < len(rows) else f"{count} problems"

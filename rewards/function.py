@@ -2,7 +2,8 @@
 
 `package.module:name` is a function of yours, `trl:name` one of TRL's. A function with a parameter `completions` or
 `completion_ids` is called as TRL calls it, with lists, here of one; any other with completion, reference and problem.
-Either is given what it has parameters for, and all of it when it takes `**kwargs`. A function that makes the reward
+Either is given what it has parameters for, and all of it when it takes `**kwargs`. The data's other columns are
+given by their names too, where those are none of ours. A function that makes the reward
 function (TRL's `get_…`) is called with `function_arguments` first.
 """
 
@@ -24,7 +25,7 @@ def load(path: str, arguments: dict[str, Any]) -> Call:
     """The function behind an import path, as a call on one request.
 
     Raises what the import raises, `AttributeError` when the module has no such name, and `TypeError` for what is no
-    function or asks for what there is not.
+    function; the call raises it where the function asks for what there is not.
     """
     module_name, _, name = path.partition(":")
     module = _imported(TRL_MODULE if module_name == "trl" else module_name)
@@ -38,10 +39,10 @@ def load(path: str, arguments: dict[str, Any]) -> Call:
     parameters = inspect.signature(function).parameters
     takes_lists = "completions" in parameters or "completion_ids" in parameters
     offered, value_of = (_lists, _only_value) if takes_lists else (_item, _itself)
-    taken = _taken(parameters, tuple(offered({"completion": "", "reference": ""})))
 
     def call(request: dict[str, Any]) -> float | None:
         everything = offered(request)
+        taken = _taken(parameters, tuple(everything))
         return _checked(value_of(function(**{key: everything[key] for key in taken})))
 
     return call
@@ -77,6 +78,7 @@ def _taken(parameters: Any, offered: tuple[str, ...]) -> tuple[str, ...]:
 
 def _item(request: dict[str, Any]) -> Arguments:
     return {
+        **request.get("extra", {}),
         "completion": request["completion"],
         "reference": request["reference"],
         "problem": request.get("problem", ""),
@@ -89,6 +91,7 @@ def _lists(request: dict[str, Any]) -> Arguments:
     only their number counts."""
     problem, reference = request.get("problem", ""), [request["reference"]]
     return {
+        **{name: [value] for name, value in request.get("extra", {}).items()},
         "completions": [_Turn("assistant", request["completion"])],
         "prompts": [_Turn("user", problem)],
         "completion_ids": [[0] * (request.get("tokens") or 0)],

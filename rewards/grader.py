@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from datafiles.cells import for_json
 from rewards.config import RewardConfig
 from rewards.extraction.marks import open_thought
 from rewards.shaping import shaping_terms
@@ -147,6 +148,7 @@ def _request(item: GradeItem) -> wire.Message:
         "problem": item.problem,
         "tokens": item.tokens,
         "opened": open_thought(item.prompt),
+        "extra": for_json(dict(item.extra)),
     }
 
 

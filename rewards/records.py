@@ -1,22 +1,20 @@
 """JSON Lines files, plain or gzipped → rows, with errors that name the file, the line and the field.
 
-What training reads as text is read here by the same rules (`rollout/files/text.py`): UTF-8 alone, its byte-order mark
-left out.
+These are files that we wrote; what people have is read by `datafiles`.
 """
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, TypeVar
+
+from datafiles.text import TextFileError, text_lines
 
 Row = dict[str, Any]
-GZIP = b"\x1f\x8b"
-OTHER_FORMATS = {b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"[{": "a JSON array", b"[\n": "a JSON array"}
+T = TypeVar("T")
 
 
 class BadRecord(ValueError):
@@ -29,48 +27,18 @@ def read_rows(path: Path, *, required: tuple[str, ...]) -> Iterator[Row]:
         raise BadRecord(f"{path} is a directory, and a JSON Lines file is read")
     if not path.is_file():
         raise BadRecord(f"{path}: no such file")
-    _refuse_other_formats(path)
-    with _open(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            text = _decoded(path, number, line)
-            if text.strip():
-                yield _row(path, number, text, required)
+    try:
+        for number, line in text_lines(path):
+            if line.strip():
+                yield _row(path, number, line, required)
+    except TextFileError as error:
+        raise BadRecord(str(error)) from None
 
 
 def refuse_existing(output: Path | None) -> None:
     """Raises `BadRecord` rather than replace a file."""
     if output is not None and output.exists():
         raise BadRecord(f"--output: {output} is there already: nothing was written. Move it away, or give another name")
-
-
-def _open(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
-        packed = file.read(2) == GZIP
-    # gzip's own file is one of bytes to read, which its stubs do not say.
-    return cast("IO[bytes]", gzip.open(path, "rb")) if packed else path.open("rb")
-
-
-def _refuse_other_formats(path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
-    kind = next((kind for first, kind in OTHER_FORMATS.items() if head.startswith(first)), None)
-    if kind is None and head and not head.startswith((b"{", GZIP)) and path.suffix.lower() in (".csv", ".tsv"):
-        kind = "a table"
-    if kind is not None:
-        raise BadRecord(f"{path} is {kind}, and JSON Lines is read: `datasets` converts it (Dataset.to_json)")
-
-
-def _decoded(path: Path, number: int, line: bytes) -> str:
-    if number == 1:
-        if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\x00" in line[:64]:
-            raise BadRecord(f"{path} is UTF-16 text, or no text at all; `iconv -f UTF-16 -t UTF-8 {path}` converts it")
-        line = line.removeprefix(codecs.BOM_UTF8)
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise BadRecord(
-            f"{path}, line {number}: byte {line[error.start]:#04x} is not UTF-8; `iconv -f NAME -t UTF-8` converts it"
-        ) from None
 
 
 def _row(path: Path, number: int, line: str, required: tuple[str, ...]) -> Row:
@@ -86,6 +54,6 @@ def _row(path: Path, number: int, line: str, required: tuple[str, ...]) -> Row:
     return row
 
 
-def chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+def chunks(rows: Iterator[T], size: int) -> Iterator[list[T]]:
     while chunk := list(itertools.islice(rows, size)):
         yield chunk

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class Verdict(StrEnum):
@@ -49,6 +51,8 @@ class GradeItem:
     the completion begins inside it."""
     truncated: bool = False
     """Whether `max_tokens` cut it off; only `mask_truncated` reads it."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The problem's other columns, of what JSON can hold; only a user's reward function reads them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,21 +50,82 @@ class ArithmeticConfig(Section):
 class ColumnsConfig(Section):
     """Which column of a source is what; unset ones follow the source's own table entry."""
 
-    problem: str | None = Field(None, description="Column of the question; the source's own when absent, like all.")
+    problem: str | None = Field(
+        None,
+        description="Column of the question, text or a chat; the source's own when absent, like all. "
+        "`a.b` is b in the mapping a.",
+    )
     answer: str | None = Field(None, description="Column of the reference answer.")
     level: str | None = Field(None, description="Column of the difficulty.")
     subject: str | None = Field(None, description="Column of the subject.")
     id: str | None = Field(None, description="Column of the identifier.")
 
 
-class DataConfig(Section):
-    source: str = Field(description="`arithmetic`, `jsonl`, or a data set of the sources table (gsm8k, math, …).")
-    path: str | None = Field(None, description="JSON Lines file read in place of the hub data set.")
+class SourceConfig(Section):
+    """Where problems come from."""
+
+    source: str = Field(
+        description="`arithmetic`, `file` (or `jsonl`: your own, `path`), `hub` (any data set of it, `name`), a data "
+        "set of the sources table (gsm8k, math, …), or `mix` for several (`data.mix`)."
+    )
+    path: str | None = Field(
+        None,
+        description="File read in place of the hub data set, whatever its name: JSON Lines, JSON array, CSV (these "
+        "in gzip too), Parquet, Arrow, or a directory of `save_to_disk`.",
+    )
+    name: str | None = Field(None, description="`source: hub` only: the data set, ORG/NAME.")
+    subset: str | None = Field(None, description="`source: hub` only: which of the data set's configurations.")
+    split: str | None = Field(
+        None, description="Of a hub data set, or of a directory that holds several; `train` when absent."
+    )
+    revision: str | None = Field(None, description="`source: hub` only: commit, tag or branch; the newest when absent.")
     columns: ColumnsConfig = ColumnsConfig()
-    arithmetic: ArithmeticConfig = ArithmeticConfig()
     limit: int | None = Field(None, ge=1, description="Use only the first N problems of the source.")
+
+
+class MixedConfig(SourceConfig):
+    """One source of a mix."""
+
+    weight: float = Field(1.0, gt=0, description="Its share of the problems drawn, against the other weights.")
+
+
+class DataConfig(SourceConfig):
+    mix: tuple[MixedConfig, ...] = Field(
+        (),
+        description="`source: mix` only: sources with `weight` each (1 when absent) and the keys above, as in "
+        "`[{source: gsm8k, weight: 3}, {source: file, path: my.csv}]`.",
+    )
+    level: tuple[float, float] | None = Field(
+        None,
+        description="Use only problems whose level (`columns.level`: its first number, a pass rate too) is within "
+        "these two, both included.",
+    )
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
     shuffle: bool = Field(True, description="Shuffle anew each epoch, from the run's seed.")
+    replay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Probability that a problem is in the next epoch when all rewards of its last group were the same "
+        "(all right, or all wrong).",
+    )
     max_prompt_tokens: int = Field(512, ge=1, description="Longer prompts are dropped, with a count.")
+
+    @model_validator(mode="after")
+    def _mix_is_a_source(self) -> Self:
+        if (self.source == "mix") != bool(self.mix):
+            raise ValueError("data.mix and data.source: mix go together")
+        own = ("path", "name", "subset", "split", "revision", "columns", "limit")
+        told = [name for name in own if self.mix and getattr(self, name) != type(self).model_fields[name].default]
+        if told:
+            raise ValueError(f"data.{told[0]} is of one source: with data.mix each has its own, given there")
+        return self
+
+    @model_validator(mode="after")
+    def _level_is_a_range(self) -> Self:
+        if self.level is not None and self.level[0] > self.level[1]:
+            raise ValueError(f"data.level is {list(self.level)}: the smaller bound comes first")
+        return self
 
 
 class PromptConfig(Section):

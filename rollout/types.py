@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 BASE = "base"
 """Stands for the key of an adapter where none is loaded."""
@@ -24,6 +25,12 @@ class Problem:
     """The reference answer, as the source writes it."""
     level: str = ""
     subject: str = ""
+    system: str = ""
+    """The system turn, where the source asks in chats."""
+    part: int = 0
+    """Which source of `data.mix` it is from."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The source's other columns, for a reward function of the user's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

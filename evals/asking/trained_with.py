@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from datafiles.text import read_text
 from evals.partial_results import differences
 from evals.policies import Policy
 from evals.suites import ANSWER_FORMS
@@ -20,7 +21,6 @@ from rewards import RewardConfig
 from rewards.config import AnswerForm
 from rollout.adapters import MANIFEST
 from rollout.config import ArithmeticConfig, PromptConfig
-from rollout.files.text import read_text
 from rollout.frames import CHAT_TEMPLATES
 
 CONFIG = "config.yaml"

@@ -14,10 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from datafiles.formats import SPLITS, is_file_name
 from evals.suites import SUITES
 from rl_engine.config.fields import as_yaml, fields
 from rl_engine.config.loss import CLIP_BOUNDS
 from rollout.models import EMBEDDED
+from rollout.prompts.problems import HUB
 
 Values = Mapping[str, Any]
 
@@ -77,7 +79,15 @@ def _is_here(model: str) -> bool:
 
 
 def _has_no_file(suite: str) -> bool:
-    return suite.endswith(".jsonl") or (suite in SUITES and SUITES[suite].source == "arithmetic")
+    return SUITES[suite].source == "arithmetic" if suite in SUITES else is_file_name(suite)
+
+
+def _makes_sums(of: Values) -> bool:
+    return any(source == "arithmetic" for source in (of["data.source"], *(one.source for one in of["data.mix"] or ())))
+
+
+def _has_splits(source: str, path: str | None) -> bool:
+    return source == HUB if path is None else (Path(path) / SPLITS).is_file()
 
 
 RULES = (
@@ -86,19 +96,34 @@ RULES = (
         depends_on=("data.source",),
         idle=lambda of: of["data.source"] in GENERATED,
         why="data.source {data.source} makes its own problems and reads no file",
-        instead="give data.source=jsonl too, for a file of your own",
+        instead="give data.source=file too, for a file of your own",
+    ),
+    Rule(
+        keys=("data.name", "data.subset", "data.revision"),
+        depends_on=("data.source",),
+        idle=lambda of: of["data.source"] != HUB,
+        why="no data set of the hub is chosen by its name: data.source is {data.source}",
+        instead="give data.source=hub too, or leave it out",
+    ),
+    Rule(
+        keys=("data.split",),
+        depends_on=("data.source", "data.path"),
+        idle=lambda of: not _has_splits(of["data.source"], of["data.path"]),
+        why="neither a data set of data.source=hub nor a directory of several splits is read: data.source is "
+        "{data.source}, data.path {data.path}",
+        instead="give data.source=hub too, or leave it out",
     ),
     Rule(
         keys=SUMS,
         depends_on=("data.source", "eval.suites"),
-        idle=lambda of: of["data.source"] != "arithmetic" and "held_out" not in (of["eval.suites"] or ()),
+        idle=lambda of: not _makes_sums(of) and "held_out" not in (of["eval.suites"] or ()),
         why="nothing generates sums: data.source is {data.source}",
         instead="give data.source=arithmetic too, or leave it out",
     ),
     Rule(
         keys=("data.arithmetic.count",),
         depends_on=("data.source",),
-        idle=lambda of: of["data.source"] != "arithmetic",
+        idle=lambda of: not _makes_sums(of),
         why="no sums are generated for training: data.source is {data.source}",
         instead="say how many problems in data.limit",
     ),

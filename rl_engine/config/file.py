@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 from pydantic import ValidationError
 
+from datafiles.text import TextFileError, read_text
 from rewards.workers.processes import SECRET
 from rl_engine.config.effects import Idle, idle_keys
 from rl_engine.config.elsewhere import SIGNS
@@ -21,7 +22,6 @@ from rl_engine.config.explain import problems_of
 from rl_engine.config.fields import field_at, is_section, item_of_list, leaves, takes_text_alone, types_of
 from rl_engine.config.hints import listed, near
 from rollout.config import Section
-from rollout.files.text import TextFileError, read_text
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Here a text with commas is one text.

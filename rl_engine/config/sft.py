@@ -58,9 +58,19 @@ class PairsConfig(Section):
 
 
 class SftDataConfig(Section):
-    source: str = Field(description="`tulu3`, `openthoughts3`, `jsonl`, `arithmetic` or `random_pairs`.")
-    path: str | None = Field(None, description="JSON Lines file read in place of the hub data set.")
-    test_path: str | None = Field(None, description="JSON Lines file to test on; without, rows are set apart.")
+    source: str = Field(
+        description="`tulu3`, `openthoughts3`, `file` (`jsonl`), `hub`, `arithmetic` or `random_pairs`."
+    )
+    path: str | None = Field(
+        None, description="File read in place of the hub data set, in any format that `rl_engine.train` reads."
+    )
+    test_path: str | None = Field(None, description="File to test on; without, rows are set apart.")
+    name: str | None = Field(None, description="`source: hub` only: the data set, ORG/NAME.")
+    subset: str | None = Field(None, description="`source: hub` only: which of the data set's configurations.")
+    split: str | None = Field(
+        None, description="Of a hub data set, or of a directory that holds several; `train` when absent."
+    )
+    revision: str | None = Field(None, description="`source: hub` only: commit, tag or branch; the newest when absent.")
     columns: ChatColumnsConfig = ChatColumnsConfig()
     arithmetic: SumsConfig = SumsConfig()
     random_pairs: PairsConfig = PairsConfig()

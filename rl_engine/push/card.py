@@ -22,7 +22,7 @@ from rollout.config import PromptConfig
 from rollout.engine import smallest_allowed_rank
 from rollout.frames import FRAMES
 from rollout.prompts.arithmetic import expressions
-from rollout.prompts.problems import SOURCES
+from rollout.prompts.sources import SOURCES
 
 if TYPE_CHECKING:
     from rl_engine.run.merge import Rounding

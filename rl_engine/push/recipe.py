@@ -7,7 +7,7 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.run.trained import TrainingRun
 from rl_engine.sft.conversations import HUB
 from rollout.prompts.chat import describe_arguments
-from rollout.prompts.problems import SOURCES
+from rollout.prompts.sources import SOURCES
 
 Rows = list[tuple[str, str]]
 FORMS = {"boxed": r"`\boxed{…}`", "answer_is": "“the answer is …”", "gsm8k_hashes": "`#### …`"}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class RunState:
     version: int
     """Version of the adapter that samples next."""
     config_hash: str
+    drawing: dict[str, Any] = field(default_factory=dict)
+    """What the drawing of problems depends on besides the position: with `data.replay`, those that taught nothing."""
     unrecorded: dict[str, float] | None = None
     """The step's line of metrics.jsonl, where the run was stopped before it stood there: what a resumed run evaluates
     and records first."""

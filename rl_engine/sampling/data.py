@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewards import Grader, Verdict
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
+from rollout.prompts.cursor import Cursor, Mixed
 from rollout.prompts.problems import Loaded, load_problems
 from rollout.prompts.renderer import Renderer
 from rollout.types import Prompt
@@ -23,6 +25,8 @@ class TrainingData:
     prompts: list[Prompt]
     dropped: Counter[str]
     examples: dict[str, str]
+    unplaced: int = 0
+    """Problems with a system turn where the prompt has none."""
 
     def describe(self) -> str:
         """What was kept and dropped, for people."""
@@ -34,11 +38,21 @@ class TrainingData:
         ]
         return "; ".join(lines)
 
+    @property
+    def extra_columns(self) -> list[str]:
+        """Columns that the problems bring for a reward function."""
+        return list(dict.fromkeys(name for prompt in self.prompts for name in prompt.problem.extra))
+
     def repetitions(self, places: int) -> list[str]:
         """What is sampled more often than it seems, for people: problems that the file repeats, and those that a step
         of so many places holds several times."""
         different = len({" ".join(prompt.problem.text.split()) for prompt in self.prompts})
         notes = []
+        if self.unplaced:
+            notes.append(
+                f"warning: {self.unplaced:,} problems have a system turn, and prompt.template has no place for one: it "
+                "is left out"
+            )
         if different < len(self.prompts):
             notes.append(f"warning: {different:,} different problems of {len(self.prompts):,}: the others repeat them")
         if different < places:
@@ -56,13 +70,20 @@ def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) ->
     would leave no room to answer.
     Raises `ValueError` when nothing is left.
     """
-    loaded = load_problems(config.data, split="train", seed=config.seed)
+    rewards = config.rewards
+    loaded = load_problems(
+        config.data,
+        split="train",
+        seed=config.seed,
+        need_answer=rewards.correct_weight > 0,
+        with_extra=rewards.function is not None,
+    )
     checks = ranks.gather(grader.check_references(ranks.share([problem.answer for problem in loaded.problems])))
     result = Loaded([], loaded.dropped, loaded.examples)
     prompts = []
     limit = config.data.max_prompt_tokens
     for problem, check in zip(loaded.problems, checks, strict=True):
-        if check.verdict is not Verdict.CORRECT:
+        if problem.answer and check.verdict is not Verdict.CORRECT:
             result.drop(f"reference does not grade correct against itself ({check.verdict})", problem.id)
             continue
         fits = len(problem.text) <= CHARACTERS_PER_TOKEN * limit
@@ -71,7 +92,27 @@ def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) ->
             result.drop(f"prompt over data.max_prompt_tokens ({limit})", problem.id)
             continue
         prompts.append(prompt)
-    data = TrainingData(prompts, result.dropped, result.examples)
+    unplaced = sum(bool(prompt.problem.system) for prompt in prompts) if config.prompt.template != "chat" else 0
+    data = TrainingData(prompts, result.dropped, result.examples, unplaced)
     if not prompts:
         raise ValueError(f"no problem is left to train on: {data.describe()}")
     return data
+
+
+def cursor_of(config: Config, prompts: Sequence[Prompt]) -> Cursor[Prompt] | Mixed[Prompt]:
+    """The order in which a run takes its prompts.
+
+    Raises `ValueError` where a source of `data.mix` has none.
+    """
+    data = config.data
+    if not data.mix:
+        return Cursor(prompts, config.seed, data.shuffle, replay=data.replay)
+    parts: list[list[Prompt]] = [[] for _ in data.mix]
+    for prompt in prompts:
+        parts[prompt.problem.part].append(prompt)
+    if empty := [f"data.mix.{number}" for number, part in enumerate(parts) if not part]:
+        raise ValueError(f"{', '.join(empty)}: no problem is left to train on")
+    cursors = [
+        Cursor(part, f"{config.seed}/{number}", data.shuffle, replay=data.replay) for number, part in enumerate(parts)
+    ]
+    return Mixed(cursors, [one.weight for one in data.mix])

@@ -70,6 +70,7 @@ class Sampler:
                     problem=group.prompt.problem.text,
                     prompt=group.prompt.text,
                     truncated=completion.finish_reason == "length",
+                    extra=group.prompt.problem.extra,
                 )
                 for group in groups
                 for completion in group.completions

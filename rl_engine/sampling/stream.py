@@ -1,7 +1,8 @@
 """Prompts → the graded groups of each step: sampled ahead of the learner where that is asked for, and groups without
 signal replaced by further ones.
 
-The prompts are one stream, and a step takes the next groups of it. All that a resumed run needs is how many were taken.
+The prompts are one stream, and a step takes the next groups of it. All that a resumed run needs is how many were taken,
+and with `data.replay` which of them taught nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
+from typing import Any
 
 from rl_engine.config import Config
 from rl_engine.learner.groups import GradedGroup, StepGroups
 from rl_engine.sampling.sampler import GradedBatch, Sampler
 from rollout.config import SamplingConfig
-from rollout.prompts.cursor import Cursor
+from rollout.prompts.cursor import Cursor, Mixed
 from rollout.types import AdapterRef, Prompt
 from rollout.work_items import Request
 
@@ -37,7 +39,7 @@ class RolloutStream:
     """What the learner is fed with. All ranks call it alike and get the same."""
 
     config: Config
-    cursor: Cursor[Prompt]
+    cursor: Cursor[Prompt] | Mixed[Prompt]
     sampler: Sampler
     sampling: SamplingConfig
     _in_flight: deque[_InFlight] = field(default_factory=deque, init=False)
@@ -57,6 +59,10 @@ class RolloutStream:
     def position(self) -> int:
         """Problems that finished steps have taken: those in flight are asked for anew by a resumed run."""
         return self.cursor.position - self.ahead
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the position, as JSON."""
+        return self.cursor.state(self.position)
 
     def take(self, step: int, adapter: AdapterRef) -> StepGroups:
         """The groups of a step.
@@ -84,6 +90,9 @@ class RolloutStream:
             missing = size - sum(group.has_signal for group in taken)
         self._metrics = self._metrics_of(taken, adapter)
         assert self._metrics["rollout/staleness_max"] <= self.config.rollout.max_staleness
+        for position, group in enumerate(taken, self.position - len(taken)):
+            # Of a group that could not be graded nothing is known.
+            self.cursor.learned(position, taught=group.has_signal or not group.scored_rewards)
         if len(taken) > size:
             # Where those with signal do not suffice, the step keeps its size with groups that have none.
             taken.sort(key=lambda group: not group.has_signal)

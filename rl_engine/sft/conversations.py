@@ -1,4 +1,4 @@
-"""Nothing → conversations to learn from: hub data sets, JSON Lines files, two generators; one table names them.
+"""Nothing → conversations to learn from: hub data sets, files, two generators; one table names them.
 
 A source gives two streams, of what is tested on and of what is learned from. Rows are drawn from one shuffled pass, so
 that the two never meet; a row becomes a `Conversation` or a counted reason why it did not.
@@ -13,11 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datafiles.cells import cell
+from datafiles.formats import format_of
+from datafiles.rows import Row, rows_of
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftDataConfig, SumsConfig
 from rollout.hub import HubItem
 from rollout.prompts.arithmetic import Split, expressions
-from rollout.prompts.formats import refuse_other_formats
-from rollout.prompts.problems import Row, jsonl_rows
+from rollout.prompts.problems import FILES
 
 Message = dict[str, str]
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
@@ -62,8 +64,12 @@ class HubChat:
 
     path: str
     messages: str = "messages"
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
 
 
+ANY_OF_HUB = "hub"
 HUB = {
     "tulu3": HubChat(path="allenai/tulu-3-sft-mixture"),
     "openthoughts3": HubChat(path="open-thoughts/OpenThoughts3-1.2M", messages="conversations"),
@@ -75,21 +81,34 @@ def check_source(data: SftDataConfig) -> None:
     """Raises `ValueError` for an unknown source, `FileNotFoundError` for a missing file; nothing is read."""
     if data.source in ("arithmetic", "random_pairs"):
         return
-    if data.path is None and data.source not in HUB:
-        known = ", ".join(["arithmetic", "jsonl", "random_pairs", *HUB])
-        hint = "data.source: jsonl needs data.path" if data.source == "jsonl" else f"known are {known}"
+    if data.path is None and data.source == ANY_OF_HUB and data.name is None:
+        raise ValueError("data.source is 'hub', which needs data.name, a data set of the hub")
+    if data.path is None and data.source not in (*HUB, ANY_OF_HUB):
+        known = ", ".join(["arithmetic", "file", "hub", "random_pairs", *HUB])
+        hint = f"data.source: {data.source} needs data.path" if data.source in FILES else f"known are {known}"
         raise ValueError(f"data.source is {data.source!r}; {hint}")
     for key, path in (("data.path", data.path), ("data.test_path", data.test_path)):
         if path is not None:
-            refuse_other_formats(Path(path), key)
+            format_of(Path(path), key)
 
 
 def hub_items(data: SftDataConfig) -> list[HubItem]:
     """What reading the source would ask the hub for."""
-    if data.source not in HUB or data.path is not None:
+    chat = chat_of(data)
+    if chat is None:
         return []
-    what, repo = f"data.source {data.source}", HUB[data.source].path
-    return [HubItem(what=what, repo=repo, kind="dataset", instead="give data.path=FILE")]
+    what = "data.name" if data.source == ANY_OF_HUB else f"data.source {data.source}"
+    return [HubItem(what=what, repo=chat.path, kind="dataset", revision=chat.revision, instead="give data.path=FILE")]
+
+
+def chat_of(data: SftDataConfig) -> HubChat | None:
+    """What of the hub is read; None where nothing is."""
+    if data.path is not None:
+        return None
+    if data.source != ANY_OF_HUB:
+        return HUB.get(data.source)
+    assert data.name is not None, "checked before"
+    return HubChat(path=data.name, subset=data.subset, split=data.split or "train", revision=data.revision)
 
 
 def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
@@ -104,7 +123,7 @@ def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
         pairs = random_pairs(data.random_pairs, data.seed)
         # What is measured is what has been remembered.
         return iter(pairs), iter(pairs)
-    rows = file_rows(data.path, "data.path", data.seed, dropped) if data.path else hub_rows(data)
+    rows = file_rows(data.path, "data.path", data.seed, dropped, data.split) if data.path else hub_rows(data)
     learned = conversations(rows, columns_of(data), dropped)
     if data.test_path is None:
         return apart(learned, learned, dropped)
@@ -134,14 +153,15 @@ def apart(held: Iterator[Conversation], learned: Iterator[Conversation], dropped
 
 def columns_of(data: SftDataConfig) -> ChatColumnsConfig:
     """The chosen columns over the source's own; files follow the project's names."""
-    messages = HUB[data.source].messages if hub_items(data) else "messages"
+    chat = chat_of(data)
+    messages = chat.messages if chat is not None else "messages"
     own = ChatColumnsConfig(messages=messages, prompt="prompt", completion="completion")
     return own.model_copy(update={name: value for name, value in data.columns if value is not None})
 
 
-def file_rows(path: str, key: str, seed: int, dropped: Dropped) -> Iterator[tuple[str, Row]]:
-    """(where, row) of a JSON Lines file, in an order drawn from `seed`."""
-    rows = list(jsonl_rows(Path(path), dropped.drop, key))
+def file_rows(path: str, key: str, seed: int, dropped: Dropped, split: str | None = None) -> Iterator[tuple[str, Row]]:
+    """(where, row) of a file, in an order drawn from `seed`."""
+    rows = list(rows_of(Path(path), dropped.drop, key, split))
     random.Random(seed).shuffle(rows)
     return iter(rows)
 
@@ -150,12 +170,17 @@ def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
     """(where, row) of a hub data set, in an order drawn from `data.seed`; only the columns that are needed are read."""
     import datasets  # heavy, and only needed where the hub is
 
-    path, columns = HUB[data.source].path, columns_of(data)
-    part = datasets.load_dataset(path, split="train")
+    chat, columns = chat_of(data), columns_of(data)
+    assert chat is not None, "checked before"
+    try:
+        part = datasets.load_dataset(chat.path, chat.subset, split=chat.split, revision=chat.revision)
+    except ValueError as error:  # no such subset or split; none chosen where there are several
+        raise ValueError(f"{chat.path}: {' '.join(str(error).split())} (data.subset, data.split)") from error
     has = part.column_names
-    wanted = [column for column in (columns.messages, columns.prompt, columns.completion) if column in has]
+    named = [name for name in (columns.messages, columns.prompt, columns.completion) if name]
+    wanted = [column for column in has if any(f"{name}.".startswith(f"{column}.") for name in named)]
     if not wanted:
-        raise ValueError(f"{path} has no column {columns.messages}; it has {', '.join(has)} (set data.columns)")
+        raise ValueError(f"{chat.path} has no column {columns.messages}; it has {', '.join(has)} (set data.columns)")
     order = list(range(len(part)))
     random.Random(data.seed).shuffle(order)
     for index, row in zip(order, part.select_columns(wanted).select(order), strict=True):
@@ -176,11 +201,11 @@ def conversations(
 
 def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
     """The turns of a row, or the reason why there are none."""
-    listed = row.get(columns.messages or "")
+    listed = cell(row, columns.messages)
     if listed is None:
         listed = [
-            {"role": "user", "content": row.get(columns.prompt or "")},
-            {"role": "assistant", "content": row.get(columns.completion or "")},
+            {"role": "user", "content": cell(row, columns.prompt)},
+            {"role": "assistant", "content": cell(row, columns.completion)},
         ]
         if not all(isinstance(turn["content"], str) for turn in listed):
             return f"neither {columns.messages} nor {columns.prompt} and {columns.completion}"

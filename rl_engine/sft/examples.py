@@ -17,10 +17,10 @@ import numpy as np
 from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
 
+from datafiles.text import read_text
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import Conversation, Dropped, Message, streams
 from rollout.config import PromptConfig
-from rollout.files.text import read_text
 from rollout.frames import CHAT_TEMPLATES
 from rollout.prompts.chat import ChatTemplate
 from rollout.prompts.renderer import Renderer

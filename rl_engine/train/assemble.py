@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from rl_engine.run.console import RunConsole
 from rl_engine.run.peaks import PhasePeaks, available
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import began_with, check_resumable, config_hash, problems_digest
-from rl_engine.sampling.data import TrainingData, prepare
+from rl_engine.sampling.data import TrainingData, cursor_of, prepare
 from rl_engine.sampling.past import PastVersions
 from rl_engine.sampling.placement import check_placement, start_queue
 from rl_engine.sampling.publish import Publisher
@@ -46,7 +48,6 @@ from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.models import locate_model
-from rollout.prompts.cursor import Cursor
 from rollout.prompts.renderer import Renderer
 from rollout.servable import check_servable, context_length
 from rollout.stopping import StopRequest
@@ -85,15 +86,24 @@ def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, Sampl
     return training, evaluation
 
 
-def load_suites(config: Config, renderer: Renderer) -> tuple[list[tuple[Suite, list[Prompt]]], list[str]]:
-    """The suites of a run, and what of their rows could not be used, for people."""
+def load_suites(
+    config: Config, renderer: Renderer, columns: Sequence[str] = ()
+) -> tuple[list[tuple[Suite, list[Prompt]]], list[str]]:
+    """The suites of a run, and what of their rows could not be used, for people. `columns`: those that the training
+    data brings for a reward function, which is given None where a suite lacks them."""
     suites, notes = [], []
     for name in config.eval.suites:
         suite = find_suite(name)
         loaded = load_suite(
-            suite, config.eval.data_dir, config.eval.limit, config.data.arithmetic, data_dir_key="eval.data_dir"
+            suite,
+            config.eval.data_dir,
+            config.eval.limit,
+            config.data.arithmetic,
+            data_dir_key="eval.data_dir",
+            with_extra=bool(columns),
         )
-        suites.append((suite, renderer.render_all(loaded.problems)))
+        problems = [replace(one, extra={name: one.extra.get(name) for name in columns}) for one in loaded.problems]
+        suites.append((suite, renderer.render_all(problems)))
         notes += [
             f"warning: suite {suite.name}: dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
             for reason, count in loaded.dropped.most_common()
@@ -202,7 +212,7 @@ def prepare_run(config: Config, ranks: Ranks, grader: Grader, console: RunConsol
     sampling, eval_sampling = samplings(config, renderer)
     with console.phase("reading and checking problems"):
         data = prepare(config, renderer, grader, ranks)
-        suites, notes = load_suites(config, renderer)
+        suites, notes = load_suites(config, renderer, data.extra_columns)
         notes += data.repetitions(config.train.max_problems_per_step or config.train.problems_per_step)
         notes += overlap_notes(data, suites) if ranks.is_main else []
     for line in [*model_notes(config.model), *notes]:
@@ -250,7 +260,7 @@ def assemble(
         config=config,
         eval_sampling=prepared.eval_sampling,
         suites=prepared.suites,
-        stream=RolloutStream(config, Cursor(data.prompts, config.seed, config.data.shuffle), sampler, sampling),
+        stream=RolloutStream(config, cursor_of(config, data.prompts), sampler, sampling),
         sampler=sampler,
         learner=learner,
         past=past,
@@ -271,7 +281,10 @@ def assemble(
 
 def hash_of_run(config: Config, data: TrainingData) -> str:
     """Digest of the settings and of the problems, as the policy sees them."""
-    seen = ((one.token_ids, f"{one.problem.text}\0{one.problem.answer}") for one in data.prompts)
+    problems = [prompt.problem for prompt in data.prompts]
+    told = (f"\0{json.dumps(one.extra, sort_keys=True)}" if one.extra else "" for one in problems)
+    texts = (f"{one.text}\0{one.answer}{extra}" for one, extra in zip(problems, told, strict=True))
+    seen = zip((prompt.token_ids for prompt in data.prompts), texts, strict=True)
     return config_hash(config, problems_digest(seen))
 
 
@@ -309,7 +322,8 @@ def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | N
         state, tensors = found
         restore_learner(run.learner, tensors)
         restore_rng(tensors)
-        run.step, run.version, run.stream.cursor.position = state.step, state.version, state.position
+        run.step, run.version = state.step, state.version
+        run.stream.cursor.restore(state.position, state.drawing)
         run.finished, run.rng = _without_recorded(run, state), tensors[RNG]
         run.console.note(f"resumed after step {state.step}")
         if run.step >= run.config.train.steps:

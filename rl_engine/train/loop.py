@@ -142,6 +142,7 @@ def finish(run: Run, unrecorded: dict[str, float] | None = None) -> None:
     run.finished = RunState(
         step=run.step,
         position=run.stream.position,
+        drawing=run.stream.state(),
         version=run.version,
         config_hash=run.config_hash,
         unrecorded=unrecorded,

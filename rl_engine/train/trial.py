@@ -5,10 +5,11 @@ from __future__ import annotations
 from rewards import GradeItem
 from rewards.trial import try_function
 from rl_engine.config import Config
-from rollout.prompts.problems import first_problem
+from rollout.prompts.problems import HUB, MIX, first_problem
+from rollout.types import Problem
 
 # Of a data set of the hub, which is not read before the model's tokenizer is there.
-SOME_PROBLEM, SOME_ANSWER = "What is 1 + 1?", "2"
+SOME_PROBLEM = Problem(id="", text="What is 1 + 1?", answer="2")
 
 
 def try_reward(config: Config) -> None:
@@ -16,8 +17,13 @@ def try_reward(config: Config) -> None:
     problem file that cannot be read."""
     if config.rewards.function is None:
         return
-    problem = first_problem(config.data)
-    text, answer = (problem.text, problem.answer) if problem is not None else (SOME_PROBLEM, SOME_ANSWER)
+    problem = first_problem(config.data, need_answer=config.rewards.correct_weight > 0)
+    if problem is None:
+        if config.data.source in (HUB, MIX):
+            # What columns such a set has is known only when it is read.
+            return
+        problem = SOME_PROBLEM
+    text, answer = problem.text, problem.answer
     completion = f"So the answer is \\boxed{{{answer}}}."
     item = GradeItem(
         completion=completion,
@@ -25,5 +31,6 @@ def try_reward(config: Config) -> None:
         tokens=min(len(completion), config.sampling.max_tokens),
         max_tokens=config.sampling.max_tokens,
         problem=text,
+        extra=problem.extra,
     )
     try_function(config.rewards, item)

@@ -43,8 +43,10 @@ class ChatTemplate:
                 )
         self._try()
 
-    def system(self) -> list[Message]:
-        return [{"role": "system", "content": self.config.system}] if self.config.system else []
+    def system(self, own: str = "") -> list[Message]:
+        """The system turn: what the configuration asks for, else a problem's `own`."""
+        scene = self.config.system or own
+        return [{"role": "system", "content": scene}] if scene else []
 
     def render(self, messages: Sequence[Message], *, ask: bool) -> str:
         """The text of a conversation; with `ask` up to where the assistant begins.

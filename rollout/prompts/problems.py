@@ -1,137 +1,27 @@
-"""Nothing → problems: hub data sets, JSON Lines files, the arithmetic generator; one table names them.
+"""Nothing → problems: hub data sets, files, the arithmetic generator; one table names them.
 
 A source yields rows; a row becomes a `Problem` or a counted reason why it did not.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from rollout.config import ColumnsConfig, DataConfig
-from rollout.files.text import text_lines
+from datafiles.formats import format_of
+from datafiles.problems import Columns, ProblemRow, missing_columns, number_in, problem_rows
+from datafiles.rows import rows_of
+from rollout.config import DataConfig, SourceConfig
 from rollout.hub import HubItem
 from rollout.prompts.arithmetic import Split, arithmetic_problems
-from rollout.prompts.formats import refuse_other_formats
+from rollout.prompts.hub_sources import chosen_columns, hub_problem_rows
+from rollout.prompts.sources import SOURCES, HubDataset
 from rollout.types import Problem
 
-Row = Mapping[str, Any]
-# Files follow the project's own names, whatever the hub's copy of a data set calls its columns.
-OWN_COLUMNS = ColumnsConfig(problem="problem", answer="answer", level="level", subject="subject", id="id")
-# What others call them, to guess by.
-OTHER_NAMES = {
-    "problem": ("question", "prompt", "query", "input", "instruction", "text", "problem_text", "problem_statement"),
-    "answer": ("final_answer", "expected_answer", "ground_truth", "reference", "target", "label", "output", "solution"),
-}
-
-
-def after_hashes(row: Row) -> str:
-    """GSM8K writes the answer after `####`, with thousands separators."""
-    return str(row["answer"]).rpartition("####")[2].replace(",", "").strip()
-
-
-def last_box(row: Row) -> str:
-    """MATH writes the answer in the last `\\boxed{…}` (or `\\fbox{…}`) of the solution."""
-    solution = str(row["solution"])
-    start = max(solution.rfind("\\boxed{"), solution.rfind("\\fbox{"))
-    if start < 0:
-        return ""
-    depth = 0
-    opened = solution.index("{", start)
-    for position in range(opened, len(solution)):
-        depth += {"{": 1, "}": -1}.get(solution[position], 0)
-        if depth == 0:
-            return solution[opened + 1 : position]
-    return ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubDataset:
-    """A data set of the hub, and which of its columns is what."""
-
-    path: str
-    revision: str | None = None
-    """Commit; the newest when absent. Evaluation suites have one, so that a score names what it was measured on."""
-    configs: tuple[str | None, ...] = (None,)
-    splits: tuple[str, ...] = ("train",)
-    problem: str = "problem"
-    answer: str | Callable[[Row], str] = "answer"
-    reads: tuple[str, ...] = ()
-    """Further columns that a callable `answer` needs."""
-    level: str | None = None
-    subject: str | None = None
-    excludes: str | None = None
-    """Name of a source whose problems are left out: MATH without MATH-500."""
-
-
-MATH_SUBJECTS = (
-    "algebra",
-    "counting_and_probability",
-    "geometry",
-    "intermediate_algebra",
-    "number_theory",
-    "prealgebra",
-    "precalculus",
-)
-
-SOURCES: dict[str, HubDataset] = {
-    "gsm8k": HubDataset(
-        path="openai/gsm8k", configs=("main",), problem="question", answer=after_hashes, reads=("answer",)
-    ),
-    "gsm8k_test": HubDataset(
-        path="openai/gsm8k",
-        revision="740312add88f781978c0658806c59bc2815b9866",
-        configs=("main",),
-        splits=("test",),
-        problem="question",
-        answer=after_hashes,
-        reads=("answer",),
-    ),
-    "math": HubDataset(
-        path="EleutherAI/hendrycks_math",
-        configs=MATH_SUBJECTS,
-        splits=("train", "test"),
-        answer=last_box,
-        reads=("solution",),
-        level="level",
-        subject="type",
-        excludes="math500",
-    ),
-    "math_test": HubDataset(
-        path="EleutherAI/hendrycks_math",
-        revision="21a5633873b6a120296cce3e2df9d5550074f4a3",
-        configs=MATH_SUBJECTS,
-        splits=("test",),
-        answer=last_box,
-        reads=("solution",),
-        level="level",
-        subject="type",
-    ),
-    "math500": HubDataset(
-        path="HuggingFaceH4/MATH-500",
-        revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-        splits=("test",),
-        level="level",
-        subject="subject",
-    ),
-    # The other columns of DeepMath-103K are 2 GB of solutions.
-    "deepmath": HubDataset(
-        path="zwhe99/DeepMath-103K",
-        problem="question",
-        answer="final_answer",
-        level="difficulty",
-        subject="topic",
-    ),
-    "aime2024": HubDataset(path="HuggingFaceH4/aime_2024", revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a"),
-    "aime2025": HubDataset(
-        path="math-ai/aime25", revision="563bb8404243c5f09de6ec262f2db674fe5bce9b", splits=("test",)
-    ),
-    "aime2026": HubDataset(path="MathArena/aime_2026", revision="10b4e45b7a503075d4da8a0d57916a4f06ce6bd2"),
-}
+FILES = ("file", "jsonl")
+HUB, MIX = "hub", "mix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,204 +40,198 @@ class Loaded:
 
 def check_source(config: DataConfig, key: str = "data.path") -> None:
     """Raises `ValueError` for an unknown source, `FileNotFoundError` for a missing file; little is read."""
+    for part in parts_of(config, key):
+        _check_part(part.config, part.key)
+
+
+def _check_part(config: SourceConfig, key: str) -> None:
     if config.source == "arithmetic":
         return
+    where = key.removesuffix("path")
     if config.path is not None:
-        refuse_other_formats(Path(config.path), key)
-    elif config.source not in SOURCES:
-        known = ", ".join(["arithmetic", "jsonl", *SOURCES])
-        hint = "data.source: jsonl needs data.path" if config.source == "jsonl" else f"known are {known}"
-        raise ValueError(f"data.source is {config.source!r}; {hint}")
+        format_of(Path(config.path), key)
+    elif config.source == HUB and config.name is None:
+        raise ValueError(f"{where}source is 'hub', which needs {where}name, a data set of the hub")
+    elif config.source not in (*SOURCES, HUB):
+        known = ", ".join(["arithmetic", "file", HUB, *SOURCES])
+        hint = f"{where}source: {config.source} needs {key}" if config.source in FILES else f"known are {known}"
+        raise ValueError(f"{where}source is {config.source!r}; {hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One source of a run's data, and the key of its path."""
+
+    config: DataConfig
+    key: str
+
+
+def parts_of(config: DataConfig, key: str = "data.path") -> list[Part]:
+    """The sources that `data.mix` names; without one, the source itself."""
+    if not config.mix:
+        return [Part(config, key)]
+    names = SourceConfig.model_fields
+    return [
+        Part(
+            config.model_copy(update={**{name: getattr(one, name) for name in names}, "mix": ()}), f"data.mix.{n}.path"
+        )
+        for n, one in enumerate(config.mix)
+    ]
+
+
+def dataset_of(config: SourceConfig) -> HubDataset | None:
+    """What of the hub a source reads; None where it reads none."""
+    if config.path is not None:
+        return None
+    if config.source != HUB:
+        return SOURCES.get(config.source)
+    assert config.name is not None, "checked before"
+    return HubDataset(
+        path=config.name,
+        revision=config.revision,
+        configs=(config.subset,),
+        splits=(config.split or "train",),
+        level=config.columns.level,
+        subject=config.columns.subject,
+    )
 
 
 def hub_items(config: DataConfig, what: str = "data.source", instead: str = "give data.path=FILE") -> list[HubItem]:
     """What reading the source would ask the hub for."""
-    if config.source not in SOURCES or config.path is not None:
-        return []
-    dataset = SOURCES[config.source]
-    names = [dataset, *([SOURCES[dataset.excludes]] if dataset.excludes else [])]
-    return [
-        HubItem(what=f"{what} {config.source}", repo=one.path, kind="dataset", revision=one.revision, instead=instead)
-        for one in names
-    ]
+    items = []
+    for part in parts_of(config):
+        dataset = dataset_of(part.config)
+        if dataset is None:
+            continue
+        named = what if part.key == "data.path" else part.key.replace("path", "source")
+        names = [dataset, *([SOURCES[dataset.excludes]] if dataset.excludes else [])]
+        items += [
+            HubItem(
+                what=named.replace("source", "name") if part.config.source == HUB else f"{named} {part.config.source}",
+                repo=one.path,
+                kind="dataset",
+                revision=one.revision,
+                instead=instead,
+            )
+            for one in names
+        ]
+    return items
 
 
-def load_problems(config: DataConfig, *, split: Split, seed: int, key: str = "data.path") -> Loaded:
-    """The problems of a source, in the source's own order.
+def load_problems(
+    config: DataConfig,
+    *,
+    split: Split,
+    seed: int,
+    key: str = "data.path",
+    need_answer: bool = True,
+    with_extra: bool = False,
+) -> Loaded:
+    """The problems of a source, in the source's own order; of a mix those of each in turn.
 
     `split` and `seed` matter to the generator alone: the other sources hold one split each. `key` is what a message
-    calls the place where a file was named.
+    calls the place where a file was named. `with_extra`: with the columns that are none of ours.
     Raises `ValueError` for an unknown source or a file without usable rows, `FileNotFoundError` for a missing one.
     """
     check_source(config, key)
+    parts = parts_of(config, key)
+    loaded = [_load_part(part, split, seed, need_answer, with_extra) for part in parts]
+    if len(parts) == 1:
+        return loaded[0]
+    whole = Loaded([])
+    for number, one in enumerate(loaded):
+        whole.problems.extend(replace(each, id=f"{number}-{each.id}", part=number) for each in one.problems)
+        whole.dropped.update(one.dropped)
+        whole.examples.update({reason: where for reason, where in one.examples.items() if reason not in whole.examples})
+    return whole
+
+
+def _load_part(part: Part, split: Split, seed: int, need_answer: bool, with_extra: bool) -> Loaded:
+    config, loaded = part.config, Loaded([])
     if config.source == "arithmetic":
         count = config.limit or config.arithmetic.count
-        return Loaded(arithmetic_problems(config.arithmetic, split, count, seed))
-    if config.path is not None:
-        loaded = read_jsonl(Path(config.path), config.columns, key)
+        found: Iterable[Problem] = arithmetic_problems(config.arithmetic, split, count, seed)
     else:
-        loaded = read_hub(config.source, SOURCES[config.source], config.columns)
-    kept = loaded.problems[: config.limit]
-    if not kept:
-        reasons = ", ".join(f"{count} × {reason}" for reason, count in loaded.dropped.items()) or "it is empty"
-        where = f"{key}: {config.path}" if config.path is not None else f"data.source {config.source!r}"
-        raise ValueError(f"{where} has no usable problem: {reasons}")
-    return Loaded(kept, loaded.dropped, loaded.examples)
-
-
-def _or_default(chosen: ColumnsConfig, defaults: ColumnsConfig) -> ColumnsConfig:
-    return defaults.model_copy(update={name: value for name, value in chosen if value is not None})
-
-
-def jsonl_rows(path: Path, drop: Callable[[str, str], None], key: str) -> Iterator[tuple[str, Row]]:
-    """(where, row) of a JSON Lines file; a line that is not a JSON object is dropped with a reason.
-
-    Raises `FileNotFoundError` where none is, and `TextFileError` for a file of another format or encoding.
-    """
-    refuse_other_formats(path, key)
-    for number, line in text_lines(path):
-        where = f"{path.name}:{number}"
-        if not line.strip():
-            drop("blank line", where)
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            drop("not JSON", where)
-            continue
-        if isinstance(row, dict):
-            yield where, row
-        else:
-            drop("not a JSON object", where)
-
-
-def read_jsonl(path: Path, columns: ColumnsConfig, key: str) -> Loaded:
-    """Problems of a JSON Lines file."""
-    chosen = _or_default(columns, OWN_COLUMNS)
-    loaded = Loaded([])
-    loaded.problems.extend(problems_of(jsonl_rows(path, loaded.drop, key), chosen, None, loaded.drop))
+        rows = _problem_rows(part, loaded, need_answer, with_extra)
+        found = _with_all_extras([_problem_of(row) for row in rows]) if with_extra else map(_problem_of, rows)
+    loaded.problems.extend(within_level(found, config.level, loaded))
+    if config.limit is not None:
+        del loaded.problems[config.limit :]
     if not loaded.problems:
-        _explain_columns(path, chosen, key)
+        if config.path is not None:
+            _explain_columns(config, part.key, need_answer)
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in loaded.dropped.items()) or "it is empty"
+        named = f"{part.key}: {config.path}" if config.path is not None else f"data.source {config.source!r}"
+        raise ValueError(f"{named} has no usable problem: {reasons}")
     return loaded
 
 
-def first_problem(config: DataConfig) -> Problem | None:
-    """The first usable problem of a file or of the generator, read without the rest; None for a data set of the hub."""
-    if config.source == "arithmetic":
-        return arithmetic_problems(config.arithmetic, "train", 1, seed=0)[0]
-    if config.path is None:
-        return None
-    rows = jsonl_rows(Path(config.path), lambda *_: None, "data.path")
-    return next(problems_of(rows, _or_default(config.columns, OWN_COLUMNS), None, lambda *_: None), None)
-
-
-def _explain_columns(path: Path, columns: ColumnsConfig, key: str) -> None:
-    """Raises `ValueError` when the first row has other columns than those that are read: then all have."""
-    _, row = next(jsonl_rows(path, lambda *_: None, key), ("", None))
-    wanted = {"problem": columns.problem, "answer": columns.answer}
-    missing = {role: column for role, column in wanted.items() if row is not None and column not in row}
-    if row is None or not missing:
-        return
-    there = [str(name) for name in row]
-    guesses = {role: next((name for name in there if name.lower() in OTHER_NAMES[role]), None) for role in missing}
-    ways = [f"data.columns.{role}={guess or 'NAME'}" for role, guess in guesses.items()]
-    way = f"say which it is with {' '.join(ways)}" if key == "data.path" else "rename them in the file"
-    raise ValueError(
-        f"{key}: {path} has no column {' and no column '.join(map(repr, missing.values()))}; its columns are "
-        f"{', '.join(there)}: {way}"
-    )
-
-
-def read_hub(name: str, dataset: HubDataset, chosen: ColumnsConfig) -> Loaded:
-    """Rows of a hub data set; only the named columns are read."""
-    import datasets  # heavy, and only needed where the hub is
-
-    own = ColumnsConfig(
-        problem=dataset.problem,
-        answer=dataset.answer if isinstance(dataset.answer, str) else None,
-        level=dataset.level,
-        subject=dataset.subject,
-    )
-    columns = _or_default(chosen, own)
-    extract = dataset.answer if callable(dataset.answer) and chosen.answer is None else None
-    wanted = {c for c in (columns.problem, columns.answer, columns.level, columns.subject, columns.id) if c}
-    wanted.update(dataset.reads)
-    excluded = _excluded_texts(dataset)
-    loaded = Loaded([])
-
-    def rows() -> Iterator[tuple[str, Row]]:
-        for config in dataset.configs:
-            for split in dataset.splits:
-                part = datasets.load_dataset(dataset.path, config, split=split, revision=dataset.revision)
-                missing = wanted - set(part.column_names)
-                if missing:
-                    raise ValueError(
-                        f"{dataset.path} has no column {', '.join(sorted(missing))}; "
-                        f"it has {', '.join(part.column_names)} (set data.columns)"
-                    )
-                for index, row in enumerate(part.select_columns(sorted(wanted))):
-                    where = "-".join([name, *([config] if config else []), split, str(index)])
-                    if row[columns.problem].strip() in excluded:
-                        loaded.drop(f"also in {dataset.excludes}", where)
-                    else:
-                        yield where, row
-
-    loaded.problems.extend(problems_of(rows(), columns, extract, loaded.drop))
-    return loaded
-
-
-def _excluded_texts(dataset: HubDataset) -> frozenset[str]:
-    if dataset.excludes is None:
-        return frozenset()
-    other = read_hub(dataset.excludes, SOURCES[dataset.excludes], ColumnsConfig())
-    return frozenset(problem.text for problem in other.problems)
-
-
-def _is_text(text: str) -> bool:
-    """JSON can spell what no encoding can write and no tokenizer reads."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def problems_of(
-    rows: Iterable[tuple[str, Row]],
-    columns: ColumnsConfig,
-    extract: Callable[[Row], str] | None,
-    drop: Callable[[str, str], None],
-) -> Iterator[Problem]:
-    """Rows as problems, without those that have no problem, no answer, an id seen before, or a list where text is
-    due."""
-    seen: set[str] = set()
-    texts = [column for column in (columns.problem, None if extract else columns.answer) if column]
-
-    def text(row: Row, column: str | None) -> str:
-        value = row.get(column) if column else None
-        return "" if value is None else str(value).strip()
-
-    for where, row in rows:
-        problem = text(row, columns.problem)
-        answer = extract(row) if extract else text(row, columns.answer)
-        identifier = text(row, columns.id) or where.replace(":", "-")
-        listed = [column for column in texts if isinstance(row.get(column), list | dict)]
-        if listed:
-            drop(f"{listed[0]} is a {'list' if isinstance(row[listed[0]], list) else 'mapping'}, not a text", where)
-        elif not problem:
-            drop(f"no {columns.problem}", where)
-        elif not answer:
-            drop(f"no {columns.answer or 'answer'}", where)
-        elif identifier in seen:
-            drop("id seen before", where)
-        elif not _is_text(identifier + problem + answer):
-            drop("not text: half of a surrogate pair", where)
+def within_level(problems: Iterable[Problem], bounds: tuple[float, float] | None, loaded: Loaded) -> Iterator[Problem]:
+    """The problems whose level is within `data.level`, both bounds included."""
+    for problem in problems:
+        if bounds is None:
+            yield problem
+            continue
+        level = number_in(problem.level)
+        if level is None:
+            loaded.drop("no number in its level (data.columns.level), and data.level is given", problem.id)
+        elif not bounds[0] <= level <= bounds[1]:
+            loaded.drop(f"level outside data.level ({bounds[0]:g} to {bounds[1]:g})", problem.id)
         else:
-            seen.add(identifier)
-            yield Problem(
-                id=identifier,
-                text=problem,
-                answer=answer,
-                level=text(row, columns.level),
-                subject=text(row, columns.subject),
-            )
+            yield problem
+
+
+def _problem_rows(part: Part, loaded: Loaded, need_answer: bool, with_extra: bool) -> Iterator[ProblemRow]:
+    config = part.config
+    if config.path is not None:
+        rows = rows_of(Path(config.path), loaded.drop, part.key, config.split)
+        columns = chosen_columns(Columns(), config.columns)
+        return problem_rows(rows, columns, loaded.drop, need_answer=need_answer, with_extra=with_extra)
+    dataset = dataset_of(config)
+    assert dataset is not None, "checked before"
+    name = config.source if config.source != HUB else dataset.path.replace("/", "-")
+    # Of the sets of the table only what is needed is read: some have gigabytes of other columns.
+    whole = with_extra and config.source == HUB
+    return hub_problem_rows(name, dataset, config.columns, loaded.drop, need_answer, whole)
+
+
+def _problem_of(row: ProblemRow) -> Problem:
+    return Problem(
+        id=row.id,
+        text=row.asked.text,
+        system=row.asked.system,
+        answer=row.answer,
+        level=row.level,
+        subject=row.subject,
+        extra=row.extra,
+    )
+
+
+def _with_all_extras(problems: list[Problem]) -> list[Problem]:
+    """Every problem with every column: None where its row has none, as in a table."""
+    names = dict.fromkeys(name for problem in problems for name in problem.extra)
+    return [replace(problem, extra={name: problem.extra.get(name) for name in names}) for problem in problems]
+
+
+def first_problem(config: DataConfig, *, need_answer: bool = True) -> Problem | None:
+    """The first usable problem of a file or of the generator, read without the rest, its extra columns with it; None
+    for a data set of the hub."""
+    part = parts_of(config)[0]
+    if part.config.source == "arithmetic":
+        return arithmetic_problems(part.config.arithmetic, "train", 1, seed=0)[0]
+    if part.config.path is None:
+        return None
+    rows = _problem_rows(part, Loaded([]), need_answer, with_extra=True)
+    return next(map(_problem_of, rows), None)
+
+
+def _explain_columns(config: SourceConfig, key: str, need_answer: bool) -> None:
+    """Raises `ValueError` when the first row has other columns than those that are read: then all have."""
+    assert config.path is not None
+    _, row = next(rows_of(Path(config.path), lambda *_: None, key, config.split), ("", None))
+    option = "data.columns.{role}={name}" if key == "data.path" else None
+    if key.startswith("data.mix"):
+        option = "columns.{role}={name} there"
+    columns = chosen_columns(Columns(), config.columns)
+    if row is not None and (told := missing_columns(row, columns, need_answer=need_answer, option=option)):
+        raise ValueError(f"{key}: {config.path} has {told}")

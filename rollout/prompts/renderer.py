@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from jinja2.exceptions import TemplateError
+
 from rollout.frames import FRAMES
 from rollout.prompts.chat import ChatTemplate
 from rollout.types import Problem, Prompt
@@ -50,9 +52,17 @@ class Renderer:
         if self.config.instruction:
             question = f"{question}\n{self.config.instruction}"
         if self._chat is not None:
-            text = self._chat.render([*self._chat.system(), {"role": "user", "content": question}], ask=True)
+            # What a person asks for goes before what the data brings along.
+            system = self._chat.system(problem.system)
+            try:
+                text = self._chat.render([*system, {"role": "user", "content": question}], ask=True)
+            except TemplateError as error:
+                raise ValueError(
+                    f"problem {problem.id}: the model's chat template refuses its system turn: {error}; "
+                    "give prompt.system, or data without system turns"
+                ) from error
             # A template may trim what it is given, and must not lose any of it.
-            if question.strip() not in text:
+            if question.strip() not in text or any(turn["content"].strip() not in text for turn in system):
                 raise ValueError(
                     f"problem {problem.id}: the prompt that the model's chat template makes of it does not hold it; "
                     "take another prompt.template"

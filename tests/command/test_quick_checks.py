@@ -92,7 +92,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "output_dir=file/run"), "file is not a directory"),
     ((*TRAIN, "output_dir=/proc/run"), "output_dir: nothing can be written in /proc"),
     ((*TRAIN, "--overwrite", "output_dir=/proc/run"), "output_dir: nothing can be written in /proc"),
-    ((*TRAIN, "data.source=gsm9k"), "data.source is 'gsm9k'; known are arithmetic, jsonl, gsm8k"),
+    ((*TRAIN, "data.source=gsm9k"), "data.source is 'gsm9k'; known are arithmetic, file, hub, gsm8k"),
     ((*TRAIN, "data.source=jsonl"), "data.source: jsonl needs data.path"),
     ((*TRAIN, "data.source=jsonl", "data.path=gone.jsonl"), "data.path: no such file: gone.jsonl"),
     ((*TRAIN, "eval.suites=[gone.jsonl]"), "suite gone: no such file: gone.jsonl"),

@@ -22,8 +22,8 @@ from tests.helpers.sweep_fake import sweep_of
 
 # What a rule has is not here. Of every other key it is said why none is needed.
 ALWAYS = """
-seed output_dir method model.name model.dtype data.source data.limit data.shuffle data.seed data.max_prompt_tokens
-data.test_size data.max_tokens data.packing prompt.template prompt.instruction
+seed output_dir method model.name model.dtype data.source data.level data.limit data.shuffle data.replay data.seed
+data.max_prompt_tokens data.test_size data.max_tokens data.packing prompt.template prompt.instruction
 sampling.n sampling.temperature sampling.top_p sampling.max_tokens sampling.stop
 rewards.workers rewards.timeout_s rewards.memory_mib rewards.answer_forms rewards.correct_weight
 rewards.mask_truncated rewards.mask_unscored rewards.format_weight rewards.overlong_weight rewards.repetition_weight
@@ -42,7 +42,7 @@ time_limit_s keep
 """
 # The schema itself refuses these where they mean nothing, in whatever way they are read.
 CHECKED = """
-prompt.system prompt.frame prompt.template_arguments loss.clip_low loss.clip_high sampling.top_k sampling.min_p
+data.mix prompt.system prompt.frame prompt.template_arguments loss.clip_low loss.clip_high sampling.top_k sampling.min_p
 rollout.max_staleness rollout.leg_tokens eval.best
 rewards.function_arguments learner.offload_optimizer reference
 """
@@ -53,6 +53,9 @@ NO_RULE = [keys.split() for keys in (ALWAYS, CHECKED, BY_MACHINE)]
 IDLE = {
     "data.path": ("quickstart.yaml", "data.path=my.jsonl", "data.source=jsonl"),
     "data.columns.problem": ("quickstart.yaml", "data.columns.problem=q", "data.source=jsonl"),
+    "data.name": ("gsm8k.yaml", "data.name=org/set", "data.source=hub"),
+    "data.revision": ("sft_tulu3.yaml", "data.revision=1234567", "data.source=hub"),
+    "data.split": ("gsm8k.yaml", "data.split=test", "data.source=hub"),
     "data.arithmetic.largest": ("gsm8k.yaml", "data.arithmetic={largest: 9}", "data.source=arithmetic"),
     "data.arithmetic.wording": ("gsm8k.yaml", "data.arithmetic.wording='{expression}'", "eval.suites=held_out"),
     "data.arithmetic.count": ("gsm8k.yaml", "data.arithmetic.count=9", "data.source=arithmetic"),
@@ -157,7 +160,7 @@ def test_the_quickstart_with_a_file_says_how_instead_of_training_on_sums(tmp_pat
     assert result.exit_code == 2
     assert result.output.count("\n") == 1
     assert "data.path is 'my.jsonl', and has no effect" in result.output
-    assert "data.source=jsonl" in result.output
+    assert "data.source=file" in result.output
     assert not run.exists()
 
 

@@ -24,7 +24,7 @@ from evals.suites import (
 from rl_engine.config import load_config
 from rl_engine.sft.embedded import QUICKSTART_SUMS
 from rollout.config import ArithmeticConfig
-from rollout.prompts.problems import SOURCES
+from rollout.prompts.sources import SOURCES
 
 DEFINED = {
     "held_out": (1, "ada886"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from datafiles.problems import Columns
 from rewards import audit, check
 
 RUNNER = CliRunner()
@@ -65,9 +66,12 @@ def test_check_of_a_clean_file_succeeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"id": "a", "problem": "?"}\n', "no field 'answer'"),
-        ("not json\n", "line 1: not JSON"),
-        ("[1]\n", "must be an object"),
+        (
+            '{"id": "a", "problem": "?", "target": "5"}\n',
+            "no column 'answer'; its columns are id, problem, target: say which it is with --answer=target",
+        ),
+        ("not json\n", "no usable problem: not JSON"),
+        ("[1]\n", "no usable problem: not a JSON object"),
     ],
 )
 def test_check_names_the_line_that_is_wrong(tmp_path: Path, content: str, message: str) -> None:
@@ -135,7 +139,7 @@ def test_check_counts_what_is_different_and_what_training_drops(tmp_path: Path) 
         problem("0-0", "What is 5 + 1?", "6"),
         {"problem": "What is 6 + 1?", "answer": 7},
         problem("null", "What is 7 + 1?") | {"problem": None},
-        problem("list", "What is 8 + 1?") | {"problem": [{"role": "user", "content": "?"}]},
+        problem("list", "What is 8 + 1?") | {"problem": ["?"]},
         problem("none", "What is 9 + 1?") | {"answer": None},
     ]
     report = tmp_path / "report.jsonl"
@@ -144,7 +148,11 @@ def test_check_counts_what_is_different_and_what_training_drops(tmp_path: Path) 
     assert result.exit_code == 1, result.output
     assert "5 different problems of 14" in result.output
     found = {row["id"]: row["what"] for row in read(report) if row["kind"] == "unusable"}
-    assert found == {"0-0": "id seen before", "null": "no problem", "list": "its problem is a list, not a text"}
+    assert found == {
+        "train.jsonl:13": "id seen before",
+        "train.jsonl:15": "no problem",
+        "train.jsonl:16": "problem is a list, not a text",
+    }
     assert [row["id"] for row in read(report) if row["kind"] == "ungradable"] == ["none"]
 
 
@@ -155,8 +163,9 @@ def test_check_counts_what_is_different_and_what_training_drops(tmp_path: Path) 
         ('{"id": 1, "problem": "?", "answer": "5"}\n'.encode("utf-16"), "UTF-16"),
         (b'{"id": 1, "problem": null, "answer": "5"}\n', "no usable problem: no problem"),
         (b"\n\n", "no usable problem: it is empty"),
-        (b"PAR1\x15\x04", "is a Parquet file, and JSON Lines is read"),
-        (b'[{"problem": "1+1"}]', "is a JSON array"),
+        (b"PAR1\x15\x04", "bad.jsonl cannot be read as parquet"),
+        (b'[{"problem": "1+1"}', "line 1: not JSON"),
+        (b"SQLite format 3", "is an SQLite data base"),
     ],
 )  # fmt: skip
 def test_check_reads_utf_8_alone(tmp_path: Path, content: bytes, message: str) -> None:
@@ -170,4 +179,26 @@ def test_check_reads_utf_8_alone(tmp_path: Path, content: bytes, message: str) -
 def test_check_reads_a_byte_order_mark_and_gzip_by_whatever_name(tmp_path: Path) -> None:
     text = b"\xef\xbb\xbf" + json.dumps(problem("a", LONG.format(60))).encode() + b"\r\n"
     (tmp_path / "packed.jsonl").write_bytes(gzip.compress(text))
-    assert [row["id"] for row in check.load(tmp_path / "packed.jsonl")] == ["a"]
+    rows, found = check.load(tmp_path / "packed.jsonl", Columns(), "DATA")
+    assert ([row.id for row in rows], found) == (["a"], [])
+
+
+def test_check_reads_what_training_reads(tmp_path: Path) -> None:
+    """verl's rows without an id: a chat, and the answer inside a mapping."""
+    rows = [
+        {
+            "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": text}],
+            "reward_model": {"style": "rule", "ground_truth": answer},
+        }
+        for text, answer in ((LONG.format(60), "5"), (OTHER.format(7), "x + $"), (OTHER.format(7), "x + $"))
+    ]
+    data = tmp_path / "train.json"
+    data.write_text(json.dumps(rows))
+    table = tmp_path / "eval.csv"
+    table.write_text(f'problem,answer\n"{LONG.format(60)}",5\n')
+    arguments = [str(data), "--problem", "prompt", "--answer", "reward_model", "--against", str(table), "--workers=1"]
+    result = RUNNER.invoke(check.app, arguments)
+    assert result.exit_code == 1
+    said = " ".join(result.output.split())
+    assert "2 different problems of 3" in said
+    assert "train.json-1: exact with eval.csv:eval.csv-2" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import time
 
 def item(completion, reference, problem): return float(reference in completion) + len(problem)
 def short(completion, reference): return float(reference in completion)
+def column(completion, tests, labels, missing=0): return len(tests) + labels / 3
+def column_lists(completions, tests, labels, **kwargs): return [len(t) + l / 3 for t, l in zip(tests, labels)]
 def open_ended(completion, **others): return len(others)
 def texts(completions, **kwargs): return [len(text) for text in completions]
 def bare(completions): return [1 if "boxed" in text else 0 for text in completions]
@@ -127,9 +130,29 @@ def test_only_a_finite_number_or_none_is_a_value(name: str, message: str) -> Non
         ("my_needy:reward", "No module named 'no_such_package_here'"),
     ],
 )
-def test_what_cannot_be_called_is_refused_when_it_is_loaded(path: str, message: str) -> None:
+def test_what_cannot_be_called_is_refused(path: str, message: str) -> None:
     with pytest.raises((TypeError, AttributeError, ModuleNotFoundError), match=message):
-        load(path, {})
+        load(path, {})(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("other_columns", 0.5), ("column", 3.0), ("column_lists", 3.0), ("open_ended", 4.0), ("item", 6.0)],
+)
+def test_the_datas_other_columns_are_given_by_name(name: str, value: float) -> None:
+    """Ours keep their meaning where a column is called like them."""
+    request = {**REQUEST, "extra": {"tests": [1, 2], "labels": 3, "problem": "another"}}
+    assert load(f"my_rewards:{name}", {})(request) == value
+
+
+def test_other_columns_reach_the_function_in_its_process() -> None:
+    import datetime
+
+    columns = {"tests": [1, 2], "labels": 3, "when": datetime.date(2026, 1, 2)}
+    for name in ("my_rewards:column", "my_rewards:column_lists"):
+        with Grader.from_config(RewardConfig(workers=1, function=name)) as grader:
+            (result,) = grader.grade([replace(ITEM, extra=columns)])
+        assert result.terms == {"function": 3.0}
 
 
 @pytest.mark.parametrize("path", ["my_rewards.py:item", "./my_rewards.py:item", "sub/my_rewards:item"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rewards import Grader, Verdict
+from rewards import Grader, RewardConfig, Verdict
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.data import prepare
@@ -19,9 +19,10 @@ from rl_engine.sft.embedded import QUICKSTART_SUMS
 from rollout.config import ArithmeticConfig, ColumnsConfig, DataConfig, PromptConfig
 from rollout.models import locate_model
 from rollout.prompts.arithmetic import Expression, arithmetic_problems, expressions
-from rollout.prompts.cursor import Cursor
-from rollout.prompts.problems import SOURCES, load_problems
+from rollout.prompts.cursor import Cursor, Mixed
+from rollout.prompts.problems import hub_items, load_problems
 from rollout.prompts.renderer import Renderer
+from rollout.prompts.sources import SOURCES
 
 # What the warm start of the embedded model shows (configs/embedded.yaml).
 SHOWN = ArithmeticConfig(terms=(2, 3, 4, 5, 6), largest=20)
@@ -176,6 +177,151 @@ def test_the_cursor_shuffles_each_epoch_and_resumes_anywhere() -> None:
     assert Cursor([1, 2, 3], seed=0, shuffle=False).take(5) == [1, 2, 3, 1, 2]
     with pytest.raises(ValueError, match="no problem"):
         Cursor([], seed=0)
+
+
+def test_what_taught_nothing_is_drawn_with_the_stated_probability() -> None:
+    """Items below 500 teach nothing: of them about a fifth is in each further epoch; all others are."""
+    cursor = Cursor(list(range(1000)), seed=1, replay=0.2)
+    passes = []
+    for _ in range(4):
+        found: list[int] = []
+        while not found or cursor._epochs[-1].end > cursor.position:
+            found += cursor.take(1)
+            cursor.learned(cursor.position - 1, taught=found[-1] >= 500)
+        passes.append(found)
+    assert sorted(passes[0]) == list(range(1000))
+    for again in passes[1:]:
+        assert len(again) == len(set(again))
+        assert {item for item in again if item >= 500} == set(range(500, 1000))
+        assert 65 <= sum(item < 500 for item in again) <= 140  # four standard deviations around 100
+    assert len(cursor._epochs) <= 2
+
+
+def test_where_nothing_taught_anything_all_are_drawn_again() -> None:
+    cursor = Cursor(list(range(3)), seed=0, replay=1e-9)
+    for position, _ in enumerate(range(9)):
+        cursor.take(1)
+        cursor.learned(position, taught=False)
+    assert cursor.position == 9
+
+
+def test_a_mix_keeps_to_its_weights_at_every_place_and_resumes_anywhere() -> None:
+    def made() -> Mixed[str]:
+        return Mixed([Cursor([f"a{i}" for i in range(5)], "0/0"), Cursor([f"b{i}" for i in range(50)], "0/1")], [3, 1])
+
+    taken = made().take(200)
+    for count in range(1, 201):
+        share = sum(item[0] == "a" for item in taken[:count])
+        assert abs(share - 0.75 * count) <= 1
+    assert sorted(item for item in taken if item[0] == "a")[:30] == ["a0"] * 30
+    assert sorted(item for item in taken if item[0] == "b") == sorted(f"b{i}" for i in range(50))
+    for position in (0, 1, 7, 123):
+        resumed = made()
+        resumed.restore(position, {})
+        assert resumed.take(200 - position) == taken[position:]
+
+
+def test_a_mix_reads_each_source_its_own_way(tmp_path: Path) -> None:
+    lines = write_jsonl(tmp_path / "a.jsonl", [{"id": "x", "problem": f"1+{n}", "answer": str(n)} for n in range(2)])
+    (tmp_path / "b.csv").write_text("q,a,id\n2+2,4,x\n2+3,,y\n")
+    columns = {"problem": "q", "answer": "a"}
+    loaded = load(
+        source="mix",
+        mix=[
+            {"source": "file", "path": lines},
+            {"source": "file", "path": str(tmp_path / "b.csv"), "columns": columns},
+        ],
+    )
+    assert [(p.id, p.part, p.answer) for p in loaded.problems] == [("0-x", 0, "0"), ("1-x", 1, "4")]
+    assert loaded.dropped == {"id seen before": 1, "no a": 1}
+    with pytest.raises(FileNotFoundError, match=r"data.mix.1.path: no such file"):
+        load(source="mix", mix=[{"source": "arithmetic"}, {"source": "file", "path": "gone.csv"}])
+    with pytest.raises(ValueError, match=r"data.mix.0.source is 'file'; data.mix.0.source: file needs data.mix.0.path"):
+        load(source="mix", mix=[{"source": "file"}])
+    with pytest.raises(ValueError, match=r"data.mix.0.path: .* say which it is with columns.problem=NAME there"):
+        load(source="mix", mix=[{"source": "file", "path": str(tmp_path / "b.csv")}])
+    for settings in ({"source": "mix"}, {"source": "gsm8k", "mix": [{"source": "math"}]}):
+        with pytest.raises(ValueError, match="go together"):
+            DataConfig.model_validate(settings)
+    with pytest.raises(ValueError, match=r"data\.path is of one source"):
+        DataConfig.model_validate({"source": "mix", "mix": [{"source": "math"}], "path": "x"})
+
+
+def test_the_level_is_a_range_of_the_columns_first_number(tmp_path: Path) -> None:
+    rows = [{"problem": f"{n}", "answer": "1", "level": level} for n, level in enumerate(("Level 2", 5, "?", 2.5))]
+    loaded = load(source="jsonl", path=write_jsonl(tmp_path / "r.jsonl", rows), level=(2, 2.5))
+    assert [p.text for p in loaded.problems] == ["0", "3"]
+    assert loaded.dropped == {
+        "level outside data.level (2 to 2.5)": 1,
+        "no number in its level (data.columns.level), and data.level is given": 1,
+    }
+    rates = [{"problem": f"{n}", "answer": "1", "rate": n / 4} for n in range(5)]
+    path = write_jsonl(tmp_path / "rates.jsonl", rates)
+    columns = ColumnsConfig(level="rate")
+    assert len(load(source="jsonl", path=path, level=(0.2, 0.8), columns=columns, limit=2).problems) == 2
+    with pytest.raises(ValueError, match="the smaller bound comes first"):
+        DataConfig(source="jsonl", level=(3, 1))
+
+
+def test_a_hub_set_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load_dataset(path: str, config: str | None, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append((path, config, split, revision))
+        if split == "nowhere":
+            raise ValueError('Unknown split "nowhere".\nShould be one of [train]')
+        return datasets.Dataset.from_list([{"prompt": [{"role": "user", "content": "q"}], "m": {"a": 4}, "more": 1}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    hub = {"source": "hub", "name": "org/set", "subset": "easy", "split": "dev", "revision": "abc"}
+    columns = ColumnsConfig(problem="prompt", answer="m.a")
+    data = DataConfig(columns=columns, **hub)
+    (problem,) = load_problems(data, split="train", seed=0, with_extra=True).problems
+    assert (problem.id, problem.text, problem.answer) == ("org-set-easy-dev-0", "q", "4")
+    assert problem.extra == {"m": {"a": 4}, "more": 1}
+    assert asked == [("org/set", "easy", "dev", "abc")]
+    (item,) = hub_items(data)
+    assert (item.what, item.repo, item.revision) == ("data.name", "org/set", "abc")
+    with pytest.raises(ValueError, match=r'^org/set: Unknown split "nowhere". Should be .*train. \(data.subset'):
+        load(**{**hub, "split": "nowhere"})
+    with pytest.raises(ValueError, match=r"needs data\.name"):
+        load(source="hub")
+
+
+def test_rows_without_an_answer_are_for_rewards_without_one(
+    tmp_path: Path, renderer: Renderer, grader: Grader, ranks: Ranks
+) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"problem": "1+1=?", "target": 2}, {"problem": "1+2=?"}])
+    config = config_of(path)
+    with pytest.raises(ValueError, match="no column 'answer'"):
+        prepare(config, renderer, grader, ranks)
+    rewards = RewardConfig(correct_weight=0, function="mine:it")
+    data = prepare(config.model_copy(update={"rewards": rewards}), renderer, grader, ranks)
+    assert [(one.problem.answer, one.problem.extra) for one in data.prompts] == [
+        ("", {"target": 2}),
+        ("", {"target": None}),
+    ]
+    assert data.extra_columns == ["target"]
+
+
+def test_the_system_turn_of_a_chat_is_the_system_prompt(tmp_path: Path, grader: Grader, ranks: Ranks) -> None:
+    from transformers import AutoTokenizer
+
+    chat = [{"role": "system", "content": "1-1"}, {"role": "user", "content": "1+1=?"}]
+    config = config_of(write_jsonl(tmp_path / "rows.jsonl", [{"problem": chat, "answer": "2"}]))
+    tokenizer = AutoTokenizer.from_pretrained(locate_model("embedded"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] + m.content }}{% endfor %}"
+    for prompt, text in (
+        (PromptConfig(instruction=None), "s1-1u1+1=?"),
+        (PromptConfig(instruction=None, system="7"), "s7u1+1=?"),
+        (PromptConfig(instruction=None, template="plain"), None),
+    ):
+        chosen = config.model_copy(update={"prompt": prompt})
+        data = prepare(chosen, Renderer(tokenizer, prompt), grader, ranks)
+        assert text is None or data.prompts[0].text == text
+        assert ("system turn" in " ".join(data.repetitions(1))) == (text is None)
 
 
 # What becomes a prompt.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +17,10 @@ from rewards import GradeResult, Verdict
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.groups import GradedGroup
+from rl_engine.sampling.data import cursor_of
 from rl_engine.sampling.sampler import GradedBatch
 from rl_engine.sampling.stream import RolloutStream
-from rollout.config import SamplingConfig
+from rollout.config import DataConfig, SamplingConfig
 from rollout.prompts.cursor import Cursor
 from rollout.segments import is_unfinished, joined
 from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup
@@ -356,3 +360,38 @@ def test_a_correction_makes_reinforce_fit_for_stale_completions(make_config: Con
         "loss.name=reinforce",
         "loss.sampler_correction=token_truncate",
     )
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["one source", "a mix"])
+@pytest.mark.parametrize(
+    "overrides", [(), ("rollout.placement=ray", "rollout.max_staleness=2"), ("train.max_problems_per_step=6",)]
+)
+def test_a_resumed_run_draws_what_taught_nothing_as_rarely_and_at_the_same_places(
+    overrides: tuple[str, ...], mixed: bool, make_config: ConfigMaker
+) -> None:
+    """Stopped after any step, with its state through JSON, it goes on with the problems and seeds of the one that was
+    not stopped."""
+    steps, dull = 14, {0, 2, 3, 5}
+    settings = ("train.problems_per_step=3", f"train.steps={steps}", "data.replay=0.3", *overrides)
+    config = make_config(*settings)
+    if mixed:
+        mix = ({"source": "arithmetic", "weight": 2}, {"source": "arithmetic"})
+        data = DataConfig.model_validate({**config.data.model_dump(), "source": "mix", "mix": mix})
+        config = config.model_copy(update={"data": data})
+
+    def started() -> RolloutStream:
+        problems = [Problem(id=str(i), text="", answer="", part=int(mixed and i >= 4)) for i in range(8)]
+        prompts = [Prompt(problem=one, text="", token_ids=(int(one.id),)) for one in problems]
+        sampler: Any = FakeSampler(dull)
+        return RolloutStream(config, cursor_of(config, prompts), sampler, config.sampling)
+
+    whole, states, taken = started(), [], []
+    for step in range(1, steps + 1):
+        taken.append(ids(whole.take(step, ref(step - 1)).all))
+        states.append((whole.position, json.dumps(whole.state())))
+    drawn = Counter(itertools.chain(*taken))
+    assert max(drawn[i] for i in dull) < min(drawn[i] for i in range(8) if i not in dull and (not mixed or i < 4))
+    for stopped, (position, state) in enumerate(states, 1):
+        resumed = started()
+        resumed.cursor.restore(position, json.loads(state))
+        assert [ids(resumed.take(step, ref(step - 1)).all) for step in range(stopped + 1, steps + 1)] == taken[stopped:]

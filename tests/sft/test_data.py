@@ -188,7 +188,7 @@ def test_hub_sets_are_read_by_their_own_columns(
 ) -> None:
     asked = []
 
-    def load(name: str, split: str) -> Any:
+    def load(name: str, subset: None, split: str, revision: None) -> Any:
         asked.append((name, split))
         return datasets.Dataset.from_list([row])
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 BOM = b"\xef\xbb\xbf"
+GZIP = b"\x1f\x8b"
 # The longer marks first: one of UTF-32 begins like one of UTF-16.
 OTHER_UNICODE = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -20,11 +23,11 @@ class TextFileError(ValueError):
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line) of a UTF-8 file, a byte-order mark at its beginning left out.
+    """(number from 1, line) of a UTF-8 file, plain or in gzip, a byte-order mark at its beginning left out.
 
     Raises `TextFileError` for another encoding, naming the line.
     """
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, 1):
             if number == 1:
                 _refuse_other_unicode(path, line)
@@ -41,6 +44,13 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_text(path: Path) -> str:
     """The whole of a UTF-8 file. Raises `TextFileError` as `text_lines` does."""
     return "".join(line for _, line in text_lines(path)).replace("\r\n", "\n")
+
+
+def _open(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        packed = file.read(len(GZIP)) == GZIP
+    # gzip's own file is one of bytes to read, which its stubs do not say.
+    return cast("IO[bytes]", gzip.open(path, "rb")) if packed else path.open("rb")
 
 
 def _refuse_other_unicode(path: Path, line: bytes) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from datafiles.text import TextFileError, read_text, text_lines
 from rollout.config import ColumnsConfig, DataConfig
-from rollout.files.text import TextFileError, read_text, text_lines
 from rollout.prompts.problems import first_problem, load_problems
 
 ROW = '{"problem": "1+1=?", "answer": "2"}\n'
@@ -48,14 +48,15 @@ def test_another_encoding_is_refused_by_line_or_name(tmp_path: Path, content: by
 @pytest.mark.parametrize(
     ("name", "content", "messages"),
     [
-        ("rows.csv", b"problem,answer\n1+1=?,2\n", ["a CSV file", "load_dataset('csv', ", "to_json('", "rows.jsonl')"]),
-        ("rows.tsv", b"problem\tanswer\n", ["a table with tabs", "sep='\\t'"]),
-        ("rows.parquet", b"PAR1....", ["a Parquet file", "load_dataset('parquet'"]),
-        ("rows.jsonl", b"PAR1....", ["a Parquet file", "rows.lines.jsonl')"]),
-        ("rows.json", f"[{ROW.strip()}]".encode(), ["a JSON array", "load_dataset('json'"]),
-        ("rows.jsonl", f"\n [\n{ROW}]".encode(), ["a JSON array"]),
-        ("rows.json", b'{\n  "problem": "1"\n}', ["a JSON object over several lines"]),
-        ("rows.jsonl.gz", gzip.compress(ROW.encode(), mtime=0), ["a gzip file", "gunzip -k"]),
+        ("rows.parquet", b"PAR1....", ["cannot be read as parquet"]),
+        ("rows.jsonl", b"ARROW1....", ["cannot be read as arrow"]),
+        ("rows.json", f"[{ROW.strip()}".encode(), ["line 1: not JSON"]),
+        ("rows.json", b"[" * 100_000, ["nested without end"]),
+        ("rows.csv", b'problem,answer\n"1+1,2\n', ["line 2: unexpected end of data"]),
+        ("rows.jsonl.gz", gzip.compress(ROW.encode(), mtime=0)[:-9], ["a damaged gzip file"]),
+        ("rows.jsonl.gz", b"\x1f\x8b....", ["a damaged gzip file"]),
+        ("rows.parquet.gz", gzip.compress(b"PAR1....", mtime=0), ["Parquet in gzip", "gunzip -k"]),
+        ("rows.jsonl.zst", b"(\xb5/\xfd....", ["`zstd -d` unpacks it"]),
         ("rows.xlsx", b"PK\x03\x04....", ["an Excel sheet"]),
         ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
     ],
@@ -73,12 +74,8 @@ def test_another_format_is_named_with_the_way_out(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (
-            ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"],
-            r"save_to_disk.*load_from_disk\('[^']*'\)\.",
-        ),
-        (["dataset_dict.json"], r"save_to_disk.*load_from_disk\('[^']*'\)\['train'\]"),
-        (["train.jsonl", "test.jsonl"], "a directory, .*; it holds test.jsonl, train.jsonl"),
+        (["state.json", "dataset_info.json", "data-00000-of-00001.arrow"], "cannot be read as saved"),
+        (["train.jsonl", "test.jsonl"], "a directory, .*: it holds test.jsonl, train.jsonl; give one of its files"),
         ([], "it is empty"),
     ],
 )
@@ -114,7 +111,7 @@ def test_other_columns_are_named_with_the_key_that_maps_them(
 
 def test_rows_of_lists_are_not_trained_on_as_their_spelling(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    chat = {"problem": [{"role": "user", "content": "1+1=?"}], "answer": "2"}
+    chat = {"problem": ["1+1=?"], "answer": "2"}
     path.write_text(json.dumps(chat) + "\n" + ROW + json.dumps({"problem": "?", "answer": {"value": 2}}) + "\n")
     loaded = load(path)
     assert len(loaded.problems) == 1

@@ -1,0 +1,110 @@
+"""Cells as people's files hold them → the text of a problem, its system prompt, its answer; or a reason why not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# What the one who asks and the one who sets the scene are called in chats.
+ASKING, SYSTEM = frozenset({"user", "human"}), "system"
+GROUND_TRUTH = "ground_truth"
+
+
+class UnusableError(ValueError):
+    """A cell that cannot be used; the text is the reason that is counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a problem column says."""
+
+    text: str
+    system: str = ""
+    """The system turn of a chat."""
+
+
+def cell(row: Mapping[str, Any], column: str | None) -> Any:
+    """The value of a column; `a.b` is b in the mapping a, where no column has the whole name. None where it is not."""
+    if column is None:
+        return None
+    if column in row:
+        return row[column]
+    head, _, rest = column.partition(".")
+    inner = row.get(head)
+    return cell(inner, rest) if rest and isinstance(inner, Mapping) else None
+
+
+def has_column(row: Mapping[str, Any], column: str) -> bool:
+    head, _, rest = column.partition(".")
+    inner = row.get(head)
+    return column in row or bool(rest and isinstance(inner, Mapping) and has_column(inner, rest))
+
+
+def paths_of(row: Mapping[str, Any]) -> list[str]:
+    """The names of a row's columns and of what lies in those that are mappings."""
+    inner = [f"{name}.{path}" for name, value in row.items() if isinstance(value, Mapping) for path in paths_of(value)]
+    return [*map(str, row), *inner]
+
+
+def plain(value: Any) -> str:
+    """A lone value as text; nothing for None."""
+    return "" if value is None else str(value).strip()
+
+
+def asked_in(value: Any, column: str) -> Asked:
+    """The problem: a text, or of a chat the last turn of the user, with the system turn.
+
+    Raises `UnusableError` for what is neither.
+    """
+    if not isinstance(value, list | Mapping):
+        return Asked(text=plain(value))
+    if not (isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value)):
+        raise UnusableError(_not_a_text(value, column))
+    said: dict[str, str] = {}
+    for turn in value:
+        role = turn.get("role", turn.get("from"))
+        said["asked" if role in ASKING else str(role)] = _content(turn.get("content", turn.get("value")), column)
+    if "asked" not in said:
+        raise UnusableError(f"{column} has no turn of the user")
+    return Asked(text=said["asked"].strip(), system=said.get(SYSTEM, "").strip())
+
+
+def _content(value: Any, column: str) -> str:
+    """The text of a turn, which may come in parts."""
+    if not isinstance(value, list):
+        return plain(value)
+    if not all(isinstance(part, Mapping) and part.get("type", "text") == "text" for part in value):
+        raise UnusableError(f"{column} has a turn that is not text alone")
+    return "".join(plain(part.get("text")) for part in value)
+
+
+def answer_in(value: Any, column: str) -> str:
+    """The answer: text, a number or a truth value, alone, in a list of one, or under `ground_truth`; empty where there
+    is none.
+
+    Raises `UnusableError` for what is none of these.
+    """
+    while isinstance(value, list | Mapping):
+        if isinstance(value, Mapping) and GROUND_TRUTH in value:
+            value = value[GROUND_TRUTH]
+        elif isinstance(value, list) and len(value) <= 1:
+            value = value[0] if value else None
+        else:
+            raise UnusableError(_not_a_text(value, column))
+    if isinstance(value, bytes):
+        raise UnusableError(f"{column} is bytes, not a text")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UnusableError(f"{column} is no finite number")
+    return plain(value)
+
+
+def for_json(value: Any) -> Any:
+    """The value as JSON can carry it to another process: dates and the like as text."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _not_a_text(value: Any, column: str) -> str:
+    return f"{column} is a {'list' if isinstance(value, list) else 'mapping'}, not a text"

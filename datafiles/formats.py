@@ -1,0 +1,106 @@
+"""A path → what the file is by its first bytes, and the reader for it. The only place that knows formats."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from datafiles.text import BOM, GZIP, TextFileError
+
+HEAD_BYTES = 4096
+Kind = Literal["lines", "documents", "table", "parquet", "arrow", "saved"]
+# First bytes → what such a file is.
+READ: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
+REFUSED = {
+    b"(\xb5/\xfd": "a Zstandard file: `zstd -d` unpacks it",
+    b"BZh": "a bzip2 file: `bunzip2 -k` unpacks it",
+    b"\xfd7zXZ": "an xz file: `unxz -k` unpacks it",
+    b"PK\x03\x04": "a zip archive or an Excel sheet: unpack it, or save the sheet as CSV",
+    b"SQLite format 3": "an SQLite data base: write the table as CSV",
+    b"version https://git-lfs": "a pointer to a file that git-lfs has not fetched (`git lfs pull`)",
+}
+JSON_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson"})
+SUFFIXES = (*sorted(JSON_SUFFIXES), ".csv", ".tsv", ".parquet", ".arrow")
+"""What names of such files end with, a `.gz` left out: a file is read by what it holds, whatever it is called."""
+DELIMITERS = ",\t;"
+WHAT_IS_READ = "JSON Lines, a JSON array, CSV, Parquet, Arrow, or a directory of save_to_disk is read"
+# A directory of save_to_disk holds these; one of several splits the last.
+SAVED, SPLITS = frozenset({"state.json", "dataset_info.json"}), "dataset_dict.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """What a path holds.
+
+    Example: `Format(kind="table", packed=True)`, a CSV file in gzip
+    """
+
+    kind: Kind
+    packed: bool = False
+    """In gzip."""
+
+
+def format_of(path: Path, key: str) -> Format:
+    """Raises `FileNotFoundError` where nothing is, `TextFileError` for what is not read here.
+
+    `key` is where the path was given, for people.
+    """
+    if path.is_dir():
+        _check_directory(path, key)
+        return Format(kind="saved")
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}: no such file: {path}")
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    packed = head.startswith(GZIP)
+    if packed:
+        head = _unpacked_head(path, key)
+    for magic, refused in REFUSED.items():
+        if head.startswith(magic):
+            raise TextFileError(f"{key}: {path} is {refused}; {WHAT_IS_READ}")
+    binary = next((kind for magic, kind in READ.items() if head.startswith(magic)), None)
+    if binary is not None and packed:
+        raise TextFileError(f"{key}: {path} is {binary.title()} in gzip: `gunzip -k` unpacks it")
+    return Format(kind=binary or _kind_of_text(path, head), packed=packed)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name is that of a file or directory rather than of something that we know by name."""
+    return "/" in name or name.lower().removesuffix(".gz").endswith(SUFFIXES) or Path(name).exists()
+
+
+def stem_of(name: str) -> str:
+    """A file's name without directories and endings: `data/train.jsonl.gz` is train."""
+    last = Path(name).name
+    unpacked = last[:-3] if last.lower().endswith(".gz") else last
+    return next((unpacked[: -len(end)] for end in SUFFIXES if unpacked.lower().endswith(end)), unpacked)
+
+
+def _unpacked_head(path: Path, key: str) -> bytes:
+    try:
+        with gzip.open(path, "rb") as file:
+            return file.read(HEAD_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise TextFileError(f"{key}: {path} is a damaged gzip file: {error}") from error
+
+
+def _kind_of_text(path: Path, head: bytes) -> Kind:
+    text = head.removeprefix(BOM).lstrip()
+    first = text.partition(b"\n")[0].strip()
+    if text.startswith(b"[") or first == b"{":
+        return "documents"
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    named = suffix in (".csv", ".tsv")
+    delimited = suffix not in JSON_SUFFIXES and any(mark.encode() in first for mark in DELIMITERS)
+    return "table" if text and not text.startswith(b"{") and (named or delimited) else "lines"
+
+
+def _check_directory(path: Path, key: str) -> None:
+    names = sorted(entry.name for entry in path.iterdir())
+    if SPLITS in names or set(names) >= SAVED:
+        return
+    held = f"it holds {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else "it is empty"
+    raise TextFileError(f"{key}: {path} is a directory, and none of save_to_disk: {held}; give one of its files")

@@ -1,0 +1,136 @@
+"""Rows → problems with their answers, or a counted reason for each row that is none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from datafiles.cells import Asked, UnusableError, answer_in, asked_in, cell, for_json, has_column, paths_of, plain
+from datafiles.rows import Drop, Row
+
+# What others call them, to guess by.
+OTHER_NAMES = {
+    "problem": ("question", "prompt", "query", "input", "instruction", "text", "problem_text", "problem_statement"),
+    "answer": (
+        "final_answer",
+        "expected_answer",
+        "ground_truth",
+        "reference",
+        "target",
+        "label",
+        "output",
+        "solution",
+        "reward_model.ground_truth",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Which column is what; `a.b` is b in the mapping a. Without names of their own, files follow the project's."""
+
+    problem: str = "problem"
+    answer: str | None = "answer"
+    level: str | None = "level"
+    subject: str | None = "subject"
+    id: str | None = "id"
+
+    @property
+    def named(self) -> list[str]:
+        return [name for name in (self.problem, self.answer, self.level, self.subject, self.id) if name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemRow:
+    """A row that can be asked and graded."""
+
+    id: str
+    asked: Asked
+    answer: str
+    """Empty only where answers are not needed."""
+    level: str
+    subject: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """The other columns, as JSON can carry them; nothing where they are not wanted."""
+
+
+def problem_rows(
+    rows: Iterable[tuple[str, Row]],
+    columns: Columns,
+    drop: Drop,
+    *,
+    extract: Callable[[Row], str] | None = None,
+    need_answer: bool = True,
+    with_extra: bool = False,
+) -> Iterator[ProblemRow]:
+    """The rows with a problem, an answer and an id not seen before; `extract` finds the answer where it is in no column
+    of its own."""
+    seen: set[str] = set()
+    for where, row in rows:
+        try:
+            asked = asked_in(cell(row, columns.problem), columns.problem)
+            answer = extract(row) if extract else answer_in(cell(row, columns.answer), columns.answer or "answer")
+        except UnusableError as reason:
+            drop(str(reason), where)
+            continue
+        identifier = plain(cell(row, columns.id)) or where.replace(":", "-")
+        if not asked.text:
+            drop(f"no {columns.problem}", where)
+        elif not answer and need_answer:
+            drop(f"no {columns.answer or 'answer'}", where)
+        elif identifier in seen:
+            drop("id seen before", where)
+        elif not _is_text(identifier + asked.text + asked.system + answer):
+            drop("not text: half of a surrogate pair", where)
+        else:
+            seen.add(identifier)
+            yield ProblemRow(
+                id=identifier,
+                asked=asked,
+                answer=answer,
+                level=plain(cell(row, columns.level)),
+                subject=plain(cell(row, columns.subject)),
+                extra=_others(row, columns) if with_extra else {},
+            )
+
+
+def _others(row: Row, columns: Columns) -> dict[str, Any]:
+    return {str(name): for_json(value) for name, value in row.items() if name not in columns.named}
+
+
+def _is_text(text: str) -> bool:
+    """JSON can spell what no encoding can write and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def missing_columns(row: Row, columns: Columns, *, need_answer: bool, option: str | None) -> str:
+    """What a person is told of a row that lacks the columns that are read; nothing where it has them.
+
+    `option` is how a column is named, with `{role}` and `{name}`; None where it cannot be.
+    """
+    wanted = {"problem": columns.problem, **({"answer": columns.answer or "answer"} if need_answer else {})}
+    missing = {role: column for role, column in wanted.items() if not has_column(row, column)}
+    if not missing:
+        return ""
+    there = paths_of(row)
+    guesses = {role: next((name for name in there if name.lower() in OTHER_NAMES[role]), "NAME") for role in missing}
+    way = "rename them in the file"
+    if option is not None:
+        ways = [option.format(role=role, name=name) for role, name in guesses.items()]
+        way = f"say which it is with {' '.join(ways)}"
+    return (
+        f"no column {' and no column '.join(map(repr, missing.values()))}; its columns are "
+        f"{', '.join(map(str, row))}: {way}"
+    )
+
+
+def number_in(level: str) -> float | None:
+    """The first number of a level: 5 of `Level 5`, 0.25 of a pass rate."""
+    found = re.search(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", level)
+    return float(found[0]) if found else None

@@ -1,0 +1,145 @@
+"""A file or directory → its rows, whatever format they are in. A row is a mapping of column names to plain values."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from datafiles.formats import DELIMITERS, SPLITS, format_of
+from datafiles.text import TextFileError, text_lines
+
+Row = Mapping[str, Any]
+Drop = Callable[[str, str], None]
+"""Told of what is not used: the reason, and where it stands."""
+LONGEST_CELL = 2**27
+"""Characters in a cell of a CSV file; Python's own limit is a thousandth of it."""
+
+
+def rows_of(path: Path, drop: Drop, key: str, split: str | None = None) -> Iterator[tuple[str, Row]]:
+    """(where, row) of what `path` holds, in its own order. What is no row is dropped with a reason.
+
+    `split` chooses from a directory of several; `key` is what messages call the place where the path was given.
+    Raises `FileNotFoundError` where nothing is, and `TextFileError` for what cannot be read.
+    """
+    found = format_of(path, key)
+    read = {"lines": _lines, "documents": _documents, "table": _table}.get(found.kind)
+    if read is None:
+        yield from _columnar(path, found.kind, key, split)
+        return
+    try:
+        yield from read(path, drop, key)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise TextFileError(f"{key}: {path} is a damaged gzip file: {error}") from error
+
+
+def _lines(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
+    for number, line in text_lines(path):
+        where = f"{path.name}:{number}"
+        if not line.strip():
+            drop("blank line", where)
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            drop("not JSON", where)
+            continue
+        if isinstance(row, dict):
+            yield where, row
+        else:
+            drop("not a JSON object", where)
+
+
+def _documents(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
+    """The items of a JSON array, or of the one array in an object, or objects that take several lines each."""
+    text = "".join(line for _, line in text_lines(path))
+    decoder, position, found = json.JSONDecoder(), 0, []
+    try:
+        while (position := len(text) - len(text[position:].lstrip())) < len(text):
+            value, position = decoder.raw_decode(text, position)
+            found.append(value)
+    except json.JSONDecodeError as error:
+        raise TextFileError(f"{key}: {path}, line {error.lineno}: not JSON ({error.msg})") from None
+    except RecursionError:
+        raise TextFileError(f"{key}: {path} is JSON nested without end") from None
+    for number, row in enumerate(_items(found), 1):
+        where = f"{path.name}:{number}"
+        if isinstance(row, dict):
+            yield where, row
+        else:
+            drop("not a JSON object", where)
+
+
+def _items(found: list[Any]) -> list[Any]:
+    if len(found) != 1:
+        return found
+    if isinstance(found[0], list):
+        return found[0]
+    arrays = [value for value in found[0].values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    # A row may hold a chat, which is such an array too.
+    is_row = len(arrays) != 1 or any("role" in item for item in arrays[0][:1])
+    return found if is_row else arrays[0]
+
+
+def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
+    """CSV with a line of names first. Every cell is text, as it is written: a 007 stays one."""
+    lines = (line for _, line in text_lines(path))
+    first = next(lines, "")
+    delimiter = max(DELIMITERS, key=first.count)
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(_after(first, lines), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    try:
+        for cells in reader:
+            where = f"{path.name}:{reader.line_num}"
+            if not names:
+                names = [cell.strip() for cell in cells]
+            elif not cells:
+                drop("blank line", where)
+            elif len(cells) != len(names):
+                drop(f"{len(cells)} cells under {len(names)} names", where)
+            else:
+                yield where, dict(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise TextFileError(f"{key}: {path}, line {reader.line_num}: {error}") from None
+
+
+def _after(first: str, lines: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from lines
+
+
+def _columnar(path: Path, kind: str, key: str, split: str | None) -> Iterator[tuple[str, Row]]:
+    import datasets  # heavy, and only needed for such files
+
+    try:
+        if kind == "saved":
+            rows = datasets.load_from_disk(str(path))
+            if (path / SPLITS).is_file():
+                rows = _split_of(path, rows, key, split)
+        else:
+            rows = datasets.load_dataset(kind, data_files={"train": [_escaped(path)]}, split="train", streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield f"{path.name}:{number}", row
+    except TextFileError:
+        raise
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise TextFileError(f"{key}: {path} cannot be read as {kind}: {reason}") from error
+
+
+def _split_of(path: Path, rows: Any, key: str, split: str | None) -> Any:
+    wanted = split or "train"
+    if wanted not in rows:
+        has = ", ".join(map(str, rows))
+        raise TextFileError(f"{key}: {path} has no split {wanted!r}: it has {has}; give {path}/NAME, or data.split")
+    return rows[wanted]
+
+
+def _escaped(path: Path) -> str:
+    """The library takes a path for a pattern."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path.resolve()))

@@ -1,0 +1,216 @@
+"""One table in every format that people have it in: the same problems come out, in the same order."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from datafiles.rows import rows_of
+from evals.suites import find_suite, load_suite
+from rl_engine.config.sft import SftDataConfig
+from rl_engine.sft.conversations import Dropped, streams
+from rollout.config import ColumnsConfig, DataConfig
+from rollout.prompts.problems import load_problems
+
+ROWS = [
+    {"id": f"r{n}", "problem": f'say "{n}", then\nstop; 1+{n}=?', "answer": f"0{n}", "level": str(n), "note": f"é{n}"}
+    for n in range(4)
+]
+
+
+def lines(path: Path) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+
+def array(path: Path) -> None:
+    path.write_text(json.dumps(ROWS))
+
+
+def packed(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    def write_packed(path: Path) -> None:
+        write(path)
+        path.write_bytes(gzip.compress(path.read_bytes()))
+
+    return write_packed
+
+
+def csv_with(mark: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        cells = [[*ROWS[0]], *([*row.values()] for row in ROWS)]
+        quoted = [mark.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in cells]
+        path.write_text("\r\n".join(quoted) + "\r\n", newline="")
+
+    return write
+
+
+def table() -> Any:
+    return datasets.Dataset.from_list(ROWS)
+
+
+def arrow_stream(path: Path) -> None:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table().data.schema) as writer:
+        writer.write_table(table().data.table)
+
+
+def arrow_file(path: Path) -> None:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table().data.schema) as writer:
+        writer.write_table(table().data.table)
+
+
+def indented(path: Path) -> None:
+    path.write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
+
+
+FORMATS: dict[str, Callable[[Path], Any]] = {
+    "rows.jsonl": lines,
+    "rows.jsonl.gz": packed(lines),
+    "rows.json": array,
+    "array.jsonl": lambda path: path.write_text("\ufeff" + json.dumps(ROWS, indent=1)),
+    "array.json.gz": packed(array),
+    "wrapped.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS}, indent=1)),
+    "objects.json": indented,
+    "rows.csv": csv_with(","),
+    "rows.csv.gz": packed(csv_with(",")),
+    "semicolons.csv": csv_with(";"),
+    "rows.tsv": csv_with("\t"),
+    "no_ending": csv_with(","),
+    "rows[1].parquet": lambda path: table().to_parquet(path),
+    "wrong_name.csv": lambda path: table().to_parquet(path),
+    "stream.arrow": arrow_stream,
+    "file.arrow": arrow_file,
+    "saved": lambda path: table().save_to_disk(path),
+    "splits": lambda path: datasets.DatasetDict(train=table(), test=table()).save_to_disk(path),
+}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_same_problems_come_out_of_every_format(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    FORMATS[name](path)
+    loaded = load_problems(DataConfig(source="file", path=str(path)), split="train", seed=0, with_extra=True)
+    assert not loaded.dropped
+    assert [
+        {"id": p.id, "problem": p.text, "answer": p.answer, "level": p.level, **p.extra} for p in loaded.problems
+    ] == ROWS
+    suite = find_suite(str(path))
+    assert suite.name == name.split(".")[0]
+    assert [problem.id for problem in load_suite(suite).problems] == ["r0", "r1", "r2", "r3"]
+
+
+def test_conversations_are_read_from_any_format(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]
+    datasets.Dataset.from_list([{"chat": {"turns": turns}}]).to_parquet(tmp_path / "chats.parquet")
+    (tmp_path / "pairs.csv").write_text("prompt,completion\n1+1=?,2\n")
+    for name, columns in (("chats.parquet", {"messages": "chat.turns"}), ("pairs.csv", {})):
+        data = SftDataConfig.model_validate({"source": "file", "path": str(tmp_path / name), "columns": columns})
+        _, learned = streams(data, Dropped())
+        assert [list(one.messages) for one in learned] == [turns]
+
+
+def test_plain_json_lines_need_no_library(tmp_path: Path) -> None:
+    for name in ("rows.jsonl.gz", "rows.json", "rows.csv"):
+        FORMATS[name](tmp_path / name)
+    code = (
+        "import sys, pathlib; from datafiles.rows import rows_of\n"
+        "for path in pathlib.Path(sys.argv[1]).iterdir(): assert len(list(rows_of(path, print, ''))) == 4\n"
+        "assert not {'datasets', 'pyarrow', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+
+
+def test_rows_of_a_table_that_do_not_fit_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("problem,answer\n1+1=?,2\n\n1,2,3\n1+2=?,3\n")
+    loaded = load_problems(DataConfig(source="file", path=str(tmp_path / "rows.csv")), split="train", seed=0)
+    assert [problem.answer for problem in loaded.problems] == ["2", "3"]
+    assert loaded.examples == {"blank line": "rows.csv:3", "3 cells under 2 names": "rows.csv:4"}
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    datasets.DatasetDict(dev=table()).save_to_disk(tmp_path / "d")
+    with pytest.raises(ValueError, match=r"no split 'train': it has dev; give .*/NAME, or data.split"):
+        list(rows_of(tmp_path / "d", print, "data.path"))
+    assert len(list(rows_of(tmp_path / "d" / "dev", print, "data.path"))) == 4
+    data = DataConfig(source="file", path=str(tmp_path / "d"), split="dev")
+    assert len(load_problems(data, split="train", seed=0).problems) == 4
+
+
+def asked(row: dict[str, Any], **columns: str) -> Any:
+    """(problem, system turn, answer) of one row, or why it is dropped."""
+    from datafiles.problems import Columns, problem_rows
+
+    reasons: list[str] = []
+    found = list(problem_rows([("x:1", row)], Columns(**columns), lambda reason, _: reasons.append(reason)))
+    return (found[0].asked.text, found[0].asked.system, found[0].answer) if found else reasons[0]
+
+
+USER, SYSTEM = {"role": "user", "content": "1+1=?"}, {"role": "system", "content": "Think."}
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        ([USER], ("1+1=?", "")),
+        ([SYSTEM, USER], ("1+1=?", "Think.")),
+        ([SYSTEM, {"role": "user", "content": "0"}, {"role": "assistant", "content": "0"}, USER], ("1+1=?", "Think.")),
+        ([{"from": "human", "value": "1+1=?"}, {"from": "gpt", "value": "2"}], ("1+1=?", "")),
+        ([{"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1"}]}], ("1+1", "")),
+        ([{"role": "user", "content": [{"type": "image"}]}], "problem has a turn that is not text alone"),
+        ([SYSTEM], "problem has no turn of the user"),
+        ([], "problem is a list, not a text"),
+        ({"a": 1}, "problem is a mapping, not a text"),
+        (None, "no problem"),
+    ],
+)
+def test_a_problem_is_a_text_or_the_last_turn_of_a_chat(problem: Any, expected: Any) -> None:
+    found = asked({"problem": problem, "answer": "2"})
+    assert found == (expected if isinstance(expected, str) else (*expected, "2"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (7, "7"), (0, "0"), (2.5, "2.5"), (True, "True"), (False, "False"), (["7"], "7"), ([[7]], "7"),
+        ({"ground_truth": "7", "style": "rule"}, "7"), ({"ground_truth": ["7"]}, "7"),
+        ([], "no answer"), (None, "no answer"), ({"ground_truth": None}, "no answer"),
+        (["1", "2"], "answer is a list, not a text"), ({"value": 7}, "answer is a mapping, not a text"),
+        (float("nan"), "answer is no finite number"), (b"7", "answer is bytes, not a text"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_unwrapped_or_the_row_dropped(answer: Any, expected: str) -> None:
+    found = asked({"problem": "?", "answer": answer})
+    assert found == (expected if " " in expected else ("?", "", expected))
+
+
+def test_a_column_may_lie_in_a_mapping() -> None:
+    row = {"prompt": [USER], "reward_model": {"ground_truth": "2"}, "a.b": "3"}
+    for answer, expected in (("reward_model.ground_truth", "2"), ("reward_model", "2"), ("a.b", "3")):
+        assert asked(row, problem="prompt", answer=answer) == ("1+1=?", "", expected)
+
+
+def test_verl_files_are_told_by_their_columns(tmp_path: Path) -> None:
+    rows = [{"data_source": "x", "prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "2"}}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    data = DataConfig(source="file", path=str(tmp_path / "train.parquet"))
+    way = "data.columns.problem=prompt data.columns.answer=reward_model.ground_truth"
+    with pytest.raises(ValueError, match=way):
+        load_problems(data, split="train", seed=0)
+    columns = ColumnsConfig(problem="prompt", answer="reward_model.ground_truth")
+    (problem,) = load_problems(data.model_copy(update={"columns": columns}), split="train", seed=0).problems
+    assert (problem.text, problem.answer) == ("1+1=?", "2")
