@@ -95,7 +95,7 @@ def _read(path: Path) -> TrainedWith:
             answer_forms=RewardConfig(answer_forms=rewards["answer_forms"]).answer_forms if rewards else ANSWER_FORMS,
             chat_template=_chat_template(data.get("chat_template"), path),
             sums=ArithmeticConfig.model_validate(data["arithmetic"])
-            if rewards and data["source"] == "arithmetic"
+            if rewards and "arithmetic" in (data["source"], *(one["source"] for one in data.get("mix") or ()))
             else None,
         )
     except (yaml.YAMLError, ValidationError, KeyError, TypeError, AttributeError) as error:

@@ -69,6 +69,6 @@ def _of_run(path: Path) -> tuple[list[Problem], PromptConfig, SamplingConfig, in
     if missing:
         raise ValueError(f"--prompts {path} has no {', '.join(missing)}: give the config.yaml that a run wrote")
     data = DataConfig.model_validate(run["data"])
-    problems = load_problems(data, split="train", seed=run["seed"]).problems
+    problems = load_problems(data, split="train", seed=run["seed"], need_answer=False).problems
     prompt, sampling = PromptConfig.model_validate(run["prompt"]), SamplingConfig.model_validate(run["sampling"])
     return problems, prompt, sampling, data.max_prompt_tokens

@@ -72,7 +72,10 @@ ELSEWHERE: dict[str, str] = {
     # Data.
     "dataset": "data.source data.path",
     "datasets": "data.source data.path",
-    "dataset_name": "data.source",
+    "dataset_name": "data.source=hub data.name",
+    "dataset_config": "data.subset",
+    "dataset_config_name": "data.subset",
+    "dataset_split": "data.split",
     "dataset_path": "data.path",
     "train_files": "data.path",
     "train_file": "data.path",

@@ -117,5 +117,5 @@ def _name(annotation: Any) -> str:
         return " ".join([_name(arguments[0]), _limits(arguments[1:])]).strip()
     if origin is tuple:
         return f"list of {_name(arguments[0])}"
-    name = str(annotation.__name__)
+    name = "dict" if is_section(annotation) else str(annotation.__name__)
     return WORDS.get(name, name)

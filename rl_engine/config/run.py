@@ -87,7 +87,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     every: int = Field(10, ge=0, description="Steps between evaluations; 0 for only before and after.")
     at_start: bool = Field(True, description="Evaluate before the first step, too.")
-    suites: tuple[str, ...] = Field((), description="Names of suites, or JSON Lines files of problems.")
+    suites: tuple[str, ...] = Field((), description="Names of suites, or files of problems.")
     best: str | None = Field(
         None, description="Suite whose best adapter is kept as `adapters/best`; the first suite when absent."
     )

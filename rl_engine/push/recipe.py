@@ -5,9 +5,9 @@ from __future__ import annotations
 from rl_engine.config import Config, LoraConfig, OptimConfig
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.trained import TrainingRun
-from rl_engine.sft.conversations import HUB
+from rl_engine.sft.conversations import chat_of
 from rollout.prompts.chat import describe_arguments
-from rollout.prompts.sources import SOURCES
+from rollout.prompts.problems import MIX, dataset_of, parts_of
 
 Rows = list[tuple[str, str]]
 FORMS = {"boxed": r"`\boxed{…}`", "answer_is": "“the answer is …”", "gsm8k_hashes": "`#### …`"}
@@ -28,8 +28,8 @@ def recipe_rows(config: Config | SftConfig, run: TrainingRun, step: int | None) 
 
 def data_set_of(config: Config | SftConfig) -> str | None:
     """The hub's data set that was trained on; None for files and what is generated."""
-    source = (HUB if isinstance(config, SftConfig) else SOURCES).get(config.data.source)
-    return source.path if source and config.data.path is None else None
+    source = chat_of(config.data) if isinstance(config, SftConfig) else dataset_of(config.data)
+    return source.path if source else None
 
 
 def _reinforced(config: Config, step: int | None) -> Rows:
@@ -73,6 +73,11 @@ def _data(config: Config | SftConfig) -> str:
         task = config.data.arithmetic
         numbers = f"{task.terms[0]}" if len(task.terms) == 1 else f"{min(task.terms)} to {max(task.terms)}"
         return f"{data.limit or task.count:,} generated sums and differences of {numbers} numbers up to {task.largest}"
+    if isinstance(config, Config) and data.source == MIX:
+        parts = zip(parts_of(config.data), config.data.mix, strict=True)
+        return "a mix of " + ", ".join(
+            f"{_data(config.model_copy(update={'data': part.config}))} (weight {one.weight:g})" for part, one in parts
+        )
     if (path := data_set_of(config)) is not None:
         return f"[{path}](https://huggingface.co/datasets/{path}){limit}"
     return f"{data.source}{', from a file' if data.path else ''}{limit}"

@@ -6,7 +6,7 @@ A source yields rows; a row becomes a `Problem` or a counted reason why it did n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -136,8 +136,12 @@ def load_problems(
     check_source(config, key)
     parts = parts_of(config, key)
     loaded = [_load_part(part, split, seed, need_answer, with_extra) for part in parts]
-    if len(parts) == 1:
-        return loaded[0]
+    whole = _mixed(loaded) if config.mix else loaded[0]
+    whole.problems[:] = _with_all_columns(whole.problems)
+    return whole
+
+
+def _mixed(loaded: Sequence[Loaded]) -> Loaded:
     whole = Loaded([])
     for number, one in enumerate(loaded):
         whole.problems.extend(replace(each, id=f"{number}-{each.id}", part=number) for each in one.problems)
@@ -153,7 +157,7 @@ def _load_part(part: Part, split: Split, seed: int, need_answer: bool, with_extr
         found: Iterable[Problem] = arithmetic_problems(config.arithmetic, split, count, seed)
     else:
         rows = _problem_rows(part, loaded, need_answer, with_extra)
-        found = _with_all_extras([_problem_of(row) for row in rows]) if with_extra else map(_problem_of, rows)
+        found = map(_problem_of, rows)
     loaded.problems.extend(within_level(found, config.level, loaded))
     if config.limit is not None:
         del loaded.problems[config.limit :]
@@ -207,9 +211,11 @@ def _problem_of(row: ProblemRow) -> Problem:
     )
 
 
-def _with_all_extras(problems: list[Problem]) -> list[Problem]:
-    """Every problem with every column: None where its row has none, as in a table."""
+def _with_all_columns(problems: list[Problem]) -> list[Problem]:
+    """Every problem with every further column: None where its row has none, as in a table."""
     names = dict.fromkeys(name for problem in problems for name in problem.extra)
+    if not names:
+        return problems
     return [replace(problem, extra={name: problem.extra.get(name) for name in names}) for problem in problems]
 
 

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from rl_engine.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("configs", "evals", "rewards", "rl_engine", "rollout")
+PACKAGES = ("configs", "datafiles", "evals", "rewards", "rl_engine", "rollout")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEWER = ("3.12", "3.13")
 

@@ -25,6 +25,7 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.policy.lora import LoraPolicy
 from rl_engine.push.__main__ import app
 from rl_engine.push.card import Licence, Release
+from rl_engine.push.recipe import recipe_rows
 from rl_engine.push.release import files_of, make_release
 from rl_engine.report.page import write_report
 from rl_engine.run.merge import TIED_WHEN_SERVED, _untie, merge
@@ -602,3 +603,21 @@ def test_what_is_more_than_plain_lora_is_not_merged(run: Path, tmp_path: Path, n
     adapter.peft[name] = value
     with pytest.raises(ValueError, match=f"the adapter has {name}"):
         merge(adapter, "float32", tmp_path / "merged")
+
+
+def test_the_card_says_what_a_mix_was_made_of(run: Path) -> None:
+    mix = [
+        {"source": "gsm8k", "weight": 3},
+        {"source": "hub", "name": "org/set", "limit": 500},
+        {"source": "file", "path": "/home/me/mine.csv"},
+    ]
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    tree["data"] = {"source": "mix", "mix": mix}
+    config = Config.model_validate(tree)
+    trained = read_trained(run / "adapters" / "v000003", None).run
+    assert trained is not None
+    said = dict(recipe_rows(config, trained, None))["data"]
+    assert said == (
+        "a mix of [openai/gsm8k](https://huggingface.co/datasets/openai/gsm8k) (weight 3), "
+        "[org/set](https://huggingface.co/datasets/org/set), the first 500 (weight 1), file, from a file (weight 1)"
+    )

@@ -222,18 +222,22 @@ def test_a_mix_keeps_to_its_weights_at_every_place_and_resumes_anywhere() -> Non
 
 
 def test_a_mix_reads_each_source_its_own_way(tmp_path: Path) -> None:
-    lines = write_jsonl(tmp_path / "a.jsonl", [{"id": "x", "problem": f"1+{n}", "answer": str(n)} for n in range(2)])
+    lines = write_jsonl(
+        tmp_path / "a.jsonl", [{"id": "x", "problem": f"1+{n}", "answer": str(n), "difficulty": 3} for n in range(2)]
+    )
     (tmp_path / "b.csv").write_text("q,a,id\n2+2,4,x\n2+3,,y\n")
     columns = {"problem": "q", "answer": "a"}
-    loaded = load(
-        source="mix",
-        mix=[
-            {"source": "file", "path": lines},
-            {"source": "file", "path": str(tmp_path / "b.csv"), "columns": columns},
-        ],
+    mix = [
+        {"source": "file", "path": lines},
+        {"source": "file", "path": str(tmp_path / "b.csv"), "columns": columns},
+    ]
+    loaded = load(source="mix", mix=mix)
+    whole = load_problems(
+        DataConfig.model_validate({"source": "mix", "mix": mix}), split="train", seed=0, with_extra=True
     )
     assert [(p.id, p.part, p.answer) for p in loaded.problems] == [("0-x", 0, "0"), ("1-x", 1, "4")]
     assert loaded.dropped == {"id seen before": 1, "no a": 1}
+    assert [one.extra for one in whole.problems] == [{"difficulty": 3}, {"difficulty": None}]
     with pytest.raises(FileNotFoundError, match=r"data.mix.1.path: no such file"):
         load(source="mix", mix=[{"source": "arithmetic"}, {"source": "file", "path": "gone.csv"}])
     with pytest.raises(ValueError, match=r"data.mix.0.source is 'file'; data.mix.0.source: file needs data.mix.0.path"):
