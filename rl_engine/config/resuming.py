@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import enum
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
+from rl_engine.config.fields import fields
 from rl_engine.config.run import Config
 from rl_engine.config.sft import SftConfig
-
-Key = tuple[str, ...]
 
 
 class Rule(enum.Enum):
@@ -142,30 +139,17 @@ SFT: Table = {
 TABLES: Mapping[type[BaseModel], Table] = {Config: TRAIN, SftConfig: SFT}
 
 
-def leaves(model: type[BaseModel], path: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
-    """Every key of a configuration that is no section, with its field."""
-    for name, info in model.model_fields.items():
-        annotation: Any = info.annotation
-        # tuple[str, …] passes for a class until issubclass is asked.
-        plain = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
-        if plain and issubclass(annotation, BaseModel):
-            yield from leaves(annotation, (*path, name))
-        else:
-            yield (*path, name), info
-
-
-def rules_of(table: Table, key: Key) -> list[Rule]:
-    """The rules that a key stands under: one, in a table that is right."""
-    names = {".".join(key[: depth + 1]) for depth in range(len(key))}
+def rules_of(table: Table, key: str) -> list[Rule]:
+    """The rules that a dotted key stands under: one, in a table that is right."""
+    parts = key.split(".")
+    names = {".".join(parts[: depth + 1]) for depth in range(len(parts))}
     return [rule for rule, entries in table.items() for entry in entries if entry in names]
 
 
 def fixed_values(config: Config | SftConfig) -> dict[str, Any]:
     """What decides the numbers of a run, by key."""
     values, table = config.model_dump(mode="json"), TABLES[type(config)]
-    return {
-        ".".join(key): _value(values, key) for key, _ in leaves(type(config)) if rules_of(table, key) == [Rule.FIXED]
-    }
+    return {key: _value(values, key) for key, _ in fields(type(config)) if rules_of(table, key) == [Rule.FIXED]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +175,13 @@ def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]
     """What differs from an earlier run's configuration, a nested mapping. A key that it lacks had its default."""
     new, table = config.model_dump(mode="json"), TABLES[type(config)]
     found = []
-    for key, info in leaves(type(config)):
+    for key, info in fields(type(config)):
         default = None if info.is_required() else info.get_default(call_default_factory=True)
         was, now = _value(old, key, default), _value(new, key)
         if _plain(was) != _plain(now):
             rule = rules_of(table, key)[0]
             reason = _reason(was, now, new["optim"]) if rule is Rule.LENGTH else ""
-            found.append(Changed(".".join(key), was, now, rule, reason))
+            found.append(Changed(key, was, now, rule, reason))
     return found
 
 
@@ -210,8 +194,8 @@ def _reason(old: Any, new: Any, optim: Mapping[str, Any]) -> str:
     return ""
 
 
-def _value(values: Any, key: Key, default: Any = None) -> Any:
-    for part in key:
+def _value(values: Any, key: str, default: Any = None) -> Any:
+    for part in key.split("."):
         if not isinstance(values, Mapping) or part not in values:
             return default
         values = values[part]

@@ -13,6 +13,7 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import LOCK, check_output
+from rl_engine.run.services import TRACKERS
 from rollout.adapters import PEFT_CONFIG
 from rollout.files.durable import check_writable
 from rollout.models import check_files
@@ -23,7 +24,7 @@ def check_parts(config: Config | SftConfig) -> None:
 
     Raises `ValueError` or `FileNotFoundError`.
     """
-    for package in ("wandb", "trackio"):
+    for package in TRACKERS:
         if getattr(config.log, package) is not None and not is_installed(package):
             raise ConfigError(f"log.{package} is set, and {package} is not installed: pip install {package}")
     start = config.lora.start_from

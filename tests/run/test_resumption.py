@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from rl_engine.config import Config, load_config
+from rl_engine.config.fields import fields
 from rl_engine.config.file import ConfigError, read_config
-from rl_engine.config.resuming import TABLES, leaves, rules_of
+from rl_engine.config.resuming import TABLES, rules_of
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.ranks import Ranks
 from rl_engine.run.checkpoint import Checkpoints, RunState, newest_on_all
@@ -45,10 +46,10 @@ def begun(run: Path, config: Config | SftConfig, steps: int = 0, *, saved: bool 
 
 @pytest.mark.parametrize("schema", TABLES)
 def test_every_key_stands_under_one_rule(schema: Any) -> None:
-    keys = [key for key, _ in leaves(schema)]
-    assert {".".join(key): len(rules_of(TABLES[schema], key)) for key in keys} == {".".join(key): 1 for key in keys}
+    keys = [key for key, _ in fields(schema)]
+    assert {key: len(rules_of(TABLES[schema], key)) for key in keys} == dict.fromkeys(keys, 1)
     entries = [entry for entries in TABLES[schema].values() for entry in entries]
-    names = {".".join(key[: depth + 1]) for key in keys for depth in range(len(key))}
+    names = {".".join(parts[: depth + 1]) for parts in (key.split(".") for key in keys) for depth in range(len(parts))}
     assert set(entries) <= names
     assert len(set(entries)) == len(entries)
 
@@ -108,6 +109,13 @@ def test_what_rounds_otherwise_may_change_and_is_said(override: str, tmp_path: P
     begun(tmp_path, config_in(tmp_path), steps=1)
     _, told = check_output(config_in(tmp_path, override), resume=True)
     assert told.startswith(f"{override.partition('=')[0]}: from here on the run is the same to rounding")
+
+
+def test_a_run_whose_rate_depends_on_its_length_is_not_made_longer(tmp_path: Path) -> None:
+    begun(tmp_path, config_in(tmp_path, "optim.schedule=cosine"), steps=1)
+    longer = config_in(tmp_path, "optim.schedule=cosine", "train.steps=30")
+    with pytest.raises(ConfigError, match=r"with optim\.schedule cosine the rate of every step depends on it"):
+        check_output(longer, resume=True)
 
 
 def test_pieces_may_change_where_there_are_workers(tmp_path: Path) -> None:
