@@ -111,7 +111,7 @@ def fit(timed: Timed) -> tuple[Decoding, float]:
 
 def time_engine(question: Question) -> dict[str, Any]:
     """In process, up to the whole step as one batch."""
-    from rollout.vllm_engine import VllmEngine
+    from rollout.vllm.engine import VllmEngine
 
     with closing(VllmEngine(question.engine)) as engine, tempfile.TemporaryDirectory() as scratch:
         adapter = _publish(scratch, question, 0)

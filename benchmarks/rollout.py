@@ -5,7 +5,7 @@
 Every arm is an engine in a process of its own; each round asks all of them, one after the other, for the same
 prompts under the same seeds. The adapter has rank 1 on every linear layer and values so small that the arms sample
 nearly the same completions; `max 8` serves it padded to vLLM's next rank. Ratios are medians of the rounds' own.
-No arm is compiled, nor is a run's sampler (`rollout/vllm_engine.py`).
+No arm is compiled, nor is a run's sampler (`rollout/vllm/engine.py`).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def render(model: str, count: int) -> list[Prompt]:
 
 def serve(arm: Arm, work: Work, pipe: Connection) -> None:
     """The child's side: an engine that answers (number of sequences, occasion) with tokens per second, until None."""
-    from rollout.vllm_engine import VllmEngine
+    from rollout.vllm.engine import VllmEngine
 
     longest = max(len(prompt.token_ids) for prompt in work.prompts)
     engine = VllmEngine(

@@ -101,7 +101,7 @@ def ours(work: Work, directory: str, texts: list[str], pipe: Connection) -> None
     from rl_engine.sampling.publish import Publisher
     from rollout.adapters import AdapterStore
     from rollout.engine import EngineSettings
-    from rollout.vllm_engine import VllmEngine
+    from rollout.vllm.engine import VllmEngine
 
     config = our_config(work, directory)
     prompts, pad_id = our_prompts(directory, texts)

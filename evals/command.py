@@ -69,6 +69,6 @@ def say_loading(what: str) -> None:
 
 
 def start_vllm(settings: Any) -> Any:
-    from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
+    from rollout.vllm.engine import VllmEngine  # takes seconds to import: what can fail before has failed
 
     return VllmEngine(settings)

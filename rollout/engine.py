@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rollout.config import SamplingConfig
+from rollout.in_flight import InFlight
 from rollout.types import AdapterRef, Prompt, RolloutGroup, TokenScores
 from rollout.work_items import Request
 
@@ -60,6 +61,35 @@ class ExtendingEngine(Engine, Protocol):
         seeds: Sequence[str],
     ) -> list[RolloutGroup]:
         """The groups with every completion finished, or of `sampling.max_tokens` tokens; `seeds` as in `generate`."""
+        ...
+
+
+class StreamingEngine(ExtendingEngine, Protocol):
+    """An engine that takes further work while it samples, and gives each batch back when it is there."""
+
+    def begin(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        adapter: AdapterRef | None,
+        seeds: Sequence[str],
+    ) -> InFlight:
+        """Take what `generate` takes; nothing is sampled yet. What was begun earlier goes on beside it."""
+        ...
+
+    def begin_extending(
+        self,
+        groups: Sequence[RolloutGroup],
+        sampling: SamplingConfig,
+        adapter: AdapterRef | None,
+        seeds: Sequence[str],
+    ) -> InFlight:
+        """Take what `extend` takes, likewise."""
+        ...
+
+    def advance(self) -> list[InFlight]:
+        """Sample a token of everything that was begun; the batches that are done since. One without rows is done from
+        the start, and not among them."""
         ...
 
 
@@ -180,7 +210,7 @@ class EngineSettings:
     max_loras: int = 1
     """Adapters that sample side by side."""
     one_adapter: bool = True
-    """CPU with `max_loras=1` only: our arithmetic (`rollout/one_adapter.py`); off, vLLM's own, to compare."""
+    """CPU with `max_loras=1` only: our arithmetic (`rollout/vllm/one_adapter.py`); off, vLLM's own, to compare."""
     max_num_seqs: int = 512
     kv_cache_gib: float = 2.0
     memory_fraction: float = 0.45

@@ -61,7 +61,7 @@ def grader() -> Iterator[Grader]:
 @pytest.fixture(scope="session")
 def vllm_engine(ranks: Ranks) -> Iterator[Any]:
     """The real sampler on the embedded model, started once. It depends on `ranks` so that it is closed before."""
-    from rollout.vllm_engine import VllmEngine
+    from rollout.vllm.engine import VllmEngine
 
     engine = VllmEngine(
         EngineSettings(

@@ -37,11 +37,10 @@ ROOMS = (
     "rollout.prompts",
     "rollout.segments",
     "rollout.work_items",
+    "rollout.in_flight",
     "rollout.engine",
-    "rollout.one_adapter",
-    "rollout.own_classes",
     "rollout.servable",
-    "rollout.vllm_engine",
+    "rollout.vllm",
     "rollout.pool",
     "rollout",
     "evals.command",
@@ -79,7 +78,7 @@ MAY_IMPORT = {
     "configs": set(),
 }
 HEAVY = {
-    "vllm": {"rollout/vllm_engine.py", "rollout/one_adapter.py", "rollout/own_classes.py"},
+    "vllm": {f"rollout/vllm/{name}.py" for name in ("arguments", "engine", "one_adapter", "own_classes")},
     "peft": {"rl_engine/policy/lora.py", "rl_engine/policy/lora_linear.py", "rl_engine/policy/targets.py"},
     "trl": {"rl_engine/sft/trainer.py"},
     "ray": {"rollout/pool/ray_pool.py", "rollout/pool/member.py", "rollout/pool/local_cluster.py"},

@@ -44,7 +44,7 @@ SAMPLER_LOGITS = 5
 # Most elements of the float32 buffer that DeepSpeed makes to reduce gradients through; on the CPU only what is used of
 # it takes memory.
 ZERO_BUCKET = 500_000_000
-# vLLM's smallest budget for prompts here (`rollout/vllm_engine.py`): their activations are a few rows wide.
+# vLLM's smallest budget for prompts here (`rollout/vllm/engine.py`): their activations are a few rows wide.
 PREFILL_TOKENS = 8192
 
 SHARDING = ("learner.zero_stage",)

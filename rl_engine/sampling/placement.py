@@ -50,7 +50,7 @@ def check_placement(config: Config, ranks: Ranks) -> None:
 
 def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> LocalQueue:
     rollout = config.rollout
-    from rollout.vllm_engine import VllmEngine  # takes seconds to import: what can fail before has failed
+    from rollout.vllm.engine import VllmEngine  # takes seconds to import: what can fail before has failed
 
     sleep = rollout.sleep and ranks.device.type == "cuda"
     return LocalQueue(VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count)), ranks, stop)

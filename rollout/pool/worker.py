@@ -21,7 +21,7 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 def vllm_engine(settings: EngineSettings) -> ExtendingEngine:
     """The engine of in-process placement."""
-    from rollout.vllm_engine import VllmEngine  # here, in the worker: the pool's own process may have none
+    from rollout.vllm.engine import VllmEngine  # here, in the worker: the pool's own process may have none
 
     return VllmEngine(settings)
 

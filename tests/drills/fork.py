@@ -28,8 +28,8 @@ MARK = "RL_ENGINE_DRILL"
 # What is going on, and what does it: a module, what holds it there, its name.
 PHASES = {
     "loading": ("rl_engine.learner.learner", "Learner", "__init__"),
-    "starting vLLM": ("rollout.vllm_engine", "VllmEngine", "__post_init__"),
-    "sampling": ("rollout.vllm_engine", "VllmEngine", "generate"),
+    "starting vLLM": ("rollout.vllm.engine", "VllmEngine", "__post_init__"),
+    "sampling": ("rollout.vllm.engine", "VllmEngine", "generate"),
     "grading": ("rewards", "Grader", "grade"),
     "learning": ("rl_engine.learner.learner", "Learner", "step"),
     "publishing": ("rollout.adapters", "AdapterStore", "publish"),

@@ -7,4 +7,4 @@ import trl  # noqa: F401
 import vllm.model_executor.models.qwen3
 import vllm.v1.worker.cpu_worker  # noqa: F401
 
-import rollout.vllm_engine  # noqa: F401
+import rollout.vllm.engine  # noqa: F401

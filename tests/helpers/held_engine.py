@@ -60,12 +60,12 @@ def act() -> None:
 
 def prepare() -> None:
     """To be called in the fork that becomes the command."""
-    import rollout.vllm_engine
+    import rollout.vllm.engine
     from rl_engine.learner.learner import Learner
 
     place = Path(os.environ["HELD_PLACE"])
     (place / f"{os.environ.get('RANK', 0)}.pid").write_text(str(os.getpid()))
-    rollout.vllm_engine.VllmEngine = HeldEngine  # type: ignore[assignment, misc]
+    rollout.vllm.engine.VllmEngine = HeldEngine  # type: ignore[assignment, misc]
     step = Learner.step
 
     @wraps(step)

@@ -14,7 +14,7 @@ from tests.helpers.forked import CONTEXT
 def sample(model: Path, prompts: Sequence[Prompt], samplings: Sequence[SamplingConfig], answer: Connection) -> None:
     """In the fork."""
     from rollout.engine import EngineSettings
-    from rollout.vllm_engine import VllmEngine
+    from rollout.vllm.engine import VllmEngine
 
     engine = VllmEngine(
         EngineSettings(

@@ -147,7 +147,7 @@ def test_zero_stages_make_the_same_update_and_resume_exactly(
 def whole_model_engine(ranks: Ranks) -> Iterator[Any]:
     """A sampler of the embedded model without adapters. It stays to the end: closing an engine takes the process group
     from the other one."""
-    from rollout.vllm_engine import VllmEngine
+    from rollout.vllm.engine import VllmEngine
 
     engine = VllmEngine(
         EngineSettings(

@@ -18,8 +18,8 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.models import EMBEDDED_DIR
-from rollout.one_adapter import PROVIDER, OneAdapterWrapper
 from rollout.types import Problem, Prompt
+from rollout.vllm.one_adapter import PROVIDER, OneAdapterWrapper
 
 ADAPTER = 7
 """Its number at vLLM; it lies in slot 0."""

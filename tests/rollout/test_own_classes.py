@@ -7,7 +7,7 @@ from transformers import AutoModel
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig, set_current_vllm_config
 
-import rollout.vllm_engine  # noqa: F401  takes hold of the decorator
+import rollout.vllm.engine  # noqa: F401  takes hold of the decorator
 from tests.helpers.families import tiny_config
 
 

@@ -2,7 +2,7 @@
 
 vLLM's CPU wrapper copies the adapter's matrices once per token and multiplies each token by its own copy. With
 one adapter that is one product with A and one with B for all tokens. vLLM asks its platform which wrapper to
-build; `rollout/vllm_engine.py` answers with this one. It and this file are the only ones that import vllm.
+build; `rollout/vllm/arguments.py` answers with this one.
 
 Nor is a CPU model compiled here: norms and rotations would run as many small steps. vLLM's CPU build has each as one
 kernel, which `KERNELS` selects, with an adapter and without.

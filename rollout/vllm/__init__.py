@@ -1,0 +1,13 @@
+"""Prompts → completions, by vLLM: the only room that imports it."""
+
+import logging
+import os
+
+# Read by vLLM when it is imported, by whichever file of this room. In its own process the engine burns a core in a busy
+# wait and takes ten times longer to start; nothing may be reported to anyone from a run.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+# That Triton is missing is news on a GPU machine alone, and there vLLM itself says so.
+logging.getLogger("torch._library.triton").setLevel(logging.ERROR)

@@ -1,0 +1,91 @@
+"""Settings → what vLLM is started with, and the arithmetic of adapters that it finds when it asks its platform."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from vllm.platforms import current_platform
+
+from rollout.engine import EngineSettings, smallest_allowed_rank
+from rollout.servable import keeps_states
+
+GIB = 1024**3
+
+
+def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "model": settings.model,
+        "revision": settings.revision,
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        # The log-probability under what was really sampled from: after temperature and truncation.
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": True,
+        # Of a model that also sees or hears, what reads alone; nothing else of it is loaded.
+        "language_model_only": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if settings.lora_rank:
+        arguments |= {
+            "enable_lora": True,
+            "max_lora_rank": smallest_allowed_rank(settings.lora_rank),
+            "max_loras": settings.max_loras,
+        }
+    if settings.ranks > 1:
+        arguments["distributed_executor_backend"] = "external_launcher"
+    if torch.cuda.is_available():
+        arguments |= {
+            "gpu_memory_utilization": settings.memory_fraction,
+            "enable_sleep_mode": settings.sleep,
+        }
+    else:
+        arguments |= {
+            "kv_cache_memory_bytes": int(settings.kv_cache_gib * GIB),
+            # vLLM never compiles a CPU model that takes adapters. One without would take a compiler and a minute at
+            # its first start, and both methods are to run the same arithmetic.
+            "enforce_eager": True,
+            # A generator of the CPU cannot be moved to the middle of a prompt: seeds need whole prefills,
+            # and whole prefills need a budget that the longest prompt fits into.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(8192, settings.max_model_len),
+            # A group's samples share the whole blocks of their prompt; in vLLM's blocks of 128 few prompts have one.
+            # The smallest that its attention serves at full speed.
+            "block_size": 32,
+        }
+        if keeps_states(AutoConfig.from_pretrained(settings.model, revision=settings.revision)):
+            # What such layers keep of a prompt can be shared in parts of a prefill alone, and here those are whole.
+            arguments |= {"enable_prefix_caching": False}
+    if _multiplies_itself(settings) and settings.dtype == "float32":
+        from rollout.vllm.one_adapter import KERNELS
+
+        arguments |= KERNELS
+    return arguments
+
+
+def _multiplies_itself(settings: EngineSettings) -> bool:
+    """Whether `rollout/vllm/one_adapter.py` serves this engine."""
+    return bool(settings.one_adapter and settings.max_loras == 1 and current_platform.is_cpu())
+
+
+@contextlib.contextmanager
+def lora_arithmetic(settings: EngineSettings) -> Iterator[None]:
+    """While an engine is built inside, its CPU platform names our class when asked which one multiplies adapters.
+
+    Engines that start processes of their own (tensor parallel) ask there, and get vLLM's class.
+    """
+    if not _multiplies_itself(settings):
+        yield
+        return
+    current_platform.get_punica_wrapper = lambda: "rollout.vllm.one_adapter.OneAdapterWrapper"
+    try:
+        yield
+    finally:
+        del current_platform.get_punica_wrapper

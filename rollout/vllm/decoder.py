@@ -1,0 +1,38 @@
+"""Sampled tokens → the text of a completion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Tokens → text. Tokens that are declared special are text, such as `<think>`, but for those that frame one."""
+
+    tokenizer: Any
+    silent: dict[int, str]
+    """Those that begin, end, fill up or stand for the unknown."""
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Decoder:
+        names = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+        tokens = {getattr(tokenizer, f"{name}_token_id", None): getattr(tokenizer, f"{name}_token") for name in names}
+        return cls(tokenizer, {number: text for number, text in tokens.items() if number is not None})
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        heard = [number for number in token_ids if number not in self.silent]
+        return str(self.tokenizer.decode(heard, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def spoken(self, output: Any, *, stops: bool) -> str:
+        """What was said, of vLLM's output: when a token ended the completion, that one is no part of it.
+
+        With stop strings vLLM has made the text itself, from all special tokens.
+        """
+        if not stops:
+            return self.text(output.token_ids[:-1] if output.finish_reason == "stop" else output.token_ids)
+        text = str(output.text)
+        for token in self.silent.values():
+            text = text.replace(token, "")
+        return text
