@@ -42,7 +42,7 @@ class Arm:
     """One engine: the rank it is built for, 0 for none, and whose arithmetic it uses."""
 
     lora_rank: int
-    one_adapter: bool
+    own_products: bool
 
 
 ARMS = {
@@ -105,7 +105,7 @@ def serve(arm: Arm, work: Work, pipe: Connection) -> None:
             dtype=work.dtype,
             max_model_len=longest + work.tokens,
             lora_rank=arm.lora_rank,
-            one_adapter=arm.one_adapter,
+            own_products=arm.own_products,
             kv_cache_gib=work.kv_cache_gib,
         )
     )

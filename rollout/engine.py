@@ -209,8 +209,8 @@ class EngineSettings:
     """Largest rank it will be given; 0 for none."""
     max_loras: int = 1
     """Adapters that sample side by side."""
-    one_adapter: bool = True
-    """CPU with `max_loras=1` only: our arithmetic (`rollout/vllm/one_adapter.py`); off, vLLM's own, to compare."""
+    own_products: bool = True
+    """CPU only: our arithmetic of adapters (`rollout/vllm/few_adapters.py`); off, vLLM's own, to compare."""
     max_num_seqs: int = 512
     kv_cache_gib: float = 2.0
     memory_fraction: float = 0.45

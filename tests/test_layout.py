@@ -78,7 +78,7 @@ MAY_IMPORT = {
     "configs": set(),
 }
 HEAVY = {
-    "vllm": {f"rollout/vllm/{name}.py" for name in ("arguments", "engine", "one_adapter", "own_classes")},
+    "vllm": {f"rollout/vllm/{name}.py" for name in ("arguments", "engine", "few_adapters", "own_classes")},
     "peft": {"rl_engine/policy/lora.py", "rl_engine/policy/lora_linear.py", "rl_engine/policy/targets.py"},
     "trl": {"rl_engine/sft/trainer.py"},
     "ray": {"rollout/pool/ray_pool.py", "rollout/pool/member.py", "rollout/pool/local_cluster.py"},

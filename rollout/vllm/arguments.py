@@ -38,6 +38,8 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             "enable_lora": True,
             "max_lora_rank": smallest_allowed_rank(settings.lora_rank),
             "max_loras": settings.max_loras,
+            # A new version is there before the one that it replaces goes: nobody else's is to make room.
+            "max_cpu_loras": settings.max_loras if settings.max_loras == 1 else 2 * settings.max_loras,
         }
     if settings.ranks > 1:
         arguments["distributed_executor_backend"] = "external_launcher"
@@ -64,15 +66,15 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             # What such layers keep of a prompt can be shared in parts of a prefill alone, and here those are whole.
             arguments |= {"enable_prefix_caching": False}
     if _multiplies_itself(settings) and settings.dtype == "float32":
-        from rollout.vllm.one_adapter import KERNELS
+        from rollout.vllm.few_adapters import KERNELS
 
         arguments |= KERNELS
     return arguments
 
 
 def _multiplies_itself(settings: EngineSettings) -> bool:
-    """Whether `rollout/vllm/one_adapter.py` serves this engine."""
-    return bool(settings.one_adapter and settings.max_loras == 1 and current_platform.is_cpu())
+    """Whether `rollout/vllm/few_adapters.py` serves this engine."""
+    return bool(settings.own_products and current_platform.is_cpu())
 
 
 @contextlib.contextmanager
@@ -84,7 +86,7 @@ def lora_arithmetic(settings: EngineSettings) -> Iterator[None]:
     if not _multiplies_itself(settings):
         yield
         return
-    current_platform.get_punica_wrapper = lambda: "rollout.vllm.one_adapter.OneAdapterWrapper"
+    current_platform.get_punica_wrapper = lambda: "rollout.vllm.few_adapters.FewAdaptersWrapper"
     try:
         yield
     finally:

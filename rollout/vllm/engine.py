@@ -46,7 +46,8 @@ class VllmEngine:
     settings: EngineSettings
     _llm: Any = field(init=False, repr=False)
     _loaded: dict[str, LoRARequest] = field(default_factory=dict, init=False, repr=False)
-    _ids_given: int = field(default=0, init=False, repr=False)
+    _ids_given: int = field(init=False, repr=False)
+    """vLLM's number of the newest adapter: none has another's, nor one of those that vLLM warms up with."""
     _asked: dict[str, _Asked] = field(default_factory=dict, init=False, repr=False)
     """What vLLM is at work on, by the number of its request."""
     _decoder: Decoder = field(init=False, repr=False)
@@ -60,6 +61,7 @@ class VllmEngine:
                 self._llm = LLM(**engine_arguments(self.settings))
             except (ValueError, NotImplementedError, AssertionError) as error:
                 raise why_not(error, self.settings.model) from error
+        self._ids_given = self.settings.max_loras
         self._decoder = Decoder.of(self._llm.get_tokenizer())
 
     def generate(

@@ -1,4 +1,4 @@
-"""One adapter for the whole batch: the same numbers as vLLM's own arithmetic, for less work."""
+"""Rows of one adapter or of several: the numbers of vLLM's own arithmetic where it is right, for less work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.models import EMBEDDED_DIR
 from rollout.types import Problem, Prompt
-from rollout.vllm.one_adapter import PROVIDER, OneAdapterWrapper
+from rollout.vllm.few_adapters import PROVIDER, FewAdaptersWrapper
 
 ADAPTER = 7
 """Its number at vLLM; it lies in slot 0."""
@@ -28,9 +28,9 @@ INPUTS = 32
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
-def wrappers(rows: list[int], prefill: bool = True) -> tuple[OneAdapterWrapper, PunicaWrapperCPU]:
+def wrappers(rows: list[int], prefill: bool = True) -> tuple[FewAdaptersWrapper, PunicaWrapperCPU]:
     """Ours and vLLM's, told that row i is served by adapter `rows[i]`, 0 for none."""
-    both = OneAdapterWrapper(64, 64, "cpu"), PunicaWrapperCPU(64, 64, "cpu")
+    both = FewAdaptersWrapper(64, 64, "cpu"), PunicaWrapperCPU(64, 64, "cpu")
     for wrapper in both:
         wrapper.update_metadata(LoRAMapping(tuple(rows), tuple(rows), is_prefill=prefill), [ADAPTER], 2, 100)
     return both
@@ -98,8 +98,85 @@ def test_rows_without_an_adapter_are_left_alone(rank: int, prefill: bool) -> Non
     torch.testing.assert_close(y, torch.where(served.unsqueeze(1), expected, before))
     nobody.add_lora_linear(y := before.clone(), x, a, b, 1.0, (16, 8))
     assert torch.equal(y, before)
-    ours.add_lora_logits(y := before[:, :16].clone(), x, a[0], b[0], 1.0)
+    head = wrappers(rows, prefill)[0]  # another layer, as its matrices lie elsewhere
+    head.add_lora_logits(y := before[:, :16].clone(), x, a[0], b[0], 1.0)
     torch.testing.assert_close(y, torch.where(served.unsqueeze(1), expected, before)[:, :16])
+
+
+RANKS = {1: 1, 2: 8, 3: 64}
+"""vLLM's number of an adapter → its rank."""
+MIXED = {
+    "in runs": [1] * 4 + [2] * 3 + [3] * 5 + [0] * 2,
+    "by turns": [1, 0, 3, 2, 2, 3, 1, 0, 3, 1, 2, 1, 3, 0],
+    "one of them": [2] * 14,
+}
+
+
+def several(slices: tuple[int, ...], dtype: torch.dtype) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Matrices of three adapters of different rank in the slots that `in_slots` gives them, filled up with zeros."""
+    largest = max(RANKS.values())
+    a = tuple(torch.zeros(3, 1, largest, INPUTS, dtype=dtype) for _ in slices)
+    b = tuple(torch.zeros(3, 1, width, largest, dtype=dtype) for width in slices)
+    for slot, number in enumerate(IN_SLOTS):
+        for part_a, part_b in zip(a, b, strict=True):
+            rank = RANKS[number]
+            part_a[slot, 0, :rank] = torch.randn(rank, INPUTS) / INPUTS**0.5
+            part_b[slot, 0, :, :rank] = torch.randn(part_b.shape[2], rank) / rank
+    return a, b
+
+
+IN_SLOTS = (3, 1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", MIXED.values(), ids=MIXED)
+def test_each_row_gets_the_share_of_its_own_adapter(rows: list[int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    wrapper, slices = FewAdaptersWrapper(64, 64, "cpu"), (16, 8, 8)
+    wrapper.update_metadata(LoRAMapping(tuple(rows), tuple(rows), is_prefill=False), [*IN_SLOTS], 4, 100)
+    a, b = several(slices, dtype)
+    x, before = torch.randn(len(rows), INPUTS).to(dtype), torch.randn(len(rows), sum(slices)).to(dtype)
+    wrapper.add_lora_linear(y := before.clone(), x, a, b, 0.5, slices)
+    (head_a,), (head_b,) = several((20,), dtype)
+    wrapper.add_lora_logits(logits := before[:, :20].clone(), x, head_a, head_b, 1.0)
+    for i, number in enumerate(rows):
+        if number == 0:
+            assert torch.equal(y[i], before[i])
+            assert torch.equal(logits[i], before[i, :20])
+            continue
+        slot, exact = IN_SLOTS.index(number), before[i].double()
+        shares = [p[slot, 0].double().T @ q[slot, 0].double().T for p, q in zip(a, b, strict=True)]
+        torch.testing.assert_close(
+            y[i].double(),
+            exact + 0.5 * x[i].double() @ torch.cat(shares, 1),
+            rtol=TOLERANCE[dtype],
+            atol=TOLERANCE[dtype],
+        )
+        of_head = x[i].double() @ head_a[slot, 0].double().T @ head_b[slot, 0].double().T
+        torch.testing.assert_close(
+            logits[i].double(), exact[:20] + of_head, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+        )
+
+
+def test_another_adapter_in_a_slot_is_another() -> None:
+    """The matrices of the one before are kept as long as it is there, and no longer."""
+    torch.manual_seed(0)
+    wrapper = FewAdaptersWrapper(64, 64, "cpu")
+    a, b = torch.zeros(2, 1, 8, INPUTS), torch.zeros(2, 1, 16, 8)
+    a[:, 0, :2], b[:, 0, :, :2] = torch.randn(2, INPUTS), torch.randn(16, 2)
+    x = torch.randn(2, INPUTS)
+
+    def share(*ids: int) -> Tensor:
+        wrapper.update_metadata(LoRAMapping(ids, ids, is_prefill=False), [*ids], 3, 100)
+        y = torch.zeros(2, 16)
+        wrapper.add_lora_linear(y, x, (a,), (b,), 1.0, (16,))
+        return y
+
+    before = share(1, 2)
+    b[1] *= 2
+    assert torch.equal(share(1, 2), before)
+    after = share(1, 7)
+    torch.testing.assert_close(after, before * torch.tensor([[1.0], [2.0]]))
 
 
 def write_adapter(directory: Path) -> None:
@@ -138,16 +215,16 @@ def test_the_engine_samples_what_it_samples_with_vllms_own_arithmetic(
 
     vllm_engine.load_adapter(ref)
     used = []
-    products = OneAdapterWrapper.add_lora_linear
+    products = FewAdaptersWrapper.add_lora_linear
 
     def noted(self: Any, *args: Any) -> None:
         used.append(args)
         products(self, *args)
 
-    monkeypatch.setattr(OneAdapterWrapper, "add_lora_linear", noted)
+    monkeypatch.setattr(FewAdaptersWrapper, "add_lora_linear", noted)
     ours = sample(ref)
     assert used, "the engine was not built with our wrapper"
-    monkeypatch.setattr(OneAdapterWrapper, "add_lora_linear", PunicaWrapperCPU.add_lora_linear)
+    monkeypatch.setattr(FewAdaptersWrapper, "add_lora_linear", PunicaWrapperCPU.add_lora_linear)
     theirs, base = sample(ref), sample(None)
     vllm_engine.unload_adapter(ref)
     assert [c.token_ids for c in ours] == [c.token_ids for c in theirs]
