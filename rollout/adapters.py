@@ -42,28 +42,37 @@ def write_manifest(directory: Path, facts: dict[str, Any]) -> None:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest, once every file it names has the digest it states.
+    """The manifest, once every file it names has the digest it states: what is to be loaded is read so, once.
 
     Raises `AdapterError` naming the file that is missing or differs.
+    """
+    manifest = stated_manifest(directory)
+    for name, digest in manifest["files"].items():
+        file = directory / name
+        if Path(name).name != name or not file.is_file():
+            raise AdapterError(f"{directory}: the manifest names {name!r}, which is not there")
+        if sha256_of(file) != digest:
+            raise AdapterError(f"{file} is not what was published: its sha256 differs from the manifest's")
+    return manifest
+
+
+def stated_manifest(directory: Path) -> dict[str, Any]:
+    """What a version says of itself. The files that it names are not looked at: a whole model's take seconds to hash.
+
+    Raises `AdapterError` where there is no manifest of this format.
     """
     path = directory / MANIFEST
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
-        files: dict[str, str] = dict(manifest["files"])
+        manifest = {**manifest, "files": dict(manifest["files"])}
     except FileNotFoundError as error:
         raise AdapterError(f"{directory} has no {MANIFEST}: it was never published") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(f"{path} is damaged: {error}") from error
     if manifest.get("format") != FORMAT:
         raise AdapterError(f"{path} has format {manifest.get('format')!r}: this version reads format {FORMAT}")
-    for name, digest in files.items():
-        file = directory / name
-        if Path(name).name != name or not file.is_file():
-            raise AdapterError(f"{directory}: the manifest names {name!r}, which is not there")
-        if sha256_of(file) != digest:
-            raise AdapterError(f"{file} is not what was published: its sha256 differs from the manifest's")
     return dict(manifest)
 
 
@@ -95,7 +104,7 @@ class AdapterStore:
             write_manifest(scratch, {"name": self.name, "version": version, **facts})
         self.point("latest", version)
         remove_leftovers(self.root, "v")
-        return self.open(version)
+        return self.announced(version)
 
     def rewind(self, version: int) -> None:
         """Forget versions after this one: a run that goes on from a checkpoint makes them again."""
@@ -116,8 +125,13 @@ class AdapterStore:
 
     def open(self, version: int) -> AdapterRef:
         """The reference of a published version, verified."""
+        read_manifest(self.path_of(version))
+        return self.announced(version)
+
+    def announced(self, version: int) -> AdapterRef:
+        """The reference of a version just published, for an engine to load: it verifies what it loads."""
         path = self.path_of(version)
-        manifest = read_manifest(path)
+        manifest = stated_manifest(path)
         return AdapterRef(
             name=self.name,
             version=version,

@@ -47,8 +47,8 @@ class LearnerConfig(Section):
     layout: Literal["auto", "shared_prompt", "padded", "packed"] = Field(
         "auto",
         description="How samples make a micro-batch: `shared_prompt` computes the prompt of a group once; `padded` "
-        "gives each a row; `packed` puts them end to end, fast with flash_attention_2 alone. auto: on a CPU "
-        "shared_prompt, where the model's attention allows it and samples have at most 2,048 tokens; else padded.",
+        "gives each a row; `packed` puts them end to end without padding. auto, where the model's attention is plain: "
+        "on a CPU shared_prompt for samples of at most 2,048 tokens, on CUDA packed in bfloat16; else padded.",
     )
     gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
 

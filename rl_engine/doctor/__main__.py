@@ -94,13 +94,13 @@ def examine(config: Config, ranks: Ranks) -> bool:
 def settings_rows(config: Config, ranks: Ranks) -> dict[str, str]:
     """Rows of name and value: what the run would use, known without its weights."""
     from rl_engine.policy.attention import NAME as SHARED
-    from rl_engine.policy.base_model import choose_attention, layout_of
+    from rl_engine.policy.base_model import attention_of, layout_of
 
     cuda = ranks.device.type == "cuda"
     rollout, learner = config.rollout, config.learner
     share = f"{rollout.memory_fraction:.0%} of the card, {'asleep' if rollout.sleep else 'awake'} while learning"
     layout = layout_of(config, ranks.device)
-    attention = choose_attention(config, layout)
+    attention = attention_of(config, ranks.device)
     kernel = "plain products" if attention == SHARED else attention
     offload = ", optimizer in the machine's memory" if learner.offload_optimizer else ""
     return {

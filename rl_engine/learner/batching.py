@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rl_engine.policy.attention import SharedPrompts
 from rl_engine.policy.micro_batch import MicroBatch
+from rl_engine.policy.packed_attention import PackedRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,8 @@ def share_of_rank(batches: Sequence[list[TrainingSample]], rank: int, ranks: int
 def collate(samples: Sequence[TrainingSample], pad_id: int, layout: str) -> MicroBatch:
     """Bring samples into one micro-batch."""
     rows = LAYOUTS[layout].rows(samples, pad_id)
-    width = max(len(sample.completion_ids) for sample in samples)
+    lengths = [len(sample.completion_ids) for sample in samples]
+    width = max(lengths)
     old_rows = [sample.old_logprobs for sample in samples if sample.old_logprobs is not None]
     assert len(old_rows) in (0, len(samples))
     return MicroBatch(
@@ -77,7 +79,8 @@ def collate(samples: Sequence[TrainingSample], pad_id: int, layout: str) -> Micr
         layout=rows.layout,
         source_N=rows.source_N,
         target_N=torch.cat([torch.tensor(sample.completion_ids) for sample in samples]),
-        mask_BC=_mask([len(sample.completion_ids) for sample in samples], width),
+        mask_BC=_mask(lengths, width),
+        place_N=torch.cat([torch.arange(row * width, row * width + length) for row, length in enumerate(lengths)]),
         behaviour_logprob_BC=_pad([sample.behaviour_logprobs for sample in samples], width, 0.0),
         old_logprob_BC=_pad(old_rows, width, 0.0) if old_rows else None,
         advantage_B=torch.tensor([sample.advantage for sample in samples]),
@@ -101,7 +104,7 @@ class _Rows(NamedTuple):
     source_N: Tensor
     attention_mask_BT: Tensor | None = None
     position_ids_BT: Tensor | None = None
-    layout: SharedPrompts | None = None
+    layout: SharedPrompts | PackedRows | None = None
 
 
 def _sources(sample: TrainingSample, start: int) -> Tensor:
@@ -125,6 +128,7 @@ def _packed_rows(samples: Sequence[TrainingSample], pad_id: int) -> _Rows:
         torch.tensor([tokens]),
         torch.cat([_sources(sample, start) for sample, start in zip(samples, starts, strict=False)]),
         position_ids_BT=torch.cat([torch.arange(sample.num_tokens) for sample in samples])[None],
+        layout=PackedRows.of(tuple(sample.num_tokens for sample in samples)),
     )
 
 

@@ -33,6 +33,8 @@ from rl_engine.policy.micro_batch import MicroBatch
 
 # ZeRO-3 leaves parameters smaller than this whole on every rank.
 PERSISTENT_PARAMETERS = 100_000
+# DeepSpeed's own timer would wait for the card in every forward pass.
+QUIET = {"steps_per_print": 10**9, "timers": {"throughput": {"enabled": False}}}
 # Completions of a rank that the KL to the base is measured on where the loss does not need it.
 KL_SAMPLES = 32
 ADVICE = (
@@ -119,7 +121,7 @@ class Learner:
                 "zero_allow_untested_optimizer": True,
                 # torch's Adam steps on the host as well; DeepSpeed's own would have to be compiled first.
                 "zero_force_ds_cpu_optimizer": False,
-                "steps_per_print": 10**9,
+                **QUIET,
             },
         )
         if stage == 3:
@@ -136,7 +138,7 @@ class Learner:
         import deepspeed
 
         zero = {"stage": 3, "stage3_param_persistence_threshold": PERSISTENT_PARAMETERS}
-        settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "steps_per_print": 10**9}
+        settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, **QUIET}
         engine, *_ = deepspeed.initialize(model=model, config=settings)
         return engine
 
@@ -172,7 +174,7 @@ class Learner:
             leave = leave_if_asked if index == 0 else lambda: None
             self._pass_over(samples, statistics, learn=True, measure=index == 0, before_each=leave)
             if index == 0:
-                check_gap(statistics.totals().gap, limits)
+                check_gap(statistics.gap(), limits)
             allowed = self._guard.allows()
             self.deepspeed_engine.step()
             if allowed:
@@ -285,13 +287,15 @@ class Learner:
         They are scored in the micro-batches that they are learned from, each rank its own.
         """
         batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
-        scored = []
+        passes = []
         for rows in share_of_rank(batches, self.ranks.rank, self.ranks.count):
             logprob_N, _ = self.deepspeed_engine(self._collate(rows).to(self.ranks.device))
-            parts = logprob_N.split([len(row.completion_ids) for row in rows])
-            scored.append([replace(row, old_logprobs=tuple(p.tolist())) for row, p in zip(rows, parts, strict=True)])
-        # Without what only made every rank pass equally often.
-        mine = scored[: len(self.ranks.share(batches))]
+            passes.append((rows, logprob_N.split([len(row.completion_ids) for row in rows])))
+        # Without what only made every rank pass equally often. Read when all are asked for: reading waits for a card.
+        mine = [
+            [replace(row, old_logprobs=tuple(part.tolist())) for row, part in zip(rows, parts, strict=True)]
+            for rows, parts in passes[: len(self.ranks.share(batches))]
+        ]
         return [row for rows in self.ranks.gather(mine) for row in rows]
 
     @torch.no_grad()

@@ -110,12 +110,14 @@ LOSSES: dict[str, Loss] = {
 RATIOS: dict[str, Loss] = {name: sequence_ratio if name == "gspo" else token_ratio for name in LOSSES}
 
 
-def bounds_hit(ratio_BC: Tensor, advantage_BC: Tensor, mask_BC: Tensor, low: float, high: float) -> tuple[int, int]:
-    """(tokens held by the lower bound, by the upper): those whose ratio is outside in the direction their advantage
+def bounds_hit(
+    ratio_BC: Tensor, advantage_BC: Tensor, mask_BC: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """([] tokens held by the lower bound, by the upper): those whose ratio is outside in the direction their advantage
     pushes, where a clipped loss has no gradient (CISPO keeps one, with its weight cut)."""
     held_low = (ratio_BC < 1 - low) & (advantage_BC < 0) & mask_BC
     held_high = (ratio_BC > 1 + high) & (advantage_BC > 0) & mask_BC
-    return int(held_low.sum()), int(held_high.sum())
+    return held_low.sum(), held_high.sum()
 
 
 # KL(policy ‖ base) from the sampled tokens, with d = log p_θ − log p_base (Schulman 2020, "Approximating KL

@@ -14,16 +14,17 @@ from rl_engine.policy.micro_batch import MicroBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """The loss of one micro-batch and what is to be known of it. Only `loss` carries a gradient."""
+    """The loss of one micro-batch and what is to be known of it, on its device: nothing here waits for a GPU. Only
+    `loss` carries a gradient."""
 
     loss: Tensor
     """[] this micro-batch's part of the step's loss."""
     log_ratio_N: Tensor
     """[N] log of the ratio that the loss was computed with."""
-    bounds_hit: tuple[int, int]
-    """Tokens held by the lower and by the upper clipping bound."""
-    corrected: tuple[float, int] | None
-    """(sum of the sampler correction's weights over tokens, tokens outside its bounds); None without one."""
+    bounds_hit: tuple[Tensor, Tensor]
+    """[] tokens held by the lower and by the upper clipping bound."""
+    corrected: tuple[Tensor, Tensor] | None
+    """[] (sum of the sampler correction's weights over tokens, tokens outside its bounds); None without one."""
 
 
 def needs_every_group(config: LossConfig) -> bool:
@@ -83,7 +84,7 @@ def objective(
             high=config.correction_max,
         )
         loss_BC = loss_BC * weight_BC
-        corrected = float((weight_BC * mask_BC).sum()), int(outside_BC.sum())
+        corrected = (weight_BC * mask_BC).sum(), outside_BC.sum()
     if base_logprob_BC is not None and config.kl_penalty != "advantage":
         loss_BC = loss_BC + config.kl_coef * KL_ESTIMATORS[config.kl_penalty](logprob_BC, base_logprob_BC)
     if config.entropy_coef:
@@ -95,7 +96,7 @@ def objective(
         )
     return Objective(
         loss=((loss_BC * mask_BC).sum(dim=1) * batch.weight_B).sum(),
-        log_ratio_N=ratio_BC[mask_BC].log(),
+        log_ratio_N=batch.tokens_of(ratio_BC).log(),
         bounds_hit=hits,
         corrected=corrected,
     )

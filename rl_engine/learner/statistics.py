@@ -73,85 +73,95 @@ def _token_gap(samples: Sequence[TrainingSample], index: int, sampler: float, le
 
 @dataclass
 class StepStatistics:
-    """Running sums of a step in float64; `totals` is the same on every rank."""
+    """Running sums of a step in float64; `gap` and `totals` are the same on every rank.
+
+    What is added stays on its device until they are asked for: a number that were read after each micro-batch would let
+    a GPU run dry each time.
+    """
 
     ranks: Ranks
     logprob_limit: float = math.inf
     """What |log q − log p| of a token is counted beyond, nats."""
-    _sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
-    _worst: TokenGap | None = None
-    _gap_max: float = 0.0
-    _log_ratios: list[Tensor] = field(default_factory=lambda: [torch.empty(0)])
+    _sums: dict[str, Tensor | float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
+    _furthest: list[tuple[Tensor, Sequence[TrainingSample]]] = field(default_factory=list)
+    """Of each micro-batch the token that is furthest apart, [4] float64, and its samples."""
+    _log_ratios: list[Tensor] = field(default_factory=list)
 
-    def _add(self, **values: float) -> None:
+    def _add(self, **values: Tensor | float) -> None:
         for name, value in values.items():
-            self._sums[name] += value
+            self._sums[name] = self._sums[name] + (value.double() if isinstance(value, Tensor) else value)
 
     def add(self, objective: Objective, logprob_N: Tensor, entropy_N: Tensor, batch: MicroBatch) -> None:
         """Count one micro-batch."""
-        weight_N = (logprob_N.double() - batch.behaviour_logprob_BC[batch.mask_BC].double()).exp()
+        weight_N = (logprob_N.double() - batch.tokens_of(batch.behaviour_logprob_BC).double()).exp()
         low, high = objective.bounds_hit
         weights, outside = objective.corrected or (0.0, 0)
         self._add(
-            loss=float(objective.loss.detach()),
-            entropy=float(entropy_N.double().sum()),
+            loss=objective.loss.detach(),
+            entropy=entropy_N.double().sum(),
             tokens=weight_N.numel(),
-            weights=float(weight_N.sum()),
-            weights2=float(weight_N.square().sum()),
+            weights=weight_N.sum(),
+            weights2=weight_N.square().sum(),
             low=low,
             high=high,
             corrections=weights,
             outside=outside,
             corrected=0 if objective.corrected is None else weight_N.numel(),
         )
-        self._log_ratios.append(objective.log_ratio_N.float().cpu())
+        self._log_ratios.append(objective.log_ratio_N.float())
 
     def add_gap(self, logprob_N: Tensor, batch: MicroBatch, samples: Sequence[TrainingSample]) -> None:
         """Count how far sampler and learner are apart on the samples that the micro-batch was made of; only before the
         step's first update does that say anything about the sampler."""
-        behaviour_N = batch.behaviour_logprob_BC[batch.mask_BC].double()
+        behaviour_N = batch.tokens_of(batch.behaviour_logprob_BC).double()
         gap_N = logprob_N.double() - behaviour_N
         self._add(
-            gap1=float(-gap_N.sum()),
-            gap2=float(gap_N.square().sum()),
-            gap3=float((gap_N.expm1() - gap_N).sum()),
+            gap1=-gap_N.sum(),
+            gap2=gap_N.square().sum(),
+            gap3=(gap_N.expm1() - gap_N).sum(),
             gap_tokens=gap_N.numel(),
-            beyond=int((~(gap_N.abs() <= self.logprob_limit)).sum()),
+            beyond=(~(gap_N.abs() <= self.logprob_limit)).sum(),
         )
-        index = int(gap_N.abs().argmax())  # of NaN where there is one
-        largest = float(gap_N[index].abs())
-        # Not max(): it may pass over NaN, which is to stay.
-        if math.isnan(largest) or largest > self._gap_max:
-            self._gap_max = largest
-            self._worst = _token_gap(samples, index, float(behaviour_N[index]), float(logprob_N[index]))
+        index = gap_N.abs().argmax(dim=0, keepdim=True)  # of NaN where there is one
+        figures = [values.index_select(0, index).double() for values in (gap_N.abs(), behaviour_N, logprob_N)]
+        self._furthest.append((torch.cat([index.double(), *figures]), samples))
 
     def add_base(self, logprob_N: Tensor, base_logprob_N: Tensor) -> None:
         """Count KL(policy ‖ base), by the estimator that is unbiased and never negative."""
-        self._add(
-            kl_base=float(k3(logprob_N.double(), base_logprob_N.double()).sum()), base_tokens=base_logprob_N.numel()
+        self._add(kl_base=k3(logprob_N.double(), base_logprob_N.double()).sum(), base_tokens=base_logprob_N.numel())
+
+    def gap(self) -> SamplerGap:
+        """Collective: every rank calls it."""
+        return self._gap(self._total())
+
+    def _total(self) -> dict[str, float]:
+        """Every sum, over all ranks."""
+        names, device = sorted(self._sums), self.ranks.device
+        sums = [torch.as_tensor(self._sums[name], dtype=torch.float64, device=device) for name in names]
+        return dict(zip(names, self.ranks.sum(torch.stack(sums)).tolist(), strict=True))
+
+    def _gap(self, total: dict[str, float]) -> SamplerGap:
+        gap_max, worst = self._worst()
+        tokens = total["gap_tokens"]
+        return SamplerGap(
+            kl=0.5 * total["gap2"] / tokens,
+            kl_v1=total["gap1"] / tokens,
+            kl_v3=total["gap3"] / tokens,
+            logprob_max=gap_max,
+            tokens=int(tokens),
+            beyond=total["beyond"] / tokens,
+            worst=worst,
         )
 
     def totals(self) -> LearnStats:
         """Collective: every rank calls it."""
-        names = sorted(self._sums)
-        sums = torch.tensor([self._sums[name] for name in names], dtype=torch.float64, device=self.ranks.device)
-        gap_max, worst = self._furthest()
-        total = dict(zip(names, self.ranks.sum(sums).tolist(), strict=True))
-        tokens, gap_tokens = total["tokens"], total["gap_tokens"]
-        corrected = total["corrected"]
+        total = self._total()
+        tokens, corrected = total["tokens"], total["corrected"]
         return LearnStats(
             loss=total["loss"],
             entropy=total["entropy"] / tokens,
             kl_base=total["kl_base"] / total["base_tokens"] if total["base_tokens"] else math.nan,
-            gap=SamplerGap(
-                kl=0.5 * total["gap2"] / gap_tokens,
-                kl_v1=total["gap1"] / gap_tokens,
-                kl_v3=total["gap3"] / gap_tokens,
-                logprob_max=gap_max,
-                tokens=int(gap_tokens),
-                beyond=total["beyond"] / gap_tokens,
-                worst=worst,
-            ),
+            gap=self._gap(total),
             ratio=self._ratio_quantiles(),
             ess_frac=total["weights"] ** 2 / (tokens * total["weights2"]),
             clip_low_frac=total["low"] / tokens,
@@ -165,13 +175,20 @@ class StepStatistics:
             tokens=int(tokens),
         )
 
-    def _furthest(self) -> tuple[float, TokenGap | None]:
+    def _worst(self) -> tuple[float, TokenGap | None]:
         """The largest difference of all ranks, and its token. NaN is the largest."""
-        found = self.ranks.gather([(self._gap_max, self._worst)])
+        gap_max, worst = 0.0, None
+        rows = torch.stack([figures for figures, _ in self._furthest]).tolist() if self._furthest else []
+        for (index, largest, sampler, learner), (_, samples) in zip(rows, self._furthest, strict=True):
+            # Not max(): it may pass over NaN, which is to stay.
+            if math.isnan(largest) or largest > gap_max:
+                gap_max, worst = largest, _token_gap(samples, int(index), sampler, learner)
+        found = self.ranks.gather([(gap_max, worst)])
         return max(found, key=lambda one: math.inf if math.isnan(one[0]) else one[0])
 
     def _ratio_quantiles(self) -> dict[str, float]:
-        ordered = torch.cat(self.ranks.gather([torch.cat(self._log_ratios)])).sort().values
+        mine = torch.cat([torch.empty(0, device=self.ranks.device), *self._log_ratios]).cpu()
+        ordered = torch.cat(self.ranks.gather([mine])).sort().values
         # Not torch.quantile, which takes at most 16 million values.
         at = {name: float(ordered[round(q * (len(ordered) - 1))].exp()) for name, q in QUANTILES.items()}
         return {**at, "max": float(ordered[-1].exp())}

@@ -14,7 +14,9 @@ from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.capacity import trainable_parameters
 from rl_engine.plan.sizes import Widths
+from rl_engine.policy import packed_attention
 from rl_engine.policy.attention import NAME as SHARED
+from rl_engine.policy.attention import sees_padding
 from rl_engine.policy.base_model import DTYPES, choose_attention, choose_layout, load_meta_model
 from rl_engine.policy.logprobs import rows_at_once
 from rl_engine.policy.targets import match_targets, trains_head
@@ -221,6 +223,15 @@ def _optimizer(config: Config, trainable: int, ranks: int, cuda: bool) -> list[P
     ]
 
 
+def _kept_as(attention: str, layout: str, meta_model: nn.Module, cuda: bool) -> str:
+    """The attention of `layer_bytes` that keeps as much: torch's fused kernels keep nothing of a row's square, as long
+    as no mask is made."""
+    if attention == packed_attention.NAME:
+        return "flash_attention_2" if cuda else SHARED
+    unmasked = attention == "sdpa" and layout == "padded" and not sees_padding(meta_model.config)
+    return "flash_attention_2" if unmasked else attention
+
+
 def _learning(config: Config, meta_model: nn.Module, cuda: bool) -> list[Part]:
     """What the forward and backward pass of the largest micro-batch holds."""
     widths = Widths.of(meta_model)
@@ -228,9 +239,9 @@ def _learning(config: Config, meta_model: nn.Module, cuda: bool) -> list[Part]:
     tokens, longest = microbatch_tokens(config)
     device_type = "cuda" if cuda else "cpu"
     layout = choose_layout(config, meta_model.config, device_type)
-    row = tokens if layout == "packed" else longest
     checkpointing = config.learner.gradient_checkpointing
-    attention = choose_attention(config, layout)
+    attention = _kept_as(choose_attention(config, layout, meta_model.config, device_type), layout, meta_model, cuda)
+    row = tokens if layout == "packed" and attention in ("sdpa", "eager") else longest
     held = activation_bytes(widths, size, tokens, row, checkpointing=checkpointing, attention=attention)
     copies = TRAINED_LOGITS if trains_head(meta_model, config.lora, config.method) else FROZEN_LOGITS
     rows = min(

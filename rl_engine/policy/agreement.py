@@ -31,7 +31,7 @@ class DisagreementError(ValueError):
 @torch.no_grad()
 def own_logprobs(policy: LogprobModel, batch: MicroBatch) -> Tensor:
     """[N] nats: the completion tokens' log-probabilities by the model's own forward pass, all logits at once."""
-    logits_BTV: Tensor = policy.causal_lm(**batch.model_inputs(), use_cache=False).logits
+    logits_BTV: Tensor = policy.causal_lm(**batch.model_inputs(policy.causal_lm.config), use_cache=False).logits
     logits_NV = logits_BTV.flatten(0, 1).index_select(0, batch.source_N).float() / policy.temperature
     return logits_NV.log_softmax(dim=-1).gather(1, batch.target_N[:, None]).squeeze(1)
 

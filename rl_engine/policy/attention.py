@@ -20,8 +20,17 @@ from transformers import AttentionInterface
 from rl_engine.config.file import ConfigError
 
 NAME = "shared_prompt"
-# Architectures of transformers whose attention is the plain causal one, by rotary positions that are passed in.
-MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "smollm3", "olmo2"})
+# Architectures of transformers whose attention is the plain causal one, by rotary positions that are passed in, where
+# their layers slide no window. tests/policy/test_packed_attention.py compares each of these with rows of their own.
+MODEL_TYPES = frozenset(
+    {
+        *("apertus", "arcee", "cohere", "ernie4_5", "ernie4_5_moe", "flex_olmo", "gemma", "glm", "glm4"),
+        *("glm4_moe", "granite", "granitemoe", "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe"),
+        *("hyperclovax", "llama", "minimax_m2", "ministral3", "mistral", "mixtral", "nanochat", "olmo", "olmo2"),
+        *("olmoe", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3"),
+        "starcoder2",
+    }
+)
 
 # Those that know samples of one row apart by positions that begin again, in the masks that transformers makes of them.
 # tests/policy/test_attention.py compares each of these with rows of their own.
@@ -45,6 +54,15 @@ def check_packable(model_config: Any, key: str) -> None:
             f"{key} puts samples end to end, and models of type {model_config.model_type} are not known to tell them "
             "apart by positions that begin again: they would attend across them"
         )
+
+
+def sees_padding(model_config: Any) -> bool:
+    """Whether padding behind a row's tokens must be masked. Where positions look back alone none sees what comes after
+    it, and without a mask torch's fused kernels take over: with one, attention computes the full square of a row.
+
+    The families whose samples may lie end to end look back alone; tests/policy/test_attention.py compares each of them.
+    """
+    return model_config.model_type not in PACKABLE
 
 
 def has_plain_attention(model_config: Any) -> bool:
@@ -127,7 +145,7 @@ def _blocks(x: Tensor, layout: SharedPrompts) -> tuple[Tensor, Tensor]:
     return of_prompts, of_completions
 
 
-def _after(count: int, device: torch.device) -> Tensor:
+def positions_after(count: int, device: torch.device) -> Tensor:
     """[count, count] which positions come after which: what causal attention drops."""
     return torch.ones(count, count, dtype=torch.bool, device=device).triu(1)
 
@@ -162,10 +180,10 @@ def shared_prompt_attention(
     k_prompt, k_own = _blocks(key, layout)
     v_prompt, v_own = _blocks(value, layout)
     # Padding is on the right, where no earlier position looks.
-    of_prompts = attend(q_prompt, k_prompt, v_prompt, _after(layout.prompt_width, query.device)[None], scaling)
+    of_prompts = attend(q_prompt, k_prompt, v_prompt, positions_after(layout.prompt_width, query.device)[None], scaling)
     width = q_own.shape[2]
     drop_prompt = ~layout.prompt_mask_BL[:, None].expand(-1, width, -1)
-    drop_own = _after(width, query.device).expand(len(layout.prompt_of_B), -1, -1)
+    drop_own = positions_after(width, query.device).expand(len(layout.prompt_of_B), -1, -1)
     # `index_select`, since the gradient of indexing by `[]` is added by whichever thread of a CPU is first.
     of_completions = attend(
         q_own,

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
+from rl_engine.policy import packed_attention
 from rl_engine.policy.attention import NAME, check_packable, has_plain_attention
 from rollout.config import ModelConfig
 from rollout.models import locate_config, locate_model
@@ -24,7 +25,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """The base model in `model.dtype`, or in another, as the learner computes it."""
-    model = load_weights(config.model, choose_attention(config, layout_of(config, device)), dtype)
+    model = load_weights(config.model, attention_of(config, device), dtype)
     if config.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.to(device)
@@ -139,8 +140,11 @@ def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
                 "with these layers: set it to padded"
             )
         return NAME
-    short = config.data.max_prompt_tokens + config.sampling.max_tokens <= LONGEST_SHARED
-    return NAME if plain and short and device_type == "cpu" else "padded"
+    if device_type == "cpu":
+        short = config.data.max_prompt_tokens + config.sampling.max_tokens <= LONGEST_SHARED
+        return NAME if plain and short else "padded"
+    own = choose_attention(config, "packed", model_config, device_type) == packed_attention.NAME
+    return "packed" if own else "padded"
 
 
 def check_attention(attention: str, key: str) -> None:
@@ -153,9 +157,21 @@ def check_attention(attention: str, key: str) -> None:
         raise ConfigError(f"{key} is {attention}, and flash-attn is not installed: pip install flash-attn")
 
 
-def choose_attention(config: Config, layout: str) -> str:
-    """The attention that computes a layout: shared prompts have one of their own."""
-    return NAME if layout == NAME else config.learner.attention
+def attention_of(config: Config, device: torch.device) -> str:
+    """The attention that this run's learner computes by on that device."""
+    model_config = load_model_config(config.model)
+    return choose_attention(config, choose_layout(config, model_config, device.type), model_config, device.type)
+
+
+def choose_attention(config: Config, layout: str, model_config: Any, device_type: str) -> str:
+    """The attention that computes a layout: shared prompts have one of their own, and so have samples end to end where
+    it is given as sdpa, which would mask them apart."""
+    if layout == NAME:
+        return NAME
+    packed = layout == "packed" and config.learner.attention == "sdpa"
+    if packed and packed_attention.is_computed(model_config, config.model.dtype, device_type):
+        return packed_attention.NAME
+    return config.learner.attention
 
 
 def load_meta_model(model: ModelConfig) -> Any:

@@ -11,21 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
+from rl_engine.policy.fused_head import compiled
 from rl_engine.policy.logits import PLAIN, LogitTransform, transform_of
 from rl_engine.policy.micro_batch import MicroBatch
 
-# Rows of logits that are computed at once: on a GPU enough to keep its matrix units busy. On a CPU buffers beyond
-# 32 MiB are taken from the system anew each time, page by page, so a chunk stays below.
+# Float32 logits that are computed at once. On a GPU 512 rows keep its matrix units busy; more save launches, as long as
+# five copies of a chunk are little of the card's memory. On a CPU buffers beyond 32 MiB are taken from the system anew
+# each time, page by page, so a chunk stays below.
 CHUNK = 512
+CHUNK_BYTES = 512 * 2**20
 CPU_CHUNK_BYTES = 28 * 2**20
 
 
 def rows_at_once(vocabulary: int, device_type: str) -> int:
     """Completion tokens whose logits are computed together, on `cpu` or `cuda`."""
     if device_type != "cpu":
-        return CHUNK
+        return max(CHUNK, CHUNK_BYTES // (4 * vocabulary))
     return max(16, CPU_CHUNK_BYTES // (4 * vocabulary))
 
 
@@ -53,6 +58,28 @@ def _pull_of_targets(weight_VH: Tensor, probs_nV: Tensor, target_n: Tensor, slop
     return pull_nV.to(weight_VH.dtype) @ weight_VH
 
 
+def _frozen_chunk(
+    raw_nV: Tensor, target_n: Tensor, weight_VH: Tensor, transform: LogitTransform, parts: int
+) -> tuple[Tensor, ...]:
+    """The first `parts` of: [n] log-probabilities, [n] entropies, and [n, H] what each pulls at the hidden states."""
+    if raw_nV.is_cuda and raw_nV.dtype != torch.float32:
+        logprob_n, entropy_n, *pulls = compiled(parts)(raw_nV, target_n, transform.divisor, transform.cap)
+        signed = zip(pulls, (transform.divisor, -transform.divisor), strict=False)
+        return logprob_n, entropy_n, *(pull_nV @ weight_VH / divisor for pull_nV, divisor in signed)
+    logits_nV = transform.apply(raw_nV.float())
+    logprob_n, entropy_n, all_nV, probs_nV = _of_logits(logits_nV, target_n)
+    results = [logprob_n, entropy_n]
+    if parts > 2:
+        slope_nV = transform.cap_slope(logits_nV)
+        results.append(_pull_of_targets(weight_VH, probs_nV, target_n, slope_nV) / transform.divisor)
+        if slope_nV is not None:
+            probs_nV = probs_nV * slope_nV
+    if parts > 3:
+        pull_nV = probs_nV * (all_nV + entropy_n[:, None])
+        results.append(pull_nV.to(weight_VH.dtype) @ weight_VH / -transform.divisor)
+    return tuple(results)
+
+
 class _FrozenHead(torch.autograd.Function):
     """log p(y_i) = z_i[y_i] − logsumexp(z_i) and H_i = −Σ_v p_v log p_v with z_i = t(W h_i + b), W and b frozen.
 
@@ -71,28 +98,18 @@ class _FrozenHead(torch.autograd.Function):
         transform: LogitTransform,
         learn_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        logprobs, entropies, gradients, entropy_gradients = [], [], [], []
-        dtype, rows = weight_VH.dtype, rows_at_once(len(weight_VH), weight_VH.device.type)
-        for hidden_nH, target_n in zip(hidden_NH.split(rows), target_N.split(rows), strict=True):
-            raw_nV = hidden_nH @ weight_VH.T if bias_V is None else torch.addmm(bias_V, hidden_nH, weight_VH.T)
-            logits_nV = transform.apply(raw_nV.float())
-            logprob_n, entropy_n, all_nV, probs_nV = _of_logits(logits_nV, target_n)
-            logprobs.append(logprob_n)
-            entropies.append(entropy_n)
-            if ctx.needs_input_grad[0]:
-                slope_nV = transform.cap_slope(logits_nV)
-                gradients.append(_pull_of_targets(weight_VH, probs_nV, target_n, slope_nV) / transform.divisor)
-                if slope_nV is not None:
-                    probs_nV = probs_nV * slope_nV
-                if learn_entropy:
-                    pull_nV = probs_nV * (all_nV + entropy_n[:, None])
-                    entropy_gradients.append(pull_nV.to(dtype) @ weight_VH / -transform.divisor)
+        rows = rows_at_once(len(weight_VH), weight_VH.device.type)
+        parts = (4 if learn_entropy else 3) if ctx.needs_input_grad[0] else 2
+        chunks = [
+            _frozen_chunk(linear(hidden_nH, weight_VH, bias_V), target_n, weight_VH, transform, parts)
+            for hidden_nH, target_n in zip(hidden_NH.split(rows), target_N.split(rows), strict=True)
+        ]
+        logprob_N, entropy_N, *gradients = (torch.cat(part) for part in zip(*chunks, strict=True))
         if gradients:
-            ctx.save_for_backward(torch.cat(gradients), torch.cat(entropy_gradients) if learn_entropy else None)
-        entropy_N = torch.cat(entropies)
+            ctx.save_for_backward(gradients[0], gradients[1] if learn_entropy else None)
         if not learn_entropy:
             ctx.mark_non_differentiable(entropy_N)
-        return torch.cat(logprobs), entropy_N
+        return logprob_N, entropy_N
 
     @staticmethod
     @once_differentiable
@@ -102,6 +119,57 @@ class _FrozenHead(torch.autograd.Function):
         if entropy_gradient_NH is not None:
             total_NH = total_NH + entropy_grad_N[:, None] * entropy_gradient_NH
         return total_NH.to(gradient_NH.dtype), None, None, None, None, None
+
+
+class _TrainedHead(torch.autograd.Function):
+    """As `_FrozenHead`, where W learns: with g = ∂L/∂log p(y_i) and e = ∂L/∂H_i of a row, what is pulled at its logits
+    is d_v = (g (1[v = y] − p_v) − e p_v (log p_v + H)) t'_v, ∂L/∂h = d W and ∂L/∂W = Σ_i d_i h_iᵀ.
+
+    The logits are computed again in the backward pass. The sum over chunks is float32 and rounded once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        target_N: Tensor,
+        transform: LogitTransform,
+    ) -> tuple[Tensor, Tensor]:
+        rows = rows_at_once(len(weight_VH), weight_VH.device.type)
+        chunks = [
+            _frozen_chunk(linear(hidden_nH, weight_VH, bias_V), target_n, weight_VH, transform, 2)
+            for hidden_nH, target_n in zip(hidden_NH.split(rows), target_N.split(rows), strict=True)
+        ]
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N)
+        ctx.transform, ctx.rows = transform, rows
+        logprob_N, entropy_N = (torch.cat(part) for part in zip(*chunks, strict=True))
+        return logprob_N, entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor, entropy_grad_N: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        hidden_NH, weight_VH, bias_V, target_N = ctx.saved_tensors
+        grads_NH = []
+        grad_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
+        grad_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        for hidden_nH, target_n, grad_n, entropy_grad_n in zip(
+            *(part.split(ctx.rows) for part in (hidden_NH, target_N, grad_N, entropy_grad_N)), strict=True
+        ):
+            logits_nV = ctx.transform.apply(linear(hidden_nH, weight_VH, bias_V).float())
+            _, entropy_n, all_nV, probs_nV = _of_logits(logits_nV, target_n)
+            pull_nV = -probs_nV * (grad_n[:, None] + entropy_grad_n[:, None] * (all_nV + entropy_n[:, None]))
+            pull_nV.scatter_add_(1, target_n[:, None], grad_n[:, None])
+            slope_nV = ctx.transform.cap_slope(logits_nV)
+            pull_nV = (pull_nV if slope_nV is None else pull_nV * slope_nV) / ctx.transform.divisor
+            pull_nV = pull_nV.to(weight_VH.dtype)
+            grads_NH.append(pull_nV @ weight_VH)
+            grad_VH += pull_nV.T @ hidden_nH
+            if grad_V is not None:
+                grad_V += pull_nV.float().sum(dim=0)
+        grad_bias_V = None if bias_V is None or grad_V is None else grad_V.to(bias_V.dtype)
+        return torch.cat(grads_NH), grad_VH.to(weight_VH.dtype), grad_bias_V, None, None
 
 
 def token_logprobs(
@@ -195,9 +263,15 @@ class LogprobModel(nn.Module):
         """Whether the output embedding is just a matrix: nothing learns it, and no adapter is in front of it."""
         return type(self.head) is nn.Linear and not self.head.weight.requires_grad
 
+    @property
+    def head_is_cast(self) -> bool:
+        """Whether the output embedding is a matrix that learns in float32 and is read in 16 bits."""
+        return isinstance(self.head, nn.Linear) and parametrize.is_parametrized(self.head, "weight")
+
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """([N] log-probabilities, [N] entropies) of the batch's completion tokens, in nats."""
-        hidden_BTH = decoder_of(self.causal_lm)(**batch.model_inputs(), use_cache=False).last_hidden_state
+        inputs = batch.model_inputs(self.causal_lm.config)
+        hidden_BTH = decoder_of(self.causal_lm)(**inputs, use_cache=False).last_hidden_state
         # The first tokens of a group share a position; the gradient of indexing by `[]` would be added in any order.
         hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, batch.source_N)
         if self.head_is_frozen:
@@ -210,6 +284,16 @@ class LogprobModel(nn.Module):
                 transform=self.transform,
                 learn_entropy=self.learn_entropy,
             )
+        if self.head_is_cast:
+            # Cast here, once a pass, and not for each chunk forward and backward.
+            logprob_N, entropy_N = _TrainedHead.apply(  # type: ignore[no-untyped-call]
+                hidden_NH,
+                self.head.weight,
+                self.head.bias,
+                batch.target_N,
+                self.transform.tempered(self.temperature),
+            )
+            return logprob_N, entropy_N
         rows = rows_at_once(len(self.head.weight), self.head.weight.device.type)
         return token_logprobs_of_trained_head(
             hidden_NH, self.head, batch.target_N, self.temperature, rows, self.transform

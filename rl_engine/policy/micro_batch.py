@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_engine.policy.attention import SharedPrompts
+from rl_engine.policy import attention, packed_attention
+from rl_engine.policy.attention import SharedPrompts, sees_padding
+from rl_engine.policy.packed_attention import PackedRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,32 +26,49 @@ class MicroBatch:
     """Where tokens are rather than padding; None where there is no padding."""
     position_ids_BT: Tensor | None
     """Each token's place in its sample, where samples share a row."""
-    layout: SharedPrompts | None
-    """What the row is made of, where prompts are shared."""
+    layout: SharedPrompts | PackedRows | None
+    """What the row is made of, where samples share one."""
     source_N: Tensor
     """Flat index into [B·T] of the position whose hidden state predicts the token."""
     target_N: Tensor
     """The token that was sampled there."""
     mask_BC: Tensor
+    place_N: Tensor
+    """Flat index into [B·C] of each token: where the mask is true, in order. A GPU that is given a mask instead has to
+    be waited for, to learn how many there are."""
     behaviour_logprob_BC: Tensor
     old_logprob_BC: Tensor | None
     advantage_B: Tensor
     weight_B: Tensor
 
-    def model_inputs(self) -> dict[str, Any]:
-        """What the model is called with."""
+    def model_inputs(self, model_config: Any) -> dict[str, Any]:
+        """What a model of that configuration is called with."""
         inputs: dict[str, Any] = {
             "input_ids": self.input_ids_BT,
-            "attention_mask": self.attention_mask_BT,
+            "attention_mask": self.attention_mask_BT if sees_padding(model_config) else None,
             "position_ids": self.position_ids_BT,
         }
-        return inputs if self.layout is None else {**inputs, "layout": self.layout}
+        # An attention of transformers' own tells samples apart by positions that begin again.
+        reads_layout = model_config._attn_implementation in (attention.NAME, packed_attention.NAME)
+        return {**inputs, "layout": self.layout} if reads_layout else inputs
 
     def to(self, device: torch.device) -> MicroBatch:
         tensors = {name: getattr(self, name) for name in self.__slots__}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
+        return replace(self, **{name: _moved(tensor, device) for name, tensor in tensors.items() if tensor is not None})
 
     def spread(self, values_N: Tensor) -> Tensor:
         """[N] values of the completion tokens → [B, C], zero where there is no token."""
-        zeros_BC = torch.zeros(self.mask_BC.shape, dtype=values_N.dtype, device=values_N.device)
-        return zeros_BC.masked_scatter(self.mask_BC, values_N)
+        zeros = torch.zeros(self.mask_BC.numel(), dtype=values_N.dtype, device=values_N.device)
+        return zeros.index_copy(0, self.place_N, values_N).view(self.mask_BC.shape)
+
+    def tokens_of(self, values_BC: Tensor) -> Tensor:
+        """[B, C] values → [N], those of the completion tokens."""
+        return values_BC.flatten().index_select(0, self.place_N)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A tensor or a layout on that device. From pinned memory a GPU fetches it in its own time: an ordinary copy waits
+    until all is done that was asked of the card before."""
+    if device.type == "cuda" and isinstance(value, Tensor) and not value.is_cuda:
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)

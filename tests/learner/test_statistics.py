@@ -112,7 +112,7 @@ def test_the_token_is_found_among_the_samples_of_a_micro_batch(ranks: Ranks) -> 
         logprob_N = torch.full((6,), -1.0)
         logprob_N[index] -= index + 1
         statistics.add_gap(logprob_N, collate(made, pad_id=0, layout="padded"), made)
-        worst = statistics._worst
+        worst = statistics.gap().worst
         assert worst is not None
         assert (worst.origin, worst.place, worst.token) == (*place, 5 + index)
 

@@ -74,7 +74,8 @@ def test_gradients_are_those_of_the_models_own_logits(kind: str, targets: str) -
         torch.nn.init.normal_(parameter, std=0.1)
     policy = LogprobModel(adapted.get_base_model(), temperature=0.7, learn_entropy=True)
     batch = collate([SAMPLE], pad_id=0, layout="padded")
-    logits_NV = policy.causal_lm(**batch.model_inputs()).logits[0].index_select(0, batch.source_N) / 0.7
+    inputs = batch.model_inputs(policy.causal_lm.config)
+    logits_NV = policy.causal_lm(**inputs).logits[0].index_select(0, batch.source_N) / 0.7
     all_NV = logits_NV.log_softmax(dim=-1)
     expected = all_NV.gather(1, batch.target_N[:, None]).squeeze(1), -(all_NV.exp() * all_NV).sum(dim=1)
     found = policy(batch)

@@ -4,6 +4,7 @@ and a sampler that follows the whole model."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,12 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.base_model import load_causal_lm
-from rl_engine.policy.full import FullPolicy
+from rl_engine.policy.full import WEIGHTS, FullPolicy
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.run.metrics import learn_metrics
 from rl_engine.sampling.publish import Publisher
-from rollout.adapters import AdapterError, AdapterStore
+from rollout import adapters
+from rollout.adapters import AdapterError, AdapterStore, sha256_of
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings
 from rollout.models import EMBEDDED_DIR
@@ -159,8 +161,15 @@ def whole_model_engine(ranks: Ranks) -> Iterator[Any]:
 
 
 def test_the_sampler_follows_the_whole_model(
-    whole_model_engine: Any, make_full: LearnerMaker, ranks: Ranks, tmp_path: Path
+    whole_model_engine: Any,
+    make_full: LearnerMaker,
+    ranks: Ranks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And its weights are hashed once as they are published, and once as they are loaded."""
+    hashed: Counter[Path] = Counter()
+    monkeypatch.setattr(adapters, "sha256_of", lambda path: (hashed.update([path]), sha256_of(path))[1])
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
     texts = [f"{a}+{b}-3=?" for a, b in ((1, 2), (14, 5), (7, 7), (20, 9))]
     prompts = [
@@ -191,6 +200,8 @@ def test_the_sampler_follows_the_whole_model(
         assert stats.gap.logprob_max < 1e-4
         publisher.store.point("best", 0)
     rows = sampled(3)
+    weights = [path for path in hashed.elements() if path.name == WEIGHTS]
+    assert len(weights) == 2 * 4
     stats = learner.measure(rows, TIGHT)
     # Nothing asks for the base model here, and it is not loaded for a figure.
     assert math.isnan(stats.kl_base)

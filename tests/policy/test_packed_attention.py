@@ -1,0 +1,189 @@
+"""Samples end to end in one row: attention against torch's own, whole families against padded rows, and the call of
+the kernel that computes it on CUDA, which is not here."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from rl_engine.learner.batching import TrainingSample, collate
+from rl_engine.policy import micro_batch
+from rl_engine.policy.attention import MODEL_TYPES, PACKABLE, has_plain_attention
+from rl_engine.policy.base_model import choose_attention, choose_layout
+from rl_engine.policy.logprobs import LogprobModel
+from rl_engine.policy.packed_attention import NAME, PackedRows, by_kernel, by_products
+from tests.conftest import ConfigMaker
+from tests.helpers.families import tiny_config, tiny_model
+from tests.helpers.precision import assert_same_sums
+
+SAMPLES = [
+    TrainingSample(
+        prompt_ids=prompt,
+        completion_ids=tuple(range(first, last)),
+        behaviour_logprobs=(0.0,) * (last - first),
+        advantage=1.0,
+    )
+    for prompt, first, last in (((5, 6, 7), 8, 30), ((5, 6, 7), 20, 32), ((9, 3, 4, 4), 40, 57), ((9,), 3, 4))
+]
+
+
+def row(kv_heads: int, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(kv_heads)
+    total = sum(lengths)
+    q, k, v = (
+        torch.randn(total, heads, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+        for heads in (4, kv_heads, kv_heads)
+    )
+    return q, k, v
+
+
+def per_sample(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float) -> Tensor:
+    """Torch's attention on each sample alone."""
+    parts = zip(*(x.transpose(0, 1)[None].split(lengths, dim=2) for x in (q, k, v)), strict=True)
+    outputs = [
+        scaled_dot_product_attention(q_one, k_one, v_one, is_causal=True, scale=scale, enable_gqa=True)
+        for q_one, k_one, v_one in parts
+    ]
+    return torch.cat(outputs, dim=2)[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_and_its_gradients_are_those_of_each_sample_alone(kv_heads: int) -> None:
+    lengths = (5, 1, 7)
+    parts = row(kv_heads, lengths)
+    found, expected = by_products(*parts, PackedRows.of(lengths), 0.3), per_sample(*parts, lengths, 0.3)
+    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    # Scores are computed in float32, whatever comes in: 8 products, a softmax of 7.
+    assert_same_sums(found, expected, 8 + 7)
+    gradients = torch.autograd.grad((found * upstream).sum(), parts)
+    for gradient, other in zip(gradients, torch.autograd.grad((expected * upstream).sum(), parts), strict=True):
+        assert_same_sums(gradient, other, 2 * (8 + 7))
+
+
+def test_the_kernel_of_this_torch_takes_the_call_and_answers_with_the_shapes_and_a_backward_pass() -> None:
+    """On torch's meta device, where operators check what they are given and compute nothing."""
+    rows = PackedRows.of((5, 1, 7)).to(torch.device("meta"))
+    q, k, v = (torch.empty(13, h, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for h in (4, 2, 2))
+    found = by_kernel(q, k, v, rows, 0.3)
+    assert found.shape == q.shape
+    assert [x.shape for x in torch.autograd.grad(found.sum(), (q, k, v))] == [q.shape, k.shape, v.shape]
+
+
+def of_2_11(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *,
+    return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:  # fmt: skip
+    """The signature of torch 2.11: every head has keys of its own."""
+    assert query.shape == key.shape
+    return of_2_13(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+def of_2_13(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor | None, max_q: int, max_k: int, *,
+    return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """The signature of torch 2.13."""
+    assert enable_gqa or query.shape == key.shape
+    assert cu_seq_q is cu_seq_k
+    assert cu_seq_q.dtype == torch.int32
+    assert window_size == (-1, 0)
+    assert scale is not None
+    lengths = tuple(cu_seq_q.diff().tolist())
+    assert max(lengths) == max_q == max_k
+    return per_sample(query, key, value, lengths, scale)
+
+
+@pytest.mark.parametrize("signature", [of_2_11, of_2_13])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_kernels_of_older_and_newer_torch_are_given_what_the_products_are(
+    signature: Any, kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in: Any = ModuleType("torch.nn.attention.varlen")
+    stand_in.varlen_attn = signature
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", stand_in)
+    lengths = (5, 1, 7)
+    parts = row(kv_heads, lengths)
+    found, expected = (compute(*parts, PackedRows.of(lengths), 0.3) for compute in (by_kernel, by_products))
+    assert_same_sums(found, expected, 8 + 7)
+    for gradient, other in zip(
+        *(torch.autograd.grad(output.square().sum(), parts) for output in (found, expected)), strict=True
+    ):
+        assert_same_sums(gradient, other, 2 * (8 + 7))
+
+
+def test_every_family_learns_the_same_packed_and_with_shared_prompts_as_in_padded_rows() -> None:
+    """Log-probabilities, and the gradients of all weights."""
+    apart = {}
+    for kind in sorted(MODEL_TYPES):
+        policy = LogprobModel(tiny_model(kind), 1.0)
+        learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        results = []
+        for layout, attention in (("padded", "sdpa"), ("packed", NAME), ("shared_prompt", "shared_prompt")):
+            policy.causal_lm.config._attn_implementation = attention
+            logprob_N, _ = policy(collate(SAMPLES, pad_id=0, layout=layout))
+            # Of a mixture's experts some may be asked nothing.
+            gradients = torch.autograd.grad(logprob_N.sum(), learned, allow_unused=True, materialize_grads=True)
+            results.append((logprob_N.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
+        for name, (logprob_N, gradient) in zip(("packed", "shared"), results[1:], strict=True):
+            apart[kind, name, "logprobs"] = float((logprob_N - results[0][0]).abs().max())
+            apart[kind, name, "gradient"] = float((gradient - results[0][1]).norm() / results[0][1].norm())
+    assert {case: gap for case, gap in apart.items() if not gap < 1e-4} == {}
+
+
+def test_padding_on_the_right_needs_no_mask_in_any_family_that_looks_back_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = collate(SAMPLES, pad_id=0, layout="padded")
+    apart = {}
+    for kind in sorted(PACKABLE):
+        model = tiny_model(kind)
+        assert batch.model_inputs(model.config)["attention_mask"] is None
+        for attention in ("sdpa", "eager"):
+            model.set_attn_implementation(attention)
+            policy = LogprobModel(model, 1.0).eval()
+            with torch.no_grad(), monkeypatch.context() as masked:
+                without, _ = policy(batch)
+                masked.setattr(micro_batch, "sees_padding", lambda _: True)
+                apart[kind, attention] = float((policy(batch)[0] - without).abs().max())
+    assert {case: gap for case, gap in apart.items() if not gap < 1e-4} == {}
+    assert batch.model_inputs(tiny_config("falcon_h1"))["attention_mask"] is not None
+
+
+def test_auto_packs_on_cuda_where_the_kernel_computes_the_model(make_config: ConfigMaker) -> None:
+    def chosen(kind: str, *overrides: str, sizes: Any = None) -> tuple[str, str]:
+        config, model_config = make_config("model.dtype=bfloat16", *overrides), tiny_config(kind)
+        for name, value in (sizes or {}).items():
+            setattr(model_config, name, value)
+        layout = choose_layout(config, model_config, "cuda")
+        return layout, choose_attention(config, layout, model_config, "cuda")
+
+    assert chosen("qwen3") == chosen("llama") == chosen("mixtral") == ("packed", NAME)
+    # It computes 16 bits, and heads of up to 256; windows and caps are not asked for.
+    assert chosen("qwen3", "model.dtype=float32") == ("padded", "sdpa")
+    assert chosen("qwen3", sizes={"head_dim": 512}) == chosen("qwen3", sizes={"head_dim": 36}) == ("padded", "sdpa")
+    assert chosen("gemma2") == chosen("deepseek_v3") == chosen("nemotron") == ("padded", "sdpa")
+    # What is asked for is done.
+    assert chosen("qwen3", "learner.layout=padded") == ("padded", "sdpa")
+    assert chosen("qwen3", "learner.attention=eager") == ("padded", "eager")
+    assert chosen("qwen3", "learner.layout=packed", "learner.attention=flash_attention_2")[1] == "flash_attention_2"
+    # Long or short, shared prompts are a CPU's.
+    assert chosen("qwen3", "sampling.max_tokens=8")[0] == chosen("qwen3", "sampling.max_tokens=9000")[0] == "packed"
+
+
+def test_where_packed_rows_are_asked_for_on_a_cpu_they_take_the_same_way(make_config: ConfigMaker) -> None:
+    config = make_config("learner.layout=packed")
+    assert choose_attention(config, "packed", tiny_config("qwen3"), "cpu") == NAME
+    assert choose_attention(config, "packed", tiny_config("gemma2"), "cpu") == "sdpa"
+
+
+def test_the_families_of_plain_attention_are_among_those_that_may_be_packed() -> None:
+    assert MODEL_TYPES <= PACKABLE
+    slides = {kind for kind in MODEL_TYPES if not has_plain_attention(tiny_config(kind))}
+    assert slides == {"mistral"}  # whose own default is a window
