@@ -3,7 +3,7 @@
 One arm a process, so that each has the card to itself. Completions have lengths from three quarters of the width to all
 of it, as sampled ones do: rows of one length would hide what padding and a mask cost. FLOP are those of the model
 (`rl_engine/plan/flops.py`); what checkpointing computes twice counts once. Their share is of the product that the same
-process measured before.
+process measured before. The peak is that of the passes and of an update after them.
 """
 
 from __future__ import annotations
@@ -149,6 +149,8 @@ def main(
         flops = model_flops(samples, load_meta_model(learner.config.model), learner.config)
         product = product_flops(given.product, given.dtype, given.rounds)
         seconds = seconds_of(pass_of(learner, batch), given.rounds)
+        # An update too: Adam's moments are part of the peak.
+        learner.deepspeed_engine.step()
         tokens = sum(sample.num_tokens for sample in samples)
         note(
             "learner",

@@ -36,18 +36,11 @@ class Stage:
 
 def stages(sizes: Sizes, scratch: Path, model: Path | None) -> list[Stage]:
     """All of them. `scratch`: where runs and checkpoints go. `model`: a real model's directory, if there is one."""
-    mine = learner_stages(sizes)
-    first = [one for one in mine if sizes.first_shape in one.command]
-    asked = [
-        _machine(sizes),
-        _doctor(sizes),
-        _quickstart(sizes, scratch),
-        *_sampled(sizes, scratch),
-        *first,
-        _resume(sizes, scratch),
-        *([_real_model(sizes, scratch, model)] if model else []),
-        *(one for one in mine if one not in first),
-    ]
+    weights, step, *decoding = _sampled(sizes, scratch)
+    layouts, others, second = learner_stages(sizes)
+    real = [_real_model(sizes, scratch, model)] if model else []
+    first = [_machine(sizes), _doctor(sizes), _quickstart(sizes, scratch), weights, step]
+    asked = [*first, *layouts, *decoding, *others, _resume(sizes, scratch), *real, *second]
     return [replace(stage, limit_s=stage.limit_s * sizes.patience) for stage in asked]
 
 
@@ -144,28 +137,34 @@ def _sampled(sizes: Sizes, scratch: Path) -> list[Stage]:
     ]
 
 
-def learner_stages(sizes: Sizes) -> list[Stage]:
-    """The learner's arms, a process each. `auto` is what a run takes where nobody says."""
+def learner_stages(sizes: Sizes) -> tuple[list[Stage], list[Stage], list[Stage]]:
+    """The learner's arms, a process each: layouts and masks of the first shape, what else can be asked of it, and the
+    second shape. `rank 1` alone is what a run takes where nobody says more."""
     first, second = list(sizes.shapes)[:2]
     checkpointing = "learner.gradient_checkpointing=true"
-    arms: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
-        (first, "rank 1", "as it is", ()),
-        (first, "rank 1, padded, no mask", "none", ("learner.layout=padded",)),
-        (first, "rank 1, padded, mask", "given", ("learner.layout=padded",)),
-        (first, "rank 1, packed", "as it is", ("learner.layout=packed",)),
-        (first, "rank 1, checkpointing", "as it is", (checkpointing,)),
-        (first, "rank 32", "as it is", ("lora.rank=32",)),
-        (first, "full, checkpointing", "as it is", ("method=full", checkpointing)),
-        (second, "rank 1", "as it is", ()),
-        (second, "rank 1, checkpointing", "as it is", (checkpointing,)),
-        (second, "rank 32, checkpointing", "as it is", ("lora.rank=32", checkpointing)),
-    )
-    found = []
-    for shape, arm, mask, settings in arms:
-        command = _own("learner", sizes, *settings, "--shape", shape, "--arm", arm, "--mask", mask)
-        name = f"learner-{shape}-{arm}".replace(", ", "-").replace(" ", "_")
-        found.append(Stage(name=name, asks="tokens/s, MFU and memory of the learner", command=command, limit_s=60))
-    return found
+
+    def arm(shape: str, name: str, *settings: str, mask: str = "as it is") -> Stage:
+        command = _own("learner", sizes, *settings, "--shape", shape, "--arm", name, "--mask", mask)
+        file = f"learner-{shape}-{name}".replace(", ", "-").replace(" ", "_")
+        return Stage(name=file, asks="tokens/s, MFU and memory of the learner", command=command, limit_s=60)
+
+    layouts = [
+        arm(first, "rank 1"),
+        arm(first, "rank 1, padded, no mask", "learner.layout=padded", mask="none"),
+        arm(first, "rank 1, padded, mask", "learner.layout=padded", mask="given"),
+        arm(first, "rank 1, packed", "learner.layout=packed"),
+    ]
+    others = [
+        arm(first, "rank 1, checkpointing", checkpointing),
+        arm(first, "rank 32", "lora.rank=32"),
+        arm(first, "full, checkpointing", "method=full", checkpointing),
+    ]
+    larger = [
+        arm(second, "rank 1"),
+        arm(second, "rank 1, checkpointing", checkpointing),
+        arm(second, "rank 32, checkpointing", "lora.rank=32", checkpointing),
+    ]
+    return layouts, others, larger
 
 
 def _real_model(sizes: Sizes, scratch: Path, model: Path) -> Stage:
