@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -27,6 +29,8 @@ from benchmarks.gpu_contact.page import adapter_ratio, page
 from benchmarks.gpu_contact.running import PASSED, Outcome, run_all
 from benchmarks.gpu_contact.sizes import SIZES
 from benchmarks.gpu_contact.stages import Stage, stages
+
+OUT = Path("runs/gpu_contact")
 
 
 def contact(asked: list[Stage], deadline: float, out: Path, sizes: str) -> list[Outcome]:
@@ -45,13 +49,16 @@ def contact(asked: list[Stage], deadline: float, out: Path, sizes: str) -> list[
 
 def main(
     deadline: Annotated[float, typer.Option(min=1, help="Seconds that all stages may take together.")] = 590,
-    out: Annotated[Path, typer.Option(help="Directory for the tables, figures and logs.")] = Path("runs/gpu_contact"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Directory for the tables, figures and logs.")] = OUT,
     model: Annotated[
-        Path | None, typer.Option(help="Directory of a real model, such as SmolLM2, if there is one.")
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Directory of a real model, such as SmolLM2, if there is one."),
     ] = None,
 ) -> None:
     """Run every stage that the deadline leaves time for."""
     end = time.monotonic() + deadline
+    # As an interrupt does, a request to end reaches the stage at work.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if model is not None and not (model / "config.json").is_file():
         raise typer.BadParameter(f"--model {model}: no config.json is there")
     import torch

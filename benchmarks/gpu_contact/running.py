@@ -110,7 +110,7 @@ def _exit_code(command: Sequence[str], limit_s: float, log: TextIO, environment:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
+        process_group=0,
     )
     try:
         return process.wait(limit_s)
@@ -125,6 +125,6 @@ def _exit_code(command: Sequence[str], limit_s: float, log: TextIO, environment:
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To all processes of the stage: it was given a session of its own."""
+    """To all processes of the stage: it was given a group of its own."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)

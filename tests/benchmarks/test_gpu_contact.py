@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -16,7 +19,7 @@ from benchmarks.gpu_contact import learner, machine, running
 from benchmarks.gpu_contact.__main__ import contact
 from benchmarks.gpu_contact.figures import FILE, noted
 from benchmarks.gpu_contact.page import adapter_ratio, page
-from benchmarks.gpu_contact.running import CUT, FAILED, OVERLONG, PASSED, SKIPPED, Outcome
+from benchmarks.gpu_contact.running import CUT, FAILED, OVERLONG, PASSED, ROOT, SKIPPED, Outcome
 from benchmarks.gpu_contact.runs import resumed, steps_of, trained
 from benchmarks.gpu_contact.sizes import ADAPTER, IDLE, NONE, SIZES
 from benchmarks.gpu_contact.stages import Stage, stages
@@ -74,6 +77,17 @@ def test_what_the_deadline_cuts_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     assert [one.outcome for one in outcomes] == [CUT, CUT]
     assert outcomes[0].reason.startswith("ended after")
     assert "it was not begun" in (tmp_path / "contact.md").read_text()
+
+
+def test_who_ends_it_ends_the_stage_at_work(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu_contact", "--out", tmp_path / "out"], cwd=ROOT)
+    end = time.monotonic() + 60
+    while not (tmp_path / "out/machine.log").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    (child,) = psutil.Process(process.pid).children()
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert not child.is_running()
 
 
 @pytest.mark.parametrize("name", SIZES)
