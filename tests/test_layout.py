@@ -218,7 +218,7 @@ def test_a_file_imports_only_what_its_package_may_and_stays_short(path: Path) ->
     assert_short(path)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
 def test_a_benchmark_stays_short(path: Path) -> None:
     assert_short(path)
 

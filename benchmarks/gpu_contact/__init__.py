@@ -1,0 +1,1 @@
+"""A card nobody has met → everything worth knowing of this project on it, in under ten minutes."""

@@ -1,0 +1,76 @@
+"""The first ten minutes on a card: does all of this project run there, and how fast?
+
+    python -m benchmarks.gpu_contact --deadline 590 --out DIR [--model DIR]
+
+Every stage is a process with a time limit of its own and a log, `DIR/<stage>.log`; one that fails or takes too long
+never stops the next, and what the deadline leaves no time for is said to be cut. `DIR/contact.jsonl` gets a line as
+each stage ends, and `DIR/contact.md` is written anew with it: tables, and the last lines of what failed. On a machine
+without a card the same stages run with tiny shapes (a few minutes): that shows that they run, and nothing else.
+
+It needs what a run of the quickstart needs, and no network. Where only Python and torch are given, `python -m
+benchmarks.gpu_bundle` packs the rest into one archive for PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.gpu_contact.page import adapter_ratio, page
+from benchmarks.gpu_contact.running import PASSED, Outcome, run_all
+from benchmarks.gpu_contact.sizes import SIZES
+from benchmarks.gpu_contact.stages import Stage, stages
+
+OUT = Path("runs/gpu_contact")
+
+
+def contact(asked: list[Stage], deadline: float, out: Path, sizes: str) -> list[Outcome]:
+    """Run the stages until the deadline (monotonic seconds), with a line, a page and a word for each as it ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes: list[Outcome] = []
+    for outcome in run_all(asked, deadline, out):
+        outcomes.append(outcome)
+        with (out / "contact.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(outcome)) + "\n")
+        (out / "contact.md").write_text(page(outcomes, sizes))
+        told = f" ({outcome.reason})" if outcome.reason else ""
+        print(f"{outcome.seconds:6.1f} s  {outcome.name}: {outcome.outcome}{told}", flush=True)
+    return outcomes
+
+
+def main(
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds that all stages may take together.")] = 590,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Directory for the tables, figures and logs.")] = OUT,
+    model: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Directory of a real model, such as SmolLM2, if there is one."),
+    ] = None,
+) -> None:
+    """Run every stage that the deadline leaves time for."""
+    end = time.monotonic() + deadline
+    # As an interrupt does, a request to end reaches the stage at work.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if model is not None and not (model / "config.json").is_file():
+        raise typer.BadParameter(f"--model {model}: no config.json is there")
+    import torch
+
+    sizes = SIZES["card" if torch.cuda.is_available() else "cpu"]
+    with tempfile.TemporaryDirectory(prefix="gpu_contact-") as scratch:
+        asked = stages(sizes, Path(scratch), model.resolve() if model else None)
+        outcomes = contact(asked, end, out, sizes.name)
+    print(f"{sum(one.outcome == PASSED for one in outcomes)} of {len(outcomes)} stages passed: {out / 'contact.md'}")
+    ratio = adapter_ratio(outcomes)
+    print(f"gpu_contact ratio {math.nan if ratio is None else ratio:.2f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,130 @@
+"""Stages → what came of each: processes one after the other, each within its limit and all within the deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from benchmarks.gpu_contact.figures import FILE, noted
+from benchmarks.gpu_contact.stages import Stage
+
+ROOT = Path(__file__).parents[2]
+PASSED, FAILED, OVERLONG, CUT, SKIPPED = "passed", "failed", "over its limit", "cut by the deadline", "skipped"
+LEAST_S = 10.0
+"""With less left no stage is begun: nothing would come of it."""
+GRACE_S = 5.0
+"""That a process has to leave when it is asked to."""
+LAST_LINES = 25
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "160"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a stage."""
+
+    name: str
+    asks: str
+    outcome: str
+    """PASSED, FAILED, OVERLONG, CUT or SKIPPED."""
+    seconds: float = 0.0
+    exit: int | None = None
+    reason: str = ""
+    figures: tuple[dict[str, Any], ...] = ()
+    """What it measured, up to where it ended."""
+    last_lines: tuple[str, ...] = ()
+    """Of its log."""
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome == PASSED
+
+
+def run_all(stages: Sequence[Stage], deadline: float, out: Path) -> Iterator[Outcome]:
+    """Run each stage, whatever came of those before it, and yield its outcome when it is over.
+
+    `deadline` is on the monotonic clock; `out` gets `<stage>.log`.
+    """
+    outcomes: dict[str, Outcome] = {}
+    for stage in stages:
+        left = deadline - time.monotonic()
+        before = outcomes.get(stage.after or "")
+        if stage.after and (before is None or not before.passed):
+            came = before.outcome if before else "not there"
+            outcome = Outcome(
+                name=stage.name, asks=stage.asks, outcome=SKIPPED, reason=f"it needs {stage.after}, which was {came}"
+            )
+        elif left < LEAST_S:
+            outcome = Outcome(
+                name=stage.name,
+                asks=stage.asks,
+                outcome=CUT,
+                reason=f"{max(left, 0):.0f} s were left, and it was not begun",
+            )
+        else:
+            outcome = run_stage(stage, min(stage.limit_s, left), out / f"{stage.name}.log")
+        outcomes[stage.name] = outcome
+        yield outcome
+
+
+def run_stage(stage: Stage, limit_s: float, log: Path) -> Outcome:
+    """Run one stage for at most so many seconds."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="gpu_contact-") as place:
+        figures = Path(place) / "figures.jsonl"
+        with log.open("w") as file:
+            code = _exit_code(stage.command, limit_s, file, {FILE: str(figures)})
+        found = (*noted(figures), *stage.read())
+    if code is None:
+        # A limit that the deadline shortened is the deadline's.
+        outcome = OVERLONG if limit_s >= stage.limit_s else CUT
+        reason = f"ended after {limit_s:.0f} s"
+    else:
+        outcome, reason = (FAILED, f"exit code {code}") if code else (PASSED, "")
+    lines = log.read_text(errors="replace").splitlines()
+    return Outcome(
+        name=stage.name,
+        asks=stage.asks,
+        outcome=outcome,
+        seconds=round(time.monotonic() - start, 1),
+        exit=code,
+        reason=reason,
+        figures=found,
+        last_lines=tuple(lines[-LAST_LINES:]),
+    )
+
+
+def _exit_code(command: Sequence[str], limit_s: float, log: TextIO, environment: Mapping[str, str]) -> int | None:
+    """Of the command, or None where it had to be ended. Whatever it started is ended with it."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    )
+    try:
+        return process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        _signal(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        return None
+    finally:
+        _signal(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To all processes of the stage: it was given a group of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

@@ -1,0 +1,214 @@
+"""The first contact with a card, rehearsed without one: what is asked, in what order, and what is said of failures."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from benchmarks.gpu_contact import learner, machine, running
+from benchmarks.gpu_contact.__main__ import contact
+from benchmarks.gpu_contact.figures import FILE, noted
+from benchmarks.gpu_contact.page import adapter_ratio, page
+from benchmarks.gpu_contact.running import CUT, FAILED, OVERLONG, PASSED, ROOT, SKIPPED, Outcome
+from benchmarks.gpu_contact.runs import resumed, steps_of, trained
+from benchmarks.gpu_contact.sizes import ADAPTER, IDLE, NONE, SIZES
+from benchmarks.gpu_contact.stages import Stage, stages
+from benchmarks.gpu_contact.weights import NEVER, write_shape
+from rl_engine.config import load_config
+from rl_engine.learner.batching import collate
+from rl_engine.learner.ranks import Ranks
+from rl_engine.policy import base_model
+
+CPU = SIZES["cpu"]
+NOTE = "from benchmarks.gpu_contact.figures import note; "
+
+
+def scripted(name: str, code: str, limit_s: float = 60, **others: Any) -> Stage:
+    return Stage(name=name, asks="?", command=(sys.executable, "-c", code), limit_s=limit_s, **others)
+
+
+def test_a_stage_that_fails_or_lasts_never_stops_the_next(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    # A process of the overlong stage's own, which would write its file a second later.
+    child = f"import time; time.sleep(1.5); open({str(left)!r}, 'w')"
+    overlong = (
+        f"import subprocess, sys, time; {NOTE}note('sampling', arm='one', sequences=1, tokens=1, tokens_per_s=2.0); "
+        f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    )
+    asked = [
+        scripted("bad", "print('so far'); raise SystemExit('no kernel for this card')"),
+        scripted("long", overlong, limit_s=1),
+        scripted("needs bad", "print('never')", after="bad"),
+        scripted("good", NOTE + "note('sampling', arm='two', sequences=1, tokens=1, tokens_per_s=None)"),
+        scripted("read", "print()", read=lambda: [{"kind": "resumed", "steps": 2, "whole": True}]),
+    ]
+    start = time.monotonic()
+    outcomes = contact(asked, start + 60, tmp_path / "out", "cpu")
+    assert [one.outcome for one in outcomes] == [FAILED, OVERLONG, SKIPPED, PASSED, PASSED]
+    assert time.monotonic() - start < 30
+    lines = [json.loads(line) for line in (tmp_path / "out/contact.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == [stage.name for stage in asked]
+    assert lines[0]["exit"] == 1
+    # What an overlong stage had measured is kept.
+    assert [row.get("arm") for line in lines for row in line["figures"]] == ["one", "two", None]
+    text = (tmp_path / "out/contact.md").read_text()
+    assert "## Stages: 2 of 5 passed" in text
+    assert "so far\nno kernel for this card" in text
+    assert "it needs bad, which was failed" in text
+    assert (tmp_path / "out/bad.log").read_text() == "so far\nno kernel for this card\n"
+    time.sleep(max(0.0, start + 4 - time.monotonic()))
+    assert not left.exists()
+
+
+def test_what_the_deadline_cuts_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "LEAST_S", 0.2)
+    asked = [scripted("begun", "import time; time.sleep(60)"), scripted("not begun", "")]
+    outcomes = contact(asked, time.monotonic() + 1, tmp_path, "cpu")
+    assert [one.outcome for one in outcomes] == [CUT, CUT]
+    assert outcomes[0].reason.startswith("ended after")
+    assert "it was not begun" in (tmp_path / "contact.md").read_text()
+
+
+def test_who_ends_it_ends_the_stage_at_work(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu_contact", "--out", tmp_path / "out"], cwd=ROOT)
+    end = time.monotonic() + 60
+    while not (tmp_path / "out/machine.log").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    (child,) = psutil.Process(process.pid).children()
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert not child.is_running()
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_stage_is_told_settings_that_exist(name: str, tmp_path: Path) -> None:
+    """`learner.layout: packed` and the like may be refused when the arm runs, and are then said to have failed; a key
+    that is not there is a mistake of ours."""
+    asked = stages(SIZES[name], tmp_path, tmp_path / "SmolLM2")
+    assert len({stage.name for stage in asked}) == len(asked)
+    assert {stage.after for stage in asked} <= {stage.name for stage in asked} | {None}
+    for stage in asked:
+        settings = [word for word in stage.command if "=" in word]
+        config = next((word for word in stage.command if word.endswith(".yaml")), "quickstart.yaml")
+        load_config(config, settings)
+
+
+def test_random_weights_never_end_and_every_token_has_a_text(tmp_path: Path) -> None:
+    write_shape(tmp_path, CPU.shapes["tiny"], "float32")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    vocabulary = CPU.shapes["tiny"]["vocab_size"]
+    assert tokenizer.convert_tokens_to_ids(NEVER) == tokenizer.eos_token_id == vocabulary == len(tokenizer) - 1
+    texts = [tokenizer.decode([number]) for number in range(3, vocabulary)]
+    assert len(set(texts)) == vocabulary - 3
+    assert "" not in texts
+    # transformers reads the tokenizer of this family in its own way: the line's end of the template gets lost.
+    assert tokenizer.decode(tokenizer.encode("12+3-4=?")) == "12+3-4=?"
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the tiny shape, without weights: the learner draws them, until the test is over."""
+    monkeypatch.setattr(base_model, "load_weights", base_model.load_weights)
+    write_shape(tmp_path / "tiny", CPU.shapes["tiny"], "float32")
+    return tmp_path / "tiny"
+
+
+def test_without_a_mask_right_padded_rows_are_computed_as_with_one(drawn: Path) -> None:
+    started = learner.start_learner(drawn, CPU, ["learner.layout=padded"])
+    batch = collate(learner.samples_of(CPU, 256), 0, "padded")
+    with torch.no_grad():
+        logprobs = [started.deepspeed_engine(learner.masked(batch, mask))[0] for mask in learner.MASKS]
+    for other in logprobs[1:]:
+        torch.testing.assert_close(logprobs[0], other, rtol=0, atol=1e-5)
+    assert learner.masked(batch, "none").attention_mask_BT is None
+    assert learner.masked(batch, "given").attention_mask_BT.sum() == sum(
+        s.num_tokens for s in learner.samples_of(CPU, 256)
+    )
+
+
+def test_an_arm_of_the_learner_is_measured(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = drawn.parent / "figures.jsonl"
+    monkeypatch.setenv(FILE, str(figures))
+    learner.main("cpu", "tiny", "rank 4", settings=["lora.rank=4", "learner.layout=padded"])
+    (row,) = noted(figures)
+    assert (row["model"], row["arm"], row["layout"]) == ("tiny", "rank 4", "padded")
+    assert row["tokens"] == 32 + 24
+    assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["seconds"])
+    assert row["peak_gib"] is None
+    # By hand, multiply-adds of one token in the linear layers of both layers, and in the output embedding.
+    width, wide = 64, 128
+    linear = 2 * (2 * width * width + 2 * width * width // 2 + 3 * width * wide)
+    predicted = row["tokens"] - 2 * learner.PROMPT
+    frozen = 2 * 2 * (row["tokens"] * linear + predicted * width * 256)
+    # The rank and attention come to it.
+    assert frozen < row["tflops"] * 1e12 * row["seconds"] < 1.3 * frozen
+
+
+def test_the_machine_is_described_whatever_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(machine, "MODULES", ("json", "no_such_module"))
+    machine.main("cpu")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["ok"] for row in rows if row["kind"] == "import"] == [True, False]
+    ceilings = {name: value for row in rows if row["kind"] == "ceiling" for name, value in row.items()}
+    assert ceilings["product_tflops"] > 0
+    assert ceilings["copy_gb_s"] > 0
+
+
+def write_metrics(run: Path, lines: list[dict[str, float]]) -> None:
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "cut')
+
+
+def test_a_run_is_read_by_its_steps(tmp_path: Path) -> None:
+    def step(number: int, seconds: float) -> dict[str, float]:
+        times = {"time/rollout_s": seconds / 2, "time/learn_s": 1.0, "time/sync_s": 0.5, "time/step_s": seconds}
+        return {"step": number, "throughput/tokens_per_s": 100 / seconds, "memory/learn_gib": seconds, **times}
+
+    lines = [{"step": 0, "eval/held_out/avg": 0.25}, step(1, 8), step(2, 2), step(3, 4)]
+    write_metrics(tmp_path / "run", [*lines[:3], {**lines[3], "eval/held_out/avg": 0.75}])
+    first, later = steps_of(tmp_path / "run", "run")
+    assert (first["step_s"], later["step_s"], later["peak_gib"]) == (8, 3, 4)
+    # A hundred tokens a step, sampled in half of its time.
+    assert first["sampling_tokens_per_s"] == pytest.approx(25)
+    assert trained(tmp_path / "run", "run")[0]["held_out_after"] == 0.75
+    assert resumed(tmp_path / "run", 3) == [{"kind": "resumed", "steps": 3, "whole": True}]
+    assert not resumed(tmp_path / "run", 4)[0]["whole"]
+    assert steps_of(tmp_path / "nothing", "run") == []
+
+
+def outcome(name: str, *figures: dict[str, Any]) -> Outcome:
+    return Outcome(name=name, asks="?", outcome=PASSED, figures=figures)
+
+
+def sampling(arm: str, speed: float) -> dict[str, Any]:
+    return {"kind": "sampling", "arm": arm, "sequences": 128, "tokens": 1024, "tokens_per_s": speed}
+
+
+def test_a_card_is_held_against_the_goals_and_a_cpu_is_not() -> None:
+    arm = {"kind": "learner", "model": "m", "arm": "a", "layout": "padded", "tokens": 8192, "seconds": 0.1}
+    measured = [
+        outcome("machine", {"kind": "machine", "card": "Some Card", "torch": "2.11"}),
+        outcome("decoding-none", sampling(NONE, 30_000)),
+        outcome("decoding-adapter", sampling(IDLE, 29_000), sampling(ADAPTER, 24_000)),
+        outcome("learner", {**arm, "tokens_per_s": 1.0, "tflops": 300.0, "mfu": 0.41, "peak_gib": 20.0}),
+    ]
+    assert adapter_ratio(measured) == pytest.approx(0.8)
+    text = page(measured, "card")
+    assert text.startswith("# First contact: Some Card\n\ntorch 2.11\n")
+    goals = [line for line in text.split("## Goals")[1].splitlines() if line.startswith("| ")][1:]
+    assert [line.split("|")[4].strip() for line in goals] == ["met", "**not met**", "met"]
+    on_cpu = page(measured, "cpu")
+    assert "## Goals" not in on_cpu
+    assert "say that the stages run, and nothing of speed" in on_cpu
+    assert adapter_ratio(measured[:2]) is None
+    assert "not measured" in page(measured[:1], "card")
