@@ -10,7 +10,7 @@ from datafiles.formats import format_of
 from evals.command import check_output
 from evals.partial_results import PartialResults
 from evals.policies import check_adapter
-from evals.suites import Suite, check_suite_files, find_suite, sampling_of, suite_hub_items
+from evals.suites import GENERATOR, Suite, check_suite_files, find_suite, sampling_of, suite_hub_items
 from rollout.config import ModelConfig, PromptConfig
 from rollout.files.durable import check_writable
 from rollout.hub import HubItem
@@ -71,7 +71,7 @@ def refuse_idle(options: EvalOptions) -> None:
     """Raises `ValueError` for an option that was given and has no effect beside the others."""
     suites = [find_suite(name) for name in options.suites]
     rates = {sampling_of(suite, n=options.samples, temperature=options.temperature).temperature for suite in suites}
-    no_file = all(suite.source in ("arithmetic", "jsonl") for suite in suites)
+    no_file = all(suite.source in (GENERATOR, "jsonl") for suite in suites)
     is_here = not hub_items(ModelConfig(name=options.model, revision=options.revision), "--model")
     for option, value, idle, why in (
         ("--data-dir", options.data_dir, no_file, f"{', '.join(options.suites)} is not read from a directory"),
