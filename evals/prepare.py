@@ -68,7 +68,7 @@ def prepare_suite(
     prompt = prompt_of(options, suite, tokenizer, trained)
     renderer = Renderer(tokenizer, prompt)
     generated = trained.generated if trained is not None and trained.generated else ASKED_OF_EMBEDDED
-    loaded = load_suite(suite, options.data_dir, options.limit, generated)
+    loaded = load_suite(suite, options.data_dir, options.limit, generated, columns=options.columns)
     prompts = tuple(renderer.render_all(loaded.problems))
     # The protocol's length is that of sums.
     longest = trained.max_tokens if trained is not None and trained.tasks and suite.source == GENERATOR else None

@@ -13,15 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datafiles.cells import has_column
 from datafiles.formats import format_of, is_file_name, stem_of
+from datafiles.rows import rows_of
 from rewards.config import AnswerForm
-from rollout.config import ArithmeticConfig, DataConfig, SamplingConfig
+from rollout.config import ArithmeticConfig, ColumnsConfig, DataConfig, SamplingConfig
 from rollout.frames import BOXED_INSTRUCTION
 from rollout.hub import HubItem
 from rollout.prompts.problems import ARITHMETIC, GENERATED, Loaded, hub_items, load_problems, parts_of
 from rollout.prompts.sources import SOURCES
 from rollout.types import Problem
 
+NO_COLUMNS = ColumnsConfig()
+FILE_SPLIT = "test"
+"""What is read of a directory that holds several splits."""
 HELD_OUT_SEED = 1
 HELD_OUT_COUNT = 256
 EMBEDDED_SUMS = ArithmeticConfig(terms=(3, 4, 5, 6), largest=20)
@@ -153,13 +158,16 @@ def load_suite(
     limit: int | None = None,
     generated: Sequence[DataConfig] = ASKED_OF_EMBEDDED,
     *,
+    columns: ColumnsConfig = NO_COLUMNS,
     data_dir_key: str = "--data-dir",
+    column_option: str = "--{role}={name}",
     with_extra: bool = False,
 ) -> Loaded:
     """The suite's problems, in their own order, and which rows were dropped.
 
     `generated` are the generated sources, of which `held_out` asks the parts that training never sees, of several
-    equally much. `data_dir_key` is what a message calls the directory; `with_extra` as in `load_problems`.
+    equally much. A suite of a file may have its problem and answer under the names of `columns`. `data_dir_key` is what
+    a message calls the directory, `column_option` how a column is named; `with_extra` as in `load_problems`.
     """
     loaded = Loaded([])
     if suite.source == GENERATOR:
@@ -172,9 +180,12 @@ def load_suite(
         return Loaded(loaded.problems[: limit or HELD_OUT_COUNT])
     check_suite_files(suite, data_dir, data_dir_key)
     for path in suite_files(suite, data_dir) or (None,):
-        data = DataConfig(source=suite.source, path=path, split="test")  # of a directory that holds several
         key = f"suite {suite.name}"
-        part = load_problems(data, split="held_out", seed=HELD_OUT_SEED, key=key, with_extra=with_extra)
+        own = columns_in(path, columns, key) if suite.source == "jsonl" and path else NO_COLUMNS
+        data = DataConfig(source=suite.source, path=path, split=FILE_SPLIT, columns=own)
+        part = load_problems(
+            data, split="held_out", seed=HELD_OUT_SEED, key=key, column_option=column_option, with_extra=with_extra
+        )
         loaded.problems.extend(part.problems)
         loaded.dropped.update(part.dropped)
         loaded.examples.update(part.examples)
@@ -193,6 +204,12 @@ def check_suite_files(suite: Suite, data_dir: str | None, data_dir_key: str) -> 
                 f"{data_dir_key}: {data_dir} has no {file.name} for the suite {suite.name}: {there}"
             )
         format_of(file, f"suite {suite.name}")
+
+
+def columns_in(path: str, columns: ColumnsConfig, key: str) -> ColumnsConfig:
+    """Those of the named columns that the first row of a file has."""
+    _, row = next(rows_of(Path(path), lambda *_: None, key, FILE_SPLIT), ("", {}))
+    return ColumnsConfig(**{role: name for role, name in columns if name is not None and has_column(row, name)})
 
 
 def generated_by(data: DataConfig) -> tuple[DataConfig, ...]:

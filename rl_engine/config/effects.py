@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from datafiles.formats import SPLITS, is_file_name
+from datafiles.formats import has_splits, is_file_name
 from evals.suites import GENERATOR, SUITES
 from rl_engine.config.fields import as_yaml, fields
 from rl_engine.config.loss import CLIP_BOUNDS
@@ -97,7 +97,7 @@ def _asks_sums(of: Values) -> bool:
 
 
 def _has_splits(source: str, path: str | None) -> bool:
-    return source == HUB if path is None else (Path(path) / SPLITS).is_file()
+    return source == HUB if path is None else has_splits(Path(path))
 
 
 RULES = (

@@ -100,7 +100,9 @@ def load_suites(
             config.eval.data_dir,
             config.eval.limit,
             generated_by(config.data),
+            columns=config.data.columns,
             data_dir_key="eval.data_dir",
+            column_option="data.columns.{role}={name}",
             with_extra=bool(columns),
         )
         problems = [replace(one, extra={name: one.extra.get(name) for name in columns}) for one in loaded.problems]

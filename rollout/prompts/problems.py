@@ -72,6 +72,8 @@ class Part:
 
     config: DataConfig
     key: str
+    column_option: str | None = None
+    """How a person names a column, with `{role}` and `{name}`, where it is otherwise than for the key."""
 
 
 def parts_of(config: DataConfig, key: str = "data.path") -> list[Part]:
@@ -132,18 +134,22 @@ def load_problems(
     split: Split,
     seed: int,
     key: str = "data.path",
+    column_option: str | None = None,
     need_answer: bool = True,
     with_extra: bool = False,
 ) -> Loaded:
     """The problems of a source, in the source's own order; of a mix those of each in turn.
 
     `split` and `seed` matter to the generator alone: the other sources hold one split each. `key` is what a message
-    calls the place where a file was named. `with_extra`: with the columns that are none of ours.
+    calls the place where a file was named, `column_option` how a column is named there, with `{role}` and `{name}`.
+    `with_extra`: with the columns that are none of ours.
     Raises `ValueError` for an unknown source or a file without usable rows, `FileNotFoundError` for a missing one.
     """
     check_source(config, key)
     parts = parts_of(config, key)
-    loaded = [_load_part(part, split, seed, need_answer, with_extra) for part in parts]
+    loaded = [
+        _load_part(replace(part, column_option=column_option), split, seed, need_answer, with_extra) for part in parts
+    ]
     whole = _mixed(loaded) if config.mix else loaded[0]
     whole.problems[:] = _with_all_columns(whole.problems)
     return whole
@@ -171,7 +177,7 @@ def _load_part(part: Part, split: Split, seed: int, need_answer: bool, with_extr
         del loaded.problems[config.limit :]
     if not loaded.problems:
         if config.path is not None:
-            _explain_columns(config, part.key, need_answer)
+            _explain_columns(part, need_answer)
         reasons = ", ".join(f"{count} × {reason}" for reason, count in loaded.dropped.items()) or "it is empty"
         named = f"{part.key}: {config.path}" if config.path is not None else f"data.source {config.source!r}"
         raise ValueError(f"{named} has no usable problem: {reasons}")
@@ -256,11 +262,12 @@ def first_problem(config: DataConfig, *, need_answer: bool = True) -> Problem | 
     return next(map(_problem_of, rows), None)
 
 
-def _explain_columns(config: SourceConfig, key: str, need_answer: bool) -> None:
+def _explain_columns(part: Part, need_answer: bool) -> None:
     """Raises `ValueError` when the first row has other columns than those that are read: then all have."""
+    config, key = part.config, part.key
     assert config.path is not None
     _, row = next(rows_of(Path(config.path), lambda *_: None, key, config.split), ("", None))
-    option = "data.columns.{role}={name}" if key == "data.path" else None
+    option = part.column_option or ("data.columns.{role}={name}" if key == "data.path" else None)
     if key.startswith("data.mix"):
         option = "columns.{role}={name} there"
     columns = chosen_columns(Columns(), config.columns)

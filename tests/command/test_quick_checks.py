@@ -122,6 +122,8 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*SFT, "data.source=arithmetic", "output_dir=/proc/run"), "nothing can be written in /proc"),
     ((*SFT, "model.name=weightless"), "has no weights"),
     ((*EVALS, "--suite", "gone.jsonl"), "suite gone: no such file: gone.jsonl"),
+    ((*EVALS, "--problem", "q"), "--problem is q, and has no effect: no suite is a file"),
+    ((*EVALS, "--suite", "gone.jsonl", "--answer", "a"), "suite gone: no such file: gone.jsonl"),
     ((*EVALS, "--suite", "gsm8k", "--data-dir", "empty"), "--data-dir: empty has no gsm8k_test.jsonl for the suite"),
     ((*EVALS, "--suite", "gsm9k"), "no suite 'gsm9k'"),
     ((*EVALS, "--output", "file"), "--output: file is there already"),
