@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Literal
 from datafiles.text import BOM, GZIP, TextFileError
 
 HEAD_BYTES = 4096
-Kind = Literal["lines", "documents", "table", "parquet", "arrow", "saved"]
+Kind = Literal["lines", "documents", "table", "parquet", "arrow", "saved", "shards"]
 # First bytes → what such a file is.
 READ: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
 REFUSED = {
@@ -26,9 +27,12 @@ JSON_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson"})
 SUFFIXES = (*sorted(JSON_SUFFIXES), ".csv", ".tsv", ".parquet", ".arrow")
 """What names of such files end with, a `.gz` left out: a file is read by what it holds, whatever it is called."""
 DELIMITERS = ",\t;"
-WHAT_IS_READ = "JSON Lines, a JSON array, CSV, Parquet, Arrow, or a directory of save_to_disk is read"
+WHAT_IS_READ = "JSON Lines, a JSON array, CSV, Parquet, Arrow, or a directory of them or of save_to_disk is read"
+# `train-00000-of-00002.parquet`, `test.jsonl`: how shards say which split they are of.
+SPLIT_IN_NAME = re.compile(r"(train|test|validation|valid|val|dev)(?![a-zA-Z])")
 # A directory of save_to_disk holds these; one of several splits the last.
 SAVED, SPLITS = frozenset({"state.json", "dataset_info.json"}), "dataset_dict.json"
+METADATA = SAVED | {"dataset_infos.json"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +53,11 @@ def format_of(path: Path, key: str) -> Format:
     `key` is where the path was given, for people.
     """
     if path.is_dir():
-        _check_directory(path, key)
-        return Format(kind="saved")
+        names = {entry.name for entry in path.iterdir()}
+        if SPLITS in names or names >= SAVED:
+            return Format(kind="saved")
+        _check_shards(path, key)
+        return Format(kind="shards")
     if not path.is_file():
         raise FileNotFoundError(f"{key}: no such file: {path}")
     with path.open("rb") as file:
@@ -98,9 +105,37 @@ def _kind_of_text(path: Path, head: bytes) -> Kind:
     return "table" if text and not text.startswith(b"{") and (named or delimited) else "lines"
 
 
-def _check_directory(path: Path, key: str) -> None:
-    names = sorted(entry.name for entry in path.iterdir())
-    if SPLITS in names or set(names) >= SAVED:
-        return
-    held = f"it holds {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else "it is empty"
-    raise TextFileError(f"{key}: {path} is a directory, and none of save_to_disk: {held}; give one of its files")
+def shards_of(path: Path) -> dict[str, list[Path]]:
+    """The files of a directory that are data by their names, under the split that those say; "" where they say none."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir()):
+        name = file.name.lower()
+        visible = not name.startswith((".", "_")) and name not in METADATA
+        if file.is_file() and visible and name.removesuffix(".gz").endswith(SUFFIXES):
+            said = SPLIT_IN_NAME.match(name)
+            found.setdefault(said[1] if said else "", []).append(file)
+    return found
+
+
+def has_splits(path: Path) -> bool:
+    """Whether a directory holds several splits, of which one is to be chosen."""
+    return path.is_dir() and ((path / SPLITS).is_file() or set(shards_of(path)) not in (set(), {""}))
+
+
+def _check_shards(path: Path, key: str) -> None:
+    """Raises `TextFileError` for a directory without data, or with shards of which one is unlike the others."""
+    shards = [file for files in shards_of(path).values() for file in files]
+    if not shards:
+        names = sorted(entry.name for entry in path.iterdir())
+        held = f"it holds {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else "it is empty"
+        raise TextFileError(
+            f"{key}: {path} is a directory, neither of save_to_disk nor of data files: {held}; {WHAT_IS_READ}"
+        )
+    formats = {file: format_of(file, key) for file in shards}
+    first = shards[0]
+    for file in shards:
+        if formats[file].kind != formats[first].kind:
+            raise TextFileError(
+                f"{key}: {path} holds files of several formats ({first.name}, {file.name}), and shards are of one; "
+                "give one of its files"
+            )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datafiles.formats import DELIMITERS, SPLITS, format_of
+from datafiles.formats import DELIMITERS, SPLITS, format_of, shards_of
 from datafiles.text import TextFileError, text_lines
 
 Row = Mapping[str, Any]
@@ -27,6 +27,10 @@ def rows_of(path: Path, drop: Drop, key: str, split: str | None = None) -> Itera
     Raises `FileNotFoundError` where nothing is, and `TextFileError` for what cannot be read.
     """
     found = format_of(path, key)
+    if found.kind == "shards":
+        for shard in _shards(path, key, split):
+            yield from rows_of(shard, drop, key)
+        return
     read = {"lines": _lines, "documents": _documents, "table": _table}.get(found.kind)
     if read is None:
         yield from _columnar(path, found.kind, key, split)
@@ -35,6 +39,19 @@ def rows_of(path: Path, drop: Drop, key: str, split: str | None = None) -> Itera
         yield from read(path, drop, key)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise TextFileError(f"{key}: {path} is a damaged gzip file: {error}") from error
+
+
+def _shards(path: Path, key: str, split: str | None) -> list[Path]:
+    """The files of one split, or all where their names say none."""
+    shards, wanted = shards_of(path), split or "train"
+    if set(shards) == {""}:
+        return shards[""]
+    if wanted not in shards:
+        has = ", ".join(filter(None, shards))
+        raise TextFileError(
+            f"{key}: {path} has no split {wanted!r}: it has {has}; give one of its files, or data.split"
+        )
+    return shards[wanted]
 
 
 def _lines(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:

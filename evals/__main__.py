@@ -31,6 +31,8 @@ Adapter = Annotated[
     list[str] | None,
     typer.Option(metavar="[NAME=]DIR", help="A published version or a PEFT directory; may be repeated."),
 ]
+Problem = Annotated[str | None, typer.Option(help="Column of the question, in suites that are files; problem.")]
+Answer = Annotated[str | None, typer.Option(help="Column of the reference answer there; a.b is b in the mapping a.")]
 Template = Annotated[
     str,
     typer.Option(
@@ -47,6 +49,8 @@ def main(
     output: Annotated[Path, typer.Option(help="JSON file; tables go beside it as Markdown.")],
     adapter: Adapter = None,
     base: Annotated[bool, typer.Option(help="Measure the base model too.")] = True,
+    problem: Problem = None,
+    answer: Answer = None,
     data_dir: Annotated[str | None, typer.Option(help="Directory with the suites' .jsonl files, for no hub.")] = None,
     train_data: Annotated[
         str | None, typer.Option(help="Training problems (.jsonl): warn of those that a suite holds too.")

@@ -24,7 +24,7 @@ from evals.prepare import PreparedSuite, prepare_suite
 from evals.results import FORMAT, SuiteResult, describe, package_versions, result_of, write_samples
 from evals.sampling import Batch, batches_of, sample, unfinished
 from evals.scoring.outcomes import Outcome
-from evals.suites import ANSWER_FORMS
+from evals.suites import ANSWER_FORMS, GENERATOR
 from evals.tables import markdown_of, percent, print_result
 from rewards import Grader, RewardConfig
 from rollout.config import DataConfig
@@ -78,7 +78,7 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     launch.barrier()
     partial.read()
     launch.barrier()  # all deal out the same work: nobody adds to the partial results before everybody has read it
-    with Grader.from_config(grading_of(options, trained)) as grader:
+    with Grader.from_config(grading_of(options, trained), trained.tasks if trained else ()) as grader:
         sample_missing(options, suites, policies, grader, partial, launch, console, start_engine)
         if not launch.is_main:
             return
@@ -129,7 +129,7 @@ def overlaps(options: EvalOptions, suites: Sequence[PreparedSuite]) -> dict[str,
     texts = {
         prepared.suite.name: [prompt.problem for prompt in prepared.prompts]
         for prepared in suites
-        if prepared.suite.source != "arithmetic"
+        if prepared.suite.source != GENERATOR
     }
     return {found.suite: found for found in contamination(training, texts)}
 

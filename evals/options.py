@@ -10,11 +10,13 @@ from datafiles.formats import format_of
 from evals.command import check_output
 from evals.partial_results import PartialResults
 from evals.policies import check_adapter
-from evals.suites import Suite, check_suite_files, find_suite, sampling_of, suite_hub_items
-from rollout.config import ModelConfig, PromptConfig
+from evals.suites import GENERATOR, Suite, check_suite_files, columns_in, find_suite, sampling_of, suite_hub_items
+from rollout.config import ColumnsConfig, ModelConfig, PromptConfig
 from rollout.files.durable import check_writable
 from rollout.hub import HubItem
 from rollout.models import check_files, hub_items
+
+NO_COLUMN = "no suite is a file with such a column"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,9 @@ class EvalOptions:
     base: bool = True
     """Whether the base model is measured too."""
     suites: tuple[str, ...]
+    problem: str | None = None
+    """Columns of suites that are files, where they are called otherwise than the project calls them."""
+    answer: str | None = None
     data_dir: str | None = None
     train_data: str | None = None
     limit: int | None = None
@@ -55,6 +60,10 @@ class EvalOptions:
     kv_cache_gib: float = 2.0
     max_num_seqs: int = 512
 
+    @property
+    def columns(self) -> ColumnsConfig:
+        return ColumnsConfig(problem=self.problem, answer=self.answer)
+
 
 def find_suites(names: tuple[str, ...]) -> list[Suite]:
     """Raises `ValueError` for a name that is no suite, or is two, and for no name at all."""
@@ -71,9 +80,12 @@ def refuse_idle(options: EvalOptions) -> None:
     """Raises `ValueError` for an option that was given and has no effect beside the others."""
     suites = [find_suite(name) for name in options.suites]
     rates = {sampling_of(suite, n=options.samples, temperature=options.temperature).temperature for suite in suites}
-    no_file = all(suite.source in ("arithmetic", "jsonl") for suite in suites)
+    no_file = all(suite.source in (GENERATOR, "jsonl") for suite in suites)
     is_here = not hub_items(ModelConfig(name=options.model, revision=options.revision), "--model")
+    found = [columns_in(one.file, options.columns, f"suite {one.name}") for one in suites if one.source == "jsonl"]
     for option, value, idle, why in (
+        ("--problem", options.problem, not any(one.problem for one in found), NO_COLUMN),
+        ("--answer", options.answer, not any(one.answer for one in found), NO_COLUMN),
         ("--data-dir", options.data_dir, no_file, f"{', '.join(options.suites)} is not read from a directory"),
         (
             "--top-p",

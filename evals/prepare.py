@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from evals.asking.trained_with import TrainedWith
 from evals.options import EvalOptions
-from evals.suites import ANSWER_FORMS, EMBEDDED_SUMS, Suite, load_suite, origin_of, sampling_of
+from evals.suites import ANSWER_FORMS, ASKED_OF_EMBEDDED, GENERATOR, Suite, load_suite, origin_of, sampling_of
 from rewards.config import AnswerForm
 from rollout.config import PromptConfig, SamplingConfig
 from rollout.prompts.renderer import Renderer
@@ -67,9 +67,11 @@ def prepare_suite(
     """
     prompt = prompt_of(options, suite, tokenizer, trained)
     renderer = Renderer(tokenizer, prompt)
-    sums = trained.sums if trained is not None and trained.sums is not None else EMBEDDED_SUMS
-    loaded = load_suite(suite, options.data_dir, options.limit, sums)
+    generated = trained.generated if trained is not None and trained.generated else ASKED_OF_EMBEDDED
+    loaded = load_suite(suite, options.data_dir, options.limit, generated, columns=options.columns)
     prompts = tuple(renderer.render_all(loaded.problems))
+    # The protocol's length is that of sums.
+    longest = trained.max_tokens if trained is not None and trained.tasks and suite.source == GENERATOR else None
     sampling = sampling_of(
         suite,
         n=options.samples,
@@ -77,14 +79,15 @@ def prepare_suite(
         top_p=options.top_p,
         top_k=options.top_k,
         min_p=options.min_p,
-        max_tokens=options.max_tokens,
+        max_tokens=options.max_tokens or longest,
     )
     remarks = [
         f"dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
         for reason, count in loaded.dropped.items()
     ]
-    if suite.size is not None and options.limit is None and len(prompts) != suite.size:
-        remarks.append(f"{len(prompts):,} problems were read of a suite of {suite.size:,}: damaged or different data")
+    wanted = suite.size if suite.source != GENERATOR else None  # a small task may have fewer problems
+    if wanted is not None and options.limit is None and len(prompts) != wanted:
+        remarks.append(f"{len(prompts):,} problems were read of a suite of {wanted:,}: damaged or different data")
     stop = (*renderer.stop, *(trained.stop if trained is not None else ()))
     room = context - max(len(one.token_ids) for one in prompts)
     if room < 1:
@@ -95,7 +98,7 @@ def prepare_suite(
         )
     return PreparedSuite(
         suite=suite,
-        origin=origin_of(suite, options.data_dir),
+        origin=origin_of(suite, options.data_dir, generated),
         prompts=prompts,
         prompt=prompt,
         sampling=sampling.model_copy(

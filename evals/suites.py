@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datafiles.cells import has_column
 from datafiles.formats import format_of, is_file_name, stem_of
+from datafiles.rows import rows_of
 from rewards.config import AnswerForm
-from rollout.config import ArithmeticConfig, DataConfig, SamplingConfig
+from rollout.config import ArithmeticConfig, ColumnsConfig, DataConfig, SamplingConfig
 from rollout.frames import BOXED_INSTRUCTION
 from rollout.hub import HubItem
-from rollout.prompts.problems import Loaded, hub_items, load_problems
+from rollout.prompts.problems import ARITHMETIC, GENERATED, Loaded, hub_items, load_problems, parts_of
 from rollout.prompts.sources import SOURCES
 from rollout.types import Problem
 
+NO_COLUMNS = ColumnsConfig()
+FILE_SPLIT = "test"
+"""What is read of a directory that holds several splits."""
 HELD_OUT_SEED = 1
 HELD_OUT_COUNT = 256
-# What the embedded example is asked; a training run asks what its own `data.arithmetic` says instead.
 EMBEDDED_SUMS = ArithmeticConfig(terms=(3, 4, 5, 6), largest=20)
+ASKED_OF_EMBEDDED = (DataConfig(source=ARITHMETIC, arithmetic=EMBEDDED_SUMS),)
+"""What `held_out` asks where nothing says what was trained on: the problems of the embedded example."""
+GENERATOR = ARITHMETIC
+"""`Suite.source` of what is generated, whatever the generator."""
 ANSWER_FORMS: tuple[AnswerForm, ...] = ("boxed",)
 """Where the answer to any suite may stand when `python -m evals` grades; a training run has its own."""
 # Of several samples of a suite that is greedy by itself: what models are usually published with.
@@ -41,7 +50,7 @@ class Suite:
     name: str
     version: int
     source: str
-    """Entry of the sources table, which holds the data set's revision; or `arithmetic`, or `jsonl` for a file."""
+    """Entry of the sources table, which holds the data set's revision; or `GENERATOR`, or `jsonl` for a file."""
     file: str = ""
     """Name of its file, without `.jsonl`, under a data directory; of a `jsonl` suite the path, whatever its format."""
     parts: tuple[str, ...] = ()
@@ -67,7 +76,7 @@ def _aime(year: int) -> Suite:
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
-        Suite(name="held_out", version=1, source="arithmetic", size=HELD_OUT_COUNT, instruction=None, max_tokens=72),
+        Suite(name="held_out", version=1, source=GENERATOR, size=HELD_OUT_COUNT, instruction=None, max_tokens=72),
         Suite(name="gsm8k", version=1, source="gsm8k_test", file="gsm8k_test", size=1319, max_tokens=1024),
         Suite(name="math500", version=1, source="math500", file="math500", size=500, max_tokens=4096),
         Suite(
@@ -106,7 +115,7 @@ def suite_name(name: str) -> str:
 
 def suite_hub_items(suite: Suite, data_dir: str | None, key: str, instead: str) -> list[HubItem]:
     """What reading the suite would ask the hub for; `key` is where a person named it."""
-    if suite.source in ("arithmetic", "jsonl") or data_dir is not None:
+    if suite.source in (GENERATOR, "jsonl") or data_dir is not None:
         return []
     return hub_items(DataConfig(source=suite.source), key, instead)
 
@@ -147,25 +156,36 @@ def load_suite(
     suite: Suite,
     data_dir: str | None = None,
     limit: int | None = None,
-    sums: ArithmeticConfig = EMBEDDED_SUMS,
+    generated: Sequence[DataConfig] = ASKED_OF_EMBEDDED,
     *,
+    columns: ColumnsConfig = NO_COLUMNS,
     data_dir_key: str = "--data-dir",
+    column_option: str = "--{role}={name}",
     with_extra: bool = False,
 ) -> Loaded:
     """The suite's problems, in their own order, and which rows were dropped.
 
-    `sums` are the settings of the generator, of which `held_out` is the part that training never sees. `data_dir_key`
-    is what a message calls the directory; `with_extra` as in `load_problems`.
+    `generated` are the generated sources, of which `held_out` asks the parts that training never sees, of several
+    equally much. A suite of a file may have its problem and answer under the names of `columns`. `data_dir_key` is what
+    a message calls the directory, `column_option` how a column is named; `with_extra` as in `load_problems`.
     """
-    if suite.source == "arithmetic":
-        data = DataConfig(source="arithmetic", arithmetic=sums, limit=limit or HELD_OUT_COUNT)
-        return load_problems(data, split="held_out", seed=HELD_OUT_SEED)
     loaded = Loaded([])
+    if suite.source == GENERATOR:
+        share = math.ceil((limit or HELD_OUT_COUNT) / len(generated))
+        for source in generated:
+            data = source.model_copy(update={"limit": share})
+            loaded.problems.extend(
+                load_problems(data, split="held_out", seed=HELD_OUT_SEED, with_extra=with_extra).problems
+            )
+        return Loaded(loaded.problems[: limit or HELD_OUT_COUNT])
     check_suite_files(suite, data_dir, data_dir_key)
     for path in suite_files(suite, data_dir) or (None,):
-        data = DataConfig(source=suite.source, path=path, split="test")  # of a directory that holds several
         key = f"suite {suite.name}"
-        part = load_problems(data, split="held_out", seed=HELD_OUT_SEED, key=key, with_extra=with_extra)
+        own = columns_in(path, columns, key) if suite.source == "jsonl" and path else NO_COLUMNS
+        data = DataConfig(source=suite.source, path=path, split=FILE_SPLIT, columns=own)
+        part = load_problems(
+            data, split="held_out", seed=HELD_OUT_SEED, key=key, column_option=column_option, with_extra=with_extra
+        )
         loaded.problems.extend(part.problems)
         loaded.dropped.update(part.dropped)
         loaded.examples.update(part.examples)
@@ -186,24 +206,43 @@ def check_suite_files(suite: Suite, data_dir: str | None, data_dir_key: str) -> 
         format_of(file, f"suite {suite.name}")
 
 
+def columns_in(path: str, columns: ColumnsConfig, key: str) -> ColumnsConfig:
+    """Those of the named columns that the first row of a file has."""
+    _, row = next(rows_of(Path(path), lambda *_: None, key, FILE_SPLIT), ("", {}))
+    return ColumnsConfig(**{role: name for role, name in columns if name is not None and has_column(row, name)})
+
+
+def generated_by(data: DataConfig) -> tuple[DataConfig, ...]:
+    """What `held_out` asks in a run on this data: its generated sources, each once; without any, its sums."""
+    parts = [part.config for part in parts_of(data) if part.config.source in GENERATED]
+    bare = [
+        DataConfig(source=one.source, arithmetic=one.arithmetic, task=one.task, task_settings=one.task_settings)
+        for one in parts
+    ]
+    return tuple(one for place, one in enumerate(bare) if one not in bare[:place]) or (
+        DataConfig(source=ARITHMETIC, arithmetic=data.arithmetic),
+    )
+
+
 def suite_files(suite: Suite, data_dir: str | None) -> tuple[str, ...]:
     """The files a suite is read from; none when it comes from the hub or the generator."""
     if suite.source == "jsonl":
         return (suite.file,)
-    if suite.source == "arithmetic" or data_dir is None:
+    if suite.source == GENERATOR or data_dir is None:
         return ()
     single, *parts = (str(Path(data_dir) / f"{name}.jsonl") for name in (suite.file, *suite.parts))
     split = bool(parts) and not Path(single).is_file() and all(Path(part).is_file() for part in parts)
     return tuple(parts) if split else (single,)
 
 
-def origin_of(suite: Suite, data_dir: str | None) -> str:
+def origin_of(suite: Suite, data_dir: str | None, generated: Sequence[DataConfig] = ASKED_OF_EMBEDDED) -> str:
     """Where the problems come from, for people: hub data set and revision, file names, or the generator."""
     files = suite_files(suite, data_dir)
     if files:
         return " + ".join(Path(file).name for file in files)
-    if suite.source == "arithmetic":
-        return f"generator, held-out part, seed {HELD_OUT_SEED}"
+    if suite.source == GENERATOR:
+        tasks = [f"{one.source} {one.task} {json.dumps(one.task_settings)}" for one in generated if one.task]
+        return f"{', '.join(tasks) or 'generator'}, held-out part, seed {HELD_OUT_SEED}"
     dataset = SOURCES[suite.source]
     return f"{dataset.path}@{dataset.revision or 'main'}"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from datafiles.cells import for_json
+from datafiles.tasks import Task, packed
 from rewards.config import RewardConfig
 from rewards.extraction.marks import open_thought
 from rewards.shaping import shaping_terms
@@ -30,15 +31,24 @@ class Grader:
     A forked child that inherits a grader starts workers of its own.
     """
 
-    def __init__(self, *, workers: int = 2, timeout_s: float = 5.0, config: RewardConfig | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int = 2,
+        timeout_s: float = 5.0,
+        config: RewardConfig | None = None,
+        tasks: Sequence[Task] = (),
+    ) -> None:
+        """`tasks`: the generated tasks whose own scorers are needed."""
+        self._tasks = [{"name": task.name, "settings": dict(task.settings)} for task in tasks]
         self.config = config or RewardConfig(workers=workers, timeout_s=timeout_s)
         self._lock = threading.Lock()
         self._open_pool()
         self._closed = False
 
     @classmethod
-    def from_config(cls, config: RewardConfig) -> Self:
-        return cls(config=config)
+    def from_config(cls, config: RewardConfig, tasks: Sequence[Task] = ()) -> Self:
+        return cls(config=config, tasks=tasks)
 
     def grade(self, items: Sequence[Gradable]) -> list[GradeResult]:
         """Judge every item, in order. Never raises because of what an item holds."""
@@ -47,12 +57,18 @@ class Grader:
         ]
         return self._grade(records)
 
-    def check_references(self, references: Sequence[str]) -> list[GradeResult]:
+    def check_references(
+        self, references: Sequence[str], entries: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[GradeResult]:
         """Grade each reference against itself: one that is not `correct` cannot reward anybody.
 
-        The reference is the answer, whatever the answer forms; no shaping term is added.
+        The reference is the answer, whatever the answer forms; no shaping term is added. `entries` are those of
+        generated tasks, as in `GradeItem.entry`: their scorers judge.
         """
-        requests = [{"completion": text, "reference": text, "as_answer": True} for text in references]
+        requests: list[wire.Message] = [
+            {"completion": text, "reference": text, "as_answer": True, "entry": packed(entry)}
+            for text, entry in zip(references, entries or [{}] * len(references), strict=True)
+        ]
         problems = [_too_long(len(text), MAX_REFERENCE_CHARS, "reference") for text in references]
         return [
             GradeResult(
@@ -88,7 +104,7 @@ class Grader:
         self._pool = Pool(
             workers=self.config.workers,
             timeout_s=self.config.timeout_s,
-            settings=self.config.model_dump(mode="json"),
+            settings={**self.config.model_dump(mode="json"), "tasks": self._tasks},
         )
         self._finalizer = weakref.finalize(self, _close_in_owner, self._pool, self._owner_pid)
 
@@ -126,6 +142,8 @@ class Grader:
         terms = shaping_terms(item, self.config)
         if "function" in reply:
             terms["function"] = self.config.function_weight * reply["function"]
+        if verdict is Verdict.INCORRECT and reply.get("score"):
+            terms["partial"] = self.config.correct_weight * reply["score"]
         reward = self.config.correct_weight if verdict is Verdict.CORRECT else 0.0
         return GradeResult(
             verdict=verdict,
@@ -149,6 +167,7 @@ def _request(item: GradeItem) -> wire.Message:
         "tokens": item.tokens,
         "opened": open_thought(item.prompt),
         "extra": for_json(dict(item.extra)),
+        "entry": packed(item.entry),
     }
 
 

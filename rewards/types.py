@@ -53,6 +53,8 @@ class GradeItem:
     """Whether `max_tokens` cut it off; only `mask_truncated` reads it."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """The problem's other columns, of what JSON can hold; only a user's reward function reads them."""
+    entry: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Of a generated task, which its own scorer judges: `task`, `settings`, and the library's `entry`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,8 @@ class GradeResult:
     extracted: str | None
     """The final answer as read from the completion, or None where there is none."""
     terms: dict[str, float] = field(default_factory=dict)
-    """Value of each shaping term that was added to the reward."""
+    """Value of each shaping term that was added to the reward, and of `partial`: what a task's scorer gives for an
+    answer that is not wholly right."""
     detail: str = ""
     """The rule that decided, or the text of the error."""
     scored: bool = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from rollout.frames import BOXED_INSTRUCTION, FRAMES
 
@@ -16,6 +16,10 @@ WRITTEN_BY_US = frozenset(
         *("return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now"),
     }
 )
+
+
+TASK = "`source: reasoning_gym` only: the name of a task of that library, such as `chain_sum` (docs/data.md)."
+TASK_SETTINGS = "`source: reasoning_gym` only: the task's own settings, as in `{max_terms: 3}`; else its defaults."
 
 
 class Section(BaseModel):
@@ -65,8 +69,9 @@ class SourceConfig(Section):
     """Where problems come from."""
 
     source: str = Field(
-        description="`arithmetic`, `file` (or `jsonl`: your own, `path`), `hub` (any data set of it, `name`), a data "
-        "set of the sources table (gsm8k, math, …), or `mix` for several (`data.mix`)."
+        description="`arithmetic`, `file` (or `jsonl`: your own, `path`), `hub` (any data set of it, `name`), "
+        "`reasoning_gym` (a generated `task`), a data set of the sources table (gsm8k, math, …), or `mix` for several "
+        "(`data.mix`)."
     )
     path: str | None = Field(
         None,
@@ -79,6 +84,8 @@ class SourceConfig(Section):
         None, description="Of a hub data set, or of a directory that holds several; `train` when absent."
     )
     revision: str | None = Field(None, description="`source: hub` only: commit, tag or branch; the newest when absent.")
+    task: str | None = Field(None, description=TASK)
+    task_settings: dict[str, JsonValue] = Field({}, description=TASK_SETTINGS)
     columns: ColumnsConfig = ColumnsConfig()
     limit: int | None = Field(None, ge=1, description="Use only the first N problems of the source.")
 
@@ -115,7 +122,7 @@ class DataConfig(SourceConfig):
     def _mix_is_a_source(self) -> Self:
         if (self.source == "mix") != bool(self.mix):
             raise ValueError("data.mix and data.source: mix go together")
-        own = ("path", "name", "subset", "split", "revision", "columns", "limit")
+        own = ("path", "name", "subset", "split", "revision", "task", "task_settings", "columns", "limit")
         told = [name for name in own if self.mix and getattr(self, name) != type(self).model_fields[name].default]
         if told:
             raise ValueError(f"data.{told[0]} is of one source: with data.mix each has its own, given there")

@@ -84,6 +84,7 @@ HEAVY = {
     "ray": {"rollout/pool/ray_pool.py", "rollout/pool/member.py", "rollout/pool/local_cluster.py"},
     "omegaconf": {"rl_engine/config/file.py"},
     "lm_eval": {"evals/forgetting/harness.py"},
+    "reasoning_gym": {"datafiles/tasks.py"},
 }
 LIGHT = (
     "evals.__main__",
@@ -251,6 +252,7 @@ def test_light_modules_load_neither_torch_nor_vllm(module: str) -> None:
         "matplotlib",
         "trl",
         "scipy",
+        "reasoning_gym",
     )
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run(

@@ -13,15 +13,18 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from datafiles.tasks import Task
 from datafiles.text import read_text
 from evals.partial_results import differences
 from evals.policies import Policy
-from evals.suites import ANSWER_FORMS
+from evals.suites import ANSWER_FORMS, generated_by
 from rewards import RewardConfig
 from rewards.config import AnswerForm
 from rollout.adapters import MANIFEST
-from rollout.config import ArithmeticConfig, PromptConfig
+from rollout.config import DataConfig, PromptConfig
 from rollout.frames import CHAT_TEMPLATES
+from rollout.prompts.generated import REASONING_GYM
+from rollout.prompts.problems import ARITHMETIC, tasks_of
 
 CONFIG = "config.yaml"
 
@@ -38,8 +41,15 @@ class TrainedWith:
     answer_forms: tuple[AnswerForm, ...] = ANSWER_FORMS
     chat_template: str | None = None
     """Jinja text that took the place of the model's own; of supervised runs."""
-    sums: ArithmeticConfig | None = None
-    """The generator's settings, where the run trained on sums."""
+    generated: tuple[DataConfig, ...] = ()
+    """The generated sources among those that the run trained on: what `held_out` asks."""
+    max_tokens: int | None = None
+    """Longest completion that the run measured with, or trained with."""
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Those whose own scorers grade."""
+        return list({task.key: task for source in self.generated for task in tasks_of(source)}.values())
 
     def describe(self) -> str:
         instruction = f"instruction {self.prompt.instruction!r}" if self.prompt.instruction else "no instruction"
@@ -94,12 +104,20 @@ def _read(path: Path) -> TrainedWith:
             stop=tuple(values.get("sampling", {}).get("stop", ())),
             answer_forms=RewardConfig(answer_forms=rewards["answer_forms"]).answer_forms if rewards else ANSWER_FORMS,
             chat_template=_chat_template(data.get("chat_template"), path),
-            sums=ArithmeticConfig.model_validate(data["arithmetic"])
-            if rewards and "arithmetic" in (data["source"], *(one["source"] for one in data.get("mix") or ()))
-            else None,
+            generated=_generated(data, supervised=rewards is None),
+            max_tokens=values.get("eval", {}).get("max_tokens") or values.get("sampling", {}).get("max_tokens"),
         )
     except (yaml.YAMLError, ValidationError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a run of this version: {error}") from error
+
+
+def _generated(data: dict[str, Any], *, supervised: bool) -> tuple[DataConfig, ...]:
+    """Supervised runs have no settings of sums that an evaluation could ask: their tasks alone are taken over."""
+    keys = ("source", "mix", "task", "task_settings", *(() if supervised else ("arithmetic",)))
+    parts = [data, *(data.get("mix") or ())]
+    if not any(part["source"] == REASONING_GYM or (part["source"] == ARITHMETIC and not supervised) for part in parts):
+        return ()
+    return generated_by(DataConfig.model_validate({key: data[key] for key in keys if key in data}))
 
 
 def _chat_template(name: Any, config: Path) -> str | None:
@@ -133,13 +151,12 @@ def agreed(model: str, policies: Sequence[Policy]) -> TrainedWith | None:
 
 
 def _deciding(one: TrainedWith) -> dict[str, Any]:
-    sums = one.sums.model_dump(mode="json") if one.sums else None
     return {
         "prompt": one.prompt.model_dump(mode="json"),
         "stop": list(one.stop),
         "answer_forms": list(one.answer_forms),
         "chat_template": one.chat_template,
-        "sums": sums,
+        "generated": [source.model_dump(mode="json") for source in one.generated],
     }
 
 

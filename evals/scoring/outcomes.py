@@ -63,6 +63,7 @@ def grade_groups(groups: Sequence[RolloutGroup], grader: Grader, sampling_s: flo
             tokens=len(completion.token_ids),
             problem=group.prompt.problem.text,
             prompt=group.prompt.text,
+            entry=group.prompt.problem.entry,
         )
         for group in groups
         for completion in group.completions

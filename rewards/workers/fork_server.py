@@ -31,7 +31,7 @@ def main() -> None:
     settings = wire.receive(control, buffer)
     if settings is None:
         return
-    preload()
+    preload(settings)
     control.sendall(wire.encode({"ready": True}))
     with open(os.devnull, "w", encoding="ascii") as sink:  # noqa: PTH123
         os.dup2(sink.fileno(), 1)

@@ -14,11 +14,14 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards import function
 from rewards.types import Verdict
 from rewards.workers import limits, wire
+
+if TYPE_CHECKING:
+    from rewards.judge import Judgement
 
 RECYCLE_AFTER_ITEMS = 20_000
 RECURSION_LIMIT = 4_000
@@ -26,16 +29,30 @@ OUT_OF_MEMORY = "out of memory"
 MAX_DETAIL_CHARS = 2_000
 TRACEBACK_FRAMES = 3
 OUR_CODE = str(Path(__file__).parents[1])
+_scorers_failure = ""
 
 
-def preload() -> None:
-    """Import the mathematics. Called in the fork server, so that every worker begins with it."""
+def preload(settings: wire.Message) -> None:
+    """Import the mathematics, and of generated tasks the scorers. Called in the fork server, so that every worker
+    begins with them."""
     logging.disable(logging.CRITICAL)  # math-verify warns that its own time limits are off; ours are on
     import rewards.judge
 
     rewards.judge.warm_up()
+    if settings["tasks"]:
+        _load_scorers(settings["tasks"])
     gc.collect()
     gc.freeze()
+
+
+def _load_scorers(tasks: list[wire.Message]) -> None:
+    global _scorers_failure
+    from rewards.workers import scorers  # a library that is loaded where a task is asked for
+
+    try:
+        scorers.load(tasks)
+    except BaseException as error:  # noqa: BLE001 - the boundary: every item reports it
+        _scorers_failure = f"cannot load the tasks' scorers: {_text(error)}"
 
 
 def serve(connection: socket.socket, settings: wire.Message) -> None:
@@ -85,16 +102,11 @@ class _Judge:
     def __call__(self, request: wire.Message) -> wire.Message:
         said: wire.Message = {}
         try:
-            if request.get("as_answer"):
-                judgement = self._judge_reference(request["reference"])
-            elif self._failure:
-                return _error(self._failure)
-            else:
-                judgement = self._judge_completion(
-                    request["completion"], request["reference"], forms=self._forms, opened=request.get("opened", "")
-                )
-                if self._function is not None:
-                    said["function"] = self._function(self._as_seen(request))
+            if failure := self._why_not(request):
+                return _error(failure)
+            judgement = self._judged(request, said)
+            if self._function is not None and not request.get("as_answer"):
+                said["function"] = self._function(self._as_seen(request))
         except MemoryError:
             return _error(OUT_OF_MEMORY)
         except RecursionError:
@@ -107,6 +119,29 @@ class _Judge:
             "detail": judgement.rule,
             **said,
         }
+
+    def _why_not(self, request: wire.Message) -> str:
+        if request.get("entry") and _scorers_failure:
+            return _scorers_failure
+        return "" if request.get("as_answer") else self._failure
+
+    def _judged(self, request: wire.Message, said: wire.Message) -> Judgement:
+        """By the task's own scorer, whose score is `said` too, or as mathematics."""
+        if entry := request.get("entry"):
+            from rewards.workers.scorers import judge_own_answer, judge_task
+
+            if request.get("as_answer"):
+                judgement, said["score"] = judge_own_answer(entry)
+            else:
+                judgement, said["score"] = judge_task(
+                    request["completion"], entry, forms=self._forms, opened=request.get("opened", "")
+                )
+            return judgement
+        if request.get("as_answer"):
+            return self._judge_reference(request["reference"])
+        return self._judge_completion(
+            request["completion"], request["reference"], forms=self._forms, opened=request.get("opened", "")
+        )
 
     def _as_seen(self, request: wire.Message) -> wire.Message:
         """TRL's functions know only the completion: they get it with the mark of the thought that the prompt opened."""

@@ -14,12 +14,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from datafiles.formats import SPLITS, is_file_name
-from evals.suites import SUITES
+from datafiles.formats import has_splits, is_file_name
+from evals.suites import GENERATOR, SUITES
 from rl_engine.config.fields import as_yaml, fields
 from rl_engine.config.loss import CLIP_BOUNDS
 from rollout.models import EMBEDDED
-from rollout.prompts.problems import HUB
+from rollout.prompts.generated import REASONING_GYM
+from rollout.prompts.problems import ARITHMETIC, GENERATED, HUB
 
 Values = Mapping[str, Any]
 
@@ -42,7 +43,7 @@ class Rule:
     instead: str
 
 
-GENERATED = ("arithmetic", "random_pairs")
+MAKES_ITS_OWN = GENERATED | {"random_pairs"}
 POOL = (
     "rollout.workers",
     "rollout.address",
@@ -79,22 +80,31 @@ def _is_here(model: str) -> bool:
 
 
 def _has_no_file(suite: str) -> bool:
-    return SUITES[suite].source == "arithmetic" if suite in SUITES else is_file_name(suite)
+    return SUITES[suite].source == GENERATOR if suite in SUITES else is_file_name(suite)
+
+
+def _sources(of: Values) -> set[str]:
+    return {of["data.source"], *(one.source for one in of["data.mix"] or ())}
 
 
 def _makes_sums(of: Values) -> bool:
-    return any(source == "arithmetic" for source in (of["data.source"], *(one.source for one in of["data.mix"] or ())))
+    return ARITHMETIC in _sources(of)
+
+
+def _asks_sums(of: Values) -> bool:
+    """`held_out` is of what is generated for training, and where nothing is, of sums."""
+    return "held_out" in (of["eval.suites"] or ()) and not _sources(of) & GENERATED
 
 
 def _has_splits(source: str, path: str | None) -> bool:
-    return source == HUB if path is None else (Path(path) / SPLITS).is_file()
+    return source == HUB if path is None else has_splits(Path(path))
 
 
 RULES = (
     Rule(
         keys=("data.path", "data.test_path", "data.columns"),
         depends_on=("data.source",),
-        idle=lambda of: of["data.source"] in GENERATED,
+        idle=lambda of: of["data.source"] in MAKES_ITS_OWN,
         why="data.source {data.source} makes its own problems and reads no file",
         instead="give data.source=file too, for a file of your own",
     ),
@@ -104,6 +114,13 @@ RULES = (
         idle=lambda of: of["data.source"] != HUB,
         why="no data set of the hub is chosen by its name: data.source is {data.source}",
         instead="give data.source=hub too, or leave it out",
+    ),
+    Rule(
+        keys=("data.task", "data.task_settings"),
+        depends_on=("data.source",),
+        idle=lambda of: of["data.source"] != REASONING_GYM,
+        why="no task is generated: data.source is {data.source}",
+        instead="give data.source=reasoning_gym too, or leave it out",
     ),
     Rule(
         keys=("data.split",),
@@ -116,7 +133,7 @@ RULES = (
     Rule(
         keys=SUMS,
         depends_on=("data.source", "eval.suites"),
-        idle=lambda of: not _makes_sums(of) and "held_out" not in (of["eval.suites"] or ()),
+        idle=lambda of: not _makes_sums(of) and not _asks_sums(of),
         why="nothing generates sums: data.source is {data.source}",
         instead="give data.source=arithmetic too, or leave it out",
     ),

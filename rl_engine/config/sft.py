@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from rl_engine.config.file import CommandConfig
 from rl_engine.config.lora import LoraConfig
 from rl_engine.config.optim import OptimConfig
 from rl_engine.config.run import LogConfig, Method
 from rl_engine.config.starts import STARTS
-from rollout.config import ModelConfig, PromptConfig, Section
+from rollout.config import TASK, TASK_SETTINGS, ModelConfig, PromptConfig, Section
 
 
 class ChatColumnsConfig(Section):
@@ -59,7 +59,8 @@ class PairsConfig(Section):
 
 class SftDataConfig(Section):
     source: str = Field(
-        description="`tulu3`, `openthoughts3`, `file` (`jsonl`), `hub`, `arithmetic` or `random_pairs`."
+        description="`tulu3`, `openthoughts3`, `file` (`jsonl`), `hub`, `reasoning_gym`, `arithmetic` or "
+        "`random_pairs`."
     )
     path: str | None = Field(
         None, description="File read in place of the hub data set, in any format that `rl_engine.train` reads."
@@ -71,6 +72,8 @@ class SftDataConfig(Section):
         None, description="Of a hub data set, or of a directory that holds several; `train` when absent."
     )
     revision: str | None = Field(None, description="`source: hub` only: commit, tag or branch; the newest when absent.")
+    task: str | None = Field(None, description=TASK)
+    task_settings: dict[str, JsonValue] = Field({}, description=TASK_SETTINGS)
     columns: ChatColumnsConfig = ChatColumnsConfig()
     arithmetic: SumsConfig = SumsConfig()
     random_pairs: PairsConfig = PairsConfig()

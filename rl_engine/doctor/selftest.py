@@ -25,6 +25,7 @@ from rl_engine.run.console import RunConsole
 from rl_engine.run.peaks import available
 from rl_engine.train.assemble import assemble
 from rl_engine.train.loop import Run, train
+from rollout.prompts.problems import tasks_of
 
 PROBLEMS, SAMPLES, TOKENS, STEPS = 8, 4, 48, 2
 READ_PROBLEMS = 64
@@ -189,7 +190,7 @@ def self_test(config: Config, directory: Path, ranks: Ranks, report: Report) -> 
         worst = max(PHASES, key=memory.needed)
         listener.passed(f"{memory.needed(worst):.1f} GiB in {worst}, {room.device_gib:.1f} GiB available")
         listener.begin(DATA)
-        with Grader.from_config(chosen.rewards) as grader:
+        with Grader.from_config(chosen.rewards, tasks_of(chosen.data)) as grader:
             run = assemble(chosen, ranks, grader, resume=False, console=listener)
             try:
                 train(run)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from rl_engine.config import Config, LoraConfig, OptimConfig
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.trained import TrainingRun
 from rl_engine.sft.conversations import chat_of
 from rollout.prompts.chat import describe_arguments
+from rollout.prompts.generated import REASONING_GYM
 from rollout.prompts.problems import MIX, dataset_of, parts_of
 
 Rows = list[tuple[str, str]]
@@ -73,6 +76,10 @@ def _data(config: Config | SftConfig) -> str:
         task = config.data.arithmetic
         numbers = f"{task.terms[0]}" if len(task.terms) == 1 else f"{min(task.terms)} to {max(task.terms)}"
         return f"{data.limit or task.count:,} generated sums and differences of {numbers} numbers up to {task.largest}"
+    if data.source == REASONING_GYM:
+        settings = f" with {json.dumps(data.task_settings)}" if data.task_settings else ""
+        count = f"{data.limit:,} generated" if data.limit else "generated"
+        return f"{count} problems of reasoning-gym's task `{data.task}`{settings}"
     if isinstance(config, Config) and data.source == MIX:
         parts = zip(parts_of(config.data), config.data.mix, strict=True)
         return "a mix of " + ", ".join(

@@ -78,7 +78,8 @@ def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) ->
         need_answer=rewards.correct_weight > 0,
         with_extra=rewards.function is not None,
     )
-    checks = ranks.gather(grader.check_references(ranks.share([problem.answer for problem in loaded.problems])))
+    mine = ranks.share(loaded.problems)
+    checks = ranks.gather(grader.check_references([one.answer for one in mine], [one.entry for one in mine]))
     result = Loaded([], loaded.dropped, loaded.examples)
     prompts = []
     limit = config.data.max_prompt_tokens

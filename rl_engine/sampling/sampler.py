@@ -71,6 +71,7 @@ class Sampler:
                     prompt=group.prompt.text,
                     truncated=completion.finish_reason == "length",
                     extra=group.prompt.problem.extra,
+                    entry=group.prompt.problem.entry,
                 )
                 for group in groups
                 for completion in group.completions

@@ -1,4 +1,4 @@
-"""Nothing → conversations to learn from: hub data sets, files, two generators; one table names them.
+"""Nothing → conversations to learn from: hub data sets, files, three generators; one table names them.
 
 A source gives two streams, of what is tested on and of what is learned from. Rows are drawn from one shuffled pass, so
 that the two never meet; a row becomes a `Conversation` or a counted reason why it did not.
@@ -16,9 +16,12 @@ from pathlib import Path
 from datafiles.cells import cell
 from datafiles.formats import format_of
 from datafiles.rows import Row, rows_of
+from datafiles.tasks import Task
+from evals.suites import HELD_OUT_SEED
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftDataConfig, SumsConfig
 from rollout.hub import HubItem
 from rollout.prompts.arithmetic import Split, expressions
+from rollout.prompts.generated import REASONING_GYM, check_task, task_of, task_problems
 from rollout.prompts.problems import FILES
 
 Message = dict[str, str]
@@ -81,10 +84,13 @@ def check_source(data: SftDataConfig) -> None:
     """Raises `ValueError` for an unknown source, `FileNotFoundError` for a missing file; nothing is read."""
     if data.source in ("arithmetic", "random_pairs"):
         return
+    if data.source == REASONING_GYM:
+        check_task(task_of(data.task, data.task_settings))
+        return
     if data.path is None and data.source == ANY_OF_HUB and data.name is None:
         raise ValueError("data.source is 'hub', which needs data.name, a data set of the hub")
     if data.path is None and data.source not in (*HUB, ANY_OF_HUB):
-        known = ", ".join(["arithmetic", "file", "hub", "random_pairs", *HUB])
+        known = ", ".join(["arithmetic", "file", "hub", "random_pairs", REASONING_GYM, *HUB])
         hint = f"data.source: {data.source} needs data.path" if data.source in FILES else f"known are {known}"
         raise ValueError(f"data.source is {data.source!r}; {hint}")
     for key, path in (("data.path", data.path), ("data.test_path", data.test_path)):
@@ -119,6 +125,9 @@ def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
     check_source(data)
     if data.source == "arithmetic":
         return sums(data.arithmetic, "held_out", data.seed), sums(data.arithmetic, "train", data.seed)
+    if data.source == REASONING_GYM:
+        task = task_of(data.task, data.task_settings)
+        return solved(task, "held_out", HELD_OUT_SEED, dropped), solved(task, "train", data.seed, dropped)
     if data.source == "random_pairs":
         pairs = random_pairs(data.random_pairs, data.seed)
         # What is measured is what has been remembered.
@@ -237,6 +246,15 @@ def sums(config: SumsConfig, split: Split, seed: int) -> Iterator[Conversation]:
     for expression in expressions(split, seed, config.terms, config.largest):
         answer = expression.direct() if rng.random() < config.direct_share else expression.worked()
         yield _asked(f"arithmetic-{expression.text}", f"{expression.text}=?", answer)
+
+
+def solved(task: Task, split: Split, seed: int, dropped: Dropped) -> Iterator[Conversation]:
+    """Problems of a generated task with the library's own answers in boxes; those without one are dropped."""
+    for problem in task_problems(task, split, seed):
+        if problem.answer:
+            yield _asked(problem.id, problem.text, f"\\boxed{{{problem.answer}}}")
+        else:
+            dropped.drop("the task has no answer to it, only a scorer", problem.id)
 
 
 def random_pairs(config: PairsConfig, seed: int) -> list[Conversation]:

@@ -23,6 +23,7 @@ from rl_engine.sft.conversations import Conversation, Dropped, Message, streams
 from rollout.config import PromptConfig
 from rollout.frames import CHAT_TEMPLATES
 from rollout.prompts.chat import ChatTemplate
+from rollout.prompts.problems import GENERATED
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
 
@@ -184,8 +185,8 @@ def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
 
 def wanted(config: SftConfig) -> int | None:
     """How many training examples are taken; None for all there are."""
-    if config.data.limit is None and config.data.source == "arithmetic":
+    if config.data.limit is None and config.data.source in GENERATED:
         if config.train.steps is None:
-            raise ValueError("data.source arithmetic has no end: give data.limit, or train.steps")
+            raise ValueError(f"data.source {config.data.source} has no end: give data.limit, or train.steps")
         return config.train.steps * config.train.batch_size
     return config.data.limit

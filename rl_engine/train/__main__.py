@@ -153,9 +153,10 @@ def train_in_place(
     from rl_engine.train.assemble import assemble
     from rl_engine.train.loop import summary_paths, train
     from rl_engine.train.next_steps import next_steps
+    from rollout.prompts.problems import tasks_of
 
     output = Path(config.output_dir)
-    with Grader.from_config(config.rewards) as grader:
+    with Grader.from_config(config.rewards, tasks_of(config.data)) as grader:
         run = assemble(config, ranks, grader, resume, stop=stop)
         if earlier is not None:
             run.records.on_first_step = earlier.give_way

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evals.contamination import contamination
-from evals.suites import Suite, find_suite, load_suite
+from evals.suites import GENERATOR, Suite, find_suite, generated_by, load_suite
 from rewards import Grader
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
@@ -48,6 +48,7 @@ from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.models import locate_model
+from rollout.prompts.problems import tasks_of
 from rollout.prompts.renderer import Renderer
 from rollout.servable import check_servable, context_length
 from rollout.stopping import StopRequest
@@ -98,8 +99,10 @@ def load_suites(
             suite,
             config.eval.data_dir,
             config.eval.limit,
-            config.data.arithmetic,
+            generated_by(config.data),
+            columns=config.data.columns,
             data_dir_key="eval.data_dir",
+            column_option="data.columns.{role}={name}",
             with_extra=bool(columns),
         )
         problems = [replace(one, extra={name: one.extra.get(name) for name in columns}) for one in loaded.problems]
@@ -112,9 +115,9 @@ def load_suites(
 
 
 def overlap_notes(data: TrainingData, suites: list[tuple[Suite, list[Prompt]]]) -> list[str]:
-    """What the training problems share with each suite, for people. Generated sums are disjoint by their making."""
+    """What the training problems share with each suite, for people. Generated problems are disjoint by their making."""
     texts = {
-        suite.name: [prompt.problem for prompt in prompts] for suite, prompts in suites if suite.source != "arithmetic"
+        suite.name: [prompt.problem for prompt in prompts] for suite, prompts in suites if suite.source != GENERATOR
     }
     found = contamination([prompt.problem for prompt in data.prompts], texts)
     return [f"warning: {one.describe()}" for one in found if one]
@@ -156,7 +159,7 @@ def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
 
 
 def console_of(config: Config, ranks: Ranks) -> RunConsole:
-    plain = config.rewards.is_accuracy
+    plain = config.rewards.is_accuracy and not tasks_of(config.data)  # a task's scorer gives partial credit
     return RunConsole(quiet=not ranks.is_main, steps=config.train.steps, reward_is_accuracy=plain)
 
 

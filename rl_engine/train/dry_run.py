@@ -20,6 +20,7 @@ from rl_engine.run.peaks import available
 from rl_engine.train.assemble import plan_lines, prepare_run
 from rl_engine.train.checks import wanted_of_hub
 from rollout.hub import check_hub
+from rollout.prompts.problems import tasks_of
 
 
 def dry_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool, keep_old: bool = False) -> None:
@@ -36,7 +37,7 @@ def dry_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool, keep
     console.print_rows(first_lines(config, meta_model))
     console.print_rows(memory_lines(memory_of_run(config, ranks), available(ranks)))
     check_hub(wanted_of_hub(config))
-    with Grader.from_config(config.rewards) as grader:
+    with Grader.from_config(config.rewards, tasks_of(config.data)) as grader:
         prepared = prepare_run(config, ranks, grader, console)
     data, suites, renderer = prepared.data, prepared.suites, prepared.renderer
     console.print_rows(

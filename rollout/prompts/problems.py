@@ -1,10 +1,11 @@
-"""Nothing → problems: hub data sets, files, the arithmetic generator; one table names them.
+"""Nothing → problems: hub data sets, files, two generators; one table names them.
 
 A source yields rows; a row becomes a `Problem` or a counted reason why it did not.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,15 +14,19 @@ from pathlib import Path
 from datafiles.formats import format_of
 from datafiles.problems import Columns, ProblemRow, missing_columns, number_in, problem_rows
 from datafiles.rows import rows_of
+from datafiles.tasks import Task
 from rollout.config import DataConfig, SourceConfig
 from rollout.hub import HubItem
 from rollout.prompts.arithmetic import Split, arithmetic_problems
+from rollout.prompts.generated import COUNT, REASONING_GYM, check_task, task_of, task_problems
 from rollout.prompts.hub_sources import chosen_columns, hub_problem_rows
 from rollout.prompts.sources import SOURCES, HubDataset
 from rollout.types import Problem
 
 FILES = ("file", "jsonl")
-HUB, MIX = "hub", "mix"
+HUB, MIX, ARITHMETIC = "hub", "mix", "arithmetic"
+GENERATED = frozenset({ARITHMETIC, REASONING_GYM})
+"""Sources that make their problems, training and held-out ones apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +50,18 @@ def check_source(config: DataConfig, key: str = "data.path") -> None:
 
 
 def _check_part(config: SourceConfig, key: str) -> None:
-    if config.source == "arithmetic":
-        return
     where = key.removesuffix("path")
+    if config.source == ARITHMETIC:
+        return
+    if config.source == REASONING_GYM:
+        check_task(task_of(config.task, config.task_settings, where), where)
+        return
     if config.path is not None:
         format_of(Path(config.path), key)
     elif config.source == HUB and config.name is None:
         raise ValueError(f"{where}source is 'hub', which needs {where}name, a data set of the hub")
     elif config.source not in (*SOURCES, HUB):
-        known = ", ".join(["arithmetic", "file", HUB, *SOURCES])
+        known = ", ".join([ARITHMETIC, "file", HUB, REASONING_GYM, *SOURCES])
         hint = f"{where}source: {config.source} needs {key}" if config.source in FILES else f"known are {known}"
         raise ValueError(f"{where}source is {config.source!r}; {hint}")
 
@@ -64,6 +72,8 @@ class Part:
 
     config: DataConfig
     key: str
+    column_option: str | None = None
+    """How a person names a column, with `{role}` and `{name}`, where it is otherwise than for the key."""
 
 
 def parts_of(config: DataConfig, key: str = "data.path") -> list[Part]:
@@ -124,18 +134,22 @@ def load_problems(
     split: Split,
     seed: int,
     key: str = "data.path",
+    column_option: str | None = None,
     need_answer: bool = True,
     with_extra: bool = False,
 ) -> Loaded:
     """The problems of a source, in the source's own order; of a mix those of each in turn.
 
     `split` and `seed` matter to the generator alone: the other sources hold one split each. `key` is what a message
-    calls the place where a file was named. `with_extra`: with the columns that are none of ours.
+    calls the place where a file was named, `column_option` how a column is named there, with `{role}` and `{name}`.
+    `with_extra`: with the columns that are none of ours.
     Raises `ValueError` for an unknown source or a file without usable rows, `FileNotFoundError` for a missing one.
     """
     check_source(config, key)
     parts = parts_of(config, key)
-    loaded = [_load_part(part, split, seed, need_answer, with_extra) for part in parts]
+    loaded = [
+        _load_part(replace(part, column_option=column_option), split, seed, need_answer, with_extra) for part in parts
+    ]
     whole = _mixed(loaded) if config.mix else loaded[0]
     whole.problems[:] = _with_all_columns(whole.problems)
     return whole
@@ -152,9 +166,9 @@ def _mixed(loaded: Sequence[Loaded]) -> Loaded:
 
 def _load_part(part: Part, split: Split, seed: int, need_answer: bool, with_extra: bool) -> Loaded:
     config, loaded = part.config, Loaded([])
-    if config.source == "arithmetic":
-        count = config.limit or config.arithmetic.count
-        found: Iterable[Problem] = arithmetic_problems(config.arithmetic, split, count, seed)
+    if config.source in GENERATED:
+        made = _generated(part, split, seed)
+        found: Iterable[Problem] = made if with_extra else (replace(one, extra={}) for one in made)
     else:
         rows = _problem_rows(part, loaded, need_answer, with_extra)
         found = map(_problem_of, rows)
@@ -163,11 +177,27 @@ def _load_part(part: Part, split: Split, seed: int, need_answer: bool, with_extr
         del loaded.problems[config.limit :]
     if not loaded.problems:
         if config.path is not None:
-            _explain_columns(config, part.key, need_answer)
+            _explain_columns(part, need_answer)
         reasons = ", ".join(f"{count} × {reason}" for reason, count in loaded.dropped.items()) or "it is empty"
         named = f"{part.key}: {config.path}" if config.path is not None else f"data.source {config.source!r}"
         raise ValueError(f"{named} has no usable problem: {reasons}")
     return loaded
+
+
+def _generated(part: Part, split: Split, seed: int) -> Iterable[Problem]:
+    config = part.config
+    if config.source == ARITHMETIC:
+        return arithmetic_problems(config.arithmetic, split, config.limit or config.arithmetic.count, seed)
+    where = part.key.removesuffix("path")
+    found = task_problems(task_of(config.task, config.task_settings, where), split, seed, where)
+    return itertools.islice(found, config.limit or COUNT)
+
+
+def tasks_of(config: DataConfig) -> list[Task]:
+    """The generated tasks whose own scorers a grader needs, each once."""
+    parts = [part.config for part in parts_of(config) if part.config.source == REASONING_GYM]
+    tasks = [task_of(one.task, one.task_settings) for one in parts]
+    return list({task.key: task for task in tasks}.values())
 
 
 def within_level(problems: Iterable[Problem], bounds: tuple[float, float] | None, loaded: Loaded) -> Iterator[Problem]:
@@ -223,19 +253,21 @@ def first_problem(config: DataConfig, *, need_answer: bool = True) -> Problem | 
     """The first usable problem of a file or of the generator, read without the rest, its extra columns with it; None
     for a data set of the hub."""
     part = parts_of(config)[0]
-    if part.config.source == "arithmetic":
-        return arithmetic_problems(part.config.arithmetic, "train", 1, seed=0)[0]
+    if part.config.source in GENERATED:
+        one = replace(part, config=part.config.model_copy(update={"limit": 1}))
+        return next(iter(_generated(one, "train", seed=0)), None)
     if part.config.path is None:
         return None
     rows = _problem_rows(part, Loaded([]), need_answer, with_extra=True)
     return next(map(_problem_of, rows), None)
 
 
-def _explain_columns(config: SourceConfig, key: str, need_answer: bool) -> None:
+def _explain_columns(part: Part, need_answer: bool) -> None:
     """Raises `ValueError` when the first row has other columns than those that are read: then all have."""
+    config, key = part.config, part.key
     assert config.path is not None
     _, row = next(rows_of(Path(config.path), lambda *_: None, key, config.split), ("", None))
-    option = "data.columns.{role}={name}" if key == "data.path" else None
+    option = part.column_option or ("data.columns.{role}={name}" if key == "data.path" else None)
     if key.startswith("data.mix"):
         option = "columns.{role}={name} there"
     columns = chosen_columns(Columns(), config.columns)

@@ -55,6 +55,8 @@ IDLE = {
     "data.columns.problem": ("quickstart.yaml", "data.columns.problem=q", "data.source=jsonl"),
     "data.name": ("gsm8k.yaml", "data.name=org/set", "data.source=hub"),
     "data.revision": ("sft_tulu3.yaml", "data.revision=1234567", "data.source=hub"),
+    "data.task": ("gsm8k.yaml", "data.task=gcd", "data.source=reasoning_gym"),
+    "data.task_settings": ("gsm8k.yaml", "data={task_settings: {max_value: 9}}", "data.source=reasoning_gym"),
     "data.split": ("gsm8k.yaml", "data.split=test", "data.source=hub"),
     "data.arithmetic.largest": ("gsm8k.yaml", "data.arithmetic={largest: 9}", "data.source=arithmetic"),
     "data.arithmetic.wording": ("gsm8k.yaml", "data.arithmetic.wording='{expression}'", "eval.suites=held_out"),

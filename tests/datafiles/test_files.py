@@ -75,7 +75,8 @@ def test_another_format_is_named_with_the_way_out(
     ("names", "message"),
     [
         (["state.json", "dataset_info.json", "data-00000-of-00001.arrow"], "cannot be read as saved"),
-        (["train.jsonl", "test.jsonl"], "a directory, .*: it holds test.jsonl, train.jsonl; give one of its files"),
+        (["notes.md", "train.txt"], "neither of save_to_disk nor of data files: it holds notes.md, train.txt"),
+        (["test.jsonl", "dev.jsonl"], "no split 'train': it has dev, test; give one of its files, or data.split"),
         ([], "it is empty"),
     ],
 )

@@ -73,6 +73,26 @@ def indented(path: Path) -> None:
     path.write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
 
 
+def shards(path: Path, name: str = "part-{part}.parquet") -> None:
+    path.mkdir(exist_ok=True)
+    (path / "README.md").write_text("# Mine")
+    for part in (0, 1):
+        datasets.Dataset.from_list(ROWS[2 * part : 2 * part + 2]).to_parquet(path / name.format(part=part))
+
+
+def shards_of_splits(path: Path) -> None:
+    for split in ("train", "test"):
+        shards(path, f"{split}-{{part:05}}-of-00002.parquet")
+    shards(path, "validation-{part:05}-of-00002.parquet")
+
+
+def packed_shards(path: Path) -> None:
+    path.mkdir()
+    for part in (0, 1):
+        text = "".join(json.dumps(row) + "\n" for row in ROWS[2 * part : 2 * part + 2])
+        (path / f"{part}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+
+
 FORMATS: dict[str, Callable[[Path], Any]] = {
     "rows.jsonl": lines,
     "rows.jsonl.gz": packed(lines),
@@ -91,6 +111,9 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "stream.arrow": arrow_stream,
     "file.arrow": arrow_file,
     "saved": lambda path: table().save_to_disk(path),
+    "shards": shards,
+    "shards_of_splits": shards_of_splits,
+    "packed_shards": packed_shards,
     "splits": lambda path: datasets.DatasetDict(train=table(), test=table()).save_to_disk(path),
 }
 
@@ -149,6 +172,35 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) 
     assert len(list(rows_of(tmp_path / "d" / "dev", print, "data.path"))) == 4
     data = DataConfig(source="file", path=str(tmp_path / "d"), split="dev")
     assert len(load_problems(data, split="train", seed=0).problems) == 4
+
+
+def test_shards_are_of_one_format_and_a_split_is_chosen_from_them(tmp_path: Path) -> None:
+    shards_of_splits(tmp_path / "d")
+    data = DataConfig(source="file", path=str(tmp_path / "d"), split="validation", limit=3)
+    assert len(load_problems(data, split="train", seed=0).problems) == 3
+    with pytest.raises(ValueError, match=r"no split 'dev': it has test, train, validation"):
+        load_problems(data.model_copy(update={"split": "dev"}), split="train", seed=0)
+    lines(tmp_path / "d" / "train-extra.jsonl")
+    with pytest.raises(ValueError, match=r"several formats \(test-00000-of-00002.parquet, train-extra.jsonl\)"):
+        load_problems(data, split="train", seed=0)
+
+
+def test_a_suite_file_may_have_columns_of_its_own(tmp_path: Path) -> None:
+    """Those that are named, as far as the file has them; else the project's."""
+    named = ColumnsConfig(problem="question", answer="solution")
+    for row in (
+        {"question": "1+1=?", "solution": "2"},
+        {"problem": "1+1=?", "solution": "2"},
+        {"problem": "1+1=?", "answer": "2"},
+    ):
+        (tmp_path / "suite.jsonl").write_text(json.dumps(row))
+        (problem,) = load_suite(find_suite(str(tmp_path / "suite.jsonl")), columns=named).problems
+        assert (problem.text, problem.answer) == ("1+1=?", "2")
+    (tmp_path / "suite.jsonl").write_text(json.dumps({"frage": "1+1=?", "answer": "2"}))
+    with pytest.raises(
+        ValueError, match=r"suite suite: .* has no column 'problem'.*say which it is with --problem=NAME"
+    ):
+        load_suite(find_suite(str(tmp_path / "suite.jsonl")), columns=named)
 
 
 def asked(row: dict[str, Any], **columns: str) -> Any:

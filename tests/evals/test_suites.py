@@ -23,7 +23,7 @@ from evals.suites import (
 )
 from rl_engine.config import load_config
 from rl_engine.sft.embedded import QUICKSTART_SUMS
-from rollout.config import ArithmeticConfig
+from rollout.config import ArithmeticConfig, DataConfig
 from rollout.prompts.sources import SOURCES
 
 DEFINED = {
@@ -73,7 +73,10 @@ def test_the_held_out_suite_is_fixed_and_the_quickstarts() -> None:
     assert len(held_out) == 256
     assert load_suite(find_suite("held_out"), limit=10).problems == held_out[:10]
     assert load_config("quickstart.yaml").data.arithmetic == EMBEDDED_SUMS == QUICKSTART_SUMS
-    other = load_suite(find_suite("held_out"), sums=ArithmeticConfig(terms=(2,), largest=30)).problems
+    other = load_suite(
+        find_suite("held_out"),
+        generated=(DataConfig(source="arithmetic", arithmetic=ArithmeticConfig(terms=(2,), largest=30)),),
+    ).problems
     assert {problem.level for problem in other} == {"2"}
     assert digest_of(held_out) == digest_of(held_out[::-1]) != digest_of(other)
 

@@ -14,13 +14,16 @@ from evals.asking.trained_with import agreed, overridden, trained_with
 from evals.options import EvalOptions
 from evals.policies import Policy, named_directory
 from evals.prepare import prepare_suite
-from evals.suites import EMBEDDED_SUMS, find_suite
+from evals.suites import ASKED_OF_EMBEDDED, find_suite, generated_by, load_suite
 from rl_engine.config import load_config
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rollout.adapters import AdapterStore
+from rollout.config import DataConfig
 from rollout.frames import CHAT_TEMPLATES
+from rollout.prompts.generated import split_of
 from rollout.types import AdapterRef
+from tests.helpers.generated import needs_reasoning_gym
 from tests.helpers.peft_adapters import write_peft
 
 FRAME = "Q: {problem}\nA:"
@@ -102,7 +105,7 @@ def test_a_supervised_run_brings_its_chat_template(tmp_path: Path) -> None:
     assert trained is not None
     assert trained.prompt.model_dump() == config.prompt.model_dump()
     assert trained.chat_template == CHAT_TEMPLATES["tulu"]
-    assert (trained.sums, trained.answer_forms) == (None, ("boxed",))
+    assert (trained.generated, trained.answer_forms) == ((), ("boxed",))
 
 
 def test_where_no_run_is_the_suites_protocol_stands(tmp_path: Path, tokenizer: Any) -> None:
@@ -113,7 +116,7 @@ def test_where_no_run_is_the_suites_protocol_stands(tmp_path: Path, tokenizer: A
     assert (suite.prompt.template, suite.prompt.instruction, suite.answer_forms) == ("chat", None, ("boxed",))
     trained = trained_with(write_run(tmp_path / "run", reinforced()).path)
     assert trained is not None
-    assert trained.sums == EMBEDDED_SUMS
+    assert trained.generated == ASKED_OF_EMBEDDED
 
 
 def test_adapters_of_different_prompts_are_not_asked_one_of_them(tmp_path: Path) -> None:
@@ -130,3 +133,31 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str)
     ref = write_run(tmp_path / "run", text)
     with pytest.raises(ValueError, match=r"run/config.yaml is not the configuration of a run"):
         trained_with(ref.path)
+
+
+TASK = ("data.source=reasoning_gym", "data.task=chain_sum", "data.task_settings={max_terms: 2}")
+
+
+@needs_reasoning_gym
+def test_an_adapter_of_a_generated_task_is_asked_its_held_out_problems(tmp_path: Path, tokenizer: Any) -> None:
+    """And as long as its run asked, graded by the task's scorer; by whatever kind of run it was made."""
+    text = load_config("gsm8k.yaml", [*TASK, "eval.suites=held_out", "eval.max_tokens=33"]).to_yaml()
+    supervised = read_config(SftConfig, "sft_jsonl.yaml", [*TASK, "data.path=null", "data.limit=9"]).to_yaml()
+    for name, written, longest in (("run", text, 33), ("sft", supervised, 72)):
+        trained = trained_with(write_run(tmp_path / name, written).path)
+        assert trained is not None
+        assert [(task.name, task.given) for task in trained.tasks] == [("chain_sum", {"max_terms": 2})]
+        suite = prepare_suite(options(limit=5), find_suite("held_out"), tokenizer, 512, trained)
+        assert suite.origin == 'reasoning_gym chain_sum {"max_terms": 2}, held-out part, seed 1'
+        assert suite.sampling.max_tokens == longest
+        assert [split_of(prompt.problem.text) for prompt in suite.prompts] == ["held_out"] * 5
+        assert all(prompt.problem.entry["task"] == "chain_sum" for prompt in suite.prompts)
+
+
+@needs_reasoning_gym
+def test_a_mix_of_generated_sources_is_asked_equally_much_of_each() -> None:
+    gcd = {"source": "reasoning_gym", "task": "gcd"}
+    mix = [{"source": "arithmetic"}, gcd, {**gcd, "weight": 3}, {"source": "gsm8k"}]
+    asked = generated_by(DataConfig.model_validate({"source": "mix", "mix": mix}))
+    problems = load_suite(find_suite("held_out"), limit=9, generated=asked).problems
+    assert [problem.subject for problem in problems] == [""] * 5 + ["gcd"] * 4
