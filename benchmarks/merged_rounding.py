@@ -71,7 +71,8 @@ def main(
 
     def base(dtype: torch.dtype) -> Any:
         """The base as it is served, its weights rounded to bfloat16, computing in `dtype`."""
-        return AutoModelForCausalLM.from_pretrained(source, dtype=BF16).to(dtype).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=BF16)
+        return model.to(dtype).eval()
 
     def adapted(dtype: torch.dtype) -> Any:
         return PeftModel.from_pretrained(base(dtype), str(adapter or run / "adapters" / "latest")).to(dtype).eval()
