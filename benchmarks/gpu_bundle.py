@@ -213,7 +213,7 @@ def main(
         for package in sorted(COPIED):
             copy_installed(package, site)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(out, "w:xz", preset=6) as archive:
+        with tarfile.open(out, "w:xz", preset=9) as archive:
             for path in sorted(site.iterdir()):
                 archive.add(path, path.name)
     size = out.stat().st_size / 2**20
