@@ -15,6 +15,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.gradients import GradientGuard, NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.card import settle_precision
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
 from rl_engine.policy.attention import check_packable
 from rl_engine.policy.base_model import check_attention, load_model_config, model_notes
@@ -36,6 +37,7 @@ from rl_engine.sft.trainer import make_trainer, rows_of
 from rollout.adapters import AdapterStore
 from rollout.files.durable import written_aside
 from rollout.models import locate_model
+from rollout.servable import check_cards
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef
 
@@ -60,6 +62,8 @@ def run_sft(
         raise ConfigError("supervised training runs in one process; start it without torchrun")
     if merged and config.method == "full":
         raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
+    check_cards()
+    config = settle_precision(config, "cuda" if torch.cuda.is_available() else "cpu", resume=resume)
     config = resolve_learning_rate(config)
     console = RunConsole(quiet=False, steps=0)
     with sole_writer(config, overwrite=overwrite, keep=keep_old, say=console.note) as earlier:
