@@ -13,6 +13,7 @@ from evals.command import exit_with_error
 from rl_engine.command import UNTRAINED, what_is_saved
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
+from rl_engine.learner.adam import adam
 from rl_engine.learner.gradients import GradientGuard, NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.card import settle_precision
@@ -152,13 +153,7 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
         check_adapter(config.model, config.lora, config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainable = METHODS[config.method](config, tokenizer, device)
-    optimizer = torch.optim.AdamW(
-        [{"params": group, "lr": factor * config.optim.rate} for factor, group in trainable.param_groups],
-        lr=config.optim.rate,
-        betas=config.optim.betas,
-        eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay,
-    )
+    optimizer = adam(trainable.param_groups, config.optim, device.type)
     checkpoints = Checkpoints(output / "checkpoints", config.checkpoint.keep)
     made_from = problems_digest((one.input_ids.tolist(), _labelled(one)) for one in examples.train)
     hashed = config_hash(config, made_from)
