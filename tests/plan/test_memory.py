@@ -272,6 +272,8 @@ def test_a_run_that_cannot_fit_is_refused_before_loading(
 @pytest.mark.engine
 def test_the_estimate_of_the_quickstart_holds_and_is_not_far_off(tmp_path: Path) -> None:
     """Against the peaks that one whole step of it was measured to have."""
+    if torch.cuda.is_available():
+        pytest.skip("of a process on a CPU; `benchmarks.gpu_contact` compares on a card")
     settings = (
         "output_dir=run",
         "train.steps=1",
@@ -282,7 +284,6 @@ def test_the_estimate_of_the_quickstart_holds_and_is_not_far_off(tmp_path: Path)
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
         "PYTHONPATH": str(ROOT),
-        "CUDA_VISIBLE_DEVICES": "",
     }
     subprocess.run(
         [sys.executable, "-m", "rl_engine.train", "--config", "quickstart.yaml", *settings],
