@@ -4,6 +4,9 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11; do \
 	$$python -c "import ensurepip, venv" >/dev/null 2>&1 && echo $$python && break; done)
 # The CUDA lock where a GPU is present, the CPU lock elsewhere; `make DEVICE=cpu …` overrides.
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+# Its driver's major version, and the oldest that the lock's torch runs with.
+DRIVER = $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d. -f1 | grep -x '[0-9]*')
+OLDEST_DRIVER := 580
 RUN := .venv/bin/python
 # Python compiles what it imports, once. For pip to compile everything takes longer than the rest of the installation.
 # Its progress is shown to a person, and not to a log.
@@ -35,9 +38,10 @@ lint: .venv/tools
 types: .venv/tools
 	.venv/bin/mypy
 
-# A thread each: on two cores that is twice as fast as two threads. Three, since one of them mostly waits.
+# A thread each: on two cores that is twice as fast as two threads. Three, since one of them mostly waits; on a card one,
+# for the engines of three would not fit beside each other.
 unit: .venv/tools
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),3,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
 
 # Each sweep goes on where it stopped.
 CLAIMS := rates capacity layers layers_sft batch starts second_task
@@ -63,6 +67,10 @@ clean: ## remove the environment and caches, keep runs/
 	@test -x $(RUN) || test -n "$(PYTHON)" || { \
 	echo "rl_engine needs CPython 3.11, 3.12 or 3.13 with venv, and none runs here. On Debian or Ubuntu:" >&2; \
 	echo "  apt-get install python3.12 python3.12-venv      or give one by name: make PYTHON=/path/to/python3.12" >&2; \
+	exit 2; }
+	@test $(DEVICE) = cpu || test "$(DRIVER)" = "" || test "$(DRIVER)" -ge $(OLDEST_DRIVER) || { \
+	echo "nvidia-smi answers with driver $(DRIVER), and the libraries for CUDA 13 that would be installed need $(OLDEST_DRIVER)" >&2; \
+	echo "or newer: update the driver, or give DEVICE=cpu, as in  make DEVICE=cpu quickstart" >&2; \
 	exit 2; }
 	@echo "setting up .venv for $(DEVICE): $$(grep -c == $<) packages, $(SIZE), two to five minutes"
 	test -x $(RUN) || $(PYTHON) -m venv .venv

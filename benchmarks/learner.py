@@ -5,6 +5,10 @@
 The bound is measured in the same run: the time of nothing but the linear layers' matrix products, shape by shape, at
 the micro-batch's size (for LoRA the forward product and the input's gradient; for full the weight's gradient too; the
 output embedding on completion tokens alone). LoRA, full and bound take turns, and medians are compared.
+
+MFU is the operations of those products, a second of the pass, against what one large square product of the same
+precision reaches on the same device. On a card every time is taken to the end of its kernels, and the last column is
+the most that torch had allocated there, both learners' weights included.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -33,6 +38,9 @@ from rl_engine.policy.targets import adaptable
 from rollout.config import ModelConfig
 
 Seconds = dict[str, list[float]]
+# Sides of the square product that the device's speed is measured by.
+SQUARE_PRODUCT = "one large product"
+SQUARE = {"cpu": 2048, "cuda": 8192}
 
 
 def micro_batch(sequences: int, group: int, prompt: int, completion: int, vocabulary: int, layout: str) -> MicroBatch:
@@ -66,17 +74,24 @@ def pass_of(learner: Learner, batch: MicroBatch) -> Callable[[], None]:
     return run
 
 
-def products(model: nn.Module, batch: MicroBatch, dtype: torch.dtype, *, weights: bool) -> Callable[[], None]:
-    """The matrix products alone. `weights`: those of the weights' gradients too."""
+def shapes_of(model: nn.Module, batch: MicroBatch) -> list[tuple[int, int, int, int]]:
+    """(rows, inputs, outputs, how often) of the linear layers' products."""
     positions = batch.input_ids_BT.numel()
     everywhere = Counter((layer.inputs, layer.outputs) for layer in adaptable(model).values())
     vocabulary, hidden = model.get_output_embeddings().weight.shape  # type: ignore[operator]
     work = [(positions, inputs, outputs, count) for (inputs, outputs), count in everywhere.items()]
-    work.append((batch.target_N.numel(), hidden, vocabulary, 1))
-    operands = [
-        (torch.randn(n, i, dtype=dtype), torch.randn(o, i, dtype=dtype), torch.randn(n, o, dtype=dtype), count)
-        for n, i, o, count in work
-    ]
+    return [*work, (batch.target_N.numel(), hidden, vocabulary, 1)]
+
+
+def operations(model: nn.Module, batch: MicroBatch, *, weights: bool) -> int:
+    """Of `products`; a multiply-add is two."""
+    return sum(2 * n * i * o * count for n, i, o, count in shapes_of(model, batch)) * (3 if weights else 2)
+
+
+def products(model: nn.Module, batch: MicroBatch, dtype: torch.dtype, *, weights: bool) -> Callable[[], None]:
+    """The matrix products alone, on the batch's device. `weights`: those of the weights' gradients too."""
+    made = partial(torch.randn, dtype=dtype, device=batch.input_ids_BT.device)
+    operands = [(made(n, i), made(o, i), made(n, o), count) for n, i, o, count in shapes_of(model, batch)]
 
     def run() -> None:
         for x_NI, weight_OI, grad_NO, count in operands:
@@ -89,16 +104,53 @@ def products(model: nn.Module, batch: MicroBatch, dtype: torch.dtype, *, weights
     return run
 
 
-def timed(work: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, taken in turns after one round of warming up."""
+def square(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
+    """(one large product, its operations)."""
+    side = SQUARE[device.type]
+    left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+
+    def run() -> None:
+        _ = left @ right
+
+    return run, 2 * side**3
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what was asked of a card: a call returns before its kernels do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(
+    work: dict[str, Callable[[], None]], rounds: int, device: torch.device
+) -> tuple[dict[str, float], dict[str, float]]:
+    """(median seconds of each, taken in turns after one round of warming up; on a card its peak GiB)."""
     seconds: Seconds = {name: [] for name in work}
+    peaks = {}
     for turn in range(rounds + 1):
         for name, run in work.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            finish(device)
             start = time.perf_counter()
             run()
+            finish(device)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            if device.type == "cuda":
+                peaks[name] = torch.cuda.max_memory_allocated(device) / 2**30
+    return {name: statistics.median(values) for name, values in seconds.items()}, peaks
+
+
+def show_profile(run: Callable[[], None], device: torch.device) -> None:
+    """Where one pass spends its time: on a card, of its kernels."""
+    kinds = torch.profiler.ProfilerActivity
+    on_card = device.type == "cuda"
+    with torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] if on_card else [])]) as profiler:
+        run()
+        finish(device)
+    key = "self_cuda_time_total" if on_card else "self_cpu_time_total"
+    print(profiler.key_averages().table(sort_by=key, row_limit=20))
 
 
 def config_of(model: str, dtype: str, method: str, rank: int, overrides: Sequence[str]) -> Config:
@@ -128,25 +180,33 @@ def main(
     lora = Learner(config_of(model, dtype, "lora", rank, overrides or ()), ranks, 0)
     full = Learner(config_of(model, dtype, "full", rank, overrides or ()), ranks, 0)
     meta_model = load_meta_model(ModelConfig(name=model))
-    batch = micro_batch(sequences, group, prompt, completion, meta_model.config.vocab_size, lora.layout)
-    seconds = timed(
+    batch = micro_batch(sequences, group, prompt, completion, meta_model.config.vocab_size, lora.layout).to(
+        ranks.device
+    )
+    one_product, of_one = square(ranks.device, DTYPES[dtype])
+    seconds, peaks = timed(
         {
             "LoRA": pass_of(lora, batch),
             "full": pass_of(full, batch),
             "products of LoRA": products(meta_model, batch, DTYPES[dtype], weights=False),
             "products of full": products(meta_model, batch, DTYPES[dtype], weights=True),
+            SQUARE_PRODUCT: one_product,
         },
         rounds,
+        ranks.device,
     )
     if profile:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-            pass_of(lora, batch)()
-        print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20))
+        show_profile(pass_of(lora, batch), ranks.device)
     tokens = sequences * (prompt + completion)
-    table = Table("", "seconds", "tokens/s", "share of the bound", title=f"{model}, {dtype}, {tokens:,} tokens")
+    rate = of_one / seconds.pop(SQUARE_PRODUCT)
+    table = Table("", "seconds", "tokens/s", "share of the bound", "MFU", *(["GiB"] if peaks else []))
     for name, value in seconds.items():
         share = seconds.get(f"products of {name}", value) / value
-        table.add_row(name, f"{value:.3f}", f"{tokens / value:,.0f}", f"{share:.2f}")
+        used = operations(meta_model, batch, weights=name.endswith("full")) / value / rate
+        peak = [f"{peaks[name]:.1f}"] if peaks else []
+        table.add_row(name, f"{value:.4f}", f"{tokens / value:,.0f}", f"{share:.2f}", f"{used:.2f}", *peak)
+    device = torch.cuda.get_device_name(ranks.device) if peaks else "CPU"
+    print(f"{model}, {dtype}, {tokens:,} tokens; {device}, one product {rate / 1e12:.3g} TFLOP/s")
     Console().print(table)
     sizes = adaptable(meta_model).values()
     theory = sum(2 * s.inputs * s.outputs + 3 * rank * (s.inputs + s.outputs) for s in sizes) / sum(

@@ -23,12 +23,14 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from transformers import AutoTokenizer
 
 from benchmarks.pool_measured import ARMS, IN_PROCESS, MEASURED, MOST_STALE, PHASES, Measured, MeasuredRun, read_run
 from benchmarks.pool_parts import Parts, Question, measure_parts
 from rl_engine.config import Config, load_config
+from rl_engine.plan.card import settle_precision
 from rl_engine.sweep.report import environment
 from rollout.engine import EngineSettings
 from rollout.models import locate_model
@@ -48,7 +50,7 @@ def parts_of(config: Config, repeats: int) -> Parts:
         Question(
             engine=EngineSettings(
                 model=model,
-                dtype=config.model.dtype,
+                dtype=config.model.precision,
                 max_model_len=config.data.max_prompt_tokens + config.sampling.max_tokens,
                 lora_rank=config.lora.rank,
                 kv_cache_gib=config.rollout.kv_cache_gib,
@@ -123,7 +125,7 @@ def main(
         *(f"rollout.prompts_per_piece={prompts_per_piece}", f"rollout.cpus_per_worker={cpus_per_worker}"),
         *("eval.suites=[]", "log.tensorboard=false", "rollout.kv_cache_gib=0.5"),
     ]
-    config = load_config(CONFIG, settings)
+    config = settle_precision(load_config(CONFIG, settings), "cuda" if torch.cuda.is_available() else "cpu")
     parts = parts_of(config, repeats)
     print(parts.describe(), flush=True)
     runs, lengths = run_arms(rounds, settings)

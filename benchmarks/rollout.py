@@ -1,6 +1,6 @@
 """Tokens per second of sampling: without an adapter, with one as vLLM multiplies it, and with one as we do.
 
-    python -m benchmarks.rollout [--model embedded] [--dtype float32] [--sequences 16,64,128,512] [--rounds 5]
+    python -m benchmarks.rollout [--model embedded] [--dtype auto] [--sequences 16,64,128,512] [--rounds 5]
 
 Every arm is an engine in a process of its own; each round asks all of them, one after the other, for the same
 prompts under the same seeds. The adapter has rank 1 on every linear layer and values so small that the arms sample
@@ -25,10 +25,11 @@ from typing import Annotated, Literal
 import typer
 
 from rollout.adapters import AdapterStore
-from rollout.config import ArithmeticConfig, ModelConfig, PromptConfig, SamplingConfig
+from rollout.config import WHOLE_CARD, ArithmeticConfig, ModelConfig, PromptConfig, SamplingConfig
 from rollout.engine import EngineSettings
 from rollout.models import locate_model
 from rollout.prompts.arithmetic import arithmetic_problems
+from rollout.servable import Dtype, check_precision, precision_of
 from rollout.types import AdapterRef, Prompt
 
 GOAL = 0.9
@@ -45,12 +46,11 @@ class Arm:
     own_products: bool
 
 
+THEIRS = {BASE: Arm(0, False), "rank 1, vLLM": Arm(1, False), "max 8, vLLM": Arm(8, False)}
+# On a card vLLM's kernels serve alone.
 ARMS = {
-    BASE: Arm(0, True),
-    "rank 1, vLLM": Arm(1, False),
-    OURS: Arm(1, True),
-    "max 8, vLLM": Arm(8, False),
-    "max 8, ours": Arm(8, True),
+    "cpu": {**THEIRS, OURS: Arm(1, True), "max 8, ours": Arm(8, True)},
+    "cuda": THEIRS,
 }
 
 
@@ -59,11 +59,16 @@ class Work:
     """What every arm is given."""
 
     model: str
-    dtype: Literal["bfloat16", "float32"]
+    dtype: Dtype
     tokens: int
     kv_cache_gib: float
     prompts: list[Prompt]
     adapter: AdapterRef
+    device_type: str
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        return ARMS[self.device_type]
 
 
 def write_adapter(directory: Path, model: str) -> None:
@@ -107,6 +112,8 @@ def serve(arm: Arm, work: Work, pipe: Connection) -> None:
             lora_rank=arm.lora_rank,
             own_products=arm.own_products,
             kv_cache_gib=work.kv_cache_gib,
+            # All arms are there at once, on one card.
+            memory_fraction=WHOLE_CARD / len(work.arms),
         )
     )
     if arm.lora_rank:
@@ -130,7 +137,7 @@ def engines(work: Work) -> Iterator[dict[str, Connection]]:
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     try:
-        for name, arm in ARMS.items():
+        for name, arm in work.arms.items():
             pipes[name], theirs = context.Pipe()
             processes.append(context.Process(target=serve, args=(arm, work, theirs), daemon=True))
             processes[-1].start()
@@ -169,29 +176,36 @@ def _row(head: str, cells: Iterable[str]) -> str:
 
 def main(
     model: Annotated[str, typer.Option(help="`embedded`, a directory or a hub id.")] = "embedded",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: bfloat16 on CUDA, float32 on a CPU.")
+    ] = "auto",
     sequences: Annotated[str, typer.Option(help="Completions side by side, multiples of 8.")] = "16,64,128,512",
     tokens: Annotated[int, typer.Option(help="Longest completion.")] = 72,
     rounds: Annotated[int, typer.Option(help="Rounds over all arms.")] = 5,
     kv_cache_gib: Annotated[float, typer.Option(help="Memory for keys and values of each engine.")] = 1.0,
 ) -> None:
     """Print tokens per second by arm and number of sequences and, last, our share at the largest number."""
-    if dtype not in ("float32", "bfloat16"):
-        raise typer.BadParameter(f"dtype is {dtype!r}; allowed are float32 and bfloat16")
+    import torch
+
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = precision_of(dtype, device_type)
+    check_precision(chosen, device_type, "--dtype", adapter=True)
     sizes = [int(size) for size in sequences.split(",")]
     path = locate_model(model)
-    print(f"{model}, {dtype}: tokens/s (ratio to {BASE})", flush=True)
-    print(_row("sequences", ARMS), flush=True)
+    arms, adapted = ARMS[device_type], OURS if OURS in ARMS[device_type] else "rank 1, vLLM"
+    device = torch.cuda.get_device_name() if device_type == "cuda" else "CPU"
+    print(f"{model}, {chosen}, {device}: tokens/s (ratio to {BASE})", flush=True)
+    print(_row("sequences", arms), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         store = AdapterStore(Path(scratch))
         adapter = store.publish(0, lambda directory: write_adapter(directory, path), {"rank": 1})
-        work = Work(path, dtype, tokens, kv_cache_gib, render(path, max(sizes) // SAMPLES), adapter)  # type: ignore[arg-type]
+        work = Work(path, chosen, tokens, kv_cache_gib, render(path, max(sizes) // SAMPLES), adapter, device_type)
         with engines(work) as pipes:
             for size in sizes:
                 speeds = measure(pipes, size, rounds)
                 cells = [f"{statistics.median(row):,.0f} ({ratio(speeds, name):.2f})" for name, row in speeds.items()]
                 print(_row(str(size), cells), flush=True)
-    print(f"adapter at {sizes[-1]} sequences (goal {GOAL:.2f}) ratio {ratio(speeds, OURS):.2f}")
+    print(f"adapter at {sizes[-1]} sequences (goal {GOAL:.2f}) ratio {ratio(speeds, adapted):.2f}")
 
 
 if __name__ == "__main__":

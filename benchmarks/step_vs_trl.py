@@ -108,7 +108,7 @@ def ours(work: Work, directory: str, texts: list[str], pipe: Connection) -> None
     ranks = join_ranks()
     limits = gap_limits(config)
     learner = Learner(config, ranks, pad_id)
-    engine = VllmEngine(EngineSettings(model=directory, dtype=config.model.dtype, max_model_len=512, lora_rank=1))
+    engine = VllmEngine(EngineSettings(model=directory, dtype=config.model.precision, max_model_len=512, lora_rank=1))
     publisher = Publisher(
         store=AdapterStore(Path(directory) / "adapters"),
         engine=engine,

@@ -18,6 +18,7 @@ from rewards.command import Command
 from rollout.engine import EngineError
 from rollout.frames import FRAMES
 from rollout.hub import check_hub, stay_offline_without
+from rollout.servable import check_cards, serving_precision
 from rollout.stopping import Stopped, StopRequest
 
 GO_ON = "the same command goes on from what is finished"
@@ -75,7 +76,8 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="Completions sampled between two savings.")] = 256,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
     dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: float32 for `embedded`, else bfloat16.")
+        Literal["auto", "bfloat16", "float32"],
+        typer.Option(help="auto: bfloat16; float32 for `embedded` on a CPU."),
     ] = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of grading one sample.")] = 5.0,
@@ -125,6 +127,8 @@ def start(options: EvalOptions) -> None:
     say_loading("torch, transformers and vLLM")
     quiet_torch()
     quiet_libraries()
+    check_cards()
+    serving_precision(options.dtype, options.model, adapter=bool(options.adapters))
     from evals.evaluate import evaluate
     from evals.launch import join_launch, leave_launch
 

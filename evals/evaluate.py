@@ -30,9 +30,9 @@ from rewards import Grader, RewardConfig
 from rollout.config import DataConfig
 from rollout.engine import EngineSettings
 from rollout.files.durable import write_synced
-from rollout.models import EMBEDDED, locate_model
+from rollout.models import locate_model
 from rollout.prompts.problems import load_problems
-from rollout.servable import check_servable, context_length
+from rollout.servable import check_servable, context_length, serving_precision
 
 StartEngine = Callable[[EngineSettings], Any]
 
@@ -106,9 +106,7 @@ def grading_of(options: EvalOptions, trained: TrainedWith | None) -> RewardConfi
 
 def settings_of(options: EvalOptions, suites: Sequence[PreparedSuite], policies: Sequence[Policy]) -> dict[str, Any]:
     """Everything the numbers depend on: what an interrupted evaluation must go on with."""
-    dtype = options.dtype
-    if dtype == "auto":
-        dtype = "float32" if options.model == EMBEDDED else "bfloat16"
+    dtype = serving_precision(options.dtype, options.model, adapter=any(policy.ref is not None for policy in policies))
     return {
         "model": {"name": options.model, "revision": options.revision, "dtype": dtype},
         "contenders": {one.label: one.ref.sha256 if one.ref else None for one in policies},

@@ -16,6 +16,7 @@ from rl_engine.config.file import shipped
 from rl_engine.config.hints import near
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import can_be_resumed
+from rollout.servable import check_cards
 from rollout.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -57,9 +58,10 @@ def with_hint(error: OSError, config: Config | SftConfig) -> str:
 
 
 def join_ranks_quietly() -> Ranks:
-    """Enter the process group. The first thing to load torch."""
+    """Enter the process group. The first thing to load torch. Raises `ValueError` where torch cannot use the cards."""
     quiet_torch()
     quiet_libraries()
+    check_cards()
     from rl_engine.learner.ranks import join_ranks
 
     return join_ranks()

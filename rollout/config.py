@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from rollout.frames import BOXED_INSTRUCTION, FRAMES
 
+# Share of a card that an engine takes where nothing else is on it.
+WHOLE_CARD = 0.9
 # Arguments of a chat template, and of what renders it, that a prompt settles by itself.
 WRITTEN_BY_US = frozenset(
     {
@@ -30,8 +32,16 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     name: str = Field(description="Hub id, directory, or `embedded` for the model that ships with the project.")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Precision of the base model.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "bfloat16", description="Precision of the base model; auto: bfloat16 on CUDA, float32 on a CPU."
+    )
     revision: str | None = Field(None, description="Hub revision; the default branch when absent.")
+
+    @property
+    def precision(self) -> Literal["bfloat16", "float32"]:
+        """`dtype` decided: a command replaces auto before anything else (`rl_engine/plan/card.py`)."""
+        assert self.dtype != "auto", "the precision has not been decided"
+        return self.dtype
 
 
 class ArithmeticConfig(Section):
@@ -222,9 +232,17 @@ class RolloutConfig(Section):
     )
     max_num_seqs: int = Field(512, ge=1, description="Completions sampled side by side by one engine.")
     kv_cache_gib: float = Field(2.0, gt=0, description="CPU only: memory for keys and values.")
-    memory_fraction: float = Field(0.45, gt=0, le=1, description="CUDA only: share of the card for the sampler.")
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        "auto",
+        description="CUDA only: share of the card for the sampler. auto: what the learner leaves of it by the estimate "
+        "of memory, at most 0.9; 0.9 of a card that a worker has to itself.",
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="CUDA only: cards that share one sampler.")
-    sleep: bool = Field(True, description="CUDA only: free the sampler's memory while the learner works.")
+    sleep: bool | Literal["auto"] = Field(
+        "auto",
+        description="CUDA only: free the sampler's memory while the learner works. auto: where the estimate of memory "
+        "says that both do not fit.",
+    )
     max_kl: float | Literal["auto"] = Field(
         "auto", description="Largest sampler/learner KL (nats a token) before the run stops."
     )
@@ -233,3 +251,9 @@ class RolloutConfig(Section):
         description="What log-probabilities of one token may differ by between learner and sampler; the run stops "
         "where more than one token in a thousand is beyond.",
     )
+
+    @property
+    def card_share(self) -> float:
+        """`memory_fraction` as a number: on CUDA a run replaces auto first of all (`rl_engine/plan/card.py`)."""
+        assert self.memory_fraction != "auto", "the sampler's share of the card has not been decided"
+        return self.memory_fraction

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from rollout.config import SamplingConfig
+from rollout.config import WHOLE_CARD, SamplingConfig
 from rollout.in_flight import InFlight
 from rollout.types import AdapterRef, Prompt, RolloutGroup, TokenScores
 from rollout.work_items import Request
@@ -183,8 +183,8 @@ class PoolSettings:
     """The address of a Ray cluster to join; None starts one on this machine."""
     cpus_per_worker: int
     gpus_per_worker: int = 0
-    cards: tuple[int, ...] = ()
-    """CUDA, in a cluster of one's own: this machine's cards that are the workers'."""
+    cards: tuple[str, ...] = ()
+    """CUDA, in a cluster of one's own: this machine's cards that are the workers', as `visible_cards` names them."""
     prompts_per_piece: int
     start_timeout_s: float
     """What a worker may take to find its place, start its engine, or load an adapter."""
@@ -213,7 +213,8 @@ class EngineSettings:
     """CPU only: our arithmetic of adapters (`rollout/vllm/few_adapters.py`); off, vLLM's own, to compare."""
     max_num_seqs: int = 512
     kv_cache_gib: float = 2.0
-    memory_fraction: float = 0.45
+    memory_fraction: float = WHOLE_CARD
+    """CUDA only: share of each of its cards."""
     tensor_parallel_size: int = 1
     sleep: bool = False
     seed: int = 0

@@ -1,17 +1,31 @@
-"""A model's configuration → whether vLLM can serve it here, as far as that is known before anything is loaded."""
+"""A model's configuration, a precision, this machine → whether vLLM can serve that here, as far as it is known before
+anything is loaded."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
 import sys
-from typing import Any
+from typing import Any, Literal, cast
+
+from rollout.models import EMBEDDED
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Of vLLM's attention on a CPU."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Attributes of families some of whose layers keep a state in place of keys and values.
 STATES = ("mamba_d_state", "ssm_state_size", "state_size", "linear_key_head_dim", "linear_num_heads", "conv_L_cache")
+
+Dtype = Literal["bfloat16", "float32"]
+# What `auto` comes to. On CUDA vLLM multiplies adapters in 16 bits alone; on a CPU float32 is what it agrees with the
+# learner in to the sixth digit.
+PRECISIONS: dict[str, Dtype] = {"cpu": "float32", "cuda": "bfloat16"}
+OLDEST_DRIVER = {12: 525, 13: 580}
+"""By the major version of CUDA that torch was built for."""
+ANSWER_S = 20
+"""nvidia-smi answers in a second, and not at all where a driver hangs."""
 
 
 def context_length(model_config: Any) -> int:
@@ -67,6 +81,67 @@ def _head_sizes(text: Any) -> set[int]:
         return set()
     stated = {int(size) for name in ("head_dim", "global_head_dim") if (size := getattr(text, name, None))}
     return stated or {text.hidden_size // heads}
+
+
+def precision_of(dtype: str, device_type: str) -> Dtype:
+    """What a precision, or `auto`, is on `cpu` or `cuda`."""
+    return PRECISIONS[device_type] if dtype == "auto" else cast("Dtype", dtype)
+
+
+def check_precision(dtype: str, device_type: str, key: str, *, adapter: bool) -> None:
+    """Raises `ValueError` for one in which vLLM serves no adapters there. `key`: what the precision was given as."""
+    if adapter and dtype == "float32" and device_type == "cuda":
+        raise ValueError(
+            f"{key} is float32, and vLLM's kernels for adapters on CUDA take 16-bit values alone: give bfloat16, or "
+            "auto for bfloat16 on CUDA and float32 on a CPU"
+        )
+
+
+def serving_precision(dtype: str, model: str, *, adapter: bool) -> Dtype:
+    """`--dtype` of a command that only samples, or what auto comes to on this machine: bfloat16, but for the embedded
+    model what its adapters are trained in. Raises `ValueError` as `check_precision`."""
+    import torch  # heavy, for commands that have failed before
+
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = precision_of(dtype, device_type) if dtype != "auto" or model == EMBEDDED else "bfloat16"
+    check_precision(chosen, device_type, "--dtype", adapter=adapter)
+    return chosen
+
+
+def check_cards() -> None:
+    """Raises `ValueError` in one line where cards are there and a torch that was built for them sees none: then vLLM's
+    build for CUDA could not start either. Looked into only where that torch sees none, for it takes a second."""
+    import torch  # heavy, for commands that have failed before
+
+    if torch.version.cuda is None or torch.cuda.is_available():
+        return
+    driver = driver_version()
+    if driver is None:
+        return
+    built = f"torch {torch.__version__} for CUDA {torch.version.cuda}"
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    oldest = OLDEST_DRIVER.get(int(torch.version.cuda.partition(".")[0]), 0)
+    if int(driver.partition(".")[0]) < oldest:
+        way_out = (
+            f"it needs driver {oldest} or newer; update the driver, or take the CPU's build (make clean, then make "
+            "DEVICE=cpu …)"
+        )
+    elif chosen is not None:
+        way_out = f"CUDA_VISIBLE_DEVICES is {chosen!r}, which shows it none of them"
+    else:
+        way_out = "python -c 'import torch; torch.cuda.init()' says why"
+    raise ValueError(f"nvidia-smi answers (driver {driver}), and {built} sees no card: {way_out}")
+
+
+def driver_version() -> str | None:
+    """The driver's version as nvidia-smi says it; None where there is no card, or none that answers."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.match(r"\d+(\.\d+)*", asked.stdout)
+    return found.group() if found else None
 
 
 def why_not(error: Exception, model: str) -> ValueError:

@@ -15,13 +15,16 @@ from rl_engine.config import Config, load_config
 from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks, join_ranks
+from rl_engine.plan.card import settle_precision
 from rollout.engine import EngineSettings
 from rollout.models import EMBEDDED_DIR
 from rollout.pool.environment import prepare_ray
+from rollout.servable import precision_of
 from tests.helpers.forgetting import Policies, loaded_policies
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LARGEST_TEST_RANK = 8
+DEVICE_TYPE = "cuda" if torch.cuda.is_available() else "cpu"
 # Few tests that take minutes: begun first, so that no worker is left alone with one of these files in the end.
 LONGEST = ("test_ranks.py", "test_train.py", "test_doctor.py", "test_memory.py", "test_full.py", "test_run.py")
 
@@ -66,11 +69,13 @@ def vllm_engine(ranks: Ranks) -> Iterator[Any]:
     engine = VllmEngine(
         EngineSettings(
             model=str(EMBEDDED_DIR),
-            dtype="float32",
+            dtype=precision_of("auto", DEVICE_TYPE),
             max_model_len=128,
             lora_rank=LARGEST_TEST_RANK,
             max_num_seqs=64,
             kv_cache_gib=0.25,
+            # Other engines start beside it.
+            memory_fraction=0.1,
         )
     )
     yield engine
@@ -107,10 +112,12 @@ ConfigMaker = Callable[..., Config]
 
 @pytest.fixture
 def make_config(tmp_path: Path) -> ConfigMaker:
-    """The quickstart's configuration with overrides, writing below the test's own directory."""
+    """The quickstart's configuration with overrides, in the precision of this machine, writing below the test's own
+    directory."""
 
     def make(*overrides: str) -> Config:
-        return load_config("quickstart.yaml", [f"output_dir={tmp_path / 'run'}", *overrides])
+        config = load_config("quickstart.yaml", [f"output_dir={tmp_path / 'run'}", *overrides])
+        return settle_precision(config, DEVICE_TYPE)
 
     return make
 

@@ -26,7 +26,7 @@ ROUNDS = 2
 
 
 def start_engine(model: str, sizes: Sizes, prompts: list[Prompt], rank: int) -> Any:
-    from rollout.vllm_engine import VllmEngine
+    from rollout.vllm.engine import VllmEngine
 
     return VllmEngine(
         EngineSettings(

@@ -41,8 +41,8 @@ from rollout.config import ModelConfig
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
 from rollout.files.durable import write_synced
 from rollout.hub import check_hub
-from rollout.models import EMBEDDED, check_files, hub_items, locate_model
-from rollout.servable import check_servable, context_length
+from rollout.models import check_files, hub_items, locate_model
+from rollout.servable import check_cards, check_servable, context_length, serving_precision
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import BASE, AdapterRef
 
@@ -111,7 +111,8 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the prompts drawn and of the completions.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
     dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: float32 for `embedded`, else bfloat16.")
+        Literal["auto", "bfloat16", "float32"],
+        typer.Option(help="auto: bfloat16; float32 for `embedded` on a CPU."),
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: GPUs that share the model.")] = 1,
@@ -133,6 +134,8 @@ def main(
         with stop.heard():
             quiet_torch()
             quiet_libraries()
+            check_cards()
+            serving_precision(dtype, model, adapter=bool(arguments["adapters"]))
             run(ForgettingOptions(**arguments), new_console(), start_vllm)
     except Stopped:
         exit_with_error("stopped; nothing is kept of a measurement that did not end", stop.exit_code)
@@ -259,13 +262,10 @@ def engine_settings(
         needed = max(len(one.token_ids) for one in prompts.prompts) + prompts.sampling.max_tokens + 1
     if needed > longest:
         raise ValueError(f"--max-tokens: the longest prompt and its completion take {needed:,} of {longest:,} tokens")
-    dtype = options.dtype
-    if dtype == "auto":
-        dtype = "float32" if options.model == EMBEDDED else "bfloat16"
     return EngineSettings(
         model=model,
         revision=options.revision,
-        dtype=dtype,
+        dtype=serving_precision(options.dtype, options.model, adapter=any(ref.rank for ref in adapters)),
         max_model_len=max(needed, min(longest, options.context + 1) if options.tasks else 0),
         lora_rank=max((ref.rank for ref in adapters), default=0),
         tensor_parallel_size=options.tensor_parallel_size,

@@ -71,8 +71,9 @@ SUMS = (
     "data.arithmetic.wording",
     "data.arithmetic.direct_share",
 )
-# Values that ask for nothing: no evaluations in between, where there are none at all.
-NOTHING: Values = {"eval.every": 0}
+# Values that ask for nothing: no evaluations in between, where there are none at all; and what was a default when a run
+# of a pool wrote it down.
+NOTHING: Values = {"eval.every": 0, "rollout.sleep": True}
 
 
 def _is_here(model: str) -> bool:

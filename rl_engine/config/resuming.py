@@ -42,6 +42,7 @@ TRAIN: Table = {
         "rollout.piece_timeout_s",
         "rollout.max_restarts",
         "rollout.sleep",
+        "rollout.memory_fraction",  # of CUDA, where nothing is repeated to the bit
         "rollout.max_kl",
         "rollout.max_logprob_gap",
         "eval",
@@ -54,7 +55,6 @@ TRAIN: Table = {
         "rollout.prompts_per_piece",
         "rollout.max_num_seqs",
         "rollout.kv_cache_gib",
-        "rollout.memory_fraction",
         "rollout.tensor_parallel_size",
         "learner.zero_stage",
         "learner.offload_optimizer",
@@ -140,6 +140,8 @@ SFT: Table = {
         "train.batch_size",
     ),
 }
+# Left to auto on a run that is resumed, these are what they came to when it began.
+KEPT = ("model.dtype", "rollout.prompts_per_piece", "eval.prompts_per_piece")
 TABLES: Mapping[type[BaseModel], Table] = {Config: TRAIN, SftConfig: SFT}
 
 
@@ -182,7 +184,7 @@ def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]
     for key, info in fields(type(config)):
         default = None if info.is_required() else info.get_default(call_default_factory=True)
         was, now = _value(old, key, default), _value(new, key)
-        if _plain(was) != _plain(now):
+        if _plain(was) != _plain(now) and not (now == "auto" and key in KEPT):
             rule = rules_of(table, key)[0]
             reason = _reason(was, now, new["optim"]) if rule is Rule.LENGTH else ""
             found.append(Changed(key, was, now, rule, reason))

@@ -47,22 +47,29 @@ def main(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         exit_with_error("the doctor examines one rank: start it without a launcher", 2)
     say_loading("torch, transformers and DeepSpeed")
+    try:
+        passed = join_and_examine(settings)
+    except (ValueError, OSError) as error:
+        exit_with_error(str(error), 2)
+    raise typer.Exit(0 if passed else 1)
+
+
+def join_and_examine(config: Config) -> bool:
+    """`examine` in a process group. Raises `ValueError` or `OSError`."""
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
 
     try:
-        passed = examine(settings, ranks)
-    except (ValueError, OSError) as error:
-        exit_with_error(str(error), 2)
+        return examine(config, ranks)
     finally:
         leave_ranks()
-    raise typer.Exit(0 if passed else 1)
 
 
 def examine(config: Config, ranks: Ranks) -> bool:
     """Print machine, settings and checks. Returns whether all checks passed."""
     from rl_engine.doctor.machine import machine_rows
     from rl_engine.doctor.selftest import self_test, small
+    from rl_engine.plan.card import settle_card, settle_precision
     from rl_engine.run.console import RunConsole
     from rl_engine.train.assemble import resolve_learning_rate
 
@@ -71,7 +78,8 @@ def examine(config: Config, ranks: Ranks) -> bool:
     console.print_rows(machine_rows())
     console.console.print("[bold]configuration[/bold]")
     check_hub(hub_items_of_config(config.model))
-    config = resolve_learning_rate(config, console)
+    config = settle_precision(config, ranks.device.type)
+    config = settle_card(resolve_learning_rate(config, console), ranks)
     console.print_rows(settings_rows(config, ranks))
     check_hub(wanted_of_hub(small(config, Path())))
     console.console.print("[bold]self-test[/bold]")
@@ -93,12 +101,12 @@ def examine(config: Config, ranks: Ranks) -> bool:
 
 def settings_rows(config: Config, ranks: Ranks) -> dict[str, str]:
     """Rows of name and value: what the run would use, known without its weights."""
+    from rl_engine.plan.card import sampler_line
     from rl_engine.policy.attention import NAME as SHARED
     from rl_engine.policy.base_model import attention_of, layout_of
 
     cuda = ranks.device.type == "cuda"
     rollout, learner = config.rollout, config.learner
-    share = f"{rollout.memory_fraction:.0%} of the card, {'asleep' if rollout.sleep else 'awake'} while learning"
     layout = layout_of(config, ranks.device)
     attention = attention_of(config, ranks.device)
     kernel = "plain products" if attention == SHARED else attention
@@ -107,7 +115,7 @@ def settings_rows(config: Config, ranks: Ranks) -> dict[str, str]:
         "model": f"{config.model.name}, {config.model.dtype}, method {config.method}",
         "device": f"{ranks.device}, {ranks.count} rank(s), {'nccl' if cuda else 'gloo'}",
         "attention": f"{kernel} over {layout} rows in the learner, vLLM's own in the sampler",
-        "sampler": share if cuda else f"{rollout.kv_cache_gib:g} GiB of KV cache",
+        "sampler": sampler_line(config) if cuda else f"{rollout.kv_cache_gib:g} GiB of KV cache",
         "learner": f"ZeRO stage {learner.zero_stage}{offload}, {learner.tokens_per_microbatch:,} tokens a micro-batch, "
         f"gradient checkpointing {'on' if learner.gradient_checkpointing else 'off'}",
     }

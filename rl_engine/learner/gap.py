@@ -118,7 +118,7 @@ class GapLimits:
 
 def gap_limits(config: Config) -> GapLimits:
     """The limits of a run."""
-    dtype, rollout = config.model.dtype, config.rollout
+    dtype, rollout = config.model.precision, config.rollout
     return GapLimits(
         kl=KL_LIMITS[dtype] if rollout.max_kl == "auto" else rollout.max_kl,
         logprob=LOGPROB_LIMITS[dtype] if rollout.max_logprob_gap == "auto" else rollout.max_logprob_gap,

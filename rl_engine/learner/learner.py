@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_engine.config import Config
+from rl_engine.learner.adam import adam
 from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
 from rl_engine.learner.gap import GapLimits, check_gap
 from rl_engine.learner.gradients import GradientGuard
@@ -60,14 +61,11 @@ class Learner:
         self.parameters = self.trainable.parameters
         self.layout = layout_of(config, ranks.device)
         self._collate = partial(collate, pad_id=pad_id, layout=self.layout)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": group, "lr": factor * config.optim.rate} for factor, group in self.trainable.param_groups()],
-            lr=config.optim.rate,
-            betas=config.optim.betas,
-            eps=config.optim.eps,
-            weight_decay=config.optim.weight_decay,
-            # One kernel for all parameters; offloaded ones are on the host.
-            fused=ranks.device.type == "cuda" and not config.learner.offload_optimizer,
+        self.optimizer = adam(
+            self.trainable.param_groups(),
+            config.optim,
+            ranks.device.type,
+            offloaded=config.learner.offload_optimizer,
         )
         self._full_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._grad_norm = 0.0

@@ -23,7 +23,7 @@ from rollout.models import hub_items_of_config
 if TYPE_CHECKING:
     from rl_engine.plan.devices import DevicePlan
     from rl_engine.plan.forecast import Forecast
-    from rl_engine.plan.step_time import DataSheet, StepTime, Throughput
+    from rl_engine.plan.step_time import DataSheet, Devices, StepTime, Throughput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -73,15 +73,16 @@ def main(
         say_loading("torch and transformers")
         from rl_engine.plan.step_time import DataSheet, Throughput, measured
 
+        settings, gpus = on_cards(settings, devices or [])
         speed: Throughput | DataSheet | None = None
         if measured_in is not None:
             speed = measured(measured_in, settings, from_devices)
             completion_tokens = completion_tokens or speed.completion_tokens
         elif tokens_per_s is not None:
-            speed = Throughput(sampling=tokens_per_s[0], learning=tokens_per_s[1], source="given by --tokens-per-s")
+            speed = Throughput.given(*tokens_per_s)
         elif card is not None:
             speed = DataSheet(tflops=card[0], tb_per_s=card[1], mfu=mfu)
-        made, on_devices = plan(settings, devices or [], speed, prompt_tokens, completion_tokens)
+        made, on_devices = plan(settings, gpus, speed, prompt_tokens, completion_tokens)
         show(made, on_devices, speed, supervised_line(made, supervised_tokens, loss_nats))
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
@@ -89,26 +90,34 @@ def main(
         exit_with_error(str(error), 1)
 
 
-def plan(
-    config: Config,
-    devices: list[str],
-    speed: Throughput | DataSheet | None,
-    prompt_tokens: int | None,
-    completion_tokens: int | None,
-) -> tuple[Forecast, list[DevicePlan]]:
-    """The run, and how it sits on each choice of devices, or on this machine's where none is given."""
+def on_cards(config: Config, devices: list[str]) -> tuple[Config, list[Devices]]:
+    """The cards to plan for: those given, or else this machine's, and none for its CPU; and the configuration in the
+    precision that it would have there."""
     import torch
 
-    from rl_engine.plan.devices import on_gpus, on_this_cpu
-    from rl_engine.plan.forecast import forecast
+    from rl_engine.plan.card import settle_precision
     from rl_engine.plan.step_time import Devices
-    from rl_engine.policy.base_model import load_meta_model
     from rl_engine.run.peaks import GIB
 
     gpus = [Devices.parse(text) for text in devices]
     if not gpus and torch.cuda.is_available():
         gib = torch.cuda.get_device_properties(0).total_memory / GIB
         gpus = [Devices(count=torch.cuda.device_count(), gib=gib)]
+    return settle_precision(config, "cuda" if gpus else "cpu"), gpus
+
+
+def plan(
+    config: Config,
+    gpus: list[Devices],
+    speed: Throughput | DataSheet | None,
+    prompt_tokens: int | None,
+    completion_tokens: int | None,
+) -> tuple[Forecast, list[DevicePlan]]:
+    """The run, and how it sits on each choice of cards, or on this CPU where there is none."""
+    from rl_engine.plan.devices import on_gpus, on_this_cpu
+    from rl_engine.plan.forecast import forecast
+    from rl_engine.policy.base_model import load_meta_model
+
     made = forecast(
         config,
         load_meta_model(config.model),
@@ -174,6 +183,7 @@ def table_of(made: Forecast, on_devices: list[DevicePlan]) -> Table:
         if name == "sampler":
             table.add_row("  weights", *(f"{each.sampler.weights:.2f}" for each in on_devices if each.sampler))
             table.add_row("  KV cache", *(f"{each.sampler.kv_cache:.2f}" for each in on_devices if each.sampler))
+            table.add_row("  while learning", *("asleep" if each.sleeps else "awake" for each in on_devices))
     for phase in PHASES:
         table.add_row(
             f"needed in {phase}",

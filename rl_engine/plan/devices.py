@@ -9,6 +9,7 @@ import torch
 
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.card import settle_share
 from rl_engine.plan.forecast import Forecast
 from rl_engine.plan.memory import Memory, estimate
 from rl_engine.plan.memory_limit import check_fits
@@ -31,6 +32,8 @@ class DevicePlan:
     """Why the run cannot be there."""
     sampler: GpuSampler | None
     """How vLLM's share of a GPU is used; None on a CPU."""
+    sleeps: bool
+    """Whether it gives its share back while the learner works."""
     concurrent_sequences: int
     """Sequences that a device samples at once."""
     groups: int
@@ -42,7 +45,8 @@ class DevicePlan:
 
 def on_gpus(made: Forecast, devices: Devices, speed: Throughput | DataSheet | None) -> DevicePlan:
     """One process a GPU, data parallel. Of the machines they are in nothing is known: their memory is not checked."""
-    config, work = made.config, made.work
+    work = made.work
+    config = settle_share(made.config, made.meta_model, devices.count, devices.gib)
     memory = estimate(config, made.meta_model, devices.count, gpu_gib=devices.gib)
     room = Available(device_gib=devices.gib, host_gib=math.inf)
     widths = Widths.of(made.meta_model)
@@ -53,7 +57,7 @@ def on_gpus(made: Forecast, devices: Devices, speed: Throughput | DataSheet | No
     if concurrent == 0:
         refusals += (
             f"the sampler's share of the card holds keys and values of {sampler.tokens:,} tokens beside the weights, "
-            f"less than one sequence: raise rollout.memory_fraction, which is {config.rollout.memory_fraction:g}",
+            f"less than one sequence: raise rollout.memory_fraction, which is {config.rollout.card_share:g}",
         )
     if refusals or speed is None:
         time = None
@@ -68,6 +72,7 @@ def on_gpus(made: Forecast, devices: Devices, speed: Throughput | DataSheet | No
         room=room,
         refusals=refusals,
         sampler=sampler,
+        sleeps=config.rollout.sleep is True,
         concurrent_sequences=concurrent,
         groups=groups,
         idle=max(0, devices.count - work.groups),
@@ -92,6 +97,7 @@ def on_this_cpu(made: Forecast, speed: Throughput | DataSheet | None) -> DeviceP
         room=room,
         refusals=_refusals(memory, room),
         sampler=None,
+        sleeps=False,
         concurrent_sequences=min(made.config.rollout.max_num_seqs, work.episodes),
         groups=work.groups,
         idle=0,

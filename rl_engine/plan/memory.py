@@ -31,6 +31,9 @@ PHASES = ("rollout", "learn", "sync")
 LIBRARIES_GIB = 0.65
 GRADER_GIB = 0.08
 CUDA_CONTEXT_GIB = 1.0
+# What vLLM keeps of the card while it sleeps: its CUDA graphs and workspaces, 1 to 3 GiB by what is written of it; not
+# measured here.
+ASLEEP_GIB = 2.0
 # The local cluster's own processes (docs/memory.md).
 RAY_GIB = 0.6
 # The CPU's allocator keeps what is freed below 32 MiB, and micro-batches of different widths do not fit into each
@@ -163,28 +166,32 @@ def estimate(config: Config, meta_model: nn.Module, ranks: int, *, gpu_gib: floa
         config: The run's.
         meta_model: See `rl_engine.policy.base_model.load_meta_model`.
         ranks: Processes that share what ZeRO shards.
-        gpu_gib: Memory of the GPU; None for a run on the CPU.
+        gpu_gib: Memory of the GPU; None for a run on the CPU. The sampler's share of it has been decided
+            (`rl_engine/plan/card.py`).
     """
+    parts = [*learner_parts(config, meta_model, ranks, gpu_gib), *_sampling(config, meta_model, ranks, gpu_gib)]
+    return Memory(parts=tuple(part for part in parts if part.gib > 0))
+
+
+def learner_parts(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: float | None) -> list[Part]:
+    """What a rank will need beside the sampler; see `estimate`."""
     cuda = gpu_gib is not None
     total = sum(parameter.numel() for parameter in meta_model.parameters())
     trainable = trainable_parameters(config, meta_model)
-    parts = [
+    return [
         *_weights(config, total, trainable, ranks),
         *_optimizer(config, trainable, ranks, cuda),
         *_learning(config, meta_model, cuda),
-        *_sampling(config, meta_model, trainable, ranks, gpu_gib),
         *_syncing(config, trainable, cuda),
         Part(name="libraries", gib=LIBRARIES_GIB, on_host=cuda),
         Part(name="grading", gib=GRADER_GIB * (config.rewards.workers + 1), keys=("rewards.workers",), on_host=cuda),
+        Part(name="CUDA context", gib=CUDA_CONTEXT_GIB if cuda else 0.0),
     ]
-    if cuda:
-        parts.append(Part(name="CUDA context", gib=CUDA_CONTEXT_GIB))
-    return Memory(parts=tuple(part for part in parts if part.gib > 0))
 
 
 def _weights(config: Config, total: int, trainable: int, ranks: int) -> list[Part]:
     """What the learner computes with. ZeRO-3 shards everything that is part of the trained model."""
-    size = DTYPES[config.model.dtype].itemsize
+    size = DTYPES[config.model.precision].itemsize
     share = ranks if config.learner.zero_stage == 3 else 1
     if config.method == "lora":
         return [
@@ -235,7 +242,7 @@ def _kept_as(attention: str, layout: str, meta_model: nn.Module, cuda: bool) -> 
 def _learning(config: Config, meta_model: nn.Module, cuda: bool) -> list[Part]:
     """What the forward and backward pass of the largest micro-batch holds."""
     widths = Widths.of(meta_model)
-    size = DTYPES[config.model.dtype].itemsize
+    size = DTYPES[config.model.precision].itemsize
     tokens, longest = microbatch_tokens(config)
     device_type = "cuda" if cuda else "cpu"
     layout = choose_layout(config, meta_model.config, device_type)
@@ -260,9 +267,9 @@ def _learning(config: Config, meta_model: nn.Module, cuda: bool) -> list[Part]:
     ]
 
 
-def _sampling(config: Config, meta_model: nn.Module, trainable: int, ranks: int, gpu_gib: float | None) -> list[Part]:
+def _sampling(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: float | None) -> list[Part]:
     """What samples on this machine; with a pool, this rank's share of its workers."""
-    rollout = config.rollout
+    rollout, trainable = config.rollout, trainable_parameters(config, meta_model)
     if rollout.placement == "inprocess":
         if gpu_gib is not None:
             return _gpu_sampler(config, sum(parameter.numel() for parameter in meta_model.parameters()), gpu_gib)
@@ -292,7 +299,7 @@ def _sampling(config: Config, meta_model: nn.Module, trainable: int, ranks: int,
 
 def _cpu_sampler(config: Config, meta_model: nn.Module, trainable: int, prompts: int) -> list[Part]:
     """vLLM on the CPU, asked for `prompts` prompts at a time."""
-    size = DTYPES[config.model.dtype].itemsize
+    size = DTYPES[config.model.precision].itemsize
     widths = Widths.of(meta_model)
     total = sum(parameter.numel() for parameter in meta_model.parameters())
     if getattr(meta_model.config, "tie_word_embeddings", False):
@@ -319,25 +326,27 @@ def _adapter_slots(config: Config, trainable: int) -> float:
     if config.method != "lora":
         return 0.0
     padded = smallest_allowed_rank(config.lora.served_rank) / config.lora.rank
-    return trainable * (padded + 1 + config.rollout.max_staleness) * DTYPES[config.model.dtype].itemsize / GIB
+    return trainable * (padded + 1 + config.rollout.max_staleness) * DTYPES[config.model.precision].itemsize / GIB
 
 
 def _gpu_sampler(config: Config, total: int, gpu_gib: float) -> list[Part]:
     """vLLM takes its share of the GPU whole: weights, cache and activations. Asleep it keeps the weights in the
-    machine's memory and nothing on the GPU."""
-    size = DTYPES[config.model.dtype].itemsize
-    awake = ("rollout", "sync") if config.rollout.sleep else PHASES
-    keys = ("rollout.memory_fraction",) if config.rollout.sleep else ("rollout.memory_fraction", "rollout.sleep")
-    parts = [Part(name="sampler", gib=config.rollout.memory_fraction * gpu_gib, phases=awake, keys=keys)]
-    if config.rollout.sleep:
-        kept = total * size / config.rollout.tensor_parallel_size / GIB
+    machine's memory, and on the GPU what it does not know how to give back."""
+    rollout = config.rollout
+    size = DTYPES[config.model.precision].itemsize
+    awake = ("rollout", "sync") if rollout.sleep else PHASES
+    keys = ("rollout.memory_fraction",) if rollout.sleep else ("rollout.memory_fraction", "rollout.sleep")
+    parts = [Part(name="sampler", gib=rollout.card_share * gpu_gib, phases=awake, keys=keys)]
+    if rollout.sleep:
+        kept = total * size / rollout.tensor_parallel_size / GIB
         parts.append(Part(name="sleeping sampler", gib=kept, keys=("rollout.sleep",), on_host=True))
+        parts.append(Part(name="asleep on the card", gib=ASLEEP_GIB, phases=("learn",)))
     return parts
 
 
 def _syncing(config: Config, trainable: int, cuda: bool) -> list[Part]:
     """The version on its way to the sampler: float32 values on the CPU, and for a whole model their cast copy."""
-    size = DTYPES[config.model.dtype].itemsize
+    size = DTYPES[config.model.precision].itemsize
     copies = FP32 if config.method == "lora" else FP32 + size
     return [Part(name="version being published", gib=trainable * copies / GIB, phases=("sync",), on_host=cuda)]
 

@@ -76,6 +76,10 @@ class Throughput:
     completion_tokens: int | None = None
     """Mean length that was measured with it."""
 
+    @classmethod
+    def given(cls, sampling: float, learning: float) -> Throughput:
+        return cls(sampling=sampling, learning=learning, source="given by --tokens-per-s")
+
     def predict(self, work: Workload, devices: Devices) -> StepTime:
         tokens = work.episodes * work.completion_tokens
         sampled_share = most_per_device(work.groups, devices.count) / work.groups
@@ -130,9 +134,9 @@ class GpuSampler:
 
     @classmethod
     def of(cls, config: Config, widths: Widths, parameters: int, gib: float) -> GpuSampler:
-        size = DTYPES[config.model.dtype].itemsize
+        size = DTYPES[config.model.precision].itemsize
         weights = parameters * size / GIB
-        room = max(0.0, config.rollout.memory_fraction * gib - weights)
+        room = max(0.0, config.rollout.card_share * gib - weights)
         return cls(weights=weights, kv_cache=room, tokens=int(room * GIB / widths.kv_bytes(size)))
 
     def concurrent_sequences(self, config: Config, work: Workload) -> int:
@@ -160,7 +164,7 @@ class DataSheet:
         rows = most_per_device(work.groups, devices.count) * work.completions
         concurrent = min(rows, sampler.concurrent_sequences(config, work))
         context = work.prompt_tokens + work.completion_tokens / 2
-        read = sampler.weights * GIB + concurrent * context * widths.kv_bytes(DTYPES[config.model.dtype].itemsize)
+        read = sampler.weights * GIB + concurrent * context * widths.kv_bytes(DTYPES[config.model.precision].itemsize)
         token_s = max(
             read / (self.tb_per_s * 1e12),
             concurrent * flops.sampling / (work.episodes * work.completion_tokens) / per_s,

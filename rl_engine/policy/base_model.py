@@ -39,7 +39,7 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
             locate_model(model.name),
             config=model_config,
             revision=model.revision,
-            dtype=dtype or DTYPES[model.dtype],
+            dtype=dtype or DTYPES[model.precision],
             attn_implementation=attention,
         )
     except ValueError as error:
@@ -117,7 +117,7 @@ def _noise_of_part(part: Any) -> dict[str, float]:
 def published_config(model: ModelConfig) -> Any:
     """The configuration of a whole model that is written: the checkpoint's own, in `model.dtype`."""
     model_config = load_model_config(model)
-    model_config.dtype = DTYPES[model.dtype]
+    model_config.dtype = DTYPES[model.precision]
     return model_config
 
 
@@ -132,6 +132,11 @@ def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
         check_packable(model_config, "learner.layout packed")
     if config.learner.layout in ("padded", "packed"):
         return config.learner.layout
+    if config.learner.layout == NAME and device_type == "cuda":
+        raise ConfigError(
+            f"learner.layout is {NAME}, whose attention by plain matrix products is made for a CPU, and this is CUDA: "
+            "give padded, packed or auto"
+        )
     plain = has_plain_attention(model_config)
     if config.learner.layout == NAME:
         if not plain:

@@ -68,7 +68,7 @@ class FullPolicy:
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config = config
         self.causal_lm: Any = load_causal_lm(config, device, torch.float32)
-        compute_in(self.causal_lm, DTYPES[config.model.dtype])
+        compute_in(self.causal_lm, DTYPES[config.model.precision])
         self.parameters = masters_of(self.causal_lm)
         self.has_base = config.loss.kl_coef > 0
         self._base: Any = None

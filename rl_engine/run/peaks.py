@@ -40,10 +40,14 @@ def _reset_peak() -> bool:
 
 @dataclass
 class PhasePeaks:
-    """The peak memory of each phase, in GiB: of this process on the CPU, of the GPU's allocations on CUDA.
+    """The peak memory of each phase, in GiB: of this process on the CPU; on CUDA all that is taken of the card.
 
     On the CPU the kernel keeps the mark, so nothing is missed between two looks. Where it cannot be set back, the
     figure is what is resident at the end of the phase, and a warning says so once.
+
+    On CUDA torch keeps a mark, of what its allocator has reserved, and counts in it the sampler's memory that sleep has
+    given back. So the figure is what the driver says is taken at the end of the phase, and what the allocator had
+    reserved beyond its present reserve at the peak: what sleeps is in both of these and falls out.
     """
 
     device: torch.device
@@ -70,7 +74,9 @@ class PhasePeaks:
 
     def _now(self) -> float:
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / GIB
+            free, total = torch.cuda.mem_get_info(self.device)
+            given_back = torch.cuda.max_memory_reserved(self.device) - torch.cuda.memory_reserved(self.device)
+            return (total - free + given_back) / GIB
         return _from_status("VmHWM" if self.exact else "VmRSS")
 
     def _cannot_reset(self) -> None:
@@ -91,14 +97,18 @@ class Available:
 
 
 def available(ranks: Ranks) -> Available:
-    """What this rank may use. What it holds already counts, since the estimate counts it too."""
+    """What this rank may use. What it holds already of the machine's memory counts, since the estimate counts it too.
+
+    Of a card what is free counts: it is asked before anything is loaded, and what torch has reserved there may be a
+    sleeping sampler's, which holds nothing.
+    """
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
     room = psutil.virtual_memory().available
     limit = cgroup_room(Path("/proc/self/cgroup").read_text()) if Path("/proc/self/cgroup").exists() else None
     host = min(room, room if limit is None else limit) / neighbours / GIB + psutil.Process().memory_info().rss / GIB
     if ranks.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(ranks.device)
-        return Available(device_gib=(free + torch.cuda.memory_reserved(ranks.device)) / GIB, host_gib=host)
+        return Available(device_gib=free / GIB, host_gib=host)
     return Available(device_gib=host, host_gib=host)
 
 

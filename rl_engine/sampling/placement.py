@@ -14,8 +14,10 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.queue import LocalQueue, RolloutQueue
 from rl_engine.sampling.sent import sent_by
 from rl_engine.sampling.shared_pool import RankSharedPool
+from rollout.config import WHOLE_CARD
 from rollout.engine import EngineSettings, PoolSettings
 from rollout.models import locate_model
+from rollout.pool.cards import visible_cards
 from rollout.pool.environment import prepare_ray
 from rollout.stopping import StopRequest
 
@@ -52,7 +54,7 @@ def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequ
     rollout = config.rollout
     from rollout.vllm.engine import VllmEngine  # takes seconds to import: what can fail before has failed
 
-    sleep = rollout.sleep and ranks.device.type == "cuda"
+    sleep = rollout.sleep is True and ranks.device.type == "cuda"
     return LocalQueue(VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count)), ranks, stop)
 
 
@@ -83,12 +85,12 @@ def _engine_settings(config: Config, max_model_len: int, *, sleep: bool, ranks: 
     return EngineSettings(
         model=locate_model(config.model.name),
         revision=config.model.revision,
-        dtype=config.model.dtype,
+        dtype=config.model.precision,
         max_model_len=max_model_len,
         lora_rank=config.lora.served_rank if config.method == "lora" else 0,
         max_num_seqs=rollout.max_num_seqs,
         kv_cache_gib=rollout.kv_cache_gib,
-        memory_fraction=rollout.memory_fraction,
+        memory_fraction=WHOLE_CARD if rollout.memory_fraction == "auto" else rollout.memory_fraction,
         tensor_parallel_size=rollout.tensor_parallel_size,
         sleep=sleep,
         seed=config.seed,
@@ -113,18 +115,18 @@ def _pool_settings(config: Config, ranks: Ranks) -> PoolSettings:
     )
 
 
-def _free_cards(config: Config, ranks: Ranks) -> tuple[int, ...]:
-    """The cards of this machine after the learner's.
+def _free_cards(config: Config, ranks: Ranks) -> tuple[str, ...]:
+    """The cards that this process was given and the learner does not use, by name.
 
     Raises `ConfigError` when the workers need more.
     """
     rollout = config.rollout
     learners = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
-    free = tuple(range(learners, torch.cuda.device_count()))
+    free = visible_cards(torch.cuda.device_count())[learners:]
     if rollout.workers * rollout.tensor_parallel_size > len(free):
         raise ConfigError(
             f"rollout.workers {rollout.workers} × rollout.tensor_parallel_size {rollout.tensor_parallel_size} cards "
-            f"are wanted, and {learners} learner rank(s) leave {len(free)} of this machine's: ask for fewer workers, "
-            "or give the address of a cluster in rollout.address"
+            f"are wanted, and {learners} learner rank(s) leave {len(free)} of those that CUDA shows here: ask for "
+            "fewer workers, or give the address of a cluster in rollout.address"
         )
     return free

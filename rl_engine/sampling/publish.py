@@ -105,7 +105,7 @@ class Publisher:
         if before.learner_logprobs != now.learner_logprobs:
             moved = furthest(now.learner_logprobs, before.learner_logprobs)
             # Below what the sampler's own precision resolves, standing still proves nothing.
-            if not moved <= RESOLUTION[self.learner.config.model.dtype]:
+            if not moved <= RESOLUTION[self.learner.config.model.precision]:
                 raise SamplerGapError(
                     f"{ref.key} is loaded, but the sampler answers exactly as the version before it did, while the "
                     f"learner's log-probabilities of those answers moved by up to {moved:.3g} nats"

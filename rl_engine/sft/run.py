@@ -13,8 +13,10 @@ from evals.command import exit_with_error
 from rl_engine.command import UNTRAINED, what_is_saved
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
+from rl_engine.learner.adam import adam
 from rl_engine.learner.gradients import GradientGuard, NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.card import settle_precision
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
 from rl_engine.policy.attention import check_packable
 from rl_engine.policy.base_model import check_attention, load_model_config, model_notes
@@ -36,6 +38,7 @@ from rl_engine.sft.trainer import make_trainer, rows_of
 from rollout.adapters import AdapterStore
 from rollout.files.durable import written_aside
 from rollout.models import locate_model
+from rollout.servable import check_cards
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef
 
@@ -60,6 +63,8 @@ def run_sft(
         raise ConfigError("supervised training runs in one process; start it without torchrun")
     if merged and config.method == "full":
         raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
+    check_cards()
+    config = settle_precision(config, "cuda" if torch.cuda.is_available() else "cpu", resume=resume)
     config = resolve_learning_rate(config)
     console = RunConsole(quiet=False, steps=0)
     with sole_writer(config, overwrite=overwrite, keep=keep_old, say=console.note) as earlier:
@@ -148,13 +153,7 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
         check_adapter(config.model, config.lora, config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainable = METHODS[config.method](config, tokenizer, device)
-    optimizer = torch.optim.AdamW(
-        [{"params": group, "lr": factor * config.optim.rate} for factor, group in trainable.param_groups],
-        lr=config.optim.rate,
-        betas=config.optim.betas,
-        eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay,
-    )
+    optimizer = adam(trainable.param_groups, config.optim, device.type)
     checkpoints = Checkpoints(output / "checkpoints", config.checkpoint.keep)
     made_from = problems_digest((one.input_ids.tolist(), _labelled(one)) for one in examples.train)
     hashed = config_hash(config, made_from)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rl_engine.config.sft import SftConfig
+from rl_engine.learner.adam import steps_taken
 from rl_engine.run.checkpoint import Checkpoints, RunState, restore_rng
 from rl_engine.run.resumption import check_resumable
 from rl_engine.sft.model import TrainableModel
@@ -54,7 +55,7 @@ def restore(
     for name, parameter in trainable.parameters.items():
         _put(parameter, tensors[f"value.{name}"])
         optimizer.state[parameter] = {
-            "step": torch.tensor(float(state.step)),
+            "step": steps_taken(optimizer, parameter, state.step),
             **{moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS},
         }
     return state

@@ -105,13 +105,15 @@ def run(
     """Assemble and train; the exit code. Raises `Stopped` when someone asks to stop before training has begun."""
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
+    from rl_engine.plan.card import settle_card, settle_precision
     from rl_engine.run.console import RunConsole
     from rl_engine.sampling.sent import check_room
     from rl_engine.train.assemble import resolve_learning_rate, resolve_pieces
 
     try:
+        config = settle_precision(config, ranks.device.type, resume=resume)
         config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
-        config = resolve_pieces(config, resume=resume)
+        config = settle_card(resolve_pieces(config, resume=resume), ranks)
         check_room(config)
         if only_check:
             from rl_engine.train.dry_run import dry_run

@@ -19,6 +19,7 @@ from rl_engine.learner.gap import gap_limits
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import restore_learner
+from rl_engine.plan.card import sampler_line
 from rl_engine.plan.forecast import first_lines
 from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.plan.memory import memory_of_run
@@ -354,7 +355,7 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
 
 
 def plan_lines(config: Config) -> dict[str, str]:
-    """Prompts × samples, tokens a step and the rate: known from the configuration alone."""
+    """Prompts × samples, tokens a step, the rate, the sampler's share of a card: known once `auto` is settled."""
     completions = config.train.problems_per_step * config.sampling.n
     workers, piece = config.rollout.workers, config.training_piece
     return {
@@ -363,6 +364,7 @@ def plan_lines(config: Config) -> dict[str, str]:
             f"at most {completions * config.sampling.max_tokens:,} sampled tokens; {config.train.steps} steps"
         ),
         **({"workers": f"{workers}, {piece} prompts at a time"} if config.rollout.placement == "ray" else {}),
+        **({"sampler": sampler_line(config)} if torch.cuda.is_available() else {}),
         "learning": (
             f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates} update(s) a step, "
             f"{config.optim.describe()}"

@@ -18,11 +18,11 @@ from rollout.pool.room import SMALLEST_STORE, too_long
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def start_ray(cpus: int, directory: Path, cards: Sequence[int] = (), store_bytes: int = SMALLEST_STORE) -> None:
+def start_ray(cpus: int, directory: Path, cards: Sequence[str] = (), store_bytes: int = SMALLEST_STORE) -> None:
     """A cluster of this machine alone, on the loopback device, that keeps its sockets and logs in `directory`.
 
-    `cards`: the CUDA devices that are its own. `store_bytes`: the size of the object store, which holds the adapters,
-    and the prompts and completions under way.
+    `cards`: those that are its own, as `visible_cards` names them. `store_bytes`: the size of the object store, which
+    holds the adapters, and the prompts and completions under way.
     Raises `PoolError` when the directory's name is too long for the sockets.
     """
     if (why := too_long(directory)) is not None:
@@ -59,11 +59,11 @@ def signals_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _visible_cards(cards: Sequence[int]) -> Iterator[None]:
+def _visible_cards(cards: Sequence[str]) -> Iterator[None]:
     """Inside the block a cluster that is started sees these cards alone: the others are the learner's."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if cards:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, cards))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
     try:
         yield
     finally:

@@ -109,7 +109,7 @@ def test_a_run_imports_nothing_that_the_machine_would_lack(tmp_path: Path) -> No
     """Everything up to the first weights, the engine's modules, and the doctor's, where ray, trl, datasets and all else
     that is neither packed nor given cannot be found."""
     code = (
-        "import rl_engine.doctor.selftest, rl_engine.train.assemble, rl_engine.report.page, rollout.vllm_engine\n"
+        "import rl_engine.doctor.selftest, rl_engine.train.assemble, rl_engine.report.page, rollout.vllm.engine\n"
         "import benchmarks.gpu_contact.__main__, benchmarks.gpu_contact.learner, benchmarks.gpu_contact.decoding\n"
         "import importlib.util\n"
         f"assert not any(importlib.util.find_spec(name) for name in {sorted(LEFT_OUT)})\n"

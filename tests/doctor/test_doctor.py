@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from rl_engine.config import Config, load_config
@@ -19,6 +20,10 @@ from rl_engine.doctor.reward import spread
 from rl_engine.doctor.selftest import CHECK_OF, FIRST, FITS, GAP_BEFORE, RESUMED, SECOND, small
 
 ROOT = Path(__file__).parents[2]
+ON_DEVICE = {
+    "cpu": ("gloo", "plain products over shared_prompt", "float32"),
+    "cuda": ("nccl", "sdpa over", "bfloat16", "of the card,"),
+}
 CHECKS = list(dict.fromkeys([FITS, *CHECK_OF.values(), FIRST, GAP_BEFORE, SECOND, RESUMED]))
 
 
@@ -27,7 +32,6 @@ def doctor(directory: Path, *arguments: str) -> tuple[int, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "no_network"))),
         "NETWORK_ATTEMPTS": str(directory / "network-attempts"),
-        "CUDA_VISIBLE_DEVICES": "",
         "TMPDIR": str(directory),
     }
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HF_HUB_OFFLINE"):
@@ -55,9 +59,7 @@ def test_all_checks_pass_here(tmp_path: Path) -> None:
     for words in (
         "processors",
         "torch 2",
-        "gloo",
-        "plain products over shared_prompt",
-        "float32",
+        *ON_DEVICE["cuda" if torch.cuda.is_available() else "cpu"],
         "ZeRO stage 0",
         "all checks passed",
     ):

@@ -103,7 +103,9 @@ def test_adapters_of_several_ranks_take_turns_in_one_engine(
 
 def test_fewer_batches_than_ranks_are_measured_all_the_same(tmp_path: Path) -> None:
     """Two processes, one batch: neither waits for the other's engine."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    if torch.cuda.device_count() == 1:
+        pytest.skip("two processes with an engine each take two cards")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "evals"]
     what = ["--model", "embedded", "--suite", "held_out", "--limit", "3", "--max-tokens", "8", "--samples", "1"]
     done = subprocess.run(

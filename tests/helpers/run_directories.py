@@ -13,6 +13,7 @@ from evals.scoring.report import EvalReport
 from rewards import Verdict
 from rl_engine.config import Config, load_config
 from rl_engine.learner.groups import GradedGroup
+from rl_engine.plan.card import settle_precision
 from rl_engine.policy.lora import LoraPolicy
 from rl_engine.run.records import Records
 from rollout.adapters import AdapterStore
@@ -44,7 +45,7 @@ def group_of(problem_id: str, answers: Sequence[tuple[str, Verdict]], version: i
 def start_run(run: Path, *overrides: str) -> Records:
     """A run's directory before its first step."""
     settings = (f"output_dir={run}", "log.tensorboard=false", *overrides)
-    records = Records(run, load_config("quickstart.yaml", settings))
+    records = Records(run, settle_precision(load_config("quickstart.yaml", settings), "cpu"))
     records.open(-1)
     return records
 

@@ -16,6 +16,7 @@ from rl_engine.learner import learner as learner_module
 from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks, join_ranks, leave_ranks
+from rl_engine.plan.card import settle_precision
 from tests.helpers.batches import LOOSE
 
 
@@ -59,7 +60,8 @@ def main(output: Path, named_settings: list[str]) -> None:
     # Everything is sharded under ZeRO-3, the smallest weight included.
     learner_module.PERSISTENT_PARAMETERS = 0
     for name, settings in zip(named_settings[::2], named_settings[1::2], strict=True):
-        config = load_config("quickstart.yaml", ["learner.tokens_per_microbatch=60", *settings.split()])
+        given = load_config("quickstart.yaml", ["learner.tokens_per_microbatch=60", *settings.split()])
+        config = settle_precision(given, ranks.device.type)
         learner = Learner(config, ranks, pad_id=0)
         for _ in range(3):
             twice = config.learner.updates_per_step == 2

@@ -25,10 +25,10 @@ def token(learner: float) -> TokenGap:
 
 
 def test_limits_follow_precision() -> None:
-    assert gap_limits(load_config("quickstart.yaml")) == GapLimits(kl=1e-6, logprob=1e-2)
+    assert gap_limits(load_config("quickstart.yaml", ["model.dtype=float32"])) == GapLimits(kl=1e-6, logprob=1e-2)
     half = gap_limits(load_config("quickstart.yaml", ["model.dtype=bfloat16"]))
     assert half == GapLimits(kl=1e-2, logprob=2.0)
-    chosen = load_config("quickstart.yaml", ["rollout.max_kl=0.5", "rollout.max_logprob_gap=3"])
+    chosen = load_config("quickstart.yaml", ["model.dtype=float32", "rollout.max_kl=0.5", "rollout.max_logprob_gap=3"])
     assert gap_limits(chosen) == GapLimits(kl=0.5, logprob=3.0)
 
 

@@ -309,7 +309,7 @@ def test_a_data_sheet_bounds_decoding_by_what_must_be_read(meta_model: nn.Module
 
 
 def test_cards_without_a_group_and_cards_without_room_are_told(meta_model: nn.Module) -> None:
-    made = planned(meta_model)
+    made = planned(meta_model, "rollout.memory_fraction=0.45")
     many = on_gpus(made, Devices(count=64, gib=80.0), None)
     assert (many.groups, many.idle, many.time) == (1, 32, None)
     small = on_gpus(made, Devices(count=1, gib=24.0), DataSheet(tflops=100, tb_per_s=1, mfu=0.4))

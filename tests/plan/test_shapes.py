@@ -73,7 +73,6 @@ def test_a_dry_run_without_the_hub_shows_all_but_the_data(tmp_path: Path) -> Non
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "no_network"))),
         "NETWORK_ATTEMPTS": str(tmp_path / "attempts"),
-        "CUDA_VISIBLE_DEVICES": "",
         "HF_HOME": str(tmp_path / "hub"),
         "HF_HUB_OFFLINE": "0",
     }

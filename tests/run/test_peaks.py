@@ -72,3 +72,43 @@ def test_available_is_what_is_free_with_what_this_process_holds(ranks: Ranks) ->
     room = available(ranks)
     assert room.device_gib == room.host_gib
     assert 0 < room.device_gib <= psutil.virtual_memory().total / GIB
+
+
+class Card:
+    """A card of 80 GiB as torch and the driver tell of it: the learner's allocations come and go, and 48 GiB are a
+    sampler's, which sleeps; torch goes on counting them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.learner = self.peak = 0
+        self.asleep = False
+        self.others = 1
+        patch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: self._mark())
+        patch.setattr(torch.cuda, "memory_reserved", lambda device: (self.learner + 48) * GIB)
+        patch.setattr(torch.cuda, "max_memory_reserved", lambda device: (self.peak + 48) * GIB)
+        patch.setattr(torch.cuda, "mem_get_info", lambda device: ((80 - self.taken) * GIB, 80 * GIB))
+
+    @property
+    def taken(self) -> int:
+        return self.others + self.learner + (0 if self.asleep else 48)
+
+    def _mark(self) -> None:
+        self.peak = self.learner
+
+    def hold(self, gib: int) -> None:
+        self.learner = gib
+        self.peak = max(self.peak, gib)
+
+
+def test_on_a_card_a_sleeping_sampler_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(monkeypatch)
+    peaks = PhasePeaks(torch.device("cuda:0"))
+    card.hold(4)
+    with peaks.peak_gib("rollout"):
+        pass
+    card.asleep = True
+    with peaks.peak_gib("learn"):
+        card.hold(30)
+        card.hold(6)
+    assert peaks.gib == {"rollout": 1 + 4 + 48, "learn": 1 + 30}
+    # And what it gave back is there to be had, once, although torch has it reserved.
+    assert available(Ranks(0, 1, torch.device("cuda:0"))).device_gib == 80 - 1 - 6

@@ -98,7 +98,6 @@ def test_what_no_number_depends_on_may_change_and_is_noted(override: str, tmp_pa
     [
         "rollout.max_num_seqs=64",
         "rollout.kv_cache_gib=0.5",
-        "rollout.memory_fraction=0.3",
         "learner.tokens_per_microbatch=512",
         "learner.zero_stage=1",
         "learner.attention=eager",

@@ -47,7 +47,7 @@ def test_what_stops_a_run_is_told_with_its_step_and_version(
     )
     monkeypatch.setattr(assemble, "assemble", lambda *_, **__: run)
     monkeypatch.setattr(loop, "train", off)
-    config = load_config("quickstart.yaml", [f"output_dir={tmp_path}", "rewards.workers=1"])
+    config = load_config("quickstart.yaml", [f"output_dir={tmp_path}", "rewards.workers=1", "model.dtype=float32"])
     with pytest.raises(typer.Exit) as ended:
         train_in_place(config, Ranks(0, 1, torch.device("cpu")), StopRequest(), resume=False)
     assert ended.value.exit_code == 1

@@ -1,0 +1,145 @@
+"""A machine's cards: by which names another process is given them, and what is said where torch cannot use them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from evals.__main__ import app as evals
+from rl_engine.config.file import ConfigError
+from rl_engine.doctor.__main__ import app as doctor
+from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.placement import check_placement
+from rl_engine.sft.__main__ import app as sft
+from rl_engine.train.__main__ import app as train
+from rollout import servable
+from rollout.pool.cards import visible_cards
+from rollout.pool.local_cluster import _visible_cards
+from rollout.servable import check_cards, driver_version, serving_precision
+from tests.conftest import ConfigMaker
+
+UUIDS = ("GPU-6c1f3d4e-0000-0000-0000-000000000001", "MIG-6c1f3d4e-0000-0000-0000-000000000002")
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "names"),
+    [
+        (None, 2, ("0", "1")),
+        ("4,5,6,7", 4, ("4", "5", "6", "7")),
+        ("7, 3", 2, ("7", "3")),
+        (",".join(UUIDS), 2, UUIDS),
+        # CUDA reads up to what is no card.
+        ("2,-1,3", 1, ("2",)),
+        ("", 0, ()),
+    ],
+)
+def test_a_card_has_the_name_that_this_process_was_given(given: str | None, count: int, names: tuple[str, ...]) -> None:
+    environment = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    assert visible_cards(count, environment) == names
+
+
+@pytest.mark.parametrize(
+    ("given", "workers"), [("4,5,6,7", "5,6,7"), (f"0,{','.join(UUIDS)},3", f"{','.join(UUIDS)},3")]
+)
+def test_a_local_pool_gets_the_cards_after_the_learners(
+    given: str, workers: str, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rl_engine.sampling.placement import _pool_settings
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    on_card = Ranks(0, 1, torch.device("cuda:0"))
+    settings = _pool_settings(make_config("rollout.placement=ray", "rollout.workers=3"), on_card)
+    with _visible_cards(settings.cards):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == workers
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == given
+    with pytest.raises(ConfigError, match="leave 3 of those that CUDA shows here"):
+        check_placement(make_config("rollout.placement=ray", "rollout.workers=4"), on_card)
+
+
+@pytest.fixture
+def old_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose nvidia-smi answers, with a torch for CUDA 13 that sees no card."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 550.54.15\necho 550.54.15\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return program
+
+
+SAID = (
+    f"nvidia-smi answers (driver 550.54.15), and torch {torch.__version__} for CUDA 13.0 sees no card: it needs driver"
+)
+
+
+def test_an_older_driver_is_said_in_one_line_by_every_command(
+    old_driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 200)
+    for app, arguments in (
+        (train, ["--config", "quickstart.yaml"]),
+        (train, ["--config", "quickstart.yaml", "--dry-run"]),
+        (doctor, []),
+        (sft, ["--config", "embedded.yaml", "model.name=embedded", "output_dir=run"]),
+        (evals, ["--model", "embedded", "--suite", "held_out", "--output", "found.json"]),
+    ):
+        told = CliRunner().invoke(app, arguments)
+        assert told.exit_code == 2, told.output
+        (line,) = [line for line in told.output.splitlines() if "error:" in line]
+        assert f"{SAID} 580 or newer" in line
+    assert not (tmp_path / "runs" / "quickstart" / "config.yaml").exists()
+
+
+def test_what_hides_the_cards_is_named(old_driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old_driver.write_text("#!/bin/sh\necho 580.65.06\n")
+    assert driver_version() == "580.65.06"
+    with pytest.raises(ValueError, match=r"sees no card: python -c 'import torch; torch\.cuda\.init\(\)' says why"):
+        check_cards()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES is '', which shows it none of them"):
+        check_cards()
+
+
+@pytest.mark.parametrize("answer", ["echo 'NVIDIA-SMI has failed' >&2; exit 9", "echo No devices were found", "exit 0"])
+def test_where_no_card_answers_nothing_is_said(old_driver: Path, answer: str) -> None:
+    old_driver.write_text(f"#!/bin/sh\n{answer}\n")
+    assert driver_version() is None
+    check_cards()
+
+
+def test_a_torch_without_cuda_is_not_asked_about_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(servable, "driver_version", lambda: pytest.fail("asked"))
+    check_cards()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "dtype", "model", "found"),
+    [
+        (False, "auto", "embedded", "float32"),
+        (True, "auto", "embedded", "bfloat16"),
+        (False, "auto", "org/model", "bfloat16"),
+        (True, "auto", "org/model", "bfloat16"),
+        (False, "bfloat16", "embedded", "bfloat16"),
+    ],
+)
+def test_the_precision_that_is_served_in(
+    cuda: bool, dtype: str, model: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert serving_precision(dtype, model, adapter=True) == found
+
+
+def test_float32_serves_no_adapter_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert serving_precision("float32", "embedded", adapter=False) == "float32"
+    with pytest.raises(ValueError, match=r"^--dtype is float32, .*: give bfloat16, or auto"):
+        serving_precision("float32", "embedded", adapter=True)
