@@ -99,11 +99,13 @@ def main(
         vocabulary = learner.trainable.causal_lm.config.get_text_config().vocab_size
         samples = samples_of(sequences, prompt, completion, vocabulary)
         work[name] = pass_by(ARMS[name], learner, ranks, samples)
-    seconds = timed(work, rounds)
+    seconds, peaks = timed(work, rounds, ranks.device)
     tokens = sum(sample.num_tokens for sample in samples)
-    table = Table("", "seconds", "tokens/s", title=f"{model}, {dtype}, {method}, {tokens:,} tokens without padding")
+    table = Table(
+        "", "seconds", "tokens/s", "peak GiB", title=f"{model}, {dtype}, {method}, {tokens:,} tokens without padding"
+    )
     for name, value in seconds.items():
-        table.add_row(name, f"{value:.3f}", f"{tokens / value:,.0f}")
+        table.add_row(name, f"{value:.3f}", f"{tokens / value:,.0f}", f"{peaks[name]:.1f}" if peaks else "")
     Console().print(table)
     first, last = next(iter(seconds)), list(seconds)[-1]
     print(f"learner {first} to {last} ratio {seconds[first] / seconds[last]:.2f}")
