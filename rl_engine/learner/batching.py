@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl_engine.policy.attention import SharedPrompts
+from rl_engine.policy.attention import PackedRows, SharedPrompts
 from rl_engine.policy.micro_batch import MicroBatch
-from rl_engine.policy.packed_attention import PackedRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

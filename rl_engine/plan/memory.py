@@ -14,9 +14,8 @@ from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.capacity import trainable_parameters
 from rl_engine.plan.sizes import Widths
-from rl_engine.policy import packed_attention
 from rl_engine.policy.attention import NAME as SHARED
-from rl_engine.policy.attention import sees_padding
+from rl_engine.policy.attention import VARLEN, sees_padding
 from rl_engine.policy.base_model import DTYPES, choose_attention, choose_layout, load_meta_model
 from rl_engine.policy.logprobs import rows_at_once
 from rl_engine.policy.targets import match_targets, trains_head
@@ -233,7 +232,7 @@ def _optimizer(config: Config, trainable: int, ranks: int, cuda: bool) -> list[P
 def _kept_as(attention: str, layout: str, meta_model: nn.Module, cuda: bool) -> str:
     """The attention of `layer_bytes` that keeps as much: torch's fused kernels keep nothing of a row's square, as long
     as no mask is made."""
-    if attention == packed_attention.NAME:
+    if attention == VARLEN:
         return "flash_attention_2" if cuda else SHARED
     unmasked = attention == "sdpa" and layout == "padded" and not sees_padding(meta_model.config)
     return "flash_attention_2" if unmasked else attention

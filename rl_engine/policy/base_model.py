@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.policy import packed_attention
-from rl_engine.policy.attention import NAME, check_packable, has_plain_attention
+from rl_engine.policy.attention import NAME, VARLEN, check_packable, has_plain_attention, is_computed
 from rollout.config import ModelConfig
 from rollout.models import locate_config, locate_model
 
@@ -148,7 +147,7 @@ def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
     if device_type == "cpu":
         short = config.data.max_prompt_tokens + config.sampling.max_tokens <= LONGEST_SHARED
         return NAME if plain and short else "padded"
-    own = choose_attention(config, "packed", model_config, device_type) == packed_attention.NAME
+    own = choose_attention(config, "packed", model_config, device_type) == VARLEN
     return "packed" if own else "padded"
 
 
@@ -174,8 +173,8 @@ def choose_attention(config: Config, layout: str, model_config: Any, device_type
     if layout == NAME:
         return NAME
     packed = layout == "packed" and config.learner.attention == "sdpa"
-    if packed and packed_attention.is_computed(model_config, config.model.dtype, device_type):
-        return packed_attention.NAME
+    if packed and is_computed(model_config, config.model.dtype, device_type):
+        return VARLEN
     return config.learner.attention
 
 

@@ -15,8 +15,7 @@ from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from rl_engine.policy.fused_head import compiled
-from rl_engine.policy.logits import PLAIN, LogitTransform, transform_of
+from rl_engine.policy.logits import PLAIN, LogitTransform, compiled, transform_of
 from rl_engine.policy.micro_batch import MicroBatch
 
 # Float32 logits that are computed at once. On a GPU 512 rows keep its matrix units busy; more save launches, as long as

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_engine.policy import attention, packed_attention
-from rl_engine.policy.attention import SharedPrompts, sees_padding
-from rl_engine.policy.packed_attention import PackedRows
+from rl_engine.policy.attention import NAME, VARLEN, PackedRows, SharedPrompts, sees_padding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +47,7 @@ class MicroBatch:
             "position_ids": self.position_ids_BT,
         }
         # An attention of transformers' own tells samples apart by positions that begin again.
-        reads_layout = model_config._attn_implementation in (attention.NAME, packed_attention.NAME)
+        reads_layout = model_config._attn_implementation in (NAME, VARLEN)
         return {**inputs, "layout": self.layout} if reads_layout else inputs
 
     def to(self, device: torch.device) -> MicroBatch:

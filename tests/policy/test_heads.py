@@ -13,8 +13,7 @@ from torch import Tensor
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.policy import logprobs
 from rl_engine.policy.full import compute_in
-from rl_engine.policy.fused_head import compiled, head_chunk, only
-from rl_engine.policy.logits import LogitTransform
+from rl_engine.policy.logits import LogitTransform, compiled, head_chunk, only
 from rl_engine.policy.logprobs import LogprobModel, _frozen_chunk, _TrainedHead, rows_at_once
 from tests.helpers.families import tiny_model
 from tests.helpers.precision import assert_same_sums

@@ -14,10 +14,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.policy import micro_batch
-from rl_engine.policy.attention import MODEL_TYPES, PACKABLE, has_plain_attention
+from rl_engine.policy.attention import MODEL_TYPES, PACKABLE, PackedRows, by_kernel, by_products, has_plain_attention
+from rl_engine.policy.attention import VARLEN as NAME
 from rl_engine.policy.base_model import choose_attention, choose_layout
 from rl_engine.policy.logprobs import LogprobModel
-from rl_engine.policy.packed_attention import NAME, PackedRows, by_kernel, by_products
 from tests.conftest import ConfigMaker
 from tests.helpers.families import tiny_config, tiny_model
 from tests.helpers.precision import assert_same_sums
