@@ -41,30 +41,44 @@ def write_manifest(directory: Path, facts: dict[str, Any]) -> None:
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest, once every file it names has the digest it states.
+def manifest_of(directory: Path) -> dict[str, Any]:
+    """What the manifest says, where its files have been looked at already: those of a whole model take long to read.
 
-    Raises `AdapterError` naming the file that is missing or differs.
+    Raises `AdapterError` where there is none, or one of another format.
     """
     path = directory / MANIFEST
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
-        files: dict[str, str] = dict(manifest["files"])
+        manifest["files"] = dict(manifest["files"])
     except FileNotFoundError as error:
         raise AdapterError(f"{directory} has no {MANIFEST}: it was never published") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(f"{path} is damaged: {error}") from error
     if manifest.get("format") != FORMAT:
         raise AdapterError(f"{path} has format {manifest.get('format')!r}: this version reads format {FORMAT}")
-    for name, digest in files.items():
+    return dict(manifest)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest, once every file it names has the digest it states.
+
+    Raises `AdapterError` naming the file that is missing or differs.
+    """
+    manifest = manifest_of(directory)
+    for name, digest in manifest["files"].items():
         file = directory / name
         if Path(name).name != name or not file.is_file():
             raise AdapterError(f"{directory}: the manifest names {name!r}, which is not there")
         if sha256_of(file) != digest:
             raise AdapterError(f"{file} is not what was published: its sha256 differs from the manifest's")
-    return dict(manifest)
+    return manifest
+
+
+def is_whole_model(manifest: dict[str, Any]) -> bool:
+    """Whether a version is every weight of a model, and no adapter."""
+    return manifest.get("kind") == "full"
 
 
 def identity_of(directory: Path) -> str:

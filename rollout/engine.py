@@ -140,6 +140,8 @@ class Sent:
     version_bytes: int = 0
     versions: int = 2
     """That a worker has at once."""
+    whole_models: bool = False
+    """Whether a version is every weight of a model: `rollout/pool/versions.py` says how it travels."""
     answer_bytes: int = 0
     """Of one work item."""
 

@@ -29,7 +29,15 @@ with warnings.catch_warnings():
     from vllm.platforms import current_platform
     from vllm.v1.engine.exceptions import EngineDeadError
 
-from rollout.adapters import MANIFEST, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
+from rollout.adapters import (
+    MANIFEST,
+    PEFT_WEIGHTS,
+    AdapterError,
+    identity_of,
+    is_whole_model,
+    manifest_of,
+    read_manifest,
+)
 from rollout.config import SamplingConfig
 from rollout.engine import EngineError, EngineSettings, sample_seed, smallest_allowed_rank
 from rollout.own_classes import leave_transformers_alone
@@ -190,9 +198,11 @@ class VllmEngine:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
         if identity_of(ref.path) != ref.sha256:
             raise AdapterError(f"{ref.path} was published anew since {ref.key} was announced")
-        if (ref.path / MANIFEST).is_file() and read_manifest(ref.path).get("kind") == "full":
-            self._load_weights(ref)
-            return
+        if (ref.path / MANIFEST).is_file():
+            if is_whole_model(manifest_of(ref.path)):
+                self._load_weights(ref)
+                return
+            read_manifest(ref.path)
         if not (ref.path / PEFT_WEIGHTS).is_file():
             # vLLM would go on to formats that have to be unpickled.
             raise AdapterError(f"{ref.path} has no {PEFT_WEIGHTS}: weights in another format are not read")

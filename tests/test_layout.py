@@ -82,7 +82,12 @@ HEAVY = {
     "vllm": {"rollout/vllm_engine.py", "rollout/one_adapter.py", "rollout/own_classes.py"},
     "peft": {"rl_engine/policy/lora.py", "rl_engine/policy/lora_linear.py", "rl_engine/policy/targets.py"},
     "trl": {"rl_engine/sft/trainer.py"},
-    "ray": {"rollout/pool/ray_pool.py", "rollout/pool/member.py", "rollout/pool/local_cluster.py"},
+    "ray": {
+        "rollout/pool/ray_pool.py",
+        "rollout/pool/member.py",
+        "rollout/pool/local_cluster.py",
+        "rollout/pool/versions.py",
+    },
     "omegaconf": {"rl_engine/config/file.py"},
     "lm_eval": {"evals/forgetting/harness.py"},
 }

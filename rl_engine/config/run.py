@@ -209,10 +209,10 @@ class Config(CommandConfig):
                     "learner works: give rollout.placement=ray too, or leave it at 0"
                 )
             return self
-        if self.method == "full":
+        if rollout.max_staleness and self.method == "full":
             raise ValueError(
-                "rollout.placement is ray, whose workers are sent adapters, not whole models: method=full needs "
-                "rollout.placement=inprocess"
+                f"rollout.max_staleness is {rollout.max_staleness}, and with method=full each version takes the place "
+                "of the one before it: leave it at 0, or take method=lora"
             )
         loss = self.loss
         if rollout.max_staleness and loss.correction == "none" and loss.name != "importance_sampling":

@@ -11,7 +11,7 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.updates import training_samples
 from rl_engine.sampling.past import PastVersions
-from rollout.adapters import AdapterStore, read_manifest
+from rollout.adapters import AdapterStore, manifest_of
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.types import AdapterRef, Prompt
@@ -91,7 +91,7 @@ class Publisher:
                 f"{ref.key} did not reach the sampler: on the canary prompts its log-probabilities are {gap:.3g} nats "
                 f"from the learner's (limit {self.limits.logprob:.3g}, rollout.max_logprob_gap)"
             )
-        manifest = read_manifest(ref.path)
+        manifest = manifest_of(ref.path)
         sighting = _Sighting(manifest["files"][manifest["weights"]], samples, scored)
         self._refuse_stale(sighting, ref)
         self._last = sighting

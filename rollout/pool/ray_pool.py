@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 
-from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
+from rollout.adapters import AdapterError
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
 from rollout.pool.activity import Activity
@@ -29,6 +29,7 @@ from rollout.pool.local_cluster import signals_kept, start_ray
 from rollout.pool.member import Call, Complaint, Member, answer_of, nodes_alive, stores
 from rollout.pool.room import SCRATCH, Room, lacks, store_bytes, too_small
 from rollout.pool.scratch import ScratchDirectory
+from rollout.pool.versions import Version, WholeModel, version_of
 from rollout.pool.worker import vllm_engine
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from rollout.work_items import Request, WorkItem, extended, split
@@ -54,8 +55,8 @@ class RayPool:
     lost: int = field(default=0, init=False)
     """Workers that had to be given up."""
     _workers: list[Member] = field(default_factory=list, init=False)
-    _adapters: dict[str, tuple[AdapterRef, Any]] = field(default_factory=dict, init=False)
-    """Versions that workers are to have, by key, with their files in the object store."""
+    _versions: dict[str, Version] = field(default_factory=dict, init=False)
+    """What workers are to have, by key."""
     _urgent: deque[WorkItem] = field(default_factory=deque, init=False)
     _waiting: deque[WorkItem] = field(default_factory=deque, init=False)
     _incidents: Incidents = field(default_factory=Incidents, init=False)
@@ -118,8 +119,8 @@ class RayPool:
         return self._queued(extended(request, sampling, adapter), self._waiting)
 
     def _queued(self, request: Request, queue: deque[WorkItem]) -> Request:
-        if request.adapter is not None and request.adapter.key not in self._adapters:
-            raise AdapterError(f"{request.adapter.key} is not loaded; loaded are {sorted(self._adapters) or 'none'}")
+        if request.adapter is not None and request.adapter.key not in self._versions:
+            raise AdapterError(f"{request.adapter.key} is not loaded; loaded are {sorted(self._versions) or 'none'}")
         with self._changed:
             queue.extend(request.items)
             self._activity.asked(request.items)
@@ -139,21 +140,20 @@ class RayPool:
         return request.groups()
 
     def load_adapter(self, ref: AdapterRef) -> None:
-        """See `Engine.load_adapter`. Every worker gets the files before its next work item, checks them, and says
-        what it has; nobody waits for those that are busy."""
-        if ref.key in self._adapters:
+        """See `Engine.load_adapter`. Every worker has the files before its next work item, checked, and says what it
+        has; nobody waits for those that are busy."""
+        if ref.key in self._versions:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
-        if sha256_of(ref.path / MANIFEST) != ref.sha256:
-            raise AdapterError(f"{ref.path} was published anew since {ref.key} was announced")
-        names = [MANIFEST, *read_manifest(ref.path)["files"]]
-        files = ray.put({name: (ref.path / name).read_bytes() for name in names})
+        version = version_of(ref)
         with self._changed:
-            self._adapters[ref.key] = (ref, files)
+            if isinstance(version, WholeModel):
+                self._versions.clear()  # it takes the place of the one before, in every engine
+            self._versions[ref.key] = version
             self._assign()
 
     def unload_adapter(self, ref: AdapterRef) -> None:
         with self._changed:
-            self._adapters.pop(ref.key, None)
+            self._versions.pop(ref.key, None)
             self._assign()
 
     def sleep(self) -> None:
@@ -272,10 +272,10 @@ class RayPool:
 
     def _next_call(self, worker: Member) -> Call | None:
         """Versions first, so that no item meets a worker without its adapter."""
-        for key, (ref, files) in self._adapters.items():
+        for key, version in self._versions.items():
             if key not in worker.loaded:
-                return worker.load(ref, files, self._by(self.settings.start_timeout_s))
-        for key in worker.loaded - self._adapters.keys():
+                return version.call(worker, self._by(self.settings.start_timeout_s)) or self._ping(worker)
+        for key in worker.loaded - self._versions.keys():
             worker.loaded.remove(key)
             handle = worker.actor.unload_adapter.remote(key)
             return Call(handle=handle, deadline=self._by(self.settings.start_timeout_s))
@@ -285,6 +285,10 @@ class RayPool:
                 queue.remove(item)
                 self._activity.begun(item)
                 return worker.sample(item, self._by(self.settings.piece_timeout_s))
+        return self._ping(worker)
+
+    def _ping(self, worker: Member) -> Call | None:
+        """Ask a worker that has nothing to do whether it is there, if it has not been heard of for a while."""
         if time.monotonic() - worker.heard > PING_EVERY_S:
             return Call(handle=worker.actor.ping.remote(), deadline=self._by(PING_S))
         return None
@@ -337,6 +341,8 @@ class RayPool:
         self.lost += 1
         self._incidents.lost(worker.node, cause, begun)
         self._workers.remove(worker)
+        for version in self._versions.values():
+            version.forget(worker)
         worker.end(hangs=hangs)
         if worker.call is not None and worker.call.item is not None:
             self._urgent.appendleft(worker.call.item)

@@ -88,6 +88,24 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
         line(rollout=38, learn=60, busy_frac=0.38),
         "samplers idle 62% of a step, for 60% of it is learning: rollout.max_staleness=1",
     ),
+    "whole models in workers, in turns": (
+        "in turns",
+        (*POOL, "method=full"),
+        line(rollout=38, learn=60, busy_frac=0.38),
+        "with method=full nothing is sampled ahead: more learner ranks",
+    ),
+    "whole models in workers, a long tail": (
+        "tail",
+        (*POOL, "method=full"),
+        line(rollout=65, learn=30, busy_frac=0.4, tail_s=45),
+        "45% of a step: sample shorter, sampling.max_tokens",
+    ),
+    "whole models on their way to workers": (
+        "publishing",
+        (*POOL, "method=full"),
+        line(rollout=40, learn=30, sync=25, busy_frac=0.6),
+        "the whole model goes to the sampler; method=lora sends an adapter",
+    ),
     "ahead of a learner that is too slow": (
         "learner behind",
         AHEAD,
