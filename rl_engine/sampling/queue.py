@@ -22,6 +22,11 @@ class RolloutQueue(Protocol):
         """What samples, to load versions into and to ask at once."""
         ...
 
+    @property
+    def tells_all(self) -> bool:
+        """Whether every rank hears of all groups that were sampled, not of those of its share alone."""
+        ...
+
     def submit(
         self,
         prompts: Sequence[Prompt],
@@ -42,7 +47,8 @@ class RolloutQueue(Protocol):
         ...
 
     def collect(self, request: Request) -> list[RolloutGroup]:
-        """Wait for the groups of a request: this rank's share of them, as `Ranks.share` deals it.
+        """Wait for the groups of a request, one a prompt, in order: all of them on every rank where the queue
+        `tells_all`, or this rank's share, as `Ranks.share` deals it.
 
         Raises `Stopped` when someone asks to stop: what is not finished is dropped.
         """
@@ -64,6 +70,10 @@ class LocalQueue:
     engine: Engine
     ranks: Ranks
     stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def tells_all(self) -> bool:
+        return False
 
     def submit(
         self,
