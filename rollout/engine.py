@@ -87,6 +87,10 @@ class PoolEngine(Engine, Protocol):
         """Workers that sample, or could."""
         ...
 
+    def where(self) -> str:
+        """On which machines the workers are, for people."""
+        ...
+
     def mark(self) -> None:
         """Count `figures` from here on."""
         ...
@@ -150,7 +154,8 @@ class Sent:
 class PoolSettings:
     """How many workers, where, and how long they may take."""
 
-    workers: int
+    workers: int | None
+    """None: as many as the cluster has room for, at any time."""
     address: str | None
     """The address of a Ray cluster to join; None starts one on this machine."""
     cpus_per_worker: int

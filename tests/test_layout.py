@@ -84,6 +84,7 @@ HEAVY = {
     "trl": {"rl_engine/sft/trainer.py"},
     "ray": {
         "rollout/pool/ray_pool.py",
+        "rollout/pool/cluster.py",
         "rollout/pool/member.py",
         "rollout/pool/local_cluster.py",
         "rollout/pool/versions.py",

@@ -164,12 +164,12 @@ class Config(CommandConfig):
     def training_piece(self) -> int:
         """Prompts of a step that a worker of the pool is given at a time."""
         given = self.rollout.prompts_per_piece
-        return piece_size(self.train.problems_per_step, self.rollout.workers) if given == "auto" else given
+        return piece_size(self.train.problems_per_step, self.rollout.sharers) if given == "auto" else given
 
     def eval_piece(self, problems: int) -> int:
         """The same of an evaluation with so many problems in all its suites."""
         given = self.eval.prompts_per_piece
-        return piece_size(problems, self.rollout.workers) if given == "auto" else given
+        return piece_size(problems, self.rollout.sharers) if given == "auto" else given
 
     @model_validator(mode="after")
     def _can_learn(self) -> Self:

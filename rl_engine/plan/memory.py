@@ -263,6 +263,7 @@ def _sampling(config: Config, meta_model: nn.Module, trainable: int, ranks: int,
         worker += _cpu_sampler(config, meta_model, trainable, config.training_piece)
     # On CUDA they have GPUs of their own.
     number = rollout.workers
+    assert number != "max"  # that is of a cluster
     return [
         *(
             replace(

@@ -13,6 +13,7 @@ from typing import Any
 
 from rl_engine.config import Config
 from rl_engine.config.fields import leaves
+from rollout.config import SHARERS_OF_MAX
 from rollout.work_items import piece_size, pieces_of
 
 LAST = 10
@@ -77,12 +78,18 @@ class Observed:
         return self.settings.get("method") == "full"
 
     @property
+    def elastic(self) -> bool:
+        """Whether there are as many workers as a cluster has room for."""
+        return self.settings.get("rollout.workers") == "max"
+
+    @property
     def ahead(self) -> int:
         return int(self.settings.get("rollout.max_staleness", 0))
 
     @property
     def workers(self) -> int:
-        return int(self.settings.get("rollout.workers", 1))
+        """As many as there should be; of a cluster's whole room, as many as are there."""
+        return int(self.alive or 1) if self.elastic else int(self.settings.get("rollout.workers", 1))
 
     @property
     def idle(self) -> float:
@@ -96,7 +103,8 @@ class Observed:
 
     @property
     def even_piece(self) -> int:
-        return piece_size(int(self.settings["train.problems_per_step"]), self.workers)
+        sharers = SHARERS_OF_MAX if self.elastic else self.workers
+        return piece_size(int(self.settings["train.problems_per_step"]), sharers)
 
     @property
     def pieces(self) -> int:
@@ -216,7 +224,8 @@ RULES = (
         says=lambda seen: (
             f"the learner waits {seen.rollout:.0%} of a step for samplers that are busy"
             + (f" {seen.busy:.0%} of it" if seen.busy is not None else "")
-            + f": raise {seen.has('rollout.workers')}, or lower {seen.has('sampling.max_tokens')}"
+            + (": add machines" if seen.elastic else f": raise {seen.has('rollout.workers')}")
+            + f", or lower {seen.has('sampling.max_tokens')}"
         ),
     ),
     Rule(

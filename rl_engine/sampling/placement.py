@@ -100,7 +100,7 @@ def _pool_settings(config: Config, ranks: Ranks) -> PoolSettings:
     rollout = config.rollout
     gpus = rollout.tensor_parallel_size if ranks.device.type == "cuda" else 0
     return PoolSettings(
-        workers=rollout.workers,
+        workers=None if rollout.workers == "max" else rollout.workers,
         address=rollout.address,
         cpus_per_worker=rollout.cpus_per_worker,
         gpus_per_worker=gpus,
@@ -119,6 +119,7 @@ def _free_cards(config: Config, ranks: Ranks) -> tuple[int, ...]:
     Raises `ConfigError` when the workers need more.
     """
     rollout = config.rollout
+    assert rollout.workers != "max"  # that is of a cluster
     learners = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
     free = tuple(range(learners, torch.cuda.device_count()))
     if rollout.workers * rollout.tensor_parallel_size > len(free):

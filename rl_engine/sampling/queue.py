@@ -54,6 +54,10 @@ class RolloutQueue(Protocol):
         """
         ...
 
+    def where(self) -> str | None:
+        """Where workers sample, for people; None where there are none, and on other ranks than the main one."""
+        ...
+
     def mark(self) -> None:
         """A step begins: what `metrics` counts is counted from here on."""
         ...
@@ -104,6 +108,9 @@ class LocalQueue:
                 for item in request.items
                 for group in self.engine.generate(item.prompts, request.sampling, request.adapter, item.seeds)
             ]
+
+    def where(self) -> str | None:
+        return None
 
     def mark(self) -> None: ...
 

@@ -45,5 +45,7 @@ def check_room(config: Config) -> None:
     joined are looked at when it is."""
     if config.rollout.placement != "ray" or config.rollout.address is not None:
         return
-    if (why := lacks(sent_by(config), config.rollout.workers, Room.here())) is not None:
+    workers = config.rollout.workers
+    assert workers != "max"  # that is of a cluster
+    if (why := lacks(sent_by(config), workers, Room.here())) is not None:
         raise ConfigError(why)

@@ -90,6 +90,10 @@ class RankSharedPool:
         if self.pool is not None:
             self.pool.close()
 
+    def where(self) -> str | None:
+        """See `RolloutQueue.where`."""
+        return None if self.pool is None else self.pool.where()
+
     def mark(self) -> None:
         """See `RolloutQueue.mark`."""
         if self.pool is not None:

@@ -121,17 +121,6 @@ class Member:
         ray.kill(self.actor)
 
 
-def nodes_alive() -> set[str]:
-    """The machines of the cluster, as far as Ray knows that they are there."""
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-def stores() -> dict[str, int]:
-    """Bytes of the object store of each machine that is there, by its address."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return {node["NodeManagerAddress"]: int(node["Resources"].get("object_store_memory", 0)) for node in alive}
-
-
 def answer_of(handle: Any) -> tuple[Any, Complaint]:
     """What a call returned, or why it did not."""
     try:

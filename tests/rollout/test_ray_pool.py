@@ -293,16 +293,16 @@ def test_a_machine_that_goes_takes_all_its_workers_at_once(
     make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray says which machines are there; what is left of the pool goes on elsewhere."""
-    from rollout.pool import member
+    from rollout.pool.cluster import machines
 
     pool = make_pool(workers=3, cpus_per_worker=0)
     until(lambda: pool.alive == 3)
-    alive = member.nodes_alive()
+    alive = machines()
     for worker in pool._workers:
         worker.find()
     gone, also, here = pool._workers
     gone.node = also.node = "gone"
-    monkeypatch.setattr("rollout.pool.ray_pool.nodes_alive", lambda: alive)
+    monkeypatch.setattr("rollout.pool.ray_pool.machines", lambda: alive)
     os.kill(gone.pid, signal.SIGKILL)
     prompts = [prompt_of(number) for number in range(8)]
     assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)

@@ -118,6 +118,18 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
         line(rollout=55, learn=40, busy_frac=0.98),
         "the learner waits 55% of a step for samplers that are busy 98% of it: raise rollout.workers (16)",
     ),
+    "a cluster's whole room is too little": (
+        "samplers behind",
+        (*AHEAD, "rollout.workers=max", "rollout.address=auto", "rollout.prompts_per_piece=2"),
+        line(rollout=55, learn=40, busy_frac=0.98),
+        "busy 98% of it: add machines, or lower sampling.max_tokens",
+    ),
+    "large pieces for a cluster's whole room": (
+        "too few pieces",
+        (*POOL, "rollout.workers=max", "rollout.address=auto", "rollout.prompts_per_piece=16"),
+        line(rollout=70, learn=25, busy_frac=0.09),
+        "14 of 16 get no prompts: lower rollout.prompts_per_piece (16) to 1, which auto is",
+    ),
     "one card, long completions": (
         "sampling",
         (),
