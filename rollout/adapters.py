@@ -44,7 +44,7 @@ def write_manifest(directory: Path, facts: dict[str, Any]) -> None:
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest, once every file it names has the digest it states: what is to be loaded is read so, once.
 
-    Raises `AdapterError` naming the file that is missing or differs.
+    Raises `AdapterError` where there is none, or one of another format.
     """
     manifest = stated_manifest(directory)
     for name, digest in manifest["files"].items():
@@ -74,6 +74,11 @@ def stated_manifest(directory: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise AdapterError(f"{path} has format {manifest.get('format')!r}: this version reads format {FORMAT}")
     return dict(manifest)
+
+
+def is_whole_model(manifest: dict[str, Any]) -> bool:
+    """Whether a version is every weight of a model, and no adapter."""
+    return manifest.get("kind") == "full"
 
 
 def identity_of(directory: Path) -> str:

@@ -195,12 +195,19 @@ class SamplingConfig(Section):
         return {key: value for key, value in given.items() if value is not None and value != KEEPS_ALL.get(key)}
 
 
+SHARERS_OF_MAX = 64
+
+
 class RolloutConfig(Section):
     placement: Literal["inprocess", "ray"] = Field(
         "inprocess",
         description="Where vLLM runs: inside each learner rank, or in workers here or elsewhere (docs/cluster.md).",
     )
-    workers: int = Field(2, ge=1, le=65536, description="ray only: engines, each in a process of its own.")
+    workers: Annotated[int, Field(ge=1, le=65536)] | Literal["max"] = Field(
+        2,
+        description="ray only: engines, each in a process of its own; max: as many as the cluster at rollout.address "
+        "has room for, while machines come and go.",
+    )
     address: str | None = Field(
         None, description="ray only: cluster to join, `auto` or host:port; one of its own on this machine when absent."
     )
@@ -208,7 +215,7 @@ class RolloutConfig(Section):
     prompts_per_piece: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
         description="ray only: prompts of a step that a worker is given at a time, sampled as one batch. auto: even "
-        "shares for all workers, at most 16; a resumed run keeps what it began with.",
+        "shares for all workers (with max for 64 of them), at most 16; a resumed run keeps what it began with.",
     )
     start_timeout_s: float = Field(600, gt=0, description="ray only: for a worker to start or to load an adapter.")
     piece_timeout_s: float = Field(1800, gt=0, description="ray only: for a worker to sample what it was given.")
@@ -257,3 +264,18 @@ class RolloutConfig(Section):
         """`memory_fraction` as a number: on CUDA a run replaces auto first of all (`rl_engine/plan/card.py`)."""
         assert self.memory_fraction != "auto", "the sampler's share of the card has not been decided"
         return self.memory_fraction
+
+    @property
+    def sharers(self) -> int:
+        """Workers that `prompts_per_piece: auto` is made for. Where they come and go it is the same number: what a
+        completion is follows from the configuration, not from who is there."""
+        return SHARERS_OF_MAX if self.workers == "max" else self.workers
+
+    @model_validator(mode="after")
+    def _max_is_of_a_cluster(self) -> Self:
+        if self.workers == "max" and self.placement == "ray" and self.address is None:
+            raise ValueError(
+                "rollout.workers is max, and a cluster that the run starts itself has room for as many as it is asked "
+                "for: give a number, or the cluster to join in rollout.address"
+            )
+        return self

@@ -117,6 +117,10 @@ class PoolEngine(Engine, Protocol):
         """Workers that sample, or could."""
         ...
 
+    def where(self) -> str:
+        """On which machines the workers are, for people."""
+        ...
+
     def mark(self) -> None:
         """Count `figures` from here on."""
         ...
@@ -170,6 +174,8 @@ class Sent:
     version_bytes: int = 0
     versions: int = 2
     """That a worker has at once."""
+    whole_models: bool = False
+    """Whether a version is every weight of a model: `rollout/pool/versions.py` says how it travels."""
     answer_bytes: int = 0
     """Of one work item."""
 
@@ -178,7 +184,8 @@ class Sent:
 class PoolSettings:
     """How many workers, where, and how long they may take."""
 
-    workers: int
+    workers: int | None
+    """None: as many as the cluster has room for, at any time."""
     address: str | None
     """The address of a Ray cluster to join; None starts one on this machine."""
     cpus_per_worker: int
@@ -220,6 +227,8 @@ class EngineSettings:
     seed: int = 0
     ranks: int = 1
     """Processes of this run that hold an engine each under one launcher."""
+    models_are_checked: bool = False
+    """Whether who loads a whole model has compared its files with the manifest: a pool does so once a machine."""
 
 
 def smallest_allowed_rank(rank: int) -> int:

@@ -83,6 +83,21 @@ def vllm_engine(ranks: Ranks) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def whole_model_engine(ranks: Ranks) -> Iterator[Any]:
+    """A sampler of the embedded model without adapters. It stays to the end: closing an engine takes the process group
+    from the other one."""
+    from rollout.vllm.engine import VllmEngine
+
+    engine = VllmEngine(
+        EngineSettings(
+            model=str(EMBEDDED_DIR), dtype="float32", max_model_len=128, lora_rank=0, max_num_seqs=64, kv_cache_gib=0.25
+        )
+    )
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """The embedded model's."""
     return AutoTokenizer.from_pretrained(EMBEDDED_DIR)

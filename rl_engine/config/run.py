@@ -164,12 +164,12 @@ class Config(CommandConfig):
     def training_piece(self) -> int:
         """Prompts of a step that a worker of the pool is given at a time."""
         given = self.rollout.prompts_per_piece
-        return piece_size(self.train.problems_per_step, self.rollout.workers) if given == "auto" else given
+        return piece_size(self.train.problems_per_step, self.rollout.sharers) if given == "auto" else given
 
     def eval_piece(self, problems: int) -> int:
         """The same of an evaluation with so many problems in all its suites."""
         given = self.eval.prompts_per_piece
-        return piece_size(problems, self.rollout.workers) if given == "auto" else given
+        return piece_size(problems, self.rollout.sharers) if given == "auto" else given
 
     @model_validator(mode="after")
     def _can_learn(self) -> Self:
@@ -209,10 +209,10 @@ class Config(CommandConfig):
                     "learner works: give rollout.placement=ray too, or leave it at 0"
                 )
             return self
-        if self.method == "full":
+        if rollout.max_staleness and self.method == "full":
             raise ValueError(
-                "rollout.placement is ray, whose workers are sent adapters, not whole models: method=full needs "
-                "rollout.placement=inprocess"
+                f"rollout.max_staleness is {rollout.max_staleness}, and with method=full each version takes the place "
+                "of the one before it: leave it at 0, or take method=lora"
             )
         loss = self.loss
         if rollout.max_staleness and loss.correction == "none" and loss.name != "importance_sampling":

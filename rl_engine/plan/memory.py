@@ -280,6 +280,7 @@ def _sampling(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: float 
         worker += _cpu_sampler(config, meta_model, trainable, config.training_piece)
     # On CUDA they have GPUs of their own.
     number = rollout.workers
+    assert number != "max"  # that is of a cluster
     return [
         *(
             replace(

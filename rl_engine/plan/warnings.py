@@ -151,7 +151,7 @@ def longer_than_the_context(run: PlannedRun) -> str | None:
 
 def idle_workers(run: PlannedRun) -> str | None:
     config, rollout = run.config, run.config.rollout
-    if rollout.placement != "ray":
+    if rollout.placement != "ray" or rollout.workers == "max":
         return None
     step, piece = config.train.problems_per_step, config.training_piece
     # What is asked for ahead is there too while the learner waits for a step.

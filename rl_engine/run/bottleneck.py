@@ -13,6 +13,7 @@ from typing import Any
 
 from rl_engine.config import Config
 from rl_engine.config.fields import leaves
+from rollout.config import SHARERS_OF_MAX
 from rollout.work_items import piece_size, pieces_of
 
 LAST = 10
@@ -72,12 +73,23 @@ class Observed:
         return bool(self.settings.get("rollout.placement") == "ray")
 
     @property
+    def one_version(self) -> bool:
+        """Whether each version takes the place of the one before, so that nothing is sampled ahead."""
+        return self.settings.get("method") == "full"
+
+    @property
+    def elastic(self) -> bool:
+        """Whether there are as many workers as a cluster has room for."""
+        return self.settings.get("rollout.workers") == "max"
+
+    @property
     def ahead(self) -> int:
         return int(self.settings.get("rollout.max_staleness", 0))
 
     @property
     def workers(self) -> int:
-        return int(self.settings.get("rollout.workers", 1))
+        """As many as there should be; of a cluster's whole room, as many as are there."""
+        return int(self.alive or 1) if self.elastic else int(self.settings.get("rollout.workers", 1))
 
     @property
     def idle(self) -> float:
@@ -91,7 +103,8 @@ class Observed:
 
     @property
     def even_piece(self) -> int:
-        return piece_size(int(self.settings["train.problems_per_step"]), self.workers)
+        sharers = SHARERS_OF_MAX if self.elastic else self.workers
+        return piece_size(int(self.settings["train.problems_per_step"]), sharers)
 
     @property
     def pieces(self) -> int:
@@ -122,12 +135,12 @@ def _too_few_pieces(seen: Observed) -> str:
 
 def _publishing(seen: Observed) -> str:
     text = f"publishing takes {seen.sync:.0%} of a step: "
-    if seen.in_workers:
+    if seen.in_workers and not seen.one_version:
         return text + (
             "a new version is tried by the first worker that is free, so smaller pieces, "
             f"{seen.has('rollout.prompts_per_piece')}, or shorter completions, {seen.has('sampling.max_tokens')}"
         )
-    if seen.settings.get("method") == "full":
+    if seen.one_version:
         return text + "the whole model goes to the sampler; method=lora sends an adapter"
     return text + f"lower {seen.has('lora.rank')}, or learn from more at a time, {seen.has('train.problems_per_step')}"
 
@@ -168,8 +181,9 @@ RULES = (
         name="tail",
         applies=lambda seen: seen.tail >= MUCH and seen.rollout >= MUCH,
         says=lambda seen: (
-            f"samplers wait for the longest completions {seen.tail:.0%} of a step: sample further ahead, "
-            f"{seen.has('rollout.max_staleness')}, or shorter, {seen.has('sampling.max_tokens')}"
+            f"samplers wait for the longest completions {seen.tail:.0%} of a step: sample "
+            + ("" if seen.one_version else f"further ahead, {seen.has('rollout.max_staleness')}, or ")
+            + f"shorter, {seen.has('sampling.max_tokens')}"
         ),
     ),
     Rule(
@@ -187,7 +201,11 @@ RULES = (
         ),
         says=lambda seen: (
             f"samplers idle {seen.idle:.0%} of a step, for {seen.learn:.0%} of it is learning: "
-            "rollout.max_staleness=1 samples the next step meanwhile"
+            + (
+                f"with method=full nothing is sampled ahead: more learner ranks, or fewer {seen.has('rollout.workers')}"
+                if seen.one_version
+                else "rollout.max_staleness=1 samples the next step meanwhile"
+            )
         ),
     ),
     Rule(
@@ -206,7 +224,8 @@ RULES = (
         says=lambda seen: (
             f"the learner waits {seen.rollout:.0%} of a step for samplers that are busy"
             + (f" {seen.busy:.0%} of it" if seen.busy is not None else "")
-            + f": raise {seen.has('rollout.workers')}, or lower {seen.has('sampling.max_tokens')}"
+            + (": add machines" if seen.elastic else f": raise {seen.has('rollout.workers')}")
+            + f", or lower {seen.has('sampling.max_tokens')}"
         ),
     ),
     Rule(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -70,7 +71,8 @@ def _in_workers(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequ
     prepare_ray(settings.address)
     from rollout.pool.ray_pool import RayPool
 
-    pool = RayPool(_engine_settings(config, max_model_len, sleep=False, ranks=1), settings)
+    engine = _engine_settings(config, max_model_len, sleep=False, ranks=1)
+    pool = RayPool(replace(engine, models_are_checked=True), settings)
     return RankSharedPool(pool, ranks, stop)
 
 
@@ -102,7 +104,7 @@ def _pool_settings(config: Config, ranks: Ranks) -> PoolSettings:
     rollout = config.rollout
     gpus = rollout.tensor_parallel_size if ranks.device.type == "cuda" else 0
     return PoolSettings(
-        workers=rollout.workers,
+        workers=None if rollout.workers == "max" else rollout.workers,
         address=rollout.address,
         cpus_per_worker=rollout.cpus_per_worker,
         gpus_per_worker=gpus,
@@ -121,6 +123,7 @@ def _free_cards(config: Config, ranks: Ranks) -> tuple[str, ...]:
     Raises `ConfigError` when the workers need more.
     """
     rollout = config.rollout
+    assert rollout.workers != "max"  # that is of a cluster
     learners = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
     free = visible_cards(torch.cuda.device_count())[learners:]
     if rollout.workers * rollout.tensor_parallel_size > len(free):

@@ -22,6 +22,11 @@ class RolloutQueue(Protocol):
         """What samples, to load versions into and to ask at once."""
         ...
 
+    @property
+    def tells_all(self) -> bool:
+        """Whether every rank hears of all groups that were sampled, not of those of its share alone."""
+        ...
+
     def submit(
         self,
         prompts: Sequence[Prompt],
@@ -42,10 +47,15 @@ class RolloutQueue(Protocol):
         ...
 
     def collect(self, request: Request) -> list[RolloutGroup]:
-        """Wait for the groups of a request: this rank's share of them, as `Ranks.share` deals it.
+        """Wait for the groups of a request, one a prompt, in order: all of them on every rank where the queue
+        `tells_all`, or this rank's share, as `Ranks.share` deals it.
 
         Raises `Stopped` when someone asks to stop: what is not finished is dropped.
         """
+        ...
+
+    def where(self) -> str | None:
+        """Where workers sample, for people; None where there are none, and on other ranks than the main one."""
         ...
 
     def mark(self) -> None:
@@ -64,6 +74,10 @@ class LocalQueue:
     engine: Engine
     ranks: Ranks
     stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def tells_all(self) -> bool:
+        return False
 
     def submit(
         self,
@@ -94,6 +108,9 @@ class LocalQueue:
                 for item in request.items
                 for group in self.engine.generate(item.prompts, request.sampling, request.adapter, item.seeds)
             ]
+
+    def where(self) -> str | None:
+        return None
 
     def mark(self) -> None: ...
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rewards import GradeItem, Grader
+from rewards import GradeItem, Grader, GradeResult
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.queue import RolloutQueue
@@ -48,18 +48,25 @@ class Sampler:
         """
         start = time.monotonic()
         with together(self.ranks, self.stop):
-            mine = self.queue.collect(request)
+            groups = self.queue.collect(request)
             sampled = time.monotonic()
+            mine = self.ranks.share(groups) if self.queue.tells_all else groups
             with self.stop.raised():
-                graded = self._grade(mine, request.sampling)
-        groups = self.ranks.gather(graded)
-        return GradedBatch(groups=groups, rollout_s=sampled - start, grade_s=time.monotonic() - sampled)
+                verdicts = self._grade(mine, request.sampling)
+        # Completions are far larger than verdicts: they are sent once.
+        if not self.queue.tells_all:
+            groups = self.ranks.gather(groups)
+        graded = [
+            GradedGroup(group, results) for group, results in zip(groups, self.ranks.gather(verdicts), strict=True)
+        ]
+        return GradedBatch(groups=graded, rollout_s=sampled - start, grade_s=time.monotonic() - sampled)
 
     def leave_if_asked(self) -> None:
         """Raises `Stopped` on every rank when any was asked to stop."""
         leave_if_asked(self.ranks, self.stop)
 
-    def _grade(self, groups: Sequence[RolloutGroup], sampling: SamplingConfig) -> list[GradedGroup]:
+    def _grade(self, groups: Sequence[RolloutGroup], sampling: SamplingConfig) -> list[tuple[GradeResult, ...]]:
+        """The verdicts on each group's completions."""
         results = self.grader.grade(
             [
                 GradeItem(
@@ -77,8 +84,4 @@ class Sampler:
                 for completion in group.completions
             ]
         )
-        starts = range(0, len(results), sampling.n)
-        return [
-            GradedGroup(group, tuple(results[start : start + sampling.n]))
-            for group, start in zip(groups, starts, strict=True)
-        ]
+        return [tuple(results[start : start + sampling.n]) for start in range(0, len(results), sampling.n)]

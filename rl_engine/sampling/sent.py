@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.policy.base_model import load_meta_model
+from rl_engine.policy.base_model import DTYPES, load_meta_model
 from rl_engine.policy.targets import coverage_of
 from rollout.engine import Sent
 from rollout.pool.room import Room, lacks
@@ -17,7 +17,6 @@ TOKEN_BYTES = 20
 
 def sent_by(config: Config) -> Sent:
     """What the workers of a run are sent and answer, at the most."""
-    trainable = coverage_of(load_meta_model(config.model), config.lora).trainable
     evaluation = config.eval
     most = LARGEST_PIECE if evaluation.prompts_per_piece == "auto" else evaluation.prompts_per_piece
     tokens = max(
@@ -25,11 +24,20 @@ def sent_by(config: Config) -> Sent:
         most * evaluation.n * (evaluation.max_tokens or config.sampling.max_tokens) if evaluation.suites else 0,
     )
     return Sent(
-        version_bytes=trainable * config.lora.served_factor * FP32,
+        version_bytes=_version_bytes(config),
+        whole_models=config.method == "full",
         # A new one is there before the oldest goes.
         versions=config.rollout.max_staleness + 2,
         answer_bytes=tokens * TOKEN_BYTES,
     )
+
+
+def _version_bytes(config: Config) -> int:
+    meta_model = load_meta_model(config.model)
+    if config.method == "full":
+        weights = sum(parameter.numel() for parameter in meta_model.parameters())
+        return int(weights) * DTYPES[config.model.dtype].itemsize
+    return coverage_of(meta_model, config.lora).trainable * config.lora.served_factor * FP32
 
 
 def check_room(config: Config) -> None:
@@ -37,5 +45,7 @@ def check_room(config: Config) -> None:
     joined are looked at when it is."""
     if config.rollout.placement != "ray" or config.rollout.address is not None:
         return
-    if (why := lacks(sent_by(config), config.rollout.workers, Room.here())) is not None:
+    workers = config.rollout.workers
+    assert workers != "max"  # that is of a cluster
+    if (why := lacks(sent_by(config), workers, Room.here())) is not None:
         raise ConfigError(why)

@@ -37,6 +37,10 @@ class RankSharedPool:
     def engine(self) -> Engine:
         return self
 
+    @property
+    def tells_all(self) -> bool:
+        return True
+
     def submit(
         self,
         prompts: Sequence[Prompt],
@@ -57,22 +61,18 @@ class RankSharedPool:
         return Request(sampling, adapter) if self.pool is None else self.pool.extend(request, sampling, adapter)
 
     def collect(self, request: Request) -> list[RolloutGroup]:
-        """See `RolloutQueue.collect`."""
-        return self.ranks.share(self._groups(request))
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
-    ) -> list[RolloutGroup]:
-        """See `Engine.generate`: every rank asks for the same, and it is sampled once."""
-        return self._groups(self.submit(prompts, sampling, adapter, seeds, urgent=True))
-
-    def _groups(self, request: Request) -> list[RolloutGroup]:
-        """Wait for all groups of a request, one a prompt, in order, or for a request to stop: then raises `Stopped`."""
+        """See `RolloutQueue.collect`. Wait for all groups, or for a request to stop: then raises `Stopped`."""
         groups = None
         while groups is None:
             leave_if_asked(self.ranks, self.stop)
             groups = self._from_main(lambda pool: pool.collect(request, NEWS_S))
         return groups
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
+    ) -> list[RolloutGroup]:
+        """See `Engine.generate`: every rank asks for the same, and it is sampled once."""
+        return self.collect(self.submit(prompts, sampling, adapter, seeds, urgent=True))
 
     def load_adapter(self, ref: AdapterRef) -> None:
         self._from_main(lambda pool: pool.load_adapter(ref))
@@ -89,6 +89,10 @@ class RankSharedPool:
         """The one call that is not collective: it is made where other ranks may have failed."""
         if self.pool is not None:
             self.pool.close()
+
+    def where(self) -> str | None:
+        """See `RolloutQueue.where`."""
+        return None if self.pool is None else self.pool.where()
 
     def mark(self) -> None:
         """See `RolloutQueue.mark`."""

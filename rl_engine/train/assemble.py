@@ -258,6 +258,8 @@ def assemble(
     console.print_rows(describe(config, data, learner))
     with console.phase("starting vLLM"):
         queue = start_queue(config, ranks, prepared.context, stop)
+    if (where := queue.where()) is not None:
+        console.print_rows({"sampling": where})
     sampler = Sampler(queue, grader, ranks, stop)
     past = PastVersions(learner, config.rollout.max_staleness)
     run = Run(
@@ -358,12 +360,17 @@ def plan_lines(config: Config) -> dict[str, str]:
     """Prompts × samples, tokens a step, the rate, the sampler's share of a card: known once `auto` is settled."""
     completions = config.train.problems_per_step * config.sampling.n
     workers, piece = config.rollout.workers, config.training_piece
+    handed_out = f"{piece} prompt{'' if piece == 1 else 's'} at a time"
+    if workers == "max":
+        handed_out = f"as many as the cluster has room for, {handed_out}"
+    else:
+        handed_out = f"{workers}, {handed_out}"
     return {
         "step": (
             f"{config.train.problems_per_step} prompts × {config.sampling.n} samples = {completions} completions, "
             f"at most {completions * config.sampling.max_tokens:,} sampled tokens; {config.train.steps} steps"
         ),
-        **({"workers": f"{workers}, {piece} prompts at a time"} if config.rollout.placement == "ray" else {}),
+        **({"workers": handed_out} if config.rollout.placement == "ray" else {}),
         **({"sampler": sampler_line(config)} if torch.cuda.is_available() else {}),
         "learning": (
             f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates} update(s) a step, "

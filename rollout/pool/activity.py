@@ -14,7 +14,7 @@ class Activity:
     """Counted since `mark`. `clock` is in seconds."""
 
     workers: int
-    """As many as there should be."""
+    """As many as there should be now."""
     clock: Callable[[], float] = time.monotonic
     _since: float = field(init=False)
     _seen: float = field(init=False)
@@ -23,6 +23,8 @@ class Activity:
     _waits: bool = field(default=False, init=False)
     _busy_s: dict[Hashable, float] = field(default_factory=dict, init=False)
     """Of every worker of now, and of those that were lost since `mark`."""
+    _there_s: float = field(default=0.0, init=False)
+    """Worker-seconds that there should have been."""
     _tail_s: float = field(default=0.0, init=False)
     _asked: dict[WorkItem, float] = field(default_factory=dict, init=False)
     _queue_s: list[float] = field(default_factory=list, init=False)
@@ -36,7 +38,7 @@ class Activity:
         self._advance()
         self._since = self._seen
         self._busy_s = dict.fromkeys(self._busy_s, 0.0)
-        self._tail_s = 0.0
+        self._there_s = self._tail_s = 0.0
         self._queue_s = []
 
     def see(self, members: Iterable[Hashable], sampling: Collection[Hashable], *, waits: bool) -> None:
@@ -45,6 +47,11 @@ class Activity:
         self._sampling, self._waits = frozenset(sampling), waits
         for member in members:
             self._busy_s.setdefault(member, 0.0)
+
+    def resize(self, workers: int) -> None:
+        """From now on there should be so many."""
+        self._advance()
+        self.workers = workers
 
     def asked(self, items: Iterable[WorkItem]) -> None:
         """Work has come that can be begun now; a leg that waits for the one before it cannot."""
@@ -62,7 +69,7 @@ class Activity:
         self._advance()
         passed_s = max(self._seen - self._since, 1e-9)
         figures = {
-            "busy_frac": sum(self._busy_s.values()) / (passed_s * self.workers),
+            "busy_frac": sum(self._busy_s.values()) / max(self._there_s, 1e-9),
             "busy_min_frac": min((self._busy_s.get(member, 0.0) for member in members), default=0.0) / passed_s,
             "tail_s": self._tail_s,
         }
@@ -74,6 +81,7 @@ class Activity:
     def _advance(self) -> None:
         now = self.clock()
         passed_s, self._seen = now - self._seen, now
+        self._there_s += passed_s * self.workers
         for worker in self._sampling:
             self._busy_s[worker] = self._busy_s.get(worker, 0.0) + passed_s
         if 0 < len(self._sampling) < self.workers and not self._waits:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,24 @@ class Member:
 
     def load(self, ref: AdapterRef, files: Any, deadline: float) -> Call:
         """Send it a version, whose digest it is to answer with."""
+        return self._loading(self.actor.load_adapter.remote(ref, files), ref, deadline)
 
+    def look(self, ref: AdapterRef, deadline: float, found: Callable[[Path | None], Complaint]) -> Call:
+        """Let it look for a version's files on its machine."""
+        return Call(handle=self.actor.look_for.remote(ref), deadline=deadline, accept=found)
+
+    def load_from(self, path: Path, ref: AdapterRef, deadline: float) -> Call:
+        """Let it load a version's files, which were found good on its machine; see `load`."""
+        return self._loading(self.actor.load_from.remote(replace(ref, path=path)), ref, deadline)
+
+    def _loading(self, handle: Any, ref: AdapterRef, deadline: float) -> Call:
         def acknowledged(found: str) -> Complaint:
             if found != ref.sha256:
                 return f"what it loaded as {ref.key} has digest {found[:12]}…, not {ref.sha256[:12]}…"
             self.loaded.add(ref.key)
             return None
 
-        return Call(handle=self.actor.load_adapter.remote(ref, files), deadline=deadline, accept=acknowledged)
+        return Call(handle=handle, deadline=deadline, accept=acknowledged)
 
     @property
     def sampling(self) -> WorkItem | None:
@@ -109,17 +119,6 @@ class Member:
                     self.pid, self.files
                 )
         ray.kill(self.actor)
-
-
-def nodes_alive() -> set[str]:
-    """The machines of the cluster, as far as Ray knows that they are there."""
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-def stores() -> dict[str, int]:
-    """Bytes of the object store of each machine that is there, by its address."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return {node["NodeManagerAddress"]: int(node["Resources"].get("object_store_memory", 0)) for node in alive}
 
 
 def answer_of(handle: Any) -> tuple[Any, Complaint]:

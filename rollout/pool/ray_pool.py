@@ -20,15 +20,17 @@ from typing import Any
 
 import ray
 
-from rollout.adapters import MANIFEST, AdapterError, read_manifest, sha256_of
+from rollout.adapters import AdapterError
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
 from rollout.pool.activity import Activity
+from rollout.pool.cluster import Size, machines, placement_of
 from rollout.pool.incidents import Incidents
 from rollout.pool.local_cluster import signals_kept, start_ray
-from rollout.pool.member import Call, Complaint, Member, answer_of, nodes_alive, stores
+from rollout.pool.member import Call, Complaint, Member, answer_of
 from rollout.pool.room import SCRATCH, Room, lacks, store_bytes, too_small
 from rollout.pool.scratch import ScratchDirectory
+from rollout.pool.versions import Version, WholeModel, version_of
 from rollout.pool.worker import vllm_engine
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from rollout.work_items import Request, WorkItem, extended, split
@@ -54,8 +56,8 @@ class RayPool:
     lost: int = field(default=0, init=False)
     """Workers that had to be given up."""
     _workers: list[Member] = field(default_factory=list, init=False)
-    _adapters: dict[str, tuple[AdapterRef, Any]] = field(default_factory=dict, init=False)
-    """Versions that workers are to have, by key, with their files in the object store."""
+    _versions: dict[str, Version] = field(default_factory=dict, init=False)
+    """What workers are to have, by key."""
     _urgent: deque[WorkItem] = field(default_factory=deque, init=False)
     _waiting: deque[WorkItem] = field(default_factory=deque, init=False)
     _incidents: Incidents = field(default_factory=Incidents, init=False)
@@ -64,6 +66,7 @@ class RayPool:
     """Whether a worker has ever started."""
     _hire_at: float = field(default=0.0, init=False)
     """Not before are missing workers replaced."""
+    _size: Size = field(init=False)
     _closing: bool = field(default=False, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
     """Held by whoever reads or changes any of the above."""
@@ -73,11 +76,15 @@ class RayPool:
     """The files of a connection to Ray that is this pool's own."""
 
     def __post_init__(self) -> None:
-        self._activity = Activity(self.settings.workers)
+        of = self.settings
+        self._size = Size(of.workers, of.cpus_per_worker, of.gpus_per_worker)
+        self._activity = Activity(self._size.workers)
         with ExitStack() as undone:
             undone.callback(self.close)
             self._connect()
-            self._workers = [self._start_worker() for _ in range(self.settings.workers)]
+            self._size.look()
+            self._activity.resize(self._size.workers)
+            self._workers = [self._start_worker() for _ in range(self._size.workers)]
             self._supervision = self._thread.submit(self._supervise)
             # The others may come later: what they have missed they are told then.
             self._wait_until(lambda: any(worker.ready for worker in self._workers))
@@ -88,6 +95,13 @@ class RayPool:
         """Workers that sample, or could."""
         with self._changed:
             return sum(worker.ready for worker in self._workers)
+
+    def where(self) -> str:
+        """See `PoolEngine.where`."""
+        addresses = {machine.id: machine.address for machine in machines()}
+        with self._changed:
+            nodes = [worker.find() for worker in self._workers]
+        return placement_of(nodes, addresses, self.settings.gpus_per_worker)
 
     def mark(self) -> None:
         """See `PoolEngine.mark`."""
@@ -118,8 +132,8 @@ class RayPool:
         return self._queued(extended(request, sampling, adapter), self._waiting)
 
     def _queued(self, request: Request, queue: deque[WorkItem]) -> Request:
-        if request.adapter is not None and request.adapter.key not in self._adapters:
-            raise AdapterError(f"{request.adapter.key} is not loaded; loaded are {sorted(self._adapters) or 'none'}")
+        if request.adapter is not None and request.adapter.key not in self._versions:
+            raise AdapterError(f"{request.adapter.key} is not loaded; loaded are {sorted(self._versions) or 'none'}")
         with self._changed:
             queue.extend(request.items)
             self._activity.asked(request.items)
@@ -139,21 +153,20 @@ class RayPool:
         return request.groups()
 
     def load_adapter(self, ref: AdapterRef) -> None:
-        """See `Engine.load_adapter`. Every worker gets the files before its next work item, checks them, and says
-        what it has; nobody waits for those that are busy."""
-        if ref.key in self._adapters:
+        """See `Engine.load_adapter`. Every worker has the files before its next work item, checked, and says what it
+        has; nobody waits for those that are busy."""
+        if ref.key in self._versions:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
-        if sha256_of(ref.path / MANIFEST) != ref.sha256:
-            raise AdapterError(f"{ref.path} was published anew since {ref.key} was announced")
-        names = [MANIFEST, *read_manifest(ref.path)["files"]]
-        files = ray.put({name: (ref.path / name).read_bytes() for name in names})
+        version = version_of(ref)
         with self._changed:
-            self._adapters[ref.key] = (ref, files)
+            if isinstance(version, WholeModel):
+                self._versions.clear()  # it takes the place of the one before, in every engine
+            self._versions[ref.key] = version
             self._assign()
 
     def unload_adapter(self, ref: AdapterRef) -> None:
         with self._changed:
-            self._adapters.pop(ref.key, None)
+            self._versions.pop(ref.key, None)
             self._assign()
 
     def sleep(self) -> None:
@@ -184,6 +197,7 @@ class RayPool:
             return  # by whoever made this pool: they will end it
         self._scratch = ScratchDirectory.make(SCRATCH)
         if address is None:
+            assert workers is not None
             room = Room.here()
             if (why := lacks(sent, workers, room)) is not None:
                 raise PoolError(why)
@@ -198,8 +212,8 @@ class RayPool:
                     f"rollout.address is {address}, and no Ray cluster there takes this process: start one with `ray "
                     "start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
                 ) from error
-            for name, store in stores().items():
-                if (why := too_small(sent, store, name)) is not None:
+            for machine in machines():
+                if (why := too_small(sent, machine.store, machine.address)) is not None:
                     raise PoolError(why)
 
     def _start_worker(self) -> Member:
@@ -208,7 +222,7 @@ class RayPool:
 
         def started(_: None) -> Complaint:
             worker.ready = self._begun = True
-            if len(self._workers) == self.settings.workers and all(one.ready for one in self._workers):
+            if len(self._workers) == self._size.workers and all(one.ready for one in self._workers):
                 log.info("all %d sampling workers are there", len(self._workers))
             return None
 
@@ -254,12 +268,21 @@ class RayPool:
                     elif worker.call.deadline < time.monotonic():
                         placed = worker.find() is not None
                         self._lose(worker, "it did not answer in time" if placed else NO_ROOM, hangs=True)
+                if self._size.look_again():
+                    self._resize()
                 # Before any has started, what stopped one would stop the next.
-                if self._begun and time.monotonic() >= self._hire_at:
-                    missing = self.settings.workers - len(self._workers)
-                    self._workers += [self._start_worker() for _ in range(missing)]
+                if (self._begun or not self.lost) and time.monotonic() >= self._hire_at:
+                    self._workers += [self._start_worker() for _ in range(self._size.workers - len(self._workers))]
                 self._assign()
                 self._changed.notify_all()
+
+    def _resize(self) -> None:
+        """Machines have come or gone: workers without a place, beyond what there is room for now, are not missed."""
+        self._activity.resize(self._size.workers)
+        surplus = max(0, len(self._workers) - self._size.workers)
+        for worker in [one for one in self._workers if one.find() is None][:surplus]:
+            self._workers.remove(worker)
+            worker.end()
 
     def _assign(self) -> None:
         """Ask every worker that is free for the next thing it has to do."""
@@ -272,10 +295,10 @@ class RayPool:
 
     def _next_call(self, worker: Member) -> Call | None:
         """Versions first, so that no item meets a worker without its adapter."""
-        for key, (ref, files) in self._adapters.items():
+        for key, version in self._versions.items():
             if key not in worker.loaded:
-                return worker.load(ref, files, self._by(self.settings.start_timeout_s))
-        for key in worker.loaded - self._adapters.keys():
+                return version.call(worker, self._by(self.settings.start_timeout_s)) or self._ping(worker)
+        for key in worker.loaded - self._versions.keys():
             worker.loaded.remove(key)
             handle = worker.actor.unload_adapter.remote(key)
             return Call(handle=handle, deadline=self._by(self.settings.start_timeout_s))
@@ -285,6 +308,10 @@ class RayPool:
                 queue.remove(item)
                 self._activity.begun(item)
                 return worker.sample(item, self._by(self.settings.piece_timeout_s))
+        return self._ping(worker)
+
+    def _ping(self, worker: Member) -> Call | None:
+        """Ask a worker that has nothing to do whether it is there, if it has not been heard of for a while."""
         if time.monotonic() - worker.heard > PING_EVERY_S:
             return Call(handle=worker.actor.ping.remote(), deadline=self._by(PING_S))
         return None
@@ -307,15 +334,19 @@ class RayPool:
         Raises `PoolError` when prompts are to blame, or when no worker is left and it is hopeless to hire.
         """
         worker.find()
-        nodes = nodes_alive()
+        nodes = {machine.id for machine in machines()}
         gone = worker.node is not None and worker.node not in nodes
         with_it = [one for one in self._workers if one is not worker and gone and one.find() == worker.node]
         items = [item for one in (worker, *with_it) if (item := self._drop(one, cause, hangs=hangs)) is not None]
-        pause_s = self._incidents.pause_s()
-        self._hire_at = self._by(pause_s)
+        if self._size.look():
+            self._resize()
+        if time.monotonic() >= self._hire_at:
+            # A hire that is due is not put off: among thousands a worker is lost more often than that.
+            self._hire_at = self._by(self._incidents.pause_s())
+        pause_s = max(0.0, self._hire_at - time.monotonic())
         log.warning(
             "%d sampling worker%s lost, %s; %d of %d are left, others are started %s",
-            *(1 + len(with_it), "s were" if with_it else " was", cause, len(self._workers), self.settings.workers),
+            *(1 + len(with_it), "s were" if with_it else " was", cause, len(self._workers), self._size.workers),
             f"in {pause_s:.0f} s" if pause_s else "now",
         )
         for item in items:
@@ -337,6 +368,8 @@ class RayPool:
         self.lost += 1
         self._incidents.lost(worker.node, cause, begun)
         self._workers.remove(worker)
+        for version in self._versions.values():
+            version.forget(worker)
         worker.end(hangs=hangs)
         if worker.call is not None and worker.call.item is not None:
             self._urgent.appendleft(worker.call.item)

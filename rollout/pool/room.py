@@ -17,6 +17,9 @@ SHARED_MEMORY = Path("/dev/shm")
 SMALLEST_STORE = 512 * 2**20
 # A larger store than this Ray keeps nowhere but in shared memory; a smaller one on the disk, if it must.
 LARGEST_ON_DISK = 10_000_000_000
+# A whole model goes through the store in pieces of so many bytes, of which so many lie there at once.
+PIECE_BYTES = 256 * 2**20
+PIECES_KEPT = 4
 # Of a version on its way: names, digests, PEFT's configuration, and what the store's own bookkeeping takes.
 SLACK = 1.1
 
@@ -40,8 +43,11 @@ class Room:
 
 
 def needed_bytes(sent: Sent) -> int:
-    """What the object store of a machine must hold at once: all versions, and an answer."""
-    return int(SLACK * (sent.versions * sent.version_bytes + sent.answer_bytes))
+    """What the object store of a machine must hold at once: all versions, or of a whole model the pieces that are under
+    way; and an answer."""
+    pieces = min(sent.version_bytes, PIECES_KEPT * PIECE_BYTES)
+    versions = pieces if sent.whole_models else sent.versions * sent.version_bytes
+    return int(SLACK * (versions + sent.answer_bytes))
 
 
 def store_bytes(sent: Sent, workers: int, room: Room) -> int:
@@ -61,7 +67,9 @@ def lacks(sent: Sent, workers: int, room: Room) -> str | None:
             f"{_versions(sent)} go to the workers through shared memory, {_gib(store)} with one answer, and "
             f"{SHARED_MEMORY} has {_gib(room.shared)} free: make it larger (docker run --shm-size), or {_smaller(sent)}"
         )
-    written = workers * sent.versions * sent.version_bytes + on_disk * store
+    # A whole model is read where it was published: these workers see that directory.
+    copies = 0 if sent.whole_models else workers * sent.versions
+    written = copies * sent.version_bytes + on_disk * store
     if written > room.scratch:
         return (
             f"rollout.workers is {workers}, and each writes down {_versions(sent)}, {_gib(written)} in all; "
@@ -93,10 +101,14 @@ def too_small(sent: Sent, store: int, node: str) -> str | None:
 
 
 def _versions(sent: Sent) -> str:
+    if sent.whole_models:
+        return f"pieces of a whole model of {_gib(sent.version_bytes)}"
     return f"{sent.versions} versions of {_gib(sent.version_bytes)}"
 
 
 def _smaller(sent: Sent) -> str:
+    if sent.whole_models:
+        return "train an adapter (method=lora)"
     ahead = ", lower rollout.max_staleness" if sent.versions > 2 else ""
     return f"lower lora.rank or lora.targets{ahead}"
 

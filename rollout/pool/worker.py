@@ -6,9 +6,10 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from rollout.adapters import MANIFEST, sha256_of
+from rollout.adapters import MANIFEST, read_manifest, sha256_of
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine
 from rollout.files.durable import written_aside
@@ -57,16 +58,44 @@ class PoolWorker:
         with written_aside(here.path) as scratch:
             for name, content in files.items():
                 (scratch / name).write_bytes(content)
-        self._engine.load_adapter(here)
-        self._loaded[ref.key] = here
-        return sha256_of(here.path / MANIFEST)
+        return self.load_from(here)
+
+    def look_for(self, ref: AdapterRef) -> Path | None:
+        """Where this machine has a version's files, as published or as `take_piece` wrote them; None where it has not.
+
+        Raises `AdapterError` where a file is not what the manifest says.
+        """
+        for path in (ref.path, self.scratch.path / ref.key):
+            if (path / MANIFEST).is_file() and sha256_of(path / MANIFEST) == ref.sha256:
+                read_manifest(path)
+                return path
+        return None
+
+    def take_piece(self, key: str, name: str, start: int, piece: Any, left: int) -> None:
+        """Write bytes of a version's file, of which the first come first. `left`: bytes of all that is to come.
+
+        Raises `OSError` where there is no room for them.
+        """
+        free = shutil.disk_usage(self.scratch.path).free
+        if left > free:
+            raise OSError(
+                f"{key} takes {left:,} more bytes, and {self.scratch.path.parent} has {free:,} free: set TMPDIR to a "
+                "directory with more"
+            )
+        directory = self.scratch.path / key
+        directory.mkdir(exist_ok=True)
+        with (directory / name).open("ab" if start else "wb") as file:
+            file.write(piece)
+
+    def load_from(self, ref: AdapterRef) -> str:
+        """Load what lies at `ref.path`; the digest of the manifest there."""
+        self._engine.load_adapter(ref)
+        self._loaded[ref.key] = ref
+        return sha256_of(ref.path / MANIFEST)
 
     def unload_adapter(self, key: str) -> None:
-        ref = self._loaded.pop(key)
-        self._engine.unload_adapter(ref)
-        for file in ref.path.iterdir():
-            file.unlink()
-        ref.path.rmdir()
+        self._engine.unload_adapter(self._loaded.pop(key))
+        shutil.rmtree(self.scratch.path / key, ignore_errors=True)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]

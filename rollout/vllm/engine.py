@@ -15,7 +15,15 @@ with warnings.catch_warnings():
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.exceptions import EngineDeadError
 
-from rollout.adapters import MANIFEST, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
+from rollout.adapters import (
+    MANIFEST,
+    PEFT_WEIGHTS,
+    AdapterError,
+    identity_of,
+    is_whole_model,
+    read_manifest,
+    stated_manifest,
+)
 from rollout.config import SamplingConfig
 from rollout.engine import EngineError, EngineSettings, sample_seed
 from rollout.in_flight import InFlight
@@ -216,9 +224,13 @@ class VllmEngine:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
         if identity_of(ref.path) != ref.sha256:
             raise AdapterError(f"{ref.path} was published anew since {ref.key} was announced")
-        if (ref.path / MANIFEST).is_file() and read_manifest(ref.path).get("kind") == "full":
-            self._load_weights(ref)
-            return
+        if (ref.path / MANIFEST).is_file():
+            whole = is_whole_model(stated_manifest(ref.path))
+            if not (whole and self.settings.models_are_checked):
+                read_manifest(ref.path)
+            if whole:
+                self._load_weights(ref)
+                return
         if not (ref.path / PEFT_WEIGHTS).is_file():
             # vLLM would go on to formats that have to be unpickled.
             raise AdapterError(f"{ref.path} has no {PEFT_WEIGHTS}: weights in another format are not read")

@@ -30,6 +30,11 @@ class ThreadRank(Ranks):
         heard: T = self._heard(value)[0]
         return heard
 
+    def gather(self, mine: list[T]) -> list[T]:
+        parts: list[list[T]] = self._heard(mine)
+        total = sum(map(len, parts))
+        return [parts[index % self.count][index // self.count] for index in range(total)]
+
     def max(self, values: Tensor) -> Tensor:
         return torch.maximum(*self._heard(values))
 

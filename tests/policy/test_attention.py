@@ -92,7 +92,8 @@ def test_auto_shares_prompts_on_a_cpu_where_samples_are_short() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     short = load_config("quickstart.yaml")
     assert layout_of(short, cpu) == "shared_prompt"
-    assert layout_of(short, cuda) == "padded"
+    in_16_bits = load_config("quickstart.yaml", ["model.dtype=bfloat16"])
+    assert (layout_of(short, cuda), layout_of(in_16_bits, cuda)) == ("padded", "packed")
     assert layout_of(load_config("quickstart.yaml", ["sampling.max_tokens=4000"]), cpu) == "padded"
     assert layout_of(load_config("quickstart.yaml", ["learner.layout=packed"]), cpu) == "packed"
 

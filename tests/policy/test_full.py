@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from rl_engine.sampling.publish import Publisher
 from rollout import adapters
 from rollout.adapters import AdapterError, AdapterStore, sha256_of
 from rollout.config import SamplingConfig
-from rollout.engine import EngineSettings
 from rollout.models import EMBEDDED_DIR
 from rollout.types import Problem, Prompt
 from tests.helpers.batches import LOOSE, alternating
@@ -143,21 +142,6 @@ def test_zero_stages_make_the_same_update_and_resume_exactly(
         learner.step([samples], LOOSE)
     expected = sharded.weights()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.weights().items())
-
-
-@pytest.fixture(scope="session")
-def whole_model_engine(ranks: Ranks) -> Iterator[Any]:
-    """A sampler of the embedded model without adapters. It stays to the end: closing an engine takes the process group
-    from the other one."""
-    from rollout.vllm.engine import VllmEngine
-
-    engine = VllmEngine(
-        EngineSettings(
-            model=str(EMBEDDED_DIR), dtype="float32", max_model_len=128, lora_rank=0, max_num_seqs=64, kv_cache_gib=0.25
-        )
-    )
-    yield engine
-    engine.close()
 
 
 def test_the_sampler_follows_the_whole_model(

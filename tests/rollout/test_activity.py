@@ -36,6 +36,16 @@ def items() -> list[WorkItem]:
     return split(PROMPTS, SamplingConfig(n=2), None, ["a", "b", "c"], 1).items
 
 
+def test_a_pool_that_grows_is_busy_by_the_workers_that_it_had(clock: Clock, activity: Activity) -> None:
+    """Four for 3 s, all busy; then six for 1 s, of whom the four are."""
+    activity.mark()
+    activity.see("abcd", "abcd", waits=True)
+    clock.now += 3
+    activity.resize(6)
+    clock.now += 1
+    assert activity.figures("abcdef")["busy_frac"] == pytest.approx(16 / (12 + 6))
+
+
 def test_shares_queue_and_tail_by_hand(clock: Clock, activity: Activity) -> None:
     """Four workers, six seconds: two busy for 3 s while work waits, then one alone for 2 s, then none."""
     first, second, third = items()

@@ -20,13 +20,13 @@ import pytest
 from rl_engine.learner.learner import Learner
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
-from rollout.engine import EngineSettings, PoolError, PoolSettings, sample_seed
+from rollout.engine import PoolError, sample_seed
 from rollout.pool.incidents import Incidents
-from rollout.pool.scratch import ScratchDirectory
 from rollout.segments import is_unfinished, joined
 from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup, Segment
 from rollout.work_items import extended, split
 from tests.helpers.batches import LOOSE, alternating
+from tests.helpers.pools import SETTINGS, PoolMaker, rays_processes, scripted, until
 from tests.helpers.scripted_engine import BAD_START, ScriptedEngine, length_of
 
 ROOT = Path(__file__).parents[2]
@@ -38,45 +38,6 @@ pytestmark = [
 ]
 
 SAMPLING = SamplingConfig(n=3)
-SETTINGS = PoolSettings(
-    workers=2,
-    address=None,
-    cpus_per_worker=1,
-    prompts_per_piece=2,
-    start_timeout_s=120,
-    piece_timeout_s=3,
-    max_restarts=4,
-)
-PoolMaker = Callable[..., Any]
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Path]:
-    """A local cluster for all tests; when it is gone nothing of it may be left."""
-    import ray
-
-    from rollout.pool.local_cluster import start_ray
-
-    scratch = ScratchDirectory.make("rl_engine_ray_test_")
-    start_ray(4, scratch.path)
-    yield scratch.path
-    # Other tests' processes may be of Ray too: those of this cluster name its directory, or are children of such.
-    roots = [process for process in rays_processes() if str(scratch.path) in " ".join(process.cmdline())]
-    family = {each: each.cmdline() for root in roots for each in (root, *root.children(recursive=True))}
-    ray.shutdown()
-    scratch.remove()
-    _, alive = psutil.wait_procs(list(family), timeout=60)
-    assert family
-    assert not [family[process] for process in alive]
-
-
-def rays_processes() -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any("ray::" in word or "/ray/" in word for word in process.cmdline()):
-                found.append(process)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -92,26 +53,6 @@ def pool(ray_cluster: Path, script: Path) -> Iterator[Any]:
     pool = RayPool(scripted(script), SETTINGS, ScriptedEngine)
     yield pool
     pool.close()
-
-
-def scripted(directory: Path) -> EngineSettings:
-    return EngineSettings(model=str(directory), dtype="float32", max_model_len=8, lora_rank=1)
-
-
-@pytest.fixture
-def make_pool(ray_cluster: Path, tmp_path: Path) -> Iterator[PoolMaker]:
-    """Pools of a single worker with a scripted engine, whose script lies in `tmp_path`."""
-    from rollout.pool.ray_pool import RayPool
-
-    made = []
-
-    def make(engine: EngineSettings | None = None, factory: Any = ScriptedEngine, **settings: Any) -> Any:
-        made.append(RayPool(engine or scripted(tmp_path), replace(SETTINGS, **{"workers": 1, **settings}), factory))
-        return made[-1]
-
-    yield make
-    for pool in made:
-        pool.close()
 
 
 def prompt_of(number: int, fault: str = "none", name: str = "p") -> Prompt:
@@ -146,13 +87,6 @@ def published(root: Path, version: int) -> AdapterRef:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
-
-
-def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_whatever_befalls_the_workers_the_answer_is_the_same(
@@ -359,16 +293,16 @@ def test_a_machine_that_goes_takes_all_its_workers_at_once(
     make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray says which machines are there; what is left of the pool goes on elsewhere."""
-    from rollout.pool import member
+    from rollout.pool.cluster import machines
 
     pool = make_pool(workers=3, cpus_per_worker=0)
     until(lambda: pool.alive == 3)
-    alive = member.nodes_alive()
+    alive = machines()
     for worker in pool._workers:
         worker.find()
     gone, also, here = pool._workers
     gone.node = also.node = "gone"
-    monkeypatch.setattr("rollout.pool.ray_pool.nodes_alive", lambda: alive)
+    monkeypatch.setattr("rollout.pool.ray_pool.machines", lambda: alive)
     os.kill(gone.pid, signal.SIGKILL)
     prompts = [prompt_of(number) for number in range(8)]
     assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)

@@ -33,6 +33,19 @@ def test_what_fits_is_not_spoken_of() -> None:
     assert too_small(LARGE, 12 * GIB, "10.0.0.1") is None
 
 
+def test_of_a_whole_model_a_few_pieces_are_in_the_store_and_none_is_written_where_it_is_seen() -> None:
+    """8B in bfloat16 fits into a store that holds no version of it."""
+    sent = Sent(version_bytes=16 * GIB, whole_models=True, answer_bytes=GIB)
+    assert needed_bytes(sent) == int(1.1 * 2 * GIB)
+    assert needed_bytes(replace(sent, version_bytes=GIB // 2)) == int(1.1 * 1.5 * GIB)
+    assert lacks(sent, 8, Room(shared=3 * GIB, scratch=GIB)) is None
+    why = too_small(sent, GIB, "10.0.0.1")
+    assert why is not None
+    assert f"--object-store-memory={needed_bytes(sent)}" in why
+    assert "pieces of a whole model of 16.00 GiB are sent there" in why
+    assert why.endswith("train an adapter (method=lora)")
+
+
 @pytest.mark.parametrize(
     ("sent", "room", "words"),
     [

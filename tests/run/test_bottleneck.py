@@ -88,6 +88,24 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
         line(rollout=38, learn=60, busy_frac=0.38),
         "samplers idle 62% of a step, for 60% of it is learning: rollout.max_staleness=1",
     ),
+    "whole models in workers, in turns": (
+        "in turns",
+        (*POOL, "method=full"),
+        line(rollout=38, learn=60, busy_frac=0.38),
+        "with method=full nothing is sampled ahead: more learner ranks",
+    ),
+    "whole models in workers, a long tail": (
+        "tail",
+        (*POOL, "method=full"),
+        line(rollout=65, learn=30, busy_frac=0.4, tail_s=45),
+        "45% of a step: sample shorter, sampling.max_tokens",
+    ),
+    "whole models on their way to workers": (
+        "publishing",
+        (*POOL, "method=full"),
+        line(rollout=40, learn=30, sync=25, busy_frac=0.6),
+        "the whole model goes to the sampler; method=lora sends an adapter",
+    ),
     "ahead of a learner that is too slow": (
         "learner behind",
         AHEAD,
@@ -99,6 +117,18 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
         AHEAD,
         line(rollout=55, learn=40, busy_frac=0.98),
         "the learner waits 55% of a step for samplers that are busy 98% of it: raise rollout.workers (16)",
+    ),
+    "a cluster's whole room is too little": (
+        "samplers behind",
+        (*AHEAD, "rollout.workers=max", "rollout.address=auto", "rollout.prompts_per_piece=2"),
+        line(rollout=55, learn=40, busy_frac=0.98),
+        "busy 98% of it: add machines, or lower sampling.max_tokens",
+    ),
+    "large pieces for a cluster's whole room": (
+        "too few pieces",
+        (*POOL, "rollout.workers=max", "rollout.address=auto", "rollout.prompts_per_piece=16"),
+        line(rollout=70, learn=25, busy_frac=0.09),
+        "14 of 16 get no prompts: lower rollout.prompts_per_piece (16) to 1, which auto is",
     ),
     "one card, long completions": (
         "sampling",

@@ -31,6 +31,19 @@ def test_a_version_is_as_large_as_its_file(
     assert sent.versions == 4
 
 
+def test_a_whole_model_is_as_large_as_its_file(
+    make_config: Any, make_learner: Callable[..., Learner], tmp_path: Path
+) -> None:
+    sent = sent_by(make_config(POOL[0], "method=full"))
+    learner = make_learner("method=full")
+    learner.trainable.write(tmp_path, learner.weights())
+    file = (tmp_path / "model.safetensors").stat().st_size
+    assert sent.version_bytes <= file < sent.version_bytes * 1.01
+    assert sent.whole_models
+    half = sent_by(make_config(POOL[0], "method=full", "model.dtype=bfloat16"))
+    assert 2 * half.version_bytes == sent.version_bytes
+
+
 def test_an_answer_is_counted_at_its_longest(make_config: Any) -> None:
     config = make_config(*POOL, "train.problems_per_step=8", "sampling.n=5", "sampling.max_tokens=100")
     assert sent_by(config).answer_bytes == max(4 * 5 * 100, 16 * 100) * TOKEN_BYTES

@@ -328,7 +328,10 @@ def test_a_resumed_run_loses_and_repeats_nothing(make_stream: Any, staleness: in
     [
         (["rollout.max_staleness=1"], ["rollout.max_staleness is 1", "rollout.placement=ray"]),
         (["rollout.address=auto"], ["rollout.address is 'auto'", "rollout.placement=ray"]),
-        (["rollout.placement=ray", "method=full"], ["method=full needs rollout.placement=inprocess"]),
+        (
+            ["rollout.placement=ray", "rollout.max_staleness=1", "method=full"],
+            ["rollout.max_staleness is 1, and with method=full", "leave it at 0, or take method=lora"],
+        ),
         (
             ["rollout.placement=ray", "rollout.max_staleness=2", "loss.name=reinforce"],
             ["loss.name reinforce", "loss.sampler_correction"],
@@ -338,6 +341,7 @@ def test_a_resumed_run_loses_and_repeats_nothing(make_stream: Any, staleness: in
             ["loss.name gspo", "loss.sampler_correction=token_truncate"],
         ),
         (["train.max_problems_per_step=63"], ["max_problems_per_step is 63", "problems_per_step (64)"]),
+        (["rollout.placement=ray", "rollout.workers=max"], ["rollout.workers is max", "in rollout.address"]),
         (["rollout.placement=slurm"], ["'inprocess'", "'ray'"]),
         (["rollout.leg_tokens=8"], ["rollout.leg_tokens is 8", "rollout.max_staleness is 2 or more", "not 0"]),
         (["rollout.placement=ray", "rollout.max_staleness=1", "rollout.leg_tokens=8"], ["not 1"]),

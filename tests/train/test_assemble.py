@@ -14,7 +14,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.run.output import check_output
 from rl_engine.run.records import Records
 from rl_engine.sampling.data import TrainingData
-from rl_engine.train.assemble import overlap_notes, pad_id_of, resolve_eval_pieces, resolve_pieces
+from rl_engine.train.assemble import overlap_notes, pad_id_of, plan_lines, resolve_eval_pieces, resolve_pieces
 from tests.helpers.builders import prompt
 
 
@@ -28,6 +28,21 @@ def test_a_run_is_warned_of_overlap_but_not_of_generated_sums() -> None:
     data = TrainingData(prompts, Counter(), {})
     (note,) = overlap_notes(data, [(SUITES["gsm8k"], prompts[:1]), (SUITES["held_out"], prompts)])
     assert note.startswith("warning: 1 of 2 training problems overlap gsm8k (1 word for word")
+
+
+def test_pieces_of_a_cluster_s_whole_room_follow_from_the_configuration_alone(make_config: Any) -> None:
+    """And a run that is resumed keeps them, with a number of workers too."""
+    pool = ("rollout.placement=ray", "rollout.address=auto", "log.tensorboard=false")
+    whole = (*pool, "rollout.workers=max")
+    for problems, piece in ((32, 1), (64, 1), (512, 8), (4096, 16)):
+        assert make_config(*whole, f"train.problems_per_step={problems}").training_piece == piece
+    begun = resolve_pieces(make_config(*whole, "train.problems_per_step=512"), resume=False)
+    assert begun.rollout.workers == "max"
+    assert plan_lines(begun)["workers"] == "as many as the cluster has room for, 8 prompts at a time"
+    Records(Path(begun.output_dir), begun).open(-1)
+    resumed = resolve_pieces(make_config(*pool, "rollout.workers=4", "train.problems_per_step=512"), resume=True)
+    assert resumed.rollout.prompts_per_piece == 8
+    check_output(resumed, resume=True)
 
 
 def test_a_resumed_run_keeps_the_pieces_it_began_with_whatever_its_workers_are_now(make_config: Any) -> None:

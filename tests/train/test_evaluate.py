@@ -27,6 +27,8 @@ SAMPLING = SamplingConfig(n=1, temperature=0, max_tokens=4)
 class Queue:
     """Notes what it is told."""
 
+    tells_all = False
+
     def __init__(self) -> None:
         self.said: list[tuple[str, int]] = []
 

@@ -1,0 +1,52 @@
+"""A cluster of Ray's for all tests of the pool, and pools in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rollout.engine import EngineSettings
+from rollout.pool.scratch import ScratchDirectory
+from tests.helpers.pools import SETTINGS, PoolMaker, rays_processes, scripted
+from tests.helpers.scripted_engine import ScriptedEngine
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Path]:
+    """A local cluster for all tests; when it is gone nothing of it may be left."""
+    import ray
+
+    from rollout.pool.local_cluster import start_ray
+
+    scratch = ScratchDirectory.make("rl_engine_ray_test_")
+    start_ray(4, scratch.path)
+    yield scratch.path
+    # Other tests' processes may be of Ray too: those of this cluster name its directory, or are children of such.
+    roots = [process for process in rays_processes() if str(scratch.path) in " ".join(process.cmdline())]
+    family = {each: each.cmdline() for root in roots for each in (root, *root.children(recursive=True))}
+    ray.shutdown()
+    scratch.remove()
+    _, alive = psutil.wait_procs(list(family), timeout=60)
+    assert family
+    assert not [family[process] for process in alive]
+
+
+@pytest.fixture
+def make_pool(ray_cluster: Path, tmp_path: Path) -> Iterator[PoolMaker]:
+    """Pools of a single worker with a scripted engine, whose script lies in `tmp_path`."""
+    from rollout.pool.ray_pool import RayPool
+
+    made = []
+
+    def make(engine: EngineSettings | None = None, factory: Any = ScriptedEngine, **settings: Any) -> Any:
+        made.append(RayPool(engine or scripted(tmp_path), replace(SETTINGS, **{"workers": 1, **settings}), factory))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
