@@ -311,8 +311,9 @@ class RayPool:
         gone = worker.node is not None and worker.node not in nodes
         with_it = [one for one in self._workers if one is not worker and gone and one.find() == worker.node]
         items = [item for one in (worker, *with_it) if (item := self._drop(one, cause, hangs=hangs)) is not None]
-        pause_s = self._incidents.pause_s()
-        self._hire_at = self._by(pause_s)
+        if self._hire_at <= time.monotonic():  # else those who are hired then are for this loss, too
+            self._hire_at = self._by(self._incidents.pause_s())
+        pause_s = max(0.0, self._hire_at - time.monotonic())
         log.warning(
             "%d sampling worker%s lost, %s; %d of %d are left, others are started %s",
             *(1 + len(with_it), "s were" if with_it else " was", cause, len(self._workers), self.settings.workers),
