@@ -19,12 +19,29 @@ OPTION = re.compile(r"--?[a-zA-Z]")
 USAGE_ERROR: Any = typer.BadParameter.__base__
 
 
+# So long the other processes of a launcher wait for the first to say what is wrong. It ends them when one has left.
+FIRST_SAYS_S = 10.0
+
+
 def say_error(message: str, code: int) -> None:
-    """One line of stderr. What a person can correct (code 2) and a request to stop (128 and more) are the same in all
-    processes of a launcher: the first one of a machine says so."""
-    if code != 1 and os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) != "0":
+    """One line of stderr.
+
+    What a person can correct (code 2) and a request to stop (128 and more) are mostly the same in all processes of a
+    launcher: the first one of a machine says so, and another only where it alone has something to say.
+    """
+    first = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    if not first and (code >= 128 or (code == 2 and _told_to_leave(FIRST_SAYS_S))):
         return
     Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
+
+
+def _told_to_leave(within_s: float) -> bool:
+    """Wait for SIGTERM, which is taken: the process ends as it was about to."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return signal.sigtimedwait({signal.SIGTERM}, within_s) is not None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Command(TyperCommand):

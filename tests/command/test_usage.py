@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from rewards.command import _told_to_leave
 from tests.command.test_help import CONFIGURED, MODULES, app_of
 
 INCOMPLETE = [
@@ -52,9 +55,26 @@ def test_the_line_names_option_value_and_way_out(command: tuple[str, ...], words
 @pytest.mark.parametrize(
     "arguments", [("--config", "gone.yaml"), ("--config", "quickstart.yaml", "seeed=1"), ("--no",)]
 )
-def test_one_of_the_processes_of_a_launcher_says_what_is_wrong_for_all(module: str, arguments: tuple[str, ...]) -> None:
+def test_one_of_the_processes_of_a_launcher_says_what_is_wrong_for_all(
+    module: str, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On several machines the first of each: a file may be missing on one of them alone."""
+    monkeypatch.setattr("rewards.command._told_to_leave", lambda _: True)
     said = line_of(module, *arguments)
     assert said.startswith("error: ")
     for rank, local, heard in (("0", "0", said), ("1", "1", ""), ("8", "0", said)):
         assert line_of(module, *arguments, RANK=rank, LOCAL_RANK=local, WORLD_SIZE="16") == heard
+    monkeypatch.setattr("rewards.command._told_to_leave", lambda _: False)
+    assert line_of(module, *arguments, RANK="1", LOCAL_RANK="1", WORLD_SIZE="16") == said
+
+
+@pytest.mark.parametrize(("asked", "code"), [(True, 2), (False, 3)])
+def test_a_process_that_leaves_the_word_to_the_first_ends_with_its_own_code(asked: bool, code: int) -> None:
+    """It waits: a launcher ends all when one has left, and would end the first before that has spoken."""
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(2 if _told_to_leave(60.0 if asked else 0.01) else 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
