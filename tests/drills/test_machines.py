@@ -43,8 +43,8 @@ SETTINGS = (
     "rollout.kv_cache_gib=0.1",
     "log.tensorboard=false",
 )
-# One piece a step: one worker is busy and three are not.
-IDLE = (*SETTINGS, "train.steps=8", f"train.problems_per_step={PIECE}")
+# A piece less than there are workers: one of them is idle.
+IDLE = (*SETTINGS, "train.steps=8", f"train.problems_per_step={PIECE * (WORKERS - 1)}")
 BUSY = (*SETTINGS, "train.steps=8", f"train.problems_per_step={PIECE * WORKERS}")
 STRUCK_STEP = 2
 KILLS, EVERY, STEPS = 30, 5, 200
@@ -124,7 +124,7 @@ def switched_off(cluster: Cluster) -> None:
 def test_a_machine_is_lost_for_good_while_workers_are_idle(
     cluster: Cluster, engine: str, lose: Callable[[Cluster], None]
 ) -> None:
-    """One of its two workers is busy, the other and those elsewhere are not."""
+    """One of its workers is busy at least, and one here or there is not."""
     _, code, more = ENGINES[engine]
     whole = undisturbed(cluster, engine, IDLE)
     with cluster.training("run", *IDLE, *more, code=code) as process:
