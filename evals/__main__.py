@@ -5,6 +5,11 @@ Imports nothing heavy until the arguments are known to be good.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from rollout.stopping import leave_while_loading
+
+    leave_while_loading()
+
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal

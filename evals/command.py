@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
 
+from rewards.command import say_error
 from rollout.files.ownership import is_json, replaced
 from rollout.models import refuse_code_of_models
+from rollout.stopping import Stopped, StopRequest
 
 
 def exit_with_error(message: str, code: int) -> NoReturn:
     """End the command with a message for people; the code is 2 for what they can correct, else 1; 128 and more is that
     of a request to stop."""
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
+    say_error(message, code)
     raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside the block a request to stop ends the command, which tidies up, in one line."""
+    stop = StopRequest()
+    try:
+        with stop.heard():
+            yield
+    except Stopped:
+        exit_with_error("stopped", stop.exit_code)
 
 
 def check_output(

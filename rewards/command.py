@@ -1,8 +1,10 @@
-"""How the commands show their help, and what they say of an option that they do not have: one line."""
+"""What the commands say of their own use: help, and one line where an option is unknown, incomplete or out of range."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,33 @@ from typer.core import TyperCommand
 
 # `-1` is a value.
 OPTION = re.compile(r"--?[a-zA-Z]")
+# What the parser raises of arguments that it cannot take; typer has no name of its own for it.
+USAGE_ERROR: Any = typer.BadParameter.__base__
+
+
+# So long the other processes of a launcher wait for the first to say what is wrong. It ends them when one has left.
+FIRST_SAYS_S = 10.0
+
+
+def say_error(message: str, code: int) -> None:
+    """One line of stderr.
+
+    What a person can correct (code 2) and a request to stop (128 and more) are mostly the same in all processes of a
+    launcher: the first one of a machine says so, and another only where it alone has something to say.
+    """
+    first = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    if not first and (code >= 128 or (code == 2 and _told_to_leave(FIRST_SAYS_S))):
+        return
+    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
+
+
+def _told_to_leave(within_s: float) -> bool:
+    """Wait for SIGTERM, which is taken: the process ends as it was about to."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return signal.sigtimedwait({signal.SIGTERM}, within_s) is not None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Command(TyperCommand):
@@ -29,19 +58,63 @@ class Command(TyperCommand):
         return ["--help", "-h"]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        before_dashes = given[: given.index("--")] if "--" in given else given
         known = [name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)]
-        before_dashes = args[: args.index("--")] if "--" in args else args
         for index, arg in enumerate(before_dashes):
             if OPTION.match(arg) and arg.partition("=")[0] not in known:
                 options = ", ".join(sorted(name for name in known if name.startswith("--")))
-                problem = (
-                    f"there is no option {arg.partition('=')[0]}{self.advice(args[index:], known)}: there are {options}"
-                )
-                line = f"[bold red]error:[/bold red] {escape(problem)}"
-                Console(stderr=True, highlight=False).print(line, soft_wrap=True)
+                advice = self.advice(given[index:], known)
+                say_error(f"there is no option {arg.partition('=')[0]}{advice}: there are {options}", 2)
                 raise typer.Exit(2)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            say_error(self._told(error, ctx, given), 2)
+            raise typer.Exit(2) from None
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say_error("stopped", 128 + signal.SIGINT)
+            raise typer.Exit(128 + signal.SIGINT) from None
 
     def advice(self, args: Sequence[str], known: Sequence[str]) -> str:
         """What may have been meant by the first of these arguments, which is none of the known options."""
         return ""
+
+    def _told(self, error: Any, ctx: Any, args: Sequence[str]) -> str:
+        """What the parser found wrong, with the name, the value, and what is wanted."""
+        params, option = self.get_params(ctx), getattr(error, "option_name", None)
+        if option is not None:
+            param = next(each for each in params if option in (*each.opts, *each.secondary_opts))
+            return f"{option} takes no value" if param.is_flag else f"{option} is incomplete: {_written(param)}"
+        param, words = getattr(error, "param", None), str(error.message).removeprefix("Value error, ").rstrip(".")
+        words = words[:1].lower() + words[1:]
+        if param is None:
+            return words
+        if not words:
+            example = (self.epilog or "").partition("\n")[0]
+            return f"{_name(param)} is missing. {(param.help or '').rstrip('.')}. {example}"
+        return f"{_as_given(param, args)}: {words}"
+
+
+def _name(param: Any) -> str:
+    if param.param_type_name == "argument":
+        return str(param.metavar or param.name.upper())
+    return str(max(param.opts, key=len))
+
+
+def _written(param: Any) -> str:
+    """An option as it is to be written: `--card TFLOPS TB/S`."""
+    return f"{_name(param)} {param.metavar or 'VALUE'}"
+
+
+def _as_given(param: Any, args: Sequence[str]) -> str:
+    """A parameter and its value, as a person wrote them."""
+    for index, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name in param.opts:
+            return f"{name} is {value if equals else ' '.join(args[index + 1 : index + 1 + param.nargs])!r}"
+    return _name(param)

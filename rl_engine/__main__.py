@@ -6,8 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from rollout.stopping import leave_while_loading
 
 # Name → (module, what it does). `rl-engine train …` runs `python -m rl_engine.train …`.
 COMMANDS = {
@@ -28,17 +27,19 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the first argument names; without one list them all."""
+    leave_while_loading()
     _, *arguments = sys.argv
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         show_commands()
         return
     name, *rest = arguments
     if name not in COMMANDS:
-        from rl_engine.config.hints import near  # for the sake of a quick start, only here
+        from rewards.command import say_error  # for the sake of a quick start, only here
+        from rl_engine.config.hints import near
 
         found = near(name, COMMANDS)
         hint = f"; did you mean {found}?" if found else f": they are {', '.join(COMMANDS)}"
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] there is no command {name!r}{hint}")
+        say_error(f"there is no command {name!r}{hint}", 2)
         sys.exit(2)
     # A reward function of the user's own is found in the current directory, as with `python -m`.
     sys.path.append(str(Path.cwd()))
@@ -48,6 +49,9 @@ def main() -> None:
 
 def show_commands() -> None:
     """One line a command."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
     for name, (module, purpose) in COMMANDS.items():
         table.add_row(name, purpose, f"[dim]python -m {module}[/dim]")

@@ -8,18 +8,31 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from types import FrameType
 
 ECHO_S = 3.0
 """A launcher passes on what the terminal or the scheduler has sent to the whole group: one request comes twice."""
 
 
+def leave_while_loading() -> None:
+    """Ctrl-C ends the process at once, in one line, until a `StopRequest` is heard: there is nothing to tidy up yet.
+
+    For the first lines of a command: what it imports then takes a second, and more on a slow disk.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored, as in the background
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.write(2, b"error: stopped\n")
+    os._exit(128 + number)
+
+
 class Stopped(BaseException):
     """Someone asked the program to stop. Not an `Exception`: a library that goes on after those does not after this."""
 
 
-@dataclass
 class StopRequest:
     """Whether someone asked the program to stop, and by which signal. A second request ends it at once.
 
@@ -27,10 +40,10 @@ class StopRequest:
     again inside `raised`, where what takes long can be dropped. For the main thread, as all signals.
     """
 
-    signum: int | None = None
-    _asked: float = field(default=0.0, init=False)
-    """Monotonic seconds."""
-    _raises: bool = field(default=True, init=False)
+    def __init__(self, signum: int | None = None) -> None:
+        self.signum = signum
+        self._asked = 0.0  # monotonic seconds
+        self._raises = True
 
     @property
     def asked(self) -> bool:
@@ -47,6 +60,10 @@ class StopRequest:
         before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
+        except ImportError:  # what some libraries make of a request that comes while they are loaded
+            if self.asked:
+                raise Stopped from None
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -7,6 +7,11 @@ be good.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from rollout.stopping import leave_while_loading
+
+    leave_while_loading()
+
 import contextlib
 import json
 import os

@@ -5,6 +5,11 @@ It prints what the machine has and what the configuration would use, then trains
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from rollout.stopping import leave_while_loading
+
+    leave_while_loading()
+
 import os
 import sys
 import tempfile
@@ -14,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, say_loading
+from evals.command import exit_with_error, say_loading, stoppable
 from rl_engine.command import ConfiguredCommand, help_end, join_ranks_quietly
 from rl_engine.config import Config, load_config
 from rl_engine.train.checks import check_quickly, wanted_of_hub
@@ -48,7 +53,8 @@ def main(
         exit_with_error("the doctor examines one rank: start it without a launcher", 2)
     say_loading("torch, transformers and DeepSpeed")
     try:
-        passed = join_and_examine(settings)
+        with stoppable():
+            passed = join_and_examine(settings)
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
     raise typer.Exit(0 if passed else 1)

@@ -5,6 +5,11 @@ What was learned, from the files alone: norms of A, B and ΔW, and how many dire
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from rollout.stopping import leave_while_loading
+
+    leave_while_loading()
+
 import json
 import re
 import sys
@@ -16,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from evals.command import exit_with_error, new_console, say_loading
+from evals.command import exit_with_error, new_console, say_loading, stoppable
 from rewards.command import Command
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 from rl_engine.inspect.versions import directories
@@ -65,8 +70,9 @@ def main(
         if plot is not None and plot.suffix not in PLOTS:
             raise ValueError(f"--plot is {str(plot)!r}: give a name that ends in {', '.join(PLOTS)}")
         found = [directory for path in adapters for directory in directories(path)]
-        say_loading("torch")
-        show(found, base, only, notes, modules=modules, plot=plot, output=output)
+        with stoppable():
+            say_loading("torch")
+            show(found, base, only, notes, modules=modules, plot=plot, output=output)
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
 

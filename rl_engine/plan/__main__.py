@@ -5,6 +5,11 @@ What a run will ask for, from the configuration and the model's config.json alon
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from rollout.stopping import leave_while_loading
+
+    leave_while_loading()
+
 import sys
 from collections.abc import Callable
 from pathlib import Path

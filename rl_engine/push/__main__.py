@@ -6,6 +6,11 @@ nowhere else.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from rollout.stopping import leave_while_loading
+
+    leave_while_loading()
+
 import enum
 import os
 import sys
@@ -20,7 +25,7 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # typ
 from rich.console import Console
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console
+from evals.command import exit_with_error, new_console, stoppable
 from rewards.command import Command
 from rl_engine.push.card import Release, headline
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
@@ -84,14 +89,17 @@ def main(
         # Saving a model looks for DeepSpeed, which would report that it looked for a GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         folder = output or folder_of(trained)
-        show(console, folder, make_release(release, folder, lambda line: console.print(escape(line), soft_wrap=True)))
+        with stoppable():
+            files = make_release(release, folder, lambda line: console.print(escape(line), soft_wrap=True))
+        show(console, folder, files)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:
         exit_with_error(str(error), 1)
     if not dry_run:
         destination = Destination(repo=repo, branch=revision, tag=release.tag, private=private)
-        send(console, api, folder, destination, headline(trained))
+        with stoppable():
+            send(console, api, folder, destination, headline(trained))
 
 
 def check_names(repo: str, base_model: str | None) -> None:

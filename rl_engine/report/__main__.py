@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from rollout.stopping import leave_while_loading
+
+    leave_while_loading()
+
 import contextlib
 import sys
 import time
@@ -14,12 +19,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from evals.command import exit_with_error
+from evals.command import exit_with_error, stoppable
 from rewards.command import Command
 from rl_engine.report.page import NAME, PROBLEMS, is_report, names_of, read_runs, write_page
 from rl_engine.report.shown_run import ShownRun
 from rl_engine.run.records import METRICS
 from rollout.files.ownership import is_figure, replaced
+from rollout.stopping import Stopped
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -45,16 +51,17 @@ def main(
     target = output or runs[0] / NAME
     console = Console(highlight=False, soft_wrap=True)
     try:
-        for note in replaced({target: is_report}, "--output"):
-            console.print(escape(note))
-        if watch:
-            console.print(f"watching; {escape(str(target))} loads itself again, Ctrl-C ends it")
-            watch_runs(runs, target, problems, every)
-        shown = read_runs(runs, problems)
-        if plots is not None:
-            draw(console, shown, plots, format)
-        write_page(shown, target)
-        console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
+        with stoppable():
+            for note in replaced({target: is_report}, "--output"):
+                console.print(escape(note))
+            if watch:
+                console.print(f"watching; {escape(str(target))} loads itself again, Ctrl-C ends it")
+                watch_runs(runs, target, problems, every)
+            shown = read_runs(runs, problems)
+            if plots is not None:
+                draw(console, shown, plots, format)
+            write_page(shown, target)
+            console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
     except ValueError as error:
         exit_with_error(str(error), 2)
 
@@ -75,7 +82,7 @@ def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float
     """Write the page whenever a run has recorded a step, until all are done, or Ctrl-C."""
     seen = None
     failed = False
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(Stopped):
         while True:
             sizes = [path.stat().st_size if path.is_file() else 0 for path in (run / METRICS for run in runs)]
             if sizes != seen:

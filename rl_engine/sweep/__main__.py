@@ -6,6 +6,11 @@ Imports neither torch nor matplotlib.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from rollout.stopping import leave_while_loading
+
+    leave_while_loading()
+
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console
+from evals.command import exit_with_error, new_console, stoppable
 from rl_engine.command import ConfiguredCommand, help_end
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.analysis import Analysis, cells_left, due_cells
@@ -48,7 +53,8 @@ def main(
             show(*redraw(summary), summary.parent)
         if config is not None:
             settings = read_config(SweepConfig, config, overrides or ())
-            raise typer.Exit(sweep(settings, retry_failed=retry_failed, only_check=dry_run))
+            with stoppable():
+                raise typer.Exit(sweep(settings, retry_failed=retry_failed, only_check=dry_run))
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
 

@@ -5,6 +5,11 @@ Imports nothing heavy until the configuration is known to be good.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from rollout.stopping import leave_while_loading
+
+    leave_while_loading()
+
 import contextlib
 import sys
 from pathlib import Path

@@ -11,6 +11,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from rl_engine.run.records import read_metrics
 from tests.drills.fork import MARK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +33,10 @@ PLUG = (
     "ip route add default dev switch"
 )
 CABLE = f"ip link set lo up; ip link set eth up; ip addr add {OTHER}/24 dev eth; ip route add default dev eth"
+
+NO_DASHBOARD = "--include-dashboard=false"
+# What `python -m rl_engine.train` does.
+COMMAND = "import sys; from rl_engine.train.__main__ import app; sys.exit(app())"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +59,22 @@ class Machine:
     def ray(self, *words: str) -> str:
         return self.run(str(Path(sys.executable).with_name("ray")), *words)
 
-    def workers(self) -> list[psutil.Process]:
-        """Workers of a pool in there."""
-        mine = network_of(self.first)
-        return [each for each in pool_workers() if network_of(each.pid) == mine]
+    def workers(self, doing: str = "") -> list[psutil.Process]:
+        """Workers of a pool in there, that are at this."""
+        return [each for each in pool_workers(doing) if self.has(each.pid)]
+
+    def has(self, pid: int) -> bool:
+        """Whether a process, by its number outside, is in there."""
+        with contextlib.suppress(OSError):
+            return network_of(pid) == network_of(self.first)
+        return False
+
+    def signal(self, number: int) -> None:
+        """To every process in there."""
+        for pid in psutil.pids():
+            if self.has(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
 
 def network_of(pid: int) -> Path:
@@ -119,6 +137,53 @@ def possible() -> bool:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The two machines as a cluster of Ray's, whose head is where runs are started."""
+
+    place: Path
+    head: Machine
+    other: Machine
+
+    @contextlib.contextmanager
+    def training(self, name: str, *arguments: str, code: str = "") -> Iterator[subprocess.Popen[bytes]]:
+        """The command on the head, from the project's root; inside the block it is under way.
+
+        `code` is run in its process first: a change to the program that is tried.
+        """
+        words = ["--config", "quickstart.yaml", *arguments, f"rollout.address={HEAD}:6379"]
+        words += [f"output_dir={self.run(name)}"]
+        command = self.head.command(sys.executable, "-c", f"{code}\n{COMMAND}", *words)
+        with self.output(name).open("a") as output:
+            process = subprocess.Popen(command, env=self.head.environment, stdout=output, stderr=output)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                psutil.Process(process.pid).children()[0].kill()
+                process.kill()
+            process.wait()
+
+    def run(self, name: str) -> Path:
+        return self.place / "runs" / name
+
+    def output(self, name: str) -> Path:
+        return self.place / f"{name}.txt"
+
+    def steps(self, name: str) -> int:
+        """Steps that are finished."""
+        return len(read_metrics(self.run(name))) - 1
+
+
+@contextlib.contextmanager
+def cluster_of(head_cpus: int, other_cpus: int) -> Iterator[Cluster]:
+    """A cluster with so many places for workers on either machine."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as path, two_machines(Path(path)) as (head, other):
+        head.ray("start", "--head", "--port=6379", f"--num-cpus={head_cpus}", "--num-gpus=0", NO_DASHBOARD)
+        other.ray("start", f"--address={HEAD}:6379", f"--num-cpus={other_cpus}")
+        yield Cluster(Path(path), head, other)
 
 
 @contextlib.contextmanager

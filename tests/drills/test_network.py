@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ import pytest
 from rl_engine.run.records import read_metrics
 from tests.drills.equality import different
 from tests.drills.fork import train
-from tests.drills.machines import HEAD, Machine, pool_workers, possible, pulled, two_machines, until
+from tests.drills.machines import HEAD, Cluster, cluster_of, pool_workers, possible, pulled, until
 
 pytestmark = [
     pytest.mark.drill,
@@ -51,45 +48,11 @@ RayPool(engine, PoolSettings(workers=1, address="{HEAD}:6379", cpus_per_worker=1
 JOIN = ("start", f"--address={HEAD}:6379", "--num-cpus=1")
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    place: Path
-    head: Machine
-    other: Machine
-
-    @contextlib.contextmanager
-    def training(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
-        """The command on the head, from the project's root; inside the block it is under way."""
-        words = ["-m", "rl_engine.train", "--config", "quickstart.yaml", *SETTINGS]
-        words += [f"rollout.address={HEAD}:6379", f"output_dir={self.run(name)}"]
-        with self.output(name).open("w") as output:
-            process = subprocess.Popen(
-                self.head.command(sys.executable, *words), env=self.head.environment, stdout=output, stderr=output
-            )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-    def run(self, name: str) -> Path:
-        return self.place / "runs" / name
-
-    def output(self, name: str) -> Path:
-        return self.place / f"{name}.txt"
-
-    def steps(self, name: str) -> int:
-        """Steps that are finished."""
-        return len(read_metrics(self.run(name))) - 1
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """The head has no cores for workers, so all of them are on the other machine."""
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as path, two_machines(Path(path)) as (head, other):
-        head.ray("start", "--head", "--port=6379", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false")
-        other.ray(*JOIN)
-        yield Cluster(Path(path), head, other)
+    with cluster_of(0, 1) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +64,7 @@ def local(cluster: Cluster) -> Path:
 
 
 def test_two_machines_give_what_one_gives(cluster: Cluster, local: Path) -> None:
-    with cluster.training("joined") as process:
+    with cluster.training("joined", *SETTINGS) as process:
         until(lambda: pool_workers("generate") or process.poll() is not None, 600)
         there = cluster.other.workers()
         assert len(there) == len(pool_workers()) == 1, cluster.output("joined").read_text()
@@ -125,7 +88,7 @@ def test_a_process_without_the_token_is_told(cluster: Cluster, tmp_path: Path) -
 def test_a_link_that_is_cut_while_sampling(cluster: Cluster, local: Path, cut_s: int) -> None:
     """No prompt is lost, and the run goes on when the link is there again."""
     name = f"cut{cut_s}"
-    with cluster.training(name) as process:
+    with cluster.training(name, *SETTINGS) as process:
         until(lambda: (cluster.steps(name) >= 1 and pool_workers("generate")) or process.poll() is not None, 600)
         with pulled(cluster.head):
             before = cluster.steps(name)
@@ -143,7 +106,7 @@ def test_a_link_that_is_cut_while_sampling(cluster: Cluster, local: Path, cut_s:
 
 def test_a_machine_that_is_lost_and_comes_back(cluster: Cluster, local: Path) -> None:
     """As after a longer cut, when the cluster counts the machine as dead: it is for others to start Ray there again."""
-    with cluster.training("lost") as process:
+    with cluster.training("lost", *SETTINGS) as process:
         until(lambda: (cluster.steps("lost") >= 1 and pool_workers("generate")) or process.poll() is not None, 900)
         cluster.other.ray("stop", "--force")
         before = cluster.steps("lost")

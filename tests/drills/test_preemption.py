@@ -7,8 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rl_engine.run.checkpoint import Checkpoints
@@ -50,25 +54,75 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_bit_for_bit(reference: Ref
     assert different(run, reference.run) == []
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+@contextmanager
+def on_two_ranks(place: Path, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command under torchrun, with its output in a file; whatever happens, nothing of it is left."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [*TORCHRUN, "-m", "rl_engine.train", "--config", "quickstart.yaml", *TINY, "eval.every=0", *settings]
+    with (place / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=place, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for rank in ranks_of(process):
+                rank.kill()
+            process.kill()
+        process.wait()
+
+
+def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes that torchrun has started, rank 0 first."""
+    return sorted(psutil.Process(process.pid).children(), key=lambda each: int(each.environ()["RANK"]))
+
+
+def stopped(place: Path, process: subprocess.Popen[bytes], after: int, ask: Callable[[], None], name: str) -> int:
+    """Ask when so many steps are recorded and the next is under way; the step that was saved."""
+    run, text = place / "runs" / "quickstart", place / "output.txt"
+    deadline = time.monotonic() + 900
+    while len(read_metrics(run)) <= after:
+        assert process.poll() is None, text.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ranks, start = ranks_of(process), time.monotonic()
+    ask()
+    process.wait(60)
+    print(f"{name}: gone after {time.monotonic() - start:.1f} s", flush=True)
+    assert not any(each.is_running() for each in ranks)
+    found = Checkpoints(run / "checkpoints", keep=1).newest()
+    assert found is not None, text.read_text()
+    assert found[0].step == read_metrics(run)[-1]["step"] >= after
+    assert text.read_text().count(f"stopped after step {found[0].step} as asked, and saved") == 1
+    return found[0].step
+
+
 def test_ctrl_c_under_torchrun_saves(tmp_path: Path) -> None:
     """The terminal interrupts all processes, and torchrun passes it on once more: one request, not two."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "rl_engine.train", "--config", "quickstart.yaml", *TINY, "train.steps=100", "eval.every=0"]
-    with (tmp_path / "output.txt").open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    run = tmp_path / "runs" / "quickstart"
-    deadline = time.monotonic() + 600
-    while len(read_metrics(run)) < 2 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    start = time.monotonic()
-    process.wait(60)
-    text = (tmp_path / "output.txt").read_text()
-    print(f"Ctrl-C under torchrun: gone after {time.monotonic() - start:.1f} s", flush=True)
-    found = Checkpoints(run / "checkpoints", keep=1).newest()
-    assert found is not None, text
-    assert found[0].step == read_metrics(run)[-1]["step"]
-    assert f"stopped after step {found[0].step}" in text
+    with on_two_ranks(tmp_path, "train.steps=100") as process:
+        stopped(tmp_path, process, 1, lambda: os.killpg(process.pid, signal.SIGINT), "Ctrl-C under torchrun")
+
+
+def test_sigterm_under_torchrun_or_to_one_rank_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
+    """A scheduler asks torchrun, or the machine of one rank goes: all leave with the same step saved."""
+    steps = "train.steps=8"
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    with on_two_ranks(tmp_path / "whole", steps) as process:
+        assert process.wait(1800) == 0, (tmp_path / "whole" / "output.txt").read_text()
+    place, saved = tmp_path / "stopped", 0
+    asks: dict[str, Callable[[subprocess.Popen[bytes]], None]] = {
+        "SIGTERM to torchrun": lambda process: process.terminate(),
+        "SIGTERM to rank 1": lambda process: ranks_of(process)[1].terminate(),
+        "SIGTERM to rank 0": lambda process: ranks_of(process)[0].terminate(),
+    }
+    for name, ask in asks.items():
+        with on_two_ranks(place, steps, "--resume") as process:
+            saved = stopped(place, process, saved + 1, partial(ask, process), name)
+    with on_two_ranks(place, steps, "--resume") as process:
+        assert process.wait(1800) == 0, (place / "output.txt").read_text()
+    assert different(place / "runs" / "quickstart", tmp_path / "whole" / "runs" / "quickstart") == []

@@ -70,6 +70,8 @@ class Fault:
 def in_phase(run: Path, fault: Fault) -> bool:
     """Whether the step under way is one for the fault, and what is sampled now belongs to its phase."""
     steps = len(read_metrics(run)) - 1
+    if fault.phase == "sync":
+        return steps >= fault.steps
     # Then the next has been sampled and learned from: what is sampled now is the evaluation, after every second.
     sampled = (run / "rollouts" / f"step{steps + 1:06d}.jsonl.gz").exists()
     evaluation = fault.phase == "evaluation"

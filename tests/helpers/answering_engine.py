@@ -67,3 +67,8 @@ class AnsweringEngine:
 def unhurried(settings: EngineSettings) -> AnsweringEngine:
     """One that can be met at work."""
     return AnsweringEngine(settings, pause_s=1.0)
+
+
+def brisk(settings: EngineSettings) -> AnsweringEngine:
+    """One that is sometimes met at work, in a run of many steps."""
+    return AnsweringEngine(settings, pause_s=0.1)

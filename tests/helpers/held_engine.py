@@ -2,7 +2,8 @@
 
 `HELD_AT` says what that is: `0/3/` begins the seeds of step 3 and `eval/` those of an evaluation, `learning` is an
 update, `starting` the engine's start. `HELD_BUT` says how often it goes well before, and `HELD_DO` what happens: with
-`fail` an error, without it a request to stop to every process that has left its number in `HELD_PLACE`.
+`fail` an error, without it a request to stop to every process that has left its number in `HELD_PLACE`. `HELD_IN` says
+`workers` where the engine is theirs.
 """
 
 from __future__ import annotations
@@ -65,6 +66,10 @@ def prepare() -> None:
 
     place = Path(os.environ["HELD_PLACE"])
     (place / f"{os.environ.get('RANK', 0)}.pid").write_text(str(os.getpid()))
+    if os.environ.get("HELD_IN") == "workers":
+        from tests.drills.bad_engines import workers_with  # loads Ray
+
+        workers_with(HeldEngine)
     rollout.vllm.engine.VllmEngine = HeldEngine  # type: ignore[assignment, misc]
     step = Learner.step
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,7 +277,7 @@ def test_watching_ends_with_a_page_that_stays_still(tmp_path: Path, monkeypatch:
     sampled(tmp_path, [["a"]])
 
     def interrupt(seconds: float) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("time.sleep", interrupt)
     result = CliRunner().invoke(command.app, [str(tmp_path), "--watch"])

@@ -48,6 +48,25 @@ def test_a_request_to_stop_that_comes_twice_at_once_is_one(monkeypatch: pytest.M
     assert ended(twice(0.2)) == -signal.SIGTERM
 
 
+def test_an_import_that_a_request_broke_is_that_request() -> None:
+    """transformers, for one, says that a module is missing when Ctrl-C comes while it loads one."""
+
+    def broken(ask: bool) -> Callable[[StopRequest], object]:
+        def act(stop: StopRequest) -> None:
+            try:
+                if ask:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(60)
+            except Stopped:
+                pass
+            raise ModuleNotFoundError("could not import it")
+
+        return act
+
+    assert ended(broken(ask=True)) == 41 + signal.SIGINT
+    assert ended(broken(ask=False)) == 39
+
+
 def test_a_request_is_raised_but_where_it_is_noted_and_again_where_that_waits_for_it() -> None:
     def ask() -> None:
         os.kill(os.getpid(), signal.SIGTERM)

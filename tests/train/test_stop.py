@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from rl_engine.run.records import read_metrics
+from tests.drills.equality import TIMES
 from tests.helpers import forked
 from tests.helpers.answering_engine import UNCHECKED
 from tests.helpers.held_engine import prepare
@@ -31,6 +32,7 @@ SETTINGS = (
     *UNCHECKED,
 )
 LEAVES_WITHIN_S = 10
+ROOT = Path(__file__).parents[2]
 CODE = 128 + 15
 
 
@@ -45,12 +47,9 @@ def run(directory: Path, *arguments: str, at: str = "nowhere", **environment: st
 
 
 def kept(directory: Path) -> dict[str, Any]:
-    """What a run leaves behind, but for times."""
+    """What a run leaves behind, but for times and workers."""
     root = directory / "runs" / "quickstart"
-    lines = [
-        {key: value for key, value in line.items() if not key.startswith(("time/", "throughput/", "memory/"))}
-        for line in read_metrics(root)
-    ]
+    lines = [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in read_metrics(root)]
     files = {
         str(path.relative_to(root)): path.read_bytes()
         for pattern in ("adapters/v*/*", "checkpoints/step000003/*", "rollouts/*", "evals/*")
@@ -90,6 +89,20 @@ def test_a_run_that_is_stopped_in_the_middle_of_anything_ends_as_one_that_was_no
         assert words in output
         assert saved(tmp_path)[-1:] == steps[-1:]
     code, output = run(tmp_path, "--resume", seldom)
+    assert code == 0, output
+    assert kept(tmp_path) == undisturbed
+
+
+def test_a_run_that_is_stopped_while_workers_sample_leaves_at_once_and_goes_on(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two real workers are in the middle of a piece each. Without them it goes on as well."""
+    pool = ("rollout.placement=ray", "rollout.workers=2", "rollout.prompts_per_piece=1")
+    code, output = run(tmp_path, *pool, at="0/2/", HELD_IN="workers", PYTHONPATH=str(ROOT))
+    assert code == CODE, output
+    assert "stopped after step 1 as asked, and saved" in output
+    assert saved(tmp_path)[-1:] == ["step000001"]
+    code, output = run(tmp_path, "--resume")
     assert code == 0, output
     assert kept(tmp_path) == undisturbed
 

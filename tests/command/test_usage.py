@@ -1,0 +1,80 @@
+"""What a command says of arguments that it cannot take, and to whom: one line, once, with code 2."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from rewards.command import _told_to_leave
+from tests.command.test_help import CONFIGURED, MODULES, app_of
+
+INCOMPLETE = [
+    (module, param)
+    for module in MODULES
+    for param in get_command(app_of(module)).params
+    if param.param_type_name == "option" and not getattr(param, "is_flag", False)
+]
+SAID = [
+    (("plan", "--config", "quickstart.yaml", "--card", "3"), "--card is incomplete: --card TFLOPS TB/S"),
+    (("plan", "--config", "quickstart.yaml", "--card", "3", "fast"), "--card is '3 fast': input should be a valid num"),
+    (("plan", "--mfu=5", "--config", "quickstart.yaml"), "--mfu is '5': input should be less than or equal to 1"),
+    (("plan",), "--config is missing. A YAML file, or the name of a shipped configuration. Example: python -m rl_e"),
+    (("train", "--config", "quickstart.yaml", "--resume=yes"), "--resume takes no value"),
+    (("report",), "RUN_DIR is missing. Run directories; several are compared. Example: python -m rl_engine.report"),
+    (("report", "x", "--format", "gif"), "--format is 'gif': 'gif' is not one of 'svg', 'png'"),
+    (("push", "--adapter", "x", "--repo", "a/b", "y"), "got unexpected extra argument"),
+]
+
+
+def line_of(module: str, *arguments: str, **environment: str) -> str:
+    """What a command says on its way out with code 2: one line, or none."""
+    result = CliRunner().invoke(app_of(module), arguments, env=environment)
+    assert result.exit_code == 2, result.output
+    assert result.output.count("\n") == bool(result.output)
+    return result.output
+
+
+@pytest.mark.parametrize(("module", "param"), INCOMPLETE, ids=lambda each: getattr(each, "name", each))
+def test_an_option_without_its_value_is_told_in_one_line(module: str, param: Any) -> None:
+    name = max(param.opts, key=len)
+    assert line_of(module, name).startswith(f"error: {name} is incomplete: {name} ")
+
+
+@pytest.mark.parametrize(("command", "words"), SAID, ids=lambda each: " ".join(each) if isinstance(each, tuple) else "")
+def test_the_line_names_option_value_and_way_out(command: tuple[str, ...], words: str) -> None:
+    name, *arguments = command
+    assert line_of(f"rl_engine.{name}", *arguments).startswith(f"error: {words}")
+
+
+@pytest.mark.parametrize("module", CONFIGURED)
+@pytest.mark.parametrize(
+    "arguments", [("--config", "gone.yaml"), ("--config", "quickstart.yaml", "seeed=1"), ("--no",)]
+)
+def test_one_of_the_processes_of_a_launcher_says_what_is_wrong_for_all(
+    module: str, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On several machines the first of each: a file may be missing on one of them alone."""
+    monkeypatch.setattr("rewards.command._told_to_leave", lambda _: True)
+    said = line_of(module, *arguments)
+    assert said.startswith("error: ")
+    for rank, local, heard in (("0", "0", said), ("1", "1", ""), ("8", "0", said)):
+        assert line_of(module, *arguments, RANK=rank, LOCAL_RANK=local, WORLD_SIZE="16") == heard
+    monkeypatch.setattr("rewards.command._told_to_leave", lambda _: False)
+    assert line_of(module, *arguments, RANK="1", LOCAL_RANK="1", WORLD_SIZE="16") == said
+
+
+@pytest.mark.parametrize(("asked", "code"), [(True, 2), (False, 3)])
+def test_a_process_that_leaves_the_word_to_the_first_ends_with_its_own_code(asked: bool, code: int) -> None:
+    """It waits: a launcher ends all when one has left, and would end the first before that has spoken."""
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(2 if _told_to_leave(60.0 if asked else 0.01) else 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
