@@ -320,6 +320,8 @@ def another_machine(cpus: int) -> Iterator[Any]:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
+    from rollout.pool.cluster import machines
+
     address = ray.get_runtime_context().gcs_address
     parameters = RayParams(gcs_address=address, num_cpus=cpus, object_store_memory=2**27, node_ip_address="127.0.0.1")
     parameters.update_if_absent(min_worker_port=0, max_worker_port=0, node_manager_port=0, include_log_monitor=False)
