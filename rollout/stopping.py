@@ -28,6 +28,8 @@ class StopRequest:
     """
 
     signum: int | None = None
+    others: list[StopRequest] = field(default_factory=list)
+    """Those of runs in the same process, which hear of it too."""
     _asked: float = field(default=0.0, init=False)
     """Monotonic seconds."""
     _raises: bool = field(default=True, init=False)
@@ -35,6 +37,11 @@ class StopRequest:
     @property
     def asked(self) -> bool:
         return self.signum is not None
+
+    @property
+    def raises(self) -> bool:
+        """Whether a request that comes now raises."""
+        return self._raises
 
     @property
     def exit_code(self) -> int:
@@ -76,6 +83,8 @@ class StopRequest:
         """Another process of this run was asked, by that signal; where this one was too, nothing is new."""
         if self.signum is None:
             self.signum, self._asked = number, time.monotonic()
+            for other in self.others:
+                other.heed(number)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.signum is None:

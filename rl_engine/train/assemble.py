@@ -24,9 +24,11 @@ from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.policy.base_model import (
+    LoadBase,
     check_attention,
     is_wrapper,
     layout_of,
+    load_causal_lm,
     load_meta_model,
     load_model_config,
     model_notes,
@@ -42,6 +44,7 @@ from rl_engine.sampling.past import PastVersions
 from rl_engine.sampling.placement import check_placement, start_queue
 from rl_engine.sampling.publish import Publisher
 from rl_engine.sampling.sampler import Sampler
+from rl_engine.sampling.sent import check_room
 from rl_engine.sampling.stream import RolloutStream
 from rl_engine.train.loop import Run
 from rollout.adapters import AdapterStore
@@ -155,6 +158,15 @@ def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
     return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
 
 
+def resolve_settings(config: Config, ranks: Ranks, *, resume: bool) -> Config:
+    """The configuration with a number for every `auto` that can be resolved before the data is read. Raises
+    `ConfigError` where a pool on this machine could not be sent its adapters."""
+    config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
+    config = resolve_pieces(config, resume=resume)
+    check_room(config)
+    return config
+
+
 def console_of(config: Config, ranks: Ranks) -> RunConsole:
     plain = config.rewards.is_accuracy
     return RunConsole(quiet=not ranks.is_main, steps=config.train.steps, reward_is_accuracy=plain)
@@ -230,6 +242,17 @@ def prepare_run(config: Config, ranks: Ranks, grader: Grader, console: RunConsol
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What a run in company is given; alone it makes these for itself."""
+
+    prepared: Prepared
+    grader: Grader
+    load_base: LoadBase
+    engine: Engine
+    console: RunConsole
+
+
 def assemble(
     config: Config,
     ranks: Ranks,
@@ -237,12 +260,13 @@ def assemble(
     resume: bool,
     console: RunConsole | None = None,
     stop: StopRequest | None = None,
+    shared: Shared | None = None,
 ) -> Run:
     """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
     the data, the model or the output directory, before any weights are loaded where that can be known."""
     stop = stop or StopRequest()
     console = console or console_of(config, ranks)
-    prepared = prepare_run(config, ranks, grader, console)
+    prepared = shared.prepared if shared else prepare_run(config, ranks, grader, console)
     config = resolve_eval_pieces(config, sum(len(prompts) for _, prompts in prepared.suites), resume=resume)
     data, sampling = prepared.data, prepared.sampling
     run_dir = Path(config.output_dir)
@@ -250,14 +274,15 @@ def assemble(
     hashed = hash_of_run(config, data)
     found = newest_of_run(config, checkpoints, hashed, ranks) if resume else None
     with console.phase("loading the model"):
-        learner = Learner(config, ranks, pad_id_of(prepared.tokenizer), [prompt.token_ids for prompt in data.prompts])
+        pad_id, prompts = pad_id_of(prepared.tokenizer), [prompt.token_ids for prompt in data.prompts]
+        learner = Learner(config, ranks, pad_id, prompts, shared.load_base if shared else load_causal_lm)
     console.print_rows(describe(config, data, learner))
     with console.phase("starting vLLM"):
-        queue = start_queue(config, ranks, prepared.context, stop)
+        queue = start_queue(config, ranks, prepared.context, stop, shared.engine if shared else None)
     sampler = Sampler(queue, grader, ranks, stop)
     past = PastVersions(learner, config.rollout.max_staleness)
     run = Run(
-        config=config,
+        config=saved_at_every_step(config) if shared else config,
         eval_sampling=prepared.eval_sampling,
         suites=prepared.suites,
         stream=RolloutStream(config, cursor_of(config, data.prompts), sampler, sampling),
@@ -277,6 +302,11 @@ def assemble(
     if ranks.is_main:
         run.records.open(run.step if found else -1)
     return run
+
+
+def saved_at_every_step(config: Config) -> Config:
+    """How a run in company is made: what ends the process ends all of them, and each loses the step at work alone."""
+    return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 1})})
 
 
 def hash_of_run(config: Config, data: TrainingData) -> str:
