@@ -6,8 +6,9 @@ library keeps for the whole process and a run may change is kept for each here: 
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -34,16 +35,24 @@ class Turn:
 
     def take(self) -> None:
         """Let it run until it waits for something, or is over. Raises what its body raised."""
-        outside = torch.get_rng_state()
-        torch.set_rng_state(self._random)
-        if self._thread.ident is None:
-            self._thread.start()
-        self._given.release()
-        self._back.acquire()
-        self._random = torch.get_rng_state()
-        torch.set_rng_state(outside)
+        with self.randomness():
+            if self._thread.ident is None:
+                self._thread.start()
+            self._given.release()
+            self._back.acquire()
         if self._failure is not None:
             raise self._failure
+
+    @contextlib.contextmanager
+    def randomness(self) -> Iterator[None]:
+        """Inside the block torch's random state is that of this run."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self._random)
+        try:
+            yield
+        finally:
+            self._random = torch.get_rng_state()
+            torch.set_rng_state(outside)
 
     def interrupt(self, error: BaseException) -> None:
         """Raise `error` where it waits, in its next turn."""

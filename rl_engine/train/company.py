@@ -288,8 +288,11 @@ class Company:
         waiting.clear()
 
     def _sample(self) -> None:
+        # vLLM draws numbers that it does not need. With one run they are those that it draws alone.
+        alone = self._at_work[0].turn.randomness() if self.at_once == 1 else contextlib.nullcontext()
         try:
-            self.engine.advance()
+            with alone:
+                self.engine.advance()
         except EngineError as error:
             if self.ranks.count > 1:
                 raise
