@@ -54,7 +54,7 @@ def runs_at_once(configs: Sequence[Config], ranks: Ranks, available: Available, 
     except ConfigError as error:
         if at_once == 1:
             raise
-        raise ConfigError(f"{at_once} runs together: {error}. Or let fewer be at work at once: --together") from error
+        raise ConfigError(f"{at_once} runs together: {error}; or let fewer be at work at once: --together") from error
     return at_once
 
 

@@ -16,7 +16,7 @@ import torch
 
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError, find_config
-from rl_engine.learner import learner as learning
+from rl_engine.learner import objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.run.records import read_metrics
 from rl_engine.train import company
@@ -90,15 +90,14 @@ def kept(root: Path) -> dict[str, Any]:
 @pytest.fixture
 def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loss of a run with `seed=SPOILT` is no number."""
-    objective = learning.objective
 
     def made(config: Any, *arguments: Any) -> Any:
-        part = objective(config, *arguments)
+        part = objective.objective(config, *arguments)
         if config.kl_coef == SPOILT:
             part = replace(part, loss=part.loss * torch.nan)
         return part
 
-    monkeypatch.setattr(learning, "objective", made)
+    monkeypatch.setattr("rl_engine.learner.learner.objective", made)
 
 
 def test_a_run_is_the_same_in_any_company(
@@ -188,8 +187,9 @@ def killed_while_it_samples() -> None:
         if at == int(os.environ.get("KILLED_AT", "0")):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    company.start_shared_engine = start  # type: ignore[assignment]
-    StreamingAnswers.at_advance = kill  # type: ignore[method-assign, assignment]
+    # mypy knows better than to replace what a module or a class is made of
+    setattr(company, "start_shared_engine", start)  # noqa: B010
+    setattr(StreamingAnswers, "at_advance", kill)  # noqa: B010
 
 
 def test_a_killed_process_costs_each_run_the_step_at_work(tmp_path: Path) -> None:
