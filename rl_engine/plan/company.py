@@ -2,78 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.memory import PHASES, Memory, Part, memory_of_run
+from rl_engine.plan.memory import PHASES, Memory, Part, estimate, memory_of_run
 from rl_engine.plan.memory_limit import check_fits
-from rl_engine.run.peaks import Available
+from rl_engine.plan.sharing import groups_of
+from rl_engine.plan.step_time import Devices
+from rl_engine.policy.base_model import load_meta_model
+from rl_engine.run.peaks import Available, available
 
 OF_EACH = ("adapter", "gradients", "Adam's moments", "ZeRO's copy", "ZeRO's bucket", "sampler adapter")
 """Parts that every run at work has of its own; of the others there is one for all, as large as the largest."""
 GRADING = "grading"
 
 
-def memory_together(memories: Sequence[Memory], at_once: int, graders: int) -> Memory:
-    """What a rank needs while `at_once` of the runs are at work, each as large as the largest of them, with as many
-    graders as there are different rewards."""
-    largest: dict[tuple[str, bool], Part] = {}
-    for memory in memories:
-        for part in memory.parts:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a rank is."""
+
+    title: str
+    room: Available
+    on_gpu: bool
+    alone: Callable[[Config], Memory]
+    """What a run by itself needs there."""
+
+    @classmethod
+    def here(cls, ranks: Ranks) -> Place:
+        return cls(
+            title="this machine",
+            room=available(ranks),
+            on_gpu=ranks.device.type == "cuda",
+            alone=lambda config: memory_of_run(config, ranks),
+        )
+
+    @classmethod
+    def on(cls, devices: Devices) -> Place:
+        """GPUs that are not here; of the machine they are in nothing is known."""
+        return cls(
+            title=f"{devices.count} × {devices.gib:g} GiB",
+            room=Available(device_gib=devices.gib, host_gib=math.inf),
+            on_gpu=True,
+            alone=lambda config: estimate(config, load_meta_model(config.model), devices.count, gpu_gib=devices.gib),
+        )
+
+    def together(self, configs: Sequence[Config], at_once: int) -> Memory:
+        """What `at_once` of the runs need, each as large as the largest of them, with a grader for each kind of
+        reward."""
+        # While one run learns others are at their completions: the sampler never sleeps.
+        awake = {"rollout": configs[0].rollout.model_copy(update={"sleep": False})} if at_once > 1 else {}
+        largest: dict[tuple[str, bool], Part] = {}
+        for part in (part for config in configs for part in self.alone(config.model_copy(update=awake)).parts):
             known = largest.get((part.name, part.on_host))
             if known is None or part.gib > known.gib:
                 largest[part.name, part.on_host] = part
-    times = {**dict.fromkeys(OF_EACH, at_once), GRADING: graders}
-    return Memory(parts=tuple(replace(part, gib=part.gib * times.get(part.name, 1)) for part in largest.values()))
+        graders = len({config.rewards.model_dump_json() for config in configs})
+        times = {**dict.fromkeys(OF_EACH, at_once), GRADING: graders}
+        return Memory(parts=tuple(replace(part, gib=part.gib * times.get(part.name, 1)) for part in largest.values()))
 
 
-def memory_of_company(configs: Sequence[Config], ranks: Ranks, at_once: int) -> Memory:
-    """The estimate for these runs on this rank's device."""
-    # While one run learns others are at their completions: the sampler never sleeps.
-    awake = {"rollout": configs[0].rollout.model_copy(update={"sleep": False})} if at_once > 1 else {}
-    memories = [memory_of_run(config.model_copy(update=awake), ranks) for config in configs]
-    return memory_together(memories, at_once, len({config.rewards.model_dump_json() for config in configs}))
-
-
-def runs_at_once(configs: Sequence[Config], ranks: Ranks, available: Available, wanted: int | None) -> int:
+def runs_at_once(configs: Sequence[Config], place: Place, wanted: int | None) -> int:
     """How many of the runs are at work at a time: as many as are wanted, on a CPU all of them where nobody says, and on
     a GPU as many as there is memory for.
 
     Raises `ConfigError` where that does not fit.
     """
-    most = len(configs)
-    if wanted is None and ranks.device.type == "cuda":
-        while most > 1 and not _fits(memory_of_company(configs, ranks, most), available):
-            most -= 1
-    at_once = min(wanted or most, most)
-    try:
-        check_fits(memory_of_company(configs, ranks, at_once), available)
-    except ConfigError as error:
-        if at_once == 1:
-            raise
-        raise ConfigError(f"{at_once} runs together: {error}; or let fewer be at work at once: --together") from error
-    return at_once
+    at_once = min(wanted or len(configs), len(configs))
+    while True:
+        try:
+            check_fits(place.together(configs, at_once), place.room)
+        except ConfigError as error:
+            if at_once == 1:
+                raise
+            if wanted is None and place.on_gpu:
+                at_once -= 1
+                continue
+            raise ConfigError(
+                f"{at_once} runs together: {error}; or let fewer be at work at once: --together"
+            ) from error
+        return at_once
 
 
-def _fits(memory: Memory, available: Available) -> bool:
-    try:
-        check_fits(memory, available)
-    except ConfigError:
-        return False
-    return True
-
-
-def company_lines(configs: Sequence[Config], ranks: Ranks, at_once: int) -> dict[str, str]:
+def company_lines(configs: Sequence[Config], place: Place, at_once: int) -> dict[str, str]:
     """For people: how many are at work at once, and what they need against as many processes."""
-    together = memory_of_company(configs, ranks, at_once)
-    needed = max(map(together.needed, PHASES))
     lines = {"together": f"{at_once} of {len(configs)} runs at a time, on one base model and one sampler"}
     if at_once > 1:
-        each = [memory_of_run(config, ranks) for config in configs]
-        apart = sum(sorted((max(map(memory.needed, PHASES)) for memory in each), reverse=True)[:at_once])
-        saved = f"; {at_once} processes would need {apart:.2f}" if ranks.device.type == "cpu" else ""
-        lines["memory"] = f"about {needed:.2f} GiB at the most{saved}"
+        apart = sum(sorted((_most(place.alone(config)) for config in configs), reverse=True)[:at_once])
+        saved = "" if place.on_gpu else f"; {at_once} processes would need {apart:.2f}"
+        lines["memory"] = f"about {_most(place.together(configs, at_once)):.2f} GiB at the most{saved}"
     return lines
+
+
+def plan_together(configs: Sequence[Config], devices: Sequence[Devices]) -> list[dict[str, str]]:
+    """For people: the groups that can train together, and what each needs on each choice of devices or, without one,
+    here. Raises `ConfigError` where two runs have one directory."""
+    places = [Place.on(each) for each in devices] or [Place.here(Ranks(0, 1, torch.device("cpu")))]
+    told: list[dict[str, str]] = []
+    for group in groups_of(configs):
+        runs = [cell.config for cell in group.cells]
+        names = {"runs": ", ".join(cell.name for cell in group.cells), **dict.fromkeys(group.apart, "")}
+        for place in places if group.alone is None else ():
+            try:
+                lines = company_lines(runs, place, runs_at_once(runs, place, None))
+            except ConfigError as error:
+                lines = {"together": str(error)}
+            told.append({**names, **{f"{place.title}: {title}": text for title, text in lines.items()}})
+        if group.alone is not None:
+            told.append(names)
+    return told
+
+
+def _most(memory: Memory) -> float:
+    return max(map(memory.needed, PHASES))

@@ -24,14 +24,13 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.company import company_lines, runs_at_once
+from rl_engine.plan.company import Place, company_lines, runs_at_once
 from rl_engine.plan.sharing import Cell, Group, groups_of
 from rl_engine.policy.base_model import SharedBase
 from rl_engine.run.board import DONE, FAILED, STOPPED, Board, CellConsole
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import check_output
-from rl_engine.run.peaks import available
 from rl_engine.sampling.failures import GradingFailedError
 from rl_engine.sampling.placement import start_shared_engine
 from rl_engine.sampling.shared_engine import EngineOfOne
@@ -144,9 +143,10 @@ def train_group(
 ) -> dict[str, int]:
     """The runs of a group side by side; the exit code of each that was begun."""
     configs = [cell.config for cell in group.cells]
-    at_once = runs_at_once(configs, ranks, available(ranks), wishes.at_once)
+    place = Place.here(ranks)
+    at_once = runs_at_once(configs, place, wishes.at_once)
     RunConsole(quiet=not ranks.is_main, steps=0).print_rows(
-        {"model": f"{configs[0].model.name} ({configs[0].model.dtype})", **company_lines(configs, ranks, at_once)}
+        {"model": f"{configs[0].model.name} ({configs[0].model.dtype})", **company_lines(configs, place, at_once)}
     )
     base = SharedBase(configs[0], ranks.device)
     context = max(ready[cell.name][0].context for cell in group.cells)
@@ -313,8 +313,8 @@ def show_all(configs: Sequence[Config], ranks: Ranks, wishes: Wishes) -> None:
         for line in group.apart:
             console.note(line)
         if group.alone is None:
-            configs = [cell.config for cell in group.cells]
-            at_once = runs_at_once(configs, ranks, available(ranks), wishes.at_once)
+            configs, place = [cell.config for cell in group.cells], Place.here(ranks)
+            at_once = runs_at_once(configs, place, wishes.at_once)
             console.print_rows(
-                {"runs": ", ".join(cell.name for cell in group.cells), **company_lines(configs, ranks, at_once)}
+                {"runs": ", ".join(cell.name for cell in group.cells), **company_lines(configs, place, at_once)}
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import pytest
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.company import memory_of_company, runs_at_once
-from rl_engine.plan.memory import memory_of_run
+from rl_engine.plan.company import Place, plan_together, runs_at_once
 from rl_engine.plan.sharing import groups_of, named, why_not_together
+from rl_engine.plan.step_time import Devices
 from rl_engine.run.peaks import Available
 
 MAY_DIFFER = (
@@ -79,14 +80,31 @@ def test_runs_fall_into_groups_in_the_order_given(tmp_path: Path) -> None:
 
 def test_memory_is_one_base_and_a_slot_each(make_config: Callable[..., Config], ranks: Ranks) -> None:
     configs = [make_config(f"lora.rank={rank}") for rank in (1, 8, 64, 64)]
-    alone, company = memory_of_run(configs[2], ranks), memory_of_company(configs, ranks, 3)
+    here = replace(Place.here(ranks), room=Available(device_gib=100, host_gib=100))
+    alone, company = here.alone(configs[2]), here.together(configs, 3)
     for name in ("base weights", "sampler weights", "KV cache", "libraries", "activations", "grading"):
         assert company.part(name) == alone.part(name)
     for name in ("adapter", "Adam's moments", "sampler adapter"):
         assert company.part(name) == pytest.approx(3 * alone.part(name))
-    room = Available(device_gib=100, host_gib=100)
-    assert runs_at_once(configs, ranks, room, None) == 4
-    assert runs_at_once(configs, ranks, room, 3) == 3
-    assert runs_at_once(configs, ranks, room, 9) == 4
+    assert [runs_at_once(configs, here, wanted) for wanted in (None, 3, 9)] == [4, 3, 4]
+    full = replace(here, room=Available(device_gib=1, host_gib=1))
     with pytest.raises(ConfigError, match=r"4 runs together: .* or let fewer be at work at once: --together"):
-        runs_at_once(configs, ranks, Available(device_gib=1, host_gib=1), None)
+        runs_at_once(configs, full, None)
+    # On a GPU as many as fit, where nobody says.
+    needed = max(here.together(configs, 2).needed(phase) for phase in ("rollout", "learn", "sync"))
+    room = Available(device_gib=needed, host_gib=100)
+    assert runs_at_once(configs, replace(here, room=room, on_gpu=True), None) == 2
+
+
+def test_a_plan_of_several_says_what_they_need_together(tmp_path: Path) -> None:
+    configs = [
+        load_config("quickstart.yaml", [f"output_dir={tmp_path}/{name}", *settings])
+        for name, settings in {"a": (), "b": ("lora.rank=8",), "c": ("method=full",)}.items()
+    ]
+    here, full = plan_together(configs, [])
+    assert here["runs"] == "a, b"
+    assert here["this machine: together"].startswith("2 of 2 runs at a time")
+    assert "2 processes would need" in here["this machine: memory"]
+    assert "c trains alone: method is full: every weight of its model is its own" in full
+    (card, _) = plan_together(configs, [Devices(count=1, gib=80.0)])
+    assert card["1 × 80 GiB: together"].startswith("2 of 2 runs at a time")
