@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
+from safetensors import SafetensorError
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch
 from rewards.command import Command
@@ -16,6 +17,7 @@ from rl_engine.config.file import shipped
 from rl_engine.config.hints import near
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import can_be_resumed
+from rollout.engine import EngineError
 from rollout.servable import check_cards
 from rollout.stopping import StopRequest
 
@@ -40,6 +42,25 @@ def what_is_saved(config: Config | SftConfig) -> str:
     if can_be_resumed(config):
         return "What was saved before stands: --resume continues it."
     return "No checkpoint of this run was saved."
+
+
+class RunFailedError(RuntimeError):
+    """Training ended before its time. The text is for people: where it was, what happened, what is saved."""
+
+
+EXPLAINED = (ValueError, OSError, SafetensorError, EngineError, RunFailedError)
+"""What a command tells in a line; anything else is a fault of its own, and has a traceback."""
+
+
+def explained(error: Exception, config: Config | SftConfig) -> tuple[str, int]:
+    """The message for people, and the exit code: 2 for configuration, data or adapters that cannot be used, else 1."""
+    if isinstance(error, ValueError | FileNotFoundError):
+        return str(error), 2
+    if isinstance(error, SafetensorError):
+        return f"a file of weights cannot be read: {error}", 2
+    if isinstance(error, EngineError):
+        return f"{error}\n{what_is_saved(config)}", 1
+    return (with_hint(error, config) if isinstance(error, OSError) else str(error)), 1
 
 
 def exit_untrained(stop: StopRequest) -> NoReturn:

@@ -42,12 +42,19 @@ class StopRequest:
 
     def __init__(self, signum: int | None = None) -> None:
         self.signum = signum
+        self.others: list[StopRequest] = []
+        """Those of runs in the same process, which hear of it too."""
         self._asked = 0.0  # monotonic seconds
         self._raises = True
 
     @property
     def asked(self) -> bool:
         return self.signum is not None
+
+    @property
+    def raises(self) -> bool:
+        """Whether a request that comes now raises."""
+        return self._raises
 
     @property
     def exit_code(self) -> int:
@@ -93,6 +100,8 @@ class StopRequest:
         """Another process of this run was asked, by that signal; where this one was too, nothing is new."""
         if self.signum is None:
             self.signum, self._asked = number, time.monotonic()
+            for other in self.others:
+                other.heed(number)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.signum is None:

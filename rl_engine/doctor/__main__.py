@@ -77,7 +77,7 @@ def examine(config: Config, ranks: Ranks) -> bool:
     from rl_engine.doctor.selftest import self_test, small
     from rl_engine.plan.card import settle_card, settle_precision
     from rl_engine.run.console import RunConsole
-    from rl_engine.train.assemble import resolve_learning_rate
+    from rl_engine.train.resolve import resolve_learning_rate
 
     console = RunConsole(quiet=not ranks.is_main, steps=0)
     console.console.print("[bold]machine[/bold]")

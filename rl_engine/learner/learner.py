@@ -27,7 +27,7 @@ from rl_engine.learner.objective import needs_base, needs_old_logprobs, objectiv
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import LearnStats, StepStatistics
 from rl_engine.policy.agreement import check_with_prompts
-from rl_engine.policy.base_model import layout_of
+from rl_engine.policy.base_model import LoadBase, layout_of, load_causal_lm
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.methods import METHODS
 from rl_engine.policy.micro_batch import MicroBatch
@@ -49,15 +49,22 @@ NOTHING = TrainingSample(prompt_ids=(0,), completion_ids=(0,), behaviour_logprob
 class Learner:
     """The policy, what of it learns, and its optimizer on this rank."""
 
-    def __init__(self, config: Config, ranks: Ranks, pad_id: int, prompts: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        ranks: Ranks,
+        pad_id: int,
+        prompts: Sequence[Sequence[int]] = (),
+        load: LoadBase = load_causal_lm,
+    ) -> None:
         """`prompts`: token ids of the run's prompts. On the first one the learner is compared with the model's own
-        forward pass, and on all of them adapters find the activations that they start from.
+        forward pass, and on all of them adapters find the activations that they start from. `load` gives the base.
 
         Raises `DisagreementError` for a model whose log-probabilities the learner cannot compute.
         """
         self.config = config
         self.ranks = ranks
-        self.trainable = METHODS[config.method](config, ranks.device)
+        self.trainable = METHODS[config.method](config, ranks.device, load)
         self.parameters = self.trainable.parameters
         self.layout = layout_of(config, ranks.device)
         self._collate = partial(collate, pad_id=pad_id, layout=self.layout)

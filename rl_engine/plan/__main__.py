@@ -35,7 +35,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.plan", "--config gsm8k.yaml --devices 1x80 lora.rank=8"))
 def main(
-    config: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")],
+    config: Annotated[
+        list[str],
+        typer.Option(help="A YAML file, or the name of a shipped configuration. Of several: what they need together."),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
     ] = None,
@@ -71,13 +74,17 @@ def main(
     if min(tokens_per_s or card or (1.0,)) <= 0:
         exit_with_error("--tokens-per-s and --card are numbers above 0", 2)
     try:
-        settings = load_config(config, overrides or ())
-        wanted = hub_items_of_config(settings.model)
+        several = [load_config(name, overrides or ()) for name in config]
+        settings, *others = several
+        wanted = list(dict.fromkeys(item for each in several for item in hub_items_of_config(each.model)))
         stay_offline_without(wanted)
         check_hub(wanted)
         say_loading("torch and transformers")
         from rl_engine.plan.step_time import DataSheet, Throughput, measured
 
+        if others:
+            show_together(several, devices or [])
+            return
         settings, gpus = on_cards(settings, devices or [])
         speed: Throughput | DataSheet | None = None
         if measured_in is not None:
@@ -93,6 +100,17 @@ def main(
         exit_with_error(str(error), 2)
     except OSError as error:
         exit_with_error(str(error), 1)
+
+
+def show_together(configs: list[Config], devices: list[str]) -> None:
+    """Print which of the runs can train together, and what that takes."""
+    from rl_engine.plan.company import plan_together
+    from rl_engine.plan.step_time import Devices
+    from rl_engine.run.console import RunConsole
+
+    settled = [on_cards(config, devices)[0] for config in configs]
+    for lines in plan_together(settled, [Devices.parse(text) for text in devices]):
+        RunConsole(quiet=False, steps=0).print_rows(lines)
 
 
 def on_cards(config: Config, devices: list[str]) -> tuple[Config, list[Devices]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
 from rl_engine.config import Config
@@ -25,9 +28,38 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """The base model in `model.dtype`, or in another, as the learner computes it."""
     model = load_weights(config.model, attention_of(config, device), dtype)
+    return _recomputing(model, config).to(device)
+
+
+LoadBase = Callable[[Config, torch.device], Any]
+"""A run's own base model, to be adapted: `load_causal_lm`, or `SharedBase.model_of`."""
+
+
+class SharedBase:
+    """One copy of the weights for several runs, each with modules of its own around them.
+
+    A run freezes the weights and adapts its modules; nothing that it does there is seen by another.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self._model = load_weights(config.model, attention_of(config, device)).to(device)
+
+    def model_of(self, config: Config, device: torch.device) -> Any:
+        """See `load_causal_lm`. The parameters are new ones, with the storage of the shared: what a library writes on
+        a parameter, such as whether it learns, is this run's alone. Tied ones stay tied."""
+        own = {id(one): nn.Parameter(one.detach(), one.requires_grad) for one in self._model.parameters()}
+        model = copy.deepcopy(self._model, own)
+        attention = attention_of(config, device)
+        if model.config._attn_implementation != attention:
+            model.set_attn_implementation(attention)
+        return _recomputing(model, config)
+
+
+def _recomputing(model: Any, config: Config) -> Any:
+    """The model, computing activations again in the backward pass where that is asked for."""
     if config.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.to(device)
+    return model
 
 
 def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:

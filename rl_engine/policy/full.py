@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoTokenizer
 
 from rl_engine.config import Config
-from rl_engine.policy.base_model import DTYPES, load_causal_lm, published_config
+from rl_engine.policy.base_model import DTYPES, LoadBase, load_causal_lm, published_config
 from rl_engine.policy.logprobs import LogprobModel
 from rollout.models import locate_model
 
@@ -65,7 +65,8 @@ def write_model(directory: Path, tensors: dict[str, Tensor], model_config: Any, 
 class FullPolicy:
     """Every weight of the model, and where a KL penalty needs it a frozen copy of what it was."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, load: LoadBase = load_causal_lm) -> None:
+        """`load` gives the frozen copy; weights that learn are nobody else's."""
         self._config = config
         self.causal_lm: Any = load_causal_lm(config, device, torch.float32)
         compute_in(self.causal_lm, DTYPES[config.model.precision])
@@ -73,7 +74,7 @@ class FullPolicy:
         self.has_base = config.loss.kl_coef > 0
         self._base: Any = None
         if self.has_base:
-            frozen = load_causal_lm(config, device).requires_grad_(False)
+            frozen = load(config, device).requires_grad_(False)
             self._base = LogprobModel(frozen, config.sampling.temperature)
 
     def describe(self) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rl_engine.config import Config, LoraConfig
 from rl_engine.config.starts import STARTS
-from rl_engine.policy.base_model import load_causal_lm, load_meta_model
+from rl_engine.policy.base_model import LoadBase, load_causal_lm, load_meta_model
 from rl_engine.policy.lora_linear import LoraLinear
 from rl_engine.policy.lora_start import copy_adapter, fit_to_activations, read_adapter, unchanged
 from rl_engine.policy.targets import Coverage, coverage_of, expert_rank, match_targets
@@ -191,9 +191,9 @@ class LoraPolicy:
 
     has_base = True
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, load: LoadBase = load_causal_lm) -> None:
         self._config = config
-        self.model, self.coverage = add_adapter(load_causal_lm(config, device), config.lora, config.seed)
+        self.model, self.coverage = add_adapter(load(config, device), config.lora, config.seed)
         self.causal_lm: Any = self.model.get_base_model()
         self.parameters = adapter_parameters(self.model)
         go_on_from(self.model, config.lora, config.model.name)

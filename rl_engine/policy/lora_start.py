@@ -22,13 +22,16 @@ EVA_TOKENS = 1024
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module, paths: tuple[str, ...]) -> Iterator[None]:
-    """Keep the weights of these layers as they were before the block.
+    """Keep the weights of these layers as they were before the block, in the memory where they were.
 
-    PEFT's SVD starts take the initial update off the base weights. Here the base stays what it is, for the sampler
-    serves it and the KL is taken to it, and the initial update is taken off in the adapter.
+    PEFT's SVD starts take the initial update off the base weights, some in place. Here the base stays what it is, for
+    the sampler serves it, the KL is taken to it, and other runs may share it; the initial update is taken off in the
+    adapter. Inside the block the layers have copies.
     """
     layers: list[Any] = [model.get_submodule(path) for path in paths]
-    before = [layer.weight.detach().clone() for layer in layers]
+    before = [layer.weight.data for layer in layers]
+    for layer, weight in zip(layers, before, strict=True):
+        layer.weight.data = weight.clone()
     yield
     for layer, weight in zip(layers, before, strict=True):
         layer.weight.data = weight

@@ -119,14 +119,7 @@ class RunConsole:
 
     def row(self, metrics: Mapping[str, float], reports: Sequence[EvalReport]) -> None:
         """Print the row of a step, or of the evaluation before the first."""
-        line = {**metrics, "steps": self.steps}
-        if reports:
-            low, high = reports[0].interval
-            line |= {"score": reports[0].avg, "half_interval": (high - low) / 2}
-            line.setdefault("completion/tokens_mean", reports[0].tokens_mean)
-        if "time/step_s" in metrics:
-            self._step_s.append(metrics["time/step_s"])
-            line["left_s"] = median(self._step_s[-10:]) * (self.steps - metrics["step"])
+        line = self.line_of(metrics, reports)
         columns = self._columns()
         if self._rows == 0:
             self.console.print()
@@ -137,6 +130,18 @@ class RunConsole:
         self._rows += 1
         cells = (column.text(line).rjust(column.width) for column in columns)
         self.console.print(" ".join(cells).rstrip(), soft_wrap=True)
+
+    def line_of(self, metrics: Mapping[str, float], reports: Sequence[EvalReport]) -> dict[str, float]:
+        """What the columns show of a step; to be called once for each."""
+        line = {**metrics, "steps": self.steps}
+        if reports:
+            low, high = reports[0].interval
+            line |= {"score": reports[0].avg, "half_interval": (high - low) / 2}
+            line.setdefault("completion/tokens_mean", reports[0].tokens_mean)
+        if "time/step_s" in metrics:
+            self._step_s.append(metrics["time/step_s"])
+            line["left_s"] = median(self._step_s[-10:]) * (self.steps - metrics["step"])
+        return line
 
     def _columns(self) -> list[Column]:
         """Those that say something of their own and fit on the terminal."""

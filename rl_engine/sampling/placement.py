@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,20 +16,27 @@ from rl_engine.sampling.queue import LocalQueue, RolloutQueue
 from rl_engine.sampling.sent import sent_by
 from rl_engine.sampling.shared_pool import RankSharedPool
 from rollout.config import WHOLE_CARD
-from rollout.engine import EngineSettings, PoolSettings
+from rollout.engine import Engine, EngineSettings, PoolSettings, StreamingEngine
 from rollout.models import locate_model
 from rollout.pool.cards import visible_cards
 from rollout.pool.environment import prepare_ray
 from rollout.stopping import StopRequest
 
 
-def start_queue(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> RolloutQueue:
-    """What samples for this rank. Leaves torch's random numbers at the run's seed, wherever the engine is.
+def start_queue(
+    config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest, engine: Engine | None = None
+) -> RolloutQueue:
+    """What samples for this rank, by an `engine` that is there or by one of its own. Leaves torch's random numbers at
+    the run's seed, wherever the engine is.
 
     Raises `ConfigError` when it cannot be placed so, `PoolError` when no worker starts.
     """
     check_placement(config, ranks)
-    queue = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len, stop)
+    queue: RolloutQueue
+    if engine is not None:
+        queue = LocalQueue(engine, ranks, stop)
+    else:
+        queue = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len, stop)
     # By now they are vLLM's, or as torch chose for this process. No step draws any, but checkpoints hold their state.
     torch.manual_seed(config.seed)
     return queue
@@ -57,6 +64,26 @@ def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequ
 
     sleep = rollout.sleep is True and ranks.device.type == "cuda"
     return LocalQueue(VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count)), ranks, stop)
+
+
+def start_shared_engine(
+    configs: Sequence[Config], ranks: Ranks, max_model_len: int, adapters_at_once: int
+) -> StreamingEngine:
+    """An engine in this rank's process that serves several runs, with room for the largest adapter of any.
+
+    It sleeps for the learner only where one run has it for itself: else others may be at their completions.
+    """
+    from rollout.vllm.engine import VllmEngine
+
+    first, *_ = configs
+    settings = _engine_settings(
+        first,
+        max_model_len,
+        sleep=first.rollout.sleep and ranks.device.type == "cuda" and adapters_at_once == 1,
+        ranks=ranks.count,
+    )
+    largest = max(config.lora.served_rank for config in configs)
+    return VllmEngine(replace(settings, lora_rank=largest, max_loras=adapters_at_once))
 
 
 def _in_workers(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> RankSharedPool:

@@ -21,13 +21,14 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import restore_learner
 from rl_engine.plan.card import sampler_line
 from rl_engine.plan.forecast import first_lines
-from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.policy.base_model import (
+    LoadBase,
     check_attention,
     is_wrapper,
     layout_of,
+    load_causal_lm,
     load_meta_model,
     load_model_config,
     model_notes,
@@ -37,7 +38,7 @@ from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, newest_on_all, 
 from rl_engine.run.console import RunConsole
 from rl_engine.run.peaks import PhasePeaks, available
 from rl_engine.run.records import Records, read_metrics
-from rl_engine.run.resumption import began_with, check_resumable, config_hash, problems_digest
+from rl_engine.run.resumption import check_resumable, config_hash, problems_digest
 from rl_engine.sampling.data import TrainingData, cursor_of, prepare
 from rl_engine.sampling.past import PastVersions
 from rl_engine.sampling.placement import check_placement, start_queue
@@ -45,6 +46,7 @@ from rl_engine.sampling.publish import Publisher
 from rl_engine.sampling.sampler import Sampler
 from rl_engine.sampling.stream import RolloutStream
 from rl_engine.train.loop import Run
+from rl_engine.train.resolve import resolve_eval_pieces
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
@@ -150,42 +152,9 @@ def check_context(config: Config, needed: int) -> None:
         )
 
 
-def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
-    """The configuration with a number for `auto` in `optim.lr`, which is what runs and what is written down."""
-    if config.optim.lr != "auto":
-        return config
-    rule = rate_of_run(config, load_model_config(config.model))
-    console.print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
-    return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
-
-
 def console_of(config: Config, ranks: Ranks) -> RunConsole:
     plain = config.rewards.is_accuracy and not tasks_of(config.data)  # a task's scorer gives partial credit
     return RunConsole(quiet=not ranks.is_main, steps=config.train.steps, reward_is_accuracy=plain)
-
-
-def resolve_pieces(config: Config, *, resume: bool) -> Config:
-    """The configuration with a number for `auto` in `rollout.prompts_per_piece`, where workers sample.
-
-    What a worker is given at a time decides roundings, and so the numbers of a run: one that is resumed keeps what it
-    began with, however many workers it has now.
-    """
-    rollout = config.rollout
-    if rollout.prompts_per_piece != "auto":
-        return config
-    found = began_with(Path(config.output_dir), "rollout", "prompts_per_piece") if resume else None
-    if not isinstance(found, int):
-        found = "auto" if rollout.placement == "inprocess" else config.training_piece
-    return config.model_copy(update={"rollout": rollout.model_copy(update={"prompts_per_piece": found})})
-
-
-def resolve_eval_pieces(config: Config, problems: int, *, resume: bool) -> Config:
-    """The same for `eval.prompts_per_piece`, once it is known how many problems an evaluation has."""
-    if config.eval.prompts_per_piece != "auto" or config.rollout.placement == "inprocess" or not problems:
-        return config
-    found = began_with(Path(config.output_dir), "eval", "prompts_per_piece") if resume else None
-    piece = found if isinstance(found, int) else config.eval_piece(problems)
-    return config.model_copy(update={"eval": config.eval.model_copy(update={"prompts_per_piece": piece})})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +203,17 @@ def prepare_run(config: Config, ranks: Ranks, grader: Grader, console: RunConsol
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What a run in company is given; alone it makes these for itself."""
+
+    prepared: Prepared
+    grader: Grader
+    load_base: LoadBase
+    engine: Engine
+    console: RunConsole
+
+
 def assemble(
     config: Config,
     ranks: Ranks,
@@ -241,12 +221,13 @@ def assemble(
     resume: bool,
     console: RunConsole | None = None,
     stop: StopRequest | None = None,
+    shared: Shared | None = None,
 ) -> Run:
     """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
     the data, the model or the output directory, before any weights are loaded where that can be known."""
     stop = stop or StopRequest()
     console = console or console_of(config, ranks)
-    prepared = prepare_run(config, ranks, grader, console)
+    prepared = shared.prepared if shared else prepare_run(config, ranks, grader, console)
     config = resolve_eval_pieces(config, sum(len(prompts) for _, prompts in prepared.suites), resume=resume)
     data, sampling = prepared.data, prepared.sampling
     run_dir = Path(config.output_dir)
@@ -254,16 +235,17 @@ def assemble(
     hashed = hash_of_run(config, data)
     found = newest_of_run(config, checkpoints, hashed, ranks) if resume else None
     with console.phase("loading the model"):
-        learner = Learner(config, ranks, pad_id_of(prepared.tokenizer), [prompt.token_ids for prompt in data.prompts])
+        pad_id, prompts = pad_id_of(prepared.tokenizer), [prompt.token_ids for prompt in data.prompts]
+        learner = Learner(config, ranks, pad_id, prompts, shared.load_base if shared else load_causal_lm)
     console.print_rows(describe(config, data, learner))
     with console.phase("starting vLLM"):
-        queue = start_queue(config, ranks, prepared.context, stop)
+        queue = start_queue(config, ranks, prepared.context, stop, shared.engine if shared else None)
     if (where := queue.where()) is not None:
         console.print_rows({"sampling": where})
     sampler = Sampler(queue, grader, ranks, stop)
     past = PastVersions(learner, config.rollout.max_staleness)
     run = Run(
-        config=config,
+        config=saved_at_every_step(config) if shared else config,
         eval_sampling=prepared.eval_sampling,
         suites=prepared.suites,
         stream=RolloutStream(config, cursor_of(config, data.prompts), sampler, sampling),
@@ -283,6 +265,11 @@ def assemble(
     if ranks.is_main:
         run.records.open(run.step if found else -1)
     return run
+
+
+def saved_at_every_step(config: Config) -> Config:
+    """How a run in company is made: what ends the process ends all of them, and each loses the step at work alone."""
+    return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 1})})
 
 
 def hash_of_run(config: Config, data: TrainingData) -> str:

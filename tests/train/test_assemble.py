@@ -14,7 +14,8 @@ from rl_engine.config.file import ConfigError
 from rl_engine.run.output import check_output
 from rl_engine.run.records import Records
 from rl_engine.sampling.data import TrainingData
-from rl_engine.train.assemble import overlap_notes, pad_id_of, plan_lines, resolve_eval_pieces, resolve_pieces
+from rl_engine.train.assemble import overlap_notes, pad_id_of, plan_lines
+from rl_engine.train.resolve import resolve_eval_pieces, resolve_pieces
 from tests.helpers.builders import prompt
 
 

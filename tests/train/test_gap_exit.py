@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import typer
 
+from rl_engine.command import RunFailedError, explained
 from rl_engine.config import load_config
 from rl_engine.learner.gap import SamplerGapError
 from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.train import assemble, loop
-from rl_engine.train.__main__ import train_in_place
+from rl_engine.train import one_run
+from rl_engine.train.one_run import train_in_place
 from rollout.stopping import StopRequest
 
 
@@ -30,7 +30,6 @@ def test_what_stops_a_run_is_told_with_its_step_and_version(
     error: type[RuntimeError],
     way_on: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
     closed = []
@@ -45,11 +44,11 @@ def test_what_stops_a_run_is_told_with_its_step_and_version(
         records=SimpleNamespace(close=lambda: closed.append("records")),
         sampler=SimpleNamespace(engine=SimpleNamespace(close=lambda: closed.append("engine"))),
     )
-    monkeypatch.setattr(assemble, "assemble", lambda *_, **__: run)
-    monkeypatch.setattr(loop, "train", off)
+    monkeypatch.setattr(one_run, "assemble", lambda *_, **__: run)
+    monkeypatch.setattr(one_run, "train", off)
     config = load_config("quickstart.yaml", [f"output_dir={tmp_path}", "rewards.workers=1", "model.dtype=float32"])
-    with pytest.raises(typer.Exit) as ended:
+    with pytest.raises(RunFailedError) as ended:
         train_in_place(config, Ranks(0, 1, torch.device("cpu")), StopRequest(), resume=False)
-    assert ended.value.exit_code == 1
+    assert explained(ended.value, config) == (str(ended.value), 1)
     assert closed == ["records", "engine"]
-    assert f"error: step 3, version 2: sampler/kl 13\n{way_on}" in capsys.readouterr().err
+    assert str(ended.value).startswith(f"step 3, version 2: sampler/kl 13\n{way_on}")

@@ -1,0 +1,122 @@
+"""Several runs on one base and one sampler → the memory that a rank will need, and how many can be at work at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
+from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.memory import PHASES, Memory, Part, estimate, memory_of_run
+from rl_engine.plan.memory_limit import check_fits
+from rl_engine.plan.sharing import groups_of
+from rl_engine.plan.step_time import Devices
+from rl_engine.policy.base_model import load_meta_model
+from rl_engine.run.peaks import Available, available
+
+OF_EACH = ("adapter", "gradients", "Adam's moments", "ZeRO's copy", "ZeRO's bucket", "sampler adapter")
+"""Parts that every run at work has of its own; of the others there is one for all, as large as the largest."""
+GRADING = "grading"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a rank is."""
+
+    title: str
+    room: Available
+    on_gpu: bool
+    alone: Callable[[Config], Memory]
+    """What a run by itself needs there."""
+
+    @classmethod
+    def here(cls, ranks: Ranks) -> Place:
+        return cls(
+            title="this machine",
+            room=available(ranks),
+            on_gpu=ranks.device.type == "cuda",
+            alone=lambda config: memory_of_run(config, ranks),
+        )
+
+    @classmethod
+    def on(cls, devices: Devices) -> Place:
+        """GPUs that are not here; of the machine they are in nothing is known."""
+        return cls(
+            title=f"{devices.count} × {devices.gib:g} GiB",
+            room=Available(device_gib=devices.gib, host_gib=math.inf),
+            on_gpu=True,
+            alone=lambda config: estimate(config, load_meta_model(config.model), devices.count, gpu_gib=devices.gib),
+        )
+
+    def together(self, configs: Sequence[Config], at_once: int) -> Memory:
+        """What `at_once` of the runs need, each as large as the largest of them, with a grader for each kind of
+        reward."""
+        # While one run learns others are at their completions: the sampler never sleeps.
+        awake = {"rollout": configs[0].rollout.model_copy(update={"sleep": False})} if at_once > 1 else {}
+        largest: dict[tuple[str, bool], Part] = {}
+        for part in (part for config in configs for part in self.alone(config.model_copy(update=awake)).parts):
+            known = largest.get((part.name, part.on_host))
+            if known is None or part.gib > known.gib:
+                largest[part.name, part.on_host] = part
+        graders = len({config.rewards.model_dump_json() for config in configs})
+        times = {**dict.fromkeys(OF_EACH, at_once), GRADING: graders}
+        return Memory(parts=tuple(replace(part, gib=part.gib * times.get(part.name, 1)) for part in largest.values()))
+
+
+def runs_at_once(configs: Sequence[Config], place: Place, wanted: int | None) -> int:
+    """How many of the runs are at work at a time: as many as are wanted, on a CPU all of them where nobody says, and on
+    a GPU as many as there is memory for.
+
+    Raises `ConfigError` where that does not fit.
+    """
+    at_once = min(wanted or len(configs), len(configs))
+    while True:
+        try:
+            check_fits(place.together(configs, at_once), place.room)
+        except ConfigError as error:
+            if at_once == 1:
+                raise
+            if wanted is None and place.on_gpu:
+                at_once -= 1
+                continue
+            raise ConfigError(
+                f"{at_once} runs together: {error}; or let fewer be at work at once: --together"
+            ) from error
+        return at_once
+
+
+def company_lines(configs: Sequence[Config], place: Place, at_once: int) -> dict[str, str]:
+    """For people: how many are at work at once, and what they need against as many processes."""
+    lines = {"together": f"{at_once} of {len(configs)} runs at a time, on one base model and one sampler"}
+    if at_once > 1:
+        apart = sum(sorted((_most(place.alone(config)) for config in configs), reverse=True)[:at_once])
+        saved = "" if place.on_gpu else f"; {at_once} processes would need {apart:.2f}"
+        lines["memory"] = f"about {_most(place.together(configs, at_once)):.2f} GiB at the most{saved}"
+    return lines
+
+
+def plan_together(configs: Sequence[Config], devices: Sequence[Devices]) -> list[dict[str, str]]:
+    """For people: the groups that can train together, and what each needs on each choice of devices or, without one,
+    here. Raises `ConfigError` where two runs have one directory."""
+    places = [Place.on(each) for each in devices] or [Place.here(Ranks(0, 1, torch.device("cpu")))]
+    told: list[dict[str, str]] = []
+    for group in groups_of(configs):
+        runs = [cell.config for cell in group.cells]
+        names = {"runs": ", ".join(cell.name for cell in group.cells), **dict.fromkeys(group.apart, "")}
+        for place in places if group.alone is None else ():
+            try:
+                lines = company_lines(runs, place, runs_at_once(runs, place, None))
+            except ConfigError as error:
+                lines = {"together": str(error)}
+            told.append({**names, **{f"{place.title}: {title}": text for title, text in lines.items()}})
+        if group.alone is not None:
+            told.append(names)
+    return told
+
+
+def _most(memory: Memory) -> float:
+    return max(map(memory.needed, PHASES))

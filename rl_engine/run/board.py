@@ -1,0 +1,132 @@
+"""Several runs' metrics → what a person watches: a table with a row a run, or where that is no terminal, lines."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from evals.command import new_console
+from rl_engine.run.console import COLUMNS, Example, RunConsole
+
+if TYPE_CHECKING:
+    from evals.scoring.report import EvalReport
+
+SHOWN = tuple(column for column in COLUMNS if column.title in ("step", "reward", "held-out", "CoT", "gap"))
+FIRST_LINES = ("rate", "training", "learning")
+"""Of what a run says of itself at its beginning, that in which runs together may differ; and its warnings."""
+WAITS, DONE, FAILED, STOPPED = "waits", "done", "failed", "stopped"
+
+
+@dataclass
+class Board:
+    """The terminal of the main rank, for all runs."""
+
+    quiet: bool
+    names: Sequence[str]
+    console: Console = field(default_factory=new_console)
+    _cells: dict[str, dict[str, str]] = field(default_factory=dict, init=False)
+    _states: dict[str, str] = field(default_factory=dict, init=False)
+    _live: Live | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.console.quiet = self.quiet
+        self._cells = {name: {} for name in self.names}
+        self._states = dict.fromkeys(self.names, WAITS)
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside the block the table is on the terminal; what is noted stands above it."""
+        if self.quiet or not self.console.is_terminal:
+            yield
+            return
+        # Drawn when something changes: a thread of its own would draw while a run is in the middle of it.
+        with Live(self._table(), console=self.console, auto_refresh=False) as self._live:
+            yield
+        self._live = None
+
+    def note(self, name: str, text: str) -> None:
+        """A line of one run; each of several has its name."""
+        for line in text.splitlines():
+            self.console.print(f"[bold]{escape(name)}[/bold]  {escape(line)}", soft_wrap=True)
+
+    def error(self, name: str, text: str) -> None:
+        """What ended a run: on stderr, as that of a run alone, where no table is in the way."""
+        told = f"error: {text.rstrip()}"
+        if self._live is None and not self.quiet:
+            where = Console(stderr=True, highlight=False)
+            where.print(f"[bold red]{escape(name)}[/bold red]  {escape(told)}", soft_wrap=True)
+        else:
+            self.note(name, told)
+
+    def state(self, name: str, state: str) -> None:
+        self._states[name] = state
+        self._draw()
+
+    def figures(self, name: str, figures: Mapping[str, str]) -> None:
+        """The newest of a run; a score stays until there is another."""
+        self._cells[name] |= {title: text for title, text in figures.items() if text}
+        self._draw()
+        if not self.console.is_terminal:
+            self.note(name, "  ".join(f"{title} {text}" for title, text in figures.items() if text))
+
+    def _draw(self) -> None:
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 2))
+        table.add_column("run")
+        for column in SHOWN:
+            table.add_column(column.title, justify="right")
+        table.add_column("")
+        for name, cells in self._cells.items():
+            table.add_row(escape(name), *(cells.get(column.title, "") for column in SHOWN), escape(self._states[name]))
+        return table
+
+
+@dataclass
+class CellConsole(RunConsole):
+    """What one run says on a board that it shares. Its files say all that a run alone says."""
+
+    board: Board = field(kw_only=True)
+    name: str = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.console = self.board.console
+
+    def print_rows(self, rows: Mapping[str, str]) -> None:
+        for title, text in rows.items():
+            if title in FIRST_LINES or title.startswith("beware"):
+                self.note(f"{title}: {' '.join(text.split())}")
+
+    @contextlib.contextmanager
+    def phase(self, what: str) -> Iterator[None]:
+        self.board.state(self.name, what)
+        yield
+
+    def row(self, metrics: Mapping[str, float], reports: Sequence[EvalReport]) -> None:
+        line = self.line_of(metrics, reports)
+        self.board.figures(self.name, {column.title: column.text(line) for column in SHOWN})
+
+    def note(self, text: str) -> None:
+        self.board.note(self.name, text)
+
+    def summary(self, lines: Sequence[Mapping[str, float]], paths: Mapping[str, Path]) -> None:
+        for name in sorted({key.split("/")[1] for line in lines for key in line if key.startswith("eval/")}):
+            scores = [line[f"eval/{name}/avg"] for line in lines if f"eval/{name}/avg" in line]
+            self.note(f"{name}: accuracy {' → '.join(f'{score:.1%}' for score in (*scores[:1], *scores[1:][-1:]))}")
+        self.note(f"adapter: {paths.get('best adapter', paths['adapter'])}")
+
+    def examples(self, examples: Sequence[Example]) -> None:
+        """They are in the run's report."""
+
+    def commands(self, commands: Mapping[str, str]) -> None:
+        """They are the same for every run but for its path."""

@@ -1,0 +1,118 @@
+"""Configuration → trained adapter, its report, and what a person is told: the whole of one run, alone or in company."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from rewards import Grader
+from rl_engine.command import UNTRAINED, RunFailedError, what_is_saved
+from rl_engine.config import Config
+from rl_engine.learner.gap import SamplerGapError
+from rl_engine.learner.gradients import NonFiniteGradientError
+from rl_engine.learner.ranks import Ranks
+from rl_engine.report.page import NAME as REPORT
+from rl_engine.report.page import write_report
+from rl_engine.run.bottleneck import in_one_line, settings_of
+from rl_engine.run.console import RunConsole
+from rl_engine.run.output import Earlier, check_output, sole_writer
+from rl_engine.run.records import read_metrics
+from rl_engine.sampling.failures import GradingFailedError
+from rl_engine.train.assemble import Shared, assemble
+from rl_engine.train.loop import Run, summary_paths, train
+from rl_engine.train.next_steps import next_steps
+from rollout.engine import EngineError
+from rollout.prompts.problems import tasks_of
+from rollout.stopping import Stopped, StopRequest
+
+
+def train_run(
+    config: Config,
+    ranks: Ranks,
+    stop: StopRequest,
+    *,
+    resume: bool,
+    overwrite: bool,
+    keep_old: bool = False,
+    shared: Shared | None = None,
+) -> int:
+    """Take the output directory, and train; the exit code. Raises `RunFailedError` where training ended before its
+    time, `Stopped` where someone asked to stop before it had begun."""
+    console = shared.console if shared else RunConsole(quiet=not ranks.is_main, steps=0)
+    mine = sole_writer(config, overwrite=overwrite, keep=keep_old, say=console.note)
+    with mine if ranks.is_main else contextlib.nullcontext() as earlier:
+        ranks.barrier()
+        for note in check_output(config, resume=resume):
+            console.note(note)
+        return train_in_place(config, ranks, stop, resume=resume, earlier=earlier, shared=shared)
+
+
+def train_in_place(
+    config: Config,
+    ranks: Ranks,
+    stop: StopRequest,
+    *,
+    resume: bool,
+    earlier: Earlier | None = None,
+    shared: Shared | None = None,
+) -> int:
+    """Train in an output directory that is known to be ours; an `earlier` run gives way after the first step."""
+    output = Path(config.output_dir)
+    console = shared.console if shared else None
+    with (
+        contextlib.nullcontext(shared.grader)
+        if shared
+        else Grader.from_config(config.rewards, tasks_of(config.data)) as grader
+    ):
+        run = assemble(config, ranks, grader, resume, console=console, stop=stop, shared=shared)
+        if earlier is not None:
+            run.records.on_first_step = earlier.give_way
+        with stop.noted():
+            try:
+                train(run)
+            except Stopped:
+                tell_stopped(run)
+                return stop.exit_code
+            except (SamplerGapError, GradingFailedError) as error:
+                raise RunFailedError(f"step {run.step}, version {run.version}: {error}\n{way_on(run)}") from error
+            except NonFiniteGradientError as error:
+                saved = what_is_saved(config)
+                raise RunFailedError(f"step {run.step}, version {run.version}: {error}\n{saved}") from error
+            except EngineError as error:
+                raise RunFailedError(f"step {run.step}: {error}\n{way_on(run)}") from error
+            finally:
+                run.records.close()
+                run.sampler.engine.close()
+            if ranks.is_main:
+                report = write_report([output], output / REPORT)
+                paths = {**summary_paths(run), "report": report}
+                lines = read_metrics(output)
+                run.console.summary(lines, paths)
+                # In company a run waits for the others too, which is nobody's fault.
+                if shared is None and (waits_for := in_one_line(lines, settings_of(run.config))):
+                    run.console.note(waits_for)
+                run.console.examples(run.examples)
+                run.console.commands(next_steps(config, paths.get("best adapter", paths["adapter"])))
+    return 0
+
+
+def grader_of(config: Config) -> Grader:
+    return Grader.from_config(config.rewards, tasks_of(config.data))
+
+
+def tell_stopped(run: Run) -> None:
+    """Say what is kept, once all that can be is saved."""
+    finished = run.finished
+    if not finished.step:
+        run.console.note(f"stopped as asked before the first step was done: {UNTRAINED}")
+        return
+    if run.is_main:
+        run.console.summary(read_metrics(run.records.run), summary_paths(run))
+    first = "" if finished.unrecorded is None else ", with its evaluation first"
+    run.console.note(f"stopped after step {finished.step} as asked, and saved: --resume continues{first}")
+
+
+def way_on(run: Run) -> str:
+    """What a person can do after an error, which came when the last finished step had been saved."""
+    step = run.finished.step
+    return f"step {step} is saved: --resume goes on after it." if step else f"No step was done: {UNTRAINED}."

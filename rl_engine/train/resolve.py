@@ -1,0 +1,57 @@
+"""Configuration with `auto` in it → the one that runs, and is written down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rl_engine.config import Config
+from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.card import settle_card, settle_precision
+from rl_engine.plan.learning_rate import rate_of_run
+from rl_engine.policy.base_model import load_model_config
+from rl_engine.run.console import RunConsole
+from rl_engine.run.resumption import began_with
+from rl_engine.sampling.sent import check_room
+
+
+def resolve_settings(config: Config, ranks: Ranks, *, resume: bool) -> Config:
+    """The configuration with a number for every `auto` that can be resolved before the data is read. Raises
+    `ConfigError` where a pool on this machine could not be sent its adapters."""
+    config = settle_precision(config, ranks.device.type, resume=resume)
+    config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
+    config = settle_card(resolve_pieces(config, resume=resume), ranks)
+    check_room(config)
+    return config
+
+
+def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
+    """The configuration with a number for `auto` in `optim.lr`, which is what runs and what is written down."""
+    if config.optim.lr != "auto":
+        return config
+    rule = rate_of_run(config, load_model_config(config.model))
+    console.print_rows({"rate": "\n".join((f"{rule.value:.3g} by rule:", *rule.derivation))})
+    return config.model_copy(update={"optim": config.optim.model_copy(update={"lr": rule.value})})
+
+
+def resolve_pieces(config: Config, *, resume: bool) -> Config:
+    """The configuration with a number for `auto` in `rollout.prompts_per_piece`, where workers sample.
+
+    What a worker is given at a time decides roundings, and so the numbers of a run: one that is resumed keeps what it
+    began with, however many workers it has now.
+    """
+    rollout = config.rollout
+    if rollout.prompts_per_piece != "auto":
+        return config
+    found = began_with(Path(config.output_dir), "rollout", "prompts_per_piece") if resume else None
+    if not isinstance(found, int):
+        found = "auto" if rollout.placement == "inprocess" else config.training_piece
+    return config.model_copy(update={"rollout": rollout.model_copy(update={"prompts_per_piece": found})})
+
+
+def resolve_eval_pieces(config: Config, problems: int, *, resume: bool) -> Config:
+    """The same for `eval.prompts_per_piece`, once it is known how many problems an evaluation has."""
+    if config.eval.prompts_per_piece != "auto" or config.rollout.placement == "inprocess" or not problems:
+        return config
+    found = began_with(Path(config.output_dir), "eval", "prompts_per_piece") if resume else None
+    piece = found if isinstance(found, int) else config.eval_piece(problems)
+    return config.model_copy(update={"eval": config.eval.model_copy(update={"prompts_per_piece": piece})})

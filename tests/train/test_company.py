@@ -1,0 +1,262 @@
+"""Several runs side by side: none knows of the others. The engine is scripted; all else is the program."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rl_engine.config import Config, load_config
+from rl_engine.config.file import ConfigError, find_config
+from rl_engine.learner import objective
+from rl_engine.learner.ranks import Ranks
+from rl_engine.run.records import read_metrics
+from rl_engine.train import company
+from rl_engine.train.company import Wishes, show_all, train_all
+from rollout.engine import EngineError, EngineSettings
+from rollout.stopping import StopRequest
+from tests.helpers import forked
+from tests.helpers.answering_engine import UNCHECKED
+from tests.helpers.streaming_engine import StreamingAnswers
+
+SETTINGS = (
+    "data.limit=16",
+    "train.steps=3",
+    "train.problems_per_step=2",
+    "sampling.n=4",
+    "eval.every=2",
+    "eval.limit=2",
+    "log.tensorboard=false",
+    "rewards.workers=1",
+    *UNCHECKED,
+)
+HEALTHY = ("lora.rank=2", "optim.lr=1e-3")
+SPOILT = 7
+"""Seed of a run whose gradient is no number."""
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[StreamingAnswers]:
+    """Those that companies have started."""
+    started: list[StreamingAnswers] = []
+
+    def start(configs: list[Config], ranks: Ranks, context: int, at_once: int) -> StreamingAnswers:
+        settings = EngineSettings(model="", dtype="float32", max_model_len=context, lora_rank=1, max_loras=at_once)
+        started.append(StreamingAnswers(settings))
+        return started[-1]
+
+    monkeypatch.setattr(company, "start_shared_engine", start)
+    return started
+
+
+@pytest.fixture
+def train(ranks: Ranks, tmp_path: Path) -> Callable[..., int]:
+    def run(place: str, *, stop: StopRequest | None = None, at_once: int | None = None, **runs: tuple[str, ...]) -> int:
+        configs = [config_of(tmp_path / place / name, *settings) for name, settings in runs.items()]
+        wishes = Wishes(at_once=at_once, resume=True, overwrite=False, keep_old=False)
+        return train_all(configs, ranks, stop or StopRequest(), wishes)
+
+    return run
+
+
+def config_of(directory: Path, *settings: str) -> Config:
+    return load_config("quickstart.yaml", [*SETTINGS, *settings, f"output_dir={directory}"])
+
+
+def kept(root: Path) -> dict[str, Any]:
+    """What a run leaves behind, but for times."""
+    lines = [
+        {key: value for key, value in line.items() if not key.startswith(("time/", "throughput/", "memory/"))}
+        for line in read_metrics(root)
+    ]
+    files = {
+        str(path.relative_to(root)): path.read_bytes()
+        for pattern in ("adapters/v*/*.safetensors", "checkpoints/*/*.safetensors", "rollouts/*")
+        for path in root.glob(pattern)
+    }
+    assert len(lines) == 4
+    assert len(files) == 3 + 4 + 2
+    return {"metrics": lines, **files}
+
+
+@pytest.fixture
+def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loss of a run with `seed=SPOILT` is no number."""
+
+    def made(config: Any, *arguments: Any) -> Any:
+        part = objective.objective(config, *arguments)
+        if config.kl_coef == SPOILT:
+            part = replace(part, loss=part.loss * torch.nan)
+        return part
+
+    monkeypatch.setattr("rl_engine.learner.learner.objective", made)
+
+
+def test_a_run_is_the_same_in_any_company(
+    train: Callable[..., int], engines: list[StreamingAnswers], spoilt: None, tmp_path: Path
+) -> None:
+    """Alone, with one like it, with others of every kind, some of which fail; and by bits, not by digits."""
+    assert train("alone", one=HEALTHY) == 0
+    alone = kept(tmp_path / "alone" / "one")
+    ill = {"like": HEALTHY, "seed": (*HEALTHY, "seed=5"), "huge": (*HEALTHY, "optim.lr=1", "lora.alpha=1e4")}
+    train("ill", one=HEALTHY, **ill)
+    other = {
+        "nan": (*HEALTHY, f"loss.kl_coef={SPOILT}"),
+        "rank": ("lora.rank=8", "lora.init=olora", "sampling.n=2"),
+        "loss": ("loss.name=cispo", "loss.baseline=leave_one_out", "sampling.temperature=0.7"),
+        "again": ("learner.gradient_checkpointing=true", "lora.init=eva", "learner.zero_stage=1"),
+    }
+    assert train("other", **other, one=HEALTHY) == 1
+    assert kept(tmp_path / "ill" / "one") == kept(tmp_path / "other" / "one") == alone
+    assert kept(tmp_path / "ill" / "like") == alone
+    assert kept(tmp_path / "ill" / "seed") != alone
+    assert engines[-1].largest == 5
+    # The order in which they wait is not that in which they began: nobody waits for another's longest completion.
+    begun = [run for run, _ in engines[-1].log]
+    assert begun != begun[:5] * (len(begun) // 5)
+
+
+def test_what_fails_says_so_and_who_waits_takes_its_place(
+    train: Callable[..., int],
+    engines: list[StreamingAnswers],
+    spoilt: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = (*HEALTHY, f"loss.kl_coef={SPOILT}")
+    assert train("places", at_once=2, bad=bad, one=HEALTHY, two=HEALTHY, three=HEALTHY) == 1
+    assert engines[-1].settings.max_loras == engines[-1].largest == 2
+    assert not engines[-1]._loaded
+    told = capsys.readouterr()
+    assert "bad  error: step 3, version 0: the gradient of 3 updates in a row" in told.err
+    assert "one  adapter: " in told.out
+    assert kept(tmp_path / "places" / "one") == kept(tmp_path / "places" / "three")
+
+
+def test_a_configuration_that_is_wrong_stops_all_before_anything_is_loaded(
+    train: Callable[..., int], engines: list[StreamingAnswers], ranks: Ranks, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"^two: .*q_porj"):
+        train("wrong", one=HEALTHY, two=("lora.targets=[q_porj]",))
+    with pytest.raises(ConfigError, match="two of the configurations have"):
+        train("wrong", **{"one": HEALTHY, "two/../one": HEALTHY})
+    assert train("wrong", one=HEALTHY) == 0
+    with pytest.raises(ConfigError, match=r"^one: .* lora.rank was 2 and is 4"):
+        train("wrong", one=("lora.rank=4",), two=HEALTHY)
+    assert len(engines) == 1
+    assert not (tmp_path / "wrong" / "two").exists()
+
+
+def test_runs_that_are_stopped_save_and_go_on_as_if_nothing_had_been(
+    train: Callable[..., int], engines: list[StreamingAnswers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ("lora.rank=8",)
+    assert train("whole", one=HEALTHY, other=other) == 0
+    for count in (4, 9):
+        stop = StopRequest()
+
+        def ask(_: object, at: int, count: int = count) -> None:
+            if at == count:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(StreamingAnswers, "at_advance", ask)
+        with stop.heard():
+            assert train("stopped", stop=stop, at_once=2, one=HEALTHY, other=other, third=other) == 128 + 15
+    assert not (tmp_path / "stopped" / "third").exists()
+    monkeypatch.setattr(StreamingAnswers, "at_advance", lambda *_: None)
+    assert train("stopped", one=HEALTHY, other=other) == 0
+    for name in ("one", "other"):
+        assert kept(tmp_path / "stopped" / name) == kept(tmp_path / "whole" / name)
+
+
+def killed_while_it_samples() -> None:
+    """To be called in the fork that becomes the command: one run is a step further than the other by then."""
+
+    def start(configs: list[Config], *_: object) -> StreamingAnswers:
+        return StreamingAnswers(EngineSettings(model="", dtype="float32", max_model_len=128, lora_rank=1))
+
+    def kill(_: object, at: int) -> None:
+        if at == int(os.environ.get("KILLED_AT", "0")):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    # mypy knows better than to replace what a module or a class is made of
+    setattr(company, "start_shared_engine", start)  # noqa: B010
+    setattr(StreamingAnswers, "at_advance", kill)  # noqa: B010
+
+
+def test_a_killed_process_costs_each_run_the_step_at_work(tmp_path: Path) -> None:
+    (tmp_path / "like.yaml").write_text(find_config("quickstart.yaml").read_text())
+    arguments = ("--config", "like.yaml", *SETTINGS, *HEALTHY, "checkpoint.every=3", "--resume")
+    for at, code in (("18", -signal.SIGKILL), ("0", 0)):
+        environment = {"KILLED_AT": at}
+        ended, told = forked.train(tmp_path, *arguments, environment=environment, prepare=killed_while_it_samples)
+        assert ended == code, told
+        assert "Traceback" not in told
+        if at == "18":
+            steps = [len(read_metrics(tmp_path / "runs" / name)) - 1 for name in ("quickstart", "like")]
+            assert 0 < max(steps) < 3
+    for name, done in zip(("quickstart", "like"), steps, strict=True):
+        assert not done or f"{name}  resumed after step {done}" in told
+    assert kept(tmp_path / "runs" / "quickstart") == kept(tmp_path / "runs" / "like")
+
+
+def test_a_sampler_that_breaks_ends_all_with_what_they_have(
+    train: Callable[..., int],
+    engines: list[StreamingAnswers],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def breaks(_: object, at: int) -> None:
+        if at == 13:
+            raise EngineError("out of memory")
+
+    monkeypatch.setattr(StreamingAnswers, "at_advance", breaks)
+    assert train("broken", at_once=2, one=HEALTHY, two=HEALTHY, three=HEALTHY) == 1
+    told = capsys.readouterr().err
+    assert told.count("out of memory") == 2
+    assert "three  error: not begun" in told
+    monkeypatch.setattr(StreamingAnswers, "at_advance", lambda *_: None)
+    assert train("broken", one=HEALTHY, two=HEALTHY, three=HEALTHY) == 0
+    assert kept(tmp_path / "broken" / "one") == kept(tmp_path / "broken" / "three")
+
+
+def test_a_dry_run_says_who_trains_with_whom(ranks: Ranks, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = [
+        config_of(tmp_path / "one"),
+        config_of(tmp_path / "two", "lora.rank=8"),
+        config_of(tmp_path / "three", "model.dtype=bfloat16"),
+        load_config("quickstart.yaml", ["method=full", f"output_dir={tmp_path / 'four'}"]),
+    ]
+    show_all(configs, ranks, Wishes(at_once=None, resume=False, overwrite=False, keep_old=False))
+    told = capsys.readouterr().out
+    assert "three does not train together with one: model.dtype is bfloat16, and float32 there" in told
+    assert "four trains alone: method is full" in told
+    assert "2 of 2 runs at a time" in told
+    assert "2 processes would need" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_run_has_the_directory_that_it_has_alone(
+    train: Callable[..., int], engines: list[StreamingAnswers], tmp_path: Path
+) -> None:
+    assert train("two", one=(*HEALTHY, "checkpoint.every=3"), other=HEALTHY) == 0
+    root = tmp_path / "two" / "one"
+    names = {path.name for path in root.iterdir()}
+    assert names == {
+        *(".lock", ".rl_engine", "adapters", "checkpoints", "config.yaml", "curves.png", "evals", "metrics.jsonl"),
+        *("report.html", "rollouts"),
+    }
+    assert load_config(str(root / "config.yaml")).checkpoint.every == 3
+    # What ends the process costs each the step at work alone.
+    assert sorted(path.name for path in (root / "checkpoints").iterdir()) == ["step000002", "step000003"]
+    with gzip.open(root / "rollouts" / "step000002.jsonl.gz", "rt") as file:
+        assert {json.loads(line)["adapter"] for line in file} == {"policy-v000001"}
