@@ -313,6 +313,23 @@ def test_a_machine_that_goes_takes_all_its_workers_at_once(
     assert (incident.node, incident.workers) == ("gone", 2)
 
 
+def test_a_hire_that_is_due_is_not_put_off_by_further_losses(
+    make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among thousands of workers one is lost more often than the longest pause takes: nobody would ever be hired."""
+    monkeypatch.setattr("rollout.pool.ray_pool.PING_EVERY_S", 0.2)
+    monkeypatch.setattr(Incidents, "pause_s", lambda _: 60.0)
+    pool = make_pool(workers=3, cpus_per_worker=0)
+    until(lambda: pool.alive == 3)
+    pids = [worker.pid for worker in pool._workers if worker.find()]
+    due = []
+    for lost, pid in enumerate(pids[:2], 1):
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: pool.lost == lost)  # noqa: B023 - called at once
+        due.append(pool._hire_at)
+    assert due[0] == due[1] > time.monotonic()
+
+
 def test_prompts_that_cost_every_worker_are_named(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.pool.incidents.INCIDENTS_TO_BLAME", 2)
     pool = make_pool()
