@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pool_parts import Parts
-from benchmarks.pool_simulation import Cores, Costs, Setting, StepSeconds, StepWork, simulate, steady
+from benchmarks.pool_setting import Cores, Costs, Setting, StepSeconds, StepWork
+from benchmarks.pool_simulation import simulate, steady
 from rl_engine.run.records import read_metrics
 
 MEASURED = Path(__file__).parent.parent / "docs" / "benchmarks" / "pool.json"

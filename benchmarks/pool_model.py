@@ -11,6 +11,10 @@ The other tables are of a run that was not made: each worker with cores of its o
 such machines that divides its work ideally, larger steps, and completions of lognormal length: `--tails` are the
 standard deviations of the length's logarithm, cut off at `--max-tokens`, the mean the same for all. Pieces are what
 `rollout.prompts_per_piece: auto` makes of them. Everything takes the time it takes on the machine that was measured.
+
+The last table has what workers that die cost, at `--failures` an hour each and `--start-s` until another stands: the
+share of the time in which workers do not sample, and the share of all tokens that was sampled in vain; with pieces, and
+with continuous admission (a worker takes a prompt whenever one of its own is done).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +35,8 @@ from scipy.optimize import brentq  # type: ignore[import-untyped]
 from scipy.stats import norm  # type: ignore[import-untyped]
 
 from benchmarks.pool_measured import ARMS, MEASURED, PHASES, Measured
-from benchmarks.pool_simulation import Costs, Setting, StepWork, simulate, steady
+from benchmarks.pool_setting import Costs, Failures, Setting, StepWork
+from benchmarks.pool_simulation import simulate, steady
 from rl_engine.sweep.figures import COLOURS, MARKERS
 from rollout.work_items import piece_size
 
@@ -62,6 +67,17 @@ def lognormal_lengths(shape: tuple[int, ...], mean: float, tail: float, limit: i
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Of a run with many workers."""
+
+    step_s: float
+    idle: float
+    """Share of the time in which workers do not sample."""
+    lost: float
+    """Tokens that were sampled in vain, of those that were not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
     """A run with many workers."""
 
@@ -84,15 +100,36 @@ class Scale:
 
     def step_s(self, costs: Costs, workers: int, tail: float, staleness: int) -> float:
         """Mean over steady steps, from one to the next."""
+        return self.answer(costs, workers, tail, staleness).step_s
+
+    def answer(
+        self,
+        costs: Costs,
+        workers: int,
+        tail: float,
+        staleness: int,
+        *,
+        continuous: bool = False,
+        failures: Failures | None = None,
+    ) -> Answer:
+        """Means over steady steps, from one to the next."""
         setting = Setting(
             workers=workers,
             staleness=staleness,
             prompts_per_piece=piece_size(self.problems, workers),
             learner_ranks=self.learner_ranks,
+            continuous=continuous,
+            failures=failures,
         )
-        steps = simulate(costs, setting, self.steps(tail, staleness))
+        work = self.steps(tail, staleness)
         # The first step that waits after those that were sampled at the start finds more there than later ones do.
-        return statistics.fmean(step.step_s + step.between_s for step in steady(staleness + 1, steps))
+        steps = steady(staleness + 1, simulate(costs, setting, work))
+        seconds = sum(step.step_s + step.between_s for step in steps)
+        return Answer(
+            step_s=seconds / len(steps),
+            idle=1 - sum(step.busy_s for step in steps) / (seconds * workers),
+            lost=sum(step.lost_tokens for step in steps) / sum(one.tokens for one in steady(staleness + 1, work)),
+        )
 
 
 Curves = dict[float, dict[int, list[float]]]
@@ -125,6 +162,24 @@ def table(curves: dict[int, list[float]], workers: Sequence[int], tail: float) -
     for index, count in enumerate(workers):
         cells = "".join(f"{seconds[index]:10,.1f}" for seconds in curves.values())
         rows.append(f"{f'{count:,} workers':>20}" + cells)
+    return rows
+
+
+def failing(scale: Scale, costs: Costs, workers: Sequence[int], tail: float, failures: Failures) -> list[str]:
+    """Step, idle share and lost tokens: with and without failures, in pieces and with continuous admission."""
+    arms: dict[str, dict[str, Any]] = {
+        "pieces": {},
+        "pieces, failures": {"failures": failures},
+        "continuous": {"continuous": True},
+        "continuous, failures": {"continuous": True, "failures": failures},
+    }
+    rows = [f"tail {tail:g}: step, s; idle; tokens lost"]
+    for staleness in (0, 1):
+        rows.append(f"{f'k = {staleness}':>20}" + "".join(f"{name:>26}" for name in arms))
+        for count in workers:
+            found = [scale.answer(costs, count, tail, staleness, **arm) for arm in arms.values()]
+            cells = "".join(f"{f'{one.step_s:,.1f}; {one.idle:.0%}; {one.lost:.2%}':>26}" for one in found)
+            rows.append(f"{f'{count:,} workers':>20}" + cells)
     return rows
 
 
@@ -176,6 +231,8 @@ def main(
     mean_tokens: Annotated[float, typer.Option(min=1, help="Mean completion.")] = 512,
     max_tokens: Annotated[int, typer.Option(min=2, help="Longest completion.")] = 8192,
     learner_ranks: Annotated[int, typer.Option(min=1, help="Machines as the measured one that learn.")] = 128,
+    failures: Annotated[float, typer.Option(min=0, help="Deaths of a worker in an hour.")] = 0.05,
+    start_s: Annotated[float, typer.Option(min=0, help="Until a worker that is hired samples.")] = 120,
 ) -> None:
     """Print simulated beside measured, then the step time by workers, tail and staleness; draw both."""
     found = Measured.read(measured)
@@ -197,6 +254,9 @@ def main(
             int(k): [scale.step_s(costs, count, tail, int(k)) for count in counts] for k in numbers(staleness)
         }
         print("\n".join(table(curves[tail], counts, tail)), flush=True)
+    dying = Failures(per_hour=failures, start_s=start_s)
+    for tail in tail_values[-1:]:
+        print("\n".join(failing(scale, costs, [count for count in counts if count >= 64], tail, dying)), flush=True)
     draw(found, curves, counts, measured.with_suffix(".png"))
     worst = max(abs(error_of(found, name)) for name in ARMS)
     print(f"simulated step to the measured one, furthest of {len(ARMS)} arms ratio {1 + worst:.2f}")

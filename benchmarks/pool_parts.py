@@ -1,7 +1,7 @@
 """An engine, and a pool of two workers → what the parts of sampling take: the figures that the simulation is fed with.
 
 Nothing else is at work meanwhile. Batches of several sizes, cut off at several lengths, are timed, and what a call, a
-sequence, a decoding step and a token take is fitted to them (`pool_simulation.Decoding`), by least squares of the
+sequence, a decoding step and a token take is fitted to them (`pool_setting.Decoding`), by least squares of the
 relative error with no part below zero.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 
-from benchmarks.pool_simulation import Decoding
+from benchmarks.pool_setting import Decoding
 from benchmarks.rollout import write_adapter
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
@@ -43,7 +43,7 @@ Timed = list[tuple[float, npt.NDArray[np.int64]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Seconds; see `pool_simulation.Costs`."""
+    """Seconds; see `pool_setting.Costs`."""
 
     worker: Decoding
     worker_error: float

@@ -9,6 +9,11 @@ What is simulated is what `rl_engine/train/loop.py`, `rl_engine/sampling/stream.
 - The learner grades, learns, writes the version and has it loaded; every worker loads it before its next piece, one
   that missed some loads all that are still needed. The canary, two prompts of at most eight tokens, goes ahead of all
   pieces that wait, and the learner waits for it.
+- With continuous admission a worker has `prompts_per_piece` slots instead of a piece: each takes the next prompt as
+  soon as its own completions are done.
+- Workers die, each at `Failures.per_hour`, at work or not. What one was at is lost, and its prompts go ahead of all
+  that wait. The next is hired after the pause of `rollout/pool/incidents.py`, starts for `start_s`, and loads all
+  versions that are needed.
 - One thread of the learner's process, the driver, sends every call and takes every answer, one after the other.
 
 The parts:
@@ -16,6 +21,7 @@ The parts:
 - A decoding step with r running sequences takes `longest_s + token_s · r`, and as a batch drains r falls. A piece has
   its longest completion's number of them, so their sum is `longest_s · longest + token_s · tokens`; with `sequence_s`
   a sequence for the prompts and `call_s` for the call, that is `Decoding.seconds`.
+- In a worker with slots r is what is left of all of them; prompts of two versions are decoded side by side.
 - Learning takes `learn_token_s` for each completion token of the groups with signal. Where the step was sampled by an
   older version, the check of that version takes `check_token_s` for each token of the step. Grading, and recording
   between the steps, take as long as there are completions.
@@ -25,15 +31,14 @@ The parts:
   / n of their speed each, whoever they belong to; and C busy cores are `all_busy` as fast each as one alone. Without
   a number of cores every worker and the learner have their own.
 
-Left out: workers that fail or differ in speed, dynamic sampling, evaluations and checkpoints, that a token costs more
-with a longer context, a limit of sequences side by side, the network. The learner is one process; `learner_ranks`
-divides the time of learning and grading and nothing else.
+Left out: machines that die with several workers, workers that differ in speed, dynamic sampling, evaluations and
+checkpoints, that a token costs more with a longer context, a limit of sequences side by side, the network. The learner
+is one process; `learner_ranks` divides the time of learning and grading and nothing else.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -42,109 +47,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.pool_setting import Costs, Setting, StepSeconds, StepWork, pieces_of
+from rollout.pool.incidents import Incidents
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoding:
-    """Seconds of sampling a piece, of an engine that has its cores to itself."""
-
-    call_s: float
-    sequence_s: float
-    longest_s: float
-    token_s: float
-
-    def seconds(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Of the batches with these completion lengths, (…, sequences) → (…)."""
-        longest, tokens = lengths.max(axis=-1), lengths.sum(axis=-1)
-        seconds: npt.NDArray[np.float64] = (
-            self.call_s + self.sequence_s * lengths.shape[-1] + self.longest_s * longest + self.token_s * tokens
-        )
-        return seconds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """Seconds of the parts, each measured with nothing else at work."""
-
-    decoding: Decoding
-    canary_s: float
-    """Of a worker."""
-    load_s: float
-    """Of a worker, for one version."""
-    learn_token_s: float
-    check_token_s: float
-    grade_completion_s: float
-    record_completion_s: float
-    """Between two steps, by one rank alone."""
-    publish_s: float
-    """The sync without load and canary."""
-    send_s: float = 0.0
-    answer_s: float = 0.0
-    scan_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cores:
-    """Who shares what."""
-
-    count: float = math.inf
-    """Cores of the machine that learner and workers share."""
-    worker: int = 1
-    """Threads of a worker."""
-    learner: int = 1
-    """Threads that learn."""
-    all_busy: float = 1.0
-    """Speed of a core while all are busy; of one alone 1."""
-
-    def pace(self, threads: float) -> float:
-        """Speed of each of so many threads."""
-        if threads <= 1 or math.isinf(self.count):
-            return 1.0
-        busy = min(threads, self.count)
-        further = (self.count * self.all_busy - 1) / (self.count - 1) if self.count > 1 else 0.0
-        return (1 + (busy - 1) * further) / threads
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """A run's configuration, as far as it matters here."""
-
-    workers: int
-    staleness: int
-    prompts_per_piece: int
-    learner_ranks: int = 1
-    cores: Cores = field(default_factory=Cores)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepWork:
-    """What one step samples and learns from."""
-
-    lengths: npt.NDArray[np.int64]
-    """Completion tokens, (problems, samples)."""
-    learned_tokens: float
-    """Of the groups with signal."""
-
-    @property
-    def tokens(self) -> int:
-        return int(self.lengths.sum())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSeconds:
-    """As `metrics.jsonl` has them, and what lies behind the step."""
-
-    rollout_s: float
-    """The learner's wait for completions."""
-    grade_s: float
-    learn_s: float
-    sync_s: float
-    between_s: float
-
-    @property
-    def step_s(self) -> float:
-        return self.rollout_s + self.grade_s + self.learn_s + self.sync_s
 
 
 def simulate(costs: Costs, setting: Setting, steps: Sequence[StepWork]) -> list[StepSeconds]:
@@ -160,16 +66,6 @@ def steady(staleness: int, steps: Sequence[T]) -> Sequence[T]:
     return steps[1 + staleness : len(steps) - staleness]
 
 
-def pieces_of(lengths: npt.NDArray[np.int64], prompts_per_piece: int, decoding: Decoding) -> list[float]:
-    """Seconds of the pieces of a request with these lengths, (prompts, samples)."""
-    whole = len(lengths) // prompts_per_piece * prompts_per_piece
-    samples = lengths.shape[1]
-    seconds: list[float] = decoding.seconds(lengths[:whole].reshape(-1, prompts_per_piece * samples)).tolist()
-    if whole < len(lengths):
-        seconds.append(float(decoding.seconds(lengths[whole:].reshape(-1))))
-    return seconds
-
-
 @dataclass(eq=False, slots=True)
 class _Request:
     """How many of its pieces are not there yet."""
@@ -177,7 +73,36 @@ class _Request:
     missing: int
 
 
-WorkItem = tuple[_Request, float]
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """What a slot is given."""
+
+    request: _Request
+    seconds: float
+    """Of a piece, which the worker samples alone; of a prompt that it samples beside others they depend on those."""
+    tokens: float = 0.0
+    longest: float = 0.0
+    """Decoding steps of a prompt; 0 of a piece."""
+    sequences: int = 0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What a worker with slots decodes: a step takes `longest_s`, and `token_s` for each sequence that is left. Of a
+    prompt's, which end one after the other, the mean counts."""
+
+    steps: float = 0.0
+    """Decoding steps since the beginning."""
+    at: float = 0.0
+    """When that was; later than now while a prompt is read."""
+    running: float = 0.0
+    """Sequences."""
+    items: dict[int, tuple[WorkItem, float]] = field(default_factory=dict)
+    """By slot, with the step at which it ends."""
+    turn: int = 0
+    """Counts what was scheduled for it: the last counts."""
+
+
 Waits = Generator[_Request | tuple[float, int], None, None]
 """A learner that yields what it waits for, or its own work as (seconds, threads)."""
 
@@ -196,10 +121,20 @@ class _Simulation:
         self._number = 0
         self._driver_free = 0.0
         self._version = 0
-        self._loaded = [0] * setting.workers
-        self._idle = deque(range(setting.workers))
+        # What samples on its own is a slot; slot // `setting.slots` is its worker.
+        slots = setting.workers * setting.slots
+        self._loaded = [0] * slots
+        self._idle = deque(range(slots))
+        self._life = [0] * slots
+        """Workers that a slot has been of, counted."""
+        self._batches = [_Batch() for _ in range(setting.workers)]
+        self._at_work: dict[int, tuple[WorkItem | None, float, float]] = {}
+        """With when it began and when it ends."""
+        self._busy_s = self._lost_tokens = 0.0
+        self._hire_at = 0.0
+        self._incidents = Incidents(clock=lambda: self.now)
         self._in_flight = 0
-        self._answers: list[tuple[int, _Request | None]] = []
+        self._answers: list[tuple[int, int, WorkItem | None]] = []
         """Not taken yet."""
         self._urgent: deque[WorkItem] = deque()
         self._waiting: deque[WorkItem] = deque()
@@ -209,6 +144,10 @@ class _Simulation:
         # What was measured alone was slowed by the threads of its own.
         self._worker_pace = setting.cores.pace(setting.cores.worker)
         self._learner_pace = setting.cores.pace(setting.cores.learner)
+        if setting.failures is not None:
+            self._random = np.random.default_rng(setting.failures.seed)
+            for worker in range(setting.workers):
+                self._live(worker)
 
     def run(self) -> list[StepSeconds]:
         self._resume()
@@ -235,11 +174,11 @@ class _Simulation:
         staleness, last = self.setting.staleness, len(self.steps) - 1
         requests: list[_Request] = []
         for step, work in enumerate(self.steps):
-            begin = self.now
+            begin, busy_s, lost_tokens = self.now, self._busy_s, self._lost_tokens
             until = min(step + staleness, last) + 1
             if until > len(requests):
                 ahead = np.concatenate([other.lengths for other in self.steps[len(requests) : until]])
-                request = self._submit(pieces_of(ahead, self.setting.prompts_per_piece, costs.decoding))
+                request = self._sampled(ahead)
                 requests += [request] * (until - len(requests))
             yield requests[step]
             sampled = self.now
@@ -251,7 +190,7 @@ class _Simulation:
             learned = self.now
             yield costs.publish_s, 1
             self._publish()
-            yield self._submit([costs.canary_s], urgent=True)
+            yield self._submit([(costs.canary_s, 0.0)], urgent=True)
             synced = self.now
             yield work.lengths.size * costs.record_completion_s, 1
             self._done.append(
@@ -261,6 +200,8 @@ class _Simulation:
                     learn_s=learned - graded,
                     sync_s=synced - learned,
                     between_s=self.now - synced,
+                    busy_s=self._busy_s - busy_s,
+                    lost_tokens=self._lost_tokens - lost_tokens,
                 )
             )
 
@@ -281,9 +222,18 @@ class _Simulation:
         self._threads -= threads
         self._resume()
 
-    def _submit(self, seconds: Sequence[float], *, urgent: bool = False) -> _Request:
-        request = _Request(len(seconds))
-        (self._urgent if urgent else self._waiting).extend((request, each) for each in seconds)
+    def _sampled(self, lengths: npt.NDArray[np.int64]) -> _Request:
+        size, decoding = self.setting.prompts_per_piece, self.costs.decoding
+        if self.setting.continuous:
+            longest, tokens = lengths.max(axis=1).tolist(), lengths.sum(axis=1).tolist()
+            return self._submit([(0.0, *each, lengths.shape[1]) for each in zip(tokens, longest, strict=True)])
+        tokens = np.add.reduceat(lengths.sum(axis=1), range(0, len(lengths), size))
+        return self._submit(list(zip(pieces_of(lengths, size, decoding), tokens.tolist(), strict=True)))
+
+    def _submit(self, items: Sequence[tuple[Any, ...]], *, urgent: bool = False) -> _Request:
+        """Items by their seconds, tokens, and so on."""
+        request = _Request(len(items))
+        (self._urgent if urgent else self._waiting).extend(WorkItem(request, *each) for each in items)
         while self._idle and (self._urgent or self._waiting):
             self._assign(self._idle.popleft())
         return request
@@ -295,31 +245,47 @@ class _Simulation:
 
     # The workers
 
-    def _assign(self, worker: int) -> None:
+    def _assign(self, slot: int) -> None:
         """Versions first, then what is urgent."""
-        missed = self._version - self._loaded[worker]
+        missed = self._version - self._loaded[slot]
         if missed:
-            self._loaded[worker] = self._version
-            self._call(worker, min(missed, self.setting.staleness + 1) * self.costs.load_s, None)
+            self._loaded[slot] = self._version
+            self._call(slot, min(missed, self.setting.staleness + 1) * self.costs.load_s, None)
             return
         for queue in (self._urgent, self._waiting):
             if queue:
-                request, seconds = queue.popleft()
-                self._call(worker, seconds, request)
+                item = queue.popleft()
+                self._call(slot, item.seconds, item)
                 return
-        self._idle.append(worker)
+        self._idle.append(slot)
 
-    def _call(self, worker: int, seconds: float, request: _Request | None) -> None:
+    def _call(self, slot: int, seconds: float, item: WorkItem | None) -> None:
         self._in_flight += 1
-        self._at(self._driven(self.costs.send_s), self._begin, worker, seconds * self._worker_pace, request)
+        begin = self._driven(self.costs.send_s)
+        self._at(begin, self._begin, slot, self._life[slot], seconds * self._worker_pace, item)
 
-    def _begin(self, worker: int, seconds: float, request: _Request | None) -> None:
+    def _begin(self, slot: int, life: int, seconds: float, item: WorkItem | None) -> None:
+        if life != self._life[slot]:  # it has died since
+            self._in_flight -= 1
+            self._give_back(item)
+            return
         self._threads += self.setting.cores.worker
-        self._at(self._worked + seconds, self._end, worker, request)
+        if item is not None and item.longest:
+            self._admit(slot, item)
+            return
+        self._at_work[slot] = (item, self._worked, self._worked + seconds)
+        self._at(self._worked + seconds, self._end, slot, life)
 
-    def _end(self, worker: int, request: _Request | None) -> None:
+    def _end(self, slot: int, life: int) -> None:
+        if life != self._life[slot]:
+            return
+        item, begun, _ = self._at_work.pop(slot)
+        self._busy_s += self._worked - begun if item and item.tokens else 0.0
+        self._done_with(slot, life, item)
+
+    def _done_with(self, slot: int, life: int, item: WorkItem | None) -> None:
         self._threads -= self.setting.cores.worker
-        self._answers.append((worker, request))
+        self._answers.append((slot, life, item))
         if len(self._answers) == 1:
             self._at(self._worked, self._take_answers)
 
@@ -331,13 +297,100 @@ class _Simulation:
         taken, self._answers = self._answers, []
         answered = self._driven(self.costs.answer_s * len(taken) + self.costs.scan_s * self._in_flight)
         self._in_flight -= len(taken)
-        for worker, request in taken:
-            self._at(answered, self._answered, worker, request)
+        for each in taken:
+            self._at(answered, self._answered, *each)
 
-    def _answered(self, worker: int, request: _Request | None) -> None:
-        self._assign(worker)
-        if request is not None:
+    def _answered(self, slot: int, life: int, item: WorkItem | None) -> None:
+        if life == self._life[slot]:
+            self._assign(slot)
+        if item is not None:
+            request = item.request
             request.missing -= 1
             if request is self._awaited and not request.missing:
                 self._awaited = None
                 self._resume()
+
+    def _advance(self, batch: _Batch) -> None:
+        """Bring a batch up to now."""
+        passed = max(0.0, self._worked - batch.at)
+        if batch.items and passed:
+            decoding = self.costs.decoding
+            batch.steps += passed / (decoding.longest_s + decoding.token_s * batch.running)
+            self._busy_s += passed
+        batch.at = max(batch.at, self._worked)
+
+    def _admit(self, slot: int, item: WorkItem) -> None:
+        """A prompt joins what its worker decodes, which stands still while it is read."""
+        batch, decoding = self._batches[slot // self.setting.slots], self.costs.decoding
+        self._advance(batch)
+        reading_s = decoding.call_s / self.setting.slots + decoding.sequence_s * item.sequences
+        batch.at += reading_s
+        self._busy_s += reading_s
+        batch.items[slot] = (item, batch.steps + item.longest)
+        batch.running += item.tokens / item.longest
+        self._plan(batch)
+
+    def _plan(self, batch: _Batch) -> None:
+        """When the next of its prompts is done."""
+        batch.turn += 1
+        if batch.items:
+            slot, (_, ends) = min(batch.items.items(), key=lambda pair: pair[1][1])
+            step_s = self.costs.decoding.longest_s + self.costs.decoding.token_s * batch.running
+            self._at(batch.at + max(0.0, ends - batch.steps) * step_s, self._left, batch, batch.turn, slot)
+
+    def _left(self, batch: _Batch, turn: int, slot: int) -> None:
+        if turn != batch.turn:
+            return
+        self._advance(batch)
+        item, _ = batch.items.pop(slot)
+        batch.running = batch.running - item.tokens / item.longest if batch.items else 0.0
+        self._plan(batch)
+        self._done_with(slot, self._life[slot], item)
+
+    def _live(self, worker: int) -> None:
+        failures = self.setting.failures
+        assert failures is not None
+        if failures.per_hour:
+            self._at(self._worked + self._random.exponential(3600 / failures.per_hour), self._die, worker)
+
+    def _die(self, worker: int) -> None:
+        """Its slots are gone with what they were at; the next worker is hired as the pool does."""
+        failures, slots = self.setting.failures, self.setting.slots
+        assert failures is not None
+        self._idle = deque(slot for slot in self._idle if slot // slots != worker)
+        for slot in range(worker * slots, (worker + 1) * slots):
+            self._life[slot] += 1
+            if slot in self._at_work:
+                item, begun, ends = self._at_work.pop(slot)
+                self._in_flight -= 1
+                self._threads -= self.setting.cores.worker
+                if item is not None:
+                    self._busy_s += self._worked - begun
+                    self._lost_tokens += item.tokens * (self._worked - begun) / (ends - begun)
+                    self._give_back(item)
+        batch = self._batches[worker]
+        self._advance(batch)
+        for item, ends in batch.items.values():
+            self._in_flight -= 1
+            self._threads -= self.setting.cores.worker
+            self._lost_tokens += item.tokens * min(1.0, 1 - (ends - batch.steps) / item.longest)
+        given, self._batches[worker] = list(batch.items.values()), _Batch()
+        batch.turn += 1
+        for item, _ in given:
+            self._give_back(item)
+        self._incidents.lost(str(worker), "", None)
+        if self._worked >= self._hire_at:
+            self._hire_at = self._worked + self._incidents.pause_s()
+        self._at(self._hire_at + failures.start_s, self._return, worker)
+
+    def _return(self, worker: int) -> None:
+        for slot in range(worker * self.setting.slots, (worker + 1) * self.setting.slots):
+            self._loaded[slot] = self._version - min(self._version, self.setting.staleness + 1)
+            self._assign(slot)
+        self._live(worker)
+
+    def _give_back(self, item: WorkItem | None) -> None:
+        if item is not None:
+            self._urgent.appendleft(item)
+            if self._idle:
+                self._assign(self._idle.popleft())

@@ -15,17 +15,17 @@ import pytest
 from benchmarks.pool_measured import ARMS, MOST_STALE, Measured, MeasuredRun, MeasuredStep
 from benchmarks.pool_model import Scale, comparison, error_of, lognormal_lengths, mean_of_cut
 from benchmarks.pool_parts import Parts, fit
-from benchmarks.pool_simulation import (
+from benchmarks.pool_setting import (
     Cores,
     Costs,
     Decoding,
+    Failures,
     Setting,
     StepSeconds,
     StepWork,
     pieces_of,
-    simulate,
-    steady,
 )
+from benchmarks.pool_simulation import simulate, steady
 
 DECODING = Decoding(call_s=0.5, sequence_s=0.01, longest_s=0.02, token_s=0.001)
 COSTS = Costs(
@@ -221,6 +221,102 @@ def test_the_driver_sends_and_answers_one_call_after_the_other() -> None:
     # 90 have ended while the driver sends; the other 10 end while it takes those. A piece that ends as it begins counts
     # for either pass.
     assert slower[0].rollout_s == pytest.approx(10 + 100 * 0.05 + 0.001 * (100 + 10), abs=0.0011)
+
+
+ONE_SECOND = replace(COSTS, decoding=Decoding(call_s=10.0, sequence_s=0, longest_s=0, token_s=0), load_s=0.0)
+
+
+def dying(*at: float, start_s: float = 5.0) -> Any:
+    """Failures at these times, by hand: of the first worker, then of the next."""
+
+    left = list(at)
+
+    class Drawn:
+        def exponential(self, mean: float) -> float:
+            return left.pop(0) if left else math.inf
+
+    return Failures(per_hour=1, start_s=start_s), lambda _: Drawn()
+
+
+def test_what_a_worker_was_at_when_it_died_is_sampled_again_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: two workers, six pieces of 10 s. The second dies at 4 s, and the piece it had goes ahead of the others;
+    another stands at 4 + 5 = 9 s and takes it. The first has done 3 pieces at 30 s, the other 2 at 29 s and takes the
+    sixth."""
+    failures, drawn = dying(math.inf, 4.0)
+    (work,) = works(1)
+    monkeypatch.setattr("benchmarks.pool_simulation.np.random.default_rng", drawn)
+    (found,) = simulate(ONE_SECOND, setting(2, failures=failures), [work])
+    assert found.rollout_s == pytest.approx(39)
+    assert found.lost_tokens == pytest.approx(0.4 * float(work.lengths[2:4].sum()))
+    assert found.busy_s == pytest.approx(60 + 4)
+
+
+def test_an_idle_worker_that_dies_costs_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures, drawn = dying(*[math.inf] * 6, 4.0)
+    steps = works(1)
+    monkeypatch.setattr("benchmarks.pool_simulation.np.random.default_rng", drawn)
+    (found,) = simulate(ONE_SECOND, setting(7, failures=failures), steps)
+    assert found.rollout_s == pytest.approx(10)
+    assert found.lost_tokens == 0
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_workers_that_never_die_are_as_without_failures(staleness: int) -> None:
+    steps = works(8)
+    never = setting(3, staleness, failures=Failures(per_hour=0.0, start_s=60))
+    assert simulate(COSTS, never, steps) == simulate(COSTS, setting(3, staleness), steps)
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_as_many_workers_die_as_the_rate_says_and_each_loses_half_a_piece(continuous: bool) -> None:
+    """The tokens lost are, in the mean, those of half of a piece for each death of a busy worker."""
+    steps = works(40)
+    rate = 30.0
+    found = simulate(
+        COSTS, setting(3, continuous=continuous, failures=Failures(per_hour=rate, start_s=1.0, seed=1)), steps
+    )
+    busy = sum(step.busy_s for step in found)
+    deaths = busy * rate / 3600
+    piece = float(np.mean([work.tokens for work in steps])) / 6
+    lost = sum(step.lost_tokens for step in found)
+    assert 0.5 < lost / (deaths * piece / 2) < 2
+    assert sum(step.step_s for step in found) > sum(step.step_s for step in simulate(COSTS, setting(3), steps))
+
+
+def test_prompts_side_by_side_by_hand() -> None:
+    """One worker of two slots and three prompts of one sequence, of 10, 30 and 20 tokens. Two take 1 + 2 s a step, one
+    takes 1 + 1: ten steps of 3 s, then the third joins: twenty of 3 s, and both are done."""
+    costs = replace(
+        COSTS, decoding=Decoding(call_s=0.0, sequence_s=0.0, longest_s=1.0, token_s=1.0), canary_s=0.0, load_s=0.0
+    )
+    work = StepWork(lengths=np.array([[10], [30], [20]]), learned_tokens=1)
+    (found,) = simulate(costs, setting(1, continuous=True), [work])
+    assert found.rollout_s == pytest.approx(90)
+    assert found.busy_s == pytest.approx(90)
+    (pieces,) = simulate(costs, setting(1), [work])
+    # In pieces of two: 30 steps and 40 tokens, and then 20 and 20.
+    assert pieces.rollout_s == pytest.approx(70 + 40)
+    # A prompt is read while nothing is decoded.
+    reading = replace(costs, decoding=replace(costs.decoding, sequence_s=0.5))
+    assert simulate(reading, setting(1, continuous=True), [work])[0].rollout_s == pytest.approx(90 + 1.5)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 40])
+def test_continuous_admission_is_never_slower_than_there_is_work(workers: int) -> None:
+    steps = works(6)
+    found = simulate(COSTS, setting(workers, 1, continuous=True), steps)
+    busy = sum(step.busy_s for step in found)
+    assert busy <= sum(step.step_s + step.between_s for step in found) * workers * (1 + EXACT)
+    tokens = sum(work.tokens for work in steps)
+    assert busy >= tokens * DECODING.token_s
+
+
+def test_with_continuous_admission_long_tails_hold_up_less() -> None:
+    scale = Scale(problems=64, samples=2, mean_tokens=100, max_tokens=3000, learner_ranks=10, signal=0.5)
+    pieces_of_16, slots = (scale.answer(COSTS, 2, 1.5, 0, continuous=flag) for flag in (False, True))
+    assert slots.step_s < pieces_of_16.step_s
+    assert 0 < slots.idle < 1
+    assert slots.lost == pieces_of_16.lost == 0
 
 
 def test_the_fit_finds_what_batches_were_made_of() -> None:

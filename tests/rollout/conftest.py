@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,11 @@ def ray_cluster() -> Iterator[Path]:
     start_ray(4, scratch.path)
     yield scratch.path
     # Other tests' processes may be of Ray too: those of this cluster name its directory, or are children of such.
-    roots = [process for process in rays_processes() if str(scratch.path) in " ".join(process.cmdline())]
-    family = {each: each.cmdline() for root in roots for each in (root, *root.children(recursive=True))}
+    family = {}
+    for process in rays_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a worker that a test has killed just now
+            if str(scratch.path) in " ".join(process.cmdline()):
+                family |= {each: each.name() for each in (process, *process.children(recursive=True))}
     ray.shutdown()
     scratch.remove()
     _, alive = psutil.wait_procs(list(family), timeout=60)
