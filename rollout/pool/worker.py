@@ -6,14 +6,18 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from rollout.adapters import MANIFEST, sha256_of
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine
 from rollout.files.durable import written_aside
+from rollout.pool.engine_thread import EngineThread
 from rollout.pool.scratch import ScratchDirectory
 from rollout.types import AdapterRef, Prompt, RolloutGroup
+
+T = TypeVar("T")
 
 # A launcher's word for its own processes; a worker that inherits it is none of them.
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -27,7 +31,10 @@ def vllm_engine(settings: EngineSettings) -> ExtendingEngine:
 
 
 class PoolWorker:
-    """Made before the engine, so that its process is known while that starts."""
+    """Made before the engine, so that its process is known while that starts.
+
+    Its calls come one at a time, or where it samples several work items side by side each in a thread of its own.
+    """
 
     def __init__(self, cpus: int) -> None:
         # Read when torch and vLLM are imported, which is later. Engines that bind their threads would all choose the
@@ -38,12 +45,23 @@ class PoolWorker:
         self.scratch = ScratchDirectory.make("rl_engine_worker_")
         self._loaded: dict[str, AdapterRef] = {}
         self._engine: Any = None
+        self._thread: EngineThread | None = None
+        """Where several work items are sampled side by side."""
 
     def ping(self) -> None:
         """It is there."""
 
-    def start(self, settings: EngineSettings, make_engine: Callable[[EngineSettings], ExtendingEngine]) -> None:
-        self._engine = make_engine(settings)
+    def start(
+        self, settings: EngineSettings, make_engine: Callable[[EngineSettings], ExtendingEngine], together: bool
+    ) -> None:
+        """`together`: the engine is a `StreamingEngine`, and samples several work items side by side."""
+        if together:
+            self._thread = EngineThread(lambda: self._engine.advance())
+        self._engine = self._asked(partial(make_engine, settings))
+
+    def _asked(self, what: Callable[[], T]) -> T:
+        """The engine's answer, in its thread where it has one."""
+        return what() if self._thread is None else self._thread.call(what)
 
     def load_adapter(self, ref: AdapterRef, files: dict[str, bytes]) -> str:
         """Write a version's files, load it under its name, and say the digest of the manifest found here.
@@ -57,13 +75,13 @@ class PoolWorker:
         with written_aside(here.path) as scratch:
             for name, content in files.items():
                 (scratch / name).write_bytes(content)
-        self._engine.load_adapter(here)
+        self._asked(partial(self._engine.load_adapter, here))
         self._loaded[ref.key] = here
         return sha256_of(here.path / MANIFEST)
 
     def unload_adapter(self, key: str) -> None:
         ref = self._loaded.pop(key)
-        self._engine.unload_adapter(ref)
+        self._asked(partial(self._engine.unload_adapter, ref))
         for file in ref.path.iterdir():
             file.unlink()
         ref.path.rmdir()
@@ -72,6 +90,8 @@ class PoolWorker:
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         """See `Engine.generate`."""
+        if self._thread is not None:
+            return self._thread.sample(partial(self._engine.begin, prompts, sampling, adapter, seeds))
         groups: list[RolloutGroup] = self._engine.generate(prompts, sampling, adapter, seeds)
         return groups
 
@@ -79,6 +99,8 @@ class PoolWorker:
         self, groups: Sequence[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         """See `ExtendingEngine.extend`."""
+        if self._thread is not None:
+            return self._thread.sample(partial(self._engine.begin_extending, groups, sampling, adapter, seeds))
         whole: list[RolloutGroup] = self._engine.extend(groups, sampling, adapter, seeds)
         return whole
 
