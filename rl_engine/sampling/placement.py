@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.sampling.queue import LocalQueue, RolloutQueue
+from rl_engine.sampling.queue import LocalQueue, RolloutQueue, StreamingQueue
 from rl_engine.sampling.sent import sent_by
 from rl_engine.sampling.shared_pool import RankSharedPool
 from rollout.engine import EngineSettings, PoolSettings
@@ -48,19 +49,22 @@ def check_placement(config: Config, ranks: Ranks) -> None:
         _pool_settings(config, ranks)
 
 
-def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> LocalQueue:
+def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> LocalQueue | StreamingQueue:
+    """On a CPU what is sampled together is repeated bit for bit; on a GPU nothing is, and nothing waits for a batch."""
     rollout = config.rollout
     from rollout.vllm.engine import VllmEngine  # takes seconds to import: what can fail before has failed
 
     sleep = rollout.sleep and ranks.device.type == "cuda"
-    return LocalQueue(VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count)), ranks, stop)
+    engine = VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count))
+    queue = StreamingQueue if ranks.device.type == "cuda" else LocalQueue
+    return queue(engine, ranks, stop)
 
 
 def _in_workers(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> RankSharedPool:
     """The main rank drives the workers, and the others hear of what they sampled.
 
-    One adapter samples at a time, however many are loaded (`max_loras` 1): a work item is of one version, and a
-    worker samples one at a time.
+    Where a worker samples one work item at a time, one adapter does, however many are loaded (`max_loras` 1): an item
+    is of one version. Where it samples several, no version waits for another's long completions.
     """
     if not ranks.is_main:
         return RankSharedPool(None, ranks, stop)
@@ -68,7 +72,8 @@ def _in_workers(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequ
     prepare_ray(settings.address)
     from rollout.pool.ray_pool import RayPool
 
-    pool = RayPool(_engine_settings(config, max_model_len, sleep=False, ranks=1), settings)
+    slots = 1 if settings.completions_at_once == 1 else config.rollout.max_staleness + 1
+    pool = RayPool(replace(_engine_settings(config, max_model_len, sleep=False, ranks=1), max_loras=slots), settings)
     return RankSharedPool(pool, ranks, stop)
 
 
@@ -106,6 +111,7 @@ def _pool_settings(config: Config, ranks: Ranks) -> PoolSettings:
         gpus_per_worker=gpus,
         cards=_free_cards(config, ranks) if gpus and rollout.address is None else (),
         prompts_per_piece=config.training_piece,
+        completions_at_once=rollout.max_num_seqs if gpus else 1,
         start_timeout_s=rollout.start_timeout_s,
         piece_timeout_s=rollout.piece_timeout_s,
         max_restarts=rollout.max_restarts,

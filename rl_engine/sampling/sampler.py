@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from rewards import GradeItem, Grader
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.grading import GradingAside
 from rl_engine.sampling.queue import RolloutQueue
 from rl_engine.sampling.together import leave_if_asked, together
 from rollout.config import SamplingConfig
@@ -26,6 +28,7 @@ class GradedBatch:
     rollout_s: float
     """Spent sampling them, or waiting for it."""
     grade_s: float
+    """Spent waiting for their verdicts, once all were sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,12 @@ class Sampler:
         Raises `Stopped` on every rank when any was asked to stop, `EngineError` where it was another that failed.
         """
         start = time.monotonic()
-        with together(self.ranks, self.stop):
-            mine = self.queue.collect(request)
+        grade = partial(self._grade, sampling=request.sampling)
+        with together(self.ranks, self.stop), GradingAside(grade) as aside:
+            mine = self.queue.collect(request, aside.take)
             sampled = time.monotonic()
             with self.stop.raised():
-                graded = self._grade(mine, request.sampling)
+                graded = aside.all_of(mine)
         groups = self.ranks.gather(graded)
         return GradedBatch(groups=groups, rollout_s=sampled - start, grade_s=time.monotonic() - sampled)
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.queue import Meanwhile, wait
 from rl_engine.sampling.together import leave_if_asked
 from rollout.config import SamplingConfig
 from rollout.engine import Engine, PoolEngine
 from rollout.stopping import StopRequest
 from rollout.types import AdapterRef, Prompt, RolloutGroup
-from rollout.work_items import Request
+from rollout.work_items import Request, WorkItem
 
 T = TypeVar("T")
 
@@ -56,9 +57,9 @@ class RankSharedPool:
         """See `RolloutQueue.extend`."""
         return Request(sampling, adapter) if self.pool is None else self.pool.extend(request, sampling, adapter)
 
-    def collect(self, request: Request) -> list[RolloutGroup]:
-        """See `RolloutQueue.collect`."""
-        return self.ranks.share(self._groups(request))
+    def collect(self, request: Request, meanwhile: Meanwhile = wait) -> list[RolloutGroup]:
+        """See `RolloutQueue.collect`. Several ranks hear of the groups at once, when all are there."""
+        return self.ranks.share(self._groups(request, meanwhile))
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
@@ -66,11 +67,16 @@ class RankSharedPool:
         """See `Engine.generate`: every rank asks for the same, and it is sampled once."""
         return self._groups(self.submit(prompts, sampling, adapter, seeds, urgent=True))
 
-    def _groups(self, request: Request) -> list[RolloutGroup]:
+    def _groups(self, request: Request, meanwhile: Meanwhile = wait) -> list[RolloutGroup]:
         """Wait for all groups of a request, one a prompt, in order, or for a request to stop: then raises `Stopped`."""
-        groups = None
+        groups, told = None, set[WorkItem]()
         while groups is None:
             leave_if_asked(self.ranks, self.stop)
+            if self.ranks.count == 1:
+                done = [item for item in request.items if item.groups is not None and item not in told]
+                if done and len(told) + len(done) < len(request.items):
+                    told.update(done)
+                    meanwhile([group for item in done for group in item.groups or ()])
             groups = self._from_main(lambda pool: pool.collect(request, NEWS_S))
         return groups
 
