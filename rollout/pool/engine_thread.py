@@ -48,13 +48,13 @@ class EngineThread:
     def _turn(self) -> None:
         """A token of everything, and in a while the next: behind what was asked for meanwhile."""
         try:
-            done = self.advance()
+            for batch in self.advance():
+                groups = batch.groups()
+                self._going.pop(batch).set_result(groups)
         except BaseException as error:
             for answer in self._going.values():
                 answer.set_exception(error)
             self._going.clear()
             raise
-        for batch in done:
-            self._going.pop(batch).set_result(batch.groups())
         if self._going:
             self._thread.submit(self._turn)

@@ -63,8 +63,9 @@ class Incidents:
         return found
 
     def suspects(self, item: WorkItem) -> bool:
-        """Whether a worker was lost over the item, or what was sampled beside it: sampled alone, it is seen which."""
-        return item in self._charged
+        """Whether one more incident would blame the item: sampled alone, it will have been its own. Machines go
+        without anybody's fault, so that a first loss makes no suspects."""
+        return len(self._charged.get(item, [])) >= INCIDENTS_TO_BLAME - 1
 
     def sampled(self, item: WorkItem) -> None:
         """An item has come back: the pool works, and the item is blameless."""

@@ -13,9 +13,10 @@ import pytest
 
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings
+from rollout.in_flight import InFlight
 from rollout.pool.engine_thread import EngineThread
 from rollout.types import Problem, Prompt
-from tests.helpers.streaming_engine import StreamingScripted
+from tests.helpers.streaming_engine import Later, StreamingScripted, _Going
 
 SAMPLING = SamplingConfig(n=2)
 
@@ -81,3 +82,19 @@ def test_what_ends_the_sampling_is_everybodys_error_and_a_bad_call_its_own(
 def test_nothing_to_sample_is_answered_at_once(engine: Watched) -> None:
     thread = EngineThread(engine.advance)
     assert thread.sample(partial(engine.begin, [], SAMPLING, None, [])) == []
+
+
+def test_completions_that_make_no_groups_are_an_error_not_a_wait(engine: Watched, callers: ThreadPoolExecutor) -> None:
+    def broken() -> InFlight:
+        batch = InFlight(1, lambda _: 1 // 0)  # type: ignore[arg-type, return-value]
+        later = Later(1, list)
+        later.batch, going = batch, _Going([], "base", 1)
+        later.answer = lambda: engine._sampled(*one)
+        going.later = later
+        engine.going.append(going)
+        return batch
+
+    prompt = Prompt(problem=Problem(id="x", text="", answer=""), text="none", token_ids=(1,))
+    one = ([prompt], SamplingConfig(n=1), "base", ["x"])
+    with pytest.raises(ZeroDivisionError):
+        callers.submit(EngineThread(engine.advance).sample, broken).result(10)

@@ -35,6 +35,20 @@ def test_a_machine_with_all_its_workers_is_one_incident() -> None:
     assert not any(incidents.blames(item, {"a", "b"}) for item in given)
 
 
+def test_what_was_lost_together_is_suspected_before_any_of_it_could_be_blamed() -> None:
+    incidents, (poison, other) = Incidents(Clock()), items(2)
+    for _ in range(INCIDENTS_TO_BLAME - 1):
+        assert not incidents.suspects(poison)
+        incidents.lost("a", "it died", [poison, other])
+        assert not incidents.blames(poison, {"a"})
+    assert incidents.suspects(poison)
+    assert incidents.suspects(other)
+    incidents.sampled(other)
+    assert not incidents.suspects(other)
+    incidents.lost("a", "it died", [poison])
+    assert incidents.blames(poison, {"a"})
+
+
 def test_other_machines_and_later_losses_are_other_incidents() -> None:
     clock = Clock()
     incidents = Incidents(clock)
