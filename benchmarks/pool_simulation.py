@@ -378,7 +378,7 @@ class _Simulation:
         batch.turn += 1
         for item, _ in given:
             self._give_back(item)
-        self._incidents.lost(str(worker), "", None)
+        self._incidents.lost(str(worker), "")
         if self._worked >= self._hire_at:
             self._hire_at = self._worked + self._incidents.pause_s()
         self._at(self._hire_at + failures.start_s, self._return, worker)

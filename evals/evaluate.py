@@ -163,8 +163,16 @@ def sample_missing(
                 if policy.ref is not None:
                     engine.load_adapter(policy.ref)
             with progress_bar(mine, console) as advance:
-                sample(mine, engine, grader, partial, options.seed, advance)
+                sample(mine, engine, grader, partial, options.seed, advance, completions_at_once(options))
         launch.barrier()  # before the engine is closed: it takes the process group with it
+
+
+def completions_at_once(options: EvalOptions) -> int:
+    """While fewer are sampled, the next batch is begun: as many as a GPU samples at once. On a CPU a batch is sampled
+    alone, for an evaluation that was interrupted is to end like one that was not, bit for bit."""
+    import torch
+
+    return options.max_num_seqs if torch.cuda.is_available() else 1
 
 
 def engine_settings(

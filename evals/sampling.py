@@ -1,9 +1,11 @@
-"""Suites × policies → outcomes: sampled batch by batch from one engine, each kept as soon as it is graded."""
+"""Suites × policies → outcomes: sampled in batches from one engine, each kept as soon as it is graded."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,8 @@ from evals.policies import Policy
 from evals.prepare import PreparedSuite
 from evals.scoring.outcomes import Outcome, grade_groups
 from rewards import Grader
-from rollout.engine import Engine
+from rollout.engine import StreamingEngine
+from rollout.in_flight import InFlight
 from rollout.types import Prompt
 
 
@@ -51,24 +54,44 @@ def unfinished(batches: Sequence[Batch], partial: PartialResults) -> list[Batch]
 
 def sample(
     batches: Sequence[Batch],
-    engine: Engine,
+    engine: StreamingEngine,
     grader: Grader,
     partial: PartialResults,
     seed: int,
     progress: Callable[[Batch, list[Outcome]], Any],
+    at_once: int = 1,
 ) -> None:
     """Sample, grade and keep every batch; `progress` is told of each.
 
-    A problem's samples have seeds of their own, the same for every policy: differences owe less to chance.
+    The next one is begun while fewer than `at_once` completions are sampled: with 1, when the one before it is kept. A
+    batch that is there is graded while others are sampled. A problem's samples have seeds of their own, the same for
+    every policy: differences owe less to chance.
     """
-    for batch in batches:
-        name = batch.prepared.suite.name
-        seeds = [f"{seed}/{name}/{prompt.problem.id}" for prompt in batch.prompts]
-        start = time.monotonic()
-        groups = engine.generate(batch.prompts, batch.prepared.sampling, batch.policy.ref, seeds)
-        outcomes = grade_groups(groups, grader, time.monotonic() - start)
-        partial.add(name, batch.policy.label, outcomes)
-        progress(batch, outcomes)
+    waiting, going = deque(batches), dict[InFlight, tuple[Batch, float]]()
+    graded = deque[tuple[Batch, Future[list[Outcome]]]]()
+    last = time.monotonic()
+    thread = ThreadPoolExecutor(1, "grading")
+    try:
+        while waiting or going or graded:
+            while graded and (graded[0][1].done() or not going):
+                batch, outcomes = graded.popleft()
+                partial.add(batch.prepared.suite.name, batch.policy.label, outcomes.result())
+                progress(batch, outcomes.result())
+            while waiting and sum(one.left for one in going) < at_once:
+                batch = waiting.popleft()
+                going[begin(batch, engine, seed)] = (batch, time.monotonic())
+            for done in engine.advance():
+                batch, begun = going.pop(done)
+                # Of batches side by side each has the time since the one before it was there.
+                spent_s, last = time.monotonic() - max(begun, last), time.monotonic()
+                graded.append((batch, thread.submit(grade_groups, done.groups(), grader, spent_s)))
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
+def begin(batch: Batch, engine: StreamingEngine, seed: int) -> InFlight:
+    seeds = [f"{seed}/{batch.prepared.suite.name}/{prompt.problem.id}" for prompt in batch.prompts]
+    return engine.begin(batch.prompts, batch.prepared.sampling, batch.policy.ref, seeds)
 
 
 def outcomes_of(prepared: PreparedSuite, policy: Policy, partial: PartialResults) -> list[Outcome]:

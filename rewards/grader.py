@@ -86,7 +86,9 @@ class Grader:
         return self._pool.restarts
 
     def close(self) -> None:
-        """End the workers. Closing twice is harmless; grading afterwards is an error."""
+        """End the workers. Closing twice is harmless; grading afterwards is an error, and so is what another thread has
+        under way."""
+        self._pool.abandoned = True
         with self._lock:
             self._closed = True
             self._finalizer()

@@ -214,8 +214,9 @@ class RolloutConfig(Section):
     cpus_per_worker: int = Field(1, ge=1, description="ray only: cores of a worker, its threads on the CPU.")
     prompts_per_piece: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="ray only: prompts of a step that a worker is given at a time, sampled as one batch. auto: even "
-        "shares for all workers (with max for 64 of them), at most 16; a resumed run keeps what it began with.",
+        description="ray only: prompts of a step that a worker is given at a time, on a CPU sampled as one batch. "
+        "auto: even shares for all workers (with max for 64 of them), at most 16; a resumed run keeps what it began "
+        "with.",
     )
     start_timeout_s: float = Field(600, gt=0, description="ray only: for a worker to start or to load an adapter.")
     piece_timeout_s: float = Field(1800, gt=0, description="ray only: for a worker to sample what it was given.")
@@ -237,7 +238,12 @@ class RolloutConfig(Section):
         description="ray and a max_staleness of 2 or more: tokens that one version samples of a completion before the "
         "next version goes on with it (partial rollouts); one version samples the whole when absent.",
     )
-    max_num_seqs: int = Field(512, ge=1, description="Completions sampled side by side by one engine.")
+    max_num_seqs: int = Field(
+        512,
+        ge=1,
+        description="Completions sampled side by side by one engine. CUDA with ray: with fewer a worker takes further "
+        "pieces.",
+    )
     kv_cache_gib: float = Field(2.0, gt=0, description="CPU only: memory for keys and values.")
     memory_fraction: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         "auto",

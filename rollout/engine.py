@@ -88,8 +88,13 @@ class StreamingEngine(ExtendingEngine, Protocol):
         ...
 
     def advance(self) -> list[InFlight]:
-        """Sample a token of everything that was begun; the batches that are done since. One without rows is done from
-        the start, and not among them."""
+        """Sample a token of everything that was begun; the batches that are done since the last call, those that became
+        so while `generate` or `extend` sampled beside them too. One without rows is done from the start, and not among
+        them.
+
+        What is raised out of it, a request to stop too, may leave an engine that can be closed and nothing else.
+        Between two calls nothing is lost by leaving: what is begun goes on with the next.
+        """
         ...
 
 
@@ -195,8 +200,12 @@ class PoolSettings:
     prompts_per_piece: int
     start_timeout_s: float
     """What a worker may take to find its place, start its engine, or load an adapter."""
+    completions_at_once: int = 1
+    """A worker takes a further work item while it samples fewer completions than this: with 1, when it samples none.
+    What is sampled beside others is rounded otherwise, so that on a CPU, where results are repeated bit for bit, an
+    item is sampled alone. With more the engine is to be a `StreamingEngine`."""
     piece_timeout_s: float
-    """What a worker may take to sample one work item."""
+    """What a worker may take to sample one work item, whatever it samples beside it."""
     sent: Sent = Sent()
     max_restarts: int
     """Incidents without a work item sampled in between, beyond which a pool that has no worker left gives up."""

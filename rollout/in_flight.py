@@ -18,8 +18,13 @@ class InFlight:
     _there: dict[int, Completion] = field(default_factory=dict, init=False)
 
     @property
+    def left(self) -> int:
+        """Completions that are still sampled."""
+        return self.count - len(self._there)
+
+    @property
     def done(self) -> bool:
-        return len(self._there) == self.count
+        return not self.left
 
     def take(self, place: int, completion: Completion) -> None:
         assert place not in self._there

@@ -63,6 +63,8 @@ class Pool:
         self._workers: list[Worker] = []
         self._selector = selectors.DefaultSelector()
         self.restarts = 0
+        self.abandoned = False
+        """Set by another thread than the one in `run`, which then raises `WorkersFailed`."""
         self._fork_server_restarts = 0
         self._failed_starts = 0
 
@@ -72,6 +74,8 @@ class Pool:
         self._fork_server_restarts = 0
         try:
             while batch.open:
+                if self.abandoned:
+                    raise WorkersFailed("the grader was closed while it graded")
                 self._start_workers(batch)
                 self._hand_out(batch)
                 self._exchange(batch)

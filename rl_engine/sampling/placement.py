@@ -12,7 +12,7 @@ import torch
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.sampling.queue import LocalQueue, RolloutQueue
+from rl_engine.sampling.queue import LocalQueue, RolloutQueue, StreamingQueue
 from rl_engine.sampling.sent import sent_by
 from rl_engine.sampling.shared_pool import RankSharedPool
 from rollout.config import WHOLE_CARD
@@ -58,12 +58,15 @@ def check_placement(config: Config, ranks: Ranks) -> None:
         _pool_settings(config, ranks)
 
 
-def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> LocalQueue:
+def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> LocalQueue | StreamingQueue:
+    """On a CPU what is sampled together is repeated bit for bit; on a GPU nothing is, and nothing waits for a batch."""
     rollout = config.rollout
     from rollout.vllm.engine import VllmEngine  # takes seconds to import: what can fail before has failed
 
     sleep = rollout.sleep is True and ranks.device.type == "cuda"
-    return LocalQueue(VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count)), ranks, stop)
+    engine = VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count))
+    queue = StreamingQueue if ranks.device.type == "cuda" else LocalQueue
+    return queue(engine, ranks, stop)
 
 
 def start_shared_engine(
@@ -89,8 +92,8 @@ def start_shared_engine(
 def _in_workers(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> RankSharedPool:
     """The main rank drives the workers, and the others hear of what they sampled.
 
-    One adapter samples at a time, however many are loaded (`max_loras` 1): a work item is of one version, and a
-    worker samples one at a time.
+    Where a worker samples one work item at a time, one adapter does, however many are loaded (`max_loras` 1): an item
+    is of one version. Where it samples several, no version waits for another's long completions.
     """
     if not ranks.is_main:
         return RankSharedPool(None, ranks, stop)
@@ -98,8 +101,9 @@ def _in_workers(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequ
     prepare_ray(settings.address)
     from rollout.pool.ray_pool import RayPool
 
+    slots = 1 if settings.completions_at_once == 1 else config.rollout.max_staleness + 1
     engine = _engine_settings(config, max_model_len, sleep=False, ranks=1)
-    pool = RayPool(replace(engine, models_are_checked=True), settings)
+    pool = RayPool(replace(engine, max_loras=slots, models_are_checked=True), settings)
     return RankSharedPool(pool, ranks, stop)
 
 
@@ -137,6 +141,7 @@ def _pool_settings(config: Config, ranks: Ranks) -> PoolSettings:
         gpus_per_worker=gpus,
         cards=_free_cards(config, ranks) if gpus and rollout.address is None else (),
         prompts_per_piece=config.training_piece,
+        completions_at_once=rollout.max_num_seqs if gpus else 1,
         start_timeout_s=rollout.start_timeout_s,
         piece_timeout_s=rollout.piece_timeout_s,
         max_restarts=rollout.max_restarts,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from rewards import GradeItem, Grader, GradeResult
+from rewards import GradeItem, Grader
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.grading import GradingAside
 from rl_engine.sampling.queue import RolloutQueue
 from rl_engine.sampling.together import leave_if_asked, together
 from rollout.config import SamplingConfig
@@ -26,6 +28,7 @@ class GradedBatch:
     rollout_s: float
     """Spent sampling them, or waiting for it."""
     grade_s: float
+    """Spent waiting for their verdicts, once all were sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,13 @@ class Sampler:
         Raises `Stopped` on every rank when any was asked to stop, `EngineError` where it was another that failed.
         """
         start = time.monotonic()
-        with together(self.ranks, self.stop):
-            groups = self.queue.collect(request)
+        grade = partial(self._grade, sampling=request.sampling)
+        with together(self.ranks, self.stop), GradingAside(grade) as aside:
+            groups = self.queue.collect(request, aside.take)
             sampled = time.monotonic()
             mine = self.ranks.share(groups) if self.queue.tells_all else groups
             with self.stop.raised():
-                verdicts = self._grade(mine, request.sampling)
+                verdicts = [one.results for one in aside.all_of(mine)]
         # Completions are far larger than verdicts: they are sent once.
         if not self.queue.tells_all:
             groups = self.ranks.gather(groups)
@@ -65,8 +69,7 @@ class Sampler:
         """Raises `Stopped` on every rank when any was asked to stop."""
         leave_if_asked(self.ranks, self.stop)
 
-    def _grade(self, groups: Sequence[RolloutGroup], sampling: SamplingConfig) -> list[tuple[GradeResult, ...]]:
-        """The verdicts on each group's completions."""
+    def _grade(self, groups: Sequence[RolloutGroup], sampling: SamplingConfig) -> list[GradedGroup]:
         results = self.grader.grade(
             [
                 GradeItem(
@@ -84,4 +87,8 @@ class Sampler:
                 for completion in group.completions
             ]
         )
-        return [tuple(results[start : start + sampling.n]) for start in range(0, len(results), sampling.n)]
+        starts = range(0, len(results), sampling.n)
+        return [
+            GradedGroup(group, tuple(results[start : start + sampling.n]))
+            for group, start in zip(groups, starts, strict=True)
+        ]

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.queue import Meanwhile, wait
 from rl_engine.sampling.together import leave_if_asked
 from rollout.config import SamplingConfig
 from rollout.engine import Engine, PoolEngine
 from rollout.stopping import StopRequest
 from rollout.types import AdapterRef, Prompt, RolloutGroup
-from rollout.work_items import Request
+from rollout.work_items import Request, WorkItem
 
 T = TypeVar("T")
 
@@ -60,11 +61,17 @@ class RankSharedPool:
         """See `RolloutQueue.extend`."""
         return Request(sampling, adapter) if self.pool is None else self.pool.extend(request, sampling, adapter)
 
-    def collect(self, request: Request) -> list[RolloutGroup]:
-        """See `RolloutQueue.collect`. Wait for all groups, or for a request to stop: then raises `Stopped`."""
-        groups = None
+    def collect(self, request: Request, meanwhile: Meanwhile = wait) -> list[RolloutGroup]:
+        """See `RolloutQueue.collect`: several ranks hear of the groups at once, when all are there. Raises `Stopped` on
+        a request to stop."""
+        groups, told = None, set[WorkItem]()
         while groups is None:
             leave_if_asked(self.ranks, self.stop)
+            if self.ranks.count == 1:
+                done = [item for item in request.items if item.groups is not None and item not in told]
+                if done and len(told) + len(done) < len(request.items):
+                    told.update(done)
+                    meanwhile([group for item in done for group in item.groups or ()])
             groups = self._from_main(lambda pool: pool.collect(request, NEWS_S))
         return groups
 

@@ -42,12 +42,12 @@ class Incidents:
     """Since anything was sampled, with the first cause since then."""
     _charged: dict[WorkItem, list[Incident]] = field(default_factory=dict, init=False)
 
-    def lost(self, node: str | None, cause: str, begun: WorkItem | None) -> Incident:
-        """Count a worker that was lost while it sampled `begun`, if anything.
+    def lost(self, node: str | None, cause: str, begun: Collection[WorkItem] = ()) -> Incident:
+        """Count a worker that was lost while it sampled `begun`.
 
         An item is in an incident once: it was given out again when it is lost the second time, so that is another.
         """
-        now, earlier = self.clock(), self._charged.get(begun, []) if begun else []
+        now, earlier = self.clock(), [one for item in begun for one in self._charged.get(item, [])]
         self._recent = [incident for incident in self._recent if now - incident.at < WINDOW_S]
         together = [one for one in self._recent if one.node == node and now - one.at < TOGETHER_S]
         found = next((one for one in reversed(together) if one not in earlier), None)
@@ -58,9 +58,14 @@ class Incidents:
             found.at = now
             found.workers += 1
         self._in_a_row.setdefault(found, cause)
-        if begun is not None:
-            self._charged[begun] = [*earlier, found]
+        for item in begun:
+            self._charged[item] = [*self._charged.get(item, []), found]
         return found
+
+    def suspects(self, item: WorkItem) -> bool:
+        """Whether one more incident would blame the item: sampled alone, it will have been its own. Machines go
+        without anybody's fault, so that a first loss makes no suspects."""
+        return len(self._charged.get(item, [])) >= INCIDENTS_TO_BLAME - 1
 
     def sampled(self, item: WorkItem) -> None:
         """An item has come back: the pool works, and the item is blameless."""

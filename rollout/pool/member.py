@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rollout.pool.dealing import MOST_ITEMS
 from rollout.pool.worker import PoolWorker
 from rollout.types import AdapterRef
 from rollout.work_items import WorkItem
 
 # An answer that Ray says is there takes no longer to fetch.
 FETCH_S = 5.0
+
+# Of a worker that samples several items side by side: for what else it is asked meanwhile.
+MORE_THREADS = 4
 
 Complaint = str | None
 
@@ -41,12 +45,15 @@ class Call:
 
 @dataclass(eq=False)
 class Member:
-    """It is asked one thing at a time."""
+    """It is asked for one thing at a time besides sampling."""
 
     actor: Any
     where: Any
     """Handle of (node, process id, directory of its files): known before the engine stands."""
     call: Call | None = None
+    """What it was asked besides sampling."""
+    samples: list[Call] = field(default_factory=list)
+    """The items it was given."""
     ready: bool = False
     heard: float = field(default_factory=time.monotonic)
     """When it last answered."""
@@ -58,9 +65,11 @@ class Member:
     files: Path = Path()
 
     @classmethod
-    def hired(cls, cpus: int, gpus: int) -> Member:
-        """An actor wherever the cluster has room for it, now or later."""
-        remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(PoolWorker)
+    def hired(cls, cpus: int, gpus: int, *, together: bool) -> Member:
+        """An actor wherever the cluster has room for it, now or later; `together`: it samples items side by side."""
+        threads = MOST_ITEMS + MORE_THREADS if together else 1
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": threads}
+        remote: Any = ray.remote(**options)(PoolWorker)
         actor = remote.remote(cpus)
         return cls(actor, actor.__ray_call__.remote(_where))
 
@@ -101,11 +110,29 @@ class Member:
         return Call(handle=handle, deadline=deadline, accept=acknowledged)
 
     @property
-    def sampling(self) -> WorkItem | None:
-        """The item that it has begun. A dead worker may have been given one, and begins nothing."""
-        if self.call is None or self.call.begun is None or not ray.wait([self.call.begun], timeout=0)[0]:
-            return None
-        return self.call.item if answer_of(self.call.begun)[1] is None else None
+    def items(self) -> list[WorkItem]:
+        """What it was given to sample."""
+        return [call.item for call in self.samples if call.item is not None]
+
+    @property
+    def calls(self) -> Iterator[Call]:
+        """All that it has not answered yet."""
+        if self.call is not None:
+            yield self.call
+        yield from self.samples
+
+    def answered(self, call: Call) -> None:
+        if call is self.call:
+            self.call = None
+        else:
+            self.samples.remove(call)
+        self.heard = time.monotonic()
+
+    def begun(self) -> list[WorkItem]:
+        """The items that it has begun. A dead worker may have been given some, and begins nothing."""
+        handles = {call.begun: call.item for call in self.samples if call.item is not None}
+        there = ray.wait(list(handles), num_returns=len(handles), timeout=0)[0] if handles else []
+        return [handles[handle] for handle in there if answer_of(handle)[1] is None]
 
     def end(self, *, hangs: bool = False) -> None:
         """One that hangs may be stopped, and a stopped process hears the kernel alone."""

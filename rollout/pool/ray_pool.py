@@ -1,8 +1,8 @@
 """Prompts → completions, by workers on this machine or on many: a Ray actor each, with the in-process engine inside.
 
-A request is split into work items of a few prompts (`rollout/work_items.py`), each sampled as one batch. A thread
-watches the workers: one that dies, hangs, fails or answers from another adapter is replaced, and its work item is
-assigned again. No prompt is lost and none counted twice.
+A request is split into work items of a few prompts (`rollout/work_items.py`), each sampled as one batch, or on a GPU
+several by one worker side by side. A thread watches the workers: one that dies, hangs, fails or answers from another
+adapter is replaced, and its work items are assigned again. No prompt is lost and none counted twice.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
 from rollout.pool.activity import Activity
 from rollout.pool.cluster import Size, machines, placement_of
+from rollout.pool.dealing import deal
 from rollout.pool.incidents import Incidents
 from rollout.pool.local_cluster import signals_kept, start_ray
 from rollout.pool.member import Call, Complaint, Member, answer_of
@@ -181,7 +182,7 @@ class RayPool:
         self._thread.shutdown()
         if ray.is_initialized():
             # One that is at work would hear of it when that is done.
-            farewells = {worker.actor.close.remote(): worker for worker in self._workers if worker.call is None}
+            farewells = {worker.actor.close.remote(): worker for worker in self._workers if not any(worker.calls)}
             gone = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[0] if farewells else []
             left = {farewells[handle] for handle in gone}
             for worker in self._workers:
@@ -218,7 +219,8 @@ class RayPool:
 
     def _start_worker(self) -> Member:
         """A new worker that starts its engine."""
-        worker = Member.hired(self.settings.cpus_per_worker, self.settings.gpus_per_worker)
+        settings, together = self.settings, self.settings.completions_at_once > 1
+        worker = Member.hired(settings.cpus_per_worker, settings.gpus_per_worker, together=together)
 
         def started(_: None) -> Complaint:
             worker.ready = self._begun = True
@@ -226,7 +228,7 @@ class RayPool:
                 log.info("all %d sampling workers are there", len(self._workers))
             return None
 
-        handle = worker.actor.start.remote(self.engine, self.make_engine)
+        handle = worker.actor.start.remote(self.engine, self.make_engine, together)
         worker.call = Call(handle=handle, deadline=self._by(self.settings.start_timeout_s), accept=started)
         return worker
 
@@ -251,7 +253,7 @@ class RayPool:
         # Nobody joins a thread whose program has ended: it ends itself.
         while not self._closing and threading.main_thread().is_alive():
             with self._changed:
-                calls = {worker.call.handle: worker for worker in self._workers if worker.call}
+                calls = {call.handle: (worker, call) for worker in self._workers for call in worker.calls}
                 if not calls:
                     self._changed.wait(POLL_S)
             ready, _ = ray.wait(list(calls), num_returns=1, timeout=POLL_S) if calls else ([], [])
@@ -259,13 +261,12 @@ class RayPool:
                 ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
             answers = {handle: answer_of(handle) for handle in ready}
             with self._changed:
-                for handle, worker in calls.items():
+                for handle, (worker, call) in calls.items():
                     if worker not in self._workers:
-                        continue  # its machine went, and all of that machine's workers at once
-                    assert worker.call is not None
+                        continue  # lost over another call, or with its machine
                     if handle in answers:
-                        self._handle_answer(worker, *answers[handle])
-                    elif worker.call.deadline < time.monotonic():
+                        self._handle_answer(worker, call, *answers[handle])
+                    elif call.deadline < time.monotonic():
                         placed = worker.find() is not None
                         self._lose(worker, "it did not answer in time" if placed else NO_ROOM, hangs=True)
                 if self._size.look_again():
@@ -285,16 +286,24 @@ class RayPool:
             worker.end()
 
     def _assign(self) -> None:
-        """Ask every worker that is free for the next thing it has to do."""
+        """Ask every worker that has room for the next thing it has to do."""
+        queues = (self._urgent, self._waiting)
+        idle = not any(item.ready for queue in queues for item in queue)
         for worker in self._workers:
             if worker.call is None:
-                worker.call = self._next_call(worker)
-        sampling = [worker for worker in self._workers if worker.call is not None and worker.call.item is not None]
-        waits = any(item.ready for queue in (self._urgent, self._waiting) for item in queue)
-        self._activity.see(self._workers, sampling, waits=waits)
+                worker.call = self._next_call(worker, idle)
+        # Versions first, so that no item meets a worker without its adapter.
+        takers = [one for one in self._workers if one.call is None and one.loaded >= self._versions.keys()]
+        for worker, item in deal(queues, takers, self.settings.completions_at_once, self._incidents.suspects):
+            self._activity.begun(item)
+            worker.samples.append(worker.sample(item, self._by(self.settings.piece_timeout_s)))
+        sampling = [worker for worker in self._workers if worker.samples]
+        self._activity.see(self._workers, sampling, waits=any(item.ready for queue in queues for item in queue))
 
-    def _next_call(self, worker: Member) -> Call | None:
-        """Versions first, so that no item meets a worker without its adapter."""
+    def _next_call(self, worker: Member, idle: bool) -> Call | None:
+        """What a worker is asked besides sampling; where it samples one item at a time, not meanwhile."""
+        if worker.samples and self.settings.completions_at_once == 1:
+            return None
         for key, version in self._versions.items():
             if key not in worker.loaded:
                 return version.call(worker, self._by(self.settings.start_timeout_s)) or self._ping(worker)
@@ -302,13 +311,7 @@ class RayPool:
             worker.loaded.remove(key)
             handle = worker.actor.unload_adapter.remote(key)
             return Call(handle=handle, deadline=self._by(self.settings.start_timeout_s))
-        for queue in (self._urgent, self._waiting):
-            item = next((item for item in queue if item.ready), None)
-            if item is not None:
-                queue.remove(item)
-                self._activity.begun(item)
-                return worker.sample(item, self._by(self.settings.piece_timeout_s))
-        return self._ping(worker)
+        return self._ping(worker) if idle and not worker.samples else None
 
     def _ping(self, worker: Member) -> Call | None:
         """Ask a worker that has nothing to do whether it is there, if it has not been heard of for a while."""
@@ -316,15 +319,13 @@ class RayPool:
             return Call(handle=worker.actor.ping.remote(), deadline=self._by(PING_S))
         return None
 
-    def _handle_answer(self, worker: Member, answer: Any, complaint: Complaint) -> None:
+    def _handle_answer(self, worker: Member, call: Call, answer: Any, complaint: Complaint) -> None:
         """Take the answer of a call that has ended."""
-        call = worker.call
-        assert call is not None
         complaint = complaint or call.accept(answer)
         if complaint is not None:
             self._lose(worker, complaint)
             return
-        worker.call, worker.heard = None, time.monotonic()
+        worker.answered(call)
         if call.item is not None:
             self._incidents.sampled(call.item)
 
@@ -337,7 +338,7 @@ class RayPool:
         nodes = {machine.id for machine in machines()}
         gone = worker.node is not None and worker.node not in nodes
         with_it = [one for one in self._workers if one is not worker and gone and one.find() == worker.node]
-        items = [item for one in (worker, *with_it) if (item := self._drop(one, cause, hangs=hangs)) is not None]
+        items = [item for one in (worker, *with_it) for item in self._drop(one, cause, hangs=hangs)]
         if self._size.look():
             self._resize()
         if time.monotonic() >= self._hire_at:
@@ -362,15 +363,14 @@ class RayPool:
                 f"{in_a_row[0]}"
             )
 
-    def _drop(self, worker: Member, cause: str, *, hangs: bool) -> WorkItem | None:
-        """End a worker and put what it was given back; that item, if it had begun it."""
-        begun = worker.sampling
+    def _drop(self, worker: Member, cause: str, *, hangs: bool) -> list[WorkItem]:
+        """End a worker and put what it was given back; the items that it had begun."""
+        begun = worker.begun()
         self.lost += 1
         self._incidents.lost(worker.node, cause, begun)
         self._workers.remove(worker)
         for version in self._versions.values():
             version.forget(worker)
         worker.end(hangs=hangs)
-        if worker.call is not None and worker.call.item is not None:
-            self._urgent.appendleft(worker.call.item)
+        self._urgent.extendleft(reversed(worker.items))
         return begun

@@ -6,15 +6,19 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rollout.adapters import MANIFEST, read_manifest, sha256_of
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine
 from rollout.files.durable import written_aside
+from rollout.pool.engine_thread import EngineThread
 from rollout.pool.scratch import ScratchDirectory
 from rollout.types import AdapterRef, Prompt, RolloutGroup
+
+T = TypeVar("T")
 
 # A launcher's word for its own processes; a worker that inherits it is none of them.
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -28,7 +32,10 @@ def vllm_engine(settings: EngineSettings) -> ExtendingEngine:
 
 
 class PoolWorker:
-    """Made before the engine, so that its process is known while that starts."""
+    """Made before the engine, so that its process is known while that starts.
+
+    Its calls come one at a time, or where it samples several work items side by side each in a thread of its own.
+    """
 
     def __init__(self, cpus: int) -> None:
         # Read when torch and vLLM are imported, which is later. Engines that bind their threads would all choose the
@@ -39,12 +46,23 @@ class PoolWorker:
         self.scratch = ScratchDirectory.make("rl_engine_worker_")
         self._loaded: dict[str, AdapterRef] = {}
         self._engine: Any = None
+        self._thread: EngineThread | None = None
+        """Where several work items are sampled side by side."""
 
     def ping(self) -> None:
         """It is there."""
 
-    def start(self, settings: EngineSettings, make_engine: Callable[[EngineSettings], ExtendingEngine]) -> None:
-        self._engine = make_engine(settings)
+    def start(
+        self, settings: EngineSettings, make_engine: Callable[[EngineSettings], ExtendingEngine], together: bool
+    ) -> None:
+        """`together`: the engine is a `StreamingEngine`, and samples several work items side by side."""
+        if together:
+            self._thread = EngineThread(lambda: self._engine.advance())
+        self._engine = self._asked(partial(make_engine, settings))
+
+    def _asked(self, what: Callable[[], T]) -> T:
+        """The engine's answer, in its thread where it has one."""
+        return what() if self._thread is None else self._thread.call(what)
 
     def load_adapter(self, ref: AdapterRef, files: dict[str, bytes]) -> str:
         """Write a version's files, load it under its name, and say the digest of the manifest found here.
@@ -89,18 +107,20 @@ class PoolWorker:
 
     def load_from(self, ref: AdapterRef) -> str:
         """Load what lies at `ref.path`; the digest of the manifest there."""
-        self._engine.load_adapter(ref)
+        self._asked(partial(self._engine.load_adapter, ref))
         self._loaded[ref.key] = ref
         return sha256_of(ref.path / MANIFEST)
 
     def unload_adapter(self, key: str) -> None:
-        self._engine.unload_adapter(self._loaded.pop(key))
+        self._asked(partial(self._engine.unload_adapter, self._loaded.pop(key)))
         shutil.rmtree(self.scratch.path / key, ignore_errors=True)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         """See `Engine.generate`."""
+        if self._thread is not None:
+            return self._thread.sample(partial(self._engine.begin, prompts, sampling, adapter, seeds))
         groups: list[RolloutGroup] = self._engine.generate(prompts, sampling, adapter, seeds)
         return groups
 
@@ -108,6 +128,8 @@ class PoolWorker:
         self, groups: Sequence[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         """See `ExtendingEngine.extend`."""
+        if self._thread is not None:
+            return self._thread.sample(partial(self._engine.begin_extending, groups, sampling, adapter, seeds))
         whole: list[RolloutGroup] = self._engine.extend(groups, sampling, adapter, seeds)
         return whole
 

@@ -58,6 +58,8 @@ class VllmEngine:
     """vLLM's number of the newest adapter: none has another's, nor one of those that vLLM warms up with."""
     _asked: dict[str, _Asked] = field(default_factory=dict, init=False, repr=False)
     """What vLLM is at work on, by the number of its request."""
+    _done: list[InFlight] = field(default_factory=list, init=False, repr=False)
+    """Batches that nobody has been told of yet."""
     _decoder: Decoder = field(init=False, repr=False)
     _weights: str = field(default=BASE, init=False, repr=False)
     """Key of the version whose whole model is loaded."""
@@ -175,11 +177,23 @@ class VllmEngine:
 
         Raises `EngineError` when vLLM is out of memory, or a process of its own is gone.
         """
+        if self._asked:  # where processes of its own compute, vLLM would wait for what nobody asked for
+            self._step()
+        done, self._done = self._done, []
+        return done
+
+    def _finished(self, batch: InFlight) -> list[RolloutGroup]:
+        """The batch, and none that `advance` tells of."""
+        while not batch.done:
+            self._step()
+        self._done = [other for other in self._done if other is not batch]
+        return batch.groups()
+
+    def _step(self) -> None:
         try:
             outputs = self._llm.llm_engine.step()
         except (torch.OutOfMemoryError, EngineDeadError) as error:
             raise EngineError(f"vLLM failed while it sampled: {error}") from error
-        done = []
         for output in outputs:
             asked = self._asked.pop(output.request_id)
             (sampled,) = output.outputs
@@ -188,13 +202,7 @@ class VllmEngine:
                 _completion(sampled, asked.key, self._decoder.spoken(sampled, stops=bool(asked.sampling.stop))),
             )
             if asked.batch.done:
-                done.append(asked.batch)
-        return done
-
-    def _finished(self, batch: InFlight) -> list[RolloutGroup]:
-        while not batch.done:
-            self.advance()
-        return batch.groups()
+                self._done.append(asked.batch)
 
     def score(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: AdapterRef | None

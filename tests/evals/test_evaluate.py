@@ -28,8 +28,10 @@ from rewards import Grader
 from rewards.records import read_rows
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings
+from rollout.in_flight import InFlight
 from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
 from tests.helpers.builders import completion
+from tests.helpers.streaming_engine import Streaming
 
 ALONE = Launch(0, 1)
 BASE_RATE, ADAPTER_RATE = 0.3, 0.6
@@ -42,7 +44,7 @@ def _one_grader(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @dataclass
-class Scripted:
+class Scripted(Streaming):
     """An engine that is right at a known rate, differently by sample, and never twice differently to one request."""
 
     rates: dict[str, float]
@@ -84,6 +86,22 @@ class Scripted:
     def answer(self, prompt: Prompt, key: str, draw: random.Random) -> Completion:
         value = int(prompt.problem.answer) + (draw.random() >= self.rates[key]) * draw.randint(1, 3)
         return completion(f"\\boxed{{{value}}}", tokens=draw.randint(5, 30), adapter=key)
+
+
+class Unhurried(Scripted):
+    """What it gives is graded while it samples on."""
+
+    def advance(self) -> list[InFlight]:
+        time.sleep(0.2)
+        return super().advance()
+
+
+class Counting(Scripted):
+    """It notes how many batches are begun at each turn."""
+
+    def advance(self) -> list[InFlight]:
+        self.there = [*self.__dict__.get("there", []), len(self.later)]
+        return super().advance()
 
 
 def options_for(tmp_path: Path, adapter: Path, **changes: Any) -> EvalOptions:
@@ -148,6 +166,35 @@ def test_known_rates_are_found_within_their_intervals(tmp_path: Path, adapter: P
     assert len(rows) == 2 * 200 * 4
     assert sum(row["verdict"] == "correct" for row in rows if row["adapter"] == "base") / 800 == base["avg"]
     assert not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("at_once", [65, 200, 10**6])
+def test_batches_side_by_side_score_what_they_score_alone(
+    at_once: int, tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches have 64 completions, of two policies: two of them, four or all are begun before the first is there."""
+    measure(options_for(tmp_path, adapter, output=tmp_path / "alone.json"), scripted())
+    monkeypatch.setattr("evals.evaluate.completions_at_once", lambda _: at_once)
+    engine = Counting({"base": BASE_RATE, "policy-v000007": ADAPTER_RATE})
+    measure(options_for(tmp_path, adapter), engine)
+    assert timeless(tmp_path / "out.json") == timeless(tmp_path / "alone.json")
+    assert (max(engine.there), engine.calls) == ({65: 2, 200: 4, 10**6: 8}[at_once], 8)
+    rows = json.loads((tmp_path / "out.json").read_text())["suites"][0]["rows"]
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+
+
+def test_an_interrupted_evaluation_of_batches_side_by_side_goes_on_from_what_is_kept(
+    tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evals.evaluate.completions_at_once", lambda _: 10**6)
+    options = options_for(tmp_path, adapter)
+    measure(replace(options, output=tmp_path / "whole.json"), scripted())
+    with pytest.raises(KeyboardInterrupt):
+        measure(options, Unhurried(breaks_after=5, rates=scripted().rates))
+    engine = scripted()
+    measure(options, engine)
+    assert 0 < engine.calls < 8
+    assert timeless(tmp_path / "out.json") == timeless(tmp_path / "whole.json")
 
 
 @pytest.mark.parametrize("calls", [1, 5])

@@ -21,6 +21,7 @@ from evals.evaluate import evaluate
 from evals.launch import Launch
 from evals.options import EvalOptions
 from rewards import Grader
+from rewards.records import read_rows
 from rollout.adapters import AdapterStore
 from rollout.engine import EngineSettings
 from rollout.types import AdapterRef
@@ -35,7 +36,7 @@ class Borrowed:
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.loaded = inner, list[AdapterRef]()
-        self.generate = inner.generate
+        self.begin, self.advance = inner.begin, inner.advance
 
     def start(self, settings: EngineSettings) -> Borrowed:
         assert (settings.model, settings.dtype) == (self.inner.settings.model, self.inner.settings.dtype)
@@ -99,6 +100,28 @@ def test_adapters_of_several_ranks_take_turns_in_one_engine(
     assert alone["base"] == together["base"]
     lengths = {row["tokens_mean"] for row in together.values()}
     assert len(lengths) == 3, "adapters that change nothing show nothing"
+
+
+def test_batches_side_by_side_say_what_they_say_alone(
+    vllm_engine: Any, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To rounding, as on a GPU."""
+    monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda _: contextlib.nullcontext(grader))
+    work: dict[str, Any] = {"suites": ("held_out",), "limit": 9, "samples": 2, "max_tokens": 24, "batch": 6}
+    asked = EvalOptions(model="embedded", records=True, output=tmp_path, **work)
+
+    def said(name: str) -> list[tuple[str, int, str]]:
+        options = replace(asked, output=tmp_path / f"{name}.json")
+        evaluate(options, Launch(0, 1), Console(file=io.StringIO()), Borrowed(vllm_engine).start)
+        rows = read_rows(tmp_path / f"{name}.samples.jsonl.gz", required=("completion",))
+        return [(row["problem_id"], row["sample"], row["completion"]) for row in rows]
+
+    alone = said("alone")
+    monkeypatch.setattr("evals.evaluate.completions_at_once", lambda _: 10)
+    beside = said("beside")
+    assert len(beside) == 18
+    # A token is another only where two were all but equally likely.
+    assert sum(one != other for one, other in zip(alone, beside, strict=True)) <= 1
 
 
 def test_fewer_batches_than_ranks_are_measured_all_the_same(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from rollout.adapters import identity_of
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, sample_seed
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup
+from tests.helpers.streaming_engine import Streaming
 
 TOKENS = 8
 # For a run that has it: the probabilities are made up.
@@ -17,7 +18,7 @@ UNCHECKED = ("rollout.max_kl=1e9", "rollout.max_logprob_gap=1e9")
 
 
 @dataclass
-class AnsweringEngine:
+class AnsweringEngine(Streaming):
     """Tokens follow from seed and version: a new version answers otherwise, as the canary asks."""
 
     settings: EngineSettings

@@ -3,7 +3,8 @@
 `HELD_AT` says what that is: `0/3/` begins the seeds of step 3 and `eval/` those of an evaluation, `learning` is an
 update, `starting` the engine's start. `HELD_BUT` says how often it goes well before, and `HELD_DO` what happens: with
 `fail` an error, without it a request to stop to every process that has left its number in `HELD_PLACE`. `HELD_IN` says
-`workers` where the engine is theirs.
+`workers` where the engine is theirs. With `HELD_QUEUE` it is asked as an engine on a GPU is: what takes a minute then
+is many turns of nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, PoolError
+from rollout.in_flight import InFlight
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from tests.helpers.answering_engine import AnsweringEngine
 
@@ -25,6 +27,8 @@ MINUTE = 60.0
 
 
 class HeldEngine(AnsweringEngine):
+    held_until, acted = 0.0, False
+
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings)
         if held_at() == "starting":
@@ -38,6 +42,22 @@ class HeldEngine(AnsweringEngine):
             act()
             time.sleep(MINUTE)
         return super().generate(prompts, sampling, adapter, seeds)
+
+    def begin(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
+    ) -> InFlight:
+        if any(seed.startswith(held_at()) for seed in seeds) and is_time():
+            self.held_until = time.monotonic() + MINUTE
+        return super().begin(prompts, sampling, adapter, seeds)
+
+    def advance(self) -> list[InFlight]:
+        if time.monotonic() > self.held_until:
+            return super().advance()
+        if not self.acted:
+            self.acted = True
+            act()
+        time.sleep(0.05)
+        return []
 
 
 def held_at() -> str:
@@ -61,8 +81,10 @@ def act() -> None:
 
 def prepare() -> None:
     """To be called in the fork that becomes the command."""
+    import rl_engine.sampling.placement
     import rollout.vllm.engine
     from rl_engine.learner.learner import Learner
+    from rl_engine.sampling.queue import StreamingQueue
 
     place = Path(os.environ["HELD_PLACE"])
     (place / f"{os.environ.get('RANK', 0)}.pid").write_text(str(os.getpid()))
@@ -71,6 +93,8 @@ def prepare() -> None:
 
         workers_with(HeldEngine)
     rollout.vllm.engine.VllmEngine = HeldEngine  # type: ignore[assignment, misc]
+    if "HELD_QUEUE" in os.environ:
+        setattr(rl_engine.sampling.placement, "LocalQueue", StreamingQueue)  # noqa: B010 - mypy knows its type
     step = Learner.step
 
     @wraps(step)

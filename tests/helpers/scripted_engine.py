@@ -35,6 +35,11 @@ class ScriptedEngine:
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         key = self._begin(prompts, adapter)
+        return self._sampled(prompts, sampling, key, seeds)
+
+    def _sampled(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, key: str, seeds: Sequence[str]
+    ) -> list[RolloutGroup]:
         return [
             RolloutGroup(prompt=prompt, completions=self.complete(seed, sampling.n, key, sampling.max_tokens))
             for prompt, seed in zip(prompts, seeds, strict=True)
@@ -43,8 +48,12 @@ class ScriptedEngine:
     def extend(
         self, groups: Sequence[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
-        key, limit = self._begin([group.prompt for group in groups], adapter), sampling.max_tokens
+        key = self._begin([group.prompt for group in groups], adapter)
+        return self._extended(groups, sampling.max_tokens, key, seeds)
 
+    def _extended(
+        self, groups: Sequence[RolloutGroup], limit: int, key: str, seeds: Sequence[str]
+    ) -> list[RolloutGroup]:
         def longer(begun: Completion, seed: str, sample: int) -> Completion:
             if not is_unfinished(begun, limit):
                 return begun
@@ -57,13 +66,18 @@ class ScriptedEngine:
 
     def _begin(self, prompts: Sequence[Prompt], adapter: AdapterRef | None) -> str:
         """The key to answer with, if there is an answer."""
+        key = self._noted(prompts, adapter)
+        for prompt in prompts:
+            key = self._suffer(prompt.text, key)
+        return key
+
+    def _noted(self, prompts: Sequence[Prompt], adapter: AdapterRef | None) -> str:
+        """The key that was asked for."""
         key = adapter.key if adapter else BASE
         if adapter is not None and key not in self.adapters:
             raise AdapterError(f"{key} is not loaded")
         with (Path(self.settings.model) / "log").open("a") as log:
             log.write(f"{os.getpid()} {key} {' '.join(prompt.problem.id for prompt in prompts)}\n")
-        for prompt in prompts:
-            key = self._suffer(prompt.text, key)
         return key
 
     def _suffer(self, fault: str, key: str) -> str:

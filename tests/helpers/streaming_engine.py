@@ -1,65 +1,106 @@
-"""An engine that costs nothing and takes further work while it samples: a batch is there after some tokens."""
+"""Engines that take further work while they sample, for tests: any that can be asked at once, and a scripted one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from rollout.config import SamplingConfig
-from rollout.engine import sample_seed
 from rollout.in_flight import InFlight
 from rollout.types import AdapterRef, Prompt, RolloutGroup
-from tests.helpers.answering_engine import AnsweringEngine
+from tests.helpers.scripted_engine import ScriptedEngine
 
-LONGEST = 5
+TURN_S = 0.02
+SLOW_TURNS = 25
 
 
-@dataclass
-class StreamingAnswers(AnsweringEngine):
-    """What it answers follows from prompt, seed and version as the run calls it, whoever else is there; how many tokens
-    that takes, from seed and run."""
+class Later:
+    """A batch whose completions all come at once."""
 
-    log: list[tuple[str, str]] = field(default_factory=list)
-    """(run, first seed) of every batch, as they were begun."""
-    largest: int = 0
-    """Batches at once, at the most."""
-    _pending: list[tuple[int, InFlight, list[RolloutGroup]]] = field(default_factory=list)
-    _advanced: int = 0
+    def __init__(self, completions: int, answer: Callable[[], list[RolloutGroup]]) -> None:
+        self.answer, self.groups = answer, list[RolloutGroup]()
+        self.batch = InFlight(completions, lambda _: self.groups)
 
-    def at_advance(self, count: int) -> None:
-        """Called with the count of tokens made so far: for tests to put something in its place."""
+    def come(self) -> InFlight:
+        self.groups = self.answer()
+        for place, completion in enumerate(c for group in self.groups for c in group.completions):
+            self.batch.take(place, completion)
+        return self.batch
+
+
+class Streaming:
+    """`begin` and `advance` for an engine that has `generate`: a batch a turn, the first one first."""
+
+    generate: Any
+
+    @property
+    def later(self) -> list[Later]:
+        made: list[Later] = self.__dict__.setdefault("_later", [])
+        return made
 
     def begin(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> InFlight:
-        assert adapter is not None
-        assert adapter.key in self._loaded
-        run, _, key = adapter.key.rpartition("/")
-        groups = [
-            RolloutGroup(
-                prompt=prompt, completions=tuple(self._answer(prompt, seed, n, key) for n in range(sampling.n))
-            )
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-        self.log.append((run, seeds[0]))
-        batch = InFlight(1, lambda _: groups)
-        due = self._advanced + 1 + sample_seed(f"{run}/{seeds[0]}", 0) % LONGEST
-        self._pending.append((due, batch, groups))
-        self.largest = max(self.largest, len(self._pending))
-        return batch
+        answer = partial(self.generate, prompts, sampling, adapter, seeds)
+        self.later.append(Later(sampling.n * len(prompts), answer))
+        return self.later[-1].batch
 
     def advance(self) -> list[InFlight]:
-        self._advanced += 1
-        self.at_advance(self._advanced)
-        assert self._pending, "nothing to sample"
-        there = [one for one in self._pending if one[0] <= self._advanced]
-        self._pending = [one for one in self._pending if one[0] > self._advanced]
-        for _, batch, groups in there:
-            batch.take(0, groups[0].completions[0])
-        return [batch for _, batch, _ in there]
+        return [self.later.pop(0).come()] if self.later else []
 
-    def begin_extending(self, *_: object) -> InFlight:
-        raise NotImplementedError
 
-    def extend(self, *_: object) -> list[RolloutGroup]:
-        raise NotImplementedError
+@dataclass
+class _Going:
+    prompts: Sequence[Prompt]
+    key: str
+    """To answer with."""
+    turns: int
+    later: Later = field(init=False)
+
+
+@dataclass
+class StreamingScripted(ScriptedEngine):
+    """All batches take a turn at once, those with a `slow` prompt as many as take half a second. A prompt's fault
+    happens in the turn after its batch was begun."""
+
+    going: list[_Going] = field(default_factory=list)
+
+    def begin(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
+    ) -> InFlight:
+        return self._add(prompts, sampling, adapter, lambda key: self._sampled(prompts, sampling, key, seeds))
+
+    def begin_extending(
+        self, groups: Sequence[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
+    ) -> InFlight:
+        prompts = [group.prompt for group in groups]
+        return self._add(
+            prompts, sampling, adapter, lambda key: self._extended(groups, sampling.max_tokens, key, seeds)
+        )
+
+    def _add(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        adapter: AdapterRef | None,
+        answer: Callable[[str], list[RolloutGroup]],
+    ) -> InFlight:
+        slow = any(prompt.text == "slow" for prompt in prompts)
+        going = _Going(prompts, self._noted(prompts, adapter), SLOW_TURNS if slow else 1)
+        going.later = Later(sampling.n * len(prompts), lambda: answer(going.key))
+        self.going.append(going)
+        return going.later.batch
+
+    def advance(self) -> list[InFlight]:
+        time.sleep(TURN_S)
+        for going in self.going:
+            going.turns -= 1
+            for prompt in going.prompts:
+                if prompt.text != "slow":
+                    going.key = self._suffer(prompt.text, going.key)
+        over = [going for going in self.going if going.turns <= 0]
+        self.going = [going for going in self.going if going.turns > 0]
+        return [going.later.come() for going in over]

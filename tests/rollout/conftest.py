@@ -28,7 +28,7 @@ def ray_cluster() -> Iterator[Path]:
     start_ray(4, scratch.path)
     yield scratch.path
     # Other tests' processes may be of Ray too: those of this cluster name its directory, or are children of such.
-    family = {}
+    family: dict[psutil.Process, str] = {}
     for process in rays_processes():
         with contextlib.suppress(psutil.NoSuchProcess):  # a worker that a test has killed just now
             if str(scratch.path) in " ".join(process.cmdline()):

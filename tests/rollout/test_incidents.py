@@ -27,21 +27,35 @@ def test_a_machine_with_all_its_workers_is_one_incident() -> None:
     """Eight at work, four idle, and each of the eight items is in it once."""
     incidents, given = Incidents(Clock()), items(8)
     for item in given:
-        incidents.lost("a", "it died", item)
+        incidents.lost("a", "it died", [item])
     for _ in range(4):
-        incidents.lost("a", "it died", None)
+        incidents.lost("a", "it died")
     assert incidents.in_a_row == ["it died"]
-    assert incidents.lost("a", "it died", None).workers == 13
+    assert incidents.lost("a", "it died").workers == 13
     assert not any(incidents.blames(item, {"a", "b"}) for item in given)
+
+
+def test_what_was_lost_together_is_suspected_before_any_of_it_could_be_blamed() -> None:
+    incidents, (poison, other) = Incidents(Clock()), items(2)
+    for _ in range(INCIDENTS_TO_BLAME - 1):
+        assert not incidents.suspects(poison)
+        incidents.lost("a", "it died", [poison, other])
+        assert not incidents.blames(poison, {"a"})
+    assert incidents.suspects(poison)
+    assert incidents.suspects(other)
+    incidents.sampled(other)
+    assert not incidents.suspects(other)
+    incidents.lost("a", "it died", [poison])
+    assert incidents.blames(poison, {"a"})
 
 
 def test_other_machines_and_later_losses_are_other_incidents() -> None:
     clock = Clock()
     incidents = Incidents(clock)
-    incidents.lost("a", "one", None)
-    incidents.lost("b", "two", None)
+    incidents.lost("a", "one")
+    incidents.lost("b", "two")
     clock.now += TOGETHER_S + 1
-    incidents.lost("a", "three", None)
+    incidents.lost("a", "three")
     assert incidents.in_a_row == ["one", "two", "three"]
     clock.now += WINDOW_S
     assert incidents.in_a_row == []
@@ -51,8 +65,8 @@ def test_prompts_that_end_whoever_samples_them_are_blamed_however_fast() -> None
     """On a single machine, where another machine cannot tell; and never for what others were lost to."""
     incidents, (poison, other) = Incidents(Clock()), items(2)
     for count in range(1, INCIDENTS_TO_BLAME + 1):
-        incidents.lost("a", "it died", poison)
-        incidents.lost("a", "it died", None)
+        incidents.lost("a", "it died", [poison])
+        incidents.lost("a", "it died")
         assert bool(incidents.blames(poison, {"a"})) == (count == INCIDENTS_TO_BLAME)
     assert not incidents.blames(other, {"a"})
     assert len(incidents.in_a_row) == INCIDENTS_TO_BLAME
@@ -62,21 +76,21 @@ def test_a_machine_that_is_bad_does_not_make_its_prompts_bad() -> None:
     """Where there are others, an item is to blame only once it has cost workers of as many as are needed."""
     incidents, (item,) = Incidents(Clock()), items(1)
     for _ in range(2 * INCIDENTS_TO_BLAME):
-        incidents.lost("bad", "it died", item)
+        incidents.lost("bad", "it died", [item])
     assert not incidents.blames(item, {"bad", "b", "c", "d"})
     for node in ("b", "c"):
         assert not incidents.blames(item, {"bad", "b", "c", "d"})
-        incidents.lost(node, "it died", item)
+        incidents.lost(node, "it died", [item])
     assert incidents.blames(item, {"bad", "b", "c", "d"})
 
 
 def test_an_item_that_comes_back_is_blameless_and_ends_the_row() -> None:
     incidents, (item,) = Incidents(Clock()), items(1)
     for _ in range(INCIDENTS_TO_BLAME - 1):
-        incidents.lost("a", "it died", item)
+        incidents.lost("a", "it died", [item])
     incidents.sampled(item)
     assert incidents.in_a_row == []
-    incidents.lost("a", "it stumbled", item)
+    incidents.lost("a", "it stumbled", [item])
     assert incidents.in_a_row == ["it stumbled"]
     assert not incidents.blames(item, {"a"})
 
@@ -86,7 +100,7 @@ def test_the_pause_grows_with_the_incidents_and_is_forgotten_in_time() -> None:
     incidents = Incidents(clock)
     pauses = []
     for _ in range(9):
-        incidents.lost("a", "it died", None)
+        incidents.lost("a", "it died")
         clock.now += TOGETHER_S + 1
         pauses.append(incidents.pause_s())
     assert pauses == [0, 1, 3, 7, 15, 31, LONGEST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_PAUSE_S]

@@ -27,7 +27,9 @@ from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup,
 from rollout.work_items import extended, split
 from tests.helpers.batches import LOOSE, alternating
 from tests.helpers.pools import SETTINGS, PoolMaker, rays_processes, scripted, until
+from tests.helpers.same_groups import assert_same_but_for_rounding
 from tests.helpers.scripted_engine import BAD_START, ScriptedEngine, length_of
+from tests.helpers.streaming_engine import StreamingScripted
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -381,6 +383,66 @@ def test_prompts_that_cost_every_worker_are_named(make_pool: PoolMaker, monkeypa
         pool.generate(prompts, SAMPLING, None, seeds(prompts))
 
 
+def make_together(make_pool: PoolMaker, **settings: Any) -> Any:
+    """A pool whose workers sample up to four groups side by side."""
+    several = {"workers": 2, "prompts_per_piece": 1, "completions_at_once": 4 * SAMPLING.n, **settings}
+    return make_pool(factory=StreamingScripted, cpus_per_worker=0, **several)
+
+
+def test_workers_sample_side_by_side_whatever_befalls_them(
+    make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lost worker gives back all that it had; nothing is lost, and nothing counted twice."""
+    monkeypatch.setattr(Incidents, "pause_s", lambda _: 0.0)
+    pool = make_together(make_pool, max_restarts=8)
+    until(lambda: pool.alive == 2)
+    pool.mark()
+    prompts = [prompt_of(number, "slow") for number in range(8)]
+    start = time.monotonic()
+    assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
+    # Half a second each: four at a time by two workers, where one at a time took two seconds.
+    assert time.monotonic() - start < 1.5
+    assert Counter(pid for pid, _, _ in log_of(tmp_path)).most_common()[0][1] == 4
+    figures = pool.figures()
+    assert 0.5 < figures["busy_min_frac"] <= figures["busy_frac"] <= 1
+    assert figures["queue_s"] < 0.3
+    faults = {1: "die", 6: "hang", 11: "raise", 16: "stale", 3: "slow", 10: "slow"}
+    for fault in faults.values():
+        (tmp_path / fault).touch()
+    prompts = [prompt_of(number, faults.get(number, "none"), "q") for number in range(20)]
+    assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
+    assert pool.lost == 4
+    assert not pool._incidents._charged
+
+
+def test_an_adapter_is_loaded_and_sampled_from_while_long_completions_of_another_go_on(
+    make_pool: PoolMaker, tmp_path: Path
+) -> None:
+    pool = make_together(make_pool, workers=1)
+    old, new = published(tmp_path, 0), published(tmp_path, 1)
+    pool.load_adapter(old)
+    prompts = [prompt_of(number, "slow") for number in range(2)]
+    request = pool.submit(prompts, SAMPLING, old, seeds(prompts))
+    until(lambda: (tmp_path / "log").exists() and len(log_of(tmp_path)) == 2)
+    pool.load_adapter(new)
+    quick = [prompt_of(2)]
+    assert pool.generate(quick, SAMPLING, new, seeds(quick)) == expected(quick, new)
+    assert pool.collect(request, 0) is None
+    assert pool.collect(request, 60) == expected(prompts, old)
+
+
+def test_of_what_was_sampled_side_by_side_the_prompt_at_fault_is_named_alone(
+    make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was lost with it twice is sampled alone, then, and blameless."""
+    monkeypatch.setattr(Incidents, "pause_s", lambda _: 0.0)
+    pool = make_together(make_pool, workers=1, max_restarts=8)
+    prompts = [prompt_of(0, "slow"), prompt_of(1, "slow"), prompt_of(2, "poison"), prompt_of(3, "slow")]
+    with pytest.raises(PoolError, match=r"lost 3 times while they sampled the same prompts \(p2\): it died"):
+        pool.generate(prompts, SAMPLING, None, seeds(prompts))
+    assert [ids for _, _, ids in log_of(tmp_path)][8:] == [["p0"], ["p1"], ["p2"]]
+
+
 def test_a_pool_that_cannot_start_says_why_at_once(make_pool: PoolMaker, tmp_path: Path) -> None:
     (tmp_path / BAD_START).touch()
     with pytest.raises(PoolError, match=r"no sampling worker is left.*the model is not there"):
@@ -455,6 +517,22 @@ def test_workers_sample_what_the_engine_in_process_samples(
     pool.load_adapter(ref)
     assert pool.generate(prompts, sampling, ref, seeds(prompts)) == alone
     assert {completion.adapter for group in alone for completion in group.completions} == {ref.key}
+
+
+def test_a_worker_that_samples_side_by_side_samples_what_it_does_alone(
+    make_pool: PoolMaker, vllm_engine: Any, tokenizer: Any
+) -> None:
+    """To rounding, which a batch of others decides too."""
+    from rollout.pool.worker import vllm_engine as make_vllm
+
+    texts = ("3+4=?", "9+8+1=?", "7-5=?", "2+2=?", "8+8=?")
+    problems = [Problem(id=text, text=text, answer="") for text in texts]
+    prompts = [Prompt(problem=p, text=p.text, token_ids=tuple(tokenizer(p.text)["input_ids"])) for p in problems]
+    sampling = SamplingConfig(n=4, max_tokens=24)
+    alone = [vllm_engine.generate([p], sampling, None, seeds([p]))[0] for p in prompts]
+    limits = {"start_timeout_s": 400, "piece_timeout_s": 400}
+    pool = make_pool(vllm_engine.settings, make_vllm, prompts_per_piece=1, completions_at_once=12, **limits)
+    assert_same_but_for_rounding(pool.generate(prompts, sampling, None, seeds(prompts)), alone)
 
 
 def test_a_pool_is_closed_at_once_while_its_workers_sample(make_pool: PoolMaker, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Where an adapter may sit besides ordinary linear layers: the output embedding, and the experts of a mixture."""
+"""Where what samples is placed, and how; and where an adapter may sit besides ordinary linear layers: the output
+embedding, and the experts of a mixture."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora import LoraPolicy
 from rl_engine.policy.targets import Coverage, coverage_of, match_targets
-from rl_engine.sampling.placement import start_queue
+from rl_engine.sampling.placement import _pool_settings, start_queue
+from rl_engine.sampling.queue import LocalQueue, StreamingQueue
 from rl_engine.train.assemble import check_context
 from rollout.models import EMBEDDED_DIR
 from rollout.stopping import StopRequest
+from tests.helpers.answering_engine import AnsweringEngine
 from tests.helpers.batches import LOOSE
 from tests.helpers.precision import LOGPROB_NATS, assert_same_adam_steps
 
@@ -158,3 +161,17 @@ def test_tensor_parallel_samplers_of_several_ranks_are_refused(make_config: Any)
     two = Ranks(0, 2, torch.device("cpu"))
     with pytest.raises(ConfigError, match="tensor_parallel_size is 2 with 2 ranks"):
         start_queue(make_config("rollout.tensor_parallel_size=2"), two, 64, StopRequest())
+
+
+@pytest.mark.parametrize(
+    ("device", "queue", "at_once"), [("cpu", LocalQueue, 1), ("cuda", StreamingQueue, 96)], ids=["cpu", "cuda"]
+)
+def test_nothing_is_tied_to_batches_but_on_a_cpu(
+    device: str, queue: type, at_once: int, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.vllm.engine.VllmEngine", AnsweringEngine)
+    here = Ranks(0, 1, torch.device(device))
+    assert isinstance(start_queue(make_config(), here, 64, StopRequest()), queue)
+    # Of a cluster, so that no cards of this machine are looked for.
+    config = make_config("rollout.placement=ray", "rollout.max_num_seqs=96", "rollout.address=head:6379")
+    assert _pool_settings(config, here).completions_at_once == at_once

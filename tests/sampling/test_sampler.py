@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import pickle
+import threading
+import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from rewards import Grader
+from rewards import Grader, RewardConfig
+from rewards.workers.processes import WorkersFailed
+from rl_engine.learner.groups import GradedGroup
 from rl_engine.learner.ranks import Ranks
+from rl_engine.sampling.grading import GradingAside
+from rl_engine.sampling.queue import Meanwhile
 from rl_engine.sampling.sampler import Sampler
 from rollout.config import SamplingConfig
 from rollout.types import RolloutGroup
@@ -28,17 +36,24 @@ def rollout(answer: str, *said: str) -> RolloutGroup:
 
 
 class Queue:
-    """A queue whose requests are there at once."""
+    """A queue whose requests are there at once, or some groups before the others."""
+
+    early: tuple[int, ...] = ()
 
     tells_all = False
     rollouts = (rollout("1", "1", "2", "3"), rollout("2", "2", "2", "2"), rollout("3", "1", "2", "3"))
 
-    def collect(self, request: Request) -> list[RolloutGroup]:
+    def collect(self, request: Request, meanwhile: Meanwhile) -> list[RolloutGroup]:
+        for place in self.early:
+            meanwhile([self.rollouts[place]])
         return list(self.rollouts)
 
 
-def test_each_completion_is_graded_against_the_answer_of_its_problem(grader: Grader) -> None:
+@pytest.mark.parametrize("early", [(), (1,), (2, 0), (2, 1, 0)])
+def test_each_completion_is_graded_against_the_answer_of_its_problem(early: tuple[int, ...], grader: Grader) -> None:
+    """In its place, whichever was there first."""
     queue: Any = Queue()
+    queue.early = early
     sampler = Sampler(queue, grader, Ranks(0, 1, torch.device("cpu")))
     batch = sampler.collect(Request(SAMPLING, None))
     assert [group.rollout for group in batch.groups] == list(queue.rollouts)
@@ -84,5 +99,53 @@ def test_a_thought_that_the_prompt_opened_holds_no_answer_until_it_is_closed(gra
     said = (r"\boxed{1} or so", r"maybe 2</think>\boxed{1}", r"\boxed{1}</think>")
     group = RolloutGroup(prompt=opened, completions=tuple(completion(text) for text in said))
     sampler = Sampler(Queue(), grader, Ranks(0, 1, torch.device("cpu")))  # type: ignore[arg-type]
-    (results,) = sampler._grade([group], SAMPLING)
-    assert [result.reward for result in results] == [0.0, 1.0, 1.0]
+    (graded,) = sampler._grade([group], SAMPLING)
+    assert graded.rewards == [0.0, 1.0, 1.0]
+
+
+def test_groups_are_graded_while_others_are_sampled_and_each_once() -> None:
+    """While the first lot is graded, what comes waits, and is the next."""
+    groups = [rollout(str(number), "1", "2", "3") for number in range(5)]
+    go_on, lots = threading.Event(), list[list[RolloutGroup]]()
+
+    def grade(some: Sequence[RolloutGroup]) -> list[GradedGroup]:
+        lots.append(list(some))
+        assert threading.current_thread() is threading.main_thread() or go_on.wait(10)
+        return [GradedGroup(group, ()) for group in some]
+
+    with GradingAside(grade) as aside:
+        aside.take(groups[:1])
+        aside.take(groups[2:3])
+        aside.take(groups[4:])
+        go_on.set()
+        while not aside._lots[0].done():
+            pass
+        aside.take(groups[3:4])
+        graded = aside.all_of(groups)
+    assert [one.rollout for one in graded] == groups
+    assert lots == [groups[:1], [groups[2], groups[4], groups[3]], groups[1:2]]
+
+
+def test_a_grader_that_is_closed_ends_what_another_thread_grades(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is stopped leaves within seconds, whatever its reward function is at."""
+    (tmp_path / "endless.py").write_text("import time\n\ndef reward(completion): time.sleep(60)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = RewardConfig(workers=1, timeout_s=60, function="endless:reward")
+    with (
+        Grader.from_config(config) as grader,
+        GradingAside(
+            lambda groups: [GradedGroup(group, tuple(grader.grade([("x", "1")]))) for group in groups]
+        ) as aside,
+    ):
+        aside.take([rollout("1", "1")])
+        while not grader._pool._workers or not grader._pool._workers[0].assigned:
+            assert not aside._lots[0].done()
+            time.sleep(0.01)
+        start = time.monotonic()
+        grader.close()
+        assert time.monotonic() - start < 5
+    with pytest.raises(WorkersFailed, match="the grader was closed while it graded"):
+        aside._lots[0].result(10)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.shared_pool import RankSharedPool
 from rollout.adapters import AdapterError
 from rollout.config import SamplingConfig
@@ -87,6 +89,27 @@ def test_every_rank_gets_what_was_gone_on_with(both: tuple[RankSharedPool, RankS
     assert main == other
     assert [group.prompt for group in main] == PROMPTS
     assert {len(completion.segments) for group in main for completion in group.completions} == {1, 2}
+
+
+def test_a_rank_alone_hears_of_groups_as_they_come(tmp_path: Path) -> None:
+    """Each once, in time to be graded while the last ones are sampled; those are there with the whole."""
+    pool: Any = SlowPool(EngineSettings(model=str(tmp_path), dtype="float32", max_model_len=8, lora_rank=1))
+    alone = RankSharedPool(pool, Ranks(0, 1, torch.device("cpu")))
+    request, told = alone.submit(PROMPTS, SAMPLING, None, SEEDS), list[RolloutGroup]()
+    late = request.items[1].groups
+    request.items[1].groups = None
+
+    def collect(request: Request, timeout_s: float) -> list[RolloutGroup] | None:
+        pool.looks += 1
+        if pool.looks == 3:
+            request.items[1].groups = late
+        return request.groups() if request.done else None
+
+    pool.collect = collect
+    groups = alone.collect(request, told.extend)
+    assert [group.prompt for group in groups] == PROMPTS
+    assert told == [*groups[:2], *groups[4:]]
+    assert all(any(group is one for one in groups) for group in told)
 
 
 def test_what_the_main_rank_raises_all_raise(both: tuple[RankSharedPool, RankSharedPool]) -> None:

@@ -25,7 +25,7 @@ from rollout.engine import EngineError, EngineSettings
 from rollout.stopping import StopRequest
 from tests.helpers import forked
 from tests.helpers.answering_engine import UNCHECKED
-from tests.helpers.streaming_engine import StreamingAnswers
+from tests.helpers.company_engine import StreamingAnswers
 
 SETTINGS = (
     "data.limit=16",

@@ -107,6 +107,20 @@ def test_a_run_that_is_stopped_while_workers_sample_leaves_at_once_and_goes_on(
     assert kept(tmp_path) == undisturbed
 
 
+def test_groups_that_are_sampled_and_graded_as_they_come_give_the_same_run_and_leave_as_fast(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """As on a GPU, where the engine's tokens are no function of what it samples them with; of this engine they are
+    neither."""
+    as_on_a_gpu = {"HELD_QUEUE": "streaming"}
+    code, output = run(tmp_path, "checkpoint.every=100", at="0/3/", **as_on_a_gpu)
+    assert code == CODE, output
+    assert "stopped after step 2 as asked, and saved" in output
+    code, output = run(tmp_path, "--resume", "checkpoint.every=100", **as_on_a_gpu)
+    assert code == 0, output
+    assert kept(tmp_path) == undisturbed
+
+
 def test_a_step_is_saved_when_what_samples_is_lost(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     code, output = run(tmp_path, "checkpoint.every=100", at="0/2/", HELD_DO="fail")
     assert code == 1

@@ -1,0 +1,65 @@
+"""An engine that costs nothing and takes further work while it samples: a batch is there after some tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rollout.config import SamplingConfig
+from rollout.engine import sample_seed
+from rollout.in_flight import InFlight
+from rollout.types import AdapterRef, Prompt, RolloutGroup
+from tests.helpers.answering_engine import AnsweringEngine
+
+LONGEST = 5
+
+
+@dataclass
+class StreamingAnswers(AnsweringEngine):
+    """What it answers follows from prompt, seed and version as the run calls it, whoever else is there; how many tokens
+    that takes, from seed and run."""
+
+    log: list[tuple[str, str]] = field(default_factory=list)
+    """(run, first seed) of every batch, as they were begun."""
+    largest: int = 0
+    """Batches at once, at the most."""
+    _pending: list[tuple[int, InFlight, list[RolloutGroup]]] = field(default_factory=list)
+    _advanced: int = 0
+
+    def at_advance(self, count: int) -> None:
+        """Called with the count of tokens made so far: for tests to put something in its place."""
+
+    def begin(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
+    ) -> InFlight:
+        assert adapter is not None
+        assert adapter.key in self._loaded
+        run, _, key = adapter.key.rpartition("/")
+        groups = [
+            RolloutGroup(
+                prompt=prompt, completions=tuple(self._answer(prompt, seed, n, key) for n in range(sampling.n))
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        self.log.append((run, seeds[0]))
+        batch = InFlight(1, lambda _: groups)
+        due = self._advanced + 1 + sample_seed(f"{run}/{seeds[0]}", 0) % LONGEST
+        self._pending.append((due, batch, groups))
+        self.largest = max(self.largest, len(self._pending))
+        return batch
+
+    def advance(self) -> list[InFlight]:
+        self._advanced += 1
+        self.at_advance(self._advanced)
+        assert self._pending, "nothing to sample"
+        there = [one for one in self._pending if one[0] <= self._advanced]
+        self._pending = [one for one in self._pending if one[0] > self._advanced]
+        for _, batch, groups in there:
+            batch.take(0, groups[0].completions[0])
+        return [batch for _, batch, _ in there]
+
+    def begin_extending(self, *_: object) -> InFlight:
+        raise NotImplementedError
+
+    def extend(self, *_: object) -> list[RolloutGroup]:
+        raise NotImplementedError
