@@ -197,9 +197,13 @@ def train(
         target=train_here, args=(place, directory or place, (*settings, *arguments), moment, prepare)
     )
     process.start()
-    process.join(timeout_s)
-    gone = time.time()
-    assert process.exitcode is not None, f"the run is still there after {timeout_s:.0f} s"
+    try:
+        process.join(timeout_s)
+        gone = time.time()
+        assert process.exitcode is not None, f"the run is still there after {timeout_s:.0f} s"
+    finally:
+        if process.exitcode is None:
+            process.kill()
     struck, at = json.loads((place / "struck").read_text()) if (place / "struck").exists() else (None, gone)
     done = place / "durations.json"
     return Ended(

@@ -44,7 +44,7 @@ SETTINGS = (
     "log.tensorboard=false",
 )
 # A piece less than there are workers: one of them is idle.
-IDLE = (*SETTINGS, "train.steps=8", f"train.problems_per_step={PIECE * (WORKERS - 1)}")
+IDLE = (*SETTINGS, "train.steps=20", f"train.problems_per_step={PIECE * (WORKERS - 1)}")
 BUSY = (*SETTINGS, "train.steps=8", f"train.problems_per_step={PIECE * WORKERS}")
 STRUCK_STEP = 2
 KILLS, EVERY, STEPS = 30, 5, 200

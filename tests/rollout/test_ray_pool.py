@@ -335,7 +335,7 @@ def another_machine(cpus: int) -> Iterator[Any]:
         until(lambda: len(machines()) == 1)
 
 
-def test_the_machine_of_idle_and_busy_workers_dies_and_another_comes(make_pool: PoolMaker, tmp_path: Path) -> None:
+def test_the_machine_of_two_of_three_workers_dies(make_pool: PoolMaker, tmp_path: Path) -> None:
     """One of three workers has room here."""
     import ray
 
@@ -352,9 +352,6 @@ def test_the_machine_of_idle_and_busy_workers_dies_and_another_comes(make_pool: 
     assert [worker for worker in pool._workers if worker.ready] == [here]
     (incident,) = pool._incidents._recent
     assert incident.workers == 2
-    with another_machine(cpus=6):
-        until(lambda: pool.alive == 3)
-        pool.close()
 
 
 def test_a_later_loss_does_not_put_off_those_who_are_hired_for_an_earlier_one(
