@@ -49,7 +49,7 @@ claims: .venv/project ## test the claims of LoRA Without Regret on the embedded 
 	for name in $(CLAIMS); do $(RUN) -m rl_engine.sweep --config sweep_$$name.yaml output_dir=runs/claims/$$name || exit; done
 	$(RUN) -m benchmarks.second_task runs/claims/second_task
 
-drills: .venv/tools ## kill, fill, starve and cut off whole runs (forty minutes on two cores); docs/reliability.md has the figures
+drills: .venv/tools ## kill, fill, starve and cut off whole runs (an hour on two cores); docs/reliability.md has the figures
 	$(RUN) -m pytest tests/drills -m drill -s
 
 lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
