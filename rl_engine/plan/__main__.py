@@ -11,7 +11,7 @@ if __name__ == "__main__":
     leave_while_loading()
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,18 +74,14 @@ def main(
     if min(tokens_per_s or card or (1.0,)) <= 0:
         exit_with_error("--tokens-per-s and --card are numbers above 0", 2)
     try:
-        several = [load_config(name, overrides or ()) for name in config]
-        settings, *others = several
-        wanted = list(dict.fromkeys(item for each in several for item in hub_items_of_config(each.model)))
-        stay_offline_without(wanted)
-        check_hub(wanted)
+        several = read_all(config, overrides or ())
         say_loading("torch and transformers")
         from rl_engine.plan.step_time import DataSheet, Throughput, measured
 
-        if others:
+        if len(several) > 1:
             show_together(several, devices or [])
             return
-        settings, gpus = on_cards(settings, devices or [])
+        settings, gpus = on_cards(several[0], devices or [])
         speed: Throughput | DataSheet | None = None
         if measured_in is not None:
             speed = measured(measured_in, settings, from_devices)
@@ -100,6 +96,15 @@ def main(
         exit_with_error(str(error), 2)
     except OSError as error:
         exit_with_error(str(error), 1)
+
+
+def read_all(names: Sequence[str], overrides: Sequence[str]) -> list[Config]:
+    """The configurations; what they need of the hub is there."""
+    several = [load_config(name, overrides) for name in names]
+    wanted = list(dict.fromkeys(item for each in several for item in hub_items_of_config(each.model)))
+    stay_offline_without(wanted)
+    check_hub(wanted)
+    return several
 
 
 def show_together(configs: list[Config], devices: list[str]) -> None:

@@ -19,9 +19,7 @@ SHARED = (
     "model.dtype",
     "rollout.max_num_seqs",
     "rollout.kv_cache_gib",
-    "rollout.memory_fraction",
     "rollout.tensor_parallel_size",
-    "rollout.sleep",
 )
 """Beside `model.name`, what one base and one sampler have one value of."""
 

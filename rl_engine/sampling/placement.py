@@ -82,11 +82,12 @@ def start_shared_engine(
     settings = _engine_settings(
         first,
         max_model_len,
-        sleep=first.rollout.sleep and ranks.device.type == "cuda" and adapters_at_once == 1,
+        sleep=adapters_at_once == 1 and any(config.rollout.sleep is True for config in configs),
         ranks=ranks.count,
     )
     largest = max(config.lora.served_rank for config in configs)
-    return VllmEngine(replace(settings, lora_rank=largest, max_loras=adapters_at_once))
+    share = min(config.rollout.card_share for config in configs) if ranks.device.type == "cuda" else WHOLE_CARD
+    return VllmEngine(replace(settings, lora_rank=largest, max_loras=adapters_at_once, memory_fraction=share))
 
 
 def _in_workers(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> RankSharedPool:

@@ -64,7 +64,9 @@ def test_what_is_shared_may_not(settings: list[str], words: str, make_config: Ca
 
 def test_runs_fall_into_groups_in_the_order_given(tmp_path: Path) -> None:
     def at(name: str, *settings: str) -> Config:
-        return load_config("quickstart.yaml", [f"output_dir={tmp_path}/cells/{name}/run", *settings])
+        return load_config(
+            "quickstart.yaml", [f"output_dir={tmp_path}/cells/{name}/run", "model.dtype=float32", *settings]
+        )
 
     half = "model.dtype=bfloat16"
     groups = groups_of([at("a"), at("b", "method=full"), at("c", half), at("d", "lora.rank=8"), at("e", half)])
@@ -98,7 +100,7 @@ def test_memory_is_one_base_and_a_slot_each(make_config: Callable[..., Config], 
 
 def test_a_plan_of_several_says_what_they_need_together(tmp_path: Path) -> None:
     configs = [
-        load_config("quickstart.yaml", [f"output_dir={tmp_path}/{name}", *settings])
+        load_config("quickstart.yaml", [f"output_dir={tmp_path}/{name}", "model.dtype=float32", *settings])
         for name, settings in {"a": (), "b": ("lora.rank=8",), "c": ("method=full",)}.items()
     ]
     here, full = plan_together(configs, [])

@@ -83,7 +83,7 @@ def test_every_rank_has_all_groups_with_their_verdicts_and_completions_are_sent_
 
     def collected(rank: ThreadRank) -> Any:
         groups = long if tells_all else rank.share(long)
-        queue: Any = SimpleNamespace(tells_all=tells_all, collect=lambda _: groups)
+        queue: Any = SimpleNamespace(tells_all=tells_all, collect=lambda *_: groups)
         return Sampler(queue, grader, rank).collect(Request(SAMPLING, None)).groups
 
     one, other = on_each(Counting.both(), collected, ())
