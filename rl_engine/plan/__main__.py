@@ -76,26 +76,36 @@ def main(
     try:
         several = read_all(config, overrides or ())
         say_loading("torch and transformers")
-        from rl_engine.plan.step_time import DataSheet, Throughput, measured
-
         if len(several) > 1:
             show_together(several, devices or [])
             return
         settings, gpus = on_cards(several[0], devices or [])
-        speed: Throughput | DataSheet | None = None
-        if measured_in is not None:
-            speed = measured(measured_in, settings, from_devices)
-            completion_tokens = completion_tokens or speed.completion_tokens
-        elif tokens_per_s is not None:
-            speed = Throughput.given(*tokens_per_s)
-        elif card is not None:
-            speed = DataSheet(tflops=card[0], tb_per_s=card[1], mfu=mfu)
+        speed = speed_of(settings, measured_in, from_devices, tokens_per_s, card, mfu)
+        completion_tokens = completion_tokens or getattr(speed, "completion_tokens", None)
         made, on_devices = plan(settings, gpus, speed, prompt_tokens, completion_tokens)
         show(made, on_devices, speed, supervised_line(made, supervised_tokens, loss_nats))
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:
         exit_with_error(str(error), 1)
+
+
+def speed_of(
+    config: Config,
+    measured_in: Path | None,
+    from_devices: int,
+    tokens_per_s: tuple[float, float] | None,
+    card: tuple[float, float] | None,
+    mfu: float,
+) -> Throughput | DataSheet | None:
+    """How fast a device is, by whichever of the options is given."""
+    from rl_engine.plan.step_time import DataSheet, Throughput, measured
+
+    if measured_in is not None:
+        return measured(measured_in, config, from_devices)
+    if tokens_per_s is not None:
+        return Throughput.given(*tokens_per_s)
+    return None if card is None else DataSheet(tflops=card[0], tb_per_s=card[1], mfu=mfu)
 
 
 def read_all(names: Sequence[str], overrides: Sequence[str]) -> list[Config]:

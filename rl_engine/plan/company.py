@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.card import settle_share
 from rl_engine.plan.memory import PHASES, Memory, Part, estimate, memory_of_run
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.plan.sharing import groups_of
@@ -32,6 +34,8 @@ class Place:
     on_gpu: bool
     alone: Callable[[Config], Memory]
     """What a run by itself needs there."""
+    settle: Callable[[Config], Config] = lambda config: config
+    """A run's configuration with its share of a card there decided."""
 
     @classmethod
     def here(cls, ranks: Ranks) -> Place:
@@ -50,21 +54,34 @@ class Place:
             room=Available(device_gib=devices.gib, host_gib=math.inf),
             on_gpu=True,
             alone=lambda config: estimate(config, load_meta_model(config.model), devices.count, gpu_gib=devices.gib),
+            settle=lambda config: settle_share(config, load_meta_model(config.model), devices.count, devices.gib),
         )
 
     def together(self, configs: Sequence[Config], at_once: int) -> Memory:
         """What `at_once` of the runs need, each as large as the largest of them, with a grader for each kind of
         reward."""
-        # While one run learns others are at their completions: the sampler never sleeps.
-        awake = {"rollout": configs[0].rollout.model_copy(update={"sleep": False})} if at_once > 1 else {}
+        configs = [self.settle(awake(config) if at_once > 1 else config) for config in configs]
+        if self.on_gpu:  # the one sampler has the least of their shares
+            share = min(config.rollout.card_share for config in configs)
+            configs = [_with_rollout(config, memory_fraction=share) for config in configs]
         largest: dict[tuple[str, bool], Part] = {}
-        for part in (part for config in configs for part in self.alone(config.model_copy(update=awake)).parts):
+        for part in (part for config in configs for part in self.alone(config).parts):
             known = largest.get((part.name, part.on_host))
             if known is None or part.gib > known.gib:
                 largest[part.name, part.on_host] = part
         graders = len({config.rewards.model_dump_json() for config in configs})
         times = {**dict.fromkeys(OF_EACH, at_once), GRADING: graders}
         return Memory(parts=tuple(replace(part, gib=part.gib * times.get(part.name, 1)) for part in largest.values()))
+
+
+def awake(config: Config) -> Config:
+    """The configuration in company: while one run learns others are at their completions, and the sampler never
+    sleeps."""
+    return _with_rollout(config, sleep=False)
+
+
+def _with_rollout(config: Config, **values: Any) -> Config:
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update=values)})
 
 
 def runs_at_once(configs: Sequence[Config], place: Place, wanted: int | None) -> int:
@@ -93,9 +110,10 @@ def company_lines(configs: Sequence[Config], place: Place, at_once: int) -> dict
     """For people: how many are at work at once, and what they need against as many processes."""
     lines = {"together": f"{at_once} of {len(configs)} runs at a time, on one base model and one sampler"}
     if at_once > 1:
-        apart = sum(sorted((_most(place.alone(config)) for config in configs), reverse=True)[:at_once])
-        saved = "" if place.on_gpu else f"; {at_once} processes would need {apart:.2f}"
-        lines["memory"] = f"about {_most(place.together(configs, at_once)):.2f} GiB at the most{saved}"
+        lines["memory"] = f"about {_most(place.together(configs, at_once)):.2f} GiB at the most"
+        if not place.on_gpu:
+            apart = sum(sorted((_most(place.alone(config)) for config in configs), reverse=True)[:at_once])
+            lines["memory"] += f"; {at_once} processes would need {apart:.2f}"
     return lines
 
 

@@ -146,7 +146,8 @@ def run_together(
 
     wishes = Wishes(at_once=at_once, resume=resume, overwrite=overwrite, keep_old=keep_old)
     try:
-        configs = [resolve_settings(config, ranks, resume=resume) for config in configs]
+        company = at_once != 1
+        configs = [resolve_settings(config, ranks, resume=resume, in_company=company) for config in configs]
         if only_check:
             show_all(configs, ranks, wishes)
             return 0

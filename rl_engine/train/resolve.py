@@ -7,6 +7,7 @@ from pathlib import Path
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.card import settle_card, settle_precision
+from rl_engine.plan.company import awake
 from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.policy.base_model import load_model_config
 from rl_engine.run.console import RunConsole
@@ -14,9 +15,11 @@ from rl_engine.run.resumption import began_with
 from rl_engine.sampling.sent import check_room
 
 
-def resolve_settings(config: Config, ranks: Ranks, *, resume: bool) -> Config:
+def resolve_settings(config: Config, ranks: Ranks, *, resume: bool, in_company: bool = False) -> Config:
     """The configuration with a number for every `auto` that can be resolved before the data is read. Raises
     `ConfigError` where a pool on this machine could not be sent its adapters."""
+    if in_company and config.rollout.sleep == "auto":
+        config = awake(config)
     config = settle_precision(config, ranks.device.type, resume=resume)
     config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
     config = settle_card(resolve_pieces(config, resume=resume), ranks)

@@ -93,6 +93,8 @@ def test_memory_is_one_base_and_a_slot_each(make_config: Callable[..., Config], 
     with pytest.raises(ConfigError, match=r"4 runs together: .* or let fewer be at work at once: --together"):
         runs_at_once(configs, full, None)
     # On a GPU as many as fit, where nobody says.
+    shares = zip((1, 8, 64, 64), (0.5, 0.4, 0.5, 0.6), strict=True)
+    configs = [make_config(f"lora.rank={rank}", f"rollout.memory_fraction={share}") for rank, share in shares]
     needed = max(here.together(configs, 2).needed(phase) for phase in ("rollout", "learn", "sync"))
     room = Available(device_gib=needed, host_gib=100)
     assert runs_at_once(configs, replace(here, room=room, on_gpu=True), None) == 2
