@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,9 +67,9 @@ def sample(
     batch that is there is graded while others are sampled. A problem's samples have seeds of their own, the same for
     every policy: differences owe less to chance.
     """
-    waiting, going = deque(batches), dict[InFlight, tuple[Batch, float]]()
+    waiting, going = deque(batches), dict[InFlight, Batch]()
+    spent_s = defaultdict[InFlight, float](float)
     graded = deque[tuple[Batch, Future[list[Outcome]]]]()
-    last = time.monotonic()
     thread = ThreadPoolExecutor(1, "grading")
     try:
         while waiting or going or graded:
@@ -79,12 +79,13 @@ def sample(
                 progress(batch, outcomes.result())
             while waiting and sum(one.left for one in going) < at_once:
                 batch = waiting.popleft()
-                going[begin(batch, engine, seed)] = (batch, time.monotonic())
-            for done in engine.advance():
-                batch, begun = going.pop(done)
-                # Of batches side by side each has the time since the one before it was there.
-                spent_s, last = time.monotonic() - max(begun, last), time.monotonic()
-                graded.append((batch, thread.submit(grade_groups, done.groups(), grader, spent_s)))
+                going[begin(batch, engine, seed)] = batch
+            left, start = {one: one.left for one in going}, time.monotonic()
+            there = engine.advance()
+            for one, count in left.items():  # of batches side by side each has its completions' share of the time
+                spent_s[one] += (time.monotonic() - start) * count / sum(left.values())
+            for one in there:
+                graded.append((going.pop(one), thread.submit(grade_groups, one.groups(), grader, spent_s.pop(one))))
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
 

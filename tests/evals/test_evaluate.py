@@ -183,6 +183,24 @@ def test_batches_side_by_side_score_what_they_score_alone(
     assert all(row["tokens_per_s"] > 0 for row in rows)
 
 
+def test_of_batches_side_by_side_each_policy_has_its_share_of_the_time(
+    tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are there at once: neither was sampled in no time."""
+
+    class AtOnce(Scripted):
+        def advance(self) -> list[InFlight]:
+            time.sleep(0.2)
+            return [done for _ in list(self.later) for done in super(AtOnce, self).advance()]
+
+    monkeypatch.setattr("evals.evaluate.completions_at_once", lambda _: 10**6)
+    measure(options_for(tmp_path, adapter), AtOnce(scripted().rates))
+    (suite,) = json.loads((tmp_path / "out.json").read_text())["suites"]
+    spent_s = [row["tokens_mean"] * 240 / row["tokens_per_s"] for row in suite["rows"]]
+    assert spent_s[0] == pytest.approx(spent_s[1], rel=0.01)
+    assert sum(spent_s) >= 0.2
+
+
 def test_an_interrupted_evaluation_of_batches_side_by_side_goes_on_from_what_is_kept(
     tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
