@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError, find_config
 from rl_engine.learner import objective
 from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.sharing import groups_of
 from rl_engine.run.records import read_metrics
 from rl_engine.train import company
+from rl_engine.train.__main__ import app
 from rl_engine.train.company import Wishes, show_all, train_all
 from rollout.engine import EngineError, EngineSettings
 from rollout.stopping import StopRequest
@@ -62,7 +65,8 @@ def train(ranks: Ranks, tmp_path: Path) -> Callable[..., int]:
     def run(place: str, *, stop: StopRequest | None = None, at_once: int | None = None, **runs: tuple[str, ...]) -> int:
         configs = [config_of(tmp_path / place / name, *settings) for name, settings in runs.items()]
         wishes = Wishes(at_once=at_once, resume=True, overwrite=False, keep_old=False)
-        return train_all(configs, ranks, stop or StopRequest(), wishes)
+        (group,) = groups_of(configs)
+        return train_all(group.cells, ranks, stop or StopRequest(), wishes)
 
     return run
 
@@ -236,10 +240,14 @@ def test_a_dry_run_says_who_trains_with_whom(ranks: Ranks, tmp_path: Path, capsy
         config_of(tmp_path / "three", "model.dtype=bfloat16"),
         load_config("quickstart.yaml", ["method=full", f"output_dir={tmp_path / 'four'}"]),
     ]
-    show_all(configs, ranks, Wishes(at_once=None, resume=False, overwrite=False, keep_old=False))
+    groups = groups_of(configs)
+    show_all(groups, ranks, Wishes(at_once=None, resume=False, overwrite=False, keep_old=False))
     told = capsys.readouterr().out
-    assert "three does not train together with one: model.dtype is bfloat16, and float32 there" in told
-    assert "four trains alone: method is full" in told
+    assert [line.split()[1:] for line in told.splitlines() if line.startswith("runs")] == [
+        ["one,", "two"],
+        ["three"],
+        ["four"],
+    ]
     assert "2 of 2 runs at a time" in told
     assert "2 processes would need" in told
     assert not list(tmp_path.iterdir())
@@ -260,3 +268,44 @@ def test_each_run_has_the_directory_that_it_has_alone(
     assert sorted(path.name for path in (root / "checkpoints").iterdir()) == ["step000002", "step000003"]
     with gzip.open(root / "rollouts" / "step000002.jsonl.gz", "rt") as file:
         assert {json.loads(line)["adapter"] for line in file} == {"policy-v000001"}
+
+
+def test_what_cannot_be_asked_of_several_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    half = tmp_path / "half.yaml"
+    half.write_text(find_config("quickstart.yaml").read_text().replace("float32", "bfloat16"))
+    asked = ("--config", "quickstart.yaml", "--config")
+    twice = CliRunner().invoke(app, [*asked, "quickstart.yaml"])
+    assert twice.exit_code == 2
+    assert "output_dir: two of the configurations have runs/quickstart" in twice.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ranks = CliRunner().invoke(app, [*asked, str(half)])
+    assert ranks.exit_code == 2
+    assert "model.dtype is bfloat16, and float32 there; on several ranks the runs of one command" in ranks.stderr
+    assert len(ranks.stderr.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["half.yaml"]
+
+
+def test_groups_that_cannot_share_have_a_process_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **_: object) -> None:
+            begun.append(command[3:])
+
+        def wait(self) -> int:
+            return int("half.yaml" in begun[-1])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rl_engine.train.in_turn.subprocess.Popen", Process)
+    text = find_config("quickstart.yaml").read_text()
+    for name in ("half", "other"):
+        (tmp_path / f"{name}.yaml").write_text(text.replace("float32", "bfloat16" if name == "half" else "float32"))
+    files = [word for name in ("quickstart", "half", "other") for word in ("--config", f"{name}.yaml")]
+    ended = CliRunner().invoke(app, [*files, "--resume", "seed=3"])
+    assert ended.exit_code == 1, ended.output
+    assert begun == [
+        ["--config", "quickstart.yaml", "--config", "other.yaml", "--together", "2", "--resume", "seed=3"],
+        ["--config", "half.yaml", "--together", "1", "--resume", "seed=3"],
+    ]
+    assert "half does not train together with quickstart: model.dtype is bfloat16, and float32 there" in ended.output
