@@ -35,12 +35,12 @@ SETTINGS = (
     "train.steps=3",
     "train.problems_per_step=2",
     "sampling.n=4",
-    "eval.every=2",
-    "eval.limit=2",
+    "eval.suites=[]",
     "log.tensorboard=false",
     "rewards.workers=1",
     *UNCHECKED,
 )
+EVALUATED = ("eval.suites=[held_out]", "eval.limit=2", "eval.every=2")
 HEALTHY = ("lora.rank=2", "optim.lr=1e-3")
 SPOILT = 7
 """Seed of a run whose gradient is no number."""
@@ -164,7 +164,7 @@ def test_runs_that_are_stopped_save_and_go_on_as_if_nothing_had_been(
 ) -> None:
     other = ("lora.rank=8",)
     assert train("whole", one=HEALTHY, other=other) == 0
-    for count in (4, 9):
+    for count in (3, 8):
         stop = StopRequest()
 
         def ask(_: object, at: int, count: int = count) -> None:
@@ -199,12 +199,12 @@ def killed_while_it_samples() -> None:
 def test_a_killed_process_costs_each_run_the_step_at_work(tmp_path: Path) -> None:
     (tmp_path / "like.yaml").write_text(find_config("quickstart.yaml").read_text())
     arguments = ("--config", "like.yaml", *SETTINGS, *HEALTHY, "checkpoint.every=3", "--resume")
-    for at, code in (("18", -signal.SIGKILL), ("0", 0)):
+    for at, code in (("12", -signal.SIGKILL), ("0", 0)):
         environment = {"KILLED_AT": at}
         ended, told = forked.train(tmp_path, *arguments, environment=environment, prepare=killed_while_it_samples)
         assert ended == code, told
         assert "Traceback" not in told
-        if at == "18":
+        if at == "12":
             steps = [len(read_metrics(tmp_path / "runs" / name)) - 1 for name in ("quickstart", "like")]
             assert 0 < max(steps) < 3
     for name, done in zip(("quickstart", "like"), steps, strict=True):
@@ -220,7 +220,7 @@ def test_a_sampler_that_breaks_ends_all_with_what_they_have(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def breaks(_: object, at: int) -> None:
-        if at == 13:
+        if at == 8:
             raise EngineError("out of memory")
 
     monkeypatch.setattr(StreamingAnswers, "at_advance", breaks)
@@ -256,7 +256,7 @@ def test_a_dry_run_says_who_trains_with_whom(ranks: Ranks, tmp_path: Path, capsy
 def test_each_run_has_the_directory_that_it_has_alone(
     train: Callable[..., int], engines: list[StreamingAnswers], tmp_path: Path
 ) -> None:
-    assert train("two", one=(*HEALTHY, "checkpoint.every=3"), other=HEALTHY) == 0
+    assert train("two", one=(*HEALTHY, *EVALUATED, "checkpoint.every=3"), other=HEALTHY) == 0
     root = tmp_path / "two" / "one"
     names = {path.name for path in root.iterdir()}
     assert names == {
