@@ -75,25 +75,35 @@ def main(
         stay_offline_without(wanted)
         check_hub(wanted)
         say_loading("torch and transformers")
-        from rl_engine.plan.step_time import DataSheet, Throughput, measured
-
         if others:
             show_together(several, devices or [])
             return
-        speed: Throughput | DataSheet | None = None
-        if measured_in is not None:
-            speed = measured(measured_in, settings, from_devices)
-            completion_tokens = completion_tokens or speed.completion_tokens
-        elif tokens_per_s is not None:
-            speed = Throughput(sampling=tokens_per_s[0], learning=tokens_per_s[1], source="given by --tokens-per-s")
-        elif card is not None:
-            speed = DataSheet(tflops=card[0], tb_per_s=card[1], mfu=mfu)
+        speed = speed_of(settings, measured_in, from_devices, tokens_per_s, card, mfu)
+        completion_tokens = completion_tokens or getattr(speed, "completion_tokens", None)
         made, on_devices = plan(settings, devices or [], speed, prompt_tokens, completion_tokens)
         show(made, on_devices, speed, supervised_line(made, supervised_tokens, loss_nats))
     except (ValueError, FileNotFoundError) as error:
         exit_with_error(str(error), 2)
     except OSError as error:
         exit_with_error(str(error), 1)
+
+
+def speed_of(
+    config: Config,
+    measured_in: Path | None,
+    from_devices: int,
+    tokens_per_s: tuple[float, float] | None,
+    card: tuple[float, float] | None,
+    mfu: float,
+) -> Throughput | DataSheet | None:
+    """What the options say of the speed, if they do."""
+    from rl_engine.plan.step_time import DataSheet, Throughput, measured
+
+    if measured_in is not None:
+        return measured(measured_in, config, from_devices)
+    if tokens_per_s is not None:
+        return Throughput(sampling=tokens_per_s[0], learning=tokens_per_s[1], source="given by --tokens-per-s")
+    return None if card is None else DataSheet(tflops=card[0], tb_per_s=card[1], mfu=mfu)
 
 
 def show_together(configs: list[Config], devices: list[str]) -> None:

@@ -26,7 +26,7 @@ SHARED = (
 """Beside `model.name`, what one base and one sampler have one value of."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cell:
     """One run among several."""
 

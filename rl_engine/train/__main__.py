@@ -6,6 +6,7 @@ Imports nothing heavy until the configuration is known to be good.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from evals.command import exit_with_error, say_loading
+from evals.command import exit_with_error, new_console, say_loading
 from rl_engine.command import (
     EXPLAINED,
     ConfiguredCommand,
@@ -24,9 +25,10 @@ from rl_engine.command import (
     join_ranks_quietly,
 )
 from rl_engine.config import Config, load_config
-from rl_engine.plan.sharing import named
+from rl_engine.plan.sharing import Group, groups_of, named
 from rl_engine.run.checks import check_place
 from rl_engine.train.checks import check_quickly, wanted_of_hub
+from rl_engine.train.in_turn import check_ranks, train_in_turn
 from rl_engine.train.trial import try_reward
 from rollout.files.durable import check_writable
 from rollout.hub import check_hub, stay_offline_without
@@ -64,23 +66,36 @@ def main(
     stop = StopRequest()
     try:
         settings = [load_config(name, overrides or ()) for name in config]
-        named(settings)
+        groups = groups_of(settings)
+        check_ranks(groups)
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
     try:
         check(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
-        say_loading("torch, transformers and DeepSpeed")
+        tell_apart(groups)
         options = {"resume": resume, "overwrite": overwrite, "keep_old": keep_old}
         with stop.heard():
-            if together is None and len(settings) == 1:
+            if len(groups) > 1 and not dry_run:
+                files = {cell.name: name for cell, name in zip(named(settings), config, strict=True)}
+                flags = [f"--{name.replace('_', '-')}" for name, given in options.items() if given]
+                code = train_in_turn(groups, files, together, [*flags, *(overrides or ())], stop)
+            elif len(settings) == 1 and (together is None or groups[0].alone):
                 code = run(settings[0], stop, only_check=dry_run, **options)
             else:
-                code = run_together(settings, stop, together, only_check=dry_run, **options)
+                code = run_together(groups, stop, together, only_check=dry_run, **options)
     except Stopped:
         exit_untrained(stop)
     except EXPLAINED as error:
         exit_with_error(*explained(error, settings[0]))
     raise typer.Exit(code)
+
+
+def tell_apart(groups: Sequence[Group]) -> None:
+    """Which of several runs do not train with which, and why."""
+    lines = [line for group in groups for line in group.apart]
+    console = new_console(quiet=os.environ.get("RANK", "0") != "0" or sum(len(group.cells) for group in groups) == 1)
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def check(configs: Sequence[Config], *, resume: bool, overwrite: bool, only_check: bool) -> None:
@@ -106,6 +121,7 @@ def run(
     config: Config, stop: StopRequest, *, resume: bool, overwrite: bool, keep_old: bool = False, only_check: bool
 ) -> int:
     """Assemble and train; the exit code. Raises `Stopped` when someone asks to stop before training has begun."""
+    say_loading("torch, transformers and DeepSpeed")
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
     from rl_engine.train.assemble import resolve_settings
@@ -124,7 +140,7 @@ def run(
 
 
 def run_together(
-    configs: Sequence[Config],
+    groups: Sequence[Group],
     stop: StopRequest,
     at_once: int | None,
     *,
@@ -133,7 +149,8 @@ def run_together(
     keep_old: bool,
     only_check: bool,
 ) -> int:
-    """The same for several runs, side by side where they can share a base model and a sampler."""
+    """The same for the runs of a group, side by side; a dry run shows all groups."""
+    say_loading("torch, transformers and DeepSpeed")
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
     from rl_engine.train.assemble import resolve_settings
@@ -141,11 +158,12 @@ def run_together(
 
     wishes = Wishes(at_once=at_once, resume=resume, overwrite=overwrite, keep_old=keep_old)
     try:
-        configs = [resolve_settings(config, ranks, resume=resume) for config in configs]
+        for cell in (cell for group in groups for cell in group.cells):
+            cell.config = resolve_settings(cell.config, ranks, resume=resume)
         if only_check:
-            show_all(configs, ranks, wishes)
+            show_all(groups, ranks, wishes)
             return 0
-        return train_all(configs, ranks, stop, wishes)
+        return train_all(groups[0].cells, ranks, stop, wishes)
     finally:
         leave_ranks()
 

@@ -1,4 +1,4 @@
-"""Several configurations → several runs side by side in one process, on one base model and one sampler.
+"""Configurations that can share → runs side by side in one process, on one base model and one sampler.
 
 Each run has its own thread, of which one works at a time, and gives its turn away where it waits for samples. When all
 wait, the sampler makes a token of everything that was asked for, until some run has its batch: that one grades, learns,
@@ -25,7 +25,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.company import Place, company_lines, runs_at_once
-from rl_engine.plan.sharing import Cell, Group, groups_of
+from rl_engine.plan.sharing import Cell, Group
 from rl_engine.policy.base_model import SharedBase
 from rl_engine.run.board import BEGUN, DONE, FAILED, STOPPED, Board, CellConsole
 from rl_engine.run.checkpoint import Checkpoints
@@ -46,6 +46,10 @@ ON_EVERY_RANK = (NonFiniteGradientError, GradingFailedError)
 call that the others are not in, so that the process ends, and with it all."""
 
 
+Given = dict[str, tuple[Prepared, Grader, CellConsole]]
+"""Name of a run → what it is given, but for base and engine."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
     """What is asked for of every run."""
@@ -57,34 +61,22 @@ class Wishes:
     keep_old: bool
 
 
-def train_all(configs: Sequence[Config], ranks: Ranks, stop: StopRequest, wishes: Wishes) -> int:
-    """Train all of them, those together that can share; the exit code: 1 where a run failed.
+def train_all(cells: Sequence[Cell], ranks: Ranks, stop: StopRequest, wishes: Wishes) -> int:
+    """Train runs that can share; the exit code: 1 where one failed, and of a lone one its own.
 
     Raises what is wrong with any of them before weights are loaded.
     """
-    groups = groups_of(configs)
-    cells = [cell for group in groups for cell in group.cells]
     board = Board(quiet=not ranks.is_main, names=[cell.name for cell in cells])
-    for line in (line for group in groups for line in group.apart):
-        board.console.print(line, soft_wrap=True, markup=False)
-    codes: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
         # Runs with the same rewards share the processes that grade.
         kinds = {cell.config.rewards.model_dump_json(): cell.config.rewards for cell in cells}
         graders = {kind: stack.enter_context(Grader.from_config(rewards)) for kind, rewards in kinds.items()}
-        consoles = {cell.name: console_of_cell(cell, board, ranks) for cell in cells}
-        ready = {}
+        given = {}
         for cell in cells:
-            grader = graders[cell.config.rewards.model_dump_json()]
+            console, grader = console_of_cell(cell, board, ranks), graders[cell.config.rewards.model_dump_json()]
             with naming(cell, cells):
-                ready[cell.name] = checked(cell.config, ranks, grader, consoles[cell.name], wishes), grader
-        for group in groups:
-            if group.alone is not None:
-                codes |= train_alone(group.cells[0], ranks, stop, wishes)
-            else:
-                codes |= train_group(group, ready, consoles, board, ranks, stop, wishes)
-            if stop.asked:
-                break
+                given[cell.name] = checked(cell.config, ranks, grader, console, wishes), grader, console
+        codes = train_group(cells, given, board, ranks, stop, wishes)
     if stop.asked:
         return stop.exit_code
     return codes[cells[0].name] if len(cells) == 1 else int(any(codes.values()))
@@ -116,46 +108,22 @@ def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, w
     return prepared
 
 
-def train_alone(cell: Cell, ranks: Ranks, stop: StopRequest, wishes: Wishes) -> dict[str, int]:
-    """A run that shares with none."""
-    console = RunConsole(quiet=not ranks.is_main, steps=0)
-    console.note(f"\n{cell.name}")
-    try:
-        code = train_run(
-            cell.config, ranks, stop, resume=wishes.resume, overwrite=wishes.overwrite, keep_old=wishes.keep_old
-        )
-    except EXPLAINED as error:
-        if ranks.count > 1:
-            raise
-        message, code = explained(error, cell.config)
-        console.note(f"error: {cell.name}: {message}")
-    return {cell.name: code}
-
-
 def train_group(
-    group: Group,
-    ready: dict[str, tuple[Prepared, Grader]],
-    consoles: dict[str, CellConsole],
-    board: Board,
-    ranks: Ranks,
-    stop: StopRequest,
-    wishes: Wishes,
+    cells: Sequence[Cell], given: Given, board: Board, ranks: Ranks, stop: StopRequest, wishes: Wishes
 ) -> dict[str, int]:
-    """The runs of a group side by side; the exit code of each that was begun."""
-    configs = [cell.config for cell in group.cells]
-    place = Place.here(ranks)
+    """The runs side by side; the exit code of each that was begun."""
+    configs, place = [cell.config for cell in cells], Place.here(ranks)
     at_once = runs_at_once(configs, place, wishes.at_once)
     RunConsole(quiet=not ranks.is_main, steps=0).print_rows(
         {"model": f"{configs[0].model.name} ({configs[0].model.dtype})", **company_lines(configs, place, at_once)}
     )
     base = SharedBase(configs[0], ranks.device)
-    context = max(ready[cell.name][0].context for cell in group.cells)
+    context = max(prepared.context for prepared, _, _ in given.values())
     engine = start_shared_engine(configs, ranks, context, at_once)
     try:
         with stop.noted(), board.shown():
             company = Company(base, engine, ranks, stop, at_once, wishes, board)
-            given = {name: (*made, consoles[name]) for name, made in ready.items()}
-            company.train(group.cells, given)
+            company.train(cells, given)
     finally:
         engine.close()
     return company.codes
@@ -184,7 +152,7 @@ class Company:
     """Who has waited longest first."""
     _broken: EngineError | None = field(default=None, init=False)
 
-    def train(self, cells: Sequence[Cell], given: dict[str, tuple[Prepared, Grader, CellConsole]]) -> None:
+    def train(self, cells: Sequence[Cell], given: Given) -> None:
         """Until every run is over. A run that waits for a place takes that of one that is over, however it ended."""
         waiting = deque(cells)
         while waiting or self._at_work:
@@ -300,9 +268,9 @@ class Company:
             self._broken = error
 
 
-def show_all(configs: Sequence[Config], ranks: Ranks, wishes: Wishes) -> None:
-    """A dry run of each, and who would train with whom. Raises what the runs would raise before they load weights."""
-    groups = groups_of(configs)
+def show_all(groups: Sequence[Group], ranks: Ranks, wishes: Wishes) -> None:
+    """A dry run of each, and what those of a group need together. Raises what the runs would raise before they load
+    weights."""
     cells = [cell for group in groups for cell in group.cells]
     console = RunConsole(quiet=not ranks.is_main, steps=0)
     for cell in cells:
@@ -311,11 +279,8 @@ def show_all(configs: Sequence[Config], ranks: Ranks, wishes: Wishes) -> None:
             dry_run(cell.config, ranks, resume=wishes.resume, overwrite=wishes.overwrite, keep_old=wishes.keep_old)
     console.note("")
     for group in groups:
-        for line in group.apart:
-            console.note(line)
+        lines = {"runs": ", ".join(cell.name for cell in group.cells)}
         if group.alone is None:
             configs, place = [cell.config for cell in group.cells], Place.here(ranks)
-            at_once = runs_at_once(configs, place, wishes.at_once)
-            console.print_rows(
-                {"runs": ", ".join(cell.name for cell in group.cells), **company_lines(configs, place, at_once)}
-            )
+            lines |= company_lines(configs, place, runs_at_once(configs, place, wishes.at_once))
+        console.print_rows(lines)

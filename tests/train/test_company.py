@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError, find_config
 from rl_engine.learner import objective
 from rl_engine.learner.ranks import Ranks
+from rl_engine.plan.sharing import groups_of
 from rl_engine.run.records import read_metrics
 from rl_engine.train import company
+from rl_engine.train.__main__ import app
 from rl_engine.train.company import Wishes, show_all, train_all
 from rollout.engine import EngineError, EngineSettings
 from rollout.stopping import StopRequest
@@ -32,12 +35,12 @@ SETTINGS = (
     "train.steps=3",
     "train.problems_per_step=2",
     "sampling.n=4",
-    "eval.every=2",
-    "eval.limit=2",
+    "eval.suites=[]",
     "log.tensorboard=false",
     "rewards.workers=1",
     *UNCHECKED,
 )
+EVALUATED = ("eval.suites=[held_out]", "eval.limit=2", "eval.every=2")
 HEALTHY = ("lora.rank=2", "optim.lr=1e-3")
 SPOILT = 7
 """Seed of a run whose gradient is no number."""
@@ -62,7 +65,8 @@ def train(ranks: Ranks, tmp_path: Path) -> Callable[..., int]:
     def run(place: str, *, stop: StopRequest | None = None, at_once: int | None = None, **runs: tuple[str, ...]) -> int:
         configs = [config_of(tmp_path / place / name, *settings) for name, settings in runs.items()]
         wishes = Wishes(at_once=at_once, resume=True, overwrite=False, keep_old=False)
-        return train_all(configs, ranks, stop or StopRequest(), wishes)
+        (group,) = groups_of(configs)
+        return train_all(group.cells, ranks, stop or StopRequest(), wishes)
 
     return run
 
@@ -160,7 +164,7 @@ def test_runs_that_are_stopped_save_and_go_on_as_if_nothing_had_been(
 ) -> None:
     other = ("lora.rank=8",)
     assert train("whole", one=HEALTHY, other=other) == 0
-    for count in (4, 9):
+    for count in (3, 8):
         stop = StopRequest()
 
         def ask(_: object, at: int, count: int = count) -> None:
@@ -195,12 +199,12 @@ def killed_while_it_samples() -> None:
 def test_a_killed_process_costs_each_run_the_step_at_work(tmp_path: Path) -> None:
     (tmp_path / "like.yaml").write_text(find_config("quickstart.yaml").read_text())
     arguments = ("--config", "like.yaml", *SETTINGS, *HEALTHY, "checkpoint.every=3", "--resume")
-    for at, code in (("18", -signal.SIGKILL), ("0", 0)):
+    for at, code in (("12", -signal.SIGKILL), ("0", 0)):
         environment = {"KILLED_AT": at}
         ended, told = forked.train(tmp_path, *arguments, environment=environment, prepare=killed_while_it_samples)
         assert ended == code, told
         assert "Traceback" not in told
-        if at == "18":
+        if at == "12":
             steps = [len(read_metrics(tmp_path / "runs" / name)) - 1 for name in ("quickstart", "like")]
             assert 0 < max(steps) < 3
     for name, done in zip(("quickstart", "like"), steps, strict=True):
@@ -216,7 +220,7 @@ def test_a_sampler_that_breaks_ends_all_with_what_they_have(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def breaks(_: object, at: int) -> None:
-        if at == 13:
+        if at == 8:
             raise EngineError("out of memory")
 
     monkeypatch.setattr(StreamingAnswers, "at_advance", breaks)
@@ -236,10 +240,14 @@ def test_a_dry_run_says_who_trains_with_whom(ranks: Ranks, tmp_path: Path, capsy
         config_of(tmp_path / "three", "model.dtype=bfloat16"),
         load_config("quickstart.yaml", ["method=full", f"output_dir={tmp_path / 'four'}"]),
     ]
-    show_all(configs, ranks, Wishes(at_once=None, resume=False, overwrite=False, keep_old=False))
+    groups = groups_of(configs)
+    show_all(groups, ranks, Wishes(at_once=None, resume=False, overwrite=False, keep_old=False))
     told = capsys.readouterr().out
-    assert "three does not train together with one: model.dtype is bfloat16, and float32 there" in told
-    assert "four trains alone: method is full" in told
+    assert [line.split()[1:] for line in told.splitlines() if line.startswith("runs")] == [
+        ["one,", "two"],
+        ["three"],
+        ["four"],
+    ]
     assert "2 of 2 runs at a time" in told
     assert "2 processes would need" in told
     assert not list(tmp_path.iterdir())
@@ -248,7 +256,7 @@ def test_a_dry_run_says_who_trains_with_whom(ranks: Ranks, tmp_path: Path, capsy
 def test_each_run_has_the_directory_that_it_has_alone(
     train: Callable[..., int], engines: list[StreamingAnswers], tmp_path: Path
 ) -> None:
-    assert train("two", one=(*HEALTHY, "checkpoint.every=3"), other=HEALTHY) == 0
+    assert train("two", one=(*HEALTHY, *EVALUATED, "checkpoint.every=3"), other=HEALTHY) == 0
     root = tmp_path / "two" / "one"
     names = {path.name for path in root.iterdir()}
     assert names == {
@@ -260,3 +268,44 @@ def test_each_run_has_the_directory_that_it_has_alone(
     assert sorted(path.name for path in (root / "checkpoints").iterdir()) == ["step000002", "step000003"]
     with gzip.open(root / "rollouts" / "step000002.jsonl.gz", "rt") as file:
         assert {json.loads(line)["adapter"] for line in file} == {"policy-v000001"}
+
+
+def test_what_cannot_be_asked_of_several_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    half = tmp_path / "half.yaml"
+    half.write_text(find_config("quickstart.yaml").read_text().replace("float32", "bfloat16"))
+    asked = ("--config", "quickstart.yaml", "--config")
+    twice = CliRunner().invoke(app, [*asked, "quickstart.yaml"])
+    assert twice.exit_code == 2
+    assert "output_dir: two of the configurations have runs/quickstart" in twice.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ranks = CliRunner().invoke(app, [*asked, str(half)])
+    assert ranks.exit_code == 2
+    assert "model.dtype is bfloat16, and float32 there; on several ranks the runs of one command" in ranks.stderr
+    assert len(ranks.stderr.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["half.yaml"]
+
+
+def test_groups_that_cannot_share_have_a_process_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **_: object) -> None:
+            begun.append(command[3:])
+
+        def wait(self) -> int:
+            return int("half.yaml" in begun[-1])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rl_engine.train.in_turn.subprocess.Popen", Process)
+    text = find_config("quickstart.yaml").read_text()
+    for name in ("half", "other"):
+        (tmp_path / f"{name}.yaml").write_text(text.replace("float32", "bfloat16" if name == "half" else "float32"))
+    files = [word for name in ("quickstart", "half", "other") for word in ("--config", f"{name}.yaml")]
+    ended = CliRunner().invoke(app, [*files, "--resume", "seed=3"])
+    assert ended.exit_code == 1, ended.output
+    assert begun == [
+        ["--config", "quickstart.yaml", "--config", "other.yaml", "--together", "2", "--resume", "seed=3"],
+        ["--config", "half.yaml", "--together", "1", "--resume", "seed=3"],
+    ]
+    assert "half does not train together with quickstart: model.dtype is bfloat16, and float32 there" in ended.output

@@ -1,0 +1,68 @@
+"""Groups of configurations that cannot share → a process for each group, one after another.
+
+A process gives all of its memory back, and the state that libraries keep of a model and a sampler, which no second one
+of another kind could have in the same process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from rl_engine.config.file import ConfigError
+from rl_engine.plan.sharing import Group
+from rollout.stopping import Stopped, StopRequest
+
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+
+
+def train_in_turn(
+    groups: Sequence[Group], files: dict[str, str], at_once: int | None, arguments: Sequence[str], stop: StopRequest
+) -> int:
+    """Train group by group; the exit code: 1 where a run failed.
+
+    Args:
+        groups: those of `groups_of`, more than one.
+        files: name of each run → its configuration's.
+        at_once: runs of a group at work at a time.
+        arguments: of the command, for all of them.
+        stop: heard by the process at work too, which saves and leaves.
+    """
+    failed = False
+    for group in groups:
+        command = [sys.executable, "-m", "rl_engine.train"]
+        for cell in group.cells:
+            command += ["--config", files[cell.name]]
+        if group.alone is None:
+            command += ["--together", str(min(at_once or len(group.cells), len(group.cells)))]
+        failed |= _ended([*command, *arguments], stop) != 0
+        if stop.asked:
+            return stop.exit_code
+    return int(failed)
+
+
+def check_ranks(groups: Sequence[Group]) -> None:
+    """Raises `ConfigError` under a launcher, whose processes can find each other for one group alone."""
+    if len(groups) > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        why = next(line for group in groups for line in group.apart)
+        raise ConfigError(f"{why}; on several ranks the runs of one command have to: start it by itself")
+
+
+def _ended(command: Sequence[str], stop: StopRequest) -> int:
+    process = subprocess.Popen(command, preexec_fn=_end_with_the_command)
+    try:
+        with stop.raised():
+            return process.wait()
+    except Stopped:
+        process.send_signal(stop.signum or signal.SIGTERM)
+        return process.wait()
+
+
+def _end_with_the_command() -> None:
+    """Between fork and exec: have the kernel send SIGTERM when the command dies, by whatever cause."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
