@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 SHOWN = tuple(column for column in COLUMNS if column.title in ("step", "reward", "held-out", "CoT", "gap"))
 FIRST_LINES = ("rate", "training", "learning")
 """Of what a run says of itself at its beginning, that in which runs together may differ; and its warnings."""
-WAITS, DONE, FAILED, STOPPED = "waits", "done", "failed", "stopped"
+WAITS, BEGUN, DONE, FAILED, STOPPED = "waits", "begun", "done", "failed", "stopped"
+STATE = "state: "
+"""What a line begins with that tells of a run, where there is no table, that it has begun or how it ended."""
 
 
 @dataclass
@@ -62,13 +64,16 @@ class Board:
         told = f"error: {text.rstrip()}"
         if self._live is None and not self.quiet:
             where = Console(stderr=True, highlight=False)
-            where.print(f"[bold red]{escape(name)}[/bold red]  {escape(told)}", soft_wrap=True)
+            for line in told.splitlines():
+                where.print(f"[bold red]{escape(name)}[/bold red]  {escape(line)}", soft_wrap=True)
         else:
             self.note(name, told)
 
     def state(self, name: str, state: str) -> None:
         self._states[name] = state
         self._draw()
+        if state in (BEGUN, DONE, FAILED, STOPPED) and not self.console.is_terminal:
+            self.note(name, f"{STATE}{state}")
 
     def figures(self, name: str, figures: Mapping[str, str]) -> None:
         """The newest of a run; a score stays until there is another."""

@@ -1,5 +1,5 @@
-"""The command: `python -m rl_engine.sweep --config NAME_OR_PATH [--retry-failed] [--dry-run] [key.sub=value …]`,
-or `--redraw SUMMARY` for the figures of results that are there.
+"""The command: `python -m rl_engine.sweep --config NAME_OR_PATH [--retry-failed] [--dry-run] [--watch]
+[key.sub=value …]`, or `--redraw SUMMARY` for the figures of results that are there.
 
 Imports neither torch nor matplotlib.
 """
@@ -21,11 +21,13 @@ from rich.markup import escape
 from evals.command import exit_with_error, new_console, stoppable
 from rl_engine.command import ConfiguredCommand, help_end
 from rl_engine.config.file import ConfigError, read_config
-from rl_engine.sweep.analysis import Analysis, cells_left, due_cells
+from rl_engine.sweep.analysis import Analysis, Found, cells_left, due_cells
+from rl_engine.sweep.board import watch
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
 from rl_engine.sweep.results import RESULTS, Results
 from rl_engine.sweep.schedule import check_ours, run_sweep, targets_of
+from rl_engine.sweep.sharing import Sharing, Targets, room_lines, sharing_of
 from rollout.files.durable import check_writable
 from rollout.hub import check_hub
 
@@ -41,6 +43,9 @@ def main(
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells that failed once more.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all cells, list those due, and stop.")] = False,
+    watches: Annotated[
+        bool, typer.Option("--watch", help="Show the cells of a sweep that runs elsewhere, until it is done.")
+    ] = False,
     redraws: Annotated[
         list[Path] | None, typer.Option("--redraw", help="A summary.json: draw its table and figures beside it.")
     ] = None,
@@ -49,11 +54,17 @@ def main(
     try:
         if (config is None) == (not redraws):
             raise ConfigError("give --config NAME_OR_PATH to run a sweep, or --redraw SUMMARY to draw one again")
+        if watches and (retry_failed or dry_run):
+            raise ConfigError("--watch runs nothing: give it without --retry-failed and --dry-run")
+        if watches and config is None:
+            raise ConfigError("--watch needs --config NAME_OR_PATH: the sweep that runs elsewhere")
         for summary in redraws or ():
             show(*redraw(summary), summary.parent)
         if config is not None:
             settings = read_config(SweepConfig, config, overrides or ())
             with stoppable():
+                if watches:
+                    raise typer.Exit(code_of(watch(settings, targets_of(settings), console)))
                 raise typer.Exit(sweep(settings, retry_failed=retry_failed, only_check=dry_run))
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
@@ -70,16 +81,40 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
         for cell in due:
             console.print(escape(cell.name), soft_wrap=True)
         console.print(f"{len(due)} cells due, {cells_left(config, found) - len(due)} to follow, {len(found)} done")
+        show_sharing(config, targets)
         check_hub(wanted)
         return 0
     check_writable(config.output, "output_dir")
     check_hub(wanted)
-    results, stop = run_sweep(config, targets, retry_failed=retry_failed)
+    sharing = show_sharing(config, targets)
+    results, stop = run_sweep(
+        config,
+        targets,
+        retry_failed=retry_failed,
+        sharing=sharing,
+        on_result=lambda results: write_report(config, results.by_cell),
+    )
     show(config, write_report(config, results.by_cell), config.output)
     if stop.signum is not None:
         console.print("stopped as asked: the same command goes on")
         return 128 + stop.signum
-    return 0 if any(result.status == "done" for result in results.by_cell.values()) else 1
+    return code_of(results.by_cell)
+
+
+def code_of(found: Found) -> int:
+    return 0 if any(result.status == "done" for result in found.values()) else 1
+
+
+def show_sharing(config: SweepConfig, targets: Targets) -> Sharing:
+    """Which cells run together, what that takes, and why others run alone. Raises `ConfigError` where it takes more
+    memory than there is."""
+    sharing = sharing_of(config, targets)
+    for lines in room_lines(config, targets, sharing):
+        for title, text in lines.items():
+            console.print(escape(f"{title:<10}{text}"), soft_wrap=True)
+    for line in sharing.why_apart:
+        console.print(escape(line), soft_wrap=True)
+    return sharing
 
 
 def show(config: SweepConfig, analysis: Analysis, directory: Path) -> None:

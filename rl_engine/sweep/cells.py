@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_engine.config.file import ConfigError, read_config, resolve
+from rl_engine.config.file import CommandConfig, ConfigError, read_config, resolve
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rollout.hub import HubItem
 
@@ -130,6 +130,8 @@ class Target:
     wanted_of_hub: tuple[HubItem, ...] = ()
     steps: int | None
     """Step of the last line of its metrics.jsonl; None where its exit code alone tells that it is complete."""
+    settings: CommandConfig
+    """Those of the cell with the first seed."""
 
 
 def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
@@ -144,4 +146,4 @@ def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
     given = settings.model_dump(mode="json", exclude_unset=True, exclude={"seed", "output_dir"})
     digest = hashlib.sha256(json.dumps([config.command, given], sort_keys=True).encode()).hexdigest()
     wanted = tuple(command.wanted_of_hub(settings))
-    return Target(config_hash=digest, steps=command.steps(settings), wanted_of_hub=wanted)
+    return Target(config_hash=digest, steps=command.steps(settings), wanted_of_hub=wanted, settings=settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -13,7 +13,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from rl_engine.config import Config
 from rl_engine.config.file import CommandConfig
 from rl_engine.config.sft import SftConfig
+from rl_engine.plan.sharing import Group, groups_of
 from rl_engine.sft import checks as sft
+from rl_engine.sweep.room import company_lines
 from rl_engine.train import checks as train
 from rollout.config import Section
 from rollout.hub import HubItem
@@ -37,6 +39,11 @@ class Command:
     """Settings → the step of the last line of a finished run's metrics.jsonl; None when they do not say."""
     step_scale: Literal["linear", "symlog"]
     """How steps are drawn: a supervised loss against their logarithm, as the paper does."""
+    groups: Callable[[Sequence[Any]], list[Group]] | None
+    """Settings of several runs → those that can train in one process; None where none can."""
+    room: Callable[[Sequence[Any], int, int], dict[str, str]] | None
+    """Settings of runs that can share, how many are at work at a time in a process, and how many processes → what they
+    need, for people; raised where that is more than there is."""
 
 
 COMMANDS = {
@@ -48,6 +55,8 @@ COMMANDS = {
         restart_option="--resume",
         steps=lambda config: config.train.steps,
         step_scale="linear",
+        groups=groups_of,
+        room=company_lines,
     ),
     "sft": Command(
         module="rl_engine.sft",
@@ -57,6 +66,8 @@ COMMANDS = {
         restart_option="--resume",
         steps=lambda config: config.train.steps,
         step_scale="symlog",
+        groups=None,
+        room=None,
     ),
 }
 
@@ -132,7 +143,10 @@ class SweepConfig(CommandConfig):
     )
     score: ScoreConfig
     curves: tuple[str, ...] = Field((), description="Other metrics kept in the results and drawn over the steps.")
-    jobs: int = Field(1, ge=1, description="Runs at the same time; each gets its share of the cores.")
+    jobs: int = Field(1, ge=1, description="Processes at the same time; each gets its share of the cores.")
+    together: int = Field(
+        1, ge=1, description="Runs at work at a time in each process, where they can share a base model and a sampler."
+    )
     time_limit_s: float | None = Field(None, gt=0, description="Longest a run may take; it is then stopped.")
     keep: Literal["all", "metrics"] = Field(
         "all", description="`metrics` deletes adapters, checkpoints and rollouts of runs that are done."

@@ -1,4 +1,4 @@
-"""A cell → a process in a directory of its own, watched until it ends; what came of it.
+"""A cell → a run in a directory of its own, watched until it ends; what came of it.
 
 OUTPUT/cells/<cell>/run/      the run's own directory
 OUTPUT/cells/<cell>/log.txt   the command and what it printed, of every attempt
@@ -8,17 +8,13 @@ OUTPUT/cells/<cell>/cell.json the cell, written before it starts
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
-import os
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,23 +23,15 @@ from rl_engine.config.file import ConfigError
 from rl_engine.run.records import read_metrics
 from rl_engine.sweep.cells import Cell, Target, arguments_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
+from rl_engine.sweep.processes import Process, start_process
 from rl_engine.sweep.results import Result, measured
 from rollout.files.durable import write_synced
 
-GRACE_S = 120.0
-"""A run that was asked to stop saves and leaves, which takes seconds; after so long it is killed."""
 LOCK_WAIT_S = 30.0
 """Longest wait for the runs of a sweep that was killed, which are saving what they have."""
 TAIL_LINES, TAIL_CHARACTERS = 12, 1500
 CELL = "cell.json"
 LARGE = ("adapters", "checkpoints", "rollouts")
-LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1
-
-
-def _end_with_the_sweep() -> None:
-    """Between fork and exec: have the kernel send SIGTERM when the sweep dies, by whatever cause."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -70,22 +58,23 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CellRun:
-    """A process at work on a cell."""
+    """A cell at work."""
 
     cell: Cell
     target: Target
     directory: Path
-    process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.monotonic)
-    asked_to_stop: float | None = None
-    """When it was asked; monotonic seconds, like `started`."""
     overdue: bool = False
 
     @property
     def run(self) -> Path:
         return self.directory / "run"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log.txt"
 
     @property
     def seconds(self) -> float:
@@ -97,67 +86,67 @@ class CellRun:
         lines = read_metrics(self.run)
         return int(lines[-1]["step"]) if lines else -1
 
-    def stop(self) -> None:
-        """Ask it to save and leave; called again after `GRACE_S`, end it and all it started."""
-        now = time.monotonic()
-        if self.asked_to_stop is None:
-            self.asked_to_stop = now
-            self.process.terminate()
-        elif now > self.asked_to_stop + GRACE_S:
-            self.kill()
 
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+@dataclass(kw_only=True)
+class Alone:
+    """A process that runs one cell."""
 
-    def ended(self, limit_s: float | None) -> bool:
-        """Whether it is over; asks it to stop when it is past the limit."""
-        if self.process.poll() is not None:
-            return True
-        self.overdue = self.overdue or (limit_s is not None and self.seconds > limit_s)
-        if self.overdue or self.asked_to_stop is not None:
-            self.stop()
-        return False
+    of_cell: CellRun
+    process: Process
+    over: bool = False
+
+    @property
+    def at_work(self) -> list[Cell]:
+        return [] if self.over else [self.of_cell.cell]
+
+    def news(self, config: SweepConfig) -> list[Result]:
+        """The cell's result, once it has ended; asks it to stop when it is past the limit."""
+        run, limit_s = self.of_cell, config.time_limit_s
+        if self.process.returncode is None:
+            run.overdue = run.overdue or (limit_s is not None and run.seconds > limit_s)
+            if run.overdue:
+                self.process.stop()
+            return []
+        self.over = True
+        return [result_of(run, config, self.process.returncode)]
 
 
-def start(config: SweepConfig, cell: Cell, target: Target, lock: int) -> CellRun:
-    """Run the cell, from where an earlier attempt left it if its command can."""
+def begin(config: SweepConfig, cell: Cell, target: Target) -> CellRun:
+    """The cell's directory, with what it is."""
     directory = config.output / "cells" / cell.name
     directory.mkdir(parents=True, exist_ok=True)
     record = {**asdict(cell), "config_hash": target.config_hash}
     write_synced(directory / CELL, json.dumps(record, indent=2) + "\n")
+    return CellRun(cell=cell, target=target, directory=directory)
+
+
+def start_alone(config: SweepConfig, cell: Cell, target: Target, lock: int) -> Alone:
+    """Run the cell, from where an earlier attempt left it if its command can."""
+    run = begin(config, cell, target)
     command = COMMANDS[config.command]
     line = [sys.executable, "-m", command.module, "--config", config.base, *arguments_of(cell)]
-    line += [f"output_dir={json.dumps(str(directory / 'run'))}", command.restart_option]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // config.jobs))
-    with (directory / "log.txt").open("ab") as log:
-        log.write(f"$ {shlex.join(line)}\n".encode())
-        log.flush()
-        process = subprocess.Popen(
-            line,
-            env={"OMP_NUM_THREADS": threads, **os.environ},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in a terminal reaches the sweep alone, which asks its runs to stop
-            pass_fds=(lock,),
-            preexec_fn=_end_with_the_sweep,  # safe: the sweep has no threads
-        )
-    return CellRun(cell=cell, target=target, directory=directory, process=process)
+    line += [f"output_dir={json.dumps(str(run.run))}", command.restart_option]
+    note_command(run.log, line)
+    return Alone(of_cell=run, process=start_process(line, run.log, config.jobs, lock))
 
 
-def result_of(run: CellRun, config: SweepConfig) -> Result:
-    """What came of a run that has ended."""
+def note_command(log: Path, line: Sequence[str]) -> None:
+    with log.open("a") as file:
+        file.write(f"$ {shlex.join(line)}\n")
+
+
+def result_of(run: CellRun, config: SweepConfig, code: int) -> Result:
+    """What came of a run that has ended with this exit code."""
     status: Literal["done", "failed", "timeout"] = "failed"
     reached = f"step {run.step} of {run.target.steps or 'its epochs'}"
-    if run.process.returncode == 0 and run.step >= (run.target.steps or 0):
+    if code == 0 and run.step >= (run.target.steps or 0):
         status, error = "done", ""
     elif run.overdue:
         status, error = "timeout", f"stopped after {run.seconds:.0f} s, at {reached}"
-    elif run.process.returncode == 0:
+    elif code == 0:
         error = f"it ended well, but at {reached}"
     else:
-        error = f"exit code {run.process.returncode}\n{tail(run.directory / 'log.txt')}"
+        error = f"exit code {code}\n{tail(run.log)}"
     cell = run.cell
     plain = Result(
         cell=cell.name,

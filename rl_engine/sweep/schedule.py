@@ -7,7 +7,7 @@ import itertools
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -16,20 +16,22 @@ from rl_engine.config.file import ConfigError
 from rl_engine.run.output import refuse_unmarked
 from rl_engine.run.records import MARKER, METRICS
 from rl_engine.sweep.analysis import cells_left, due_cells
-from rl_engine.sweep.cells import Target, arms_of, cell_of, target_of
+from rl_engine.sweep.cells import arms_of, cell_of, target_of
+from rl_engine.sweep.company import LOGS
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.progress import SweepProgress
 from rl_engine.sweep.report import SUMMARY, TABLE
 from rl_engine.sweep.results import RESULTS, Results, measured
-from rl_engine.sweep.runs import CELL, CellRun, result_of, sole_user, start
+from rl_engine.sweep.runs import CELL, sole_user
+from rl_engine.sweep.sharing import Sharing, Targets
+from rl_engine.sweep.slots import Slots
 from rollout.files.durable import write_synced
 from rollout.stopping import ECHO_S
 
 POLL_S = 0.1
-WRITTEN = ("cells", RESULTS, TABLE, SUMMARY)
+WRITTEN = ("cells", LOGS, RESULTS, TABLE, SUMMARY)
 """Names that a sweep writes in its directory, besides its figures."""
-Targets = Mapping[tuple[str, float], Target]
-"""(arm, axis value) → target of the cells there"""
+ALONE = Sharing()
 
 
 @dataclass
@@ -64,8 +66,16 @@ def targets_of(config: SweepConfig) -> Targets:
     return {(arm.name, value): target_of(config, arm, value) for arm in arms_of(config) for value in arm.axis_values}
 
 
-def run_sweep(config: SweepConfig, targets: Targets, *, retry_failed: bool) -> tuple[Results, Stop]:
-    """Run what has no result yet. Raises `ConfigError` when `output_dir` holds runs of other settings."""
+def run_sweep(
+    config: SweepConfig,
+    targets: Targets,
+    *,
+    retry_failed: bool,
+    sharing: Sharing = ALONE,
+    on_result: Callable[[Results], object] = lambda results: None,
+) -> tuple[Results, Stop]:
+    """Run what has no result yet; `on_result` is called after each that comes. Raises `ConfigError` when `output_dir`
+    holds runs of other settings."""
     check_ours(config.output)
     stop = Stop()
     with sole_user(config.output) as lock, stop.heard():
@@ -76,42 +86,38 @@ def run_sweep(config: SweepConfig, targets: Targets, *, retry_failed: bool) -> t
         if retry_failed:
             results.by_cell = {name: result for name, result in results.by_cell.items() if result.status == "done"}
         results.write()
-        progress = SweepProgress(jobs=config.jobs)
+        progress = SweepProgress(config=config, targets=targets)
         try:
-            run_cells(config, targets, results, stop, progress, lock)
+            run_cells(Slots(config, targets, sharing, lock, progress.note), results, stop, progress, on_result)
         finally:
             progress.close()
     return results, stop
 
 
 def run_cells(
-    config: SweepConfig, targets: Targets, results: Results, stop: Stop, progress: SweepProgress, lock: int
+    slots: Slots, results: Results, stop: Stop, progress: SweepProgress, on_result: Callable[[Results], object]
 ) -> None:
     """Start, watch and record, until nothing is due and nothing runs; once asked to stop, until nothing runs."""
-    runs: list[CellRun] = []
-    due, left = due_cells(config, results.by_cell), cells_left(config, results.by_cell)
+    config = slots.config
+    due = due_cells(config, results.by_cell)
     while True:
         if stop.signum is None:
-            while due and len(runs) < config.jobs:
-                cell = due.pop(0)
-                runs.append(start(config, cell, targets[cell.arm, cell.axis_value], lock))
+            slots.fill(due)
         else:
-            for run in runs:
-                run.kill() if stop.at_once else run.stop()
-        if not runs:
+            for work in slots.at_work:
+                work.process.kill() if stop.at_once else work.process.stop()
+        if not slots.at_work:
             return
         time.sleep(POLL_S)
-        progress.running(runs, left)
-        for run in [run for run in runs if run.ended(config.time_limit_s)]:
-            runs.remove(run)
-            result = result_of(run, config)
+        progress.running(results.by_cell)
+        for result in slots.news():
             # A run that was told to leave has no result: the next sweep continues it.
             if stop.signum is None or result.status == "done":
                 results.add(result)
-                at_work = {run.cell.name for run in runs}
-                due = [cell for cell in due_cells(config, results.by_cell) if cell.name not in at_work]
-                left = cells_left(config, results.by_cell)
-                progress.result(result, left)
+                progress.result(result, cells_left(config, results.by_cell))
+                on_result(results)
+        taken = {cell.name for work in slots.at_work for cell in work.at_work}
+        due = [cell for cell in due_cells(config, results.by_cell) if cell.name not in taken]
 
 
 def check_ours(output: Path) -> None:

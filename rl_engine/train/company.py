@@ -27,7 +27,7 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.company import Place, company_lines, runs_at_once
 from rl_engine.plan.sharing import Cell, Group
 from rl_engine.policy.base_model import SharedBase
-from rl_engine.run.board import DONE, FAILED, STOPPED, Board, CellConsole
+from rl_engine.run.board import BEGUN, DONE, FAILED, STOPPED, Board, CellConsole
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import check_output
@@ -187,6 +187,7 @@ class Company:
     def _train(self, cell: Cell, stop: StopRequest, shared: Shared) -> None:
         """One run, in its own thread: what happens to it is told, and is nobody else's."""
         wishes, state, code = self.wishes, FAILED, 1
+        self.board.state(cell.name, BEGUN)
         try:
             code = train_run(
                 cell.config,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from rl_engine.config import TrainConfig
 from rl_engine.config.file import CommandConfig
+from rl_engine.plan.sharing import Cell, Group
 from rl_engine.sweep.__main__ import app
 from rl_engine.sweep.config import COMMANDS, Command, SweepConfig
 from rollout.config import Section
@@ -16,10 +19,12 @@ class FakeOptim(Section):
 
 
 class FakeTest(Section):
-    kind: Literal["ok", "broken", "deaf"] = "ok"
+    kind: Literal["ok", "broken", "deaf", "deadly"] = "ok"
     shift: float = 3.0
     step_s: float = 0.0
     company: int = 1
+    base: str = "one"
+    """Runs of the same can share; those of `own` share with none."""
 
 
 class FakeConfig(CommandConfig):
@@ -32,7 +37,20 @@ class FakeConfig(CommandConfig):
     test: FakeTest = FakeTest()
 
 
+def groups_of_fakes(configs: Sequence[Any]) -> list[Group]:
+    groups: dict[str, Group] = {}
+    for config in configs:
+        cell, base = Cell(Path(config.output_dir).name, config), config.test.base
+        if base == "own":
+            groups[cell.name] = Group([cell], "test.base is own")
+        else:
+            groups.setdefault(base, Group([])).cells.append(cell)
+    return list(groups.values())
+
+
 FAKE = Command(
+    groups=groups_of_fakes,
+    room=lambda configs, together, jobs: {"together": f"{together} of {len(configs)}"},
     check=lambda config: None,
     wanted_of_hub=lambda config: [],
     module="tests.helpers.sweep_fake_run",

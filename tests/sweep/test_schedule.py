@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.reference import rows
 from rl_engine.run.records import read_metrics
-from rl_engine.sweep import runs, schedule
+from rl_engine.sweep import processes, runs, schedule
 from rl_engine.sweep.__main__ import app
 from rl_engine.sweep.analysis import due_cells
 from rl_engine.sweep.cells import arms_of
@@ -181,7 +181,7 @@ def test_failed_and_hanging_cells_are_recorded(
     make_sweep: SweepMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are run once more only when that is asked for."""
-    monkeypatch.setattr(runs, "GRACE_S", 0.2)
+    monkeypatch.setattr(processes, "GRACE_S", 0.2)
     overrides = ("arms.bad.test.kind=broken", "arms.hung.test.kind=deaf", "time_limit_s=1.5", "grid.optim.lr=[1e-3]")
     config = make_sweep(*overrides, "jobs=4")
     results = run(config)

@@ -1,0 +1,145 @@
+"""Cells that can share → one process in which they train side by side, and what it tells of each.
+
+OUTPUT/together/<number>.log    the command and all that the process printed
+OUTPUT/cells/<cell>/config.yaml the cell's settings; its log.txt has the lines that are its own
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl_engine.config.file import CommandConfig, read_config
+from rl_engine.run.board import BEGUN, DONE, FAILED, STATE
+from rl_engine.sweep.cells import Cell, arguments_of
+from rl_engine.sweep.config import COMMANDS, SweepConfig
+from rl_engine.sweep.processes import Process, start_process
+from rl_engine.sweep.results import Result
+from rl_engine.sweep.runs import CellRun, begin, note_command, result_of, tail
+from rl_engine.sweep.sharing import Targets
+from rollout.files.durable import write_synced
+
+LOGS = "together"
+SETTINGS = "config.yaml"
+
+
+@dataclass(kw_only=True)
+class Together:
+    """A process at work on several cells, some of which wait for a place."""
+
+    waiting: dict[str, CellRun]
+    """Name of a cell → its run, of those that have not begun."""
+    process: Process
+    log: Path
+    at_once: int
+    """How many are at work at a time."""
+    over: bool = False
+    refused: str = ""
+    """Why the process ended before any cell had begun, where it was not asked to."""
+    suspects: tuple[Cell, ...] = ()
+    """Once it is over: cells that may be why it ended early."""
+    overdue: tuple[Cell, ...] = ()
+    """Cells that were past the limit when it was asked to stop."""
+    _begun: dict[str, CellRun] = field(default_factory=dict, init=False)
+    """Those at work."""
+    _read: int = field(default=0, init=False)
+    """Bytes of the log that were read."""
+
+    @property
+    def at_work(self) -> list[Cell]:
+        """Those that wait for a place among them: no other process may take them."""
+        return [run.cell for run in (*self._begun.values(), *self.waiting.values())] if not self.over else []
+
+    def news(self, config: SweepConfig) -> list[Result]:
+        """The results of the cells that have ended since the last call."""
+        code = self.process.returncode  # before the log is read: then that is complete
+        results = [result for line in self._new_lines(last=code is not None) if (result := self._told(line, config))]
+        if code is None:
+            self._end_overdue(config)
+        else:
+            self.over = True
+            if self.process.asked_to_stop is None:
+                self._suspect(code)
+        return results
+
+    def _new_lines(self, *, last: bool) -> list[str]:
+        """What was printed since the last call, in whole lines."""
+        with self.log.open("rb") as file:
+            file.seek(self._read)
+            text = file.read()
+        if not last:
+            text = text[: text.rfind(b"\n") + 1]
+        self._read += len(text)
+        return text.decode(errors="replace").splitlines()
+
+    def _told(self, line: str, config: SweepConfig) -> Result | None:
+        """Into the cell's own log with its line; its result, where that says that it has ended."""
+        name, _, text = line.partition("  ")
+        run = self._begun.get(name) or self.waiting.get(name)
+        if run is None:
+            return None
+        with run.log.open("a") as file:
+            file.write(f"{text}\n")
+        if text == f"{STATE}{BEGUN}" and name in self.waiting:
+            run.started = time.monotonic()
+            self._begun[name] = self.waiting.pop(name)
+        # One that says that it failed and had not begun is no judge of itself: there was no sampler left.
+        elif text in (f"{STATE}{DONE}", f"{STATE}{FAILED}") and name in self._begun:
+            del self._begun[name]
+            return result_of(run, config, 0 if text == f"{STATE}{DONE}" else 1)
+        return None
+
+    def _end_overdue(self, config: SweepConfig) -> None:
+        """Where a cell took longer than it may with its share of the process, all save and leave. Whether it is the
+        cell that hangs, or another in whose turn it waits, shows when it goes on alone."""
+        if config.time_limit_s is None or self.process.asked_to_stop is not None:
+            return
+        limit_s = config.time_limit_s * self.at_once
+        late = [run.cell for run in self._begun.values() if run.seconds > limit_s]
+        if late:
+            self.overdue = tuple(late)
+            self.process.stop()
+
+    def _suspect(self, code: int) -> None:
+        """The process ended of itself, and not all of its cells have."""
+        runs = self._begun or self.waiting
+        self.suspects = tuple(run.cell for run in runs.values())
+        if code >= 0 and not self._begun and self.waiting:
+            self.refused = f"exit code {code}: {tail(self.log)}"
+
+
+def start_together(config: SweepConfig, cells: Sequence[Cell], targets: Targets, lock: int) -> Together:
+    """Run the cells in one process, each from where an earlier attempt left it."""
+    command = COMMANDS[config.command]
+    runs = {cell.name: begin(config, cell, targets[cell.arm, cell.axis_value]) for cell in cells}
+    files = []
+    for run in runs.values():
+        files += ["--config", str(run.directory / SETTINGS)]
+        write_synced(run.directory / SETTINGS, settings_file(settings_of(config, run)))
+    line = [sys.executable, "-m", command.module, *files, "--together", str(config.together), command.restart_option]
+    (config.output / LOGS).mkdir(exist_ok=True)
+    numbers = (config.output / LOGS / f"{number:03}.log" for number in itertools.count(1))
+    log = next(path for path in numbers if not path.exists())
+    for path in (log, *(run.log for run in runs.values())):
+        note_command(path, line)
+    at_once = min(config.together, len(cells))
+    return Together(waiting=runs, process=start_process(line, log, config.jobs, lock), log=log, at_once=at_once)
+
+
+def settings_of(config: SweepConfig, run: CellRun) -> CommandConfig:
+    own = [*arguments_of(run.cell), f"output_dir={json.dumps(str(run.run))}"]
+    return read_config(COMMANDS[config.command].schema, config.base, own, place="the sweep's settings")
+
+
+def settings_file(settings: CommandConfig) -> str:
+    """A file that gives what was given, and no more: what follows from that is for the run to say."""
+    values: dict[str, Any] = settings.model_dump(mode="json", exclude_unset=True)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

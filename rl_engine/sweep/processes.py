@@ -1,0 +1,69 @@
+"""A command line → a process that writes into a log, leaves when it is asked to, and does not outlive the sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+GRACE_S = 120.0
+"""A run that was asked to stop saves and leaves, which takes seconds; after so long it is killed."""
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+
+
+def _end_with_the_sweep() -> None:
+    """Between fork and exec: have the kernel send SIGTERM when the sweep dies, by whatever cause."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@dataclass
+class Process:
+    popen: subprocess.Popen[bytes]
+    asked_to_stop: float | None = None
+    """When it was asked; monotonic seconds."""
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it is at work. One that was asked to stop and stays is ended after `GRACE_S`."""
+        code = self.popen.poll()
+        if code is None and self.asked_to_stop is not None:
+            self.stop()
+        return code
+
+    def stop(self) -> None:
+        """Ask it to save and leave; called again after `GRACE_S`, end it and all it started."""
+        now = time.monotonic()
+        if self.asked_to_stop is None:
+            self.asked_to_stop = now
+            self.popen.terminate()
+        elif now > self.asked_to_stop + GRACE_S:
+            self.kill()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+
+
+def start_process(line: Sequence[str], log: Path, jobs: int, lock: int) -> Process:
+    """`lock`: the descriptor that it keeps open, so that the sweep's lock is held as long as it lives."""
+    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    with log.open("ab") as file:
+        return Process(
+            subprocess.Popen(
+                line,
+                env={"OMP_NUM_THREADS": threads, **os.environ},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in a terminal reaches the sweep alone, which asks its runs to stop
+                pass_fds=(lock,),
+                preexec_fn=_end_with_the_sweep,  # safe: the sweep has no threads
+            )
+        )

@@ -1,0 +1,86 @@
+"""Cells that are due → the processes at work on them: as many as `jobs`, each with one cell or with several."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from rl_engine.sweep.cells import Cell
+from rl_engine.sweep.company import Together, start_together
+from rl_engine.sweep.config import SweepConfig
+from rl_engine.sweep.report import last_line
+from rl_engine.sweep.results import Result
+from rl_engine.sweep.runs import Alone, start_alone
+from rl_engine.sweep.sharing import Sharing, Targets
+
+MOST_DEATHS = 2
+"""A cell whose process was killed so often among others goes on alone, where it can kill none but its own."""
+
+
+@dataclass
+class Slots:
+    config: SweepConfig
+    targets: Targets
+    sharing: Sharing
+    lock: int
+    say: Callable[[str], None]
+    at_work: list[Alone | Together] = field(default_factory=list, init=False)
+    _alone: set[str] = field(default_factory=set, init=False)
+    """Names of cells that are no longer run among others."""
+    _deaths: Counter[str] = field(default_factory=Counter, init=False)
+    """How often a cell was at work when the process of several was killed."""
+
+    def fill(self, due: Sequence[Cell]) -> None:
+        """Put cells to work, first those that come first, until every process there may be is there."""
+        left = list(due)
+        while left and len(self.at_work) < self.config.jobs:
+            cells = self._next(left)
+            left = [cell for cell in left if cell not in cells]
+            if len(cells) == 1:
+                target = self.targets[cells[0].arm, cells[0].axis_value]
+                self.at_work.append(start_alone(self.config, cells[0], target, self.lock))
+            else:
+                self.at_work.append(start_together(self.config, cells, self.targets, self.lock))
+
+    def _next(self, due: Sequence[Cell]) -> list[Cell]:
+        """The first cell, with its share of those that can run with it: one process takes all of them, where others
+        are free they take some."""
+        group = self._group(due[0])
+        if group is None:
+            return [due[0]]
+        cells = [cell for cell in due if self._group(cell) == group]
+        free = self.config.jobs - len(self.at_work)
+        processes = min(free, math.ceil(len(cells) / self.config.together))
+        return cells[::processes]
+
+    def _group(self, cell: Cell) -> int | None:
+        return None if cell.name in self._alone else self.sharing.group_of((cell.arm, cell.axis_value))
+
+    def news(self) -> list[Result]:
+        """What has ended since the last call."""
+        results = [result for work in self.at_work for result in work.news(self.config)]
+        for work in self.at_work:
+            if work.over and isinstance(work, Together):
+                self._learn_from(work)
+        self.at_work = [work for work in self.at_work if not work.over]
+        return results
+
+    def _learn_from(self, ended: Together) -> None:
+        """What a process of several cannot tell of a cell shows when that cell runs alone."""
+        if ended.overdue:
+            self._part(ended.overdue, "past the time limit with its share of a process")
+        if ended.refused:
+            self._part(ended.suspects, f"they could not begin together: {last_line(ended.refused)} ({ended.log})")
+        elif ended.suspects:
+            self._deaths.update(cell.name for cell in ended.suspects)
+            names = ", ".join(cell.name for cell in ended.suspects)
+            self.say(f"a process of several cells ended before its time ({ended.log}); at work were {names}")
+            often = [cell for cell in ended.suspects if self._deaths[cell.name] >= MOST_DEATHS]
+            self._part(often, "its process ended so twice")
+
+    def _part(self, cells: Sequence[Cell], why: str) -> None:
+        self._alone.update(cell.name for cell in cells)
+        for cell in cells:
+            self.say(f"{cell.name} goes on alone: {why}")

@@ -1,0 +1,231 @@
+"""Cells of a sweep side by side in one process: who is with whom, and what a company survives. The command is scripted
+but for the last test, which trains."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from rl_engine.config import Config
+from rl_engine.config.file import read_config
+from rl_engine.run.records import read_metrics
+from rl_engine.sweep import __main__ as command
+from rl_engine.sweep import board, processes, runs
+from rl_engine.sweep.cells import arguments_of, arms_of, cell_of
+from rl_engine.sweep.company import settings_file
+from rl_engine.sweep.config import COMMANDS, SweepConfig
+from rl_engine.sweep.results import Result, Results
+from rl_engine.sweep.schedule import run_sweep, targets_of
+from rl_engine.sweep.sharing import sharing_of
+from tests.helpers.sweep_fake import FAKE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep over the scripted command: two arms that can share, at three rates."""
+    monkeypatch.setitem(COMMANDS, "fake", FAKE)
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "base.yaml").write_text("train: {steps: 4, problems_per_step: 1}")
+    (tmp_path / "sweep.yaml").write_text(
+        f"""
+        command: fake
+        base: {tmp_path / "base.yaml"}
+        grid: {{optim.lr: [1.0e-4, 1.0e-3, 1.0e-2]}}
+        arms:
+          one: {{}}
+          two: {{test.shift: 3.5}}
+        score: {{metric: score}}
+        together: 2
+        output_dir: {tmp_path / "out"}
+        """
+    )
+
+
+def sweep(tmp_path: Path, *overrides: str) -> SweepConfig:
+    return read_config(SweepConfig, str(tmp_path / "sweep.yaml"), overrides)
+
+
+def run(config: SweepConfig, *, retry_failed: bool = False) -> dict[str, Result]:
+    targets = targets_of(config)
+    results, stop = run_sweep(config, targets, retry_failed=retry_failed, sharing=sharing_of(config, targets))
+    assert stop.signum is None
+    return results.by_cell
+
+
+def attempts(config: SweepConfig, cell: str) -> list[dict[str, Any]]:
+    path = config.output / "cells" / cell / "run" / "attempts.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def companies(config: SweepConfig, cells: dict[str, Result]) -> list[set[str]]:
+    """The cells of each process, in the order in which they were started."""
+    by_pid: dict[int, set[str]] = {}
+    for cell in cells:
+        for attempt in attempts(config, cell):
+            by_pid.setdefault(attempt["pid"], set()).add(cell)
+    return [*by_pid.values()]
+
+
+def test_all_cells_that_can_share_are_in_one_process_and_two_of_them_at_work(tmp_path: Path) -> None:
+    config = sweep(tmp_path, "arms.own.test.base=own", "confirm_seeds=[5]")
+    results = run(config)
+    assert {result.status for result in results.values()} == {"done"}
+    assert len(results) == 9 + 3
+    first = {cell for cell in results if "seed=0" in cell and not cell.startswith("own")}
+    made = companies(config, results)
+    assert first in made
+    assert {cell for cell in results if "seed=5" in cell and not cell.startswith("own")} in made
+    assert sorted(map(len, made)) == [1] * 4 + [2, 6]
+    spans = [
+        (attempts(config, cell)[0]["at"], float((config.output / "cells" / cell / "run" / "ended").read_text()))
+        for cell in first
+    ]
+    assert max(sum(start <= moment < end for start, end in spans) for moment, _ in spans) == 2
+    cell = config.output / "cells" / "one_optim.lr=0.001_seed=0"
+    assert sorted(path.name for path in cell.iterdir()) == ["cell.json", "config.yaml", "log.txt", "run"]
+    assert yaml.safe_load((cell / "config.yaml").read_text())["output_dir"] == str(cell / "run")
+    log = (cell / "log.txt").read_text().splitlines()
+    assert log[0].startswith("$ ")
+    assert "--together 2 --resume" in log[0]
+    assert log[1:] == ["state: begun", "state: done"]
+    assert results["one_optim.lr=0.001_seed=0"].score == pytest.approx(0.9)
+
+
+def test_processes_divide_the_cells_among_themselves(tmp_path: Path) -> None:
+    config = sweep(tmp_path, "jobs=2")
+    results = run(config)
+    assert sorted(map(len, companies(config, results))) == [3, 3]
+    cores = len(os.sched_getaffinity(0))
+    assert {attempts(config, cell)[0]["threads"] for cell in results} == {str(max(1, cores // 2))}
+
+
+def test_a_cell_that_fails_is_recorded_while_the_others_go_on_and_is_run_again_when_asked(tmp_path: Path) -> None:
+    config = sweep(tmp_path, "arms.bad.test.kind=broken", "grid.optim.lr=[1e-3]")
+    results = run(config)
+    bad = results["bad_optim.lr=0.001_seed=0"]
+    assert (bad.status, bad.score) == ("failed", None)
+    assert "RuntimeError: the gap is too large" in bad.error
+    assert {results[f"{arm}_optim.lr=0.001_seed=0"].status for arm in ("one", "two")} == {"done"}
+    assert len(companies(config, results)) == 1
+    (tmp_path / "repaired").touch()
+    assert run(config) == results
+    assert run(config, retry_failed=True)[bad.cell].status == "done"
+
+
+def test_a_cell_that_hangs_is_found_alone_and_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In company it stops everybody's clock: only alone can it be told from those that wait for it."""
+    monkeypatch.setattr(processes, "GRACE_S", 0.2)
+    config = sweep(tmp_path, "arms.hung.test.kind=deaf", "grid.optim.lr=[1e-3]", "time_limit_s=0.6", "together=3")
+    results = run(config)
+    assert {result.arm: result.status for result in results.values()} == {
+        "one": "done",
+        "two": "done",
+        "hung": "timeout",
+    }
+    assert len(attempts(config, "hung_optim.lr=0.001_seed=0")) == 2
+
+
+def test_a_killed_process_costs_its_cells_nothing_and_a_deadly_cell_is_left_to_itself(tmp_path: Path) -> None:
+    config = sweep(tmp_path, "arms.deadly.test.kind=deadly", "grid.optim.lr=[1e-3]", "together=3")
+    results = run(config)
+    assert {result.status for result in results.values()} == {"done"}
+    deadly = attempts(config, "deadly_optim.lr=0.001_seed=0")
+    assert [attempt["from"] for attempt in deadly] == [0, 4, 4]
+    for cell in results:
+        assert [line["step"] for line in read_metrics(config.output / "cells" / cell / "run")] == [0, 1, 2, 3, 4]
+
+
+def test_cells_that_cannot_begin_together_run_alone_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "refuses").touch()
+    config = sweep(tmp_path, "grid.optim.lr=[1e-3]")
+    results = run(config)
+    assert {result.status for result in results.values()} == {"done"}
+    assert len(companies(config, results)) == 2
+    assert "there is no room for several" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_stopped_in_the_middle_goes_on_where_its_cells_were(number: signal.Signals, tmp_path: Path) -> None:
+    config = sweep(tmp_path, "set.test.step_s=0.1")
+    words = ["--config", str(tmp_path / "sweep.yaml"), "set.test.step_s=0.1"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.sweep_fake", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(config.output.glob("cells/*/run/metrics.jsonl"))) < 3 and time.monotonic() < deadline:
+        assert started.poll() is None
+        time.sleep(0.02)
+    started.send_signal(number)
+    output, _ = started.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        assert started.returncode == 128 + signal.SIGTERM
+        assert "the same command goes on" in output
+    with runs.sole_user(config.output):
+        finished = Results(config.output / "results.jsonl").by_cell
+    assert len(finished) < 6
+    assert all(result.status == "done" for result in finished.values())
+    results = run(config)
+    assert len(results) == 6
+    assert {cell: results[cell] for cell in finished} == finished
+    for cell in results:
+        assert [line["step"] for line in read_metrics(config.output / "cells" / cell / "run")] == [0, 1, 2, 3, 4]
+    assert any(attempts(config, cell)[-1]["from"] > 0 for cell in results)
+
+
+def test_a_supervised_sweep_runs_each_cell_alone_and_says_so() -> None:
+    config = read_config(SweepConfig, "sweep_capacity.yaml", ["together=4"])
+    sharing = sharing_of(config, targets_of(config))
+    assert sharing.groups == ()
+    assert "command is sft" in sharing.why_apart[0]
+
+
+def test_full_fine_tuning_is_left_out_and_the_arm_is_named_once() -> None:
+    config = read_config(SweepConfig, "sweep_rates.yaml", ["together=4"])
+    sharing = sharing_of(config, targets_of(config))
+    assert [len(group) for group in sharing.groups] == [15]
+    assert len(sharing.why_apart) == 1
+    assert sharing.why_apart[0].startswith("full: each cell runs alone: method is full")
+
+
+@pytest.mark.parametrize("name", ["sweep_rates.yaml", "sweep_layers.yaml", "sweep_starts.yaml"])
+def test_the_settings_file_of_a_cell_says_what_its_command_line_says(name: str, tmp_path: Path) -> None:
+    config = read_config(SweepConfig, name)
+    for arm in arms_of(config):
+        cell = cell_of(config, arm, arm.axis_values[0], 3)
+        told = read_config(Config, config.base, [*arguments_of(cell), f"output_dir={tmp_path}/run"])
+        (tmp_path / "config.yaml").write_text(settings_file(told))
+        assert read_config(Config, str(tmp_path / "config.yaml")) == told
+
+
+def test_the_table_has_a_row_a_cell_and_a_watcher_reads_it_elsewhere(tmp_path: Path) -> None:
+    config = sweep(tmp_path)
+    targets = targets_of(config)
+    names = [row.cell.name for row in board.rows_of(config, targets, {})]
+    assert len(names) == 6
+    run(config)
+    console = Console(width=200, file=io.StringIO(), record=True)
+    assert command.code_of(board.watch(config, targets, console)) == 0
+    shown = console.export_text()
+    assert all(f"{name}  " in shown for name in names)
+    assert shown.count("4/4") == shown.count("done") == 6
