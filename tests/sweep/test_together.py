@@ -21,13 +21,14 @@ from rl_engine.config import Config
 from rl_engine.config.file import read_config
 from rl_engine.run.records import read_metrics
 from rl_engine.sweep import __main__ as command
-from rl_engine.sweep import board, processes, runs
+from rl_engine.sweep import board
 from rl_engine.sweep.cells import arguments_of, arms_of, cell_of
-from rl_engine.sweep.company import settings_file
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
 from rl_engine.sweep.sharing import sharing_of
+from rl_engine.sweep.work import processes, runs
+from rl_engine.sweep.work.company import settings_file
 from tests.helpers.sweep_fake import FAKE
 
 ROOT = Path(__file__).parents[2]
