@@ -77,8 +77,8 @@ def train_all(cells: Sequence[Cell], ranks: Ranks, stop: StopRequest, wishes: Wi
             with naming(cell, cells):
                 given[cell.name] = checked(cell.config, ranks, grader, console, wishes), grader, console
         codes = train_group(cells, given, board, ranks, stop, wishes)
-    if stop.asked:
-        return stop.exit_code
+    if stop.asked and (len(codes) < len(cells) or stop.exit_code in codes.values()):
+        return stop.exit_code  # nobody was left to hear it where all were over
     return codes[cells[0].name] if len(cells) == 1 else int(any(codes.values()))
 
 
