@@ -16,10 +16,11 @@ def company_lines(configs: Sequence[Config], together: int, jobs: int) -> dict[s
     Raises `ConfigError` where that does not fit. The sweep itself stays without torch, whose threads a fork breaks.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_reckoned, configs, together, jobs).result()
+        return pool.submit(reckoned, configs, together, jobs).result()
 
 
-def _reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, str]:
+def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, str]:
+    """The same in this process, which loads torch."""
     from dataclasses import replace
 
     import torch

@@ -17,14 +17,14 @@ from rl_engine.run.output import refuse_unmarked
 from rl_engine.run.records import MARKER, METRICS
 from rl_engine.sweep.analysis import cells_left, due_cells
 from rl_engine.sweep.cells import arms_of, cell_of, target_of
-from rl_engine.sweep.company import LOGS
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.progress import SweepProgress
 from rl_engine.sweep.report import SUMMARY, TABLE
 from rl_engine.sweep.results import RESULTS, Results, measured
-from rl_engine.sweep.runs import CELL, sole_user
 from rl_engine.sweep.sharing import Sharing, Targets
-from rl_engine.sweep.slots import Slots
+from rl_engine.sweep.work.company import LOGS
+from rl_engine.sweep.work.runs import CELL, sole_user
+from rl_engine.sweep.work.slots import Slots
 from rollout.files.durable import write_synced
 from rollout.stopping import ECHO_S
 

@@ -19,13 +19,14 @@ from typer.testing import CliRunner
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.reference import rows
 from rl_engine.run.records import read_metrics
-from rl_engine.sweep import processes, runs, schedule
+from rl_engine.sweep import schedule
 from rl_engine.sweep.__main__ import app
 from rl_engine.sweep.analysis import due_cells
 from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
+from rl_engine.sweep.work import processes, runs
 from tests.helpers.sweep_fake import FAKE, sweep_of
 
 ROOT = Path(__file__).parents[2]

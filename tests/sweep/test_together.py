@@ -10,24 +10,27 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
-from rl_engine.config import Config
-from rl_engine.config.file import read_config
+from rl_engine.config import Config, load_config
+from rl_engine.config.file import ConfigError, read_config
 from rl_engine.run.records import read_metrics
 from rl_engine.sweep import __main__ as command
-from rl_engine.sweep import board, processes, runs
+from rl_engine.sweep import board, room
 from rl_engine.sweep.cells import arguments_of, arms_of, cell_of
-from rl_engine.sweep.company import settings_file
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
 from rl_engine.sweep.sharing import sharing_of
+from rl_engine.sweep.work import processes, runs
+from rl_engine.sweep.work.company import settings_file
 from tests.helpers.sweep_fake import FAKE
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +133,7 @@ def test_a_cell_that_hangs_is_found_alone_and_takes_no_other_with_it(
 ) -> None:
     """In company it stops everybody's clock: only alone can it be told from those that wait for it."""
     monkeypatch.setattr(processes, "GRACE_S", 0.2)
-    config = sweep(tmp_path, "arms.hung.test.kind=deaf", "grid.optim.lr=[1e-3]", "time_limit_s=0.6", "together=3")
+    config = sweep(tmp_path, "arms.hung.test.kind=deaf", "grid.optim.lr=[1e-3]", "time_limit_s=0.8", "together=3")
     results = run(config)
     assert {result.arm: result.status for result in results.values()} == {
         "one": "done",
@@ -229,3 +232,49 @@ def test_the_table_has_a_row_a_cell_and_a_watcher_reads_it_elsewhere(tmp_path: P
     shown = console.export_text()
     assert all(f"{name}  " in shown for name in names)
     assert shown.count("4/4") == shown.count("done") == 6
+
+
+def test_cells_that_do_not_fit_together_are_refused_before_anything_runs() -> None:
+    """Each of a thousand processes has a thousandth of the machine."""
+    cells = [load_config("quickstart.yaml", [f"lora.rank={rank}"]) for rank in (1, 8)]
+    with pytest.raises(ConfigError, match=r"^together=2: 2 runs together: .* GiB .*give a smaller together.*jobs"):
+        room.reckoned(cells, 2, 1000)
+
+
+@pytest.mark.engine
+def test_two_cells_train_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Here torch is loaded, and nothing forks: no process is needed to reckon.
+    monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], room=room.reckoned))
+    (tmp_path / "real.yaml").write_text(
+        f"""
+        base: quickstart.yaml
+        set:
+          train: {{steps: 2, problems_per_step: 2}}
+          sampling.n: 2
+          eval: {{every: 0, suites: []}}
+          data.limit: 8
+          log.tensorboard: false
+          rewards.workers: 1
+          rollout.kv_cache_gib: 0.25
+          checkpoint.every: 100
+        grid: {{optim.lr: [1.0e-3]}}
+        arms: {{rank 1: {{}}, rank 4: {{lora.rank: 4, loss.name: cispo}}}}
+        score: {{metric: reward/mean}}
+        together: 2
+        output_dir: {tmp_path / "out"}
+        """
+    )
+    answer = CliRunner().invoke(command.app, ["--config", str(tmp_path / "real.yaml")])
+    assert answer.exit_code == 0, answer.output
+    assert "2 of 2 runs at a time" in answer.stdout
+    config = read_config(SweepConfig, str(tmp_path / "real.yaml"))
+    results = Results(config.output / "results.jsonl").by_cell
+    assert [result.status for result in results.values()] == ["done", "done"]
+    assert len(list((config.output / "together").iterdir())) == 1
+    for arm in arms_of(config):
+        cell = cell_of(config, arm, 1e-3, 0)
+        root = config.output / "cells" / cell.name / "run"
+        alone = read_config(Config, config.base, [*arguments_of(cell), f"output_dir={root}"])
+        assert read_config(Config, str(root / "config.yaml")).model_dump() == alone.model_dump()
+        assert (root / "report.html").is_file()
+        assert [line["step"] for line in read_metrics(root)] == [0, 1, 2]

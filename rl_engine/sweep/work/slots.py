@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rl_engine.sweep.cells import Cell
-from rl_engine.sweep.company import Together, start_together
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import last_line
 from rl_engine.sweep.results import Result
-from rl_engine.sweep.runs import Alone, start_alone
 from rl_engine.sweep.sharing import Sharing, Targets
+from rl_engine.sweep.work.company import Together, start_together
+from rl_engine.sweep.work.runs import Alone, start_alone
 
 MOST_DEATHS = 2
 """A cell whose process was killed so often among others goes on alone, where it can kill none but its own."""

@@ -23,8 +23,8 @@ from rl_engine.config.file import ConfigError
 from rl_engine.run.records import read_metrics
 from rl_engine.sweep.cells import Cell, Target, arguments_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
-from rl_engine.sweep.processes import Process, start_process
 from rl_engine.sweep.results import Result, measured
+from rl_engine.sweep.work.processes import Process, start_process
 from rollout.files.durable import write_synced
 
 LOCK_WAIT_S = 30.0

@@ -21,10 +21,10 @@ from rl_engine.config.file import CommandConfig, read_config
 from rl_engine.run.board import BEGUN, DONE, FAILED, STATE
 from rl_engine.sweep.cells import Cell, arguments_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
-from rl_engine.sweep.processes import Process, start_process
 from rl_engine.sweep.results import Result
-from rl_engine.sweep.runs import CellRun, begin, note_command, result_of, tail
 from rl_engine.sweep.sharing import Targets
+from rl_engine.sweep.work.processes import Process, start_process
+from rl_engine.sweep.work.runs import CellRun, begin, note_command, result_of, tail
 from rollout.files.durable import write_synced
 
 LOGS = "together"
