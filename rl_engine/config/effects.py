@@ -103,6 +103,13 @@ def _has_splits(source: str, path: str | None) -> bool:
 
 RULES = (
     Rule(
+        keys=("together",),
+        depends_on=("command",),
+        idle=lambda of: of["command"] == "sft",
+        why="each cell of command {command} runs alone",
+        instead="leave it out, or give command=train",
+    ),
+    Rule(
         keys=("data.path", "data.test_path", "data.columns"),
         depends_on=("data.source",),
         idle=lambda of: of["data.source"] in MAKES_ITS_OWN,

@@ -51,6 +51,7 @@ BY_MACHINE = "rollout.kv_cache_gib rollout.memory_fraction rollout.tensor_parall
 NO_RULE = [keys.split() for keys in (ALWAYS, CHECKED, BY_MACHINE)]
 
 IDLE = {
+    "together": ("sweep_layers_sft.yaml", "together=3", "command=train"),
     "data.path": ("quickstart.yaml", "data.path=my.jsonl", "data.source=jsonl"),
     "data.columns.problem": ("quickstart.yaml", "data.columns.problem=q", "data.source=jsonl"),
     "data.name": ("gsm8k.yaml", "data.name=org/set", "data.source=hub"),
@@ -97,6 +98,8 @@ IDLE = {
 
 
 def schema_of(name: str) -> type[CommandConfig]:
+    if name.startswith("sweep_"):
+        return SweepConfig
     return SftConfig if name.startswith(("sft_", "embedded")) else Config
 
 
