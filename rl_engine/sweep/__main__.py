@@ -52,12 +52,12 @@ def main(
 ) -> None:
     """Run a grid of configurations, or go on where an earlier sweep stopped; then its table and figures."""
     try:
-        if (config is None) == (not redraws):
-            raise ConfigError("give --config NAME_OR_PATH to run a sweep, or --redraw SUMMARY to draw one again")
         if watches and (retry_failed or dry_run):
             raise ConfigError("--watch runs nothing: give it without --retry-failed and --dry-run")
         if watches and config is None:
             raise ConfigError("--watch needs --config NAME_OR_PATH: the sweep that runs elsewhere")
+        if (config is None) == (not redraws):
+            raise ConfigError("give --config NAME_OR_PATH to run a sweep, or --redraw SUMMARY to draw one again")
         for summary in redraws or ():
             show(*redraw(summary), summary.parent)
         if config is not None:

@@ -33,7 +33,8 @@ def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, s
     room = replace(here.room, device_gib=here.room.device_gib / jobs, host_gib=here.room.host_gib / jobs)
     place = replace(here, room=room)
     try:
-        return company_lines(configs, place, runs_at_once(configs, place, together))
+        lines = company_lines(configs, place, runs_at_once(configs, place, together))
+        return {**lines, "jobs": f"{jobs} such processes at a time"} if jobs > 1 else lines
     except ConfigError as error:
         share = f" (a share of {jobs}: jobs)" if jobs > 1 else ""
         told = str(error).replace("or let fewer be at work at once: --together", "or give a smaller together")
