@@ -125,9 +125,15 @@ class FewAdaptersWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is una
 
 
 def rows_by_slot(indices: Tensor) -> list[tuple[int, Rows]]:
-    """The slots of a batch, each with its rows, by vLLM's index of slots: -1 for a row without an adapter."""
+    """The slots of a batch, each with its rows, by vLLM's index of slots: -1 for a row without an adapter.
+
+    One adapter for all has all rows there are: where a prompt is scored, the head has more than vLLM tells of.
+    """
+    slots = indices.unique().tolist()
+    if len(slots) == 1 and slots[0] >= 0:
+        return [(slots[0], slice(None))]
     found: list[tuple[int, Rows]] = []
-    for slot in indices.unique().tolist():
+    for slot in slots:
         if slot >= 0:
             numbers = (indices == slot).nonzero().squeeze(1)
             first, last = int(numbers[0]), int(numbers[-1])

@@ -40,7 +40,7 @@ BASE_RATE, ADAPTER_RATE = 0.3, 0.6
 @pytest.fixture(autouse=True)
 def _one_grader(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting grading processes anew for every evaluation would take most of the time."""
-    monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda _: contextlib.nullcontext(grader))
+    monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda *_: contextlib.nullcontext(grader))
 
 
 @dataclass

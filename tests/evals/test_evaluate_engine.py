@@ -71,7 +71,7 @@ def test_adapters_of_several_ranks_take_turns_in_one_engine(
     vllm_engine: Any, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A published one of rank 3 and a plain PEFT one of rank 1 score, side by side, what each scores alone."""
-    monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda _: contextlib.nullcontext(grader))
+    monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda *_: contextlib.nullcontext(grader))
     store = AdapterStore(tmp_path / "adapters", name="side")
     published = store.publish(1, lambda directory: write_random(directory, 3), {"rank": 3, "base_model": "embedded"})
     write_random(tmp_path / "plain", 1)
@@ -106,7 +106,7 @@ def test_batches_side_by_side_say_what_they_say_alone(
     vllm_engine: Any, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To rounding, as on a GPU."""
-    monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda _: contextlib.nullcontext(grader))
+    monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda *_: contextlib.nullcontext(grader))
     work: dict[str, Any] = {"suites": ("held_out",), "limit": 9, "samples": 2, "max_tokens": 24, "batch": 6}
     asked = EvalOptions(model="embedded", records=True, output=tmp_path, **work)
 
