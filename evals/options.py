@@ -82,7 +82,8 @@ def refuse_idle(options: EvalOptions) -> None:
     rates = {sampling_of(suite, n=options.samples, temperature=options.temperature).temperature for suite in suites}
     no_file = all(suite.source in (GENERATOR, "jsonl") for suite in suites)
     is_here = not hub_items(ModelConfig(name=options.model, revision=options.revision), "--model")
-    found = [columns_in(one.file, options.columns, f"suite {one.name}") for one in suites if one.source == "jsonl"]
+    files = [one for one in suites if one.source == "jsonl" and options.columns != ColumnsConfig()]
+    found = [columns_in(one.file, options.columns, f"suite {one.name}") for one in files]
     for option, value, idle, why in (
         ("--problem", options.problem, not any(one.problem for one in found), NO_COLUMN),
         ("--answer", options.answer, not any(one.answer for one in found), NO_COLUMN),
