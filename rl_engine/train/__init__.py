@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-
-from rl_engine.api import training
+from typing import Any
 
 
 class _Package(ModuleType):
-    __call__ = staticmethod(training.train)
+    # Loaded when it is called: the command hears Ctrl-C before it loads anything.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from rl_engine.api import training
+
+        return training.train(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> Any:
+        """What a notebook shows."""
+        import inspect
+
+        from rl_engine.api import training
+
+        return inspect.signature(training.train)
 
 
 sys.modules[__name__].__class__ = _Package
