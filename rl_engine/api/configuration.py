@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_engine import config
+from rl_engine.config import Config
+from rl_engine.config.file import read_config
 
 Settings = Sequence[str] | Mapping[str, Any]
 
 
-def load_config(name: str | Path, settings: Settings = ()) -> config.Config:
+def load_config(name: str | Path, settings: Settings = ()) -> Config:
     """The configuration of a run: a YAML file or the name of a shipped one, with settings that replace the file's.
 
     The settings are those of the command line, `["train.steps=10", "lora.rank=8"]`, or a mapping,
@@ -23,7 +24,7 @@ def load_config(name: str | Path, settings: Settings = ()) -> config.Config:
         settings = [settings]
     if isinstance(settings, Mapping):
         settings = [f"{key}={_as_yaml(value)}" for key, value in settings.items()]
-    return config.load_config(str(name), settings)
+    return read_config(Config, str(name), settings, place="settings")
 
 
 def _as_yaml(value: Any) -> str:

@@ -42,7 +42,7 @@ def main(
     try:
         check_free(output)
         trained = read_trained(version_of(adapter), base_model)
-        check_base(trained)
+        check_base(trained, base_model)
         with stoppable():
             merge_into(trained, output)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
@@ -64,9 +64,11 @@ def version_of(path: Path) -> Path:
     return next((pointer for pointer in pointers if pointer.is_dir()), path)
 
 
-def check_base(trained: TrainedAdapter) -> None:
-    """Raises `ValueError` or `FileNotFoundError` where the base model is known not to be had."""
+def check_base(trained: TrainedAdapter, given: str | None) -> None:
+    """Raises `ValueError` or `FileNotFoundError` where the base model is not to be had, or is not the one given."""
     source = trained.base.source()
+    if given not in (None, source):
+        raise ValueError(f"--base-model is {given!r}, and has no effect: the base model is in {source}")
     items = hub_items(ModelConfig(name=source, revision=trained.base.revision), "the base model")
     stay_offline_without(items)
     check_hub(items)

@@ -57,7 +57,7 @@ def test_settings_are_a_list_or_a_mapping() -> None:
     )
     assert by_name == by_line
     assert rl_engine.load_config("quickstart.yaml", "seed=3").seed == 3
-    with pytest.raises(ValueError, match=r"did you mean lora\.rank"):
+    with pytest.raises(ValueError, match=r"^settings: .*did you mean lora\.rank"):
         rl_engine.load_config("quickstart.yaml", {"lora.rnak": 2})
 
 

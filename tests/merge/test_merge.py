@@ -77,6 +77,7 @@ def test_what_cannot_be_merged_is_one_line(run: Path, tmp_path: Path) -> None:
 
     assert "no such directory" in told(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
+    assert "has no effect: the base model is in" in told(run, "merged", "--base-model", "other/model")
     assert "has no manifest.json: it was never published" in told(tmp_path / "empty")
     (tmp_path / "file").touch()
     assert "file is not a directory" in told(run, "file/merged")
