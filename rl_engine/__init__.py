@@ -1,3 +1,41 @@
-"""Reinforcement learning of reasoning on LoRA adapters."""
+"""Reinforcement learning of reasoning on LoRA adapters: `from rl_engine import load_config, train, evaluate, read_run`.
+
+Each name is loaded when it is first used: `import rl_engine` loads nothing else. docs/python.md shows them at work.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rl_engine.api.configuration import load_config
+    from rl_engine.api.evaluation import evaluate
+    from rl_engine.api.process import CommandError
+    from rl_engine.api.run import Run, read_run
+    from rl_engine.api.training import train, train_steps
 
 __version__ = "0.1.0"
+__all__ = ["CommandError", "Run", "evaluate", "load_config", "read_run", "train", "train_steps"]
+
+# `train` is not among them: the package of that name is what is called.
+_HOMES = {
+    "CommandError": "rl_engine.api.process",
+    "Run": "rl_engine.api.run",
+    "evaluate": "rl_engine.api.evaluation",
+    "load_config": "rl_engine.api.configuration",
+    "read_run": "rl_engine.api.run",
+    "train_steps": "rl_engine.api.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":
+        return importlib.import_module("rl_engine.train")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

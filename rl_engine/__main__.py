@@ -16,6 +16,7 @@ COMMANDS = {
     "evals": ("evals", "score a model and its adapters"),
     "report": ("rl_engine.report", "one HTML page of a run, or of several"),
     "inspect": ("rl_engine.inspect", "what is inside the adapters"),
+    "merge": ("rl_engine.merge", "base model and adapter in one, on this machine"),
     "push": ("rl_engine.push", "an adapter with its card, to the hub"),
     "sft": ("rl_engine.sft", "supervised training of an adapter"),
     "sweep": ("rl_engine.sweep", "a grid of runs over keys and seeds"),

@@ -30,7 +30,7 @@ from rewards.command import Command
 from rl_engine.push.card import Release, headline
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
 from rl_engine.push.release import make_release
-from rl_engine.run.trained import TrainedAdapter, dtype_of, read_trained
+from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_trained
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -108,12 +108,6 @@ def check_names(repo: str, base_model: str | None) -> None:
     for name in (repo, base_model):
         if name is not None:
             validate_repo_id(name)
-
-
-def merged_dtype_of(adapter: TrainedAdapter) -> str:
-    """What the model was trained in; float32, which loses nothing, where that is not known."""
-    known = dtype_of(adapter)
-    return Dtype.float32 if known == "auto" else known
 
 
 def folder_of(adapter: TrainedAdapter) -> Path:

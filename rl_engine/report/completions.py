@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import zlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +13,7 @@ from typing import Any
 from jinja2.utils import htmlsafe_json_dumps
 
 from rewards import Verdict
+from rl_engine.run.records import read_rollouts
 
 STEPS = 256
 """Most steps that are read; of more, every second, fourth, … is."""
@@ -127,27 +124,17 @@ def _halving(index: int) -> int:
 # Kept between refreshes of a page that is watched. The time of change is in the key: a file is only ever replaced.
 @lru_cache(maxsize=2 * STEPS)
 def _problem_ids(path: Path, _changed_ns: int) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(row["problem_id"] for row in _rows(path)))
+    return tuple(dict.fromkeys(row["problem_id"] for row in read_rollouts(path)))
 
 
 @lru_cache(maxsize=2 * STEPS)
 def _groups(path: Path, _changed_ns: int, chosen: tuple[str, ...]) -> list[ShownGroup]:
     """The groups of those problems, in that order."""
     rows: dict[str, list[dict[str, Any]]] = {problem: [] for problem in chosen}
-    for row in _rows(path):
+    for row in read_rollouts(path):
         if row["problem_id"] in rows:
             rows[row["problem_id"]].append(row)
     return [_group(group) for group in rows.values()]
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The completions of a step; none of one that is still being written."""
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-            rows = [json.loads(line) for line in file]
-    except (EOFError, zlib.error, json.JSONDecodeError):
-        return
-    yield from rows
 
 
 def _group(rows: list[dict[str, Any]]) -> ShownGroup:

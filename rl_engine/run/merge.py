@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rl_engine.policy.base_model import DTYPES, auto_class
 from rl_engine.policy.peft_format import rank_and_scale
-from rl_engine.run.trained import BaseModel, TrainedAdapter
+from rl_engine.run.trained import TrainedAdapter
 from rollout.adapters import PEFT_WEIGHTS
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -57,7 +57,7 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
     for name, plain in PLAIN.items():
         if adapter.peft.get(name, plain) != plain:
             raise ValueError(f"the adapter has {name} {adapter.peft[name]!r}, and only plain LoRA is merged")
-    source, revision = _source_of(adapter.base), adapter.base.revision
+    source, revision = adapter.base.source(), adapter.base.revision
     model_config = AutoConfig.from_pretrained(source, revision=revision)
     model: Any = auto_class(model_config).from_pretrained(source, revision=revision, dtype=torch.float32)
     tensors = load_file(adapter.directory / PEFT_WEIGHTS)
@@ -75,21 +75,13 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
     return sums.rounding(dtype)
 
 
-def _source_of(base: BaseModel) -> str:
-    if base.directory is not None and base.directory.is_dir():
-        return str(base.directory)
-    if base.hub_id is not None:
-        return base.hub_id
-    raise ValueError(f"--merged: the base model {base.name} is not where the run loaded it from; give --base-model")
-
-
 def _untie(model: Any, layer: nn.Module) -> None:
     """An update of the output embedding is none of the input's: from here on they are two matrices."""
     if layer is model.get_output_embeddings() and model.config.tie_word_embeddings:
         if (family := model.config.model_type) in TIED_WHEN_SERVED:
             raise ValueError(
-                f"--merged: the adapter changes lm_head, which in {family} is the input embedding too and which "
-                "vLLM does not serve apart: publish the adapter without --merged"
+                f"the adapter changes lm_head, which in {family} is the input embedding too and which vLLM does not "
+                "serve apart: use the adapter without merging it"
             )
         layer.weight = nn.Parameter(layer.weight.detach().clone())
         model.config.tie_word_embeddings = False

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -50,6 +51,16 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         return [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} holds a line that is not JSON: {error.doc[:80]!r}") from error
+
+
+def read_rollouts(path: Path) -> Iterator[dict[str, Any]]:
+    """The completions of a step's file; none of one that is still being written."""
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+            rows = [json.loads(line) for line in file]
+    except (EOFError, zlib.error, json.JSONDecodeError):
+        return
+    yield from rows
 
 
 @dataclass

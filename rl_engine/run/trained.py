@@ -41,6 +41,14 @@ class BaseModel:
     def is_embedded(self) -> bool:
         return self.directory == EMBEDDED_DIR
 
+    def source(self) -> str:
+        """What it is loaded from: the directory, else the hub id. Raises `ValueError` where it is neither."""
+        if self.directory is not None and self.directory.is_dir():
+            return str(self.directory)
+        if self.hub_id is not None:
+            return self.hub_id
+        raise ValueError(f"the base model {self.name} is not where the run loaded it from; give --base-model")
+
 
 @dataclass(frozen=True, slots=True)
 class Measure:
@@ -165,7 +173,7 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
     manifest = read_manifest(directory)
     kind = manifest.get("kind", "lora")
     if kind != "lora":
-        raise AdapterError(f"{path} holds a whole model (method: {kind}): only adapters are pushed")
+        raise AdapterError(f"{path} holds a whole model (method: {kind}): no adapter, as is needed here")
     for name in (PEFT_CONFIG, PEFT_WEIGHTS):
         if name not in manifest["files"]:
             raise AdapterError(f"{path}: the manifest does not vouch for {name}")
@@ -198,14 +206,21 @@ def base_model_of(
     return BaseModel(name=loaded, hub_id=loaded, directory=None, revision=revision)
 
 
+def merged_dtype_of(adapter: TrainedAdapter) -> str:
+    """Precision of a merged model: what the base was trained in; float32, which loses nothing, where that is not
+    known."""
+    known = dtype_of(adapter)
+    return "float32" if known == "auto" else known
+
+
 def dtype_of(adapter: TrainedAdapter) -> str:
     """Precision of the base model during training; `auto`, its own, where that is not known."""
     values = adapter.run.values if adapter.run else {}
     return str(values.get("model", {}).get("dtype", "auto"))
 
 
-def read_training_run(directory: Path) -> TrainingRun | None:
-    """The run in that directory, if there is one."""
+def read_configuration(directory: Path) -> tuple[dict[str, Any], Config | SftConfig | None] | None:
+    """`config.yaml` of a run's directory as it was written, and checked, where this version takes it; None without."""
     if not (directory / RUN_CONFIG).is_file():
         return None
     values = yaml.safe_load((directory / RUN_CONFIG).read_text())
@@ -213,6 +228,14 @@ def read_training_run(directory: Path) -> TrainingRun | None:
     for schema in (Config, SftConfig):
         with suppress(ValidationError):
             config = schema.model_validate(values)
+    return values, config
+
+
+def read_training_run(directory: Path) -> TrainingRun | None:
+    """The run in that directory, if there is one."""
+    if (found := read_configuration(directory)) is None:
+        return None
+    values, config = found
     return TrainingRun(
         directory=directory,
         values=values,

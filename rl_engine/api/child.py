@@ -1,0 +1,26 @@
+"""`python -m rl_engine.api.child PARENT MODULE ARGUMENTS…`: a command that leaves when the process PARENT has gone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Run the command in this process."""
+    _, parent, module, *arguments = sys.argv
+    # Here, and not between fork and exec: a notebook has threads, beside which nothing of Python may run there.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        sys.exit(128 + signal.SIGTERM)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""A file and settings, as Python has them → the configuration of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_engine.config import Config
+from rl_engine.config.file import read_config
+
+Settings = Sequence[str] | Mapping[str, Any]
+
+
+def load_config(name: str | Path, settings: Settings = ()) -> Config:
+    """The configuration of a run: a YAML file or the name of a shipped one, with settings that replace the file's.
+
+    The settings are those of the command line, `["train.steps=10", "lora.rank=8"]`, or a mapping,
+    `{"train.steps": 10, "lora": {"rank": 8}}`. Without `output_dir` the run goes to `runs/<file name>`.
+    Raises `ConfigError`, a `ValueError`, that names every key that cannot be as it is, its value and what is allowed.
+    """
+    if isinstance(settings, str):
+        settings = [settings]
+    if isinstance(settings, Mapping):
+        settings = [f"{key}={_as_yaml(value)}" for key, value in settings.items()]
+    return read_config(Config, str(name), settings, place="settings")
+
+
+def _as_yaml(value: Any) -> str:
+    """JSON is YAML, and says of a text that it is one."""
+    return json.dumps(value, default=str)

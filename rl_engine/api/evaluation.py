@@ -1,0 +1,75 @@
+"""A model, adapters and suites → scores, measured in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.options import EvalOptions
+from rl_engine.api.process import running
+from rl_engine.config.hints import near
+
+POLL_S = 0.2
+NAMED = {"model", "suites", "adapters", "output"}
+OPTIONS = {field.name: field.default for field in dataclasses.fields(EvalOptions) if field.name not in NAMED}
+"""Everything else that `python -m evals` can be told, and what holds when it is not."""
+Adapters = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+
+
+def evaluate(
+    model: str | Path,
+    suites: str | Sequence[str],
+    adapters: Adapters = (),
+    *,
+    output: str | Path | None = None,
+    show: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Score a model and adapters on it as `python -m evals` does, in a process of its own, and return the report.
+
+    `adapters` are directories, or a mapping of names to them. `output` is where the report is kept, a JSON file; with
+    one, an interrupted evaluation goes on when it is called again. The other options are the command's by their names,
+    with `_` for `-`: `samples=16`, `limit=100`, `temperature=0.6`, `base=False`, `records=True`, `overwrite=True`.
+    `show` prints what the command prints.
+
+    The report has one entry a suite in `suites`: its `rows` (a model each: `adapter`, `avg`, its 95 % `interval`,
+    `pass_at`, `tokens_mean`, …) and, by an adapter's name, the paired difference `minus_base`; docs/evaluation.md.
+    Raises `CommandError` with the command's own line, `TypeError` for an option that is not there.
+    """
+    for name in options.keys() - OPTIONS.keys():
+        found = near(name, OPTIONS)
+        hint = f"did you mean {found}?" if found else f"there are {', '.join(OPTIONS)}"
+        raise TypeError(f"evaluate() has no option {name!r}: {hint}")
+    names = [suites] if isinstance(suites, str) else suites
+    with tempfile.TemporaryDirectory(prefix="rl_engine-") as place:
+        report = Path(place) / "scores.json" if output is None else Path(output)
+        arguments = [f"--model={model}", *(f"--suite={name}" for name in names), f"--output={report}"]
+        arguments += [f"--adapter={adapter}" for adapter in _as_arguments(adapters)]
+        arguments += [_flag(name, value) for name, value in options.items() if value != OPTIONS[name]]
+        with running("evals", arguments, show=show) as child:
+            while child.is_at_work(POLL_S):
+                pass
+            child.check()
+        found_scores: dict[str, Any] = json.loads(report.read_text())
+        return found_scores
+
+
+def _as_arguments(adapters: Adapters) -> Iterator[str]:
+    """`[NAME=]DIR` of each."""
+    if isinstance(adapters, str | Path):
+        yield str(adapters)
+    elif isinstance(adapters, Mapping):
+        yield from (f"{name}={place}" for name, place in adapters.items())
+    else:
+        yield from map(str, adapters)
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag}={value}"

@@ -1,0 +1,129 @@
+"""A command of ours → a process beside this one: its words as they come, its error as an exception, no orphan."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+GRACE_S = 120.0
+"""A command that was asked to stop saves and leaves, which takes seconds; after so long it is killed."""
+ERROR = "error: "
+"""What a command's line begins with that says why it ends."""
+
+
+class CommandError(RuntimeError):
+    """A command that ended before its time. The text is the command's own line: what is wrong, and the way out."""
+
+    def __init__(self, message: str, code: int, output: str) -> None:
+        super().__init__(message)
+        self.code = code
+        """Its exit code: 2 for what can be corrected, as a path; 128 and more, or negative, for a signal; else 1."""
+        self.output = output
+        """All that the command has printed."""
+
+
+@dataclass
+class Child:
+    """A command at work."""
+
+    module: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+    show: bool
+    _shown: int = field(default=0, init=False)  # bytes of the log
+
+    def is_at_work(self, wait_s: float) -> bool:
+        """Whether it still is, after at most `wait_s` seconds; passes on what it has printed since."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(wait_s)
+        at_work = self.popen.poll() is None
+        self._pass_on(at_work)
+        return at_work
+
+    def check(self) -> None:
+        """Raises `CommandError` where it has ended with another exit code than 0."""
+        code, output = self.popen.wait(), self.log.read_text(errors="replace")
+        if code:
+            raise CommandError(_message(self.module, code, output), code, output)
+
+    def stop(self) -> None:
+        """Ask it to save and to leave, and see it off; at a second interrupt, or after `GRACE_S`, it is killed."""
+        try:
+            if self.popen.poll() is None:
+                self.popen.terminate()
+                self.popen.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if self.popen.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.popen.pid, signal.SIGKILL)
+                self.popen.wait()
+            self._pass_on(at_work=False)
+
+    def _pass_on(self, at_work: bool) -> None:
+        """Print the lines that are new; while it is at work, whole lines alone."""
+        if not self.show:
+            return
+        with self.log.open("rb") as file:
+            file.seek(self._shown)
+            new = file.read()
+        if at_work:
+            new = new[: new.rfind(b"\n") + 1]
+        self._shown += len(new)
+        # To `sys.stdout` as it is now: a notebook's is the cell.
+        sys.stdout.write(new.decode(errors="replace"))
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def running(module: str, arguments: Sequence[str], *, show: bool) -> Iterator[Child]:
+    """`python -m MODULE ARGUMENTS…` while the block lasts; a block that ends earlier than it stops it."""
+    with tempfile.TemporaryDirectory(prefix="rl_engine-") as place:
+        log = Path(place) / "output.txt"
+        child = Child(module, start(module, arguments, log), log, show)
+        try:
+            yield child
+        finally:
+            child.stop()
+
+
+def start(module: str, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """The process, which prints into the log, in a session of its own: Ctrl-C in a terminal reaches this process alone,
+    which asks it to stop."""
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "rl_engine.api.child", str(os.getpid()), module, *arguments],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def environment() -> dict[str, str]:
+    """This process's, with its own places to import from: what can be imported here, as a module of reward functions
+    beside a script, can be there."""
+    own = (f"{sys.prefix}{os.sep}", f"{sys.base_prefix}{os.sep}")
+    places = [path or str(Path.cwd()) for path in sys.path]
+    kept = dict.fromkeys(path for path in places if not path.startswith(own))
+    plain = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}  # the log is no terminal
+    return {**plain, "PYTHONPATH": os.pathsep.join(kept)}
+
+
+def _message(module: str, code: int, output: str) -> str:
+    """The command's own line, with what follows it; else how it ended and the last thing that it said."""
+    _, found, told = f"\n{output}".rpartition(f"\n{ERROR}")
+    if found:
+        return told.strip()
+    last = (output.strip().splitlines() or ["it said nothing"])[-1].strip()
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"python -m {module} {how}: {last}"

@@ -1,0 +1,74 @@
+"""Configuration → a run in a process of its own: its metrics as they come, or the finished run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rl_engine.api.process import running
+from rl_engine.api.run import Run, read_run
+from rl_engine.config import Config
+from rl_engine.run.records import METRICS, read_metrics
+
+POLL_S = 0.2
+Row = dict[str, float]
+"""A step's line of metrics.jsonl: the names of docs/metrics.md; seconds, tokens, nats, fractions."""
+
+
+def train(
+    config: Config, *, resume: bool = False, overwrite: bool = False, keep_old: bool = False, show: bool = True
+) -> Run:
+    """Train as `python -m rl_engine.train` does, in a process of its own, and return the finished run.
+
+    `resume` continues the run in `output_dir`, `overwrite` replaces it, and with `keep_old` keeps it aside; with
+    neither, a run that is there is an error. `show` prints what the command prints. Ctrl-C stops the run, which saves
+    its last finished step; so does whatever else ends the call.
+    Raises `CommandError` with the command's own line.
+    """
+    for _ in train_steps(config, resume=resume, overwrite=overwrite, keep_old=keep_old, show=show):
+        pass
+    return read_run(config.output_dir)
+
+
+def train_steps(
+    config: Config, *, resume: bool = False, overwrite: bool = False, keep_old: bool = False, show: bool = False
+) -> Iterator[Row]:
+    """The same, yielding the metrics of each step as it is done; step 0 is the evaluation before training.
+
+    The run begins when the first are asked for. Leaving the loop stops it; with `resume=True` it goes on, and the steps
+    that were done come once more, first.
+    """
+    if not isinstance(config, Config):
+        raise TypeError(f"train takes a configuration, as load_config gives it, not {config!r:.80}")
+    flags = {"--resume": resume, "--overwrite": overwrite, "--keep-old": keep_old}
+    return _steps(config, [flag for flag, given in flags.items() if given], show)
+
+
+def _steps(config: Config, flags: list[str], show: bool) -> Iterator[Row]:
+    run, given = Path(config.output_dir).absolute(), 0
+    # A run that begins, or goes on, writes its metrics into a new file: what the old one holds is an earlier run's.
+    earlier = _file_at(run / METRICS)
+    with tempfile.TemporaryDirectory(prefix="rl_engine-") as place:
+        file = Path(place) / "config.yaml"
+        file.write_text(config.to_yaml(), encoding="utf-8")
+        with running("rl_engine.train", ["--config", str(file), *flags], show=show) as child:
+            at_work, size = True, -1
+            while at_work:
+                at_work = child.is_at_work(POLL_S)
+                if _file_at(run / METRICS) in (None, earlier) or (run / METRICS).stat().st_size == size:
+                    continue
+                size = (run / METRICS).stat().st_size
+                rows: list[dict[str, Any]] = read_metrics(run)
+                yield from rows[given:]
+                given = len(rows)
+            child.check()
+
+
+def _file_at(path: Path) -> int | None:
+    """Which file has that name now; None where there is none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None

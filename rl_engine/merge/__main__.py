@@ -1,0 +1,96 @@
+"""The command: `python -m rl_engine.merge --adapter DIR_OR_RUN --output DIR`.
+
+Imports nothing heavy until the adapter and the place are known to be good.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from rollout.stopping import leave_while_loading
+
+    leave_while_loading()
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, say_loading, stoppable
+from rewards.command import Command
+from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_trained
+from rollout.config import ModelConfig
+from rollout.files.durable import check_writable, written_aside
+from rollout.hub import check_hub, stay_offline_without
+from rollout.models import hub_items
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(cls=Command, epilog="Example: python -m rl_engine.merge --adapter runs/x --output models/x")
+def main(
+    adapter: Annotated[
+        Path, typer.Option(metavar="DIR_OR_RUN", help="A published version, or a run: its best one, else its latest.")
+    ],
+    output: Annotated[Path, typer.Option(help="Directory of the merged model, which must not be there yet.")],
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id or directory of the base model, where it has moved since.")
+    ] = None,
+) -> None:
+    """Add an adapter to its base model: a model that needs no adapter, with its tokenizer."""
+    try:
+        check_free(output)
+        trained = read_trained(version_of(adapter), base_model)
+        check_base(trained, base_model)
+        with stoppable():
+            merge_into(trained, output)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        exit_with_error(str(error), 2)
+    except OSError as error:
+        exit_with_error(str(error), 1)
+
+
+def check_free(output: Path) -> None:
+    """Raises `FileExistsError` where something is there, `ValueError` where nothing can be written."""
+    if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
+        raise FileExistsError(f"--output: {output} is there already, and nothing is replaced: give another directory")
+    check_writable(output.parent, "--output")
+
+
+def version_of(path: Path) -> Path:
+    """The version that is meant: the directory itself, or of a run the best one, else the newest."""
+    pointers = [path / "adapters" / name for name in ("best", "latest")]
+    return next((pointer for pointer in pointers if pointer.is_dir()), path)
+
+
+def check_base(trained: TrainedAdapter, given: str | None) -> None:
+    """Raises `ValueError` or `FileNotFoundError` where the base model is not to be had, or is not the one given."""
+    source = trained.base.source()
+    if given not in (None, source):
+        raise ValueError(f"--base-model is {given!r}, and has no effect: the base model is in {source}")
+    items = hub_items(ModelConfig(name=source, revision=trained.base.revision), "the base model")
+    stay_offline_without(items)
+    check_hub(items)
+
+
+def merge_into(trained: TrainedAdapter, output: Path) -> None:
+    """Write the model, and say what it was made of and what rounding has lost."""
+    say_loading("torch and transformers")
+    quiet_torch()
+    quiet_libraries()
+    # Saving a model looks for DeepSpeed, which would report that it looked for a GPU.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from rl_engine.run.merge import merge
+
+    dtype = merged_dtype_of(trained)
+    with written_aside(output) as scratch:
+        rounding = merge(trained, dtype, scratch)
+    lost = rounding.error_mean / rounding.update_mean if rounding.update_mean else 0.0
+    console = new_console()
+    console.print(f"{trained.base.name} + {trained.directory} → {output}", soft_wrap=True, markup=False)
+    console.print(f"stored in {dtype}: rounding moves a weight by {lost:.2%} of the mean update")
+
+
+if __name__ == "__main__":
+    sys.exit(app())

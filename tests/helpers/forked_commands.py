@@ -1,0 +1,62 @@
+"""What `rl_engine.api` starts, in a fork that has the libraries loaded: `start` for the one in `process`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from rl_engine.api.process import environment
+from tests.helpers.forked import CONTEXT
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def become(directory: Path, module: str, arguments: Sequence[str], variables: dict[str, str], log: Path) -> None:
+    """In the fork."""
+    import importlib
+
+    os.setsid()
+    os.chdir(directory)
+    os.environ.update(variables)
+    for name in LAUNCHED:
+        os.environ.pop(name, None)  # of a learner in the process of the tests
+    sys.path[:0] = [str(directory), *variables["PYTHONPATH"].split(os.pathsep)]
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    importlib.import_module(f"{module}.__main__").app(list(arguments))
+
+
+class Forked:
+    """The part of `subprocess.Popen` that is used."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("fork", timeout or 0)
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+
+def start(module: str, arguments: Sequence[str], log: Path) -> Any:
+    log.touch()
+    process = CONTEXT.Process(target=become, args=(Path.cwd(), module, tuple(arguments), environment(), log))
+    process.start()
+    return Forked(process)

@@ -1,0 +1,100 @@
+"""`python -m rl_engine.merge`: what is merged, what is refused, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner, Result
+
+from rl_engine.merge.__main__ import app
+from rollout.adapters import AdapterStore, write_manifest
+from rollout.models import EMBEDDED_DIR
+from tests.helpers.run_directories import trained_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("merged") / "run"
+    trained_run(run)
+    return run
+
+
+def merge(adapter: Path, output: Path, *more: str) -> Result:
+    return CliRunner().invoke(app, ["--adapter", str(adapter), "--output", str(output), *more])
+
+
+def test_a_run_is_merged_as_peft_would(run: Path, tmp_path: Path) -> None:
+    """The run itself stands for its newest version, as nothing says which is best."""
+    result = merge(run, tmp_path / "models" / "merged")
+    assert result.exit_code == 0, result.output
+    assert "embedded + " in result.stdout
+    assert "v000003 → " in result.stdout
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "merged").state_dict()
+    base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(base, run / "adapters" / "v000003").merge_and_unload().state_dict()
+    for name, weight in expected.items():
+        torch.testing.assert_close(merged[name], weight, rtol=0, atol=1e-6)
+    assert AutoTokenizer.from_pretrained(tmp_path / "models" / "merged").chat_template
+
+
+def test_the_best_version_of_a_run_comes_first(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
+    AdapterStore(copy / "adapters").point("best", 0)
+    assert "v000000 → " in merge(copy, tmp_path / "merged").stdout
+    assert "v000003 → " in merge(copy / "adapters" / "latest", tmp_path / "latest").stdout
+
+
+@pytest.mark.parametrize("there", ["a file", "a directory", "a broken link"])
+def test_nothing_is_replaced(there: str, run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "taken"
+    if there == "a file":
+        place.write_text("mine")
+    elif there == "a directory":
+        place.mkdir()
+        (place / "mine").write_text("mine")
+    else:
+        place.symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    result = merge(run, place)
+    assert result.exit_code == 2
+    assert (
+        result.stderr == f"error: --output: {place} is there already, and nothing is replaced: give another directory\n"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_cannot_be_merged_is_one_line(run: Path, tmp_path: Path) -> None:
+    def told(adapter: Path, output: str = "merged", *more: str) -> str:
+        result = merge(adapter, tmp_path / output, *more)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+        return result.stderr
+
+    assert "no such directory" in told(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "has no effect: the base model is in" in told(run, "merged", "--base-model", "other/model")
+    assert "has no manifest.json: it was never published" in told(tmp_path / "empty")
+    (tmp_path / "file").touch()
+    assert "file is not a directory" in told(run, "file/merged")
+    whole = tmp_path / "whole"
+    shutil.copytree(run / "adapters" / "v000003", whole)
+    manifest = json.loads((whole / "manifest.json").read_text())
+    write_manifest(
+        whole, {name: value for name, value in manifest.items() if name not in ("files", "format")} | {"kind": "full"}
+    )
+    assert "holds a whole model (method: full)" in told(whole)
+    moved = tmp_path / "moved"
+    shutil.copytree(run / "adapters" / "v000003", moved)
+    peft = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps(peft | {"base_model_name_or_path": "/gone/model"}))
+    write_manifest(
+        moved, {k: v for k, v in manifest.items() if k not in ("files", "format")} | {"base_model": "/gone/model"}
+    )
+    assert "the base model model is not where the run loaded it from; give --base-model" in told(moved)
+    assert not (tmp_path / "merged").exists()
+    assert merge(moved, tmp_path / "merged", "--base-model", str(EMBEDDED_DIR)).exit_code == 0
