@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def read_starts(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def wall_s(starts: list[dict[str, Any]]) -> float | None:
+def wall_s(starts: Sequence[Mapping[str, Any]]) -> float | None:
     """Seconds that its processes took together; None where one did not note its end."""
     if not starts or any("ended" not in start for start in starts):
         return None
