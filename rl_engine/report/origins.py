@@ -33,7 +33,8 @@ def origin_of(run: ShownRun) -> dict[str, str]:
     found["Machine"] = last["machine"]
     found["Commit"] = last["commit"] or "an installed package"
     found["Versions"] = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    found["Command"] = last["command"]
+    if "command" in last:
+        found["Command"] = last["command"]
     return found
 
 

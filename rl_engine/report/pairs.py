@@ -13,7 +13,9 @@ from rl_engine.report.completions import shortened
 from rl_engine.report.shown_run import Adapter, ShownRun
 
 EACH = 8
-"""Problems shown of each kind: newly right, newly wrong, most mixed, longest, and any."""
+"""Problems shown of each kind (newly right, newly wrong, most mixed, longest, and any), at most."""
+ALL_OF_A_KIND = 40
+"""Of all pairs of a page together, so that comparing many runs on many suites stays a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +72,16 @@ def pairs_of(runs: Sequence[ShownRun], names: Sequence[str]) -> list[Pair]:
     """Of one run the first version beside the best on each suite; of several the last of the first run beside the last
     of each other."""
     if len(runs) == 1:
-        return [pair for suite in _suites(runs[0]) for pair in _within(runs[0], suite)]
-    pairs = []
-    for other in range(1, len(runs)):
-        for suite in _suites(runs[0]):
-            if suite in _suites(runs[other]):
-                pairs.append(_between(runs, names, other, suite))
-    return pairs
+        each = _each(len(_suites(runs[0])))
+        return [pair for suite in _suites(runs[0]) for pair in _within(runs[0], suite, each)]
+    both = [
+        (other, suite) for other in range(1, len(runs)) for suite in _suites(runs[0]) if suite in _suites(runs[other])
+    ]
+    return [_between(runs, names, other, suite, _each(len(both))) for other, suite in both]
+
+
+def _each(pairs: int) -> int:
+    return max(1, min(EACH, ALL_OF_A_KIND // max(1, pairs)))
 
 
 def gain_of(first: Mapping[str, KeptAnswer], second: Mapping[str, KeptAnswer]) -> Gain | None:
@@ -130,7 +135,7 @@ def _answers(run: ShownRun, suite: str, adapter: Adapter) -> dict[str, KeptAnswe
     return kept_answers(kept_path(run.path / "evals", suite, adapter.key))
 
 
-def _within(run: ShownRun, suite: str) -> Iterable[Pair]:
+def _within(run: ShownRun, suite: str, each: int) -> Iterable[Pair]:
     evaluated = _evaluated(run, suite)
     if len(evaluated) < 2:
         return
@@ -147,7 +152,7 @@ def _within(run: ShownRun, suite: str) -> Iterable[Pair]:
         labels=(_label(first), _label(best)),
         note="The best version was chosen by this score, which is therefore an optimistic one." if best.is_best else "",
         gain=gain_of(*answers),
-        problems=_chosen(answers[0], answers[1], history),
+        problems=_chosen(answers[0], answers[1], history, each),
     )
 
 
@@ -158,15 +163,15 @@ def _label(adapter: Adapter) -> str:
     return f"best, step {step}" if adapter.is_best else f"step {step}"
 
 
-def _between(runs: Sequence[ShownRun], names: Sequence[str], other: int, suite: str) -> Pair:
+def _between(runs: Sequence[ShownRun], names: Sequence[str], other: int, suite: str, each: int) -> Pair:
     ours, theirs = (_evaluated(run, suite)[-1] for run in (runs[0], runs[other]))
     conditions = [
         {
-            (score.condition[0], *score.condition[1].split(", ")[1:])
-            for score in adapter.scores.values()
+            (score.suite_version, score.temperature, score.max_tokens)
+            for score in one.scores.values()
             if score.suite == suite
         }
-        for adapter in (ours, theirs)
+        for one in (ours, theirs)
     ]
     answers = [_answers(runs[0], suite, ours), _answers(runs[other], suite, theirs)]
     # The same id with another text is another problem.
@@ -183,12 +188,15 @@ def _between(runs: Sequence[ShownRun], names: Sequence[str], other: int, suite: 
         labels=(f"{names[0]}, step {ours.step}", f"{names[other]}, step {theirs.step}"),
         note=note,
         gain=gain_of(answers[0], answers[1]),
-        problems=_chosen(answers[0], answers[1], {}),
+        problems=_chosen(answers[0], answers[1], {}, each),
     )
 
 
 def _chosen(
-    first: Mapping[str, KeptAnswer], second: Mapping[str, KeptAnswer], history: Mapping[str, list[tuple[int, float]]]
+    first: Mapping[str, KeptAnswer],
+    second: Mapping[str, KeptAnswer],
+    history: Mapping[str, list[tuple[int, float]]],
+    each: int,
 ) -> tuple[PairedProblem, ...]:
     """Some of each kind; between equals the digest of the id decides."""
     shared = [_paired(first[one], second[one], history.get(one, [])) for one in first if one in second]
@@ -198,7 +206,7 @@ def _chosen(
     mixed = sorted((one for one in shared if one.mixed), key=lambda one: -one.mixed)
     longest = sorted(shared, key=lambda one: -one.longest)
     kinds = (newly_right, newly_wrong, mixed, longest, shared)
-    return tuple({one.problem_id: one for kind in kinds for one in kind[:EACH]}.values())
+    return tuple({one.problem_id: one for kind in kinds for one in kind[:each]}.values())
 
 
 def _paired(first: KeptAnswer, second: KeptAnswer, history: Sequence[tuple[int, float]]) -> PairedProblem:
