@@ -43,9 +43,9 @@ def settings_of_its_own(run: ShownRun) -> dict[str, tuple[str, str]]:
     defaults = _defaults()
     found = {}
     for key, value in run.settings.items():
-        default = defaults.get(key, "—")
-        if key != "output_dir" and plain(value) != default and not (value is None and default == "—"):
-            found[key] = (plain(value), default)
+        # By value: 600 and 600.0 are one setting. Keys inside a mapping have no default.
+        if key != "output_dir" and value != defaults.get(key):
+            found[key] = (plain(value), plain(defaults.get(key, "—")))
     return found
 
 
@@ -61,9 +61,10 @@ def headline_of(run: ShownRun, changes: Sequence[SuiteChange]) -> tuple[str, Sui
 
 
 @cache
-def _defaults() -> Mapping[str, str]:
+def _defaults() -> Mapping[str, Any]:
+    """Key → its default as YAML has it."""
     return {
-        key: "required" if info.is_required() else plain(_as_json(info.get_default(call_default_factory=True)))
+        key: "required" if info.is_required() else _as_json(info.get_default(call_default_factory=True))
         for key, info in fields(Config)
     }
 

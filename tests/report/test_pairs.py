@@ -141,6 +141,7 @@ def test_a_run_says_where_it_comes_from_and_what_was_changed(tmp_path: Path) -> 
     assert own["lora.rank"][0] == "4"
     assert own["model.name"] == ("embedded", "required")
     assert "lora.init" not in own
+    assert "rollout.piece_timeout_s" not in own  # 1800.0 is 1800
     assert "output_dir" not in own
 
 
