@@ -21,9 +21,10 @@ from evals.options import EvalOptions, check_place, check_quickly, find_suites, 
 from evals.partial_results import PartialResults
 from evals.policies import BASE_MODEL, Policy, find_policies
 from evals.prepare import PreparedSuite, prepare_suite
-from evals.results import FORMAT, SuiteResult, describe, package_versions, result_of, write_samples
+from evals.results import FORMAT, SuiteResult, describe, result_of, write_samples
 from evals.sampling import Batch, batches_of, sample, unfinished
 from evals.scoring.outcomes import Outcome
+from evals.scoring.versions import package_versions
 from evals.suites import ANSWER_FORMS, GENERATOR
 from evals.tables import markdown_of, percent, print_result
 from rewards import Grader, RewardConfig

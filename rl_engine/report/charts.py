@@ -34,6 +34,15 @@ class Chart:
     """Whether the axis begins at zero, so that heights compare."""
     total: Series | None = None
     """Sum of the curves, where they are its parts: these are stacked, and of several runs only the sum is drawn."""
+    group: str = "Quality"
+    """Heading on the page under which it stands: one of `GROUPS`."""
+    diagnostic: bool = False
+    """Whether the page folds it away: it is opened where something looks wrong."""
+    reaches: float = 0.0
+    """The axis goes at least so far, in its unit, so that one completion of a thousand does not fill it."""
+
+
+GROUPS = ("Quality", "Length", "Policy", "Sampler check", "Adapter", "System")
 
 
 # Of one verdict or another there is always some; these four say that an answer was not judged.
@@ -49,7 +58,10 @@ SUITE_TITLES = {
 }
 
 REWARD = Chart(
-    name="reward", title="Reward", unit="mean of completions", series=(Series(key="reward/mean", label="reward"),)
+    name="reward",
+    title="Reward",
+    unit="mean of completions",
+    series=(Series(key="reward/mean", label="reward"),),
 )
 COT_LENGTH = Chart(
     name="cot_length",
@@ -60,6 +72,7 @@ COT_LENGTH = Chart(
         Series(key="completion/tokens_mean_correct", label="right"),
         Series(key="completion/tokens_mean_wrong", label="wrong"),
     ),
+    group="Length",
 )
 CHARTS = (
     Chart(
@@ -67,36 +80,44 @@ CHARTS = (
         title="Accuracy while sampling",
         unit="%",
         series=(Series(key="reward/accuracy", label="right"),),
+        reaches=10,
     ),
     Chart(
         name="entropy",
         title="Entropy of the policy",
         unit="nats/token",
         series=(Series(key="policy/entropy", label="entropy"),),
+        group="Policy",
     ),
     Chart(
         name="kl_base",
         title="KL to the base model",
         unit="nats/token",
         series=(Series(key="policy/kl_base", label="KL"),),
+        group="Policy",
     ),
     Chart(
         name="unjudged",
         title="No judged answer",
         unit="% of completions",
         series=tuple(Series(key=f"reward/verdict/{name}", label=name.replace("_", " ")) for name in UNJUDGED),
+        reaches=10,
     ),
     Chart(
         name="no_signal",
         title="Groups without a signal",
         unit="% of groups",
         series=(Series(key="groups/no_signal_frac", label="all rewards equal"),),
+        group="Policy",
+        reaches=10,
     ),
     Chart(
         name="truncated",
         title="Cut off by the token limit",
         unit="% of completions",
         series=(Series(key="completion/truncated_frac", label="truncated"),),
+        group="Length",
+        reaches=10,
     ),
     Chart(
         name="sampler_kl",
@@ -105,6 +126,7 @@ CHARTS = (
         series=(Series(key="sampler/kl", label="KL"),),
         log=True,
         from_zero=False,
+        group="Sampler check",
     ),
     Chart(
         name="sampler_gap",
@@ -113,6 +135,7 @@ CHARTS = (
         series=(Series(key="sampler/logprob_gap_max", label="largest gap"),),
         log=True,
         from_zero=False,
+        group="Sampler check",
     ),
     Chart(
         name="clipped",
@@ -122,6 +145,9 @@ CHARTS = (
             Series(key="loss/clip_low_frac", label="lower bound"),
             Series(key="loss/clip_high_frac", label="upper bound"),
         ),
+        group="Policy",
+        diagnostic=True,
+        reaches=10,
     ),
     Chart(
         name="ratio",
@@ -129,14 +155,26 @@ CHARTS = (
         unit="policy/behaviour",
         series=tuple(Series(key=f"ratio/{name}", label=name) for name in ("p01", "p50", "p99", "max")),
         from_zero=False,
+        group="Policy",
+        diagnostic=True,
     ),
     Chart(
         name="grad_norm",
         title="Gradient norm",
         unit="before clipping",
         series=(Series(key="grad_norm", label="norm"),),
+        group="Policy",
+        diagnostic=True,
     ),
-    Chart(name="loss", title="Loss", unit="of the step", series=(Series(key="loss", label="loss"),), from_zero=False),
+    Chart(
+        name="loss",
+        title="Loss",
+        unit="of the step",
+        series=(Series(key="loss", label="loss"),),
+        from_zero=False,
+        group="Policy",
+        diagnostic=True,
+    ),
     Chart(
         name="adapter_norms",
         title="Inside the adapter: norms",
@@ -146,12 +184,14 @@ CHARTS = (
             Series(key="inside/norm_b", label="‖B‖₂"),
             Series(key="inside/norm_update", label="‖ΔW‖F"),
         ),
+        group="Adapter",
     ),
     Chart(
         name="stable_rank",
         title="Inside the adapter: stable rank of ΔW",
         unit="median over modules",
         series=(Series(key="inside/stable_rank", label="‖ΔW‖²F / ‖ΔW‖²₂"),),
+        group="Adapter",
     ),
     Chart(
         name="time",
@@ -162,6 +202,7 @@ CHARTS = (
             for phase, label in (("rollout", "sample"), ("grade", "grade"), ("learn", "learn"), ("sync", "sync"))
         ),
         total=Series(key="time/step_s", label="step"),
+        group="System",
     ),
     Chart(
         name="workers_busy",
@@ -171,6 +212,9 @@ CHARTS = (
             Series(key="workers/busy_frac", label="mean"),
             Series(key="workers/busy_min_frac", label="least busy"),
         ),
+        group="System",
+        diagnostic=True,
+        reaches=10,
     ),
     Chart(
         name="workers_wait",
@@ -180,12 +224,15 @@ CHARTS = (
             Series(key="workers/queue_s", label="a piece for a worker"),
             Series(key="workers/tail_s", label="workers for the last pieces"),
         ),
+        group="System",
+        diagnostic=True,
     ),
     Chart(
         name="throughput",
         title="Throughput",
         unit="tokens/s",
         series=(Series(key="throughput/tokens_per_s", label="completion tokens over the step's time"),),
+        group="System",
     ),
     Chart(
         name="memory",
@@ -195,6 +242,8 @@ CHARTS = (
             Series(key=f"memory/{phase}_gib", label=label)
             for phase, label in (("rollout", "sample"), ("learn", "learn"), ("sync", "sync"))
         ),
+        group="System",
+        diagnostic=True,
     ),
 )
 
@@ -220,12 +269,12 @@ def accuracy_chart(*suites: str) -> Chart:
             )
             for suite in suites
         ),
+        reaches=10,
     )
 
 
 def charts_of(keys: Collection[str]) -> list[Chart]:
-    """The charts for which there is something to draw, in reading order: is it learning, does it stay sane, is it
-    correct, is it fast."""
+    """The charts for which there is something to draw, group by group, those that are folded away last in theirs."""
     suites = suites_of(keys)
     shaping = sorted(key for key in keys if key.startswith("reward/term/"))
     terms = tuple(Series(key=key, label=key.removeprefix("reward/term/")) for key in shaping)
@@ -235,7 +284,9 @@ def charts_of(keys: Collection[str]) -> list[Chart]:
         title="CoT length in evaluation",
         unit="tokens/completion",
         series=tuple(Series(key=f"eval/{suite}/tokens_mean", label=SUITE_TITLES.get(suite, suite)) for suite in suites),
+        group="Length",
     )
     scores = [accuracy_chart(suite) for suite in suites]
-    everything = [reward, *scores, COT_LENGTH, *([length] if suites else []), *CHARTS]
-    return [chart for chart in everything if any(series.key in keys for series in chart.series)]
+    everything = [*scores, reward, COT_LENGTH, *([length] if suites else []), *CHARTS]
+    drawn = [chart for chart in everything if any(series.key in keys for series in chart.series)]
+    return sorted(drawn, key=lambda chart: (GROUPS.index(chart.group), chart.diagnostic))

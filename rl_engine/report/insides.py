@@ -52,4 +52,7 @@ def figures_of(directory: Path, sha256: str) -> dict[str, float]:
         "inside/stable_rank": median_over(spectra, lambda one: one.stable_rank),
         "inside/used_frac": median_over(spectra, lambda one: one.used),
     }
+    if not figures["inside/norm_update"]:
+        # Nothing is learned yet: a matrix of zeros has no shape.
+        del figures["inside/stable_rank"]
     return {name: value for name, value in figures.items() if value is not None}

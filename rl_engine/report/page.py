@@ -14,9 +14,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rl_engine.report.charts import charts_of
+from rl_engine.report.charts import GROUPS, charts_of
+from rl_engine.report.meanings import meanings_of
+from rl_engine.report.origins import headline_of, origin_of, settings_of_its_own
+from rl_engine.report.pairs import Pair, pairs_of
 from rl_engine.report.shown_run import ShownRun, read_run
 from rl_engine.report.tables import changes_of, conditions_of, differences_of, overview_of
+from rl_engine.report.warnings import warnings_of
 from rollout.files.durable import naming
 
 NAME = "report.html"
@@ -28,7 +32,7 @@ LINES = 2_000
 """Steps drawn of a run; of more, every second, third, …, and all that evaluate."""
 TITLE_END = " · rl_engine</title>"
 """Of every page; by it one is known as ours."""
-SCRIPTS = ("charts.js", "completions.js", "page.js")
+SCRIPTS = ("charts.js", "completions.js", "pairs.js", "page.js")
 
 
 def write_report(directories: Sequence[Path], output: Path, *, problems: int = PROBLEMS) -> Path:
@@ -64,6 +68,11 @@ def page_of(runs: Sequence[ShownRun], reload_s: float | None = None) -> str:
     script = "\n".join(_own(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
     names = names_of(runs)
+    pairs = pairs_of(runs, names)
+    changes = changes_of(runs)
+    headlines = [
+        headline_of(run, [change for change in changes if change.run == index]) for index, run in enumerate(runs)
+    ]
     return (
         _environment()
         .get_template("page.html")
@@ -71,10 +80,15 @@ def page_of(runs: Sequence[ShownRun], reload_s: float | None = None) -> str:
             names=names,
             runs=runs,
             overviews=[overview_of(run) for run in runs],
-            changes=changes_of(runs),
+            changes=changes,
+            headlines=headlines,
+            warnings=[warnings_of(run) for run in runs],
+            origins=[origin_of(run) for run in runs],
+            own_settings=[settings_of_its_own(run) for run in runs],
+            pairs=pairs,
             conditions=[conditions_of(run) for run in runs],
             differences=differences_of(runs),
-            data=_data(names, runs, reload_s),
+            data=_data(names, runs, pairs, reload_s),
             style=Markup(_own("page.css")),
             script=Markup(script),
             script_digest=digest,
@@ -99,6 +113,7 @@ def _environment() -> Environment:
     # `tojson` writes <, >, & and ' as \u003c …, so that no completion can end the element it stands in.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["percent"] = _percent
+    environment.filters["points"] = _points
     environment.filters["tokens"] = _tokens
     return environment
 
@@ -111,17 +126,27 @@ def _percent(score: float) -> str:
     return f"{100 * score:.1f}"
 
 
+def _points(difference: float) -> str:
+    """Of per cent, with their sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
 def _tokens(mean: float) -> str:
     return f"{mean:,.1f}" if mean < 100 else f"{mean:,.0f}"
 
 
-def _data(names: Sequence[str], runs: Sequence[ShownRun], reload_s: float | None) -> dict[str, Any]:
+def _data(
+    names: Sequence[str], runs: Sequence[ShownRun], pairs: Sequence[Pair], reload_s: float | None
+) -> dict[str, Any]:
     """What the scripts read."""
     keys = {key for run in runs for line in run.lines for key in line}
     return {
         "reload_s": reload_s,
         "charts": [asdict(chart) for chart in charts_of(keys)],
+        "groups": GROUPS,
         "keys": sorted(keys - {"step"}),
+        "meanings": meanings_of(sorted(keys)),
+        "pairs": [asdict(pair) for pair in pairs],
         "runs": [
             {"name": name, "metrics": _columns(run.lines), **asdict(run.completions)}
             for name, run in zip(names, runs, strict=True)

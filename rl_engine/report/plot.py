@@ -93,6 +93,8 @@ def draw_chart(axes: Axes, chart: Chart, runs: Mapping[str, Lines]) -> list[Line
         axes.set_yscale("log")
     elif chart.from_zero:
         axes.set_ylim(bottom=min(0.0, axes.dataLim.y0))
+        if axes.get_ylim()[1] < chart.reaches:
+            axes.set_ylim(top=chart.reaches)
     return signs
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import yaml
 
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.insides import with_insides
+from rl_engine.run.origin.starts import read_starts
 from rl_engine.run.records import read_metrics
 from rollout.adapters import MANIFEST
 
@@ -71,6 +72,10 @@ class ShownRun:
     adapters: tuple[Adapter, ...]
     """Sorted by key."""
     completions: ShownCompletions
+    starts: Sequence[Mapping[str, Any]] = ()
+    """The processes that worked on it (`rl_engine/run/origin/starts.py`)."""
+    shows_answers: bool = True
+    """Whether the page may hold answers to the problems of evaluations."""
 
     @property
     def step(self) -> int:
@@ -104,6 +109,7 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
         lines=lines,
         adapters=_adapters(run, lines),
         completions=shown_completions(run, problems=problems, budget_bytes=budget_bytes),
+        starts=read_starts(run),
     )
 
 

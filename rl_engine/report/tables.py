@@ -29,7 +29,7 @@ def overview_of(run: ShownRun) -> dict[str, str]:
     """What ran, how far it came and how fast it was."""
     settings = run.settings
     lines = [line for line in run.lines if "time/step_s" in line]
-    lora = f"LoRA of rank {settings['lora.rank']} on {_plain(settings['lora.targets'])}"
+    lora = f"LoRA of rank {settings['lora.rank']} on {plain(settings['lora.targets'])}"
     return {
         "Model": f"{settings['model.name']}, {settings['model.dtype']}",
         "Trained": lora if settings["method"] == "lora" else "every weight",
@@ -69,10 +69,10 @@ def conditions_of(run: ShownRun) -> list[tuple[str, str]]:
 def differences_of(runs: Sequence[ShownRun]) -> dict[str, list[str]]:
     """Keys of the configuration whose values differ between the runs; `—` where a run has no such key."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    values = {key: [_plain(run.settings.get(key, "—")) for run in runs] for key in keys}
+    values = {key: [plain(run.settings.get(key, "—")) for run in runs] for key in keys}
     return {key: row for key, row in values.items() if len(set(row)) > 1}
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """A value of the configuration as one would write it there."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
+from rl_engine.run.origin.starts import STARTS, note_end, note_start
 from rl_engine.run.resumption import CONFIG, RESUMED, note_resumption
 from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
 from rollout.files.durable import naming, write_synced
@@ -27,6 +28,7 @@ WRITTEN = (
     MARKER,
     CONFIG,
     RESUMED,
+    STARTS,
     METRICS,
     TRACKED_AS,
     "rollouts",
@@ -83,6 +85,7 @@ class Records:
             note_resumption(self.run, self.config, done, kept)
         write_synced(self.run / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         write_synced(self.run / CONFIG, self.config.to_yaml())
+        note_start(self.run, done)
         for path in (self.run / "rollouts").glob("step*.jsonl.gz"):
             if int(path.name[4:-9]) > done:
                 path.unlink()
@@ -145,6 +148,7 @@ class Records:
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()
+        note_end(self.run)
 
 
 def _sync(file: IO[Any]) -> None:

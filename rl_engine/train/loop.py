@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from evals.scoring.kept import keep_answers
 from evals.scoring.outcomes import outcome_of
 from evals.scoring.report import EvalReport, report_on
 from evals.suites import Suite
@@ -259,16 +260,13 @@ def evaluate(run: Run) -> list[EvalReport]:
         run.examples.append(example_of(run.step, batches[0].groups[0]))
     # Each problem's share: of suites that were sampled side by side none has a time of its own.
     rollout_s = sum(batch.rollout_s for batch in batches) / max(problems, 1)
-    return [
-        report_on(
-            suite,
-            [outcome_of(group.rollout, group.results, rollout_s) for group in batch.groups],
-            run.eval_sampling,
-            run.sampler.grader,
-            adapter=run.adapter,
-        )
-        for (suite, _), batch in zip(run.suites, batches, strict=True)
-    ]
+    reports = []
+    for (suite, _), batch in zip(run.suites, batches, strict=True):
+        outcomes = [outcome_of(group.rollout, group.results, rollout_s) for group in batch.groups]
+        report = report_on(suite, outcomes, run.eval_sampling, run.sampler.grader, adapter=run.adapter)
+        keep_answers(run.records.run / "evals", report.suite, report.adapter, outcomes)
+        reports.append(report)
+    return reports
 
 
 def collected(run: Run, suite: Suite, request: Request) -> GradedBatch:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from evals.scoring.kept import keep_answers
+from evals.scoring.outcomes import outcome_of
 from evals.scoring.report import EvalReport
 from rewards import Verdict
 from rl_engine.config import Config, load_config
@@ -85,6 +87,13 @@ def evaluated(run: Path, suite: str, version: int, avg: float) -> dict[str, floa
     (run / "evals" / f"{suite}-{report['adapter']}.json").write_text(json.dumps(report))
     name = f"eval/{suite}"
     return {f"{name}/avg": avg, f"{name}/low": avg - 0.05, f"{name}/high": avg + 0.05, f"{name}/tokens_mean": 900.0}
+
+
+def answered(run: Path, suite: str, version: int, texts: Texts) -> None:
+    """The answers of an evaluation, kept as a run keeps them."""
+    groups = [group_of(problem_id, answers, version) for problem_id, answers in texts.items()]
+    outcomes = [outcome_of(group.rollout, group.results) for group in groups]
+    keep_answers(run / "evals", suite, f"policy-v{version:06d}", outcomes)
 
 
 def trained_run(run: Path, *overrides: str) -> LoraPolicy:

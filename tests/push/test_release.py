@@ -146,6 +146,9 @@ def test_training_problems_are_published_only_when_asked_for(run: Path, tmp_path
         if any(words in text for words in (PROBLEM, ANSWER, COMPLETION, "heron-17"))
     ]
     assert holders == (["run/report.html"] if asked else [])
+    page = (folder / "run/report.html").read_text()
+    assert "<dt>Machine</dt>" in page
+    assert "<dt>Command</dt>" not in page  # it may name any path
     assert not re.findall(rf"{tmp_path}|{Path.home()}/|{Path.cwd()}", (folder / "run/report.html").read_text())
 
 

@@ -37,7 +37,9 @@ def test_a_line_holds_the_figures_of_the_version_it_published(tmp_path: Path) ->
     )
     start, first, second = with_insides(tmp_path, lines)
     assert start["inside/norm_a"] == pytest.approx(5)
-    assert start["inside/norm_update"] == start["inside/stable_rank"] == 0
+    assert start["inside/norm_update"] == 0
+    # A matrix of zeros has no shape: a curve from 0 to 1 would look like something learned.
+    assert "inside/stable_rank" not in start
     assert first["inside/norm_b"] == pytest.approx(0.5)
     assert first["inside/norm_update"] == pytest.approx(2 * 5 * 0.5)
     assert first["inside/stable_rank"] == pytest.approx(1)

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from rewards import Verdict
 from rl_engine.report.page import read_runs, write_page
-from tests.helpers.run_directories import evaluated, publish, record_step, start_run
+from tests.helpers.run_directories import answered, evaluated, publish, record_step, start_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = (
@@ -59,6 +59,9 @@ def make_run(run: Path, reward: float) -> Path:
             "throughput/tokens_per_s": 1234.5,
         }
         record_step(records, step, texts, metrics | (evaluated(run, "aime2024", 3, 0.5) if step == 3 else {}))
+    again = [WRONG, RIGHT, RIGHT] if reward > 0.2 else [WRONG, RIGHT, WRONG]
+    answered(run, "aime2024", 0, {"gained": [WRONG], "lost": [RIGHT], "left": [NONE]})
+    answered(run, "aime2024", 3, dict(zip(("lost", "gained", "left"), ([one] for one in again), strict=True)))
     return run
 
 
@@ -107,7 +110,7 @@ def shown_groups(page: Page) -> list[str]:
 def test_what_a_model_wrote_is_shown_and_not_run(opened: Opened, files: tuple[Path, Path]) -> None:
     page = opened.go(files[0])
     page.select_option("#verdict", "no_answer")
-    assert page.locator(".card pre").all_inner_texts() == [HOSTILE]
+    assert page.locator("#cards .card pre").all_inner_texts() == [HOSTILE]
     assert page.evaluate("window.hacked") is None
     assert page.locator("img").count() == 0
 
@@ -119,8 +122,12 @@ def test_completions_are_filtered_by_step_and_verdict(opened: Opened, files: tup
     assert sorted(shown_groups(page)) == ["step 2 ✓✓✗ What is again?", "step 2 ✗∅ What is only-2?"]
     page.select_option("#verdict", "correct")
     assert shown_groups(page) == ["step 2 ✓✓✗ What is again?"]
-    assert page.locator(".card .verdict").all_inner_texts() == ["✓ correct", "✓ correct"]
-    assert page.locator(".card .head.note").first.inner_text().split("\n") == ["reward 1", "adv. +0.50", "4 tokens"]
+    assert page.locator("#cards .card .verdict").all_inner_texts() == ["✓ correct", "✓ correct"]
+    assert page.locator("#cards .card .head.note").first.inner_text().split("\n") == [
+        "reward 1",
+        "adv. +0.50",
+        "4 tokens",
+    ]
     assert "2 of 3 completions right · 2 shown" in page.inner_text("#reference")
     page.click("#step-before")
     assert shown_groups(page) == ["step 1 ✓✗✗ What is again?"]
@@ -143,11 +150,54 @@ def test_a_problem_is_followed_through_the_steps(opened: Opened, files: tuple[Pa
         page.focus("#history button[title='Later step']")
         page.keyboard.press("Enter")
         assert history.inner_text() == expected
-        assert "".join(text[0] for text in page.locator(".card .verdict").all_inner_texts()) == verdicts
+        assert "".join(text[0] for text in page.locator("#cards .card .verdict").all_inner_texts()) == verdicts
     assert page.locator("#history button").all_inner_texts() == ["◀", "step 1: 1/3", "step 2: 2/3", "step 3: 3/3", "▶"]
     page.click("#group-after")
     assert "only-3" in page.inner_text("#problem-id")
     assert page.inner_text("#history") == "Shown at this step only."
+
+
+def test_base_and_best_stand_beside_each_other(opened: Opened, files: tuple[Path, Path]) -> None:
+    page = opened.go(files[0])
+    page.click("nav a[href='#pairs']")
+    assert "2 newly right, 1 newly wrong" in page.inner_text("#pair-gain")
+    assert page.locator("#pair-problems li").count() == 2
+    page.click("#pair-problems li:has-text('gained')")
+    assert page.locator("#pair-cards .verdict").all_inner_texts() == ["✗ incorrect", "✓ correct"]
+    assert "step 0: 0 % · step 3: 100 %" in page.inner_text("#pair-reference")
+    page.select_option("#pair-order", "wrong")
+    assert page.inner_text("#pair-id") == "lost"
+    page.click("#pair-cards pre >> nth=0")
+    assert page.evaluate("window.hacked") is None
+
+
+def test_two_runs_are_compared_by_problem(opened: Opened, files: tuple[Path, Path]) -> None:
+    page = opened.go(files[1])
+    row = page.inner_text("#compared tbody tr")
+    assert row.split("\t")[0] == "second, step 3 − first, step 3"
+    assert "−33.3" in row
+    assert page.inner_text("#pair-id") == "left"
+    assert page.locator("#pair-order option:enabled").all_inner_texts() == ["newly wrong", "most mixed", "longest"]
+
+
+def test_sampled_groups_are_sorted(opened: Opened, files: tuple[Path, Path]) -> None:
+    page = opened.go(files[0])
+    page.select_option("#order", "longest")
+    assert "∅" in shown_groups(page)[0]
+    page.select_option("#order", "mixed")
+    assert shown_groups(page)[0] in ("step 1 ✓✗✗ What is again?", "step 2 ✓✓✗ What is again?")
+
+
+def test_charts_are_grouped_and_explain_themselves(opened: Opened, files: tuple[Path, Path]) -> None:
+    page = opened.go(files[0])
+    assert page.locator("#charts h3:visible").all_inner_texts() == [
+        "Quality", "Length", "Sampler check", "System", "Any other",
+    ]  # fmt: skip
+    assert page.locator("#charts figure").first.get_attribute("data-chart") == "accuracy_aime2024"
+    gap = page.locator("figure[data-chart=sampler_kl]")
+    assert gap.locator(".about").is_hidden()
+    gap.locator(".ask").click()
+    assert "< 0.01 in bfloat16" in gap.locator(".about").inner_text()
 
 
 def test_runs_are_overlaid_and_switched_off(opened: Opened, files: tuple[Path, Path]) -> None:
@@ -170,6 +220,7 @@ def test_runs_are_overlaid_and_switched_off(opened: Opened, files: tuple[Path, P
 def test_the_pointer_reads_values_off_a_chart(opened: Opened, files: tuple[Path, Path]) -> None:
     page = opened.go(files[0])
     chart = page.locator("figure[data-chart=accuracy_aime2024]")
+    chart.scroll_into_view_if_needed()
     box = chart.locator("svg.plot").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] - 15, box["y"] + 60)
@@ -232,9 +283,11 @@ CONTRASTS = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out_and_fits_a_laptop(
-    scheme: Literal["light", "dark"], opened: Opened, files: tuple[Path, Path]
+@pytest.mark.parametrize("width", [1280, 390])
+def test_all_text_stands_out_and_fits_a_laptop_and_a_phone(
+    width: int, scheme: Literal["light", "dark"], opened: Opened, files: tuple[Path, Path]
 ) -> None:
+    opened.page.set_viewport_size({"width": width, "height": 800})
     opened.page.emulate_media(color_scheme=scheme)
     for file in files:
         page = opened.go(file)
@@ -243,8 +296,10 @@ def test_all_text_stands_out_and_fits_a_laptop(
         assert min(contrasts)[0] >= LEAST_CONTRAST, min(contrasts)
         brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
         assert (int(brightness) < 50) == (scheme == "dark")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-        wide = "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > 1280).length"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # A table may be wider than a phone: it scrolls by itself.
+        wide = """[...document.querySelectorAll('main *')].filter(
+          e => e.getBoundingClientRect().right > innerWidth && (innerWidth > 1000 || !e.closest('.scroll'))).length"""
         assert page.evaluate(wide) == 0
 
 

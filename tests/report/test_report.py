@@ -249,9 +249,9 @@ def test_plots_draw_per_cent_interval_and_overlay(tmp_path: Path) -> None:
 def test_every_chart_has_a_file_of_its_own() -> None:
     keys = {"reward/mean", "reward/term/format", "eval/aime2024/avg", "eval/mine/avg", "eval/mine/tokens_mean"}
     charts = charts_of(keys)
-    assert [chart.name for chart in charts] == ["reward", "accuracy_aime2024", "accuracy_mine", "eval_length"]
-    assert [series.label for series in charts[0].series] == ["reward", "format"]
-    assert charts[1].title == "Accuracy on AIME 2024"
+    assert [chart.name for chart in charts] == ["accuracy_aime2024", "accuracy_mine", "reward", "eval_length"]
+    assert [series.label for series in charts[2].series] == ["reward", "format"]
+    assert charts[0].title == "Accuracy on AIME 2024"
 
 
 def test_watching_rewrites_the_page_with_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

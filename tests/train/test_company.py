@@ -261,7 +261,7 @@ def test_each_run_has_the_directory_that_it_has_alone(
     names = {path.name for path in root.iterdir()}
     assert names == {
         *(".lock", ".rl_engine", "adapters", "checkpoints", "config.yaml", "curves.png", "evals", "metrics.jsonl"),
-        *("report.html", "rollouts"),
+        *("report.html", "rollouts", "starts.jsonl"),
     }
     assert load_config(str(root / "config.yaml")).checkpoint.every == 3
     # What ends the process costs each the step at work alone.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from evals.scoring.kept import kept_answers
 from evals.suites import find_suite
 from rewards import Grader
 from rl_engine.learner.ranks import Ranks
@@ -37,7 +39,7 @@ class Queue:
         self.said.append(("asked", where["prompts_per_piece"]))
         return split(prompts, sampling, adapter, seeds, 100)
 
-    def collect(self, request: Request) -> list[RolloutGroup]:
+    def collect(self, request: Request, *_: Any) -> list[RolloutGroup]:
         self.said.append(("waited for", len(request.items[0].prompts)))
         return [
             RolloutGroup(prompt=p, completions=(completion("2", tokens=2, adapter="base"),))
@@ -46,7 +48,7 @@ class Queue:
 
 
 @pytest.fixture
-def run(make_config: Any, grader: Grader) -> Any:
+def run(make_config: Any, grader: Grader, tmp_path: Path) -> Any:
     config = make_config("rollout.placement=ray", "rollout.workers=3")
     ranks = Ranks(0, 1, torch.device("cpu"))
     queue: Any = Queue()
@@ -58,7 +60,7 @@ def run(make_config: Any, grader: Grader) -> Any:
     sampler = Sampler(queue, grader, ranks)
     return SimpleNamespace(
         config=config, suites=suites, sampler=sampler, eval_sampling=SAMPLING, console=console, step=0, is_main=True,
-        adapter=None, examples=[],
+        adapter=None, examples=[], records=SimpleNamespace(run=tmp_path),
     )  # fmt: skip
 
 
@@ -67,6 +69,9 @@ def test_all_suites_are_asked_for_before_the_first_is_waited_for(run: Any) -> No
     # Seven problems for three workers: three at a time.
     assert run.sampler.queue.said == [("asked", 3), ("asked", 3), ("waited for", 5), ("waited for", 2)]
     assert [(report.suite, report.problems) for report in reports] == [("held_out", 5), ("gsm8k", 2)]
+    # Every problem's answer is kept beside the reports, to be compared with those of later versions.
+    directory = run.records.run / "evals"
+    assert {len(kept_answers(path)) for path in directory.glob("*-base.jsonl.gz")} == {2, 5}
 
 
 def test_without_suites_nothing_is_asked(run: Any) -> None:

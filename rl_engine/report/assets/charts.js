@@ -95,6 +95,7 @@ function valueScale(chart, curves, log) {
     return logScale(positive.reduce((a, b) => Math.min(a, b)), positive.reduce((a, b) => Math.max(a, b)));
   }
   if (chart.from_zero) [low, high] = [Math.min(0, low), Math.max(0, high)];
+  if (chart.reaches) high = Math.max(high, chart.reaches);
   if (low === high) [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) / 2, high + Math.abs(high) / 2];
   const margin = (high - low) * 0.06;
   return linearScale(low === 0 ? 0 : low - margin, high === 0 ? 0 : high + margin, 6);

@@ -5,6 +5,13 @@
 // Not by colour alone: each verdict has a sign and its name.
 const SIGNS = {correct: '✓', incorrect: '✗', no_answer: '∅', unparseable: '?', timeout: '…', error: '!'};
 const LONG = 400;
+// How the list is sorted: the groups come in the order of steps.
+const longestOf = group => Math.max(...group.completions.map(completion => completion.tokens));
+const ORDERS = {
+  steps: () => 0,
+  mixed: (one, other) => Math.abs(one.accuracy - 0.5) - Math.abs(other.accuracy - 0.5),
+  longest: (one, other) => longestOf(other) - longestOf(one),
+};
 const by = id => document.getElementById(id);
 const plainVerdict = verdict => verdict.replace('_', ' ');
 
@@ -22,7 +29,7 @@ function matching(groups, {step, verdict, text}) {
 function showCompletions(data, state, choose) {
   const run = data.runs[state.run], {groups} = run;
   fillFilters(groups, state);
-  const found = matching(groups, state);
+  const found = matching(groups, state).sort(ORDERS[state.order]);
   const index = Math.max(0, found.findIndex(group => isChosen(group, state)));
   by('found').textContent = groups.length ? `${found.length} of ${groups.length} groups` : '';
   by('left-out').textContent = leftOut(run);
@@ -78,6 +85,7 @@ function fillFilters(groups, state) {
   fill('verdict', verdicts.map(name => new Option(`${SIGNS[name]} ${plainVerdict(name)}`, name)));
   by('text').value = state.text;
   by('run').value = state.run;
+  by('order').value = state.order;
   by('step-before').disabled = state.step === 'all';
   by('step-after').disabled = !steps.length || state.step === String(steps.at(-1));
 }

@@ -7,11 +7,19 @@ const DRAWN = new Set(data.charts.flatMap(chart => chart.series.map(series => se
 const STORE = `rl_engine.report ${location.pathname}`;
 const state = {
   off: [], theme: '', scroll: 0, allAdapters: false,
-  span: 1, log: {}, wide: [], metric: data.keys.find(name => !DRAWN.has(name)),
-  run: 0, step: 'all', verdict: 'all', text: '', problem: '', groupStep: -1,
+  span: 1, log: {}, wide: [], metric: firstToDraw(),
+  run: 0, step: 'all', verdict: 'all', text: '', order: 'steps', opened: [],
+  pair: 0, pairOrder: 'right', pairProblem: '', problem: '', groupStep: -1,
   ...JSON.parse(sessionStorage.getItem(STORE) ?? '{}'),
 };
 if (!data.runs[state.run]) state.run = 0;
+if (!data.pairs[state.pair]) state.pair = 0;
+
+/** A metric that no chart draws, and that moves where one does. */
+function firstToDraw() {
+  const others = data.keys.filter(name => !DRAWN.has(name));
+  return others.find(name => data.runs.some(run => new Set(run.metrics[name]).size > 2)) ?? others[0];
+}
 
 const isShown = index => !state.off.includes(data.runs[index].name);
 
@@ -51,7 +59,7 @@ function curvesOf(chart) {
 /** The one value of curves that never move: worth a sentence, not a chart. Undefined where there is more to see. */
 function constant(curves) {
   const [low, high] = extent(curves);
-  return low === high && curves.some(curve => curve.points.length > 1) ? low : undefined;
+  return high - low <= 1e-6 * Math.abs(high) && curves.some(curve => curve.points.length > 1) ? low : undefined;
 }
 
 function ownChart() {
@@ -63,15 +71,25 @@ function redraw(figure) {
   const curves = curvesOf(chart);
   figure.hidden = Boolean(figure.chart) && (curves.length === 0 || constant(curves) !== undefined);
   figure.querySelector('svg.plot')?.remove();
-  if (figure.hidden || !curves.length) return;
+  // In a fold that is closed a figure has no width.
+  if (figure.hidden || !curves.length || !figure.clientWidth) return;
   const positive = curves.some(curve => curve.points.some(point => point.value > 0));
   const log = positive && (state.log[chart.name] ?? chart.log ?? false);
   const button = figure.querySelector('.log');
   button.hidden = !(log || chart.log || mayBeLog(curves));
   button.setAttribute('aria-pressed', log);
   figure.classList.toggle('wide', state.wide.includes(chart.name));
+  const meaning = meaningOf(chart);
+  Object.assign(figure.querySelector('.ask'), {hidden: !meaning, title: meaning});
+  figure.querySelector('.about').textContent = meaning;
+  if (figure.chart) figure.querySelector('.title').title = meaning;
   figure.querySelector('.legend').replaceChildren(...legendOf(chart, curves));
   draw(figure, chart, curves, {log, span: state.span, steps: stepsShown()});
+}
+
+/** What docs/metrics.md says of what a chart draws, each sentence once. */
+function meaningOf(chart) {
+  return [...new Set(chart.series.map(({key}) => data.meanings[key]).filter(Boolean))].join(' ');
 }
 
 /** The first and the last step of what is shown: all charts share their axis. */
@@ -103,17 +121,42 @@ function makeFigure(chart) {
     };
     return element('button', {type: 'button', className, textContent, title: hint, onclick});
   };
+  const about = text('p', '', 'about');
+  about.hidden = true;
   const buttons = element('span', {className: 'buttons'},
+    button('ask', '?', '', () => {
+      about.hidden = !about.hidden;
+    }),
     button('log', 'log', 'Axis by powers of ten', () => {
       state.log[name] = !(state.log[name] ?? chart?.log ?? false);
     }),
     button('enlarge', '⤢', 'Large or small', () => {
       state.wide = state.wide.includes(name) ? state.wide.filter(other => other !== name) : [...state.wide, name];
     }));
-  const figure = element('figure', {chart}, element('figcaption', {}, ...title, buttons),
+  const figure = element('figure', {chart}, element('figcaption', {}, ...title, buttons), about,
     element('div', {className: 'legend'}), element('div', {className: 'tip', hidden: true}));
   figure.dataset.chart = name;
   return figure;
+}
+
+/** The charts under one heading, the diagnostics among them folded away. */
+function makeGroup(name) {
+  const charts = data.charts.filter(chart => chart.group === name);
+  if (!charts.length) return undefined;
+  const grid = wanted => element('div', {className: 'charts'},
+    ...charts.filter(chart => chart.diagnostic === wanted).map(makeFigure));
+  const group = element('div', {}, element('h3', {textContent: name}), grid(false));
+  if (charts.some(chart => chart.diagnostic)) {
+    const fold = element('details', {open: state.opened.includes(name)},
+      element('summary', {textContent: 'Diagnostics'}), grid(true));
+    fold.ontoggle = () => {
+      state.opened = state.opened.filter(other => other !== name).concat(fold.open ? [name] : []);
+      save();
+      fold.querySelectorAll('figure').forEach(redraw);
+    };
+    group.append(fold);
+  }
+  return group;
 }
 
 function metricSelect() {
@@ -130,6 +173,8 @@ function metricSelect() {
 
 function redrawAll() {
   document.querySelectorAll('#charts figure').forEach(redraw);
+  const empty = part => [...part.querySelectorAll('figure')].every(figure => figure.hidden);
+  for (const part of document.querySelectorAll('#charts > div, #charts details')) part.hidden = empty(part);
   const still = data.charts.map(chart => [chart, constant(curvesOf(chart))]).filter(([, value]) => value !== undefined)
     .map(([chart, value]) => `${chart.title} ${Number(value.toPrecision(4))} ${chart.unit}`);
   by('constant').textContent = still.length ? `The same at every step: ${still.join('; ')}.` : '';
@@ -191,7 +236,7 @@ function listen() {
       save();
       showAdapters();
     };
-  for (const id of ['run', 'step', 'verdict', 'text'])
+  for (const id of ['run', 'step', 'verdict', 'order', 'text'])
     by(id).oninput = event => {
       state[id] = event.target.value;
       browse();
@@ -216,7 +261,10 @@ function reloadLater() {
   setTimeout(reload, 1000 * data.reload_s);
 }
 
-by('charts').append(...data.charts.map(makeFigure), ...(data.keys.length ? [makeFigure()] : []));
+by('charts').append(...data.groups.map(makeGroup).filter(Boolean));
+if (data.keys.length)
+  by('charts').append(element('div', {}, element('h3', {textContent: 'Any other'}),
+    element('div', {className: 'charts'}, makeFigure())));
 by('no-curves').hidden = data.keys.length > 0;
 by('smoothing').value = state.span;
 showTheme();
@@ -224,6 +272,7 @@ showRuns();
 showAdapters();
 listen();
 browse();
+if (data.pairs.length) showPairs(data, state, save);
 redrawAll();
 scrollTo(0, state.scroll);
 if (data.reload_s) reloadLater();

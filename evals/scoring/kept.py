@@ -1,0 +1,78 @@
+"""Outcomes ↔ a file of one evaluation: each problem's verdicts, and one answer of it to read.
+
+With it two versions, or two runs, are compared problem by problem long after they were sampled.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from evals.scoring.outcomes import Outcome
+from rewards import Verdict
+from rollout.files.durable import naming
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptAnswer:
+    """A problem's line: all verdicts, and the first of its samples."""
+
+    problem_id: str
+    problem: str
+    reference: str
+    verdicts: tuple[str, ...]
+    """One for each sample."""
+    completion: str
+    extracted: str | None
+    tokens: int
+    finish_reason: str
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the samples that are correct."""
+        return sum(verdict == Verdict.CORRECT for verdict in self.verdicts) / len(self.verdicts)
+
+
+def kept_path(directory: Path, suite: str, adapter: str) -> Path:
+    """Beside the report of the same evaluation, `<suite>-<adapter>.json`."""
+    return directory / f"{suite}-{adapter}.jsonl.gz"
+
+
+def keep_answers(directory: Path, suite: str, adapter: str, outcomes: Sequence[Outcome]) -> None:
+    """Write the file whole or not at all; the same outcomes are the same bytes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = kept_path(directory, suite, adapter)
+    scratch = path.with_name(f".{path.name}.partial")
+    with naming(path):
+        with scratch.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+            for outcome in outcomes:
+                file.write(json.dumps(asdict(_answer_of(outcome))).encode() + b"\n")
+        scratch.replace(path)
+
+
+def kept_answers(path: Path) -> dict[str, KeptAnswer]:
+    """Problem id → its line; none where there is no such file or it is torn, as in runs of earlier versions."""
+    try:
+        with gzip.open(path, "rt") as file:
+            rows = [json.loads(line) for line in file]
+    except (FileNotFoundError, EOFError, zlib.error, gzip.BadGzipFile, json.JSONDecodeError):
+        return {}
+    return {row["problem_id"]: KeptAnswer(**{**row, "verdicts": tuple(row["verdicts"])}) for row in rows}
+
+
+def _answer_of(outcome: Outcome) -> KeptAnswer:
+    first = outcome.samples[0]
+    return KeptAnswer(
+        problem_id=outcome.problem.id,
+        problem=outcome.problem.text,
+        reference=outcome.problem.answer,
+        verdicts=tuple(sample.verdict.value for sample in outcome.samples),
+        completion=first.text,
+        extracted=first.extracted,
+        tokens=first.tokens,
+        finish_reason=first.finish_reason,
+    )

@@ -1,0 +1,73 @@
+"""A run → what it came from: who made it, when and where, and which settings are not the defaults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+
+from rl_engine.config import Config
+from rl_engine.config.fields import fields
+from rl_engine.report.charts import SUITE_TITLES
+from rl_engine.report.pairs import Gain, gain_of_training
+from rl_engine.report.shown_run import ShownRun
+from rl_engine.report.tables import SuiteChange, plain
+from rl_engine.run.origin.starts import wall_s
+
+
+def origin_of(run: ShownRun) -> dict[str, str]:
+    """What the directory knows of date, command, machine, versions, commit, seed and wall time."""
+    found = {"Seed": str(run.settings.get("seed", "—"))}
+    if not run.starts:
+        return found
+    first, last = run.starts[0], run.starts[-1]
+    began = datetime.fromisoformat(first["began"])
+    found["Began"] = f"{began:%Y-%m-%d %H:%M} UTC"
+    if len(run.starts) > 1:
+        found["Resumed"] = "after step " + ", ".join(str(start["after_step"]) for start in run.starts[1:])
+    spent_s = wall_s(run.starts)
+    if spent_s is not None:
+        found["Wall time"] = str(timedelta(seconds=round(spent_s)))
+    found["Machine"] = last["machine"]
+    found["Commit"] = last["commit"] or "an installed package"
+    found["Versions"] = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+    if "command" in last:
+        found["Command"] = last["command"]
+    return found
+
+
+def settings_of_its_own(run: ShownRun) -> dict[str, tuple[str, str]]:
+    """Key → its value and the default, of all that are not left at it; `required` where there is no default."""
+    defaults = _defaults()
+    found = {}
+    for key, value in run.settings.items():
+        # By value: 600 and 600.0 are one setting. Keys inside a mapping have no default.
+        if key != "output_dir" and value != defaults.get(key):
+            found[key] = (plain(value), plain(defaults.get(key, "—")))
+    return found
+
+
+def headline_of(run: ShownRun, changes: Sequence[SuiteChange]) -> tuple[str, SuiteChange, Gain | None] | None:
+    """The suite that is asked first, its change, and the paired difference where answers are kept; None without a
+    second score."""
+    asked = [str(suite) for suite in run.settings.get("eval.suites") or ()]
+    able = [change for change in changes if change.last["step"] > change.first["step"]]
+    if not able:
+        return None
+    change = min(able, key=lambda one: asked.index(one.suite) if one.suite in asked else len(asked))
+    return SUITE_TITLES.get(change.suite, change.suite), change, gain_of_training(run, change.suite)
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    """Key → its default as YAML has it."""
+    return {
+        key: "required" if info.is_required() else _as_json(info.get_default(call_default_factory=True))
+        for key, info in fields(Config)
+    }
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=lambda one: one.model_dump(mode="json")))

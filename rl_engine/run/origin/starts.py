@@ -1,0 +1,68 @@
+"""A process that begins or resumes a run → a line of starts.jsonl: when, where, by what and with which command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from evals.scoring.versions import package_versions
+from rl_engine.run.origin.environment import command, commit, machine
+from rollout.files.durable import write_synced
+
+STARTS = "starts.jsonl"
+"""Two objects for each process: what began, and when it ended; of one that was killed the first alone."""
+
+
+def note_start(run: Path, done: int) -> None:
+    """Note that this process takes the run up after step `done`, −1 for a new run, whose notes begin anew."""
+    start = {
+        "began": _now(),
+        "after_step": max(done, 0),
+        "command": command(),
+        "machine": machine(),
+        "versions": package_versions(),
+        "commit": commit(),
+    }
+    _append(run, start, anew=done < 0)
+
+
+def note_end(run: Path) -> None:
+    """Note that this process leaves the run."""
+    _append(run, {"ended": _now()})
+
+
+def read_starts(run: Path) -> list[dict[str, Any]]:
+    """What was noted, an end joined to its start; nothing of runs of earlier versions."""
+    found: list[dict[str, Any]] = []
+    for line in _lines(run):
+        entry = json.loads(line)
+        if "began" in entry:
+            found.append(entry)
+        elif found:
+            found[-1] |= entry
+    return found
+
+
+def wall_s(starts: Sequence[Mapping[str, Any]]) -> float | None:
+    """Seconds that its processes took together; None where one did not note its end."""
+    if not starts or any("ended" not in start for start in starts):
+        return None
+    moments = [(datetime.fromisoformat(start["began"]), datetime.fromisoformat(start["ended"])) for start in starts]
+    return sum((ended - began).total_seconds() for began, ended in moments)
+
+
+def _append(run: Path, entry: dict[str, Any], *, anew: bool = False) -> None:
+    lines = [] if anew else _lines(run)
+    write_synced(run / STARTS, "".join([*lines, json.dumps(entry) + "\n"]))
+
+
+def _lines(run: Path) -> list[str]:
+    path = run / STARTS
+    return path.read_text().splitlines(keepends=True) if path.is_file() else []
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

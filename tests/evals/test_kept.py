@@ -1,0 +1,41 @@
+"""What is kept of an evaluation's answers: every verdict, and a text of each problem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evals.scoring.kept import keep_answers, kept_answers, kept_path
+from evals.scoring.outcomes import Outcome, Sample
+from rewards import Verdict
+from rollout.types import Problem
+
+
+def outcome(problem_id: str, *verdicts: Verdict) -> Outcome:
+    samples = [
+        Sample(text=f"text {place}", extracted=None, verdict=verdict, detail="", tokens=place, finish_reason="stop")
+        for place, verdict in enumerate(verdicts)
+    ]
+    problem = Problem(id=problem_id, text="1+1?", answer="2")
+    return Outcome(problem=problem, adapter="policy-v000001", samples=tuple(samples))
+
+
+def test_answers_come_back_and_are_the_same_bytes(tmp_path: Path) -> None:
+    outcomes = [outcome("a", Verdict.CORRECT, Verdict.INCORRECT), outcome("b", Verdict.NO_ANSWER, Verdict.ERROR)]
+    path = kept_path(tmp_path, "held_out", "policy-v000001")
+    keep_answers(tmp_path, "held_out", "policy-v000001", outcomes)
+    found = kept_answers(path)
+    assert {name: answer.accuracy for name, answer in found.items()} == {"a": 0.5, "b": 0.0}
+    assert found["a"].verdicts == ("correct", "incorrect")
+    assert (found["b"].completion, found["b"].reference) == ("text 0", "2")
+    first = path.read_bytes()
+    keep_answers(tmp_path, "held_out", "policy-v000001", outcomes)
+    assert path.read_bytes() == first
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_torn_or_absent_file_holds_no_answers(tmp_path: Path) -> None:
+    path = kept_path(tmp_path, "s", "a")
+    assert kept_answers(path) == {}
+    keep_answers(tmp_path, "s", "a", [outcome("a", Verdict.CORRECT)])
+    path.write_bytes(path.read_bytes()[:-12])
+    assert kept_answers(path) == {}

@@ -1,0 +1,154 @@
+"""Kept answers → what changed, between versions and between runs, and what a reader is told first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rewards import Verdict
+from rl_engine.report.charts import CHARTS, COT_LENGTH, REWARD, accuracy_chart
+from rl_engine.report.meanings import meanings_of
+from rl_engine.report.origins import headline_of, origin_of, settings_of_its_own
+from rl_engine.report.page import page_of, read_runs
+from rl_engine.report.pairs import EACH, pairs_of
+from rl_engine.report.tables import changes_of
+from rl_engine.report.warnings import RULES, warnings_of
+from tests.helpers.run_directories import answered, evaluated, publish, record_step, start_run
+
+RIGHT, WRONG = ("4", Verdict.CORRECT), ("5", Verdict.INCORRECT)
+TIMES = {"time/step_s": 2.0, "throughput/tokens_per_s": 50.0}
+
+
+def make_run(run: Path, *versions: str) -> None:
+    """An evaluation of each version; a letter a problem, in capitals where the answer is right."""
+    records = start_run(run, "eval.suites=[gsm8k]")
+    for version, letters in enumerate(versions):
+        avg = sum(letter.isupper() for letter in letters) / len(letters)
+        publish(run, version)
+        texts = {letter.lower(): [RIGHT if letter.isupper() else WRONG] for letter in letters}
+        answered(run, "gsm8k", version, texts)
+        record_step(records, version, {}, TIMES | evaluated(run, "gsm8k", version, avg))
+
+
+def test_the_first_version_stands_beside_the_best(tmp_path: Path) -> None:
+    make_run(tmp_path, "abcD", "ABcD", "AbCd")
+    (tmp_path / "adapters" / "best").symlink_to("v000001")
+    runs = read_runs([tmp_path], 1)
+    (pair,) = pairs_of(runs, ["run"])
+    assert pair.labels == ("before training", "best, step 1")
+    assert pair.gain is not None
+    assert (pair.gain.problems, pair.gain.mean) == (4, 0.5)
+    assert (pair.gain.newly_right, pair.gain.newly_wrong) == (2, 0)
+    low, high = pair.gain.interval
+    assert 0 <= low < 0.5 < high <= 1
+    found = {one.problem_id: one for one in pair.problems}
+    assert found["b"].history == ((0, 0.0), (1, 1.0), (2, 0.0))
+    assert found["b"].gain == 1
+    headline = headline_of(runs[0], changes_of(runs))
+    assert headline is not None
+    title, change, gain = headline
+    # From the first to the last: of no choice, so no optimism.
+    assert (title, change.first["avg"], change.last["avg"]) == ("GSM8K", 0.25, 0.5)
+    assert gain is not None
+    assert (gain.mean, gain.newly_right, gain.newly_wrong) == (0.25, 2, 1)
+    page = page_of(runs)
+    assert "25.0 % → 50.0 %" in page
+    assert "<b>+25.0 points</b>" in page
+
+
+def test_runs_are_paired_by_problem_and_text(tmp_path: Path) -> None:
+    make_run(tmp_path / "one", "abc", "ABcx")
+    make_run(tmp_path / "two", "abc", "aBCy")
+    (pair,) = pairs_of(read_runs([tmp_path / "one", tmp_path / "two"], 1), ["one", "two"])
+    assert pair.gain is not None
+    assert (pair.gain.problems, pair.gain.newly_right, pair.gain.newly_wrong) == (3, 1, 1)
+    assert pair.gain.mean == 0
+    assert pair.note == ""
+    make_run(tmp_path / "other", "uvw", "UvW")
+    (pair,) = pairs_of(read_runs([tmp_path / "one", tmp_path / "other"], 1), ["one", "other"])
+    assert pair.gain is None
+    assert "nothing is paired" in pair.note
+
+
+def test_a_page_holds_some_problems_of_each_kind(tmp_path: Path) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    make_run(tmp_path, letters[:13] + letters[13:].upper(), letters[:13].upper() + letters[13:])
+    (pair,) = pairs_of(read_runs([tmp_path], 1), ["run"])
+    gains = [one.gain for one in pair.problems]
+    assert gains.count(1) >= EACH
+    assert gains.count(-1) >= EACH
+    assert len(gains) <= 5 * EACH
+
+
+def test_answers_that_are_not_ours_to_publish_stay_away(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", "A")
+    (run,) = read_runs([tmp_path], 1)
+    assert "What is a?" in page_of([run])
+    assert "What is a?" not in page_of([replace(run, shows_answers=False)])
+
+
+def test_a_run_of_an_earlier_version_has_a_headline_without_pairs(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", "A")
+    for path in (tmp_path / "evals").glob("*.gz"):
+        path.unlink()
+    (tmp_path / "starts.jsonl").unlink()
+    runs = read_runs([tmp_path], 1)
+    assert pairs_of(runs, ["run"]) == []
+    assert "0.0 % → 100.0 %" in page_of(runs)
+    assert origin_of(runs[0]) == {"Seed": "0"}
+
+
+WRONGS = {
+    "reward/verdict/error": 0.001,
+    "reward/verdict/timeout": 0.02,
+    "sampler/kl": 6e-7,
+    "sampler/beyond_frac": 6e-4,
+    "completion/truncated_frac": 0.2,
+    "loss/clip_low_frac": 0.06,
+    "loss/clip_high_frac": 0.06,
+    "updates/skipped": 1.0,
+}
+
+
+@pytest.mark.parametrize(("key", "value"), WRONGS.items())
+def test_what_was_wrong_is_said_first(key: str, value: float, tmp_path: Path) -> None:
+    records = start_run(tmp_path)
+    record_step(records, 1, {}, {**TIMES, **dict.fromkeys(WRONGS, 0.0)})
+    assert warnings_of(read_runs([tmp_path], 1)[0]) == []
+    record_step(records, 2, {}, {**TIMES, **dict.fromkeys(WRONGS, 0.0), key: value})
+    runs = read_runs([tmp_path], 1)
+    (sentence,) = warnings_of(runs[0])
+    assert "1 step" in sentence
+    page = page_of(runs)
+    assert "Look at this first" in page
+    assert page.index("Look at this first") < page.index('id="charts"')
+
+
+def test_every_rule_is_tried() -> None:
+    assert {rule.key for rule in RULES} == set(WRONGS)
+
+
+def test_a_run_says_where_it_comes_from_and_what_was_changed(tmp_path: Path) -> None:
+    start_run(tmp_path, "seed=7", "lora.rank=4").close()
+    (run,) = read_runs([tmp_path], 1)
+    origin = origin_of(run)
+    assert origin["Seed"] == "7"
+    assert {"Began", "Wall time", "Machine", "Versions", "Command"} <= set(origin)
+    own = settings_of_its_own(run)
+    assert own["seed"] == ("7", "0")
+    assert own["lora.rank"][0] == "4"
+    assert own["model.name"] == ("embedded", "required")
+    assert "lora.init" not in own
+    assert "rollout.piece_timeout_s" not in own  # 1800.0 is 1800
+    assert "output_dir" not in own
+
+
+def test_what_charts_draw_is_explained_by_the_documentation() -> None:
+    charts = [accuracy_chart("mine"), REWARD, COT_LENGTH, *CHARTS]
+    keys = [series.key for chart in charts for series in chart.series if not series.key.startswith("inside/")]
+    assert [key for key in keys if key not in meanings_of(keys)] == []
+    keys = ["eval/mine/tokens_mean_wrong", "reward/term/mine", "time/sync_s", "completion/tokens_max", "ratio/max"]
+    assert set(meanings_of(keys)) == set(keys)
+    assert "sampling.max_tokens" in meanings_of(["completion/truncated_frac"])["completion/truncated_frac"]
