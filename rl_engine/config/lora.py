@@ -24,8 +24,8 @@ class LoraConfig(Section):
     )
     init: str = Field(
         "default",
-        description=f"Where the adapter starts: {', '.join(STARTS)}. All but the SVD ones (pissa, olora) and eva start "
-        "from values that know nothing of the model; docs/choosing.md.",
+        description=f"Where the adapter starts: {', '.join(STARTS)}. All but the SVD ones (pissa, olora, tiny) and eva "
+        "start from values that know nothing of the model; docs/choosing.md.",
     )
     numbers: int = Field(
         13,
