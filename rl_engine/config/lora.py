@@ -88,5 +88,5 @@ def refuse_unknown_rate(lora: LoraConfig, lr: float | str, method: str) -> None:
     if method == "lora" and lora.is_tiny and lr == "auto":
         raise ValueError(
             f"optim.lr auto has no rule for lora.init {lora.init}, whose best rate moves with lora.numbers: give a "
-            "number, as optim.lr=1e-2, and try others beside it"
+            "number, as optim.lr=1e-3, and try others beside it"
         )
