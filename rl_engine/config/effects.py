@@ -195,6 +195,13 @@ RULES = (
         instead="give method=lora, or leave it out",
     ),
     Rule(
+        keys=("lora.numbers",),
+        depends_on=("lora.init",),
+        idle=lambda of: of["lora.init"] != "tiny",
+        why="lora.init {lora.init} trains A and B whole",
+        instead="give lora.init=tiny too, or leave it out",
+    ),
+    Rule(
         keys=("rewards.format_think",),
         depends_on=("rewards.format_weight",),
         idle=lambda of: of["rewards.format_weight"] == 0,

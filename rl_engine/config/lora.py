@@ -24,8 +24,14 @@ class LoraConfig(Section):
     )
     init: str = Field(
         "default",
-        description=f"Where the adapter starts: {', '.join(STARTS)}. All but the SVD ones (pissa, olora) and eva start "
-        "from values that know nothing of the model; docs/choosing.md.",
+        description=f"Where the adapter starts: {', '.join(STARTS)}. All but the SVD ones (pissa, olora, tiny) and eva "
+        "start from values that know nothing of the model; docs/choosing.md.",
+    )
+    numbers: int = Field(
+        13,
+        ge=1,
+        le=1000,
+        description="Trained numbers of `init: tiny` (TinyLoRA), which all layers share: the whole adapter.",
     )
     plus_ratio: float = Field(
         1.0, gt=0, le=1024, description="LoRA+: the rate of B is this many times `optim.lr`, the rate of A."
@@ -39,6 +45,11 @@ class LoraConfig(Section):
     start_from: str | None = Field(
         None, description="Directory of an adapter to go on training, of this rank, alpha and targets."
     )
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether `numbers` are all that learns."""
+        return STARTS[self.init].served == "composed"
 
     @property
     def served_factor(self) -> int:
@@ -63,6 +74,19 @@ class LoraConfig(Section):
             raise ValueError(f"lora.init orthogonal needs even ranks, not {', '.join(map(str, ranks))}")
         if self.served_rank > 512:
             raise ValueError(f"lora.init {self.init} is served at rank {self.served_rank}, and vLLM serves up to 512")
+        if self.is_tiny and self.plus_ratio != 1:
+            raise ValueError(
+                f"lora.plus_ratio is {self.plus_ratio:g}, and with lora.init {self.init} no B learns: leave it out"
+            )
         if self.start_from is not None and self.init != "default":
             raise ValueError(f"lora.start_from says where the adapter starts: leave lora.init ({self.init}) out")
         return self
+
+
+def refuse_unknown_rate(lora: LoraConfig, lr: float | str, method: str) -> None:
+    """Raises `ValueError` for `optim.lr: auto` where no rule is known."""
+    if method == "lora" and lora.is_tiny and lr == "auto":
+        raise ValueError(
+            f"optim.lr auto has no rule for lora.init {lora.init}, whose best rate moves with lora.numbers: give a "
+            "number, as optim.lr=1e-3, and try others beside it"
+        )

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from evals.suites import suite_name
 from rewards import RewardConfig
 from rl_engine.config.file import CommandConfig, read_config
-from rl_engine.config.lora import LoraConfig
+from rl_engine.config.lora import LoraConfig, refuse_unknown_rate
 from rl_engine.config.loss import LossConfig
 from rl_engine.config.optim import OptimConfig
 from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
@@ -192,6 +192,7 @@ class Config(CommandConfig):
 
     @model_validator(mode="after")
     def _reaches_its_rate(self) -> Self:
+        refuse_unknown_rate(self.lora, self.optim.lr, self.method)
         if self.optim.warmup_steps >= self.train.steps and self.optim.warmup_steps:
             raise ValueError(
                 f"optim.warmup_steps is {self.optim.warmup_steps}, and train.steps is {self.train.steps}: the rate "

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from rl_engine.config.file import CommandConfig
-from rl_engine.config.lora import LoraConfig
+from rl_engine.config.lora import LoraConfig, refuse_unknown_rate
 from rl_engine.config.optim import OptimConfig
 from rl_engine.config.run import LogConfig, Method
 from rl_engine.config.starts import STARTS
@@ -152,7 +152,8 @@ class SftConfig(CommandConfig):
     log: SftLogConfig = SftLogConfig()
 
     @model_validator(mode="after")
-    def _starts_without_prompts(self) -> Self:
+    def _can_start(self) -> Self:
         if STARTS[self.lora.init].calibrated:
             raise ValueError(f"lora.init {self.lora.init} looks at the prompts of reinforcement learning: take default")
+        refuse_unknown_rate(self.lora, self.optim.lr, self.method)
         return self

@@ -15,7 +15,8 @@ class Start:
     peft: bool | str
     """What PEFT is given for `init_lora_weights`."""
     served: str = "as is"
-    """`converted`: not zero at the start, so what it was then is taken off: [A; A₀] and [B, −B₀], of twice the rank."""
+    """`converted`: not zero at the start, so what it was then is taken off: [A; A₀] and [B, −B₀], of twice the rank.
+    `composed`: A and B are made of fixed directions and of `lora.numbers` trained numbers."""
     calibrated: bool = False
     """Whether it is made from the model's activations on the run's prompts."""
 
@@ -29,6 +30,8 @@ STARTS: dict[str, Start] = {
     "pissa": Start("pissa", served="converted"),
     "pissa_niter_16": Start("pissa_niter_16", served="converted"),
     "olora": Start("olora", served="converted"),
+    # Ours (`lora_start.tie_to_numbers`): PEFT's own is no LoRA, and vLLM serves none but LoRA.
+    "tiny": Start(True, served="composed"),
 }
 
 REFUSED: dict[str, str] = {

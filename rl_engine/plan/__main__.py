@@ -179,7 +179,7 @@ def show(
         {
             "model": f"{config.model.name}, {config.model.dtype}, method {config.method}",
             "rate": f"{made.rate:g}, constant",
-            "by rule": "\n".join((f"{made.rule.value:.3g}", *made.rule.derivation)),
+            "by rule": rule_line(made),
             **lines_of(made),
             **further,
         }
@@ -193,6 +193,13 @@ def show(
         console.note(f"- {line}")
 
 
+def rule_line(made: Forecast) -> str:
+    """What `optim.lr: auto` would be, and how it comes about."""
+    if made.rule is None:
+        return f"none is known for lora.init {made.config.lora.init}: its best rate moves with lora.numbers"
+    return "\n".join((f"{made.rule.value:.3g}", *made.rule.derivation))
+
+
 def supervised_line(made: Forecast, tokens: int | None, loss_nats: float) -> dict[str, str]:
     """What supervised training on so many tokens would ask of the same adapter."""
     from rl_engine.plan.capacity import supervised_bits
@@ -203,7 +210,7 @@ def supervised_line(made: Forecast, tokens: int | None, loss_nats: float) -> dic
     capacity = made.capacity_for(supervised_bits(tokens, loss_nats))
     return {
         "supervised": f"{tokens:,} tokens, each seen once at {loss_nats:g} nats, teach at most "
-        f"{capacity.information_bits:,.0f} bits: {describe_capacity(capacity, made.config.method)}"
+        f"{capacity.information_bits:,.0f} bits: {describe_capacity(capacity, made.config)}"
     }
 
 

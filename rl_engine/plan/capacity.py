@@ -33,6 +33,14 @@ def trainable_parameters(config: Config, meta_model: nn.Module) -> int:
     return sum(parameters_by_group(config, meta_model).values())
 
 
+def kept_values(config: Config, meta_model: nn.Module) -> tuple[int, int]:
+    """(values of a published version, values that are kept beside what learns)."""
+    if config.method == "lora":
+        coverage = coverage_of(meta_model, config.lora)
+        return coverage.published, coverage.fixed
+    return trainable_parameters(config, meta_model), 0
+
+
 def reinforcement_bits(work: Workload) -> int:
     """The most that a whole run of reinforcement learning can teach: groups without signal teach nothing."""
     return BITS_PER_EPISODE * work.steps * work.episodes
@@ -51,7 +59,7 @@ class Capacity:
     bits: int
     information_bits: float
     rank: int | None
-    """The smallest rank that holds it all; None where none does, or where every weight learns."""
+    """The smallest rank of a plain adapter that holds it all; None where none does, or where every weight learns."""
 
     @property
     def share(self) -> float:
@@ -63,14 +71,16 @@ def capacity_of(meta_model: nn.Module, lora: LoraConfig, method: Method, informa
     """Two bits a trained parameter, and the smallest rank that holds the information."""
 
     def bits(rank: int) -> int:
-        return BITS_PER_PARAMETER * coverage_of(meta_model, lora.model_copy(update={"rank": rank})).trainable
+        # No rank makes room where a few numbers learn: there it is that of a plain adapter.
+        plain = lora.model_copy(update={"rank": rank, "init": "default"})
+        return BITS_PER_PARAMETER * coverage_of(meta_model, plain).trainable
 
     if method == "full":
         trainable = sum(parameter.numel() for parameter in meta_model.parameters())
         return Capacity(bits=BITS_PER_PARAMETER * trainable, information_bits=information_bits, rank=None)
     index = bisect_left(RANKS, information_bits, key=bits)
     return Capacity(
-        bits=bits(lora.rank),
+        bits=BITS_PER_PARAMETER * coverage_of(meta_model, lora).trainable,
         information_bits=information_bits,
         rank=RANKS[index] if index < len(RANKS) else None,
     )

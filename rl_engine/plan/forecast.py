@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from rl_engine.config import Config, Method
+from rl_engine.config import Config
 from rl_engine.plan.capacity import (
     BITS_PER_PARAMETER,
     Capacity,
@@ -35,8 +35,8 @@ class Forecast:
     groups: dict[str, int]
     """Parameters that learn, by kind of layer."""
     capacity: Capacity
-    rule: Rate
-    """The rate that `auto` would be."""
+    rule: Rate | None
+    """The rate that `auto` would be; None where no rule is known."""
     rate: float
     """The run's own."""
     lora: StepFlops
@@ -75,8 +75,8 @@ def forecast(
     work = Workload.of(config, prompt_tokens, completion_tokens)
     groups = parameters_by_group(config, meta_model)
     capacity = capacity_of(meta_model, config.lora, config.method, reinforcement_bits(work))
-    rule = rate_of_run(config, meta_model.config)
-    rate = chosen_rate(config.optim.lr, rule)
+    rule = None if config.method == "lora" and config.lora.is_tiny else rate_of_run(config, meta_model.config)
+    rate = config.optim.rate if rule is None else chosen_rate(config.optim.lr, rule)
     return Forecast(
         config=config,
         meta_model=meta_model,
@@ -128,15 +128,17 @@ def _capacity(made: Forecast) -> str:
     return (
         f"{made.capacity.bits:,} bits, {BITS_PER_PARAMETER} a parameter; the run teaches at most "
         f"{made.capacity.information_bits:,.0f}, 1 an episode ({work.steps} × {work.groups} × {work.completions}): "
-        f"{describe_capacity(made.capacity, made.config.method)}"
+        f"{describe_capacity(made.capacity, made.config)}"
     )
 
 
-def describe_capacity(capacity: Capacity, method: Method) -> str:
+def describe_capacity(capacity: Capacity, config: Config) -> str:
     """The share that is asked for, and the rank that would do."""
-    if method == "full":
+    if config.method == "full":
         return f"{capacity.share:.2%}"
-    return f"{capacity.share:.2%}; " + (f"rank {capacity.rank} holds it" if capacity.rank else "no rank up to 512 does")
+    plain = "a plain adapter of " if config.lora.is_tiny else ""
+    enough = f"{plain}rank {capacity.rank} holds it" if capacity.rank else "no rank up to 512 does"
+    return f"{capacity.share:.2%}; {enough}"
 
 
 def _compute(made: Forecast) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.capacity import trainable_parameters
+from rl_engine.plan.capacity import kept_values, trainable_parameters
 from rl_engine.plan.sizes import Widths
 from rl_engine.policy.attention import NAME as SHARED
 from rl_engine.policy.attention import VARLEN, sees_padding
@@ -177,25 +177,27 @@ def learner_parts(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: fl
     cuda = gpu_gib is not None
     total = sum(parameter.numel() for parameter in meta_model.parameters())
     trainable = trainable_parameters(config, meta_model)
+    published, fixed = kept_values(config, meta_model)
     return [
-        *_weights(config, total, trainable, ranks),
+        *_weights(config, total, trainable, fixed, ranks),
         *_optimizer(config, trainable, ranks, cuda),
         *_learning(config, meta_model, cuda),
-        *_syncing(config, trainable, cuda),
+        *_syncing(config, published, cuda),
         Part(name="libraries", gib=LIBRARIES_GIB, on_host=cuda),
         Part(name="grading", gib=GRADER_GIB * (config.rewards.workers + 1), keys=("rewards.workers",), on_host=cuda),
         Part(name="CUDA context", gib=CUDA_CONTEXT_GIB if cuda else 0.0),
     ]
 
 
-def _weights(config: Config, total: int, trainable: int, ranks: int) -> list[Part]:
-    """What the learner computes with. ZeRO-3 shards everything that is part of the trained model."""
+def _weights(config: Config, total: int, trainable: int, fixed: int, ranks: int) -> list[Part]:
+    """What the learner computes with. ZeRO-3 shards everything that is part of the trained model, but what an adapter
+    keeps beside what learns."""
     size = DTYPES[config.model.precision].itemsize
     share = ranks if config.learner.zero_stage == 3 else 1
     if config.method == "lora":
         return [
             Part(name="base weights", gib=total * size / share / GIB, keys=SHARDING),
-            Part(name="adapter", gib=trainable * FP32 / share / GIB, keys=("lora.rank",)),
+            Part(name="adapter", gib=(trainable / share + fixed) * FP32 / GIB, keys=("lora.rank",)),
         ]
     # A layer's cast weights stay for its backward pass, unless the layer is computed again.
     cast_share = share if config.learner.gradient_checkpointing else 1
@@ -268,16 +270,17 @@ def _learning(config: Config, meta_model: nn.Module, cuda: bool) -> list[Part]:
 
 def _sampling(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: float | None) -> list[Part]:
     """What samples on this machine; with a pool, this rank's share of its workers."""
-    rollout, trainable = config.rollout, trainable_parameters(config, meta_model)
+    rollout = config.rollout
+    published, _ = kept_values(config, meta_model)
     if rollout.placement == "inprocess":
         if gpu_gib is not None:
             return _gpu_sampler(config, sum(parameter.numel() for parameter in meta_model.parameters()), gpu_gib)
-        return _cpu_sampler(config, meta_model, trainable, config.train.problems_per_step)
+        return _cpu_sampler(config, meta_model, published, config.train.problems_per_step)
     if rollout.address is not None:
         return []  # a cluster's workers may be anywhere
     worker = [Part(name="sampler libraries", gib=LIBRARIES_GIB)]
     if gpu_gib is None:
-        worker += _cpu_sampler(config, meta_model, trainable, config.training_piece)
+        worker += _cpu_sampler(config, meta_model, published, config.training_piece)
     # On CUDA they have GPUs of their own.
     number = rollout.workers
     assert number != "max"  # that is of a cluster
@@ -297,7 +300,7 @@ def _sampling(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: float 
     ]
 
 
-def _cpu_sampler(config: Config, meta_model: nn.Module, trainable: int, prompts: int) -> list[Part]:
+def _cpu_sampler(config: Config, meta_model: nn.Module, published: int, prompts: int) -> list[Part]:
     """vLLM on the CPU, asked for `prompts` prompts at a time."""
     size = DTYPES[config.model.precision].itemsize
     widths = Widths.of(meta_model)
@@ -310,7 +313,7 @@ def _cpu_sampler(config: Config, meta_model: nn.Module, trainable: int, prompts:
     prefill = PREFILL_TOKENS * size * (4 * widths.hidden + 4 * widths.intermediate)
     return [
         Part(name="sampler weights", gib=CPU_SAMPLER_COPIES * total * size / GIB),
-        Part(name="sampler adapter", gib=_adapter_slots(config, trainable), keys=("lora.rank",)),
+        Part(name="sampler adapter", gib=_adapter_slots(config, published), keys=("lora.rank",)),
         Part(name="KV cache", gib=config.rollout.kv_cache_gib, keys=("rollout.kv_cache_gib",)),
         Part(
             name="sampler activations",
@@ -321,12 +324,12 @@ def _cpu_sampler(config: Config, meta_model: nn.Module, trainable: int, prompts:
     ]
 
 
-def _adapter_slots(config: Config, trainable: int) -> float:
+def _adapter_slots(config: Config, published: int) -> float:
     """GiB of the slot that vLLM computes with, padded to a rank it allows, and of the adapters that are loaded."""
     if config.method != "lora":
         return 0.0
-    padded = smallest_allowed_rank(config.lora.served_rank) / config.lora.rank
-    return trainable * (padded + 1 + config.rollout.max_staleness) * DTYPES[config.model.precision].itemsize / GIB
+    padded = smallest_allowed_rank(config.lora.served_rank) / (config.lora.served_factor * config.lora.rank)
+    return published * (padded + 1 + config.rollout.max_staleness) * DTYPES[config.model.precision].itemsize / GIB
 
 
 def _gpu_sampler(config: Config, total: int, gpu_gib: float) -> list[Part]:
@@ -344,11 +347,11 @@ def _gpu_sampler(config: Config, total: int, gpu_gib: float) -> list[Part]:
     return parts
 
 
-def _syncing(config: Config, trainable: int, cuda: bool) -> list[Part]:
+def _syncing(config: Config, published: int, cuda: bool) -> list[Part]:
     """The version on its way to the sampler: float32 values on the CPU, and for a whole model their cast copy."""
     size = DTYPES[config.model.precision].itemsize
     copies = FP32 if config.method == "lora" else FP32 + size
-    return [Part(name="version being published", gib=trainable * copies / GIB, phases=("sync",), on_host=cuda)]
+    return [Part(name="version being published", gib=published * copies / GIB, phases=("sync",), on_host=cuda)]
 
 
 def memory_of_run(config: Config, ranks: Ranks) -> Memory:

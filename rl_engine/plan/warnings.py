@@ -42,6 +42,11 @@ class PlannedRun:
     def is_lora(self) -> bool:
         return self.config.method == "lora"
 
+    @property
+    def has_no_rule(self) -> bool:
+        """Whether no recipe's rate says anything of this run's."""
+        return self.is_lora and self.config.lora.is_tiny
+
 
 def batch_large_for_lora(run: PlannedRun) -> str | None:
     config = run.config
@@ -58,6 +63,8 @@ def batch_large_for_lora(run: PlannedRun) -> str | None:
 def rate_of_the_other_method(run: PlannedRun) -> str | None:
     """The recipes' range is of models of 8B; small ones take more, so only too little is said of them."""
     bounds = f"{RL_LOWEST:g} … {RL_HIGHEST:g}"
+    if run.has_no_rule:
+        return None
     if run.is_lora and run.rate < RL_LOWEST:
         return (
             f"optim.lr {run.rate:g} is below the range of LoRA ({bounds}), as if copied from full fine-tuning: LoRA "
@@ -77,7 +84,7 @@ def rate_of_the_other_method(run: PlannedRun) -> str | None:
 
 def alpha_moved(run: PlannedRun) -> str | None:
     alpha = run.config.lora.alpha
-    if not run.is_lora or alpha == ALPHA:
+    if not run.is_lora or run.has_no_rule or alpha == ALPHA:
         return None
     return (
         f"lora.alpha is {alpha:g}, and the rates are for {ALPHA:g}: the first updates are {alpha / ALPHA:.3g} times as "
@@ -109,8 +116,11 @@ def too_small_for_the_run(run: PlannedRun) -> str | None:
     if not run.is_lora or capacity.information_bits <= capacity.bits:
         return None
     enough = "no rank up to 512" if capacity.rank is None else f"rank {capacity.rank}"
-    rank = run.config.lora.rank
-    return f"the run may teach {capacity.share:.1f} times what rank {rank} can hold; {enough} holds it all"
+    lora = run.config.lora
+    own = f"rank {lora.rank}"
+    if lora.is_tiny:
+        own, enough = f"lora.numbers {lora.numbers}", f"of plain adapters {enough}"
+    return f"the run may teach {capacity.share:.1f} times what {own} can hold; {enough} holds it all"
 
 
 def reinforce_moves_on(run: PlannedRun) -> str | None:

@@ -20,19 +20,24 @@ from rl_engine.config import Config, LoraConfig
 from rl_engine.config.starts import STARTS
 from rl_engine.policy.base_model import LoadBase, load_causal_lm, load_meta_model
 from rl_engine.policy.lora_linear import LoraLinear
-from rl_engine.policy.lora_start import copy_adapter, fit_to_activations, read_adapter, unchanged
+from rl_engine.policy.lora_start import copy_adapter, fit_to_activations, read_adapter, tie_to_numbers, unchanged
 from rl_engine.policy.targets import Coverage, coverage_of, expert_rank, match_targets
 from rl_engine.policy.trainable import LogprobFunction
 from rollout.adapters import PEFT_CONFIG, PEFT_WEIGHTS
 from rollout.config import ModelConfig
 from rollout.models import locate_model
 
+NUMBERS = "numbers"
+"""Name of what learns where all layers share it, in checkpoints."""
+
 
 def describe_adapter(config: LoraConfig, coverage: Coverage) -> str:
     """For people: what the adapter is, in numbers."""
     scale = f"alpha {config.alpha:g}" + (" over √rank" if config.rslora else "")
     start = f", continued from {config.start_from}" if config.start_from else ""
-    if config.init != "default":
+    if config.is_tiny:
+        start = f", init {config.init} of {config.numbers} numbers"
+    elif config.init != "default":
         start = f", init {config.init}"
         if config.served_factor > 1:
             start += f" (served at rank {config.served_rank})"
@@ -95,6 +100,8 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftMo
     if converted:
         for layer in lora_layers(adapted).values():
             layer.remember_start()
+    if config.is_tiny:
+        tie_to_numbers(lora_layers(adapted), config.numbers, seed)
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert trainable == coverage.trainable, (trainable, coverage.trainable)
     return adapted, coverage
@@ -106,9 +113,9 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
-    """The trained parameters under the names PEFT saves them by."""
+    """The trained parameters under the names PEFT saves them by, or the numbers that all layers share under theirs."""
     return {
-        name.replace(".default.weight", ".weight"): parameter
+        NUMBERS if name.endswith(f".{NUMBERS}") else name.replace(".default.weight", ".weight"): parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
@@ -132,10 +139,12 @@ def peft_config_of(model: PeftModel, config: LoraConfig, base_model: str) -> dic
 
 def served_tensors(model: PeftModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The adapter as it is served, from what learns, by the same names."""
+    served = {name: tensor for name, tensor in tensors.items() if name != NUMBERS}
     for path, layer in lora_layers(model).items():
-        a, b = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
-        tensors = {**tensors, **dict(zip((a, b), layer.served(tensors[a], tensors[b]), strict=True))}
-    return tensors
+        factors = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+        learned = (NUMBERS,) if layer.is_tied else factors
+        served |= zip(factors, layer.served(*(tensors[name] for name in learned)), strict=True)
+    return served
 
 
 def write_adapter(directory: Path, model: PeftModel, config: LoraConfig, base: str, tensors: dict[str, Tensor]) -> None:

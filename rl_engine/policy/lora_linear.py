@@ -2,7 +2,7 @@
 
 The update is computed in the layer's own precision, from the very values the sampler is given: the adapter is float32,
 and its cast to bfloat16 is what vLLM makes of it when it loads it. Shapes: N positions, I inputs and O outputs of the
-layer, R its rank.
+layer, R its rank, M trained numbers that layers share.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as PeftLoraLinear
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -35,11 +35,11 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor, None]:
         x_NI, weight_OI, a_RI, b_OR, low_NR = ctx.saved_tensors
         grad_low_NR = (grad_NO @ b_OR).mul_(ctx.scale)
         grad_b_OR = (grad_NO.T @ low_NR).mul_(ctx.scale)
-        grad_a_RI = grad_low_NR.T @ x_NI
+        grad_a_RI = grad_low_NR.T @ x_NI if ctx.needs_input_grad[3] else None
         grad_x_NI = None
         if ctx.needs_input_grad[0]:
             grad_x_NI = grad_NO @ weight_OI
@@ -55,8 +55,7 @@ class LoraLinear(PeftLoraLinear):
         if self.disable_adapters or self.merged or args or kwargs:
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
-        learned: Any = (self.lora_A[adapter].weight, self.lora_B[adapter].weight)
-        a_RI, b_OR = self.served(*learned)
+        a_RI, b_OR = self.served(*self.learned())
         y_NO = _LoraLinear.apply(  # type: ignore[no-untyped-call]
             x.flatten(0, -2),
             base.weight,
@@ -74,14 +73,41 @@ class LoraLinear(PeftLoraLinear):
         for name, layer in parts.items():
             self.register_buffer(name, layer.weight.detach().clone(), persistent=False)
 
-    def served(self, a_RI: Tensor, b_OR: Tensor) -> tuple[Tensor, Tensor]:
-        """The adapter as it is served, from what learns: with a remembered start [A; A₀] and [B, −B₀]."""
-        if not hasattr(self, "start_a"):
+    def tie(self, numbers_M: nn.Parameter, a_RI: Tensor, b_OR: Tensor, projections_MRR: Tensor) -> None:
+        """Let nothing but `numbers_M`, which all layers share, learn from here on: see `lora_start.tie_to_numbers`."""
+        # Gone, and not frozen: PEFT lets A and B learn again whenever it switches an adapter off and on.
+        self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
+        self.numbers = numbers_M
+        for name, tensor in (("fixed_a", a_RI), ("fixed_b", b_OR), ("projections", projections_MRR)):
+            self.register_buffer(name, tensor, persistent=False)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether what learns is shared with other layers."""
+        return hasattr(self, "numbers")
+
+    def learned(self) -> tuple[nn.Parameter, ...]:
+        """What learns of it: A and B, or the numbers that it shares."""
+        if self.is_tied:
+            return (self.numbers,)
+        (adapter,) = self.active_adapters
+        learned: Any = (self.lora_A[adapter].weight, self.lora_B[adapter].weight)
+        return learned  # type: ignore[no-any-return]
+
+    def served(self, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """The adapter as it is served, from what learns: with a remembered start [A; A₀] and [B, −B₀], with shared
+        numbers Vᵀ and UΣ(Σᵢ vᵢ Pᵢ)."""
+        names = ("fixed_a", "fixed_b", "projections") if self.is_tied else ("start_a", "start_b")
+        kept = [self.get_buffer(name).to(learned[0].device) for name in names if hasattr(self, name)]
+        if self.is_tied:
+            (numbers_M,), (a_RI, b_OR, projections_MRR) = learned, kept
+            return a_RI, b_OR @ torch.einsum("m,mrs->rs", numbers_M, projections_MRR)
+        a_RI, b_OR = learned
+        if not kept:
             return a_RI, b_OR
-        start_a, start_b = (self.get_buffer(name).to(a_RI.device) for name in ("start_a", "start_b"))
+        start_a, start_b = kept
         return torch.cat([a_RI, start_a]), torch.cat([b_OR, -start_b], dim=1)
 
     def outer_parameters(self) -> list[Any]:
         """Parameters of its parts that its own forward pass reads: what ZeRO-3 must gather for it."""
-        (adapter,) = self.active_adapters
-        return [*self.get_base_layer().parameters(), self.lora_A[adapter].weight, self.lora_B[adapter].weight]
+        return [*self.get_base_layer().parameters(), *self.learned()]

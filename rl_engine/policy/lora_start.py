@@ -79,6 +79,36 @@ def leading_directions(x_NI: Tensor, rank: int) -> Tensor:
     return torch.nn.functional.normalize(leading_NR.T @ x_NI)
 
 
+@torch.no_grad()
+def tie_to_numbers(layers: Mapping[str, Any], count: int, seed: int) -> None:
+    """TinyLoRA (Morris et al. 2026, arXiv 2602.04118): W + s · U Σ (Σᵢ vᵢ Pᵢ) Vᵀ, and only v learns.
+
+    U Σ Vᵀ is the weight's best approximation of the layer's rank R, Pᵢ are fixed random [R, R] matrices of each layer,
+    normal with variance 1/R, and v has `count` numbers, zero at first, that all layers share. s is the scale of every
+    adapter here, α/r; the paper has none. PEFT's module has √Σ on both sides of the sum in place of Σ before it: the
+    same span, and at rank 1 the same update.
+
+    Args:
+        layers: LoRA layers by path, over base weights that are whole.
+        count: how many numbers learn.
+        seed: what the Pᵢ are drawn from, layer after layer.
+    """
+    devices = {layer.get_base_layer().weight.device for layer in layers.values()}
+    numbers_M = nn.Parameter(torch.zeros(count, device=devices.pop()))
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers.values():
+        weight_OI: Tensor = layer.get_base_layer().weight.double()
+        rank = len(layer.lora_A["default"].weight)
+        v_RI = leading_directions(weight_OI, rank)
+        # A library may give any direction or its opposite, and P tells them apart: a run that is resumed elsewhere
+        # must find those it began with.
+        v_RI *= v_RI.gather(1, v_RI.abs().argmax(1, keepdim=True)).sign()
+        projections_MRR = torch.randn(count, rank, rank, generator=generator) / rank**0.5
+        # U Σ = W V.
+        fixed = (v_RI.float(), (weight_OI @ v_RI.T).float(), projections_MRR.to(numbers_M.device))
+        layer.tie(numbers_M, *fixed)
+
+
 def read_adapter(directory: Path, base_model: str, own_config: dict[str, Any]) -> dict[str, Tensor]:
     """The float32 tensors of an adapter to go on from, by the names PEFT saves them under.
 

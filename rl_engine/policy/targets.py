@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from rl_engine.config.hints import near
 
 PRESETS = ("all", "mlp", "attention")
 HEAD = "+lm_head"
+SHARED = "shared by all"
+"""The kind of what learns but is of no layer."""
 
 
 class LayerSize(NamedTuple):
@@ -35,6 +38,10 @@ class Coverage:
 
     modules: tuple[str, ...]
     trainable: int
+    published: int
+    """Values of A and B in the published adapter."""
+    fixed: int
+    """Values that are kept beside what learns: a start that is taken off, or directions and projections."""
     total: int
     """Parameters of the base model."""
     by_group: dict[str, int]
@@ -156,17 +163,51 @@ def refuse_idle_patterns(matched: dict[str, LayerSize], config: LoraConfig) -> N
                 raise ValueError(f"lora.{key}: {name!r} names no adapted linear layer; {hint}")
 
 
+def dimensions(matched: dict[str, LayerSize], config: LoraConfig) -> int:
+    """Of the space of updates that fixed directions of the layers' ranks allow: rank² of each."""
+    return sum(rank_of(path, config) ** 2 for path in matched)
+
+
+def refuse_idle_numbers(matched: dict[str, LayerSize], config: LoraConfig) -> None:
+    """Raises `ValueError` for more directions than a layer has, or more trained numbers than there are directions: the
+    updates of rank r lie in a space of r² dimensions for each layer, and numbers beyond theirs repeat one another."""
+    for path, layer in matched.items():
+        most = min(layer.inputs, layer.outputs)
+        if rank_of(path, config) > most:
+            raise ValueError(
+                f"lora.rank is {rank_of(path, config)} at {path}, and lora.init {config.init} finds {most} singular "
+                f"directions there: give {most} or less"
+            )
+    room = dimensions(matched, config)
+    if config.numbers > room:
+        enough = math.isqrt((config.numbers - 1) // len(matched)) + 1
+        raise ValueError(
+            f"lora.numbers is {config.numbers}, and {len(matched)} layers of lora.rank {config.rank} have {room} "
+            f"dimensions, rank² of each: give fewer, or lora.rank={enough}"
+        )
+
+
 def coverage_of(model: nn.Module, config: LoraConfig) -> Coverage:
-    """What an adapter of this configuration adds: rank × (inputs + outputs) for each layer or expert."""
+    """What an adapter of this configuration adds: rank × (inputs + outputs) for each layer or expert, all of which
+    learn but where a few numbers that they share do."""
     matched = match_targets(model, config.targets)
     refuse_idle_patterns(matched, config)
+    if config.is_tiny:
+        refuse_idle_numbers(matched, config)
     by_group: dict[str, int] = {}
     for path, layer in matched.items():
         size = layer.parameters(expert_rank(model, config) if layer.experts else rank_of(path, config))
         by_group[group_of(path)] = by_group.get(group_of(path), 0) + size
+    published = config.served_factor * sum(by_group.values())
+    fixed = published - sum(by_group.values())
+    if config.is_tiny:
+        by_group = {SHARED: config.numbers}
+        fixed = published + config.numbers * dimensions(matched, config)
     return Coverage(
         modules=tuple(matched),
         trainable=sum(by_group.values()),
+        published=published,
+        fixed=fixed,
         total=sum(parameter.numel() for parameter in model.parameters()),
         by_group=by_group,
     )

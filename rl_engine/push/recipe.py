@@ -62,6 +62,10 @@ def _start(lora: LoraConfig) -> Rows:
     rows = []
     if lora.start_from is not None:
         rows.append(("start", "another adapter (`lora.start_from`)"))
+    elif lora.is_tiny:
+        rows.append(
+            ("start", f"TinyLoRA: {lora.numbers} trained numbers in all, in the weights' first {lora.rank} directions")
+        )
     elif lora.init != "default":
         rows.append(("start", f"{lora.init} of rank {lora.rank}"))
     if lora.plus_ratio != 1:

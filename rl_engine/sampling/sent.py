@@ -37,7 +37,7 @@ def _version_bytes(config: Config) -> int:
     if config.method == "full":
         weights = sum(parameter.numel() for parameter in meta_model.parameters())
         return int(weights) * DTYPES[config.model.dtype].itemsize
-    return coverage_of(meta_model, config.lora).trainable * config.lora.served_factor * FP32
+    return coverage_of(meta_model, config.lora).published * FP32
 
 
 def check_room(config: Config) -> None:

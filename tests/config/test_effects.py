@@ -65,6 +65,7 @@ IDLE = {
     "model.revision": ("quickstart.yaml", "model.revision=1234567", "model.name=org/model"),
     "lora.rank": ("quickstart.yaml method=full", "lora.rank=8", "method=lora"),
     "lora.plus_ratio": ("quickstart.yaml method=full", "lora.plus_ratio=8", "method=lora"),
+    "lora.numbers": ("quickstart.yaml", "lora.numbers=8", "lora.init=tiny"),
     "lora.init": ("quickstart.yaml method=full", "lora.init=pissa", "method=lora"),
     "rewards.format_think": ("quickstart.yaml", "rewards.format_think=true", "rewards.format_weight=0.1"),
     "rewards.overlong_buffer_tokens": (

@@ -19,9 +19,11 @@ pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[2]
 # Adam divides by the size of the gradient: with eps at 1e-12 a gradient that is nothing but rounding would move its
 # weight by the whole rate, in a direction that no two orders of summation agree on.
-RATES = {"lora": 1e-3, "full": 1e-4}
+RATES = {"lora": 1e-3, "tiny": 1e-2, "full": 1e-4}
 METHODS = {
     "lora": f"optim.lr={RATES['lora']} lora.rank=2 optim.eps=1e-7",
+    # One number, of which the second rank's shard is nothing.
+    "tiny": f"lora.init=tiny lora.numbers=1 optim.lr={RATES['tiny']} optim.eps=1e-7",
     "full": f"method=full optim.lr={RATES['full']} optim.eps=1e-6",
 }
 STAGES = {

@@ -236,6 +236,17 @@ def test_a_start_from_a_decomposition_is_warned_of(meta_model: nn.Module, start:
     assert ("init" in planned(meta_model, "lora.rank=2", f"lora.init={start}").warnings) == warned
 
 
+def test_few_numbers_are_counted_and_have_no_rate_by_rule(meta_model: nn.Module) -> None:
+    """Two bits each, whatever the rank; recipes' rates and scales say nothing of them."""
+    made = planned(meta_model, "lora.init=tiny", "lora.rank=2", "lora.numbers=100", "lora.alpha=8", "optim.lr=0.1")
+    assert (made.groups, made.capacity.bits, made.rule) == ({"shared by all": 100}, 200, None)
+    assert made.capacity.rank == planned(meta_model).capacity.rank
+    lines = lines_of(made)
+    assert f"; a plain adapter of rank {made.capacity.rank} holds it" in lines["capacity"]
+    assert list(made.warnings) == ["capacity"]
+    assert "times what lora.numbers 100 can hold; of plain adapters rank" in made.warnings["capacity"]
+
+
 def test_pieces_leave_no_worker_idle_unless_there_are_fewer_prompts(meta_model: nn.Module) -> None:
     """The documented recipe, 32 problems for 16 workers, by itself; and what is sampled ahead is work too."""
     assert planned(meta_model, *WORKERS).warnings == {}

@@ -36,6 +36,7 @@ VARIANTS = {
     "pissa with rslora": ["lora.init=pissa", "lora.rslora=true"],
     "LoRA+": ["lora.plus_ratio=16"],
     "patterns": ["lora.rank_pattern={down_proj: 4, q_proj: 1}", "lora.alpha_pattern={up_proj: 8}"],
+    "tiny with patterns": ["lora.init=tiny", "lora.rank_pattern={down_proj: 4}", "lora.alpha_pattern={up_proj: 8}"],
     "pissa with patterns": ["lora.init=pissa", "lora.rank_pattern={down_proj: 4}", "lora.alpha_pattern={up_proj: 8}"],
 }
 
@@ -101,11 +102,12 @@ def test_eva_starts_from_what_the_layers_see(make_config: ConfigMaker, ranks: Ra
         assert (seen[path] - seen[path] @ a.T @ a).norm() < 1e-4 * seen[path].norm(), path
 
 
-def test_a_converted_start_is_published_as_a_plain_adapter(
-    make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample], tmp_path: Path
+@pytest.mark.parametrize("start", ["olora", "tiny"])
+def test_a_start_of_ours_is_published_as_a_plain_adapter(
+    start: str, make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     """PEFT loads it as a LoRA like any other."""
-    learner = learner_of(make_config("lora.rank=3", "lora.init=olora", "lora.rslora=true", "optim.lr=1e-2"), ranks)
+    learner = learner_of(make_config("lora.rank=3", f"lora.init={start}", "lora.rslora=true", "optim.lr=1e-2"), ranks)
     learner.step([samples], LOOSE)
     learner.trainable.write(tmp_path, learner.weights())
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)

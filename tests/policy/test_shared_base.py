@@ -18,6 +18,7 @@ KINDS = (
     ("lora.rank=2", "lora.init=olora"),  # whose start PEFT takes off the weights in place
     ("lora.rank=4", "lora.init=pissa", "learner.zero_stage=1"),
     ("lora.rank=1", "lora.init=eva", "learner.zero_stage=2", "learner.gradient_checkpointing=true"),
+    ("lora.rank=3", "lora.init=tiny", "lora.numbers=20", "learner.zero_stage=2", "learner.gradient_checkpointing=true"),
     ("lora.rank=8", "lora.targets=[q_proj,down_proj]", "learner.layout=padded", "learner.attention=eager"),
 )
 

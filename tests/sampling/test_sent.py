@@ -19,7 +19,7 @@ from rollout.types import Completion
 POOL = ("rollout.placement=ray", "lora.rank=8")
 
 
-@pytest.mark.parametrize("start", ["default", "pissa_niter_16"])
+@pytest.mark.parametrize("start", ["default", "pissa_niter_16", "tiny"])
 def test_a_version_is_as_large_as_its_file(
     make_config: Any, make_learner: Callable[..., Learner], tmp_path: Path, start: str
 ) -> None:
