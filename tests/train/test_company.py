@@ -32,6 +32,7 @@ from tests.helpers.company_engine import StreamingAnswers
 
 SETTINGS = (
     "data.limit=16",
+    "model.dtype=float32",
     "train.steps=3",
     "train.problems_per_step=2",
     "sampling.n=4",
@@ -238,7 +239,7 @@ def test_a_dry_run_says_who_trains_with_whom(ranks: Ranks, tmp_path: Path, capsy
         config_of(tmp_path / "one"),
         config_of(tmp_path / "two", "lora.rank=8"),
         config_of(tmp_path / "three", "model.dtype=bfloat16"),
-        load_config("quickstart.yaml", ["method=full", f"output_dir={tmp_path / 'four'}"]),
+        load_config("quickstart.yaml", ["method=full", "model.dtype=float32", f"output_dir={tmp_path / 'four'}"]),
     ]
     groups = groups_of(configs)
     show_all(groups, ranks, Wishes(at_once=None, resume=False, overwrite=False, keep_old=False))
@@ -273,7 +274,7 @@ def test_each_run_has_the_directory_that_it_has_alone(
 def test_what_cannot_be_asked_of_several_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     half = tmp_path / "half.yaml"
-    half.write_text(find_config("quickstart.yaml").read_text().replace("float32", "bfloat16"))
+    half.write_text(find_config("quickstart.yaml").read_text().replace("dtype: auto", "dtype: bfloat16"))
     asked = ("--config", "quickstart.yaml", "--config")
     twice = CliRunner().invoke(app, [*asked, "quickstart.yaml"])
     assert twice.exit_code == 2
@@ -281,7 +282,7 @@ def test_what_cannot_be_asked_of_several_is_said_in_a_line(tmp_path: Path, monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     ranks = CliRunner().invoke(app, [*asked, str(half)])
     assert ranks.exit_code == 2
-    assert "model.dtype is bfloat16, and float32 there; on several ranks the runs of one command" in ranks.stderr
+    assert "model.dtype is bfloat16, and auto there; on several ranks the runs of one command" in ranks.stderr
     assert len(ranks.stderr.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["half.yaml"]
 
@@ -300,7 +301,9 @@ def test_groups_that_cannot_share_have_a_process_each(tmp_path: Path, monkeypatc
     monkeypatch.setattr("rl_engine.train.in_turn.subprocess.Popen", Process)
     text = find_config("quickstart.yaml").read_text()
     for name in ("half", "other"):
-        (tmp_path / f"{name}.yaml").write_text(text.replace("float32", "bfloat16" if name == "half" else "float32"))
+        (tmp_path / f"{name}.yaml").write_text(
+            text.replace("dtype: auto", "dtype: bfloat16" if name == "half" else "dtype: auto")
+        )
     files = [word for name in ("quickstart", "half", "other") for word in ("--config", f"{name}.yaml")]
     ended = CliRunner().invoke(app, [*files, "--resume", "seed=3"])
     assert ended.exit_code == 1, ended.output
@@ -308,4 +311,4 @@ def test_groups_that_cannot_share_have_a_process_each(tmp_path: Path, monkeypatc
         ["--config", "quickstart.yaml", "--config", "other.yaml", "--together", "2", "--resume", "seed=3"],
         ["--config", "half.yaml", "--together", "1", "--resume", "seed=3"],
     ]
-    assert "half does not train together with quickstart: model.dtype is bfloat16, and float32 there" in ended.output
+    assert "half does not train together with quickstart: model.dtype is bfloat16, and auto there" in ended.output
