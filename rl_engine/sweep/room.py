@@ -26,10 +26,12 @@ def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, s
     import torch
 
     from rl_engine.learner.ranks import Ranks
-    from rl_engine.plan.company import Place, company_lines, runs_at_once
+    from rl_engine.plan.card import settle_card, settle_precision
+    from rl_engine.plan.company import Place, awake, company_lines, runs_at_once
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    here = Place.here(Ranks(0, 1, device))
+    ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    configs = [settle_card(awake(settle_precision(config, ranks.device.type)), ranks) for config in configs]
+    here = Place.here(ranks)
     room = replace(here.room, device_gib=here.room.device_gib / jobs, host_gib=here.room.host_gib / jobs)
     place = replace(here, room=room)
     try:

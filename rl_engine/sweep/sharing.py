@@ -30,8 +30,7 @@ def sharing_of(config: SweepConfig, targets: Targets) -> Sharing:
     if config.together == 1:
         return Sharing()
     groups_of = COMMANDS[config.command].groups
-    if groups_of is None:
-        return Sharing(why_apart=(f"each cell runs alone: command is {config.command}, and together is for train",))
+    assert groups_of is not None  # else `together` has no effect, and is refused
     settings, points = _settings(config, targets)
     groups, alone, apart = [], dict[str, list[str]](), list[str]()
     for group in groups_of(settings):

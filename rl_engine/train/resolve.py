@@ -18,7 +18,7 @@ from rl_engine.sampling.sent import check_room
 def resolve_settings(config: Config, ranks: Ranks, *, resume: bool, in_company: bool = False) -> Config:
     """The configuration with a number for every `auto` that can be resolved before the data is read. Raises
     `ConfigError` where a pool on this machine could not be sent its adapters."""
-    if in_company and config.rollout.sleep == "auto":
+    if in_company and ranks.device.type == "cuda" and config.rollout.sleep == "auto":
         config = awake(config)
     config = settle_precision(config, ranks.device.type, resume=resume)
     config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))

@@ -437,7 +437,8 @@ def test_of_what_was_sampled_side_by_side_the_prompt_at_fault_is_named_alone(
     prompts = [prompt_of(0, "slow"), prompt_of(1, "slow"), prompt_of(2, "poison"), prompt_of(3, "slow")]
     with pytest.raises(PoolError, match=r"lost 3 times while they sampled the same prompts \(p2\): it died"):
         pool.generate(prompts, SAMPLING, None, seeds(prompts))
-    assert [ids for _, _, ids in log_of(tmp_path)][8:] == [["p0"], ["p1"], ["p2"]]
+    # How many are begun before the worker dies is a matter of speed.
+    assert [ids for _, _, ids in log_of(tmp_path)][-1] == ["p2"]
 
 
 def test_a_pool_that_cannot_start_says_why_at_once(make_pool: PoolMaker, tmp_path: Path) -> None:

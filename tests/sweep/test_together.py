@@ -196,11 +196,9 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_its_cells_were(number: sign
     assert any(attempts(config, cell)[-1]["from"] > 0 for cell in results)
 
 
-def test_a_supervised_sweep_runs_each_cell_alone_and_says_so() -> None:
-    config = read_config(SweepConfig, "sweep_capacity.yaml", ["together=4"])
-    sharing = sharing_of(config, targets_of(config))
-    assert sharing.groups == ()
-    assert "command is sft" in sharing.why_apart[0]
+def test_a_supervised_sweep_is_told_that_its_cells_run_alone() -> None:
+    with pytest.raises(ConfigError, match="together is 4, and has no effect: each cell of command sft runs alone"):
+        read_config(SweepConfig, "sweep_capacity.yaml", ["together=4"])
 
 
 def test_full_fine_tuning_is_left_out_and_the_arm_is_named_once() -> None:
@@ -249,6 +247,7 @@ def test_two_cells_train_in_one_process(tmp_path: Path, monkeypatch: pytest.Monk
         f"""
         base: quickstart.yaml
         set:
+          model.dtype: float32
           train: {{steps: 2, problems_per_step: 2}}
           sampling.n: 2
           eval: {{every: 0, suites: []}}
