@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -88,10 +89,13 @@ def open_task(task: Task, seed: int, size: int, where: str = "data.") -> Any:
 
 @lru_cache(maxsize=1)
 def _imported() -> Any:
-    if importlib.util.find_spec("pycosat") is None:
+    if "pycosat" not in sys.modules and importlib.util.find_spec("pycosat") is None:
         # A solver for one task of a hundred (zebra_puzzles), imported with all of them, and built by a C compiler.
         sys.modules["pycosat"] = ModuleType("pycosat")
-    import reasoning_gym
+    with warnings.catch_warnings():
+        # Of its dependencies' code, when Python compiles that for the first time.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        import reasoning_gym
 
     return reasoning_gym
 

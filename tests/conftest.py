@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from rollout.models import EMBEDDED_DIR
 from rollout.pool.environment import prepare_ray
 from rollout.servable import precision_of
 from tests.helpers.forgetting import Policies, loaded_policies
+
+# A job in the background of a shell without job control ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LARGEST_TEST_RANK = 8
