@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_bundle .gpu/bundle.tar.xz           # here: a minute or two, and a network
 
-    python3 -c "import tarfile; tarfile.open('.gpu/bundle.tar.xz').extractall('/tmp/site', filter='data')"     # there
-    PYTHONPATH=/tmp/site:$PWD python3 -m benchmarks.gpu_contact --out DIR
+    python3 -c "import tarfile; tarfile.open('.gpu/bundle.tar.xz').extractall('site', filter='data')"     # there
+    PYTHONPATH=$PWD/site:$PWD python3 -m benchmarks.gpu_contact --out DIR
 
 PACKED goes in, at the versions of `requirements/cuda.txt`. GIVEN is what such a machine has besides Python, in versions
 of its own, which the first stage of `benchmarks.gpu_contact` shows. LEFT_OUT is what the path that trains never imports

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import signal
@@ -12,6 +13,15 @@ from types import FrameType
 
 ECHO_S = 3.0
 """A launcher passes on what the terminal or the scheduler has sent to the whole group: one request comes twice."""
+
+LIBC = ctypes.CDLL(None)  # loaded here, since between fork and exec nothing may be
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when the one that started it dies, by whatever cause; may be called
+    between fork and exec."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def leave_while_loading() -> None:

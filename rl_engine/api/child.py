@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import runpy
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
+from rollout.stopping import end_with_parent
 
 
 def main() -> None:
     """Run the command in this process."""
     _, parent, module, *arguments = sys.argv
     # Here, and not between fork and exec: a notebook has threads, beside which nothing of Python may run there.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
     if os.getppid() != int(parent):
         sys.exit(128 + signal.SIGTERM)
     sys.argv = [module, *arguments]

@@ -37,7 +37,8 @@ def start_queue(
         queue = LocalQueue(engine, ranks, stop)
     else:
         queue = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len, stop)
-    # By now they are vLLM's, or as torch chose for this process. No step draws any, but checkpoints hold their state.
+    # By now they are vLLM's, or as torch chose for this process. What vLLM draws of them while it samples decides
+    # nothing, each completion having a seed of its own, but checkpoints hold their state.
     torch.manual_seed(config.seed)
     return queue
 

@@ -6,7 +6,6 @@ of another kind could have in the same process.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,10 +14,7 @@ from collections.abc import Sequence
 
 from rl_engine.config.file import ConfigError
 from rl_engine.plan.sharing import Group
-from rollout.stopping import Stopped, StopRequest
-
-LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1
+from rollout.stopping import Stopped, StopRequest, end_with_parent
 
 
 def train_in_turn(
@@ -54,15 +50,10 @@ def check_ranks(groups: Sequence[Group]) -> None:
 
 
 def _ended(command: Sequence[str], stop: StopRequest) -> int:
-    process = subprocess.Popen(command, preexec_fn=_end_with_the_command)
+    process = subprocess.Popen(command, preexec_fn=end_with_parent)
     try:
         with stop.raised():
             return process.wait()
     except Stopped:
         process.send_signal(stop.signum or signal.SIGTERM)
         return process.wait()
-
-
-def _end_with_the_command() -> None:
-    """Between fork and exec: have the kernel send SIGTERM when the command dies, by whatever cause."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

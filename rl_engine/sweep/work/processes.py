@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -12,15 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollout.stopping import end_with_parent
+
 GRACE_S = 120.0
 """A run that was asked to stop saves and leaves, which takes seconds; after so long it is killed."""
-LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1
-
-
-def _end_with_the_sweep() -> None:
-    """Between fork and exec: have the kernel send SIGTERM when the sweep dies, by whatever cause."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass
@@ -64,6 +58,6 @@ def start_process(line: Sequence[str], log: Path, jobs: int, lock: int) -> Proce
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in a terminal reaches the sweep alone, which asks its runs to stop
                 pass_fds=(lock,),
-                preexec_fn=_end_with_the_sweep,  # safe: the sweep has no threads
+                preexec_fn=end_with_parent,  # safe: the sweep has no threads
             )
         )
