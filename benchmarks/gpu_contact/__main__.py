@@ -1,6 +1,6 @@
 """The first ten minutes on a card: does all of this project run there, and how fast?
 
-    python -m benchmarks.gpu_contact --deadline 590 --out DIR [--model DIR]
+    python -m benchmarks.gpu_contact --deadline 590 --out DIR [--model DIR] [--only STAGE …]
 
 Every stage is a process with a time limit of its own and a log, `DIR/<stage>.log`; one that fails or takes too long
 never stops the next, and what the deadline leaves no time for is said to be cut. `DIR/contact.jsonl` gets a line as
@@ -47,12 +47,25 @@ def contact(asked: list[Stage], deadline: float, out: Path, sizes: str) -> list[
     return outcomes
 
 
+def chosen(every: list[Stage], names: list[str]) -> list[Stage]:
+    """The stages of those names and what they come after, in their order; all of them where none is named."""
+    after = {stage.name: stage.after for stage in every}
+    if unknown := [name for name in names if name not in after]:
+        raise typer.BadParameter(f"--only {unknown[0]}: the stages are {', '.join(after)}")
+    wanted = set(names or after)
+    wanted |= {before for name in wanted if (before := after[name])}
+    return [stage for stage in every if stage.name in wanted]
+
+
 def main(
     deadline: Annotated[float, typer.Option(min=1, help="Seconds that all stages may take together.")] = 590,
     out: Annotated[Path, typer.Option(file_okay=False, help="Directory for the tables, figures and logs.")] = OUT,
     model: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Directory of a real model, such as SmolLM2, if there is one."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A stage to run, several times for several; all when absent.")
     ] = None,
 ) -> None:
     """Run every stage that the deadline leaves time for."""
@@ -65,7 +78,7 @@ def main(
 
     sizes = SIZES["card" if torch.cuda.is_available() else "cpu"]
     with tempfile.TemporaryDirectory(prefix="gpu_contact-") as scratch:
-        asked = stages(sizes, Path(scratch), model.resolve() if model else None)
+        asked = chosen(stages(sizes, Path(scratch), model.resolve() if model else None), only or [])
         outcomes = contact(asked, end, out, sizes.name)
     print(f"{sum(one.outcome == PASSED for one in outcomes)} of {len(outcomes)} stages passed: {out / 'contact.md'}")
     ratio = adapter_ratio(outcomes)

@@ -8,6 +8,9 @@ import os
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# FlashInfer's sampler cannot return the log-probabilities that every request here asks for: it would be compiled at a
+# start, with a CUDA compiler, and never be called.
+os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
 # That Triton is missing is news on a GPU machine alone, and there vLLM itself says so.
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
