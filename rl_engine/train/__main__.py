@@ -11,6 +11,8 @@ if __name__ == "__main__":
 
     leave_while_loading()
 
+import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Sequence
@@ -144,6 +146,21 @@ def run(
         leave_ranks()
 
 
+M_ARENA_MAX = -8
+"""Of malloc.h."""
+
+
+def share_heap() -> None:
+    """Let all threads take memory from one heap, where each freed block is there for every run.
+
+    glibc gives each thread a heap of its own, which keeps what its passes have freed: for eight runs of the embedded
+    model that was 7 GiB of 11.6. One run works at a time, so that none waits for another's. It has to be asked for
+    before there are threads; other C libraries have one heap.
+    """
+    with contextlib.suppress(AttributeError):  # they have no such switch
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+
+
 def run_together(
     groups: Sequence[Group],
     stop: StopRequest,
@@ -155,6 +172,7 @@ def run_together(
     only_check: bool,
 ) -> int:
     """The same for the runs of a group, side by side; a dry run shows all groups."""
+    share_heap()
     say_loading("torch, transformers and DeepSpeed")
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
