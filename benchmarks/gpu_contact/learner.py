@@ -172,7 +172,7 @@ def kernels_of(run: Callable[[], None]) -> dict[str, float | None]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
-    found = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    found = [event for event in profiler.events() if event.device_type.name == "CUDA"]
     return {"kernels": len(found), "kernel_s": sum(event.self_device_time_total for event in found) / 1e6}
 
 
