@@ -1,16 +1,19 @@
 """Stage D: forward and backward passes of one micro-batch, random weights in memory: tokens/s, MFU, peak memory.
 
-One arm a process, so that each has the card to itself. Completions have lengths from three quarters of the width to all
-of it, as sampled ones do: rows of one length would hide what padding and a mask cost. FLOP are those of the model
-(`rl_engine/plan/flops.py`); what checkpointing computes twice counts once. Their share is of the product that the same
-process measured before. The peak is that of the passes and of an update after them.
+All arms of a shape in one process, one after another with the card to itself: loading the libraries takes longer than
+an arm. Completions have lengths from three quarters of the width to all of it, as sampled ones do: rows of one length
+would hide what padding and a mask cost. FLOP are those of the model (`rl_engine/plan/flops.py`); what checkpointing
+computes twice counts once. Their share is of the product that the same process measured before. The peak is that of
+the passes and of an update after them. On a card one more pass is looked into by torch's profiler: how many kernels it
+asks for and how long they take, which tells whether the card waits to be asked.
 """
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +27,39 @@ from benchmarks.gpu_contact.weights import random_model, write_shape
 PROMPT = 16
 SHORTEST = 0.75
 MASKS = ("as it is", "given", "none")
+CHECKPOINTING = "learner.gradient_checkpointing=true"
+FIRST, SECOND = "first", "second"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way to compute the micro-batch."""
+
+    settings: tuple[str, ...] = ()
+    """Of the learner, besides what a run takes where nobody says more."""
+    mask: str = "as it is"
+    """Of padded rows, one of MASKS."""
+    times: int = 1
+    """Rows of the micro-batch, in those of `Sizes.rows`."""
+    compiled: bool = False
+    """Whether torch.compile gets every decoder layer, which is no setting: it is here to be measured."""
+    shape: str = FIRST
+
+
+# In the order of what they are worth.
+ARMS: dict[str, Arm] = {
+    "rank 1": Arm(),
+    "rank 1, twice the rows": Arm(times=2),
+    "rank 1, padded, no mask": Arm(settings=("learner.layout=padded",), mask="none"),
+    "rank 1, padded, mask": Arm(settings=("learner.layout=padded",), mask="given"),
+    "rank 32": Arm(settings=("lora.rank=32",)),
+    "rank 1, checkpointing": Arm(settings=(CHECKPOINTING,)),
+    "full, checkpointing": Arm(settings=("method=full", CHECKPOINTING)),
+    "rank 1, compiled layers": Arm(settings=("learner.layout=packed",), compiled=True),
+    "7B: rank 1": Arm(shape=SECOND),
+    "7B: rank 1, checkpointing": Arm(settings=(CHECKPOINTING,), shape=SECOND),
+    "7B: rank 32, checkpointing": Arm(settings=("lora.rank=32", CHECKPOINTING), shape=SECOND),
+}
 
 
 def samples_of(sizes: Sizes, vocabulary: int) -> list[Any]:
@@ -121,50 +157,88 @@ def start_learner(directory: Path, sizes: Sizes, settings: list[str]) -> Any:
 
 
 def peak_gib() -> float | None:
-    """The most that was allocated on the card."""
+    """The most that was allocated on the card since the last arm."""
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
 
 
+def kernels_of(run: Callable[[], None]) -> dict[str, float | None]:
+    """How many kernels a card is asked for, and their seconds added up."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"kernels": None, "kernel_s": None}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    found = [event for event in profiler.events() if event.device_type.name == "CUDA"]
+    return {"kernels": len(found), "kernel_s": sum(event.self_device_time_total for event in found) / 1e6}
+
+
+def measure(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> dict[str, Any]:
+    """The figures of one arm."""
+    from rl_engine.learner.batching import collate
+    from rl_engine.policy.base_model import load_meta_model
+    from rl_engine.policy.logprobs import decoder_of
+
+    learner = start_learner(directory, sizes, [*arm.settings])
+    samples = samples_of(sizes, vocabulary) * arm.times
+    batch = masked(collate(samples, 0, learner.layout), arm.mask).to(learner.ranks.device)
+    if arm.compiled:
+        for layer in decoder_of(learner.trainable.causal_lm).layers:
+            layer.compile(dynamic=True)
+    flops = model_flops(samples, load_meta_model(learner.config.model), learner.config)
+    product = product_flops(sizes.product, sizes.dtype, sizes.rounds)
+    run = pass_of(learner, batch)
+    seconds = seconds_of(run, sizes.rounds)
+    kernels = kernels_of(run)
+    # An update too: Adam's moments are part of the peak.
+    learner.deepspeed_engine.step()
+    tokens = sum(sample.num_tokens for sample in samples)
+    return {
+        "layout": learner.layout,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_s": tokens / seconds,
+        "tflops": flops / seconds / 1e12,
+        "mfu": flops / seconds / product,
+        **kernels,
+        "peak_gib": peak_gib(),
+    }
+
+
 def main(
     sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")],
-    shape: Annotated[str, typer.Option(help="Which of its models.")],
-    arm: Annotated[str, typer.Option(help="What the arm is called.")],
-    mask: Annotated[str, typer.Option(help=f"Of padded rows: one of {', '.join(MASKS)}.")] = "as it is",
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Of the learner.")] = None,
+    shape: Annotated[str, typer.Option(help=f"Whose arms: {FIRST} or {SECOND} of the sizes.")] = FIRST,
 ) -> None:
-    """Measure one arm."""
-    given = SIZES[sizes]
-    with tempfile.TemporaryDirectory() as place:
-        directory = Path(place) / shape
-        write_shape(directory, given.shapes[shape], given.dtype)
-        learner = start_learner(directory, given, settings or [])
-        from rl_engine.learner.batching import collate
-        from rl_engine.learner.ranks import leave_ranks
-        from rl_engine.policy.base_model import load_meta_model
+    """Measure the arms of one shape; one that the memory does not hold, or that cannot be compiled, is said and
+    left."""
+    import torch
 
-        samples = samples_of(given, given.shapes[shape]["vocab_size"])
-        batch = masked(collate(samples, 0, learner.layout), mask).to(learner.ranks.device)
-        flops = model_flops(samples, load_meta_model(learner.config.model), learner.config)
-        product = product_flops(given.product, given.dtype, given.rounds)
-        seconds = seconds_of(pass_of(learner, batch), given.rounds)
-        # An update too: Adam's moments are part of the peak.
-        learner.deepspeed_engine.step()
-        tokens = sum(sample.num_tokens for sample in samples)
-        note(
-            "learner",
-            model=shape,
-            arm=arm,
-            layout=learner.layout,
-            tokens=tokens,
-            seconds=seconds,
-            tokens_per_s=tokens / seconds,
-            tflops=flops / seconds / 1e12,
-            mfu=flops / seconds / product,
-            peak_gib=peak_gib(),
-        )
-        leave_ranks()
+    from rl_engine.learner.ranks import leave_ranks
+
+    given = SIZES[sizes]
+    model = list(given.shapes)[(FIRST, SECOND).index(shape)]
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place) / model
+        write_shape(directory, given.shapes[model], given.dtype)
+        for name, arm in ARMS.items():
+            if arm.shape != shape:
+                continue
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            try:
+                figures = measure(arm, directory, given, given.shapes[model]["vocab_size"])
+            except (torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException) as error:
+                note("left out", arm=name, why=str(error).splitlines()[0])
+                continue
+            finally:
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+            note("learner", model=model, arm=name, **figures)
+    leave_ranks()
 
 
 if __name__ == "__main__":

@@ -164,12 +164,18 @@ def _learner(outcomes: Sequence[Outcome]) -> list[str]:
             number(row["tokens_per_s"]),
             number(row["tflops"], 1),
             share(row["mfu"]),
+            number(row["kernels"]),
+            number(row["kernel_s"], 4),
             number(row["peak_gib"], 1),
         )
         for row in found
     ]
-    head = ("model", "arm", "layout", "tokens", "seconds", "tokens/s", "TFLOP/s", "of the product", "peak GiB")
-    return ["", "## The learner: forward and backward", "", *table(head, cells)]
+    head = (
+        *("model", "arm", "layout", "tokens", "seconds", "tokens/s", "TFLOP/s", "of the product"),
+        *("kernels", "their seconds", "peak GiB"),
+    )
+    left = [f"- {row['arm']}: left out, {row['why']}" for row in rows_of(outcomes, "left out")]
+    return ["", "## The learner: forward and backward", "", *table(head, cells), *([""] if left else []), *left]
 
 
 def _goals(outcomes: Sequence[Outcome], sizes: str) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_contact.learner import FIRST, SECOND
 from benchmarks.gpu_contact.runs import resumed, steps_of, trained
 from benchmarks.gpu_contact.sizes import Sizes
 
@@ -37,10 +38,10 @@ class Stage:
 def stages(sizes: Sizes, scratch: Path, model: Path | None) -> list[Stage]:
     """All of them. `scratch`: where runs and checkpoints go. `model`: a real model's directory, if there is one."""
     weights, step, *decoding = _sampled(sizes, scratch)
-    layouts, others, second = learner_stages(sizes)
     real = [_real_model(sizes, scratch, model)] if model else []
     first = [_machine(sizes), _doctor(sizes), _quickstart(sizes, scratch), weights, step]
-    asked = [*first, *layouts, *decoding, *others, _resume(sizes, scratch), *real, *second]
+    learner, larger = _learner(sizes, FIRST, 180), _learner(sizes, SECOND, 120)
+    asked = [*first, learner, *decoding, _resume(sizes, scratch), *real, larger]
     return [replace(stage, limit_s=stage.limit_s * sizes.patience) for stage in asked]
 
 
@@ -137,34 +138,13 @@ def _sampled(sizes: Sizes, scratch: Path) -> list[Stage]:
     ]
 
 
-def learner_stages(sizes: Sizes) -> tuple[list[Stage], list[Stage], list[Stage]]:
-    """The learner's arms, a process each: layouts and masks of the first shape, what else can be asked of it, and the
-    second shape. `rank 1` alone is what a run takes where nobody says more."""
-    first, second = list(sizes.shapes)[:2]
-    checkpointing = "learner.gradient_checkpointing=true"
-
-    def arm(shape: str, name: str, *settings: str, mask: str = "as it is") -> Stage:
-        command = _own("learner", sizes, *settings, "--shape", shape, "--arm", name, "--mask", mask)
-        file = f"learner-{shape}-{name}".replace(", ", "-").replace(" ", "_")
-        return Stage(name=file, asks="tokens/s, MFU and memory of the learner", command=command, limit_s=60)
-
-    layouts = [
-        arm(first, "rank 1"),
-        arm(first, "rank 1, padded, no mask", "learner.layout=padded", mask="none"),
-        arm(first, "rank 1, padded, mask", "learner.layout=padded", mask="given"),
-        arm(first, "rank 1, packed", "learner.layout=packed"),
-    ]
-    others = [
-        arm(first, "rank 1, checkpointing", checkpointing),
-        arm(first, "rank 32", "lora.rank=32"),
-        arm(first, "full, checkpointing", "method=full", checkpointing),
-    ]
-    larger = [
-        arm(second, "rank 1"),
-        arm(second, "rank 1, checkpointing", checkpointing),
-        arm(second, "rank 32, checkpointing", "lora.rank=32", checkpointing),
-    ]
-    return layouts, others, larger
+def _learner(sizes: Sizes, shape: str, limit_s: float) -> Stage:
+    return Stage(
+        name=f"learner-{shape}",
+        asks=f"tokens/s, MFU and memory of the learner, {list(sizes.shapes)[(FIRST, SECOND).index(shape)]}",
+        command=_own("learner", sizes, "--shape", shape),
+        limit_s=limit_s,
+    )
 
 
 def _real_model(sizes: Sizes, scratch: Path, model: Path) -> Stage:

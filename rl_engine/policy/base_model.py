@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 import re
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
 from rl_engine.config import Config
@@ -28,7 +31,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """The base model in `model.dtype`, or in another, as the learner computes it."""
     model = load_weights(config.model, attention_of(config, device), dtype)
-    return _recomputing(model, config).to(device)
+    return _made_ready(model.to(device), config, device)
 
 
 LoadBase = Callable[[Config, torch.device], Any]
@@ -52,14 +55,51 @@ class SharedBase:
         attention = attention_of(config, device)
         if model.config._attn_implementation != attention:
             model.set_attn_implementation(attention)
-        return _recomputing(model, config)
+        return _made_ready(model, config, device)
 
 
-def _recomputing(model: Any, config: Config) -> Any:
-    """The model, computing activations again in the backward pass where that is asked for."""
+def _made_ready(model: Any, config: Config, device: torch.device) -> Any:
+    """The model, computing activations again in the backward pass where that is asked for, and norms as a card does
+    best."""
     if config.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if device.type == "cuda":
+        fuse_norms(model)
     return model
+
+
+def fuse_norms(model: nn.Module) -> None:
+    """Let the model's RMS norms be computed by torch's own kernel, which is one where transformers' steps are six, and
+    rounds once where they round twice (Zhang and Sennrich 2019, equation 4)."""
+    known: dict[type[nn.Module], bool] = {}
+    for module in model.modules():
+        kind = type(module)
+        if kind not in known:
+            known[kind] = _is_plain_rms_norm(module)
+        if known[kind]:
+            module.forward = MethodType(_fused_norm, module)
+
+
+def _fused_norm(norm: Any, hidden: Tensor) -> Tensor:
+    if norm.weight.dtype != hidden.dtype:
+        return type(norm).forward(norm, hidden)  # type: ignore[no-any-return]
+    return rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _is_plain_rms_norm(module: nn.Module) -> bool:
+    """Whether a layer computes w · x / √(mean(x²) + ε) and nothing else, seen by trying it: families write layers of
+    that name that add one to w, have a gate, or round elsewhere."""
+    weight, epsilon = (getattr(module, name, None) for name in ("weight", "variance_epsilon"))
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not isinstance(epsilon, float):
+        return False
+    if len(inspect.signature(module.forward).parameters) != 1:
+        return False
+    draw = torch.Generator().manual_seed(0)
+    tried = copy.deepcopy(module).to("cpu", torch.float32)
+    with torch.no_grad():
+        tried.weight.copy_(torch.randn(weight.shape, generator=draw))  # type: ignore[operator]
+        x = torch.randn(3, *weight.shape, generator=draw)
+        return torch.allclose(tried(x), rms_norm(x, weight.shape, tried.weight, epsilon), rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
 
 
 def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:

@@ -13,10 +13,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import typer
 from transformers import AutoTokenizer
 
 from benchmarks.gpu_contact import learner, machine, running
-from benchmarks.gpu_contact.__main__ import contact
+from benchmarks.gpu_contact.__main__ import chosen, contact
 from benchmarks.gpu_contact.figures import FILE, noted
 from benchmarks.gpu_contact.page import adapter_ratio, page
 from benchmarks.gpu_contact.running import CUT, FAILED, OVERLONG, PASSED, ROOT, SKIPPED, Outcome
@@ -103,6 +104,44 @@ def test_every_stage_is_told_settings_that_exist(name: str, tmp_path: Path) -> N
         load_config(config, settings)
 
 
+@pytest.mark.parametrize("arm", learner.ARMS)
+def test_every_arm_is_told_settings_that_exist(arm: str) -> None:
+    load_config("quickstart.yaml", [*learner.ARMS[arm].settings])
+    assert learner.ARMS[arm].mask in learner.MASKS
+
+
+def test_single_stages_can_be_asked_for_with_what_they_come_after(tmp_path: Path) -> None:
+    every = stages(CPU, tmp_path, None)
+    assert chosen(every, []) == every
+    assert [stage.name for stage in chosen(every, ["decoding-none", "doctor"])] == [
+        "doctor",
+        "weights",
+        "decoding-none",
+    ]
+    with pytest.raises(typer.BadParameter, match="the stages are machine, doctor"):
+        chosen(every, ["nothing"])
+
+
+def test_an_arm_that_the_memory_does_not_hold_leaves_the_others(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    measure = learner.measure
+
+    def short(arm: learner.Arm, *others: Any) -> dict[str, Any]:
+        if "lora.rank=32" in arm.settings:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
+        return measure(arm, *others)
+
+    monkeypatch.setattr(learner, "measure", short)
+    monkeypatch.setattr(learner, "ARMS", {"a": learner.Arm(settings=("lora.rank=32",)), "b": learner.Arm(times=2)})
+    learner.main("cpu")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [(row["kind"], row["arm"]) for row in rows] == [("left out", "a"), ("learner", "b")]
+    assert rows[1]["tokens"] == 2 * (32 + 24)
+    text = page([outcome("learner", *rows)], "cpu")
+    assert "- a: left out, CUDA out of memory. Tried to allocate 2 GiB." in text
+
+
 def test_random_weights_never_end_and_every_token_has_a_text(tmp_path: Path) -> None:
     write_shape(tmp_path, CPU.shapes["tiny"], "float32")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -139,7 +178,8 @@ def test_without_a_mask_right_padded_rows_are_computed_as_with_one(drawn: Path) 
 def test_an_arm_of_the_learner_is_measured(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = drawn.parent / "figures.jsonl"
     monkeypatch.setenv(FILE, str(figures))
-    learner.main("cpu", "tiny", "rank 4", settings=["lora.rank=4", "learner.layout=padded"])
+    monkeypatch.setattr(learner, "ARMS", {"rank 4": learner.Arm(settings=("lora.rank=4", "learner.layout=padded"))})
+    learner.main("cpu")
     (row,) = noted(figures)
     assert (row["model"], row["arm"], row["layout"]) == ("tiny", "rank 4", "padded")
     assert row["tokens"] == 32 + 24
@@ -196,6 +236,7 @@ def sampling(arm: str, speed: float) -> dict[str, Any]:
 
 def test_a_card_is_held_against_the_goals_and_a_cpu_is_not() -> None:
     arm = {"kind": "learner", "model": "m", "arm": "a", "layout": "padded", "tokens": 8192, "seconds": 0.1}
+    arm |= {"kernels": 9000, "kernel_s": 0.08}
     measured = [
         outcome("machine", {"kind": "machine", "card": "Some Card", "torch": "2.11"}),
         outcome("decoding-none", sampling(NONE, 30_000)),
