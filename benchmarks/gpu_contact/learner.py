@@ -28,7 +28,8 @@ PROMPT = 16
 SHORTEST = 0.75
 MASKS = ("as it is", "given", "none")
 CHECKPOINTING = "learner.gradient_checkpointing=true"
-FIRST, SECOND = "first", "second"
+# Arms that share a process. What is compiled has one of its own: torch's compiler may break on it.
+FIRST, COMPILED, SECOND = "first", "compiled", "second"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +42,9 @@ class Arm:
     """Of padded rows, one of MASKS."""
     times: int = 1
     """Rows of the micro-batch, in those of `Sizes.rows`."""
-    compiled: bool = False
-    """Whether torch.compile gets every decoder layer, which is no setting: it is here to be measured."""
-    shape: str = FIRST
+    group: str = FIRST
+    """Whose process it is in. In COMPILED torch.compile gets every decoder layer, which is no setting: it is here to be
+    measured."""
 
 
 # In the order of what they are worth.
@@ -55,10 +56,10 @@ ARMS: dict[str, Arm] = {
     "rank 32": Arm(settings=("lora.rank=32",)),
     "rank 1, checkpointing": Arm(settings=(CHECKPOINTING,)),
     "full, checkpointing": Arm(settings=("method=full", CHECKPOINTING)),
-    "rank 1, compiled layers": Arm(settings=("learner.layout=packed",), compiled=True),
-    "7B: rank 1": Arm(shape=SECOND),
-    "7B: rank 1, checkpointing": Arm(settings=(CHECKPOINTING,), shape=SECOND),
-    "7B: rank 32, checkpointing": Arm(settings=("lora.rank=32", CHECKPOINTING), shape=SECOND),
+    "rank 1, compiled layers": Arm(settings=("learner.layout=packed",), group=COMPILED),
+    "7B: rank 1": Arm(group=SECOND),
+    "7B: rank 1, checkpointing": Arm(settings=(CHECKPOINTING,), group=SECOND),
+    "7B: rank 32, checkpointing": Arm(settings=("lora.rank=32", CHECKPOINTING), group=SECOND),
 }
 
 
@@ -185,7 +186,7 @@ def measure(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> dict[st
     learner = start_learner(directory, sizes, [*arm.settings])
     samples = samples_of(sizes, vocabulary) * arm.times
     batch = masked(collate(samples, 0, learner.layout), arm.mask).to(learner.ranks.device)
-    if arm.compiled:
+    if arm.group == COMPILED:
         for layer in decoder_of(learner.trainable.causal_lm).layers:
             layer.compile(dynamic=True)
     flops = model_flops(samples, load_meta_model(learner.config.model), learner.config)
@@ -210,27 +211,26 @@ def measure(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> dict[st
 
 def main(
     sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")],
-    shape: Annotated[str, typer.Option(help=f"Whose arms: {FIRST} or {SECOND} of the sizes.")] = FIRST,
+    group: Annotated[str, typer.Option(help=f"Whose arms: {FIRST}, {COMPILED} or {SECOND}.")] = FIRST,
 ) -> None:
-    """Measure the arms of one shape; one that the memory does not hold, or that cannot be compiled, is said and
-    left."""
+    """Measure the arms of a group; one that the memory does not hold is said and left."""
     import torch
 
     from rl_engine.learner.ranks import leave_ranks
 
     given = SIZES[sizes]
-    model = list(given.shapes)[(FIRST, SECOND).index(shape)]
+    model = list(given.shapes)[group == SECOND]
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place) / model
         write_shape(directory, given.shapes[model], given.dtype)
         for name, arm in ARMS.items():
-            if arm.shape != shape:
+            if arm.group != group:
                 continue
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             try:
                 figures = measure(arm, directory, given, given.shapes[model]["vocab_size"])
-            except (torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException) as error:
+            except torch.OutOfMemoryError as error:
                 note("left out", arm=name, why=str(error).splitlines()[0])
                 continue
             finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_contact.learner import FIRST, SECOND
+from benchmarks.gpu_contact.learner import COMPILED, FIRST, SECOND
 from benchmarks.gpu_contact.runs import resumed, steps_of, trained
 from benchmarks.gpu_contact.sizes import Sizes
 
@@ -40,8 +40,8 @@ def stages(sizes: Sizes, scratch: Path, model: Path | None) -> list[Stage]:
     weights, step, *decoding = _sampled(sizes, scratch)
     real = [_real_model(sizes, scratch, model)] if model else []
     first = [_machine(sizes), _doctor(sizes), _quickstart(sizes, scratch), weights, step]
-    learner, larger = _learner(sizes, FIRST, 180), _learner(sizes, SECOND, 120)
-    asked = [*first, learner, *decoding, _resume(sizes, scratch), *real, larger]
+    learner, compiled, larger = (_learner(sizes, group, 120) for group in (FIRST, COMPILED, SECOND))
+    asked = [*first, learner, *decoding, _resume(sizes, scratch), *real, compiled, larger]
     return [replace(stage, limit_s=stage.limit_s * sizes.patience) for stage in asked]
 
 
@@ -138,11 +138,12 @@ def _sampled(sizes: Sizes, scratch: Path) -> list[Stage]:
     ]
 
 
-def _learner(sizes: Sizes, shape: str, limit_s: float) -> Stage:
+def _learner(sizes: Sizes, group: str, limit_s: float) -> Stage:
+    model = list(sizes.shapes)[group == SECOND]
     return Stage(
-        name=f"learner-{shape}",
-        asks=f"tokens/s, MFU and memory of the learner, {list(sizes.shapes)[(FIRST, SECOND).index(shape)]}",
-        command=_own("learner", sizes, "--shape", shape),
+        name=f"learner-{group}",
+        asks=f"tokens/s, MFU and memory of the learner, {model}",
+        command=_own("learner", sizes, "--group", group),
         limit_s=limit_s,
     )
 
