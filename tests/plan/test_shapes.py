@@ -25,6 +25,7 @@ NAMES = sorted(str(path.parent.relative_to(SHAPES)) for path in SHAPES.glob("*/*
 PARAMETERS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
     "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-1.7B-Base": 1_720_574_976,
     "Qwen/Qwen3-8B-Base": 8_190_735_360,
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
 }
