@@ -256,13 +256,16 @@ class RolloutConfig(Section):
         description="CUDA only: free the sampler's memory while the learner works. auto: where the estimate of memory "
         "says that both do not fit.",
     )
-    max_kl: float | Literal["auto"] = Field(
-        "auto", description="Largest sampler/learner KL (nats a token) before the run stops."
-    )
-    max_logprob_gap: float | Literal["auto"] = Field(
+    max_kl: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
-        description="What log-probabilities of one token may differ by between learner and sampler; the run stops "
-        "where more than one token in a thousand is beyond.",
+        description="Largest sampler/learner KL (nats a token): the run stops above it, where a step has few tokens by "
+        "more than chance explains. auto: 1e-6 in float32, 0.01 in bfloat16.",
+    )
+    max_logprob_gap: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="What log-probabilities of one token may differ by between learner and sampler (nats); the run "
+        "stops where more than one token in a thousand is beyond, of few tokens more than chance explains. auto: 0.01 "
+        "in float32, 2 in bfloat16.",
     )
 
     @property

@@ -28,6 +28,7 @@ ROOMS = (
     "rewards.grader",
     "rewards",
     "rollout.types",
+    "rollout.closeness",
     "rollout.frames",
     "rollout.config",
     "rollout.files",

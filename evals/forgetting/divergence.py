@@ -12,15 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.scoring.estimators import bootstrap
+from rollout.closeness import KL_LIMITS, LOGPROB_LIMITS, KlEstimate
 from rollout.config import SamplingConfig
 from rollout.engine import ScoringEngine
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 
 Floats = NDArray[np.float64]
 
-# ½·mean((log q − log p)²) between an engine's sampling and its scoring of the same tokens, in nats: what a training
-# run allows between sampler and learner. Beyond it one of the two does not see the adapter as it is.
-LARGEST_GAP = {"float32": 1e-6, "bfloat16": 1e-2}
 CHECKED_PROMPTS, CHECKED_TOKENS = 16, 32
 
 
@@ -119,10 +117,20 @@ def check_scoring(
     short = sampling.model_copy(update={"n": 1, "max_tokens": min(CHECKED_TOKENS, sampling.max_tokens)})
     groups = engine.generate(few, short, adapter, [f"scoring/{seed}/{i}" for i in range(len(few))])
     sampled = np.concatenate([one.logprobs for group in groups for one in group.completions])
-    gap = float(np.square(sampled - np.concatenate(_scored(engine, groups, adapter))).mean() / 2)
-    if not gap <= LARGEST_GAP[dtype]:
+    gap_T = np.abs(sampled - np.concatenate(_scored(engine, groups, adapter)))
+    # What a training run allows between sampler and learner: beyond it one of the two sees another adapter.
+    limit, logprob = KL_LIMITS[dtype], LOGPROB_LIMITS[dtype]
+    cost_T = np.square(gap_T) / 2
+    found = KlEstimate(
+        kl=float(cost_T.mean()),
+        error=float(np.linalg.norm(cost_T)) / len(cost_T),
+        capped=float(np.square(np.minimum(gap_T, logprob)).mean() / 2),
+        tokens=len(cost_T),
+    )
+    if not found.within(limit, logprob):
         raise ScoringGapError(
-            f"{adapter.key if adapter else 'the base model'}: the engine samples and scores differently, by {gap:.2g} "
-            f"nats where {dtype} allows {LARGEST_GAP[dtype]:.0e}; its scores cannot be trusted"
+            f"{adapter.key if adapter else 'the base model'}: the engine samples and scores differently, over "
+            f"{found.tokens:,} tokens by {found.kl:.2g} nats where {dtype} allows {limit:.0e}, plus "
+            f"{found.margin(limit, logprob):.2g} that chance may add; its scores cannot be trusted"
         )
-    return gap
+    return found.kl

@@ -147,10 +147,9 @@ class Listener(RunConsole):
             self.passed(f"published, loaded; canary within {gap_limit:.2g} nats of the learner")
             return
         self.metrics = dict(metrics)
-        gap = (
-            f"{metrics['sampler/logprob_gap_max']:.2g} nats (limit {gap_limit:.2g}), "
-            f"KL {metrics['sampler/kl']:.2g} (limit {kl_limit:.2g})"
-        )
+        largest, kl = metrics["sampler/logprob_gap_max"], metrics["sampler/kl"]
+        by_chance = ", above it by chance" if kl > kl_limit else ""
+        gap = f"{largest:.2g} nats (limit {gap_limit:.2g}), KL {kl:.2g} (limit {kl_limit:.2g}{by_chance})"
         if metrics["step"] == STEPS:
             self.passed(gap, GAP_AFTER)
             return

@@ -8,13 +8,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from rl_engine.config import Config
+from rollout.closeness import KL_LIMITS, LOGPROB_LIMITS, KlEstimate, chance
 
-# Two float32 implementations differ by rounding alone. In bfloat16 the mean stays small while single unlikely tokens
-# may be far apart; 0.01 is where runs were seen to stay stable.
-KL_LIMITS = {"float32": 1e-6, "bfloat16": 1e-2}
-"""Largest `sampler/kl` by `model.dtype`, nats a token."""
-LOGPROB_LIMITS = {"float32": 1e-2, "bfloat16": 2.0}
-"""Difference of one token's log-probabilities that few may be beyond, by `model.dtype`, nats."""
 BEYOND_LIMIT = 1e-3
 """Largest share of tokens beyond it: among millions there is one whose logits two kernels round apart, and a sampler
 with another adapter differs everywhere."""
@@ -58,6 +53,10 @@ class SamplerGap:
 
     kl: float
     """½·mean((log q − log p)²), nats a token."""
+    kl_error: float
+    """Its standard error: √(Σ c²)/n of what each of n tokens adds, c = ½ (log q − log p)²."""
+    kl_capped: float
+    """The same mean, with no token counted beyond the limit of one token."""
     kl_v1: float
     """mean(log q − log p), nats a token: the plain estimate of KL(q ‖ p)."""
     kl_v3: float
@@ -76,6 +75,8 @@ class SamplerGap:
         tokens = sum(gap.tokens for gap in gaps)
         return cls(
             kl=sum(gap.kl * gap.tokens for gap in gaps) / tokens,
+            kl_error=math.hypot(*(gap.kl_error * gap.tokens for gap in gaps)) / tokens,
+            kl_capped=sum(gap.kl_capped * gap.tokens for gap in gaps) / tokens,
             kl_v1=sum(gap.kl_v1 * gap.tokens for gap in gaps) / tokens,
             kl_v3=sum(gap.kl_v3 * gap.tokens for gap in gaps) / tokens,
             logprob_max=max(gap.logprob_max for gap in gaps),
@@ -87,7 +88,8 @@ class SamplerGap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapLimits:
-    """How far sampler and learner may be apart."""
+    """How far sampler and learner may be apart. Both limits are of what is expected: a step of few tokens may be over
+    them by as much as chance explains (`rollout/closeness.py`)."""
 
     kl: float
     """Largest `sampler/kl`, nats a token."""
@@ -96,8 +98,9 @@ class GapLimits:
 
     def check(self, gap: SamplerGap) -> None:
         """Raises `SamplerGapError` when the gap is over a limit or no number."""
-        # Not `kl > limit`: a comparison with NaN is false, and NaN is no agreement.
-        if gap.kl <= self.kl and gap.beyond <= BEYOND_LIMIT:
+        share_margin = chance(BEYOND_LIMIT, gap.tokens, largest=1.0)
+        kl = KlEstimate(kl=gap.kl, error=gap.kl_error, capped=gap.kl_capped, tokens=gap.tokens)
+        if kl.within(self.kl, self.logprob) and gap.beyond <= BEYOND_LIMIT + share_margin:
             return
         worst = gap.worst
         where = f", at {worst.describe()}" if worst else ""
@@ -107,12 +110,14 @@ class GapLimits:
                 "is not the cause: the policy has learned itself out of numbers, so go on from an earlier version with "
                 "a lower optim.lr."
             )
+        kl_margin = kl.margin(self.kl, self.logprob)
         raise SamplerGapError(
-            f"the sampler's log-probabilities are not the learner's: sampler/kl {gap.kl:.3g} (limit {self.kl:.3g}), "
-            f"{gap.beyond:.2%} of {gap.tokens:,} tokens more than {self.logprob:.3g} nats apart (limit "
-            f"{BEYOND_LIMIT:.1%}), at most {gap.logprob_max:.3g}{where}. Nothing was "
-            "updated. Either the last adapter did not reach the sampler, or the two run the model at different "
-            "precision; the limits are rollout.max_kl and rollout.max_logprob_gap."
+            f"the sampler's log-probabilities are not the learner's: over {gap.tokens:,} tokens, sampler/kl "
+            f"{gap.kl:.3g} (limit {self.kl:.3g}, plus {kl_margin:.3g} that chance may add) and {gap.beyond:.2%} of "
+            f"them more than {self.logprob:.3g} nats apart (limit {BEYOND_LIMIT:.1%}, plus {share_margin:.2%} that "
+            f"chance may add), at most {gap.logprob_max:.3g}{where}. Nothing was updated. Either the last adapter did "
+            "not reach the sampler, or the two run the model at different precision; the limits are rollout.max_kl and "
+            "rollout.max_logprob_gap."
         )
 
 

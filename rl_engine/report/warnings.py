@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rl_engine.learner.gap import BEYOND_LIMIT, KL_LIMITS
+from rl_engine.learner.gap import BEYOND_LIMIT
 from rl_engine.report.shown_run import ShownRun
+from rollout.closeness import KL_LIMITS
 
 Lines = Sequence[Mapping[str, float]]
 NEAR = 0.5

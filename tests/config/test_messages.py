@@ -60,7 +60,7 @@ def test_a_problem_is_headed_by_where_it_was_said(tmp_path: Path) -> None:
         ("optim.lr=.inf", "optim.lr is inf: it takes a finite number > 0, ≤ 1 or `auto`"),
         ("optim.lr=[1]", "optim.lr is [1]: it takes number > 0, ≤ 1 or `auto`"),
         ("lora.expert_rank=0.5", "lora.expert_rank is 0.5: it takes whole number or `auto`"),
-        ("rollout.max_kl=low", "rollout.max_kl is 'low': it takes number or `auto`"),
+        ("rollout.max_kl=low", "rollout.max_kl is 'low': it takes number ≥ 0 or `auto`"),
         ("optim.betas=0.9", "optim.betas: list of number ≥ 0, < 1, not 0.9: write it as [0.9, 0.95]"),
         ("lora.rank_pattern=8", "lora.rank_pattern: mapping, not 8: write it as {NAME: VALUE}"),
         ("lora=8", "lora: a section, not 8; its keys are lora.rank, lora.alpha"),

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from rl_engine.config import Config, load_config
 from rl_engine.doctor.machine import Library, instructions, libraries
 from rl_engine.doctor.reward import spread
-from rl_engine.doctor.selftest import CHECK_OF, FIRST, FITS, GAP_BEFORE, RESUMED, SECOND, small
+from rl_engine.doctor.selftest import CHECK_OF, FIRST, FITS, GAP_BEFORE, RESUMED, SECOND, STEPS, Check, Listener, small
+from rl_engine.learner.gap import GapLimits
 
 ROOT = Path(__file__).parents[2]
 ON_DEVICE = {
@@ -167,3 +168,13 @@ def test_versions_are_compared_with_the_lock(tmp_path: Path) -> None:
     assert unlocked.as_locked
     same_everywhere = ("vllm", "deepspeed", "transformers", "peft", "trl")
     assert all(library.as_locked for library in libraries(ROOT / "requirements" / "cpu.txt", same_everywhere))
+
+
+@pytest.mark.parametrize(
+    ("kl", "told"), [(0.002, "KL 0.002 (limit 0.01)"), (0.0108, "KL 0.011 (limit 0.01, above it by chance)")]
+)
+def test_a_gap_that_passes_above_its_limit_is_told_as_such(kl: float, told: str) -> None:
+    found: list[Check] = []
+    listener = Listener(quiet=True, steps=STEPS, report=found.append, limits=GapLimits(kl=0.01, logprob=2.0))
+    listener.row({"step": STEPS, "sampler/logprob_gap_max": 0.945, "sampler/kl": kl}, [])
+    assert [check.figure for check in found] == [f"0.94 nats (limit 2), {told}"]

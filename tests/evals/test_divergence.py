@@ -12,7 +12,7 @@ import torch
 
 from evals.forgetting.divergence import ScoringGapError, check_scoring, divergence, estimate, sample_base
 from rollout.config import SamplingConfig
-from rollout.types import AdapterRef, RolloutGroup, TokenScores
+from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup, TokenScores
 from tests.helpers.forgetting import Policies, prompts_of
 from tests.helpers.precision import LOGPROB_NATS, LOGPROB_SQUARED
 
@@ -137,3 +137,48 @@ def test_scores_that_are_not_the_samplers_are_not_trusted(vllm_engine: Any, poli
     deaf: Any = Deaf(vllm_engine)
     with pytest.raises(ScoringGapError, match=policies.moved_ref.key):
         check_scoring(deaf, prompts, sampling, policies.moved_ref, "float32", seed=0)
+
+
+@dataclass
+class Scripted:
+    """An engine that samples and scores tokens with log-probabilities so many nats apart."""
+
+    gaps: list[float]
+
+    def generate(self, prompts: Any, *_: Any) -> list[RolloutGroup]:
+        completion = Completion(
+            text="",
+            token_ids=(3,) * len(self.gaps),
+            logprobs=(-1.0,) * len(self.gaps),
+            finish_reason="stop",
+            adapter="base",
+        )
+        return [RolloutGroup(prompt=prompts[0], completions=(completion,))]
+
+    def score(self, *_: Any) -> list[TokenScores]:
+        return [TokenScores(logprobs=tuple(-1.0 - gap for gap in self.gaps), greedy=(True,) * len(self.gaps))]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "trusted"),
+    [
+        ([0.01] * 16, True),
+        ([0.945, *[0.09] * 30], True),  # a mean of 0.018 in bfloat16, by one unlikely token
+        ([3.0, *[0.0] * 30], True),
+        ([0.3] * 100, False),
+        ([2.5] * 8, False),
+        ([math.nan, *[0.0] * 99], False),
+        ([math.inf, *[0.0] * 99], False),
+    ],
+)
+def test_few_tokens_condemn_no_engine_and_another_adapter_does(gaps: list[float], trusted: bool) -> None:
+    engine: Any = Scripted(gaps)
+    asked = [Prompt(problem=Problem(id="", text="", answer=""), text="", token_ids=(1,))]
+    sampling = SamplingConfig(n=1, max_tokens=100)
+    if trusted:
+        assert check_scoring(engine, asked, sampling, None, "bfloat16", seed=0) == pytest.approx(
+            sum(gap**2 for gap in gaps) / 2 / len(gaps)
+        )
+        return
+    with pytest.raises(ScoringGapError, match=f"over {len(gaps)} tokens by .* that chance may add"):
+        check_scoring(engine, asked, sampling, None, "bfloat16", seed=0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +117,28 @@ def test_the_token_is_found_among_the_samples_of_a_micro_batch(ranks: Ranks) -> 
         worst = statistics.gap().worst
         assert worst is not None
         assert (worst.origin, worst.place, worst.token) == (*place, 5 + index)
+
+
+def test_the_gap_of_two_ranks_is_that_of_all_their_tokens(ranks: Ranks) -> None:
+    """What the other rank passes to the sum is added to it; one rank alone sees the whole."""
+    completions = ((-1.0 + LOG2,), (-1.0, -5.0, -2.0))
+    whole = StepStatistics(ranks, logprob_limit=0.5)
+    for logprobs in completions:
+        count(whole, logprobs, LossConfig(), advantage=1.0)
+    sums: list[torch.Tensor] = []
+
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        sums.append(values)
+        return torch.stack(sums).sum(dim=0)
+
+    pair: Any = SimpleNamespace(device=ranks.device, sum=summed, gather=lambda mine: mine)
+    for logprobs in completions:
+        one = StepStatistics(pair, logprob_limit=0.5)
+        count(one, logprobs, LossConfig(), advantage=1.0)
+        found = one.gap()
+    assert found == whole.gap()
+    assert found.kl_error == pytest.approx(0.5 * math.sqrt(LOG2**4 + 3**4 + 1) / 4)
+    assert found.kl_capped == pytest.approx(0.5 * 3 * 0.5**2 / 4)
 
 
 def test_without_the_base_there_is_no_kl_to_it(ranks: Ranks) -> None:
