@@ -62,8 +62,9 @@ lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 embedded: .venv/project ## rebuild the embedded model from random weights, in runs/embedded (half an hour)
 	$(RUN) -m rl_engine.sft.embedded
 
+# Not --quiet, with which warnings are neither shown nor counted as errors.
 docs: .venv-docs/tools ## build the documentation into site/, to be opened in a browser; what is broken is an error
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 	@echo "open site/index.html"
 
 clean: ## remove the environments and caches, keep runs/
