@@ -16,10 +16,14 @@ unexport PYTHONDONTWRITEBYTECODE
 TORCH := $(shell grep '^torch==' requirements/$(DEVICE).txt)
 ACTIVATE := "activate with  source .venv/bin/activate ; then  rl-engine  lists the commands"
 SIZE := $(if $(filter cpu,$(DEVICE)),3 GB on disk,10 GB on disk)
+NEED_PYTHON = test -n "$(PYTHON)" || { \
+	echo "rl_engine needs CPython 3.11, 3.12 or 3.13 with venv, and none runs here. On Debian or Ubuntu:" >&2; \
+	echo "  apt-get install python3.12 python3.12-venv      or give one by name: make PYTHON=/path/to/python3.12" >&2; \
+	exit 2; }
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types unit drills claims lock embedded clean
+.PHONY: help quickstart test lint types unit drills claims lock embedded docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,16 +62,18 @@ lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
 embedded: .venv/project ## rebuild the embedded model from random weights, in runs/embedded (half an hour)
 	$(RUN) -m rl_engine.sft.embedded
 
-clean: ## remove the environment and caches, keep runs/
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+# Not --quiet, with which warnings are neither shown nor counted as errors.
+docs: .venv-docs/tools ## build the documentation into site/, to be opened in a browser; what is broken is an error
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+	@echo "open site/index.html"
+
+clean: ## remove the environments and caches, keep runs/
+	rm -rf .venv .venv-docs site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # torch for the CPU has a version of its own (+cpu) that the public index lacks. PyTorch's index is asked for it alone,
 # and only when pip's own sources do not have it: an index that cannot be reached makes pip retry for every package.
 .venv/engine: requirements/$(DEVICE).txt
-	@test -x $(RUN) || test -n "$(PYTHON)" || { \
-	echo "rl_engine needs CPython 3.11, 3.12 or 3.13 with venv, and none runs here. On Debian or Ubuntu:" >&2; \
-	echo "  apt-get install python3.12 python3.12-venv      or give one by name: make PYTHON=/path/to/python3.12" >&2; \
-	exit 2; }
+	@test -x $(RUN) || $(NEED_PYTHON)
 	@test $(DEVICE) = cpu || test "$(DRIVER)" = "" || test "$(DRIVER)" -ge $(OLDEST_DRIVER) || { \
 	echo "nvidia-smi answers with driver $(DRIVER), and the libraries for CUDA 13 that would be installed need $(OLDEST_DRIVER)" >&2; \
 	echo "or newer: update the driver, or give DEVICE=cpu, as in  make DEVICE=cpu quickstart" >&2; \
@@ -86,4 +92,12 @@ clean: ## remove the environment and caches, keep runs/
 .venv/tools: .venv/project requirements/dev.txt
 	@echo "adding the tools of the tests: $$(grep -c == requirements/dev.txt) packages, about a minute"
 	$(PIP) -r requirements/dev.txt
+	@touch $@
+
+# An environment of its own: the API reference is read from the sources, and needs nothing that they import.
+.venv-docs/tools: requirements/docs.txt
+	@$(NEED_PYTHON)
+	@echo "setting up .venv-docs: $$(grep -c == $<) packages, half a minute"
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip install --no-deps --no-compile --disable-pip-version-check --quiet -r $<
 	@touch $@

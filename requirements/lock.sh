@@ -1,9 +1,10 @@
 #!/bin/sh
-# Regenerates the three locks from pyproject.toml: `make lock`. Each holds for every Python that pyproject.toml allows:
+# Regenerates the locks from pyproject.toml: `make lock`. Each holds for every Python that pyproject.toml allows:
 # made for the oldest, and a package that only newer ones need is added with that condition.
 #
 # cpu.txt and cuda.txt are full locks of the engine, each for one kind of machine; dev.txt adds the tools
-# of `make test`, on versions that agree with both. All are installed with `pip install --no-deps`, so
+# of `make test`, on versions that agree with both, and docs.txt is that of `make docs`, in an environment of its own, on
+# versions that the others have where they have the package. All are installed with `pip install --no-deps`, so
 # what stands in them is exactly what is installed.
 #
 # torch for the CPU has a local version (+cpu) that the public index does not carry. uv does not read pip's
@@ -21,7 +22,7 @@ OLDEST=3.11
 NEWER="3.12 3.13"
 compile() {
     python=$1; output=$2; shift 2
-    "$uv" pip compile pyproject.toml --quiet --no-header --no-annotate --python-version "$python" \
+    "$uv" pip compile --quiet --no-header --no-annotate --python-version "$python" \
         --python-platform x86_64-manylinux_2_28 "$@" -o "$output"
 }
 # Appends what newer Pythons need beyond a lock, at the versions of the lock for all else.
@@ -44,10 +45,12 @@ echo "torch==$(sed -n 's/.*"torch==\([0-9.]*\)".*/\1/p' pyproject.toml)" > "$any
 # vLLM asks for it on newer Pythons only; one version serves all.
 echo "setuptools<81" > "$work/bounds"
 
-compile $OLDEST requirements/cpu.txt --extra cpu --overrides "$no_triton" -c "$work/bounds" $torch_source "$@"
-widen requirements/cpu.txt --extra cpu --overrides "$no_triton" --overrides "$any_torch"
-compile $OLDEST requirements/cuda.txt --extra cuda -c "$work/bounds" "$@"
-widen requirements/cuda.txt --extra cuda
+compile $OLDEST requirements/cpu.txt pyproject.toml --extra cpu --overrides "$no_triton" -c "$work/bounds" $torch_source "$@"
+widen requirements/cpu.txt pyproject.toml --extra cpu --overrides "$no_triton" --overrides "$any_torch"
+compile $OLDEST requirements/cuda.txt pyproject.toml --extra cuda -c "$work/bounds" "$@"
+widen requirements/cuda.txt pyproject.toml --extra cuda
 # The tools alone: what the dev resolution has beyond the engine's own lock.
-compile $OLDEST "$all" --extra cpu --extra dev --overrides "$no_triton" -c requirements/cpu.txt $torch_source
+compile $OLDEST "$all" pyproject.toml --extra cpu --extra dev --overrides "$no_triton" -c requirements/cpu.txt $torch_source
 grep -vxFf requirements/cpu.txt "$all" > requirements/dev.txt
+compile $OLDEST requirements/docs.txt --group docs -c requirements/cpu.txt -c requirements/cuda.txt -c requirements/dev.txt
+widen requirements/docs.txt --group docs

@@ -4,11 +4,13 @@ A loss returns [B, C] token losses; the learner weighs each completion by the st
 micro-batches and ranks, so that splitting a batch differently changes nothing but rounding.
 
 Arguments of every loss:
-    logprob_BC: [B, C] nats, the policy's log-probability of each sampled token; carries the gradient.
-    old_logprob_BC: [B, C] nats, the same under the policy the ratio is taken against: for a loss that clips, or with a
-        sampler correction, the learner at the start of the step; else the sampler.
-    advantage_BC: [B, C] advantage of each token (one value a completion unless a KL penalty is in it).
-    mask_BC: [B, C] whether the position holds a token.
+
+- `logprob_BC`: [B, C] nats, the policy's log-probability of each sampled token; carries the gradient.
+- `old_logprob_BC`: [B, C] nats, the same under the policy the ratio is taken against: for a loss that clips, or with a
+  sampler correction, the learner at the start of the step; else the sampler.
+- `advantage_BC`: [B, C] advantage of each token (one value a completion unless a KL penalty is in it).
+- `mask_BC`: [B, C] whether the position holds a token.
+
 Bounds are distances from a ratio of one: `clip_high` 0.28 allows ratios up to 1.28.
 """
 

@@ -1,0 +1,82 @@
+"""The documentation as files: every page has its place on the site, and what a page quotes is what the product says.
+
+`make docs` checks the rest: links, anchors, the API reference, and that nothing is fetched from a network.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+QUOTE = re.compile(r"^```text\n(.*?)^```$|^\| `([^`]{40,})` \|", re.DOTALL | re.MULTILINE)
+VALUE = re.compile(r"%[sd]|\{[^}]*\}|\$\(\w+\)")
+"""What stands for a value in a message: of logging, of `str.format`, of make."""
+SHORTEST = 9
+"""Characters of a message between two values that are looked for."""
+LONGEST_VALUE = 50
+"""More characters in a row are not values of an example, but words that the product does not say."""
+
+
+class _Reader(yaml.SafeLoader):
+    """Reads mkdocs.yml, whose tags name functions of its own."""
+
+
+_Reader.add_multi_constructor("", lambda *_: None)
+
+
+def pages_of(entry: Any) -> Iterator[str]:
+    """The pages of a part of the navigation."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for part in entry.values() if isinstance(entry, dict) else entry:
+            yield from pages_of(part)
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    site = yaml.load((ROOT / "mkdocs.yml").read_text(), _Reader)
+    shown = sorted(pages_of(site["nav"]))
+    assert shown == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+@cache
+def words_of_the_product() -> tuple[str, ...]:
+    """What stands between the values of every text in the sources and the Makefile, the longest first."""
+    texts = re.findall(r'echo "([^"]+)"', (ROOT / "Makefile").read_text())
+    for package in ("datafiles", "rewards", "rollout", "evals", "rl_engine"):
+        for path in (ROOT / package).rglob("*.py"):
+            nodes = ast.walk(ast.parse(path.read_text()))
+            texts += [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    pieces = {" ".join(piece.split()) for text in texts for piece in VALUE.split(text)}
+    return tuple(sorted((piece for piece in pieces if len(piece) >= SHORTEST), key=len, reverse=True))
+
+
+def unsaid(quote: str) -> list[str]:
+    """The parts of a quote that stand in no message, and are too long to be values of an example."""
+    rest = " ".join(quote.split()).removeprefix("error: ")
+    for piece in words_of_the_product():
+        rest = rest.replace(piece, "\n")
+    return [part for part in rest.split("\n") if len(part) > LONGEST_VALUE]
+
+
+def quotes() -> list[str]:
+    return [block or cell for block, cell in QUOTE.findall((DOCS / "troubleshooting.md").read_text())]
+
+
+@pytest.mark.parametrize("quote", quotes(), ids=lambda quote: " ".join(quote.split())[:40])
+def test_a_quoted_message_is_what_the_product_says(quote: str) -> None:
+    assert unsaid(quote) == []
+
+
+def test_a_quote_that_nobody_says_is_seen() -> None:
+    assert len(quotes()) > 20
+    assert unsaid("error: the sampler and the learner have drifted apart somewhat, and training was halted")
