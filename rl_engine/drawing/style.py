@@ -145,7 +145,7 @@ def name_panel(axes: Axes, title: str, unit: str) -> None:
     axes.set_ylabel(unit)
 
 
-def count_steps(axes: Axes) -> None:
-    """The horizontal axis counts optimizer steps: there is none between two."""
-    axes.set_xlabel("step")
+def count_along(axes: Axes, what: str) -> None:
+    """The horizontal axis counts, as steps are counted: there is none between two."""
+    axes.set_xlabel(what)
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=2))

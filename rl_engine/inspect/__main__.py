@@ -30,6 +30,7 @@ from rollout.files.ownership import figure_metadata, is_figure, is_json, replace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from rl_engine.inspect.deltas import Version
     from rl_engine.inspect.spectrum import Spectrum
@@ -150,11 +151,11 @@ def as_json(versions: Sequence[Version]) -> list[dict[str, object]]:
     ]
 
 
-def draw(versions: Sequence[Version], path: Path) -> None:
+def draw(versions: Sequence[Version], path: Path) -> Figure:
     """Norms of the factors, norm of the update, stable rank and used share over the versions: medians of each kind of
     layer."""
     # matplotlib takes a second, and tables do without it.
-    from rl_engine.drawing.style import legend_below, name_panel, paper_figure, paper_style
+    from rl_engine.drawing.style import count_along, legend_below, name_panel, paper_figure, paper_style
 
     with paper_style():
         figure, panels = paper_figure(4)
@@ -171,11 +172,13 @@ def draw(versions: Sequence[Version], path: Path) -> None:
             (used, "values for 90 %", "share of the rank"),
         ):
             name_panel(axes, title, unit)
-            axes.set_xlabel("version")
+            count_along(axes, "version")
             axes.set_ylim(bottom=0)
-        legend_below(figure, factors.get_legend_handles_labels()[0])
+        # An update that is no product has no factors.
+        legend_below(figure, update.get_legend_handles_labels()[0])
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata=figure_metadata(path))
+    return figure
 
 
 def numbers(versions: Sequence[Version]) -> list[int]:

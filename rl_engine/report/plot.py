@@ -17,7 +17,7 @@ from rl_engine.drawing.style import (
     HATCHES,
     MARKERS,
     Sign,
-    count_steps,
+    count_along,
     legend_below,
     legends_under,
     name_panel,
@@ -78,7 +78,7 @@ def draw_chart(axes: Axes, chart: Chart, runs: Mapping[str, Lines]) -> list[Sign
     metric. Returns the legend."""
     factor = 100 if chart.unit.startswith("%") else 1
     name_panel(axes, chart.title, chart.unit)
-    count_steps(axes)
+    count_along(axes, "step")
     if len(runs) > 1:
         signs = _several_runs(axes, (chart.total,) if chart.total else chart.series, runs, factor)
     elif chart.total:

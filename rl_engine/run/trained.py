@@ -201,6 +201,11 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
 def read_meant(path: Path, base_model: str | None, say: Callable[[str], None]) -> TrainedAdapter:
     """`read_trained` of the version that a person means, which `say` is told of where a run was given."""
     meant = meant_version(path)
+    if path.is_dir() and not (meant.directory / MANIFEST).is_file():
+        raise AdapterError(
+            f"--adapter: {path} has no {MANIFEST}: it was never published, and is no run with adapters. Give a run's "
+            "directory, or one of its adapters/v000000, …"
+        )
     if meant.why:
         say(meant.why)
     return read_trained(meant.directory, base_model)

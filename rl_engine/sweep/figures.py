@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
-from rl_engine.drawing.style import Sign, count_steps, legend_below, name_panel, paper_figure, paper_style
+from rl_engine.drawing.style import Sign, count_along, legend_below, name_panel, paper_figure, paper_style
 from rl_engine.report.charts import titles_of
 from rl_engine.sweep.analysis import Analysis, ArmReport, Found, curves_at
 from rl_engine.sweep.cells import Arm
@@ -131,7 +131,7 @@ def learning_curves(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
             label = f"{_label(report.arm)} ({_short(config.axis)} {_number(report.best.axis_value)})"
             axes.plot(steps, [fmean(row) for row in rows], label=label, markevery=max(1, len(steps) // 8), **look)
             _band(axes, steps, rows, look["color"])
-        count_steps(axes)
+        count_along(axes, "step")
         if COMMANDS[config.command].step_scale == "symlog":
             axes.set_xscale("symlog")
             axes.xaxis.set_major_formatter(ScalarFormatter())

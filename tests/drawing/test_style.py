@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from rl_engine.drawing.style import (
     COLOURS,
     FULL_COLOUR,
-    count_steps,
+    count_along,
     legend_below,
     legends_under,
     name_panel,
@@ -53,7 +53,7 @@ def test_a_figure_of_any_number_of_panels_is_read(panels: int) -> None:
         figure, all_axes = paper_figure(panels)
         for axes in all_axes:
             name_panel(axes, "The ratio of probabilities in the loss, at its largest", "nats/token")
-            count_steps(axes)
+            count_along(axes, "step")
             for dash in ("-", "--", ":"):
                 axes.plot([0, 1], [0, 1], dash, label=f"an arm with a name that is long, {dash}")
         draw(figure)
