@@ -164,7 +164,7 @@ def draw(lefts: Sequence[Left], base: float, path: Path) -> None:
         axes.invert_xaxis()
         axes.set_xlabel("log loss on the second task, nats/token (better to the right)")
         name_panel(axes, "Accuracy on the first task", "%")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         legend_below(figure, axes.get_legend_handles_labels()[0])
         figure.savefig(path, metadata={"Date": None})
 

@@ -32,7 +32,7 @@ LABELS = 0.32
 """Inches that the ticks and the name of a horizontal axis take."""
 # Okabe and Ito's colours, which colour-blind readers tell apart, a little darker; the report's page has the same.
 COLOURS = ("#0072b2", "#d55e00", "#00916a", "#b8528e", "#a87400", "#5b4bb5", "#3c8fb8", "#555555")
-MARKERS = "osD^vPXh"
+MARKERS = "osD^vPX<>*hpd"
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 HATCHES = ("", "////", "....", "xxxx")
 FULL_COLOUR = "black"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
 from rl_engine.drawing.style import Sign, count_along, legend_below, name_panel, paper_figure, paper_style
 from rl_engine.report.charts import titles_of
@@ -152,9 +152,10 @@ def best_over(config: SweepConfig, analysis: Analysis, key: str) -> Figure:
     """Score at the best axis value over another key of the grid, with 95 % intervals: a line for the arms that differ
     in nothing else, a level for an arm without others."""
     figure, (axes,) = paper_figure()
-    looks = looks_of(config, [report.arm for report in analysis.arms])
+    lines = _lines_over(analysis, key)
+    looks = looks_of(config, [reports[0].arm for reports in lines.values()], key)
     numbers = all(isinstance(value, int | float) and value > 0 for value in config.grid[key])
-    for label, reports in _lines_over(analysis, key).items():
+    for label, reports in lines.items():
         look = looks[reports[0].arm.name]
         scores = [report.best.score for report in reports if report.best]
         values = [report.arm.at[key] if numbers else str(report.arm.at[key]) for report in reports if report.best]
@@ -205,7 +206,7 @@ def _name(axes: Axes, metric: str, where: str = "") -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     if unit.startswith("%"):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}"))
 
 
 def _signs(axes: Axes) -> list[Sign]:

@@ -18,16 +18,16 @@ FULL = "full"
 DASHES = ("-", ":", "-.")
 
 
-def looks_of(config: SweepConfig, arms: Sequence[Arm]) -> dict[str, Look]:
+def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[str, Look]:
     """Arm → its look: what is compared has a colour and a marker, other keys of the grid fill and dash it, and the
-    reference is dashed."""
+    reference is dashed. `over` is a key that a line goes along, which then is no property of it."""
     looks: dict[str, Look] = {}
     places: dict[Hashable, int] = {}
     variants: dict[Hashable, int] = {}
     others = iter(COLOURS * len(arms))
     colours: dict[Hashable, str] = {}
     for number, arm in enumerate(arms):
-        one = compared(config, arm)
+        one = compared(config, arm, over)
         if one not in colours:
             colours[one] = FULL_COLOUR if one == (FULL,) else rank_colour(one) if isinstance(one, int) else next(others)
         place, variant = places.setdefault(one, len(places)), variants.get(one, 0)
@@ -45,12 +45,12 @@ def looks_of(config: SweepConfig, arms: Sequence[Arm]) -> dict[str, Look]:
     return looks
 
 
-def compared(config: SweepConfig, arm: Arm) -> Hashable:
+def compared(config: SweepConfig, arm: Arm, over: str) -> Hashable:
     """What an arm stands for: a rank where it says no more, the whole model, or its own name."""
     given = config.arms.get(arm.family, {})
     told = {**given, **arm.at}
     if told.get("method") == "full":
         return (FULL,)
-    if RANK in told and given.keys() - config.grid.keys() <= SAY_NO_MORE_THAN_A_RANK:
+    if RANK in told and over != RANK and given.keys() - config.grid.keys() <= SAY_NO_MORE_THAN_A_RANK:
         return int(told[RANK])
     return arm.family or arm.name

@@ -325,6 +325,10 @@ def test_ranks_and_full_look_the_same_in_every_sweep(tmp_path: Path) -> None:
         "all": {"lora.rank": 8},
         "whole": {"method": "full"},
     }
+    # A line that goes along the ranks is none of them.
+    config = sweep_of(grid={"lora.rank": [1, 8], "optim.lr": [1e-3]}, output_dir=str(tmp_path))
+    (along,) = looks_of(config, arms_of(config)[:1], "lora.rank").values()
+    assert along["color"] == COLOURS[0]
     config = paper_sweep(tmp_path, arms=named, reference="attention")
     attention, every, whole = looks_of(config, arms_of(config)).values()
     assert (attention["color"], attention["linestyle"]) == (COLOURS[0], "--")
