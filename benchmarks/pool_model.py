@@ -30,14 +30,13 @@ import numpy as np
 import numpy.typing as npt
 import typer
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.optimize import brentq  # type: ignore[import-untyped]
 from scipy.stats import norm  # type: ignore[import-untyped]
 
 from benchmarks.pool_measured import ARMS, MEASURED, PHASES, Measured
 from benchmarks.pool_setting import Costs, Failures, Setting, StepWork
 from benchmarks.pool_simulation import simulate, steady
-from rl_engine.sweep.figures import COLOURS, MARKERS
+from rl_engine.drawing.style import COLOURS, MARKERS, legends_under, name_panel, paper_figure, paper_style
 from rollout.work_items import piece_size
 
 POOLED = "2 workers, k = 0"
@@ -185,19 +184,17 @@ def failing(scale: Scale, costs: Costs, workers: Sequence[int], tail: float, fai
 
 def draw(measured: Measured, curves: Curves, workers: Sequence[int], path: Path) -> None:
     """The arms that were run, measured and simulated; and a panel for each tail."""
-    figure = Figure(figsize=(3.2 * (1 + len(curves)), 3.6), layout="constrained")
-    first, *panels = figure.subplots(1, 1 + len(curves))
-    _draw_arms(measured, first)
-    for axes, (tail, by_staleness) in zip(panels, curves.items(), strict=True):
-        axes.sharey(panels[0])
-        for (staleness, seconds), colour, marker in zip(by_staleness.items(), COLOURS, MARKERS, strict=False):
-            axes.loglog(workers, seconds, f"{marker}-", color=colour, label=f"k = {staleness}", markersize=4)
-        axes.set_title(f"simulated, tail {tail:g}")
-        axes.set_xlabel("workers")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("seconds of a step")
-    panels[-1].legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    with paper_style():
+        figure, (first, *panels) = paper_figure(1 + len(curves))
+        _draw_arms(measured, first)
+        for axes, (tail, by_staleness) in zip(panels, curves.items(), strict=True):
+            axes.sharey(panels[0])
+            for (staleness, seconds), colour, marker in zip(by_staleness.items(), COLOURS, MARKERS, strict=False):
+                axes.loglog(workers, seconds, f"{marker}-", color=colour, label=f"k = {staleness}")
+            name_panel(axes, f"Simulated, tail {tail:g}", "seconds of a step")
+            axes.set_xlabel("workers")
+        legends_under(figure, {axes: axes.get_legend_handles_labels()[0] for axes in (first, panels[-1])})
+        figure.savefig(path)
 
 
 def _draw_arms(measured: Measured, axes: Axes) -> None:
@@ -213,8 +210,7 @@ def _draw_arms(measured: Measured, axes: Axes) -> None:
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("seconds of a step")
-    axes.set_title("this machine")
-    axes.legend(frameon=False)
+    name_panel(axes, "This machine", "")
 
 
 def numbers(text: str) -> list[float]:

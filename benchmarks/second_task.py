@@ -17,9 +17,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
-from rl_engine.sweep.figures import COLOURS, MARKERS
+from rl_engine.drawing.style import (
+    FULL_COLOUR,
+    MARKERS,
+    legend_below,
+    name_panel,
+    paper_figure,
+    paper_style,
+    rank_colour,
+)
 from rl_engine.sweep.report import SUMMARY, environment
 from rollout.adapters import PEFT_CONFIG
 
@@ -139,25 +147,26 @@ def divergences(runs: Sequence[Trained], place: Path) -> dict[str, float]:
 
 def draw(lefts: Sequence[Left], base: float, path: Path) -> None:
     """Learned against kept, a line for each arm and a mark for each run."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    arms = list(dict.fromkeys(one.arm for one in lefts))
-    for arm, colour, marker in zip(arms, COLOURS, MARKERS, strict=False):
-        own = [one for one in lefts if one.arm == arm]
-        axes.plot(
-            [one.second_task_log_loss for one in own],
-            [one.first_task_accuracy for one in own],
-            f"{marker}-",
-            color=colour,
-            label=arm,
-        )
-    axes.axhline(base, color="grey", linestyle=":", linewidth=1)
-    axes.annotate("before", (1, base), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="grey")
-    axes.invert_xaxis()
-    axes.set_xlabel("log loss on the second task, nats/token (better to the right)")
-    axes.set_ylabel("accuracy on the first task")
-    axes.legend(frameon=False)
-    figure.savefig(path, metadata={"Date": None})
+    with paper_style():
+        figure, (axes,) = paper_figure()
+        arms = list(dict.fromkeys(one.arm for one in lefts))
+        for arm, marker in zip(arms, MARKERS, strict=False):
+            own = [one for one in lefts if one.arm == arm]
+            colour = FULL_COLOUR if arm == "full" else rank_colour(int(arm.removeprefix("rank ")))
+            axes.plot(
+                [one.second_task_log_loss for one in own],
+                [one.first_task_accuracy for one in own],
+                f"{marker}-",
+                color=colour,
+                label=arm,
+            )
+        axes.axhline(base, color="grey", linestyle=":", linewidth=1, label=f"before training: {base:.1%}")
+        axes.invert_xaxis()
+        axes.set_xlabel("log loss on the second task, nats/token (better to the right)")
+        name_panel(axes, "Accuracy on the first task", "%")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        legend_below(figure, axes.get_legend_handles_labels()[0])
+        figure.savefig(path, metadata={"Date": None})
 
 
 def main(sweep: Annotated[Path, typer.Argument(help="Output directory of sweep_second_task.yaml.")]) -> None:

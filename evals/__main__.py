@@ -35,7 +35,10 @@ Suite = Annotated[
 ]
 Adapter = Annotated[
     list[str] | None,
-    typer.Option(metavar="[NAME=]DIR", help="A published version or a PEFT directory; may be repeated."),
+    typer.Option(
+        metavar="[NAME=]DIR",
+        help="A published version, a PEFT directory, or a run: its best version, else its latest; may be repeated.",
+    ),
 ]
 Problem = Annotated[str | None, typer.Option(help="Column of the question, in suites that are files; problem.")]
 Answer = Annotated[str | None, typer.Option(help="Column of the reference answer there; a.b is b in the mapping a.")]

@@ -55,10 +55,7 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     tokenizer = AutoTokenizer.from_pretrained(model, revision=options.revision)
     model_config: Any = AutoConfig.from_pretrained(model, revision=options.revision)
     text_config = model_config.get_text_config()
-    policies = [
-        *([BASE_MODEL] if options.base else []),
-        *find_policies(options.adapters, options.model, text_config),
-    ]
+    policies = contenders(options, text_config, console)
     adapted = any(policy.ref is not None for policy in policies)
     check_servable(model_config, f"--model {options.model}", adapter=adapted)
     trained = agreed(options.model, policies)
@@ -98,6 +95,15 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     }
     write(options, header, results, suites, policies, partial)
     print_results(options, results, console)
+
+
+def contenders(options: EvalOptions, text_config: Any, console: Console) -> list[Policy]:
+    """All that is measured. Which version of a run that is, is said."""
+    adapters = find_policies(options.adapters, options.model, text_config)
+    for policy in adapters:
+        if policy.why:
+            console.print(escape(policy.why), soft_wrap=True)
+    return [*([BASE_MODEL] if options.base else []), *adapters]
 
 
 def grading_of(options: EvalOptions, trained: TrainedWith | None) -> RewardConfig:

@@ -17,7 +17,16 @@ from typing import Any
 
 from safetensors import safe_open
 
-from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, identity_of, read_manifest
+from rollout.adapters import (
+    MANIFEST,
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    AdapterError,
+    Meant,
+    identity_of,
+    meant_version,
+    read_manifest,
+)
 from rollout.engine import smallest_allowed_rank
 from rollout.models import locate_model
 from rollout.types import BASE, AdapterRef
@@ -38,6 +47,8 @@ class Policy:
     """What reports call it: the version's key, the name given, or the directory's."""
     ref: AdapterRef | None = None
     """None for the base model."""
+    why: str = ""
+    """Of which run it was taken, and why that version, where a run was given."""
     remarks: tuple[str, ...] = ()
     """What a person should know before trusting it."""
 
@@ -58,18 +69,15 @@ def find_policies(arguments: Sequence[str], model: str, model_config: Any) -> li
     return policies
 
 
-def named_directory(argument: str) -> tuple[str, Path]:
-    """`[NAME=]DIR` → the name, or nothing, and the directory, whose own name may hold the sign."""
+def named_version(argument: str) -> tuple[str, Meant]:
+    """`[NAME=]DIR` → the name, or nothing, and the version; the directory's own name may hold the sign."""
     name, _, place = ("", "", argument) if Path(argument).exists() or "=" not in argument else argument.partition("=")
-    directory = Path(place).expanduser().resolve()
-    latest = directory / "adapters" / "latest"
-    if not (directory / PEFT_CONFIG).is_file() and latest.exists():
-        directory = latest.resolve()  # of a whole run the newest version
-    return name, directory
+    return name, meant_version(Path(place).expanduser())
 
 
 def _policy(argument: str, model: str, model_config: Any) -> Policy:
-    name, directory = check_adapter(argument)
+    name, meant = check_adapter(argument)
+    directory = meant.directory.resolve()
     settings = json.loads((directory / PEFT_CONFIG).read_text())
     rank = _rank_of(settings, directory)
     _check_fits(directory, model_config, model)
@@ -86,20 +94,20 @@ def _policy(argument: str, model: str, model_config: Any) -> Policy:
     trained_on = manifest.get("base_model") or settings.get("base_model_name_or_path")
     if trained_on and not same_model(trained_on, model):
         remarks.append(f"trained on {trained_on!r}, measured on {model!r}: make sure that they are one model")
-    return Policy(label=ref.key if published and not name else ref.name, ref=ref, remarks=tuple(remarks))
+    return Policy(label=ref.key if published and not name else ref.name, ref=ref, why=meant.why, remarks=tuple(remarks))
 
 
-def check_adapter(argument: str) -> tuple[str, Path]:
-    """`named_directory`, where that is an adapter's. Raises `AdapterError`."""
-    name, directory = named_directory(argument)
-    if not (directory / PEFT_CONFIG).is_file():
-        raise AdapterError(f"--adapter {argument}: {_what_is_there(directory)}")
-    return name, directory
+def check_adapter(argument: str) -> tuple[str, Meant]:
+    """`named_version`, where that is an adapter's. Raises `AdapterError`."""
+    name, meant = named_version(argument)
+    if not (meant.directory / PEFT_CONFIG).is_file():
+        raise AdapterError(f"--adapter {argument}: {_what_is_there(meant.directory)}")
+    return name, meant
 
 
 def _what_is_there(directory: Path) -> str:
     if (directory / "config.json").is_file():
-        return "a whole model, not an adapter; give it as --model"
+        return f"a whole model, not an adapter; give it as --model {directory}"
     if not directory.is_dir():
         return "no such directory"
     return f"not an adapter: it has no {PEFT_CONFIG}"

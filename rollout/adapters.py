@@ -88,6 +88,35 @@ def identity_of(directory: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Meant:
+    """The version that a person means by a directory, in every command that takes an adapter."""
+
+    directory: Path
+    why: str = ""
+    """Which version of a run was taken and why, for people; empty where the directory is the version itself."""
+
+
+def meant_version(path: Path) -> Meant:
+    """A version's own directory as it is; of a run the best version, else, where no evaluation says which, the newest.
+
+    A directory that is neither is returned as it is: whoever reads it says what is missing.
+    """
+    store = AdapterStore(path / "adapters")
+    if (path / MANIFEST).is_file() or (path / PEFT_CONFIG).is_file():
+        return Meant(path)
+    best, latest = (store.root / pointer for pointer in ("best", "latest"))
+    newest = store.root / latest.resolve().name
+    if best.is_dir():
+        found = store.root / best.resolve().name
+        told = "it is the newest too" if found == newest else f"the newest is {latest}"
+        return Meant(found, f"{path} is a run: its best version is taken, {found.name} ({told})")
+    if latest.is_dir():
+        told = "no evaluation says which is best"
+        return Meant(newest, f"{path} is a run: its newest version is taken, {newest.name} ({told})")
+    return Meant(path)
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterStore:
     """The published versions of one adapter under one directory: `v000000`, `v000001`, …, `latest`, `best`."""
 

@@ -59,6 +59,7 @@ ROOMS = (
     "rl_engine.sampling",
     "rl_engine.run",
     "rl_engine.command",
+    "rl_engine.drawing",
     "rl_engine.inspect",
     "rl_engine.plan",
     "rl_engine.report",

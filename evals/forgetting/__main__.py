@@ -39,7 +39,7 @@ from evals.command import (
     say_loading,
     start_vllm,
 )
-from evals.policies import named_directory
+from evals.policies import named_version
 from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.config import ModelConfig
@@ -98,7 +98,8 @@ def main(
     model: Annotated[str, typer.Option(help="Hub id, directory, or `embedded`.")],
     output: Annotated[Path, typer.Option(help="JSON file; the table goes beside it as Markdown.")],
     adapter: Annotated[
-        list[str] | None, typer.Option(metavar="[NAME=]DIR", help="A published version; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="[NAME=]DIR", help="A version, or a run (its best, else its latest); may be repeated."),
     ] = None,
     tasks: Annotated[str, typer.Option(help="Comma-separated tasks of lm-evaluation-harness; '' for none.")] = TASKS,
     task_dir: Annotated[
@@ -164,7 +165,7 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
     if not options.tasks and options.prompts is None:
         raise ValueError("nothing to measure: give --tasks, --prompts or both")
     model = locate_model(options.model)
-    adapters = find_adapters(options.adapters)
+    adapters = find_adapters(options.adapters, console)
     from transformers import AutoConfig, AutoTokenizer
 
     from evals.forgetting.prompts import read_task_prompts
@@ -232,14 +233,17 @@ def import_harness() -> ModuleType:
     return evals.forgetting.harness
 
 
-def find_adapters(arguments: Sequence[str]) -> list[AdapterRef]:
-    """The published versions of `--adapter [NAME=]DIR`, verified by their manifests.
+def find_adapters(arguments: Sequence[str], console: Console) -> list[AdapterRef]:
+    """The published versions of `--adapter [NAME=]DIR`, verified by their manifests. Which one of a run, is said.
 
     Raises `AdapterError` for what is no such version, for two of one name, and for whole models beside adapters.
     """
     refs = []
     for argument in arguments:
-        name, directory = named_directory(argument)
+        name, meant = named_version(argument)
+        directory = meant.directory.resolve()
+        if meant.why:
+            console.print(escape(meant.why), soft_wrap=True)
         manifest = read_manifest(directory)
         refs.append(
             AdapterRef(

@@ -31,10 +31,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a model and adapters on it as `python -m evals` does, in a process of its own, and return the report.
 
-    `adapters` are directories, or a mapping of names to them. `output` is where the report is kept, a JSON file; with
-    one, an interrupted evaluation goes on when it is called again. The other options are the command's by their names,
-    with `_` for `-`: `samples=16`, `limit=100`, `temperature=0.6`, `base=False`, `records=True`, `overwrite=True`.
-    `show` prints what the command prints.
+    `adapters` are directories, or a mapping of names to them; of a run its best version is taken. `output` is where the
+    report is kept, a JSON file; with one, an interrupted evaluation goes on when it is called again. The other options
+    are the command's by their names, with `_` for `-`: `samples=16`, `limit=100`, `temperature=0.6`, `base=False`,
+    `records=True`, `overwrite=True`. `show` prints what the command prints.
 
     The report has one entry a suite in `suites`: its `rows` (a model each: `adapter`, `avg`, its 95 % `interval`,
     `pass_at`, `tokens_mean`, …) and, by an adapter's name, the paired difference `minus_base`; docs/evaluation.md.

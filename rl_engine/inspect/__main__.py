@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -30,9 +30,13 @@ from rollout.files.ownership import figure_metadata, is_figure, is_json, replace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from rl_engine.inspect.deltas import Version
     from rl_engine.inspect.spectrum import Spectrum
+
+OF_ITS_SHAPE = ("stable rank", "of the rank")
+"""Columns that an update of nothing has no value for: a line from 0 to the first one would be of no meaning."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -147,33 +151,34 @@ def as_json(versions: Sequence[Version]) -> list[dict[str, object]]:
     ]
 
 
-def draw(versions: Sequence[Version], path: Path) -> None:
+def draw(versions: Sequence[Version], path: Path) -> Figure:
     """Norms of the factors, norm of the update, stable rank and used share over the versions: medians of each kind of
     layer."""
-    from matplotlib.figure import Figure
+    # matplotlib takes a second, and tables do without it.
+    from rl_engine.drawing.style import count_along, legend_below, name_panel, paper_figure, paper_style
 
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    factors, update, stable, used = figure.subplots(1, 4)
-    _series(factors, versions, "‖A‖₂", "--")
-    factors.set_prop_cycle(None)
-    _series(factors, versions, "‖B‖₂", "-")
-    _series(update, versions, "‖ΔW‖F", "-")
-    _series(stable, versions, "stable rank", "-")
-    _series(used, versions, "of the rank", "-")
-    for axes, title in (
-        (factors, "‖A‖₂ (dashed), ‖B‖₂"),
-        (update, "‖ΔW‖ (Frobenius)"),
-        (stable, "stable rank"),
-        (used, "share of the rank for 90 %"),
-    ):
-        axes.set_title(title)
-        axes.set_xlabel("version")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, metadata=figure_metadata(path))
+    with paper_style():
+        figure, panels = paper_figure(4)
+        factors, update, stable, used = panels
+        _series(factors, versions, "‖A‖₂", "--")
+        _series(factors, versions, "‖B‖₂", "-")
+        _series(update, versions, "‖ΔW‖F", "-")
+        _series(stable, versions, "stable rank", "-")
+        _series(used, versions, "of the rank", "-")
+        for axes, title, unit in (
+            (factors, "‖A‖₂ (dashed), ‖B‖₂", "median over modules"),
+            (update, "‖ΔW‖ (Frobenius)", "median over modules"),
+            (stable, "stable rank", "median over modules"),
+            (used, "values for 90 %", "share of the rank"),
+        ):
+            name_panel(axes, title, unit)
+            count_along(axes, "version")
+            axes.set_ylim(bottom=0)
+        # An update that is no product has no factors.
+        legend_below(figure, update.get_legend_handles_labels()[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata=figure_metadata(path))
+    return figure
 
 
 def numbers(versions: Sequence[Version]) -> list[int]:
@@ -184,17 +189,26 @@ def numbers(versions: Sequence[Version]) -> list[int]:
     return mine if len(set(mine)) == len(names) else list(range(len(names)))
 
 
-def _series(axes: Axes, versions: Sequence[Version], column: str, style: str) -> None:
+def _series(axes: Axes, versions: Sequence[Version], column: str, dash: str) -> None:
     """One line for each group of layers that a model's parts make: attention, mlp, other."""
+    from rl_engine.drawing.style import COLOURS, MARKERS
     from rl_engine.policy.targets import group_of
 
-    for group in ("attention", "mlp", "other"):
-        parts = [[one for one in version.spectra if group_of(one.module) == group] for version in versions]
+    for group, colour, marker in zip(("attention", "mlp", "other"), COLOURS, MARKERS, strict=False):
+        parts = [
+            [
+                one
+                for one in version.spectra
+                if group_of(one.module) == group and (one.norm or column not in OF_ITS_SHAPE)
+            ]
+            for version in versions
+        ]
         values = [median_over(part, FIGURES[column]) for part in parts]
         drawn = [(x, y) for x, y in zip(numbers(versions), values, strict=True) if y is not None]
         if drawn:
-            marker = "o" if len(drawn) == 1 else None
-            axes.plot(*zip(*drawn, strict=True), style, marker=marker, label=None if style == "--" else group)
+            label = None if dash == "--" else group
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markevery": max(1, len(drawn) // 10)}
+            axes.plot(*zip(*drawn, strict=True), linestyle=dash, label=label, **look)
 
 
 if __name__ == "__main__":

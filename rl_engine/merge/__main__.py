@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, say_loading, stoppable
 from rewards.command import Command
-from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_trained
+from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_meant
 from rollout.config import ModelConfig
 from rollout.files.durable import check_writable, written_aside
 from rollout.hub import check_hub, stay_offline_without
@@ -41,7 +42,7 @@ def main(
     """Add an adapter to its base model: a model that needs no adapter, with its tokenizer."""
     try:
         check_free(output)
-        trained = read_trained(version_of(adapter), base_model)
+        trained = read_meant(adapter, base_model, lambda line: new_console().print(escape(line), soft_wrap=True))
         check_base(trained, base_model)
         with stoppable():
             merge_into(trained, output)
@@ -56,12 +57,6 @@ def check_free(output: Path) -> None:
     if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
         raise FileExistsError(f"--output: {output} is there already, and nothing is replaced: give another directory")
     check_writable(output.parent, "--output")
-
-
-def version_of(path: Path) -> Path:
-    """The version that is meant: the directory itself, or of a run the best one, else the newest."""
-    pointers = [path / "adapters" / name for name in ("best", "latest")]
-    return next((pointer for pointer in pointers if pointer.is_dir()), path)
 
 
 def check_base(trained: TrainedAdapter, given: str | None) -> None:

@@ -15,6 +15,7 @@ import enum
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ from rewards.command import Command
 from rl_engine.push.card import Release, headline
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
 from rl_engine.push.release import make_release
-from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_trained
+from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_meant
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -44,7 +45,7 @@ class Dtype(enum.StrEnum):
 
 @app.command(cls=Command, epilog="Example: python -m rl_engine.push --adapter runs/x/adapters/best --repo ME/NAME")
 def main(
-    adapter: Annotated[Path, typer.Option(help="A published version: runs/x/adapters/v000025, …/latest.")],
+    adapter: Annotated[Path, typer.Option(help="A published version, or a run: its best one, else its latest.")],
     repo: Annotated[str, typer.Option(metavar="USER/NAME", help="Repository of the hub; made if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, show it, and stop.")] = False,
@@ -70,6 +71,7 @@ def main(
     if not console.is_terminal:
         disable_progress_bars()
     limit_waits()
+    say = partial(console.print, soft_wrap=True, markup=False)
     api = HfApi()
     try:
         check_names(repo, base_model)
@@ -77,7 +79,7 @@ def main(
             raise ValueError("--merged-dtype is given without --merged")
         if not dry_run:
             require_token()
-        trained = read_trained(adapter, base_model)
+        trained = read_meant(adapter, base_model, say)
         release = Release(
             adapter=trained,
             repo=repo,
@@ -90,7 +92,7 @@ def main(
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         folder = output or folder_of(trained)
         with stoppable():
-            files = make_release(release, folder, lambda line: console.print(escape(line), soft_wrap=True))
+            files = make_release(release, folder, say)
         show(console, folder, files)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         exit_with_error(str(error), 2)

@@ -248,6 +248,27 @@ CHARTS = (
 )
 
 
+# Of supervised runs, whose curves are drawn by sweeps alone.
+SUPERVISED = (
+    Chart(
+        name="test_loss",
+        title="Log loss on test examples",
+        unit="nats/token",
+        series=(Series(key="test/log_loss", label="test"),),
+        from_zero=False,
+    ),
+)
+
+
+def titles_of(metric: str) -> tuple[str, str]:
+    """The title and the unit of an axis that shows this metric alone; its name where no chart knows it."""
+    for chart in (*charts_of({metric}), *SUPERVISED):
+        for place, series in enumerate(chart.series):
+            if series.key == metric:
+                return chart.title if place == 0 else f"{chart.title}: {series.label}", chart.unit
+    return metric, ""
+
+
 def suites_of(keys: Collection[str]) -> list[str]:
     """Names of the suites with a score among these metrics."""
     return sorted({key.split("/")[1] for key in keys if key.startswith("eval/") and key.endswith("/avg")})

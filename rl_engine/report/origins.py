@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from functools import cache
-from typing import Any
 
-from rl_engine.config import Config
-from rl_engine.config.fields import fields
 from rl_engine.report.charts import SUITE_TITLES
 from rl_engine.report.pairs import Gain, gain_of_training
 from rl_engine.report.shown_run import ShownRun
-from rl_engine.report.tables import SuiteChange, plain
+from rl_engine.report.tables import SuiteChange, defaults, plain
 from rl_engine.run.origin.starts import wall_s
 
 
@@ -40,12 +35,12 @@ def origin_of(run: ShownRun) -> dict[str, str]:
 
 def settings_of_its_own(run: ShownRun) -> dict[str, tuple[str, str]]:
     """Key → its value and the default, of all that are not left at it; `required` where there is no default."""
-    defaults = _defaults()
+    known = defaults()
     found = {}
     for key, value in run.settings.items():
         # By value: 600 and 600.0 are one setting. Keys inside a mapping have no default.
-        if key != "output_dir" and value != defaults.get(key):
-            found[key] = (plain(value), plain(defaults.get(key, "—")))
+        if key != "output_dir" and value != known.get(key):
+            found[key] = (plain(value), plain(known.get(key, "—")))
     return found
 
 
@@ -58,16 +53,3 @@ def headline_of(run: ShownRun, changes: Sequence[SuiteChange]) -> tuple[str, Sui
         return None
     change = min(able, key=lambda one: asked.index(one.suite) if one.suite in asked else len(asked))
     return SUITE_TITLES.get(change.suite, change.suite), change, gain_of_training(run, change.suite)
-
-
-@cache
-def _defaults() -> Mapping[str, Any]:
-    """Key → its default as YAML has it."""
-    return {
-        key: "required" if info.is_required() else _as_json(info.get_default(call_default_factory=True))
-        for key, info in fields(Config)
-    }
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=lambda one: one.model_dump(mode="json")))

@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from statistics import median
 from typing import Any
 
+from rl_engine.config import Config
+from rl_engine.config.fields import fields
 from rl_engine.report.charts import suites_of
 from rl_engine.report.shown_run import ShownRun
 from rl_engine.run.bottleneck import in_one_line
@@ -67,10 +70,31 @@ def conditions_of(run: ShownRun) -> list[tuple[str, str]]:
 
 
 def differences_of(runs: Sequence[ShownRun]) -> dict[str, list[str]]:
-    """Keys of the configuration whose values differ between the runs; `—` where a run has no such key."""
+    """Keys of the configuration whose values differ between the runs; `—` where a run has no such key.
+
+    A run of an earlier version, which has no such key, does not differ from one that leaves it at its default.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    values = {key: [plain(run.settings.get(key, "—")) for run in runs] for key in keys}
-    return {key: row for key, row in values.items() if len(set(row)) > 1}
+    known = defaults()
+    found = {}
+    for key in keys:
+        values = [run.settings.get(key, known.get(key, "—")) for run in runs]
+        if any(value != values[0] for value in values):
+            found[key] = [plain(run.settings.get(key, "—")) for run in runs]
+    return found
+
+
+@cache
+def defaults() -> Mapping[str, Any]:
+    """Key → its default as YAML has it; `required` where there is none."""
+    return {
+        key: "required" if info.is_required() else _as_json(info.get_default(call_default_factory=True))
+        for key, info in fields(Config)
+    }
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=lambda one: one.model_dump(mode="json")))
 
 
 def plain(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +16,15 @@ from safetensors import safe_open
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import read_metrics
-from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, read_manifest, sha256_of
+from rollout.adapters import (
+    MANIFEST,
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    AdapterError,
+    meant_version,
+    read_manifest,
+    sha256_of,
+)
 from rollout.models import EMBEDDED, EMBEDDED_DIR
 
 RUN_CONFIG = "config.yaml"
@@ -188,6 +196,19 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
         base=base_model_of(manifest, peft, run, base_model),
         run=run,
     )
+
+
+def read_meant(path: Path, base_model: str | None, say: Callable[[str], None]) -> TrainedAdapter:
+    """`read_trained` of the version that a person means, which `say` is told of where a run was given."""
+    meant = meant_version(path)
+    if path.is_dir() and not (meant.directory / MANIFEST).is_file():
+        raise AdapterError(
+            f"--adapter: {path} has no {MANIFEST}: it was never published, and is no run with adapters. Give a run's "
+            "directory, or one of its adapters/v000000, …"
+        )
+    if meant.why:
+        say(meant.why)
+    return read_trained(meant.directory, base_model)
 
 
 def base_model_of(

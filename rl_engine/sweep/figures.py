@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
+from rl_engine.drawing.style import Sign, count_along, legend_below, name_panel, paper_figure, paper_style
+from rl_engine.report.charts import titles_of
 from rl_engine.sweep.analysis import Analysis, ArmReport, Found, curves_at
+from rl_engine.sweep.cells import Arm
 from rl_engine.sweep.config import COMMANDS, SweepConfig
+from rl_engine.sweep.looks import looks_of
 
-# Okabe and Ito's colours, told apart by people with any kind of colour vision; markers tell them apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#7A5C00")
-MARKERS = "osD^vPXh"
-RING: Mapping[str, Any] = {"markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.5}
-FORMATS: Mapping[str, Mapping[str, Any]] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
-"""The same results are the same bytes: no date, and below a fixed salt for the names inside an SVG."""
+RING: Mapping[str, Any] = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.0}
+FORMATS: Mapping[str, Mapping[str, Any]] = {"png": {}, "svg": {"metadata": {"Date": None}}}
+"""The same results are the same bytes: no date."""
+# Ticks of a decade.
+LOSSES, LOSSES_NEAR = (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+KEY_TITLES = {
+    "optim.lr": "learning rate",
+    "lora.rank": "LoRA rank",
+    "train.batch_size": "examples per step",
+    "train.problems_per_step": "problems per step",
+    "train.steps": "steps",
+}
 
 
 def draw(config: SweepConfig, found: Found, analysis: Analysis, directory: Path) -> list[Path]:
@@ -29,7 +38,7 @@ def draw(config: SweepConfig, found: Found, analysis: Analysis, directory: Path)
     if not any(point.scores for report in analysis.arms for point in report.points):
         return []
     paths = []
-    with matplotlib.rc_context({"svg.hashsalt": "rl_engine", "font.size": 9, "legend.frameon": False}):
+    with paper_style():
         figures = {f"score_against_{_short(config.axis)}": score_over_axis(config, found, analysis)}
         if any(report.best for report in analysis.arms):
             figures["learning_curves"] = learning_curves(config, found, analysis)
@@ -46,38 +55,35 @@ def draw(config: SweepConfig, found: Found, analysis: Analysis, directory: Path)
 def score_over_axis(config: SweepConfig, found: Found, analysis: Analysis) -> Figure:
     """Mean score of each arm over the axis, a band from the lowest to the highest seed, a dot for each seed, a ring
     at the best; a cross on the floor where a run failed."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes: Axes = figure.subplots()
-    styles = _styles(config, analysis)
+    figure, (axes,) = paper_figure()
+    looks = looks_of(config, [report.arm for report in analysis.arms])
     for report in analysis.arms:
-        style = styles[report.arm.name]
+        look = looks[report.arm.name]
         scored = [point for point in report.points if point.scores]
         values = [point.axis_value for point in scored]
         seeds = [[*point.scores.values()] for point in scored]
         means = [fmean(scores) for scores in seeds]
-        axes.plot(values, means, label=report.arm.name, **style)
-        _band(axes, values, seeds, style["color"])
+        axes.plot(values, means, label=_label(report.arm), **look)
+        _band(axes, values, seeds, look["color"])
         for value, scores in zip(values, seeds, strict=True):
-            axes.plot([value] * len(scores), scores, ".", color=style["color"], markersize=4)
+            if len(scores) > 1:
+                axes.plot([value] * len(scores), scores, ".", color=look["color"], markersize=2)
         if report.best:
             top = means[values.index(report.best.axis_value)]
-            axes.plot([report.best.axis_value], [top], "o", color=style["color"], **RING)
+            axes.plot([report.best.axis_value], [top], "o", color=look["color"], **RING)
         failed = [point.axis_value for point in report.points if point.failed]
-        axes.plot(failed, [0.02] * len(failed), "x", color=style["color"], transform=axes.get_xaxis_transform())
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(config.axis)
-    axes.set_ylabel(config.score.metric)
+        axes.plot(failed, [0.02] * len(failed), "x", color=look["color"], transform=axes.get_xaxis_transform())
+    _as_grid(axes, config.axis, {point.axis_value for report in analysis.arms for point in report.points})
     before = _before_training(config, found)
     if config.score.mode == "min":
         _as_losses(axes)
         _leave_out_the_diverged(axes, analysis, before)
+    _name(axes, config.score.metric)
     if before is not None:
         # A line that is off the picture is still told by the legend.
-        axes.axhline(before, color="grey", linestyle=":", linewidth=1, label=f"before training: {before:.3g}")
-    _finish(figure, [axes])
+        told = f"{before:.1%}" if titles_of(config.score.metric)[1].startswith("%") else f"{before:.3g}"
+        axes.axhline(before, color="grey", linestyle=":", linewidth=1, label=f"before training: {told}")
+    legend_below(figure, _signs(axes))
     return figure
 
 
@@ -97,9 +103,6 @@ def _as_losses(axes: Axes) -> None:
     """On a logarithmic scale, as in the paper: what tells arms apart is small beside what all have learned."""
     if all(np.min(line.get_ydata(), initial=1) > 0 for line in axes.get_lines()):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _leave_out_the_diverged(axes: Axes, analysis: Analysis, before: float | None) -> None:
@@ -116,54 +119,60 @@ def _leave_out_the_diverged(axes: Axes, analysis: Analysis, before: float | None
 
 def learning_curves(config: SweepConfig, found: Found, analysis: Analysis) -> Figure:
     """Each metric over the steps, of each arm at its best axis value: mean over seeds, lowest to highest as a band."""
-    drawn = [metric for metric in config.metrics if any(metric in result.curves for result in found.values())]
-    figure = Figure(figsize=(max(6.4, 3.6 * len(drawn)), 3.8), layout="constrained")
-    panels: list[Axes] = [*figure.subplots(1, len(drawn), squeeze=False)[0]]
-    styles = _styles(config, analysis)
+    drawn = _with_curves(config, found)
+    figure, panels = paper_figure(len(drawn))
+    looks = looks_of(config, [report.arm for report in analysis.arms])
     for metric, axes in zip(drawn, panels, strict=True):
         for report in analysis.arms:
             if report.best is None:
                 continue
-            style = styles[report.arm.name]
+            look = looks[report.arm.name]
             steps, rows = curves_at(config, report.arm, report.best.axis_value, found, metric)
-            label = f"{report.arm.name} ({_short(config.axis)} {report.best.axis_value:g})"
-            axes.plot(steps, [fmean(row) for row in rows], label=label, **(style | {"markersize": 3}))
-            _band(axes, steps, rows, style["color"])
-        axes.set_xscale(COMMANDS[config.command].step_scale)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.set_xlabel("step")
-        axes.set_ylabel(metric)
+            label = f"{_label(report.arm)} ({_short(config.axis)} {_number(report.best.axis_value)})"
+            axes.plot(steps, [fmean(row) for row in rows], label=label, markevery=max(1, len(steps) // 8), **look)
+            _band(axes, steps, rows, look["color"])
+        count_along(axes, "step")
+        if COMMANDS[config.command].step_scale == "symlog":
+            axes.set_xscale("symlog")
+            axes.xaxis.set_major_formatter(ScalarFormatter())
         if metric == config.score.metric and config.score.mode == "min":
             _as_losses(axes)
-    _finish(figure, panels)
+        _name(axes, metric)
+    legend_below(figure, _signs(panels[0]))
     return figure
+
+
+def _with_curves(config: SweepConfig, found: Found) -> list[str]:
+    """The metrics to draw; one that is known before and after alone is no curve, and is left out beside others."""
+    steps = {metric: max(len(result.curves.get(metric, ())) for result in found.values()) for metric in config.metrics}
+    return [metric for metric, count in steps.items() if count > 2] or [m for m, count in steps.items() if count]
 
 
 def best_over(config: SweepConfig, analysis: Analysis, key: str) -> Figure:
     """Score at the best axis value over another key of the grid, with 95 % intervals: a line for the arms that differ
     in nothing else, a level for an arm without others."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes: Axes = figure.subplots()
-    styles = _styles(config, analysis)
+    figure, (axes,) = paper_figure()
+    lines = _lines_over(analysis, key)
+    looks = looks_of(config, [reports[0].arm for reports in lines.values()], key)
     numbers = all(isinstance(value, int | float) and value > 0 for value in config.grid[key])
-    for label, reports in _lines_over(analysis, key).items():
-        style = styles[reports[0].arm.name]
+    for label, reports in lines.items():
+        look = looks[reports[0].arm.name]
         scores = [report.best.score for report in reports if report.best]
         values = [report.arm.at[key] if numbers else str(report.arm.at[key]) for report in reports if report.best]
         if len(reports) == 1:
             for score in scores:
-                axes.axhline(score.value, label=label, **{**style, "marker": None})
+                axes.axhline(score.value, label=label, **{**look, "marker": None})
             continue
         ends = [score.interval or (score.value, score.value) for score in scores]
         heights = [score.value for score in scores]
         errors = [[h - low for h, (low, _) in zip(heights, ends, strict=True)]]
         errors += [[high - h for h, (_, high) in zip(heights, ends, strict=True)]]
-        axes.errorbar(values, heights, yerr=errors, label=label, capsize=3, **style)
+        axes.errorbar(values, heights, yerr=errors, label=label, capsize=2, **look)
     if numbers:
-        axes.set_xscale("log")
-    axes.set_xlabel(key)
-    axes.set_ylabel(f"{config.score.metric} at the best {config.axis}")
-    _finish(figure, [axes])
+        _as_grid(axes, key, set(config.grid[key]))
+    axes.set_xlabel(KEY_TITLES.get(key, key))
+    _name(axes, config.score.metric, f"\nat the best {KEY_TITLES.get(config.axis, config.axis)}")
+    legend_below(figure, _signs(axes))
     return figure
 
 
@@ -171,34 +180,53 @@ def _lines_over(analysis: Analysis, key: str) -> dict[str, list[ArmReport]]:
     """Arms that differ in one key of the grid alone, by what they share."""
     lines: dict[str, list[ArmReport]] = {}
     for report in analysis.arms:
-        others = [f"{name}={value}" for name, value in report.arm.at.items() if name != key]
+        others = [f"{_short(name)}={value}" for name, value in report.arm.at.items() if name != key]
         lines.setdefault(", ".join(filter(None, [report.arm.family, *others])), []).append(report)
     return lines
 
 
-def _styles(config: SweepConfig, analysis: Analysis) -> dict[str, dict[str, Any]]:
-    """Arm → how its line looks; the reference black and dashed."""
-    styles: dict[str, dict[str, Any]] = {}
-    for index, report in enumerate(analysis.arms):
-        marker = MARKERS[index % len(MARKERS)]
-        colours = len(styles) - sum(style["color"] == "black" for style in styles.values())
-        is_reference = bool(report.arm.family) and report.arm.family == config.reference
-        styles[report.arm.name] = {
-            "color": "black" if is_reference else COLOURS[colours % len(COLOURS)],
-            "linestyle": "--" if is_reference else "-",
-            "marker": marker,
-            "markersize": 5,
-            "linewidth": 1.4,
-        }
-    return styles
+def _as_grid(axes: Axes, key: str, values: Collection[float]) -> None:
+    """A logarithmic axis that names the grid's own values, where they are not too near each other for that."""
+    axes.set_xscale("log")
+    places = np.log10(sorted(values))
+    near = len(places) > 1 and np.min(np.diff(places)) < 0.1 * (places[-1] - places[0])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)) if near else FixedLocator(sorted(values)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(KEY_TITLES.get(key, key))
 
 
-def _finish(figure: Figure, panels: Sequence[Axes]) -> None:
-    for axes in panels:
-        axes.grid(alpha=0.25, which="major")
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) < 7 else 3)
+def _name(axes: Axes, metric: str, where: str = "") -> None:
+    """Title and unit as in the figures of a run; fractions are read as per cent."""
+    title, unit = titles_of(metric)
+    name_panel(axes, title + where, unit)
+    if axes.get_yscale() == "log":
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=LOSSES if high > 3 * low else LOSSES_NEAR))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    if unit.startswith("%"):
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}"))
+
+
+def _signs(axes: Axes) -> list[Sign]:
+    return [*axes.get_legend_handles_labels()[0]]
+
+
+def _label(arm: Arm) -> str:
+    """Its name, with short ones of the grid's keys."""
+    name = arm.name
+    for key in arm.at:
+        name = name.replace(f"{key}=", f"{_short(key)}=")
+    return name
+
+
+def _number(value: float) -> str:
+    """`3e-4`, `0.5`, `128`."""
+    if 0.1 <= value < 1e5:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _short(key: str) -> str:

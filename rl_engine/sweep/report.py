@@ -53,8 +53,8 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
     return analysis
 
 
-def redraw(summary: Path) -> tuple[SweepConfig, Analysis]:
-    """Table and figures beside a summary.json, from nothing else. Raises `ConfigError` for another file."""
+def read_summary(summary: Path) -> tuple[SweepConfig, Found, Analysis]:
+    """What a summary.json holds. Raises `ConfigError` for another file."""
     try:
         values = json.loads(summary.read_text())
         config = SweepConfig.model_validate(values["config"])
@@ -62,7 +62,12 @@ def redraw(summary: Path) -> tuple[SweepConfig, Analysis]:
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{summary} is not the summary of a sweep: {error}") from error
     found = {result.cell: result for result in results}
-    analysis = analyse(config, found)
+    return config, found, analyse(config, found)
+
+
+def redraw(summary: Path) -> tuple[SweepConfig, Analysis]:
+    """Table and figures beside a summary.json, from nothing else. Raises `ConfigError` for another file."""
+    config, found, analysis = read_summary(summary)
     replaced({summary.parent / TABLE: lambda path: path.read_bytes().startswith(TABLE_BEGINS.encode())}, "--redraw")
     draw_report(config, found, analysis, summary.parent)
     return config, analysis

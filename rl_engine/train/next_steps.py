@@ -5,30 +5,47 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from datafiles.formats import is_file_name
+from evals.suites import columns_in
 from rl_engine.config import Config
 from rollout.engine import smallest_allowed_rank
 from rollout.models import locate_model
+from rollout.prompts.problems import GENERATED, parts_of
 
 NAME = "trained"
 """What the adapter is called where it is served."""
 
 
 def next_steps(config: Config, adapter: Path) -> dict[str, str]:
-    """Purpose → command: the report, a score of the adapter, a server of it."""
+    """Purpose → command: the report, a score of the adapter where there is something to score it on, a server of it."""
     lora = config.method == "lora"
     run = Path(config.output_dir)
-    suites = ",".join(config.eval.suites) or "gsm8k"
-    score = ["python", "-m", "evals", "--model", config.model.name if lora else str(adapter)]
-    score += ["--adapter", str(adapter)] if lora else []
-    score += ["--suite", suites, "--output", str(run / "evals" / "after.json")]
-    score += ["--data-dir", config.eval.data_dir] if config.eval.data_dir else []
+    revision = ["--revision", config.model.revision] if lora and config.model.revision else []
     serve = ["vllm", "serve", locate_model(config.model.name) if lora else str(adapter), "--dtype", config.model.dtype]
+    serve += revision
     if lora:
         serve += ["--enable-lora", "--max-lora-rank", str(smallest_allowed_rank(config.lora.served_rank))]
         serve += ["--lora-modules", f"{NAME}={adapter}"]
-    commands = {
-        "read what it did: metrics, completions, adapters": ["python", "-m", "rl_engine.report", str(run)],
-        "score it beside its base model" if lora else "score it": score,
-        f"serve it, as the model {NAME!r}" if lora else "serve it": serve,
-    }
+    commands = {"read what it did: metrics, completions, adapters": ["python", "-m", "rl_engine.report", str(run)]}
+    if suites := suites_to_score(config):
+        score = ["python", "-m", "evals", "--model", config.model.name if lora else str(adapter), *revision]
+        score += ["--adapter", str(adapter)] if lora else []
+        score += ["--suite", ",".join(suites), *read_as(config), "--output", str(run / "evals" / "after.json")]
+        commands["score it beside its base model" if lora else "score it"] = score
+    commands[f"serve it, as the model {NAME!r}" if lora else "serve it"] = serve
     return {purpose: shlex.join(words) for purpose, words in commands.items()}
+
+
+def suites_to_score(config: Config) -> tuple[str, ...]:
+    """The run's own suites; else the held-out part of what is generated for it. Data of a person have no such part."""
+    generated = any(part.config.source in GENERATED for part in parts_of(config.data))
+    return config.eval.suites or (("held_out",) if generated else ())
+
+
+def read_as(config: Config) -> list[str]:
+    """How its suites are read: from which directory, and of files of problems which columns."""
+    files = [name for name in config.eval.suites if is_file_name(name) and Path(name).exists()]
+    found = [columns_in(name, config.data.columns, f"suite {name}") for name in files]
+    problem, answer = ({getattr(one, role) for one in found} - {None} for role in ("problem", "answer"))
+    options = {"--data-dir": {config.eval.data_dir} - {None}, "--problem": problem, "--answer": answer}
+    return [word for option, values in options.items() for value in values for word in (option, value)]

@@ -164,8 +164,21 @@ def test_adapters_of_one_name_and_of_two_kinds_are_refused(tmp_path: Path) -> No
         return str(AdapterStore(tmp_path / name, name="policy").publish(3, write, {"rank": rank}).path)
 
     one, two, whole = publish("a", 1), publish("b", 4), publish("c", 0)
-    assert [ref.key for ref in find_adapters([one, f"other={two}"])] == ["policy-v000003", "other-v000003"]
+    assert [ref.key for ref in find_adapters([one, f"other={two}"], Console(quiet=True))] == [
+        "policy-v000003",
+        "other-v000003",
+    ]
     with pytest.raises(AdapterError, match="not all different"):
-        find_adapters([one, two])
+        find_adapters([one, two], Console(quiet=True))
     with pytest.raises(AdapterError, match="whole models"):
-        find_adapters([one, f"full={whole}"])
+        find_adapters([one, f"full={whole}"], Console(quiet=True))
+
+
+def test_of_a_run_the_best_version_is_measured_and_said(tmp_path: Path) -> None:
+    store, console = AdapterStore(tmp_path / "run" / "adapters"), Console(record=True, width=300)
+    for version in (1, 2):
+        store.publish(version, lambda directory: None, {"rank": 1})
+    store.point("best", 1)
+    (ref,) = find_adapters([f"mine={tmp_path / 'run'}"], console)
+    assert (ref.key, ref.path) == ("mine-v000001", store.path_of(1))
+    assert "its best version is taken, v000001" in console.export_text()

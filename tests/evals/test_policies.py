@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from evals.policies import find_policies, same_model
-from rollout.adapters import AdapterError
+from rollout.adapters import AdapterError, AdapterStore
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.peft_adapters import write_peft
 
@@ -39,6 +39,21 @@ def test_a_directory_may_hold_the_sign_that_ends_a_name(tmp_path: Path) -> None:
     plain, named = policies(str(tmp_path / "lr=0.001_seed=0"), f"rank 1, seed 0={tmp_path}/lr=0.001_seed=0")
     assert (plain.label, named.label) == ("lr=0.001_seed=0", "rank 1, seed 0")
     assert plain.ref.path == named.ref.path == tmp_path / "lr=0.001_seed=0"
+
+
+def test_of_a_run_the_best_version_is_measured_and_said(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path / "run" / "adapters")
+    for version in (1, 2):
+        store.publish(version, write_peft, {"base_model": "embedded", "rank": 2})
+    (newest,) = policies(str(tmp_path / "run"))
+    assert (newest.label, "newest version is taken, v000002" in newest.why) == ("policy-v000002", True)
+    store.point("best", 1)
+    best, named = policies(str(tmp_path / "run"), f"mine={tmp_path / 'run'}")
+    assert (best.label, named.label) == ("policy-v000001", "mine")
+    assert "best version is taken, v000001" in best.why
+    assert best.ref.path == named.ref.path == store.path_of(1)
+    (given,) = policies(str(store.root / "latest"))
+    assert (given.label, given.why) == ("policy-v000002", "")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import yaml
 
 from evals.asking.trained_with import agreed, overridden, trained_with
 from evals.options import EvalOptions
-from evals.policies import Policy, named_directory
+from evals.policies import Policy, named_version
 from evals.prepare import prepare_suite
 from evals.suites import ASKED_OF_EMBEDDED, find_suite, generated_by, load_suite
 from rl_engine.config import load_config
@@ -67,10 +67,9 @@ def test_the_prompt_of_the_run_is_found_wherever_the_adapter_is(tmp_path: Path, 
     )
     ref = write_run(tmp_path / "run", text)
     given = str(pushed(ref, tmp_path / "run") if place == "pushed" else tmp_path / place)
-    _, directory = named_directory(given)
-    trained = agreed(
-        "embedded", [Policy(label="mine", ref=AdapterRef(name="mine", version=3, path=directory, sha256="", rank=2))]
-    )
+    _, meant = named_version(given)
+    ref = AdapterRef(name="mine", version=3, path=meant.directory.resolve(), sha256="", rank=2)
+    trained = agreed("embedded", [Policy(label="mine", ref=ref)])
     assert trained is not None
     suite = prepare_suite(options(), find_suite("held_out"), tokenizer, 256, trained)
     problem = suite.prompts[0].problem.text

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -16,14 +17,15 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 from typer.testing import CliRunner
 
 from rl_engine.config import LoraConfig
-from rl_engine.inspect.__main__ import ROWS, app
-from rl_engine.inspect.deltas import read_version
+from rl_engine.inspect.__main__ import ROWS, app, draw
+from rl_engine.inspect.deltas import Version, read_version
 from rl_engine.inspect.figures import by_kind
 from rl_engine.inspect.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
 from rl_engine.inspect.versions import directories
 from rl_engine.policy.lora import add_adapter
 from rl_engine.policy.peft_format import rank_and_scale
 from rollout.adapters import MANIFEST, AdapterError, AdapterStore
+from tests.helpers.figures import assert_reads_in_a_paper
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -255,3 +257,35 @@ def test_modules_of_all_layers_and_experts_are_of_a_kind() -> None:
         "up_proj": 2,
         "experts": 1,
     }
+
+
+@pytest.mark.parametrize("factors", [True, False], ids=["adapter", "whole model"])
+def test_the_figure_has_no_shape_of_an_update_of_nothing(factors: bool, tmp_path: Path) -> None:
+    """A stable rank that goes from 0 to 1 at rank 1 would tell of something that has not happened."""
+
+    def version(number: int) -> Version:
+        spectra = tuple(
+            Spectrum(
+                module=f"model.layers.0.{module}",
+                rank=1,
+                norm_a=0.6 if factors else None,
+                norm_b=0.1 * number if factors else None,
+                norm=1.0 * number,
+                frobenius=1.0 * number,
+                stable_rank=1.0 if number else 0.0,
+                energy_rank=1 if number else 0,
+            )
+            for module in ("self_attn.q_proj", "mlp.up_proj")
+        )
+        return Version(path=tmp_path / f"v{number:06d}", spectra=spectra)
+
+    figure = draw([version(number) for number in range(3)], tmp_path / "drawn.png")
+    factor_panel, update, stable, used = figure.axes
+    assert [len(panel.get_lines()) for panel in figure.axes] == [4 if factors else 0, 2, 2, 2]
+    assert all(
+        np.asarray(line.get_xdata()).tolist() == [1, 2] for panel in (stable, used) for line in panel.get_lines()
+    )
+    assert all(np.asarray(line.get_xdata()).tolist() == [0, 1, 2] for line in update.get_lines())
+    assert factor_panel.get_title("left").startswith("‖A‖₂")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["attention", "mlp"]
+    assert_reads_in_a_paper(figure)

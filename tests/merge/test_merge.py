@@ -46,8 +46,12 @@ def test_a_run_is_merged_as_peft_would(run: Path, tmp_path: Path) -> None:
 def test_the_best_version_of_a_run_comes_first(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
     AdapterStore(copy / "adapters").point("best", 0)
-    assert "v000000 → " in merge(copy, tmp_path / "merged").stdout
-    assert "v000003 → " in merge(copy / "adapters" / "latest", tmp_path / "latest").stdout
+    best = merge(copy, tmp_path / "merged").stdout
+    assert f"{copy} is a run: its best version is taken, v000000 (the newest is {copy}/adapters/latest)" in best
+    assert "v000000 → " in best
+    latest = merge(copy / "adapters" / "latest", tmp_path / "latest").stdout
+    assert "v000003 → " in latest
+    assert "is a run" not in latest
 
 
 @pytest.mark.parametrize("there", ["a file", "a directory", "a broken link"])

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from rl_engine.push import hub as hub_module
 from rl_engine.push.__main__ import app
 from rl_engine.push.release import files_of
+from rollout.adapters import AdapterStore
 from tests.helpers.hub_standin import TOKEN, Hub, Repo, sha256, standing_in, use
 from tests.helpers.run_directories import CURVES, report, trained_run
 
@@ -70,6 +71,14 @@ def test_what_is_on_the_hub_is_the_folder_under_a_tag(hub: Hub, push: Push, run:
     assert repo.tags == {"v000003": repo.branches["main"]}
     assert repo.messages[1:] == ["v000003: held_out 75.0 % (69.0–80.0)"]
     assert not repo.private
+
+
+def test_a_run_stands_for_its_best_version(hub: Hub, push: Push, run: Path) -> None:
+    AdapterStore(run / "adapters").point("best", 0)
+    result = push(adapter="..")
+    assert result.exit_code == 0, result.output
+    assert "its best version is taken, v000000" in result.output
+    assert set(hub.repos[REPO].tags) == {"v000000"}
 
 
 def test_a_tag_never_moves(hub: Hub, push: Push, run: Path) -> None:

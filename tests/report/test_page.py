@@ -200,6 +200,27 @@ def test_charts_are_grouped_and_explain_themselves(opened: Opened, files: tuple[
     assert "< 0.01 in bfloat16" in gap.locator(".about").inner_text()
 
 
+def test_curves_are_told_apart_without_colour_and_few_points_are_marked(
+    opened: Opened, files: tuple[Path, Path]
+) -> None:
+    page = opened.go(files[0])
+    lines = page.locator("figure[data-chart=cot_length] .line[d]")
+    dashes = [lines.nth(place).get_attribute("stroke-dasharray") for place in range(lines.count())]
+    assert len(dashes) == 2
+    assert len(set(dashes)) == 2
+    page.select_option("figure select", "eval/aime2024/avg")
+    assert page.locator("figure").last.locator("circle").count() == 2
+
+
+def test_runs_stand_side_by_side_within_the_window(opened: Opened, files: tuple[Path, Path]) -> None:
+    page = opened.go(files[1])
+    table = page.locator("#side-by-side")
+    assert table.locator("th").all_inner_texts()[:4] == ["Run", "first", "second", "Model"]
+    assert table.evaluate("table => table.offsetWidth <= table.parentElement.clientWidth")
+    page.uncheck("#runs label:has-text('first') input")
+    assert table.locator("th:visible").all_inner_texts()[:3] == ["Run", "second", "Model"]
+
+
 def test_runs_are_overlaid_and_switched_off(opened: Opened, files: tuple[Path, Path]) -> None:
     page = opened.go(files[1])
     reward = page.locator("figure[data-chart=reward]")

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,10 @@ def test_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     differing = differences_of(runs)
     assert differing.pop("output_dir") == [str(tmp_path / "one" / "run"), str(tmp_path / "two" / "run")]
     assert differing == {"loss.kl_coef": ["0.0", "0.5"]}
+    # An earlier version knew no such keys: what is at its default now is no difference, what is not is one.
+    older = {key: value for key, value in runs[0].settings.items() if not key.startswith("loss.")}
+    before = differences_of([replace(runs[0], settings=older), *runs[1:]])
+    assert before == {"output_dir": before["output_dir"], "loss.kl_coef": ["—", "0.5"]}
     names = [run["name"] for run in embedded_data(page_of(runs))["runs"]]
     assert names == [str(tmp_path / "one" / "run"), str(tmp_path / "two" / "run")]
 

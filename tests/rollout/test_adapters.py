@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.adapters import MANIFEST, AdapterError, AdapterStore, read_manifest
+from rollout.adapters import MANIFEST, AdapterError, AdapterStore, meant_version, read_manifest
 from rollout.engine import sample_seed, smallest_allowed_rank
 
 
@@ -30,6 +30,33 @@ def test_a_version_is_published_with_digests_and_latest_points_at_it(store: Adap
     assert set(manifest["files"]) == {"weights.bin"}
     assert store.versions() == [0, 1]
     assert store.open(0).sha256 != ref.sha256
+
+
+def test_of_a_run_the_best_version_is_meant_else_the_newest(store: AdapterStore) -> None:
+    """And which was taken is said; a version, by whatever name, is meant as it is."""
+    run = store.root.parent
+    nothing = meant_version(run)
+    assert (nothing.directory, nothing.why) == (run, "")
+    for version in (0, 1, 2):
+        store.publish(version, write_weights, {"rank": 1, "base_model": "m"})
+    newest = meant_version(run)
+    assert newest.directory == store.path_of(2)
+    assert newest.why == f"{run} is a run: its newest version is taken, v000002 (no evaluation says which is best)"
+    store.point("best", 1)
+    best = meant_version(run)
+    assert best.directory == store.path_of(1)
+    assert best.why == f"{run} is a run: its best version is taken, v000001 (the newest is {store.root / 'latest'})"
+    store.point("best", 2)
+    assert meant_version(run).why.endswith("v000002 (it is the newest too)")
+    for name in ("v000000", "latest", "best"):
+        assert (meant_version(store.root / name).directory, meant_version(store.root / name).why) == (
+            store.root / name,
+            "",
+        )
+    # The best one is gone: its link names nothing.
+    store.point("best", 1)
+    store.delete(1)
+    assert meant_version(run).directory == store.path_of(2)
 
 
 def test_a_failure_while_writing_leaves_nothing(store: AdapterStore) -> None:

@@ -136,6 +136,50 @@ def test_the_next_commands_are_whole_and_have_the_runs_paths(tmp_path: Path) -> 
     assert all("lora" not in command for command in next_steps(full, adapter).values())
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["eval.suites=[]"], "--suite held_out"),
+        (["eval.suites=[gsm8k,held_out]"], "--suite gsm8k,held_out"),
+        (["data.source=file", "data.path={problems}", "eval.suites=[]"], None),
+        (["data.source=gsm8k", "eval.suites=[]"], None),
+        (["data.source=mix", "data.mix=[{source: arithmetic}, {source: gsm8k}]", "eval.suites=[]"], "--suite held_out"),
+        (
+            ["data.source=file", "data.path={problems}", "data.columns.answer=key", "eval.suites=['{problems}']"],
+            "--suite {problems} --answer key --output",
+        ),
+        # The suite's own names are in it: the column of the training data has no effect there.
+        (
+            ["data.source=file", "data.path={problems}", "data.columns.answer=key", "eval.suites=['{plain}']"],
+            "{plain} --output",
+        ),
+    ],
+)
+def test_what_is_suggested_to_be_scored_can_be(settings: list[str], words: str | None, tmp_path: Path) -> None:
+    """Its own suites; without, what is generated for it and held out; without either, nothing."""
+    places = {"problems": str(tmp_path / "mine.jsonl"), "plain": str(tmp_path / "plain.jsonl")}
+    (tmp_path / "mine.jsonl").write_text('{"id": "1", "problem": "1+1", "key": "2"}\n')
+    (tmp_path / "plain.jsonl").write_text('{"id": "1", "problem": "1+1", "answer": "2"}\n')
+    given = [text.format(**places) if "{p" in text else text for text in settings]
+    config = load_config("quickstart.yaml", given)
+    commands = list(next_steps(config, tmp_path / "adapters" / "v000001").values())
+    scores = [command for command in commands if " evals " in command]
+    if words is None:
+        assert scores == []
+    else:
+        (score,) = scores
+        assert words.format(**places) in score
+    assert len(commands) == 2 + len(scores)
+
+
+def test_the_revision_that_was_trained_is_the_one_scored_and_served(tmp_path: Path) -> None:
+    config = load_config("quickstart.yaml", ["model.name=org/model", "model.revision=abc"])
+    _, score, serve = next_steps(config, tmp_path).values()
+    assert "--model org/model --revision abc" in score
+    assert serve.startswith("vllm serve org/model --dtype")
+    assert "--revision abc" in serve
+
+
 def test_the_summary_of_a_run_without_a_first_evaluation_claims_no_beginning() -> None:
     out = io.StringIO()
     console = RunConsole(quiet=False, steps=2, console=Console(file=out, width=200))

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from rl_engine.config.file import CONFIGS, ConfigError, read_config
+from rl_engine.drawing.style import COLOURS, rank_colour
 from rl_engine.sweep import statistics
 from rl_engine.sweep.analysis import analyse, due_cells
 from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import ScoreConfig, SweepConfig
-from rl_engine.sweep.figures import best_over, score_over_axis
+from rl_engine.sweep.figures import best_over, learning_curves, score_over_axis
+from rl_engine.sweep.looks import looks_of
 from rl_engine.sweep.report import COLUMNS, best_rows, curve_rows, redraw, score_rows, write_report
 from rl_engine.sweep.results import Result, scores_of, thinned
 from rl_engine.sweep.statistics import (
@@ -305,6 +307,46 @@ def test_an_arm_is_compared_with_the_reference_at_its_batch_size(tmp_path: Path)
     assert full_style == "--"
 
 
+def test_ranks_and_full_look_the_same_in_every_sweep(tmp_path: Path) -> None:
+    """A rank beside others, in a grid, and with another reference; an arm that says more than a rank is none."""
+    arms = arms_of(config := paper_sweep(tmp_path))
+    rank1, rank8, full = looks_of(config, arms).values()
+    assert (rank1["color"], rank8["color"], full["color"]) == (rank_colour(1), rank_colour(8), "black")
+    assert [look["linestyle"] for look in (rank1, rank8, full)] == ["-", "-", "--"]
+    grid = {"lora.rank": [8, 1], "train.problems_per_step": [8, 32], "optim.lr": [1e-3]}
+    config = sweep_of(grid=grid, output_dir=str(tmp_path))
+    looks = list(looks_of(config, arms_of(config)).values())
+    eights, ones = looks[:2], looks[2:]
+    assert [look["color"] for look in (*eights, *ones)] == [rank_colour(8)] * 2 + [rank_colour(1)] * 2
+    assert {look["marker"] for look in eights} != {look["marker"] for look in ones}
+    assert [look["markerfacecolor"] for look in eights] == [rank_colour(8), "white"]
+    named = {
+        "attention": {"lora.rank": 8, "lora.targets": "attention"},
+        "all": {"lora.rank": 8},
+        "whole": {"method": "full"},
+    }
+    # A line that goes along the ranks is none of them.
+    config = sweep_of(grid={"lora.rank": [1, 8], "optim.lr": [1e-3]}, output_dir=str(tmp_path))
+    (along,) = looks_of(config, arms_of(config)[:1], "lora.rank").values()
+    assert along["color"] == COLOURS[0]
+    config = paper_sweep(tmp_path, arms=named, reference="attention")
+    attention, every, whole = looks_of(config, arms_of(config)).values()
+    assert (attention["color"], attention["linestyle"]) == (COLOURS[0], "--")
+    assert (every["color"], every["linestyle"]) == (rank_colour(8), "-")
+    assert (whole["color"], whole["linestyle"]) == ("black", "-")
+
+
+def test_a_metric_known_before_and_after_alone_is_no_curve(tmp_path: Path) -> None:
+    config = paper_sweep(tmp_path, curves=["reward/mean", "made/up"])
+    ends = {config.score.metric: [(0, 0.5), (12, 0.9)], "reward/mean": [(1, 0.1), (2, 0.2), (3, 0.4)]}
+    found = {name: replace(result, curves=ends) for name, result in made_up(config, parabola).items()}
+    (axes,) = learning_curves(config, found, analyse(config, found)).axes
+    assert (axes.get_title("left"), axes.get_ylabel()) == ("Reward", "mean of completions")
+    del ends["reward/mean"]
+    (axes,) = learning_curves(config, found, analyse(config, found)).axes
+    assert (axes.get_title("left"), axes.get_ylabel()) == ("Accuracy on held-out problems", "%")
+
+
 def test_a_sweep_without_results_has_a_table_and_no_figures(tmp_path: Path) -> None:
     """It was stopped before the first."""
     write_report(sweep_of(grid={"optim.lr": [1e-3]}, output_dir=str(tmp_path)), {})
@@ -319,7 +361,7 @@ def test_a_diverged_loss_does_not_flatten_the_others(tmp_path: Path) -> None:
     # From the lowest, 0.3, to the highest that is not above the untrained model's 0.5, and a twentieth more at each
     # end of the logarithmic scale.
     assert axes.get_ylim() == pytest.approx((0.3 * (0.3 / 0.32) ** 0.05, 0.32 * (0.32 / 0.3) ** 0.05))
-    (before,) = (line for line in axes.get_lines() if line.get_label() == "before training: 0.5")
+    (before,) = (line for line in axes.get_lines() if line.get_label() == "before training: 50.0%")
     assert np.asarray(before.get_ydata()).tolist() == [0.5, 0.5]
     assert any(12.0 in np.asarray(line.get_ydata()) for line in axes.get_lines())
 

@@ -153,12 +153,12 @@ function draw(figure, chart, curves, {log, span, steps}) {
   }
   image.append(svg('line', {class: 'axis', x1: left, x2: width - PAD.right, y1: bottom, y2: bottom}));
   image.append(svg('text', {x: left + inner.width / 2, y: height - 4, 'text-anchor': 'middle'}, 'step'));
-  for (const curve of curves) drawCurve(image, curve, {log, span, placeX, placeY});
+  for (const curve of curves) drawCurve(image, curve, {log, span, steps, placeX, placeY});
   figure.append(image);
   followPointer(figure, image, curves, {left, inner, placeX, x, y});
 }
 
-function drawCurve(image, curve, {log, span, placeX, placeY}) {
+function drawCurve(image, curve, {log, span, steps, placeX, placeY}) {
   const visible = curve.points.filter(point => !log || point.value > 0);
   const place = ([step, value]) => `${placeX(step).toFixed(1)},${placeY(value).toFixed(1)}`;
   const path = points => 'M' + points.map(place).join('L');
@@ -173,7 +173,9 @@ function drawCurve(image, curve, {log, span, placeX, placeY}) {
   const even = smoothed(visible, span);
   if (even !== visible) image.append(line(visible, {'stroke-opacity': 0.25}));
   if (even.length) image.append(line(even, {}));
-  if (visible.length < FEW_POINTS && (banded.length || visible.length === 1))
+  // What is known at a few steps alone is marked there.
+  const few = visible.length < Math.max(3, (steps[1] - steps[0]) / 2);
+  if (visible.length < FEW_POINTS && (banded.length || few))
     for (const point of visible)
       image.append(svg('circle', {cx: placeX(point.step), cy: placeY(point.value), r: 3, fill: curve.colour}));
 }

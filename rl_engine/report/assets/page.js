@@ -35,7 +35,7 @@ function pointsOf(metrics, {key, low, high}, factor) {
   return points;
 }
 
-/** One run: a colour for each metric. Several: a colour for each run, a dash for each metric. */
+/** One run: a colour and a dash for each metric. Several: a colour for each run, a dash for each metric. */
 function curvesOf(chart) {
   const several = data.runs.length > 1;
   const parts = several && chart.total ? [chart.total] : chart.series;
@@ -46,7 +46,7 @@ function curvesOf(chart) {
     parts.forEach((series, index) => {
       const points = pointsOf(run.metrics, series, factor);
       if (!points.length) return;
-      if (!several) curves.push({points, label: series.label, colour: colour(index), dash: ''});
+      if (!several) curves.push({points, label: series.label, colour: colour(index), dash: dash(index)});
       else {
         const label = parts.length > 1 ? `${run.name}, ${series.label}` : run.name;
         curves.push({points, label, colour: colour(place), dash: dash(index)});

@@ -1,0 +1,56 @@
+"""Arms → how their lines look: the same in every figure, and a rank and full fine-tuning in every sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from rl_engine.drawing.style import COLOURS, FULL_COLOUR, MARKERS, rank_colour
+from rl_engine.sweep.cells import Arm
+from rl_engine.sweep.config import SweepConfig
+
+Look = dict[str, Any]
+"""What matplotlib is to draw a line with."""
+RANK = "lora.rank"
+SAY_NO_MORE_THAN_A_RANK = {"method", RANK, "lora.alpha"}
+FULL = "full"
+# Arms that differ in another key of the grid alone: their marks are filled, then hollow.
+DASHES = ("-", ":", "-.")
+
+
+def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[str, Look]:
+    """Arm → its look: what is compared has a colour and a marker, other keys of the grid fill and dash it, and the
+    reference is dashed. `over` is a key that a line goes along, which then is no property of it."""
+    looks: dict[str, Look] = {}
+    places: dict[Hashable, int] = {}
+    variants: dict[Hashable, int] = {}
+    others = iter(COLOURS * len(arms))
+    colours: dict[Hashable, str] = {}
+    for number, arm in enumerate(arms):
+        one = compared(config, arm, over)
+        if one not in colours:
+            colours[one] = FULL_COLOUR if one == (FULL,) else rank_colour(one) if isinstance(one, int) else next(others)
+        place, variant = places.setdefault(one, len(places)), variants.get(one, 0)
+        variants[one] = variant + 1
+        is_reference = bool(arm.family) and arm.family == config.reference
+        looks[arm.name] = {
+            "color": colours[one],
+            "marker": MARKERS[place % len(MARKERS)],
+            "markerfacecolor": "white" if variant % 2 else colours[one],
+            # Drawn first, an arm is seen behind others that run where it does.
+            "linewidth": max(1.9 - 0.3 * number, 1.0),
+            "markersize": max(4.6 - 0.4 * number, 3.4),
+            "linestyle": "--" if is_reference else DASHES[variant // 2 % len(DASHES)],
+        }
+    return looks
+
+
+def compared(config: SweepConfig, arm: Arm, over: str) -> Hashable:
+    """What an arm stands for: a rank where it says no more, the whole model, or its own name."""
+    given = config.arms.get(arm.family, {})
+    told = {**given, **arm.at}
+    if told.get("method") == "full":
+        return (FULL,)
+    if RANK in told and over != RANK and given.keys() - config.grid.keys() <= SAY_NO_MORE_THAN_A_RANK:
+        return int(told[RANK])
+    return arm.family or arm.name
