@@ -37,38 +37,47 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     config: Annotated[
         list[str],
-        typer.Option(help="A YAML file, or the name of a shipped configuration. Of several: what they need together."),
+        typer.Option(
+            help="A YAML file, or the name of a shipped configuration. Repeat it for what several runs need together."
+        ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
     ] = None,
     devices: Annotated[
         list[str] | None,
-        typer.Option(metavar="COUNTxGIB", help="Cards to plan for, as 8x80; may be repeated. Else this machine."),
+        typer.Option(
+            metavar="COUNTxGIB", help="GPUs to plan for, such as 8x80; may be repeated. Default: this machine."
+        ),
     ] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Mean prompt; else the longest allowed.")] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Mean prompt length. Default: the longest allowed.")
+    ] = None,
     completion_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Mean completion; else what --from measured, else the longest allowed.")
+        int | None,
+        typer.Option(
+            min=1, help="Mean completion length. Default: as measured in --from, otherwise the longest allowed."
+        ),
     ] = None,
     supervised_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Weigh the capacity against supervised training on so many tokens too.")
+        int | None, typer.Option(min=1, help="Also compare the capacity with supervised training on this many tokens.")
     ] = None,
     loss_nats: Annotated[float, typer.Option(min=0, help="Log loss of a supervised token in its first epoch.")] = 0.69,
     measured_in: Annotated[
-        Path | None, typer.Option("--from", metavar="RUN_DIR", help="Take the speed of this run's steps.")
+        Path | None, typer.Option("--from", metavar="RUN_DIR", help="Use the measured speed of this run's steps.")
     ] = None,
-    from_devices: Annotated[int, typer.Option(min=1, help="Devices that the run of --from had.")] = 1,
+    from_devices: Annotated[int, typer.Option(min=1, help="How many devices the run in --from used.")] = 1,
     tokens_per_s: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="S L", help="Completion tokens a second that one device samples, and learns from."),
+        typer.Option(metavar="S L", help="Completion tokens per second that one device samples, and learns from."),
     ] = None,
     card: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="TFLOPS TB/S", help="A card's data sheet: its peak, and its memory's bandwidth."),
+        typer.Option(metavar="TFLOPS TB/S", help="A GPU's data sheet: peak speed and memory bandwidth."),
     ] = None,
-    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of --card's peak that is reached.")] = 0.4,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of --card's peak speed that is reached.")] = 0.4,
 ) -> None:
-    """Show what a configuration will ask for: parameters, capacity, compute, memory, time; and what to beware of."""
+    """Show what a configuration will need: parameters, capacity, compute, memory and time, with warnings."""
     if sum(given is not None for given in (measured_in, tokens_per_s, card)) > 1:
         exit_with_error("give one of --from, --tokens-per-s and --card", 2)
     if min(tokens_per_s or card or (1.0,)) <= 0:
