@@ -26,7 +26,7 @@ from rollout.hub import check_hub, stay_offline_without
 from rollout.servable import check_cards, serving_precision
 from rollout.stopping import Stopped, StopRequest
 
-GO_ON = "the same command goes on from what is finished"
+GO_ON = "run the same command to continue"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

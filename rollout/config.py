@@ -138,7 +138,7 @@ class DataConfig(SourceConfig):
         own = ("path", "name", "subset", "split", "revision", "task", "task_settings", "columns", "limit")
         told = [name for name in own if self.mix and getattr(self, name) != type(self).model_fields[name].default]
         if told:
-            raise ValueError(f"data.{told[0]} is of one source: with data.mix each has its own, given there")
+            raise ValueError(f"data.{told[0]} applies to one source: with data.mix, give it for each of them")
         return self
 
     @model_validator(mode="after")

@@ -85,7 +85,7 @@ class LoraConfig(Section):
             raise ValueError(f"lora.init {self.init} is served at rank {self.served_rank}, and vLLM serves up to 512")
         if self.is_tiny and self.plus_ratio != 1:
             raise ValueError(
-                f"lora.plus_ratio is {self.plus_ratio:g}, and with lora.init {self.init} no B learns: leave it out"
+                f"lora.plus_ratio is {self.plus_ratio:g}, and with lora.init {self.init} no B is trained: leave it out"
             )
         if self.start_from is not None and self.init != "default":
             raise ValueError(f"lora.start_from says where the adapter starts: leave lora.init ({self.init}) out")

@@ -1,4 +1,4 @@
-"""The `loss:` section: what is minimised, against which baseline, with which corrections and penalties."""
+"""The `loss:` section: what is minimized, against which baseline, with which corrections and penalties."""
 
 from __future__ import annotations
 

@@ -111,7 +111,8 @@ class EvalConfig(Section):
         None, ge=1, description="Maximum length of a completion, in tokens; `sampling.max_tokens` if unset."
     )
     prompts_per_piece: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="As rollout.prompts_per_piece, for the problems of all suites, which are sampled together."
+        "auto",
+        description="Like rollout.prompts_per_piece, for the problems of all suites, which are sampled together.",
     )
     data_dir: str | None = Field(
         None, description="Directory with the suites' JSON Lines files, read instead of the hub."
@@ -219,14 +220,14 @@ class Config(CommandConfig):
         if rollout.placement == "inprocess":
             if rollout.max_staleness:
                 raise ValueError(
-                    f"rollout.max_staleness is {rollout.max_staleness}, and in process nobody samples while the "
+                    f"rollout.max_staleness is {rollout.max_staleness}, and in process nothing is sampled while the "
                     "learner works: give rollout.placement=ray too, or leave it at 0"
                 )
             return self
         if rollout.max_staleness and self.method == "full":
             raise ValueError(
                 f"rollout.max_staleness is {rollout.max_staleness}, and with method=full each version takes the place "
-                "of the one before it: leave it at 0, or take method=lora"
+                "of the one before it: leave it at 0, or use method=lora"
             )
         loss = self.loss
         if rollout.max_staleness and loss.correction == "none" and loss.name != "importance_sampling":
@@ -244,14 +245,14 @@ class Config(CommandConfig):
             return self
         if rollout.max_staleness < 2:
             raise ValueError(
-                f"rollout.leg_tokens is {rollout.leg_tokens}, and another version goes on with a completion only where "
+                f"rollout.leg_tokens is {rollout.leg_tokens}, and another version continues a completion only where "
                 f"rollout.max_staleness is 2 or more (with rollout.placement=ray), not {rollout.max_staleness}: raise "
                 "that, or leave rollout.leg_tokens out"
             )
         if rollout.leg_tokens >= limit:
             raise ValueError(
                 f"rollout.leg_tokens is {rollout.leg_tokens}: give fewer tokens than sampling.max_tokens ({limit}), or "
-                "nothing is left to go on with"
+                "nothing is left to continue"
             )
         return self
 

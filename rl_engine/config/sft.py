@@ -169,6 +169,6 @@ class SftConfig(CommandConfig):
     @model_validator(mode="after")
     def _can_start(self) -> Self:
         if STARTS[self.lora.init].calibrated:
-            raise ValueError(f"lora.init {self.lora.init} looks at the prompts of reinforcement learning: take default")
+            raise ValueError(f"lora.init {self.lora.init} looks at the prompts of reinforcement learning: use default")
         refuse_unknown_rate(self.lora, self.optim.lr, self.method)
         return self

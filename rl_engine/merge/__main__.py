@@ -57,7 +57,7 @@ def main(
 def check_free(output: Path) -> None:
     """Raises `FileExistsError` where something is there, `ValueError` where nothing can be written."""
     if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
-        raise FileExistsError(f"--output: {output} is there already, and nothing is replaced: give another directory")
+        raise FileExistsError(f"--output: {output} already exists, and nothing is replaced: give another directory")
     check_writable(output.parent, "--output")
 
 

@@ -269,7 +269,7 @@ TIMES: dict[str, Callable[[StepTime, int, int], float]] = {
 
 
 def _groups(each: DevicePlan) -> str:
-    return f"{each.groups}, and {each.idle} devices none" if each.idle else str(each.groups)
+    return f"{each.groups}; {each.idle} devices have none" if each.idle else str(each.groups)
 
 
 def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[str]:
@@ -278,21 +278,23 @@ def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[st
 
     config, work = made.config, made.work
     lines = [
-        "a calculation: nothing was run but what is called measured",
+        "a calculation: only what is called measured was run",
         f"every prompt has {work.prompt_tokens:,} tokens and every completion {work.completion_tokens:,} (at most "
-        f"{config.data.max_prompt_tokens:,} and {config.sampling.max_tokens:,}); every group carries signal",
+        f"{config.data.max_prompt_tokens:,} and {config.sampling.max_tokens:,}); every group carries a learning signal",
     ]
     if config.rollout.placement == "ray":
-        lines.append("the workers' own cards are not planned for: time is of devices that sample and learn in turns")
+        lines.append(
+            "the workers' own GPUs are not planned for: times are for devices that take turns at sampling and learning"
+        )
     if speed is None:
         lines.append("no time is predicted: give a speed with --from, --tokens-per-s or --card")
     elif isinstance(speed, Throughput):
-        rates = f"{speed.sampling:,.0f} completion tokens a second sampled and {speed.learning:,.0f} learned from"
+        rates = f"{speed.sampling:,.0f} completion tokens per second sampled and {speed.learning:,.0f} learned from"
         other = "grading and publishing as measured there" if speed.other_s else "grading and publishing not counted"
         lines.append(f"speed {speed.source}: {rates} on each device, whatever their number; {other}")
     else:
         lines.append(
-            f"a card of {speed.tflops:g} TFLOP/s, of which {speed.mfu:.0%} is reached, and {speed.tb_per_s:g} TB/s, "
+            f"a GPU of {speed.tflops:g} TFLOP/s, of which {speed.mfu:.0%} is reached, and {speed.tb_per_s:g} TB/s, "
             "reached in full: the sampling time is a bound that no engine beats; grading and publishing not counted"
         )
     return lines

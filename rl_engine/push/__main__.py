@@ -135,7 +135,7 @@ def send(console: Console, api: HfApi, folder: Path, destination: Destination, m
     except (OSError, httpx2.TransportError, RuntimeError) as error:
         # The last is how huggingface_hub says that a file could not be sent; why is in its cause.
         cause = f": {error.__cause__}" if error.__cause__ else ""
-        exit_with_error(f"{error}{cause}\nThe same command goes on from here: what the hub has is not sent again.", 1)
+        exit_with_error(f"{error}{cause}\nRun the same command to continue: what the hub has is not sent again.", 1)
     except ValueError as error:
         exit_with_error(str(error), 2)
     where = f"{api.endpoint}/{destination.repo}/tree/{destination.tag}"

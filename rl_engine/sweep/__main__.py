@@ -98,7 +98,7 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
     )
     show(config, write_report(config, results.by_cell), config.output)
     if stop.signum is not None:
-        console.print("stopped as asked: the same command goes on")
+        console.print("stopped as asked: run the same command to continue")
         return 128 + stop.signum
     return code_of(results.by_cell)
 

@@ -320,7 +320,7 @@ def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | N
         run.finished, run.rng = _without_recorded(run, state), tensors[RNG]
         run.console.note(f"resumed after step {state.step}")
         if run.step >= run.config.train.steps:
-            run.console.note(f"every step of this run is done: train.steps above {run.step} goes on")
+            run.console.note(f"every step of this run is done: raise train.steps above {run.step} to continue")
     if run.is_main:
         run.publisher.store.rewind(run.version)
 
