@@ -58,7 +58,7 @@ COLUMNS = (
     Column(
         "gap",
         8,
-        "largest |learner − sampler| log-probability of a token, in nats: near 0 where both serve the same adapter",
+        "largest |learner − sampler| log-probability of a token, in nats: near 0 if both use the same adapter",
         _number("sampler/logprob_gap_max", ".1e"),
     ),
     Column("step s", 6, "", _number("time/step_s", ".1f")),

@@ -360,7 +360,7 @@ def plan_lines(config: Config) -> dict[str, str]:
         **({"workers": handed_out} if config.rollout.placement == "ray" else {}),
         **({"sampler": sampler_line(config)} if torch.cuda.is_available() else {}),
         "learning": (
-            f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates} update(s) a step, "
+            f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates} update(s) per step, "
             f"{config.optim.describe()}"
         ),
     }
