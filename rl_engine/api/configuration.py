@@ -14,7 +14,7 @@ Settings = Sequence[str] | Mapping[str, Any]
 
 
 def load_config(name: str | Path, settings: Settings = ()) -> Config:
-    """Load the configuration of a run from a YAML file, or a shipped one by name, with settings that override the file's.
+    """Load the configuration of a run from a YAML file, or a shipped one by name; `settings` override the file's.
 
     Give settings as on the command line, `["train.steps=10", "lora.rank=8"]`, or as a mapping,
     `{"train.steps": 10, "lora": {"rank": 8}}`. Without `output_dir` the run goes to `runs/<file name>`.

@@ -24,7 +24,7 @@ class CommandError(RuntimeError):
     def __init__(self, message: str, code: int, output: str) -> None:
         super().__init__(message)
         self.code = code
-        """Its exit code: 2 for a mistake you can correct, such as a path; 128 and above, or negative, for a signal; else 1."""
+        """Exit code: 2 for a mistake you can correct, such as a path; 128 and up, or negative, for a signal; or 1."""
         self.output = output
         """Everything the command printed."""
 

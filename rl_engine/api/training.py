@@ -35,7 +35,7 @@ def train(
 def train_steps(
     config: Config, *, resume: bool = False, overwrite: bool = False, keep_old: bool = False, show: bool = False
 ) -> Iterator[Row]:
-    """Like `train`, but yields the metrics of each step as soon as it is done; step 0 is the evaluation before training.
+    """Like `train`, but yields each step's metrics as soon as it is done; step 0 is the evaluation before training.
 
     The run starts when the first metrics are requested. Leaving the loop stops it. With `resume=True` it continues, and
     first yields the finished steps again.

@@ -24,7 +24,7 @@ class LoraConfig(Section):
     )
     init: str = Field(
         "default",
-        description=f"How the adapter is initialized: {', '.join(STARTS)}. The SVD ones (pissa, olora, tiny) and eva "
+        description=f"How the adapter is initialized: {', '.join(STARTS)}. eva, pissa, olora and tiny "
         "depend on the model's weights or activations; the others do not (docs/choosing.md).",
     )
     numbers: int = Field(
