@@ -42,6 +42,35 @@ Answer = Annotated[
     str | None,
     typer.Option(help="Column of the reference answer, for suites that are files; a.b is field b of mapping a."),
 ]
+DataDir = Annotated[str | None, typer.Option(help="Directory with the suites' .jsonl files, read instead of the hub.")]
+TrainData = Annotated[
+    str | None, typer.Option(help="Training problems (.jsonl): warn if a suite contains any of them.")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=2, help="Sampling temperature; 0 is greedy. Default: the suite's, or 0.6 for several samples."
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1,
+        help="Sample only from the most likely tokens that together hold this probability. "
+        "Default: the suite's, or 0.95 for several samples.",
+    ),
+]
+TopK = Annotated[
+    int | None, typer.Option(min=1, help="Sample only from this many of the most likely tokens. Default: all.")
+]
+MinP = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Sample only from tokens at least this fraction as likely as the most likely one."),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="Maximum length of a completion, in tokens. Default: the suite's.")
+]
 Template = Annotated[
     str,
     typer.Option(
@@ -60,41 +89,15 @@ def main(
     base: Annotated[bool, typer.Option(help="Also evaluate the base model.")] = True,
     problem: Problem = None,
     answer: Answer = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Directory with the suites' .jsonl files, read instead of the hub.")
-    ] = None,
-    train_data: Annotated[
-        str | None, typer.Option(help="Training problems (.jsonl): warn if a suite contains any of them.")
-    ] = None,
+    data_dir: DataDir = None,
+    train_data: TrainData = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Completions per problem. Default: the suite's.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N problems of each suite.")] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=2, help="Sampling temperature; 0 is greedy. Default: the suite's, or 0.6 for several samples."
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            max=1,
-            help="Sample only from the most likely tokens that together hold this probability. "
-            "Default: the suite's, or 0.95 for several samples.",
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="Sample only from this many of the most likely tokens. Default: all.")
-    ] = None,
-    min_p: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="Sample only from tokens at least this fraction as likely as the most likely one."
-        ),
-    ] = 0.0,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Maximum length of a completion, in tokens. Default: the suite's.")
-    ] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = 0.0,
+    max_tokens: MaxTokens = None,
     template: Template = "auto",
     frame: Annotated[str | None, typer.Option(help="Your own frame; `{problem}` stands for the problem.")] = None,
     instruction: Annotated[

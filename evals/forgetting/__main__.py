@@ -90,6 +90,14 @@ class ForgettingOptions:
     kv_cache_gib: float = 2.0
 
 
+TaskDir = Annotated[
+    Path | None, typer.Option(help="Directory of task files (YAML) that take precedence over the harness's own.")
+]
+Prompts = Annotated[
+    str | None, typer.Option(help="Prompts for the KL: a run's config.yaml, a .jsonl file of problems, or a suite.")
+]
+
+
 @app.command(
     cls=Command,
     epilog="Example: python -m evals.forgetting --model M --adapter DIR --output lost.json",
@@ -101,13 +109,9 @@ def main(
         list[str] | None, typer.Option(metavar="[NAME=]DIR", help="A published version; may be repeated.")
     ] = None,
     tasks: Annotated[str, typer.Option(help="Comma-separated tasks of lm-evaluation-harness; '' for none.")] = TASKS,
-    task_dir: Annotated[
-        Path | None, typer.Option(help="Directory of task files (YAML) that take precedence over the harness's own.")
-    ] = None,
+    task_dir: TaskDir = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N documents of each task.")] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="Prompts for the KL: a run's config.yaml, a .jsonl file of problems, or a suite.")
-    ] = None,
+    prompts: Prompts = None,
     data_dir: Annotated[
         str | None, typer.Option(help="Directory with the suites' .jsonl files, read instead of the hub.")
     ] = None,

@@ -37,18 +37,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     config: Annotated[
         list[str],
-        typer.Option(
-            help="A YAML file, or the name of a shipped configuration. Repeat it for what several runs need together."
-        ),
+        typer.Option(help="A YAML file, or the name of a shipped configuration. Repeat it to plan several together."),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
     ] = None,
     devices: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="COUNTxGIB", help="GPUs to plan for, such as 8x80; may be repeated. Default: this machine."
-        ),
+        typer.Option(metavar="COUNTxGIB", help="GPUs to plan for, as 8x80; may be repeated. Default: this machine."),
     ] = None,
     prompt_tokens: Annotated[
         int | None, typer.Option(min=1, help="Mean prompt length. Default: the longest allowed.")

@@ -45,13 +45,11 @@ class Dtype(enum.StrEnum):
 @app.command(cls=Command, epilog="Example: python -m rl_engine.push --adapter runs/x/adapters/best --repo ME/NAME")
 def main(
     adapter: Annotated[Path, typer.Option(help="A published version: runs/x/adapters/v000025, …/latest.")],
-    repo: Annotated[
-        str, typer.Option(metavar="USER/NAME", help="Repository on the hub; created if it does not exist.")
-    ],
+    repo: Annotated[str, typer.Option(metavar="USER/NAME", help="Repository on the hub; created if missing.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, list it, and stop.")] = False,
     output: Annotated[Path | None, typer.Option(help="Folder to write. Default: RUN/release/VERSION.")] = None,
-    revision: Annotated[str, typer.Option(help="Branch to commit to; created if it does not exist.")] = "main",
+    revision: Annotated[str, typer.Option(help="Branch to commit to; created if missing.")] = "main",
     tag: Annotated[str | None, typer.Option(help="Tag for the commit. Default: the version.")] = None,
     license: Annotated[
         str | None, typer.Option(help="Licence of the adapter, as abbreviated on the hub. Default: the base model's.")
