@@ -10,19 +10,19 @@ from rollout.stopping import leave_while_loading
 
 # Name → (module, what it does). `rl-engine train …` runs `python -m rl_engine.train …`.
 COMMANDS = {
-    "train": ("rl_engine.train", "train an adapter with reinforcement learning"),
+    "train": ("rl_engine.train", "train an adapter with RL"),
     "plan": ("rl_engine.plan", "what a run will need: memory, time"),
-    "doctor": ("rl_engine.doctor", "check that this machine can run a configuration"),
+    "doctor": ("rl_engine.doctor", "check that this machine can run it"),
     "evals": ("evals", "score a model and its adapters"),
-    "report": ("rl_engine.report", "an HTML report of one or several runs"),
+    "report": ("rl_engine.report", "an HTML report of one or more runs"),
     "inspect": ("rl_engine.inspect", "what adapters have learned"),
-    "merge": ("rl_engine.merge", "merge an adapter into its base model"),
-    "push": ("rl_engine.push", "publish an adapter and its model card on the hub"),
+    "merge": ("rl_engine.merge", "merge an adapter into its base"),
+    "push": ("rl_engine.push", "publish an adapter on the hub"),
     "sft": ("rl_engine.sft", "train an adapter on given answers"),
-    "sweep": ("rl_engine.sweep", "run a grid of configurations and seeds"),
+    "sweep": ("rl_engine.sweep", "run a grid of configurations"),
     "forgetting": ("evals.forgetting", "measure what an adapter forgot"),
-    "check": ("rewards.check", "check a problem file before training"),
-    "audit": ("rewards.audit", "list verdicts with which other graders disagree"),
+    "check": ("rewards.check", "check problems before training"),
+    "audit": ("rewards.audit", "list verdicts others dispute"),
 }
 
 
