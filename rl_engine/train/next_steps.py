@@ -27,7 +27,7 @@ def next_steps(config: Config, adapter: Path) -> dict[str, str]:
         serve += ["--enable-lora", "--max-lora-rank", str(smallest_allowed_rank(config.lora.served_rank))]
         serve += ["--lora-modules", f"{NAME}={adapter}"]
     commands = {
-        "write its report: metrics, completions, adapters": ["python", "-m", "rl_engine.report", str(run)],
+        "read what it did: metrics, completions, adapters": ["python", "-m", "rl_engine.report", str(run)],
         "score it beside its base model" if lora else "score it": score,
         f"serve it, as the model {NAME!r}" if lora else "serve it": serve,
     }
