@@ -97,7 +97,7 @@ def answer_in(value: Any, column: str) -> str:
     if isinstance(value, bytes):
         raise UnusableError(f"{column} is bytes, not a text")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UnusableError(f"{column} is no finite number")
+        raise UnusableError(f"{column} is not a finite number")
     return plain(value)
 
 

@@ -20,7 +20,7 @@ REFUSED = {
     b"BZh": "a bzip2 file: `bunzip2 -k` unpacks it",
     b"\xfd7zXZ": "an xz file: `unxz -k` unpacks it",
     b"PK\x03\x04": "a zip archive or an Excel sheet: unpack it, or save the sheet as CSV",
-    b"SQLite format 3": "an SQLite data base: write the table as CSV",
+    b"SQLite format 3": "an SQLite database: write the table as CSV",
     b"version https://git-lfs": "a pointer to a file that git-lfs has not fetched (`git lfs pull`)",
 }
 JSON_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson"})

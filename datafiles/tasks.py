@@ -1,4 +1,4 @@
-"""A task's name and settings → its data set in the library reasoning-gym, which makes problems and scores answers."""
+"""A task's name and settings → its dataset in the library reasoning-gym, which makes problems and scores answers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Task:
 
 
 def open_task(task: Task, seed: int, size: int, where: str = "data.") -> Any:
-    """The library's data set: `[i]` is an entry with `question`, `answer` and `metadata`, `score_answer` scores.
+    """The library's dataset: `[i]` is an entry with `question`, `answer` and `metadata`, `score_answer` scores.
 
     Raises `TaskError` where the library, the task or a setting is missing, or a value is refused; `where` is what the
     keys begin with, for people.
@@ -73,7 +73,7 @@ def open_task(task: Task, seed: int, size: int, where: str = "data.") -> Any:
     if task.name in UNREPEATABLE and not os.environ.get("PYTHONHASHSEED", "random").isdigit():
         raise TaskError(
             f"{where}task is {task.name!r}, whose problems are others in each process, so that no run could be "
-            "resumed: give the environment PYTHONHASHSEED=0, or take another task"
+            "resumed: give the environment PYTHONHASHSEED=0, or use another task"
         )
     maker, config = known[task.name]
     _check_names(task, [one.name for one in dataclasses.fields(config)], where)

@@ -26,80 +26,108 @@ from rollout.hub import check_hub, stay_offline_without
 from rollout.servable import check_cards, serving_precision
 from rollout.stopping import Stopped, StopRequest
 
-GO_ON = "the same command goes on from what is finished"
+GO_ON = "run the same command to continue"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-Suite = Annotated[
-    list[str], typer.Option(help=f"Comma-separated: {', '.join(SUITES)}, or JSON Lines files of problems.")
-]
+Suite = Annotated[list[str], typer.Option(help=f"Comma-separated list of {', '.join(SUITES)}, or files of problems.")]
 Adapter = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[NAME=]DIR",
-        help="A published version, a PEFT directory, or a run: its best version, else its latest; may be repeated.",
+        help="A published version, a PEFT directory, or a run (its best version, otherwise its latest); may be repeated.",
     ),
 ]
-Problem = Annotated[str | None, typer.Option(help="Column of the question, in suites that are files; problem.")]
-Answer = Annotated[str | None, typer.Option(help="Column of the reference answer there; a.b is b in the mapping a.")]
+Problem = Annotated[
+    str | None, typer.Option(help="Column of the question, for suites that are files. Default: problem.")
+]
+Answer = Annotated[
+    str | None,
+    typer.Option(help="Column of the reference answer, for suites that are files; a.b is field b of mapping a."),
+]
+DataDir = Annotated[str | None, typer.Option(help="Directory with the suites' .jsonl files, read instead of the hub.")]
+TrainData = Annotated[
+    str | None, typer.Option(help="Training problems (.jsonl): warn if a suite contains any of them.")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=2, help="Sampling temperature; 0 is greedy. Default: the suite's, or 0.6 for several samples."
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1,
+        help="Sample only from the most likely tokens that together hold this probability. "
+        "Default: the suite's, or 0.95 for several samples.",
+    ),
+]
+TopK = Annotated[
+    int | None, typer.Option(min=1, help="Sample only from this many of the most likely tokens. Default: all.")
+]
+MinP = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Sample only from tokens at least this fraction as likely as the most likely one."),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="Maximum length of a completion, in tokens. Default: the suite's.")
+]
 Template = Annotated[
     str,
     typer.Option(
-        help=f"chat, {', '.join(sorted(FRAMES))}; auto is the model's chat template, or problem_solution where it has "
-        "none or calls itself a base model."
+        help=f"auto, chat, {', '.join(sorted(FRAMES))}. auto: the model's chat template, or problem_solution if it has "
+        "none or its name contains base."
     ),
 ]
 
 
 @app.command(cls=Command, epilog="Example: python -m evals --model embedded --suite held_out --output scores.json")
 def main(
-    model: Annotated[str, typer.Option(help="Hub id, directory, or `embedded`.")],
+    model: Annotated[str, typer.Option(help="Base model: hub id, local directory, or `embedded`.")],
     suite: Suite,
-    output: Annotated[Path, typer.Option(help="JSON file; tables go beside it as Markdown.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write; the tables go next to it as Markdown.")],
     adapter: Adapter = None,
-    base: Annotated[bool, typer.Option(help="Measure the base model too.")] = True,
+    base: Annotated[bool, typer.Option(help="Also evaluate the base model.")] = True,
     problem: Problem = None,
     answer: Answer = None,
-    data_dir: Annotated[str | None, typer.Option(help="Directory with the suites' .jsonl files, for no hub.")] = None,
-    train_data: Annotated[
-        str | None, typer.Option(help="Training problems (.jsonl): warn of those that a suite holds too.")
-    ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Completions of each problem; the suite's own.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N problems of each suite.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, max=2, help="0 is greedy; the suite's own, or 0.6 for several samples.")
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="The suite's own, or 0.95 with 0.6.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from so many likeliest tokens; all.")] = None,
-    min_p: Annotated[float, typer.Option(min=0, max=1, help="And from those this share as likely as the first.")] = 0.0,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest completion; the suite's own.")] = None,
+    data_dir: DataDir = None,
+    train_data: TrainData = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Completions per problem. Default: the suite's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N problems of each suite.")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = 0.0,
+    max_tokens: MaxTokens = None,
     template: Template = "auto",
-    frame: Annotated[str | None, typer.Option(help="A frame of your own; `{problem}` stands for the problem.")] = None,
+    frame: Annotated[str | None, typer.Option(help="Your own frame; `{problem}` stands for the problem.")] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="Sentence after the problem; the suite's own, '' for none.")
+        str | None, typer.Option(help="Sentence added after the problem; '' for none. Default: the suite's.")
     ] = None,
-    records: Annotated[bool, typer.Option("--records", help="Keep every sample, as FILE.samples.jsonl.gz.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output, begin anew.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the completions.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Completions sampled between two savings.")] = 256,
-    revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
+    records: Annotated[bool, typer.Option("--records", help="Write every sample to FILE.samples.jsonl.gz.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output and start over.")] = False,
+    seed: Annotated[int, typer.Option(help="Seeds the sampling.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Completions sampled between saves.")] = 256,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None,
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"],
-        typer.Option(help="auto: bfloat16; float32 for `embedded` on a CPU."),
+        typer.Option(help="auto: bfloat16, or float32 for `embedded` on a CPU."),
     ] = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of grading one sample.")] = 5.0,
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: GPUs that share the model.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit for grading one sample, in seconds.")] = 5.0,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: how many GPUs share the model.")] = 1,
     memory_fraction: Annotated[
-        float, typer.Option(min=0.05, max=1, help="CUDA only: share of each GPU's memory.")
+        float, typer.Option(min=0.05, max=1, help="CUDA only: share of each GPU's memory to use.")
     ] = 0.9,
-    kv_cache_gib: Annotated[float, typer.Option(min=0.05, help="CPU only: memory for keys and values.")] = 2.0,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences sampled at once.")] = 512,
+    kv_cache_gib: Annotated[float, typer.Option(min=0.05, help="CPU only: size of the KV cache, in GiB.")] = 2.0,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="How many sequences to sample at the same time.")] = 512,
 ) -> None:
-    """Score a model and adapters on it, on the same prompts, from one engine.
+    """Score a base model and its adapters on the same prompts, with one engine.
 
-    An interrupted evaluation goes on when the same command is given again. Under torchrun (`torchrun --nproc-per-node 8
-    -m evals …`) each process has an engine and a share of the batches.
+    Run the same command again to continue an interrupted evaluation. Under torchrun each process has an engine and a
+    share of the batches.
     """
     options, stop = options_of(locals()), StopRequest()
     try:

@@ -47,7 +47,7 @@ def check_output(
     Raises `ValueError` where a report is there and `overwrite` is not asked for, or where anything else is.
     """
     if output.exists() and not overwrite:
-        raise ValueError(f"--output: {output} is there already; --overwrite replaces it")
+        raise ValueError(f"--output: {output} already exists; --overwrite replaces it")
     is_report = is_json(("format", "versions"))
     begun = unfinished or (output.is_file() and is_report(output))
     return replaced({output: is_report, **{path: lambda _: begun for path in companions}}, "--output")

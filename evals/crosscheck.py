@@ -84,13 +84,13 @@ def kind_of(ours: GradeResult, theirs: Theirs) -> str:
 
 @app.command(cls=Command, epilog="Example: python -m evals.crosscheck scores.samples.jsonl.gz")
 def main(
-    file: Annotated[Path, typer.Argument(help="Samples of `python -m evals --records`, or rows like them.")],
+    file: Annotated[Path, typer.Argument(help="Samples from `python -m evals --records`, or rows of the same form.")],
     reference: Annotated[str, typer.Option(help="Field of the reference answer.")] = "reference",
     output: Annotated[Path | None, typer.Option(help="Write every disagreement here as JSON Lines.")] = None,
-    show: Annotated[int, typer.Option(min=0, help="Disagreements of each kind to print.")] = 2,
-    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
+    show: Annotated[int, typer.Option(min=0, help="How many disagreements of each kind to print.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
 ) -> None:
-    """Compare our verdicts on GSM8K completions with lm-evaluation-harness's."""
+    """Compare our verdicts on GSM8K completions with those of lm-evaluation-harness."""
     console = Console(highlight=False)
     try:
         refuse_existing(output)

@@ -88,7 +88,7 @@ class PartialResults:
             if changed:
                 raise PartialResultsError(
                     f"{path} holds an unfinished evaluation with other settings: {'; '.join(changed)}. "
-                    "--overwrite begins anew"
+                    "--overwrite starts over"
                 )
             for record in lines:
                 self._records[(record["suite"], record["contender"], record["problem_id"])] = record

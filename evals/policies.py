@@ -31,7 +31,7 @@ from rollout.engine import smallest_allowed_rank
 from rollout.models import locate_model
 from rollout.types import BASE, AdapterRef
 
-# vLLM refuses these when it loads the adapter, which is after the model. Initialisations that change the base weights
+# vLLM refuses these when it loads the adapter, which is after the model. Initializations that change the base weights
 # when PEFT loads them are refused too.
 REFUSED = ("use_dora", "lora_bias", "modules_to_save", "layer_replication", "use_bdlora", "use_qalora")
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")

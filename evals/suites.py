@@ -50,7 +50,7 @@ class Suite:
     name: str
     version: int
     source: str
-    """Entry of the sources table, which holds the data set's revision; or `GENERATOR`, or `jsonl` for a file."""
+    """Entry of the sources table, which holds the dataset's revision; or `GENERATOR`, or `jsonl` for a file."""
     file: str = ""
     """Name of its file, without `.jsonl`, under a data directory; of a `jsonl` suite the path, whatever its format."""
     parts: tuple[str, ...] = ()
@@ -236,7 +236,7 @@ def suite_files(suite: Suite, data_dir: str | None) -> tuple[str, ...]:
 
 
 def origin_of(suite: Suite, data_dir: str | None, generated: Sequence[DataConfig] = ASKED_OF_EMBEDDED) -> str:
-    """Where the problems come from, for people: hub data set and revision, file names, or the generator."""
+    """Where the problems come from, for people: hub dataset and revision, file names, or the generator."""
     files = suite_files(suite, data_dir)
     if files:
         return " + ".join(Path(file).name for file in files)

@@ -92,10 +92,12 @@ def disagreements(path: Path, config: RewardConfig, progress: Progress) -> tuple
 def main(
     rollouts: Annotated[Path, typer.Argument(help="Rollout file, .jsonl or .jsonl.gz.")],
     output: Annotated[Path | None, typer.Option(help="Write every disagreement here as JSON Lines.")] = None,
-    form: Annotated[list[str] | None, typer.Option(help="Answer form of the run; may be repeated.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of one completion.")] = 10.0,
-    show: Annotated[int, typer.Option(min=0, help="Disagreements of each kind to print.")] = 10,
+    form: Annotated[list[str] | None, typer.Option(help="Answer form that the run used; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
+    timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Time limit for grading one completion, in seconds.")
+    ] = 10.0,
+    show: Annotated[int, typer.Option(min=0, help="How many disagreements of each kind to print.")] = 10,
 ) -> None:
     """List completions on which other judges disagree with the verdict."""
     console = Console()

@@ -122,12 +122,16 @@ def overlaps(rows: list[ProblemRow], other: Path, columns: Columns) -> list[Find
 def main(
     data: Annotated[Path, typer.Argument(help="Problem file, in any format that training reads.")],
     problem: Annotated[str, typer.Option(help="Column of the question, as in data.columns.problem.")] = "problem",
-    answer: Annotated[str, typer.Option(help="Column of the reference answer; a.b is b in the mapping a.")] = "answer",
-    against: Annotated[list[Path] | None, typer.Option(help="Evaluation file; may be repeated.")] = None,
+    answer: Annotated[
+        str, typer.Option(help="Column of the reference answer; a.b is field b of mapping a.")
+    ] = "answer",
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Evaluation file to check for overlap; may be repeated.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Write every finding here as JSON Lines.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of one reference.")] = 5.0,
-    show: Annotated[int, typer.Option(min=0, help="Findings of each kind to print.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit for grading one reference, in seconds.")] = 5.0,
+    show: Annotated[int, typer.Option(min=0, help="How many findings of each kind to print.")] = 10,
 ) -> None:
     """Check a problem file before training on it."""
     console = Console()

@@ -14,60 +14,66 @@ class RewardConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    workers: int = Field(default=2, ge=1, le=256, description="Grading processes.")
+    workers: int = Field(default=2, ge=1, le=256, description="Number of grading processes.")
     timeout_s: float = Field(
-        default=5.0, gt=0.0, le=600.0, description="Time limit of one judgement, in seconds of wall clock."
+        default=5.0,
+        gt=0.0,
+        le=600.0,
+        description="Time limit for grading one completion, in seconds of wall-clock time.",
     )
     memory_mib: int = Field(
-        default=1024, ge=512, le=65536, description="Address space a grading process may use, in MiB."
+        default=1024, ge=512, le=65536, description="Address space of each grading process, in MiB."
     )
     answer_forms: tuple[AnswerForm, ...] = Field(
         default=("boxed",),
         min_length=1,
         max_length=3,
-        description="Where a final answer may stand, tried in this order: boxed (the last \\boxed{…}), "
-        "answer_is (a last line 'the answer is …'), gsm8k_hashes (a last line '#### n').",
+        description="Where to look for the final answer, in this order: boxed (the last \\boxed{…}), answer_is "
+        "(a last line 'the answer is …'), gsm8k_hashes (a last line '#### n').",
     )
     format_weight: float = Field(
-        default=0.0, ge=0.0, le=10.0, description="Added when the form is right: think tags closed, one box."
+        default=0.0, ge=0.0, le=10.0, description="Added if the format is right: think tags closed, one box."
     )
     format_think: bool = Field(
-        default=False, description="The format term also asks for exactly one <think>…</think> at the start."
+        default=False, description="The format term also requires exactly one <think>…</think>, at the start."
     )
     overlong_weight: float = Field(
-        default=0.0, ge=0.0, le=10.0, description="Taken off as a completion nears max_tokens (DAPO)."
+        default=0.0, ge=0.0, le=10.0, description="Subtracted as a completion approaches max_tokens (DAPO)."
     )
     overlong_buffer_tokens: int = Field(
-        default=0, ge=0, le=1_000_000, description="Length of the soft zone before max_tokens, in tokens."
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Length of the zone before max_tokens in which that penalty grows, in tokens.",
     )
     repetition_weight: float = Field(
-        default=0.0, ge=0.0, le=10.0, description="Taken off in proportion to repeated word n-grams."
+        default=0.0, ge=0.0, le=10.0, description="Subtracted in proportion to the share of repeated word n-grams."
     )
-    repetition_ngram: int = Field(default=20, ge=2, le=200, description="Words in a repeated n-gram.")
+    repetition_ngram: int = Field(default=20, ge=2, le=200, description="Words per n-gram.")
     function: str | None = Field(
         default=None,
-        description="A reward function of your own, 'package.module:name', or one of TRL's, 'trl:name'. "
-        "It runs in the grading processes; its value times function_weight is added to the reward. A completion for "
-        "which it returns None is not scored.",
+        description="Your own reward function, 'package.module:name', or one of TRL's, 'trl:name'. It runs in "
+        "the grading processes, and its value times function_weight is added to the reward. A "
+        "completion for which it returns None is not scored.",
     )
     function_arguments: dict[str, JsonValue] = Field(
         default_factory=dict,
-        description="When given, `function` is called with these first and what it returns is the function.",
+        description="If given, `function` is called once with these, and what it returns is the reward function.",
     )
     function_weight: float = Field(
         default=1.0, ge=-10.0, le=10.0, description="Weight of the function's value in the reward."
     )
     mask_truncated: bool = Field(
         default=False,
-        description="Leave completions that max_tokens cut off out of baseline and loss: they count as not scored.",
+        description="Exclude completions cut off by max_tokens from baseline and loss; they count as not scored.",
     )
     mask_unscored: bool = Field(
         default=True,
-        description="Leave completions that could not be judged (timeout, error) out of baseline and loss; false: "
-        "their reward is 0. Those for which `function` returns None are always left out.",
+        description="Exclude completions that could not be graded (timeout, error) from baseline and loss; if "
+        "false, their reward is 0. Those for which `function` returns None are always excluded.",
     )
     correct_weight: float = Field(
-        default=1.0, ge=0.0, le=10.0, description="Reward of a correct answer; 0 leaves it to `function`."
+        default=1.0, ge=0.0, le=10.0, description="Reward for a correct answer; 0 leaves the reward to `function`."
     )
 
     @property

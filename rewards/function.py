@@ -86,7 +86,7 @@ def _item(request: dict[str, Any]) -> Arguments:
 
 
 def _lists(request: dict[str, Any]) -> Arguments:
-    """TRL's convention. The columns of a data set are those of a problem file; `solution` and `ground_truth` are what
+    """TRL's convention. The columns of a dataset are those of a problem file; `solution` and `ground_truth` are what
     TRL's own functions and its documentation call the answer. Token ids are not known here: zeros stand for them, so
     only their number counts."""
     problem, reference = request.get("problem", ""), [request["reference"]]
@@ -140,10 +140,10 @@ def _checked(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, str | bytes) or not hasattr(type(value), "__float__"):
-        raise TypeError(f"the reward function returned {_shown(value)}: a number or None is due")
+        raise TypeError(f"the reward function returned {_shown(value)}: expected a number or None")
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"the reward function returned {value}: a finite number or None is due")
+        raise ValueError(f"the reward function returned {value}: expected a finite number or None")
     return number
 
 

@@ -1,4 +1,4 @@
-"""Problem texts → repeats: equal after normalisation, or sharing a run of 13 words.
+"""Problem texts → repeats: equal after normalization, or sharing a run of 13 words.
 
 Thirteen words is the usual length for contamination checks: long enough that unrelated problems do not
 share it, short enough that a reworded ending does not hide a repeat. Numbers are words like others.

@@ -24,7 +24,7 @@ class BadRecord(ValueError):
 def read_rows(path: Path, *, required: tuple[str, ...]) -> Iterator[Row]:
     """Rows of a .jsonl or .jsonl.gz file, each with the required fields."""
     if path.is_dir():
-        raise BadRecord(f"{path} is a directory, and a JSON Lines file is read")
+        raise BadRecord(f"{path} is a directory: give a JSON Lines file")
     if not path.is_file():
         raise BadRecord(f"{path}: no such file")
     try:
@@ -38,7 +38,7 @@ def read_rows(path: Path, *, required: tuple[str, ...]) -> Iterator[Row]:
 def refuse_existing(output: Path | None) -> None:
     """Raises `BadRecord` rather than replace a file."""
     if output is not None and output.exists():
-        raise BadRecord(f"--output: {output} is there already: nothing was written. Move it away, or give another name")
+        raise BadRecord(f"--output: {output} already exists: nothing was written. Move it away, or give another name")
 
 
 def _row(path: Path, number: int, line: str, required: tuple[str, ...]) -> Row:

@@ -36,7 +36,7 @@ def format_term(completion: str, *, think: bool) -> float:
 def overlong_term(tokens: int | None, max_tokens: int | None, *, buffer: int) -> float:
     """DAPO's soft penalty: 0 up to max - buffer, falling linearly to -1 at max and beyond.
 
-    See equation 13 of DAPO (arXiv 2503.14476). Without the two lengths there is nothing to penalise.
+    See equation 13 of DAPO (arXiv 2503.14476). Without the two lengths there is nothing to penalize.
     """
     if tokens is None or max_tokens is None:
         return 0.0

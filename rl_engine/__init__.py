@@ -1,6 +1,6 @@
 """Reinforcement learning of reasoning on LoRA adapters: `from rl_engine import load_config, train, evaluate, read_run`.
 
-Each name is loaded when it is first used: `import rl_engine` loads nothing else. docs/python.md shows them at work.
+Each name is loaded on first use, so `import rl_engine` is fast. docs/python.md shows how to use them.
 """
 
 from __future__ import annotations

@@ -10,19 +10,19 @@ from rollout.stopping import leave_while_loading
 
 # Name → (module, what it does). `rl-engine train …` runs `python -m rl_engine.train …`.
 COMMANDS = {
-    "train": ("rl_engine.train", "reinforcement learning of an adapter"),
-    "plan": ("rl_engine.plan", "what a run will ask for: memory, time"),
-    "doctor": ("rl_engine.doctor", "can this machine run that?"),
+    "train": ("rl_engine.train", "train an adapter with RL"),
+    "plan": ("rl_engine.plan", "what a run will need: memory, time"),
+    "doctor": ("rl_engine.doctor", "check that this machine can run it"),
     "evals": ("evals", "score a model and its adapters"),
-    "report": ("rl_engine.report", "one HTML page of a run, or of several"),
-    "inspect": ("rl_engine.inspect", "what is inside the adapters"),
-    "merge": ("rl_engine.merge", "base model and adapter in one, on this machine"),
-    "push": ("rl_engine.push", "an adapter with its card, to the hub"),
-    "sft": ("rl_engine.sft", "supervised training of an adapter"),
-    "sweep": ("rl_engine.sweep", "a grid of runs over keys and seeds"),
-    "forgetting": ("evals.forgetting", "what an adapter forgot"),
-    "check": ("rewards.check", "is a problem file fit to train on?"),
-    "audit": ("rewards.audit", "where other judges disagree"),
+    "report": ("rl_engine.report", "an HTML report of one or more runs"),
+    "inspect": ("rl_engine.inspect", "what adapters have learned"),
+    "merge": ("rl_engine.merge", "merge an adapter into its base"),
+    "push": ("rl_engine.push", "publish an adapter on the hub"),
+    "sft": ("rl_engine.sft", "train an adapter on given answers"),
+    "sweep": ("rl_engine.sweep", "run a grid of configurations"),
+    "forgetting": ("evals.forgetting", "measure what an adapter forgot"),
+    "check": ("rewards.check", "check problems before training"),
+    "audit": ("rewards.audit", "list verdicts others dispute"),
 }
 
 

@@ -20,8 +20,8 @@ WRITTEN_BY_US = frozenset(
 )
 
 
-TASK = "`source: reasoning_gym` only: the name of a task of that library, such as `chain_sum` (docs/data.md)."
-TASK_SETTINGS = "`source: reasoning_gym` only: the task's own settings, as in `{max_terms: 3}`; else its defaults."
+TASK = "`source: reasoning_gym` only: a task of that library, such as `chain_sum` (docs/data.md)."
+TASK_SETTINGS = "`source: reasoning_gym` only: the task's settings, such as `{max_terms: 3}`; its defaults otherwise."
 
 
 class Section(BaseModel):
@@ -31,11 +31,11 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    name: str = Field(description="Hub id, directory, or `embedded` for the model that ships with the project.")
+    name: str = Field(description="Hub id, local directory, or `embedded` for the model that ships with the project.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "bfloat16", description="Precision of the base model; auto: bfloat16 on CUDA, float32 on a CPU."
+        "bfloat16", description="Precision of the base model. auto: bfloat16 on CUDA, float32 on a CPU."
     )
-    revision: str | None = Field(None, description="Hub revision; the default branch when absent.")
+    revision: str | None = Field(None, description="Hub revision; the default branch if unset.")
 
     @property
     def precision(self) -> Literal["bfloat16", "float32"]:
@@ -48,11 +48,11 @@ class ArithmeticConfig(Section):
     terms: tuple[Annotated[int, Field(ge=2, le=20)], ...] = Field(
         (3, 4, 5, 6),
         min_length=1,
-        description="Numbers in an expression, drawn evenly from these. The level.",
+        description="How many numbers an expression has, drawn uniformly from these; also the problem's level.",
     )
     largest: int = Field(50, ge=1, description="Largest number in an expression.")
-    count: int = Field(4096, ge=1, description="Different problems generated.")
-    wording: str = Field("{expression}=?", description="The question; `{expression}` stands for the sum.")
+    count: int = Field(4096, ge=1, description="How many distinct problems to generate.")
+    wording: str = Field("{expression}=?", description="Wording of the question; `{expression}` stands for the sum.")
 
     @model_validator(mode="after")
     def _wording_has_expression(self) -> Self:
@@ -66,34 +66,35 @@ class ColumnsConfig(Section):
 
     problem: str | None = Field(
         None,
-        description="Column of the question, text or a chat; the source's own when absent, like all. "
-        "`a.b` is b in the mapping a.",
+        description="Column that holds the question, as text or a chat. Columns left unset are the source's "
+        "own. `a.b` is field b of mapping a.",
     )
-    answer: str | None = Field(None, description="Column of the reference answer.")
-    level: str | None = Field(None, description="Column of the difficulty.")
-    subject: str | None = Field(None, description="Column of the subject.")
-    id: str | None = Field(None, description="Column of the identifier.")
+    answer: str | None = Field(None, description="Column that holds the reference answer.")
+    level: str | None = Field(None, description="Column that holds the difficulty.")
+    subject: str | None = Field(None, description="Column that holds the subject.")
+    id: str | None = Field(None, description="Column that holds the identifier.")
 
 
 class SourceConfig(Section):
     """Where problems come from."""
 
     source: str = Field(
-        description="`arithmetic`, `file` (or `jsonl`: your own, `path`), `hub` (any data set of it, `name`), "
-        "`reasoning_gym` (a generated `task`), a data set of the sources table (gsm8k, math, …), or `mix` for several "
-        "(`data.mix`)."
+        description="`arithmetic` (generated), `file` (your own, at `path`; alias `jsonl`), `hub` (any hub "
+        "dataset, by `name`), `reasoning_gym` (generated, by `task`), a built-in dataset (gsm8k, "
+        "math, …), or `mix` (several, in `data.mix`)."
     )
     path: str | None = Field(
         None,
-        description="File read in place of the hub data set, whatever its name: JSON Lines, JSON array, CSV (these "
-        "in gzip too), Parquet, Arrow, or a directory of `save_to_disk`.",
+        description="File to read instead of the hub dataset: JSON Lines, a JSON array, CSV (each also "
+        "gzipped), Parquet, Arrow, or a `save_to_disk` directory. The format is recognized "
+        "whatever the file's name.",
     )
-    name: str | None = Field(None, description="`source: hub` only: the data set, ORG/NAME.")
-    subset: str | None = Field(None, description="`source: hub` only: which of the data set's configurations.")
+    name: str | None = Field(None, description="`source: hub` only: the dataset, ORG/NAME.")
+    subset: str | None = Field(None, description="`source: hub` only: which of the dataset's configurations to read.")
     split: str | None = Field(
-        None, description="Of a hub data set, or of a directory that holds several; `train` when absent."
+        None, description="Split of a hub dataset, or of a directory that holds several; `train` if unset."
     )
-    revision: str | None = Field(None, description="`source: hub` only: commit, tag or branch; the newest when absent.")
+    revision: str | None = Field(None, description="`source: hub` only: commit, tag or branch; the newest if unset.")
     task: str | None = Field(None, description=TASK)
     task_settings: dict[str, JsonValue] = Field({}, description=TASK_SETTINGS)
     columns: ColumnsConfig = ColumnsConfig()
@@ -103,30 +104,32 @@ class SourceConfig(Section):
 class MixedConfig(SourceConfig):
     """One source of a mix."""
 
-    weight: float = Field(1.0, gt=0, description="Its share of the problems drawn, against the other weights.")
+    weight: float = Field(
+        1.0, gt=0, description="Share of the problems drawn from this source, relative to the other weights."
+    )
 
 
 class DataConfig(SourceConfig):
     mix: tuple[MixedConfig, ...] = Field(
         (),
-        description="`source: mix` only: sources with `weight` each (1 when absent) and the keys above, as in "
-        "`[{source: gsm8k, weight: 3}, {source: file, path: my.csv}]`.",
+        description="`source: mix` only: the sources, each with a `weight` (default 1) and the keys above, "
+        "such as `[{source: gsm8k, weight: 3}, {source: file, path: my.csv}]`.",
     )
     level: tuple[float, float] | None = Field(
         None,
-        description="Use only problems whose level (`columns.level`: its first number, a pass rate too) is within "
-        "these two, both included.",
+        description="Use only problems whose level lies within these two bounds, both included. The level is "
+        "the first number in `columns.level`, which may be a pass rate.",
     )
     arithmetic: ArithmeticConfig = ArithmeticConfig()
-    shuffle: bool = Field(True, description="Shuffle anew each epoch, from the run's seed.")
+    shuffle: bool = Field(True, description="Reshuffle every epoch, from the run's seed.")
     replay: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Probability that a problem is in the next epoch when all rewards of its last group were the same "
-        "(all right, or all wrong).",
+        description="Probability that a problem returns in the next epoch if all rewards in its last group "
+        "were equal (all right, or all wrong).",
     )
-    max_prompt_tokens: int = Field(512, ge=1, description="Longer prompts are dropped, with a count.")
+    max_prompt_tokens: int = Field(512, ge=1, description="Drop prompts longer than this and report how many.")
 
     @model_validator(mode="after")
     def _mix_is_a_source(self) -> Self:
@@ -135,7 +138,7 @@ class DataConfig(SourceConfig):
         own = ("path", "name", "subset", "split", "revision", "task", "task_settings", "columns", "limit")
         told = [name for name in own if self.mix and getattr(self, name) != type(self).model_fields[name].default]
         if told:
-            raise ValueError(f"data.{told[0]} is of one source: with data.mix each has its own, given there")
+            raise ValueError(f"data.{told[0]} applies to one source: with data.mix, give it for each of them")
         return self
 
     @model_validator(mode="after")
@@ -148,14 +151,16 @@ class DataConfig(SourceConfig):
 class PromptConfig(Section):
     template: str = Field(
         "chat",
-        description=f"`chat` (the model's own template), `frame` (your own) or one of {', '.join(sorted(FRAMES))}.",
+        description=f"`chat` (the model's own template), `frame` (your own), or one of {', '.join(sorted(FRAMES))}.",
     )
-    system: str | None = Field(None, description="System message of the chat template.")
+    system: str | None = Field(None, description="System message for the chat template.")
     template_arguments: dict[str, bool | int | float | str | None] = Field(
-        {}, description="What the model's chat template is told besides, such as `{enable_thinking: false}`."
+        {}, description="Further arguments for the model's chat template, such as `{enable_thinking: false}`."
     )
-    instruction: str | None = Field(BOXED_INSTRUCTION, description="Sentence after the problem; null for none.")
-    frame: str | None = Field(None, description="Own frame for `template: frame`; `{problem}` stands for the problem.")
+    instruction: str | None = Field(BOXED_INSTRUCTION, description="Sentence added after the problem; null for none.")
+    frame: str | None = Field(
+        None, description="Your own frame for `template: frame`; `{problem}` stands for the problem."
+    )
 
     @model_validator(mode="after")
     def _template_exists(self) -> Self:
@@ -181,13 +186,15 @@ KEEPS_ALL = {"top_p": 1.0, "min_p": 0.0}
 
 
 class SamplingConfig(Section):
-    n: int = Field(8, ge=1, description="Completions of each problem: the size of a group.")
-    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Must be 1 in training: what is left out biases every ratio.")
-    top_k: int | None = Field(None, ge=1, description="Must be absent in training, likewise.")
-    min_p: float = Field(0.0, ge=0, le=1, description="Must be 0 in training, likewise.")
-    max_tokens: int = Field(256, ge=1, description="Longest completion, in tokens.")
-    stop: tuple[str, ...] = Field((), description="Strings that end a completion, besides the template's own.")
+    n: int = Field(8, ge=1, description="Completions per problem: the size of a group.")
+    temperature: float = Field(1.0, ge=0, le=2, description="Sampling temperature; 0 is greedy.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Must be 1 in training: leaving tokens out biases the importance ratios."
+    )
+    top_k: int | None = Field(None, ge=1, description="Must be unset in training, for the same reason.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Must be 0 in training, for the same reason.")
+    max_tokens: int = Field(256, ge=1, description="Maximum length of a completion, in tokens.")
+    stop: tuple[str, ...] = Field((), description="Strings that end a completion, in addition to the template's own.")
 
     def truncation(self) -> dict[str, float]:
         """What of it leaves tokens out of the distribution, by key; empty where every token may be sampled."""
@@ -201,71 +208,83 @@ SHARERS_OF_MAX = 64
 class RolloutConfig(Section):
     placement: Literal["inprocess", "ray"] = Field(
         "inprocess",
-        description="Where vLLM runs: inside each learner rank, or in workers here or elsewhere (docs/cluster.md).",
+        description="Where vLLM runs. inprocess: inside each learner rank; ray: in workers, on this machine "
+        "or others (docs/cluster.md).",
     )
     workers: Annotated[int, Field(ge=1, le=65536)] | Literal["max"] = Field(
         2,
-        description="ray only: engines, each in a process of its own; max: as many as the cluster at rollout.address "
-        "has room for, while machines come and go.",
+        description="ray only: number of engines, each in its own process. max: as many as the cluster at "
+        "rollout.address has room for, as machines come and go.",
     )
     address: str | None = Field(
-        None, description="ray only: cluster to join, `auto` or host:port; one of its own on this machine when absent."
+        None,
+        description="ray only: cluster to join, `auto` or host:port; if unset, the run starts its own on this machine.",
     )
-    cpus_per_worker: int = Field(1, ge=1, description="ray only: cores of a worker, its threads on the CPU.")
+    cpus_per_worker: int = Field(
+        1, ge=1, description="ray only: cores per worker; on a CPU, also its number of threads."
+    )
     prompts_per_piece: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="ray only: prompts of a step that a worker is given at a time, on a CPU sampled as one batch. "
-        "auto: even shares for all workers (with max for 64 of them), at most 16; a resumed run keeps what it began "
-        "with.",
+        description="ray only: how many prompts of a step a worker is given at a time; a CPU samples them as "
+        "one batch. auto: an even share for each worker (with max, for each of 64), at most 16; a "
+        "resumed run keeps its original value.",
     )
-    start_timeout_s: float = Field(600, gt=0, description="ray only: for a worker to start or to load an adapter.")
-    piece_timeout_s: float = Field(1800, gt=0, description="ray only: for a worker to sample what it was given.")
+    start_timeout_s: float = Field(
+        600, gt=0, description="ray only: time limit for a worker to start, or to load an adapter, in seconds."
+    )
+    piece_timeout_s: float = Field(
+        1800,
+        gt=0,
+        description="ray only: time limit for a worker to sample one piece (the prompts it is given at a "
+        "time), in seconds.",
+    )
     max_restarts: int = Field(
         8,
         ge=0,
-        description="ray only: incidents in a row after which a pool without workers gives up (docs/cluster.md).",
+        description="ray only: consecutive incidents after which a pool without workers gives up (docs/cluster.md).",
     )
     max_staleness: int = Field(
         0,
         ge=0,
         le=64,
-        description="ray only: steps that sampling runs ahead of learning, and so the updates that the adapter which "
-        "samples may lie behind; 0 is strictly on-policy.",
+        description="ray only: how many steps sampling may run ahead of learning, and so how many updates the "
+        "sampling adapter may be behind. 0 is strictly on-policy.",
     )
     leg_tokens: int | None = Field(
         None,
         ge=1,
-        description="ray and a max_staleness of 2 or more: tokens that one version samples of a completion before the "
-        "next version goes on with it (partial rollouts); one version samples the whole when absent.",
+        description="ray and max_staleness of 2 or more: how many tokens of a completion one version samples "
+        "before the next version continues it (partial rollouts). If unset, one version samples "
+        "the whole completion.",
     )
     max_num_seqs: int = Field(
         512,
         ge=1,
-        description="Completions sampled side by side by one engine. CUDA with ray: with fewer a worker takes further "
-        "pieces.",
+        description="How many completions one engine samples at the same time. With ray on CUDA, a worker "
+        "below this number takes further pieces.",
     )
-    kv_cache_gib: float = Field(2.0, gt=0, description="CPU only: memory for keys and values.")
+    kv_cache_gib: float = Field(2.0, gt=0, description="CPU only: size of the KV cache, in GiB.")
     memory_fraction: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         "auto",
-        description="CUDA only: share of the card for the sampler. auto: what the learner leaves of it by the estimate "
-        "of memory, at most 0.9; 0.9 of a card that a worker has to itself.",
+        description="CUDA only: share of the GPU's memory for the sampler. auto: what the memory estimate "
+        "leaves beside the learner, at most 0.9; 0.9 on a GPU that a worker has to itself.",
     )
-    tensor_parallel_size: int = Field(1, ge=1, description="CUDA only: cards that share one sampler.")
+    tensor_parallel_size: int = Field(1, ge=1, description="CUDA only: how many GPUs share one sampler.")
     sleep: bool | Literal["auto"] = Field(
         "auto",
-        description="CUDA only: free the sampler's memory while the learner works. auto: where the estimate of memory "
-        "says that both do not fit.",
+        description="CUDA only: free the sampler's memory while the learner works. auto: only if, by the "
+        "memory estimate, the two do not fit together.",
     )
     max_kl: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
-        description="Largest sampler/learner KL (nats a token): the run stops above it, where a step has few tokens by "
-        "more than chance explains. auto: 1e-6 in float32, 0.01 in bfloat16.",
+        description="Largest KL between sampler and learner, in nats per token; the run stops above it, in a step with "
+        "few tokens only if chance does not explain it. auto: 1e-6 in float32, 0.01 in bfloat16.",
     )
     max_logprob_gap: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
-        description="What log-probabilities of one token may differ by between learner and sampler (nats); the run "
-        "stops where more than one token in a thousand is beyond, of few tokens more than chance explains. auto: 0.01 "
-        "in float32, 2 in bfloat16.",
+        description="Largest difference between learner and sampler in the log-probability of one token, in nats; the "
+        "run stops if more than one token in a thousand exceeds it, in a step with few tokens only if chance does not "
+        "explain it. auto: 0.01 in float32, 2 in bfloat16.",
     )
 
     @property

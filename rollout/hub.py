@@ -1,4 +1,4 @@
-"""Name of a model or data set → is it there? One quick question to the hub, before a library asks for half a minute."""
+"""Name of a model or dataset → is it there? One quick question to the hub, before a library asks for half a minute."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _ask(item: HubItem) -> None:
 
 
 def _is_downloaded(item: HubItem) -> bool:
-    """Whether an earlier command has fetched it. Data sets are kept by their library, in a directory of its own."""
+    """Whether an earlier command has fetched it. Datasets are kept by their library, in a directory of its own."""
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name

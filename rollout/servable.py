@@ -57,7 +57,7 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
         raise ValueError(
             f"{name} is of type {model_config.model_type}, whose language model is one part beside others, and vLLM "
             "serves those with torchvision alone, which is not installed: install the build of torchvision that "
-            "belongs to this torch, or take a text model"
+            "belongs to this torch, or use a text model"
         )
     if torch.cuda.is_available():
         return
@@ -70,7 +70,7 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
     if not sizes <= set(CPU_HEAD_SIZES):
         raise ValueError(
             f"{name} has attention heads of size {', '.join(map(str, sorted(sizes)))}, and vLLM's CPU build serves "
-            f"{', '.join(map(str, CPU_HEAD_SIZES))}: take another model, or a CUDA machine"
+            f"{', '.join(map(str, CPU_HEAD_SIZES))}: use another model, or a CUDA machine"
         )
 
 
@@ -123,7 +123,7 @@ def check_cards() -> None:
     oldest = OLDEST_DRIVER.get(int(torch.version.cuda.partition(".")[0]), 0)
     if int(driver.partition(".")[0]) < oldest:
         way_out = (
-            f"it needs driver {oldest} or newer; update the driver, or take the CPU's build (make clean, then make "
+            f"it needs driver {oldest} or newer; update the driver, or use the CPU's build (make clean, then make "
             "DEVICE=cpu …)"
         )
     elif chosen is not None:

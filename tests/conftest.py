@@ -116,7 +116,7 @@ def policies(vllm_engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The seam to lm_eval, with a cache of data sets of its own; the test is skipped where that is not installed."""
+    """The seam to lm_eval, with a cache of datasets of its own; the test is skipped where that is not installed."""
     pytest.importorskip("lm_eval")
     import datasets
 

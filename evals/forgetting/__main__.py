@@ -90,44 +90,52 @@ class ForgettingOptions:
     kv_cache_gib: float = 2.0
 
 
+TaskDir = Annotated[
+    Path | None, typer.Option(help="Directory of task files (YAML) that take precedence over the harness's own.")
+]
+Prompts = Annotated[
+    str | None, typer.Option(help="Prompts for the KL: a run's config.yaml, a .jsonl file of problems, or a suite.")
+]
+
+
 @app.command(
     cls=Command,
     epilog="Example: python -m evals.forgetting --model M --adapter DIR --output lost.json",
 )
 def main(
-    model: Annotated[str, typer.Option(help="Hub id, directory, or `embedded`.")],
-    output: Annotated[Path, typer.Option(help="JSON file; the table goes beside it as Markdown.")],
+    model: Annotated[str, typer.Option(help="Base model: hub id, local directory, or `embedded`.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write; the table goes next to it as Markdown.")],
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]DIR", help="A version, or a run (its best, else its latest); may be repeated."),
     ] = None,
     tasks: Annotated[str, typer.Option(help="Comma-separated tasks of lm-evaluation-harness; '' for none.")] = TASKS,
-    task_dir: Annotated[
-        Path | None, typer.Option(help="Directory of task files (YAML) that come before the harness's own.")
+    task_dir: TaskDir = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N documents of each task.")] = None,
+    prompts: Prompts = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Directory with the suites' .jsonl files, read instead of the hub.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N documents of each task.")] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="For the KL: a run's config.yaml, a .jsonl file of problems, or a suite.")
+    problems: Annotated[int, typer.Option(min=1, help="How many prompts to draw for the KL.")] = 128,
+    samples: Annotated[int, typer.Option(min=1, help="Completions per prompt, sampled from the base model.")] = 4,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum length of a completion, in tokens. Default: the run's, or 256.")
     ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Directory with the suites' .jsonl files, for no hub.")] = None,
-    problems: Annotated[int, typer.Option(min=1, help="Prompts drawn for the KL.")] = 128,
-    samples: Annotated[int, typer.Option(min=1, help="Completions of each prompt, from the base model.")] = 4,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest completion; the run's own, or 256.")] = None,
-    context: Annotated[int, typer.Option(min=2, help="Longest document of a task, in tokens.")] = 2048,
-    seed: Annotated[int, typer.Option(help="Of the prompts drawn and of the completions.")] = 0,
-    revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
+    context: Annotated[int, typer.Option(min=2, help="Maximum length of a task's document, in tokens.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Seeds the choice of prompts and the sampling.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None,
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"],
-        typer.Option(help="auto: bfloat16; float32 for `embedded` on a CPU."),
+        typer.Option(help="auto: bfloat16, or float32 for `embedded` on a CPU."),
     ] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: GPUs that share the model.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output.")] = False,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: how many GPUs share the model.")] = 1,
     memory_fraction: Annotated[
-        float, typer.Option(min=0.05, max=1, help="CUDA only: share of each GPU's memory.")
+        float, typer.Option(min=0.05, max=1, help="CUDA only: share of each GPU's memory to use.")
     ] = 0.9,
-    kv_cache_gib: Annotated[float, typer.Option(min=0.05, help="CPU only: memory for keys and values.")] = 2.0,
+    kv_cache_gib: Annotated[float, typer.Option(min=0.05, help="CPU only: size of the KV cache, in GiB.")] = 2.0,
 ) -> None:
-    """What a base model has lost by training, adapter by adapter, from one engine."""
+    """Measure what a base model lost in training, adapter by adapter, with one engine."""
     arguments = dict(locals())
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["tasks"] = tuple(name for name in arguments.pop("tasks").split(",") if name)

@@ -1,4 +1,4 @@
-"""Cleaned answer text → what kind of answer it is. The first rule that recognises the text decides.
+"""Cleaned answer text → what kind of answer it is. The first rule that recognizes the text decides.
 
 Reading never evaluates: it sees brackets, separators, relation signs, units and words, and the parser only
 where {x | x > 3} may be a region. What is left over is an `Expression`, which is parsed when it is compared.
@@ -111,7 +111,7 @@ class Reader:
         """One of several values in brackets, where every comma separates."""
         return Reader(thousands=False, nesting=self.nesting + 1).read(text)
 
-    # Each rule below recognises one kind of text and returns None for all others. Order is in _RULES.
+    # Each rule below recognizes one kind of text and returns None for all others. Order is in _RULES.
 
     def placeholder(self, text: str) -> Node | None:
         return phrases.placeholder(text)

@@ -13,7 +13,7 @@ from rewards.types import Verdict
 from rewards.workers import wire
 
 SCORERS: dict[str, Any] = {}
-"""The data set of each task, by its key."""
+"""The dataset of each task, by its key."""
 # What a model puts around words in a box; a scorer knows no LaTeX.
 _TEXT = re.compile(r"\\(?:text|textbf|textit|texttt|mathrm|mbox)\s*\{(?P<words>[^{}]*)\}|\$(?P<formula>[^$]*)\$")
 
@@ -35,7 +35,7 @@ def score(entry: wire.Message, answer: str | None) -> float:
         raise LookupError(f"the grader was not told of the task {task.name} with these settings")
     value = SCORERS[task.key].score_answer(answer, unpacked(entry["entry"]))
     if not isinstance(value, int | float) or value != value:
-        raise TypeError(f"the scorer of {task.name} returned {value!r}: a number is due")
+        raise TypeError(f"the scorer of {task.name} returned {value!r}: expected a number")
     return float(value)
 
 

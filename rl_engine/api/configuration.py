@@ -14,11 +14,11 @@ Settings = Sequence[str] | Mapping[str, Any]
 
 
 def load_config(name: str | Path, settings: Settings = ()) -> Config:
-    """The configuration of a run: a YAML file or the name of a shipped one, with settings that replace the file's.
+    """Load the configuration of a run from a YAML file, or a shipped one by name; `settings` override the file's.
 
-    The settings are those of the command line, `["train.steps=10", "lora.rank=8"]`, or a mapping,
+    Give settings as on the command line, `["train.steps=10", "lora.rank=8"]`, or as a mapping,
     `{"train.steps": 10, "lora": {"rank": 8}}`. Without `output_dir` the run goes to `runs/<file name>`.
-    Raises `ConfigError`, a `ValueError`, that names every key that cannot be as it is, its value and what is allowed.
+    Raises `ConfigError`, a `ValueError`, that names every invalid key, its value and what is allowed.
     """
     if isinstance(settings, str):
         settings = [settings]

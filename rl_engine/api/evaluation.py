@@ -29,16 +29,16 @@ def evaluate(
     show: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
-    """Score a model and adapters on it as `python -m evals` does, in a process of its own, and return the report.
+    """Score a base model and its adapters as `python -m evals` does, in a separate process, and return the report.
 
-    `adapters` are directories, or a mapping of names to them; of a run its best version is taken. `output` is where the
-    report is kept, a JSON file; with one, an interrupted evaluation goes on when it is called again. The other options
-    are the command's by their names, with `_` for `-`: `samples=16`, `limit=100`, `temperature=0.6`, `base=False`,
-    `records=True`, `overwrite=True`. `show` prints what the command prints.
+    `adapters` are directories, or a mapping of names to directories; of a run, its best version is taken. `output` is a JSON file in which to keep the
+    report; with it, calling the function again continues an interrupted evaluation. Give the command's other options by
+    name, with `_` for `-`: `samples=16`, `limit=100`, `temperature=0.6`, `base=False`, `records=True`,
+    `overwrite=True`. `show` prints the command's output.
 
-    The report has one entry a suite in `suites`: its `rows` (a model each: `adapter`, `avg`, its 95 % `interval`,
-    `pass_at`, `tokens_mean`, …) and, by an adapter's name, the paired difference `minus_base`; docs/evaluation.md.
-    Raises `CommandError` with the command's own line, `TypeError` for an option that is not there.
+    The report has one entry per suite in `suites`: its `rows`, one per model (`adapter`, `avg`, its 95 % `interval`,
+    `pass_at`, `tokens_mean`, …), and `minus_base`, the paired difference by adapter name; see docs/evaluation.md.
+    Raises `CommandError` with the command's error line, and `TypeError` for an unknown option.
     """
     for name in options.keys() - OPTIONS.keys():
         found = near(name, OPTIONS)

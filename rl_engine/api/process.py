@@ -19,14 +19,14 @@ ERROR = "error: "
 
 
 class CommandError(RuntimeError):
-    """A command that ended before its time. The text is the command's own line: what is wrong, and the way out."""
+    """A command that failed. The text is its error line: what is wrong, and what to do about it."""
 
     def __init__(self, message: str, code: int, output: str) -> None:
         super().__init__(message)
         self.code = code
-        """Its exit code: 2 for what can be corrected, as a path; 128 and more, or negative, for a signal; else 1."""
+        """Exit code: 2 for a mistake you can correct, such as a path; 128 and up, or negative, for a signal; or 1."""
         self.output = output
-        """All that the command has printed."""
+        """Everything the command printed."""
 
 
 @dataclass

@@ -17,22 +17,22 @@ from rollout.adapters import AdapterStore
 
 @dataclass(frozen=True)
 class Run:
-    """A run's directory. Everything is read when it is asked for: of a run at work, what there is by then."""
+    """A run directory. Values are read from the files on each access, so a run in progress shows its current state."""
 
     path: Path
     settings: dict[str, Any]
-    """`config.yaml`: the configuration with every value that was chosen by itself."""
+    """`config.yaml`: the resolved configuration, including values that were chosen automatically."""
     config: Config | SftConfig | None
-    """The same, checked; None where another version of the project wrote it and this one does not take it."""
+    """The same, checked; None if another version of the project wrote it and this one does not accept it."""
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """One row a step, from step 0, the evaluation before training: the names of docs/metrics.md; seconds, tokens,
-        nats, fractions."""
+        """One row per step, starting with step 0, the evaluation before training. Names are those of docs/metrics.md;
+        units are seconds, tokens, nats and fractions."""
         return read_metrics(self.path)
 
     def to_pandas(self) -> Any:
-        """The metrics as a DataFrame, its index the step. Raises `ImportError` where pandas is not installed."""
+        """The metrics as a DataFrame indexed by step. Raises `ImportError` if pandas is not installed."""
         import pandas  # type: ignore[import-untyped]
 
         frame = pandas.DataFrame(self.metrics)
@@ -40,12 +40,12 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last step on record; 0 before the first."""
+        """The last recorded step; 0 before the first."""
         return int(max((row["step"] for row in self.metrics), default=0))
 
     def completions(self, step: int | None = None) -> Iterator[dict[str, Any]]:
-        """Every completion of the run, or of one step, a step's file at a time: problem, prompt, completion, verdict,
-        reward, advantage, tokens; docs/metrics.md has the names. None where the run keeps none, as a supervised one.
+        """Every completion of the run, or of one step, read one step's file at a time: problem, prompt, completion,
+        verdict, reward, advantage, tokens. Empty if the run keeps none, as a supervised run.
 
         Raises `ValueError` for a step without completions.
         """
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def adapters(self) -> dict[int, Path]:
-        """Version → its directory, in PEFT's format; of a run with `method: full`, that of a whole model."""
+        """Version → its directory in PEFT's format, or with `method: full` that of a whole model."""
         store = AdapterStore(self.path / "adapters")
         return {version: store.path_of(version) for version in store.versions()}
 
@@ -70,12 +70,12 @@ class Run:
 
     @property
     def best(self) -> Path | None:
-        """The version with the highest score on `eval.best`; None where none is scored."""
+        """The version with the highest score on `eval.best`; None if none was scored."""
         return self._pointed("best")
 
     @property
     def evals(self) -> list[dict[str, Any]]:
-        """The reports in `evals/`: a suite and a version each, with the score `avg` and its 95 % `interval`."""
+        """The reports in `evals/`, each for one suite and version, with the score `avg` and its 95 % `interval`."""
         return [json.loads(path.read_text()) for path in sorted((self.path / "evals").glob("*.json"))]
 
     def _pointed(self, pointer: str) -> Path | None:
@@ -84,9 +84,9 @@ class Run:
 
 
 def read_run(path: str | Path) -> Run:
-    """The run in a directory: of `rl_engine.train`, `rl_engine.sft` or a cell of a sweep, also one that is at work.
+    """Read the run in a directory: of `rl_engine.train`, `rl_engine.sft` or a cell of a sweep, finished or in progress.
 
-    Raises `FileNotFoundError` where there is none.
+    Raises `FileNotFoundError` if there is none.
     """
     directory = Path(path).expanduser().absolute()
     found = read_configuration(directory)

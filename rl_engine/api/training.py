@@ -14,18 +14,18 @@ from rl_engine.run.records import METRICS, read_metrics
 
 POLL_S = 0.2
 Row = dict[str, float]
-"""A step's line of metrics.jsonl: the names of docs/metrics.md; seconds, tokens, nats, fractions."""
+"""A step's line of metrics.jsonl, with the names of docs/metrics.md; in seconds, tokens, nats and fractions."""
 
 
 def train(
     config: Config, *, resume: bool = False, overwrite: bool = False, keep_old: bool = False, show: bool = True
 ) -> Run:
-    """Train as `python -m rl_engine.train` does, in a process of its own, and return the finished run.
+    """Train as `python -m rl_engine.train` does, in a separate process, and return the finished run.
 
-    `resume` continues the run in `output_dir`, `overwrite` replaces it, and with `keep_old` keeps it aside; with
-    neither, a run that is there is an error. `show` prints what the command prints. Ctrl-C stops the run, which saves
-    its last finished step; so does whatever else ends the call.
-    Raises `CommandError` with the command's own line.
+    `resume` continues the run in `output_dir`. `overwrite` replaces it; with `keep_old` the earlier run is kept as
+    `<output_dir>.old-N`. With neither, an existing run is an error. `show` prints the command's output. Ctrl-C, or
+    anything else that ends the call, stops the run, which saves its last finished step.
+    Raises `CommandError` with the command's error line.
     """
     for _ in train_steps(config, resume=resume, overwrite=overwrite, keep_old=keep_old, show=show):
         pass
@@ -35,10 +35,10 @@ def train(
 def train_steps(
     config: Config, *, resume: bool = False, overwrite: bool = False, keep_old: bool = False, show: bool = False
 ) -> Iterator[Row]:
-    """The same, yielding the metrics of each step as it is done; step 0 is the evaluation before training.
+    """Like `train`, but yields each step's metrics as soon as it is done; step 0 is the evaluation before training.
 
-    The run begins when the first are asked for. Leaving the loop stops it; with `resume=True` it goes on, and the steps
-    that were done come once more, first.
+    The run starts when the first metrics are requested. Leaving the loop stops it. With `resume=True` it continues, and
+    first yields the finished steps again.
     """
     if not isinstance(config, Config):
         raise TypeError(f"train takes a configuration, as load_config gives it, not {config!r:.80}")

@@ -120,7 +120,7 @@ RULES = (
         keys=("data.name", "data.subset", "data.revision"),
         depends_on=("data.source",),
         idle=lambda of: of["data.source"] != HUB,
-        why="no data set of the hub is chosen by its name: data.source is {data.source}",
+        why="no hub dataset is chosen by name: data.source is {data.source}",
         instead="give data.source=hub too, or leave it out",
     ),
     Rule(
@@ -134,7 +134,7 @@ RULES = (
         keys=("data.split",),
         depends_on=("data.source", "data.path"),
         idle=lambda of: not _has_splits(of["data.source"], of["data.path"]),
-        why="neither a data set of data.source=hub nor a directory of several splits is read: data.source is "
+        why="neither a hub dataset nor a directory of several splits is read: data.source is "
         "{data.source}, data.path {data.path}",
         instead="give data.source=hub too, or leave it out",
     ),
@@ -233,7 +233,7 @@ RULES = (
         keys=POOL,
         depends_on=("rollout.placement",),
         idle=lambda of: of["rollout.placement"] == "inprocess",
-        why="it is of workers, and rollout.placement inprocess has none",
+        why="it applies to workers, and rollout.placement inprocess has none",
         instead="give rollout.placement=ray too, or leave it out",
     ),
     Rule(

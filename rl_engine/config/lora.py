@@ -11,39 +11,48 @@ from rollout.config import Section
 
 
 class LoraConfig(Section):
-    rank: int = Field(1, ge=1, le=512, description="Rank of the update of each layer.")
-    alpha: float = Field(32.0, gt=0, description="The update is (alpha / rank) · B·A.")
+    rank: int = Field(1, ge=1, le=512, description="Rank of each layer's update.")
+    alpha: float = Field(32.0, gt=0, description="Scale of the update, which is (alpha / rank) · B·A.")
     targets: str | tuple[str, ...] = Field(
         "all",
-        description="`all` linear layers, `mlp`, `attention`, each with `+lm_head` for the output embedding too, "
-        "or names of layers.",
+        description="Layers to adapt: `all` linear layers, `mlp` or `attention`, each optionally with "
+        "`+lm_head` for the output embedding, or names of layers.",
     )
     expert_rank: int | Literal["auto"] = Field(
         "auto",
-        description="Mixture of experts: rank of each expert's update; auto is rank / active experts, at least 1.",
+        description="Mixture of experts: rank of each expert's update. auto: rank / active experts, at least 1.",
     )
     init: str = Field(
         "default",
-        description=f"Where the adapter starts: {', '.join(STARTS)}. All but the SVD ones (pissa, olora, tiny) and eva "
-        "start from values that know nothing of the model; docs/choosing.md.",
+        description=f"How the adapter is initialized: {', '.join(STARTS)}. eva, pissa, olora and tiny "
+        "depend on the model's weights or activations; the others do not (docs/choosing.md).",
     )
     numbers: int = Field(
         13,
         ge=1,
         le=1000,
-        description="Trained numbers of `init: tiny` (TinyLoRA), which all layers share: the whole adapter.",
+        description="`init: tiny` (TinyLoRA) only: how many numbers are trained in the whole adapter; all "
+        "layers share them.",
     )
     plus_ratio: float = Field(
-        1.0, gt=0, le=1024, description="LoRA+: the rate of B is this many times `optim.lr`, the rate of A."
+        1.0,
+        gt=0,
+        le=1024,
+        description="LoRA+: the learning rate of B as a multiple of `optim.lr`, the learning rate of A.",
     )
     rslora: bool = Field(False, description="Scale by alpha / √rank (rsLoRA) instead of alpha / rank.")
-    dora: bool = Field(False, description="Not served by vLLM, so refused; the message says what to do instead.")
-    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=512)]] = Field(
-        {}, description="Other ranks by name or path of layers, `{down_proj: 4}`; the first that fits counts."
+    dora: bool = Field(
+        False, description="Refused, since vLLM does not serve DoRA; the message says what to do instead."
     )
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="Other alphas in the same way.")
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=512)]] = Field(
+        {},
+        description="Ranks for individual layers, by name or path, such as `{down_proj: 4}`; the first match applies.",
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Alphas for individual layers, in the same way."
+    )
     start_from: str | None = Field(
-        None, description="Directory of an adapter to go on training, of this rank, alpha and targets."
+        None, description="Directory of an adapter to continue training; it must have this rank, alpha and targets."
     )
 
     @property
@@ -76,7 +85,7 @@ class LoraConfig(Section):
             raise ValueError(f"lora.init {self.init} is served at rank {self.served_rank}, and vLLM serves up to 512")
         if self.is_tiny and self.plus_ratio != 1:
             raise ValueError(
-                f"lora.plus_ratio is {self.plus_ratio:g}, and with lora.init {self.init} no B learns: leave it out"
+                f"lora.plus_ratio is {self.plus_ratio:g}, and with lora.init {self.init} no B is trained: leave it out"
             )
         if self.start_from is not None and self.init != "default":
             raise ValueError(f"lora.start_from says where the adapter starts: leave lora.init ({self.init}) out")

@@ -1,4 +1,4 @@
-"""The `loss:` section: what is minimised, against which baseline, with which corrections and penalties."""
+"""The `loss:` section: what is minimized, against which baseline, with which corrections and penalties."""
 
 from __future__ import annotations
 
@@ -20,35 +20,47 @@ Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate"
 
 class LossConfig(Section):
     name: Literal["importance_sampling", "reinforce", "ppo_clip", "cispo", "gspo"] = Field(
-        "importance_sampling", description="Entry of `rl_engine.learner.losses.LOSSES`."
+        "importance_sampling", description="Objective: an entry of `rl_engine.learner.losses.LOSSES`."
     )
     baseline: Literal["group_mean", "leave_one_out", "group_mean_std"] = Field(
-        "group_mean", description="What a completion is compared with; the last also divides by the spread (GRPO)."
+        "group_mean",
+        description="What a completion's reward is compared with; group_mean_std also divides by the group's "
+        "standard deviation (GRPO).",
     )
     normalizer: Literal["constant", "tokens", "sequence"] = Field(
         "constant",
-        description="What divides the step's sum of token losses: completions × max_tokens, the tokens of the step "
-        "(DAPO), or each completion's own length and then the completions (GRPO).",
+        description="What the step's sum of token losses is divided by. constant: completions × max_tokens; "
+        "tokens: the tokens of the step (DAPO); sequence: each completion's own length, then the "
+        "number of completions (GRPO).",
     )
     clip_low: float | None = Field(
-        None, gt=0, lt=1, description="Ratios below 1 − clip_low are clipped (ppo_clip 0.2, gspo 3e-4 when absent)."
+        None,
+        gt=0,
+        lt=1,
+        description="Ratios below 1 − clip_low are clipped; if unset, 0.2 for ppo_clip and 3e-4 for gspo.",
     )
     clip_high: float | None = Field(
-        None, gt=0, description="Ratios above 1 + clip_high are (ppo_clip 0.2, cispo 3, gspo 4e-4 when absent)."
+        None,
+        gt=0,
+        description="Ratios above 1 + clip_high are clipped; if unset, 0.2 for ppo_clip, 3 for cispo and 4e-4 "
+        "for gspo.",
     )
     sampler_correction: Literal["auto"] | Correction = Field(
         "auto",
-        description="Weigh the loss by learner/sampler probability at the start of the step, bounded. auto: "
-        "`token_truncate` for ppo_clip, cispo and gspo, whose own ratio is against the learner and does not see the "
-        "sampler; `none` for importance_sampling, whose ratio is against the sampler, and for reinforce.",
+        description="Weight the loss by the learner/sampler probability ratio at the start of the step, "
+        "within bounds. auto: `token_truncate` for ppo_clip, cispo and gspo, whose own ratio is "
+        "to the learner at the start of the step and so does not see the sampler; `none` for "
+        "importance_sampling, whose ratio is to the sampler, and for reinforce.",
     )
-    correction_min: float = Field(0.0, ge=0, lt=1, description="Smallest such weight left alone.")
-    correction_max: float = Field(2.0, gt=1, description="Largest such weight left alone.")
-    kl_coef: float = Field(0.0, ge=0, description="Weight of the KL to the base model; 0 for none.")
+    correction_min: float = Field(0.0, ge=0, lt=1, description="Smallest such weight that is left unchanged.")
+    correction_max: float = Field(2.0, gt=1, description="Largest such weight that is left unchanged.")
+    kl_coef: float = Field(0.0, ge=0, description="Weight of the KL to the base model; 0 disables it.")
     kl_penalty: Literal["k1", "k2", "k3", "advantage"] = Field(
-        "k3", description="Estimator of the KL in the loss, or `advantage` to take log p/p_base off the advantages."
+        "k3",
+        description="Estimator of the KL in the loss, or `advantage` to subtract log p/p_base from the "
+        "advantages instead.",
     )
-    entropy_coef: float = Field(0.0, description="Weight of the entropy bonus; negative for a penalty.")
+    entropy_coef: float = Field(0.0, description="Weight of the entropy bonus; a negative value is a penalty.")
 
     def bounds(self) -> dict[str, float]:
         """Clipping bounds of the chosen loss, by the name of its argument."""

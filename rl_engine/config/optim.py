@@ -20,18 +20,23 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 class OptimConfig(Section):
     lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
-        description="Learning rate of Adam; auto: by rule (docs/choosing.md), printed with its derivation."
+        description="Adam's learning rate. auto: chosen by rule (docs/choosing.md) and printed with its derivation."
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), description="Adam's decay rates of the two moments."
+        (0.9, 0.95), description="Adam's decay rates for the first and second moment."
     )
-    eps: float = Field(1e-12, gt=0, description="Far below any gradient: the loss's constant must not matter.")
-    clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0 for no clipping.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's, of every trained parameter.")
+    eps: float = Field(
+        1e-12,
+        gt=0,
+        description="Adam's epsilon: far below any gradient, so that a constant factor in the loss does not matter.",
+    )
+    clip_norm: float = Field(0.0, ge=0, description="Maximum gradient norm; 0 disables clipping.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay of every trained parameter.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Of the rate over the run's steps; the others fall to 0 after the last."
+        "constant",
+        description="Learning-rate schedule over the run's steps; linear and cosine fall to 0 after the last.",
     )
-    warmup_steps: int = Field(0, ge=0, description="Steps in which the rate first rises from 0.")
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate first rises from 0.")
 
     @property
     def rate(self) -> float:

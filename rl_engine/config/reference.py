@@ -13,21 +13,21 @@ from rl_engine.config.sft import SftConfig
 
 HEADER = """# Configuration
 
-Every key, its type and range, its default and its meaning. Made from the code by
+Every key, with its type and range, its default and its meaning. This page is generated from the code by
 `python -m rl_engine.config.reference > docs/configuration.md`; a test keeps it up to date.
 
-On the command line a key is given as `key.sub=value`, its value as in YAML: `lora.targets=[q_proj,v_proj]`,
-`lora.start_from=null`. A list takes a lone value, or several with commas between them, without the brackets too.
+On the command line, write a key as `key.sub=value`, with the value as in YAML: `lora.targets=[q_proj,v_proj]`,
+`lora.start_from=null`. For a list you may also give a single value, or several separated by commas, without brackets.
 
-A key that has no effect with the others (`data.path` while `data.source` is `arithmetic`, `lora.rank` with
-`method: full`) is refused. Only what a file says and the command line switches off (`--config gsm8k.yaml method=full`)
-is left out instead, as if the file had not said it.
+A key that has no effect in combination with the others is an error: `data.path` while `data.source` is `arithmetic`, or
+`lora.rank` with `method: full`. The one exception is a key in the file that an override on the command line makes
+ineffective (`--config gsm8k.yaml method=full`): it is ignored, as if the file did not contain it.
 
 ## `python -m rl_engine.train`
 """
 SUPERVISED = """
 ## `python -m rl_engine.sft`
-These, and of the keys above: {same}.
+The keys in the table below, and these from the table above: {same}.
 
 """
 TABLE = """| key | type | default | meaning |

@@ -26,31 +26,35 @@ CHECKPOINT_EVERY: dict[Method, int] = {"lora": 1, "full": 10}
 
 class LearnerConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        0, description="What DeepSpeed shards over the ranks: nothing, Adam's moments, gradients too, parameters too."
+        0,
+        description="What DeepSpeed shards across ranks. 0: nothing; 1: Adam's moments; 2: also gradients; 3: "
+        "also parameters.",
     )
     offload_optimizer: bool = Field(
-        False, description="Adam's moments and step in host memory; needs zero_stage 1 or more."
+        False, description="Keep Adam's moments, and run its step, in host memory; needs zero_stage 1 or higher."
     )
     updates_per_step: int = Field(
         1,
         ge=1,
-        description="Optimizer updates a step: its groups are dealt into so many parts, an update each.",
+        description="Optimizer updates per step: the step's groups are split into this many parts, one update each.",
     )
     epochs_per_step: int = Field(
-        1, ge=1, description="Times that a step's completions are learned from, in the same updates each time."
+        1, ge=1, description="How many times to learn from a step's completions, with the same updates each time."
     )
-    tokens_per_microbatch: int = Field(8192, ge=1, description="Padded tokens of one forward and backward.")
+    tokens_per_microbatch: int = Field(8192, ge=1, description="Padded tokens per forward and backward pass.")
     attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
         "sdpa",
-        description="Of the learner, where prompts are not shared; flash_attention_2 needs CUDA and flash-attn.",
+        description="Attention kernel of the learner, where prompts are not shared; flash_attention_2 needs "
+        "CUDA and flash-attn.",
     )
     layout: Literal["auto", "shared_prompt", "padded", "packed"] = Field(
         "auto",
-        description="How samples make a micro-batch: `shared_prompt` computes the prompt of a group once; `padded` "
-        "gives each a row; `packed` puts them end to end without padding. auto, where the model's attention is plain: "
-        "on a CPU shared_prompt for samples of at most 2,048 tokens, on CUDA packed in bfloat16; else padded.",
+        description="How samples form a micro-batch: `shared_prompt` computes the prompt of a group once, "
+        "`padded` gives each sample a row, `packed` concatenates samples without padding. auto, "
+        "if the model's attention is plain: shared_prompt on a CPU for samples of at most 2,048 "
+        "tokens, packed on CUDA in bfloat16; otherwise padded.",
     )
-    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
+    gradient_checkpointing: bool = Field(False, description="Use less memory, for about a third more time.")
 
     @property
     def updates(self) -> int:
@@ -65,13 +69,13 @@ class LearnerConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: int = Field(ge=1, description="Optimizer steps of the run.")
-    problems_per_step: int = Field(ge=1, description="Groups learned from in each step.")
+    steps: int = Field(ge=1, description="Number of steps in the run.")
+    problems_per_step: int = Field(ge=1, description="Groups to learn from in each step.")
     max_problems_per_step: int | None = Field(
         None,
         ge=1,
-        description="Dynamic sampling (DAPO): groups without signal are replaced by further ones until so many were "
-        "sampled for a step; none are when absent.",
+        description="Dynamic sampling (DAPO): replace groups whose rewards are all equal, until this many "
+        "problems have been sampled for the step; if unset, none are replaced.",
     )
 
     @model_validator(mode="after")
@@ -85,25 +89,34 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    every: int = Field(10, ge=0, description="Steps between evaluations; 0 for only before and after.")
-    at_start: bool = Field(True, description="Evaluate before the first step, too.")
+    every: int = Field(10, ge=0, description="Steps between evaluations; 0 evaluates only before and after training.")
+    at_start: bool = Field(True, description="Also evaluate before the first step.")
     suites: tuple[str, ...] = Field((), description="Names of suites, or files of problems.")
     best: str | None = Field(
-        None, description="Suite whose best adapter is kept as `adapters/best`; the first suite when absent."
+        None, description="Suite that decides which adapter is kept as `adapters/best`; the first suite if unset."
     )
     limit: int | None = Field(None, ge=1, description="Use only the first N problems of each suite.")
-    n: int = Field(1, ge=1, description="Completions of each problem.")
-    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this share.")
-    top_k: int | None = Field(None, ge=1, description="Sample from so many likeliest tokens; all when absent.")
+    n: int = Field(1, ge=1, description="Completions per problem.")
+    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature; 0 is greedy.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample only from the most likely tokens that together hold this probability."
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="Sample only from this many of the most likely tokens; all if unset."
+    )
     min_p: float = Field(
-        0.0, ge=0, le=1, description="Sample from tokens at least this share as likely as the likeliest."
+        0.0, ge=0, le=1, description="Sample only from tokens at least this fraction as likely as the most likely one."
     )
-    max_tokens: int | None = Field(None, ge=1, description="Longest completion; the training's when absent.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Maximum length of a completion, in tokens; `sampling.max_tokens` if unset."
+    )
     prompts_per_piece: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="As rollout.prompts_per_piece, of the problems of all suites, which are sampled together."
+        "auto",
+        description="Like rollout.prompts_per_piece, for the problems of all suites, which are sampled together.",
     )
-    data_dir: str | None = Field(None, description="Directory with the suites' JSON Lines files, for no hub.")
+    data_dir: str | None = Field(
+        None, description="Directory with the suites' JSON Lines files, read instead of the hub."
+    )
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:
@@ -121,20 +134,21 @@ class EvalConfig(Section):
 
 class CheckpointConfig(Section):
     every: int | None = Field(
-        None, ge=1, description="Steps between checkpoints; when absent 1 of adapters, and 10 of method full."
+        None, ge=1, description="Steps between checkpoints; if unset, 1 for an adapter and 10 for `method: full`."
     )
-    keep: int = Field(2, ge=1, description="Checkpoints kept; the newest ones.")
+    keep: int = Field(2, ge=1, description="How many checkpoints to keep; the newest are kept.")
     keep_adapters: int | None = Field(
         None,
         ge=2,
-        description="Published versions kept, the newest ones; when absent all adapters, and 2 of method full.",
+        description="How many published versions to keep; the newest are kept. If unset, all adapters, or 2 "
+        "versions with `method: full`.",
     )
 
 
 class LogConfig(Section):
-    tensorboard: bool = Field(True, description="Write `tensorboard/` into the run's directory.")
-    wandb: str | None = Field(None, description="Weights & Biases project.")
-    trackio: str | None = Field(None, description="Trackio project.")
+    tensorboard: bool = Field(True, description="Write `tensorboard/` in the run directory.")
+    wandb: str | None = Field(None, description="Weights & Biases project to log to.")
+    trackio: str | None = Field(None, description="Trackio project to log to.")
 
 
 class Config(CommandConfig):
@@ -142,9 +156,9 @@ class Config(CommandConfig):
 
     module: ClassVar[str] = "rl_engine.train"
 
-    seed: int = Field(0, ge=0, description="Of the adapter, the order of problems and the completions.")
-    output_dir: str = Field(description="Where the run is kept; `runs/<config name>` when not given.")
-    method: Method = Field("lora", description="What is trained: an adapter, or every weight.")
+    seed: int = Field(0, ge=0, description="Seeds the adapter, problem order and sampling.")
+    output_dir: str = Field(description="Run directory; `runs/<config name>` if not given.")
+    method: Method = Field("lora", description="What to train: an adapter (`lora`) or every weight (`full`).")
     model: ModelConfig
     data: DataConfig
     prompt: PromptConfig = PromptConfig()
@@ -206,14 +220,14 @@ class Config(CommandConfig):
         if rollout.placement == "inprocess":
             if rollout.max_staleness:
                 raise ValueError(
-                    f"rollout.max_staleness is {rollout.max_staleness}, and in process nobody samples while the "
+                    f"rollout.max_staleness is {rollout.max_staleness}, and in process nothing is sampled while the "
                     "learner works: give rollout.placement=ray too, or leave it at 0"
                 )
             return self
         if rollout.max_staleness and self.method == "full":
             raise ValueError(
                 f"rollout.max_staleness is {rollout.max_staleness}, and with method=full each version takes the place "
-                "of the one before it: leave it at 0, or take method=lora"
+                "of the one before it: leave it at 0, or use method=lora"
             )
         loss = self.loss
         if rollout.max_staleness and loss.correction == "none" and loss.name != "importance_sampling":
@@ -231,14 +245,14 @@ class Config(CommandConfig):
             return self
         if rollout.max_staleness < 2:
             raise ValueError(
-                f"rollout.leg_tokens is {rollout.leg_tokens}, and another version goes on with a completion only where "
+                f"rollout.leg_tokens is {rollout.leg_tokens}, and another version continues a completion only where "
                 f"rollout.max_staleness is 2 or more (with rollout.placement=ray), not {rollout.max_staleness}: raise "
                 "that, or leave rollout.leg_tokens out"
             )
         if rollout.leg_tokens >= limit:
             raise ValueError(
                 f"rollout.leg_tokens is {rollout.leg_tokens}: give fewer tokens than sampling.max_tokens ({limit}), or "
-                "nothing is left to go on with"
+                "nothing is left to continue"
             )
         return self
 

@@ -21,28 +21,34 @@ from rollout.config import TASK, TASK_SETTINGS, ModelConfig, PromptConfig, Secti
 class ChatColumnsConfig(Section):
     """Which column of a source is what; unset ones follow the source."""
 
-    messages: str | None = Field(None, description="Column of the turns, `role`/`content` or `from`/`value`.")
-    prompt: str | None = Field(None, description="Column of the question, where there are no turns.")
-    completion: str | None = Field(None, description="Column of the answer to it.")
+    messages: str | None = Field(
+        None, description="Column that holds the conversation, as `role`/`content` or `from`/`value` turns."
+    )
+    prompt: str | None = Field(None, description="Column that holds the question, if there is no conversation.")
+    completion: str | None = Field(None, description="Column that holds the answer to the question.")
 
 
 class SumsConfig(Section):
     """Worked and unworked sums: what the embedded model is made of."""
 
     terms: tuple[Annotated[int, Field(ge=2, le=20)], ...] = Field(
-        (2, 3, 4, 5, 6), min_length=1, description="Numbers in an expression, drawn evenly from these."
+        (2, 3, 4, 5, 6), min_length=1, description="How many numbers an expression has, drawn uniformly from these."
     )
     largest: int = Field(20, ge=1, description="Largest number in an expression.")
-    direct_share: float = Field(0.65, ge=0, le=1, description="Share answered at once; the others line by line.")
+    direct_share: float = Field(
+        0.65, ge=0, le=1, description="Share of sums answered at once; the others are worked out line by line."
+    )
 
 
 class PairsConfig(Section):
     """Random keys and values: nothing can be learned from them but themselves."""
 
-    count: int = Field(1024, ge=1, description="Pairs.")
-    key_length: int = Field(8, ge=1, description="Characters of a key.")
-    value_length: int = Field(16, ge=1, description="Characters of a value, drawn evenly and independently.")
-    alphabet: str = Field("0123456789", min_length=2, description="The characters.")
+    count: int = Field(1024, ge=1, description="Number of pairs.")
+    key_length: int = Field(8, ge=1, description="Length of a key, in characters.")
+    value_length: int = Field(
+        16, ge=1, description="Length of a value, in characters, each drawn uniformly and independently."
+    )
+    alphabet: str = Field("0123456789", min_length=2, description="Characters to draw from.")
 
     @model_validator(mode="after")
     def _keys_can_differ(self) -> Self:
@@ -59,48 +65,53 @@ class PairsConfig(Section):
 
 class SftDataConfig(Section):
     source: str = Field(
-        description="`tulu3`, `openthoughts3`, `file` (`jsonl`), `hub`, `reasoning_gym`, `arithmetic` or "
-        "`random_pairs`."
+        description="`tulu3`, `openthoughts3`, `file` (alias `jsonl`), `hub`, `reasoning_gym`, `arithmetic` "
+        "or `random_pairs`."
     )
     path: str | None = Field(
-        None, description="File read in place of the hub data set, in any format that `rl_engine.train` reads."
+        None, description="File to read instead of the hub dataset, in any format that `rl_engine.train` reads."
     )
-    test_path: str | None = Field(None, description="File to test on; without, rows are set apart.")
-    name: str | None = Field(None, description="`source: hub` only: the data set, ORG/NAME.")
-    subset: str | None = Field(None, description="`source: hub` only: which of the data set's configurations.")
+    test_path: str | None = Field(None, description="File of test examples; if unset, some training rows are held out.")
+    name: str | None = Field(None, description="`source: hub` only: the dataset, ORG/NAME.")
+    subset: str | None = Field(None, description="`source: hub` only: which of the dataset's configurations to read.")
     split: str | None = Field(
-        None, description="Of a hub data set, or of a directory that holds several; `train` when absent."
+        None, description="Split of a hub dataset, or of a directory that holds several; `train` if unset."
     )
-    revision: str | None = Field(None, description="`source: hub` only: commit, tag or branch; the newest when absent.")
+    revision: str | None = Field(None, description="`source: hub` only: commit, tag or branch; the newest if unset.")
     task: str | None = Field(None, description=TASK)
     task_settings: dict[str, JsonValue] = Field({}, description=TASK_SETTINGS)
     columns: ChatColumnsConfig = ChatColumnsConfig()
     arithmetic: SumsConfig = SumsConfig()
     random_pairs: PairsConfig = PairsConfig()
     chat_template: str | None = Field(
-        None, description="Jinja file, or `tulu`, in place of the model's own chat template: base models have none."
+        None,
+        description="Jinja file, or `tulu`, to use instead of the model's own chat template; base models have none.",
     )
-    seed: int = Field(0, ge=0, description="Of the choice of rows, which is the same whatever the run's seed.")
-    limit: int | None = Field(None, ge=1, description="Training examples; all when absent.")
-    test_size: int = Field(256, ge=0, description="Test examples, at most.")
-    shuffle: bool = Field(True, description="Shuffle the training examples anew each epoch, from the run's seed.")
-    max_tokens: int = Field(2048, ge=2, description="Longer examples are dropped, with a count; packed rows' length.")
-    packing: bool = Field(False, description="Put examples end to end into rows of up to `max_tokens`.")
+    seed: int = Field(0, ge=0, description="Seeds the choice of rows, which does not depend on the run's seed.")
+    limit: int | None = Field(None, ge=1, description="Number of training examples; all if unset.")
+    test_size: int = Field(256, ge=0, description="Maximum number of test examples.")
+    shuffle: bool = Field(True, description="Reshuffle the training examples every epoch, from the run's seed.")
+    max_tokens: int = Field(
+        2048, ge=2, description="Drop examples longer than this and report how many; also the length of packed rows."
+    )
+    packing: bool = Field(False, description="Concatenate examples into rows of up to `max_tokens`.")
 
 
 class SftPromptConfig(PromptConfig):
-    instruction: str | None = Field(None, description="Sentence after each question; null for none.")
+    instruction: str | None = Field(None, description="Sentence added after each question; null for none.")
 
 
 class SftTrainConfig(Section):
-    steps: int | None = Field(None, ge=1, description="Optimizer steps of the run.")
-    epochs: float | None = Field(None, gt=0, description="Passes over the training examples, in place of `steps`.")
-    batch_size: int = Field(32, ge=1, description="Sequences of an optimizer step; packed rows with `data.packing`.")
-    microbatch_size: int | None = Field(None, ge=1, description="Sequences of one forward and backward; all if absent.")
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
-        "sdpa", description="flash_attention_2 needs CUDA and flash-attn, and makes packing fast."
+    steps: int | None = Field(None, ge=1, description="Number of optimizer steps in the run.")
+    epochs: float | None = Field(None, gt=0, description="Passes over the training examples, instead of `steps`.")
+    batch_size: int = Field(32, ge=1, description="Sequences per optimizer step; with `data.packing`, packed rows.")
+    microbatch_size: int | None = Field(
+        None, ge=1, description="Sequences per forward and backward pass; the whole batch if unset."
     )
-    gradient_checkpointing: bool = Field(False, description="Less memory for about a third more time.")
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(
+        "sdpa", description="Attention kernel; flash_attention_2 needs CUDA and flash-attn, and makes packing fast."
+    )
+    gradient_checkpointing: bool = Field(False, description="Use less memory, for about a third more time.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -120,17 +131,21 @@ class SftTrainConfig(Section):
 class SftEvalConfig(Section):
     """The test log loss is measured before the first step, after the last, and:"""
 
-    every: int = Field(0, ge=0, description="Steps between measurements of the test log loss; 0 for none between.")
-    at: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="Further steps after which it is measured.")
+    every: int = Field(
+        0,
+        ge=0,
+        description="Steps between measurements of the test log loss; 0 measures it only before and after training.",
+    )
+    at: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="Additional steps after which to measure it.")
 
 
 class SftCheckpointConfig(Section):
-    every: int = Field(0, ge=0, description="Steps between checkpoints; 0 for one only when the run is stopped.")
-    keep: int = Field(1, ge=1, description="Checkpoints kept; the newest ones.")
+    every: int = Field(0, ge=0, description="Steps between checkpoints; 0 writes one only when the run is stopped.")
+    keep: int = Field(1, ge=1, description="How many checkpoints to keep; the newest are kept.")
 
 
 class SftLogConfig(LogConfig):
-    every: int = Field(1, ge=1, description="Steps between lines of metrics.jsonl.")
+    every: int = Field(1, ge=1, description="Steps between lines in metrics.jsonl.")
 
 
 class SftConfig(CommandConfig):
@@ -138,9 +153,9 @@ class SftConfig(CommandConfig):
 
     module: ClassVar[str] = "rl_engine.sft"
 
-    seed: int = Field(0, ge=0, description="Of the adapter and the order of examples.")
-    output_dir: str = Field(description="Where the run is kept; `runs/<config name>` when not given.")
-    method: Method = Field("lora", description="What is trained: an adapter, or every weight.")
+    seed: int = Field(0, ge=0, description="Seeds the adapter and the order of examples.")
+    output_dir: str = Field(description="Run directory; `runs/<config name>` if not given.")
+    method: Method = Field("lora", description="What to train: an adapter (`lora`) or every weight (`full`).")
     model: ModelConfig
     data: SftDataConfig
     prompt: SftPromptConfig = SftPromptConfig()
@@ -154,6 +169,6 @@ class SftConfig(CommandConfig):
     @model_validator(mode="after")
     def _can_start(self) -> Self:
         if STARTS[self.lora.init].calibrated:
-            raise ValueError(f"lora.init {self.lora.init} looks at the prompts of reinforcement learning: take default")
+            raise ValueError(f"lora.init {self.lora.init} looks at the prompts of reinforcement learning: use default")
         refuse_unknown_rate(self.lora, self.optim.lr, self.method)
         return self

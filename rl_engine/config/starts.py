@@ -35,13 +35,13 @@ STARTS: dict[str, Start] = {
 }
 
 REFUSED: dict[str, str] = {
-    "loftq": "it trains over a quantised base, and the sampler serves the base as it is: save the quantised model as a "
-    "directory, name that in model.name, and take lora.init=default",
-    "corda": "it needs covariances collected over a data set of its own: take eva, which uses the run's prompts",
-    "lora_ga": "it needs gradients of a supervised loss before training: take pissa or eva",
-    "mica": "it freezes B, and every rule here is of an A and a B that learn: take default or orthogonal",
+    "loftq": "it trains over a quantized base, and the sampler serves the base as it is: save the quantized model as a "
+    "directory, name that in model.name, and use lora.init=default",
+    "corda": "it needs covariances collected over a dataset of its own: use eva, which uses the run's prompts",
+    "lora_ga": "it needs gradients of a supervised loss before training: use pissa or eva",
+    "mica": "it freezes B, and every rule here is of an A and a B that learn: use default or orthogonal",
 }
 DORA = (
     "lora.dora: vLLM cannot serve DoRA (its update has full rank, so no adapter equals it): "
-    "leave it off, or take method=full"
+    "leave it off, or use method=full"
 )

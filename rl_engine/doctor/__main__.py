@@ -39,7 +39,7 @@ def main(
         str, typer.Option(help="A YAML file, or the name of a shipped configuration.")
     ] = "quickstart.yaml",
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
     ] = None,
 ) -> None:
     """Show what this machine has and check that a configuration runs on it, in about a minute."""

@@ -49,16 +49,22 @@ ROWS = 30
 def main(
     adapters: Annotated[
         list[Path],
-        typer.Argument(metavar="ADAPTER…", help="Adapters, whole models of `method: full`, or a run for all of its."),
+        typer.Argument(
+            metavar="ADAPTER…",
+            help="Adapters, whole models from `method: full`, or a run directory for all its versions.",
+        ),
     ],
     base: Annotated[
-        Path | None, typer.Option(help="What whole models began from; else the run's version 0.", metavar="MODEL")
+        Path | None,
+        typer.Option(
+            help="Model that whole models are compared with; by default version 0 of the run.", metavar="MODEL"
+        ),
     ] = None,
-    only: Annotated[str, typer.Option(help="Only modules whose name contains this.", metavar="TEXT")] = "",
+    only: Annotated[str, typer.Option(help="Show only modules whose name contains this text.", metavar="TEXT")] = "",
     modules: Annotated[bool, typer.Option("--modules", help="Show every module of the last version.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figures over the versions.", metavar="FILE.png")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Plot the figures over the versions.", metavar="FILE.png")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write every figure of every module.", metavar="FILE.json")
+        Path | None, typer.Option(help="Write every figure for every module.", metavar="FILE.json")
     ] = None,
 ) -> None:
     """Show what adapters learned: norms, stable rank, and how much of the rank is used."""

@@ -17,5 +17,7 @@ def directories(path: Path) -> list[Path]:
         if found := store.versions():
             return [store.path_of(version) for version in found]
     if not any((path / name).is_file() for name in (PEFT_CONFIG, "config.json")):
-        raise FileNotFoundError(f"{path} is no adapter, no model and no run: {PEFT_CONFIG} or adapters/ is wanted")
+        raise FileNotFoundError(
+            f"{path} is not an adapter, a model or a run: there is no {PEFT_CONFIG} and no adapters/"
+        )
     return [path]

@@ -25,7 +25,7 @@ class TrainingSample:
     """[C] nats: the sampler's log-probability of each completion token."""
     advantage: float
     weight: float = 1.0
-    """The weight of each of its tokens in the step's loss, which the normaliser sets."""
+    """The weight of each of its tokens in the step's loss, which the normalizer sets."""
     old_logprobs: tuple[float, ...] | None = None
     """[C] nats: the learner's own at the start of the step, where they were needed."""
     origin: str = ""

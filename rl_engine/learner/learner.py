@@ -1,6 +1,6 @@
 """Micro-batches → a new adapter: the policy under DeepSpeed. The only file that imports deepspeed's engine.
 
-The loss of an update is one sum over all its tokens, each with the weight the normaliser gave it. A rank adds up the
+The loss of an update is one sum over all its tokens, each with the weight the normalizer gave it. A rank adds up the
 part of its own micro-batches; DeepSpeed, told that each `backward` is unscaled, averages the ranks' gradients, so each
 rank multiplies by their number and the average is the sum again.
 """

@@ -1,6 +1,6 @@
 """Log-probabilities and advantages → the loss of each token: pure functions, and tables that name them.
 
-A loss returns [B, C] token losses; the learner weighs each completion by the step's normaliser and sums, over all
+A loss returns [B, C] token losses; the learner weighs each completion by the step's normalizer and sums, over all
 micro-batches and ranks, so that splitting a batch differently changes nothing but rounding.
 
 Arguments of every loss:
@@ -174,7 +174,7 @@ def sampler_weight(
     return bounded_BC, outside_BC
 
 
-# Normalisers: the weight of each token of a completion in the step's loss, from the lengths [S] of all completions of
+# Normalizers: the weight of each token of a completion in the step's loss, from the lengths [S] of all completions of
 # the update over all ranks, those without signal included.
 
 

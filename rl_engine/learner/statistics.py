@@ -40,7 +40,7 @@ class LearnStats:
     entropy: float
     """Nats a token."""
     kl_base: float
-    """KL(policy ‖ base), nats a token: on every token where it is penalised, else on a few completions of each rank,
+    """KL(policy ‖ base), nats a token: on every token where it is penalized, else on a few completions of each rank,
     those of median length; NaN where the base is not at hand."""
     gap: SamplerGap
     """Between the sampler and the learner before its first update, on the first update's tokens."""

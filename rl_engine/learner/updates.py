@@ -1,4 +1,4 @@
-"""Graded groups and their advantages → the samples of each optimizer update, weighed by the step's normaliser."""
+"""Graded groups and their advantages → the samples of each optimizer update, weighed by the step's normalizer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def updates_of(
 ) -> list[list[TrainingSample]]:
     """The groups dealt in turn into `updates_per_step` updates; an update without anything to learn from is left out.
 
-    A token's weight is that of the normaliser over all scored completions of its update. Groups without signal count
+    A token's weight is that of the normalizer over all scored completions of its update. Groups without signal count
     there and are then dropped, unless a penalty or bonus gives them a gradient of their own. A completion that is not
     scored counts nowhere and is never learned from.
     """

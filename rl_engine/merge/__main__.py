@@ -32,14 +32,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(cls=Command, epilog="Example: python -m rl_engine.merge --adapter runs/x --output models/x")
 def main(
     adapter: Annotated[
-        Path, typer.Option(metavar="DIR_OR_RUN", help="A published version, or a run: its best one, else its latest.")
+        Path,
+        typer.Option(
+            metavar="DIR_OR_RUN", help="A published version, or a run: its best version, otherwise its latest."
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="Directory of the merged model, which must not be there yet.")],
+    output: Annotated[Path, typer.Option(help="Directory for the merged model; it must not exist yet.")],
     base_model: Annotated[
-        str | None, typer.Option(help="Hub id or directory of the base model, where it has moved since.")
+        str | None, typer.Option(help="Hub id or directory of the base model, if it has moved since training.")
     ] = None,
 ) -> None:
-    """Add an adapter to its base model: a model that needs no adapter, with its tokenizer."""
+    """Merge an adapter into its base model and save the result with its tokenizer."""
     try:
         check_free(output)
         trained = read_meant(adapter, base_model, lambda line: new_console().print(escape(line), soft_wrap=True))
@@ -55,7 +58,7 @@ def main(
 def check_free(output: Path) -> None:
     """Raises `FileExistsError` where something is there, `ValueError` where nothing can be written."""
     if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
-        raise FileExistsError(f"--output: {output} is there already, and nothing is replaced: give another directory")
+        raise FileExistsError(f"--output: {output} already exists, and nothing is replaced: give another directory")
     check_writable(output.parent, "--output")
 
 

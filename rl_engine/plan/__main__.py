@@ -37,38 +37,43 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     config: Annotated[
         list[str],
-        typer.Option(help="A YAML file, or the name of a shipped configuration. Of several: what they need together."),
+        typer.Option(help="A YAML file, or the name of a shipped configuration. Repeat it to plan several together."),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
     ] = None,
     devices: Annotated[
         list[str] | None,
-        typer.Option(metavar="COUNTxGIB", help="Cards to plan for, as 8x80; may be repeated. Else this machine."),
+        typer.Option(metavar="COUNTxGIB", help="GPUs to plan for, as 8x80; may be repeated. Default: this machine."),
     ] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Mean prompt; else the longest allowed.")] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Mean prompt length. Default: the longest allowed.")
+    ] = None,
     completion_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Mean completion; else what --from measured, else the longest allowed.")
+        int | None,
+        typer.Option(
+            min=1, help="Mean completion length. Default: as measured in --from, otherwise the longest allowed."
+        ),
     ] = None,
     supervised_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Weigh the capacity against supervised training on so many tokens too.")
+        int | None, typer.Option(min=1, help="Also compare the capacity with supervised training on this many tokens.")
     ] = None,
     loss_nats: Annotated[float, typer.Option(min=0, help="Log loss of a supervised token in its first epoch.")] = 0.69,
     measured_in: Annotated[
-        Path | None, typer.Option("--from", metavar="RUN_DIR", help="Take the speed of this run's steps.")
+        Path | None, typer.Option("--from", metavar="RUN_DIR", help="Use the measured speed of this run's steps.")
     ] = None,
-    from_devices: Annotated[int, typer.Option(min=1, help="Devices that the run of --from had.")] = 1,
+    from_devices: Annotated[int, typer.Option(min=1, help="How many devices the run in --from used.")] = 1,
     tokens_per_s: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="S L", help="Completion tokens a second that one device samples, and learns from."),
+        typer.Option(metavar="S L", help="Completion tokens per second that one device samples, and learns from."),
     ] = None,
     card: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="TFLOPS TB/S", help="A card's data sheet: its peak, and its memory's bandwidth."),
+        typer.Option(metavar="TFLOPS TB/S", help="A GPU's data sheet: peak speed and memory bandwidth."),
     ] = None,
-    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of --card's peak that is reached.")] = 0.4,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of --card's peak speed that is reached.")] = 0.4,
 ) -> None:
-    """Show what a configuration will ask for: parameters, capacity, compute, memory, time; and what to beware of."""
+    """Show what a configuration will need: parameters, capacity, compute, memory and time, with warnings."""
     if sum(given is not None for given in (measured_in, tokens_per_s, card)) > 1:
         exit_with_error("give one of --from, --tokens-per-s and --card", 2)
     if min(tokens_per_s or card or (1.0,)) <= 0:
@@ -260,7 +265,7 @@ TIMES: dict[str, Callable[[StepTime, int, int], float]] = {
 
 
 def _groups(each: DevicePlan) -> str:
-    return f"{each.groups}, and {each.idle} devices none" if each.idle else str(each.groups)
+    return f"{each.groups}; {each.idle} devices have none" if each.idle else str(each.groups)
 
 
 def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[str]:
@@ -269,21 +274,23 @@ def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[st
 
     config, work = made.config, made.work
     lines = [
-        "a calculation: nothing was run but what is called measured",
+        "a calculation: only what is called measured was run",
         f"every prompt has {work.prompt_tokens:,} tokens and every completion {work.completion_tokens:,} (at most "
-        f"{config.data.max_prompt_tokens:,} and {config.sampling.max_tokens:,}); every group carries signal",
+        f"{config.data.max_prompt_tokens:,} and {config.sampling.max_tokens:,}); every group carries a learning signal",
     ]
     if config.rollout.placement == "ray":
-        lines.append("the workers' own cards are not planned for: time is of devices that sample and learn in turns")
+        lines.append(
+            "the workers' own GPUs are not planned for: times are for devices that take turns at sampling and learning"
+        )
     if speed is None:
         lines.append("no time is predicted: give a speed with --from, --tokens-per-s or --card")
     elif isinstance(speed, Throughput):
-        rates = f"{speed.sampling:,.0f} completion tokens a second sampled and {speed.learning:,.0f} learned from"
+        rates = f"{speed.sampling:,.0f} completion tokens per second sampled and {speed.learning:,.0f} learned from"
         other = "grading and publishing as measured there" if speed.other_s else "grading and publishing not counted"
         lines.append(f"speed {speed.source}: {rates} on each device, whatever their number; {other}")
     else:
         lines.append(
-            f"a card of {speed.tflops:g} TFLOP/s, of which {speed.mfu:.0%} is reached, and {speed.tb_per_s:g} TB/s, "
+            f"a GPU of {speed.tflops:g} TFLOP/s, of which {speed.mfu:.0%} is reached, and {speed.tb_per_s:g} TB/s, "
             "reached in full: the sampling time is a bound that no engine beats; grading and publishing not counted"
         )
     return lines

@@ -100,9 +100,7 @@ def runs_at_once(configs: Sequence[Config], place: Place, wanted: int | None) ->
             if wanted is None and place.on_gpu:
                 at_once -= 1
                 continue
-            raise ConfigError(
-                f"{at_once} runs together: {error}; or let fewer be at work at once: --together"
-            ) from error
+            raise ConfigError(f"{at_once} runs together: {error}; or let fewer run at once: --together") from error
         return at_once
 
 

@@ -120,14 +120,14 @@ def lines_of(made: Forecast) -> dict[str, str]:
 def _parameters(made: Forecast) -> str:
     learning = sum(made.groups.values())
     groups = ", ".join(f"{name} {count:,}" for name, count in made.groups.items())
-    return f"{learning:,} of {made.total:,} learn ({learning / made.total:.3%}): {groups}"
+    return f"{learning:,} of {made.total:,} trained ({learning / made.total:.3%}): {groups}"
 
 
 def _capacity(made: Forecast) -> str:
     work = made.work
     return (
-        f"{made.capacity.bits:,} bits, {BITS_PER_PARAMETER} a parameter; the run teaches at most "
-        f"{made.capacity.information_bits:,.0f}, 1 an episode ({work.steps} × {work.groups} × {work.completions}): "
+        f"{made.capacity.bits:,} bits, {BITS_PER_PARAMETER} per parameter; the run teaches at most "
+        f"{made.capacity.information_bits:,.0f}, 1 per episode ({work.steps} × {work.groups} × {work.completions}): "
         f"{describe_capacity(made.capacity, made.config)}"
     )
 
@@ -143,10 +143,10 @@ def describe_capacity(capacity: Capacity, config: Config) -> str:
 
 def _compute(made: Forecast) -> str:
     flops = made.flops
-    recomputed = f", {flops.recomputed:.2e} in passes made again" if flops.recomputed else ""
+    recomputed = f", {flops.recomputed:.2e} in recomputed passes" if flops.recomputed else ""
     lora, full = made.lora.learning, made.full.learning
     return (
-        f"a step {flops.total:.2e} FLOP: {flops.sampling:.2e} sampling, "
+        f"{flops.total:.2e} FLOP per step: {flops.sampling:.2e} sampling, "
         f"{flops.learning:.2e} learning{recomputed}; learning takes {lora:.2e} with LoRA and {full:.2e} with every "
         f"weight: {lora / full:.3f}"
     )

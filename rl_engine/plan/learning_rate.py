@@ -90,7 +90,7 @@ def learning_rate(model_type: str, hidden: int, *, method: Method, steps: int, r
             f"hidden size {hidden} is far below what any recipe was made for, and small models take more: try rates up "
             "to the supervised one and beyond"
         )
-    return Rate(value=value, derivation=(*lines, "beside it the supervised rule: " + supervised.describe()))
+    return Rate(value=value, derivation=(*lines, "for comparison, the supervised rule: " + supervised.describe()))
 
 
 def supervised_rate(model_type: str, hidden: int, *, method: Method, steps: int) -> Rate:

@@ -96,7 +96,7 @@ def layer_bytes(widths: Widths, size: int, row: int, attention: str = "sdpa") ->
     """Bytes a token that one decoder layer keeps for its backward pass, in a precision of `size` bytes.
 
     Counted: the float32 input of both norms; the input of the attention's and of the feed-forward's first matrices;
-    queries, keys and values (repeated to all heads), attention's output, its normaliser, what a token keeps of its
+    queries, keys and values (repeated to all heads), attention's output, its normalizer, what a token keeps of its
     `row` of positions (with sdpa the mask, with eager every head's weights too, in float32 and cast, with shared
     prompts the cast ones); gate, activated gate, up and their product; where there are norms of queries and keys, the
     float32 input of those.

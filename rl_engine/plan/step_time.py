@@ -42,7 +42,7 @@ class Devices:
         except ValueError as error:
             raise ConfigError(f"--devices: {text!r} is not COUNTxGIB, as in 8x80") from error
         if devices.count < 1 or not 0 < devices.gib < math.inf:
-            raise ConfigError(f"--devices: {text!r}; a count of at least 1 and a memory above 0 GiB are wanted")
+            raise ConfigError(f"--devices: {text!r}; expected a count of at least 1 and a memory above 0 GiB")
         return devices
 
 
@@ -97,7 +97,7 @@ def measured(run: Path, config: Config, devices: int) -> Throughput:
     Raises `ConfigError` where there is no such run, it has no steps, or it had another model or method.
     """
     if not (run / METRICS).is_file() or not (run / "config.yaml").is_file():
-        raise ConfigError(f"--from: {run} is not a run's directory: {METRICS} and config.yaml are wanted")
+        raise ConfigError(f"--from: {run} is not a run's directory: it needs {METRICS} and config.yaml")
     ran = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
     for key, theirs, ours in (
         ("model.name", ran.model.name, config.model.name),

@@ -129,7 +129,7 @@ def reinforce_moves_on(run: PlannedRun) -> str | None:
         return None
     return (
         f"loss.name reinforce learns {updates} times from a step's completions as if each were sampled anew: after the "
-        "first update they are another policy's, and nothing weighs that; take importance_sampling, or ppo_clip"
+        "first update they are another policy's, and nothing weighs that; use importance_sampling, or ppo_clip"
     )
 
 
@@ -143,7 +143,7 @@ def ratio_without_bounds(run: PlannedRun) -> str | None:
     many = f"{updates} updates a step" if updates > MANY_UPDATES else f"rollout.max_staleness {staleness}"
     return (
         f"loss.name importance_sampling has no bound on its ratio, and with {many} the policy moves far from the one "
-        "that sampled: single tokens may then decide an update (ratio/ess_frac); take ppo_clip or cispo, or "
+        "that sampled: single tokens may then decide an update (ratio/ess_frac); use ppo_clip or cispo, or "
         "loss.sampler_correction=token_truncate"
     )
 

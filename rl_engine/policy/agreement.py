@@ -49,7 +49,7 @@ def check_agreement(policy: LogprobModel, batch: MicroBatch, name: str) -> None:
     except (AttributeError, TypeError) as error:
         raise DisagreementError(
             f"model.name {name}: the learner cannot compute models of type {_kind(policy)} by their parts ({error}): "
-            "they are not supported, take a model of another family"
+            "they are not supported, use a model of another family"
         ) from error
     finally:
         policy.train(learned)
@@ -59,7 +59,7 @@ def check_agreement(policy: LogprobModel, batch: MicroBatch, name: str) -> None:
         raise DisagreementError(
             f"model.name {name}: the learner's log-probabilities of a prompt are {gap:.3g} nats a token from those of "
             f"the model's own forward pass (limit {limit:g}): models of type {_kind(policy)} compute something "
-            "that the learner does not know, and are not supported; take a model of another family"
+            "that the learner does not know, and are not supported; use a model of another family"
         )
 
 

@@ -169,7 +169,7 @@ def without_noise(model_config: Any) -> Any:
 def model_notes(model: ModelConfig) -> list[str]:
     """For people: what of the checkpoint's configuration is switched off."""
     noise = ", ".join(f"{name} {value:g}" for name, value in noise_of(load_model_config(model)).items())
-    return [f"model: {noise} of the checkpoint's configuration is off: the sampler has none"] if noise else []
+    return [f"model: {noise} of the checkpoint's configuration is switched off: the sampler has none"] if noise else []
 
 
 def _parts(model_config: Any) -> list[Any]:
@@ -228,7 +228,7 @@ def check_attention(attention: str, key: str) -> None:
     if attention != "flash_attention_2":
         return
     if not torch.cuda.is_available():
-        raise ConfigError(f"{key} is {attention}, which needs CUDA: take sdpa here")
+        raise ConfigError(f"{key} is {attention}, which needs CUDA: use sdpa here")
     if importlib.util.find_spec("flash_attn") is None:
         raise ConfigError(f"{key} is {attention}, and flash-attn is not installed: pip install flash-attn")
 

@@ -173,7 +173,7 @@ def check_adapter(model: ModelConfig, config: LoraConfig, seed: int) -> None:
 def refuse_experts(model: nn.Module, config: LoraConfig) -> None:
     """Raises `ValueError` for a start that is made for linear layers, in a model with experts."""
     if config.init != "default" and any(layer.experts for layer in match_targets(model, config.targets).values()):
-        raise ValueError(f"lora.init {config.init} is made for linear layers, and this model has experts: take default")
+        raise ValueError(f"lora.init {config.init} is made for linear layers, and this model has experts: use default")
 
 
 def go_on_from(model: PeftModel, config: LoraConfig, base: str) -> None:

@@ -64,7 +64,7 @@ def fit_to_activations(layers: Mapping[str, Any], passes: Iterator[Callable[[], 
         if len(a_RI) > min(x_NI.shape):
             raise ConfigError(
                 f"lora.init eva finds {min(x_NI.shape)} directions in {len(x_NI)} tokens at {path}, and lora.rank is "
-                f"{len(a_RI)}: lower it, or take lora.init=default"
+                f"{len(a_RI)}: lower it, or use lora.init=default"
             )
         a_RI.copy_(leading_directions(x_NI, len(a_RI)))
 

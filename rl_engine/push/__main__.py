@@ -45,28 +45,30 @@ class Dtype(enum.StrEnum):
 
 @app.command(cls=Command, epilog="Example: python -m rl_engine.push --adapter runs/x/adapters/best --repo ME/NAME")
 def main(
-    adapter: Annotated[Path, typer.Option(help="A published version, or a run: its best one, else its latest.")],
-    repo: Annotated[str, typer.Option(metavar="USER/NAME", help="Repository of the hub; made if it does not exist.")],
+    adapter: Annotated[Path, typer.Option(help="A published version, or a run: its best, otherwise its latest.")],
+    repo: Annotated[str, typer.Option(metavar="USER/NAME", help="Repository on the hub; created if missing.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, show it, and stop.")] = False,
-    output: Annotated[Path | None, typer.Option(help="The folder; RUN/release/VERSION when not given.")] = None,
-    revision: Annotated[str, typer.Option(help="Branch that the commit goes to; made if it does not exist.")] = "main",
-    tag: Annotated[str | None, typer.Option(help="Tag of the commit; the version when not given.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, list it, and stop.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder to write. Default: RUN/release/VERSION.")] = None,
+    revision: Annotated[str, typer.Option(help="Branch to commit to; created if missing.")] = "main",
+    tag: Annotated[str | None, typer.Option(help="Tag for the commit. Default: the version.")] = None,
     license: Annotated[
-        str | None, typer.Option(help="Licence of the adapter, as the hub abbreviates it; else the base model's.")
+        str | None, typer.Option(help="Licence of the adapter, as abbreviated on the hub. Default: the base model's.")
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(help="Hub id of the base model, where the run loaded it from a directory.")
+        str | None, typer.Option(help="Hub id of the base model, if the run loaded it from a directory.")
     ] = None,
     completions: Annotated[
-        bool, typer.Option("--completions", help="Keep training problems and completions in report.html.")
+        bool, typer.Option("--completions", help="Include training problems and completions in report.html.")
     ] = False,
-    merged: Annotated[bool, typer.Option("--merged", help="Add base model and adapter in one, as merged/.")] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Also publish base model and adapter merged into one, in merged/.")
+    ] = False,
     merged_dtype: Annotated[
-        Dtype | None, typer.Option(help="Its precision; model.dtype of the run when not given.")
+        Dtype | None, typer.Option(help="Precision of the merged model. Default: the run's model.dtype.")
     ] = None,
 ) -> None:
-    """Publish an adapter on the hub, with its model card."""
+    """Publish an adapter and its model card on the hub."""
     console = new_console()
     if not console.is_terminal:
         disable_progress_bars()
@@ -133,7 +135,7 @@ def send(console: Console, api: HfApi, folder: Path, destination: Destination, m
     except (OSError, httpx2.TransportError, RuntimeError) as error:
         # The last is how huggingface_hub says that a file could not be sent; why is in its cause.
         cause = f": {error.__cause__}" if error.__cause__ else ""
-        exit_with_error(f"{error}{cause}\nThe same command goes on from here: what the hub has is not sent again.", 1)
+        exit_with_error(f"{error}{cause}\nRun the same command to continue: what the hub has is not sent again.", 1)
     except ValueError as error:
         exit_with_error(str(error), 2)
     where = f"{api.endpoint}/{destination.repo}/tree/{destination.tag}"

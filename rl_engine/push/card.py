@@ -178,7 +178,7 @@ def adapter_rows(adapter: TrainedAdapter) -> list[tuple[str, str]]:
 
 
 def example_problem(config: Config | None) -> str:
-    """A problem of the kind the adapter was trained on, where problems can be made; of no data set."""
+    """A problem of the kind the adapter was trained on, where problems can be made; of no dataset."""
     if config is None or config.data.source != "arithmetic":
         return EXAMPLE
     task = config.data.arithmetic

@@ -30,7 +30,7 @@ def recipe_rows(config: Config | SftConfig, run: TrainingRun, step: int | None) 
 
 
 def data_set_of(config: Config | SftConfig) -> str | None:
-    """The hub's data set that was trained on; None for files and what is generated."""
+    """The hub's dataset that was trained on; None for files and what is generated."""
     source = chat_of(config.data) if isinstance(config, SftConfig) else dataset_of(config.data)
     return source.path if source else None
 
@@ -125,7 +125,7 @@ def _reward(config: Config) -> str:
 
 def _objective(config: Config) -> str:
     loss = config.loss
-    parts = [f"`{loss.name}` over `{loss.baseline}`, normalised by `{loss.normalizer}`"]
+    parts = [f"`{loss.name}` over `{loss.baseline}`, normalized by `{loss.normalizer}`"]
     parts += [f"{name} {value:g}" for name, value in loss.bounds().items()]
     if loss.kl_coef:
         parts.append(f"KL to the base model × {loss.kl_coef:g} ({loss.kl_penalty})")

@@ -38,16 +38,22 @@ class PlotFormat(StrEnum):
 @app.command(cls=Command, epilog="Example: python -m rl_engine.report runs/quickstart --plots figures")
 def main(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories; several are compared.")],
-    output: Annotated[Path | None, typer.Option(help="The file to write; report.html in the first RUN_DIR.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write. Default: report.html in the first RUN_DIR.")
+    ] = None,
     problems: Annotated[
-        int, typer.Option(min=1, help="Problems whose completions are shown, of each step.")
+        int, typer.Option(min=1, help="How many problems to show completions for, per step.")
     ] = PROBLEMS,
-    plots: Annotated[Path | None, typer.Option(help="Directory that gets each chart as a file, for a paper.")] = None,
-    format: Annotated[PlotFormat, typer.Option(help="Of those files.")] = PlotFormat.SVG,
-    watch: Annotated[bool, typer.Option("--watch", help="Write it again with new steps, until the runs end.")] = False,
-    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks with --watch.")] = 10,
+    plots: Annotated[
+        Path | None, typer.Option(help="Directory to write each chart to as a separate file, for a paper.")
+    ] = None,
+    format: Annotated[PlotFormat, typer.Option(help="Format of the chart files.")] = PlotFormat.SVG,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Rewrite the page after each new step, until the runs end.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between updates with --watch.")] = 10,
 ) -> None:
-    """Write one HTML file about runs, done or under way. It holds all that it shows and opens offline."""
+    """Write a self-contained HTML report of one or several runs, finished or in progress."""
     target = output or runs[0] / NAME
     console = Console(highlight=False, soft_wrap=True)
     try:

@@ -150,7 +150,7 @@ def _within(run: ShownRun, suite: str, each: int) -> Iterable[Pair]:
         runs=(0, 0),
         suite=SUITE_TITLES.get(suite, suite),
         labels=(_label(first), _label(best)),
-        note="The best version was chosen by this score, which is therefore an optimistic one." if best.is_best else "",
+        note="The best version was chosen by this score, which is therefore optimistic." if best.is_best else "",
         gain=gain_of(*answers),
         problems=_chosen(answers[0], answers[1], history, each),
     )
@@ -181,7 +181,7 @@ def _between(runs: Sequence[ShownRun], names: Sequence[str], other: int, suite: 
     if not shared:
         note = "No problem was asked in both runs: nothing is paired."
     elif conditions[0].isdisjoint(conditions[1]):
-        note = "The two were asked differently (see Adapters): the difference is not of the training alone."
+        note = "The two were asked differently (see Adapters): the difference is not due to training alone."
     return Pair(
         runs=(0, other),
         suite=SUITE_TITLES.get(suite, suite),

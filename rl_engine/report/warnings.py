@@ -65,7 +65,7 @@ RULES = (
     Rule(
         key="updates/skipped",
         limit=lambda _: 0.0,
-        text="updates were skipped at {steps}: their gradient was infinite or no number",
+        text="updates were skipped at {steps}: their gradient was infinite or NaN",
     ),
 )
 

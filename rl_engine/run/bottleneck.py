@@ -200,7 +200,7 @@ RULES = (
             seen.in_workers and seen.ahead == 0 and seen.idle >= MUCH and seen.learn + seen.grade + seen.sync >= MUCH
         ),
         says=lambda seen: (
-            f"samplers idle {seen.idle:.0%} of a step, for {seen.learn:.0%} of it is learning: "
+            f"samplers idle {seen.idle:.0%} of a step, because {seen.learn:.0%} of it is learning: "
             + (
                 f"with method=full nothing is sampled ahead: more learner ranks, or fewer {seen.has('rollout.workers')}"
                 if seen.one_version
@@ -212,8 +212,8 @@ RULES = (
         name="learner behind",
         applies=lambda seen: seen.in_workers and seen.ahead > 0 and seen.idle >= MUCH and seen.rollout < LITTLE,
         says=lambda seen: (
-            f"samplers idle {seen.idle:.0%} of a step, for the learner takes all of it: more learner ranks, or fewer "
-            f"{seen.has('rollout.workers')}"
+            f"samplers idle {seen.idle:.0%} of a step, because the learner takes all of it: more learner ranks, or "
+            f"fewer {seen.has('rollout.workers')}"
         ),
     ),
     Rule(

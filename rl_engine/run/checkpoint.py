@@ -90,7 +90,7 @@ class Checkpoints:
             if not {TENSORS, STATE} <= manifest["files"].keys():
                 raise AdapterError(f"{path}: the manifest does not vouch for {TENSORS} and {STATE}")
         except AdapterError as error:
-            log.warning("checkpoint %s is damaged and passed over: %s", path.name, error)
+            log.warning("checkpoint %s is damaged and skipped: %s", path.name, error)
             return False
         return True
 

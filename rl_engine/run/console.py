@@ -46,19 +46,19 @@ def _number(name: str, form: str) -> Callable[[Mapping[str, float]], str]:
 COLUMNS = (
     Column("step", 7, "", lambda line: f"{line['step']:.0f}/{line['steps']:.0f}"),
     Column("reward", 6, "mean of the step's rewards", _number("reward/mean", ".3f")),
-    Column("accuracy", 8, "share of the step's completions that are right", _number("reward/accuracy", ".3f")),
+    Column("accuracy", 8, "share of the step's completions that are correct", _number("reward/accuracy", ".3f")),
     Column(
         "held-out",
         14,
         "score on the first suite ± half of its 95 % interval",
         lambda line: f"{line['score']:.1%} ±{line['half_interval']:.1%}" if "score" in line else "",
     ),
-    Column("CoT", 6, "mean tokens of a completion", _number("completion/tokens_mean", ".1f")),
-    Column("tokens/s", 8, "completion tokens by the whole step's time", _number("throughput/tokens_per_s", ",.0f")),
+    Column("CoT", 6, "mean tokens per completion", _number("completion/tokens_mean", ".1f")),
+    Column("tokens/s", 8, "completion tokens per second of the whole step", _number("throughput/tokens_per_s", ",.0f")),
     Column(
         "gap",
         8,
-        "largest |learner − sampler| log-probability of a token, in nats: near 0 where both serve the same adapter",
+        "largest |learner − sampler| log-probability of a token, in nats: near 0 if both use the same adapter",
         _number("sampler/logprob_gap_max", ".1e"),
     ),
     Column("step s", 6, "", _number("time/step_s", ".1f")),

@@ -165,7 +165,7 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
     refuse_file(run)
     if not holds_run(run):
         refuse_unmarked(run)
-        return [f"there is no run in {run} to resume: this one begins at its beginning"] if resume else []
+        return [f"there is no run in {run} to resume: this one starts from the beginning"] if resume else []
     if not resume:
         raise ConfigError(
             f"output_dir: {run} holds a run already; --resume continues it, --overwrite replaces it, "
@@ -177,7 +177,7 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
     refuse_changes(run, found)
     if not numbered(run / CHECKPOINTS, "step"):
         _refuse_lost_checkpoints(run, longer=any(change.rule is Rule.LENGTH for change in found))
-        return [f"the run in {run} has no checkpoint: it begins at its beginning"]
+        return [f"the run in {run} has no checkpoint: it starts from the beginning"]
     return [*notes_on(found)]
 
 
@@ -194,7 +194,7 @@ def dry_output(config: Config | SftConfig, *, resume: bool, overwrite: bool, kee
     if resume:
         notes = check_output(config, resume=True)
         newest = max(numbered(run / CHECKPOINTS, "step"), default=0)
-        return [f"--resume would go on after step {newest} of the run in {run}", *notes]
+        return [f"--resume would continue after step {newest} of the run in {run}", *notes]
     if overwrite:
         refuse_unmarked(run)
         then = "kept there" if keep else "removed after the first step of this one"
@@ -241,6 +241,6 @@ def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:
     every = CHECKPOINT_EVERY[old["method"]] if every is None else every
     if (longer and ended) or (every and done > every):
         raise ConfigError(
-            f"{run} has {done} steps on record and no checkpoint to go on from (checkpoint.every is {every}); "
-            "--overwrite begins anew"
+            f"{run} has {done} steps on record and no checkpoint to continue from (checkpoint.every is {every}); "
+            "--overwrite starts over"
         )

@@ -45,12 +45,12 @@ def check_resumable(made_by: str, config: Config | SftConfig, now: str, step: in
     if "-" not in made_by:
         raise ConfigError(
             f"{config.output_dir}: the checkpoint after step {step} is of an earlier version of this program, and "
-            "cannot be resumed; --overwrite begins anew, or give another output_dir"
+            "cannot be resumed; --overwrite starts over, or give another output_dir"
         )
     if made_by.partition("-")[0] != now.partition("-")[0]:
         raise ConfigError(
             f"{config.output_dir}: the checkpoint after step {step} was made by another configuration; --overwrite "
-            "begins anew, or give another output_dir"
+            "starts over, or give another output_dir"
         )
     what = f"data.path ({config.data.path})" if config.data.path else f"data.source ({config.data.source})"
     raise ConfigError(

@@ -31,16 +31,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     config: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")] = False,
     keep_old: Annotated[
-        bool, typer.Option("--keep-old", help="With --overwrite: keep the earlier run, aside.")
+        bool, typer.Option("--keep-old", help="With --overwrite: keep the earlier run as output_dir.old-N.")
     ] = False,
-    merge: Annotated[bool, typer.Option("--merge", help="Also write the model with its adapter to merged/.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Also write the merged model to merged/.")] = False,
 ) -> None:
-    """Train a LoRA adapter, or the whole model, on answers: the supervised arm."""
+    """Train a LoRA adapter, or the whole model, on given answers (supervised fine-tuning)."""
     if message := contradiction(resume=resume, overwrite=overwrite, keep_old=keep_old):
         exit_with_error(message, 2)
     stop = StopRequest()

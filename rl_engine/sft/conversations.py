@@ -1,4 +1,4 @@
-"""Nothing → conversations to learn from: hub data sets, files, three generators; one table names them.
+"""Nothing → conversations to learn from: hub datasets, files, three generators; one table names them.
 
 A source gives two streams, of what is tested on and of what is learned from. Rows are drawn from one shuffled pass, so
 that the two never meet; a row becomes a `Conversation` or a counted reason why it did not.
@@ -63,7 +63,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubChat:
-    """A data set of the hub, and which of its columns holds the turns."""
+    """A dataset of the hub, and which of its columns holds the turns."""
 
     path: str
     messages: str = "messages"
@@ -88,7 +88,7 @@ def check_source(data: SftDataConfig) -> None:
         check_task(task_of(data.task, data.task_settings))
         return
     if data.path is None and data.source == ANY_OF_HUB and data.name is None:
-        raise ValueError("data.source is 'hub', which needs data.name, a data set of the hub")
+        raise ValueError("data.source is 'hub', which needs data.name, a dataset on the hub")
     if data.path is None and data.source not in (*HUB, ANY_OF_HUB):
         known = ", ".join(["arithmetic", "file", "hub", "random_pairs", REASONING_GYM, *HUB])
         hint = f"data.source: {data.source} needs data.path" if data.source in FILES else f"known are {known}"
@@ -176,7 +176,7 @@ def file_rows(path: str, key: str, seed: int, dropped: Dropped, split: str | Non
 
 
 def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
-    """(where, row) of a hub data set, in an order drawn from `data.seed`; only the columns that are needed are read."""
+    """(where, row) of a hub dataset, in an order drawn from `data.seed`; only the columns that are needed are read."""
     import datasets  # heavy, and only needed where the hub is
 
     chat, columns = chat_of(data), columns_of(data)

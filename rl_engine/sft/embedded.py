@@ -139,9 +139,9 @@ def check_output(output: Path) -> None:
 
 
 def build(
-    output: Annotated[Path, typer.Option(help="Where the checkpoint is written.")] = OUTPUT,
-    steps: Annotated[int, typer.Option(min=1, help="Batches of the warm start.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the weights and of the examples.")] = 0,
+    output: Annotated[Path, typer.Option(help="Directory to write the checkpoint to.")] = OUTPUT,
+    steps: Annotated[int, typer.Option(min=1, help="Number of batches in the warm start.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seeds the weights and the examples.")] = 0,
 ) -> None:
     """Make the embedded model from nothing."""
     try:

@@ -39,18 +39,20 @@ console = new_console()
 def main(
     config: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped sweep.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
     ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run cells that failed once more.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all cells, list those due, and stop.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all cells, list those still to run, and stop.")
+    ] = False,
     watches: Annotated[
-        bool, typer.Option("--watch", help="Show the cells of a sweep that runs elsewhere, until it is done.")
+        bool, typer.Option("--watch", help="Follow a sweep that runs elsewhere, until it is done.")
     ] = False,
     redraws: Annotated[
-        list[Path] | None, typer.Option("--redraw", help="A summary.json: draw its table and figures beside it.")
+        list[Path] | None, typer.Option("--redraw", help="A summary.json whose table and figures to redraw next to it.")
     ] = None,
 ) -> None:
-    """Run a grid of configurations, or go on where an earlier sweep stopped; then its table and figures."""
+    """Run a grid of configurations, or continue one that was stopped, and write its table and figures."""
     try:
         if watches and (retry_failed or dry_run):
             raise ConfigError("--watch runs nothing: give it without --retry-failed and --dry-run")
@@ -96,7 +98,7 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
     )
     show(config, write_report(config, results.by_cell), config.output)
     if stop.signum is not None:
-        console.print("stopped as asked: the same command goes on")
+        console.print("stopped as asked: run the same command to continue")
         return 128 + stop.signum
     return code_of(results.by_cell)
 

@@ -111,13 +111,15 @@ Settings = Annotated[dict[str, Any], BeforeValidator(flattened)]
 
 
 class ScoreConfig(Section):
-    metric: str = Field(description="Name in metrics.jsonl, such as `eval/held_out/avg`.")
-    mode: Literal["max", "min"] = Field("max", description="Whether high or low is good.")
+    metric: str = Field(description="Name of a metric in metrics.jsonl, such as `eval/held_out/avg`.")
+    mode: Literal["max", "min"] = Field("max", description="Whether higher or lower is better.")
     at: Literal["last", "best"] | Annotated[int, Field(ge=1)] = Field(
-        "last", description="Which evaluation of a run counts: the last, the best, or the mean of the last so many."
+        "last",
+        description="Which evaluation of a run counts: the last, the best, or, for a number, the mean of that "
+        "many last ones.",
     )
     tolerance: float = Field(
-        0.02, gt=0, description="The good range of an arm: axis values that score at most this far from its best."
+        0.02, gt=0, description="Defines an arm's good range: the axis values that score within this of its best."
     )
 
 
@@ -126,32 +128,45 @@ class SweepConfig(CommandConfig):
 
     module: ClassVar[str] = "rl_engine.sweep"
 
-    command: str = Field("train", description="What each cell runs: entry of `rl_engine.sweep.config.COMMANDS`.")
-    base: str = Field(description="Configuration that all cells start from: a file, or the name of a shipped one.")
-    set: Settings = Field({}, description="Settings of all cells, replacing the base's.")
+    command: str = Field("train", description="What each cell runs: an entry of `rl_engine.sweep.config.COMMANDS`.")
+    base: str = Field(
+        description="Configuration that all cells start from: a file, or the name of one that ships with the project."
+    )
+    set: Settings = Field({}, description="Settings for all cells; they replace the base's.")
     grid: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(axes)] = Field(
         description="Key → its values. Every arm runs at every combination."
     )
     arms: dict[str, Settings] = Field(
-        {}, description="Name → settings. For a key of the grid an arm gives its own value or values."
+        {}, description="Name → settings. An arm may give its own value or values for a key of the grid."
     )
-    axis: str = Field("optim.lr", description="Key of the grid on the figures' horizontal axis; positive numbers.")
-    reference: str | None = Field(None, description="Arm that the others are compared with, drawn dashed.")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Run at every axis value.")
+    axis: str = Field(
+        "optim.lr", description="Key of the grid on the figures' horizontal axis; its values must be positive numbers."
+    )
+    reference: str | None = Field(None, description="Arm that the others are compared with; drawn dashed.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="Seeds to run at every axis value."
+    )
     confirm_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (), description="Run only at each arm's best axis value, once `seeds` have shown which; they give its score."
+        (),
+        description="Seeds to run only at each arm's best axis value, once `seeds` have found it; the arm's "
+        "score comes from these.",
     )
     score: ScoreConfig
-    curves: tuple[str, ...] = Field((), description="Other metrics kept in the results and drawn over the steps.")
-    jobs: int = Field(1, ge=1, description="Processes at the same time; each gets its share of the cores.")
+    curves: tuple[str, ...] = Field((), description="Other metrics to keep in the results and draw over the steps.")
+    jobs: int = Field(1, ge=1, description="How many processes run at once; the cores are divided among them.")
     together: int = Field(
-        1, ge=1, description="Runs at work at a time in each process, where they can share a base model and a sampler."
+        1,
+        ge=1,
+        description="How many runs are in progress at once in each process, where they can share a base model "
+        "and a sampler.",
     )
-    time_limit_s: float | None = Field(None, gt=0, description="Longest a run may take; it is then stopped.")
+    time_limit_s: float | None = Field(
+        None, gt=0, description="Longest time a run may take, in seconds; it is then stopped."
+    )
     keep: Literal["all", "metrics"] = Field(
-        "all", description="`metrics` deletes adapters, checkpoints and rollouts of runs that are done."
+        "all", description="`metrics` deletes the adapters, checkpoints and rollouts of runs that are done."
     )
-    output_dir: str = Field(description="Where the sweep is kept; `runs/<config name>` when not given.")
+    output_dir: str = Field(description="Sweep directory; `runs/<config name>` if not given.")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -39,5 +39,5 @@ def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, s
         return {**lines, "jobs": f"{jobs} such processes at a time"} if jobs > 1 else lines
     except ConfigError as error:
         share = f" (a share of {jobs}: jobs)" if jobs > 1 else ""
-        told = str(error).replace("or let fewer be at work at once: --together", "or give a smaller together")
+        told = str(error).replace("or let fewer run at once: --together", "or give a smaller together")
         raise ConfigError(f"together={together}: {told}{share}") from error

@@ -51,21 +51,27 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     config: Annotated[
         list[str],
-        typer.Option(help="A YAML file, or the name of a shipped configuration. Several train side by side."),
+        typer.Option(
+            help="A YAML file, or the name of a shipped configuration. Repeat it to train several runs side by side."
+        ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that replace the file's.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")] = False,
     keep_old: Annotated[
-        bool, typer.Option("--keep-old", help="With --overwrite: keep the earlier run, aside.")
+        bool, typer.Option("--keep-old", help="With --overwrite: keep the earlier run as output_dir.old-N.")
     ] = False,
     together: Annotated[
         int | None,
-        typer.Option(min=1, metavar="K", help="Runs at work at a time; all where there is memory for them."),
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="How many of several runs are in progress at once. Default: as many as memory allows.",
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but the weights, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything except the weights, and stop.")] = False,
 ) -> None:
     """Train a LoRA adapter with reinforcement learning."""
     if message := contradiction(resume=resume, overwrite=overwrite, keep_old=keep_old):

@@ -320,7 +320,7 @@ def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | N
         run.finished, run.rng = _without_recorded(run, state), tensors[RNG]
         run.console.note(f"resumed after step {state.step}")
         if run.step >= run.config.train.steps:
-            run.console.note(f"every step of this run is done: train.steps above {run.step} goes on")
+            run.console.note(f"every step of this run is done: raise train.steps above {run.step} to continue")
     if run.is_main:
         run.publisher.store.rewind(run.version)
 
@@ -360,7 +360,7 @@ def plan_lines(config: Config) -> dict[str, str]:
         **({"workers": handed_out} if config.rollout.placement == "ray" else {}),
         **({"sampler": sampler_line(config)} if torch.cuda.is_available() else {}),
         "learning": (
-            f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates} update(s) a step, "
+            f"{config.loss.name} over {config.loss.baseline}, {config.learner.updates} update(s) per step, "
             f"{config.optim.describe()}"
         ),
     }

@@ -256,7 +256,7 @@ class Company:
                 self.board.state(cell.name, STOPPED)
             else:
                 self.codes[cell.name] = 1
-                self.board.error(cell.name, f"not begun, for there is no sampler: {UNTRAINED}")
+                self.board.error(cell.name, f"not started, because there is no sampler: {UNTRAINED}")
                 self.board.state(cell.name, FAILED)
         waiting.clear()
 

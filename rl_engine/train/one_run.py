@@ -115,4 +115,4 @@ def tell_stopped(run: Run) -> None:
 def way_on(run: Run) -> str:
     """What a person can do after an error, which came when the last finished step had been saved."""
     step = run.finished.step
-    return f"step {step} is saved: --resume goes on after it." if step else f"No step was done: {UNTRAINED}."
+    return f"step {step} is saved: --resume continues after it." if step else f"No step was done: {UNTRAINED}."

@@ -8,7 +8,7 @@ from rl_engine.config import Config
 from rollout.prompts.problems import HUB, MIX, first_problem
 from rollout.types import Problem
 
-# Of a data set of the hub, which is not read before the model's tokenizer is there.
+# Of a dataset on the hub, which is not read before the model's tokenizer is there.
 SOME_PROBLEM = Problem(id="", text="What is 1 + 1?", answer="2")
 
 

@@ -21,7 +21,7 @@ def replaced(outputs: Mapping[Path, Callable[[Path], bool]], option: str) -> lis
             raise ValueError(f"{option}: {path} is a directory: give the name of a file")
         if not outputs[path](path):
             raise ValueError(
-                f"{option}: {path} is there already, and is not a result of this command: nothing was written. Move it "
+                f"{option}: {path} already exists and is not a result of this command: nothing was written. Move it "
                 "away, or give another name"
             )
     return [f"replaces {path}, an earlier result" for path in there]

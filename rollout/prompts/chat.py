@@ -72,7 +72,7 @@ class ChatTemplate:
         if PROBE not in alone:
             raise ValueError(
                 "prompt.template is chat, and what the chat template of this model makes of a problem does not hold "
-                "the problem (it may want a list of parts, as of images): take another prompt.template, or frame with "
+                "the problem (it may want a list of parts, as of images): use another prompt.template, or frame with "
                 "prompt.frame"
             )
         if not self.config.system:

@@ -19,7 +19,7 @@ from rollout.types import Problem
 REASONING_GYM = "reasoning_gym"
 COUNT = 2048
 """Problems, where `data.limit` does not say how many."""
-# Entry i of the library's data set is made from its seed + i: each part draws from a half of the 32 bits of its own.
+# Entry i of the library's dataset is made from its seed + i: each part draws from a half of the 32 bits of its own.
 FIRST_SEED: dict[Split, int] = {"train": 0, "held_out": 2**31}
 SEEDS, ENTRIES = 2**30, 2**30
 # Draws without a new problem, in terms of those that there are: then the task is taken to have no more.

@@ -1,4 +1,4 @@
-"""A data set of the hub → its rows as problems; only the columns that are needed are read."""
+"""A dataset of the hub → its rows as problems; only the columns that are needed are read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def chosen_columns(defaults: Columns, chosen: ColumnsConfig) -> Columns:
 def hub_problem_rows(
     name: str, dataset: HubDataset, chosen: ColumnsConfig, drop: Drop, need_answer: bool, whole: bool
 ) -> Iterator[ProblemRow]:
-    """Rows of a hub data set; only the named columns are read, unless the `whole` row is wanted."""
+    """Rows of a hub dataset; only the named columns are read, unless the `whole` row is wanted."""
     own = Columns(
         problem=dataset.problem,
         answer=dataset.answer if isinstance(dataset.answer, str) else None,

@@ -1,4 +1,4 @@
-"""Nothing → problems: hub data sets, files, two generators; one table names them.
+"""Nothing → problems: hub datasets, files, two generators; one table names them.
 
 A source yields rows; a row becomes a `Problem` or a counted reason why it did not.
 """
@@ -59,7 +59,7 @@ def _check_part(config: SourceConfig, key: str) -> None:
     if config.path is not None:
         format_of(Path(config.path), key)
     elif config.source == HUB and config.name is None:
-        raise ValueError(f"{where}source is 'hub', which needs {where}name, a data set of the hub")
+        raise ValueError(f"{where}source is 'hub', which needs {where}name, a dataset on the hub")
     elif config.source not in (*SOURCES, HUB):
         known = ", ".join([ARITHMETIC, "file", HUB, REASONING_GYM, *SOURCES])
         hint = f"{where}source: {config.source} needs {key}" if config.source in FILES else f"known are {known}"
@@ -251,7 +251,7 @@ def _with_all_columns(problems: list[Problem]) -> list[Problem]:
 
 def first_problem(config: DataConfig, *, need_answer: bool = True) -> Problem | None:
     """The first usable problem of a file or of the generator, read without the rest, its extra columns with it; None
-    for a data set of the hub."""
+    for a dataset on the hub."""
     part = parts_of(config)[0]
     if part.config.source in GENERATED:
         one = replace(part, config=part.config.model_copy(update={"limit": 1}))

@@ -65,7 +65,7 @@ class Renderer:
             if question.strip() not in text or any(turn["content"].strip() not in text for turn in system):
                 raise ValueError(
                     f"problem {problem.id}: the prompt that the model's chat template makes of it does not hold it; "
-                    "take another prompt.template"
+                    "use another prompt.template"
                 )
             # The template writes its own special tokens.
             ids = self.tokenizer.encode(text, add_special_tokens=False)

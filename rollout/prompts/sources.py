@@ -1,4 +1,4 @@
-"""The data sets that are known by name, and how their rows say what is asked and answered."""
+"""The datasets that are known by name, and how their rows say what is asked and answered."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def last_box(row: Row) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubDataset:
-    """A data set of the hub, and which of its columns is what."""
+    """A dataset of the hub, and which of its columns is what."""
 
     path: str
     revision: str | None = None

@@ -59,7 +59,7 @@ def test_a_file_of_somebody_else_is_not_replaced(app: typer.Typer, option: str, 
     mine = Path(name)
     mine.write_text(MINE)
     said = refused(app, "nowhere", option, mine)
-    assert f"{option}: {mine} is there already" in said
+    assert f"{option}: {mine} already exists" in said
     assert "nothing was written. Move it away, or give another name" in said
     assert mine.read_text() == MINE
 
@@ -84,7 +84,7 @@ def test_reports_and_plots_replace_their_own_and_say_so() -> None:
     (plots / "throughput.png").write_text(MINE)
     others = {path: path.read_bytes() for path in plots.iterdir()}
     said = refused(report_app, "run", "--output", page, "--plots", plots, "--format", "png")
-    assert "--plots: plots/throughput.png is there already" in said
+    assert "--plots: plots/throughput.png already exists" in said
     assert {path: path.read_bytes() for path in plots.iterdir()} == others
 
 
@@ -105,7 +105,7 @@ def test_an_evaluation_replaces_nothing_of_somebody_else(name: str, overwrite: b
     (tmp_path / name).write_text(MINE)
     output = tmp_path / "scores.json"
     companions = [tmp_path / "scores.md", tmp_path / "scores.samples.jsonl.gz"]
-    with pytest.raises(ValueError, match=f"--output: {tmp_path / name} is there already"):
+    with pytest.raises(ValueError, match=f"--output: {tmp_path / name} already exists"):
         check_output(output, overwrite=overwrite, companions=companions)
     assert (tmp_path / name).read_text() == MINE
 

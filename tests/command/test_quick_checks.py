@@ -126,7 +126,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*EVALS, "--suite", "gone.jsonl", "--answer", "a"), "suite gone: no such file: gone.jsonl"),
     ((*EVALS, "--suite", "gsm8k", "--data-dir", "empty"), "--data-dir: empty has no gsm8k_test.jsonl for the suite"),
     ((*EVALS, "--suite", "gsm9k"), "no suite 'gsm9k'"),
-    ((*EVALS, "--output", "file"), "--output: file is there already"),
+    ((*EVALS, "--output", "file"), "--output: file already exists"),
     ((*EVALS, "--overwrite", "--output", "empty"), "--output: empty is a directory"),
     ((*EVALS, "--adapter", "gone"), "--adapter gone: no such directory"),
     ((*EVALS, "--output", "/proc/x/o.json"), "--output: nothing can be written in /proc"),

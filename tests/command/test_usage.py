@@ -23,7 +23,7 @@ SAID = [
     (("plan", "--config", "quickstart.yaml", "--card", "3"), "--card is incomplete: --card TFLOPS TB/S"),
     (("plan", "--config", "quickstart.yaml", "--card", "3", "fast"), "--card is '3 fast': input should be a valid num"),
     (("plan", "--mfu=5", "--config", "quickstart.yaml"), "--mfu is '5': input should be less than or equal to 1"),
-    (("plan",), "--config is missing. A YAML file, or the name of a shipped configuration. Of several: what they n"),
+    (("plan",), "--config is missing. A YAML file, or the name of a shipped configuration. Repeat it to plan sever"),
     (("train", "--config", "quickstart.yaml", "--resume=yes"), "--resume takes no value"),
     (("report",), "RUN_DIR is missing. Run directories; several are compared. Example: python -m rl_engine.report"),
     (("report", "x", "--format", "gif"), "--format is 'gif': 'gif' is not one of 'svg', 'png'"),

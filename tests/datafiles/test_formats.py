@@ -242,7 +242,7 @@ def test_a_problem_is_a_text_or_the_last_turn_of_a_chat(problem: Any, expected: 
         ({"ground_truth": "7", "style": "rule"}, "7"), ({"ground_truth": ["7"]}, "7"),
         ([], "no answer"), (None, "no answer"), ({"ground_truth": None}, "no answer"),
         (["1", "2"], "answer is a list, not a text"), ({"value": 7}, "answer is a mapping, not a text"),
-        (float("nan"), "answer is no finite number"), (b"7", "answer is bytes, not a text"),
+        (float("nan"), "answer is not a finite number"), (b"7", "answer is bytes, not a text"),
     ],
 )  # fmt: skip
 def test_an_answer_is_unwrapped_or_the_row_dropped(answer: Any, expected: str) -> None:

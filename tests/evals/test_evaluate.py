@@ -246,7 +246,7 @@ def test_an_evaluation_goes_on_with_its_own_settings_alone(tmp_path: Path, adapt
     fresh = scripted()
     measure(replace(options, seed=1, overwrite=True), fresh)
     assert len(fresh.asked) == 120
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         measure(options, scripted())
 
 
@@ -343,7 +343,7 @@ def test_the_command_leaves_with_what_is_finished_when_it_is_asked_to(
     start = time.monotonic()
     answer = CliRunner().invoke(app, command)
     assert (answer.exit_code, time.monotonic() - start < 40) == (143, True)
-    assert "stopped; the same command goes on from what is finished" in answer.stderr
+    assert "stopped; run the same command to continue" in answer.stderr
     assert len((tmp_path / "out.partial.jsonl").read_text().splitlines()) == 1 + 2 * 16
     monkeypatch.setattr(engine, "generate", generate)
     answer = CliRunner().invoke(app, command)

@@ -59,7 +59,7 @@ def test_tasks_that_cannot_be_served_are_refused(
         harness.load_tasks(["free", "hellaswg"], tmp_path, tokenizer)
 
 
-# In the columns of the hub's data sets.
+# In the columns of the hub's datasets.
 HUB_ROWS: dict[str, list[dict[str, Any]]] = {
     "hellaswag": [
         {

@@ -236,7 +236,7 @@ def test_what_is_not_a_product_of_two_factors_is_refused(
 
 
 def test_damaged_absent_and_unmatched_are_said_to_be(tmp_path: Path, full_run: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no adapter, no model and no run"):
+    with pytest.raises(FileNotFoundError, match="not an adapter, a model or a run"):
         directories(tmp_path)
     fine = adapter(tmp_path / "fine", torch.ones(4, 1))
     with pytest.raises(AdapterError, match="'q_proj'"):

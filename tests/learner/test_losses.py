@@ -1,4 +1,4 @@
-"""Losses, penalties, corrections and normalisers against numbers worked out by hand and finite differences."""
+"""Losses, penalties, corrections and normalizers against numbers worked out by hand and finite differences."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_a_sequence_weight_is_cut_for_the_whole_completion() -> None:
         assert out.tolist() == [[True, True, False]]
 
 
-# Normalisers.
+# Normalizers.
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,12 @@ STAGES = {
 # Two updates a step, with the learner's own log-probabilities of its start kept for the correction.
 TWICE = f"{METHODS['lora']} learner.zero_stage=3 learner.updates_per_step=2 loss.sampler_correction=token_truncate"
 # A penalty that pulls: after the first step the policy is another than the reference.
-PENALISED = f"{METHODS['full']} loss.kl_coef=0.5"
+PENALIZED = f"{METHODS['full']} loss.kl_coef=0.5"
 CASES = {
     f"{method}-{stage}": f"{settings} {of_stage}"
     for method, settings in METHODS.items()
     for stage, of_stage in STAGES.items()
-} | {"lora-twice": TWICE, **{f"full-KL-{stage}": f"{PENALISED} {STAGES[stage]}" for stage in ("0", "3")}}
+} | {"lora-twice": TWICE, **{f"full-KL-{stage}": f"{PENALIZED} {STAGES[stage]}" for stage in ("0", "3")}}
 
 
 def learned(directory: Path, ranks: int) -> dict[str, dict[str, Tensor]]:
@@ -76,7 +76,7 @@ def test_two_ranks_learn_what_one_does(case: str, by_ranks: dict[int, dict[str, 
     assert_same_adam_steps(two, one, RATES[case.partition("-")[0]])
 
 
-def test_a_sharded_reference_penalises_as_a_whole_one(by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
+def test_a_sharded_reference_penalizes_as_a_whole_one(by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
     whole, free = by_ranks[1]["full-KL-0"], by_ranks[1]["full-0"]
     for name, tensor in by_ranks[2]["full-KL-3"].items():
         assert float((tensor - whole[name]).abs().mean()) < 0.01 * RATES["full"], name

@@ -34,7 +34,7 @@ def test_one_update_drops_groups_without_signal_and_counts_them_in_the_weight(ma
     assert [s.weight for s in update] == pytest.approx([1 / 21] * 4)
 
 
-def test_updates_are_dealt_whole_groups_with_normalisers_of_their_own(make_config: Any) -> None:
+def test_updates_are_dealt_whole_groups_with_normalizers_of_their_own(make_config: Any) -> None:
     config = make_config("learner.updates_per_step=2", "loss.normalizer=sequence")
     # The second update would have had the group without signal alone.
     (update,) = updates_of(config, GROUPS, ADVANTAGES)
@@ -72,7 +72,7 @@ def without(group: GradedGroup, index: int) -> GradedGroup:
         ("sequence", {n: 1 / (5 * n) for n in (1, 3, 4, 5, 6)}),
     ],
 )
-def test_what_is_not_scored_is_in_no_loss_and_no_normaliser(
+def test_what_is_not_scored_is_in_no_loss_and_no_normalizer(
     term: str, normalizer: str, weights: dict[int, float], make_config: Any
 ) -> None:
     """Not even a penalty or bonus is taken on it."""

@@ -68,7 +68,7 @@ def test_nothing_is_replaced(there: str, run: Path, tmp_path: Path) -> None:
     result = merge(run, place)
     assert result.exit_code == 2
     assert (
-        result.stderr == f"error: --output: {place} is there already, and nothing is replaced: give another directory\n"
+        result.stderr == f"error: --output: {place} already exists, and nothing is replaced: give another directory\n"
     )
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -96,9 +96,9 @@ def test_rank_1_on_llama_is_the_frozen_base_and_next_to_nothing(config: Config, 
 def test_full_fine_tuning_is_4_4_8_bytes_a_parameter(config: Config, llama: nn.Module) -> None:
     """Besides masters, gradients and moments a cast copy, and for a KL penalty a frozen reference, each in the model's
     precision."""
-    penalised = {"method": "full", "loss": {"kl_coef": 0.1}}
+    penalized = {"method": "full", "loss": {"kl_coef": 0.1}}
     assert of_llama(with_settings(config, method="full"), llama).part("reference weights") == 0
-    memory = of_llama(with_settings(config, **penalised), llama)
+    memory = of_llama(with_settings(config, **penalized), llama)
     for name, bytes_each in (
         ("master weights", 4),
         ("gradients", 4),
@@ -107,7 +107,7 @@ def test_full_fine_tuning_is_4_4_8_bytes_a_parameter(config: Config, llama: nn.M
         ("reference weights", 2),
     ):
         assert memory.part(name) == pytest.approx(LLAMA_PARAMETERS * bytes_each / GIB), name
-    in_float32 = of_llama(with_settings(config, **penalised, model={"dtype": "float32"}), llama)
+    in_float32 = of_llama(with_settings(config, **penalized, model={"dtype": "float32"}), llama)
     assert in_float32.part("cast weights") == 0
     assert in_float32.part("reference weights") == pytest.approx(LLAMA_PARAMETERS * FP32 / GIB)
 

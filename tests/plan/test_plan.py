@@ -171,9 +171,9 @@ def test_the_lines_of_a_run_hold_the_same_figures(meta_model: nn.Module) -> None
     lines = first_lines(deepmath("lora.alpha=2"), meta_model)
     assert list(lines) == ["capacity", "compute", "beware: alpha"]
     counted = lines_of(planned(meta_model))["parameters"]
-    assert counted.startswith("2,727,936 of 8,190,735,360 learn (0.033%): attention 958,464, mlp 1,769,472")
+    assert counted.startswith("2,727,936 of 8,190,735,360 trained (0.033%): attention 958,464, mlp 1,769,472")
     assert "5,455,872 bits" in lines["capacity"]
-    assert "at most 153,600, 1 an episode (300 × 32 × 16): 2.82%; rank 1 holds it" in lines["capacity"]
+    assert "at most 153,600, 1 per episode (300 × 32 × 16): 2.82%; rank 1 holds it" in lines["capacity"]
     made = planned(meta_model)
     assert f"{made.lora.learning / made.full.learning:.3f}" == lines["compute"].rsplit(" ", 1)[1]
     # Attention has no weights, so LoRA saves less than a third of a long step.
@@ -195,7 +195,7 @@ def test_the_lines_of_a_run_hold_the_same_figures(meta_model: nn.Module) -> None
         ("capacity", ("train.steps=20000",), "1.9 times what rank 1 can hold; rank 2 holds it all"),
         ("context", ("sampling.max_tokens=32000",), "context of 32,768"),
         ("reinforce", ("loss.name=reinforce", "learner.updates_per_step=2"), "learns 2 times from a step"),
-        ("reinforce", ("loss.name=reinforce", "learner.epochs_per_step=2"), "take importance_sampling"),
+        ("reinforce", ("loss.name=reinforce", "learner.epochs_per_step=2"), "use importance_sampling"),
         ("ratio", ("learner.updates_per_step=4", "learner.epochs_per_step=2"), "with 8 updates a step"),
         ("ratio", ("rollout.placement=ray", "rollout.max_staleness=3"), "with rollout.max_staleness 3"),
         ("workers", (*WORKERS, "rollout.prompts_per_piece=16"), "14 of rollout.workers 16 have nothing to sample"),
@@ -391,8 +391,8 @@ def test_the_command_on_this_machine_with_a_measured_speed(finished: Path) -> No
     rows = {match[1]: match[2] for match in re.finditer(r"^(\S.*?) {2,}(\S.*?) *$", output, re.MULTILINE)}
     assert rows["a step, s"] == "5.75"
     assert rows["supervised"].endswith("995,460 bits: 3410.98%; rank 35 holds it")
-    assert rows["parameters"].startswith("14,592 of 1,775,744 learn")
-    assert "2 steps on 1 device(s): 3,413 completion tokens a second sampled and 5,120 learned from" in output
+    assert rows["parameters"].startswith("14,592 of 1,775,744 trained")
+    assert "2 steps on 1 device(s): 3,413 completion tokens per second sampled and 5,120 learned from" in output
 
 
 @pytest.mark.parametrize(

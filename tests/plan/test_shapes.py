@@ -50,8 +50,8 @@ def test_a_directory_and_a_revision_come_before_the_shape(tmp_path: Path, monkey
     assert locate_config(ModelConfig(name=name)) == str(SHAPES / name)
     assert locate_config(ModelConfig(name=name, revision="v2")) == name
     assert hub_items_of_config(ModelConfig(name=name, revision="v2"))
-    organisation = name.partition("/")[0]
-    assert locate_config(ModelConfig(name=organisation)) == organisation
+    organization = name.partition("/")[0]
+    assert locate_config(ModelConfig(name=organization)) == organization
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir(parents=True)
     (tmp_path / name / "config.json").write_text("{}")

@@ -90,7 +90,7 @@ def test_memory_is_one_base_and_a_slot_each(make_config: Callable[..., Config], 
         assert company.part(name) == pytest.approx(3 * alone.part(name))
     assert [runs_at_once(configs, here, wanted) for wanted in (None, 3, 9)] == [4, 3, 4]
     full = replace(here, room=Available(device_gib=1, host_gib=1))
-    with pytest.raises(ConfigError, match=r"4 runs together: .* or let fewer be at work at once: --together"):
+    with pytest.raises(ConfigError, match=r"4 runs together: .* or let fewer run at once: --together"):
         runs_at_once(configs, full, None)
     # On a GPU as many as fit, where nobody says.
     shares = zip((1, 8, 64, 64), (0.5, 0.4, 0.5, 0.6), strict=True)

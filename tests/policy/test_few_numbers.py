@@ -114,7 +114,7 @@ def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["lora.plus_ratio=16"], r"lora\.plus_ratio is 16, and with lora\.init tiny no B learns: leave it out"),
+        (["lora.plus_ratio=16"], r"lora\.plus_ratio is 16, and with lora\.init tiny no B is trained: leave it out"),
         (["lora.start_from=x"], r"leave lora\.init \(tiny\) out"),
         (["optim.lr=auto"], r"optim\.lr auto has no rule for lora\.init tiny.*as optim\.lr=1e-3"),
         (["lora.numbers=0"], r"lora\.numbers.*greater than or equal to 1"),

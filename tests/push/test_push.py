@@ -150,7 +150,7 @@ def test_a_hub_that_stays_away_is_given_up_on(hub: Hub, push: Push) -> None:
     assert result.exit_code == 1
     assert hub.requests.count("commit") == hub_module.ATTEMPTS
     assert "503" in result.output
-    assert "goes on from here" in result.output
+    assert "Run the same command to continue" in result.output
     assert TOKEN not in result.output
     hub.faults["commit"].clear()
     assert push().exit_code == 0

@@ -259,7 +259,7 @@ def test_version_zero_of_a_continued_adapter_is_no_base_model(run: Path, tmp_pat
 
 
 def test_the_highest_of_several_scores_is_said_to_be_one(run: Path, tmp_path: Path) -> None:
-    words = "this one scored highest"
+    words = "It scored highest among the evaluated versions"
     assert words not in table(release(run, tmp_path / "folder"))
     AdapterStore(run / "adapters").point("best", 0)
     assert words not in table(release(run, tmp_path / "folder"))
@@ -365,7 +365,7 @@ def test_a_card_without_a_run_says_what_it_does_not_know(run: Path, tmp_path: Pa
     text = table(tmp_path / "folder")
     assert "data, recipe and scores are unknown" in text
     assert "No evaluation of this version is on record" in text
-    assert "The form of the prompts that it was trained on is not recorded." in text
+    assert "The prompt format it was trained with is not recorded." in text
     assert "model-index" not in text
     for code in snippets(text):
         compile(code, "card", "exec")
@@ -384,7 +384,7 @@ def test_the_recipe_of_a_supervised_run(run: Path, tmp_path: Path) -> None:
     assert f"of {config.train.batch_size} " in rows["steps"]
     assert rows["optimizer"].startswith(f"Adam 0.9/0.95, {config.optim.schedule} rate ")
     # Its chat template is a file of its own, which the base model's tokenizer does not have.
-    assert "The form of the prompts that it was trained on is not recorded here" in card.text
+    assert "The prompt format it was trained with is not recorded here" in card.text
 
 
 def test_the_code_of_a_card_tells_the_template_what_the_run_told_it(run: Path, tmp_path: Path) -> None:

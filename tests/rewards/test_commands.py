@@ -165,7 +165,7 @@ def test_check_counts_what_is_different_and_what_training_drops(tmp_path: Path) 
         (b"\n\n", "no usable problem: it is empty"),
         (b"PAR1\x15\x04", "bad.jsonl cannot be read as parquet"),
         (b'[{"problem": "1+1"}', "line 1: not JSON"),
-        (b"SQLite format 3", "is an SQLite data base"),
+        (b"SQLite format 3", "is an SQLite database"),
     ],
 )  # fmt: skip
 def test_check_reads_utf_8_alone(tmp_path: Path, content: bytes, message: str) -> None:

@@ -98,9 +98,9 @@ def test_a_function_is_called_with_what_it_has_parameters_for(name: str, value: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nan", "returned nan: a finite number or None is due"),
+        ("nan", "returned nan: expected a finite number or None"),
         ("inf", "returned -inf"),
-        ("words", r"returned '0.5' \(str\): a number or None is due"),
+        ("words", r"returned '0.5' \(str\): expected a number or None"),
         ("a_list", r"returned \[0.5\] \(list\)"),
         ("no_list", r"returns a list with one value for each completion, and .* it returned 0.5 \(float\)"),
         ("long_list", r"for one completion it returned \[0.5, 0.5\]"),

@@ -247,7 +247,7 @@ def test_a_mix_reads_each_source_its_own_way(tmp_path: Path) -> None:
     for settings in ({"source": "mix"}, {"source": "gsm8k", "mix": [{"source": "math"}]}):
         with pytest.raises(ValueError, match="go together"):
             DataConfig.model_validate(settings)
-    with pytest.raises(ValueError, match=r"data\.path is of one source"):
+    with pytest.raises(ValueError, match=r"data\.path applies to one source"):
         DataConfig.model_validate({"source": "mix", "mix": [{"source": "math"}], "path": "x"})
 
 

@@ -86,7 +86,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
         "in turns",
         POOL,
         line(rollout=38, learn=60, busy_frac=0.38),
-        "samplers idle 62% of a step, for 60% of it is learning: rollout.max_staleness=1",
+        "samplers idle 62% of a step, because 60% of it is learning: rollout.max_staleness=1",
     ),
     "whole models in workers, in turns": (
         "in turns",
@@ -110,7 +110,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
         "learner behind",
         AHEAD,
         line(rollout=1, learn=95, busy_frac=0.4),
-        "samplers idle 60% of a step, for the learner takes all of it",
+        "samplers idle 60% of a step, because the learner takes all of it",
     ),
     "ahead with too few workers": (
         "samplers behind",

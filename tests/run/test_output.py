@@ -194,7 +194,7 @@ def test_a_lock_of_somebody_else_keeps_what_it_holds(make_config: Callable[..., 
     ("options", "words"),
     [
         ({}, "--resume continues it and --overwrite replaces it"),
-        ({"resume": True}, "has no checkpoint: it begins at its beginning"),
+        ({"resume": True}, "has no checkpoint: it starts from the beginning"),
         ({"overwrite": True}, "would move the earlier run (1 steps, other settings: seed was 0 and is 1) to "),
         ({"overwrite": True, "keep": True}, "run.old-1, kept there"),
     ],
@@ -216,7 +216,7 @@ def test_a_dry_run_says_what_would_become_of_an_earlier_run(
 def test_a_dry_run_where_nothing_is(options: dict[str, bool], tmp_path: Path) -> None:
     told = dry_output(config_in(tmp_path / "run"), **{"resume": False, "overwrite": False, "keep": False, **options})
     assert told == (
-        [f"there is no run in {tmp_path / 'run'} to resume: this one begins at its beginning"] * ("resume" in options)
+        [f"there is no run in {tmp_path / 'run'} to resume: this one starts from the beginning"] * ("resume" in options)
     )
 
 

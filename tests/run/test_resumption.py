@@ -152,7 +152,7 @@ def test_a_supervised_run_grows_where_its_rate_does_not_depend_on_its_length(tmp
 def test_a_run_without_checkpoints_is_not_made_longer(tmp_path: Path) -> None:
     """It would be made again from its first step, over what there is of it."""
     begun(tmp_path, sft_in(tmp_path, "optim.schedule=constant", "train.steps=3"), steps=3, saved=False)
-    with pytest.raises(ConfigError, match=r"3 steps on record and no checkpoint to go on from.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"3 steps on record and no checkpoint to continue from.*--overwrite"):
         check_output(sft_in(tmp_path, "optim.schedule=constant", "train.steps=5"), resume=True)
 
 
@@ -173,7 +173,7 @@ def test_a_rate_by_rule_that_a_longer_run_changes_is_told(tmp_path: Path) -> Non
 def test_a_resumption_without_a_run_says_so(tmp_path: Path) -> None:
     run = tmp_path / "typo"
     assert check_output(config_in(run), resume=True) == [
-        f"there is no run in {run} to resume: this one begins at its beginning"
+        f"there is no run in {run} to resume: this one starts from the beginning"
     ]
 
 
@@ -200,7 +200,7 @@ def test_scores_after_what_was_the_last_step_are_moved_into_the_record(
 @pytest.mark.parametrize(
     ("made_by", "words"),
     [
-        ("0" * 64, "is of an earlier version of this program, and cannot be resumed; --overwrite begins anew"),
+        ("0" * 64, "is of an earlier version of this program, and cannot be resumed; --overwrite starts over"),
         (lambda mine: f"{'0' * 32}-{mine.partition('-')[2]}", "was made by another configuration"),
         (lambda mine: f"{mine.partition('-')[0]}-{'0' * 32}", r"data\.path \(mine\.jsonl\) has changed since step 7"),
     ],

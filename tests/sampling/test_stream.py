@@ -330,7 +330,7 @@ def test_a_resumed_run_loses_and_repeats_nothing(make_stream: Any, staleness: in
         (["rollout.address=auto"], ["rollout.address is 'auto'", "rollout.placement=ray"]),
         (
             ["rollout.placement=ray", "rollout.max_staleness=1", "method=full"],
-            ["rollout.max_staleness is 1, and with method=full", "leave it at 0, or take method=lora"],
+            ["rollout.max_staleness is 1, and with method=full", "leave it at 0, or use method=lora"],
         ),
         (
             ["rollout.placement=ray", "rollout.max_staleness=2", "loss.name=reinforce"],

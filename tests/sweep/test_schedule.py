@@ -253,7 +253,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
     assert all(result.status == "done" for result in finished.values())
     if number == signal.SIGTERM:
         assert sweep.returncode == 128 + signal.SIGTERM
-        assert "the same command goes on" in output
+        assert "run the same command to continue" in output
         assert (config.output / "table.md").is_file()
     with runs.sole_user(config.output):  # free once the last run has gone, however the sweep went
         begun = [path.name for path in (config.output / "cells").iterdir()]

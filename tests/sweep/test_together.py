@@ -183,7 +183,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_its_cells_were(number: sign
     output, _ = started.communicate(timeout=60)
     if number == signal.SIGTERM:
         assert started.returncode == 128 + signal.SIGTERM
-        assert "the same command goes on" in output
+        assert "run the same command to continue" in output
     with runs.sole_user(config.output):
         finished = Results(config.output / "results.jsonl").by_cell
     assert len(finished) < 6

@@ -21,7 +21,7 @@ from rollout.stopping import StopRequest
 @pytest.mark.parametrize(
     ("error", "way_on"),
     [
-        (SamplerGapError, "step 2 is saved: --resume goes on"),
+        (SamplerGapError, "step 2 is saved: --resume continues"),
         # Weights may have moved since the last finished step: nothing is saved over its checkpoint.
         (NonFiniteGradientError, "No checkpoint of this run was saved."),
     ],

@@ -124,7 +124,7 @@ def test_groups_that_are_sampled_and_graded_as_they_come_give_the_same_run_and_l
 def test_a_step_is_saved_when_what_samples_is_lost(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     code, output = run(tmp_path, "checkpoint.every=100", at="0/2/", HELD_DO="fail")
     assert code == 1
-    assert "error: step 2: no sampling worker is left\nstep 1 is saved: --resume goes on after it." in output
+    assert "error: step 2: no sampling worker is left\nstep 1 is saved: --resume continues after it." in output
     assert saved(tmp_path) == ["step000001"]
     code, output = run(tmp_path, "--resume")
     assert code == 0, output

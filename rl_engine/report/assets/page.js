@@ -127,7 +127,7 @@ function makeFigure(chart) {
     button('ask', '?', '', () => {
       about.hidden = !about.hidden;
     }),
-    button('log', 'log', 'Axis by powers of ten', () => {
+    button('log', 'log', 'Logarithmic axis', () => {
       state.log[name] = !(state.log[name] ?? chart?.log ?? false);
     }),
     button('enlarge', '⤢', 'Large or small', () => {

@@ -83,4 +83,4 @@ class Slots:
     def _part(self, cells: Sequence[Cell], why: str) -> None:
         self._alone.update(cell.name for cell in cells)
         for cell in cells:
-            self.say(f"{cell.name} goes on alone: {why}")
+            self.say(f"{cell.name} continues alone: {why}")
