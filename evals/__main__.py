@@ -35,7 +35,8 @@ Adapter = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[NAME=]DIR",
-        help="A published version, a PEFT directory, or a run (its best version, otherwise its latest); may be repeated.",
+        help="A published version, a PEFT directory, or a run (its best version, otherwise its latest); may be "
+        "repeated.",
     ),
 ]
 Problem = Annotated[

@@ -31,10 +31,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a base model and its adapters as `python -m evals` does, in a separate process, and return the report.
 
-    `adapters` are directories, or a mapping of names to directories; of a run, its best version is taken. `output` is a JSON file in which to keep the
-    report; with it, calling the function again continues an interrupted evaluation. Give the command's other options by
-    name, with `_` for `-`: `samples=16`, `limit=100`, `temperature=0.6`, `base=False`, `records=True`,
-    `overwrite=True`. `show` prints the command's output.
+    `adapters` are directories, or a mapping of names to directories; of a run, its best version is taken. `output` is a
+    JSON file in which to keep the report; with it, calling the function again continues an interrupted evaluation. Give
+    the command's other options by name, with `_` for `-`: `samples=16`, `limit=100`, `temperature=0.6`, `base=False`,
+    `records=True`, `overwrite=True`. `show` prints the command's output.
 
     The report has one entry per suite in `suites`: its `rows`, one per model (`adapter`, `avg`, its 95 % `interval`,
     `pass_at`, `tokens_mean`, …), and `minus_base`, the paired difference by adapter name; see docs/evaluation.md.
