@@ -5,9 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import torch
+
 from datafiles.formats import is_file_name
 from evals.suites import columns_in
 from rl_engine.config import Config
+from rl_engine.run.peaks import GIB
 from rollout.engine import smallest_allowed_rank
 from rollout.models import locate_model
 from rollout.prompts.problems import GENERATED, parts_of
@@ -21,8 +24,7 @@ def next_steps(config: Config, adapter: Path) -> dict[str, str]:
     lora = config.method == "lora"
     run = Path(config.output_dir)
     revision = ["--revision", config.model.revision] if lora and config.model.revision else []
-    serve = ["vllm", "serve", locate_model(config.model.name) if lora else str(adapter), "--dtype", config.model.dtype]
-    serve += revision
+    serve = [*server(config, locate_model(config.model.name) if lora else str(adapter)), *revision]
     if lora:
         serve += ["--enable-lora", "--max-lora-rank", str(smallest_allowed_rank(config.lora.served_rank))]
         serve += ["--lora-modules", f"{NAME}={adapter}"]
@@ -34,6 +36,17 @@ def next_steps(config: Config, adapter: Path) -> dict[str, str]:
         commands["score it beside its base model" if lora else "score it"] = score
     commands[f"serve it, as the model {NAME!r}" if lora else "serve it"] = serve
     return {purpose: shlex.join(words) for purpose, words in commands.items()}
+
+
+def server(config: Config, model: str) -> list[str]:
+    """vLLM's server of a model, on a machine like this one."""
+    if torch.cuda.is_available():
+        return ["vllm", "serve", model, "--dtype", config.model.dtype]
+    # The command `vllm` of the build for CPUs looks for a package of that name and does not find it. Left to itself the
+    # server takes nearly all of the machine's memory, and compiles.
+    memory = ["--kv-cache-memory-bytes", str(int(config.rollout.kv_cache_gib * GIB)), "--enforce-eager"]
+    start = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return [*start, "--dtype", config.model.dtype, *memory]
 
 
 def suites_to_score(config: Config) -> tuple[str, ...]:

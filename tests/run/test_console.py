@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ from evals.__main__ import app as evals
 from rl_engine.config import load_config
 from rl_engine.run.console import COLUMNS, Example, RunConsole
 from rl_engine.train.next_steps import next_steps
+from rollout.models import EMBEDDED_DIR
 
 
 def test_the_summary_compares_the_first_and_the_last_evaluation() -> None:
@@ -130,10 +132,29 @@ def test_the_next_commands_are_whole_and_have_the_runs_paths(tmp_path: Path) -> 
     # The command is read as far as the adapter, which is not there.
     answer = CliRunner().invoke(evals, score[3:])
     assert answer.output.strip() == f"error: --adapter {adapter}: no such directory"
-    assert (serve[:2], serve[-1]) == (["vllm", "serve"], f"trained={adapter}")
+    assert serve[-1] == f"trained={adapter}"
     assert serve[serve.index("--max-lora-rank") + 1] == "8"
     full = load_config("quickstart.yaml", ["method=full", f"output_dir={run}"])
     assert all("lora" not in command for command in next_steps(full, adapter).values())
+
+
+def test_the_server_is_started_as_the_build_of_the_machine_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command `vllm` asks for the package vllm, which the build for CPUs is not."""
+    config = load_config("quickstart.yaml", ["model.dtype=float32", "rollout.kv_cache_gib=0.5"])
+    started = {}
+    for card in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda card=card: card)
+        *_, command = next_steps(config, tmp_path).values()
+        started[card] = shlex.split(command)
+    assert started[True][:3] == ["vllm", "serve", str(EMBEDDED_DIR)]
+    assert started[False][:5] == ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", str(EMBEDDED_DIR)]
+    monkeypatch.undo()
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(started[False][3:])
+    assert arguments.kv_cache_memory_bytes == 2**29
+    assert (arguments.enforce_eager, arguments.enable_lora, arguments.max_lora_rank) == (True, True, 1)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +197,7 @@ def test_the_revision_that_was_trained_is_the_one_scored_and_served(tmp_path: Pa
     config = load_config("quickstart.yaml", ["model.name=org/model", "model.revision=abc"])
     _, score, serve = next_steps(config, tmp_path).values()
     assert "--model org/model --revision abc" in score
-    assert serve.startswith("vllm serve org/model --dtype")
+    assert "api_server --model org/model --dtype" in serve or serve.startswith("vllm serve org/model --dtype")
     assert "--revision abc" in serve
 
 
