@@ -228,7 +228,7 @@ def test_a_sampler_that_breaks_ends_all_with_what_they_have(
     assert train("broken", at_once=2, one=HEALTHY, two=HEALTHY, three=HEALTHY) == 1
     told = capsys.readouterr().err
     assert told.count("out of memory") == 2
-    assert "three  error: not begun" in told
+    assert "three  error: not started" in told
     monkeypatch.setattr(StreamingAnswers, "at_advance", lambda *_: None)
     assert train("broken", one=HEALTHY, two=HEALTHY, three=HEALTHY) == 0
     assert kept(tmp_path / "broken" / "one") == kept(tmp_path / "broken" / "three")
