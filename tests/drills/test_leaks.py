@@ -74,12 +74,14 @@ GROWTH = {
 
 
 def driver(place: Path) -> psutil.Process:
-    """The run: the oldest process whose working directory that is."""
+    """The run: the oldest process whose working directory that is. Raises `psutil.NoSuchProcess` when it has ended."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.cwd() == str(place) and process.environ().get(MARK) == str(os.getpid()):
                 found.append(process)
+    if not found:
+        raise psutil.NoSuchProcess(-1, msg=f"nothing runs in {place}")
     return min(found, key=lambda process: (process.create_time(), process.pid))
 
 
