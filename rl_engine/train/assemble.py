@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -240,30 +241,34 @@ def assemble(
     console.print_rows(describe(config, data, learner))
     with console.phase("starting vLLM"):
         queue = start_queue(config, ranks, prepared.context, stop, shared.engine if shared else None)
-    if (where := queue.where()) is not None:
-        console.print_rows({"sampling": where})
-    sampler = Sampler(queue, grader, ranks, stop)
-    past = PastVersions(learner, config.rollout.max_staleness)
-    run = Run(
-        config=saved_at_every_step(config) if shared else config,
-        eval_sampling=prepared.eval_sampling,
-        suites=prepared.suites,
-        stream=RolloutStream(config, cursor_of(config, data.prompts), sampler, sampling),
-        sampler=sampler,
-        learner=learner,
-        past=past,
-        publisher=_publisher(learner, queue.engine, past, data.prompts, sampling, hashed),
-        checkpoints=checkpoints,
-        records=Records(run_dir, config),
-        console=console,
-        stop=stop,
-        peaks=PhasePeaks(ranks.device),
-        config_hash=hashed,
-    )
-    if resume:
-        _continue_from(run, found)
-    if ranks.is_main:
-        run.records.open(run.step if found else -1)
+    with contextlib.ExitStack() as undone:
+        # Until the run is handed over nobody else closes it, and vLLM left open complains at the end of the process.
+        undone.callback(queue.engine.close)
+        if (where := queue.where()) is not None:
+            console.print_rows({"sampling": where})
+        sampler = Sampler(queue, grader, ranks, stop)
+        past = PastVersions(learner, config.rollout.max_staleness)
+        run = Run(
+            config=saved_at_every_step(config) if shared else config,
+            eval_sampling=prepared.eval_sampling,
+            suites=prepared.suites,
+            stream=RolloutStream(config, cursor_of(config, data.prompts), sampler, sampling),
+            sampler=sampler,
+            learner=learner,
+            past=past,
+            publisher=_publisher(learner, queue.engine, past, data.prompts, sampling, hashed),
+            checkpoints=checkpoints,
+            records=Records(run_dir, config),
+            console=console,
+            stop=stop,
+            peaks=PhasePeaks(ranks.device),
+            config_hash=hashed,
+        )
+        if resume:
+            _continue_from(run, found)
+        if ranks.is_main:
+            run.records.open(run.step if found else -1)
+        undone.pop_all()
     return run
 
 

@@ -3,6 +3,7 @@ finished step saved, and goes on as if nothing had been. The engine is scripted;
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import socket
@@ -17,7 +18,7 @@ from rl_engine.run.records import read_metrics
 from tests.drills.equality import TIMES
 from tests.helpers import forked
 from tests.helpers.answering_engine import UNCHECKED
-from tests.helpers.held_engine import prepare
+from tests.helpers.held_engine import HeldEngine, prepare
 
 pytestmark = pytest.mark.engine
 SETTINGS = (
@@ -151,3 +152,25 @@ def test_two_ranks_leave_together_while_one_of_them_samples(tmp_path: Path) -> N
     assert [line["step"] for line in lines] == [0, 1]
     with gzip.open(tmp_path / "runs" / "quickstart" / "rollouts" / "step000001.jsonl.gz", "rt") as file:
         assert {json.loads(line)["step"] for line in file} == {1}
+
+
+def without_room() -> None:
+    """The disk is full as the run notes that it begins, when its engine has been started."""
+    from rl_engine.run import records
+
+    prepare()
+    HeldEngine.close = lambda self: print("the engine is closed", flush=True)  # type: ignore[method-assign]
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "starts.jsonl")
+
+    records.note_start = full
+
+
+def test_what_fails_between_the_start_of_the_engine_and_the_first_step_closes_it(tmp_path: Path) -> None:
+    """vLLM that is left open complains when the process ends."""
+    environment = {"HELD_AT": "nowhere", "HELD_PLACE": str(tmp_path)}
+    code, output = forked.train(tmp_path, *SETTINGS, environment=environment, prepare=without_room)
+    assert code == 1
+    assert "error: [Errno 28] No space left on device: 'starts.jsonl'" in output
+    assert output.count("the engine is closed") == 1
