@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -148,7 +149,9 @@ class Records:
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()
-        note_end(self.run)
+        # Where there is no room for the note, what the run ended with is what is to be told.
+        with contextlib.suppress(OSError):
+            note_end(self.run)
 
 
 def _sync(file: IO[Any]) -> None:

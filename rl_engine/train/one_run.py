@@ -81,8 +81,8 @@ def train_in_place(
             except EngineError as error:
                 raise RunFailedError(f"step {run.step}: {error}\n{way_on(run)}") from error
             finally:
-                run.records.close()
-                run.sampler.engine.close()
+                with contextlib.closing(run.sampler.engine):
+                    run.records.close()
             if ranks.is_main:
                 report = write_report([output], output / REPORT)
                 paths = {**summary_paths(run), "report": report}

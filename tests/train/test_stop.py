@@ -9,6 +9,7 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,23 +155,35 @@ def test_two_ranks_leave_together_while_one_of_them_samples(tmp_path: Path) -> N
         assert {json.loads(line)["step"] for line in file} == {1}
 
 
-def without_room() -> None:
-    """The disk is full as the run notes that it begins, when its engine has been started."""
+def without_room(function: str) -> None:
+    """The disk is full as the run notes that it begins, or publishes and would note that it ends."""
     from rl_engine.run import records
+    from rl_engine.sampling.publish import Publisher
 
     prepare()
     HeldEngine.close = lambda self: print("the engine is closed", flush=True)  # type: ignore[method-assign]
 
     def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "starts.jsonl")
+        raise OSError(errno.ENOSPC, "No space left on device", f"{function} in starts.jsonl")
 
-    records.note_start = full
+    def full_of_adapters(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "adapters")
+
+    setattr(records, function, full)
+    if function == "note_end":
+        setattr(Publisher, "publish", full_of_adapters)  # noqa: B010 - mypy knows its type
 
 
-def test_what_fails_between_the_start_of_the_engine_and_the_first_step_closes_it(tmp_path: Path) -> None:
-    """vLLM that is left open complains when the process ends."""
+@pytest.mark.parametrize(
+    ("function", "named"), [("note_start", "note_start in starts.jsonl"), ("note_end", "adapters")]
+)
+def test_a_disk_that_is_full_closes_the_engine_and_names_what_was_to_be_written(
+    function: str, named: str, tmp_path: Path
+) -> None:
+    """vLLM that is left open complains when the process ends. What is noted at the end hides nothing."""
     environment = {"HELD_AT": "nowhere", "HELD_PLACE": str(tmp_path)}
-    code, output = forked.train(tmp_path, *SETTINGS, environment=environment, prepare=without_room)
+    given = partial(without_room, function)
+    code, output = forked.train(tmp_path, *SETTINGS, environment=environment, prepare=given)
     assert code == 1
-    assert "error: [Errno 28] No space left on device: 'starts.jsonl'" in output
+    assert f"error: [Errno 28] No space left on device: '{named}'" in output
     assert output.count("the engine is closed") == 1
