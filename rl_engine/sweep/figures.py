@@ -222,9 +222,9 @@ def _label(arm: Arm) -> str:
 
 
 def _number(value: float) -> str:
-    """`3e-4`, `0.5`, `128`."""
-    if 0.1 <= value < 1e5:
-        return f"{value:g}"
+    """`3e-4`, `0.5`, `131072`."""
+    if 0.1 <= abs(value) < 1e5 or float(value).is_integer():
+        return f"{value:.10g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 

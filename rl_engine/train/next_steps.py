@@ -43,10 +43,10 @@ def server(config: Config, model: str) -> list[str]:
     if torch.cuda.is_available():
         return ["vllm", "serve", model, "--dtype", config.model.dtype]
     # The command `vllm` of the build for CPUs looks for a package of that name and does not find it. Left to itself the
-    # server takes nearly all of the machine's memory, and compiles.
-    memory = ["--kv-cache-memory-bytes", str(int(config.rollout.kv_cache_gib * GIB)), "--enforce-eager"]
+    # server takes nearly all of the machine's memory, and compiles; contexts are as long as the cache holds.
+    cache = ["--kv-cache-memory-bytes", str(int(config.rollout.kv_cache_gib * GIB)), "--max-model-len", "auto"]
     start = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    return [*start, "--dtype", config.model.dtype, *memory]
+    return [*start, "--dtype", config.model.dtype, "--enforce-eager", *cache]
 
 
 def suites_to_score(config: Config) -> tuple[str, ...]:

@@ -154,6 +154,7 @@ def test_the_server_is_started_as_the_build_of_the_machine_can(tmp_path: Path, m
 
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(started[False][3:])
     assert arguments.kv_cache_memory_bytes == 2**29
+    assert arguments.max_model_len == -1  # as long as the cache holds
     assert (arguments.enforce_eager, arguments.enable_lora, arguments.max_lora_rank) == (True, True, 1)
 
 
