@@ -193,7 +193,7 @@ def test_an_adapter_scaled_by_the_root_of_its_rank_is_gone_on_from(
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_served_is_refused_with_a_way_out(name: str, make_config: ConfigMaker) -> None:
-    with pytest.raises(ConfigError, match=rf"lora\.init is '{name}': not offered: .*take "):
+    with pytest.raises(ConfigError, match=rf"lora\.init is '{name}': not offered: .*use "):
         make_config(f"lora.init={name}")
 
 
