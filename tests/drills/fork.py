@@ -57,7 +57,8 @@ TINY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """The `occurrence`-th time of a phase, counted from 0, and how long after its beginning."""
+    """The `occurrence`-th time of a phase, counted from 0, and how long after its beginning; at its end where it is
+    over sooner, for the run may be too."""
 
     phase: str
     occurrence: int
@@ -101,7 +102,7 @@ class Journal:
     def phase(self, name: str) -> Iterator[None]:
         self.stack.append(name)
         self.note()
-        moment = self.moment
+        moment, timer = self.moment, None
         if moment and moment.phase == name and moment.occurrence == self.counts[name]:
             if moment.after_s:
                 timer = threading.Timer(moment.after_s, self.strike)
@@ -115,6 +116,9 @@ class Journal:
             yield
         finally:
             self.durations.setdefault(name, []).append(time.monotonic() - start)
+            if timer is not None and timer.is_alive():
+                timer.cancel()
+                self.strike()
             self.stack.pop()
             self.note()
 
