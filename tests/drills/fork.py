@@ -91,6 +91,7 @@ class Journal:
     counts: Counter[str] = field(default_factory=Counter)
     durations: dict[str, list[float]] = field(default_factory=dict)
     stack: list[str] = field(default_factory=lambda: ["between"])
+    struck: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self) -> None:
         """In the page cache at once: what a killed process has written stays written."""
@@ -124,6 +125,8 @@ class Journal:
 
     def strike(self) -> None:
         assert self.moment is not None
+        if not self.struck.acquire(blocking=False):
+            return  # the timer was at it already
         (self.place / "struck").write_text(json.dumps([self.stack[-1], time.time()]))
         if self.moment.do == "fill":
             fill(Path.cwd() / "filler")
