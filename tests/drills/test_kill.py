@@ -14,7 +14,7 @@ from tests.drills.fork import PHASES, Moment, train
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(7200)]
 SEED, MOMENTS = 7, 20
-STEPS = ("train.steps=16", "eval.every=4")
+STEPS = ("train.steps=24", "eval.every=4")
 
 
 def random_moments(durations: dict[str, list[float]]) -> list[Moment]:
