@@ -34,7 +34,7 @@ CANARY = (
 def stopped(place: Path, *settings: str, prepare: Callable[[], None]) -> tuple[Path, str]:
     """A run that such a worker has ended, and what it said last."""
     ended = train(place, *SETTINGS, *settings, prepare=prepare)
-    message = " ".join(ended.output.split())[-600:]
+    message = " ".join(ended.output.split())[-1000:]
     print(message, flush=True)
     assert ended.code == 1, ended.output
     assert "Traceback" not in ended.output
