@@ -38,24 +38,16 @@ class KlEstimate:
     kl: float
     error: float
     """Its standard error, √(Σ c²)/n of what each of n tokens adds. About zero, not about their mean: one token alone,
-    or two alike, know nothing of their spread. So nine tokens must carry an estimate before it is found too large."""
-    capped: float
-    """The same mean with no token counted as further apart than one may be. Another adapter agrees on most tokens and
-    differs widely on some, so that the error is as large as the mean; here a few tokens show it all the same."""
+    or two alike, know nothing of their spread."""
     tokens: int
 
     def within(self, limit: float, logprob: float) -> bool:
         """Whether it is at most `limit`, or above it by no more than chance, where one token may be `logprob` nats
         apart. What is no finite number never is."""
-        return (
-            math.isfinite(self.kl)
-            and self.kl <= limit + SIGMAS * self.error
-            and self.capped <= limit + self._chance(limit, logprob)
-        )
+        return math.isfinite(self.kl) and self.kl <= limit + self.margin(limit, logprob)
 
     def margin(self, limit: float, logprob: float) -> float:
-        """How far it may be above `limit` by chance: the smaller of the two bounds that `within` asks for."""
-        return min(self._chance(limit, logprob), SIGMAS * self.error)
-
-    def _chance(self, limit: float, logprob: float) -> float:
-        return chance(limit, self.tokens, largest=0.5 * logprob**2)
+        """How far it may be above `limit` by chance: by its own error, and by no more than any distribution explains
+        whose tokens are at most `logprob` nats apart. Another adapter agrees on most tokens and differs widely on some:
+        its error is as large as the mean, and the second bound finds it."""
+        return min(SIGMAS * self.error, chance(limit, self.tokens, largest=0.5 * logprob**2))

@@ -117,14 +117,13 @@ def check_scoring(
     short = sampling.model_copy(update={"n": 1, "max_tokens": min(CHECKED_TOKENS, sampling.max_tokens)})
     groups = engine.generate(few, short, adapter, [f"scoring/{seed}/{i}" for i in range(len(few))])
     sampled = np.concatenate([one.logprobs for group in groups for one in group.completions])
-    gap_T = np.abs(sampled - np.concatenate(_scored(engine, groups, adapter)))
+    gap_T = sampled - np.concatenate(_scored(engine, groups, adapter))
     # What a training run allows between sampler and learner: beyond it one of the two sees another adapter.
     limit, logprob = KL_LIMITS[dtype], LOGPROB_LIMITS[dtype]
     cost_T = np.square(gap_T) / 2
     found = KlEstimate(
         kl=float(cost_T.mean()),
         error=float(np.linalg.norm(cost_T)) / len(cost_T),
-        capped=float(np.square(np.minimum(gap_T, logprob)).mean() / 2),
         tokens=len(cost_T),
     )
     if not found.within(limit, logprob):

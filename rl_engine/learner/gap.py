@@ -55,8 +55,6 @@ class SamplerGap:
     """½·mean((log q − log p)²), nats a token."""
     kl_error: float
     """Its standard error: √(Σ c²)/n of what each of n tokens adds, c = ½ (log q − log p)²."""
-    kl_capped: float
-    """The same mean, with no token counted beyond the limit of one token."""
     kl_v1: float
     """mean(log q − log p), nats a token: the plain estimate of KL(q ‖ p)."""
     kl_v3: float
@@ -76,7 +74,6 @@ class SamplerGap:
         return cls(
             kl=sum(gap.kl * gap.tokens for gap in gaps) / tokens,
             kl_error=math.hypot(*(gap.kl_error * gap.tokens for gap in gaps)) / tokens,
-            kl_capped=sum(gap.kl_capped * gap.tokens for gap in gaps) / tokens,
             kl_v1=sum(gap.kl_v1 * gap.tokens for gap in gaps) / tokens,
             kl_v3=sum(gap.kl_v3 * gap.tokens for gap in gaps) / tokens,
             logprob_max=max(gap.logprob_max for gap in gaps),
@@ -99,7 +96,7 @@ class GapLimits:
     def check(self, gap: SamplerGap) -> None:
         """Raises `SamplerGapError` when the gap is over a limit or no number."""
         share_margin = chance(BEYOND_LIMIT, gap.tokens, largest=1.0)
-        kl = KlEstimate(kl=gap.kl, error=gap.kl_error, capped=gap.kl_capped, tokens=gap.tokens)
+        kl = KlEstimate(kl=gap.kl, error=gap.kl_error, tokens=gap.tokens)
         if kl.within(self.kl, self.logprob) and gap.beyond <= BEYOND_LIMIT + share_margin:
             return
         worst = gap.worst

@@ -20,7 +20,7 @@ from rl_engine.policy.micro_batch import MicroBatch
 
 SUMS = (
     *("loss", "entropy", "tokens", "weights", "weights2", "low", "high", "corrections", "outside", "corrected"),
-    *("gap1", "gap2", "gap3", "gap4", "capped", "gap_tokens", "beyond", "kl_base", "base_tokens"),
+    *("gap1", "gap2", "gap3", "gap4", "gap_tokens", "beyond", "kl_base", "base_tokens"),
 )
 """What is summed: the same on a rank that has nothing to add."""
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
@@ -120,7 +120,6 @@ class StepStatistics:
             gap2=gap_N.square().sum(),
             gap3=(gap_N.expm1() - gap_N).sum(),
             gap4=gap_N.square().square().sum(),
-            capped=gap_N.abs().clamp(max=self.logprob_limit).square().sum(),
             gap_tokens=gap_N.numel(),
             beyond=(~(gap_N.abs() <= self.logprob_limit)).sum(),
         )
@@ -148,7 +147,6 @@ class StepStatistics:
         return SamplerGap(
             kl=0.5 * total["gap2"] / tokens,
             kl_error=0.5 * math.sqrt(total["gap4"]) / tokens,
-            kl_capped=0.5 * total["capped"] / tokens,
             kl_v1=total["gap1"] / tokens,
             kl_v3=total["gap3"] / tokens,
             logprob_max=gap_max,

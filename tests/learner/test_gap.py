@@ -27,7 +27,6 @@ def gap(
     return SamplerGap(
         kl=kl,
         kl_error=0.0,
-        kl_capped=kl,
         kl_v1=-kl,
         kl_v3=2 * kl,
         logprob_max=logprob_max,
@@ -77,7 +76,6 @@ def test_merged_means_are_over_tokens_and_the_largest_is_the_largest() -> None:
     assert SamplerGap.merged(parts) == SamplerGap(
         kl=7.0,
         kl_error=0.0,
-        kl_capped=7.0,
         kl_v1=-7.0,
         kl_v3=14.0,
         logprob_max=0.3,
@@ -92,7 +90,7 @@ def test_merged_parts_are_the_whole() -> None:
     whole = measured(gaps)
     for border in range(1, len(gaps)):
         merged = SamplerGap.merged([measured(gaps[:border]), measured(gaps[border:])])
-        for name in ("kl", "kl_error", "kl_capped", "kl_v1", "kl_v3", "logprob_max", "tokens", "beyond"):
+        for name in ("kl", "kl_error", "kl_v1", "kl_v3", "logprob_max", "tokens", "beyond"):
             assert getattr(merged, name) == pytest.approx(getattr(whole, name), rel=1e-12), name
 
 
@@ -116,9 +114,12 @@ def test_few_tokens_of_which_one_is_far_apart_are_not_another_adapter() -> None:
     seen = measured([0.945, *[rest] * 114])
     assert seen.kl == pytest.approx(0.0108)
     HALF.check(seen)
-    # Nor is one beyond the limit of a token, however few there are; two of so few are.
+    # Nor is one at the limit of a token, however few there are, nor one beyond it among a hundred; two of few are.
     for tokens in (2, 16, 100, 115, 400):
+        HALF.check(measured([2.0, *[0.02] * (tokens - 1)]))
+    for tokens in (100, 115, 400):
         HALF.check(measured([3.0, *[0.02] * (tokens - 1)]))
+        assert refused(measured([12.0, *[0.02] * (tokens - 1)]))
     for tokens in (2, 16, 40):
         assert refused(measured([3.0, -3.0, *[0.02] * (tokens - 2)]))
     HALF.check(measured([1.0, *[0.02] * 99]))
@@ -135,7 +136,8 @@ def test_tokens_that_are_all_apart_are_refused(tokens: int, nats: float) -> None
 def test_float32_tells_another_adapter_from_few_tokens() -> None:
     limits = gap_limits(load_config("quickstart.yaml", ["model.dtype=float32"]))
     limits.check(measured([5e-4, -5e-4, 2e-4] * 40, limits))
-    limits.check(measured([5e-2, *[1e-4] * 99], limits))
+    limits.check(measured([1e-2, *[1e-4] * 99], limits))
+    assert refused(measured([5e-2, *[1e-4] * 99], limits), limits)
     assert refused(measured([5e-3] * 30, limits), limits)
     assert refused(measured([0.1, -0.2, 0.3, *[1e-5] * 77], limits), limits)
 

@@ -93,7 +93,7 @@ def test_what_the_learner_saw() -> None:
         grad_norm=0.2,
         entropy=0.3,
         kl_base=0.4,
-        gap=SamplerGap(kl=0.6, kl_error=0.1, kl_capped=0.6, kl_v1=0.5, kl_v3=0.7, logprob_max=0.8, tokens=20),
+        gap=SamplerGap(kl=0.6, kl_error=0.1, kl_v1=0.5, kl_v3=0.7, logprob_max=0.8, tokens=20),
         ratio={"p01": 0.9, "p50": 1.0, "p99": 1.1, "max": 1.2},
         ess_frac=0.99,
         clip_low_frac=0.01,
