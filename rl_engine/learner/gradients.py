@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,26 +21,40 @@ class NonFiniteGradientError(RuntimeError):
 
 class GradientGuard:
     """Sees whether any gradient of an update is infinite or no number, and leaves the parameters, their moments and
-    Adam's count as they are then. It works alike under every ZeRO stage: what autograd computes is looked at before
-    anything is reduced or sharded, and what is not to be stepped on is taken from the optimizer's own hands."""
+    Adam's count as they are then. What is not to be stepped on is taken from the optimizer's own hands."""
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Ranks, advice: str
+        self,
+        parameters: Iterable[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
+        advice: str,
+        sharded: bool = False,
     ) -> None:
-        """`advice`: what a person may do about it."""
+        """`advice`: what a person may do about it. `sharded`: gradients are taken away and spread over the ranks as
+        autograd computes them, so that each has to be looked at before."""
+        self._parameters = list(parameters)
         self._ranks = ranks
         self._advice = advice
         self._sum = torch.zeros((), device=ranks.device)
         self._skips = 0
         self._drops = False
-        for parameter in parameters:
-            parameter.register_hook(self._look)
+        if sharded:
+            for parameter in self._parameters:
+                parameter.register_hook(self._look)
         optimizer.register_step_pre_hook(self._drop)
 
     def _look(self, gradient: Tensor) -> None:
         # One number that is none makes the sum none, and nothing that follows mends it. A card is asked for two kernels
         # so; asking of each number whether it is finite takes seven, for every parameter of every micro-batch.
         self._sum += gradient.sum(dtype=torch.float32)
+
+    def _all_finite(self) -> Tensor:
+        """Whether every gradient of the update is: of those that a hook saw, and of those that are still there."""
+        kept = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        # The largest of all, in a few kernels: one that is no number is the largest.
+        largest = nn.utils.get_total_norm(kept, math.inf)
+        return largest.isfinite() & self._sum.isfinite()
 
     def _drop(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._drops:
@@ -54,7 +69,7 @@ class GradientGuard:
 
         Raises `NonFiniteGradientError` when it is one too many in a row.
         """
-        self._drops = self._ranks.agree(not self._sum.isfinite())
+        self._drops = self._ranks.agree(not self._all_finite())
         self._sum.zero_()
         self._skips = self._skips + 1 if self._drops else 0
         if self._skips == SKIPS_IN_A_ROW:

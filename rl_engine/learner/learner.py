@@ -76,7 +76,9 @@ class Learner:
         )
         self._full_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._grad_norm = 0.0
-        self._guard = GradientGuard(self.parameters.values(), self.optimizer, ranks, ADVICE)
+        self._guard = GradientGuard(
+            self.parameters.values(), self.optimizer, ranks, ADVICE, sharded=config.learner.zero_stage > 0
+        )
         self.policy = LogprobModel(
             self.trainable.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
         )

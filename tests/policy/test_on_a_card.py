@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_engine.policy.base_model import fuse_norms
-from rl_engine.policy.lora_linear import CARD_STEP, _LoraLinear, padded
+from rl_engine.policy.lora_linear import CARD_STEP, _CardLoraLinear, _LoraLinear, padded
 from tests.helpers.families import tiny_model
 from tests.helpers.precision import assert_same_sums
 
@@ -49,20 +49,50 @@ def test_norms_of_a_whole_family_are_fused() -> None:
     assert all("forward" in vars(norm) for norm in norms)
 
 
+@pytest.mark.parametrize("learns_a", [True, False])
 @pytest.mark.parametrize("rank", [1, 3, 8, 20])
-def test_a_rank_filled_up_with_zeros_is_the_same_layer(rank: int) -> None:
+def test_a_layer_as_a_card_computes_it_is_the_same_layer(rank: int, learns_a: bool) -> None:
     draw = torch.Generator().manual_seed(rank)
     x, weight, bias, a, b, upstream = (
         torch.randn(shape, generator=draw, dtype=torch.float64)
         for shape in ((10, 6), (5, 6), (5,), (rank, 6), (5, rank), (10, 5))
     )
-    learned = [one.requires_grad_() for one in (x, a, b)]
+    learned = [one.requires_grad_() for one in ((x, a, b) if learns_a else (x, b))]
 
-    def of(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-        y = _LoraLinear.apply(x, weight, bias, a, b, 0.7)  # type: ignore[no-untyped-call]
+    def of(layer: type[torch.autograd.Function]) -> tuple[Tensor, ...]:
+        y: Tensor = layer.apply(x, weight, bias, a, b, 0.7)
         return y, *torch.autograd.grad((y * upstream).sum(), learned)
 
-    more = padded(a, b, CARD_STEP)
-    assert len(more[0]) == more[1].shape[1] == -(-rank // CARD_STEP) * CARD_STEP
-    for found, expected in zip(of(*more), of(a, b), strict=True):
+    for found, expected in zip(of(_CardLoraLinear), of(_LoraLinear), strict=True):
+        assert found.shape == expected.shape
         assert_same_sums(found, expected, 10 * rank)
+
+
+def test_a_card_is_given_a_rank_that_is_a_multiple_of_eight() -> None:
+    a, b = padded(torch.ones(3, 6), torch.ones(5, 3), CARD_STEP)
+    assert (len(a), b.shape[1]) == (8, 8)
+    assert (a.sum(), b.sum()) == (18, 15)
+    again = padded(a, b, CARD_STEP)
+    assert again[0] is a
+    assert again[1] is b
+
+
+def test_an_adapter_in_float32_under_16_bit_learns_in_float32_and_sees_what_the_sampler_is_given() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, weight, a, b = (torch.randn(shape, generator=draw) for shape in ((10, 6), (5, 6), (2, 6), (5, 2)))
+    learned = a.requires_grad_(), b.requires_grad_()
+
+    def of(layer: type[torch.autograd.Function], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        parts = (part.to(torch.bfloat16).to(dtype) for part in (x, weight))
+        cast = (part.to(torch.bfloat16).to(dtype) if layer is _LoraLinear else part for part in learned)
+        given_x, given_weight = parts
+        y: Tensor = layer.apply(given_x, given_weight, None, *cast, 32.0)
+        return y, *torch.autograd.grad(y.square().sum(), learned)
+
+    y, *gradients = of(_CardLoraLinear, torch.bfloat16)
+    exact_y, *exact = of(_LoraLinear, torch.float64)
+    assert y.dtype == torch.bfloat16
+    assert (y - exact_y).norm() < 2**-7 * exact_y.norm()
+    for found, expected in zip(gradients, exact, strict=True):
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() < 2**-6 * expected.norm()
