@@ -27,7 +27,13 @@ from rl_engine.learner.objective import needs_base, needs_old_logprobs, objectiv
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import LearnStats, StepStatistics
 from rl_engine.policy.agreement import check_with_prompts
-from rl_engine.policy.base_model import LoadBase, layout_of, load_causal_lm
+from rl_engine.policy.base_model import (
+    LoadBase,
+    compile_layers,
+    is_worth_compiling,
+    layout_of,
+    load_causal_lm,
+)
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.methods import METHODS
 from rl_engine.policy.micro_batch import MicroBatch
@@ -84,7 +90,14 @@ class Learner:
         )
         check_with_prompts(self.policy, prompts, self._continued, config.model.name)
         self.trainable.calibrate(partial(self.policy, self._alone(ids)) for ids in prompts)
+        self._compile(prompts)
         self.deepspeed_engine = self._start_deepspeed()
+
+    def _compile(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Compile the layers where that is worth it and there is a prompt to try them on."""
+        longest = max(prompts, key=len, default=())
+        if len(longest) > 1 and is_worth_compiling(self.config, self.trainable.causal_lm, self.ranks.device):
+            compile_layers(self.trainable.causal_lm, lambda: self.policy(self._continued(longest))[0])
 
     def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
         """A micro-batch of one prompt, whose last token stands for the completion."""

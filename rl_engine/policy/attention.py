@@ -215,15 +215,15 @@ CAPABILITY = (8, 0)
 class PackedRows:
     """Where the samples of a row are."""
 
-    lengths: tuple[int, ...]
-    """Tokens of each."""
     bounds: Tensor
-    """[S + 1] int32, where each begins and the last one ends."""
+    """[S + 1] int32, where each begins and the last one ends. Numbers of Python's would be part of what is compiled."""
+    longest: int
+    """Tokens of the longest."""
 
     @classmethod
     def of(cls, lengths: tuple[int, ...]) -> PackedRows:
         ends = torch.tensor((0, *lengths)).cumsum(0)
-        return cls(lengths=lengths, bounds=ends.to(torch.int32))
+        return cls(bounds=ends.to(torch.int32), longest=max(lengths))
 
     def to(self, device: torch.device) -> PackedRows:
         return replace(self, bounds=self.bounds.to(device, non_blocking=True))
@@ -242,8 +242,8 @@ def is_computed(model_config: Any, dtype: str, device_type: str) -> bool:
 
 def by_products(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rows: PackedRows, scale: float) -> Tensor:
     """[T, H, D] attention of each sample by plain matrix products; keys and values may have fewer heads."""
-    outputs = []
-    for q, k, v in zip(*(x_THD.split(rows.lengths) for x_THD in (q_THD, k_THD, v_THD)), strict=True):
+    outputs, lengths = [], rows.bounds.diff().tolist()
+    for q, k, v in zip(*(x_THD.split(lengths) for x_THD in (q_THD, k_THD, v_THD)), strict=True):
         drop = positions_after(len(q), q.device)[None]
         q_1HtD, k_1HtD, v_1HtD = (x_tHD.transpose(0, 1)[None] for x_tHD in (q, k, v))
         outputs.append(attend(q_1HtD, k_1HtD, v_1HtD, drop, scale)[0].transpose(0, 1))
@@ -260,10 +260,9 @@ def by_kernel(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rows: PackedRows, sca
     else:  # before torch 2.13
         shared_by = q_THD.shape[1] // k_THD.shape[1]
         k_THD, v_THD = (x_THD.repeat_interleave(shared_by, dim=1) for x_THD in (k_THD, v_THD))
-    longest = max(rows.lengths)
     # Everything before and nothing after: the window is how torch 2.11 and later spell causal.
     options |= {"scale": scale, "window_size": (-1, 0)}
-    output: Any = varlen_attn(q_THD, k_THD, v_THD, rows.bounds, rows.bounds, longest, longest, **options)
+    output: Any = varlen_attn(q_THD, k_THD, v_THD, rows.bounds, rows.bounds, rows.longest, rows.longest, **options)
     return output  # type: ignore[no-any-return]
 
 

@@ -114,6 +114,11 @@ def only(parts: int) -> Callable[..., tuple[Tensor, ...]]:
     return first
 
 
+def compiler_said(error: Exception) -> str:
+    """The first lines of what torch's compiler says: which part of it failed, and why."""
+    return " ".join(str(error).strip().splitlines()[:2])
+
+
 @functools.cache
 def compiled(parts: int) -> Callable[..., tuple[Tensor, ...]]:
     """`only(parts)` as one kernel; where torch's compiler does not work here, the same step by step, and it is said."""
@@ -128,7 +133,7 @@ def compiled(parts: int) -> Callable[..., tuple[Tensor, ...]]:
         except torch._dynamo.exc.TorchDynamoException as error:
             warnings.warn(
                 f"torch.compile does not work here, so the output embedding's chunks take several passes over their "
-                f"logits: {str(error).strip().splitlines()[0]}",
+                f"logits: {compiler_said(error)}",
                 stacklevel=2,
             )
             chosen[0] = only(parts)

@@ -7,7 +7,6 @@ layer, R its rank, M trained numbers that layers share.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ class _CardLoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
     ) -> Tensor:
-        a_PI, b_OP = padded(a_RI.to(x_NI.dtype), b_OR.to(x_NI.dtype), CARD_STEP)
+        a_PI, b_OP = padded(a_RI, b_OR, x_NI.dtype, CARD_STEP)
         low_NP = x_NI @ a_PI.T
         y_NO = torch.nn.functional.linear(x_NI, weight_OI, bias_O)
         y_NO.addmm_(low_NP, b_OP.T, alpha=scale)
@@ -87,24 +86,21 @@ class _CardLoraLinear(torch.autograd.Function):
 
 
 def _scaled(scale: float, left: Tensor, right: Tensor) -> Tensor:
-    """The product times `scale`, in one kernel."""
-    nothing = _zeros(1, 1, left.dtype, left.device)
-    return torch.addmm(nothing, left, right, beta=0, alpha=scale)
+    """The product times `scale`, in one kernel: what it would be added to counts for nothing."""
+    return torch.addmm(right[0], left, right, beta=0, alpha=scale)
 
 
-@functools.cache
-def _zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros(rows, columns, dtype=dtype, device=device)
-
-
-def padded(a_RI: Tensor, b_OR: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """The same update at the next rank P that is a multiple of `step`: what is added is zero, and learns nothing."""
-    more = -len(a_RI) % step
+def padded(a_RI: Tensor, b_OR: Tensor, dtype: torch.dtype, step: int) -> tuple[Tensor, Tensor]:
+    """The same update in that precision, at the next rank P that is a multiple of `step`: what is added is zero, and
+    learns nothing."""
+    rank, inputs = a_RI.shape
+    more = -rank % step
     if not more:
-        return a_RI, b_OR
-    below = _zeros(more, a_RI.shape[1], a_RI.dtype, a_RI.device)
-    beside = _zeros(len(b_OR), more, b_OR.dtype, b_OR.device)
-    return torch.cat([a_RI, below]), torch.cat([b_OR, beside], dim=1)
+        return a_RI.to(dtype), b_OR.to(dtype)
+    a_PI = a_RI.new_zeros(rank + more, inputs, dtype=dtype)
+    b_OP = b_OR.new_zeros(len(b_OR), rank + more, dtype=dtype)
+    a_PI[:rank], b_OP[:, :rank] = a_RI, b_OR
+    return a_PI, b_OP
 
 
 class LoraLinear(PeftLoraLinear):

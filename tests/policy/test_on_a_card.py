@@ -69,12 +69,11 @@ def test_a_layer_as_a_card_computes_it_is_the_same_layer(rank: int, learns_a: bo
 
 
 def test_a_card_is_given_a_rank_that_is_a_multiple_of_eight() -> None:
-    a, b = padded(torch.ones(3, 6), torch.ones(5, 3), CARD_STEP)
-    assert (len(a), b.shape[1]) == (8, 8)
-    assert (a.sum(), b.sum()) == (18, 15)
-    again = padded(a, b, CARD_STEP)
-    assert again[0] is a
-    assert again[1] is b
+    a, b = padded(torch.ones(3, 6), torch.ones(5, 3), torch.bfloat16, CARD_STEP)
+    assert (list(a.shape), list(b.shape), a.dtype, b.dtype) == ([8, 6], [5, 8], torch.bfloat16, torch.bfloat16)
+    assert [float(part.sum()) for part in (a[:3], b[:, :3], a, b)] == [18, 15, 18, 15]
+    whole = padded(torch.ones(16, 6), torch.ones(5, 16), torch.bfloat16, CARD_STEP)
+    assert (len(whole[0]), whole[1].shape[1]) == (16, 16)
 
 
 def test_an_adapter_in_float32_under_16_bit_learns_in_float32_and_sees_what_the_sampler_is_given() -> None:

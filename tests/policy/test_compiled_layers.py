@@ -1,0 +1,237 @@
+"""Decoder layers as torch compiles them for a card: the same numbers, and one form for micro-batches of every size."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from rl_engine.learner.batching import TrainingSample, collate
+from rl_engine.learner.learner import Learner
+from rl_engine.policy import attention, base_model, lora_linear
+from rl_engine.policy.attention import VARLEN
+from rl_engine.policy.base_model import compile_layers, fuse_norms, is_worth_compiling
+from rl_engine.policy.logprobs import LogprobModel
+from tests.conftest import ConfigMaker
+from tests.helpers.batches import LOOSE
+from tests.helpers.families import tiny_config, tiny_model
+from tests.helpers.precision import assert_same_sums
+
+# Asked by torch's compiler of what a layer is given; elsewhere it is silent about it.
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")]
+
+
+@torch.library.custom_op("rl_engine_tests::varlen", mutates_args=())
+def kernel(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float) -> Tensor:
+    """[T, H, D]: stands in for the card's kernel, which torch's compiler does not look into either."""
+    assert longest == bounds.diff().max()
+    parts = [_weights(q_HtD, k_HtD, scale) @ v_HtD for q_HtD, k_HtD, v_HtD in _samples(bounds, q, k, v)]
+    return torch.cat(parts, dim=1).transpose(0, 1).contiguous()
+
+
+@torch.library.custom_op("rl_engine_tests::varlen_backward", mutates_args=())
+def kernel_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    parts = []
+    for g_HtD, q_HtD, k_HtD, v_HtD in _samples(bounds, grad, q, k, v):
+        p_Htt = _weights(q_HtD, k_HtD, scale)
+        pull_Htt = g_HtD @ v_HtD.mT
+        s_Htt = p_Htt * (pull_Htt - (pull_Htt * p_Htt).sum(-1, keepdim=True)) * scale
+        parts.append((s_Htt @ k_HtD, s_Htt.mT @ q_HtD, p_Htt.mT @ g_HtD))
+    dq, dk, dv = (torch.cat(one, dim=1).transpose(0, 1).contiguous() for one in zip(*parts, strict=True))
+    return dq, dk, dv
+
+
+def _samples(bounds: Tensor, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    lengths = bounds.diff().tolist()
+    return list(zip(*([x.transpose(0, 1) for x in x_THD.split(lengths)] for x_THD in tensors), strict=True))
+
+
+def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    later = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
+    return (q @ k.mT * scale).masked_fill(later, -torch.inf).softmax(-1)
+
+
+@kernel.register_fake
+def _(q: Tensor, *_: Any) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@kernel_backward.register_fake
+def _(_: Tensor, *qkv: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in qkv[:3])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.scale = inputs[5]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return *kernel_backward(grad, *ctx.saved_tensors, ctx.scale), None, None, None
+
+
+kernel.register_autograd(_backward, setup_context=_keep)
+
+
+def varlen_attn(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, _: Tensor, longest: int, __: int, *,
+    scale: float, window_size: tuple[int, int], enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    output: Tensor = kernel(q, k, v, bounds, longest, scale)
+    return output
+
+
+@pytest.fixture
+def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls of a card, and torch's compiler without its last step, which needs one for C++."""
+    stand_in: Any = ModuleType("torch.nn.attention.varlen")
+    stand_in.varlen_attn = varlen_attn
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", stand_in)
+    monkeypatch.setattr(attention, "by_products", attention.by_kernel)
+    monkeypatch.setattr(lora_linear, "_LoraLinear", lora_linear._CardLoraLinear)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def batch(*completions: int) -> Any:
+    draw = torch.Generator().manual_seed(sum(completions))
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, 60, (count,), generator=draw).tolist())
+
+    samples = [
+        TrainingSample(
+            prompt_ids=tokens(1 + count % 5),
+            completion_ids=tokens(count),
+            behaviour_logprobs=(0.0,) * count,
+            advantage=1.0,
+        )
+        for count in completions
+    ]
+    return collate(samples, pad_id=0, layout="packed")
+
+
+def results(policy: LogprobModel, given: Any) -> tuple[Tensor, Tensor]:
+    """Log-probabilities, and all gradients in a row."""
+    logprob_N, _ = policy(given)
+    learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(logprob_N.sum(), learned)
+    return logprob_N.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def adapted(checkpointing: bool) -> LogprobModel:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = tiny_model("qwen2").float()
+    lora = LoraConfig(r=3, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
+    lora._register_custom_module({torch.nn.Linear: lora_linear.LoraLinear})
+    get_peft_model(model, lora)
+    model.config._attn_implementation = VARLEN
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    fuse_norms(model)
+    return LogprobModel(model, 1.0).train()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_compute_the_same_in_one_form_for_every_micro_batch(
+    checkpointing: bool, as_on_a_card: None
+) -> None:
+    policy = adapted(checkpointing)
+    batches = [batch(9), batch(4), batch(12, 3), batch(2, 2, 17, 30), batch(*range(1, 12))]
+    expected = [results(policy, one) for one in batches]
+    compile_layers(policy.causal_lm, lambda: policy(batches[0])[0])
+    # Inputs of the first layer need no gradient, and those of the others do.
+    forms = counters["stats"]["unique_graphs"]
+    assert 1 <= forms <= 2
+    for one, (logprob_N, gradient) in zip(batches, expected, strict=True):
+        found_N, found = results(policy, one)
+        assert_same_sums(found_N, logprob_N, 64)
+        assert (found - gradient).norm() < 1e-5 * gradient.norm()
+        assert counters["stats"]["unique_graphs"] == forms
+    with torch.no_grad():
+        for one in batches:
+            policy(one)
+    assert counters["stats"]["unique_graphs"] == forms
+    assert not counters["graph_break"]
+    assert all(parameter.grad is None for parameter in policy.parameters())
+
+
+def test_where_the_compiler_does_not_work_the_layers_stay_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(forward: Any, **_: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            raise torch._dynamo.exc.BackendCompilerFailed(broken, RuntimeError("no C compiler"), None)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    policy = LogprobModel(tiny_model("qwen2"), 1.0)
+    with pytest.warns(UserWarning, match=r"learner's passes take longer.*no C compiler"):
+        compile_layers(policy.causal_lm, lambda: policy(batch(5))[0])
+    assert not [module for module in policy.modules() if "forward" in vars(module)]
+    results(policy, batch(5))
+
+
+def test_a_learner_with_compiled_layers_makes_the_same_update(
+    as_on_a_card: None,
+    make_config: ConfigMaker,
+    ranks: Any,
+    samples: list[TrainingSample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_config("learner.layout=packed", "learner.tokens_per_microbatch=40")
+    prompts = [samples[0].prompt_ids, samples[1].prompt_ids]
+    plain = Learner(config, ranks, 0, prompts)
+    before = counters["stats"]["unique_graphs"]
+    monkeypatch.setattr("rl_engine.learner.learner.is_worth_compiling", lambda *_: True)
+    compiled = Learner(config, ranks, 0, prompts)
+    assert (before, counters["stats"]["unique_graphs"]) == (0, 2)
+    for learner in (plain, compiled):
+        learner.step([samples], LOOSE)
+    expected = plain.weights()
+    for name, tensor in compiled.weights().items():
+        assert_same_sums(tensor, expected[name], 64)
+
+
+CARD = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "device", "worth"),
+    [
+        ("qwen2", (), CARD, True),
+        ("qwen2", ("learner.gradient_checkpointing=true", "learner.zero_stage=2"), CARD, True),
+        ("qwen2", (), torch.device("cpu"), False),
+        ("qwen2", ("learner.zero_stage=3",), CARD, False),
+        ("qwen2", ("learner.layout=padded",), CARD, False),
+        ("qwen2", ("model.dtype=float32", "method=full"), CARD, False),
+        ("qwen3_moe", (), CARD, False),
+        ("gemma2", (), CARD, False),
+    ],
+)
+def test_what_is_worth_compiling(
+    family: str,
+    settings: tuple[str, ...],
+    device: torch.device,
+    worth: bool,
+    make_config: ConfigMaker,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny_config(family).save_pretrained(tmp_path)
+    config = make_config("model.dtype=bfloat16", *settings, f"model.name={tmp_path}")
+    model = tiny_model(family)
+    assert not is_worth_compiling(config, model, device), "a model this small"
+    monkeypatch.setattr(base_model, "WORTH_COMPILING", 1)
+    assert is_worth_compiling(config, model, device) == worth
