@@ -2,8 +2,8 @@
 
     python -m benchmarks.learner_arms --model DIR_OR_HUB_ID [KEY.SUB=VALUE …]
 
-`mask` is padded rows as they were before masks were left out, `compiled` packed rows with torch.compile on every
-decoder layer, which is no setting: it is here to be measured on a card. Ways take turns, and medians are compared.
+`mask` is padded rows as they were before masks were left out; `compiled` is packed rows with torch.compile on every
+decoder layer, as a run on a card has them. Ways take turns, and medians are compared.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,8 +28,8 @@ PROMPT = 16
 SHORTEST = 0.75
 MASKS = ("as it is", "given", "none")
 CHECKPOINTING = "learner.gradient_checkpointing=true"
-# Arms that share a process. What is compiled has one of its own: torch's compiler may break on it.
-FIRST, COMPILED, SECOND = "first", "compiled", "second"
+# Arms that share a process, which are those of a shape.
+FIRST, SECOND = "first", "second"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,21 +42,22 @@ class Arm:
     """Of padded rows, one of MASKS."""
     times: int = 1
     """Rows of the micro-batch, in those of `Sizes.rows`."""
+    compiled: bool = True
+    """Where a run compiles its layers. That they are not is no setting: it is here to be measured."""
     group: str = FIRST
-    """Whose process it is in. In COMPILED torch.compile gets every decoder layer, which is no setting: it is here to be
-    measured."""
+    """Whose process it is in."""
 
 
 # In the order of what they are worth.
 ARMS: dict[str, Arm] = {
     "rank 1": Arm(),
     "rank 1, twice the rows": Arm(times=2),
+    "rank 1, layers not compiled": Arm(compiled=False),
     "rank 1, padded, no mask": Arm(settings=("learner.layout=padded",), mask="none"),
     "rank 1, padded, mask": Arm(settings=("learner.layout=padded",), mask="given"),
     "rank 32": Arm(settings=("lora.rank=32",)),
     "rank 1, checkpointing": Arm(settings=(CHECKPOINTING,)),
     "full, checkpointing": Arm(settings=("method=full", CHECKPOINTING)),
-    "rank 1, compiled layers": Arm(settings=("learner.layout=packed",), group=COMPILED),
     "7B: rank 1": Arm(group=SECOND),
     "7B: rank 1, checkpointing": Arm(settings=(CHECKPOINTING,), group=SECOND),
     "7B: rank 32, checkpointing": Arm(settings=("lora.rank=32", CHECKPOINTING), group=SECOND),
@@ -135,7 +136,7 @@ def model_flops(samples: list[Any], meta_model: Any, config: Any) -> float:
     return sum(learning_flops(each, work, prompts=1, method=config.method) for work in works)
 
 
-def start_learner(directory: Path, sizes: Sizes, settings: list[str]) -> Any:
+def start_learner(directory: Path, sizes: Sizes, settings: list[str], prompts: Sequence[Sequence[int]]) -> Any:
     """The learner of a run, but for the weights: they are drawn where a run reads them."""
     from rl_engine.command import join_ranks_quietly
     from rl_engine.config import load_config
@@ -154,7 +155,7 @@ def start_learner(directory: Path, sizes: Sizes, settings: list[str]) -> Any:
         f"sampling.max_tokens={sizes.width}",
     ]
     ranks = join_ranks_quietly()
-    return Learner(load_config("quickstart.yaml", [*own, *settings]), ranks, 0)
+    return Learner(load_config("quickstart.yaml", [*own, *settings]), ranks, 0, prompts)
 
 
 def peak_gib() -> float | None:
@@ -181,14 +182,12 @@ def measure(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> dict[st
     """The figures of one arm."""
     from rl_engine.learner.batching import collate
     from rl_engine.policy.base_model import load_meta_model
-    from rl_engine.policy.logprobs import decoder_of
 
-    learner = start_learner(directory, sizes, [*arm.settings])
     samples = samples_of(sizes, vocabulary) * arm.times
+    # Without a prompt to try them on a learner leaves its layers as they are.
+    prompts = [samples[0].prompt_ids] if arm.compiled else []
+    learner = start_learner(directory, sizes, [*arm.settings], prompts)
     batch = masked(collate(samples, 0, learner.layout), arm.mask).to(learner.ranks.device)
-    if arm.group == COMPILED:
-        for layer in decoder_of(learner.trainable.causal_lm).layers:
-            layer.compile(dynamic=True)
     flops = model_flops(samples, load_meta_model(learner.config.model), learner.config)
     product = product_flops(sizes.product, sizes.dtype, sizes.rounds)
     run = pass_of(learner, batch)
@@ -211,7 +210,7 @@ def measure(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> dict[st
 
 def main(
     sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")],
-    group: Annotated[str, typer.Option(help=f"Whose arms: {FIRST}, {COMPILED} or {SECOND}.")] = FIRST,
+    group: Annotated[str, typer.Option(help=f"Whose arms: {FIRST} or {SECOND}.")] = FIRST,
 ) -> None:
     """Measure the arms of a group; one that the memory does not hold is said and left."""
     import torch

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_contact.learner import COMPILED, FIRST, SECOND
+from benchmarks.gpu_contact.learner import FIRST, SECOND
 from benchmarks.gpu_contact.runs import resumed, steps_of, trained
 from benchmarks.gpu_contact.sizes import Sizes
 
+# A limit of a stage that has an engine has in it 90 s to 115 s of vLLM's start (H200).
 MORE_STEPS = 2
 """That the resumed run makes."""
 PYTHON = (sys.executable, "-m")
@@ -39,9 +40,9 @@ def stages(sizes: Sizes, scratch: Path, model: Path | None) -> list[Stage]:
     """All of them. `scratch`: where runs and checkpoints go. `model`: a real model's directory, if there is one."""
     weights, step, *decoding = _sampled(sizes, scratch)
     real = [_real_model(sizes, scratch, model)] if model else []
-    first = [_machine(sizes), _doctor(sizes), _quickstart(sizes, scratch), weights, step]
-    learner, compiled, larger = (_learner(sizes, group, 120) for group in (FIRST, COMPILED, SECOND))
-    asked = [*first, learner, *decoding, _resume(sizes, scratch), *real, compiled, larger]
+    learner, larger = (_learner(sizes, group, 150) for group in (FIRST, SECOND))
+    first = [_machine(sizes), _quickstart(sizes, scratch), learner, weights, step]
+    asked = [*first, _resume(sizes, scratch), larger, _doctor(sizes), *decoding, *real]
     return [replace(stage, limit_s=stage.limit_s * sizes.patience) for stage in asked]
 
 
@@ -57,7 +58,7 @@ def _machine(sizes: Sizes) -> Stage:
 def _doctor(sizes: Sizes) -> Stage:
     command = (*PYTHON, "rl_engine.doctor", "--config", "quickstart.yaml", f"model.dtype={sizes.dtype}")
     asks = "do learner and sampler agree, before and after an update?"
-    return Stage(name="doctor", asks=asks, command=(*command, *sizes.settings), limit_s=150)
+    return Stage(name="doctor", asks=asks, command=(*command, *sizes.settings), limit_s=210)
 
 
 def _train(sizes: Sizes, config: str, run: Path, *settings: str) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ def _quickstart(sizes: Sizes, scratch: Path) -> Stage:
         name="quickstart",
         asks="does the whole circle learn?",
         command=_train(sizes, "quickstart.yaml", run, f"model.dtype={sizes.dtype}", *steps, *sizes.quickstart),
-        limit_s=180,
+        limit_s=240,
         read=lambda: trained(run, "quickstart"),
     )
 
@@ -82,7 +83,7 @@ def _resume(sizes: Sizes, scratch: Path) -> Stage:
         name="resume",
         asks="does a run go on from its checkpoint?",
         command=(*stage.command, "--resume", f"train.steps={steps}"),
-        limit_s=120,
+        limit_s=200,
         after="quickstart",
         read=lambda: resumed(run, steps),
     )
@@ -118,7 +119,7 @@ def _sampled(sizes: Sizes, scratch: Path) -> list[Stage]:
             name="step",
             asks=f"how long do sampling, learning and sync of {work} take?",
             command=_train(sizes, "quickstart.yaml", run, *settings),
-            limit_s=150,
+            limit_s=220,
             after="weights",
             read=lambda: steps_of(run, shape),
         ),
@@ -127,7 +128,7 @@ def _sampled(sizes: Sizes, scratch: Path) -> list[Stage]:
                 name=f"decoding-{name}",
                 asks=f"tokens/s of {work}, the engine built {how}",
                 command=_own("decoding", sizes, str(checkpoint), option),
-                limit_s=110,
+                limit_s=200,
                 after="weights",
             )
             for name, how, option in (
@@ -155,6 +156,6 @@ def _real_model(sizes: Sizes, scratch: Path, model: Path) -> Stage:
         name="real-model",
         asks="do sampler and learner agree on a real model, and how long is its step?",
         command=_train(sizes, "smollm2_arithmetic.yaml", run, *settings),
-        limit_s=120,
+        limit_s=200,
         read=lambda: steps_of(run, model.name),
     )
