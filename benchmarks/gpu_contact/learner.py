@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -136,7 +136,7 @@ def model_flops(samples: list[Any], meta_model: Any, config: Any) -> float:
     return sum(learning_flops(each, work, prompts=1, method=config.method) for work in works)
 
 
-def start_learner(directory: Path, sizes: Sizes, settings: list[str], prompts: Sequence[Sequence[int]]) -> Any:
+def start_learner(directory: Path, sizes: Sizes, settings: list[str]) -> Any:
     """The learner of a run, but for the weights: they are drawn where a run reads them."""
     from rl_engine.command import join_ranks_quietly
     from rl_engine.config import load_config
@@ -155,7 +155,7 @@ def start_learner(directory: Path, sizes: Sizes, settings: list[str], prompts: S
         f"sampling.max_tokens={sizes.width}",
     ]
     ranks = join_ranks_quietly()
-    return Learner(load_config("quickstart.yaml", [*own, *settings]), ranks, 0, prompts)
+    return Learner(load_config("quickstart.yaml", [*own, *settings]), ranks, 0)
 
 
 def peak_gib() -> float | None:
@@ -184,9 +184,9 @@ def measure(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> dict[st
     from rl_engine.policy.base_model import load_meta_model
 
     samples = samples_of(sizes, vocabulary) * arm.times
-    # Without a prompt to try them on a learner leaves its layers as they are.
-    prompts = [samples[0].prompt_ids] if arm.compiled else []
-    learner = start_learner(directory, sizes, [*arm.settings], prompts)
+    learner = start_learner(directory, sizes, [*arm.settings])
+    if arm.compiled and learner.is_worth_compiling:
+        learner.compile_layers([samples[0].prompt_ids])
     batch = masked(collate(samples, 0, learner.layout), arm.mask).to(learner.ranks.device)
     flops = model_flops(samples, load_meta_model(learner.config.model), learner.config)
     product = product_flops(sizes.product, sizes.dtype, sizes.rounds)

@@ -90,14 +90,22 @@ class Learner:
         )
         check_with_prompts(self.policy, prompts, self._continued, config.model.name)
         self.trainable.calibrate(partial(self.policy, self._alone(ids)) for ids in prompts)
-        self._compile(prompts)
         self.deepspeed_engine = self._start_deepspeed()
 
-    def _compile(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Compile the layers where that is worth it and there is a prompt to try them on."""
-        longest = max(prompts, key=len, default=())
-        if len(longest) > 1 and is_worth_compiling(self.config, self.trainable.causal_lm, self.ranks.device):
-            compile_layers(self.trainable.causal_lm, lambda: self.policy(self._continued(longest))[0])
+    @property
+    def is_worth_compiling(self) -> bool:
+        """Whether to call `compile_layers`."""
+        return is_worth_compiling(self.config, self.trainable.causal_lm, self.ranks.device)
+
+    def compile_layers(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Have the decoder layers compiled, and tried on the longest of the prompts' token ids.
+
+        To be called when a sampler in this process has been started: what is compiled is for the number of threads that
+        there are, and vLLM leaves one.
+        """
+        self.policy.train()
+        longest = self._continued(max(prompts, key=len))
+        compile_layers(self.trainable.causal_lm, lambda: self.policy(longest)[0])
 
     def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
         """A micro-batch of one prompt, whose last token stands for the completion."""

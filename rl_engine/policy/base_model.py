@@ -122,20 +122,20 @@ def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> None:
     """Let torch compile the decoder layers for the passes that learn: a layer's small operations become few kernels.
 
     `tried` computes something that has a gradient, with the model: where the compiler does not work here that is said,
-    and the layers stay as they are. Gradients that the parameters had are gone afterwards.
+    and the layers stay as they are.
     """
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers:
         layer.forward = _compiled_where_it_learns(layer.forward)
+    # One gradient is kept, the farthest from the end: all of them at once may be more than the card holds.
+    first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
     try:
-        tried().sum().backward()
+        torch.autograd.grad(tried().sum(), first, allow_unused=True)
     except torch._dynamo.exc.TorchDynamoException as error:
         said = compiler_said(error)
         warnings.warn(f"torch.compile does not work here, so the learner's passes take longer: {said}", stacklevel=2)
         for layer in layers:
             del layer.forward
-    for parameter in model.parameters():
-        parameter.grad = None
 
 
 def _compiled_where_it_learns(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -244,6 +244,9 @@ def assemble(
     with contextlib.ExitStack() as undone:
         # Until the run is handed over nobody else closes it, and vLLM left open complains at the end of the process.
         undone.callback(queue.engine.close)
+        if learner.is_worth_compiling:
+            with console.phase("compiling the learner's layers"):
+                learner.compile_layers(prompts)
         if (where := queue.where()) is not None:
             console.print_rows({"sampling": where})
         sampler = Sampler(queue, grader, ranks, stop)

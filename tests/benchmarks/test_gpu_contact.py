@@ -163,7 +163,7 @@ def drawn(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def test_without_a_mask_right_padded_rows_are_computed_as_with_one(drawn: Path) -> None:
-    started = learner.start_learner(drawn, CPU, ["learner.layout=padded"], [])
+    started = learner.start_learner(drawn, CPU, ["learner.layout=padded"])
     batch = collate(learner.samples_of(CPU, 256), 0, "padded")
     with torch.no_grad():
         logprobs = [started.deepspeed_engine(learner.masked(batch, mask))[0] for mask in learner.MASKS]

@@ -188,17 +188,14 @@ def test_a_learner_with_compiled_layers_makes_the_same_update(
     make_config: ConfigMaker,
     ranks: Any,
     samples: list[TrainingSample],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = make_config("learner.layout=packed", "learner.tokens_per_microbatch=40")
-    prompts = [samples[0].prompt_ids, samples[1].prompt_ids]
-    plain = Learner(config, ranks, 0, prompts)
-    before = counters["stats"]["unique_graphs"]
-    monkeypatch.setattr("rl_engine.learner.learner.is_worth_compiling", lambda *_: True)
-    compiled = Learner(config, ranks, 0, prompts)
-    assert (before, counters["stats"]["unique_graphs"]) == (0, 2)
+    plain, compiled = (Learner(config, ranks, 0) for _ in range(2))
+    compiled.compile_layers([sample.prompt_ids for sample in samples])
+    assert counters["stats"]["unique_graphs"] == 2
     for learner in (plain, compiled):
         learner.step([samples], LOOSE)
+    assert counters["stats"]["unique_graphs"] == 2
     expected = plain.weights()
     for name, tensor in compiled.weights().items():
         assert_same_sums(tensor, expected[name], 64)
