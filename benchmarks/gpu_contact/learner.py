@@ -180,11 +180,14 @@ def kernels_of(run: Callable[[], None]) -> dict[str, float | None]:
 
 def measure(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> dict[str, Any]:
     """The figures of one arm."""
+    import torch._dynamo
+
     from rl_engine.learner.batching import collate
     from rl_engine.policy.base_model import load_meta_model
 
     samples = samples_of(sizes, vocabulary) * arm.times
     learner = start_learner(directory, sizes, [*arm.settings])
+    torch._dynamo.reset()
     if arm.compiled and learner.is_worth_compiling:
         learner.compile_layers([samples[0].prompt_ids])
     batch = masked(collate(samples, 0, learner.layout), arm.mask).to(learner.ranks.device)

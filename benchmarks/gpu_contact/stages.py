@@ -12,7 +12,7 @@ from benchmarks.gpu_contact.learner import FIRST, SECOND
 from benchmarks.gpu_contact.runs import resumed, steps_of, trained
 from benchmarks.gpu_contact.sizes import Sizes
 
-# A limit of a stage that has an engine has in it 90 s to 115 s of vLLM's start (H200).
+# A limit of a stage that has an engine has in it 90 s to 130 s of vLLM's start (H200).
 MORE_STEPS = 2
 """That the resumed run makes."""
 PYTHON = (sys.executable, "-m")
@@ -40,7 +40,7 @@ def stages(sizes: Sizes, scratch: Path, model: Path | None) -> list[Stage]:
     """All of them. `scratch`: where runs and checkpoints go. `model`: a real model's directory, if there is one."""
     weights, step, *decoding = _sampled(sizes, scratch)
     real = [_real_model(sizes, scratch, model)] if model else []
-    learner, larger = (_learner(sizes, group, 150) for group in (FIRST, SECOND))
+    learner, larger = (_learner(sizes, group, 200) for group in (FIRST, SECOND))
     first = [_machine(sizes), _quickstart(sizes, scratch), learner, weights, step]
     asked = [*first, _resume(sizes, scratch), larger, _doctor(sizes), *decoding, *real]
     return [replace(stage, limit_s=stage.limit_s * sizes.patience) for stage in asked]
@@ -119,7 +119,7 @@ def _sampled(sizes: Sizes, scratch: Path) -> list[Stage]:
             name="step",
             asks=f"how long do sampling, learning and sync of {work} take?",
             command=_train(sizes, "quickstart.yaml", run, *settings),
-            limit_s=220,
+            limit_s=300,
             after="weights",
             read=lambda: steps_of(run, shape),
         ),
@@ -128,7 +128,7 @@ def _sampled(sizes: Sizes, scratch: Path) -> list[Stage]:
                 name=f"decoding-{name}",
                 asks=f"tokens/s of {work}, the engine built {how}",
                 command=_own("decoding", sizes, str(checkpoint), option),
-                limit_s=200,
+                limit_s=300,
                 after="weights",
             )
             for name, how, option in (

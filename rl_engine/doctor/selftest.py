@@ -40,6 +40,7 @@ CHECK_OF = {
     "reading and checking problems": DATA,
     "loading the model": MODEL,
     "starting vLLM": ENGINE,
+    "compiling the learner's layers": FIRST,
     "step 1: sampling": SAMPLING,
     "step 1: learning": UPDATE,
     "step 2: sampling": GAP_AFTER,

@@ -26,8 +26,10 @@ from rollout.models import locate_config, locate_model
 
 # Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
 LONGEST_SHARED = 2048
-# Parameters of a model whose passes are long enough to be compiled: 15 s at 1.5B, which learns 1.5 times as fast then.
+# Parameters of a model whose passes are long enough to be compiled: that took 15 s at 1.5B in a process without vLLM,
+# and passes were 1.5 times as fast then.
 WORTH_COMPILING = 100_000_000
+FORMS = 64
 # attention_dropout, resid_pdrop, layerdrop, router_jitter_noise, …
 NOISE = re.compile(r"drop|jitter")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -108,14 +110,16 @@ def _is_plain_rms_norm(module: nn.Module) -> bool:
 
 
 def is_worth_compiling(config: Config, model: nn.Module, device: torch.device) -> bool:
-    """Whether torch's compiler makes up for its quarter of a minute at a run's start: on a card, for samples end to end
-    and layers without experts, of which every micro-batch, whatever its size, has one form. ZeRO-3 gathers weights
-    between the operations that would be compiled into one."""
-    if device.type != "cuda" or attention_of(config, device) != VARLEN or config.learner.zero_stage == 3:
+    """Whether torch's compiler makes up for the time that it takes at a run's start: on a card, for a model of some
+    size whose layers are of one form, whatever the lengths of the samples in a micro-batch."""
+    if device.type != "cuda" or attention_of(config, device) != VARLEN:
         return False
+    # Each layer would be compiled anew: classes of its own cast its weights, or its adapter is not the next one's.
+    differ = config.method == "full" or config.lora.rank_pattern or config.lora.alpha_pattern
+    # Weights are gathered between the operations that would become one; experts are asked as the tokens say.
     parameters = dict(model.named_parameters())
-    mixture = any("experts" in name for name in parameters)
-    return not mixture and sum(one.numel() for one in parameters.values()) >= WORTH_COMPILING
+    broken = config.learner.zero_stage == 3 or any("experts" in name for name in parameters)
+    return not differ and not broken and sum(one.numel() for one in parameters.values()) >= WORTH_COMPILING
 
 
 def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> None:
@@ -124,7 +128,11 @@ def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> None:
     `tried` computes something that has a gradient, with the model: where the compiler does not work here that is said,
     and the layers stay as they are.
     """
+    import torch._dynamo  # loads the compiler, so where it is used alone
+
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    # Beyond its limit torch leaves a layer as it is, and hardly says so. Runs of other ranks in this process count too.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
     for layer in layers:
         layer.forward = _compiled_where_it_learns(layer.forward)
     # One gradient is kept, the farthest from the end: all of them at once may be more than the card holds.

@@ -87,7 +87,7 @@ class _CardLoraLinear(torch.autograd.Function):
 
 def _scaled(scale: float, left: Tensor, right: Tensor) -> Tensor:
     """The product times `scale`, in one kernel: what it would be added to counts for nothing."""
-    return torch.addmm(right[0], left, right, beta=0, alpha=scale)
+    return torch.addmm(right.new_empty(()), left, right, beta=0, alpha=scale)
 
 
 def padded(a_RI: Tensor, b_OR: Tensor, dtype: torch.dtype, step: int) -> tuple[Tensor, Tensor]:

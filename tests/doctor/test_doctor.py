@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from rl_engine.doctor.machine import Library, instructions, libraries
 from rl_engine.doctor.reward import spread
 from rl_engine.doctor.selftest import CHECK_OF, FIRST, FITS, GAP_BEFORE, RESUMED, SECOND, STEPS, Check, Listener, small
 from rl_engine.learner.gap import GapLimits
+from rl_engine.train import assemble, loop
 
 ROOT = Path(__file__).parents[2]
 ON_DEVICE = {
@@ -68,6 +71,20 @@ def test_all_checks_pass_here(tmp_path: Path) -> None:
     assert "Traceback" not in output
     assert not list(tmp_path.glob("rl_engine-doctor-*"))
     assert not (tmp_path / "network-attempts").exists()
+
+
+def test_every_phase_of_a_run_that_evaluates_nothing_is_part_of_a_check() -> None:
+    """Some, such as compiling, no CPU comes by."""
+    named = {
+        phase
+        for module in (assemble, loop)
+        for phase in re.findall(r'console\.phase\(f?"([^"]+)"', inspect.getsource(module))
+    }
+    assert "compiling the learner's layers" in named
+    for phase in named:
+        if not phase.endswith("evaluating {suite.name}"):
+            steps = range(1, STEPS + 1) if "{" in phase else (0,)
+            assert {phase.replace("{run.step}", str(step)) for step in steps} <= CHECK_OF.keys()
 
 
 def test_what_cannot_be_configured_is_said_before_loading(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from transformers import AutoModelForCausalLM
 
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.learner import Learner
@@ -133,7 +134,10 @@ def adapted(checkpointing: bool) -> LogprobModel:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    model = tiny_model("qwen2").float()
+    # More layers than forms are allowed: one for each layer would be seen.
+    config = tiny_config("qwen2")
+    config.num_hidden_layers, config.layer_types = 4, ["full_attention"] * 4
+    model = AutoModelForCausalLM.from_config(config).float()
     lora = LoraConfig(r=3, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
     lora._register_custom_module({torch.nn.Linear: lora_linear.LoraLinear})
     get_peft_model(model, lora)
@@ -183,18 +187,20 @@ def test_where_the_compiler_does_not_work_the_layers_stay_and_it_is_said(monkeyp
     results(policy, batch(5))
 
 
-def test_a_learner_with_compiled_layers_makes_the_same_update(
+@pytest.mark.parametrize("settings", [(), ("learner.zero_stage=2", "loss.kl_coef=0.1", "learner.updates_per_step=2")])
+def test_a_learner_with_compiled_layers_makes_the_same_updates(
+    settings: tuple[str, ...],
     as_on_a_card: None,
     make_config: ConfigMaker,
     ranks: Any,
     samples: list[TrainingSample],
 ) -> None:
-    config = make_config("learner.layout=packed", "learner.tokens_per_microbatch=40")
+    config = make_config("learner.layout=packed", "learner.tokens_per_microbatch=40", *settings)
     plain, compiled = (Learner(config, ranks, 0) for _ in range(2))
     compiled.compile_layers([sample.prompt_ids for sample in samples])
     assert counters["stats"]["unique_graphs"] == 2
     for learner in (plain, compiled):
-        learner.step([samples], LOOSE)
+        learner.step([samples, samples[::-1]] if settings else [samples], LOOSE)
     assert counters["stats"]["unique_graphs"] == 2
     expected = plain.weights()
     for name, tensor in compiled.weights().items():
@@ -212,7 +218,9 @@ CARD = torch.device("cuda")
         ("qwen2", (), torch.device("cpu"), False),
         ("qwen2", ("learner.zero_stage=3",), CARD, False),
         ("qwen2", ("learner.layout=padded",), CARD, False),
-        ("qwen2", ("model.dtype=float32", "method=full"), CARD, False),
+        ("qwen2", ("model.dtype=float32",), CARD, False),
+        ("qwen2", ("method=full",), CARD, False),
+        ("qwen2", ("lora.rank_pattern={layers.0.mlp.down_proj: 8}",), CARD, False),
         ("qwen3_moe", (), CARD, False),
         ("gemma2", (), CARD, False),
     ],
