@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -115,6 +116,8 @@ def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
             where = f"{path.name}:{reader.line_num}"
             if not names:
                 names = [cell.strip() for cell in cells]
+                if twice := next((name for name in names if name and names.count(name) > 1), None):
+                    raise TextFileError(f"{key}: {path} has two columns {twice!r}: rename one of them")
             elif not cells:
                 drop("blank line", where)
             elif len(cells) != len(names):
@@ -133,6 +136,7 @@ def _after(first: str, lines: Iterator[str]) -> Iterator[str]:
 def _columnar(path: Path, kind: str, key: str, split: str | None) -> Iterator[tuple[str, Row]]:
     import datasets  # heavy, and only needed for such files
 
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # they raise what they log
     try:
         if kind == "saved":
             rows = datasets.load_from_disk(str(path))

@@ -1,7 +1,7 @@
 """What the pages are on the site that they are not as files: functions that MkDocs calls while it builds.
 
 A link to a file outside docs/, as `../configs/math.yaml`, opens that file on a code host; here it opens a page with the
-file in it. Nothing on a page is fetched from a network.
+file in it, at its top, wherever in the file the link leads. Nothing on a page is fetched from a network.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parents[1]
-LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)(?=\))")
+LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)(#[^)\s]*)?(?=\))")
 CODE_IN_TABLE = re.compile(r"^\|.*\|$", re.MULTILINE)
 CODE = re.compile(r"`[^`]+`")
 FETCHED = re.compile(
@@ -62,10 +62,10 @@ def _linked(page: str, markdown: str) -> set[str]:
 def _targets(page: str, markdown: str) -> dict[str, str]:
     """Link → the path of the file in the repository, of those that lead to one outside docs/."""
     found = {}
-    for link in LINK.findall(markdown):
-        path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
+    for file, anchor in LINK.findall(markdown):
+        path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), file))
         if not path.startswith(("docs/", "../")) and (ROOT / path).is_file():
-            found[link] = path
+            found[file + anchor] = path
     return found
 
 

@@ -17,6 +17,8 @@ from typer.core import TyperCommand
 OPTION = re.compile(r"--?[a-zA-Z]")
 # What the parser raises of arguments that it cannot take; typer has no name of its own for it.
 USAGE_ERROR: Any = typer.BadParameter.__base__
+# How torch, CUDA's libraries and the system say it; torch's own error is a RuntimeError.
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")
 
 
 # So long the other processes of a launcher wait for the first to say what is wrong. It ends them when one has left.
@@ -33,6 +35,16 @@ def say_error(message: str, code: int) -> None:
     if not first and (code >= 128 or (code == 2 and _told_to_leave(FIRST_SAYS_S))):
         return
     Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """What an error says of memory that could not be had, of the machine or of a card; None where it is another."""
+    said = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError):
+        return said or "the machine gives no more"
+    if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(said):
+        return said.partition(" If reserved but unallocated")[0]  # the rest is of one setting of torch
+    return None
 
 
 def _told_to_leave(within_s: float) -> bool:
@@ -79,6 +91,11 @@ class Command(TyperCommand):
         except KeyboardInterrupt:
             say_error("stopped", 128 + signal.SIGINT)
             raise typer.Exit(128 + signal.SIGINT) from None
+        except (MemoryError, RuntimeError) as error:
+            if (said := out_of_memory(error)) is None:
+                raise
+            say_error(f"out of memory: {said}", 1)
+            raise typer.Exit(1) from None
 
     def advice(self, args: Sequence[str], known: Sequence[str]) -> str:
         """What may have been meant by the first of these arguments, which is none of the known options."""

@@ -22,7 +22,10 @@ class RewardConfig(BaseModel):
         description="Time limit for grading one completion, in seconds of wall-clock time.",
     )
     memory_mib: int = Field(
-        default=1024, ge=512, le=65536, description="Address space of each grading process, in MiB."
+        default=1024,
+        ge=512,
+        le=65536,
+        description="Address space of each grading process, in MiB, beside what loading `function` takes.",
     )
     answer_forms: tuple[AnswerForm, ...] = Field(
         default=("boxed",),

@@ -28,10 +28,9 @@ def try_function(config: RewardConfig, item: GradeItem) -> None:
         with Grader.from_config(config.model_copy(update={"workers": 1})) as grader:
             (result,) = grader.grade([item])
     except WorkersFailed as error:
-        # It ends the process or takes its memory while it is imported: there is no traceback.
+        # It ends the process while it is imported: there is no traceback.
         raise RewardFunctionError(
-            f"rewards.function: importing {config.function} ends the grading process (rewards.memory_mib is "
-            f"{config.memory_mib}): {error}"
+            f"rewards.function: importing {config.function} ends the grading process: {error}"
         ) from error
     if result.verdict is Verdict.TIMEOUT:
         raise RewardFunctionError(

@@ -1,17 +1,18 @@
-"""What the commands of rl_engine share: a hint with an error of the system, the ranks."""
+"""What the commands of rl_engine share: a hint with an error of the system or for lack of memory, the ranks."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from safetensors import SafetensorError
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch
-from rewards.command import Command
+from rewards.command import Command, out_of_memory
 from rl_engine.config import Config
 from rl_engine.config.file import shipped
 from rl_engine.config.hints import near
@@ -61,6 +62,34 @@ def explained(error: Exception, config: Config | SftConfig) -> tuple[str, int]:
     if isinstance(error, EngineError):
         return f"{error}\n{what_is_saved(config)}", 1
     return (with_hint(error, config) if isinstance(error, OSError) else str(error)), 1
+
+
+@contextlib.contextmanager
+def memory_explained(config: Config | SftConfig, where: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Where memory runs out in the block, `RunFailedError` names the settings that take less of it. `where` the run is
+    then, as the message begins."""
+    try:
+        yield
+    except EXPLAINED:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if (said := out_of_memory(error)) is None:
+            raise
+        text = f"{where()}out of memory: {said}\n{what_takes_less(config)}\n{what_is_saved(config)}"
+        raise RunFailedError(text) from error
+
+
+def what_takes_less(config: Config | SftConfig) -> str:
+    """The settings, with their values, that lower what learning takes: first those that may change with `--resume`."""
+    if isinstance(config, SftConfig):
+        batch, checkpointing = f"train.microbatch_size ({config.train.microbatch})", "train.gradient_checkpointing=true"
+        length, done = f"data.max_tokens ({config.data.max_tokens})", config.train.gradient_checkpointing
+    else:
+        batch = f"learner.tokens_per_microbatch ({config.learner.tokens_per_microbatch})"
+        checkpointing, done = "learner.gradient_checkpointing=true", config.learner.gradient_checkpointing
+        length = f"sampling.max_tokens ({config.sampling.max_tokens})"
+    keys = batch if done else f"{batch}, {checkpointing}"
+    return f"What lowers it: {keys}; and in a new run {length}."
 
 
 def exit_untrained(stop: StopRequest) -> NoReturn:

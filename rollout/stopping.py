@@ -14,6 +14,9 @@ from types import FrameType
 ECHO_S = 3.0
 """A launcher passes on what the terminal or the scheduler has sent to the whole group: one request comes twice."""
 
+GRACE_S = 120.0
+"""A command that was asked to stop saves and leaves, which takes seconds; after so long it is killed."""
+
 LIBC = ctypes.CDLL(None)  # loaded here, since between fork and exec nothing may be
 PR_SET_PDEATHSIG = 1
 
@@ -22,6 +25,12 @@ def end_with_parent() -> None:
     """Have the kernel send SIGTERM to this process when the one that started it dies, by whatever cause; may be called
     between fork and exec."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def kill_session(pid: int) -> None:
+    """End a process that leads a session of its own, and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def leave_while_loading() -> None:

@@ -105,18 +105,6 @@ def masked(batch: Any, mask: str) -> Any:
     return replace(batch, attention_mask_BT=mask_BT)
 
 
-def pass_of(learner: Any, batch: Any) -> Callable[[], None]:
-    """One forward and backward pass, as a step makes it."""
-    from rl_engine.learner.objective import objective
-
-    def run() -> None:
-        logprob_N, entropy_N = learner.deepspeed_engine(batch)
-        part = objective(learner.config.loss, batch, batch.spread(logprob_N), batch.spread(entropy_N), None)
-        learner.deepspeed_engine.backward(part.loss)
-
-    return run
-
-
 def model_flops(samples: list[Any], meta_model: Any, config: Any) -> float:
     """What one pass over the samples asks for, each prompt as often as it is there."""
     from rl_engine.plan.flops import MultiplyAdds, learning_flops
@@ -182,6 +170,7 @@ def measure(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> dict[st
     """The figures of one arm."""
     import torch._dynamo
 
+    from benchmarks.learner import pass_of
     from rl_engine.learner.batching import collate
     from rl_engine.policy.base_model import load_meta_model
 

@@ -7,11 +7,14 @@ the process even when C code holds the interpreter lock, and even when the paren
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
 import signal
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -48,8 +51,12 @@ def confine(*, memory_mib: int, own_code: bool) -> None:
     """Apply the resource limits.
 
     With `own_code`, a reward function of the user's runs here: it may read files and start threads, but it
-    has the same memory, may write no byte, and its time is limited like everything else.
+    has the same memory beyond what it has loaded, may write no byte, and its time is limited like everything else.
     """
+    if own_code:
+        # Found by writing into it. Libraries ask when they are imported (torch), which a function may do when called.
+        with contextlib.suppress(FileNotFoundError):
+            tempfile.gettempdir()
     _lower(resource.RLIMIT_AS, memory_mib * 2**20)
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, 0)
@@ -67,6 +74,12 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
             raise PermissionError("a grading worker may not write files")
     elif event.startswith(FORBIDDEN_EVENTS) and event not in ALLOWED_EVENTS:
         raise PermissionError(f"a grading worker may not use {event}")
+
+
+def address_space_mib() -> int:
+    """What this process has mapped, which is what the limit on memory counts."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    return pages * resource.getpagesize() // 2**20
 
 
 def start_timer(timeout_s: float) -> None:

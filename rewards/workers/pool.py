@@ -242,7 +242,7 @@ class Pool:
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
-                raise WorkersFailed("the grading workers die while they start: is memory_mib too small?")
+                raise WorkersFailed(self._why_none_starts())
             return
         assigned = list(worker.assigned)
         if assigned and not worker.leaving:
@@ -258,6 +258,11 @@ class Pool:
                 if batch.crashes[head] >= CRASHES_PER_ITEM:
                     batch.settle(head, _failure(Verdict.ERROR, "the grading worker crashed on this item"))
         batch.waiting.extendleft(i for i in reversed(assigned) if batch.replies[i] is None)
+
+    def _why_none_starts(self) -> str:
+        # What a function of the user's takes while it loads is not limited; what generated tasks load is.
+        cause = "" if self._settings["function"] else ": is rewards.memory_mib too small?"
+        return f"the grading workers die while they start{cause}"
 
     def _report(self, what: str) -> None:
         if self.restarts == 1:

@@ -6,9 +6,11 @@ verdict `error` with its text, so that it is counted and seen, and never reads a
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
+import re
 import socket
 import sys
 import traceback
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 RECYCLE_AFTER_ITEMS = 20_000
 RECURSION_LIMIT = 4_000
 OUT_OF_MEMORY = "out of memory"
+NO_MEMORY = re.compile("allocate memory|failed to map segment")
+"""How torch, the system and the loader of shared libraries say so, each with an error of its own."""
+NO_WRITING = "a reward function can write no byte, to temporary files and semaphores neither: "
 MAX_DETAIL_CHARS = 2_000
 TRACEBACK_FRAMES = 3
 OUR_CODE = str(Path(__file__).parents[1])
@@ -62,8 +67,11 @@ def serve(connection: socket.socket, settings: wire.Message) -> None:
         return  # the fork server died between the fork and the line above
     warnings.simplefilter("ignore")
     sys.setrecursionlimit(RECURSION_LIMIT)
-    limits.confine(memory_mib=settings["memory_mib"], own_code=settings["function"] is not None)
-    judge = _Judge(settings)
+    own_code = settings["function"] is not None
+    before_mib = limits.address_space_mib()
+    judge = _Judge(settings)  # no completion has been seen: the user's own code and its libraries load unconfined
+    loaded_mib = limits.address_space_mib() - before_mib if own_code else 0
+    limits.confine(memory_mib=settings["memory_mib"] + loaded_mib, own_code=own_code)
     connection.sendall(wire.encode({"hello": True}))
     buffer = bytearray()
     served = 0
@@ -74,7 +82,7 @@ def serve(connection: socket.socket, settings: wire.Message) -> None:
         served += 1
         reply["id"] = request["id"]
         # Memory that was once short stays fragmented: answer, then make way for a fresh process.
-        leaving = reply["detail"] == OUT_OF_MEMORY or served >= RECYCLE_AFTER_ITEMS
+        leaving = reply["detail"].startswith(OUT_OF_MEMORY) or served >= RECYCLE_AFTER_ITEMS
         reply["leaving"] = leaving
         connection.sendall(wire.encode(reply))
         if leaving:
@@ -92,6 +100,7 @@ class _Judge:
         self._forms = tuple(settings["answer_forms"])
         self._function: function.Call | None = None
         self._of_trl = (settings["function"] or "").startswith("trl:")
+        self._out_of_memory = f"{OUT_OF_MEMORY} (rewards.memory_mib is {settings['memory_mib']:,})"
         self._failure = ""
         if settings["function"] is not None:
             try:
@@ -108,17 +117,23 @@ class _Judge:
             if self._function is not None and not request.get("as_answer"):
                 said["function"] = self._function(self._as_seen(request))
         except MemoryError:
-            return _error(OUT_OF_MEMORY)
+            return _error(self._out_of_memory)
         except RecursionError:
             return {"verdict": Verdict.UNPARSEABLE, "extracted": None, "detail": "nested too deeply"}
         except BaseException as error:  # noqa: BLE001 - the boundary: reported as its own verdict, never swallowed
-            return _error(_text(error))
+            return _error(self._limit_behind(error) + _text(error))
         return {
             "verdict": judgement.verdict,
             "extracted": judgement.extracted,
             "detail": judgement.rule,
             **said,
         }
+
+    def _limit_behind(self, error: BaseException) -> str:
+        """Which of our limits the user's code ran into, where an error does not name it."""
+        if NO_MEMORY.search(str(error)):
+            return f"{self._out_of_memory}: "
+        return NO_WRITING if isinstance(error, OSError) and error.errno == errno.EFBIG else ""
 
     def _why_not(self, request: wire.Message) -> str:
         if request.get("entry") and _scorers_failure:
@@ -155,13 +170,14 @@ def _error(detail: str) -> dict[str, Any]:
 
 
 def _text(error: BaseException) -> str:
-    """The error after the last lines of its traceback, as Python writes them; of those only what is not our code and
-    not the import machinery."""
+    """The error after the lines of its traceback that matter, as Python writes them: where the user's code was, and
+    where it ended; of those only what is not our code and not the import machinery."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith((OUR_CODE, "<frozen "))
     ]
-    lines = traceback.StackSummary.from_list(frames[-TRACEBACK_FRAMES:]).format()
+    shown = [*frames[:1], *frames[1:][1 - TRACEBACK_FRAMES :]]
+    lines = traceback.StackSummary.from_list(shown).format()
     head = "\n" if lines else ""
     return head + "".join([*lines, *traceback.format_exception_only(error)]).rstrip()

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-GRACE_S = 120.0
-"""A command that was asked to stop saves and leaves, which takes seconds; after so long it is killed."""
+from rollout.stopping import GRACE_S, kill_session
+
 ERROR = "error: "
 """What a command's line begins with that says why it ends."""
 
@@ -63,8 +63,7 @@ class Child:
             pass
         finally:
             if self.popen.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.popen.pid, signal.SIGKILL)
+                kill_session(self.popen.pid)
                 self.popen.wait()
             self._pass_on(at_work=False)
 

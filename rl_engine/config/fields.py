@@ -71,6 +71,10 @@ def takes_text_alone(annotation: Any) -> bool:
     return all(part is str or item_of_list(part) is str or names_of(part) for part in types_of(annotation))
 
 
+def takes_number(annotation: Any) -> bool:
+    return any(getattr(part, "__origin__", part) in (int, float) for part in types_of(annotation))
+
+
 def names_of(annotation: Any) -> tuple[str, ...]:
     """The values of a key that takes one of some names; none for other keys."""
     values = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()

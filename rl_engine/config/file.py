@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +21,24 @@ from rewards.workers.processes import SECRET
 from rl_engine.config.effects import Idle, idle_keys
 from rl_engine.config.elsewhere import SIGNS
 from rl_engine.config.explain import problems_of
-from rl_engine.config.fields import field_at, is_section, item_of_list, leaves, takes_text_alone, types_of
+from rl_engine.config.fields import (
+    as_yaml,
+    field_at,
+    is_section,
+    item_of_list,
+    leaves,
+    takes_number,
+    takes_text_alone,
+    types_of,
+)
 from rl_engine.config.hints import listed, near
 from rollout.config import Section
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Here a text with commas is one text.
 FREE_TEXT = frozenset({"sampling.stop"})
+# Where a `~` stands for the home directory when the file is opened: what a run began with is what it is resumed with.
+AS_WRITTEN = frozenset({*FREE_TEXT, "model.name", "lora.start_from"})
 
 
 class ConfigError(ValueError):
@@ -179,6 +192,9 @@ def _resolved(layers: Sequence[Layer], whole: dict[str, Any]) -> dict[str, Any]:
         if len(layers) > 1:
             _resolved(layers[:-1], merged(*(layer.values for layer in layers[:-1])))
         problem = _first_line(error).removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+        name = next(iter(re.findall(r"^Interpolation key '(\w+)' not found", problem)), "")
+        if name in os.environ:
+            problem += f"; the variable of the environment is ${{oc.env:{name}}}"
         raise ConfigError(f"{layers[-1].place}: {problem}") from error
     resolved: dict[str, Any] = tree
     return resolved
@@ -255,13 +271,15 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settled(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values with what people mean by them: a section without keys is empty, a lone value is a list of one, and a
-    text with commas where a list is expected is a list."""
+    """The values with what people mean by them: a section without keys is empty, a lone value is a list of one, a text
+    with commas where a list is expected is a list, and a path from `~` is one from the home directory. A switch is no
+    number: as a text it is refused."""
     result = dict(values)
-    for name, value in values.items():
+    for name, given in values.items():
         info, key = schema.model_fields.get(name), f"{prefix}{name}"
         if info is None:
             continue
+        value = result[name] = given if key in AS_WRITTEN or isinstance(given, Mapping) else at_home(given)
         if is_section(info.annotation):
             if value is None or isinstance(value, Mapping):
                 result[name] = settled(info.annotation, value or {}, f"{key}.")
@@ -269,7 +287,18 @@ def settled(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[st
             result[name] = [part for part in map(str.strip, value.split(",")) if part]
         elif value is not None and not isinstance(value, list | tuple | dict) and item_of_list(info.annotation):
             result[name] = [value]
+        if isinstance(value, bool) and takes_number(info.annotation):
+            result[name] = as_yaml(value)
     return result
+
+
+def at_home(value: Any) -> Any:
+    """A value with the paths in it that begin at `~`, which only a shell knows, and not after every key."""
+    if isinstance(value, str) and value.startswith("~/"):
+        return str(Path(value).expanduser())
+    if isinstance(value, Mapping):
+        return {name: at_home(inner) for name, inner in value.items()}
+    return [at_home(item) for item in value] if isinstance(value, list) else value
 
 
 def _takes_list(annotation: Any) -> bool:

@@ -157,7 +157,7 @@ class Config(CommandConfig):
     module: ClassVar[str] = "rl_engine.train"
 
     seed: int = Field(0, ge=0, description="Seeds the adapter, problem order and sampling.")
-    output_dir: str = Field(description="Run directory; `runs/<config name>` if not given.")
+    output_dir: str = Field(min_length=1, description="Run directory; `runs/<config name>` if not given.")
     method: Method = Field("lora", description="What to train: an adapter (`lora`) or every weight (`full`).")
     model: ModelConfig
     data: DataConfig

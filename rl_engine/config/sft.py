@@ -154,7 +154,7 @@ class SftConfig(CommandConfig):
     module: ClassVar[str] = "rl_engine.sft"
 
     seed: int = Field(0, ge=0, description="Seeds the adapter and the order of examples.")
-    output_dir: str = Field(description="Run directory; `runs/<config name>` if not given.")
+    output_dir: str = Field(min_length=1, description="Run directory; `runs/<config name>` if not given.")
     method: Method = Field("lora", description="What to train: an adapter (`lora`) or every weight (`full`).")
     model: ModelConfig
     data: SftDataConfig

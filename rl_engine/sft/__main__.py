@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from evals.command import exit_with_error, quiet_libraries, say_loading
-from rl_engine.command import ConfiguredCommand, contradiction, exit_untrained, help_end, with_hint
+from rl_engine.command import EXPLAINED, ConfiguredCommand, contradiction, exit_untrained, explained, help_end
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.checks import check_place
@@ -62,11 +62,8 @@ def main(
             code = run_sft(settings, stop, resume=resume, overwrite=overwrite, keep_old=keep_old, merged=merge)
     except Stopped:
         exit_untrained(stop)
-    except (ValueError, FileNotFoundError) as error:
-        # Configuration, data or adapters that cannot be used: the message is made for people.
-        exit_with_error(str(error), 2)
-    except OSError as error:
-        exit_with_error(with_hint(error, settings), 1)
+    except EXPLAINED as error:
+        exit_with_error(*explained(error, settings))
     raise typer.Exit(code)
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from evals.command import exit_with_error
-from rl_engine.command import UNTRAINED, what_is_saved
+from rl_engine.command import UNTRAINED, memory_explained, what_is_saved
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.adam import adam
@@ -78,10 +78,11 @@ def _run(config: SftConfig, stop: StopRequest, earlier: Earlier | None, *, resum
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would remark on it
     tokenizer = load_tokenizer(config)
-    run = assemble(config, tokenizer, stop, resume=resume)
+    with memory_explained(config):
+        run = assemble(config, tokenizer, stop, resume=resume)
     if earlier is not None:
         run.records.on_first_step = earlier.give_way
-    with stop.noted():
+    with stop.noted(), memory_explained(config, lambda: f"step {run.step + 1}: "):
         return _train(run, resume=resume, merged=merged)
 
 

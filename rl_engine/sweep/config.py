@@ -166,7 +166,7 @@ class SweepConfig(CommandConfig):
     keep: Literal["all", "metrics"] = Field(
         "all", description="`metrics` deletes the adapters, checkpoints and rollouts of runs that are done."
     )
-    output_dir: str = Field(description="Sweep directory; `runs/<config name>` if not given.")
+    output_dir: str = Field(min_length=1, description="Sweep directory; `runs/<config name>` if not given.")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

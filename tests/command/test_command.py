@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from evals.command import exit_with_error
-from rl_engine.command import with_hint
+from rewards.command import Command
+from rl_engine.command import RunFailedError, memory_explained, what_takes_less, with_hint
 from rl_engine.config import Config
+from rl_engine.config.file import read_config
+from rl_engine.config.resuming import TABLES, Rule, rules_of
+from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import Records
 from rl_engine.train.__main__ import app
 from rl_engine.train.checks import wanted_of_hub
@@ -55,6 +61,67 @@ def test_an_error_of_the_system_comes_with_the_way_out(
     # The rate that a command is given as auto is on record as a number.
     given = make_config("log.tensorboard=false", "optim.lr=auto")
     assert with_hint(error, given).split("\n") == [str(error), *hints]
+
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.19 GiB. If reserved but "
+    "unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF"
+)
+NO_MEMORY = [
+    (torch.OutOfMemoryError(CUDA), "GPU 0 has a total capacity of 79.19 GiB."),
+    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), "CUDA error: out of memory"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), "`cublasCreate`"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "8 bytes."),
+    (MemoryError(), "the machine gives no more"),
+    (MemoryError("Unable to allocate 7.45 GiB for an array"), "Unable to allocate 7.45 GiB for an array"),
+]
+
+
+@pytest.mark.parametrize(("error", "end"), NO_MEMORY, ids=lambda value: str(value)[:30])
+def test_where_memory_runs_out_a_line_says_so(error: Exception, end: str) -> None:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command(cls=Command)
+    def asks_for_much() -> None:
+        raise error
+
+    result = CliRunner().invoke(app)
+    assert (result.exit_code, result.stderr.startswith("error: out of memory: ")) == (1, True)
+    assert result.stderr.endswith(f"{end}\n")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_another_error_is_left_as_it_is(make_config: Callable[..., Config]) -> None:
+    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory")):
+        with pytest.raises(type(error)) as raised, memory_explained(make_config()):
+            raise error
+        assert raised.value is error
+
+
+def sft_config(*settings: str) -> SftConfig:
+    return read_config(SftConfig, "sft_jsonl.yaml", ["data.path=answers.jsonl", *settings])
+
+
+def test_a_run_without_memory_is_told_what_takes_less(make_config: Callable[..., Config]) -> None:
+    """What is named first may change with --resume, and what has been done already is not named."""
+    fresh = "learner.tokens_per_microbatch=64", "learner.gradient_checkpointing=false"
+    spared = "train.microbatch_size=1", "train.gradient_checkpointing=true"
+    for config, keys in (
+        (make_config(*fresh), {"learner.tokens_per_microbatch", "learner.gradient_checkpointing"}),
+        (sft_config(*spared), {"train.microbatch_size"}),
+    ):
+        now, _, later = what_takes_less(config).partition("; and in a new run ")
+        table = TABLES[type(config)]
+        assert set(re.findall(r"\w+\.\w+", now)) == keys
+        assert {rule for key in keys for rule in rules_of(table, key)} == {Rule.ROUNDING}
+        assert [rules_of(table, key) for key in re.findall(r"\w+\.\w+", later)] == [[Rule.FIXED]]
+        with pytest.raises(RunFailedError) as failed, memory_explained(config, lambda: "step 3: "):
+            raise MemoryError
+        assert str(failed.value).splitlines() == [
+            "step 3: out of memory: the machine gives no more",
+            what_takes_less(config),
+            UNSAVED,
+        ]
 
 
 def test_nothing_is_called_saved_that_is_not(make_config: Callable[..., Config]) -> None:

@@ -75,6 +75,16 @@ def test_a_problem_is_headed_by_where_it_was_said(tmp_path: Path) -> None:
         ("lora..rank=8", "is not a key"),
         ("lora.targets=[q_proj,", "'[q_proj,' is not YAML: put it in quotes"),
         ("seed=null", "seed: input should be a valid integer, not None"),
+        ("seed=true", "seed: input should be a valid integer, unable to parse string as an integer, not 'true'"),
+        ("train.steps=yes", "train.steps: input should be a valid integer"),
+        ("optim.lr=on", "optim.lr is 'true': it takes number > 0, ≤ 1 or `auto`"),
+        ("eval.limit=false", "eval.limit"),
+        ("output_dir=''", "output_dir: string should have at least 1 character, not ''"),
+        (
+            "output_dir=${PATH}/x",
+            "'PATH' not found; the variable of the environment is ${oc.env:PATH}",
+        ),
+        ("output_dir=${NONE}", "Interpolation key 'NONE' not found"),
         ("seed.x=3", "seed: input should be a valid integer"),
     ],
 )
@@ -111,6 +121,24 @@ def test_an_override_that_is_wrong_is_told_in_one_line(override: str, line: str)
 )
 def test_what_people_write_means_what_they_mean(override: str, key: str, wanted: Any) -> None:
     assert value(key, override) == wanted
+
+
+def test_a_path_from_the_home_directory_leads_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell has seen what stands in a file, and after `data.path=` it leaves a `~` alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert value("output_dir", "output_dir=~/runs/a") == f"{tmp_path}/runs/a"
+    assert value("data.path", "data.source=file", "data.path=~/a.jsonl") == f"{tmp_path}/a.jsonl"
+    assert value("eval.suites", "eval.suites=[~/a.jsonl, held_out]") == (f"{tmp_path}/a.jsonl", "held_out")
+    assert value("sampling.stop", "sampling.stop=~/") == ("~/",)
+    assert value("model.name", "model.name=~/model") == "~/model"
+    mix = value("data.mix", "data.source=mix", "data.mix=[{source: file, path: ~/a.jsonl}, {source: gsm8k}]")
+    assert mix[0].path == f"{tmp_path}/a.jsonl"
+
+
+def test_a_dotted_key_in_a_file_is_shown_in_its_section(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("train.steps: 2\n")
+    said = message(str(tmp_path / "mine.yaml"))
+    assert "train.steps: no such key; a file has keys in their section, train: {steps: 2}\n" in said
 
 
 def test_a_section_may_be_taken_back_and_given_anew() -> None:

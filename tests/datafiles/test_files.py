@@ -53,6 +53,7 @@ def test_another_encoding_is_refused_by_line_or_name(tmp_path: Path, content: by
         ("rows.json", f"[{ROW.strip()}".encode(), ["line 1: not JSON"]),
         ("rows.json", b"[" * 100_000, ["nested without end"]),
         ("rows.csv", b'problem,answer\n"1+1,2\n', ["line 2: unexpected end of data"]),
+        ("rows.csv", b"problem,answer,answer\n1+1,2,3\n", ["has two columns 'answer': rename one of them"]),
         ("rows.jsonl.gz", gzip.compress(ROW.encode(), mtime=0)[:-9], ["a damaged gzip file"]),
         ("rows.jsonl.gz", b"\x1f\x8b....", ["a damaged gzip file"]),
         ("rows.parquet.gz", gzip.compress(b"PAR1....", mtime=0), ["Parquet in gzip", "gunzip -k"]),

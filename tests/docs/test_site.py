@@ -1,6 +1,7 @@
 """The documentation as files: every page has its place on the site, and what a page quotes is what the product says.
 
-`make docs` checks the rest: links, anchors, the API reference, and that nothing is fetched from a network.
+`make docs` checks the rest of the site: links that its generators make, the API reference, and that nothing is fetched
+from a network. It does not read the pages beside docs/, nor follow a link to them further than to the file.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ DOCS = ROOT / "docs"
 QUOTE = re.compile(r"^```text\n(.*?)^```$|^\| `([^`]{40,})` \|", re.DOTALL | re.MULTILINE)
 VALUE = re.compile(r"%[sd]|\{[^}]*\}|\$\(\w+\)")
 """What stands for a value in a message: of logging, of `str.format`, of make."""
+LINK = re.compile(r"(?<=\]\()([^)#\s:]*)(?:#([^)\s]*))?(?=\))")
+FENCED = re.compile(r"^( *)(`{3,}|~{3,})(?s:.*?)^ *\2 *$", re.MULTILINE)
+HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
+LINES = re.compile(r"L\d+(-L\d+)?")
+"""What a code host calls the lines of a file."""
 SHORTEST = 9
 """Characters of a message between two values that are looked for."""
 LONGEST_VALUE = 50
@@ -46,6 +52,48 @@ def test_every_page_is_in_the_navigation_once() -> None:
     site = yaml.load((ROOT / "mkdocs.yml").read_text(), _Reader)
     shown = sorted(pages_of(site["nav"]))
     assert shown == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def anchors_of(text: str) -> set[str]:
+    """Of its headings, as code hosts and the site make them; one that is there twice is numbered."""
+    found: dict[str, int] = {}
+    for heading in HEADING.findall(FENCED.sub("", text)):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        found[name] = found.get(name, 0) + 1
+    return {f"{name}-{number}" if number else name for name, times in found.items() for number in range(times)}
+
+
+def lost_links(text: str, folder: Path) -> list[str]:
+    """Links of a page in this folder that lead to no file, or to no place in it."""
+    lost = []
+    for file, anchor in LINK.findall(re.sub(r"`[^`\n]*`", "", FENCED.sub("", text))):
+        target = folder / file
+        if not target.exists():
+            lost.append(file)
+        elif anchor and not (LINES.fullmatch(anchor) and target.suffix != ".md"):
+            held = text if not file else target.read_text() if target.suffix == ".md" else ""
+            # `::: name` is the API reference of that name, whose anchors only the site has.
+            if anchor not in anchors_of(held) and "\n::: " not in held:
+                lost.append(f"{file}#{anchor}")
+    return lost
+
+
+PAGES = [*sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_link_leads_to_a_file_and_a_heading_of_it(page: Path) -> None:
+    text = page.read_text()
+    assert lost_links(text, page.parent) == []
+
+
+def test_a_link_that_leads_nowhere_is_seen() -> None:
+    page = "# One\n## Twice\n## Twice\n```sh\n# no heading\n[x](no-link.md)\n```\n"
+    right = "[a](#one) [b](#twice-1) [c](metrics.md) [d](../README.md#install) [e](../Makefile#L3) [f](https://a.b/c#d)"
+    wrong = ["no.md", "#no-heading", "../README.md#no", "metrics.md#no", "../Makefile#docs"]
+    assert lost_links(page + right, DOCS) == []
+    assert lost_links(page + " ".join(f"[x]({link})" for link in wrong), DOCS) == wrong
 
 
 @cache

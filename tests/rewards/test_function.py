@@ -17,6 +17,7 @@ ITEM = GradeItem(completion="so \\boxed{5}", reference="5", problem="2+3=?", tok
 MINE = """
 import re
 import os
+import tempfile
 import time
 
 def item(completion, reference, problem): return float(reference in completion) + len(problem)
@@ -56,8 +57,21 @@ def no_arguments(): return 0.5
 def positional(completion, /): return 0.5
 def slow(completion, reference, problem): time.sleep(60)
 def writes(completion, reference, problem): open("reward.log", "w").write("5" * 10000)
+def makes_a_file(completion, reference, problem):
+    with tempfile.NamedTemporaryFile("w") as file: file.write("5")
+def hoards(completion, reference, problem): return len(bytearray(2**31))
+def asks_for_a_place(completion, reference, problem): return len(tempfile.gettempdir())
 def leaves(completion, reference, problem): raise SystemExit(0)
 number = 5
+"""
+# Takes more than a grading process may, once it is loaded or before.
+TENSORS = """
+import torch
+
+WEIGHTS = torch.ones(150_000_000)
+
+def score(completion, reference, problem): return WEIGHTS[:1_000_000].mean()
+def hoards(completion, reference, problem): return torch.ones(2**31)[0]
 """
 
 
@@ -67,6 +81,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my_rewards.py").write_text(MINE)
     (tmp_path / "my_broken.py").write_text("import math\n\ndef reward(completion:\n    return 1.0\n")
     (tmp_path / "my_needy.py").write_text("import no_such_package_here\n")
+    (tmp_path / "my_tensors.py").write_text(TENSORS)
     (tmp_path / "my_exit.py").write_text("import os\nos._exit(3)\n")
     (tmp_path / "my_quit.py").write_text("import sys\nsys.exit('no key given')\n")
     monkeypatch.chdir(tmp_path)
@@ -167,12 +182,15 @@ def test_a_file_in_place_of_a_module_is_refused_with_the_module(path: str) -> No
         ("my_rewards:raises", ["trial call of my_rewards:raises", "my_rewards.py", "in inner", "ValueError", "'five'"]),
         ("my_rewards:nan", ["a finite number or None"]),
         ("my_rewards:writes", ["my_rewards.py", "in writes", "File too large"]),
+        ("my_rewards:makes_a_file", ["can write no byte, to temporary files", "in makes_a_file", "File too large"]),
+        ("my_rewards:hoards", ["out of memory (rewards.memory_mib is 1,024)"]),
+        ("my_tensors:hoards", ["out of memory (rewards.memory_mib is 1,024)", "my_tensors.py", "in hoards"]),
         ("my_rewards:leaves", ["SystemExit"]),
         ("my_rewards:slow", ["more than rewards.timeout_s (1 s)"]),
         ("my_broken:reward", ["cannot load my_broken:reward", "my_broken.py", "line 3", "SyntaxError"]),
         ("my_needy:reward", ["my_needy.py", "line 1", "No module named 'no_such_package_here'"]),
         ("my_quit:reward", ["my_quit.py", "SystemExit: no key given"]),
-        ("my_exit:reward", ["importing my_exit:reward ends the grading process", "rewards.memory_mib"]),
+        ("my_exit:reward", ["importing my_exit:reward ends the grading process"]),
     ],
 )
 def test_the_trial_call_says_what_is_wrong_and_where(path: str, messages: list[str]) -> None:
@@ -186,6 +204,15 @@ def test_the_trial_call_says_what_is_wrong_and_where(path: str, messages: list[s
 @pytest.mark.parametrize("path", ["my_rewards:item", "my_rewards:texts", "my_rewards:nothing", None])
 def test_the_trial_call_of_a_function_that_works_says_nothing(path: str | None) -> None:
     try_function(RewardConfig(function=path), ITEM)
+
+
+def test_a_module_may_load_what_takes_more_than_a_judgement() -> None:
+    """Of torch the libraries alone do, and it looks for a place of temporary files when it is imported."""
+    try_function(RewardConfig(function="my_tensors:score", memory_mib=512), ITEM)
+
+
+def test_a_function_may_import_when_it_is_called() -> None:
+    try_function(RewardConfig(function="my_rewards:asks_for_a_place", memory_mib=512), ITEM)
 
 
 def test_none_and_failures_are_not_scored_and_references_are_not_blamed() -> None:

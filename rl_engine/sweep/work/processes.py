@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollout.stopping import end_with_parent
-
-GRACE_S = 120.0
-"""A run that was asked to stop saves and leaves, which takes seconds; after so long it is killed."""
+from rollout.stopping import GRACE_S, end_with_parent, kill_session
 
 
 @dataclass
@@ -41,8 +36,7 @@ class Process:
             self.kill()
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
+        kill_session(self.popen.pid)
 
 
 def start_process(line: Sequence[str], log: Path, jobs: int, lock: int) -> Process:

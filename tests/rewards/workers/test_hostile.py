@@ -129,7 +129,7 @@ def test_limits_hold_in_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     verdicts = dict(zip(kinds, (result.verdict for result in results), strict=True))
     assert verdicts["memory"] == verdicts["exit"] == verdicts["raise"] == verdicts["nan"] == "error"
     assert verdicts["hang"] == "timeout"
-    assert results[0].detail == "out of memory"
+    assert results[0].detail == "out of memory (rewards.memory_mib is 1,024)"
     assert "mine" in results[4].detail
     assert not results[6].scored
     assert results[7].reward == 1.5
