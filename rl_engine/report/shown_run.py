@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from evals.scoring.kept import KeptAnswer, kept_answers, kept_path
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.insides import with_insides
 from rl_engine.run.origin.starts import read_starts
@@ -72,6 +73,10 @@ class ShownRun:
     adapters: tuple[Adapter, ...]
     """Sorted by key."""
     completions: ShownCompletions
+    answers: Mapping[tuple[str, str], Mapping[str, KeptAnswer]]
+    """(suite, adapter's key) → what that evaluation kept: problem id → its answer."""
+    damaged: Sequence[str]
+    """What of evals/ is left out because it cannot be read: a line each."""
     starts: Sequence[Mapping[str, Any]] = ()
     """The processes that worked on it (`rl_engine/run/origin/starts.py`)."""
     shows_answers: bool = True
@@ -101,14 +106,18 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     if "train.steps" not in settings:
         raise ValueError(f"{run / 'config.yaml'} is not the configuration of a run: there is no train.steps")
     lines = with_insides(run, tuple(read_metrics(run)))
+    adapters = _adapters(run, lines)
+    answers, damaged = _answers(run, adapters)
     return ShownRun(
         name=run.resolve().name,
         path=run,
         config_text=text,
         settings=settings,
         lines=lines,
-        adapters=_adapters(run, lines),
+        adapters=adapters,
         completions=shown_completions(run, problems=problems, budget_bytes=budget_bytes),
+        answers=answers,
+        damaged=damaged,
         starts=read_starts(run),
     )
 
@@ -146,6 +155,23 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapte
             )
         )
     return tuple(found)
+
+
+def _answers(
+    run: Path, adapters: Sequence[Adapter]
+) -> tuple[dict[tuple[str, str], Mapping[str, KeptAnswer]], list[str]]:
+    """`ShownRun.answers` and `ShownRun.damaged`. A damaged file is no reason to show nothing of a run."""
+    answers: dict[tuple[str, str], Mapping[str, KeptAnswer]] = {}
+    damaged = []
+    for suite, key in sorted({(score.suite, one.key) for one in adapters for score in one.scores.values()}):
+        try:
+            kept = kept_answers(kept_path(run / "evals", suite, key))
+        except ValueError as error:
+            damaged.append(str(error))
+        else:
+            if kept:
+                answers[suite, key] = kept
+    return answers, damaged
 
 
 def _scores(run: Path) -> list[Score]:
