@@ -98,9 +98,13 @@ def page_of(runs: Sequence[ShownRun], reload_s: float | None = None) -> str:
 
 
 def names_of(runs: Sequence[ShownRun]) -> list[str]:
-    """What each run is called: its directory's name, or the path where two share a name."""
-    names = [run.name for run in runs]
-    return [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
+    """What each run is called: as much of the end of its directory's path as tells it from the others."""
+    paths = [run.path.resolve().parts for run in runs]
+    for length in range(1, max(map(len, paths))):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(run.path) for run in runs]
 
 
 def _environment() -> Environment:

@@ -13,7 +13,7 @@ import yaml
 from evals.scoring.kept import KeptAnswer, kept_answers, kept_path
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.insides import with_insides
-from rl_engine.run.origin.starts import read_starts
+from rl_engine.run.origin.starts import read_starts, wall_s
 from rl_engine.run.records import read_metrics
 from rollout.adapters import MANIFEST
 
@@ -88,13 +88,20 @@ class ShownRun:
         return int(self.lines[-1]["step"]) if self.lines else 0
 
     @property
-    def steps(self) -> int:
-        """The steps the configuration asks for."""
-        return int(self.settings["train.steps"])
+    def is_supervised(self) -> bool:
+        """Whether it learned from examples, and sampled nothing."""
+        return "sampling.n" not in self.settings
+
+    @property
+    def steps(self) -> int | None:
+        """The steps the configuration asks for; None for a supervised run that counts epochs."""
+        steps = self.settings["train.steps"]
+        return None if steps is None else int(steps)
 
     @property
     def is_done(self) -> bool:
-        return self.step >= self.steps
+        """Whether no more steps are to come; of a run that counts epochs, whether its process has ended."""
+        return wall_s(self.starts) is not None if self.steps is None else self.step >= self.steps
 
 
 def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
@@ -136,10 +143,11 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapte
         manifest = _json(path)
         manifests[f"{manifest['name']}-{name}"] = manifest
     marks = {mark: (run / "adapters" / mark).resolve().name for mark in ("best", "latest")}
-    # A step without a signal publishes nothing: the first step that names a version made it.
+    # A step without a signal publishes nothing: the first step that names a version made it. A supervised run numbers
+    # its versions by its steps.
     steps: dict[str, int] = {}
     for line in lines:
-        steps.setdefault(f"v{int(line['adapter/version']):06d}", int(line["step"]))
+        steps.setdefault(f"v{int(line.get('adapter/version', line['step'])):06d}", int(line["step"]))
     scores = _scores(run)
     found = []
     for key in sorted({*manifests, *(score.adapter for score in scores)}):
