@@ -48,7 +48,7 @@ PACKED = frozenset(
         *("httpx2", "httpcore2", "truststore", "sniffio", "jiter", "jsonschema", "jsonschema-specifications"),
         *("referencing", "rpds-py", "msgspec", "cbor2", "cachetools", "partial-json-parser", "pybase64", "pyzmq"),
         *("loguru", "charset-normalizer", "einops", "peft", "hjson", "omegaconf", "antlr4-python3-runtime"),
-        *("math-verify", "latex2sympy2-extended"),
+        *("math-verify", "latex2sympy2-extended", "latex2mathml"),
     }
 )
 COPIED = frozenset({"deepspeed"})

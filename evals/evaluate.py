@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import AutoConfig, AutoTokenizer
 
-from evals.asking.trained_with import TrainedWith, agreed, overridden
+from evals.asking.trained_with import TrainedWith, agreed, model_overridden, overridden
 from evals.contamination import Contamination, contamination
 from evals.launch import Launch
 from evals.options import EvalOptions, check_place, check_quickly, find_suites, samples_path
@@ -66,7 +66,8 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     suites = [prepare_suite(options, suite, tokenizer, context, trained) for suite in wanted]
     shared = overlaps(options, suites)
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]
-    remarks += overridden(trained, suites[0].prompt) if trained is not None else []
+    if trained is not None:
+        remarks += [*overridden(trained, suites[0].prompt), *model_overridden(options.model, trained)]
     for warning in (*remarks, *(found.describe() for found in shared.values() if found)):
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     settings = settings_of(options, suites, policies)

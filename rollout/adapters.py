@@ -100,10 +100,13 @@ def meant_version(path: Path) -> Meant:
     """A version's own directory as it is; of a run the best version, else, where no evaluation says which, the newest.
 
     A directory that is neither is returned as it is: whoever reads it says what is missing.
+    Raises `AdapterError` where a link names a version that is gone, and no other is meant.
     """
     store = AdapterStore(path / "adapters")
     if (path / MANIFEST).is_file() or (path / PEFT_CONFIG).is_file():
         return Meant(path)
+    if path.is_symlink() and not path.exists():
+        raise AdapterError(f"--adapter: {_gone(path)}; {AdapterStore(path.parent).what_is_left()}")
     best, latest = (store.root / pointer for pointer in ("best", "latest"))
     newest = store.root / latest.resolve().name
     if best.is_dir():
@@ -111,9 +114,15 @@ def meant_version(path: Path) -> Meant:
         told = "it is the newest too" if found == newest else f"the newest is {latest}"
         return Meant(found, f"{path} is a run: its best version is taken, {found.name} ({told})")
     if latest.is_dir():
-        told = "no evaluation says which is best"
+        told = _gone(best) if best.is_symlink() else "no evaluation says which is best"
         return Meant(newest, f"{path} is a run: its newest version is taken, {newest.name} ({told})")
+    if latest.is_symlink():
+        raise AdapterError(f"--adapter: {path} is a run, and {_gone(latest)}; {store.what_is_left()}")
     return Meant(path)
+
+
+def _gone(link: Path) -> str:
+    return f"{link} names {link.readlink().name}, which is not there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,11 @@ class AdapterStore:
 
     def versions(self) -> list[int]:
         return [number for number, path in numbered(self.root, "v").items() if (path / MANIFEST).is_file()]
+
+    def what_is_left(self) -> str:
+        """For people whose version is gone."""
+        left = self.versions()
+        return f"give another version, such as {self.path_of(left[-1])}" if left else "no other version is there"
 
     def delete(self, version: int) -> None:
         discard(self.path_of(version))

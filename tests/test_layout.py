@@ -95,6 +95,7 @@ HEAVY = {
     "omegaconf": {"rl_engine/config/file.py"},
     "lm_eval": {"evals/forgetting/harness.py"},
     "reasoning_gym": {"datafiles/tasks.py"},
+    "latex2mathml": {"rl_engine/report/formulas.py"},
 }
 LIGHT = (
     "evals.__main__",

@@ -27,6 +27,8 @@ from rollout.prompts.generated import REASONING_GYM
 from rollout.prompts.problems import ARITHMETIC, tasks_of
 
 CONFIG = "config.yaml"
+RECORD = "run"
+"""Directory in a model's own that says which run made it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +84,23 @@ class TrainedWith:
 def trained_with(directory: Path) -> TrainedWith | None:
     """What the run says that published this version, or None where no run is beside it.
 
-    A version lies in `RUN/adapters`, a pushed one has its run's configuration in `run`.
     Raises `ValueError` for a configuration that cannot be read.
     """
-    if not (directory / MANIFEST).is_file():
-        return None
-    places = [directory / "run" / CONFIG]
-    if directory.parent.name == "adapters":
-        places.append(directory.parent.parent / CONFIG)
-    path = next((place for place in places if place.is_file()), None)
+    path = run_config_of(directory)
     return None if path is None else _read(path)
+
+
+def run_config_of(directory: Path) -> Path | None:
+    """The configuration of the run that made a version, or a model of it.
+
+    A version lies in `RUN/adapters`; a pushed one has its run's configuration in `run`, and so has a merged model, with
+    the manifest of the adapter that is in it.
+    """
+    published, record = (directory / MANIFEST).is_file(), directory / RECORD
+    places = [record / CONFIG] if published or (record / MANIFEST).is_file() else []
+    if published and directory.parent.name == "adapters":
+        places.append(directory.parent.parent / CONFIG)
+    return next((place for place in places if place.is_file()), None)
 
 
 def _read(path: Path) -> TrainedWith:
@@ -123,22 +132,21 @@ def _generated(data: dict[str, Any], *, supervised: bool) -> tuple[DataConfig, .
 def _chat_template(name: Any, config: Path) -> str | None:
     if name is None or name in CHAT_TEMPLATES:
         return CHAT_TEMPLATES.get(name)
-    for place in (Path(name), config.parent / name):
+    for place in (Path(name), config.parent / Path(name).name):
         if place.is_file():
             return read_text(place)
     raise ValueError(f"{config}: data.chat_template {name} is not here, and the adapter was trained with it")
 
 
 def agreed(model: str, policies: Sequence[Policy]) -> TrainedWith | None:
-    """How all that is measured was trained: adapters, and the model itself where a run trained the whole of it.
+    """How all that is measured was trained: the adapters, else the model itself where a run of ours made it.
 
-    Raises `ValueError` when two were trained with different settings, for all are asked the same.
+    Raises `ValueError` when two adapters were trained with different settings, for all are asked the same.
     """
     found = {policy.label: trained_with(policy.ref.path) for policy in policies if policy.ref is not None}
-    found["--model"] = trained_with(Path(model).expanduser().resolve())
     known = {label: one for label, one in found.items() if one is not None}
     if not known:
-        return None
+        return trained_with(Path(model).expanduser().resolve())
     (label, first), *others = known.items()
     for other, one in others:
         changed = differences(_deciding(first), _deciding(one))
@@ -158,6 +166,13 @@ def _deciding(one: TrainedWith) -> dict[str, Any]:
         "chat_template": one.chat_template,
         "generated": [source.model_dump(mode="json") for source in one.generated],
     }
+
+
+def model_overridden(model: str, trained: TrainedWith) -> list[str]:
+    """What a person is warned of: a model that an adapter went on from is asked as the adapter was trained."""
+    own = trained_with(Path(model).expanduser().resolve())
+    changed = differences(_deciding(own), _deciding(trained)) if own is not None else []
+    return [f"--model is asked as the adapter, and otherwise than in its own training: {line}" for line in changed]
 
 
 def overridden(trained: TrainedWith, asked: PromptConfig) -> list[str]:

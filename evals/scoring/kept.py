@@ -55,13 +55,18 @@ def keep_answers(directory: Path, suite: str, adapter: str, outcomes: Sequence[O
 
 
 def kept_answers(path: Path) -> dict[str, KeptAnswer]:
-    """Problem id → its line; none where there is no such file or it is torn, as in runs of earlier versions."""
+    """Problem id → its line; none where there is no such file, as in runs of earlier versions.
+
+    Raises `ValueError`, in one line, for a file that cannot be read: it was written whole, and damaged since.
+    """
     try:
-        with gzip.open(path, "rt") as file:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
-    except (FileNotFoundError, EOFError, zlib.error, gzip.BadGzipFile, json.JSONDecodeError):
+        return {row["problem_id"]: KeptAnswer(**{**row, "verdicts": tuple(row["verdicts"])}) for row in rows}
+    except FileNotFoundError:
         return {}
-    return {row["problem_id"]: KeptAnswer(**{**row, "verdicts": tuple(row["verdicts"])}) for row in rows}
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
 
 
 def _answer_of(outcome: Outcome) -> KeptAnswer:

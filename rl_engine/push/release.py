@@ -82,6 +82,10 @@ def _fill(release: Release, folder: Path) -> None:
         from rl_engine.run.merge import merge  # loads torch and transformers
 
         rounding = merge(adapter, release.merged, folder / "merged")
+        if adapter.run is not None:
+            (folder / "merged" / "run").mkdir(exist_ok=True)
+            for file in (folder / MANIFEST, folder / "run" / RUN_CONFIG):  # as they may be published
+                shutil.copyfile(file, folder / "merged" / "run" / file.name)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     card = card_text(release, rounding, [str(path) for path in files_of(folder)])

@@ -248,21 +248,20 @@ CHARTS = (
 )
 
 
-# Of supervised runs, whose curves are drawn by sweeps alone.
+# Of supervised runs.
 SUPERVISED = (
     Chart(
         name="test_loss",
         title="Log loss on test examples",
         unit="nats/token",
         series=(Series(key="test/log_loss", label="test"),),
-        from_zero=False,
     ),
 )
 
 
 def titles_of(metric: str) -> tuple[str, str]:
     """The title and the unit of an axis that shows this metric alone; its name where no chart knows it."""
-    for chart in (*charts_of({metric}), *SUPERVISED):
+    for chart in charts_of({metric}):
         for place, series in enumerate(chart.series):
             if series.key == metric:
                 return chart.title if place == 0 else f"{chart.title}: {series.label}", chart.unit
@@ -308,6 +307,6 @@ def charts_of(keys: Collection[str]) -> list[Chart]:
         group="Length",
     )
     scores = [accuracy_chart(suite) for suite in suites]
-    everything = [*scores, reward, COT_LENGTH, *([length] if suites else []), *CHARTS]
+    everything = [*scores, *SUPERVISED, reward, COT_LENGTH, *([length] if suites else []), *CHARTS]
     drawn = [chart for chart in everything if any(series.key in keys for series in chart.series)]
     return sorted(drawn, key=lambda chart: (GROUPS.index(chart.group), chart.diagnostic))

@@ -35,7 +35,7 @@ def origin_of(run: ShownRun) -> dict[str, str]:
 
 def settings_of_its_own(run: ShownRun) -> dict[str, tuple[str, str]]:
     """Key → its value and the default, of all that are not left at it; `required` where there is no default."""
-    known = defaults()
+    known = defaults(supervised=run.is_supervised)
     found = {}
     for key, value in run.settings.items():
         # By value: 600 and 600.0 are one setting. Keys inside a mapping have no default.

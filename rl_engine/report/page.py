@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rl_engine.report.charts import GROUPS, charts_of
+from rl_engine.report.formulas import FORMULA, formulas_of
 from rl_engine.report.meanings import meanings_of
 from rl_engine.report.origins import headline_of, origin_of, settings_of_its_own
 from rl_engine.report.pairs import Pair, pairs_of
@@ -32,7 +33,7 @@ LINES = 2_000
 """Steps drawn of a run; of more, every second, third, …, and all that evaluate."""
 TITLE_END = " · rl_engine</title>"
 """Of every page; by it one is known as ours."""
-SCRIPTS = ("charts.js", "completions.js", "pairs.js", "page.js")
+SCRIPTS = ("charts.js", "formulas.js", "completions.js", "pairs.js", "page.js")
 
 
 def write_report(directories: Sequence[Path], output: Path, *, problems: int = PROBLEMS) -> Path:
@@ -97,9 +98,13 @@ def page_of(runs: Sequence[ShownRun], reload_s: float | None = None) -> str:
 
 
 def names_of(runs: Sequence[ShownRun]) -> list[str]:
-    """What each run is called: its directory's name, or the path where two share a name."""
-    names = [run.name for run in runs]
-    return [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
+    """What each run is called: as much of the end of its directory's path as tells it from the others."""
+    paths = [run.path.resolve().parts for run in runs]
+    for length in range(1, max(map(len, paths))):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(run.path) for run in runs]
 
 
 def _environment() -> Environment:
@@ -147,11 +152,23 @@ def _data(
         "keys": sorted(keys - {"step"}),
         "meanings": meanings_of(sorted(keys)),
         "pairs": [asdict(pair) for pair in pairs],
+        "formula": FORMULA.pattern,
+        "formulas": formulas_of(_texts(runs, pairs)),
         "runs": [
             {"name": name, "metrics": _columns(run.lines), **asdict(run.completions)}
             for name, run in zip(names, runs, strict=True)
         ],
     }
+
+
+def _texts(runs: Sequence[ShownRun], pairs: Sequence[Pair]) -> Iterator[str]:
+    """All that is shown of problems and completions."""
+    for group in (group for run in runs for group in run.completions.groups):
+        yield group.problem
+        yield from (completion.text for completion in group.completions)
+    for problem in (problem for pair in pairs for problem in pair.problems):
+        yield problem.problem
+        yield from (side.text for side in problem.sides)
 
 
 def _columns(lines: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:

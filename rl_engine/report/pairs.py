@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from evals.scoring.kept import KeptAnswer, kept_answers, kept_path
+from evals.scoring.kept import KeptAnswer
 from rl_engine.report.charts import SUITE_TITLES
 from rl_engine.report.completions import shortened
 from rl_engine.report.shown_run import Adapter, ShownRun
@@ -108,31 +108,19 @@ def gain_of(first: Mapping[str, KeptAnswer], second: Mapping[str, KeptAnswer]) -
 def gain_of_training(run: ShownRun, suite: str) -> Gain | None:
     """From the first evaluation to the last; None where their answers are not kept."""
     evaluated = _evaluated(run, suite)
-    return gain_of(_answers(run, suite, evaluated[0]), _answers(run, suite, evaluated[-1])) if evaluated else None
+    return gain_of(*(run.answers[suite, one.key] for one in (evaluated[0], evaluated[-1]))) if evaluated else None
 
 
 def _suites(run: ShownRun) -> list[str]:
     """Suites with answers, in the order of the configuration."""
-    found = {suite for adapter in run.adapters for suite in _suites_of(adapter) if _has_answers(run, suite, adapter)}
+    found = {suite for suite, _ in run.answers} if run.shows_answers else set()
     asked = [str(suite) for suite in run.settings.get("eval.suites") or ()]
     return sorted(found, key=lambda suite: (asked.index(suite) if suite in asked else len(asked), suite))
 
 
-def _suites_of(adapter: Adapter) -> set[str]:
-    return {score.suite for score in adapter.scores.values()}
-
-
-def _has_answers(run: ShownRun, suite: str, adapter: Adapter) -> bool:
-    return run.shows_answers and kept_path(run.path / "evals", suite, adapter.key).is_file()
-
-
 def _evaluated(run: ShownRun, suite: str) -> list[Adapter]:
     """Versions whose answers are kept, in the order of steps."""
-    return [one for one in run.adapters if suite in _suites_of(one) and _has_answers(run, suite, one)]
-
-
-def _answers(run: ShownRun, suite: str, adapter: Adapter) -> dict[str, KeptAnswer]:
-    return kept_answers(kept_path(run.path / "evals", suite, adapter.key))
+    return [one for one in run.adapters if run.shows_answers and (suite, one.key) in run.answers]
 
 
 def _within(run: ShownRun, suite: str, each: int) -> Iterable[Pair]:
@@ -141,10 +129,10 @@ def _within(run: ShownRun, suite: str, each: int) -> Iterable[Pair]:
         return
     first = evaluated[0]
     best = next((one for one in evaluated if one.is_best and one is not first), evaluated[-1])
-    answers = [_answers(run, suite, one) for one in (first, best)]
+    answers = [run.answers[suite, one.key] for one in (first, best)]
     history: dict[str, list[tuple[int, float]]] = {}
     for adapter in evaluated:
-        for problem, answer in _answers(run, suite, adapter).items():
+        for problem, answer in run.answers[suite, adapter.key].items():
             history.setdefault(problem, []).append((adapter.step or 0, answer.accuracy))
     yield Pair(
         runs=(0, 0),
@@ -173,7 +161,7 @@ def _between(runs: Sequence[ShownRun], names: Sequence[str], other: int, suite: 
         }
         for one in (ours, theirs)
     ]
-    answers = [_answers(runs[0], suite, ours), _answers(runs[other], suite, theirs)]
+    answers = [runs[0].answers[suite, ours.key], runs[other].answers[suite, theirs.key]]
     # The same id with another text is another problem.
     shared = [one for one in answers[0] if one in answers[1] and answers[0][one].problem == answers[1][one].problem]
     answers = [{one: side[one] for one in shared} for side in answers]

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from evals.scoring.kept import KeptAnswer, kept_answers, kept_path
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.insides import with_insides
-from rl_engine.run.origin.starts import read_starts
+from rl_engine.run.origin.starts import read_starts, wall_s
 from rl_engine.run.records import read_metrics
 from rollout.adapters import MANIFEST
 
@@ -72,6 +73,10 @@ class ShownRun:
     adapters: tuple[Adapter, ...]
     """Sorted by key."""
     completions: ShownCompletions
+    answers: Mapping[tuple[str, str], Mapping[str, KeptAnswer]]
+    """(suite, adapter's key) → what that evaluation kept: problem id → its answer."""
+    damaged: Sequence[str]
+    """What of evals/ is left out because it cannot be read: a line each."""
     starts: Sequence[Mapping[str, Any]] = ()
     """The processes that worked on it (`rl_engine/run/origin/starts.py`)."""
     shows_answers: bool = True
@@ -83,13 +88,20 @@ class ShownRun:
         return int(self.lines[-1]["step"]) if self.lines else 0
 
     @property
-    def steps(self) -> int:
-        """The steps the configuration asks for."""
-        return int(self.settings["train.steps"])
+    def is_supervised(self) -> bool:
+        """Whether it learned from examples, and sampled nothing."""
+        return "sampling.n" not in self.settings
+
+    @property
+    def steps(self) -> int | None:
+        """The steps the configuration asks for; None for a supervised run that counts epochs."""
+        steps = self.settings["train.steps"]
+        return None if steps is None else int(steps)
 
     @property
     def is_done(self) -> bool:
-        return self.step >= self.steps
+        """Whether no more steps are to come; of a run that counts epochs, whether its process has ended."""
+        return wall_s(self.starts) is not None if self.steps is None else self.step >= self.steps
 
 
 def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
@@ -101,14 +113,18 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     if "train.steps" not in settings:
         raise ValueError(f"{run / 'config.yaml'} is not the configuration of a run: there is no train.steps")
     lines = with_insides(run, tuple(read_metrics(run)))
+    adapters = _adapters(run, lines)
+    answers, damaged = _answers(run, adapters)
     return ShownRun(
         name=run.resolve().name,
         path=run,
         config_text=text,
         settings=settings,
         lines=lines,
-        adapters=_adapters(run, lines),
+        adapters=adapters,
         completions=shown_completions(run, problems=problems, budget_bytes=budget_bytes),
+        answers=answers,
+        damaged=damaged,
         starts=read_starts(run),
     )
 
@@ -127,10 +143,11 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapte
         manifest = _json(path)
         manifests[f"{manifest['name']}-{name}"] = manifest
     marks = {mark: (run / "adapters" / mark).resolve().name for mark in ("best", "latest")}
-    # A step without a signal publishes nothing: the first step that names a version made it.
+    # A step without a signal publishes nothing: the first step that names a version made it. A supervised run numbers
+    # its versions by its steps.
     steps: dict[str, int] = {}
     for line in lines:
-        steps.setdefault(f"v{int(line['adapter/version']):06d}", int(line["step"]))
+        steps.setdefault(f"v{int(line.get('adapter/version', line['step'])):06d}", int(line["step"]))
     scores = _scores(run)
     found = []
     for key in sorted({*manifests, *(score.adapter for score in scores)}):
@@ -146,6 +163,23 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapte
             )
         )
     return tuple(found)
+
+
+def _answers(
+    run: Path, adapters: Sequence[Adapter]
+) -> tuple[dict[tuple[str, str], Mapping[str, KeptAnswer]], list[str]]:
+    """`ShownRun.answers` and `ShownRun.damaged`. A damaged file is no reason to show nothing of a run."""
+    answers: dict[tuple[str, str], Mapping[str, KeptAnswer]] = {}
+    damaged = []
+    for suite, key in sorted({(score.suite, one.key) for one in adapters for score in one.scores.values()}):
+        try:
+            kept = kept_answers(kept_path(run / "evals", suite, key))
+        except ValueError as error:
+            damaged.append(str(error))
+        else:
+            if kept:
+                answers[suite, key] = kept
+    return answers, damaged
 
 
 def _scores(run: Path) -> list[Score]:

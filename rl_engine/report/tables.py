@@ -12,6 +12,7 @@ from typing import Any
 
 from rl_engine.config import Config
 from rl_engine.config.fields import fields
+from rl_engine.config.sft import SftConfig
 from rl_engine.report.charts import suites_of
 from rl_engine.report.shown_run import ShownRun
 from rl_engine.run.bottleneck import in_one_line
@@ -31,19 +32,23 @@ class SuiteChange:
 def overview_of(run: ShownRun) -> dict[str, str]:
     """What ran, how far it came and how fast it was."""
     settings = run.settings
-    lines = [line for line in run.lines if "time/step_s" in line]
+    lines = [line for line in run.lines if "throughput/tokens_per_s" in line]
     lora = f"LoRA of rank {settings['lora.rank']} on {plain(settings['lora.targets'])}"
-    return {
+    both = {
         "Model": f"{settings['model.name']}, {settings['model.dtype']}",
         "Trained": lora if settings["method"] == "lora" else "every weight",
         "Data": str(settings["data.path"] or settings["data.source"]),
-        "Objective": str(settings["loss.name"]).replace("_", " "),
+        "Objective": "log loss" if run.is_supervised else str(settings["loss.name"]).replace("_", " "),
         "Learning rate": str(settings["optim.lr"]),
+        "Steps": f"{run.step:,}" if run.steps is None else f"{run.step:,} of {run.steps:,}",
+        "Tokens/s, median": f"{median(line['throughput/tokens_per_s'] for line in lines):,.0f}" if lines else "—",
+    }
+    if run.is_supervised:
+        return both | {"Examples": f"{settings['train.batch_size']} a step, ≤ {settings['data.max_tokens']:,} tokens"}
+    return both | {
         "Problems × samples": f"{settings['train.problems_per_step']} × {settings['sampling.n']}",
         "Token limit": f"{settings['sampling.max_tokens']:,}",
-        "Steps": f"{run.step:,} of {run.steps:,}",
         "Training time": str(timedelta(seconds=round(sum(line["time/step_s"] for line in lines)))),
-        "Tokens/s, median": f"{median(line['throughput/tokens_per_s'] for line in lines):,.0f}" if lines else "—",
         "Bottleneck": in_one_line(run.lines, settings) or "—",
     }
 
@@ -74,8 +79,8 @@ def differences_of(runs: Sequence[ShownRun]) -> dict[str, list[str]]:
 
     A run of an earlier version, which has no such key, does not differ from one that leaves it at its default.
     """
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    known = defaults()
+    keys = dict.fromkeys(key for run in runs for key in run.settings if key != "output_dir")
+    known = defaults(supervised=all(run.is_supervised for run in runs))
     found = {}
     for key in keys:
         values = [run.settings.get(key, known.get(key, "—")) for run in runs]
@@ -85,11 +90,11 @@ def differences_of(runs: Sequence[ShownRun]) -> dict[str, list[str]]:
 
 
 @cache
-def defaults() -> Mapping[str, Any]:
+def defaults(*, supervised: bool) -> Mapping[str, Any]:
     """Key → its default as YAML has it; `required` where there is none."""
     return {
         key: "required" if info.is_required() else _as_json(info.get_default(call_default_factory=True))
-        for key, info in fields(Config)
+        for key, info in fields(SftConfig if supervised else Config)
     }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rl_engine.learner.gap import BEYOND_LIMIT
 from rl_engine.report.shown_run import ShownRun
-from rollout.closeness import KL_LIMITS
+from rollout.closeness import KL_LIMITS, LOGPROB_LIMITS, KlEstimate, chance
 
-Lines = Sequence[Mapping[str, float]]
+Line = Mapping[str, float]
+Settings = Mapping[str, Any]
 NEAR = 0.5
 """Share of a limit from which a gap is told of, though the run went on."""
 
@@ -20,51 +22,76 @@ class Rule:
     """A metric that should stay small."""
 
     key: str
-    limit: Callable[[Mapping[str, Any]], float]
-    """Of the run's settings: told of where the metric is above it at any step."""
+    limit: Callable[[Settings, Line], float]
+    """By the run's settings and the step's other metrics: told of where the metric is above it."""
     text: str
     """With `worst`, the highest value, and `steps`, at how many it was above."""
+
+
+def _kl_limit(settings: Settings, line: Line) -> float:
+    """What `sampler/kl` is at most where half of the limit is expected: by the rule that stops a run
+    (`rollout/closeness.py`). A run of an earlier version did not say of how many tokens it is: any amount is chance."""
+    if "sampler/tokens" not in line:
+        return math.inf
+    limit = NEAR * _given(settings, "rollout.max_kl", KL_LIMITS)
+    error = line.get("sampler/kl_error", math.inf)
+    found = KlEstimate(kl=line["sampler/kl"], error=error, tokens=int(line["sampler/tokens"]))
+    return limit + found.margin(limit, _given(settings, "rollout.max_logprob_gap", LOGPROB_LIMITS))
+
+
+def _beyond_limit(_: Settings, line: Line) -> float:
+    """The same of the share of tokens beyond."""
+    limit = NEAR * BEYOND_LIMIT
+    return limit + chance(limit, int(line["sampler/tokens"]), largest=1.0) if "sampler/tokens" in line else math.inf
+
+
+def _given(settings: Settings, key: str, limits: Mapping[str, float]) -> float:
+    """The limit at which the run stops."""
+    given = settings.get(key, "auto")
+    return limits.get(str(settings["model.dtype"]), limits["bfloat16"]) if given == "auto" else float(given)
 
 
 RULES = (
     Rule(
         key="reward/verdict/error",
-        limit=lambda _: 0.0,
+        limit=lambda *_: 0.0,
         text="grading failed on up to {worst:.2%} of the completions of a step, at {steps} (verdict error)",
     ),
     Rule(
         key="reward/verdict/timeout",
-        limit=lambda _: 0.01,
+        limit=lambda *_: 0.01,
         text="grading took too long on up to {worst:.1%} of the completions of a step, at {steps} (verdict timeout)",
     ),
     Rule(
         key="sampler/kl",
-        limit=lambda settings: NEAR * _largest_kl(settings),
-        text="the sampler was far from the learner: sampler/kl up to {worst:.2g}, above half its limit at {steps}",
+        limit=_kl_limit,
+        text="the sampler was far from the learner: sampler/kl up to {worst:.2g}, above half its limit by more than "
+        "chance at {steps}",
     ),
     Rule(
         key="sampler/beyond_frac",
-        limit=lambda _: NEAR * BEYOND_LIMIT,
-        text="up to {worst:.2%} of a step's tokens were beyond rollout.max_logprob_gap, at {steps}",
+        limit=_beyond_limit,
+        text="up to {worst:.2%} of a step's tokens were beyond rollout.max_logprob_gap, above half the limit by more "
+        "than chance at {steps}",
     ),
     Rule(
         key="completion/truncated_frac",
-        limit=lambda _: 0.1,
+        limit=lambda *_: 0.1,
         text="up to {worst:.0%} of a step's completions were cut off by sampling.max_tokens; above 10 % at {steps}",
     ),
     Rule(
         key="loss/clip_low_frac",
-        limit=lambda _: 0.05,
+        limit=lambda *_: 0.05,
         text="up to {worst:.0%} of a step's tokens were held by the lower clipping bound; above 5 % at {steps}",
     ),
     Rule(
         key="loss/clip_high_frac",
-        limit=lambda _: 0.05,
+        limit=lambda *_: 0.05,
         text="up to {worst:.0%} of a step's tokens were held by the upper clipping bound; above 5 % at {steps}",
     ),
     Rule(
         key="updates/skipped",
-        limit=lambda _: 0.0,
+        limit=lambda *_: 0.0,
         text="updates were skipped at {steps}: their gradient was infinite or NaN",
     ),
 )
@@ -72,18 +99,11 @@ RULES = (
 
 def warnings_of(run: ShownRun) -> list[str]:
     """What a reader must know before the numbers; empty for a healthy run."""
-    found = []
+    found = [f"{line}, and is left out" for line in run.damaged]
     for rule in RULES:
-        limit = rule.limit(run.settings)
-        over = [line[rule.key] for line in run.lines if line.get(rule.key, 0.0) > limit]
+        lines = [line for line in run.lines if rule.key in line]
+        over = [line[rule.key] for line in lines if line[rule.key] > rule.limit(run.settings, line)]
         if over:
             steps = "1 step" if len(over) == 1 else f"{len(over):,} steps"
             found.append(rule.text.format(worst=max(over), steps=steps))
     return found
-
-
-def _largest_kl(settings: Mapping[str, Any]) -> float:
-    """The limit at which the run stops."""
-    given = settings.get("rollout.max_kl", "auto")
-    dtype = str(settings["model.dtype"])
-    return KL_LIMITS.get(dtype, KL_LIMITS["bfloat16"]) if given == "auto" else float(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
+from datafiles.text import read_text
+from evals.asking.trained_with import RECORD, run_config_of
 from rl_engine.policy.base_model import DTYPES, auto_class
 from rl_engine.policy.peft_format import rank_and_scale
 from rl_engine.run.trained import TrainedAdapter
-from rollout.adapters import PEFT_WEIGHTS
+from rollout.adapters import MANIFEST, PEFT_WEIGHTS
+from rollout.frames import CHAT_TEMPLATES
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 # Fields of adapter_config.json under which the update is not just a multiple of B·A, with what they must be.
@@ -47,7 +51,7 @@ class Rounding:
 
 
 def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
-    """Write the merged model, with its tokenizer, into the directory `target`.
+    """Write the merged model, with its tokenizer and a record of its run, into the directory `target`.
 
     W + (alpha / rank) · B·A is computed in float32 from the base model as it is published, whatever precision it was
     trained in; all that is rounded is the sum. Takes 4 bytes of memory a parameter.
@@ -71,8 +75,32 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
         sums.add(layer.weight.data, update, merged)
         layer.weight.data = merged
     model.to(DTYPES[dtype]).save_pretrained(target)
-    AutoTokenizer.from_pretrained(source, revision=revision).save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    if template := _template_of(adapter):
+        tokenizer.chat_template = template if isinstance(template, str) else read_text(template)
+    tokenizer.save_pretrained(target)
+    _keep_record(adapter, target)
     return sums.rounding(dtype)
+
+
+def _template_of(adapter: TrainedAdapter) -> Path | str | None:
+    """The chat template that a supervised run put in the place of the base model's: its file, or the text of ours."""
+    name = adapter.run.values.get("data", {}).get("chat_template") if adapter.run else None
+    if name is None or name in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES.get(str(name))
+    return Path(name) if Path(name).is_file() else None
+
+
+def _keep_record(adapter: TrainedAdapter, target: Path) -> None:
+    """Which adapter is in the model, and how its run asked: without it an evaluation would ask in other words."""
+    config = run_config_of(adapter.directory)
+    if config is None:
+        return
+    record = target / RECORD
+    record.mkdir()
+    template = _template_of(adapter)
+    for file in (adapter.directory / MANIFEST, config, *([template] if isinstance(template, Path) else [])):
+        shutil.copyfile(file, record / file.name)
 
 
 def _untie(model: Any, layer: nn.Module) -> None:

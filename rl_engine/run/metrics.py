@@ -69,6 +69,8 @@ def learn_metrics(stats: LearnStats, lr: float) -> dict[str, float]:
         "policy/entropy": stats.entropy,
         "policy/kl_base": stats.kl_base,
         "sampler/kl": stats.gap.kl,
+        "sampler/kl_error": stats.gap.kl_error,
+        "sampler/tokens": float(stats.gap.tokens),
         "sampler/kl_v1": stats.gap.kl_v1,
         "sampler/kl_v3": stats.gap.kl_v3,
         "sampler/logprob_gap_max": stats.gap.logprob_max,

@@ -14,6 +14,7 @@ from rl_engine.run.peaks import GIB
 from rollout.engine import smallest_allowed_rank
 from rollout.models import locate_model
 from rollout.prompts.problems import GENERATED, parts_of
+from rollout.servable import serving_precision
 
 NAME = "trained"
 """What the adapter is called where it is served."""
@@ -30,8 +31,11 @@ def next_steps(config: Config, adapter: Path) -> dict[str, str]:
         serve += ["--lora-modules", f"{NAME}={adapter}"]
     commands = {"read what it did: metrics, completions, adapters": ["python", "-m", "rl_engine.report", str(run)]}
     if suites := suites_to_score(config):
-        score = ["python", "-m", "evals", "--model", config.model.name if lora else str(adapter), *revision]
-        score += ["--adapter", str(adapter)] if lora else []
+        model = config.model.name if lora else str(adapter)
+        score = ["python", "-m", "evals", "--model", model, *revision, *(["--adapter", str(adapter)] if lora else [])]
+        # Where auto is not what the run computed in, its scores would not be the run's.
+        if config.model.dtype not in ("auto", serving_precision("auto", model, adapter=lora)):
+            score += ["--dtype", config.model.dtype]
         score += ["--suite", ",".join(suites), *read_as(config), "--output", str(run / "evals" / "after.json")]
         commands["score it beside its base model" if lora else "score it"] = score
     commands[f"serve it, as the model {NAME!r}" if lora else "serve it"] = serve

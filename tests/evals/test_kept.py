@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 from pathlib import Path
+
+import pytest
 
 from evals.scoring.kept import keep_answers, kept_answers, kept_path
 from evals.scoring.outcomes import Outcome, Sample
@@ -33,9 +37,13 @@ def test_answers_come_back_and_are_the_same_bytes(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_torn_or_absent_file_holds_no_answers(tmp_path: Path) -> None:
+def test_an_absent_file_holds_no_answers_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     path = kept_path(tmp_path, "s", "a")
     assert kept_answers(path) == {}
     keep_answers(tmp_path, "s", "a", [outcome("a", Verdict.CORRECT)])
-    path.write_bytes(path.read_bytes()[:-12])
-    assert kept_answers(path) == {}
+    whole = path.read_bytes()
+    other = gzip.compress(b'{"problem_id": "a"}\n')
+    for damaged in (whole[:-12], whole[:30] + b"\0\0\0" + whole[33:], b"text", gzip.compress(b"{"), other, b"\x1f\x8b"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))} cannot be read [(].*[)]$"):
+            kept_answers(path)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evals.asking.trained_with import agreed, overridden, trained_with
+from evals.asking.trained_with import agreed, model_overridden, overridden, trained_with
 from evals.options import EvalOptions
 from evals.policies import Policy, named_version
 from evals.prepare import prepare_suite
@@ -18,7 +18,7 @@ from evals.suites import ASKED_OF_EMBEDDED, find_suite, generated_by, load_suite
 from rl_engine.config import load_config
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
-from rollout.adapters import AdapterStore
+from rollout.adapters import MANIFEST, AdapterStore
 from rollout.config import DataConfig
 from rollout.frames import CHAT_TEMPLATES
 from rollout.prompts.generated import split_of
@@ -125,6 +125,41 @@ def test_adapters_of_different_prompts_are_not_asked_one_of_them(tmp_path: Path)
     ]
     with pytest.raises(ValueError, match=r"one and two were trained with different prompts.*was 'one' and is 'two'"):
         agreed("embedded", policies)
+
+
+def merged(ref: AdapterRef, run: Path) -> Path:
+    """A model that the version was merged into, as `run/merge.py` records it."""
+    folder = run.parent / "merged"
+    (folder / "run").mkdir(parents=True)
+    for file in (ref.path / MANIFEST, run / "config.yaml"):
+        shutil.copyfile(file, folder / "run" / file.name)
+    return folder
+
+
+def test_a_merged_model_is_asked_as_its_adapter(tmp_path: Path) -> None:
+    ref = write_run(tmp_path / "run", reinforced("prompt.instruction=Think.", f"sampling.stop={json.dumps(STOP)}"))
+    model = merged(ref, tmp_path / "run")
+    trained = agreed(str(model), [Policy(label="base")])
+    assert trained is not None
+    assert (trained.prompt.instruction, list(trained.stop)) == ("Think.", STOP)
+    assert trained.describe().startswith(f"asked as in training ({model}/run/config.yaml)")
+    # Somebody's directory of that name is no record of ours.
+    (model / "run" / MANIFEST).unlink()
+    assert agreed(str(model), [Policy(label="base")]) is None
+
+
+def test_an_adapter_on_a_merged_model_is_asked_as_the_adapter_was(tmp_path: Path) -> None:
+    """And that the model was trained otherwise is said."""
+    model = merged(write_run(tmp_path / "first", reinforced("prompt.instruction=Think.")), tmp_path / "first")
+    policy = Policy(label="mine", ref=write_run(tmp_path / "second", reinforced("prompt.instruction=Be brief.")))
+    trained = agreed(str(model), [policy])
+    assert trained is not None
+    assert trained.prompt.instruction == "Be brief."
+    (line,) = model_overridden(str(model), trained)
+    assert line.startswith("--model is asked as the adapter, and otherwise than in its own training: ")
+    assert "'Think.' and is 'Be brief.'" in line
+    assert model_overridden(str(model), trained_with(model) or trained) == []
+    assert model_overridden("embedded", trained) == []
 
 
 @pytest.mark.parametrize("text", ["[", "a: 1\n", yaml.safe_dump({"prompt": {"template": "no"}, "data": {}})])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
+from evals.asking.trained_with import trained_with
 from rl_engine.merge.__main__ import app
 from rollout.adapters import AdapterStore, write_manifest
 from rollout.models import EMBEDDED_DIR
@@ -41,6 +43,11 @@ def test_a_run_is_merged_as_peft_would(run: Path, tmp_path: Path) -> None:
     for name, weight in expected.items():
         torch.testing.assert_close(merged[name], weight, rtol=0, atol=1e-6)
     assert AutoTokenizer.from_pretrained(tmp_path / "models" / "merged").chat_template
+    trained, own = trained_with(tmp_path / "models" / "merged"), trained_with(run / "adapters" / "v000003")
+    assert trained is not None
+    assert own is not None
+    assert trained == replace(own, origin=tmp_path / "models/merged/run/config.yaml")
+    assert json.loads((tmp_path / "models/merged/run/manifest.json").read_text())["version"] == 3
 
 
 def test_the_best_version_of_a_run_comes_first(run: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from evals.asking.trained_with import trained_with
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
@@ -553,6 +554,10 @@ def test_the_merged_model_is_pefts_and_speaks_like_the_adapter(
     assert "added in float32, and stored as they are." in table(run / "release/v000003")
     folder = run / "release/v000003/merged"
     assert AutoTokenizer.from_pretrained(folder).chat_template
+    asked, own = trained_with(folder), trained_with(run / "release/v000003")
+    assert asked is not None
+    assert own is not None
+    assert asked == replace(own, origin=folder / "run/config.yaml")
     for path in files_of(folder):
         assert str(EMBEDDED_DIR.parent).encode() not in (folder / path).read_bytes()
 

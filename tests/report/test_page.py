@@ -343,3 +343,42 @@ def test_a_watched_page_loads_itself_again(opened: Opened, tmp_path: Path) -> No
     assert page.locator("figure[data-chart=sampler_kl] .log").get_attribute("aria-pressed") == "false"
     assert page.evaluate("scrollY") == before
     assert page.inner_text("#fresh").startswith("live")
+
+
+def test_formulas_are_drawn_and_copied_as_they_were_written(opened: Opened, tmp_path: Path) -> None:
+    text = (
+        r"Half, $\frac{1}{2}$ or \(\sqrt[3]{x}\), is not $\frac{1}{$ nor $\href{https://example.org}{x}$ at $5 and $6."
+    )
+    records = start_run(tmp_path / "run")
+    times = {"time/step_s": 1.0, "throughput/tokens_per_s": 1.0}
+    record_step(records, 1, {r"$\alpha$": [(text, Verdict.CORRECT)]}, times)
+    for version in (0, 1):
+        evaluated(tmp_path / "run", "aime2024", version, 0.5)
+        answered(tmp_path / "run", "aime2024", version, {"$x^2$": [(text, Verdict.CORRECT)]})
+    page = opened.go(write_page(read_runs([tmp_path / "run"], 4), tmp_path / "page.html"))
+    for place, count in (("#cards", 2), ("#problem", 1), ("#pair-problem", 1), ("#pair-cards", 4)):
+        assert page.locator(f"{place} math").count() == count
+    half = page.locator("#cards .formula").first
+    assert half.get_attribute("title") == r"$\frac{1}{2}$"
+    one, two = (half.locator("mn").nth(place).bounding_box() for place in (0, 1))
+    assert one is not None
+    assert two is not None
+    assert one["y"] + one["height"] <= two["y"]  # one above the other: the browser lays it out
+    assert page.locator("[href*=example]").count() == 0
+    copied = """() => {
+      let text;
+      getSelection().selectAllChildren(document.querySelector('#cards pre'));
+      const event = new ClipboardEvent('copy', {clipboardData: new DataTransfer(), bubbles: true});
+      document.querySelector('#cards pre').dispatchEvent(event);
+      return event.clipboardData.getData('text/plain');
+    }"""
+    assert page.evaluate(copied) == text
+    page.click("#as-written")
+    assert page.locator("math").count() == 0
+    assert page.inner_text("#cards pre") == text
+    page.reload()
+    assert page.locator("math").count() == 0
+
+
+def test_a_page_without_formulas_has_no_switch_for_them(opened: Opened, files: tuple[Path, Path]) -> None:
+    assert opened.go(files[0]).is_hidden("#as-written")

@@ -89,6 +89,29 @@ def test_answers_that_are_not_ours_to_publish_stay_away(tmp_path: Path) -> None:
     assert "What is a?" not in page_of([replace(run, shows_answers=False)])
 
 
+def test_a_damaged_evaluation_is_named_and_left_out(tmp_path: Path) -> None:
+    """It was called a run in which no problem was asked."""
+    for name in ("one", "two"):
+        make_run(tmp_path / name, "ab", "Ab", "AB")
+    first, last = (tmp_path / "two/evals" / f"gsm8k-policy-v00000{version}.jsonl.gz" for version in (0, 2))
+    last.write_bytes(last.read_bytes()[:-12])
+    runs = read_runs([tmp_path / "one", tmp_path / "two"], 1)
+    (pair,) = pairs_of(runs, ["one", "two"])
+    assert (pair.labels, pair.note) == (("one, step 2", "two, step 1"), "")
+    assert warnings_of(runs[0]) == []
+    (line,) = warnings_of(runs[1])
+    assert line.startswith(f"{last} cannot be read (")
+    assert line.endswith("), and is left out")
+    assert page_of(runs).count(str(last)) == 1
+    for path in (first, first.with_name(first.name.replace("v000000", "v000001"))):
+        path.write_bytes(b"")
+        path.write_text("no gzip")
+    runs = read_runs([tmp_path / "two"], 1)
+    assert pairs_of(runs, ["two"]) == []
+    assert len(warnings_of(runs[0])) == 3
+    assert "0.0 % → 100.0 %" in page_of(runs)
+
+
 def test_a_run_of_an_earlier_version_has_a_headline_without_pairs(tmp_path: Path) -> None:
     make_run(tmp_path, "a", "A")
     for path in (tmp_path / "evals").glob("*.gz"):
@@ -112,18 +135,40 @@ WRONGS = {
 }
 
 
+OF_TOKENS = {"sampler/kl_error": 1e-9, "sampler/tokens": 1e6}
+
+
 @pytest.mark.parametrize(("key", "value"), WRONGS.items())
 def test_what_was_wrong_is_said_first(key: str, value: float, tmp_path: Path) -> None:
     records = start_run(tmp_path)
-    record_step(records, 1, {}, {**TIMES, **dict.fromkeys(WRONGS, 0.0)})
+    record_step(records, 1, {}, {**TIMES, **OF_TOKENS, **dict.fromkeys(WRONGS, 0.0)})
     assert warnings_of(read_runs([tmp_path], 1)[0]) == []
-    record_step(records, 2, {}, {**TIMES, **dict.fromkeys(WRONGS, 0.0), key: value})
+    record_step(records, 2, {}, {**TIMES, **OF_TOKENS, **dict.fromkeys(WRONGS, 0.0), key: value})
     runs = read_runs([tmp_path], 1)
     (sentence,) = warnings_of(runs[0])
     assert "1 step" in sentence
     page = page_of(runs)
     assert "Look at this first" in page
     assert page.index("Look at this first") < page.index('id="charts"')
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        # In float32 the limit is 1e-6 of the mean; of a hundred tokens one that is 0.014 apart makes as much by chance.
+        ({"sampler/kl": 1e-6, "sampler/kl_error": 1e-6, "sampler/tokens": 100.0}, False),
+        ({"sampler/kl": 1e-6, "sampler/kl_error": 1e-8, "sampler/tokens": 100.0}, True),  # all are apart alike
+        ({"sampler/kl": 1e-6, "sampler/kl_error": 1e-6, "sampler/tokens": 1e7}, True),
+        ({"sampler/beyond_frac": 0.01, "sampler/tokens": 100.0}, False),  # one token
+        ({"sampler/beyond_frac": 0.05, "sampler/tokens": 100.0}, True),
+        ({"sampler/beyond_frac": 0.001, "sampler/tokens": 1e6}, True),
+        # Runs of earlier versions do not say of how many.
+        ({"sampler/kl": 9e-7, "sampler/beyond_frac": 0.01}, False),
+    ],
+)
+def test_a_gap_is_judged_as_the_run_judged_it(line: dict[str, float], told: bool, tmp_path: Path) -> None:
+    record_step(start_run(tmp_path), 1, {}, TIMES | line)
+    assert bool(warnings_of(read_runs([tmp_path], 1)[0])) == told
 
 
 def test_every_rule_is_tried() -> None:

@@ -18,6 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rewards import Verdict
+from rl_engine.config.file import read_config
+from rl_engine.config.sft import SftConfig
 from rl_engine.report import __main__ as command
 from rl_engine.report.charts import accuracy_chart, charts_of
 from rl_engine.report.completions import (
@@ -28,11 +30,12 @@ from rl_engine.report.completions import (
     shortened,
     shown_completions,
 )
-from rl_engine.report.page import page_of, read_runs, write_report
+from rl_engine.report.origins import settings_of_its_own
+from rl_engine.report.page import names_of, page_of, read_runs, write_report
 from rl_engine.report.plot import draw_chart, plot_charts
 from rl_engine.report.shown_run import read_run
-from rl_engine.report.tables import changes_of, conditions_of, differences_of
-from rl_engine.run.records import METRICS, read_metrics
+from rl_engine.report.tables import changes_of, conditions_of, differences_of, overview_of
+from rl_engine.run.records import METRICS, Records, read_metrics
 from tests.helpers.run_directories import evaluated, publish, record_step, start_run
 
 RIGHT, WRONG = ("4", Verdict.CORRECT), ("5", Verdict.INCORRECT)
@@ -168,15 +171,49 @@ def test_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     start_run(tmp_path / "one" / "run", "seed=1")
     start_run(tmp_path / "two" / "run", "seed=1", "loss.kl_coef=0.5")
     runs = read_runs([tmp_path / "one" / "run", tmp_path / "two" / "run"], 1)
-    differing = differences_of(runs)
-    assert differing.pop("output_dir") == [str(tmp_path / "one" / "run"), str(tmp_path / "two" / "run")]
-    assert differing == {"loss.kl_coef": ["0.0", "0.5"]}
+    assert differences_of(runs) == {"loss.kl_coef": ["0.0", "0.5"]}
     # An earlier version knew no such keys: what is at its default now is no difference, what is not is one.
     older = {key: value for key, value in runs[0].settings.items() if not key.startswith("loss.")}
     before = differences_of([replace(runs[0], settings=older), *runs[1:]])
-    assert before == {"output_dir": before["output_dir"], "loss.kl_coef": ["—", "0.5"]}
-    names = [run["name"] for run in embedded_data(page_of(runs))["runs"]]
-    assert names == [str(tmp_path / "one" / "run"), str(tmp_path / "two" / "run")]
+    assert before == {"loss.kl_coef": ["—", "0.5"]}
+    assert [run["name"] for run in embedded_data(page_of(runs))["runs"]] == ["one/run", "two/run"]
+
+
+def test_a_run_is_called_by_the_end_of_its_path_that_tells_it_apart(tmp_path: Path) -> None:
+    for name in ("a/cell/run", "b/cell/run", "other"):
+        start_run(tmp_path / name)
+    (a, b, other) = (tmp_path / name for name in ("a/cell/run", "b/cell/run", "other"))
+    assert names_of(read_runs([a, b], 1)) == ["a/cell/run", "b/cell/run"]
+    assert names_of(read_runs([a, other], 1)) == ["run", "other"]
+    assert names_of(read_runs([a], 1)) == ["run"]
+    assert names_of(read_runs([a, a], 1)) == [str(a), str(a)]
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"), [("train.steps=80 train.epochs=null", "80 of 80"), ("train.epochs=1", "80")]
+)
+def test_a_supervised_run_has_a_page(length: str, steps: str, tmp_path: Path) -> None:
+    """It has no version in its metrics, no sampling and no objective by name, and may count epochs."""
+    settings = ["data.path=x.jsonl", *length.split(), f"output_dir={tmp_path / 'sft'}", "log.tensorboard=false"]
+    records = Records(tmp_path / "sft", read_config(SftConfig, "sft_jsonl.yaml", settings))
+    records.open(-1)
+    for step in (0, 80):
+        publish(tmp_path / "sft", step)
+        measured = {"loss": 1.0, "time/step_s": 1.0, "throughput/tokens_per_s": 1234.0} if step else {}
+        records.metrics({"step": step, "tokens": 10 * step, "test/log_loss": 4.0 - step / 40, **measured})
+    (run,) = read_runs([tmp_path / "sft"], 1)
+    assert [adapter.step for adapter in run.adapters] == [0, 80]
+    overview = overview_of(run)
+    assert (overview["Objective"], overview["Tokens/s, median"]) == ("log loss", "1,234")
+    assert overview["Steps"] == steps
+    assert run.is_done == ("of" in steps)
+    records.close()
+    assert read_runs([tmp_path / "sft"], 1)[0].is_done
+    assert settings_of_its_own(run)["data.test_size"] == ("128", "256")  # a key of supervised runs
+    assert "Log loss on test examples" in page_of([run])
+    sampled(tmp_path / "other", [["a"]])
+    for pair in (["sft", "other"], ["other", "sft"]):
+        assert "2 runs compared" in page_of(read_runs([tmp_path / name for name in pair], 1))
 
 
 def _only_config(run: Path) -> None:
@@ -225,7 +262,7 @@ def test_the_command_writes_page_and_plots(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["throughput.png", "time.png"]
     page = (tmp_path / "one" / "report.html").read_text()
     assert "2 runs compared" in page
-    assert "http" not in re.sub(r"http-equiv|http://www.w3.org/2000/svg", "", page)
+    assert "http" not in re.sub(r"http-equiv|http://www.w3.org/(2000/svg|1998/Math/MathML)", "", page)
     assert write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "again.html").read_text() == page
 
 

@@ -57,6 +57,17 @@ def test_of_a_run_the_best_version_is_meant_else_the_newest(store: AdapterStore)
     store.point("best", 1)
     store.delete(1)
     assert meant_version(run).directory == store.path_of(2)
+    gone = f"{store.root}/best names v000001, which is not there"
+    assert meant_version(run).why == f"{run} is a run: its newest version is taken, v000002 ({gone})"
+    with pytest.raises(AdapterError, match=f"^--adapter: {gone}; give another version, such as {store.path_of(2)}$"):
+        meant_version(store.root / "best")
+    store.delete(2)
+    for given in (run, store.root / "latest"):
+        with pytest.raises(AdapterError, match=f"latest names v000002, which is not there; give .*{store.path_of(0)}$"):
+            meant_version(given)
+    store.delete(0)
+    with pytest.raises(AdapterError, match=r"no other version is there$"):
+        meant_version(run)
 
 
 def test_a_failure_while_writing_leaves_nothing(store: AdapterStore) -> None:

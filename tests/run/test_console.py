@@ -138,6 +138,24 @@ def test_the_next_commands_are_whole_and_have_the_runs_paths(tmp_path: Path) -> 
     assert all("lora" not in command for command in next_steps(full, adapter).values())
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["method=full", "model.dtype=float32"], ["--dtype", "float32"]),
+        (["method=full", "model.dtype=bfloat16"], []),
+        (["model.dtype=float32"], []),  # auto is that for the embedded model
+        (["model.dtype=bfloat16"], ["--dtype", "bfloat16"]),
+        (["model.name=org/model", "model.dtype=float32"], ["--dtype", "float32"]),
+        (["model.name=org/model", "model.dtype=bfloat16"], []),
+    ],
+)
+def test_a_score_is_computed_as_the_run_computed(settings: list[str], told: list[str], tmp_path: Path) -> None:
+    """On a CPU, where `--dtype auto` depends on the model."""
+    _, score, _ = map(shlex.split, next_steps(load_config("quickstart.yaml", settings), tmp_path).values())
+    given = score.index("--dtype") if "--dtype" in score else len(score)
+    assert score[given : given + 2] == told
+
+
 def test_the_server_is_started_as_the_build_of_the_machine_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command `vllm` asks for the package vllm, which the build for CPUs is not."""
     config = load_config("quickstart.yaml", ["model.dtype=float32", "rollout.kv_cache_gib=0.5"])

@@ -109,6 +109,8 @@ def test_what_the_learner_saw() -> None:
         "policy/entropy": 0.3,
         "policy/kl_base": 0.4,
         "sampler/kl": 0.6,
+        "sampler/kl_error": 0.1,
+        "sampler/tokens": 20.0,
         "sampler/kl_v1": 0.5,
         "sampler/kl_v3": 0.7,
         "sampler/logprob_gap_max": 0.8,

@@ -56,6 +56,8 @@ STEP_METRICS = {
     "policy/kl_base",
     "sampler/kl",
     "sampler/kl_v1",
+    "sampler/kl_error",
+    "sampler/tokens",
     "sampler/kl_v3",
     "sampler/logprob_gap_max",
     "sampler/beyond_frac",

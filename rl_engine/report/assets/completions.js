@@ -40,7 +40,8 @@ function showCompletions(data, state, choose) {
   by('group-after').disabled = index >= found.length - 1;
   by('group-before').onclick = () => choose(found[index - 1]);
   by('group-after').onclick = () => choose(found[index + 1]);
-  if (found.length) showGroup(found[index], groups, state, choose);
+  if (found.length)
+    showGroup(found[index], groups, state, choose, text => withFormulas(text, data, state.asWritten));
 }
 
 const isChosen = (group, state) => group.problem_id === state.problem && group.step === state.groupStep;
@@ -108,10 +109,10 @@ function listed(group, chosen, choose) {
   return element('li', {}, button);
 }
 
-function showGroup(group, groups, state, choose) {
+function showGroup(group, groups, state, choose, readable) {
   const shown = group.completions.filter(({verdict}) => state.verdict === 'all' || verdict === state.verdict);
   by('problem-id').textContent = `${group.problem_id}, step ${group.step}`;
-  by('problem').textContent = group.problem;
+  by('problem').replaceChildren(...readable(group.problem));
   by('reference').textContent = [
     `Reference answer ${group.reference}`,
     `${right(group)} of ${group.samples} completions right`,
@@ -121,7 +122,7 @@ function showGroup(group, groups, state, choose) {
   by('prompt').textContent = group.prompt;
   showHistory(group, groups, choose);
   by('cards').classList.toggle('long', shown.some(completion => completion.text.length > LONG));
-  by('cards').replaceChildren(...shown.map(card));
+  by('cards').replaceChildren(...shown.map(completion => card(completion, readable)));
 }
 
 /** The steps at which the same problem was sampled, to step through. */
@@ -137,7 +138,7 @@ function showHistory(group, groups, choose) {
     [note('Same problem'), to(same[place - 1], '◀', 'Earlier step'), ...steps, to(same[place + 1], '▶', 'Later step')]);
 }
 
-function card(completion) {
+function card(completion, readable) {
   const {verdict, reward, advantage, tokens, finish_reason, extracted, text} = completion;
   const sign = advantage > 0 ? '+' : advantage < 0 ? '−' : '';
   const fact = (textContent, title = '') => element('span', {textContent, title});
@@ -149,5 +150,5 @@ function card(completion) {
     element('div', {className: 'head note'},
       fact(`reward ${Number(reward.toFixed(3))}`), fact(`adv. ${sign}${Math.abs(advantage).toFixed(2)}`, 'advantage'),
       fact(`${tokens.toLocaleString('en')} tokens${finish_reason === 'length' ? ', cut off' : ''}`)),
-    element('pre', {textContent: text}));
+    element('pre', {}, ...readable(text)));
 }

@@ -6,7 +6,7 @@ const OWN_KEY = 'chosen by the reader';
 const DRAWN = new Set(data.charts.flatMap(chart => chart.series.map(series => series.key)).concat('adapter/version'));
 const STORE = `rl_engine.report ${location.pathname}`;
 const state = {
-  off: [], theme: '', scroll: 0, allAdapters: false,
+  off: [], theme: '', scroll: 0, allAdapters: false, asWritten: false,
   span: 1, log: {}, wide: [], metric: firstToDraw(),
   run: 0, step: 'all', verdict: 'all', text: '', order: 'steps', opened: [],
   pair: 0, pairOrder: 'right', pairProblem: '', problem: '', groupStep: -1,
@@ -206,6 +206,14 @@ function browse() {
   });
 }
 
+/** Problems and completions, with formulas as the reader wants them. */
+function showTexts() {
+  by('as-written').hidden = !Object.keys(data.formulas).length;
+  by('as-written').setAttribute('aria-pressed', state.asWritten);
+  browse();
+  if (data.pairs.length) showPairs(data, state, save);
+}
+
 function save() {
   sessionStorage.setItem(STORE, JSON.stringify(state));
 }
@@ -230,6 +238,10 @@ function listen() {
     save();
     showTheme();
   };
+  by('as-written').onclick = () => {
+    state.asWritten = !state.asWritten;
+    showTexts();
+  };
   for (const box of document.querySelectorAll('.all-adapters'))
     box.onchange = () => {
       state.allAdapters = box.checked;
@@ -247,6 +259,7 @@ function listen() {
       state.step = by('step').value;
       browse();
     };
+  addEventListener('copy', copyAsWritten);
   addEventListener('resize', redrawAll);
   addEventListener('pagehide', () => {
     state.scroll = scrollY;
@@ -271,8 +284,7 @@ showTheme();
 showRuns();
 showAdapters();
 listen();
-browse();
-if (data.pairs.length) showPairs(data, state, save);
+showTexts();
 redrawAll();
 scrollTo(0, state.scroll);
 if (data.reload_s) reloadLater();

@@ -37,7 +37,8 @@ function showPairs(data, state, save) {
     return element('li', {}, button);
   }));
   keepInSight(by('pair-problems'), index);
-  if (found.length) showPairedProblem(pair, found[index]);
+  if (found.length)
+    showPairedProblem(pair, found[index], text => withFormulas(text, data, state.asWritten));
 }
 
 function gainText({gain, note, suite, labels, problems}) {
@@ -56,15 +57,15 @@ function sign({verdicts}) {
   return element('span', {textContent: `${right}/${verdicts.length}`});
 }
 
-function showPairedProblem(pair, problem) {
+function showPairedProblem(pair, problem, readable) {
   by('pair-id').textContent = problem.problem_id;
-  by('pair-problem').textContent = problem.problem;
+  by('pair-problem').replaceChildren(...readable(problem.problem));
   const history = problem.history.map(([step, accuracy]) => `step ${step}: ${Math.round(100 * accuracy)} %`);
   by('pair-reference').textContent = [`Reference answer ${problem.reference}`, ...history].join(' · ');
-  by('pair-cards').replaceChildren(...problem.sides.map((side, place) => pairCard(pair.labels[place], side)));
+  by('pair-cards').replaceChildren(...problem.sides.map((side, place) => pairCard(pair.labels[place], side, readable)));
 }
 
-function pairCard(label, {verdicts, text, extracted, tokens, finish_reason}) {
+function pairCard(label, {verdicts, text, extracted, tokens, finish_reason}, readable) {
   const [verdict] = verdicts;
   const several = verdicts.length > 1 ? `, first of ${verdicts.length}` : '';
   const answer = extracted === null ? 'no answer' : `answer ${extracted}`;
@@ -73,5 +74,5 @@ function pairCard(label, {verdicts, text, extracted, tokens, finish_reason}) {
       element('span', {className: `verdict ${verdict}`, textContent: `${SIGNS[verdict]} ${plainVerdict(verdict)}`})),
     element('div', {className: 'head note'}, element('span', {className: 'answer', textContent: answer, title: answer}),
       element('span', {textContent: `${tokens.toLocaleString('en')} tokens${finish_reason === 'length' ? ', cut off' : ''}`})),
-    element('pre', {textContent: text}));
+    element('pre', {}, ...readable(text)));
 }
