@@ -19,11 +19,13 @@ from typer.testing import CliRunner
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.reference import rows
 from rl_engine.run.records import read_metrics
+from rl_engine.sweep import __main__ as sweep_command
 from rl_engine.sweep import schedule
 from rl_engine.sweep.__main__ import app
-from rl_engine.sweep.analysis import due_cells
+from rl_engine.sweep.analysis import Analysis, Found, due_cells
 from rl_engine.sweep.cells import Cell, arms_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
+from rl_engine.sweep.report import write_report
 from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
 from rl_engine.sweep.work import processes, runs
@@ -308,3 +310,20 @@ def test_the_command_says_what_it_would_run_and_what_it_cannot(make_sweep: Sweep
     answer = CliRunner().invoke(app, [])
     assert answer.exit_code == 2
     assert "--config NAME_OR_PATH" in answer.stderr
+
+
+def test_a_report_is_written_now_and_then_and_at_the_end(
+    make_sweep: SweepMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six cells end within a minute: the first is reported, and all of them once nothing runs."""
+    make_sweep()
+    reported: list[int] = []
+
+    def write(config: SweepConfig, found: Found) -> Analysis:
+        reported.append(len(found))
+        return write_report(config, found)
+
+    monkeypatch.setattr(sweep_command, "write_report", write)
+    answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), "jobs=2"])
+    assert answer.exit_code == 0, answer.output
+    assert reported == [1, 6]
