@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import typer
@@ -54,7 +55,9 @@ def score_over_numbers(config: SweepConfig, reports: Sequence[ArmReport]) -> Fig
                 place = (number, report.best.score.value)
                 axes.annotate(report.arm.name, place, xytext=(0, 6), textcoords="offset points", ha="center")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.set_xlabel("trained numbers")
+    axes.margins(0.07, 0.12)
     one = next(iter(configs.values()))
     episodes = one.train.steps * one.train.problems_per_step * one.sampling.n
     filled = episodes * BITS_PER_EPISODE / BITS_PER_PARAMETER
@@ -96,7 +99,7 @@ def with_interval(axes: Axes, places: Sequence[int], reports: Sequence[ArmReport
 def main(summary: Annotated[Path, typer.Argument(help="summary.json of sweep_numbers or sweep_batch_rank.")]) -> None:
     """Draw the figure of a sweep that its own figures cannot show."""
     try:
-        config, _, analysis = read_summary(summary)
+        config, found, analysis = read_summary(summary)
     except ConfigError as error:
         raise SystemExit(str(error)) from error
     few = any("lora.numbers" in report.arm.overrides for report in analysis.arms)
@@ -104,9 +107,11 @@ def main(summary: Annotated[Path, typer.Argument(help="summary.json of sweep_num
     with paper_style():
         figure = draw(config, analysis.arms)
         (axes,) = figure.axes
+        before = fmean(result.curves[config.score.metric][0][1] for result in found.values() if result.curves)
+        axes.axhline(before, color="grey", linestyle=":", linewidth=1, label=f"before training: {before:.1%}")
         title, unit = titles_of(config.score.metric)
         name_panel(axes, f"{title}\nat the best learning rate", unit)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         legend_below(figure, axes.get_legend_handles_labels()[0])
         for ending, options in FORMATS.items():
             figure.savefig(summary.parent / f"{name}.{ending}", **options)
