@@ -75,9 +75,8 @@ def score_over_batch(config: SweepConfig, reports: Sequence[ArmReport]) -> Figur
         problems = settings_of(config, report).train.problems_per_step
         lines.setdefault(report.arm.family.partition(",")[0], []).append((problems, report))
     for label, points in lines.items():
-        problems, own = zip(*points, strict=True)
-        look = {**looks[own[0].arm.name], "label": label}
-        with_interval(axes, problems, own, look)
+        own = [report for _, report in points]
+        with_interval(axes, [place for place, _ in points], own, {**looks[own[0].arm.name], "label": label})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sorted({one for points in lines.values() for one, _ in points})))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
