@@ -48,9 +48,10 @@ unit: .venv/tools
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),3,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
 
 # Each sweep goes on where it stopped.
-CLAIMS := rates capacity layers layers_sft batch starts second_task
+CLAIMS := rates layers starts numbers batch_rank capacity layers_sft batch second_task
 claims: .venv/project ## test the claims of LoRA Without Regret on the embedded model (hours)
 	for name in $(CLAIMS); do $(RUN) -m rl_engine.sweep --config sweep_$$name.yaml output_dir=runs/claims/$$name || exit; done
+	for name in numbers batch_rank; do $(RUN) -m benchmarks.claims runs/claims/$$name/summary.json || exit; done
 	$(RUN) -m benchmarks.second_task runs/claims/second_task
 
 drills: .venv/tools ## kill, fill, starve and cut off whole runs (an hour on two cores); docs/reliability.md has the figures

@@ -1,9 +1,11 @@
 """What is left of the first task after the second: the runs of `sweep_second_task.yaml` → accuracy, KL, and a figure.
 
     python -m benchmarks.second_task runs/claims/second_task
+    python -m benchmarks.second_task docs/regret/second_task --redraw
 
-Every run is measured by the public commands: `python -m evals` on the held-out sums that the
-embedded model was made for, `python -m evals.forgetting` for KL(base‖policy) on their prompts.
+Of each arm and length the runs at the best rate for the second task are measured, by the public commands: `python -m
+evals` on the held-out sums that the embedded model was made for and on the second task's questions, both greedily, and
+`python -m evals.forgetting` for KL(base‖policy) on the sums' prompts.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -28,11 +31,15 @@ from rl_engine.drawing.style import (
     paper_style,
     rank_colour,
 )
-from rl_engine.sweep.report import SUMMARY, environment
+from rl_engine.sweep.cells import cell_of
+from rl_engine.sweep.figures import FORMATS
+from rl_engine.sweep.report import SUMMARY, environment, read_summary
 from rollout.adapters import PEFT_CONFIG
 
-SUITE = "held_out"
+FIRST, SECOND = "held_out", "benchmarks/largest_test.jsonl"
+STEPS = "train.steps"
 MAX_TOKENS = "72"
+RESULTS, FIGURE = "forgetting.json", "learned_against_kept"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +49,9 @@ class Trained:
     arm: str
     seed: int
     steps: int
-    second_task_log_loss: float
+    rate: float
+    log_loss: float
+    """On the second task's test questions, nats a token of the answers."""
     directory: Path
     """Its last version."""
 
@@ -62,81 +71,73 @@ class Left:
     arm: str
     seed: int
     steps: int
+    rate: float
     second_task_log_loss: float
-    """Nats a token of the answers."""
+    second_task_accuracy: float
     first_task_accuracy: float
     kl_base: float
     """KL(base‖policy) on the first task's prompts, nats a token, by k3."""
 
 
 def trained_runs(sweep: Path) -> list[Trained]:
-    """Those that are done, in the order of arms and steps."""
-    summary = json.loads((sweep / SUMMARY).read_text())
-    arms = [arm["name"] for arm in summary["arms"]]
-    done = [result for result in summary["results"] if result["status"] == "done"]
-    done.sort(key=lambda result: (arms.index(result["arm"]), result["axis_value"], result["seed"]))
-    return [
-        Trained(
-            arm=result["arm"],
-            seed=result["seed"],
-            steps=int(result["axis_value"]),
-            second_task_log_loss=result["score"],
-            directory=(sweep / "cells" / result["cell"] / "run" / "adapters" / "latest").resolve(),
-        )
-        for result in done
-    ]
+    """Those at each arm's best rate, in the order of arms, steps and seeds."""
+    config, found, analysis = read_summary(sweep / SUMMARY)
+    runs = []
+    for report in analysis.arms:
+        if report.best is None:
+            continue
+        for seed in (*config.seeds, *config.confirm_seeds):
+            result = found.get(cell_of(config, report.arm, report.best.axis_value, seed).name)
+            if result is not None and result.score is not None:
+                runs.append(
+                    Trained(
+                        arm=report.arm.family,
+                        seed=seed,
+                        steps=int(report.arm.at[STEPS]),
+                        rate=report.best.axis_value,
+                        log_loss=result.score,
+                        directory=(sweep / "cells" / result.cell / "run" / "adapters" / "latest").resolve(),
+                    )
+                )
+    return runs
 
 
 def run(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", *arguments], check=True)
 
 
+def engines_of(runs: Sequence[Trained]) -> list[list[Trained]]:
+    """Adapters share an engine; a whole model takes the base's place, and needs one of its own."""
+    adapters = [one for one in runs if not one.is_full]
+    return [adapters, *([one] for one in runs if one.is_full)]
+
+
 def adapters(runs: Sequence[Trained]) -> list[str]:
     return [word for one in runs for word in ("--adapter", f"{one.label}={one.directory}")]
 
 
-def accuracies(runs: Sequence[Trained], place: Path) -> dict[str, float]:
-    """avg@4 on the first task by label, the base's among them."""
-    wholes = [one for one in runs if one.is_full]
-    found: dict[str, float] = {}
-    common = ("--suite", SUITE, "--samples", "4", "--temperature", "1", "--top-p", "1", "--max-tokens", MAX_TOKENS)
-    output = place / "first_task.json"
-    run(
-        *("evals", "--model", "embedded", "--output", str(output), "--overwrite", *common),
-        *adapters([one for one in runs if not one.is_full]),
-    )
-    found |= {row["adapter"]: row["avg"] for row in rows_of(output)}
-    for one in wholes:
-        run(
-            "evals",
-            "--model",
-            str(one.directory),
-            "--dtype",
-            "float32",
-            "--output",
-            str(output),
-            "--overwrite",
-            *common,
-        )
-        found[one.label] = rows_of(output)[0]["avg"]
+def accuracies(runs: Sequence[Trained], place: Path) -> dict[str, tuple[float, float]]:
+    """Label → greedy accuracy on the first task and on the second, the base's among them."""
+    output, found = place / "accuracy.json", dict[str, tuple[float, float]]()
+    common = ("--suite", f"{FIRST},{SECOND}", "--problem", "prompt", "--answer", "answer", "--max-tokens", MAX_TOKENS)
+    for some in engines_of(runs):
+        whole = some[0] if some and some[0].is_full else None
+        model = ("--model", str(whole.directory), "--dtype", "float32") if whole else ("--model", "embedded")
+        asked = [] if whole else adapters(some)
+        run("evals", *model, "--output", str(output), "--overwrite", *common, *asked)
+        first, second = (suite["rows"] for suite in json.loads(output.read_text())["suites"])
+        for row, other in zip(first, second, strict=True):
+            found[whole.label if whole else row["adapter"]] = (row["avg"], other["avg"])
     return found
-
-
-def rows_of(output: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(output.read_text())["suites"][0]["rows"]
-    return rows
 
 
 def divergences(runs: Sequence[Trained], place: Path) -> dict[str, float]:
     """KL(base‖policy) by label."""
-    output = place / "kl.json"
-    found = {}
-    # A whole model takes the base's place in its engine: each needs one of its own.
-    together = [[one for one in runs if not one.is_full], *([one] for one in runs if one.is_full)]
-    for some in together:
+    output, found = place / "kl.json", dict[str, float]()
+    for some in engines_of(runs):
         run(
-            *("evals.forgetting", "--model", "embedded", "--tasks", "", "--prompts", SUITE, "--max-tokens", MAX_TOKENS),
-            *("--output", str(output), "--overwrite", *adapters(some)),
+            *("evals.forgetting", "--model", "embedded", "--tasks", "", "--prompts", FIRST, "--max-tokens", MAX_TOKENS),
+            *("--samples", "1", "--output", str(output), "--overwrite", *adapters(some)),
         )
         for policy in json.loads(output.read_text())["policies"]:
             if policy["divergence"] is not None:
@@ -145,32 +146,8 @@ def divergences(runs: Sequence[Trained], place: Path) -> dict[str, float]:
     return found
 
 
-def draw(lefts: Sequence[Left], base: float, path: Path) -> None:
-    """Learned against kept, a line for each arm and a mark for each run."""
-    with paper_style():
-        figure, (axes,) = paper_figure()
-        arms = list(dict.fromkeys(one.arm for one in lefts))
-        for arm, marker in zip(arms, MARKERS, strict=False):
-            own = [one for one in lefts if one.arm == arm]
-            colour = FULL_COLOUR if arm == "full" else rank_colour(int(arm.removeprefix("rank ")))
-            axes.plot(
-                [one.second_task_log_loss for one in own],
-                [one.first_task_accuracy for one in own],
-                f"{marker}-",
-                color=colour,
-                label=arm,
-            )
-        axes.axhline(base, color="grey", linestyle=":", linewidth=1, label=f"before training: {base:.1%}")
-        axes.invert_xaxis()
-        axes.set_xlabel("log loss on the second task, nats/token (better to the right)")
-        name_panel(axes, "Accuracy on the first task", "%")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
-        legend_below(figure, axes.get_legend_handles_labels()[0])
-        figure.savefig(path, metadata={"Date": None})
-
-
-def main(sweep: Annotated[Path, typer.Argument(help="Output directory of sweep_second_task.yaml.")]) -> None:
-    """Measure what the second task left of the first."""
+def measure(sweep: Path) -> dict[str, Any]:
+    """Every run at a best rate, and the base."""
     runs = trained_runs(sweep)
     right, moved = accuracies(runs, sweep), divergences(runs, sweep)
     lefts = [
@@ -178,27 +155,79 @@ def main(sweep: Annotated[Path, typer.Argument(help="Output directory of sweep_s
             arm=one.arm,
             seed=one.seed,
             steps=one.steps,
-            second_task_log_loss=one.second_task_log_loss,
-            first_task_accuracy=right[one.label],
+            rate=one.rate,
+            second_task_log_loss=one.log_loss,
+            second_task_accuracy=right[one.label][1],
+            first_task_accuracy=right[one.label][0],
             kl_base=moved[one.label],
         )
         for one in runs
     ]
-    facts = {"first_task_accuracy_before": right["base"], "environment": environment()}
-    (sweep / "forgetting.json").write_text(
-        json.dumps({**facts, "runs": [asdict(one) for one in lefts]}, indent=1) + "\n"
-    )
-    draw(lefts, right["base"], sweep / "forgetting.svg")
-    print(f"{'':12}{'steps':>8}{'log loss':>10}{'first task':>12}{'KL':>8}")
+    before = dict(zip(("first_task_accuracy_before", "second_task_accuracy_before"), right["base"], strict=True))
+    return {**before, "environment": environment(), "runs": [asdict(one) for one in lefts]}
+
+
+def means(lefts: Sequence[Left]) -> list[Left]:
+    """One of each arm and length: the mean over seeds."""
+    groups: dict[tuple[str, int], list[Left]] = {}
     for one in lefts:
-        print(
-            f"{one.arm:12}{one.steps:8}{one.second_task_log_loss:10.3f}"
-            f"{one.first_task_accuracy:12.1%}{one.kl_base:8.2f}"
+        groups.setdefault((one.arm, one.steps), []).append(one)
+    measured = ("second_task_log_loss", "second_task_accuracy", "first_task_accuracy", "kl_base")
+    return [
+        Left(
+            arm=arm,
+            seed=-1,
+            steps=steps,
+            rate=own[0].rate,
+            **{name: fmean(getattr(one, name) for one in own) for name in measured},
         )
-    moved_by = {(one.arm, one.steps): one.kl_base for one in lefts}
-    # A sweep that is not done has more steps of one arm than of another.
-    last = max(one.steps for one in lefts if {("rank 1", one.steps), ("full", one.steps)} <= moved_by.keys())
-    print(f"KL of rank 1 over full's after {last} steps ratio {moved_by['rank 1', last] / moved_by['full', last]:.2f}")
+        for (arm, steps), own in groups.items()
+    ]
+
+
+def draw(lefts: Sequence[Left], base: float, path: Path, options: dict[str, Any]) -> None:
+    """Learned against kept: a line for each arm through its lengths, a dot for each run."""
+    with paper_style():
+        figure, (axes,) = paper_figure()
+        arms = list(dict.fromkeys(one.arm for one in lefts))
+        for arm, marker in zip(arms, MARKERS, strict=False):
+            colour = FULL_COLOUR if arm == "full" else rank_colour(int(arm.removeprefix("rank ")))
+            own = [one for one in lefts if one.arm == arm]
+            middle = means(own)
+            axes.plot(*_places(own), marker, color=colour, markersize=2, alpha=0.5)
+            axes.plot(*_places(middle), f"{marker}{'--' if arm == 'full' else '-'}", color=colour, label=arm)
+        axes.axhline(base, color="grey", linestyle=":", linewidth=1, label=f"before training: {base:.1%}")
+        axes.set_xscale("log")
+        axes.invert_xaxis()
+        axes.set_xlabel("log loss on the second task, nats/token (better to the right)")
+        name_panel(axes, "Accuracy on the first task", "%")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        legend_below(figure, axes.get_legend_handles_labels()[0])
+        figure.savefig(path, **options)
+
+
+def _places(lefts: Sequence[Left]) -> tuple[list[float], list[float]]:
+    return [one.second_task_log_loss for one in lefts], [one.first_task_accuracy for one in lefts]
+
+
+def main(
+    sweep: Annotated[Path, typer.Argument(help="Output directory of sweep_second_task.yaml.")],
+    redraw: Annotated[bool, typer.Option(help=f"Draw again from its {RESULTS}; measure nothing.")] = False,
+) -> None:
+    """Measure what the second task left of the first."""
+    if not redraw:
+        (sweep / RESULTS).write_text(json.dumps(measure(sweep), indent=1) + "\n")
+    facts = json.loads((sweep / RESULTS).read_text())
+    lefts = [Left(**one) for one in facts["runs"]]
+    for ending, options in FORMATS.items():
+        draw(lefts, facts["first_task_accuracy_before"], sweep / f"{FIGURE}.{ending}", dict(options))
+    print("| arm | steps | rate | seeds | second task, log loss | second task | first task | KL |\n" + "|---" * 8 + "|")
+    for one in means(lefts):
+        count = sum((other.arm, other.steps) == (one.arm, one.steps) for other in lefts)
+        print(
+            f"| {one.arm} | {one.steps} | {one.rate:g} | {count} | {one.second_task_log_loss:.3f} | "
+            f"{one.second_task_accuracy:.1%} | {one.first_task_accuracy:.1%} | {one.kl_base:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ if __name__ == "__main__":
 
     leave_while_loading()
 
+import math
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +36,8 @@ from rollout.hub import check_hub
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = new_console()
+REPORT_S = 60.0
+"""A report takes seconds of a core, which runs of half a minute need."""
 
 
 @app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.sweep", "--config sweep_rates.yaml --dry-run"))
@@ -94,13 +99,26 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
         targets,
         retry_failed=retry_failed,
         sharing=sharing,
-        on_result=lambda results: write_report(config, results.by_cell),
+        on_result=now_and_then(lambda results: write_report(config, results.by_cell)),
     )
     show(config, write_report(config, results.by_cell), config.output)
     if stop.signum is not None:
         console.print("stopped as asked: run the same command to continue")
         return 128 + stop.signum
     return code_of(results.by_cell)
+
+
+def now_and_then(report: Callable[[Results], object]) -> Callable[[Results], None]:
+    """The same, left out where the last time is less than `REPORT_S` ago."""
+    last = -math.inf
+
+    def sparing(results: Results) -> None:
+        nonlocal last
+        if time.monotonic() >= last + REPORT_S:
+            report(results)
+            last = time.monotonic()
+
+    return sparing
 
 
 def code_of(found: Found) -> int:

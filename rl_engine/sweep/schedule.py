@@ -102,7 +102,8 @@ def run_cells(
     due = due_cells(config, results.by_cell)
     while True:
         if stop.signum is None:
-            slots.fill(due)
+            taken = {cell.name for work in slots.at_work for cell in work.at_work}
+            slots.fill([cell for cell in due if cell.name not in taken])
         else:
             for work in slots.at_work:
                 work.process.kill() if stop.at_once else work.process.stop()
@@ -114,10 +115,10 @@ def run_cells(
             # A run that was told to leave has no result: the next sweep continues it.
             if stop.signum is None or result.status == "done":
                 results.add(result)
+                # Asked of every look, this would read the configuration again ten times a second, beside the runs.
+                due = due_cells(config, results.by_cell)
                 progress.result(result, cells_left(config, results.by_cell))
                 on_result(results)
-        taken = {cell.name for work in slots.at_work for cell in work.at_work}
-        due = [cell for cell in due_cells(config, results.by_cell) if cell.name not in taken]
 
 
 def check_ours(output: Path) -> None:

@@ -164,12 +164,14 @@ def simulated(design: Design, spread: float, generator: np.random.Generator) -> 
 
 @pytest.mark.parametrize("name", DESIGNS)
 def test_intervals_hold_the_truth_about_as_often_as_they_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """300 sweeps of each design, whose seeds spread by half of what a good range tolerates."""
+    """300 sweeps of each design, whose seeds spread by half of what a good range tolerates. A share of 300 is known to
+    its standard error: the lowest, 0.893, is 0.91 in 2,000."""
     monkeypatch.setattr(statistics, "DRAWS", 1000)
     generator = np.random.default_rng(0)
     held = [simulated(DESIGNS[name], TOLERANCE / 2, generator) for _ in range(300)]
     shares = {kind: sum(one[kind] for one in held) / len(held) for kind in held[0]}
-    assert all(share >= 0.9 for share in shares.values()), shares
+    error = math.sqrt(0.9 * 0.1 / len(held))
+    assert all(share >= 0.9 - error for share in shares.values()), shares
 
 
 def made_up(config: SweepConfig, score: Callable[[str, float, int], float | None]) -> dict[str, Result]:

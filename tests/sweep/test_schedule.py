@@ -19,11 +19,13 @@ from typer.testing import CliRunner
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.reference import rows
 from rl_engine.run.records import read_metrics
+from rl_engine.sweep import __main__ as sweep_command
 from rl_engine.sweep import schedule
 from rl_engine.sweep.__main__ import app
-from rl_engine.sweep.analysis import due_cells
-from rl_engine.sweep.cells import arms_of
+from rl_engine.sweep.analysis import Analysis, Found, due_cells
+from rl_engine.sweep.cells import Cell, arms_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
+from rl_engine.sweep.report import write_report
 from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
 from rl_engine.sweep.work import processes, runs
@@ -178,6 +180,20 @@ def test_cells_run_two_at_a_time(make_sweep: SweepMaker) -> None:
     assert [line["step"] for line in read_metrics(directory / "run")] == [0, 1, 2, 3, 4]
 
 
+def test_waiting_for_runs_reads_no_configuration(make_sweep: SweepMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sweep looks at its runs ten times a second; what is due changes with a result alone."""
+    asked: list[int] = []
+
+    def counted(config: SweepConfig, found: dict[str, Result]) -> list[Cell]:
+        asked.append(len(found))
+        return due_cells(config, found)
+
+    monkeypatch.setattr(schedule, "due_cells", counted)
+    config = make_sweep("jobs=2", "confirm_seeds=[1]", "set.test.step_s=0.1")
+    assert len(run(config)) == 2 * (3 + 1)
+    assert asked == list(range(9))
+
+
 def test_failed_and_hanging_cells_are_recorded(
     make_sweep: SweepMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,7 +259,9 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
     command.append("set.test.step_s=0.15")
     sweep = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 60
-    while len(list(config.output.glob("cells/*/run/metrics.jsonl"))) < 3 and time.monotonic() < deadline:
+    # One that has written a step after the line of step 0 has something to go on from.
+    while sum(len(read_metrics(each)) > 1 for each in config.output.glob("cells/*/run")) < 3:
+        assert time.monotonic() < deadline
         assert sweep.poll() is None
         time.sleep(0.02)
     sweep.send_signal(number)
@@ -292,3 +310,20 @@ def test_the_command_says_what_it_would_run_and_what_it_cannot(make_sweep: Sweep
     answer = CliRunner().invoke(app, [])
     assert answer.exit_code == 2
     assert "--config NAME_OR_PATH" in answer.stderr
+
+
+def test_a_report_is_written_now_and_then_and_at_the_end(
+    make_sweep: SweepMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six cells end within a minute: the first is reported, and all of them once nothing runs."""
+    make_sweep()
+    reported: list[int] = []
+
+    def write(config: SweepConfig, found: Found) -> Analysis:
+        reported.append(len(found))
+        return write_report(config, found)
+
+    monkeypatch.setattr(sweep_command, "write_report", write)
+    answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), "jobs=2"])
+    assert answer.exit_code == 0, answer.output
+    assert reported == [1, 6]
