@@ -20,7 +20,8 @@ def with_insides(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Map
     store = AdapterStore(run / "adapters")
     steps: dict[int, int] = {}
     for index, line in enumerate(lines):
-        steps.setdefault(int(line["adapter/version"]), index)
+        if "adapter/version" in line:
+            steps.setdefault(int(line["adapter/version"]), index)
     adapters = [version for version in store.versions() if (store.path_of(version) / PEFT_CONFIG).is_file()]
     found = list(lines)
     for version in evenly([version for version in adapters if version in steps], VERSIONS):

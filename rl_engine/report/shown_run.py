@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from rl_engine.config import Config
+from rl_engine.config.fields import fields
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.insides import with_insides
 from rl_engine.run.origin.starts import read_starts
@@ -96,10 +98,8 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     """Gather a run directory. Raises `ValueError` when it is not one."""
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}")
-    text = (run / "config.yaml").read_text()
-    settings = _dotted(yaml.safe_load(text))
-    if "train.steps" not in settings:
-        raise ValueError(f"{run / 'config.yaml'} is not the configuration of a run: there is no train.steps")
+    text = (run / "config.yaml").read_text(errors="replace")
+    settings = _settings(text, run / "config.yaml")
     lines = with_insides(run, tuple(read_metrics(run)))
     return ShownRun(
         name=run.resolve().name,
@@ -111,6 +111,20 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
         completions=shown_completions(run, problems=problems, budget_bytes=budget_bytes),
         starts=read_starts(run),
     )
+
+
+def _settings(text: str, path: Path) -> dict[str, Any]:
+    """A run's configuration with dotted keys; of keys that are newer than it, the defaults."""
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    given = _dotted(tree) if isinstance(tree, dict) else {}
+    for key in ("train.steps", "model.name", "data.source", "optim.lr", "train.problems_per_step"):
+        if key not in given:
+            raise ValueError(f"{path} is not the configuration of a run: there is no {key}")
+    optional = {key: info for key, info in fields(Config) if not info.is_required()}
+    return {key: info.get_default(call_default_factory=True) for key, info in optional.items()} | given
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -130,7 +144,8 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapte
     # A step without a signal publishes nothing: the first step that names a version made it.
     steps: dict[str, int] = {}
     for line in lines:
-        steps.setdefault(f"v{int(line['adapter/version']):06d}", int(line["step"]))
+        if "adapter/version" in line:
+            steps.setdefault(f"v{int(line['adapter/version']):06d}", int(line["step"]))
     scores = _scores(run)
     found = []
     for key in sorted({*manifests, *(score.adapter for score in scores)}):
