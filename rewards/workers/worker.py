@@ -93,8 +93,9 @@ class _Judge:
     """Judges a request, and runs the user's function on it when there is one."""
 
     def __init__(self, settings: wire.Message) -> None:
-        from rewards.judge import judge_completion, judge_reference
+        from rewards.judge import Judgement, judge_completion, judge_reference
 
+        self._too_deep = Judgement(Verdict.UNPARSEABLE, None, "nested too deeply")
         self._judge_completion = judge_completion
         self._judge_reference = judge_reference
         self._forms = tuple(settings["answer_forms"])
@@ -113,13 +114,14 @@ class _Judge:
         try:
             if failure := self._why_not(request):
                 return _error(failure)
-            judgement = self._judged(request, said)
+            try:
+                judgement = self._judged(request, said)
+            except RecursionError:  # of the text; one of the user's function is an error as any other
+                judgement = self._too_deep
             if self._function is not None and not request.get("as_answer"):
                 said["function"] = self._function(self._as_seen(request))
         except MemoryError:
             return _error(self._out_of_memory)
-        except RecursionError:
-            return {"verdict": Verdict.UNPARSEABLE, "extracted": None, "detail": "nested too deeply"}
         except BaseException as error:  # noqa: BLE001 - the boundary: reported as its own verdict, never swallowed
             return _error(self._limit_behind(error) + _text(error))
         return {

@@ -21,7 +21,9 @@ def with_insides(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Map
     steps: dict[int, int] = {}
     for index, line in enumerate(lines):
         # A supervised run numbers its versions by its steps.
-        steps.setdefault(int(line.get("adapter/version", line["step"])), index)
+        version = line.get("adapter/version", line.get("step"))
+        if version is not None:
+            steps.setdefault(int(version), index)
     adapters = [version for version in store.versions() if (store.path_of(version) / PEFT_CONFIG).is_file()]
     found = list(lines)
     for version in evenly([version for version in adapters if version in steps], VERSIONS):

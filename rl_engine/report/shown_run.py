@@ -11,6 +11,9 @@ from typing import Any
 import yaml
 
 from evals.scoring.kept import KeptAnswer, kept_answers, kept_path
+from rl_engine.config import Config
+from rl_engine.config.fields import fields
+from rl_engine.config.sft import SftConfig
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.insides import with_insides
 from rl_engine.run.origin.starts import read_starts, wall_s
@@ -108,10 +111,8 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     """Gather a run directory. Raises `ValueError` when it is not one."""
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}")
-    text = (run / "config.yaml").read_text()
-    settings = _dotted(yaml.safe_load(text))
-    if "train.steps" not in settings:
-        raise ValueError(f"{run / 'config.yaml'} is not the configuration of a run: there is no train.steps")
+    text = (run / "config.yaml").read_text(errors="replace")
+    settings = _settings(text, run / "config.yaml")
     lines = with_insides(run, tuple(read_metrics(run)))
     adapters = _adapters(run, lines)
     answers, damaged = _answers(run, adapters)
@@ -127,6 +128,22 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
         damaged=damaged,
         starts=read_starts(run),
     )
+
+
+def _settings(text: str, path: Path) -> dict[str, Any]:
+    """A run's configuration with dotted keys; of keys that are newer than it, the defaults."""
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    given = _dotted(tree) if isinstance(tree, dict) else {}
+    known = dict(fields(SftConfig if "train.batch_size" in given else Config))
+    required = [key for key, info in known.items() if info.is_required() and key != "output_dir"]
+    for key in required:
+        if key not in given:
+            raise ValueError(f"{path} is not the configuration of a run: there is no {key}")
+    optional = {key: info for key, info in known.items() if not info.is_required()}
+    return {key: info.get_default(call_default_factory=True) for key, info in optional.items()} | given
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -147,7 +164,9 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapte
     # its versions by its steps.
     steps: dict[str, int] = {}
     for line in lines:
-        steps.setdefault(f"v{int(line.get('adapter/version', line['step'])):06d}", int(line["step"]))
+        version = line.get("adapter/version", line.get("step"))
+        if version is not None:
+            steps.setdefault(f"v{int(version):06d}", int(line["step"]))
     scores = _scores(run)
     found = []
     for key in sorted({*manifests, *(score.adapter for score in scores)}):

@@ -49,11 +49,16 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     path = run / METRICS
     if not path.is_file():
         return []
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    text = path.read_text(errors="replace")
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     try:
-        return [json.loads(line) for line in lines]
+        found = [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} holds a line that is not JSON: {error.doc[:80]!r}") from error
+    for line, values in zip(lines, found, strict=True):
+        if not isinstance(values, dict) or not isinstance(values.get("step"), int | float):
+            raise ValueError(f"{path} holds a line that is not a step's: {line[:80]!r}")
+    return found
 
 
 def read_rollouts(path: Path) -> Iterator[dict[str, Any]]:
@@ -61,7 +66,7 @@ def read_rollouts(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
             rows = [json.loads(line) for line in file]
-    except (EOFError, zlib.error, json.JSONDecodeError):
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, json.JSONDecodeError):
         return
     yield from rows
 

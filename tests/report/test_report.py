@@ -245,6 +245,8 @@ def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(command.app, [str(tmp_path)])
     assert result.exit_code == 2
     assert "is not a run directory" in result.output
+    (tmp_path / "config.yaml").write_text("model: {name: m\n")
+    assert "config.yaml is damaged: " in CliRunner().invoke(command.app, [str(tmp_path)]).output
     (tmp_path / "config.yaml").write_text("model: {name: m}\n")
     assert "there is no train.steps" in CliRunner().invoke(command.app, [str(tmp_path)]).output
     sampled(tmp_path / "run", [["a"]])
@@ -325,3 +327,25 @@ def test_watching_ends_with_a_page_that_stays_still(tmp_path: Path, monkeypatch:
     result = CliRunner().invoke(command.app, [str(tmp_path), "--watch"])
     assert result.exit_code == 0, result.output
     assert embedded_data((tmp_path / "report.html").read_text())["reload_s"] is None
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[1]", "holds a line that is not a step's: '[1]"),
+        ('{"loss": 1}', "holds a line that is not a step's"),
+        ("loss", "is not JSON"),
+        ('{"step": 1}', ""),
+    ],
+)
+def test_a_run_of_few_words_is_shown_and_a_damaged_one_refused_in_a_line(tmp_path: Path, line: str, said: str) -> None:
+    """An earlier version's configuration and metrics lack what is new."""
+    (tmp_path / "config.yaml").write_text(
+        "{model: {name: m}, data: {source: gsm8k}, optim: {lr: 1.0e-4}, train: {steps: 4, problems_per_step: 2}}\n"
+    )
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "step000001.jsonl.gz").write_text("not packed")
+    done = CliRunner().invoke(command.app, [str(tmp_path)])
+    assert done.exit_code == (2 if said else 0), done.output
+    assert said in done.output

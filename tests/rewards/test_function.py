@@ -61,6 +61,7 @@ def makes_a_file(completion, reference, problem):
     with tempfile.NamedTemporaryFile("w") as file: file.write("5")
 def hoards(completion, reference, problem): return len(bytearray(2**31))
 def asks_for_a_place(completion, reference, problem): return len(tempfile.gettempdir())
+def endless(completion, reference, problem): return endless(completion, reference, problem)
 def leaves(completion, reference, problem): raise SystemExit(0)
 number = 5
 """
@@ -185,6 +186,7 @@ def test_a_file_in_place_of_a_module_is_refused_with_the_module(path: str) -> No
         ("my_rewards:makes_a_file", ["can write no byte, to temporary files", "in makes_a_file", "File too large"]),
         ("my_rewards:hoards", ["out of memory (rewards.memory_mib is 1,024)"]),
         ("my_tensors:hoards", ["out of memory (rewards.memory_mib is 1,024)", "my_tensors.py", "in hoards"]),
+        ("my_rewards:endless", ["in endless", "RecursionError: maximum recursion depth exceeded"]),
         ("my_rewards:leaves", ["SystemExit"]),
         ("my_rewards:slow", ["more than rewards.timeout_s (1 s)"]),
         ("my_broken:reward", ["cannot load my_broken:reward", "my_broken.py", "line 3", "SyntaxError"]),
