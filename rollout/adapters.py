@@ -105,8 +105,8 @@ def meant_version(path: Path) -> Meant:
     store = AdapterStore(path / "adapters")
     if (path / MANIFEST).is_file() or (path / PEFT_CONFIG).is_file():
         return Meant(path)
-    if path.is_symlink() and not path.exists():
-        raise AdapterError(f"--adapter: {_gone(path)}; {AdapterStore(path.parent).what_is_left()}")
+    if gone := gone_version(path):
+        raise AdapterError(f"--adapter: {gone}")
     best, latest = (store.root / pointer for pointer in ("best", "latest"))
     newest = store.root / latest.resolve().name
     if best.is_dir():
@@ -119,6 +119,13 @@ def meant_version(path: Path) -> Meant:
     if latest.is_symlink():
         raise AdapterError(f"--adapter: {path} is a run, and {_gone(latest)}; {store.what_is_left()}")
     return Meant(path)
+
+
+def gone_version(path: Path) -> str:
+    """What a person is told where the path is a link to a version that is gone; empty where it is not."""
+    if path.is_symlink() and not path.exists():
+        return f"{_gone(path)}; {AdapterStore(path.parent).what_is_left()}"
+    return ""
 
 
 def _gone(link: Path) -> str:

@@ -14,7 +14,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import LOCK, check_output
 from rl_engine.run.services import TRACKERS
-from rollout.adapters import PEFT_CONFIG
+from rollout.adapters import PEFT_CONFIG, gone_version
 from rollout.files.durable import check_writable
 from rollout.models import check_files
 
@@ -29,7 +29,8 @@ def check_parts(config: Config | SftConfig) -> None:
             raise ConfigError(f"log.{package} is set, and {package} is not installed: pip install {package}")
     start = config.lora.start_from
     if start is not None and config.method == "lora" and not (Path(start).expanduser() / PEFT_CONFIG).is_file():
-        raise ConfigError(f"lora.start_from: {start} is not an adapter (no {PEFT_CONFIG} there)")
+        gone = gone_version(Path(start).expanduser())
+        raise ConfigError(f"lora.start_from: {gone or f'{start} is not an adapter (no {PEFT_CONFIG} there)'}")
     check_files(config.model.name)
 
 

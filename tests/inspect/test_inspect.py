@@ -238,6 +238,9 @@ def test_what_is_not_a_product_of_two_factors_is_refused(
 def test_damaged_absent_and_unmatched_are_said_to_be(tmp_path: Path, full_run: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not an adapter, a model or a run"):
         directories(tmp_path)
+    (tmp_path / "best").symlink_to("v000001")
+    with pytest.raises(FileNotFoundError, match="best names v000001, which is not there; no other version is there"):
+        directories(tmp_path / "best")
     fine = adapter(tmp_path / "fine", torch.ones(4, 1))
     with pytest.raises(AdapterError, match="'q_proj'"):
         read_version(fine, None, only="q_proj")

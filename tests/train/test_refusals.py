@@ -12,8 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from rewards import Grader, RewardConfig, Verdict
-from rl_engine.config import Config
+from rl_engine.config import Config, load_config
+from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
+from rl_engine.run.checks import check_parts
 from rl_engine.sampling.failures import grading_failure
 from rl_engine.sft.__main__ import app as sft
 from rl_engine.train import assemble as assembling
@@ -202,3 +204,10 @@ def test_more_than_a_tenth_of_failures_stops_a_run(
     group = graded_group(prompt(), [(completion(), result(verdict)) for verdict in verdicts])
     found = grading_failure(RewardConfig(function=function), step, [group])
     assert (found is not None) is stops
+
+
+def test_a_start_from_a_version_that_is_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "best").symlink_to("v000001")
+    config = load_config("quickstart.yaml", [f"lora.start_from={tmp_path / 'best'}"])
+    with pytest.raises(ConfigError, match=r"^lora.start_from: .*/best names v000001, which is not there; no other"):
+        check_parts(config)
