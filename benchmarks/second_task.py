@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import typer
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from rl_engine.drawing.style import (
     FULL_COLOUR,
@@ -198,6 +198,9 @@ def draw(lefts: Sequence[Left], base: float, path: Path, options: dict[str, Any]
             axes.plot(*_places(middle), f"{marker}{'--' if arm == 'full' else '-'}", color=colour, label=arm)
         axes.axhline(base, color="grey", linestyle=":", linewidth=1, label=f"before training: {base:.1%}")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.invert_xaxis()
         axes.set_xlabel("log loss on the second task, nats/token (better to the right)")
         name_panel(axes, "Accuracy on the first task", "%")

@@ -204,7 +204,7 @@ def test_a_supervised_sweep_is_told_that_its_cells_run_alone() -> None:
 def test_full_fine_tuning_is_left_out_and_the_arm_is_named_once() -> None:
     config = read_config(SweepConfig, "sweep_rates.yaml", ["together=4"])
     sharing = sharing_of(config, targets_of(config))
-    assert [len(group) for group in sharing.groups] == [15]
+    assert [len(group) for group in sharing.groups] == [21]
     assert len(sharing.why_apart) == 1
     assert sharing.why_apart[0].startswith("full: each cell runs alone: method is full")
 
