@@ -164,9 +164,9 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapte
     # its versions by its steps.
     steps: dict[str, int] = {}
     for line in lines:
-        version = line.get("adapter/version", line.get("step"))
-        if version is not None:
-            steps.setdefault(f"v{int(version):06d}", int(line["step"]))
+        number = line.get("adapter/version", line.get("step"))
+        if number is not None:
+            steps.setdefault(f"v{int(number):06d}", int(line["step"]))
     scores = _scores(run)
     found = []
     for key in sorted({*manifests, *(score.adapter for score in scores)}):

@@ -248,7 +248,7 @@ def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: {name: m\n")
     assert "config.yaml is damaged: " in CliRunner().invoke(command.app, [str(tmp_path)]).output
     (tmp_path / "config.yaml").write_text("model: {name: m}\n")
-    assert "there is no train.steps" in CliRunner().invoke(command.app, [str(tmp_path)]).output
+    assert "there is no data.source" in CliRunner().invoke(command.app, [str(tmp_path)]).output
     sampled(tmp_path / "run", [["a"]])
     (tmp_path / "run" / "evals").mkdir()
     (tmp_path / "run" / "evals" / "torn.json").write_text("{")
