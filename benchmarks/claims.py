@@ -110,6 +110,8 @@ def main(summary: Annotated[Path, typer.Argument(help="summary.json of sweep_num
         axes.axhline(before, color="grey", linestyle=":", linewidth=1, label=f"before training: {before:.1%}")
         title, unit = titles_of(config.score.metric)
         name_panel(axes, f"{title}\nat the best learning rate", unit)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0.0), min(high, 1.0))  # an interval of two seeds may end beyond what there is
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         legend_below(figure, axes.get_legend_handles_labels()[0])
         for ending, options in FORMATS.items():
