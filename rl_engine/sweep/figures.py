@@ -22,8 +22,8 @@ from rl_engine.sweep.looks import looks_of
 RING: Mapping[str, Any] = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.0}
 FORMATS: Mapping[str, Mapping[str, Any]] = {"png": {}, "svg": {"metadata": {"Date": None}}}
 """The same results are the same bytes: no date."""
-# Ticks of a decade.
-LOSSES, LOSSES_NEAR = (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+# Numbers of a decade of losses that are written, by how many times the lowest the highest is at least.
+LOSSES = {30: (1, 3), 3: (1, 1.5, 2, 3, 5, 7), 1: (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)}
 KEY_TITLES = {
     "optim.lr": "learning rate",
     "lora.rank": "LoRA rank",
@@ -39,17 +39,22 @@ def draw(config: SweepConfig, found: Found, analysis: Analysis, directory: Path)
         return []
     paths = []
     with paper_style():
-        figures = {f"score_against_{_short(config.axis)}": score_over_axis(config, found, analysis)}
-        if any(report.best for report in analysis.arms):
-            figures["learning_curves"] = learning_curves(config, found, analysis)
-        for key in config.grid:
-            if key != config.axis and any(len(reports) > 1 for reports in _lines_over(analysis, key).values()):
-                figures[f"best_against_{_short(key)}"] = best_over(config, analysis, key)
-        for name, figure in figures.items():
+        for name, figure in figures_of(config, found, analysis).items():
             for ending, options in FORMATS.items():
                 paths.append(directory / f"{name}.{ending}")
                 figure.savefig(paths[-1], **options)
     return paths
+
+
+def figures_of(config: SweepConfig, found: Found, analysis: Analysis) -> dict[str, Figure]:
+    """The figures by the names of their files."""
+    figures = {f"score_against_{_short(config.axis)}": score_over_axis(config, found, analysis)}
+    if any(report.best for report in analysis.arms):
+        figures["learning_curves"] = learning_curves(config, found, analysis)
+    for key in config.grid:
+        if key != config.axis and any(len(reports) > 1 for reports in _lines_over(analysis, key).values()):
+            figures[f"best_against_{_short(key)}"] = best_over(config, analysis, key)
+    return figures
 
 
 def score_over_axis(config: SweepConfig, found: Found, analysis: Analysis) -> Figure:
@@ -202,7 +207,8 @@ def _name(axes: Axes, metric: str, where: str = "") -> None:
     name_panel(axes, title + where, unit)
     if axes.get_yscale() == "log":
         low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(LogLocator(subs=LOSSES if high > 3 * low else LOSSES_NEAR))
+        written = next(numbers for times, numbers in LOSSES.items() if high >= times * low)
+        axes.yaxis.set_major_locator(LogLocator(subs=written))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     if unit.startswith("%"):

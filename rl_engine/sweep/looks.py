@@ -16,6 +16,7 @@ SAY_NO_MORE_THAN_A_RANK = {"method", RANK, "lora.alpha"}
 FULL = "full"
 # Arms that differ in another key of the grid alone: their marks are filled, then hollow.
 DASHES = ("-", ":", "-.")
+REFERENCE_DASHES = ("--", "-.", ":")
 
 
 def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[str, Look]:
@@ -32,7 +33,7 @@ def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[s
             colours[one] = FULL_COLOUR if one == (FULL,) else rank_colour(one) if isinstance(one, int) else next(others)
         place, variant = places.setdefault(one, len(places)), variants.get(one, 0)
         variants[one] = variant + 1
-        is_reference = bool(arm.family) and arm.family == config.reference
+        dashes = REFERENCE_DASHES if arm.family and arm.family == config.reference else DASHES
         looks[arm.name] = {
             "color": colours[one],
             "marker": MARKERS[place % len(MARKERS)],
@@ -40,7 +41,7 @@ def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[s
             # Drawn first, an arm is seen behind others that run where it does.
             "linewidth": max(1.9 - 0.3 * number, 1.0),
             "markersize": max(4.6 - 0.4 * number, 3.4),
-            "linestyle": "--" if is_reference else DASHES[variant // 2 % len(DASHES)],
+            "linestyle": dashes[variant // 2 % len(dashes)],
         }
     return looks
 

@@ -23,7 +23,7 @@ from rl_engine.drawing.style import (
 )
 from rl_engine.report.charts import COT_LENGTH, REWARD, accuracy_chart, charts_of
 from rl_engine.report.plot import draw_chart, plot_charts
-from rl_engine.sweep.figures import best_over, learning_curves, score_over_axis
+from rl_engine.sweep.figures import figures_of
 from rl_engine.sweep.report import read_summary
 from tests.helpers.figures import assert_reads_in_a_paper, draw
 
@@ -81,9 +81,7 @@ def test_a_legend_of_nothing_is_none_and_a_name_of_any_length_fits() -> None:
 def test_the_figures_of_the_recorded_sweeps_are_read(summary: Path) -> None:
     config, found, analysis = read_summary(summary)
     with paper_style():
-        figures = [score_over_axis(config, found, analysis), learning_curves(config, found, analysis)]
-        figures += [best_over(config, analysis, key) for key in config.grid if key != config.axis]
-        for figure in figures:
+        for figure in figures_of(config, found, analysis).values():
             assert_reads_in_a_paper(figure)
 
 
