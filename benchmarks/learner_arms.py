@@ -2,8 +2,8 @@
 
     python -m benchmarks.learner_arms --model DIR_OR_HUB_ID [KEY.SUB=VALUE …]
 
-`mask` is padded rows as they were before masks were left out; `compiled` is packed rows with torch.compile on every
-decoder layer, as a run on a card has them. Ways take turns, and medians are compared.
+`mask` is padded rows as they were before masks were left out; `compiled` is packed rows with compiled decoder layers,
+as a run on a card has them. Ways take turns, and medians are compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks, join_ranks, leave_ranks
 from rl_engine.policy import micro_batch
-from rl_engine.policy.logprobs import decoder_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +64,9 @@ def pass_by(arm: Arm, learner: Learner, ranks: Ranks, samples: list[TrainingSamp
     """A forward and backward pass of all samples; the learner is that of the arm's layout."""
     run = pass_of(learner, collate(samples, 0, arm.layout).to(ranks.device))
     if arm.compiled:
-        for layer in decoder_of(learner.trainable.causal_lm).layers:
-            layer.compile(dynamic=True)
+        if ranks.device.type != "cuda":
+            raise typer.BadParameter("--arms compiled: the plain products of a CPU are not compiled, give it on a card")
+        learner.compile_layers([samples[0].prompt_ids])
 
     def masked() -> None:
         with patch.object(micro_batch, "sees_padding", return_value=True):
