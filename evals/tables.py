@@ -12,7 +12,7 @@ from rich.table import Table
 
 from evals.results import SuiteResult
 from evals.scoring.estimators import Difference
-from evals.scoring.report import EvalReport, Part, powers_of_two
+from evals.scoring.report import EvalReport, PartScore, powers_of_two
 from rollout.config import SamplingConfig
 
 Row = tuple[str, ...]
@@ -138,7 +138,7 @@ def _by_k(reports: Sequence[EvalReport]) -> Grid:
     return Grid(("", *(f"k = {k}" for k in ks)), rows)
 
 
-def _by_part(title: str, columns: Mapping[str, Mapping[str, Part]]) -> Grid:
+def _by_part(title: str, columns: Mapping[str, Mapping[str, PartScore]]) -> Grid:
     names = list(next(iter(columns.values())))
     rows = [
         (name, str(next(iter(columns.values()))[name].problems),

@@ -225,6 +225,16 @@ def test_a_room_is_no_crowd_and_says_what_it_is(room: Path) -> None:
     assert [name for name in names if name.startswith(room.name + "_")] == []
 
 
+def test_a_name_of_a_class_means_one_thing() -> None:
+    named: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                named.setdefault(node.name, []).append(module)
+    # What a file keeps to itself is read in that file alone.
+    assert {name: homes for name, homes in named.items() if len(homes) > 1 and not name.startswith("_")} == {}
+
+
 def test_the_top_of_rl_engine_holds_rooms() -> None:
     assert {path.name for path in (ROOT / "rl_engine").glob("*.py")} == {"__init__.py", "__main__.py", "command.py"}
 

@@ -29,7 +29,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class PartScore:
     """The score on the problems of one level or subject."""
 
     problems: int
@@ -68,8 +68,8 @@ class EvalReport:
     truncated_frac: float
     verdicts: dict[str, float]
     """Fraction of each verdict."""
-    by_level: dict[str, Part]
-    by_subject: dict[str, Part]
+    by_level: dict[str, PartScore]
+    by_subject: dict[str, PartScore]
     tokens_per_s: float | None
     """Completion tokens over the seconds spent sampling; None where nobody measured."""
     temperature: float
@@ -187,7 +187,7 @@ def _tokens_mean(samples: Sequence[Sample], *, correct: bool) -> float | None:
     return float(np.mean(tokens)) if tokens else None
 
 
-def _parts(outcomes: Sequence[Outcome], name_of: Callable[[Outcome], str]) -> dict[str, Part]:
+def _parts(outcomes: Sequence[Outcome], name_of: Callable[[Outcome], str]) -> dict[str, PartScore]:
     """The score of each name the problems bear, numbers in their order."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -197,7 +197,9 @@ def _parts(outcomes: Sequence[Outcome], name_of: Callable[[Outcome], str]) -> di
     for name in sorted(groups, key=_by_number):
         score, interval = average(correctness(groups[name]))
         tokens = [sample.tokens for outcome in groups[name] for sample in outcome.samples]
-        parts[name] = Part(problems=len(groups[name]), avg=score, interval=interval, tokens_mean=float(np.mean(tokens)))
+        parts[name] = PartScore(
+            problems=len(groups[name]), avg=score, interval=interval, tokens_mean=float(np.mean(tokens))
+        )
     return parts
 
 

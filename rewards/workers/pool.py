@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Batch:
+class GradingCall:
     """What one call has reached: what waits, what is answered, how often each item took a worker down."""
 
     frames: Sequence[bytes]
@@ -42,7 +42,7 @@ class Batch:
     open: int
 
     @classmethod
-    def of(cls, frames: Sequence[bytes]) -> Batch:
+    def of(cls, frames: Sequence[bytes]) -> GradingCall:
         count = len(frames)
         return cls(frames, deque(range(count)), [None] * count, {}, count)
 
@@ -70,7 +70,7 @@ class Pool:
 
     def run(self, requests: Sequence[wire.Message]) -> list[wire.Message]:
         """Answer every request, in order. Failures are answers too: verdict `timeout` or `error`."""
-        batch = Batch.of([wire.encode({**request, "id": i}) for i, request in enumerate(requests)])
+        batch = GradingCall.of([wire.encode({**request, "id": i}) for i, request in enumerate(requests)])
         self._fork_server_restarts = 0
         try:
             while batch.open:
@@ -96,7 +96,7 @@ class Pool:
 
     # -- workers -------------------------------------------------------------------------------------
 
-    def _start_workers(self, batch: Batch) -> None:
+    def _start_workers(self, batch: GradingCall) -> None:
         wanted = min(self._size, batch.open)
         while len(self._workers) < wanted:
             if self._fork_server is None:
@@ -132,7 +132,7 @@ class Pool:
 
     # -- work ----------------------------------------------------------------------------------------
 
-    def _hand_out(self, batch: Batch) -> None:
+    def _hand_out(self, batch: GradingCall) -> None:
         for worker in [w for w in self._workers if w.ready]:
             size = len(worker.outgoing)
             while (
@@ -148,11 +148,11 @@ class Pool:
             if not worker.assigned and not worker.leaving and not batch.waiting:
                 self._steal_for(worker, batch)
 
-    def _queue_length(self, batch: Batch) -> int:
+    def _queue_length(self, batch: GradingCall) -> int:
         """Short queues near the end of a batch, so that workers finish together."""
         return max(1, min(QUEUE_ITEMS, len(batch.waiting) // self._size))
 
-    def _assign(self, worker: Worker, index: int, batch: Batch) -> int:
+    def _assign(self, worker: Worker, index: int, batch: GradingCall) -> int:
         if not worker.assigned:
             worker.head_since = time.monotonic()
         worker.assigned.append(index)
@@ -161,7 +161,7 @@ class Pool:
         self._selector.modify(worker.connection, selectors.EVENT_READ | selectors.EVENT_WRITE, worker)
         return len(frame)
 
-    def _steal_for(self, idle: Worker, batch: Batch) -> None:
+    def _steal_for(self, idle: Worker, batch: GradingCall) -> None:
         """Give an idle worker one item that waits behind a slow one."""
         now = time.monotonic()
         held = {worker.assigned[0] for worker in self._workers if worker.assigned}
@@ -173,7 +173,7 @@ class Pool:
                     self._assign(idle, index, batch)
                     return
 
-    def _exchange(self, batch: Batch) -> None:
+    def _exchange(self, batch: GradingCall) -> None:
         for key, events in self._selector.select(self._patience()):
             worker: Worker = key.data
             if events & selectors.EVENT_READ and not self._read(worker, batch):
@@ -201,7 +201,7 @@ class Pool:
         if not worker.outgoing:
             self._selector.modify(worker.connection, selectors.EVENT_READ, worker)
 
-    def _read(self, worker: Worker, batch: Batch) -> bool:
+    def _read(self, worker: Worker, batch: GradingCall) -> bool:
         """Take in answers. False when the worker is gone."""
         try:
             chunk = worker.connection.recv(1 << 18)
@@ -236,7 +236,7 @@ class Pool:
                 self._fork_server.close()
                 self._fork_server = None
 
-    def _handle_loss(self, worker: Worker, batch: Batch) -> None:
+    def _handle_loss(self, worker: Worker, batch: GradingCall) -> None:
         """A worker is gone: judge why, settle its item, give the rest back."""
         self._drop(worker)
         if not worker.ready:

@@ -14,7 +14,7 @@ from rl_engine.config.run import Config
 from rl_engine.config.sft import SftConfig
 
 
-class Rule(enum.Enum):
+class ResumeRule(enum.Enum):
     """What a key may do when a run is resumed."""
 
     FREE = enum.auto()
@@ -27,10 +27,10 @@ class Rule(enum.Enum):
     """Stay."""
 
 
-Table = Mapping[Rule, tuple[str, ...]]
+Table = Mapping[ResumeRule, tuple[str, ...]]
 # Every key of a configuration stands under one rule, by its own name or by that of its section.
 TRAIN: Table = {
-    Rule.FREE: (
+    ResumeRule.FREE: (
         "output_dir",
         "data.path",  # what it holds is what counts: the digest of the problems
         "rewards.workers",
@@ -49,7 +49,7 @@ TRAIN: Table = {
         "checkpoint",
         "log",
     ),
-    Rule.ROUNDING: (
+    ResumeRule.ROUNDING: (
         "rollout.placement",
         "rollout.cpus_per_worker",
         "rollout.prompts_per_piece",
@@ -63,8 +63,8 @@ TRAIN: Table = {
         "learner.layout",
         "learner.gradient_checkpointing",
     ),
-    Rule.LENGTH: ("train.steps",),
-    Rule.FIXED: (
+    ResumeRule.LENGTH: ("train.steps",),
+    ResumeRule.FIXED: (
         "seed",
         "method",
         "model",
@@ -110,10 +110,10 @@ TRAIN: Table = {
     ),
 }
 SFT: Table = {
-    Rule.FREE: ("output_dir", "data.path", "data.test_path", "eval", "checkpoint", "log"),
-    Rule.ROUNDING: ("train.microbatch_size", "train.attention", "train.gradient_checkpointing"),
-    Rule.LENGTH: ("train.steps", "train.epochs"),
-    Rule.FIXED: (
+    ResumeRule.FREE: ("output_dir", "data.path", "data.test_path", "eval", "checkpoint", "log"),
+    ResumeRule.ROUNDING: ("train.microbatch_size", "train.attention", "train.gradient_checkpointing"),
+    ResumeRule.LENGTH: ("train.steps", "train.epochs"),
+    ResumeRule.FIXED: (
         "seed",
         "method",
         "model",
@@ -145,7 +145,7 @@ KEPT = ("model.dtype", "rollout.prompts_per_piece", "eval.prompts_per_piece")
 TABLES: Mapping[type[BaseModel], Table] = {Config: TRAIN, SftConfig: SFT}
 
 
-def rules_of(table: Table, key: str) -> list[Rule]:
+def rules_of(table: Table, key: str) -> list[ResumeRule]:
     """The rules that a dotted key stands under: one, in a table that is right."""
     parts = key.split(".")
     names = {".".join(parts[: depth + 1]) for depth in range(len(parts))}
@@ -155,7 +155,7 @@ def rules_of(table: Table, key: str) -> list[Rule]:
 def fixed_values(config: Config | SftConfig) -> dict[str, Any]:
     """What decides the numbers of a run, by key."""
     values, table = config.model_dump(mode="json"), TABLES[type(config)]
-    return {key: _value(values, key) for key, _ in fields(type(config)) if rules_of(table, key) == [Rule.FIXED]}
+    return {key: _value(values, key) for key, _ in fields(type(config)) if rules_of(table, key) == [ResumeRule.FIXED]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Changed:
     key: str
     old: Any
     new: Any
-    rule: Rule
+    rule: ResumeRule
     reason: str = ""
     """Why it is refused, where its rule does not say."""
 
@@ -174,7 +174,7 @@ class Changed:
 
     @property
     def is_refused(self) -> bool:
-        return self.rule is Rule.FIXED or bool(self.reason)
+        return self.rule is ResumeRule.FIXED or bool(self.reason)
 
 
 def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]:
@@ -186,7 +186,7 @@ def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]
         was, now = _value(old, key, default), _value(new, key)
         if _plain(was) != _plain(now) and not (now == "auto" and key in KEPT):
             rule = rules_of(table, key)[0]
-            reason = _reason(was, now, new["optim"]) if rule is Rule.LENGTH else ""
+            reason = _reason(was, now, new["optim"]) if rule is ResumeRule.LENGTH else ""
             found.append(Changed(key, was, now, rule, reason))
     return found
 

@@ -24,7 +24,7 @@ from rl_engine.plan.memory_limit import check_fits
 from rl_engine.run.console import RunConsole
 from rl_engine.run.peaks import available
 from rl_engine.train.assemble import assemble
-from rl_engine.train.loop import Run, train
+from rl_engine.train.loop import LiveRun, train
 from rollout.prompts.problems import tasks_of
 
 PROBLEMS, SAMPLES, TOKENS, STEPS = 8, 4, 48, 2
@@ -165,7 +165,7 @@ class Listener(RunConsole):
         self.passed("published, loaded; the sampler moved with it", SECOND, metrics["time/sync_s"])
 
 
-def go_on_from_the_checkpoint(run: Run) -> str:
+def go_on_from_the_checkpoint(run: LiveRun) -> str:
     """Read the run's checkpoint as --resume does, restore it, and let the optimizer step once on what it restored."""
     found = run.checkpoints.newest()
     if found is None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rl_engine.inspect.deltas import Version
+    from rl_engine.inspect.deltas import VersionSpectra
     from rl_engine.inspect.spectrum import Spectrum
 
 OF_ITS_SHAPE = ("stable rank", "of the rank")
@@ -119,14 +119,14 @@ def show(
         console.print(f"figures  {output}")
 
 
-def inspect(found: Sequence[Path], base: Path | None = None, only: str = "") -> list[Version]:
+def inspect(found: Sequence[Path], base: Path | None = None, only: str = "") -> list[VersionSpectra]:
     """The versions in these directories, each with the spectra of its modules. See `deltas.read_version`."""
     from rl_engine.inspect.deltas import read_version
 
     return [read_version(directory, base, only) for directory in found]
 
 
-def titles(versions: Sequence[Version]) -> list[str]:
+def titles(versions: Sequence[VersionSpectra]) -> list[str]:
     """Short names where they tell the versions apart, else whole paths."""
     names = [version.path.name for version in versions]
     return names if len(set(names)) == len(names) else [str(version.path) for version in versions]
@@ -150,14 +150,14 @@ def table(title: str, rows: Iterable[tuple[str, Sequence[Spectrum]]]) -> Table:
     return made
 
 
-def as_json(versions: Sequence[Version]) -> list[dict[str, object]]:
+def as_json(versions: Sequence[VersionSpectra]) -> list[dict[str, object]]:
     return [
         {"version": str(version.path), "modules": [{**asdict(s), "used": s.used} for s in version.spectra]}
         for version in versions
     ]
 
 
-def draw(versions: Sequence[Version], path: Path) -> Figure:
+def draw(versions: Sequence[VersionSpectra], path: Path) -> Figure:
     """Norms of the factors, norm of the update, stable rank and used share over the versions: medians of each kind of
     layer."""
     # matplotlib takes a second, and tables do without it.
@@ -187,7 +187,7 @@ def draw(versions: Sequence[Version], path: Path) -> Figure:
     return figure
 
 
-def numbers(versions: Sequence[Version]) -> list[int]:
+def numbers(versions: Sequence[VersionSpectra]) -> list[int]:
     """Where the versions stand on an axis: by their own numbers, or one after another where they are not all of a
     run."""
     names = [version.path.name for version in versions]
@@ -195,7 +195,7 @@ def numbers(versions: Sequence[Version]) -> list[int]:
     return mine if len(set(mine)) == len(names) else list(range(len(names)))
 
 
-def _series(axes: Axes, versions: Sequence[Version], column: str, dash: str) -> None:
+def _series(axes: Axes, versions: Sequence[VersionSpectra], column: str, dash: str) -> None:
     """One line for each group of layers that a model's parts make: attention, mlp, other."""
     from rl_engine.drawing.style import COLOURS, MARKERS
     from rl_engine.policy.targets import group_of

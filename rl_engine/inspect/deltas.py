@@ -17,14 +17,14 @@ from rollout.models import locate_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class VersionSpectra:
     """The updates of one version of what was trained."""
 
     path: Path
     spectra: tuple[Spectrum, ...]
 
 
-def read_version(directory: Path, base: Path | None, only: str = "") -> Version:
+def read_version(directory: Path, base: Path | None, only: str = "") -> VersionSpectra:
     """The spectra of a version whose module names contain `only`, in the order of its file.
 
     Args:
@@ -44,7 +44,7 @@ def read_version(directory: Path, base: Path | None, only: str = "") -> Version:
     found = tuple(spectra)
     if not found:
         raise AdapterError(f"{directory} has no update of a module whose name contains {only!r}")
-    return Version(path=directory, spectra=found)
+    return VersionSpectra(path=directory, spectra=found)
 
 
 def _of_adapter(directory: Path, only: str) -> Iterator[Spectrum]:

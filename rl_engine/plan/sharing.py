@@ -25,7 +25,7 @@ SHARED = (
 
 
 @dataclass(slots=True)
-class Cell:
+class NamedConfig:
     """One run among several."""
 
     name: str
@@ -37,7 +37,7 @@ class Cell:
 class Group:
     """Cells that can share; where it is one that cannot share with any, `alone` says why."""
 
-    cells: list[Cell]
+    cells: list[NamedConfig]
     alone: str | None = None
     apart: list[str] = field(default_factory=list)
     """Why its cells are not in an earlier group, for people."""
@@ -90,7 +90,7 @@ def groups_of(configs: Sequence[Config]) -> list[Group]:
     return groups
 
 
-def named(configs: Sequence[Config]) -> list[Cell]:
+def named(configs: Sequence[Config]) -> list[NamedConfig]:
     """The runs, each by the part of its output directory that no other has."""
     paths = [Path(config.output_dir).resolve() for config in configs]
     for index, path in enumerate(paths):
@@ -100,14 +100,14 @@ def named(configs: Sequence[Config]) -> list[Cell]:
                 "file (on the command line a setting is for all of them)"
             )
     if len(paths) == 1:
-        return [Cell(paths[0].name, configs[0])]
+        return [NamedConfig(paths[0].name, configs[0])]
     parts = [path.parts for path in paths]
     start = _common(parts)
     end = _common([tuple(reversed(each[start:])) for each in parts])
     names = ["/".join(each[start : len(each) - end]) for each in parts]
     if not all(names):  # one is inside another
         names = [config.output_dir for config in configs]
-    return [Cell(name, config) for name, config in zip(names, configs, strict=True)]
+    return [NamedConfig(name, config) for name, config in zip(names, configs, strict=True)]
 
 
 def _common(parts: Sequence[tuple[str, ...]]) -> int:

@@ -10,7 +10,7 @@ from statistics import fmean
 from evals.scoring.kept import KeptAnswer
 from rl_engine.report.charts import SUITE_TITLES
 from rl_engine.report.completions import shortened
-from rl_engine.report.shown_run import Adapter, ShownRun
+from rl_engine.report.shown_run import ShownAdapter, ShownRun
 
 EACH = 8
 """Problems shown of each kind (newly right, newly wrong, most mixed, longest, and any), at most."""
@@ -118,7 +118,7 @@ def _suites(run: ShownRun) -> list[str]:
     return sorted(found, key=lambda suite: (asked.index(suite) if suite in asked else len(asked), suite))
 
 
-def _evaluated(run: ShownRun, suite: str) -> list[Adapter]:
+def _evaluated(run: ShownRun, suite: str) -> list[ShownAdapter]:
     """Versions whose answers are kept, in the order of steps."""
     return [one for one in run.adapters if run.shows_answers and (suite, one.key) in run.answers]
 
@@ -144,7 +144,7 @@ def _within(run: ShownRun, suite: str, each: int) -> Iterable[Pair]:
     )
 
 
-def _label(adapter: Adapter) -> str:
+def _label(adapter: ShownAdapter) -> str:
     step = "?" if adapter.step is None else adapter.step
     if adapter.step == 0:
         return "before training"

@@ -47,7 +47,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
+class ShownAdapter:
     """A version in adapters/, or one that has scores although it is no longer kept."""
 
     key: str
@@ -73,7 +73,7 @@ class ShownRun:
     """The configuration with dotted keys."""
     lines: tuple[Mapping[str, float], ...]
     """Complete lines of metrics.jsonl, with what is inside the adapters (`insides.py`)."""
-    adapters: tuple[Adapter, ...]
+    adapters: tuple[ShownAdapter, ...]
     """Sorted by key."""
     completions: ShownCompletions
     answers: Mapping[tuple[str, str], Mapping[str, KeptAnswer]]
@@ -153,7 +153,7 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapter, ...]:
+def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[ShownAdapter, ...]:
     directories = {path.parent.name: path for path in (run / "adapters").glob(f"v[0-9]*/{MANIFEST}")}
     manifests = {}
     for name, path in directories.items():
@@ -172,7 +172,7 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapte
     for key in sorted({*manifests, *(score.adapter for score in scores)}):
         version = key.rpartition("-")[2]
         found.append(
-            Adapter(
+            ShownAdapter(
                 key=key,
                 manifest=manifests.get(key),
                 step=steps.get(version),
@@ -185,7 +185,7 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Adapte
 
 
 def _answers(
-    run: Path, adapters: Sequence[Adapter]
+    run: Path, adapters: Sequence[ShownAdapter]
 ) -> tuple[dict[tuple[str, str], Mapping[str, KeptAnswer]], list[str]]:
     """`ShownRun.answers` and `ShownRun.damaged`. A damaged file is no reason to show nothing of a run."""
     answers: dict[tuple[str, str], Mapping[str, KeptAnswer]] = {}

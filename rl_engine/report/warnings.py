@@ -18,7 +18,7 @@ NEAR = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class WarningRule:
     """A metric that should stay small."""
 
     key: str
@@ -52,44 +52,44 @@ def _given(settings: Settings, key: str, limits: Mapping[str, float]) -> float:
 
 
 RULES = (
-    Rule(
+    WarningRule(
         key="reward/verdict/error",
         limit=lambda *_: 0.0,
         text="grading failed on up to {worst:.2%} of the completions of a step, at {steps} (verdict error)",
     ),
-    Rule(
+    WarningRule(
         key="reward/verdict/timeout",
         limit=lambda *_: 0.01,
         text="grading took too long on up to {worst:.1%} of the completions of a step, at {steps} (verdict timeout)",
     ),
-    Rule(
+    WarningRule(
         key="sampler/kl",
         limit=_kl_limit,
         text="the sampler was far from the learner: sampler/kl up to {worst:.2g}, above half its limit by more than "
         "chance at {steps}",
     ),
-    Rule(
+    WarningRule(
         key="sampler/beyond_frac",
         limit=_beyond_limit,
         text="up to {worst:.2%} of a step's tokens were beyond rollout.max_logprob_gap, above half the limit by more "
         "than chance at {steps}",
     ),
-    Rule(
+    WarningRule(
         key="completion/truncated_frac",
         limit=lambda *_: 0.1,
         text="up to {worst:.0%} of a step's completions were cut off by sampling.max_tokens; above 10 % at {steps}",
     ),
-    Rule(
+    WarningRule(
         key="loss/clip_low_frac",
         limit=lambda *_: 0.05,
         text="up to {worst:.0%} of a step's tokens were held by the lower clipping bound; above 5 % at {steps}",
     ),
-    Rule(
+    WarningRule(
         key="loss/clip_high_frac",
         limit=lambda *_: 0.05,
         text="up to {worst:.0%} of a step's tokens were held by the upper clipping bound; above 5 % at {steps}",
     ),
-    Rule(
+    WarningRule(
         key="updates/skipped",
         limit=lambda *_: 0.0,
         text="updates were skipped at {steps}: their gradient was infinite or NaN",

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evals.command import new_console
-from rl_engine.run.console import COLUMNS, Example, RunConsole
+from rl_engine.run.console import COLUMNS, RunConsole, ShownAnswer
 
 if TYPE_CHECKING:
     from evals.scoring.report import EvalReport
@@ -130,7 +130,7 @@ class CellConsole(RunConsole):
             self.note(f"{name}: accuracy {' → '.join(f'{score:.1%}' for score in (*scores[:1], *scores[1:][-1:]))}")
         self.note(f"adapter: {paths.get('best adapter', paths['adapter'])}")
 
-    def examples(self, examples: Sequence[Example]) -> None:
+    def examples(self, examples: Sequence[ShownAnswer]) -> None:
         """They are in the run's report."""
 
     def commands(self, commands: Mapping[str, str]) -> None:

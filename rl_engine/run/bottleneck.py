@@ -117,7 +117,7 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class BottleneckRule:
     """Something that a step can wait for."""
 
     name: str
@@ -155,7 +155,7 @@ def _learning(seen: Observed) -> str:
 
 
 RULES = (
-    Rule(
+    BottleneckRule(
         name="workers missing",
         applies=lambda seen: seen.alive is not None and seen.alive < seen.workers and seen.rollout >= MUCH,
         says=lambda seen: (
@@ -163,7 +163,7 @@ RULES = (
             f"{seen.has('rollout.workers')} are there: see what was said of those that were lost"
         ),
     ),
-    Rule(
+    BottleneckRule(
         name="grading",
         applies=lambda seen: seen.grade >= NOTABLE,
         says=lambda seen: (
@@ -171,13 +171,13 @@ RULES = (
             + (", or make rewards.function faster" if seen.settings.get("rewards.function") else "")
         ),
     ),
-    Rule(name="publishing", applies=lambda seen: seen.sync >= NOTABLE, says=_publishing),
-    Rule(
+    BottleneckRule(name="publishing", applies=lambda seen: seen.sync >= NOTABLE, says=_publishing),
+    BottleneckRule(
         name="too few pieces",
         applies=lambda seen: seen.in_workers and seen.pieces < seen.workers and seen.rollout >= MUCH,
         says=_too_few_pieces,
     ),
-    Rule(
+    BottleneckRule(
         name="tail",
         applies=lambda seen: seen.tail >= MUCH and seen.rollout >= MUCH,
         says=lambda seen: (
@@ -186,7 +186,7 @@ RULES = (
             + f"shorter, {seen.has('sampling.max_tokens')}"
         ),
     ),
-    Rule(
+    BottleneckRule(
         name="no signal",
         applies=lambda seen: seen.no_signal >= DULL and seen.rollout >= MUCH,
         says=lambda seen: (
@@ -194,7 +194,7 @@ RULES = (
             f"problems that are solved sometimes (data), or larger groups, {seen.has('sampling.n')}"
         ),
     ),
-    Rule(
+    BottleneckRule(
         name="in turns",
         applies=lambda seen: (
             seen.in_workers and seen.ahead == 0 and seen.idle >= MUCH and seen.learn + seen.grade + seen.sync >= MUCH
@@ -208,7 +208,7 @@ RULES = (
             )
         ),
     ),
-    Rule(
+    BottleneckRule(
         name="learner behind",
         applies=lambda seen: seen.in_workers and seen.ahead > 0 and seen.idle >= MUCH and seen.rollout < LITTLE,
         says=lambda seen: (
@@ -216,7 +216,7 @@ RULES = (
             f"fewer {seen.has('rollout.workers')}"
         ),
     ),
-    Rule(
+    BottleneckRule(
         name="samplers behind",
         applies=lambda seen: (
             seen.in_workers and seen.rollout >= (MOST if seen.busy is None else MUCH) and seen.idle < MUCH
@@ -228,7 +228,7 @@ RULES = (
             + f", or lower {seen.has('sampling.max_tokens')}"
         ),
     ),
-    Rule(
+    BottleneckRule(
         name="sampling",
         applies=lambda seen: not seen.in_workers and seen.rollout >= MOST,
         says=lambda seen: (
@@ -236,7 +236,7 @@ RULES = (
             f"it (rollout.placement=ray), or fewer tokens, {seen.has('sampling.max_tokens')}, {seen.has('sampling.n')}"
         ),
     ),
-    Rule(name="learning", applies=lambda seen: seen.learn >= MOST, says=_learning),
+    BottleneckRule(name="learning", applies=lambda seen: seen.learn >= MOST, says=_learning),
 )
 """The first that applies is told: what others depend on comes before them."""
 

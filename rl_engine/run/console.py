@@ -69,7 +69,7 @@ DISPENSABLE = ("tokens/s", "step s", "CoT", "left", "gap")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
+class ShownAnswer:
     """What the policy answered to the first problem of the first suite."""
 
     step: int
@@ -176,7 +176,7 @@ class RunConsole:
             )
         self.print_rows({name: str(path) for name, path in paths.items()})
 
-    def examples(self, examples: Sequence[Example]) -> None:
+    def examples(self, examples: Sequence[ShownAnswer]) -> None:
         """Print one problem with its completions before and after training."""
         if len(examples) < 2:
             return

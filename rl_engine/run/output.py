@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.config.resuming import Rule
+from rl_engine.config.resuming import ResumeRule
 from rl_engine.config.run import CHECKPOINT_EVERY
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import MARKER, METRICS, WRITTEN, read_metrics
@@ -176,7 +176,7 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
     found = changes_since(run, config)
     refuse_changes(run, found)
     if not numbered(run / CHECKPOINTS, "step"):
-        _refuse_lost_checkpoints(run, longer=any(change.rule is Rule.LENGTH for change in found))
+        _refuse_lost_checkpoints(run, longer=any(change.rule is ResumeRule.LENGTH for change in found))
         return [f"the run in {run} has no checkpoint: it starts from the beginning"]
     return [*notes_on(found)]
 

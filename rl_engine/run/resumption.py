@@ -13,7 +13,7 @@ import yaml
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.config.resuming import Changed, Rule, changes, fixed_values
+from rl_engine.config.resuming import Changed, ResumeRule, changes, fixed_values
 from rl_engine.config.sft import SftConfig
 from rollout.files.durable import naming
 
@@ -102,7 +102,7 @@ def notes_on(found: Sequence[Changed]) -> Iterator[str]:
     told = [change for change in found if change.key != "output_dir"]
     if told:
         yield f"changed since the run began, and noted in {RESUMED}: {'; '.join(map(str, told))}"
-    rounded = [change.key for change in told if change.rule is Rule.ROUNDING]
+    rounded = [change.key for change in told if change.rule is ResumeRule.ROUNDING]
     if rounded:
         yield (
             f"{', '.join(rounded)}: from here on the run is the same to rounding, no longer bit for bit the one that "

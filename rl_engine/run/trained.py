@@ -69,7 +69,7 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class EvalSetting:
     """What an evaluation depends on besides the model. Scores are comparable where this is equal."""
 
     file: str | None
@@ -92,7 +92,7 @@ class Setting:
 class Evaluation:
     """One adapter's row in a report of `evals/`, as far as the format is promised."""
 
-    setting: Setting
+    setting: EvalSetting
     adapter: str
     adapter_sha256: str | None
     """Digest of its manifest; None for the base model and in older reports."""
@@ -283,10 +283,10 @@ def _evaluation(report: dict[str, Any], file: str | None) -> Evaluation:
         # Of one sample they are its average.
         if samples > 1 and (found := report.get(f"{name}_at", {}).get(str(samples))):
             measures.append(Measure(f"{name}@{samples}", found["value"], tuple(found["interval"])))
-    setting: dict[str, Any] = {field.name: report.get(field.name) for field in fields(Setting)}
+    setting: dict[str, Any] = {field.name: report.get(field.name) for field in fields(EvalSetting)}
     setting |= {"file": file, "min_p": report.get("min_p", 0.0)}
     return Evaluation(
-        setting=Setting(**setting),
+        setting=EvalSetting(**setting),
         adapter=report["adapter"],
         adapter_sha256=report.get("adapter_sha256"),
         measures=tuple(measures),

@@ -29,7 +29,7 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import read_metrics
 from rl_engine.sft.run import run_sft
 from rollout.config import ArithmeticConfig
-from rollout.prompts.arithmetic import Expression, expressions
+from rollout.prompts.arithmetic import SignedSum, expressions
 
 RECIPE = "embedded.yaml"
 OUTPUT = Path("runs/embedded")
@@ -82,7 +82,7 @@ def build_model() -> Qwen3ForCausalLM:
     )
 
 
-def prompt_of(expression: Expression) -> str:
+def prompt_of(expression: SignedSum) -> str:
     return QUICKSTART_SUMS.wording.replace("{expression}", expression.text) + "\n"
 
 
@@ -93,7 +93,7 @@ def held_out_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, start: str
     `{first}` in it stands for the expression's first number: the beginning of a worked answer.
     """
     chosen = list(itertools.islice(expressions("held_out", 1, QUICKSTART_SUMS.terms, QUICKSTART_SUMS.largest), count))
-    by_length: dict[int, list[tuple[list[int], Expression]]] = {}
+    by_length: dict[int, list[tuple[list[int], SignedSum]]] = {}
     for expression in chosen:
         ids = tokenizer.encode(prompt_of(expression) + start.replace("{first}", str(expression.terms[0])))
         by_length.setdefault(len(ids), []).append((ids, expression))

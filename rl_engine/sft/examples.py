@@ -32,7 +32,7 @@ IGNORED = -100
 Tokens = NDArray[np.int32]
 
 
-class UnusableError(ValueError):
+class UnusableConversationError(ValueError):
     """A conversation that cannot be learned from; the text is the reason that is counted."""
 
 
@@ -73,7 +73,7 @@ class ExampleRenderer:
             object.__setattr__(self, "_chat", ChatTemplate(self.tokenizer, self.prompt))
 
     def example(self, conversation: Conversation) -> Example:
-        """Raises `UnusableError` with the reason."""
+        """Raises `UnusableConversationError` with the reason."""
         ids, labels = [], []
         for part, learned in self._parts(conversation.messages):
             ids += part
@@ -87,7 +87,9 @@ class ExampleRenderer:
             parts = [(self._encode(text), learned) for text, learned in self._turns(asked, self._chat)]
         else:
             if len(messages) != 2:
-                raise UnusableError(f"{len(messages)} turns, where prompt.template {self.prompt.template} holds two")
+                raise UnusableConversationError(
+                    f"{len(messages)} turns, where prompt.template {self.prompt.template} holds two"
+                )
             problem = Problem(id="", text=messages[0]["content"], answer="")
             question = Renderer(self.tokenizer, self.prompt).render(problem)
             parts = [(list(question.token_ids), False), (self._encode(messages[1]["content"]), True)]
@@ -123,7 +125,7 @@ class ExampleRenderer:
             before = _rendered(chat, messages[:index], ask=True)
             after = _rendered(chat, messages[: index + 1], ask=False)
             if not after.startswith(before):
-                raise UnusableError("the chat template renders a question differently once it is answered")
+                raise UnusableConversationError("the chat template renders a question differently once it is answered")
             if not before.startswith(said):
                 cuts, said = [], ""
             turn = after[len(before) :].rstrip()
@@ -136,7 +138,7 @@ def _rendered(chat: ChatTemplate, messages: list[Message], *, ask: bool) -> str:
     try:
         return chat.render(messages, ask=ask)
     except TemplateError as error:
-        raise UnusableError(f"the chat template refuses it: {error}") from error
+        raise UnusableConversationError(f"the chat template refuses it: {error}") from error
 
 
 def read_template(name: str) -> str:
@@ -166,7 +168,7 @@ def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
         for conversation in conversations:
             try:
                 example = renderer.example(conversation)
-            except UnusableError as reason:
+            except UnusableConversationError as reason:
                 dropped.drop(str(reason), conversation.id)
                 continue
             if len(example.input_ids) > data.max_tokens:

@@ -13,9 +13,9 @@ from rl_engine.sweep.cells import Arm, Cell, arms_of, cell_of
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.results import Result
 from rl_engine.sweep.statistics import (
-    Estimate,
     Floats,
     Optima,
+    SeedEstimate,
     Spread,
     estimate,
     mean_over_seeds,
@@ -44,9 +44,9 @@ class Point:
 class Comparison:
     """An arm with the reference arm at the same other values of the grid."""
 
-    best_ratio: Estimate
+    best_ratio: SeedEstimate
     """Best axis value over the reference's."""
-    score_difference: Estimate
+    score_difference: SeedEstimate
     """Score minus the reference's at each one's best axis value, paired by seed."""
 
 
@@ -56,13 +56,13 @@ class Best:
 
     axis_value: float
     """The best value of the grid."""
-    best: Estimate
+    best: SeedEstimate
     """The best value of the curve, between those of the grid."""
     good_range: tuple[float, float]
     """An end that is an end of the axis means that the range goes on beyond it, or may."""
-    good_decades: Estimate
+    good_decades: SeedEstimate
     """Its width: log10 of its ends' ratio."""
-    score: Estimate
+    score: SeedEstimate
     """The score at `axis_value`, over the seeds that did not choose it where there are such."""
     seeds: int
     """How many those are."""
@@ -224,10 +224,10 @@ def _compare(config: SweepConfig, peak: _Peak, reference: _Peak) -> Comparison |
     )
 
 
-def _power(exponent: Estimate) -> Estimate:
+def _power(exponent: SeedEstimate) -> SeedEstimate:
     """Back from log10; what is beyond the axis stays so."""
     interval = exponent.interval and (_ten_to(exponent.interval[0]), _ten_to(exponent.interval[1]))
-    return Estimate(value=_ten_to(exponent.value), interval=interval)
+    return SeedEstimate(value=_ten_to(exponent.value), interval=interval)
 
 
 def _ten_to(exponent: float) -> float:

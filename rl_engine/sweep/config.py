@@ -25,7 +25,7 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
+class CellCommand:
     """A program that a sweep can run: `python -m MODULE --config BASE key=value …`."""
 
     module: str
@@ -47,7 +47,7 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command(
+    "train": CellCommand(
         module="rl_engine.train",
         schema=Config,
         check=train.check_quickly,
@@ -58,7 +58,7 @@ COMMANDS = {
         groups=groups_of,
         room=company_lines,
     ),
-    "sft": Command(
+    "sft": CellCommand(
         module="rl_engine.sft",
         schema=SftConfig,
         check=sft.check_quickly,

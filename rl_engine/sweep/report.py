@@ -20,7 +20,7 @@ from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse, 
 from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.results import Result, parsed
-from rl_engine.sweep.statistics import Estimate
+from rl_engine.sweep.statistics import SeedEstimate
 from rollout.files.durable import write_synced
 from rollout.files.ownership import replaced
 
@@ -135,7 +135,7 @@ def _range(best: Best, report: ArmReport) -> str:
     return f"{'≤ ' * open_low}{low:.2g} – {'≥ ' * open_high}{high:.2g}: {'≥ ' * (open_low or open_high)}{width} decades"
 
 
-def _written(estimate: Estimate, form: str) -> str:
+def _written(estimate: SeedEstimate, form: str) -> str:
     """`0.93 (0.91 … 0.95)`; what lies beyond the axis is said to, and so is what cannot be known."""
     value = format(estimate.value, form) if math.isfinite(estimate.value) else "beyond"
     if math.isnan(estimate.value):

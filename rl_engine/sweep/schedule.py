@@ -24,7 +24,7 @@ from rl_engine.sweep.results import RESULTS, Results, measured
 from rl_engine.sweep.sharing import Sharing, Targets
 from rl_engine.sweep.work.company import LOGS
 from rl_engine.sweep.work.runs import CELL, sole_user
-from rl_engine.sweep.work.slots import Slots
+from rl_engine.sweep.work.slots import WorkSlots
 from rollout.files.durable import write_synced
 from rollout.stopping import ECHO_S
 
@@ -88,14 +88,14 @@ def run_sweep(
         results.write()
         progress = SweepProgress(config=config, targets=targets)
         try:
-            run_cells(Slots(config, targets, sharing, lock, progress.note), results, stop, progress, on_result)
+            run_cells(WorkSlots(config, targets, sharing, lock, progress.note), results, stop, progress, on_result)
         finally:
             progress.close()
     return results, stop
 
 
 def run_cells(
-    slots: Slots, results: Results, stop: Stop, progress: SweepProgress, on_result: Callable[[Results], object]
+    slots: WorkSlots, results: Results, stop: Stop, progress: SweepProgress, on_result: Callable[[Results], object]
 ) -> None:
     """Start, watch and record, until nothing is due and nothing runs; once asked to stop, until nothing runs."""
     config = slots.config

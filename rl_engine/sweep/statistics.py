@@ -18,20 +18,20 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class SeedEstimate:
     value: float
     interval: tuple[float, float] | None
     """95 %; absent where a single seed leaves nothing to judge it by."""
 
 
-def mean_over_seeds(scores: Sequence[float]) -> Estimate:
+def mean_over_seeds(scores: Sequence[float]) -> SeedEstimate:
     """The mean with Student's t interval: what another choice of seeds might have given, on the same problems."""
     mean = fmean(scores)
     if len(scores) < 2:
-        return Estimate(value=mean, interval=None)
+        return SeedEstimate(value=mean, interval=None)
     spread = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1))
     half = T975[min(len(scores) - 1, len(T975)) - 1] * spread / math.sqrt(len(scores))
-    return Estimate(value=mean, interval=(mean - half, mean + half))
+    return SeedEstimate(value=mean, interval=(mean - half, mean + half))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ def redrawn(y_K: Floats, seeds: int, deviations_D: Floats | None, generator: np.
     return np.concatenate([y_K[None], y_K + noise])
 
 
-def estimate(values_D: Floats) -> Estimate:
+def estimate(values_D: Floats) -> SeedEstimate:
     """What follows from the means, the first value, with the middle 95 % of what follows from the others.
 
     A value that is not known (∞ − ∞) may lie anywhere: it widens the interval at both ends.
@@ -130,4 +130,4 @@ def estimate(values_D: Floats) -> Estimate:
         low = np.quantile(np.where(unknown, -np.inf, values_D[1:]), 0.025, method="inverted_cdf")
         high = np.quantile(np.where(unknown, np.inf, values_D[1:]), 0.975, method="inverted_cdf")
         interval = (float(low), float(high))
-    return Estimate(value=float(values_D[0]), interval=interval)
+    return SeedEstimate(value=float(values_D[0]), interval=interval)

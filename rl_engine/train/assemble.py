@@ -46,7 +46,7 @@ from rl_engine.sampling.placement import check_placement, start_queue
 from rl_engine.sampling.publish import Publisher
 from rl_engine.sampling.sampler import Sampler
 from rl_engine.sampling.stream import RolloutStream
-from rl_engine.train.loop import Run
+from rl_engine.train.loop import LiveRun
 from rl_engine.train.resolve import resolve_eval_pieces
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
@@ -223,7 +223,7 @@ def assemble(
     console: RunConsole | None = None,
     stop: StopRequest | None = None,
     shared: Shared | None = None,
-) -> Run:
+) -> LiveRun:
     """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
     the data, the model or the output directory, before any weights are loaded where that can be known."""
     stop = stop or StopRequest()
@@ -251,7 +251,7 @@ def assemble(
             console.print_rows({"sampling": where})
         sampler = Sampler(queue, grader, ranks, stop)
         past = PastVersions(learner, config.rollout.max_staleness)
-        run = Run(
+        run = LiveRun(
             config=saved_at_every_step(config) if shared else config,
             eval_sampling=prepared.eval_sampling,
             suites=prepared.suites,
@@ -317,7 +317,7 @@ def _publisher(
     )
 
 
-def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | None) -> None:
+def _continue_from(run: LiveRun, found: tuple[RunState, dict[str, torch.Tensor]] | None) -> None:
     """Go to where the checkpoint stands, or back to the beginning; versions published after that are dropped."""
     if found is not None:
         state, tensors = found
@@ -333,7 +333,7 @@ def _continue_from(run: Run, found: tuple[RunState, dict[str, torch.Tensor]] | N
         run.publisher.store.rewind(run.version)
 
 
-def _without_recorded(run: Run, state: RunState) -> RunState:
+def _without_recorded(run: LiveRun, state: RunState) -> RunState:
     """A checkpoint's state, where its step may be on record by now: the run has gone on from there before."""
     recorded = any(line["step"] == state.step for line in read_metrics(run.records.run))
     return replace(state, unrecorded=None) if run.learner.ranks.broadcast(recorded) else state

@@ -25,7 +25,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.company import Place, company_lines, runs_at_once
-from rl_engine.plan.sharing import Cell, Group
+from rl_engine.plan.sharing import Group, NamedConfig
 from rl_engine.policy.base_model import SharedBase
 from rl_engine.run.board import BEGUN, DONE, FAILED, STOPPED, Board, CellConsole
 from rl_engine.run.checkpoint import Checkpoints
@@ -62,7 +62,7 @@ class Wishes:
     keep_old: bool
 
 
-def train_all(cells: Sequence[Cell], ranks: Ranks, stop: StopRequest, wishes: Wishes) -> int:
+def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, wishes: Wishes) -> int:
     """Train runs that can share; the exit code: 1 where one failed, and of a lone one its own.
 
     Raises what is wrong with any of them before weights are loaded.
@@ -86,12 +86,12 @@ def train_all(cells: Sequence[Cell], ranks: Ranks, stop: StopRequest, wishes: Wi
     return codes[cells[0].name] if len(cells) == 1 else int(any(codes.values()))
 
 
-def console_of_cell(cell: Cell, board: Board, ranks: Ranks) -> CellConsole:
+def console_of_cell(cell: NamedConfig, board: Board, ranks: Ranks) -> CellConsole:
     return CellConsole(quiet=not ranks.is_main, steps=cell.config.train.steps, board=board, name=cell.name)
 
 
 @contextlib.contextmanager
-def naming(cell: Cell, cells: Sequence[Cell]) -> Iterator[None]:
+def naming(cell: NamedConfig, cells: Sequence[NamedConfig]) -> Iterator[None]:
     """What is wrong with one of several configurations is told with its name."""
     try:
         yield
@@ -113,7 +113,7 @@ def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, w
 
 
 def train_group(
-    cells: Sequence[Cell], given: Given, board: Board, ranks: Ranks, stop: StopRequest, wishes: Wishes
+    cells: Sequence[NamedConfig], given: Given, board: Board, ranks: Ranks, stop: StopRequest, wishes: Wishes
 ) -> dict[str, int]:
     """The runs side by side; the exit code of each that was begun."""
     configs, place = [cell.config for cell in cells], Place.here(ranks)
@@ -157,7 +157,7 @@ class Company:
     """Who has waited longest first."""
     _broken: EngineError | None = field(default=None, init=False)
 
-    def train(self, cells: Sequence[Cell], given: Given) -> None:
+    def train(self, cells: Sequence[NamedConfig], given: Given) -> None:
         """Until every run is over. A run that waits for a place takes that of one that is over, however it ended."""
         waiting = deque(cells)
         while waiting or self._at_work:
@@ -172,7 +172,7 @@ class Company:
             else:
                 self._sample()
 
-    def _begin(self, cell: Cell, prepared: Prepared, grader: Grader, console: CellConsole) -> _AtWork:
+    def _begin(self, cell: NamedConfig, prepared: Prepared, grader: Grader, console: CellConsole) -> _AtWork:
         stop = StopRequest()
         self.stop.others.append(stop)
         turn = Turn(cell.name, lambda: self._train(cell, stop, shared))
@@ -185,7 +185,7 @@ class Company:
         )
         return _AtWork(turn, stop)
 
-    def _train(self, cell: Cell, stop: StopRequest, shared: Shared) -> None:
+    def _train(self, cell: NamedConfig, stop: StopRequest, shared: Shared) -> None:
         """One run, in its own thread: what happens to it is told, and is nobody else's."""
         wishes, state, code = self.wishes, FAILED, 1
         self.board.state(cell.name, BEGUN)
@@ -249,7 +249,7 @@ class Company:
                 one.turn.interrupt(Stopped())
         return bool(asked) or self._broken is not None
 
-    def _leave_out(self, waiting: deque[Cell]) -> None:
+    def _leave_out(self, waiting: deque[NamedConfig]) -> None:
         """Those that have not begun never will."""
         for cell in waiting:
             if self._broken is None:

@@ -28,7 +28,7 @@ from rl_engine.report.plot import plot_run
 from rl_engine.run.best import best_version
 from rl_engine.run.bottleneck import Watch, settings_of
 from rl_engine.run.checkpoint import Checkpoints, RunState
-from rl_engine.run.console import Example, RunConsole
+from rl_engine.run.console import RunConsole, ShownAnswer
 from rl_engine.run.metrics import Timing, advantage_metrics, learn_metrics, rollout_metrics, time_metrics
 from rl_engine.run.peaks import PhasePeaks
 from rl_engine.run.records import METRICS, Records, read_metrics
@@ -45,7 +45,7 @@ from rollout.work_items import Request
 
 
 @dataclass
-class Run:
+class LiveRun:
     """The parts of a run, and where it stands."""
 
     config: Config
@@ -66,7 +66,7 @@ class Run:
     """The step at work."""
     version: int = 0
     """Of what the learner has, published or about to be."""
-    examples: list[Example] = field(default_factory=list)
+    examples: list[ShownAnswer] = field(default_factory=list)
     """Of the evaluations so far."""
     adapter: AdapterRef = field(init=False)
     finished: RunState = field(init=False)
@@ -84,7 +84,7 @@ class Run:
         return self.learner.ranks.is_main
 
 
-def train(run: Run) -> None:
+def train(run: LiveRun) -> None:
     """Sample, grade, learn, publish, record; until the steps are done.
 
     When someone asks to stop, and when what samples or its check fails, the step at work is dropped and the last
@@ -104,7 +104,7 @@ def train(run: Run) -> None:
             save(run)
 
 
-def take_step(run: Run) -> None:
+def take_step(run: LiveRun) -> None:
     """One step, from its problems to its line in metrics.jsonl."""
     start = time.monotonic()
     groups = sample(run)
@@ -137,7 +137,7 @@ def take_step(run: Run) -> None:
     conclude(run, {**metrics, **time_metrics(timing, tokens_of(groups.all)), **run.peaks.metrics()})
 
 
-def finish(run: Run, unrecorded: dict[str, float] | None = None) -> None:
+def finish(run: LiveRun, unrecorded: dict[str, float] | None = None) -> None:
     """The current step's update is made: it is what is kept from now on. `unrecorded`: its metrics, until they are in
     metrics.jsonl."""
     run.finished = RunState(
@@ -151,7 +151,7 @@ def finish(run: Run, unrecorded: dict[str, float] | None = None) -> None:
     run.rng = torch.get_rng_state()
 
 
-def conclude(run: Run, metrics: dict[str, float]) -> None:
+def conclude(run: LiveRun, metrics: dict[str, float]) -> None:
     """Evaluate where that is due, and record the step: all that is left of it once its update is made. A run that is
     stopped here does it when it is resumed."""
     finish(run, metrics)
@@ -160,12 +160,12 @@ def conclude(run: Run, metrics: dict[str, float]) -> None:
     finish(run)
 
 
-def due(step: int, every: int, run: Run) -> bool:
+def due(step: int, every: int, run: LiveRun) -> bool:
     """Whether something done every so many steps, and after the last, is to be done."""
     return step == run.config.train.steps or (every > 0 and step % every == 0)
 
 
-def sample(run: Run) -> StepGroups:
+def sample(run: LiveRun) -> StepGroups:
     """Graded completions of the step's problems."""
     with kept(run), run.console.phase(f"step {run.step}: sampling"), run.peaks.peak_gib("rollout"):
         groups = run.stream.take(run.step, run.adapter)
@@ -178,7 +178,7 @@ def sample(run: Run) -> StepGroups:
 
 
 @contextlib.contextmanager
-def kept(run: Run) -> Iterator[None]:
+def kept(run: LiveRun) -> Iterator[None]:
     """The last finished step is saved before anything is raised out of the block. What is raised there is raised on
     every rank, and leaves the learner as it was."""
     done = False
@@ -190,7 +190,7 @@ def kept(run: Run) -> Iterator[None]:
             save(run)
 
 
-def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], groups: Sequence[GradedGroup]) -> LearnStats:
+def learn(run: LiveRun, updates: Sequence[Sequence[TrainingSample]], groups: Sequence[GradedGroup]) -> LearnStats:
     """The step's updates; where no group carries signal, only the measurements. A request to stop is heard until the
     first update is made; from then on the step is finished."""
     engine = run.sampler.engine
@@ -211,7 +211,7 @@ def learn(run: Run, updates: Sequence[Sequence[TrainingSample]], groups: Sequenc
     return stats if earlier is None else replace(stats, gap=earlier)
 
 
-def publish(run: Run) -> None:
+def publish(run: LiveRun) -> None:
     """The learner's adapter, or model, becomes what samples next."""
     try:
         with run.peaks.peak_gib("sync"):
@@ -221,7 +221,7 @@ def publish(run: Run) -> None:
         raise
 
 
-def step_metrics(run: Run, groups: Sequence[GradedGroup], stats: LearnStats, timing: Timing) -> dict[str, float]:
+def step_metrics(run: LiveRun, groups: Sequence[GradedGroup], stats: LearnStats, timing: Timing) -> dict[str, float]:
     return {
         **rollout_metrics(groups),
         **learn_metrics(stats, float(run.learner.optimizer.param_groups[0]["lr"])),
@@ -235,7 +235,7 @@ def tokens_of(groups: Sequence[GradedGroup]) -> int:
     return sum(len(completion.token_ids) for group in groups for completion in group.rollout.completions)
 
 
-def evaluate(run: Run) -> list[EvalReport]:
+def evaluate(run: LiveRun) -> list[EvalReport]:
     """Score the current adapter on every suite, by the same engine that samples for training. The main rank reports.
 
     Workers of a pool sample all suites side by side: the longest completions of one are no one's wait.
@@ -269,7 +269,7 @@ def evaluate(run: Run) -> list[EvalReport]:
     return reports
 
 
-def collected(run: Run, suite: Suite, request: Request) -> GradedBatch:
+def collected(run: LiveRun, suite: Suite, request: Request) -> GradedBatch:
     """The answers to a suite. Raises `GradingFailedError` where they could not be judged."""
     with kept(run), run.console.phase(f"step {run.step}: evaluating {suite.name}"):
         batch = run.sampler.collect(request)
@@ -278,9 +278,9 @@ def collected(run: Run, suite: Suite, request: Request) -> GradedBatch:
     return batch
 
 
-def example_of(step: int, group: GradedGroup) -> Example:
+def example_of(step: int, group: GradedGroup) -> ShownAnswer:
     problem = group.rollout.prompt.problem
-    return Example(
+    return ShownAnswer(
         step=step,
         problem=problem.text,
         reference=problem.answer,
@@ -289,7 +289,7 @@ def example_of(step: int, group: GradedGroup) -> Example:
     )
 
 
-def record(run: Run, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
+def record(run: LiveRun, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
     """The step's line in metrics.jsonl, the reports, a row on the console, the plot."""
     if not run.is_main:
         return
@@ -306,7 +306,7 @@ def record(run: Run, metrics: dict[str, float], reports: Sequence[EvalReport]) -
         mark_best(run)
 
 
-def mark_best(run: Run) -> None:
+def mark_best(run: LiveRun) -> None:
     """Let `adapters/best` name the version that scored highest so far."""
     if not run.suites:
         return
@@ -317,7 +317,7 @@ def mark_best(run: Run) -> None:
         store.point("best", best)
 
 
-def save(run: Run) -> None:
+def save(run: LiveRun) -> None:
     """A checkpoint after the last finished step, if there is one. Collective."""
     if not run.finished.step:
         return
@@ -326,7 +326,7 @@ def save(run: Run) -> None:
         run.checkpoints.save(run.finished, tensors, run.rng)
 
 
-def summary_paths(run: Run) -> dict[str, Path]:
+def summary_paths(run: LiveRun) -> dict[str, Path]:
     """Where a person finds what the run made."""
     root, best = run.records.run, run.publisher.store.pointed("best")
     paths = {"run": root, "adapter": run.publisher.store.path_of(run.finished.version)}

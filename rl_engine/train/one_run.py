@@ -19,7 +19,7 @@ from rl_engine.run.output import Earlier, check_output, sole_writer
 from rl_engine.run.records import read_metrics
 from rl_engine.sampling.failures import GradingFailedError
 from rl_engine.train.assemble import Shared, assemble
-from rl_engine.train.loop import Run, summary_paths, train
+from rl_engine.train.loop import LiveRun, summary_paths, train
 from rl_engine.train.next_steps import next_steps
 from rollout.engine import EngineError
 from rollout.prompts.problems import tasks_of
@@ -102,7 +102,7 @@ def grader_of(config: Config) -> Grader:
     return Grader.from_config(config.rewards, tasks_of(config.data))
 
 
-def tell_stopped(run: Run) -> None:
+def tell_stopped(run: LiveRun) -> None:
     """Say what is kept, once all that can be is saved."""
     finished = run.finished
     if not finished.step:
@@ -114,7 +114,7 @@ def tell_stopped(run: Run) -> None:
     run.console.note(f"stopped after step {finished.step} as asked, and saved: --resume continues{first}")
 
 
-def way_on(run: Run) -> str:
+def way_on(run: LiveRun) -> str:
     """What a person can do after an error, which came when the last finished step had been saved."""
     step = run.finished.step
     return f"step {step} is saved: --resume continues after it." if step else f"No step was done: {UNTRAINED}."

@@ -24,8 +24,8 @@ DRAWS_PER_PROBLEM = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Expression:
-    """Signed terms, the first positive: `Expression((17, -4, 9))` is 17-4+9."""
+class SignedSum:
+    """Signed terms, the first positive: `SignedSum((17, -4, 9))` is 17-4+9."""
 
     terms: tuple[int, ...]
 
@@ -56,13 +56,13 @@ class Expression:
         return "\n".join([*lines, self.direct()])
 
 
-def expressions(split: Split, seed: int, terms: Sequence[int], largest: int) -> Iterator[Expression]:
+def expressions(split: Split, seed: int, terms: Sequence[int], largest: int) -> Iterator[SignedSum]:
     """An endless stream of the split's expressions, the same for the same arguments."""
     rng = random.Random(f"{split}-{seed}")
     while True:
         first = rng.randint(1, largest)
         rest = (rng.choice((-1, 1)) * rng.randint(1, largest) for _ in range(rng.choice(terms) - 1))
-        expression = Expression((first, *rest))
+        expression = SignedSum((first, *rest))
         if expression.split == split:
             yield expression
 

@@ -67,7 +67,7 @@ def _check_part(config: SourceConfig, key: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DataPart:
     """One source of a run's data, and the key of its path."""
 
     config: DataConfig
@@ -76,13 +76,13 @@ class Part:
     """How a person names a column, with `{role}` and `{name}`, where it is otherwise than for the key."""
 
 
-def parts_of(config: DataConfig, key: str = "data.path") -> list[Part]:
+def parts_of(config: DataConfig, key: str = "data.path") -> list[DataPart]:
     """The sources that `data.mix` names; without one, the source itself."""
     if not config.mix:
-        return [Part(config, key)]
+        return [DataPart(config, key)]
     names = SourceConfig.model_fields
     return [
-        Part(
+        DataPart(
             config.model_copy(update={**{name: getattr(one, name) for name in names}, "mix": ()}), f"data.mix.{n}.path"
         )
         for n, one in enumerate(config.mix)
@@ -164,7 +164,7 @@ def _mixed(loaded: Sequence[Loaded]) -> Loaded:
     return whole
 
 
-def _load_part(part: Part, split: Split, seed: int, need_answer: bool, with_extra: bool) -> Loaded:
+def _load_part(part: DataPart, split: Split, seed: int, need_answer: bool, with_extra: bool) -> Loaded:
     config, loaded = part.config, Loaded([])
     if config.source in GENERATED:
         made = _generated(part, split, seed)
@@ -184,7 +184,7 @@ def _load_part(part: Part, split: Split, seed: int, need_answer: bool, with_extr
     return loaded
 
 
-def _generated(part: Part, split: Split, seed: int) -> Iterable[Problem]:
+def _generated(part: DataPart, split: Split, seed: int) -> Iterable[Problem]:
     config = part.config
     if config.source == ARITHMETIC:
         return arithmetic_problems(config.arithmetic, split, config.limit or config.arithmetic.count, seed)
@@ -215,7 +215,7 @@ def within_level(problems: Iterable[Problem], bounds: tuple[float, float] | None
             yield problem
 
 
-def _problem_rows(part: Part, loaded: Loaded, need_answer: bool, with_extra: bool) -> Iterator[ProblemRow]:
+def _problem_rows(part: DataPart, loaded: Loaded, need_answer: bool, with_extra: bool) -> Iterator[ProblemRow]:
     config = part.config
     if config.path is not None:
         rows = rows_of(Path(config.path), loaded.drop, part.key, config.split)
@@ -262,7 +262,7 @@ def first_problem(config: DataConfig, *, need_answer: bool = True) -> Problem | 
     return next(map(_problem_of, rows), None)
 
 
-def _explain_columns(part: Part, need_answer: bool) -> None:
+def _explain_columns(part: DataPart, need_answer: bool) -> None:
     """Raises `ValueError` when the first row has other columns than those that are read: then all have."""
     config, key = part.config, part.key
     assert config.path is not None

@@ -18,7 +18,7 @@ from rewards.command import Command
 from rl_engine.command import RunFailedError, memory_explained, what_takes_less, with_hint
 from rl_engine.config import Config
 from rl_engine.config.file import read_config
-from rl_engine.config.resuming import TABLES, Rule, rules_of
+from rl_engine.config.resuming import TABLES, ResumeRule, rules_of
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import Records
 from rl_engine.train.__main__ import app
@@ -113,8 +113,8 @@ def test_a_run_without_memory_is_told_what_takes_less(make_config: Callable[...,
         now, _, later = what_takes_less(config).partition("; and in a new run ")
         table = TABLES[type(config)]
         assert set(re.findall(r"\w+\.\w+", now)) == keys
-        assert {rule for key in keys for rule in rules_of(table, key)} == {Rule.ROUNDING}
-        assert [rules_of(table, key) for key in re.findall(r"\w+\.\w+", later)] == [[Rule.FIXED]]
+        assert {rule for key in keys for rule in rules_of(table, key)} == {ResumeRule.ROUNDING}
+        assert [rules_of(table, key) for key in re.findall(r"\w+\.\w+", later)] == [[ResumeRule.FIXED]]
         with pytest.raises(RunFailedError) as failed, memory_explained(config, lambda: "step 3: "):
             raise MemoryError
         assert str(failed.value).splitlines() == [

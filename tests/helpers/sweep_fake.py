@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from rl_engine.config import TrainConfig
 from rl_engine.config.file import CommandConfig
-from rl_engine.plan.sharing import Cell, Group
+from rl_engine.plan.sharing import Group, NamedConfig
 from rl_engine.sweep.__main__ import app
-from rl_engine.sweep.config import COMMANDS, Command, SweepConfig
+from rl_engine.sweep.config import COMMANDS, CellCommand, SweepConfig
 from rollout.config import Section
 
 
@@ -40,7 +40,7 @@ class FakeConfig(CommandConfig):
 def groups_of_fakes(configs: Sequence[Any]) -> list[Group]:
     groups: dict[str, Group] = {}
     for config in configs:
-        cell, base = Cell(Path(config.output_dir).name, config), config.test.base
+        cell, base = NamedConfig(Path(config.output_dir).name, config), config.test.base
         if base == "own":
             groups[cell.name] = Group([cell], "test.base is own")
         else:
@@ -48,7 +48,7 @@ def groups_of_fakes(configs: Sequence[Any]) -> list[Group]:
     return list(groups.values())
 
 
-FAKE = Command(
+FAKE = CellCommand(
     groups=groups_of_fakes,
     room=lambda configs, together, jobs: {"together": f"{together} of {len(configs)}"},
     check=lambda config: None,

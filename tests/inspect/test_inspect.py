@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from rl_engine.config import LoraConfig
 from rl_engine.inspect.__main__ import ROWS, app, draw
-from rl_engine.inspect.deltas import Version, read_version
+from rl_engine.inspect.deltas import VersionSpectra, read_version
 from rl_engine.inspect.figures import by_kind
 from rl_engine.inspect.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
 from rl_engine.inspect.versions import directories
@@ -266,7 +266,7 @@ def test_modules_of_all_layers_and_experts_are_of_a_kind() -> None:
 def test_the_figure_has_no_shape_of_an_update_of_nothing(factors: bool, tmp_path: Path) -> None:
     """A stable rank that goes from 0 to 1 at rank 1 would tell of something that has not happened."""
 
-    def version(number: int) -> Version:
+    def version(number: int) -> VersionSpectra:
         spectra = tuple(
             Spectrum(
                 module=f"model.layers.0.{module}",
@@ -280,7 +280,7 @@ def test_the_figure_has_no_shape_of_an_update_of_nothing(factors: bool, tmp_path
             )
             for module in ("self_attn.q_proj", "mlp.up_proj")
         )
-        return Version(path=tmp_path / f"v{number:06d}", spectra=spectra)
+        return VersionSpectra(path=tmp_path / f"v{number:06d}", spectra=spectra)
 
     figure = draw([version(number) for number in range(3)], tmp_path / "drawn.png")
     factor_panel, update, stable, used = figure.axes

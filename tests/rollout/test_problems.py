@@ -18,7 +18,7 @@ from rl_engine.sampling.data import prepare
 from rl_engine.sft.embedded import QUICKSTART_SUMS
 from rollout.config import ArithmeticConfig, ColumnsConfig, DataConfig, PromptConfig
 from rollout.models import locate_model
-from rollout.prompts.arithmetic import Expression, arithmetic_problems, expressions
+from rollout.prompts.arithmetic import SignedSum, arithmetic_problems, expressions
 from rollout.prompts.cursor import Cursor, Mixed
 from rollout.prompts.problems import hub_items, load_problems
 from rollout.prompts.renderer import Renderer
@@ -152,7 +152,7 @@ def test_answers_and_worked_steps_are_right() -> None:
         expression = problem.text.removesuffix("=?")
         assert eval(expression) == int(problem.answer)
         assert problem.level == str(len(re.findall(r"\d+", expression)))
-    worked = Expression((17, -20, 9)).worked()
+    worked = SignedSum((17, -20, 9)).worked()
     assert worked == "17-20=-3\n-3+9=6\n\\boxed{6}"
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from evals.__main__ import app as evals
 from rl_engine.config import load_config
-from rl_engine.run.console import COLUMNS, Example, RunConsole
+from rl_engine.run.console import COLUMNS, RunConsole, ShownAnswer
 from rl_engine.train.next_steps import next_steps
 from rollout.models import EMBEDDED_DIR
 
@@ -110,7 +110,7 @@ def test_a_problem_is_shown_before_and_after() -> None:
     out = io.StringIO()
     console = RunConsole(quiet=False, steps=9, console=Console(file=out, width=200))
     before, after = (
-        Example(step=step, problem="1+2+3=?", reference="6", completion=text, verdict=verdict)
+        ShownAnswer(step=step, problem="1+2+3=?", reference="6", completion=text, verdict=verdict)
         for step, text, verdict in ((0, "[5]", "no_answer"), (9, "1+2=3\n3+3=\\boxed{6}" + " x" * 900, "correct"))
     )
     console.examples([before])

@@ -18,7 +18,7 @@ from rl_engine.sft.conversations import Conversation, Dropped, information_bits,
 from rl_engine.sft.examples import IGNORED, Example, ExampleRenderer, load_examples
 from rollout.frames import TULU
 from rollout.models import EMBEDDED_DIR
-from rollout.prompts.arithmetic import Expression
+from rollout.prompts.arithmetic import SignedSum
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
 
@@ -209,8 +209,8 @@ def test_sums_are_shown_in_two_styles_and_held_out_ones_never() -> None:
         left = conversation.question.removesuffix("=?")
         terms = [int(term) for term in left.replace("-", "+-").split("+")]
         assert conversation.messages[-1]["content"] in (
-            Expression(tuple(terms)).direct(),
-            Expression(tuple(terms)).worked(),
+            SignedSum(tuple(terms)).direct(),
+            SignedSum(tuple(terms)).worked(),
         )
         assert conversation.messages[-1]["content"].endswith(f"{{{sum(terms)}}}")
 

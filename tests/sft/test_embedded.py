@@ -18,10 +18,10 @@ from rl_engine.run.records import read_metrics
 from rl_engine.sft import embedded
 from rl_engine.sft.examples import load_examples
 from rollout.models import EMBEDDED_DIR
-from rollout.prompts.arithmetic import Expression
+from rollout.prompts.arithmetic import SignedSum
 from tests.helpers.precision import LOGPROB_NATS, assert_same_adam_steps
 
-EXPRESSION = Expression((17, -20, 9))
+EXPRESSION = SignedSum((17, -20, 9))
 
 
 def test_it_is_small_and_has_the_shape_of_qwen3() -> None:

@@ -20,7 +20,7 @@ MOST_DEATHS = 2
 
 
 @dataclass
-class Slots:
+class WorkSlots:
     config: SweepConfig
     targets: Targets
     sharing: Sharing
