@@ -9,6 +9,7 @@ rules of `benchmarks.answer_forms`.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ def references(data_dir: Path, count: int) -> list[str]:
     for file in FILES:
         rows = (data_dir / file).read_text(encoding="utf-8").splitlines()
         answers = sorted({json.loads(row)["answer"] for row in rows} - set(chosen))
-        chosen += random.Random(file).sample(answers, min(len(answers), -(-count // len(FILES))))
+        chosen += random.Random(file).sample(answers, min(len(answers), math.ceil(count / len(FILES))))
     return chosen[:count]
 
 

@@ -15,7 +15,6 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-LIBRARY = "reasoning_gym"
 OURS = {"seed": "the seed is the run's own `seed`", "size": "how many problems is said in data.limit"}
 """Settings that every task has and that are said elsewhere."""
 UNREPEATABLE = frozenset(

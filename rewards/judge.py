@@ -95,22 +95,22 @@ def _belied(found: Extracted, reference: str) -> bool:
     return bool(claims) and same_answer(claims[-1], reference)[0] is Verdict.INCORRECT
 
 
-def same_answer(answer: str, reference: str, *, several: bool = False, fast: bool = True) -> tuple[Verdict, str]:
-    """Whether an answer agrees with a reference, and by which rule. `fast=False` skips the short cuts.
+def same_answer(answer: str, reference: str, *, several: bool = False) -> tuple[Verdict, str]:
+    """Whether an answer agrees with a reference, and by which rule.
 
     Pairs of ordinary length are remembered: a group of completions often gives the same few answers.
     """
     if len(answer) + len(reference) > MAX_REMEMBERED_CHARS:
-        return _judge_pair(answer, reference, several, fast)
-    return _remembered(answer, reference, several, fast)
+        return _judge_pair(answer, reference, several)
+    return _remembered(answer, reference, several)
 
 
 @lru_cache(maxsize=16384)
-def _remembered(answer: str, reference: str, several: bool, fast: bool) -> tuple[Verdict, str]:
-    return _judge_pair(answer, reference, several, fast)
+def _remembered(answer: str, reference: str, several: bool) -> tuple[Verdict, str]:
+    return _judge_pair(answer, reference, several)
 
 
-def _judge_pair(answer: str, reference: str, several: bool, fast: bool) -> tuple[Verdict, str]:
+def _judge_pair(answer: str, reference: str, several: bool) -> tuple[Verdict, str]:
     try:
         expected = clean(_own_box(reference))
     except Unreadable as error:
@@ -123,10 +123,8 @@ def _judge_pair(answer: str, reference: str, several: bool, fast: bool) -> tuple
         if "forbidden" in str(error):
             return Verdict.INCORRECT, str(error)
         return _long_numbers(reference, answer) or (Verdict.UNPARSEABLE, str(error))
-    if fast:
-        outcome = _short_cut(expected, given)
-        if outcome is not None:
-            return outcome
+    if (outcome := _short_cut(expected, given)) is not None:
+        return outcome
     try:
         if _equal_in_some_reading(expected, given, several=several):
             return Verdict.CORRECT, "compared"

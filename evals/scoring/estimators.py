@@ -20,24 +20,24 @@ SIGN_FLIPS = 9999
 Floats = NDArray[np.float64]
 
 
-def wilson(successes: float, trials: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927): 95 % by default.
+def wilson(successes: float, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion (Wilson 1927).
 
     Raises `ValueError` when there were no trials.
     """
     if trials <= 0:
         raise ValueError("an interval needs at least one trial")
     rate = successes / trials
-    denominator = 1 + z * z / trials
-    centre = (rate + z * z / (2 * trials)) / denominator
-    half = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials)) / denominator
+    denominator = 1 + Z95 * Z95 / trials
+    centre = (rate + Z95 * Z95 / (2 * trials)) / denominator
+    half = Z95 * math.sqrt(rate * (1 - rate) / trials + Z95 * Z95 / (4 * trials * trials)) / denominator
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def bootstrap(scores_P: Floats, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+def bootstrap(scores_P: Floats) -> tuple[float, float]:
     """95 % percentile interval of the mean over problems: samples of one problem are not independent."""
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(0, len(scores_P), size=(resamples, len(scores_P)))
+    generator = np.random.default_rng(0)
+    picks = generator.integers(0, len(scores_P), size=(RESAMPLES, len(scores_P)))
     low, high = np.quantile(scores_P[picks].mean(axis=1), (0.025, 0.975))
     return float(low), float(high)
 

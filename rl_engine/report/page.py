@@ -36,12 +36,12 @@ TITLE_END = " · rl_engine</title>"
 SCRIPTS = ("charts.js", "formulas.js", "completions.js", "pairs.js", "page.js")
 
 
-def write_report(directories: Sequence[Path], output: Path, *, problems: int = PROBLEMS) -> Path:
-    """Write the page of these run directories. `problems` bounds the groups shown of each step.
+def write_report(directories: Sequence[Path], output: Path) -> Path:
+    """Write the page of these run directories.
 
     Raises `ValueError` for a directory that is not a run.
     """
-    return write_page(read_runs(directories, problems), output)
+    return write_page(read_runs(directories, PROBLEMS), output)
 
 
 def read_runs(directories: Sequence[Path], problems: int) -> list[ShownRun]:

@@ -98,10 +98,6 @@ def train_in_place(
     return 0
 
 
-def grader_of(config: Config) -> Grader:
-    return Grader.from_config(config.rewards, tasks_of(config.data))
-
-
 def tell_stopped(run: LiveRun) -> None:
     """Say what is kept, once all that can be is saved."""
     finished = run.finished

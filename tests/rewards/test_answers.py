@@ -8,6 +8,7 @@ import pytest
 
 from rewards.judge import same_answer
 from rewards.types import Verdict
+from tests.helpers.both_paths import changed_by_short_cuts
 
 CASES = Path(__file__).parent / "cases" / "answers.tsv"
 
@@ -24,10 +25,8 @@ def test_golden_answer(expected: str, reference: str, answer: str) -> None:
     assert (verdict is Verdict.CORRECT) == (expected == "T"), f"{verdict} by {rule}"
 
 
-def test_the_fast_path_never_changes_a_verdict() -> None:
-    for _, reference, answer in cases():
-        fast, slow = (same_answer(answer, reference, fast=fast)[0] for fast in (True, False))
-        assert (fast is Verdict.CORRECT) == (slow is Verdict.CORRECT), (reference, answer)
+def test_the_fast_path_never_changes_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert changed_by_short_cuts(((answer, reference) for _, reference, answer in cases()), monkeypatch) == []
 
 
 MANY = "1" + 1_000 * "0"
