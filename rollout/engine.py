@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from rollout.config import WHOLE_CARD, SamplingConfig
 from rollout.in_flight import InFlight
 from rollout.types import AdapterRef, Prompt, RolloutGroup, TokenScores
-from rollout.work_items import Request
+from rollout.work_items import PromptBatch, Request
 
 # vLLM's allowed values; padding above the adapter's own rank costs speed, so the smallest that fits is taken.
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -20,11 +20,7 @@ class Engine(Protocol):
     """Samples completions from the base model or from a loaded adapter."""
 
     def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         """One group of `sampling.n` completions a prompt, in the order of the prompts.
 
@@ -54,11 +50,7 @@ class ExtendingEngine(Engine, Protocol):
     """An engine that also goes on with completions that a smaller limit, and maybe another version, left unfinished."""
 
     def extend(
-        self,
-        groups: Sequence[RolloutGroup],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
+        self, groups: Sequence[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         """The groups with every completion finished, or of `sampling.max_tokens` tokens; `seeds` as in `generate`."""
         ...
@@ -68,21 +60,13 @@ class StreamingEngine(ExtendingEngine, Protocol):
     """An engine that takes further work while it samples, and gives each batch back when it is there."""
 
     def begin(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> InFlight:
         """Take what `generate` takes; nothing is sampled yet. What was begun earlier goes on beside it."""
         ...
 
     def begin_extending(
-        self,
-        groups: Sequence[RolloutGroup],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
+        self, groups: Sequence[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> InFlight:
         """Take what `extend` takes, likewise."""
         ...
@@ -134,20 +118,10 @@ class PoolEngine(Engine, Protocol):
         """How busy the workers were since `mark`: see `Activity.figures`."""
         ...
 
-    def submit(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
-        *,
-        urgent: bool = False,
-        prompts_per_piece: int | None = None,
-    ) -> Request:
+    def submit(self, batch: PromptBatch) -> Request:
         """Ask for what `generate` gives, from a version that is loaded and stays so until it is there.
 
-        What is submitted is begun in this order; what is urgent, and `generate`, before the rest. Pieces are of the
-        settings' size unless asked otherwise.
+        What is submitted is begun in this order; what is urgent, and `generate`, before the rest.
         """
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from rollout.config import SamplingConfig
 from rollout.segments import goes_on
@@ -26,9 +26,25 @@ def pieces_of(prompts: int, prompts_per_piece: int) -> int:
     return -(-prompts // prompts_per_piece)
 
 
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """What is asked for at once: `sampling.n` completions of each prompt, from one version."""
+
+    prompts: Sequence[Prompt]
+    sampling: SamplingConfig
+    adapter: AdapterRef | None
+    seeds: Sequence[str]
+    """One a prompt: see `Engine.generate`."""
+    _: KW_ONLY
+    urgent: bool = False
+    """Whether it goes before what waits."""
+    prompts_per_piece: int | None = None
+    """What workers of a pool are given at a time, where that is not as set."""
+
+
 @dataclass(eq=False)
 class Request:
-    """What was asked for at once, and what of it is there."""
+    """A batch that was asked for, and what of it is there."""
 
     sampling: SamplingConfig
     adapter: AdapterRef | None
@@ -89,18 +105,12 @@ def _completions(groups: Sequence[RolloutGroup]) -> list[Completion]:
     return [completion for group in groups for completion in group.completions]
 
 
-def split(
-    prompts: Sequence[Prompt],
-    sampling: SamplingConfig,
-    adapter: AdapterRef | None,
-    seeds: Sequence[str],
-    prompts_per_item: int,
-) -> Request:
+def split(batch: PromptBatch, prompts_per_item: int) -> Request:
     """A request in work items of `prompts_per_item`, the last one smaller."""
-    request = Request(sampling, adapter)
-    for start in range(0, len(prompts), prompts_per_item):
+    request = Request(batch.sampling, batch.adapter)
+    for start in range(0, len(batch.prompts), prompts_per_item):
         end = start + prompts_per_item
-        request.items.append(WorkItem(request, prompts[start:end], seeds[start:end]))
+        request.items.append(WorkItem(request, batch.prompts[start:end], batch.seeds[start:end]))
     return request
 
 

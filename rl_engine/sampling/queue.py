@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rl_engine.learner.ranks import Ranks
@@ -11,8 +11,8 @@ from rollout.config import SamplingConfig
 from rollout.engine import Engine, EngineError, StreamingEngine
 from rollout.in_flight import InFlight
 from rollout.stopping import Stopped, StopRequest
-from rollout.types import AdapterRef, Prompt, RolloutGroup
-from rollout.work_items import Request, WorkItem, extended, split
+from rollout.types import AdapterRef, RolloutGroup
+from rollout.work_items import PromptBatch, Request, WorkItem, extended, split
 
 Meanwhile = Callable[[Sequence[RolloutGroup]], None]
 
@@ -34,18 +34,8 @@ class RolloutQueue(Protocol):
         """Whether every rank hears of all groups that were sampled, not of those of its share alone."""
         ...
 
-    def submit(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
-        *,
-        urgent: bool = False,
-        prompts_per_piece: int | None = None,
-    ) -> Request:
-        """Ask for a group of each prompt; what is urgent goes before what waits. Workers of a pool are given
-        `prompts_per_piece` at a time, where that is not as set."""
+    def submit(self, batch: PromptBatch) -> Request:
+        """Ask for a group of each prompt."""
         ...
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
@@ -76,6 +66,11 @@ class RolloutQueue(Protocol):
         ...
 
 
+def share(batch: PromptBatch, ranks: Ranks) -> PromptBatch:
+    """What this rank samples of a batch."""
+    return replace(batch, prompts=ranks.share([*batch.prompts]), seeds=ranks.share([*batch.seeds]))
+
+
 @dataclass(frozen=True, slots=True)
 class LocalQueue:
     """An engine in this rank's process, where results are repeated bit for bit: it samples when a request is collected,
@@ -89,20 +84,11 @@ class LocalQueue:
     def tells_all(self) -> bool:
         return False
 
-    def submit(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
-        *,
-        urgent: bool = False,
-        prompts_per_piece: int | None = None,
-    ) -> Request:
+    def submit(self, batch: PromptBatch) -> Request:
         """See `RolloutQueue.submit`. Nothing waits here: the order is that of the collecting. A request is one
         batch."""
-        prompts, seeds = self.ranks.share(list(prompts)), self.ranks.share(list(seeds))
-        return split(prompts, sampling, adapter, seeds, max(1, len(prompts)))
+        mine = share(batch, self.ranks)
+        return split(mine, max(1, len(mine.prompts)))
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
         """See `RolloutQueue.extend`. Nothing of it has begun, so all is sampled at once, by `adapter`."""
@@ -144,20 +130,11 @@ class StreamingQueue:
     def tells_all(self) -> bool:
         return False
 
-    def submit(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
-        *,
-        urgent: bool = False,
-        prompts_per_piece: int | None = None,
-    ) -> Request:
+    def submit(self, batch: PromptBatch) -> Request:
         """See `RolloutQueue.submit`. What is urgent is sampled beside the rest; a piece is a group."""
-        request = split(self.ranks.share(list(prompts)), sampling, adapter, self.ranks.share(list(seeds)), 1)
+        request = split(share(batch, self.ranks), 1)
         for item in request.items:
-            self._going[item] = self.engine.begin(item.prompts, sampling, adapter, item.seeds)
+            self._going[item] = self.engine.begin(item.prompts, batch.sampling, batch.adapter, item.seeds)
         return request
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:

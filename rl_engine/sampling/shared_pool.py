@@ -16,7 +16,7 @@ from rollout.config import SamplingConfig
 from rollout.engine import Engine, PoolEngine
 from rollout.stopping import StopRequest
 from rollout.types import AdapterRef, Prompt, RolloutGroup
-from rollout.work_items import Request, WorkItem
+from rollout.work_items import PromptBatch, Request, WorkItem
 
 T = TypeVar("T")
 
@@ -42,20 +42,9 @@ class RankSharedPool:
     def tells_all(self) -> bool:
         return True
 
-    def submit(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
-        *,
-        urgent: bool = False,
-        prompts_per_piece: int | None = None,
-    ) -> Request:
+    def submit(self, batch: PromptBatch) -> Request:
         """See `RolloutQueue.submit`. The request of the other ranks is empty: they hear of the main rank's."""
-        if self.pool is None:
-            return Request(sampling, adapter)
-        return self.pool.submit(prompts, sampling, adapter, seeds, urgent=urgent, prompts_per_piece=prompts_per_piece)
+        return Request(batch.sampling, batch.adapter) if self.pool is None else self.pool.submit(batch)
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
         """See `RolloutQueue.extend`."""
@@ -79,7 +68,7 @@ class RankSharedPool:
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         """See `Engine.generate`: every rank asks for the same, and it is sampled once."""
-        return self.collect(self.submit(prompts, sampling, adapter, seeds, urgent=True))
+        return self.collect(self.submit(PromptBatch(prompts, sampling, adapter, seeds, urgent=True)))
 
     def load_adapter(self, ref: AdapterRef) -> None:
         self._from_main(lambda pool: pool.load_adapter(ref))

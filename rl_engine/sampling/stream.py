@@ -21,7 +21,7 @@ from rl_engine.sampling.sampler import GradedBatch, Sampler
 from rollout.config import SamplingConfig
 from rollout.prompts.cursor import Cursor, Mixed
 from rollout.types import AdapterRef, Prompt
-from rollout.work_items import Request
+from rollout.work_items import PromptBatch, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,8 @@ class RolloutStream:
             # A group's seed is that of its place in the stream: of step and index, where every step takes as many.
             seeds = [f"{self.config.seed}/{place // size + 1}/{place % size}" for place in range(first, first + part)]
             max_tokens = self._limit(self.ahead, 0)
-            request = self.sampler.queue.submit(self.cursor.take(part), self._up_to(max_tokens), adapter, seeds)
+            batch = PromptBatch(self.cursor.take(part), self._up_to(max_tokens), adapter, seeds)
+            request = self.sampler.queue.submit(batch)
             self._in_flight.append(_InFlight(part, max_tokens, request))
             count -= part
 

@@ -41,7 +41,7 @@ from rollout.config import SamplingConfig
 from rollout.engine import PoolError
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef, Prompt
-from rollout.work_items import Request
+from rollout.work_items import PromptBatch, Request
 
 
 @dataclass
@@ -241,18 +241,12 @@ def evaluate(run: LiveRun) -> list[EvalReport]:
     Workers of a pool sample all suites side by side: the longest completions of one are no one's wait.
     """
     problems = sum(len(prompts) for _, prompts in run.suites)
+    piece = run.config.eval_piece(problems)
     asked = []
     for suite, prompts in run.suites:
         seeds = [f"eval/{suite.name}/{index}" for index in range(len(prompts))]
-        request = run.sampler.queue.submit(
-            prompts,
-            run.eval_sampling,
-            run.adapter,
-            seeds,
-            urgent=True,
-            prompts_per_piece=run.config.eval_piece(problems),
-        )
-        asked.append(request)
+        wanted = PromptBatch(prompts, run.eval_sampling, run.adapter, seeds, urgent=True, prompts_per_piece=piece)
+        asked.append(run.sampler.queue.submit(wanted))
     batches = [collected(run, suite, request) for (suite, _), request in zip(run.suites, asked, strict=True)]
     if not run.is_main:
         return []

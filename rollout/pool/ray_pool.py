@@ -34,7 +34,7 @@ from rollout.pool.scratch import ScratchDirectory
 from rollout.pool.versions import Version, WholeModel, version_of
 from rollout.pool.worker import vllm_engine
 from rollout.types import AdapterRef, Prompt, RolloutGroup
-from rollout.work_items import Request, WorkItem, extended, split
+from rollout.work_items import PromptBatch, Request, WorkItem, extended, split
 
 log = logging.getLogger(__name__)
 
@@ -114,19 +114,10 @@ class RayPool:
         with self._changed:
             return self._activity.figures(self._workers)
 
-    def submit(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
-        *,
-        urgent: bool = False,
-        prompts_per_piece: int | None = None,
-    ) -> Request:
+    def submit(self, batch: PromptBatch) -> Request:
         """See `PoolEngine.submit`."""
-        request = split(prompts, sampling, adapter, seeds, prompts_per_piece or self.settings.prompts_per_piece)
-        return self._queued(request, self._urgent if urgent else self._waiting)
+        request = split(batch, batch.prompts_per_piece or self.settings.prompts_per_piece)
+        return self._queued(request, self._urgent if batch.urgent else self._waiting)
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
         """See `PoolEngine.extend`."""
@@ -149,7 +140,7 @@ class RayPool:
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         """See `Engine.generate`: ahead of everything that was submitted and not begun."""
-        request = self.submit(prompts, sampling, adapter, seeds, urgent=True)
+        request = self.submit(PromptBatch(prompts, sampling, adapter, seeds, urgent=True))
         self._wait_until(lambda: request.done)
         return request.groups()
 

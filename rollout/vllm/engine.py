@@ -75,31 +75,19 @@ class VllmEngine:
         self._decoder = Decoder.of(self._llm.get_tokenizer())
 
     def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         """See `Engine.generate`."""
         return self._finished(self.begin(prompts, sampling, adapter, seeds))
 
     def extend(
-        self,
-        groups: Sequence[RolloutGroup],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
+        self, groups: Sequence[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
         """See `ExtendingEngine.extend`."""
         return self._finished(self.begin_extending(groups, sampling, adapter, seeds))
 
     def begin(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> InFlight:
         """See `StreamingEngine.begin`. Every completion is a request of its own, with a seed of its own."""
         rows = [
@@ -118,11 +106,7 @@ class VllmEngine:
         return self._begin(rows, sampling, adapter, grouped)
 
     def begin_extending(
-        self,
-        groups: Sequence[RolloutGroup],
-        sampling: SamplingConfig,
-        adapter: AdapterRef | None,
-        seeds: Sequence[str],
+        self, groups: Sequence[RolloutGroup], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> InFlight:
         """See `StreamingEngine.begin_extending`. Prompt and tokens so far are read anew: keys and values of another
         version are none of this one's."""

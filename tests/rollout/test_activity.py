@@ -9,7 +9,7 @@ import pytest
 from rollout.config import SamplingConfig
 from rollout.pool.activity import Activity
 from rollout.types import Problem, Prompt
-from rollout.work_items import WorkItem, extended, split
+from rollout.work_items import PromptBatch, WorkItem, extended, split
 
 PROMPTS = [Prompt(problem=Problem(id=str(i), text="", answer=""), text="", token_ids=(1,)) for i in range(3)]
 
@@ -33,7 +33,7 @@ def activity(clock: Clock) -> Activity:
 
 
 def items() -> list[WorkItem]:
-    return split(PROMPTS, SamplingConfig(n=2), None, ["a", "b", "c"], 1).items
+    return split(PromptBatch(PROMPTS, SamplingConfig(n=2), None, ["a", "b", "c"]), 1).items
 
 
 def test_a_pool_that_grows_is_busy_by_the_workers_that_it_had(clock: Clock, activity: Activity) -> None:

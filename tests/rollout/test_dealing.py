@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rollout.config import SamplingConfig
 from rollout.pool.dealing import MOST_ITEMS, completions_of, deal
 from rollout.types import Problem, Prompt
-from rollout.work_items import WorkItem, extended, split
+from rollout.work_items import PromptBatch, WorkItem, extended, split
 
 SAMPLES = 4
 
@@ -20,7 +20,7 @@ class Worker:
 
 def some(prompts: int, per_item: int = 1) -> deque[WorkItem]:
     asked = [Prompt(problem=Problem(id=str(i), text="", answer=""), text="", token_ids=(1,)) for i in range(prompts)]
-    return deque(split(asked, SamplingConfig(n=SAMPLES), None, [""] * prompts, per_item).items)
+    return deque(split(PromptBatch(asked, SamplingConfig(n=SAMPLES), None, [""] * prompts), per_item).items)
 
 
 def dealt(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rollout.config import SamplingConfig
 from rollout.pool.incidents import INCIDENTS_TO_BLAME, LONGEST_PAUSE_S, TOGETHER_S, WINDOW_S, Incidents
 from rollout.types import Problem, Prompt
-from rollout.work_items import WorkItem, split
+from rollout.work_items import PromptBatch, WorkItem, split
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Clock:
 
 def items(count: int) -> list[WorkItem]:
     prompts = [Prompt(problem=Problem(id=str(i), text="", answer=""), text="", token_ids=(1,)) for i in range(count)]
-    return split(prompts, SamplingConfig(), None, [""] * count, 1).items
+    return split(PromptBatch(prompts, SamplingConfig(), None, [""] * count), 1).items
 
 
 def test_a_machine_with_all_its_workers_is_one_incident() -> None:

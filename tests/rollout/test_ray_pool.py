@@ -24,7 +24,7 @@ from rollout.engine import PoolError, sample_seed
 from rollout.pool.incidents import Incidents
 from rollout.segments import is_unfinished, joined
 from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup, Segment
-from rollout.work_items import extended, split
+from rollout.work_items import PromptBatch, extended, split
 from tests.helpers.batches import LOOSE, alternating
 from tests.helpers.pools import SETTINGS, PoolMaker, rays_processes, scripted, until
 from tests.helpers.same_groups import assert_same_but_for_rounding
@@ -127,7 +127,7 @@ def test_adapters_reach_every_worker_and_those_that_come_later(pool: Any, script
     old, new = published(tmp_path, 0), published(tmp_path, 1)
     prompts = [prompt_of(number, "slow") for number in range(8)]
     pool.load_adapter(old)
-    ahead = pool.submit(prompts, SAMPLING, old, seeds(prompts))
+    ahead = pool.submit(PromptBatch(prompts, SAMPLING, old, seeds(prompts)))
     pool.load_adapter(new)
     (script / "die").touch()
     lost = pool.lost
@@ -140,7 +140,7 @@ def test_adapters_reach_every_worker_and_those_that_come_later(pool: Any, script
         pool.load_adapter(new)
     pool.unload_adapter(old)
     with pytest.raises(AdapterError, match=r"policy-v000000 is not loaded; loaded are \['policy-v000001'\]"):
-        pool.submit(prompts, SAMPLING, old, seeds(prompts))
+        pool.submit(PromptBatch(prompts, SAMPLING, old, seeds(prompts)))
 
 
 def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_workers(
@@ -156,7 +156,7 @@ def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_wo
     shorter, short, whole = (SAMPLING.model_copy(update={"max_tokens": limit}) for limit in (2, 4, 256))
     for ref in refs:
         pool.load_adapter(ref)
-    request = pool.extend(pool.submit(prompts, shorter, refs[0], places), short, refs[1])
+    request = pool.extend(pool.submit(PromptBatch(prompts, shorter, refs[0], places)), short, refs[1])
     (script / "die").touch()
     request = pool.extend(request, whole, refs[2])
     groups = pool.collect(request, 60)
@@ -185,7 +185,7 @@ def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_wo
 def test_an_answer_that_does_not_go_on_with_what_was_given_is_refused() -> None:
     engine, prompts = ScriptedEngine(scripted(Path("/nowhere"))), [prompt_of(0, name="long")]
     short = SAMPLING.model_copy(update={"max_tokens": 1})
-    request = split(prompts, short, None, seeds(prompts), 1)
+    request = split(PromptBatch(prompts, short, None, seeds(prompts)), 1)
     begun = next(one for one in engine.complete(seeds(prompts)[0], 9, "base") if is_unfinished(one, 2))
     group = RolloutGroup(prompt=prompts[0], completions=(begun,) * 3)
     assert request.items[0].take([group]) is None
@@ -276,7 +276,7 @@ def test_workers_that_die_while_they_are_idle_are_replaced_and_charge_nobody(
     until(lambda: pool.alive == 4)
     (tmp_path / "hang").touch()
     prompts = [prompt_of(0, "hang")]
-    request = pool.submit(prompts, SAMPLING, None, seeds(prompts))
+    request = pool.submit(PromptBatch(prompts, SAMPLING, None, seeds(prompts)))
     until(lambda: (tmp_path / "log").exists() and bool(log_of(tmp_path)))
     (busy, _, _) = log_of(tmp_path)[0]
     others = [pid for worker in pool._workers if worker.find() and (pid := worker.pid) != busy]
@@ -344,7 +344,7 @@ def test_the_machine_of_two_of_three_workers_dies(make_pool: PoolMaker, tmp_path
         until(lambda: pool.alive == 3)
         (here,) = [one for one in pool._workers if one.find() == ray.get_runtime_context().get_node_id()]
         prompts = [prompt_of(number, "slow") for number in range(6)]
-        request = pool.submit(prompts, SAMPLING, None, seeds(prompts))
+        request = pool.submit(PromptBatch(prompts, SAMPLING, None, seeds(prompts)))
         until(lambda: (tmp_path / "log").exists())
         machine.kill_raylet(check_alive=False)
         assert pool.collect(request, 60) == expected(prompts)
@@ -419,7 +419,7 @@ def test_an_adapter_is_loaded_and_sampled_from_while_long_completions_of_another
     old, new = published(tmp_path, 0), published(tmp_path, 1)
     pool.load_adapter(old)
     prompts = [prompt_of(number, "slow") for number in range(2)]
-    request = pool.submit(prompts, SAMPLING, old, seeds(prompts))
+    request = pool.submit(PromptBatch(prompts, SAMPLING, old, seeds(prompts)))
     until(lambda: (tmp_path / "log").exists() and len(log_of(tmp_path)) == 2)
     pool.load_adapter(new)
     quick = [prompt_of(2)]
@@ -543,7 +543,7 @@ def test_a_pool_is_closed_at_once_while_its_workers_sample(make_pool: PoolMaker,
     until(lambda: pool.alive == 2)
     places = [ray.get(worker.where)[2] for worker in pool._workers]
     assert all(place.is_dir() for place in places)
-    pool.submit(prompts, SAMPLING, None, seeds(prompts))
+    pool.submit(PromptBatch(prompts, SAMPLING, None, seeds(prompts)))
     until(lambda: (tmp_path / "log").exists() and not (tmp_path / "hang").exists())
     start = time.monotonic()
     pool.close()

@@ -21,6 +21,7 @@ from rollout.pool.room import PIECE_BYTES, PIECES_KEPT
 from rollout.pool.worker import PoolWorker
 from rollout.pool.worker import vllm_engine as make_vllm
 from rollout.types import AdapterRef, Problem, Prompt
+from rollout.work_items import PromptBatch
 from tests.helpers.pools import PoolMaker, until
 from tests.rollout.test_ray_pool import SAMPLING, expected, log_of, prompt_of, seeds
 
@@ -106,7 +107,7 @@ def test_workers_of_a_machine_that_sees_the_files_read_them_there(
     assert (ref.path / "weights").is_file()
     # What it was before is gone from every engine.
     with pytest.raises(AdapterError, match=r"policy-v000000 is not loaded; loaded are \['policy-v000001'\]"):
-        pool.submit(prompts, SAMPLING, replace(ref, version=0), seeds(prompts))
+        pool.submit(PromptBatch(prompts, SAMPLING, replace(ref, version=0), seeds(prompts)))
 
 
 def test_a_machine_that_does_not_see_the_files_is_sent_them_once_and_in_pieces(

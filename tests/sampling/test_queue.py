@@ -16,6 +16,7 @@ from rollout.config import SamplingConfig
 from rollout.engine import EngineError, EngineSettings
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import Problem, Prompt, RolloutGroup
+from rollout.work_items import PromptBatch
 from tests.helpers.same_groups import assert_same_but_for_rounding
 from tests.helpers.scripted_engine import ScriptedEngine
 from tests.helpers.streaming_engine import StreamingScripted
@@ -32,7 +33,7 @@ def queue_of(directory: Path, rank: int = 0, ranks: int = 1) -> LocalQueue:
 
 def test_nothing_is_sampled_before_it_is_collected(tmp_path: Path) -> None:
     queue = queue_of(tmp_path)
-    request = queue.submit(PROMPTS, SAMPLING, None, SEEDS)
+    request = queue.submit(PromptBatch(PROMPTS, SAMPLING, None, SEEDS))
     assert not (tmp_path / "log").exists()
     assert queue.collect(request) == queue.engine.generate(PROMPTS, SAMPLING, None, SEEDS)
     assert len((tmp_path / "log").read_text().splitlines()) == 2
@@ -42,14 +43,14 @@ def test_each_rank_samples_its_share(tmp_path: Path) -> None:
     whole = queue_of(tmp_path).engine.generate(PROMPTS, SAMPLING, None, SEEDS)
     for rank in (0, 1):
         queue = queue_of(tmp_path, rank, 2)
-        assert queue.collect(queue.submit(PROMPTS, SAMPLING, None, SEEDS)) == whole[rank::2]
+        assert queue.collect(queue.submit(PromptBatch(PROMPTS, SAMPLING, None, SEEDS))) == whole[rank::2]
     none_left = queue_of(tmp_path, 1, 2)
-    assert none_left.collect(none_left.submit(PROMPTS[:1], SAMPLING, None, SEEDS[:1])) == []
+    assert none_left.collect(none_left.submit(PromptBatch(PROMPTS[:1], SAMPLING, None, SEEDS[:1]))) == []
 
 
 def test_what_is_extended_before_it_has_begun_is_sampled_at_once(tmp_path: Path) -> None:
     queue = queue_of(tmp_path)
-    short = queue.submit(PROMPTS, SAMPLING.model_copy(update={"max_tokens": 2}), None, SEEDS)
+    short = queue.submit(PromptBatch(PROMPTS, SAMPLING.model_copy(update={"max_tokens": 2}), None, SEEDS))
     whole = queue.collect(queue.extend(short, SAMPLING, None))
     assert whole == queue.engine.generate(PROMPTS, SAMPLING, None, SEEDS)
     assert {len(completion.segments) for group in whole for completion in group.completions} == {1}
@@ -69,8 +70,8 @@ def test_what_is_asked_for_is_begun_at_once_and_groups_are_told_as_they_come(tmp
     queue = streaming(tmp_path)
     prompts = [prompt_of("slow", "slow"), *PROMPTS]
     seeds, told = ["long/slow", *SEEDS], list[RolloutGroup]()
-    first = queue.submit(prompts, SAMPLING, None, seeds)
-    second = queue.submit(PROMPTS, SAMPLING, None, SEEDS)
+    first = queue.submit(PromptBatch(prompts, SAMPLING, None, seeds))
+    second = queue.submit(PromptBatch(PROMPTS, SAMPLING, None, SEEDS))
     assert len((tmp_path / "log").read_text().splitlines()) == 11
 
     def meanwhile(groups: Sequence[RolloutGroup]) -> None:
@@ -90,14 +91,14 @@ def test_each_rank_begins_its_share(tmp_path: Path) -> None:
     whole = queue_of(tmp_path).engine.generate(PROMPTS, SAMPLING, None, SEEDS)
     for rank in (0, 1):
         queue = streaming(tmp_path, rank, 2)
-        assert queue.collect(queue.submit(PROMPTS, SAMPLING, None, SEEDS)) == whole[rank::2]
+        assert queue.collect(queue.submit(PromptBatch(PROMPTS, SAMPLING, None, SEEDS))) == whole[rank::2]
     none_left = streaming(tmp_path, 1, 2)
-    assert none_left.collect(none_left.submit(PROMPTS[:1], SAMPLING, None, SEEDS[:1])) == []
+    assert none_left.collect(none_left.submit(PromptBatch(PROMPTS[:1], SAMPLING, None, SEEDS[:1]))) == []
 
 
 def test_what_is_extended_goes_on_group_by_group(tmp_path: Path) -> None:
     queue = streaming(tmp_path)
-    short = queue.submit(PROMPTS, SAMPLING.model_copy(update={"max_tokens": 2}), None, SEEDS)
+    short = queue.submit(PromptBatch(PROMPTS, SAMPLING.model_copy(update={"max_tokens": 2}), None, SEEDS))
     whole = queue.collect(queue.extend(short, SAMPLING, None))
     said = [[c.token_ids for c in group.completions] for group in whole]
     at_once = queue.engine.generate(PROMPTS, SAMPLING, None, SEEDS)
@@ -108,7 +109,7 @@ def test_what_is_extended_goes_on_group_by_group(tmp_path: Path) -> None:
 def test_an_answer_from_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stale").touch()
     queue = streaming(tmp_path)
-    request = queue.submit([prompt_of("x", "stale")], SAMPLING, None, ["x"])
+    request = queue.submit(PromptBatch([prompt_of("x", "stale")], SAMPLING, None, ["x"]))
     with pytest.raises(EngineError, match="it sampled from policy-v000099 when asked for base"):
         queue.collect(request)
 
@@ -136,7 +137,7 @@ def test_a_request_to_stop_comes_between_two_tokens_and_the_engine_goes_on(vllm_
             return vllm_engine.advance()
 
     queue = StreamingQueue(Signalled(), Ranks(0, 1, torch.device("cpu")), stop)  # type: ignore[arg-type]
-    request = queue.submit(prompts, sampling, None, seeds)
+    request = queue.submit(PromptBatch(prompts, sampling, None, seeds))
     with pytest.raises(Stopped):
         queue.collect(request)
     assert not request.done

@@ -16,7 +16,7 @@ from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, PoolError
 from rollout.stopping import Stopped
 from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
-from rollout.work_items import Request, extended, split
+from rollout.work_items import PromptBatch, Request, extended, split
 from tests.helpers.scripted_engine import ScriptedEngine
 from tests.helpers.thread_ranks import ThreadRank, on_each
 
@@ -33,10 +33,10 @@ class SlowPool(ScriptedEngine):
     def figures(self) -> dict[str, float]:
         return {"busy_frac": 0.5}
 
-    def submit(self, prompts: Any, sampling: SamplingConfig, adapter: Any, seeds: Any, **where: Any) -> Request:
-        request = split(prompts, sampling, adapter, seeds, 2)
+    def submit(self, batch: PromptBatch) -> Request:
+        request = split(batch, 2)
         for item in request.items:
-            item.groups = self.generate(item.prompts, sampling, adapter, item.seeds)
+            item.groups = self.generate(item.prompts, batch.sampling, batch.adapter, item.seeds)
         return request
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: Any) -> Request:  # type: ignore[override]
@@ -82,7 +82,7 @@ def test_every_rank_gets_what_was_sampled_once(both: tuple[RankSharedPool, RankS
 def test_every_rank_gets_what_was_gone_on_with(both: tuple[RankSharedPool, RankSharedPool]) -> None:
     def in_two_segments(engine: RankSharedPool) -> Any:
         seeds = [f"long/{seed}" for seed in SEEDS]
-        request = engine.submit(PROMPTS, SAMPLING.model_copy(update={"max_tokens": 2}), None, seeds)
+        request = engine.submit(PromptBatch(PROMPTS, SAMPLING.model_copy(update={"max_tokens": 2}), None, seeds))
         return engine.collect(engine.extend(request, SAMPLING, None))
 
     main, other = on_both(both, in_two_segments)
@@ -95,7 +95,7 @@ def test_a_rank_alone_hears_of_groups_as_they_come(tmp_path: Path) -> None:
     """Each once, in time to be graded while the last ones are sampled; those are there with the whole."""
     pool: Any = SlowPool(EngineSettings(model=str(tmp_path), dtype="float32", max_model_len=8, lora_rank=1))
     alone = RankSharedPool(pool, Ranks(0, 1, torch.device("cpu")))
-    request, told = alone.submit(PROMPTS, SAMPLING, None, SEEDS), list[RolloutGroup]()
+    request, told = alone.submit(PromptBatch(PROMPTS, SAMPLING, None, SEEDS)), list[RolloutGroup]()
     late = request.items[1].groups
     request.items[1].groups = None
 

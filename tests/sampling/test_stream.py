@@ -24,6 +24,7 @@ from rollout.config import DataConfig, SamplingConfig
 from rollout.prompts.cursor import Cursor
 from rollout.segments import is_unfinished, joined
 from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup
+from rollout.work_items import PromptBatch
 
 ConfigMaker = Callable[..., Config]
 MAX_TOKENS = 72  # of the quickstart
@@ -61,13 +62,13 @@ class FakeSampler:
     def metrics(self) -> dict[str, float]:
         return {}
 
-    def submit(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef, seeds: Sequence[str]
-    ) -> list[RolloutGroup]:
-        self.asked.append((adapter.key, [prompt.problem.id for prompt in prompts], list(seeds)))
+    def submit(self, batch: PromptBatch) -> list[RolloutGroup]:
+        assert batch.adapter is not None
+        adapter, sampling = batch.adapter, batch.sampling
+        self.asked.append((adapter.key, [prompt.problem.id for prompt in batch.prompts], list(batch.seeds)))
         groups = [
             RolloutGroup(prompt=p, completions=tuple(segment(0, n, sampling, adapter) for n in self.lengths))
-            for p in prompts
+            for p in batch.prompts
         ]
         return self._began(groups, sampling, adapter)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +18,8 @@ from rl_engine.sampling.sampler import Sampler
 from rl_engine.train import loop
 from rl_engine.train.loop import conclude, evaluate
 from rollout.config import SamplingConfig
-from rollout.types import Prompt, RolloutGroup
-from rollout.work_items import Request, split
+from rollout.types import RolloutGroup
+from rollout.work_items import PromptBatch, Request, split
 from tests.helpers.builders import completion, prompt
 
 SAMPLING = SamplingConfig(n=1, temperature=0, max_tokens=4)
@@ -34,10 +33,11 @@ class Queue:
     def __init__(self) -> None:
         self.said: list[tuple[str, int]] = []
 
-    def submit(self, prompts: Sequence[Prompt], sampling: Any, adapter: Any, seeds: Any, **where: Any) -> Request:
-        assert where["urgent"]
-        self.said.append(("asked", where["prompts_per_piece"]))
-        return split(prompts, sampling, adapter, seeds, 100)
+    def submit(self, batch: PromptBatch) -> Request:
+        assert batch.urgent
+        assert batch.prompts_per_piece is not None
+        self.said.append(("asked", batch.prompts_per_piece))
+        return split(batch, 100)
 
     def collect(self, request: Request, *_: Any) -> list[RolloutGroup]:
         self.said.append(("waited for", len(request.items[0].prompts)))
