@@ -1,4 +1,4 @@
-"""What the commands of rl_engine share: a hint with an error of the system or for lack of memory, the ranks."""
+"""What the commands of rl_engine share: options, hints with errors of the system and for lack of memory, the ranks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from safetensors import SafetensorError
@@ -24,6 +24,17 @@ from rollout.stopping import StopRequest
 
 if TYPE_CHECKING:
     from rl_engine.learner.ranks import Ranks
+
+
+ConfigFile = Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")]
+KeepOld = Annotated[
+    bool, typer.Option("--keep-old", help="With --overwrite: keep the earlier run as output_dir.old-N.")
+]
 
 
 def contradiction(*, resume: bool, overwrite: bool, keep_old: bool) -> str | None:

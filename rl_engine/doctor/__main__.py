@@ -14,13 +14,13 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
 
 from evals.command import exit_with_error, say_loading, stoppable
-from rl_engine.command import ConfiguredCommand, help_end, join_ranks_quietly
+from rl_engine.command import ConfigFile, ConfiguredCommand, Overrides, help_end, join_ranks_quietly
 from rl_engine.config import Config, load_config
 from rl_engine.train.checks import check_quickly, wanted_of_hub
 from rollout.hub import check_hub, stay_offline_without
@@ -35,12 +35,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.doctor", "--config gsm8k.yaml"))
 def main(
-    config: Annotated[
-        str, typer.Option(help="A YAML file, or the name of a shipped configuration.")
-    ] = "quickstart.yaml",
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
-    ] = None,
+    config: ConfigFile = "quickstart.yaml",
+    overrides: Overrides = None,
 ) -> None:
     """Show what this machine has and check that a configuration runs on it, in about a minute."""
     try:

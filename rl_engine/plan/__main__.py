@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evals.command import exit_with_error, say_loading
-from rl_engine.command import ConfiguredCommand, help_end
+from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config import Config, load_config
 from rollout.hub import check_hub, stay_offline_without
 from rollout.models import hub_items_of_config
@@ -39,9 +39,7 @@ def main(
         list[str],
         typer.Option(help="A YAML file, or the name of a shipped configuration. Repeat it to plan several together."),
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
-    ] = None,
+    overrides: Overrides = None,
     devices: Annotated[
         list[str] | None,
         typer.Option(metavar="COUNTxGIB", help="GPUs to plan for, as 8x80; may be repeated. Default: this machine."),

@@ -16,7 +16,19 @@ from typing import Annotated
 import typer
 
 from evals.command import exit_with_error, quiet_libraries, say_loading
-from rl_engine.command import EXPLAINED, ConfiguredCommand, contradiction, exit_untrained, explained, help_end
+from rl_engine.command import (
+    EXPLAINED,
+    ConfigFile,
+    ConfiguredCommand,
+    KeepOld,
+    Overrides,
+    Overwrite,
+    Resume,
+    contradiction,
+    exit_untrained,
+    explained,
+    help_end,
+)
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.checks import check_place
@@ -29,15 +41,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.sft", "--config sft_jsonl.yaml data.path=answers.jsonl"))
 def main(
-    config: Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")] = False,
-    keep_old: Annotated[
-        bool, typer.Option("--keep-old", help="With --overwrite: keep the earlier run as output_dir.old-N.")
-    ] = False,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    keep_old: KeepOld = False,
     merge: Annotated[bool, typer.Option("--merge", help="Also write the merged model to merged/.")] = False,
 ) -> None:
     """Train a LoRA adapter, or the whole model, on given answers (supervised fine-tuning)."""

@@ -22,7 +22,7 @@ import typer
 from rich.markup import escape
 
 from evals.command import exit_with_error, new_console, stoppable
-from rl_engine.command import ConfiguredCommand, help_end
+from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.analysis import Analysis, Found, cells_left, due_cells
 from rl_engine.sweep.board import watch
@@ -43,9 +43,7 @@ REPORT_S = 60.0
 @app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.sweep", "--config sweep_rates.yaml --dry-run"))
 def main(
     config: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped sweep.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
-    ] = None,
+    overrides: Overrides = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all cells, list those still to run, and stop.")

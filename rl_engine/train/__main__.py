@@ -25,6 +25,10 @@ from evals.command import exit_with_error, new_console, say_loading
 from rl_engine.command import (
     EXPLAINED,
     ConfiguredCommand,
+    KeepOld,
+    Overrides,
+    Overwrite,
+    Resume,
     contradiction,
     exit_untrained,
     explained,
@@ -55,14 +59,10 @@ def main(
             help="A YAML file, or the name of a shipped configuration. Repeat it to train several runs side by side."
         ),
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")] = False,
-    keep_old: Annotated[
-        bool, typer.Option("--keep-old", help="With --overwrite: keep the earlier run as output_dir.old-N.")
-    ] = False,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    keep_old: KeepOld = False,
     together: Annotated[
         int | None,
         typer.Option(
