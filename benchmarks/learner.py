@@ -33,8 +33,8 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.objective import objective
 from rl_engine.learner.ranks import join_ranks, leave_ranks
 from rl_engine.policy.base_model import DTYPES, load_meta_model
+from rl_engine.policy.lora.targets import adaptable
 from rl_engine.policy.micro_batch import MicroBatch
-from rl_engine.policy.targets import adaptable
 from rollout.config import ModelConfig
 
 Seconds = dict[str, list[float]]

@@ -77,7 +77,7 @@ def write_adapter(directory: Path, model: str) -> None:
     from safetensors.torch import save_file
 
     from rl_engine.policy.base_model import load_meta_model
-    from rl_engine.policy.targets import adaptable
+    from rl_engine.policy.lora.targets import adaptable
 
     draw = torch.Generator().manual_seed(0)
     tensors, layers = {}, adaptable(load_meta_model(ModelConfig(name=model)))

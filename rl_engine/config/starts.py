@@ -25,12 +25,12 @@ STARTS: dict[str, Start] = {
     "default": Start(True),
     "gaussian": Start("gaussian"),
     "orthogonal": Start("orthogonal"),
-    # Ours (`lora_start.fit_to_activations`): PEFT's wants a data loader.
+    # Ours (`lora.start.fit_to_activations`): PEFT's wants a data loader.
     "eva": Start(True, calibrated=True),
     "pissa": Start("pissa", served="converted"),
     "pissa_niter_16": Start("pissa_niter_16", served="converted"),
     "olora": Start("olora", served="converted"),
-    # Ours (`lora_start.tie_to_numbers`): PEFT's own is no LoRA, and vLLM serves none but LoRA.
+    # Ours (`lora.start.tie_to_numbers`): PEFT's own is no LoRA, and vLLM serves none but LoRA.
     "tiny": Start(True, served="composed"),
 }
 

@@ -198,7 +198,7 @@ def numbers(versions: Sequence[VersionSpectra]) -> list[int]:
 def _series(axes: Axes, versions: Sequence[VersionSpectra], column: str, dash: str) -> None:
     """One line for each group of layers that a model's parts make: attention, mlp, other."""
     from rl_engine.drawing.style import COLOURS, MARKERS
-    from rl_engine.policy.targets import group_of
+    from rl_engine.policy.lora.targets import group_of
 
     for group, colour, marker in zip(("attention", "mlp", "other"), COLOURS, MARKERS, strict=False):
         parts = [

@@ -10,7 +10,7 @@ from torch import nn
 
 from rl_engine.config import Config, LoraConfig, Method
 from rl_engine.plan.sizes import Workload
-from rl_engine.policy.targets import coverage_of, group_of
+from rl_engine.policy.lora.targets import coverage_of, group_of
 
 # LoRA Without Regret: a LoRA holds about two bits a parameter, and a policy gradient learns about one bit an episode.
 BITS_PER_PARAMETER = 2

@@ -14,7 +14,7 @@ from rl_engine.learner.objective import needs_base, needs_old_logprobs
 from rl_engine.plan.sizes import Widths, Workload
 from rl_engine.policy.attention import NAME as SHARED
 from rl_engine.policy.base_model import choose_layout
-from rl_engine.policy.targets import LayerSize, adaptable, expert_rank, head_of, match_targets, trains_head
+from rl_engine.policy.lora.targets import LayerSize, adaptable, expert_rank, head_of, match_targets, trains_head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from rl_engine.config import Config
 from rl_engine.policy.base_model import LoadBase
 from rl_engine.policy.full import FullPolicy
-from rl_engine.policy.lora import LoraPolicy
+from rl_engine.policy.lora.adapter import LoraPolicy
 from rl_engine.policy.trainable import TrainablePolicy
 
 METHODS: dict[str, Callable[[Config, torch.device, LoadBase], TrainablePolicy]] = {

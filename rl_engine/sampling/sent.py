@@ -5,7 +5,7 @@ from __future__ import annotations
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.policy.base_model import DTYPES, load_meta_model
-from rl_engine.policy.targets import coverage_of
+from rl_engine.policy.lora.targets import coverage_of
 from rollout.engine import Sent
 from rollout.pool.room import Room, lacks
 from rollout.work_items import LARGEST_PIECE

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from rl_engine.config.sft import SftConfig
-from rl_engine.policy import full, lora
+from rl_engine.policy import full
 from rl_engine.policy.base_model import load_weights, published_config
-from rl_engine.policy.lora_linear import LoraLinear
+from rl_engine.policy.lora import adapter as lora
+from rl_engine.policy.lora.linear import LoraLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

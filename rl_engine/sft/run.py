@@ -20,7 +20,7 @@ from rl_engine.plan.card import settle_precision
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
 from rl_engine.policy.attention import check_packable
 from rl_engine.policy.base_model import check_attention, load_model_config, model_notes
-from rl_engine.policy.lora import check_adapter
+from rl_engine.policy.lora.adapter import check_adapter
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
 from rl_engine.run.merge import merge

@@ -34,7 +34,7 @@ from rl_engine.policy.base_model import (
     load_model_config,
     model_notes,
 )
-from rl_engine.policy.lora import check_adapter
+from rl_engine.policy.lora.adapter import check_adapter
 from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, newest_on_all, restore_rng
 from rl_engine.run.console import RunConsole
 from rl_engine.run.peaks import PhasePeaks, available

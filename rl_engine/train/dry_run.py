@@ -12,8 +12,8 @@ from rl_engine.plan.forecast import first_lines
 from rl_engine.plan.memory import memory_of_run
 from rl_engine.plan.memory_limit import memory_lines
 from rl_engine.policy.base_model import load_meta_model
-from rl_engine.policy.lora import describe_adapter
-from rl_engine.policy.targets import coverage_of
+from rl_engine.policy.lora.adapter import describe_adapter
+from rl_engine.policy.lora.targets import coverage_of
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import dry_output
 from rl_engine.run.peaks import available

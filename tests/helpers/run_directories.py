@@ -16,7 +16,7 @@ from rewards import Verdict
 from rl_engine.config import Config, load_config
 from rl_engine.learner.groups import GradedGroup
 from rl_engine.plan.card import settle_precision
-from rl_engine.policy.lora import LoraPolicy
+from rl_engine.policy.lora.adapter import LoraPolicy
 from rl_engine.run.records import Records
 from rollout.adapters import AdapterStore
 from tests.helpers.builders import completion, graded_group, prompt, result

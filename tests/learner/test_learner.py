@@ -21,8 +21,8 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.logprobs import LogprobModel
-from rl_engine.policy.lora import LoraPolicy
-from rl_engine.policy.targets import coverage_of, match_targets
+from rl_engine.policy.lora.adapter import LoraPolicy
+from rl_engine.policy.lora.targets import coverage_of, match_targets
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.batches import LOOSE
 from tests.helpers.precision import LOGPROB_NATS, assert_same_adam_steps

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.learner import Learner
-from rl_engine.policy import attention, base_model, lora_linear
+from rl_engine.policy import attention, base_model
 from rl_engine.policy.attention import VARLEN
 from rl_engine.policy.base_model import compile_layers, fuse_norms, is_worth_compiling
 from rl_engine.policy.logprobs import LogprobModel
+from rl_engine.policy.lora import linear as lora_linear
 from tests.conftest import ConfigMaker
 from tests.helpers.batches import LOOSE
 from tests.helpers.families import tiny_config, tiny_model

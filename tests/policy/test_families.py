@@ -26,7 +26,7 @@ from rl_engine.policy.base_model import (
 )
 from rl_engine.policy.logits import PLAIN
 from rl_engine.policy.logprobs import LogprobModel
-from rl_engine.policy.lora import add_adapter
+from rl_engine.policy.lora.adapter import add_adapter
 from rl_engine.train.assemble import check_context
 from rollout.config import ModelConfig
 from rollout.models import EMBEDDED_DIR

@@ -15,8 +15,8 @@ from rl_engine.config.file import ConfigError
 from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.state import learner_state, restore_learner
-from rl_engine.policy.lora import adapter_parameters, add_adapter, lora_layers, peft_config_of, served_tensors
-from rl_engine.policy.targets import coverage_of
+from rl_engine.policy.lora.adapter import adapter_parameters, add_adapter, lora_layers, peft_config_of, served_tensors
+from rl_engine.policy.lora.targets import coverage_of
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.batches import LOOSE
 from tests.helpers.precision import LOGPROB_NATS, assert_same_adam_steps

@@ -33,9 +33,9 @@ from rl_engine.plan.flops import MultiplyAdds, learning_flops
 from rl_engine.plan.sizes import Workload
 from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.logprobs import LogprobModel
-from rl_engine.policy.lora import add_adapter
-from rl_engine.policy.lora_linear import LoraLinear
-from rl_engine.policy.targets import coverage_of
+from rl_engine.policy.lora.adapter import add_adapter
+from rl_engine.policy.lora.linear import LoraLinear
+from rl_engine.policy.lora.targets import coverage_of
 from rollout.config import ModelConfig
 
 INPUTS, OUTPUTS, EXAMPLES = 16, 12, 40

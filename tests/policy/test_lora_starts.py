@@ -18,8 +18,8 @@ from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.gap import GapLimits
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
-from rl_engine.policy.lora import LoraPolicy, lora_layers
-from rl_engine.policy.targets import coverage_of
+from rl_engine.policy.lora.adapter import LoraPolicy, lora_layers
+from rl_engine.policy.lora.targets import coverage_of
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.config import SamplingConfig
 from rollout.models import EMBEDDED_DIR

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_engine.policy.base_model import fuse_norms
-from rl_engine.policy.lora_linear import CARD_STEP, _CardLoraLinear, _LoraLinear, padded
+from rl_engine.policy.lora.linear import CARD_STEP, _CardLoraLinear, _LoraLinear, padded
 from tests.helpers.families import tiny_model
 from tests.helpers.precision import assert_same_sums
 

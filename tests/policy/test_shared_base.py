@@ -11,7 +11,7 @@ from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.policy.base_model import SharedBase
-from rl_engine.policy.lora import LoraPolicy
+from rl_engine.policy.lora.adapter import LoraPolicy
 
 PROMPTS = [(18, 5, 19, 7, 8, 3)] * 200
 KINDS = (

@@ -23,7 +23,7 @@ from evals.asking.trained_with import trained_with
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
-from rl_engine.policy.lora import LoraPolicy
+from rl_engine.policy.lora.adapter import LoraPolicy
 from rl_engine.push.__main__ import app
 from rl_engine.push.card import Licence, Release
 from rl_engine.push.recipe import recipe_rows

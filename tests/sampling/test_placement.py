@@ -18,8 +18,8 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import learner_state, restore_learner
 from rl_engine.policy.logprobs import LogprobModel
-from rl_engine.policy.lora import LoraPolicy
-from rl_engine.policy.targets import Coverage, coverage_of, match_targets
+from rl_engine.policy.lora.adapter import LoraPolicy
+from rl_engine.policy.lora.targets import Coverage, coverage_of, match_targets
 from rl_engine.sampling.placement import _pool_settings, start_queue
 from rl_engine.sampling.queue import LocalQueue, StreamingQueue
 from rl_engine.train.assemble import check_context

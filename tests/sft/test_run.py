@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.sft import SftConfig
-from rl_engine.policy.lora import LoraPolicy
+from rl_engine.policy.lora.adapter import LoraPolicy
 from rl_engine.run.merge import merge
 from rl_engine.run.records import read_metrics
 from rl_engine.run.trained import read_trained

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from rl_engine.config import Config, LoraConfig
 from rl_engine.config.starts import STARTS
 from rl_engine.policy.base_model import LoadBase, load_causal_lm, load_meta_model
-from rl_engine.policy.lora_linear import LoraLinear
-from rl_engine.policy.lora_start import copy_adapter, fit_to_activations, read_adapter, tie_to_numbers, unchanged
-from rl_engine.policy.targets import Coverage, coverage_of, expert_rank, match_targets
+from rl_engine.policy.lora.linear import LoraLinear
+from rl_engine.policy.lora.start import copy_adapter, fit_to_activations, read_adapter, tie_to_numbers, unchanged
+from rl_engine.policy.lora.targets import Coverage, coverage_of, expert_rank, match_targets
 from rl_engine.policy.trainable import LogprobFunction
 from rollout.adapters import PEFT_CONFIG, PEFT_WEIGHTS
 from rollout.config import ModelConfig

@@ -128,7 +128,7 @@ class LoraLinear(PeftLoraLinear):
             self.register_buffer(name, layer.weight.detach().clone(), persistent=False)
 
     def tie(self, numbers_M: nn.Parameter, a_RI: Tensor, b_OR: Tensor, projections_MRR: Tensor) -> None:
-        """Let nothing but `numbers_M`, which all layers share, learn from here on: see `lora_start.tie_to_numbers`."""
+        """Let nothing but `numbers_M`, which all layers share, learn from here on: see `lora.start.tie_to_numbers`."""
         # Gone, and not frozen: PEFT lets A and B learn again whenever it switches an adapter off and on.
         self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
         self.numbers = numbers_M
