@@ -44,7 +44,7 @@ class Format:
 
     kind: Kind
     packed: bool = False
-    """In gzip."""
+    """Whether it is compressed by gzip."""
 
 
 def format_of(path: Path, key: str) -> Format:

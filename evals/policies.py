@@ -48,7 +48,7 @@ class Policy:
     ref: AdapterRef | None = None
     """None for the base model."""
     why: str = ""
-    """Of which run it was taken, and why that version, where a run was given."""
+    """Which run it was taken of, and why that version, where a run was given."""
     remarks: tuple[str, ...] = ()
     """What a person should know before trusting it."""
 

@@ -54,7 +54,7 @@ class GradeItem:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """The problem's other columns, of what JSON can hold; only a user's reward function reads them."""
     entry: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Of a generated task, which its own scorer judges: `task`, `settings`, and the library's `entry`."""
+    """From a generated task, which its own scorer judges: `task`, `settings`, and the library's `entry`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -156,7 +156,7 @@ class Sent:
     whole_models: bool = False
     """Whether a version is every weight of a model: `rollout/pool/versions.py` says how it travels."""
     answer_bytes: int = 0
-    """Of one work item."""
+    """The answer to one work item."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,22 +15,22 @@ class InFlight:
     count: int
     assemble: Callable[[list[Completion]], list[RolloutGroup]]
     """All completions → the groups, one a prompt."""
-    _there: dict[int, Completion] = field(default_factory=dict, init=False)
+    _sampled: dict[int, Completion] = field(default_factory=dict, init=False)
 
     @property
     def left(self) -> int:
         """Completions that are still sampled."""
-        return self.count - len(self._there)
+        return self.count - len(self._sampled)
 
     @property
     def done(self) -> bool:
         return not self.left
 
     def take(self, place: int, completion: Completion) -> None:
-        assert place not in self._there
-        self._there[place] = completion
+        assert place not in self._sampled
+        self._sampled[place] = completion
 
     def groups(self) -> list[RolloutGroup]:
         """To be called when all is done."""
         assert self.done
-        return self.assemble([self._there[place] for place in range(self.count)])
+        return self.assemble([self._sampled[place] for place in range(self.count)])

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from rollout.models import EMBEDDED
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Of vLLM's attention on a CPU."""
+"""Head sizes that vLLM's attention takes on a CPU."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Attributes of families some of whose layers keep a state in place of keys and values.
 STATES = ("mamba_d_state", "ssm_state_size", "state_size", "linear_key_head_dim", "linear_num_heads", "conv_L_cache")
@@ -23,7 +23,7 @@ Dtype = Literal["bfloat16", "float32"]
 # learner in to the sixth digit.
 PRECISIONS: dict[str, Dtype] = {"cpu": "float32", "cuda": "bfloat16"}
 OLDEST_DRIVER = {12: 525, 13: 580}
-"""By the major version of CUDA that torch was built for."""
+"""Major version of the oldest driver that will do, by that of the CUDA that torch was built for."""
 ANSWER_S = 20
 """nvidia-smi answers in a second, and not at all where a driver hangs."""
 

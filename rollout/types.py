@@ -32,7 +32,7 @@ class Problem:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """The source's other columns, for a reward function of the user's."""
     entry: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Of a generated task: `task`, `settings`, and the library's `entry`, by which the task's own scorer grades."""
+    """From a generated task: `task`, `settings`, and the library's `entry`, by which the task's own scorer grades."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

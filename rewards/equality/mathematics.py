@@ -200,7 +200,7 @@ _COORDINATES = (
 )  # fmt: skip
 """Values of both signs and of size about one, whose denominators share no factor: nothing agrees by accident."""
 _STRIDE = 5
-"""From one unknown's coordinate to the next one's; it shares no factor with their number, so all differ."""
+"""How far on the next unknown's coordinate stands; it shares no factor with the number of them, so all differ."""
 RATIONAL_POINTS = 6
 INTEGER_POINTS = 4
 """Factorials and powers of negative numbers are often real at whole numbers alone."""

@@ -143,7 +143,7 @@ class _Judge:
         return "" if request.get("as_answer") else self._failure
 
     def _judged(self, request: wire.Message, said: wire.Message) -> Judgement:
-        """By the task's own scorer, whose score is `said` too, or as mathematics."""
+        """The judgement of the task's own scorer, whose score is `said` too, or that of mathematics."""
         if entry := request.get("entry"):
             from rewards.workers.scorers import judge_own_answer, judge_task
 

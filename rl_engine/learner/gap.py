@@ -33,7 +33,7 @@ class TokenGap:
     place: int
     """Which token of its completion, from 1."""
     tokens: int
-    """Of that completion."""
+    """The tokens of that completion."""
     origin: str
     """Which completion."""
     sampler: float

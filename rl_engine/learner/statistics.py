@@ -84,7 +84,7 @@ class StepStatistics:
     """What |log q − log p| of a token is counted beyond, nats."""
     _sums: dict[str, Tensor | float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     _furthest: list[tuple[Tensor, Sequence[TrainingSample]]] = field(default_factory=list)
-    """Of each micro-batch the token that is furthest apart, [4] float64, and its samples."""
+    """The token of each micro-batch that is furthest apart, [4] float64, and its samples."""
     _log_ratios: list[Tensor] = field(default_factory=list)
 
     def _add(self, **values: Tensor | float) -> None:

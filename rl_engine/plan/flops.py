@@ -22,11 +22,11 @@ class MultiplyAdds:
     """Multiply-adds of one token passing forward."""
 
     matrices: int
-    """Of all linear layers but the output embedding; of a mixture, of the experts a token passes through."""
+    """Those of all linear layers but the output embedding; of a mixture, of the experts a token passes through."""
     adapter: int
-    """Of the rank-wide matrices beside them."""
+    """Those of the rank-wide matrices beside them."""
     head: int
-    """Of the output embedding."""
+    """Those of the output embedding."""
     head_adapter: int
     attended: int
     """For each position that is attended to: a score and a weighted sum in every head."""

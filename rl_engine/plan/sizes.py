@@ -20,7 +20,7 @@ class Widths:
     kv_heads: int
     head_dim: int
     intermediate: int
-    """Of one token's feed-forward layers together: of all active experts where there are several."""
+    """Width of one token's feed-forward layers together: of all active experts where there are several."""
     vocabulary: int
     normed_heads: bool
     """Whether queries and keys pass through a norm of their own (Qwen3)."""
@@ -60,7 +60,7 @@ class Workload:
     groups: int
     """Prompts of a step."""
     completions: int
-    """Of each prompt."""
+    """How many of each prompt."""
     prompt_tokens: int
     completion_tokens: int
 

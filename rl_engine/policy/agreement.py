@@ -16,7 +16,7 @@ from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.micro_batch import MicroBatch
 
 PROMPT_TOKENS = 64
-"""Of the prompt that is compared: all logits of it are made at once."""
+"""Most tokens of the prompt that is compared: all logits of it are made at once."""
 
 # Both sides have the same hidden states, so that float32 differs by rounding alone. In bfloat16 the model's own logits
 # are rounded: between 16 and 32 they are 2⁻³ apart.

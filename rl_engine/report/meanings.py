@@ -23,7 +23,7 @@ def meanings_of(keys: list[str]) -> dict[str, str]:
 
 @cache
 def _rows() -> tuple[tuple[Callable[[str], object], str], ...]:
-    """Of each row of the page's first table: whether a name is among its names, and its text."""
+    """For each row of the page's first table: whether a name is among its names, and its text."""
     page = resources.files("rl_engine.report").joinpath("assets", "metrics.md").read_text(encoding="utf-8")
     table = page.split("|---|---|---|---|\n", 1)[1].split("\n\n", 1)[0]
     rows = []

@@ -32,7 +32,7 @@ COMPLETIONS_BYTES = 10_000_000
 LINES = 2_000
 """Steps drawn of a run; of more, every second, third, …, and all that evaluate."""
 TITLE_END = " · rl_engine</title>"
-"""Of every page; by it one is known as ours."""
+"""The title of every page ends so; by that one is known as ours."""
 SCRIPTS = ("charts.js", "formulas.js", "completions.js", "pairs.js", "page.js")
 
 
@@ -132,7 +132,7 @@ def _percent(score: float) -> str:
 
 
 def _points(difference: float) -> str:
-    """Of per cent, with their sign."""
+    """A difference of shares in points of per cent, with its sign."""
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 

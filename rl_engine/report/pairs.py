@@ -15,7 +15,7 @@ from rl_engine.report.shown_run import ShownAdapter, ShownRun
 EACH = 8
 """Problems shown of each kind (newly right, newly wrong, most mixed, longest, and any), at most."""
 ALL_OF_A_KIND = 40
-"""Of all pairs of a page together, so that comparing many runs on many suites stays a page."""
+"""Problems of a kind in all pairs of a page together, so that comparing many runs on many suites stays a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +69,8 @@ class Pair:
 
 
 def pairs_of(runs: Sequence[ShownRun], names: Sequence[str]) -> list[Pair]:
-    """Of one run the first version beside the best on each suite; of several the last of the first run beside the last
-    of each other."""
+    """The pairs of a page: of one run the first version beside the best on each suite, of several the last of the first
+    run beside the last of each other."""
     if len(runs) == 1:
         each = _each(len(_suites(runs[0])))
         return [pair for suite in _suites(runs[0]) for pair in _within(runs[0], suite, each)]
@@ -106,7 +106,7 @@ def gain_of(first: Mapping[str, KeptAnswer], second: Mapping[str, KeptAnswer]) -
 
 
 def gain_of_training(run: ShownRun, suite: str) -> Gain | None:
-    """From the first evaluation to the last; None where their answers are not kept."""
+    """The gain from the first evaluation to the last; None where their answers are not kept."""
     evaluated = _evaluated(run, suite)
     return gain_of(*(run.answers[suite, one.key] for one in (evaluated[0], evaluated[-1]))) if evaluated else None
 

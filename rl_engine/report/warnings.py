@@ -23,7 +23,7 @@ class WarningRule:
 
     key: str
     limit: Callable[[Settings, Line], float]
-    """By the run's settings and the step's other metrics: told of where the metric is above it."""
+    """The run's settings and the step's other metrics → what the metric is told of above."""
     text: str
     """With `worst`, the highest value, and `steps`, at how many it was above."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SHOWN = tuple(column for column in COLUMNS if column.title in ("step", "reward", "held-out", "CoT", "gap"))
 FIRST_LINES = ("rate", "training", "learning")
-"""Of what a run says of itself at its beginning, that in which runs together may differ; and its warnings."""
+"""What runs together may differ in, of all that a run says of itself at its beginning; its warnings too."""
 WAITS, BEGUN, DONE, FAILED, STOPPED = "waits", "begun", "done", "failed", "stopped"
 STATE = "state: "
 """What a line begins with that tells of a run, where there is no table, that it has begun or how it ended."""

@@ -34,7 +34,7 @@ class Column:
     title: str
     width: int
     meaning: str
-    """For the legend; empty where the title says it."""
+    """What the legend says of it; empty where the title says it."""
     text: Callable[[Mapping[str, float]], str]
 
 

@@ -87,7 +87,7 @@ def _run(config: SftConfig, stop: StopRequest, earlier: Earlier | None, *, resum
 
 
 def _train(run: SftRun, *, resume: bool, merged: bool) -> int:
-    """From the first step to the last file."""
+    """Train, from the first step to the last file written; the exit code."""
     config = run.config
     store = AdapterStore(Path(config.output_dir) / "adapters")
     if resume and run.batches.steps in store.versions():

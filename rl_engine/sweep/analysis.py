@@ -82,7 +82,7 @@ class ArmReport:
 class Analysis:
     arms: tuple[ArmReport, ...]
     spread: Spread | None
-    """Of a score between seeds, pooled over every axis value of every arm that has several."""
+    """The spread of a score between seeds, pooled over every axis value of every arm that has several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from rl_engine.sweep.sharing import Targets
 
 WATCH_S = 2.0
 OTHER_LINES = 8
-"""Of a terminal, that the table leaves to others."""
+"""Lines of a terminal that the table leaves to others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class Row:
 
 
 def rows_of(config: SweepConfig, targets: Targets, found: Found) -> list[Row]:
-    """Of the cells that have a result or are due, in the sweep's order."""
+    """A row for each cell that has a result or is due, in the sweep's order."""
     due = {cell.name for cell in due_cells(config, found)}
     cells = [
         cell_of(config, arm, value, seed)

@@ -105,7 +105,7 @@ def _before_training(config: SweepConfig, found: Found) -> float | None:
 
 
 def _as_losses(axes: Axes) -> None:
-    """On a logarithmic scale, as in the paper: what tells arms apart is small beside what all have learned."""
+    """A logarithmic scale, as in the paper: what tells arms apart is small beside what all have learned."""
     if all(np.min(line.get_ydata(), initial=1) > 0 for line in axes.get_lines()):
         axes.set_yscale("log")
 

@@ -153,7 +153,7 @@ def run(
 
 
 M_ARENA_MAX = -8
-"""Of malloc.h."""
+"""The number that malloc.h gives this setting."""
 
 
 def share_heap() -> None:

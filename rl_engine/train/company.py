@@ -229,7 +229,7 @@ class Company:
         gc.collect()  # DeepSpeed's engine is in circles; the next run wants its memory
 
     def _next(self) -> _AtWork | None:
-        """Of the runs that have what they wait for, on every rank, the one that has waited longest."""
+        """The run that has waited longest, of those that have what they wait for on every rank."""
         lacks = [not one.turn.ready for one in self._at_work]
         if self.ranks.count > 1 and lacks:
             lacks = self.ranks.max(torch.tensor(lacks, dtype=torch.float32, device=self.ranks.device)).bool().tolist()

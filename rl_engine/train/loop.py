@@ -65,9 +65,9 @@ class LiveRun:
     step: int = 0
     """The step at work."""
     version: int = 0
-    """Of what the learner has, published or about to be."""
+    """The version of what the learner has, published or about to be."""
     examples: list[ShownAnswer] = field(default_factory=list)
-    """Of the evaluations so far."""
+    """One from each evaluation so far."""
     adapter: AdapterRef = field(init=False)
     finished: RunState = field(init=False)
     """Where the run stands after the last step whose update is made: what the learner's state belongs to."""

@@ -22,13 +22,13 @@ class Activity:
     _sampling: frozenset[Hashable] = field(default=frozenset(), init=False)
     _waits: bool = field(default=False, init=False)
     _busy_s: dict[Hashable, float] = field(default_factory=dict, init=False)
-    """Of every worker of now, and of those that were lost since `mark`."""
+    """How long each worker of now, and each that was lost since `mark`, has sampled."""
     _there_s: float = field(default=0.0, init=False)
     """Worker-seconds that there should have been."""
     _tail_s: float = field(default=0.0, init=False)
     _asked: dict[WorkItem, float] = field(default_factory=dict, init=False)
     _queue_s: list[float] = field(default_factory=list, init=False)
-    """Of each item that was begun."""
+    """How long each item that was begun had waited."""
 
     def __post_init__(self) -> None:
         self._since = self._seen = self.clock()
@@ -54,7 +54,7 @@ class Activity:
         self.workers = workers
 
     def asked(self, items: Iterable[WorkItem]) -> None:
-        """Work has come that can be begun now; a leg that waits for the one before it cannot."""
+        """Work has come that can be begun now; a segment that waits for the one before it cannot."""
         self._asked |= dict.fromkeys((item for item in items if item.ready), self.clock())
 
     def begun(self, item: WorkItem) -> None:

@@ -57,7 +57,7 @@ class Size:
     fixed: int | None
     cpus: int
     gpus: int
-    """Of a worker, as `cpus`."""
+    """What a worker takes, as `cpus`."""
     workers: int = field(init=False)
     _looked: float = field(default=0.0, init=False)
 

@@ -25,7 +25,7 @@ class EngineThread:
     advance: Callable[[], list[InFlight]]
     _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "engine"), init=False)
     _going: dict[InFlight, Future[list[RolloutGroup]]] = field(default_factory=dict, init=False)
-    """For the engine's thread alone."""
+    """Batches and who waits for them; only the engine's thread uses it."""
 
     def call(self, what: Callable[[], T]) -> T:
         """What it gives, done between two tokens."""

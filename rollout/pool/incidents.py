@@ -1,4 +1,4 @@
-"""Lost workers → how many things went wrong, how long to wait before the next hire, and which prompts are to blame.
+"""Lost workers → how many things went wrong, how long to wait before the next start, and which prompts are to blame.
 
 A machine that goes takes all its workers with it: that is one incident, not one a worker. Prompts that end whoever
 samples them are told from prompts that were unlucky by the number of incidents, and of machines, they were in.
@@ -78,7 +78,7 @@ class Incidents:
         return [cause for incident, cause in self._in_a_row.items() if self.clock() - incident.at < WINDOW_S]
 
     def pause_s(self) -> float:
-        """How long to wait before workers are hired again: nothing after a first incident, then 1, 3, 7, … seconds."""
+        """How long to wait before workers start again: nothing after a first incident, then 1, 3, 7, … seconds."""
         now = self.clock()
         recent = sum(now - incident.at < WINDOW_S for incident in self._recent)
         return float(min(LONGEST_PAUSE_S, 2 ** max(recent - 1, 0) - 1))

@@ -65,7 +65,7 @@ class Member:
     files: Path = Path()
 
     @classmethod
-    def hired(cls, cpus: int, gpus: int, *, together: bool) -> Member:
+    def placed(cls, cpus: int, gpus: int, *, together: bool) -> Member:
         """An actor wherever the cluster has room for it, now or later; `together`: it samples items side by side."""
         threads = MOST_ITEMS + MORE_THREADS if together else 1
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": threads}

@@ -65,7 +65,7 @@ class RayPool:
     _activity: Activity = field(init=False)
     _begun: bool = field(default=False, init=False)
     """Whether a worker has ever started."""
-    _hire_at: float = field(default=0.0, init=False)
+    _start_at: float = field(default=0.0, init=False)
     """Not before are missing workers replaced."""
     _size: Size = field(init=False)
     _closing: bool = field(default=False, init=False)
@@ -211,7 +211,7 @@ class RayPool:
     def _start_worker(self) -> Member:
         """A new worker that starts its engine."""
         settings, together = self.settings, self.settings.completions_at_once > 1
-        worker = Member.hired(settings.cpus_per_worker, settings.gpus_per_worker, together=together)
+        worker = Member.placed(settings.cpus_per_worker, settings.gpus_per_worker, together=together)
 
         def started(_: None) -> Complaint:
             worker.ready = self._begun = True
@@ -259,11 +259,11 @@ class RayPool:
                         self._handle_answer(worker, call, *answers[handle])
                     elif call.deadline < time.monotonic():
                         placed = worker.find() is not None
-                        self._lose(worker, "it did not answer in time" if placed else NO_ROOM, hangs=True)
+                        self._give_up(worker, "it did not answer in time" if placed else NO_ROOM, hangs=True)
                 if self._size.look_again():
                     self._resize()
                 # Before any has started, what stopped one would stop the next.
-                if (self._begun or not self.lost) and time.monotonic() >= self._hire_at:
+                if (self._begun or not self.lost) and time.monotonic() >= self._start_at:
                     self._workers += [self._start_worker() for _ in range(self._size.workers - len(self._workers))]
                 self._assign()
                 self._changed.notify_all()
@@ -314,16 +314,16 @@ class RayPool:
         """Take the answer of a call that has ended."""
         complaint = complaint or call.accept(answer)
         if complaint is not None:
-            self._lose(worker, complaint)
+            self._give_up(worker, complaint)
             return
         worker.answered(call)
         if call.item is not None:
             self._incidents.sampled(call.item)
 
-    def _lose(self, worker: Member, cause: str, *, hangs: bool = False) -> None:
-        """Give a worker up, and with it all others of its machine if that is gone; others are hired after a pause.
+    def _give_up(self, worker: Member, cause: str, *, hangs: bool = False) -> None:
+        """Give a worker up, and with it all others of its machine if that is gone; others are started after a pause.
 
-        Raises `PoolError` when prompts are to blame, or when no worker is left and it is hopeless to hire.
+        Raises `PoolError` when prompts are to blame, or when no worker is left and it is hopeless to start another.
         """
         worker.find()
         nodes = {machine.id for machine in machines()}
@@ -332,10 +332,10 @@ class RayPool:
         items = [item for one in (worker, *with_it) for item in self._drop(one, cause, hangs=hangs)]
         if self._size.look():
             self._resize()
-        if time.monotonic() >= self._hire_at:
-            # A hire that is due is not put off: among thousands a worker is lost more often than that.
-            self._hire_at = self._by(self._incidents.pause_s())
-        pause_s = max(0.0, self._hire_at - time.monotonic())
+        if time.monotonic() >= self._start_at:
+            # A start that is due is not put off: among thousands a worker is lost more often than that.
+            self._start_at = self._by(self._incidents.pause_s())
+        pause_s = max(0.0, self._start_at - time.monotonic())
         log.warning(
             "%d sampling worker%s lost, %s; %d of %d are left, others are started %s",
             *(1 + len(with_it), "s were" if with_it else " was", cause, len(self._workers), self._size.workers),

@@ -29,9 +29,9 @@ class Room:
     """Bytes that are free on this machine."""
 
     shared: int
-    """For the object store."""
+    """Bytes free for the object store."""
     scratch: int
-    """In the directory of temporary files, where workers write versions down."""
+    """Bytes free in the directory of temporary files, where workers write versions down."""
 
     @classmethod
     def here(cls) -> Room:

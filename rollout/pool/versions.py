@@ -42,7 +42,7 @@ class Adapter:
 
     ref: AdapterRef
     _files: Any = field(init=False)
-    """In the store, by name."""
+    """References into the store, by name of the file."""
 
     def __post_init__(self) -> None:
         names = [MANIFEST, *read_manifest(self.ref.path)["files"]]
@@ -88,7 +88,7 @@ class WholeModel:
     _in_store: dict[int, Any] = field(default_factory=dict, init=False)
     """The last few pieces that were sent, for machines that are about as far."""
     _copies: dict[str, _Copy] = field(default_factory=dict, init=False)
-    """By machine."""
+    """The copy of each machine."""
 
     def __post_init__(self) -> None:
         for name in (*stated_manifest(self.ref.path)["files"], MANIFEST):

@@ -41,7 +41,7 @@ def check_task(task: Task, where: str = "data.") -> None:
 
 
 def split_of(text: str) -> Split:
-    """By the text as it is read, spacing aside."""
+    """The split that a problem belongs to, by its text as it is read, spacing aside."""
     digest = hashlib.sha256(" ".join(text.split()).encode()).digest()
     return "held_out" if digest[0] < 256 * HELD_OUT_SHARE else "train"
 

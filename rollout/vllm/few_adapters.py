@@ -39,7 +39,7 @@ class Matrices:
     b: tuple[Tensor, ...]
     """Each [outputs, rank]."""
     rank: int
-    """Of each slice; 0 where the adapter leaves the layer alone."""
+    """The rank of each slice; 0 where the adapter leaves the layer alone."""
 
     @classmethod
     def of(cls, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Matrices:

@@ -93,7 +93,7 @@ def test_a_machine_that_comes_is_used_and_one_that_goes_is_not_missed(
         assert len({pid for pid, _, _ in log_of(tmp_path)}) == 3
     finally:
         machine.kill_all_processes(check_alive=False, allow_graceful=False)
-    # A worker that Ray calls unavailable first, and another that it still hires there, are lost twice.
+    # A worker that Ray calls unavailable first, and another that it still starts there, are lost twice.
     until(lambda: pool.lost > 0 and pool._size.workers == 2, 120)
     assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
     until(lambda: pool.alive == len(pool._workers) == 2)

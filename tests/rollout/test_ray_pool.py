@@ -354,7 +354,7 @@ def test_the_machine_of_two_of_three_workers_dies(make_pool: PoolMaker, tmp_path
     assert incident.workers == 2
 
 
-def test_a_later_loss_does_not_put_off_those_who_are_hired_for_an_earlier_one(
+def test_a_later_loss_does_not_put_off_others_that_start_for_an_earlier_one(
     make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a pool whose workers are lost faster than the pause ends would shrink to nothing."""
@@ -368,7 +368,7 @@ def test_a_later_loss_does_not_put_off_those_who_are_hired_for_an_earlier_one(
         lost = pool.lost
         os.kill(worker.pid, signal.SIGKILL)
         until(lambda lost=lost: pool.lost == lost + 1)  # type: ignore[misc]
-        at.append(pool._hire_at)
+        at.append(pool._start_at)
     assert at[0] == at[1]
 
 

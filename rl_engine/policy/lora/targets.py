@@ -164,7 +164,7 @@ def refuse_idle_patterns(matched: dict[str, LayerSize], config: LoraConfig) -> N
 
 
 def dimensions(matched: dict[str, LayerSize], config: LoraConfig) -> int:
-    """Of the space of updates that fixed directions of the layers' ranks allow: rank² of each."""
+    """Dimensions of the space of updates that fixed directions of the layers' ranks allow: rank² of each."""
     return sum(rank_of(path, config) ** 2 for path in matched)
 
 

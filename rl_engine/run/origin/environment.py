@@ -33,7 +33,7 @@ def machine() -> str:
 
 
 def commit() -> str | None:
-    """Of the source, with `+` where files differ from it; None of an installed wheel."""
+    """The commit of the source, with `+` where files differ from it; None of an installed wheel."""
     if not (SOURCE / ".git").exists():
         return None
     git = ("git", "-C", str(SOURCE))
