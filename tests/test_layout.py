@@ -235,6 +235,13 @@ def test_a_name_of_a_class_means_one_thing() -> None:
     assert {name: homes for name, homes in named.items() if len(homes) > 1 and not name.startswith("_")} == {}
 
 
+def test_tests_lie_in_folders_named_as_what_they_test() -> None:
+    tests = ROOT / "tests"
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")} - {Path()}
+    rooms = {folder for folder in folders for top in (ROOT, ROOT / "rl_engine") if (top / folder).is_dir()}
+    assert {str(folder) for folder in folders - rooms} == {"command", "drills", "packaging"}
+
+
 def test_the_top_of_rl_engine_holds_rooms() -> None:
     assert {path.name for path in (ROOT / "rl_engine").glob("*.py")} == {"__init__.py", "__main__.py", "command.py"}
 

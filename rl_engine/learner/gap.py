@@ -15,7 +15,7 @@ BEYOND_LIMIT = 1e-3
 with another adapter differs everywhere."""
 
 # A learner that moved by less may leave a sampler's answers as they were. Honest float32 samplers are seen within 1e-4
-# of the learner (tests/rollout/test_engine.py); logits between 8 and 16 are 2⁻⁴ apart in bfloat16.
+# of the learner (tests/rollout/vllm/test_engine.py); logits between 8 and 16 are 2⁻⁴ apart in bfloat16.
 RESOLUTION = {"float32": 1e-4, "bfloat16": 5e-2}
 """The smallest change of a log-probability that a sampler is sure to show, by `model.dtype`, nats."""
 

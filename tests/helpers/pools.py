@@ -10,9 +10,14 @@ from typing import Any
 
 import psutil
 
+from rollout.adapters import AdapterStore
+from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, PoolSettings
+from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
+from tests.helpers.scripted_engine import ScriptedEngine
 
 PoolMaker = Callable[..., Any]
+SAMPLING = SamplingConfig(n=3)
 SETTINGS = PoolSettings(
     workers=2,
     address=None,
@@ -42,3 +47,37 @@ def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def prompt_of(number: int, fault: str = "none", name: str = "p") -> Prompt:
+    problem = Problem(id=f"{name}{number}", text=fault, answer="")
+    return Prompt(problem=problem, text=fault, token_ids=(1,))
+
+
+def seeds(prompts: list[Prompt]) -> list[str]:
+    return [f"seed/{prompt.problem.id}" for prompt in prompts]
+
+
+def expected(prompts: list[Prompt], adapter: AdapterRef | None = None) -> list[RolloutGroup]:
+    """What one engine gives that nothing befalls."""
+    engine = ScriptedEngine(scripted(Path("/nowhere")))
+    return [
+        RolloutGroup(prompt=prompt, completions=engine.complete(seed, SAMPLING.n, adapter.key if adapter else "base"))
+        for prompt, seed in zip(prompts, seeds(prompts), strict=True)
+    ]
+
+
+def log_of(directory: Path) -> list[tuple[int, str, list[str]]]:
+    """(process, adapter, prompts) of each item that was begun."""
+    lines = [line.split() for line in (directory / "log").read_text().splitlines()]
+    return [(int(pid), key, ids) for pid, key, *ids in lines]
+
+
+def published(root: Path, version: int) -> AdapterRef:
+    return AdapterStore(root / "adapters").publish(
+        version, lambda directory: _write(directory / "weights", f"weights of {version}"), {"rank": 1}
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)

@@ -93,7 +93,7 @@ HUB_ROWS: dict[str, list[dict[str, Any]]] = {
 def test_the_local_copies_of_the_guide_ask_what_the_harness_asks(tokenizer: Any, harness: Any, tmp_path: Path) -> None:
     import lm_eval
 
-    guide = (Path(__file__).parents[2] / "docs" / "forgetting.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs" / "forgetting.md").read_text()
     files = dict(re.findall(r"```yaml\n# (\w+)\.yaml\n(.*?)```", guide, re.DOTALL))
     assert files.keys() == HUB_ROWS.keys()
     packaged = {name: f"{name}/{name}" for name in files}

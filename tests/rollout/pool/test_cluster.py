@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from rollout.pool.cluster import Machine, Size, placement_of
-from tests.helpers.pools import PoolMaker, until
-from tests.rollout.test_ray_pool import SAMPLING, expected, log_of, prompt_of, seeds
+from tests.helpers.pools import SAMPLING, PoolMaker, expected, log_of, prompt_of, seeds, until
 
 HEAD = Machine(id="a", address="10.0.0.1", cpus=64, gpus=0, store=0)
 NODE = Machine(id="b", address="10.0.0.2", cpus=64, gpus=7, store=0)

@@ -1,15 +1,13 @@
-"""The pool of workers: real Ray actors with a scripted engine for every fault, and with vLLM for what it samples."""
+"""The pool of workers: real Ray actors, with a scripted engine for every fault."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,29 +15,34 @@ from typing import Any
 import psutil
 import pytest
 
-from rl_engine.learner.learner import Learner
-from rollout.adapters import AdapterError, AdapterStore
-from rollout.config import SamplingConfig
+from rollout.adapters import AdapterError
 from rollout.engine import PoolError, sample_seed
 from rollout.pool.incidents import Incidents
 from rollout.segments import is_unfinished, joined
-from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup, Segment
+from rollout.types import Completion, RolloutGroup, Segment
 from rollout.work_items import PromptBatch, extended, split
-from tests.helpers.batches import LOOSE, alternating
-from tests.helpers.pools import SETTINGS, PoolMaker, rays_processes, scripted, until
-from tests.helpers.same_groups import assert_same_but_for_rounding
-from tests.helpers.scripted_engine import BAD_START, ScriptedEngine, length_of
+from tests.helpers.pools import (
+    SAMPLING,
+    SETTINGS,
+    PoolMaker,
+    expected,
+    log_of,
+    prompt_of,
+    published,
+    rays_processes,
+    scripted,
+    seeds,
+    until,
+)
+from tests.helpers.scripted_engine import ScriptedEngine, length_of
 from tests.helpers.streaming_engine import StreamingScripted
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.engine,
     # Ray closes its log files when it is collected.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-SAMPLING = SamplingConfig(n=3)
 
 
 @pytest.fixture(scope="module")
@@ -55,40 +58,6 @@ def pool(ray_cluster: Path, script: Path) -> Iterator[Any]:
     pool = RayPool(scripted(script), SETTINGS, ScriptedEngine)
     yield pool
     pool.close()
-
-
-def prompt_of(number: int, fault: str = "none", name: str = "p") -> Prompt:
-    problem = Problem(id=f"{name}{number}", text=fault, answer="")
-    return Prompt(problem=problem, text=fault, token_ids=(1,))
-
-
-def seeds(prompts: list[Prompt]) -> list[str]:
-    return [f"seed/{prompt.problem.id}" for prompt in prompts]
-
-
-def expected(prompts: list[Prompt], adapter: AdapterRef | None = None) -> list[RolloutGroup]:
-    """What one engine gives that nothing befalls."""
-    engine = ScriptedEngine(scripted(Path("/nowhere")))
-    return [
-        RolloutGroup(prompt=prompt, completions=engine.complete(seed, SAMPLING.n, adapter.key if adapter else "base"))
-        for prompt, seed in zip(prompts, seeds(prompts), strict=True)
-    ]
-
-
-def log_of(directory: Path) -> list[tuple[int, str, list[str]]]:
-    """(process, adapter, prompts) of each item that was begun."""
-    lines = [line.split() for line in (directory / "log").read_text().splitlines()]
-    return [(int(pid), key, ids) for pid, key, *ids in lines]
-
-
-def published(root: Path, version: int) -> AdapterRef:
-    return AdapterStore(root / "adapters").publish(
-        version, lambda directory: _write(directory / "weights", f"weights of {version}"), {"rank": 1}
-    )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
 
 
 def test_whatever_befalls_the_workers_the_answer_is_the_same(
@@ -214,7 +183,7 @@ def test_an_adapter_that_is_not_what_was_published_reaches_no_worker(pool: Any, 
     ref = published(tmp_path, 2)
     with pytest.raises(AdapterError, match="published anew"):
         pool.load_adapter(replace(ref, sha256="0" * 64))
-    _write(ref.path / "weights", "others")
+    (ref.path / "weights").write_text("others")
     with pytest.raises(AdapterError, match="sha256 differs"):
         pool.load_adapter(ref)
 
@@ -439,136 +408,3 @@ def test_of_what_was_sampled_side_by_side_the_prompt_at_fault_is_named_alone(
         pool.generate(prompts, SAMPLING, None, seeds(prompts))
     # How many are begun before the worker dies is a matter of speed.
     assert [ids for _, _, ids in log_of(tmp_path)][-1] == ["p2"]
-
-
-def test_a_pool_that_cannot_start_says_why_at_once(make_pool: PoolMaker, tmp_path: Path) -> None:
-    (tmp_path / BAD_START).touch()
-    with pytest.raises(PoolError, match=r"no sampling worker is left.*the model is not there"):
-        make_pool()
-
-
-def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine without the project, for one: Ray's first line says only that the actor died."""
-
-    class Unmade:
-        def __init__(self, cpus: int) -> None:
-            raise ModuleNotFoundError("No module named 'rollout'")
-
-        def start(self, *_: Any) -> None: ...
-
-    monkeypatch.setattr("rollout.pool.member.PoolWorker", Unmade)
-    with pytest.raises(PoolError, match=r"no sampling worker is left.*ModuleNotFoundError: No module named 'rollout'"):
-        make_pool()
-
-
-def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
-    from rollout.pool.local_cluster import start_ray
-    from rollout.pool.room import LONGEST_DIRECTORY
-
-    with pytest.raises(PoolError, match="set TMPDIR to a directory with a shorter one"):
-        start_ray(1, Path("/" + LONGEST_DIRECTORY * "x"))
-
-
-def test_the_local_cluster_is_out_of_reach(ray_cluster: Path) -> None:
-    """Its processes listen on the loopback device alone, and ask for a token."""
-    found = []
-    for process in rays_processes():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found += [each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
-    assert len(found) >= 4
-    assert set(found) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
-    assert os.environ["RAY_AUTH_MODE"] == "token"
-    assert ray_cluster.is_dir()
-
-
-def test_workers_sample_what_the_engine_in_process_samples(
-    make_pool: PoolMaker, make_learner: Callable[..., Learner], vllm_engine: Any, tokenizer: Any, tmp_path: Path
-) -> None:
-    """To the last digit, where the batches are the same: a work item is one.
-
-    A batch of other prompts beside it may round a prompt's numbers otherwise, so work items are compared.
-    """
-    from rollout.pool.worker import vllm_engine as make_vllm
-
-    problems = [
-        Problem(id=str(i), text=text, answer="") for i, text in enumerate(("3+4=?", "9+8+1=?", "7-5=?", "2+2=?"))
-    ]
-    prompts = [Prompt(problem=p, text=p.text, token_ids=tuple(tokenizer(p.text)["input_ids"])) for p in problems]
-    sampling = SamplingConfig(n=4, max_tokens=24)
-    learner = make_learner("optim.lr=1e-2")
-    groups = vllm_engine.generate(prompts, sampling, None, seeds(prompts))
-    learner.step([alternating(groups)], LOOSE)
-    weights = learner.weights()
-    assert any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
-    store = AdapterStore(tmp_path / "adapters", name="of_the_pool")
-    ref = store.publish(
-        1, lambda directory: learner.trainable.write(directory, weights), {**learner.trainable.manifest_entries()}
-    )
-    vllm_engine.load_adapter(ref)
-    alone = [
-        group
-        for start in (0, 2)
-        for group in vllm_engine.generate(prompts[start : start + 2], sampling, ref, seeds(prompts)[start : start + 2])
-    ]
-    vllm_engine.unload_adapter(ref)
-    pool = make_pool(vllm_engine.settings, make_vllm, workers=2, start_timeout_s=400, piece_timeout_s=400)
-    pool.load_adapter(ref)
-    assert pool.generate(prompts, sampling, ref, seeds(prompts)) == alone
-    assert {completion.adapter for group in alone for completion in group.completions} == {ref.key}
-
-
-def test_a_worker_that_samples_side_by_side_samples_what_it_does_alone(
-    make_pool: PoolMaker, vllm_engine: Any, tokenizer: Any
-) -> None:
-    """To rounding, which a batch of others decides too."""
-    from rollout.pool.worker import vllm_engine as make_vllm
-
-    texts = ("3+4=?", "9+8+1=?", "7-5=?", "2+2=?", "8+8=?")
-    problems = [Problem(id=text, text=text, answer="") for text in texts]
-    prompts = [Prompt(problem=p, text=p.text, token_ids=tuple(tokenizer(p.text)["input_ids"])) for p in problems]
-    sampling = SamplingConfig(n=4, max_tokens=24)
-    alone = [vllm_engine.generate([p], sampling, None, seeds([p]))[0] for p in prompts]
-    limits = {"start_timeout_s": 400, "piece_timeout_s": 400}
-    pool = make_pool(vllm_engine.settings, make_vllm, prompts_per_piece=1, completions_at_once=12, **limits)
-    assert_same_but_for_rounding(pool.generate(prompts, sampling, None, seeds(prompts)), alone)
-
-
-def test_a_pool_is_closed_at_once_while_its_workers_sample(make_pool: PoolMaker, tmp_path: Path) -> None:
-    """A run that is asked to stop has seconds, not what a piece may take; nothing is left behind."""
-    import ray
-
-    (tmp_path / "hang").touch()
-    pool = make_pool(workers=2)
-    prompts = [prompt_of(0, "hang"), prompt_of(1)]
-    until(lambda: pool.alive == 2)
-    places = [ray.get(worker.where)[2] for worker in pool._workers]
-    assert all(place.is_dir() for place in places)
-    pool.submit(PromptBatch(prompts, SAMPLING, None, seeds(prompts)))
-    until(lambda: (tmp_path / "log").exists() and not (tmp_path / "hang").exists())
-    start = time.monotonic()
-    pool.close()
-    assert time.monotonic() - start < 3
-    until(lambda: not any(place.exists() for place in places))
-
-
-def test_the_program_that_has_a_pool_still_hears_a_request_to_stop() -> None:
-    """Ray puts a handler of its own in the place of the program's, which ends it."""
-    code = """
-import os, signal
-from pathlib import Path
-from rollout.pool.environment import prepare_ray
-prepare_ray(None)
-from rollout.pool.local_cluster import start_ray
-from rollout.pool.scratch import ScratchDirectory
-from rollout.stopping import StopRequest, Stopped
-scratch, stop = ScratchDirectory.make("rl_engine_ray_test_"), StopRequest()
-try:
-    with stop.heard():
-        start_ray(1, scratch.path)
-        os.kill(os.getpid(), signal.SIGTERM)
-except Stopped:
-    scratch.remove()
-    print("heard", stop.exit_code)
-"""
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (answer.returncode, answer.stdout) == (0, "heard 143\n"), answer.stderr

@@ -22,8 +22,7 @@ from rollout.pool.worker import PoolWorker
 from rollout.pool.worker import vllm_engine as make_vllm
 from rollout.types import AdapterRef, Problem, Prompt
 from rollout.work_items import PromptBatch
-from tests.helpers.pools import PoolMaker, until
-from tests.rollout.test_ray_pool import SAMPLING, expected, log_of, prompt_of, seeds
+from tests.helpers.pools import SAMPLING, PoolMaker, expected, log_of, prompt_of, seeds, until
 
 pytestmark = [
     pytest.mark.engine,

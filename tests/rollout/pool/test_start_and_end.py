@@ -1,0 +1,115 @@
+"""A pool begins or says why not, is out of others' reach, and leaves nothing when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rollout.engine import PoolError
+from rollout.work_items import PromptBatch
+from tests.helpers.pools import (
+    SAMPLING,
+    PoolMaker,
+    prompt_of,
+    rays_processes,
+    seeds,
+    until,
+)
+from tests.helpers.scripted_engine import BAD_START
+
+ROOT = Path(__file__).parents[3]
+pytestmark = [
+    pytest.mark.engine,
+    # Ray closes its log files when it is collected.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def test_a_pool_that_cannot_start_says_why_at_once(make_pool: PoolMaker, tmp_path: Path) -> None:
+    (tmp_path / BAD_START).touch()
+    with pytest.raises(PoolError, match=r"no sampling worker is left.*the model is not there"):
+        make_pool()
+
+
+def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without the project, for one: Ray's first line says only that the actor died."""
+
+    class Unmade:
+        def __init__(self, cpus: int) -> None:
+            raise ModuleNotFoundError("No module named 'rollout'")
+
+        def start(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr("rollout.pool.member.PoolWorker", Unmade)
+    with pytest.raises(PoolError, match=r"no sampling worker is left.*ModuleNotFoundError: No module named 'rollout'"):
+        make_pool()
+
+
+def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
+    from rollout.pool.local_cluster import start_ray
+    from rollout.pool.room import LONGEST_DIRECTORY
+
+    with pytest.raises(PoolError, match="set TMPDIR to a directory with a shorter one"):
+        start_ray(1, Path("/" + LONGEST_DIRECTORY * "x"))
+
+
+def test_the_local_cluster_is_out_of_reach(ray_cluster: Path) -> None:
+    """Its processes listen on the loopback device alone, and ask for a token."""
+    found = []
+    for process in rays_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    assert len(found) >= 4
+    assert set(found) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert ray_cluster.is_dir()
+
+
+def test_a_pool_is_closed_at_once_while_its_workers_sample(make_pool: PoolMaker, tmp_path: Path) -> None:
+    """A run that is asked to stop has seconds, not what a piece may take; nothing is left behind."""
+    import ray
+
+    (tmp_path / "hang").touch()
+    pool = make_pool(workers=2)
+    prompts = [prompt_of(0, "hang"), prompt_of(1)]
+    until(lambda: pool.alive == 2)
+    places = [ray.get(worker.where)[2] for worker in pool._workers]
+    assert all(place.is_dir() for place in places)
+    pool.submit(PromptBatch(prompts, SAMPLING, None, seeds(prompts)))
+    until(lambda: (tmp_path / "log").exists() and not (tmp_path / "hang").exists())
+    start = time.monotonic()
+    pool.close()
+    assert time.monotonic() - start < 3
+    until(lambda: not any(place.exists() for place in places))
+
+
+def test_the_program_that_has_a_pool_still_hears_a_request_to_stop() -> None:
+    """Ray puts a handler of its own in the place of the program's, which ends it."""
+    code = """
+import os, signal
+from pathlib import Path
+from rollout.pool.environment import prepare_ray
+prepare_ray(None)
+from rollout.pool.local_cluster import start_ray
+from rollout.pool.scratch import ScratchDirectory
+from rollout.stopping import StopRequest, Stopped
+scratch, stop = ScratchDirectory.make("rl_engine_ray_test_"), StopRequest()
+try:
+    with stop.heard():
+        start_ray(1, scratch.path)
+        os.kill(os.getpid(), signal.SIGTERM)
+except Stopped:
+    scratch.remove()
+    print("heard", stop.exit_code)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (answer.returncode, answer.stdout) == (0, "heard 143\n"), answer.stderr
