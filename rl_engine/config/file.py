@@ -130,7 +130,7 @@ def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) ->
             layers[-1] = Layer(place, merged(layers[-1].values, given))
     values = _resolved(layers, whole)
     values.setdefault("output_dir", f"runs/{path.stem}")
-    values = settled(schema, values)
+    values = as_meant(schema, values)
     try:
         config = schema.model_validate(values)
     except ValidationError as error:
@@ -270,7 +270,7 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def settled(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def as_meant(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values with what people mean by them: a section without keys is empty, a lone value is a list of one, a text
     with commas where a list is expected is a list, and a path from `~` is one from the home directory. A switch is no
     number: as a text it is refused."""
@@ -282,7 +282,7 @@ def settled(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[st
         value = result[name] = given if key in AS_WRITTEN or isinstance(given, Mapping) else at_home(given)
         if is_section(info.annotation):
             if value is None or isinstance(value, Mapping):
-                result[name] = settled(info.annotation, value or {}, f"{key}.")
+                result[name] = as_meant(info.annotation, value or {}, f"{key}.")
         elif isinstance(value, str) and "," in value and key not in FREE_TEXT and _takes_list(info.annotation):
             result[name] = [part for part in map(str.strip, value.split(",")) if part]
         elif value is not None and not isinstance(value, list | tuple | dict) and item_of_list(info.annotation):
@@ -321,7 +321,7 @@ def _said_by_place(schema: type[CommandConfig], layers: Sequence[Layer], lines: 
     """The problems, each under the layer with which it came."""
     places: dict[str, str] = {}
     for count in range(1, len(layers) + 1):
-        values = settled(schema, merged({"output_dir": "."}, *(layer.values for layer in layers[:count])))
+        values = as_meant(schema, merged({"output_dir": "."}, *(layer.values for layer in layers[:count])))
         try:
             schema.model_validate(values)
         except ValidationError as error:

@@ -79,7 +79,7 @@ def merge_into(trained: TrainedAdapter, output: Path) -> None:
     quiet_libraries()
     # Saving a model looks for DeepSpeed, which would report that it looked for a GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from rl_engine.run.merge import merge
+    from rl_engine.merge.weights import merge
 
     dtype = merged_dtype_of(trained)
     with written_aside(output) as scratch:

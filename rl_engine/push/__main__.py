@@ -28,8 +28,8 @@ from rich.markup import escape
 
 from evals.command import exit_with_error, new_console, stoppable
 from rewards.command import Command
-from rl_engine.push.card import Release, headline
 from rl_engine.push.hub import Destination, licence_of, limit_waits, require_token, upload
+from rl_engine.push.model_card import Release, headline
 from rl_engine.push.release import make_release
 from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_meant
 

@@ -23,7 +23,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 
-from rl_engine.push.card import Licence
+from rl_engine.push.model_card import Licence
 from rl_engine.push.release import files_of
 from rl_engine.run.trained import BaseModel
 from rollout.adapters import sha256_of

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from rl_engine.config import Config
-from rl_engine.push.card import Release, card_text
+from rl_engine.push.model_card import Release, card_text
 from rl_engine.report.completions import NO_COMPLETIONS
 from rl_engine.report.page import NAME as REPORT
 from rl_engine.report.page import PROBLEMS, read_runs, write_page
@@ -79,7 +79,7 @@ def _fill(release: Release, folder: Path) -> None:
         _forget_paths(folder / "run", machine_paths(adapter, adapter.run))
     rounding = None
     if release.merged is not None:
-        from rl_engine.run.merge import merge  # loads torch and transformers
+        from rl_engine.merge.weights import merge  # loads torch and transformers
 
         rounding = merge(adapter, release.merged, folder / "merged")
         if adapter.run is not None:

@@ -16,6 +16,7 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.learner.adam import adam
 from rl_engine.learner.gradients import GradientGuard, NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
+from rl_engine.merge.weights import merge
 from rl_engine.plan.card import settle_precision
 from rl_engine.plan.learning_rate import SHORT_RUN_STEPS, learning_rate
 from rl_engine.policy.attention import check_packable
@@ -23,7 +24,6 @@ from rl_engine.policy.base_model import check_attention, load_model_config, mode
 from rl_engine.policy.lora.adapter import check_adapter
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
-from rl_engine.run.merge import merge
 from rl_engine.run.output import Earlier, check_output, sole_writer
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import config_hash, problems_digest

@@ -23,13 +23,13 @@ from evals.asking.trained_with import trained_with
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
+from rl_engine.merge.weights import TIED_WHEN_SERVED, _untie, merge
 from rl_engine.policy.lora.adapter import LoraPolicy
 from rl_engine.push.__main__ import app
-from rl_engine.push.card import Licence, Release
+from rl_engine.push.model_card import Licence, Release
 from rl_engine.push.recipe import recipe_rows
 from rl_engine.push.release import files_of, make_release
 from rl_engine.report.page import write_report
-from rl_engine.run.merge import TIED_WHEN_SERVED, _untie, merge
 from rl_engine.run.trained import read_trained
 from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
 from rollout.models import EMBEDDED_DIR

@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.sft import SftConfig
+from rl_engine.merge.weights import merge
 from rl_engine.policy.lora.adapter import LoraPolicy
-from rl_engine.run.merge import merge
 from rl_engine.run.records import read_metrics
 from rl_engine.run.trained import read_trained
 from rl_engine.sft import __main__ as sft

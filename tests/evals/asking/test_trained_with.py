@@ -128,7 +128,7 @@ def test_adapters_of_different_prompts_are_not_asked_one_of_them(tmp_path: Path)
 
 
 def merged(ref: AdapterRef, run: Path) -> Path:
-    """A model that the version was merged into, as `run/merge.py` records it."""
+    """A model that the version was merged into, as `merge/weights.py` records it."""
     folder = run.parent / "merged"
     (folder / "run").mkdir(parents=True)
     for file in (ref.path / MANIFEST, run / "config.yaml"):

@@ -25,9 +25,9 @@ from rollout.prompts.arithmetic import expressions
 from rollout.prompts.sources import SOURCES
 
 if TYPE_CHECKING:
-    from rl_engine.run.merge import Rounding
+    from rl_engine.merge.weights import Rounding
 
-TEMPLATE = Path(__file__).parent / "card.md.jinja"
+TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
 EXAMPLE = "A train travels 120 km in 1.5 hours. What is its average speed in km/h?"
 
 
