@@ -242,12 +242,22 @@ def test_tests_lie_in_folders_named_as_what_they_test() -> None:
     assert {str(folder) for folder in folders - rooms} == {"command", "drills", "packaging"}
 
 
+def test_a_test_has_a_name_that_can_be_read_at_a_glance() -> None:
+    """What more there is to say is its docstring."""
+    longest = 60
+    files = (ROOT / "tests").rglob("test_*.py")
+    functions = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    names = [node.name for node in functions if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    assert [name for name in names if len(name) > longest] == []
+
+
 def test_the_top_of_rl_engine_holds_rooms() -> None:
     assert {path.name for path in (ROOT / "rl_engine").glob("*.py")} == {"__init__.py", "__main__.py", "command.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_imports_only_what_its_package_may_and_stays_short(path: Path) -> None:
+def test_a_file_imports_what_it_may_and_stays_short(path: Path) -> None:
+    """A file imports only what its package may and stays short."""
     package = path.relative_to(ROOT).parts[0]
     assert packages_of(path) & set(PACKAGES) <= MAY_IMPORT[package]
     assert_short(path)

@@ -63,9 +63,10 @@ def test_settings_are_a_list_or_a_mapping() -> None:
 
 @pytest.mark.parametrize("name", shipped("rl_engine.train"))
 @pytest.mark.parametrize("settings", [{}, {"method": "full"}, {"eval.suites": []}], ids=str)
-def test_a_configuration_is_the_same_when_it_is_read_from_its_own_yaml(
+def test_a_configuration_read_from_its_own_yaml_is_the_same(
     name: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
+    """A configuration is the same when it is read from its own YAML."""
     config = rl_engine.load_config(name, settings)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert read_config(Config, str(tmp_path / "config.yaml")) == config

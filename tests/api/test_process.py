@@ -47,7 +47,8 @@ def ended(source: str) -> CommandError:
         ("import os; print('at work', flush=True); os.kill(os.getpid(), 9)", -9, "was ended by SIGKILL: at work"),
     ],
 )
-def test_an_end_before_its_time_is_an_exception_with_the_commands_line(source: str, code: int, message: str) -> None:
+def test_an_early_end_is_an_exception_with_the_commands_line(source: str, code: int, message: str) -> None:
+    """An end before its time is an exception with the command's line."""
     error = ended(source)
     assert error.code == code
     assert message in str(error)
@@ -115,7 +116,8 @@ def test_it_leaves_when_its_parent_is_killed() -> None:
     assert until(lambda: not psutil.pid_exists(child))
 
 
-def test_a_module_that_can_be_imported_here_can_be_imported_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_importable_here_is_importable_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that can be imported here can be imported there."""
     Path("elsewhere").mkdir()
     Path("elsewhere/command.py").write_text("print('found'); raise SystemExit(3)")
     monkeypatch.syspath_prepend(str(Path("elsewhere").absolute()))

@@ -80,9 +80,8 @@ def test_only_the_cards_own_code_is_kept_and_nothing_moves() -> None:
         ([Code(ELF, 100, 0, 1)], []),
     ],
 )
-def test_without_code_of_its_own_a_card_takes_the_newest_that_can_be_compiled(
-    codes: list[Code], kept: list[int]
-) -> None:
+def test_a_card_without_code_takes_the_newest_that_compiles(codes: list[Code], kept: list[int]) -> None:
+    """Without code of its own, a card takes the newest that can be compiled."""
     assert [code.arch for code in wanted(codes, 90)] == kept
 
 
@@ -91,7 +90,8 @@ def test_a_lock_is_read_with_its_markers() -> None:
     assert LOCK["vllm"] == "0.32.0"
 
 
-def test_what_is_packed_is_locked_and_every_dependency_has_a_place() -> None:
+def test_what_is_packed_is_locked_and_has_a_place() -> None:
+    """What is packed is locked, and every dependency has a place."""
     assert LOCK.keys() >= PACKED | COPIED
     assert not PACKED & GIVEN
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

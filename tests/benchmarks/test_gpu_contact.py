@@ -111,7 +111,8 @@ def test_every_arm_is_told_settings_that_exist(arm: str) -> None:
     assert learner.ARMS[arm].mask in learner.MASKS
 
 
-def test_single_stages_can_be_asked_for_with_what_they_come_after(tmp_path: Path) -> None:
+def test_single_stages_come_with_what_they_need_before(tmp_path: Path) -> None:
+    """Single stages can be asked for with what they come after."""
     every = stages(CPU, tmp_path, None)
     assert chosen(every, []) == every
     assert [stage.name for stage in chosen(every, ["decoding-none", "doctor"])] == [
@@ -163,7 +164,8 @@ def drawn(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "tiny"
 
 
-def test_without_a_mask_right_padded_rows_are_computed_as_with_one(drawn: Path) -> None:
+def test_right_padded_rows_need_no_mask(drawn: Path) -> None:
+    """Without a mask, right-padded rows are computed as with one."""
     started = learner.start_learner(drawn, CPU, ["learner.layout=padded"])
     batch = collate(learner.samples_of(CPU, 256), 0, "padded")
     with torch.no_grad():

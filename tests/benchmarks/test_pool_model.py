@@ -69,7 +69,8 @@ def list_schedule(seconds: list[float], workers: int) -> float:
     return max(free)
 
 
-def test_a_batch_takes_the_sum_of_its_decoding_steps_each_cheaper_when_a_sequence_has_ended() -> None:
+def test_a_batch_takes_the_sum_of_its_decoding_steps() -> None:
+    """A batch takes the sum of its decoding steps, each cheaper when a sequence has ended."""
     lengths = np.array([3, 1, 7, 7])
     steps = sum(0.02 + 0.001 * int((lengths > at).sum()) for at in range(7))
     assert DECODING.seconds(lengths) == pytest.approx(0.5 + 4 * 0.01 + steps)
@@ -91,7 +92,7 @@ def test_one_worker_on_policy_takes_the_sum_of_everything() -> None:
 
 
 @pytest.mark.parametrize("workers", [2, 3, 5])
-def test_on_policy_sampling_takes_what_handing_out_in_order_takes(workers: int) -> None:
+def test_on_policy_sampling_takes_what_dealing_in_order_takes(workers: int) -> None:
     steps = works(3)
     for work, found in zip(steps, simulate(COSTS, setting(workers), steps), strict=True):
         assert found.rollout_s == pytest.approx(list_schedule(pieces(work), workers), rel=EXACT)
@@ -104,7 +105,8 @@ def test_with_a_worker_for_each_piece_the_longest_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("staleness", [1, 2, 4])
-def test_where_sampling_is_faster_a_step_ahead_takes_what_the_learner_takes(staleness: int) -> None:
+def test_faster_sampling_makes_a_step_as_long_as_learning(staleness: int) -> None:
+    """Where sampling is faster, a step ahead takes what the learner takes."""
     steps, slow = works(12), replace(COSTS, learn_token_s=0.02)
     found = simulate(slow, setting(6, staleness), steps)
     for work, step in list(zip(steps, found, strict=True))[1 + staleness :]:
@@ -123,7 +125,8 @@ def test_where_learning_is_faster_one_worker_is_never_idle_ahead() -> None:
     assert sum(step.step_s for step in found) == pytest.approx(sum(sampled), rel=0.03)
 
 
-def test_the_first_request_ahead_is_of_several_steps_and_the_last_steps_ask_for_nothing() -> None:
+def test_the_first_request_ahead_is_of_several_steps() -> None:
+    """The first request ahead is of several steps and the last steps ask for nothing."""
     steps = works(4)
     found = simulate(COSTS, setting(1, 2), steps)
     assert found[0].rollout_s == pytest.approx(sum(sum(pieces(work)) for work in steps[:3]), rel=EXACT)
@@ -133,7 +136,7 @@ def test_the_first_request_ahead_is_of_several_steps_and_the_last_steps_ask_for_
         assert step.grade_s + step.learn_s == pytest.approx(learner_s(work, stale=stale), rel=EXACT)
 
 
-def test_a_canary_waits_for_the_worker_and_goes_ahead_of_what_waits() -> None:
+def test_a_canary_waits_for_the_worker_and_goes_first() -> None:
     """Pieces of 10 s, a learner of 5: while the worker is at a piece of the next step, its end is waited for."""
     costs = replace(
         COSTS,
@@ -186,7 +189,8 @@ def test_cores_that_slow_each_other_down() -> None:
 
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 @pytest.mark.parametrize("cores", [Cores(), Cores(count=2, worker=1, learner=2, all_busy=0.9)])
-def test_nothing_is_sampled_or_learned_faster_than_there_is_capacity_for(staleness: int, cores: Cores) -> None:
+def test_nothing_is_faster_than_there_is_capacity_for(staleness: int, cores: Cores) -> None:
+    """Nothing is sampled or learned faster than there is capacity for."""
     steps = works(9)
     for workers in (1, 2, 4, 7):
         found = simulate(COSTS, setting(workers, staleness, cores=cores), steps)
@@ -238,7 +242,7 @@ def dying(*at: float, start_s: float = 5.0) -> Any:
     return Failures(per_hour=1, start_s=start_s), lambda _: Drawn()
 
 
-def test_what_a_worker_was_at_when_it_died_is_sampled_again_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_dead_worker_was_at_is_sampled_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: two workers, six pieces of 10 s. The second dies at 4 s, and the piece it had goes ahead of the others;
     another stands at 4 + 5 = 9 s and takes it. The first has done 3 pieces at 30 s, the other 2 at 29 s and takes the
     sixth."""
@@ -268,7 +272,7 @@ def test_workers_that_never_die_are_as_without_failures(staleness: int) -> None:
 
 
 @pytest.mark.parametrize("continuous", [False, True])
-def test_as_many_workers_die_as_the_rate_says_and_each_loses_half_a_piece(continuous: bool) -> None:
+def test_workers_die_at_the_rate_and_lose_half_a_piece_each(continuous: bool) -> None:
     """The tokens lost are, in the mean, those of half of a piece for each death of a busy worker."""
     steps = works(40)
     rate = 30.0
@@ -343,7 +347,8 @@ def test_every_tail_has_the_same_mean_and_ends_at_the_limit(tail: float) -> None
         lognormal_lengths((1,), 512, tail, 512, 0)
 
 
-def test_a_larger_run_gives_every_worker_a_piece_and_divides_the_learning() -> None:
+def test_a_larger_run_feeds_every_worker_and_divides_learning() -> None:
+    """A larger run gives every worker a piece and divides the learning."""
     scale = Scale(problems=8, samples=4, mean_tokens=50, max_tokens=400, learner_ranks=10, signal=0.5)
     steps = scale.steps(1.0, 0)
     assert all(a.tokens != b.tokens for a, b in pairwise(steps))

@@ -52,9 +52,10 @@ AT_WORK = [
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 @pytest.mark.parametrize(("command", "at"), AT_WORK, ids=lambda each: each if isinstance(each, str) else each[0])
-def test_a_command_at_work_that_is_asked_to_stop_says_so_in_one_line(
+def test_a_command_that_is_asked_to_stop_says_so_in_one_line(
     command: tuple[str, ...], at: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A command at work that is asked to stop says so in one line."""
     monkeypatch.chdir(tmp_path)
     trained_run(Path("run"), "lora.rank=2")
     main = importlib.import_module(f"{command[0]}.__main__")

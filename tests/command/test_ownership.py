@@ -122,7 +122,8 @@ def test_an_evaluation_replaces_its_own_when_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [MINE, "[1]\n", '{"a": 1}\n'])
-def test_a_file_that_only_has_the_name_of_an_unfinished_evaluation_stays(text: str, tmp_path: Path) -> None:
+def test_a_file_named_like_an_unfinished_evaluation_stays(text: str, tmp_path: Path) -> None:
+    """A file that only has the name of an unfinished evaluation stays."""
     beside = tmp_path / "scores.partial-notes.jsonl"
     beside.write_text(MINE)
     partial = PartialResults(tmp_path / "scores.json", {"seed": 0})

@@ -55,7 +55,7 @@ def test_the_line_names_option_value_and_way_out(command: tuple[str, ...], words
 @pytest.mark.parametrize(
     "arguments", [("--config", "gone.yaml"), ("--config", "quickstart.yaml", "seeed=1"), ("--no",)]
 )
-def test_one_of_the_processes_of_a_launcher_says_what_is_wrong_for_all(
+def test_one_process_of_a_launcher_says_what_is_wrong(
     module: str, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On several machines the first of each: a file may be missing on one of them alone."""
@@ -69,7 +69,7 @@ def test_one_of_the_processes_of_a_launcher_says_what_is_wrong_for_all(
 
 
 @pytest.mark.parametrize(("asked", "code"), [(True, 2), (False, 3)])
-def test_a_process_that_leaves_the_word_to_the_first_ends_with_its_own_code(asked: bool, code: int) -> None:
+def test_a_silent_process_ends_with_its_own_code(asked: bool, code: int) -> None:
     """It waits: a launcher ends all when one has left, and would end the first before that has spoken."""
     child = os.fork()
     if child == 0:

@@ -127,7 +127,8 @@ def test_the_rules_and_the_lists_here_name_keys_that_exist() -> None:
 
 
 @pytest.mark.parametrize("key", IDLE)
-def test_a_key_without_effect_is_refused_in_a_line_with_the_way_out(key: str, tmp_path: Path) -> None:
+def test_a_key_without_effect_is_refused_with_the_way_out(key: str, tmp_path: Path) -> None:
+    """A key without effect is refused in a line with the way out."""
     base, given, cure = IDLE[key]
     name, *before = base.split()
     schema = schema_of(name)
@@ -159,7 +160,7 @@ def test_a_key_without_effect_is_refused_in_a_line_with_the_way_out(key: str, tm
     assert value not in (None, (), dict(fields(schema))[key].default)
 
 
-def test_the_quickstart_with_a_file_says_how_instead_of_training_on_sums(tmp_path: Path) -> None:
+def test_the_quickstart_with_a_file_says_how(tmp_path: Path) -> None:
     """At the command, before anything is loaded or made."""
     run = tmp_path / "run"
     result = CliRunner().invoke(app, ["--config", "quickstart.yaml", "data.path=my.jsonl", f"output_dir={run}"])
@@ -185,7 +186,7 @@ def test_a_value_that_is_the_default_is_no_question() -> None:
         ("embedded.yaml", ["data.test_size=0"], "eval.every"),
     ],
 )
-def test_what_the_file_says_and_the_command_line_switches_off_is_left_out(
+def test_what_the_command_line_switches_off_is_left_out(
     name: str, overrides: list[str], left_out: str, tmp_path: Path
 ) -> None:
     """The object that runs is the one that is written down, and it loads again."""

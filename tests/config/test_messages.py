@@ -202,7 +202,8 @@ def test_a_directory_is_told_to_name_its_file(tmp_path: Path) -> None:
     assert message(str(tmp_path)) == f"--config {tmp_path} is a directory: name a file in it, {tmp_path}/config.yaml"
 
 
-def test_a_grid_on_the_command_line_is_what_it_would_be_in_a_file() -> None:
+def test_a_grid_on_the_command_line_is_as_in_a_file() -> None:
+    """A grid on the command line is what it would be in a file."""
     overrides = ["grid.lora.rank=1,8", "grid.optim.lr=1e-3", "arms={one: {}, two: null}", "reference=null"]
     config = read_config(SweepConfig, "sweep_rates.yaml", overrides)
     assert config.grid == {"lora.rank": (1, 8), "optim.lr": (1e-3,)}
@@ -334,7 +335,7 @@ def test_a_whole_file_of_another_library_is_told_key_by_key(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_objective_by_its_name_is_told_as_the_keys_that_make_it(name: str) -> None:
+def test_an_objectives_name_is_told_as_the_keys_that_make_it(name: str) -> None:
     said = message("quickstart.yaml", f"loss.name={name}")
     settings = [word.strip(",;") for word in OBJECTIVES[name].split() if "=" in word]
     assert settings

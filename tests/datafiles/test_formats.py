@@ -174,7 +174,8 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) 
     assert len(load_problems(data, split="train", seed=0).problems) == 4
 
 
-def test_shards_are_of_one_format_and_a_split_is_chosen_from_them(tmp_path: Path) -> None:
+def test_shards_are_of_one_format_and_one_split(tmp_path: Path) -> None:
+    """Shards are of one format and a split is chosen from them."""
     shards_of_splits(tmp_path / "d")
     data = DataConfig(source="file", path=str(tmp_path / "d"), split="validation", limit=3)
     assert len(load_problems(data, split="train", seed=0).problems) == 3

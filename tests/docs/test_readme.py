@@ -62,7 +62,8 @@ def test_the_examples_of_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "dry run: nothing was trained or written" in done.output
 
 
-def test_the_quickstart_page_explains_what_the_run_shows_and_writes() -> None:
+def test_the_quickstart_page_explains_what_a_run_shows() -> None:
+    """The quickstart page explains what the run shows and writes."""
     titles = {column.title for column in COLUMNS}
     assert titles == set(
         re.findall(r"^\| `(.+?)` \|", QUICKSTART.partition("## The table")[2].partition("##")[0], re.M)

@@ -73,7 +73,7 @@ def test_all_checks_pass_here(tmp_path: Path) -> None:
     assert not (tmp_path / "network-attempts").exists()
 
 
-def test_every_phase_of_a_run_that_evaluates_nothing_is_part_of_a_check() -> None:
+def test_every_phase_of_a_run_is_part_of_a_check() -> None:
     """Some, such as compiling, no CPU comes by."""
     named = {
         phase

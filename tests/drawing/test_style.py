@@ -67,7 +67,7 @@ def test_a_figure_of_any_number_of_panels_is_read(panels: int) -> None:
         assert [axes.get_window_extent().height for axes in all_axes] == pytest.approx(heights, rel=0.1)
 
 
-def test_a_legend_of_nothing_is_none_and_a_name_of_any_length_fits() -> None:
+def test_an_empty_legend_is_none_and_names_of_any_length_fit() -> None:
     with paper_style():
         figure, _ = paper_figure()
         legend_below(figure, [])
@@ -134,7 +134,8 @@ def test_steps_are_whole_numbers_on_their_axis(tmp_path: Path) -> None:
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
-def test_two_metrics_of_one_run_and_two_runs_of_one_metric_differ_in_grey() -> None:
+def test_metrics_and_runs_differ_in_grey() -> None:
+    """Two metrics of one run and two runs of one metric differ in grey."""
     lines = [{"step": step, **{series.key: 1.0 * step for series in COT_LENGTH.series}} for step in range(3)]
     with paper_style():
         for runs in ({"one": lines}, {"one": lines, "two": lines}):

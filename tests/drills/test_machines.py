@@ -162,7 +162,8 @@ def kill_one(cluster: Cluster, machine: Machine, after_step: int) -> bool:
     return bool(sampling)
 
 
-def test_thirty_workers_are_killed_and_the_pool_is_back_at_its_size(cluster: Cluster) -> None:
+def test_thirty_workers_are_killed_and_the_pool_recovers(cluster: Cluster) -> None:
+    """Thirty workers are killed and the pool is back at its size."""
     _, code, more = ENGINES["brisk"]
     settings = (*BUSY, f"train.steps={STEPS}", "optim.lr=1e-5", "checkpoint.every=50", *more)
     whole = undisturbed(cluster, "brisk", settings)

@@ -35,7 +35,8 @@ ASKED = [
 ]
 
 
-def test_a_run_that_is_told_to_stop_saves_and_goes_on_bit_for_bit(reference: Reference, tmp_path: Path) -> None:
+def test_a_run_told_to_stop_saves_and_goes_on_bit_for_bit(reference: Reference, tmp_path: Path) -> None:
+    """A run that is told to stop saves and goes on bit for bit."""
     run = tmp_path / "runs" / "quickstart"
     for phase, occurrence, step in ASKED:
         moment = Moment(phase=phase, occurrence=occurrence, do="terminate")
@@ -107,7 +108,7 @@ def test_ctrl_c_under_torchrun_saves(tmp_path: Path) -> None:
         stopped(tmp_path, process, 1, lambda: os.killpg(process.pid, signal.SIGINT), "Ctrl-C under torchrun")
 
 
-def test_sigterm_under_torchrun_or_to_one_rank_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_sigterm_to_one_rank_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
     """A scheduler asks torchrun, or the machine of one rank goes: all leave with the same step saved."""
     steps = "train.steps=8"
     for name in ("whole", "stopped"):

@@ -115,7 +115,8 @@ def strike(run: Path, faults: list[Fault], over: threading.Event) -> list[str]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_whose_workers_are_harassed_is_the_run_nobody_touched(short_path: Path, engine: str) -> None:
+def test_a_run_with_harassed_workers_is_the_run_untouched(short_path: Path, engine: str) -> None:
+    """A run whose workers are harassed is the run nobody touched."""
     prepare, settings = ENGINES[engine]
     whole = train(short_path / "w", *SETTINGS, *settings, prepare=prepare)
     assert whole.code == 0, whole.output

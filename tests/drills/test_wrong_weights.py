@@ -42,9 +42,10 @@ def stopped(place: Path, *settings: str, prepare: Callable[[], None]) -> tuple[P
 
 
 @pytest.mark.parametrize(("staleness", "prepare"), [(0, STALE), (1, BASE)], ids=["stale-0", "base-1"])
-def test_the_canary_sees_wrong_weights_before_anything_is_sampled(
+def test_the_canary_sees_wrong_weights_before_sampling(
     short_path: Path, staleness: int, prepare: Callable[[], None]
 ) -> None:
+    """The canary sees wrong weights before anything is sampled."""
     run, message = stopped(short_path, f"rollout.max_staleness={staleness}", prepare=prepare)
     assert any(f"{KEY} {words}" in message for words in CANARY)
     assert AdapterStore(run / "adapters").versions()[-1] == BAD

@@ -183,7 +183,7 @@ def test_batches_side_by_side_score_what_they_score_alone(
     assert all(row["tokens_per_s"] > 0 for row in rows)
 
 
-def test_of_batches_side_by_side_each_policy_has_its_share_of_the_time(
+def test_each_policy_has_its_share_of_the_time_of_batches(
     tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All are there at once: neither was sampled in no time."""
@@ -201,9 +201,10 @@ def test_of_batches_side_by_side_each_policy_has_its_share_of_the_time(
     assert sum(spent_s) >= 0.2
 
 
-def test_an_interrupted_evaluation_of_batches_side_by_side_goes_on_from_what_is_kept(
+def test_an_interrupted_evaluation_goes_on_from_what_is_kept(
     tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An interrupted evaluation of batches side by side goes on from what is kept."""
     monkeypatch.setattr("evals.evaluate.completions_at_once", lambda _: 10**6)
     options = options_for(tmp_path, adapter)
     measure(replace(options, output=tmp_path / "whole.json"), scripted())
@@ -323,9 +324,7 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     assert "a\\|b" in (tmp_path / "out.md").read_text()
 
 
-def test_the_command_leaves_with_what_is_finished_when_it_is_asked_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_asked_to_stop_the_command_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a batch that takes a minute; the same command then goes on."""
     engine, handlers = scripted(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     generate = engine.generate

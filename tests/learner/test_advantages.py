@@ -21,7 +21,8 @@ def test_group_mean_advantages_by_hand() -> None:
     torch.testing.assert_close(group_mean(rewards), expected)
 
 
-def test_leave_one_out_advantages_are_each_reward_less_the_mean_of_the_others() -> None:
+def test_leave_one_out_subtracts_the_mean_of_the_others() -> None:
+    """Leave-one-out advantages are each reward less the mean of the others."""
     rewards = torch.tensor([[1.0, 0.0, 0.5, 0.0]])
     expected = torch.tensor([[1 - 0.5 / 3, 0 - 1.5 / 3, 0.5 - 1 / 3, 0 - 1.5 / 3]])
     torch.testing.assert_close(leave_one_out(rewards), expected)
@@ -76,9 +77,8 @@ def scored_group(*rewards: float | None) -> GradedGroup:
         ),
     ],
 )
-def test_mean_and_scale_of_a_group_are_those_of_its_scored_completions(
-    baseline: str, expected: list[list[float]]
-) -> None:
+def test_mean_and_scale_are_of_the_scored_completions(baseline: str, expected: list[list[float]]) -> None:
+    """Mean and scale of a group are those of its scored completions."""
     groups = [scored_group(1.0, None, 0.0, 0.0, 1.0), scored_group(None, None, 3.0, 1.0, None)]
     found = advantages_of(groups, baseline)
     assert [pytest.approx(row, abs=1e-15) for row in expected] == found

@@ -67,7 +67,7 @@ def test_limits_follow_precision() -> None:
     assert gap_limits(chosen) == GapLimits(kl=0.5, logprob=3.0)
 
 
-def test_merged_means_are_over_tokens_and_the_largest_is_the_largest() -> None:
+def test_merged_means_are_over_tokens() -> None:
     """One token at 4 and three at 8: (4 + 3 · 8) / 4 = 7; of the three two are beyond the limit of one token."""
     parts = [
         gap(4.0, 0.3, tokens=1, beyond=1.0, worst=token(-1.2)),
@@ -94,7 +94,8 @@ def test_merged_parts_are_the_whole() -> None:
             assert getattr(merged, name) == pytest.approx(getattr(whole, name), rel=1e-12), name
 
 
-def test_what_is_on_a_limit_passes_and_so_does_one_token_of_thousands() -> None:
+def test_a_limit_is_inclusive_and_one_of_thousands_passes() -> None:
+    """What is on a limit passes and so does one token of thousands."""
     LIMITS.check(gap(1e-3, logprob_max=0.5))
     LIMITS.check(gap(1e-3, logprob_max=9.0, tokens=1000, beyond=1e-3))
 
@@ -108,7 +109,7 @@ def test_what_is_over_a_limit_or_no_number_is_refused(over: SamplerGap) -> None:
         LIMITS.check(over)
 
 
-def test_few_tokens_of_which_one_is_far_apart_are_not_another_adapter() -> None:
+def test_one_far_token_of_few_is_not_another_adapter() -> None:
     """As seen: SmolLM2-135M in bfloat16, 115 tokens, one of them 0.945 nats apart, sampler/kl 0.0108."""
     rest = math.sqrt(2 * (115 * 0.0108 - 0.945**2 / 2) / 114)
     seen = measured([0.945, *[rest] * 114])
@@ -144,7 +145,8 @@ def test_float32_tells_another_adapter_from_few_tokens() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 2, 115, 10_000])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_single_token_that_is_no_number_or_infinitely_far_is_refused(tokens: int, value: float) -> None:
+def test_a_token_that_is_no_number_or_infinite_is_refused(tokens: int, value: float) -> None:
+    """A single token that is no number or infinitely far is refused."""
     found = measured([*[0.0] * (tokens - 1), value])
     assert refused(found)
     assert refused(SamplerGap.merged([measured([0.0] * 100), found]))

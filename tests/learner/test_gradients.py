@@ -30,9 +30,10 @@ def broken(samples: list[TrainingSample]) -> list[TrainingSample]:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_an_update_whose_gradient_is_no_number_is_as_if_it_had_not_been(
+def test_an_update_without_a_finite_gradient_never_was(
     stage: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
+    """An update whose gradient is no number is as if it had not been."""
     overrides = (f"learner.zero_stage={stage}", "optim.weight_decay=0.1", "optim.clip_norm=0.01")
     learner, other = make_learner(*overrides), make_learner(*overrides)
     for each in (learner, other):
@@ -53,9 +54,10 @@ def test_an_update_whose_gradient_is_no_number_is_as_if_it_had_not_been(
         assert torch.equal(learner.weights()[name], tensor), name
 
 
-def test_several_in_a_row_stop_the_run_with_the_weights_as_they_were(
+def test_several_in_a_row_stop_the_run_with_old_weights(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
+    """Several in a row stop the run with the weights as they were."""
     learner = make_learner()
     before = learner.weights()
     for _ in range(SKIPS_IN_A_ROW - 1):
@@ -104,7 +106,7 @@ def test_a_warm_up_that_never_ends_is_refused() -> None:
         load_config("quickstart.yaml", ["optim.warmup_steps=20", "train.steps=20"])
 
 
-def test_every_group_learns_at_its_share_of_the_rate_and_weights_decay(
+def test_every_group_learns_at_its_rate_and_weights_decay(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
     """Adam's first step is the rate itself; A has no gradient yet, and only decays: A·(1 − rate·decay)."""

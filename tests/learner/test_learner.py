@@ -38,9 +38,10 @@ def on_policy(learner: Learner, samples: list[TrainingSample]) -> list[TrainingS
     return [replace(s, behaviour_logprobs=tuple(row)) for s, row in zip(samples, scores, strict=True)]
 
 
-def test_the_update_does_not_depend_on_the_split_into_micro_batches(
+def test_the_update_does_not_depend_on_the_micro_batches(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
+    """The update does not depend on the split into micro-batches."""
     adapters, stats = [], []
     for budget in (10_000, 60, 1):
         learner = make_learner(f"learner.tokens_per_microbatch={budget}")
@@ -155,9 +156,10 @@ def test_the_step_goes_up_the_reward(make_learner: LearnerMaker, samples: list[T
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
+def test_every_zero_stage_updates_alike_and_resumes_exactly(
     stage: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
+    """Every ZeRO stage makes the same update and resumes exactly."""
     plain = make_learner("optim.clip_norm=0.01")
     sharded = make_learner(f"learner.zero_stage={stage}", "optim.clip_norm=0.01")
     for learner in (plain, sharded):
@@ -206,9 +208,10 @@ def test_a_gap_over_the_limit_stops_before_anything_is_updated(
         learner.measure(broken, GapLimits(kl=1.0, logprob=1e9))
 
 
-def test_a_published_adapter_loads_with_plain_peft_and_merges_to_the_same_policy(
+def test_a_published_adapter_loads_with_plain_peft_and_merges(
     make_learner: LearnerMaker, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
+    """A published adapter loads with plain PEFT and merges to the same policy."""
     learner = make_learner("lora.rank=4", "optim.lr=1e-2")
     learner.step([samples], LOOSE)
     learner.trainable.write(tmp_path, learner.weights())
@@ -338,7 +341,7 @@ def test_nothing_is_clipped_on_policy_in_bfloat16(
 
 
 @pytest.mark.parametrize("name", CLIPPED)
-def test_later_updates_are_clipped_by_what_the_earlier_ones_moved(
+def test_later_updates_are_clipped_by_what_earlier_ones_moved(
     name: str, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
     """At a rate of zero nothing moves, and no ratio of any update of any epoch is off one; at a large one many are."""

@@ -62,7 +62,8 @@ def test_ppo_clip_by_hand(advantage: float, ratio: float, expected: float) -> No
     torch.testing.assert_close(loss, row(expected))
 
 
-def test_cispo_weighs_by_the_bounded_ratio_and_keeps_every_gradient() -> None:
+def test_cispo_weighs_by_bounded_ratios_and_keeps_gradients() -> None:
+    """CISPO weighs by the bounded ratio and keeps every gradient."""
     logprob = row(math.log(8.0), -LOG2).requires_grad_()
     loss = cispo(logprob, row(0.0, 0.0), row(1.0, -2.0), ONES)
     torch.testing.assert_close(loss, row(-4.0 * math.log(8.0), 2.0 * 0.5 * -LOG2))
@@ -253,7 +254,7 @@ def test_an_objective_by_hand() -> None:
     assert total({"kl_coef": 0.2, "kl_penalty": "advantage"}, base) == pytest.approx(plain + 0.5 * 2 * 0.2 * LOG2)
 
 
-def test_with_a_correction_the_ratio_is_the_learners_own_and_the_rest_a_bounded_weight() -> None:
+def test_a_correction_bounds_what_is_not_the_learners_own_ratio() -> None:
     """The learner's ratio is one at its first update; the sampler's ratio of 2 is truncated to 1.5, or masked."""
     result = objective(
         LossConfig(sampler_correction="token_truncate", correction_max=1.5),
@@ -269,7 +270,7 @@ def test_with_a_correction_the_ratio_is_the_learners_own_and_the_rest_a_bounded_
     assert total({"sampler_correction": "token_mask", "correction_max": 1.5}) == pytest.approx(-0.5 * 2.0)
 
 
-def test_old_logprobs_are_what_the_ratio_is_taken_against_when_there_are_any() -> None:
+def test_the_ratio_is_taken_against_old_logprobs() -> None:
     """In a later update of a step: ratio 2 against the step's start, and the start's own ratio of ½ to the sampler."""
     batch = replace(micro_batch(), old_logprob_BC=row(-1.0, -2.0 - LOG2))
     config = LossConfig(sampler_correction="token_truncate")

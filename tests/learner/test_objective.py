@@ -45,7 +45,7 @@ def test_chunked_logprobs_are_those_of_the_full_softmax(count: int, temperature:
 
 
 @pytest.mark.parametrize("certain", [0.9, 0.99, 0.997, 0.9999])
-def test_the_gradient_of_a_nearly_certain_token_survives_bfloat16(certain: float) -> None:
+def test_the_gradient_of_a_certain_token_survives_bfloat16(certain: float) -> None:
     """W[y] − Σ p·W is a difference of nearly equal vectors: 28 % off at 0.99 when each is rounded before it."""
     generator = torch.Generator().manual_seed(0)
     count, width, vocabulary = 32, 64, 512

@@ -91,7 +91,7 @@ def test_the_correction_is_reported_with_its_bounds(ranks: Ranks) -> None:
     assert statistics.totals().correction == pytest.approx({"mean": 1.5, "outside_frac": 0.5})
 
 
-def test_the_share_beyond_the_limit_and_the_token_that_is_furthest(ranks: Ranks) -> None:
+def test_the_share_beyond_the_limit_and_the_furthest_token(ranks: Ranks) -> None:
     """Gaps of ln 2, and of 0, −3 and 1, against a limit of ½; the second of the second completion is furthest."""
     statistics = StepStatistics(ranks, logprob_limit=0.5)
     count(statistics, (-1.0 + LOG2,), LossConfig(), advantage=1.0)

@@ -22,7 +22,8 @@ GROUPS = [group(0, (1, 2)), group(1, (3, 4), signal=False), group(2, (5, 6))]
 ADVANTAGES = [[0.5, -0.5], [0.0, 0.0], [-0.25, 0.25]]
 
 
-def test_one_update_drops_groups_without_signal_and_counts_them_in_the_weight(make_config: Any) -> None:
+def test_groups_without_signal_are_dropped_but_weigh(make_config: Any) -> None:
+    """One update drops groups without signal and counts them in the weight."""
     config = make_config("loss.normalizer=tokens")
     (update,) = updates_of(config, GROUPS, ADVANTAGES)
     assert [(s.prompt_ids, len(s.completion_ids), s.advantage) for s in update] == [
@@ -34,7 +35,8 @@ def test_one_update_drops_groups_without_signal_and_counts_them_in_the_weight(ma
     assert [s.weight for s in update] == pytest.approx([1 / 21] * 4)
 
 
-def test_updates_are_dealt_whole_groups_with_normalizers_of_their_own(make_config: Any) -> None:
+def test_updates_get_whole_groups_and_own_normalizers(make_config: Any) -> None:
+    """Updates are dealt whole groups with normalizers of their own."""
     config = make_config("learner.updates_per_step=2", "loss.normalizer=sequence")
     # The second update would have had the group without signal alone.
     (update,) = updates_of(config, GROUPS, ADVANTAGES)

@@ -39,7 +39,7 @@ class Readings(TorchDispatchMode):
 @pytest.mark.parametrize(
     "loss", [(), ("loss.name=ppo_clip", "loss.kl_coef=0.1", "loss.entropy_coef=0.01"), ("loss.name=gspo",)]
 )
-def test_in_packed_rows_nothing_is_read_before_the_last_micro_batch(
+def test_packed_rows_read_nothing_before_the_last_micro_batch(
     loss: tuple[str, ...], make_learner: Callable[..., Learner], samples: list[TrainingSample]
 ) -> None:
     learner = make_learner("learner.layout=packed", "learner.tokens_per_microbatch=60", *loss)

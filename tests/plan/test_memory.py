@@ -350,7 +350,7 @@ def test_docs_gpu_shows_what_the_estimate_says(
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
-def test_experts_with_adapters_are_counted_as_what_a_forward_pass_keeps_of_them(kind: str, config: Config) -> None:
+def test_experts_with_adapters_count_what_a_pass_keeps_of_them(kind: str, config: Config) -> None:
     """PEFT adds B·A to every stack of experts as a whole, and keeps the sums. Seen for 30B-A3B: 57 GB more."""
     sizes = {
         "vocab_size": 64,

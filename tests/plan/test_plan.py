@@ -247,7 +247,7 @@ def test_few_numbers_are_counted_and_have_no_rate_by_rule(meta_model: nn.Module)
     assert "times what lora.numbers 100 can hold; of plain adapters rank" in made.warnings["capacity"]
 
 
-def test_pieces_leave_no_worker_idle_unless_there_are_fewer_prompts(meta_model: nn.Module) -> None:
+def test_pieces_leave_no_worker_idle_where_prompts_suffice(meta_model: nn.Module) -> None:
     """The documented recipe, 32 problems for 16 workers, by itself; and what is sampled ahead is work too."""
     assert planned(meta_model, *WORKERS).warnings == {}
     assert deepmath(*WORKERS).training_piece == 2

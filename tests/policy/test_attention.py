@@ -105,7 +105,8 @@ def test_a_model_of_other_attention_is_refused(tmp_path: object) -> None:
         layout_of(config, torch.device("cpu"))
 
 
-def test_families_that_may_be_packed_score_as_in_rows_of_their_own() -> None:
+def test_packable_families_score_as_in_rows_of_their_own() -> None:
+    """Families that may be packed score as in rows of their own."""
     samples = [
         TrainingSample(
             prompt_ids=(5, 6, 7),

@@ -150,9 +150,8 @@ def adapted(checkpointing: bool) -> LogprobModel:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_layers_compute_the_same_in_one_form_for_every_micro_batch(
-    checkpointing: bool, as_on_a_card: None
-) -> None:
+def test_compiled_layers_compute_the_same_in_one_form(checkpointing: bool, as_on_a_card: None) -> None:
+    """Compiled layers compute the same in one form for every micro-batch."""
     policy = adapted(checkpointing)
     batches = [batch(9), batch(4), batch(12, 3), batch(2, 2, 17, 30), batch(*range(1, 12))]
     expected = [results(policy, one) for one in batches]
@@ -173,7 +172,9 @@ def test_compiled_layers_compute_the_same_in_one_form_for_every_micro_batch(
     assert all(parameter.grad is None for parameter in policy.parameters())
 
 
-def test_where_the_compiler_does_not_work_the_layers_stay_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_stay_where_the_compiler_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the compiler does not work the layers stay, and it is said."""
+
     def broken(forward: Any, **_: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             raise torch._dynamo.exc.BackendCompilerFailed(broken, RuntimeError("no C compiler"), None)

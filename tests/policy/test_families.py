@@ -58,7 +58,8 @@ def verdict(kind: str) -> str:
     return "agrees" if apart < AGREEMENT and expected.std() > 0.05 else f"{apart:.2g} nats apart"
 
 
-def test_log_probabilities_of_every_family_are_the_models_own_or_it_is_refused() -> None:
+def test_every_familys_logprobs_are_its_own_or_it_is_refused() -> None:
+    """Log-probabilities of every family are the model's own, or it is refused."""
     found = {kind: verdict(kind) for kind in families()}
     assert len(found) > 100
     assert found == {kind: "refused" if kind in REFUSED else "agrees" for kind in found}
@@ -90,7 +91,7 @@ def test_gradients_are_those_of_the_models_own_logits(kind: str, targets: str) -
 
 
 @pytest.mark.parametrize("kind", ["opt", "phimoe", "dbrx"])
-def test_dropout_and_jitter_of_a_checkpoint_are_off_and_stay_written_down(kind: str, tmp_path: Path) -> None:
+def test_dropout_and_jitter_are_off_and_stay_written_down(kind: str, tmp_path: Path) -> None:
     """OPT drops in its layers, PhiMoE samples its experts in training mode, DBRX keeps its rates in parts."""
     model = tiny_model(kind)
     for part in (model.config, *filter(None, (getattr(model.config, name, None) for name in ("attn_config",)))):
@@ -113,9 +114,10 @@ def test_dropout_and_jitter_of_a_checkpoint_are_off_and_stay_written_down(kind: 
     torch.testing.assert_close(policy.train()(batch)[0], expected, atol=AGREEMENT, rtol=0)
 
 
-def test_a_model_that_computes_something_unknown_is_refused_when_the_learner_is_made(
+def test_a_model_that_computes_something_unknown_is_refused(
     ranks: Ranks, tmp_path: Path, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A model that computes something unknown is refused when the learner is made."""
     tiny_model("granite").save_pretrained(tmp_path)
     config = make_config(f"model.name={tmp_path}", "learner.layout=padded")
     Learner(config, ranks, 0, [[3, 4, 5, 6]])
@@ -142,9 +144,8 @@ def test_of_a_wrapper_the_language_model_alone_is_adapted(kind: str, tmp_path: P
     check_agreement(LogprobModel(model, 1.0), collate([SAMPLE], pad_id=0, layout="padded"), kind)
 
 
-def test_full_fine_tuning_of_a_wrapper_and_quantized_checkpoints_are_refused_in_one_line(
-    make_config: ConfigMaker, tmp_path: Path
-) -> None:
+def test_full_wrappers_and_quantized_checkpoints_are_refused(make_config: ConfigMaker, tmp_path: Path) -> None:
+    """Full fine-tuning of a wrapper and quantized checkpoints are refused in one line."""
     tiny_wrapper("gemma3").save_pretrained(tmp_path / "wrapper")
     with pytest.raises(ConfigError, match=r"gemma3, .* use method=lora"):
         check_context(make_config(f"model.name={tmp_path / 'wrapper'}", "method=full"), needed=10)

@@ -39,7 +39,8 @@ def test_the_kernel_of_a_gpu_computes_what_the_steps_on_a_cpu_do(transform: Logi
         assert_same_sums(one, other, 4 * 40)
 
 
-def test_in_16_bits_it_answers_in_16_bits_and_a_certain_token_still_pulls() -> None:
+def test_in_16_bits_a_certain_token_still_pulls() -> None:
+    """In 16 bits it answers in 16 bits, and a certain token still pulls."""
     raw = torch.zeros(1, 8, dtype=torch.bfloat16)
     raw[0, 3] = 12.0
     logprob, _, pull, _ = head_chunk(raw, torch.tensor([3]), 1.0, None)
@@ -85,9 +86,10 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_a_head_that_learns_has_the_gradients_of_all_logits_at_once(
+def test_a_learning_head_has_the_gradients_of_all_logits(
     transform: LogitTransform, with_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A head that learns has the gradients of all logits at once."""
     monkeypatch.setattr(logprobs, "rows_at_once", lambda *_: 7)
     hidden, weight, bias, target = parts()
     learned = [hidden.requires_grad_(), weight.requires_grad_()] + [bias.requires_grad_()] * with_bias

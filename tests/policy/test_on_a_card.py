@@ -76,7 +76,8 @@ def test_a_card_is_given_a_rank_that_is_a_multiple_of_eight() -> None:
     assert (len(whole[0]), whole[1].shape[1]) == (16, 16)
 
 
-def test_an_adapter_in_float32_under_16_bit_learns_in_float32_and_sees_what_the_sampler_is_given() -> None:
+def test_an_adapter_under_16_bit_sees_what_the_sampler_is_given() -> None:
+    """An adapter in float32 under 16 bit learns in float32 and sees what the sampler is given."""
     draw = torch.Generator().manual_seed(0)
     x, weight, a, b = (torch.randn(shape, generator=draw) for shape in ((10, 6), (5, 6), (2, 6), (5, 2)))
     learned = a.requires_grad_(), b.requires_grad_()

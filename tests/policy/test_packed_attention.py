@@ -54,7 +54,8 @@ def per_sample(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_and_its_gradients_are_those_of_each_sample_alone(kv_heads: int) -> None:
+def test_attention_and_gradients_are_those_of_samples_alone(kv_heads: int) -> None:
+    """Attention and its gradients are those of each sample alone."""
     lengths = (5, 1, 7)
     parts = row(kv_heads, lengths)
     found, expected = by_products(*parts, PackedRows.of(lengths), 0.3), per_sample(*parts, lengths, 0.3)
@@ -66,7 +67,7 @@ def test_attention_and_its_gradients_are_those_of_each_sample_alone(kv_heads: in
         assert_same_sums(gradient, other, 2 * (8 + 7))
 
 
-def test_the_kernel_of_this_torch_takes_the_call_and_answers_with_the_shapes_and_a_backward_pass() -> None:
+def test_the_kernel_of_this_torch_takes_the_call() -> None:
     """On torch's meta device, where operators check what they are given and compute nothing."""
     rows = PackedRows.of((5, 1, 7)).to(torch.device("meta"))
     q, k, v = (torch.empty(13, h, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for h in (4, 2, 2))
@@ -102,9 +103,10 @@ def of_2_13(
 
 @pytest.mark.parametrize("signature", [of_2_11, of_2_13])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_kernels_of_older_and_newer_torch_are_given_what_the_products_are(
+def test_kernels_of_every_torch_are_given_the_same(
     signature: Any, kv_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Kernels of older and newer torch are given what the products are."""
     stand_in: Any = ModuleType("torch.nn.attention.varlen")
     stand_in.varlen_attn = signature
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", stand_in)
@@ -118,7 +120,7 @@ def test_kernels_of_older_and_newer_torch_are_given_what_the_products_are(
         assert_same_sums(gradient, other, 2 * (8 + 7))
 
 
-def test_every_family_learns_the_same_packed_and_with_shared_prompts_as_in_padded_rows() -> None:
+def test_every_family_learns_alike_packed_shared_and_padded() -> None:
     """Log-probabilities, and the gradients of all weights."""
     apart = {}
     for kind in sorted(MODEL_TYPES):
@@ -137,9 +139,10 @@ def test_every_family_learns_the_same_packed_and_with_shared_prompts_as_in_padde
     assert {case: gap for case, gap in apart.items() if not gap < 1e-4} == {}
 
 
-def test_padding_on_the_right_needs_no_mask_in_any_family_that_looks_back_alone(
+def test_right_padding_needs_no_mask_where_all_look_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Padding on the right needs no mask in any family that looks back alone."""
     batch = collate(SAMPLES, pad_id=0, layout="padded")
     apart = {}
     for kind in sorted(PACKABLE):
@@ -177,13 +180,15 @@ def test_auto_packs_on_cuda_where_the_kernel_computes_the_model(make_config: Con
     assert chosen("qwen3", "sampling.max_tokens=8")[0] == chosen("qwen3", "sampling.max_tokens=9000")[0] == "packed"
 
 
-def test_where_packed_rows_are_asked_for_on_a_cpu_they_take_the_same_way(make_config: ConfigMaker) -> None:
+def test_packed_rows_on_a_cpu_take_the_same_way(make_config: ConfigMaker) -> None:
+    """Where packed rows are asked for on a CPU they take the same way."""
     config = make_config("learner.layout=packed")
     assert choose_attention(config, "packed", tiny_config("qwen3"), "cpu") == NAME
     assert choose_attention(config, "packed", tiny_config("gemma2"), "cpu") == "sdpa"
 
 
-def test_the_families_of_plain_attention_are_among_those_that_may_be_packed() -> None:
+def test_families_of_plain_attention_may_be_packed() -> None:
+    """The families of plain attention are among those that may be packed."""
     assert MODEL_TYPES <= PACKABLE
     slides = {kind for kind in MODEL_TYPES if not has_plain_attention(tiny_config(kind))}
     assert slides == {"mistral"}  # whose own default is a window

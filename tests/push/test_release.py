@@ -388,7 +388,7 @@ def test_the_recipe_of_a_supervised_run(run: Path, tmp_path: Path) -> None:
     assert "The prompt format it was trained with is not recorded here" in card.text
 
 
-def test_the_code_of_a_card_tells_the_template_what_the_run_told_it(run: Path, tmp_path: Path) -> None:
+def test_the_code_of_a_card_tells_the_template_what_was_told(run: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((run / "config.yaml").read_text())
     values["prompt"] |= {"template": "chat", "frame": None, "template_arguments": {"enable_thinking": False}}
     (run / "config.yaml").write_text(yaml.safe_dump(values))

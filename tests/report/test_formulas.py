@@ -28,7 +28,8 @@ from rl_engine.report.formulas import ATTRIBUTES, DEEPEST, ELEMENTS, FORMULA, Dr
         (r"unclosed: $x, \[x, \(x, $$x", []),
     ],
 )
-def test_formulas_are_told_from_money_and_from_what_is_never_closed(text: str, found: list[str]) -> None:
+def test_formulas_are_told_from_money_and_unclosed_marks(text: str, found: list[str]) -> None:
+    """Formulas are told from money and from what is never closed."""
     assert FORMULA.findall(text) == found
 
 

@@ -200,9 +200,8 @@ def test_charts_are_grouped_and_explain_themselves(opened: Opened, files: tuple[
     assert "< 0.01 in bfloat16" in gap.locator(".about").inner_text()
 
 
-def test_curves_are_told_apart_without_colour_and_few_points_are_marked(
-    opened: Opened, files: tuple[Path, Path]
-) -> None:
+def test_curves_are_told_apart_without_colour(opened: Opened, files: tuple[Path, Path]) -> None:
+    """Curves are told apart without colour and few points are marked."""
     page = opened.go(files[0])
     lines = page.locator("figure[data-chart=cot_length] .line[d]")
     dashes = [lines.nth(place).get_attribute("stroke-dasharray") for place in range(lines.count())]

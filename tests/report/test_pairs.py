@@ -112,7 +112,8 @@ def test_a_damaged_evaluation_is_named_and_left_out(tmp_path: Path) -> None:
     assert "0.0 % → 100.0 %" in page_of(runs)
 
 
-def test_a_run_of_an_earlier_version_has_a_headline_without_pairs(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_has_no_pairs(tmp_path: Path) -> None:
+    """A run of an earlier version has a headline without pairs."""
     make_run(tmp_path, "a", "A")
     for path in (tmp_path / "evals").glob("*.gz"):
         path.unlink()

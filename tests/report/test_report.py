@@ -179,7 +179,7 @@ def test_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     assert [run["name"] for run in embedded_data(page_of(runs))["runs"]] == ["one/run", "two/run"]
 
 
-def test_a_run_is_called_by_the_end_of_its_path_that_tells_it_apart(tmp_path: Path) -> None:
+def test_a_run_is_called_by_the_part_of_its_path_that_differs(tmp_path: Path) -> None:
     for name in ("a/cell/run", "b/cell/run", "other"):
         start_run(tmp_path / name)
     (a, b, other) = (tmp_path / name for name in ("a/cell/run", "b/cell/run", "other"))
@@ -338,7 +338,7 @@ def test_watching_ends_with_a_page_that_stays_still(tmp_path: Path, monkeypatch:
         ('{"step": 1}', ""),
     ],
 )
-def test_a_run_of_few_words_is_shown_and_a_damaged_one_refused_in_a_line(tmp_path: Path, line: str, said: str) -> None:
+def test_a_run_of_few_words_is_shown_and_a_damaged_one_refused(tmp_path: Path, line: str, said: str) -> None:
     """An earlier version's configuration and metrics lack what is new."""
     (tmp_path / "config.yaml").write_text(
         "{model: {name: m}, data: {source: gsm8k}, optim: {lr: 1.0e-4}, train: {steps: 4, problems_per_step: 2}}\n"

@@ -217,7 +217,8 @@ def test_a_function_may_import_when_it_is_called() -> None:
     try_function(RewardConfig(function="my_rewards:asks_for_a_place", memory_mib=512), ITEM)
 
 
-def test_none_and_failures_are_not_scored_and_references_are_not_blamed() -> None:
+def test_none_and_failures_are_not_scored() -> None:
+    """None and failures are not scored and references are not blamed."""
     items: list[Any] = [ITEM]
     for path, verdict, detail in (
         ("my_rewards:nothing", "correct", "the reward function returned None"),
@@ -232,7 +233,7 @@ def test_none_and_failures_are_not_scored_and_references_are_not_blamed() -> Non
         assert reference.verdict == "correct"
 
 
-def test_what_could_not_be_judged_counts_as_nothing_where_that_is_asked_for() -> None:
+def test_what_could_not_be_judged_counts_as_nothing_if_asked() -> None:
     """None is no failure, and is never counted."""
     items: list[Any] = [ITEM]
     for path, verdict, scored in (("my_rewards:nan", "error", True), ("my_rewards:nothing", "correct", False)):

@@ -44,9 +44,8 @@ def test_format(completion: str, think: bool, value: float) -> None:
     ],
 )
 @pytest.mark.parametrize("think", [False, True])
-def test_a_thought_that_the_prompt_opened_is_closed_by_the_completion(
-    completion: str, think: bool, value: float
-) -> None:
+def test_a_thought_opened_by_the_prompt_is_closed(completion: str, think: bool, value: float) -> None:
+    """A thought that the prompt opened is closed by the completion."""
     config = RewardConfig(format_weight=1.0, format_think=think)
     item = GradeItem(completion=completion, reference="1", prompt="2 - 1?<|assistant|>\n<think>\n")
     assert shaping_terms(item, config) == {"format": value}
@@ -127,7 +126,7 @@ def test_trl_functions_by_name() -> None:
     assert (bad.verdict, bad.reward) == ("correct", 0.0)
 
 
-def test_trls_format_reward_sees_the_thought_that_the_prompt_opened() -> None:
+def test_trls_format_reward_sees_the_thought_that_was_opened() -> None:
     pytest.importorskip("trl")
     config = RewardConfig(workers=1, function="trl:think_format_reward", correct_weight=0.0)
     said = ("a</think>\\boxed{5}", "a \\boxed{5}")
@@ -152,7 +151,8 @@ def test_a_trl_function_that_takes_arguments() -> None:
 
 
 @pytest.mark.parametrize("path", ["no_such_module_anywhere:name", "math:no_such_name"])
-def test_a_function_that_cannot_be_loaded_is_an_error_and_not_a_wrong_answer(path: str) -> None:
+def test_a_function_that_cannot_be_loaded_is_an_error(path: str) -> None:
+    """A function that cannot be loaded is an error and not a wrong answer."""
     with Grader.from_config(RewardConfig(workers=1, function=path)) as grader:
         (result,) = grader.grade([("\\boxed{5}", "5")])
     assert result.verdict == "error"

@@ -20,7 +20,8 @@ def store(tmp_path: Path) -> AdapterStore:
     return AdapterStore(tmp_path / "adapters")
 
 
-def test_a_version_is_published_with_digests_and_latest_points_at_it(store: AdapterStore) -> None:
+def test_a_version_has_digests_and_latest_points_at_it(store: AdapterStore) -> None:
+    """A version is published with digests and latest points at it."""
     store.publish(0, write_weights, {"rank": 1, "base_model": "m"})
     ref = store.publish(1, write_weights, {"rank": 1, "base_model": "m"})
     assert (ref.key, ref.version, ref.rank) == ("policy-v000001", 1, 1)

@@ -16,7 +16,7 @@ def poisson_beyond(count: int, expected: float) -> float:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 16, 50, 100, 115, 448, 1000, 5000, 20_000, 100_000])
-def test_a_share_at_its_limit_is_over_by_more_than_chance_once_in_hundreds_of_steps(tokens: int) -> None:
+def test_a_share_at_its_limit_is_over_once_in_hundreds_of_steps(tokens: int) -> None:
     """Of so many tokens, each beyond with probability 0.001: the largest count that passes, and how often honest
     steps have more. A normal variable is more than 3 standard errors above its mean in 0.00135 of all cases."""
     limit = 1e-3
@@ -37,7 +37,7 @@ SIZES = [1, 2, 5, 20, 115, 448, 4000]
 
 @pytest.mark.parametrize("tokens", SIZES)
 @pytest.mark.parametrize("scale", [1.0, 1e-2], ids=["0.01 and 2 nats", "1e-6 and 0.02 nats"])
-def test_an_expectation_at_the_limit_passes_however_its_tokens_are_spread(tokens: int, scale: float) -> None:
+def test_an_expectation_at_the_limit_passes_however_spread(tokens: int, scale: float) -> None:
     """Gaps whose mean cost is exactly the limit: normal, heavy-tailed, a few of equal size, a few at the very limit of
     one token. Without an allowance nearly half of the steps are over it."""
     draw = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def test_tokens_that_are_all_apart_are_found_in_one_step(tokens: int, spread: fl
 
 
 @pytest.mark.parametrize(("tokens", "spread"), [(50, 3.0), (115, 1.5), (448, 0.75), (4000, 0.4)])
-def test_another_adapter_that_agrees_on_four_tokens_of_five_is_found(tokens: int, spread: float) -> None:
+def test_another_adapter_is_found_by_one_token_of_five(tokens: int, spread: float) -> None:
     """The error of such a mean is as large as itself in the smaller of them: there the bound finds it."""
     draw = np.random.default_rng(0)
     rows = draw.normal(0, spread, (400, tokens)) * (draw.random((400, tokens)) < 0.2)
@@ -86,7 +86,7 @@ def test_what_is_no_finite_number_is_never_within(kl: float) -> None:
 
 
 @pytest.mark.parametrize("tokens", [2, 16, 115, 8192])
-def test_a_few_tokens_out_of_all_reason_are_found_among_any_number(tokens: int) -> None:
+def test_a_few_unreasonable_tokens_are_found_among_many(tokens: int) -> None:
     """One token may be as far apart as a token may be; four at 50 nats are no rounding, though their error is large."""
     one = np.zeros(tokens)
     one[0] = 2.0

@@ -55,7 +55,7 @@ def sampled(tokens: bytes, start: int, max_tokens: int, stop: Sequence[str], key
     ],
 )
 @pytest.mark.parametrize("stop", [(), ("\nUser:",), ("Zz", "é №", "\nUser:", "User:")])
-def test_wherever_the_borders_are_the_whole_is_what_is_sampled_at_once(said: bytes, stop: tuple[str, ...]) -> None:
+def test_segments_make_what_is_sampled_at_once(said: bytes, stop: tuple[str, ...]) -> None:
     """Borders within characters and within stop strings included: what neither segment sees ends the whole where it
     would have ended it at once."""
     at_once = sampled(said, 0, 40, stop, "v1")
@@ -106,9 +106,10 @@ def places(prompts: list[Prompt]) -> list[str]:
 
 
 @pytest.mark.engine
-def test_greedy_legs_of_one_version_are_the_completion_sampled_at_once(
+def test_greedy_segments_of_one_version_make_one_completion(
     vllm_engine: Any, prompts: list[Prompt], places: list[str]
 ) -> None:
+    """Greedy segments of one version are the completion sampled at once."""
     greedy = SAMPLING.model_copy(update={"temperature": 0.0, "n": 1})
     text = vllm_engine.generate(prompts, greedy, None, places)[0].completions[0].text
     # Tokens of this model are single characters: the second stop string lies on both sides of the first border.

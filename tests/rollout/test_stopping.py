@@ -67,7 +67,9 @@ def test_an_import_that_a_request_broke_is_that_request() -> None:
     assert ended(broken(ask=False)) == 39
 
 
-def test_a_request_is_raised_but_where_it_is_noted_and_again_where_that_waits_for_it() -> None:
+def test_a_request_is_raised_but_where_it_is_noted() -> None:
+    """A request is raised but where it is noted and again where that waits for it."""
+
     def ask() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -92,7 +94,9 @@ def test_a_request_is_raised_but_where_it_is_noted_and_again_where_that_waits_fo
     assert ended(lambda _: None) == 40
 
 
-def test_what_another_process_was_asked_makes_the_first_signal_here_no_second_one() -> None:
+def test_another_process_asked_first_makes_no_second_signal() -> None:
+    """What another process was asked makes the first signal here no second."""
+
     def act(stop: StopRequest) -> None:
         with stop.noted():
             stop.heed(signal.SIGINT)

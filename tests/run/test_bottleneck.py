@@ -146,7 +146,8 @@ CASES: dict[str, tuple[str, tuple[str, ...], Any, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_known_case_is_told_by_its_rule_in_one_line_with_the_key(case: str) -> None:
+def test_each_known_case_is_told_in_one_line_with_the_key(case: str) -> None:
+    """Each known case is told by its rule in one line with the key."""
     rule, overrides, one, words = CASES[case]
     found = told(overrides, one, one)
     assert found is not None
@@ -155,7 +156,8 @@ def test_each_known_case_is_told_by_its_rule_in_one_line_with_the_key(case: str)
     assert "\n" not in found[1]
 
 
-def test_every_rule_has_a_case_and_a_row_in_the_docs_in_the_same_order() -> None:
+def test_every_rule_has_a_case_and_a_row_in_the_docs() -> None:
+    """Every rule has a case and a row in the docs in the same order."""
     names = [rule.name for rule in RULES]
     assert {case[0] for case in CASES.values()} == set(names)
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().partition("## What a step waits for")[2]

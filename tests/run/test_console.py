@@ -75,7 +75,7 @@ def test_no_header_stands_before_the_last_rows(steps: int, headers: int) -> None
     assert sum(f"/{steps}" in line for line in lines) == steps + 1
 
 
-def test_reward_and_accuracy_stand_side_by_side_where_they_differ() -> None:
+def test_reward_and_accuracy_stand_side_by_side_if_different() -> None:
     for same in (True, False):
         (header,) = filter(is_header, watched(2, reward_is_accuracy=same))
         assert ("reward" in header) != same
@@ -94,7 +94,8 @@ def test_rows_are_as_wide_as_the_terminal_at_most(width: int, terminal: bool) ->
     assert all("accuracy" in line for line in rows if is_header(line))
 
 
-def test_a_pipe_gets_a_line_for_each_value_without_trailing_spaces() -> None:
+def test_a_pipe_gets_lines_without_trailing_spaces() -> None:
+    """A pipe gets a line for each value without trailing spaces."""
     out = io.StringIO()
     console = RunConsole(quiet=False, steps=1, console=Console(file=out, width=80))
     console.print_rows({"a": "word " * 40, "longer": "one\ntwo", "[b]": "[c]"})
@@ -212,7 +213,8 @@ def test_what_is_suggested_to_be_scored_can_be(settings: list[str], words: str |
     assert len(commands) == 2 + len(scores)
 
 
-def test_the_revision_that_was_trained_is_the_one_scored_and_served(tmp_path: Path) -> None:
+def test_the_revision_trained_is_the_one_scored_and_served(tmp_path: Path) -> None:
+    """The revision that was trained is the one scored and served."""
     config = load_config("quickstart.yaml", ["model.name=org/model", "model.revision=abc"])
     _, score, serve = next_steps(config, tmp_path).values()
     assert "--model org/model --revision abc" in score
@@ -220,7 +222,8 @@ def test_the_revision_that_was_trained_is_the_one_scored_and_served(tmp_path: Pa
     assert "--revision abc" in serve
 
 
-def test_the_summary_of_a_run_without_a_first_evaluation_claims_no_beginning() -> None:
+def test_without_a_first_evaluation_no_beginning_is_claimed() -> None:
+    """The summary of a run without a first evaluation claims no beginning."""
     out = io.StringIO()
     console = RunConsole(quiet=False, steps=2, console=Console(file=out, width=200))
     scores = {"eval/s/avg": 0.25, "eval/s/low": 0.2, "eval/s/high": 0.3, "eval/s/tokens_mean": 5.0}

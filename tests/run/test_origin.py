@@ -12,9 +12,8 @@ from rl_engine.run.origin.starts import STARTS, read_starts, wall_s
 from rl_engine.run.records import WRITTEN, Records
 
 
-def test_every_process_of_a_run_is_noted_and_a_new_run_begins_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_process_is_noted_and_a_new_run_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process of a run is noted and a new run begins anew."""
     records = Records(tmp_path, load_config("quickstart.yaml", [f"output_dir={tmp_path}", "log.tensorboard=false"]))
     monkeypatch.setattr(sys, "orig_argv", ["/somewhere/bin/python3", "-m", "rl_engine.train", "seed=1", "a b"])
     records.open(-1)

@@ -78,7 +78,7 @@ def test_a_resumed_run_goes_on_where_its_service_knows_it(
 
 
 @pytest.mark.parametrize("what", ["init", "log", "finish"])
-def test_a_service_that_fails_is_told_of_once_and_the_run_goes_on(
+def test_a_failing_service_is_told_of_once_and_the_run_goes_on(
     what: str, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = Tracker(fails_at=what)

@@ -110,7 +110,7 @@ def test_what_rounds_otherwise_may_change_and_is_said(override: str, tmp_path: P
     assert told.startswith(f"{override.partition('=')[0]}: from here on the run is the same to rounding")
 
 
-def test_a_run_whose_rate_depends_on_its_length_is_not_made_longer(tmp_path: Path) -> None:
+def test_a_rate_that_depends_on_length_keeps_a_run_its_length(tmp_path: Path) -> None:
     begun(tmp_path, config_in(tmp_path, "optim.schedule=cosine"), steps=1)
     longer = config_in(tmp_path, "optim.schedule=cosine", "train.steps=30")
     with pytest.raises(ConfigError, match=r"with optim\.schedule cosine the rate of every step depends on it"):
@@ -141,7 +141,8 @@ def test_what_would_be_another_run_is_refused(override: str, words: str, tmp_pat
         check_output(config_in(tmp_path, override), resume=True)
 
 
-def test_a_supervised_run_grows_where_its_rate_does_not_depend_on_its_length(tmp_path: Path) -> None:
+def test_a_supervised_run_grows_where_its_rate_allows(tmp_path: Path) -> None:
+    """A supervised run grows where its rate does not depend on its length."""
     begun(tmp_path, sft_in(tmp_path, "optim.schedule=constant"))
     assert len(check_output(sft_in(tmp_path, "optim.schedule=constant", "train.steps=5000"), resume=True)) == 1
     begun(tmp_path, sft_in(tmp_path, "optim.schedule=linear"))
@@ -181,9 +182,10 @@ def test_a_resumption_without_a_run_says_so(tmp_path: Path) -> None:
     ("old", "eval_every", "moved"),
     [("eval.every=2", 2, True), ("eval.every=0", 0, True), ("eval.every=3", 3, False), ("eval.every=2", 3, False)],
 )
-def test_scores_after_what_was_the_last_step_are_moved_into_the_record(
+def test_scores_after_the_old_last_step_move_into_the_record(
     old: str, eval_every: int, moved: bool, tmp_path: Path
 ) -> None:
+    """Scores after what was the last step are moved into the record."""
     records = begun(tmp_path, config_in(tmp_path, "train.steps=3", old), steps=2)
     last = {"step": 3, "reward/mean": 0.5, "eval/arithmetic/avg": 0.75}
     records.metrics(last)

@@ -53,9 +53,10 @@ def of_version(group: GradedGroup, version: AdapterRef) -> GradedGroup:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_a_version_comes_back_bit_for_bit_and_so_does_the_learner(
+def test_a_version_and_the_learner_come_back_bit_for_bit(
     stage: int, make_learner: Callable[..., Learner], samples: list[TrainingSample]
 ) -> None:
+    """A version comes back bit for bit and so does the learner."""
     overrides = ("optim.lr=1e-2", f"learner.zero_stage={stage}")
     learner, undisturbed = make_learner(*overrides), make_learner(*overrides)
     past = PastVersions(learner, depth=1)
@@ -81,9 +82,8 @@ def test_with_depth_nothing_is_kept(make_learner: Callable[..., Learner]) -> Non
     assert past._kept == {}
 
 
-def test_what_was_learned_since_is_no_gap_and_a_sampler_that_is_off_is(
-    make_learner: Callable[..., Learner], samples: list[TrainingSample]
-) -> None:
+def test_what_was_learned_since_is_no_gap(make_learner: Callable[..., Learner], samples: list[TrainingSample]) -> None:
+    """What was learned since is no gap and a sampler that is off is."""
     learner = make_learner("optim.lr=1e-2")
     past = PastVersions(learner, depth=1)
     past.remember(ref(0))
@@ -137,9 +137,10 @@ def in_two_segments(groups: list[Any], later: list[Any], border: int, noise: flo
     return made
 
 
-def test_each_token_is_compared_with_the_version_that_produced_it(
+def test_each_token_is_compared_with_its_own_version(
     make_learner: Callable[..., Learner], samples: list[TrainingSample]
 ) -> None:
+    """Each token is compared with the version that produced it."""
     learner = make_learner("optim.lr=1e-2")
     past = PastVersions(learner, depth=2)
     views = []
@@ -176,7 +177,8 @@ def test_each_token_is_compared_with_the_version_that_produced_it(
             gap_of_versions(past, moved, ref(2), LIMITS)
 
 
-def test_of_a_group_in_legs_a_completion_is_checked_that_all_its_versions_sampled() -> None:
+def test_of_a_group_in_segments_a_completion_of_all_is_checked() -> None:
+    """Of a group in segments a completion is checked that all its versions sampled."""
     prompt = Prompt(problem=Problem(id="", text="", answer=""), text="", token_ids=(5, 6))
 
     def completion(*segments: tuple[int, int], first: int) -> Completion:

@@ -149,9 +149,8 @@ def test_a_mixture_learns_and_its_adapter_loads_with_plain_peft(
     assert resumed.score(samples) == after
 
 
-def test_a_mixture_with_an_adapter_is_refused_where_the_sampler_cannot_serve_it(
-    make_config: Any, mixture: Path
-) -> None:
+def test_an_adapter_that_cannot_be_served_is_refused(make_config: Any, mixture: Path) -> None:
+    """A mixture with an adapter is refused where the sampler cannot serve it."""
     with pytest.raises(ValueError, match="is a mixture of experts, and vLLM's CPU build cannot serve one"):
         check_context(make_config(f"model.name={mixture}"), needed=10)
     check_context(make_config(f"model.name={mixture}", "method=full"), needed=10)

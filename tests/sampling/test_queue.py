@@ -65,7 +65,7 @@ def prompt_of(name: str, fault: str) -> Prompt:
     return Prompt(problem=Problem(id=name, text=fault, answer=""), text=fault, token_ids=(1,))
 
 
-def test_what_is_asked_for_is_begun_at_once_and_groups_are_told_as_they_come(tmp_path: Path) -> None:
+def test_groups_are_begun_at_once_and_told_as_they_come(tmp_path: Path) -> None:
     """Two requests side by side: the second is there when the first, with a slow prompt, is."""
     queue = streaming(tmp_path)
     prompts = [prompt_of("slow", "slow"), *PROMPTS]
@@ -115,7 +115,8 @@ def test_an_answer_from_another_version_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_a_request_to_stop_comes_between_two_tokens_and_the_engine_goes_on(vllm_engine: Any, tokenizer: Any) -> None:
+def test_a_request_to_stop_comes_between_two_tokens(vllm_engine: Any, tokenizer: Any) -> None:
+    """A request to stop comes between two tokens and the engine goes on."""
     problems = [Problem(id=text, text=text, answer="") for text in ("3+4=?", "9+8+1=?")]
     prompts = [Prompt(problem=p, text=p.text, token_ids=tuple(tokenizer(p.text)["input_ids"])) for p in problems]
     sampling, seeds = SamplingConfig(n=4, max_tokens=20), ["a", "b"]

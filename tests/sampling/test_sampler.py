@@ -50,7 +50,7 @@ class Queue:
 
 
 @pytest.mark.parametrize("early", [(), (1,), (2, 0), (2, 1, 0)])
-def test_each_completion_is_graded_against_the_answer_of_its_problem(early: tuple[int, ...], grader: Grader) -> None:
+def test_each_completion_is_graded_against_its_own_answer(early: tuple[int, ...], grader: Grader) -> None:
     """In its place, whichever was there first."""
     queue: Any = Queue()
     queue.early = early
@@ -74,9 +74,7 @@ class Counting(ThreadRank):
 
 
 @pytest.mark.parametrize("tells_all", [True, False])
-def test_every_rank_has_all_groups_with_their_verdicts_and_completions_are_sent_once(
-    grader: Grader, tells_all: bool
-) -> None:
+def test_every_rank_has_all_groups_and_completions_travel_once(grader: Grader, tells_all: bool) -> None:
     """What workers sampled every rank has heard of already; what a rank sampled itself the others have not."""
     long = [replace(group, prompt=replace(group.prompt, text="?" * 10_000)) for group in Queue.rollouts]
     Counting.sent = []
@@ -94,7 +92,8 @@ def test_every_rank_has_all_groups_with_their_verdicts_and_completions_are_sent_
     assert len(Counting.sent) == (2 if tells_all else 4)
 
 
-def test_a_thought_that_the_prompt_opened_holds_no_answer_until_it_is_closed(grader: Grader) -> None:
+def test_a_thought_opened_by_the_prompt_holds_no_answer(grader: Grader) -> None:
+    """A thought that the prompt opened holds no answer until it is closed."""
     opened = prompt("?<|assistant|>\n<think>\n", problem="?", answer="1")
     said = (r"\boxed{1} or so", r"maybe 2</think>\boxed{1}", r"\boxed{1}</think>")
     group = RolloutGroup(prompt=opened, completions=tuple(completion(text) for text in said))
@@ -103,7 +102,7 @@ def test_a_thought_that_the_prompt_opened_holds_no_answer_until_it_is_closed(gra
     assert graded.rewards == [0.0, 1.0, 1.0]
 
 
-def test_groups_are_graded_while_others_are_sampled_and_each_once() -> None:
+def test_groups_are_graded_once_while_others_are_sampled() -> None:
     """While the first lot is graded, what comes waits, and is the next."""
     groups = [rollout(str(number), "1", "2", "3") for number in range(5)]
     go_on, lots = threading.Event(), list[list[RolloutGroup]]()

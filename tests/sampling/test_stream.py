@@ -127,7 +127,8 @@ def versions(graded: Sequence[GradedGroup]) -> list[int]:
     return [int(each.rollout.completions[0].adapter[-6:]) for each in graded]
 
 
-def test_on_policy_every_step_asks_for_its_own_groups_with_the_seeds_of_step_and_index(make_stream: Any) -> None:
+def test_on_policy_seeds_are_of_step_and_index(make_stream: Any) -> None:
+    """On policy every step asks for its own groups with the seeds of step and index."""
     stream, sampler = make_stream()
     for step in range(1, 6):
         graded = stream.take(step, ref(step - 1)).all
@@ -139,9 +140,8 @@ def test_on_policy_every_step_asks_for_its_own_groups_with_the_seeds_of_step_and
 
 
 @pytest.mark.parametrize("staleness", [1, 2, 4])
-def test_ahead_by_k_steps_every_problem_comes_once_in_order_from_k_updates_before(
-    make_stream: Any, staleness: int
-) -> None:
+def test_ahead_by_k_every_problem_comes_once_from_k_updates_ago(make_stream: Any, staleness: int) -> None:
+    """Ahead by k steps every problem comes once in order from k updates before."""
     stream, sampler = make_stream("rollout.placement=ray", f"rollout.max_staleness={staleness}")
     taken = []
     for step in range(1, 6):
@@ -184,7 +184,7 @@ def test_groups_without_signal_are_replaced_up_to_the_limit(make_stream: Any) ->
     assert stream.position == 15
 
 
-def test_one_round_asks_for_what_holds_the_missing_groups_at_the_share_so_far(make_stream: Any) -> None:
+def test_a_round_asks_for_enough_at_the_share_so_far(make_stream: Any) -> None:
     """Of 0 to 2 one has a signal: two are missing, so six more, and all six count as sampled."""
     stream, sampler = make_stream("train.max_problems_per_step=30", dull={1, 2, 4, 6})
     first = stream.take(1, ref(0))
@@ -195,16 +195,15 @@ def test_one_round_asks_for_what_holds_the_missing_groups_at_the_share_so_far(ma
     assert versions(stream.take(2, ref(1)).all) == [1, 1, 1]
 
 
-def test_where_none_has_had_a_signal_the_round_is_as_large_as_one_in_all_would_ask_for(make_stream: Any) -> None:
+def test_without_any_signal_a_round_is_as_large_as_for_one(make_stream: Any) -> None:
+    """Where none has had a signal the round is as large as one in all would ask for."""
     stream, sampler = make_stream("train.max_problems_per_step=30", dull=set(range(9)))
     assert ids(stream.take(1, ref(0)).to_learn) == [9, 10, 11]
     assert sum(len(prompts) for _, prompts, _ in sampler.asked) == 3 + 3 * 3
 
 
 @pytest.mark.parametrize("staleness", [1, 2, 3])
-def test_what_is_asked_for_beyond_the_need_ahead_of_the_learner_is_for_later_steps(
-    make_stream: Any, staleness: int
-) -> None:
+def test_what_is_asked_for_beyond_the_need_is_for_later_steps(make_stream: Any, staleness: int) -> None:
     """And none of it grows older than the bound, whatever had a signal."""
     overrides = ("rollout.placement=ray", f"rollout.max_staleness={staleness}", "train.steps=9")
     for seed in range(8):
@@ -221,7 +220,8 @@ def test_what_is_asked_for_beyond_the_need_ahead_of_the_learner_is_for_later_ste
         assert sorted(taken) == list(range(len(taken)))
 
 
-def test_a_step_that_replaces_takes_from_what_is_under_way_and_stays_within_the_bound(make_stream: Any) -> None:
+def test_replacing_takes_from_what_is_in_flight_within_bounds(make_stream: Any) -> None:
+    """A step that replaces takes from what is under way and stays within the bound."""
     overrides = ("rollout.placement=ray", "rollout.max_staleness=2", "train.max_problems_per_step=12")
     stream, _ = make_stream(*overrides, dull={number for number in range(1000) if number % 4})
     taken: list[int] = []
@@ -239,7 +239,8 @@ def segments(group: GradedGroup) -> list[list[tuple[str, int]]]:
     return [[(part.adapter[-1], part.tokens) for part in one.segments] for one in group.rollout.completions]
 
 
-def test_what_is_unfinished_goes_on_under_each_version_until_the_step_before_its_own(make_stream: Any) -> None:
+def test_the_unfinished_go_on_until_the_step_before_their_own(make_stream: Any) -> None:
+    """What is unfinished goes on under each version until the step before its own."""
     stream, sampler = make_stream(*SEGMENTS, lengths=(5, 72))
     expected = {
         1: [("0", 72)],  # there was nobody before
@@ -271,7 +272,8 @@ def test_a_leg_is_one_also_where_the_version_stands_still(make_stream: Any) -> N
     assert stream.metrics() == {**dict.fromkeys(STALENESS, 0.0), "rollout/continued_frac": 0.5}
 
 
-def test_what_a_step_that_replaces_takes_before_its_last_leg_is_finished_in_the_step_itself(make_stream: Any) -> None:
+def test_what_is_taken_before_its_last_segment_is_finished(make_stream: Any) -> None:
+    """What a step that replaces takes before its last segment is finished in the step itself."""
     # Step 2 finds 3 to 5 whole, as 6 to 8 will be in a moment; of the 9 to 11 only ten tokens are asked for.
     stream, sampler = make_stream(*SEGMENTS, "train.max_problems_per_step=9", dull={4, 5, 6, 7, 8}, lengths=(5, 72))
     stream.take(1, ref(0))
@@ -292,7 +294,8 @@ def test_what_a_step_that_replaces_takes_before_its_last_leg_is_finished_in_the_
 
 
 @pytest.mark.parametrize("limit", [3, 4, 7, 12])
-def test_in_legs_every_problem_comes_once_and_no_token_is_older_than_the_bound(make_stream: Any, limit: int) -> None:
+def test_in_segments_no_token_is_older_than_the_bound(make_stream: Any, limit: int) -> None:
+    """In segments every problem comes once and no token is older than the bound."""
     for seed in range(4):
         draw = random.Random(f"{limit}/{seed}")
         dull = {number for number in range(200) if draw.random() < 0.6}
@@ -371,7 +374,7 @@ def test_a_correction_makes_reinforce_fit_for_stale_completions(make_config: Con
 @pytest.mark.parametrize(
     "overrides", [(), ("rollout.placement=ray", "rollout.max_staleness=2"), ("train.max_problems_per_step=6",)]
 )
-def test_a_resumed_run_draws_what_taught_nothing_as_rarely_and_at_the_same_places(
+def test_a_resumed_run_draws_what_taught_nothing_as_rarely(
     overrides: tuple[str, ...], mixed: bool, make_config: ConfigMaker
 ) -> None:
     """Stopped after any step, with its state through JSON, it goes on with the problems and seeds of the one that was

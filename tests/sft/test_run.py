@@ -264,7 +264,7 @@ def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
 
 
 @pytest.mark.parametrize("measurement", [0, 1, 2])
-def test_a_measurement_that_was_stopped_is_made_when_the_run_goes_on(
+def test_a_stopped_measurement_is_made_when_the_run_goes_on(
     measurement: int,
     finished: Path,
     tmp_path: Path,

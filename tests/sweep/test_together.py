@@ -82,7 +82,8 @@ def companies(config: SweepConfig, cells: dict[str, Result]) -> list[set[str]]:
     return [*by_pid.values()]
 
 
-def test_all_cells_that_can_share_are_in_one_process_and_two_of_them_at_work(tmp_path: Path) -> None:
+def test_cells_that_can_share_are_in_one_process(tmp_path: Path) -> None:
+    """All cells that can share are in one process and two of them at work."""
     config = sweep(tmp_path, "arms.own.test.base=own", "confirm_seeds=[5]")
     results = run(config)
     assert {result.status for result in results.values()} == {"done"}
@@ -115,7 +116,8 @@ def test_processes_divide_the_cells_among_themselves(tmp_path: Path) -> None:
     assert {attempts(config, cell)[0]["threads"] for cell in results} == {str(max(1, cores // 2))}
 
 
-def test_a_cell_that_fails_is_recorded_while_the_others_go_on_and_is_run_again_when_asked(tmp_path: Path) -> None:
+def test_a_cell_that_fails_is_recorded_and_run_again_when_asked(tmp_path: Path) -> None:
+    """A cell that fails is recorded while the others go on and is run again when asked."""
     config = sweep(tmp_path, "arms.bad.test.kind=broken", "grid.optim.lr=[1e-3]")
     results = run(config)
     bad = results["bad_optim.lr=0.001_seed=0"]
@@ -128,9 +130,7 @@ def test_a_cell_that_fails_is_recorded_while_the_others_go_on_and_is_run_again_w
     assert run(config, retry_failed=True)[bad.cell].status == "done"
 
 
-def test_a_cell_that_hangs_is_found_alone_and_takes_no_other_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cell_that_hangs_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In company it stops everybody's clock: only alone can it be told from those that wait for it."""
     monkeypatch.setattr(processes, "GRACE_S", 0.2)
     config = sweep(tmp_path, "arms.hung.test.kind=deaf", "grid.optim.lr=[1e-3]", "time_limit_s=0.8", "together=3")
@@ -143,7 +143,8 @@ def test_a_cell_that_hangs_is_found_alone_and_takes_no_other_with_it(
     assert len(attempts(config, "hung_optim.lr=0.001_seed=0")) == 2
 
 
-def test_a_killed_process_costs_its_cells_nothing_and_a_deadly_cell_is_left_to_itself(tmp_path: Path) -> None:
+def test_a_killed_process_costs_its_cells_nothing(tmp_path: Path) -> None:
+    """A killed process costs its cells nothing and a deadly cell is left to itself."""
     config = sweep(tmp_path, "arms.deadly.test.kind=deadly", "grid.optim.lr=[1e-3]", "together=3")
     results = run(config)
     assert {result.status for result in results.values()} == {"done"}
@@ -153,9 +154,8 @@ def test_a_killed_process_costs_its_cells_nothing_and_a_deadly_cell_is_left_to_i
         assert [line["step"] for line in read_metrics(config.output / "cells" / cell / "run")] == [0, 1, 2, 3, 4]
 
 
-def test_cells_that_cannot_begin_together_run_alone_and_it_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cells_that_cannot_begin_together_run_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cells that cannot begin together run alone and it is said."""
     (tmp_path / "refuses").touch()
     config = sweep(tmp_path, "grid.optim.lr=[1e-3]")
     results = run(config)
@@ -165,7 +165,8 @@ def test_cells_that_cannot_begin_together_run_alone_and_it_is_said(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_sweep_stopped_in_the_middle_goes_on_where_its_cells_were(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_stopped_sweep_goes_on_where_its_cells_were(number: signal.Signals, tmp_path: Path) -> None:
+    """A sweep stopped in the middle goes on where its cells were."""
     config = sweep(tmp_path, "set.test.step_s=0.1")
     words = ["--config", str(tmp_path / "sweep.yaml"), "set.test.step_s=0.1"]
     started = subprocess.Popen(
@@ -210,7 +211,7 @@ def test_full_fine_tuning_is_left_out_and_the_arm_is_named_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["sweep_rates.yaml", "sweep_layers.yaml", "sweep_starts.yaml"])
-def test_the_settings_file_of_a_cell_says_what_its_command_line_says(name: str, tmp_path: Path) -> None:
+def test_the_settings_file_of_a_cell_says_what_its_command_says(name: str, tmp_path: Path) -> None:
     config = read_config(SweepConfig, name)
     for arm in arms_of(config):
         cell = cell_of(config, arm, arm.axis_values[0], 3)
@@ -219,7 +220,8 @@ def test_the_settings_file_of_a_cell_says_what_its_command_line_says(name: str, 
         assert read_config(Config, str(tmp_path / "config.yaml")) == told
 
 
-def test_the_table_has_a_row_a_cell_and_a_watcher_reads_it_elsewhere(tmp_path: Path) -> None:
+def test_the_table_has_a_row_a_cell_and_is_read_elsewhere(tmp_path: Path) -> None:
+    """The table has a row a cell and a watcher reads it elsewhere."""
     config = sweep(tmp_path)
     targets = targets_of(config)
     names = [row.cell.name for row in board.rows_of(config, targets, {})]
@@ -232,7 +234,7 @@ def test_the_table_has_a_row_a_cell_and_a_watcher_reads_it_elsewhere(tmp_path: P
     assert shown.count("4/4") == shown.count("done") == 6
 
 
-def test_cells_that_do_not_fit_together_are_refused_before_anything_runs() -> None:
+def test_cells_that_do_not_fit_together_are_refused_first() -> None:
     """Each of a thousand processes has a thousandth of the machine."""
     cells = [load_config("quickstart.yaml", [f"lora.rank={rank}"]) for rank in (1, 8)]
     with pytest.raises(ConfigError, match=r"^together=2: 2 runs together: .* GiB .*give a smaller together.*jobs"):

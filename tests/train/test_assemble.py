@@ -31,7 +31,7 @@ def test_a_run_is_warned_of_overlap_but_not_of_generated_sums() -> None:
     assert note.startswith("warning: 1 of 2 training problems overlap gsm8k (1 word for word")
 
 
-def test_pieces_of_a_cluster_s_whole_room_follow_from_the_configuration_alone(make_config: Any) -> None:
+def test_pieces_of_a_whole_cluster_follow_from_the_configuration(make_config: Any) -> None:
     """And a run that is resumed keeps them, with a number of workers too."""
     pool = ("rollout.placement=ray", "rollout.address=auto", "log.tensorboard=false")
     whole = (*pool, "rollout.workers=max")
@@ -46,7 +46,7 @@ def test_pieces_of_a_cluster_s_whole_room_follow_from_the_configuration_alone(ma
     check_output(resumed, resume=True)
 
 
-def test_a_resumed_run_keeps_the_pieces_it_began_with_whatever_its_workers_are_now(make_config: Any) -> None:
+def test_a_resumed_run_keeps_the_pieces_it_began_with(make_config: Any) -> None:
     """`auto` is written down as the number it was."""
     pool = ("rollout.placement=ray", "log.tensorboard=false", "train.problems_per_step=32")
     begun = resolve_pieces(make_config(*pool, "rollout.workers=16"), resume=False)

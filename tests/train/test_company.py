@@ -146,9 +146,10 @@ def test_what_fails_says_so_and_who_waits_takes_its_place(
     assert kept(tmp_path / "places" / "one") == kept(tmp_path / "places" / "three")
 
 
-def test_a_configuration_that_is_wrong_stops_all_before_anything_is_loaded(
+def test_a_wrong_configuration_stops_all_before_loading(
     train: Callable[..., int], engines: list[StreamingAnswers], ranks: Ranks, tmp_path: Path
 ) -> None:
+    """A configuration that is wrong stops all before anything is loaded."""
     with pytest.raises(ConfigError, match=r"^two: .*q_porj"):
         train("wrong", one=HEALTHY, two=("lora.targets=[q_porj]",))
     with pytest.raises(ConfigError, match="two of the configurations have"):
@@ -160,9 +161,10 @@ def test_a_configuration_that_is_wrong_stops_all_before_anything_is_loaded(
     assert not (tmp_path / "wrong" / "two").exists()
 
 
-def test_runs_that_are_stopped_save_and_go_on_as_if_nothing_had_been(
+def test_runs_that_are_stopped_save_and_go_on(
     train: Callable[..., int], engines: list[StreamingAnswers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Runs that are stopped save and go on as if nothing had been."""
     other = ("lora.rank=8",)
     assert train("whole", one=HEALTHY, other=other) == 0
     for count in (3, 8):

@@ -93,7 +93,8 @@ def test_a_replacement_that_cannot_begin_leaves_the_earlier_run(place: Path) -> 
     assert {path.name for path in (place / "runs").iterdir()} == {"long", "short"}
 
 
-def test_a_dry_run_on_a_taken_directory_says_what_the_options_would_do(place: Path) -> None:
+def test_a_dry_run_says_what_the_options_would_do(place: Path) -> None:
+    """A dry run on a taken directory says what the options would do."""
     before = contents(place / "runs" / "long")
     code, output = command(place, "output_dir=runs/long", "train.steps=3", "seed=4", "--overwrite", "--dry-run")
     assert (code, "(3 steps, other settings: seed was 0 and is 4) to runs/long.old-1" in output) == (0, True), output

@@ -168,7 +168,7 @@ def test_few_problems_and_repeated_ones_are_said_with_numbers(
 
 
 @pytest.mark.engine
-def test_a_function_that_raises_in_the_run_stops_it_with_the_traceback(here: Path) -> None:
+def test_a_function_that_raises_stops_the_run_with_traceback(here: Path) -> None:
     """It works on the trial, where the words are that it wants."""
     code, output = forked.train(here, *SMALL, "rewards.function=my_function:needs_a_mark", environment={})
     assert code == 1, output

@@ -74,9 +74,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return kept(directory)
 
 
-def test_a_run_that_is_stopped_in_the_middle_of_anything_ends_as_one_that_was_not(
-    undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_run_stopped_anywhere_ends_as_one_that_was_not(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    """A run that is stopped in the middle of anything ends as one that was not."""
     seldom = "checkpoint.every=100"
     stops = [
         ("eval/", "0", "before the first step was done: nothing was trained", []),
@@ -95,9 +94,7 @@ def test_a_run_that_is_stopped_in_the_middle_of_anything_ends_as_one_that_was_no
     assert kept(tmp_path) == undisturbed
 
 
-def test_a_run_that_is_stopped_while_workers_sample_leaves_at_once_and_goes_on(
-    undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_run_stopped_while_workers_sample_leaves_at_once(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     """Two real workers are in the middle of a piece each. Without them it goes on as well."""
     pool = ("rollout.placement=ray", "rollout.workers=2", "rollout.prompts_per_piece=1")
     code, output = run(tmp_path, *pool, at="0/2/", HELD_IN="workers", PYTHONPATH=str(ROOT))
@@ -109,9 +106,7 @@ def test_a_run_that_is_stopped_while_workers_sample_leaves_at_once_and_goes_on(
     assert kept(tmp_path) == undisturbed
 
 
-def test_groups_that_are_sampled_and_graded_as_they_come_give_the_same_run_and_leave_as_fast(
-    undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
+def test_groups_graded_as_they_come_give_the_same_run(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     """As on a GPU, where the engine's tokens are no function of what it samples them with; of this engine they are
     neither."""
     as_on_a_gpu = {"HELD_QUEUE": "streaming"}
@@ -177,9 +172,7 @@ def without_room(function: str) -> None:
 @pytest.mark.parametrize(
     ("function", "named"), [("note_start", "note_start in starts.jsonl"), ("note_end", "adapters")]
 )
-def test_a_disk_that_is_full_closes_the_engine_and_names_what_was_to_be_written(
-    function: str, named: str, tmp_path: Path
-) -> None:
+def test_a_full_disk_closes_the_engine_and_names_the_file(function: str, named: str, tmp_path: Path) -> None:
     """vLLM that is left open complains when the process ends. What is noted at the end hides nothing."""
     environment = {"HELD_AT": "nowhere", "HELD_PLACE": str(tmp_path)}
     given = partial(without_room, function)

@@ -51,7 +51,8 @@ def kept(root: Path) -> dict[str, Any]:
     }
 
 
-def test_one_run_is_the_plain_run_and_two_sample_what_each_samples_alone(tmp_path: Path) -> None:
+def test_one_run_is_the_plain_run_and_two_sample_as_alone(tmp_path: Path) -> None:
+    """One run is the plain run and two sample what each samples alone."""
     for name in ("plain", "one", "two"):
         (tmp_path / name).mkdir()
     plain, one = run(tmp_path / "plain"), run(tmp_path / "one", "--together", "1")

@@ -148,7 +148,7 @@ def test_a_merged_model_is_asked_as_its_adapter(tmp_path: Path) -> None:
     assert agreed(str(model), [Policy(label="base")]) is None
 
 
-def test_an_adapter_on_a_merged_model_is_asked_as_the_adapter_was(tmp_path: Path) -> None:
+def test_an_adapter_on_a_merged_model_is_asked_as_before(tmp_path: Path) -> None:
     """And that the model was trained otherwise is said."""
     model = merged(write_run(tmp_path / "first", reinforced("prompt.instruction=Think.")), tmp_path / "first")
     policy = Policy(label="mine", ref=write_run(tmp_path / "second", reinforced("prompt.instruction=Be brief.")))
@@ -173,7 +173,7 @@ TASK = ("data.source=reasoning_gym", "data.task=chain_sum", "data.task_settings=
 
 
 @needs_reasoning_gym
-def test_an_adapter_of_a_generated_task_is_asked_its_held_out_problems(tmp_path: Path, tokenizer: Any) -> None:
+def test_an_adapter_of_a_task_is_asked_held_out_problems(tmp_path: Path, tokenizer: Any) -> None:
     """And as long as its run asked, graded by the task's scorer; by whatever kind of run it was made."""
     text = load_config("gsm8k.yaml", [*TASK, "eval.suites=held_out", "eval.max_tokens=33"]).to_yaml()
     supervised = read_config(SftConfig, "sft_jsonl.yaml", [*TASK, "data.path=null", "data.limit=9"]).to_yaml()
@@ -189,7 +189,7 @@ def test_an_adapter_of_a_generated_task_is_asked_its_held_out_problems(tmp_path:
 
 
 @needs_reasoning_gym
-def test_a_mix_of_generated_sources_is_asked_equally_much_of_each() -> None:
+def test_a_mix_of_generated_sources_is_asked_alike_of_each() -> None:
     gcd = {"source": "reasoning_gym", "task": "gcd"}
     mix = [{"source": "arithmetic"}, gcd, {**gcd, "weight": 3}, {"source": "gsm8k"}]
     asked = generated_by(DataConfig.model_validate({"source": "mix", "mix": mix}))

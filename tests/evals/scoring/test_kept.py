@@ -37,7 +37,8 @@ def test_answers_come_back_and_are_the_same_bytes(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_an_absent_file_holds_no_answers_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+def test_an_absent_file_is_empty_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    """An absent file holds no answers and a damaged one is named."""
     path = kept_path(tmp_path, "s", "a")
     assert kept_answers(path) == {}
     keep_answers(tmp_path, "s", "a", [outcome("a", Verdict.CORRECT)])

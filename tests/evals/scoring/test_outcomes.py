@@ -21,7 +21,8 @@ def test_an_outcome_survives_its_file() -> None:
     assert Outcome.from_json(json.loads(json.dumps(outcome.to_json())), problem) == outcome
 
 
-def test_a_thought_that_the_prompt_opened_holds_no_answer_until_it_is_closed(grader: Grader) -> None:
+def test_a_thought_opened_by_the_prompt_holds_no_answer(grader: Grader) -> None:
+    """A thought that the prompt opened holds no answer until it is closed."""
     opened = prompt("?<|assistant|>\n<think>\n", problem="?", answer="1")
     said = (r"\boxed{1} or so", r"maybe 2</think>\boxed{1}")
     group = RolloutGroup(prompt=opened, completions=tuple(completion(text) for text in said))

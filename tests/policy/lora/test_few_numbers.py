@@ -89,9 +89,10 @@ def test_the_update_lies_in_the_first_directions_of_the_weight() -> None:
 
 
 @pytest.mark.parametrize(("stage", "numbers"), [(0, 8), (1, 1), (2, 8), (3, 1)])
-def test_every_zero_stage_makes_the_same_update_and_resumes_exactly(
+def test_every_zero_stage_updates_alike_and_resumes_exactly(
     stage: int, numbers: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
+    """Every ZeRO stage makes the same update and resumes exactly."""
     settings = (*TINY, f"lora.numbers={numbers}", "lora.targets=all+lm_head", "optim.eps=1e-7")
     plain = make_learner(*settings)
     sharded = make_learner(*settings, f"learner.zero_stage={stage}", "learner.gradient_checkpointing=true")

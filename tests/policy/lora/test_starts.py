@@ -173,7 +173,7 @@ def test_a_run_goes_on_from_an_adapter(
         ),
     ],
 )
-def test_an_adapter_scaled_by_the_root_of_its_rank_is_gone_on_from(
+def test_an_adapter_of_root_scale_is_gone_on_from(
     trained: list[str],
     goes_on: list[str] | None,
     make_config: ConfigMaker,
@@ -181,6 +181,7 @@ def test_an_adapter_scaled_by_the_root_of_its_rank_is_gone_on_from(
     samples: list[TrainingSample],
     tmp_path: Path,
 ) -> None:
+    """An adapter scaled by the root of its rank is gone on from."""
     first = learner_of(make_config(*trained, "optim.lr=1e-2"), ranks)
     first.step([samples], LOOSE)
     ref = publish(AdapterStore(tmp_path / "a"), 0, first)

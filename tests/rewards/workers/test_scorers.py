@@ -98,7 +98,7 @@ def test_a_scorer_that_fails_is_an_error_and_no_wrong_answer(grader: Grader) -> 
     assert "the grader was not told of the task lcm" in other.detail
 
 
-def test_a_scorer_has_the_time_of_all_grading_and_its_score_the_weight_of_a_verdict() -> None:
+def test_a_scorer_has_the_time_and_weight_of_all_grading() -> None:
     """The scorer of countdown works out what it is told, and some answers take for ever."""
     entry = entry_of(COUNTDOWN)
     said = ("9**9**9**9", entry["entry"]["answer"], "1 + 1")

@@ -129,7 +129,7 @@ def test_a_killed_fork_server_is_started_again() -> None:
         (r"\lim_{x \to 0} \frac{\sin x}{x}", "1", "correct"),
     ],
 )
-def test_a_confined_worker_needs_no_module_that_was_not_loaded_before(
+def test_a_confined_worker_needs_no_further_module(
     pool_grader: Grader, reference: str, answer: str, verdict: str
 ) -> None:
     """Sympy imports numpy and more when first asked; a worker that may not touch the environment cannot."""
@@ -204,7 +204,8 @@ def run_script(then: str, limit: float = 3.0) -> subprocess.Popen[str]:
     )
 
 
-def test_a_script_without_a_main_guard_ends_cleanly_and_prints_nothing_else() -> None:
+def test_a_script_without_a_main_guard_ends_cleanly() -> None:
+    """A script without a main guard ends cleanly and prints nothing else."""
     with run_script("pass") as script:
         out, err = script.communicate(timeout=120)
         assert script.returncode == 0

@@ -69,7 +69,8 @@ def test_shares_queue_and_tail_by_hand(clock: Clock, activity: Activity) -> None
     }
 
 
-def test_what_was_before_the_mark_is_not_counted_and_what_goes_on_is(clock: Clock, activity: Activity) -> None:
+def test_what_goes_on_counts_from_the_mark(clock: Clock, activity: Activity) -> None:
+    """What was before the mark is not counted and what goes on is."""
     activity.see("abcd", "abcd", waits=False)
     clock.now += 5
     activity.mark()
@@ -77,7 +78,8 @@ def test_what_was_before_the_mark_is_not_counted_and_what_goes_on_is(clock: Cloc
     assert activity.figures("abcd") == {"busy_frac": 1.0, "busy_min_frac": 1.0, "tail_s": 0.0}
 
 
-def test_a_worker_that_was_lost_has_worked_and_one_that_is_missing_is_idle(clock: Clock, activity: Activity) -> None:
+def test_a_lost_worker_has_worked_and_a_missing_one_is_idle(clock: Clock, activity: Activity) -> None:
+    """A worker that was lost has worked and one that is missing is idle."""
     activity.see("abcd", "abcd", waits=True)
     clock.now += 2
     activity.see("abc", "abc", waits=True)

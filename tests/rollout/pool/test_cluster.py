@@ -52,7 +52,7 @@ def test_placement_in_words() -> None:
 @pytest.mark.engine
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_machine_that_comes_is_used_and_one_that_goes_is_not_missed(
+def test_a_machine_that_comes_is_used_and_a_gone_one_not_missed(
     ray_cluster: Path,
     make_pool: PoolMaker,
     tmp_path: Path,

@@ -30,7 +30,8 @@ def dealt(
         worker.items.append(item)
 
 
-def test_with_one_at_a_time_each_free_worker_takes_the_next_in_order() -> None:
+def test_one_at_a_time_each_free_worker_takes_the_next() -> None:
+    """With one at a time, each free worker takes the next in order."""
     waiting = some(5)
     items, workers = list(waiting), [Worker(), Worker(), Worker()]
     workers[1].items.append(some(1)[0])
@@ -40,7 +41,7 @@ def test_with_one_at_a_time_each_free_worker_takes_the_next_in_order() -> None:
     assert list(waiting) == items[2:]
 
 
-def test_several_go_to_the_worker_with_the_fewest_completions_while_there_is_room() -> None:
+def test_several_go_to_the_worker_with_the_fewest_completions() -> None:
     """Room for 12 completions: items of 4 go in turns; one of 8 is taken while fewer than 12 are there."""
     waiting, workers = some(5), [Worker(), Worker()]
     workers[0].items.append(some(2, 2)[0])
@@ -55,7 +56,8 @@ def test_several_go_to_the_worker_with_the_fewest_completions_while_there_is_roo
     assert list(waiting) == items[4:], "16 completions are there now"
 
 
-def test_what_is_urgent_goes_first_and_what_waits_for_another_leg_not_at_all() -> None:
+def test_urgent_items_go_first_and_unready_ones_not_at_all() -> None:
+    """What is urgent goes first, what waits for another segment not at all."""
     urgent, waiting = some(1), some(1)
     later = deque(extended(some(1)[0].request, SamplingConfig(n=SAMPLES), None).items)
     first, second = urgent[0], waiting[0]

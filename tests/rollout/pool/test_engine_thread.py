@@ -61,9 +61,10 @@ def test_callers_are_served_side_by_side_by_one_thread(engine: Watched, callers:
     assert engine.most > 1
 
 
-def test_what_ends_the_sampling_is_everybodys_error_and_a_bad_call_its_own(
+def test_an_end_is_everybodys_error_and_a_bad_call_its_own(
     engine: Watched, callers: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
+    """What ends the sampling is everybody's error and a bad call its own."""
     thread = EngineThread(engine.advance)
     slow = callers.submit(ask, engine, thread, 0, "slow")
     while not engine.going:

@@ -35,7 +35,8 @@ def test_a_machine_with_all_its_workers_is_one_incident() -> None:
     assert not any(incidents.blames(item, {"a", "b"}) for item in given)
 
 
-def test_what_was_lost_together_is_suspected_before_any_of_it_could_be_blamed() -> None:
+def test_what_was_lost_together_is_suspected_first() -> None:
+    """What was lost together is suspected before any of it could be blamed."""
     incidents, (poison, other) = Incidents(Clock()), items(2)
     for _ in range(INCIDENTS_TO_BLAME - 1):
         assert not incidents.suspects(poison)
@@ -61,7 +62,7 @@ def test_other_machines_and_later_losses_are_other_incidents() -> None:
     assert incidents.in_a_row == []
 
 
-def test_prompts_that_end_whoever_samples_them_are_blamed_however_fast() -> None:
+def test_prompts_that_end_any_worker_are_blamed_however_fast() -> None:
     """On a single machine, where another machine cannot tell; and never for what others were lost to."""
     incidents, (poison, other) = Incidents(Clock()), items(2)
     for count in range(1, INCIDENTS_TO_BLAME + 1):
@@ -95,7 +96,8 @@ def test_an_item_that_comes_back_is_blameless_and_ends_the_row() -> None:
     assert not incidents.blames(item, {"a"})
 
 
-def test_the_pause_grows_with_the_incidents_and_is_forgotten_in_time() -> None:
+def test_the_pause_grows_with_incidents_and_is_forgotten() -> None:
+    """The pause grows with the incidents and is forgotten in time."""
     clock = Clock()
     incidents = Incidents(clock)
     pauses = []

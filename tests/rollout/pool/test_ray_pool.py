@@ -112,9 +112,7 @@ def test_adapters_reach_every_worker_and_those_that_come_later(pool: Any, script
         pool.submit(PromptBatch(prompts, SAMPLING, old, seeds(prompts)))
 
 
-def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_workers(
-    pool: Any, script: Path, tmp_path: Path
-) -> None:
+def test_what_is_unfinished_goes_on_whatever_befalls_workers(pool: Any, script: Path, tmp_path: Path) -> None:
     """Begun while the segment before may still be under way, in the same items, by whoever is free."""
     until(lambda: pool.alive == 2)
     refs = [published(tmp_path, version) for version in (10, 11, 12)]
@@ -151,7 +149,8 @@ def test_what_is_unfinished_goes_on_under_later_versions_whatever_befalls_the_wo
     until(lambda: pool.alive == 2)
 
 
-def test_an_answer_that_does_not_go_on_with_what_was_given_is_refused() -> None:
+def test_an_answer_must_go_on_with_what_was_given() -> None:
+    """An answer that does not go on with what was given is refused."""
     engine, prompts = ScriptedEngine(scripted(Path("/nowhere"))), [prompt_of(0, name="long")]
     short = SAMPLING.model_copy(update={"max_tokens": 1})
     request = split(PromptBatch(prompts, short, None, seeds(prompts)), 1)
@@ -179,7 +178,7 @@ def test_an_answer_that_does_not_go_on_with_what_was_given_is_refused() -> None:
     assert complaint(whole) is None
 
 
-def test_an_adapter_that_is_not_what_was_published_reaches_no_worker(pool: Any, tmp_path: Path) -> None:
+def test_an_adapter_changed_since_published_reaches_no_worker(pool: Any, tmp_path: Path) -> None:
     ref = published(tmp_path, 2)
     with pytest.raises(AdapterError, match="published anew"):
         pool.load_adapter(replace(ref, sha256="0" * 64))
@@ -188,9 +187,10 @@ def test_an_adapter_that_is_not_what_was_published_reaches_no_worker(pool: Any, 
         pool.load_adapter(ref)
 
 
-def test_a_worker_whose_adapter_was_damaged_on_the_way_never_samples(
+def test_a_worker_with_a_damaged_adapter_never_samples(
     make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A worker whose adapter was damaged on the way never samples."""
     import ray
 
     put = ray.put
@@ -235,7 +235,7 @@ def test_fewer_workers_go_on_and_none_left_says_why(
         pool.generate(prompts, SAMPLING, None, seeds(prompts))
 
 
-def test_workers_that_die_while_they_are_idle_are_replaced_and_charge_nobody(
+def test_workers_that_die_idle_are_replaced_and_blame_nobody(
     make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three of four at once, one of them at work: one incident, and the pool is soon as large as it was."""
@@ -323,9 +323,7 @@ def test_the_machine_of_two_of_three_workers_dies(make_pool: PoolMaker, tmp_path
     assert incident.workers == 2
 
 
-def test_a_later_loss_does_not_put_off_others_that_start_for_an_earlier_one(
-    make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_later_loss_does_not_put_off_an_earlier_start(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a pool whose workers are lost faster than the pause ends would shrink to nothing."""
     monkeypatch.setattr("rollout.pool.ray_pool.PING_EVERY_S", 0.1)
     monkeypatch.setattr(Incidents, "pause_s", lambda _: 60.0)
@@ -381,9 +379,8 @@ def test_workers_sample_side_by_side_whatever_befalls_them(
     assert not pool._incidents._charged
 
 
-def test_an_adapter_is_loaded_and_sampled_from_while_long_completions_of_another_go_on(
-    make_pool: PoolMaker, tmp_path: Path
-) -> None:
+def test_a_new_adapter_samples_while_long_completions_go_on(make_pool: PoolMaker, tmp_path: Path) -> None:
+    """An adapter is loaded and sampled from while long completions of another go on."""
     pool = make_together(make_pool, workers=1)
     old, new = published(tmp_path, 0), published(tmp_path, 1)
     pool.load_adapter(old)
@@ -397,7 +394,7 @@ def test_an_adapter_is_loaded_and_sampled_from_while_long_completions_of_another
     assert pool.collect(request, 60) == expected(prompts, old)
 
 
-def test_of_what_was_sampled_side_by_side_the_prompt_at_fault_is_named_alone(
+def test_of_several_side_by_side_the_one_at_fault_is_named(
     make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was lost with it twice is sampled alone, then, and blameless."""

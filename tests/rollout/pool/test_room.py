@@ -33,7 +33,7 @@ def test_what_fits_is_not_spoken_of() -> None:
     assert too_small(LARGE, 12 * GIB, "10.0.0.1") is None
 
 
-def test_of_a_whole_model_a_few_pieces_are_in_the_store_and_none_is_written_where_it_is_seen() -> None:
+def test_of_a_whole_model_few_pieces_are_in_the_store() -> None:
     """8B in bfloat16 fits into a store that holds no version of it."""
     sent = Sent(version_bytes=16 * GIB, whole_models=True, answer_bytes=GIB)
     assert needed_bytes(sent) == int(1.1 * 2 * GIB)
@@ -73,14 +73,16 @@ def test_what_does_not_fit_is_told_with_the_way_out(sent: Sent, room: Room, word
     assert "\n" not in why
 
 
-def test_a_machine_of_a_joined_cluster_with_a_small_store_is_named() -> None:
+def test_a_machine_with_too_small_a_store_is_named() -> None:
+    """A machine of a joined cluster with a small store is named."""
     why = too_small(LARGE, GIB, "10.0.0.1")
     assert why is not None
     assert "the object store of 10.0.0.1 has 1.00 GiB, and 2 versions of 5.00 GiB" in why
     assert f"--object-store-memory={needed_bytes(LARGE)}" in why
 
 
-def test_a_directory_with_too_long_a_name_is_told_of_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_long_a_directory_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory with too long a name is told of before anything is loaded."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: "/scratch/of/a/user/with/a/name")
     why = lacks(Sent(), 1, AMPLE)
     assert why is not None

@@ -33,7 +33,7 @@ def test_it_is_for_its_owner_alone_and_goes(shared: Path) -> None:
     assert list(shared.iterdir()) == []
 
 
-def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(shared: Path) -> None:
+def test_what_a_killed_process_left_goes_and_what_is_used_stays(shared: Path) -> None:
     left = left_behind(shared / "ours_left")
     other = left_behind(shared / "theirs_left")
     first = ScratchDirectory.make("ours_")

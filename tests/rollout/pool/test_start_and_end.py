@@ -92,7 +92,7 @@ def test_a_pool_is_closed_at_once_while_its_workers_sample(make_pool: PoolMaker,
     until(lambda: not any(place.exists() for place in places))
 
 
-def test_the_program_that_has_a_pool_still_hears_a_request_to_stop() -> None:
+def test_a_program_with_a_pool_still_hears_a_request_to_stop() -> None:
     """Ray puts a handler of its own in the place of the program's, which ends it."""
     code = """
 import os, signal

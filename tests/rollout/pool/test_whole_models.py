@@ -82,9 +82,7 @@ def copies(pool: Any, key: str) -> int:
     return sum((worker.files / key).is_dir() for worker in pool._workers if worker.find())
 
 
-def test_workers_of_a_machine_that_sees_the_files_read_them_there(
-    make_pool: PoolMaker, tmp_path: Path, looked: list[str]
-) -> None:
+def test_workers_that_see_the_files_read_them_there(make_pool: PoolMaker, tmp_path: Path, looked: list[str]) -> None:
     """One of them looks at them; a worker that comes later has the newest alone."""
     pool = make_pool(workers=3, cpus_per_worker=0)
     until(lambda: pool.alive == 3)
@@ -109,9 +107,10 @@ def test_workers_of_a_machine_that_sees_the_files_read_them_there(
         pool.submit(PromptBatch(prompts, SAMPLING, replace(ref, version=0), seeds(prompts)))
 
 
-def test_a_machine_that_does_not_see_the_files_is_sent_them_once_and_in_pieces(
+def test_a_machine_without_the_files_gets_them_once_in_pieces(
     make_pool: PoolMaker, tmp_path: Path, looked: list[str], elsewhere: list[int]
 ) -> None:
+    """A machine that does not see the files is sent them once and in pieces."""
     pool = make_pool(workers=2, cpus_per_worker=0)
     until(lambda: pool.alive == 2)
     prompts = [prompt_of(number, "slow") for number in range(4)]

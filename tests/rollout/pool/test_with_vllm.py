@@ -63,7 +63,7 @@ def test_workers_sample_what_the_engine_in_process_samples(
     assert {completion.adapter for group in alone for completion in group.completions} == {ref.key}
 
 
-def test_a_worker_that_samples_side_by_side_samples_what_it_does_alone(
+def test_side_by_side_a_worker_samples_what_it_does_alone(
     make_pool: PoolMaker, vllm_engine: Any, tokenizer: Any
 ) -> None:
     """To rounding, which a batch of others decides too."""

@@ -81,7 +81,8 @@ def test_problems_are_a_function_of_the_seed_in_every_process() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(UNREPEATABLE))
-def test_a_task_whose_problems_change_with_the_process_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_changes_with_the_process_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task whose problems change with the process is refused."""
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     with pytest.raises(TaskError, match=f"data.task is '{name}', whose problems.*PYTHONHASHSEED=0"):
         check_source(source(task=name))

@@ -156,7 +156,8 @@ def test_answers_and_worked_steps_are_right() -> None:
     assert worked == "17-20=-3\n-3+9=6\n\\boxed{6}"
 
 
-def test_the_generator_is_a_function_of_its_seed_and_stops_when_all_is_used() -> None:
+def test_the_generator_is_a_function_of_its_seed_and_ends() -> None:
+    """The generator is a function of its seed and stops when all is used."""
     assert arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3) == arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3)
     assert arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3) != arithmetic_problems(QUICKSTART_SUMS, "train", 50, 4)
     tiny = ArithmeticConfig(terms=(2,), largest=2)
@@ -179,7 +180,7 @@ def test_the_cursor_shuffles_each_epoch_and_resumes_anywhere() -> None:
         Cursor([], seed=0)
 
 
-def test_what_taught_nothing_is_drawn_with_the_stated_probability() -> None:
+def test_what_taught_nothing_is_drawn_as_rarely_as_stated() -> None:
     """Items below 500 teach nothing: of them about a fifth is in each further epoch; all others are."""
     cursor = Cursor(list(range(1000)), seed=1, replay=0.2)
     passes = []
@@ -205,7 +206,9 @@ def test_where_nothing_taught_anything_all_are_drawn_again() -> None:
     assert cursor.position == 9
 
 
-def test_a_mix_keeps_to_its_weights_at_every_place_and_resumes_anywhere() -> None:
+def test_a_mix_keeps_its_weights_and_resumes_anywhere() -> None:
+    """A mix keeps to its weights at every place and resumes anywhere."""
+
     def made() -> Mixed[str]:
         return Mixed([Cursor([f"a{i}" for i in range(5)], "0/0"), Cursor([f"b{i}" for i in range(50)], "0/1")], [3, 1])
 

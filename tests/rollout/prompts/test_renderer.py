@@ -114,9 +114,10 @@ def test_the_date_in_a_prompt_is_the_same_on_every_day(tokenizer: Any) -> None:
         ("parts", {}, "does not hold the problem .* prompt.frame"),
     ],
 )
-def test_a_template_that_cannot_hold_what_is_asked_is_refused_in_one_line(
+def test_a_template_that_cannot_hold_what_is_asked_is_refused(
     chat: str, settings: dict[str, Any], words: str, tokenizer: Any
 ) -> None:
+    """A template that cannot hold what is asked is refused in one line."""
     tokenizer.chat_template = CHATS[chat]
     with pytest.raises(ValueError, match=words) as caught:
         Renderer(tokenizer, PromptConfig(**settings))

@@ -198,9 +198,10 @@ def write_adapter(directory: Path) -> None:
 
 
 @pytest.mark.engine
-def test_the_engine_samples_what_it_samples_with_vllms_own_arithmetic(
+def test_the_engine_samples_as_with_vllms_own_arithmetic(
     vllm_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The engine samples what it samples with vLLM's own arithmetic."""
     ref = AdapterStore(tmp_path, name="products").publish(0, write_adapter, {"rank": 2})
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
     prompts = [
