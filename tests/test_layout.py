@@ -207,6 +207,12 @@ def test_rooms_import_only_from_rooms_below_them() -> None:
     assert upward(GRAPH, ROOMS) == []
 
 
+def test_no_command_imports_another() -> None:
+    """What commands share is in `command.py`, and what one has that others need is a file of its room."""
+    imported = {other for others in GRAPH.values() for other in others}
+    assert {name for name in imported if name.endswith(".__main__")} == set()
+
+
 def test_a_circle_and_an_upward_import_are_seen() -> None:
     """The two tests above can fail."""
     one, other = "rl_engine.policy.lora.adapter", "rl_engine.learner.learner"
