@@ -20,8 +20,28 @@ WRITTEN_BY_US = frozenset(
 )
 
 
-TASK = "`source: reasoning_gym` only: a task of that library, such as `chain_sum` (docs/data.md)."
-TASK_SETTINGS = "`source: reasoning_gym` only: the task's settings, such as `{max_terms: 3}`; its defaults otherwise."
+# Keys that every source of data has, one to train on with rewards or with given answers.
+HubName = Annotated[str | None, Field(description="`source: hub` only: the dataset, ORG/NAME.")]
+HubSubset = Annotated[
+    str | None, Field(description="`source: hub` only: which of the dataset's configurations to read.")
+]
+HubRevision = Annotated[
+    str | None, Field(description="`source: hub` only: commit, tag or branch; the newest if unset.")
+]
+SplitName = Annotated[
+    str | None, Field(description="Split of a hub dataset, or of a directory that holds several; `train` if unset.")
+]
+TaskName = Annotated[
+    str | None,
+    Field(description="`source: reasoning_gym` only: a task of that library, such as `chain_sum` (docs/data.md)."),
+]
+TaskSettings = Annotated[
+    dict[str, JsonValue],
+    Field(
+        description="`source: reasoning_gym` only: the task's settings, such as `{max_terms: 3}`; its defaults "
+        "otherwise."
+    ),
+]
 
 
 class Section(BaseModel):
@@ -89,14 +109,12 @@ class SourceConfig(Section):
         "gzipped), Parquet, Arrow, or a `save_to_disk` directory. The format is recognized "
         "whatever the file's name.",
     )
-    name: str | None = Field(None, description="`source: hub` only: the dataset, ORG/NAME.")
-    subset: str | None = Field(None, description="`source: hub` only: which of the dataset's configurations to read.")
-    split: str | None = Field(
-        None, description="Split of a hub dataset, or of a directory that holds several; `train` if unset."
-    )
-    revision: str | None = Field(None, description="`source: hub` only: commit, tag or branch; the newest if unset.")
-    task: str | None = Field(None, description=TASK)
-    task_settings: dict[str, JsonValue] = Field({}, description=TASK_SETTINGS)
+    name: HubName = None
+    subset: HubSubset = None
+    split: SplitName = None
+    revision: HubRevision = None
+    task: TaskName = None
+    task_settings: TaskSettings = {}
     columns: ColumnsConfig = ColumnsConfig()
     limit: int | None = Field(None, ge=1, description="Use only the first N problems of the source.")
 

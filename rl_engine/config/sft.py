@@ -8,14 +8,24 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
 from rl_engine.config.file import CommandConfig
 from rl_engine.config.lora import LoraConfig, refuse_unknown_rate
 from rl_engine.config.optim import OptimConfig
 from rl_engine.config.run import LogConfig, Method
 from rl_engine.config.starts import STARTS
-from rollout.config import TASK, TASK_SETTINGS, ModelConfig, PromptConfig, Section
+from rollout.config import (
+    HubName,
+    HubRevision,
+    HubSubset,
+    ModelConfig,
+    PromptConfig,
+    Section,
+    SplitName,
+    TaskName,
+    TaskSettings,
+)
 
 
 class ChatColumnsConfig(Section):
@@ -72,14 +82,12 @@ class SftDataConfig(Section):
         None, description="File to read instead of the hub dataset, in any format that `rl_engine.train` reads."
     )
     test_path: str | None = Field(None, description="File of test examples; if unset, some training rows are held out.")
-    name: str | None = Field(None, description="`source: hub` only: the dataset, ORG/NAME.")
-    subset: str | None = Field(None, description="`source: hub` only: which of the dataset's configurations to read.")
-    split: str | None = Field(
-        None, description="Split of a hub dataset, or of a directory that holds several; `train` if unset."
-    )
-    revision: str | None = Field(None, description="`source: hub` only: commit, tag or branch; the newest if unset.")
-    task: str | None = Field(None, description=TASK)
-    task_settings: dict[str, JsonValue] = Field({}, description=TASK_SETTINGS)
+    name: HubName = None
+    subset: HubSubset = None
+    split: SplitName = None
+    revision: HubRevision = None
+    task: TaskName = None
+    task_settings: TaskSettings = Field({})
     columns: ChatColumnsConfig = ChatColumnsConfig()
     arithmetic: SumsConfig = SumsConfig()
     random_pairs: PairsConfig = PairsConfig()

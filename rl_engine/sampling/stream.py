@@ -25,7 +25,7 @@ from rollout.work_items import PromptBatch, Request
 
 
 @dataclass(frozen=True, slots=True)
-class _InFlight:
+class _Pending:
     """Groups that were asked for at once and not collected yet."""
 
     count: int
@@ -42,7 +42,7 @@ class RolloutStream:
     cursor: Cursor[Prompt] | Mixed[Prompt]
     sampler: Sampler
     sampling: SamplingConfig
-    _in_flight: deque[_InFlight] = field(default_factory=deque, init=False)
+    _in_flight: deque[_Pending] = field(default_factory=deque, init=False)
     _ready: deque[GradedGroup] = field(default_factory=deque, init=False)
     """Groups collected and not taken."""
     _versions: dict[str, int] = field(default_factory=dict, init=False)
@@ -141,7 +141,7 @@ class RolloutStream:
             self._in_flight[index] = self._extended(batch, self._limit(place, batch.max_tokens), adapter)
             place += batch.count
 
-    def _extended(self, batch: _InFlight, max_tokens: int, adapter: AdapterRef) -> _InFlight:
+    def _extended(self, batch: _Pending, max_tokens: int, adapter: AdapterRef) -> _Pending:
         if max_tokens == batch.max_tokens:
             return batch
         request = self.sampler.queue.extend(batch.request, self._up_to(max_tokens), adapter)
@@ -171,7 +171,7 @@ class RolloutStream:
             max_tokens = self._limit(self.ahead, 0)
             batch = PromptBatch(self.cursor.take(part), self._up_to(max_tokens), adapter, seeds)
             request = self.sampler.queue.submit(batch)
-            self._in_flight.append(_InFlight(part, max_tokens, request))
+            self._in_flight.append(_Pending(part, max_tokens, request))
             count -= part
 
     def _collect(self, count: int, adapter: AdapterRef) -> list[GradedBatch]:
