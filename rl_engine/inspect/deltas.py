@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rl_engine.inspect.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
-from rl_engine.policy.lora.peft_format import FACTOR, rank_and_scale
+from rl_engine.policy.peft_format import FACTOR, rank_and_scale
 from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, AdapterStore, read_manifest
 from rollout.models import locate_model
 

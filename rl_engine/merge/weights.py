@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 from datafiles.text import read_text
 from evals.asking.trained_with import RECORD, run_config_of
 from rl_engine.policy.base_model import DTYPES, auto_class
-from rl_engine.policy.lora.peft_format import rank_and_scale
+from rl_engine.policy.peft_format import rank_and_scale
 from rl_engine.run.trained import TrainedAdapter
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS
 from rollout.frames import CHAT_TEMPLATES

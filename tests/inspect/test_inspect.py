@@ -23,7 +23,7 @@ from rl_engine.inspect.figures import by_kind
 from rl_engine.inspect.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
 from rl_engine.inspect.versions import directories
 from rl_engine.policy.lora.adapter import add_adapter
-from rl_engine.policy.lora.peft_format import rank_and_scale
+from rl_engine.policy.peft_format import rank_and_scale
 from rollout.adapters import MANIFEST, AdapterError, AdapterStore
 from tests.helpers.figures import assert_reads_in_a_paper
 

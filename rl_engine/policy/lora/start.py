@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rl_engine.config.file import ConfigError
-from rl_engine.policy.lora.peft_format import FACTOR, rank_and_scale
+from rl_engine.policy.peft_format import FACTOR, rank_and_scale
 from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, read_manifest
 
 # Activations that EVA looks at: some times the largest useful rank, and small beside the model.
