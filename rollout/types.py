@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+T = TypeVar("T")
 BASE = "base"
 """Stands for the key of an adapter where none is loaded."""
 
@@ -109,6 +111,12 @@ class RolloutGroup:
 
     prompt: Prompt
     completions: tuple[Completion, ...]
+
+
+def by_group(groups: Sequence[RolloutGroup], items: Iterable[T]) -> list[tuple[T, ...]]:
+    """What was found of each completion of all groups, in order → what was found of each group's."""
+    found = iter(items)
+    return [tuple(itertools.islice(found, len(group.completions))) for group in groups]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

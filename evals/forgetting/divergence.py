@@ -15,7 +15,7 @@ from evals.scoring.estimators import bootstrap
 from rollout.closeness import KL_LIMITS, LOGPROB_LIMITS, KlEstimate
 from rollout.config import SamplingConfig
 from rollout.engine import ScoringEngine
-from rollout.types import AdapterRef, Prompt, RolloutGroup
+from rollout.types import AdapterRef, Prompt, RolloutGroup, by_group
 
 Floats = NDArray[np.float64]
 
@@ -71,8 +71,8 @@ def divergence(engine: ScoringEngine, samples: BaseSamples, adapter: AdapterRef)
 def _scored(engine: ScoringEngine, groups: Sequence[RolloutGroup], adapter: AdapterRef | None) -> list[Floats]:
     """[P][T] log-probabilities of every group's tokens."""
     rows = [(group.prompt.token_ids, one.token_ids) for group in groups for one in group.completions]
-    scores = iter(engine.score(rows, adapter))
-    return [np.concatenate([next(scores).logprobs for _ in group.completions]) for group in groups]
+    scores = by_group(groups, engine.score(rows, adapter))
+    return [np.concatenate([one.logprobs for one in of_group]) for of_group in scores]
 
 
 def estimate(log_r_PT: Sequence[Floats], completions: int) -> Divergence:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewards import GradeItem, Grader, GradeResult, Verdict
-from rollout.types import FinishReason, Problem, RolloutGroup
+from rollout.types import FinishReason, Problem, RolloutGroup, by_group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +68,8 @@ def grade_groups(groups: Sequence[RolloutGroup], grader: Grader, sampling_s: flo
         for group in groups
         for completion in group.completions
     ]
-    results = iter(grader.grade(items))
-    return [outcome_of(group, [next(results) for _ in group.completions], sampling_s / len(groups)) for group in groups]
+    results = by_group(groups, grader.grade(items))
+    return [outcome_of(group, of_it, sampling_s / len(groups)) for group, of_it in zip(groups, results, strict=True)]
 
 
 def outcome_of(group: RolloutGroup, results: Sequence[GradeResult], sampling_s: float = 0.0) -> Outcome:

@@ -70,6 +70,7 @@ def advantages_of(groups: Sequence[GradedGroup], baseline: str) -> list[list[flo
         rewards_PG = torch.tensor([group.scored_rewards for _, group in table], dtype=torch.float64)
         for (row, group), advantages in zip(table, BASELINES[baseline](rewards_PG).tolist(), strict=True):
             if group.has_signal:
-                found = iter(advantages)
-                row[:] = [next(found) if scored else 0.0 for scored in group.scored]
+                places = [place for place, scored in enumerate(group.scored) if scored]
+                for place, advantage in zip(places, advantages, strict=True):
+                    row[place] = advantage
     return rows

@@ -16,7 +16,7 @@ from rl_engine.sampling.together import leave_if_asked, together
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.stopping import StopRequest
-from rollout.types import RolloutGroup
+from rollout.types import RolloutGroup, by_group
 from rollout.work_items import Request
 
 
@@ -87,8 +87,4 @@ class Sampler:
                 for completion in group.completions
             ]
         )
-        starts = range(0, len(results), sampling.n)
-        return [
-            GradedGroup(group, tuple(results[start : start + sampling.n]))
-            for group, start in zip(groups, starts, strict=True)
-        ]
+        return [GradedGroup(group, of_it) for group, of_it in zip(groups, by_group(groups, results), strict=True)]

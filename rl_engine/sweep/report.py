@@ -132,7 +132,9 @@ def _range(best: Best, report: ArmReport) -> str:
     ends = report.points[0].axis_value, report.points[-1].axis_value
     open_low, open_high = low <= ends[0] * (1 + 1e-9), high >= ends[1] * (1 - 1e-9)
     width = _written(best.good_decades, ".2f")
-    return f"{'≤ ' * open_low}{low:.2g} – {'≥ ' * open_high}{high:.2g}: {'≥ ' * (open_low or open_high)}{width} decades"
+    at_most, at_least = "≤ " if open_low else "", "≥ " if open_high else ""
+    more = "≥ " if open_low or open_high else ""
+    return f"{at_most}{low:.2g} – {at_least}{high:.2g}: {more}{width} decades"
 
 
 def _written(estimate: SeedEstimate, form: str) -> str:
