@@ -17,7 +17,7 @@ from rl_engine.config import Config
 from rl_engine.config.file import shipped
 from rl_engine.config.hints import near
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.output import can_be_resumed
+from rl_engine.run.output import Beginning, can_be_resumed
 from rollout.engine import EngineError
 from rollout.servable import check_cards
 from rollout.stopping import StopRequest
@@ -37,11 +37,11 @@ KeepOld = Annotated[
 ]
 
 
-def contradiction(*, resume: bool, overwrite: bool, keep_old: bool) -> str | None:
+def contradiction(beginning: Beginning) -> str | None:
     """What cannot be asked for together, for people."""
-    if resume and overwrite:
+    if beginning.resume and beginning.overwrite:
         return "--resume continues the run in output_dir and --overwrite replaces it: give one of them"
-    if keep_old and not overwrite:
+    if beginning.keep_old and not beginning.overwrite:
         return "--keep-old keeps the run that --overwrite replaces: give --overwrite too"
     return None
 

@@ -34,6 +34,21 @@ Say = Callable[[str], None]
 """Tells a person a line."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """How a run begins where its directory has one already; without any of these it does not."""
+
+    resume: bool = False
+    """It goes on after the newest checkpoint."""
+    overwrite: bool = False
+    """It takes the place of the earlier one."""
+    keep_old: bool = False
+    """That is kept beside it."""
+
+
+ANEW = Beginning()
+
+
 @dataclass
 class Earlier:
     """What an earlier run wrote, beside its directory while another begins there."""
@@ -124,7 +139,9 @@ def _described(run: Path, config: Config | SftConfig) -> str:
         found = [change for change in changes_since(run, config) if change.key != "output_dir"]
     except ConfigError:
         return f"the earlier run ({steps} steps)"
-    told = [str(change) for change in found[:CHANGES_TOLD]] + ["…"] * (len(found) > CHANGES_TOLD)
+    told = [str(change) for change in found[:CHANGES_TOLD]]
+    if len(found) > CHANGES_TOLD:
+        told.append("…")
     settings = f"other settings: {'; '.join(told)}" if told else "the same settings"
     return f"the earlier run ({steps} steps, {settings})"
 
@@ -181,7 +198,7 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
     return [*notes_on(found)]
 
 
-def dry_output(config: Config | SftConfig, *, resume: bool, overwrite: bool, keep: bool) -> list[str]:
+def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:
     """What a run would do with its directory, told by a dry run, which changes nothing there.
 
     Raises `ConfigError` for what no option of this run could mend.
@@ -189,15 +206,15 @@ def dry_output(config: Config | SftConfig, *, resume: bool, overwrite: bool, kee
     run = Path(config.output_dir)
     refuse_file(run)
     _refuse_occupied(run)
-    if not holds_run(run) and not (overwrite and _written(run)):
-        return check_output(config, resume=resume)
-    if resume:
+    if not holds_run(run) and not (beginning.overwrite and _written(run)):
+        return check_output(config, resume=beginning.resume)
+    if beginning.resume:
         notes = check_output(config, resume=True)
         newest = max(numbered(run / CHECKPOINTS, "step"), default=0)
         return [f"--resume would continue after step {newest} of the run in {run}", *notes]
-    if overwrite:
+    if beginning.overwrite:
         refuse_unmarked(run)
-        then = "kept there" if keep else "removed after the first step of this one"
+        then = "kept there" if beginning.keep_old else "removed after the first step of this one"
         return [f"--overwrite would move {_described(run, config)} to {place_aside(run)}, {then}"]
     return [f"{run} holds a run already: to train there, --resume continues it and --overwrite replaces it"]
 

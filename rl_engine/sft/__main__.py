@@ -32,6 +32,7 @@ from rl_engine.command import (
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.checks import check_place
+from rl_engine.run.output import Beginning
 from rl_engine.sft.checks import check_quickly, wanted_of_hub
 from rollout.hub import check_hub, stay_offline_without
 from rollout.stopping import Stopped, StopRequest
@@ -49,7 +50,8 @@ def main(
     merge: Annotated[bool, typer.Option("--merge", help="Also write the merged model to merged/.")] = False,
 ) -> None:
     """Train a LoRA adapter, or the whole model, on given answers (supervised fine-tuning)."""
-    if message := contradiction(resume=resume, overwrite=overwrite, keep_old=keep_old):
+    beginning = Beginning(resume=resume, overwrite=overwrite, keep_old=keep_old)
+    if message := contradiction(beginning):
         exit_with_error(message, 2)
     stop = StopRequest()
     try:
@@ -67,7 +69,7 @@ def main(
             quiet_libraries()
             from rl_engine.sft.run import run_sft
 
-            code = run_sft(settings, stop, resume=resume, overwrite=overwrite, keep_old=keep_old, merged=merge)
+            code = run_sft(settings, stop, beginning, merged=merge)
     except Stopped:
         exit_untrained(stop)
     except EXPLAINED as error:

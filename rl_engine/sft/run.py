@@ -24,7 +24,7 @@ from rl_engine.policy.base_model import check_attention, load_model_config, mode
 from rl_engine.policy.lora.adapter import check_adapter
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
-from rl_engine.run.output import Earlier, check_output, sole_writer
+from rl_engine.run.output import ANEW, Beginning, Earlier, check_output, sole_writer
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import config_hash, problems_digest
 from rl_engine.run.trained import read_trained
@@ -48,10 +48,8 @@ ADVICE = "Look at loss and grad_norm of the steps before, and try a lower optim.
 def run_sft(
     config: SftConfig,
     stop: StopRequest | None = None,
+    beginning: Beginning = ANEW,
     *,
-    resume: bool = False,
-    overwrite: bool = False,
-    keep_old: bool = False,
     merged: bool = False,
 ) -> int:
     """Train, and leave `config.yaml`, `metrics.jsonl` and `adapters/` behind; the exit code.
@@ -64,13 +62,13 @@ def run_sft(
     if merged and config.method == "full":
         raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
     check_cards()
-    config = settle_precision(config, "cuda" if torch.cuda.is_available() else "cpu", resume=resume)
+    config = settle_precision(config, "cuda" if torch.cuda.is_available() else "cpu", resume=beginning.resume)
     config = resolve_learning_rate(config)
     console = RunConsole(quiet=False, steps=0)
-    with sole_writer(config, overwrite=overwrite, keep=keep_old, say=console.note) as earlier:
-        for note in check_output(config, resume=resume):
+    with sole_writer(config, overwrite=beginning.overwrite, keep=beginning.keep_old, say=console.note) as earlier:
+        for note in check_output(config, resume=beginning.resume):
             console.note(note)
-        return _run(config, stop or StopRequest(), earlier, resume=resume, merged=merged)
+        return _run(config, stop or StopRequest(), earlier, resume=beginning.resume, merged=merged)
 
 
 def _run(config: SftConfig, stop: StopRequest, earlier: Earlier | None, *, resume: bool, merged: bool) -> int:

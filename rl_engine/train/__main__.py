@@ -16,6 +16,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,7 @@ from rl_engine.command import (
 from rl_engine.config import Config, load_config
 from rl_engine.plan.sharing import Group, groups_of, named
 from rl_engine.run.checks import check_place
+from rl_engine.run.output import Beginning
 from rl_engine.train.checks import check_quickly, wanted_of_hub
 from rl_engine.train.in_turn import check_ranks, train_in_turn
 from rl_engine.train.trial import try_reward
@@ -74,7 +76,8 @@ def main(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything except the weights, and stop.")] = False,
 ) -> None:
     """Train a LoRA adapter with reinforcement learning."""
-    if message := contradiction(resume=resume, overwrite=overwrite, keep_old=keep_old):
+    beginning = Beginning(resume=resume, overwrite=overwrite, keep_old=keep_old)
+    if message := contradiction(beginning):
         exit_with_error(message, 2)
     stop = StopRequest()
     try:
@@ -84,18 +87,17 @@ def main(
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
     try:
-        check(settings, resume=resume, overwrite=overwrite, only_check=dry_run)
+        check(settings, beginning, only_check=dry_run)
         tell_apart(groups)
-        options = {"resume": resume, "overwrite": overwrite, "keep_old": keep_old}
         with stop.heard():
             if len(groups) > 1 and not dry_run:
                 files = {cell.name: name for cell, name in zip(named(settings), config, strict=True)}
-                flags = [f"--{name.replace('_', '-')}" for name, given in options.items() if given]
+                flags = [f"--{name.replace('_', '-')}" for name, given in asdict(beginning).items() if given]
                 code = train_in_turn(groups, files, together, [*flags, *(overrides or ())], stop)
             elif len(settings) == 1 and (together is None or groups[0].alone):
-                code = run(settings[0], stop, only_check=dry_run, **options)
+                code = run(settings[0], stop, beginning, only_check=dry_run)
             else:
-                code = run_together(groups, stop, together, only_check=dry_run, **options)
+                code = run_together(groups, stop, together, beginning, only_check=dry_run)
     except Stopped:
         exit_untrained(stop)
     except EXPLAINED as error:
@@ -111,7 +113,7 @@ def tell_apart(groups: Sequence[Group]) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
 
-def check(configs: Sequence[Config], *, resume: bool, overwrite: bool, only_check: bool) -> None:
+def check(configs: Sequence[Config], beginning: Beginning, *, only_check: bool) -> None:
     """What can be wrong and costs no time to find, of all of them."""
     for config in configs:
         check_quickly(config)
@@ -123,16 +125,14 @@ def check(configs: Sequence[Config], *, resume: bool, overwrite: bool, only_chec
             # What can be shown without the hub is shown before it is asked for the rest.
             check_hub(hub_items_of_config(config.model))
         else:
-            check_place(config, resume=resume, overwrite=overwrite)
+            check_place(config, resume=beginning.resume, overwrite=beginning.overwrite)
     if not only_check:
         check_hub(wanted)
     for config in configs:
         try_reward(config)
 
 
-def run(
-    config: Config, stop: StopRequest, *, resume: bool, overwrite: bool, keep_old: bool = False, only_check: bool
-) -> int:
+def run(config: Config, stop: StopRequest, beginning: Beginning, *, only_check: bool) -> int:
     """Assemble and train; the exit code. Raises `Stopped` when someone asks to stop before training has begun."""
     say_loading("torch, transformers and DeepSpeed")
     ranks = join_ranks_quietly()
@@ -141,13 +141,13 @@ def run(
     from rl_engine.train.resolve import resolve_settings
 
     try:
-        config = resolve_settings(config, ranks, resume=resume)
+        config = resolve_settings(config, ranks, resume=beginning.resume)
         if only_check:
             from rl_engine.train.dry_run import dry_run
 
-            dry_run(config, ranks, resume=resume, overwrite=overwrite, keep_old=keep_old)
+            dry_run(config, ranks, beginning)
             return 0
-        return train_run(config, ranks, stop, resume=resume, overwrite=overwrite, keep_old=keep_old)
+        return train_run(config, ranks, stop, beginning)
     finally:
         leave_ranks()
 
@@ -171,10 +171,8 @@ def run_together(
     groups: Sequence[Group],
     stop: StopRequest,
     at_once: int | None,
+    beginning: Beginning,
     *,
-    resume: bool,
-    overwrite: bool,
-    keep_old: bool,
     only_check: bool,
 ) -> int:
     """The same for the runs of a group, side by side; a dry run shows all groups."""
@@ -185,12 +183,12 @@ def run_together(
     from rl_engine.train.company import Wishes, show_all, train_all
     from rl_engine.train.resolve import resolve_settings
 
-    wishes = Wishes(at_once=at_once, resume=resume, overwrite=overwrite, keep_old=keep_old)
+    wishes = Wishes(at_once=at_once, beginning=beginning)
     try:
         for group in groups:
             company = len(group.cells) > 1 and at_once != 1
             for cell in group.cells:
-                cell.config = resolve_settings(cell.config, ranks, resume=resume, in_company=company)
+                cell.config = resolve_settings(cell.config, ranks, resume=beginning.resume, in_company=company)
         if only_check:
             show_all(groups, ranks, wishes)
             return 0

@@ -30,7 +30,7 @@ from rl_engine.policy.base_model import SharedBase
 from rl_engine.run.board import BEGUN, DONE, FAILED, STOPPED, Board, CellConsole
 from rl_engine.run.checkpoint import Checkpoints
 from rl_engine.run.console import RunConsole
-from rl_engine.run.output import check_output
+from rl_engine.run.output import Beginning, check_output
 from rl_engine.sampling.failures import GradingFailedError
 from rl_engine.sampling.placement import start_shared_engine
 from rl_engine.sampling.shared_engine import EngineOfOne
@@ -57,9 +57,7 @@ class Wishes:
 
     at_once: int | None
     """Runs at work at a time; None leaves it to the machine."""
-    resume: bool
-    overwrite: bool
-    keep_old: bool
+    beginning: Beginning
 
 
 def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, wishes: Wishes) -> int:
@@ -103,10 +101,10 @@ def naming(cell: NamedConfig, cells: Sequence[NamedConfig]) -> Iterator[None]:
 
 def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, wishes: Wishes) -> Prepared:
     """The run's data, and that nothing of it is known to be wrong."""
-    if not wishes.overwrite:
-        check_output(config, resume=wishes.resume)
+    if not wishes.beginning.overwrite:
+        check_output(config, resume=wishes.beginning.resume)
     prepared = prepare_run(config, ranks, grader, console)
-    if wishes.resume:
+    if wishes.beginning.resume:
         checkpoints = Checkpoints(Path(config.output_dir) / "checkpoints", config.checkpoint.keep)
         newest_of_run(config, checkpoints, hash_of_run(config, prepared.data), ranks)
     return prepared
@@ -187,18 +185,10 @@ class Company:
 
     def _train(self, cell: NamedConfig, stop: StopRequest, shared: Shared) -> None:
         """One run, in its own thread: what happens to it is told, and is nobody else's."""
-        wishes, state, code = self.wishes, FAILED, 1
+        state, code = FAILED, 1
         self.board.state(cell.name, BEGUN)
         try:
-            code = train_run(
-                cell.config,
-                self.ranks,
-                stop,
-                resume=wishes.resume,
-                overwrite=wishes.overwrite,
-                keep_old=wishes.keep_old,
-                shared=shared,
-            )
+            code = train_run(cell.config, self.ranks, stop, self.wishes.beginning, shared)
             state = STOPPED if code else DONE
         except Stopped:
             shared.console.note(f"stopped as asked before training began: {UNTRAINED}")
@@ -281,7 +271,7 @@ def show_all(groups: Sequence[Group], ranks: Ranks, wishes: Wishes) -> None:
     for cell in cells:
         console.note(f"\n{cell.name}")
         with naming(cell, cells):
-            dry_run(cell.config, ranks, resume=wishes.resume, overwrite=wishes.overwrite, keep_old=wishes.keep_old)
+            dry_run(cell.config, ranks, wishes.beginning)
     console.note("")
     for group in groups:
         lines = {"runs": ", ".join(cell.name for cell in group.cells)}

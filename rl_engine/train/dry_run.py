@@ -15,7 +15,7 @@ from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora.adapter import describe_adapter
 from rl_engine.policy.lora.targets import coverage_of
 from rl_engine.run.console import RunConsole
-from rl_engine.run.output import dry_output
+from rl_engine.run.output import Beginning, dry_output
 from rl_engine.run.peaks import available
 from rl_engine.train.assemble import plan_lines, prepare_run
 from rl_engine.train.checks import wanted_of_hub
@@ -23,9 +23,9 @@ from rollout.hub import check_hub
 from rollout.prompts.problems import tasks_of
 
 
-def dry_run(config: Config, ranks: Ranks, *, resume: bool, overwrite: bool, keep_old: bool = False) -> None:
+def dry_run(config: Config, ranks: Ranks, beginning: Beginning) -> None:
     """Print what would run. Raises what the run itself would raise before it loads weights."""
-    output_notes = dry_output(config, resume=resume, overwrite=overwrite, keep=keep_old)
+    output_notes = dry_output(config, beginning)
     console = RunConsole(quiet=False, steps=config.train.steps)
     console.print_rows({"model": f"{config.model.name} ({config.model.dtype})", **plan_lines(config)})
     meta_model = load_meta_model(config.model)

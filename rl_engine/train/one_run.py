@@ -15,7 +15,7 @@ from rl_engine.report.page import NAME as REPORT
 from rl_engine.report.page import write_report
 from rl_engine.run.bottleneck import in_one_line, settings_of
 from rl_engine.run.console import RunConsole
-from rl_engine.run.output import Earlier, check_output, sole_writer
+from rl_engine.run.output import Beginning, Earlier, check_output, sole_writer
 from rl_engine.run.records import read_metrics
 from rl_engine.sampling.failures import GradingFailedError
 from rl_engine.train.assemble import Shared, assemble
@@ -30,21 +30,18 @@ def train_run(
     config: Config,
     ranks: Ranks,
     stop: StopRequest,
-    *,
-    resume: bool,
-    overwrite: bool,
-    keep_old: bool = False,
+    beginning: Beginning,
     shared: Shared | None = None,
 ) -> int:
     """Take the output directory, and train; the exit code. Raises `RunFailedError` where training ended before its
     time, `Stopped` where someone asked to stop before it had begun."""
     console = shared.console if shared else RunConsole(quiet=not ranks.is_main, steps=0)
-    mine = sole_writer(config, overwrite=overwrite, keep=keep_old, say=console.note)
+    mine = sole_writer(config, overwrite=beginning.overwrite, keep=beginning.keep_old, say=console.note)
     with mine if ranks.is_main else contextlib.nullcontext() as earlier:
         ranks.barrier()
-        for note in check_output(config, resume=resume):
+        for note in check_output(config, resume=beginning.resume):
             console.note(note)
-        return train_in_place(config, ranks, stop, resume=resume, earlier=earlier, shared=shared)
+        return train_in_place(config, ranks, stop, resume=beginning.resume, earlier=earlier, shared=shared)
 
 
 def train_in_place(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
-from rl_engine.run.output import Earlier, check_output, dry_output, sole_writer
+from rl_engine.run.output import Beginning, Earlier, check_output, dry_output, sole_writer
 from rl_engine.run.records import Records
 from rl_engine.sft.__main__ import app as sft
 from rl_engine.train.__main__ import app as train
@@ -49,7 +49,7 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
     with sole_writer(config_in(run), overwrite=False):
         for refused in (
             lambda: sole_writer(config_in(run), overwrite=True).__enter__(),
-            lambda: dry_output(config_in(run), resume=True, overwrite=False, keep=False),
+            lambda: dry_output(config_in(run), Beginning(resume=True)),
         ):
             with pytest.raises(ConfigError, match="another process is training in"):
                 refused()
@@ -176,7 +176,7 @@ def test_a_directory_without_our_mark_is_not_touched(
     ):
         check_output(config, resume=False)
     with pytest.raises(ConfigError, match="is not marked as a run"):
-        dry_output(config, resume=False, overwrite=overwrite, keep=False)
+        dry_output(config, Beginning(overwrite=overwrite))
     assert contents(run) == before
 
 
@@ -196,7 +196,7 @@ def test_a_lock_of_somebody_else_keeps_what_it_holds(make_config: Callable[..., 
         ({}, "--resume continues it and --overwrite replaces it"),
         ({"resume": True}, "has no checkpoint: it starts from the beginning"),
         ({"overwrite": True}, "would move the earlier run (1 steps, other settings: seed was 0 and is 1) to "),
-        ({"overwrite": True, "keep": True}, "run.old-1, kept there"),
+        ({"overwrite": True, "keep_old": True}, "run.old-1, kept there"),
     ],
 )
 def test_a_dry_run_says_what_would_become_of_an_earlier_run(
@@ -206,7 +206,7 @@ def test_a_dry_run_says_what_would_become_of_an_earlier_run(
     run = tmp_path / "run"
     before = made_run(run)
     seed = [] if "resume" in options else ["seed=1"]
-    told = dry_output(config_in(run, *seed), **{"resume": False, "overwrite": False, "keep": False, **options})
+    told = dry_output(config_in(run, *seed), Beginning(**options))
     assert words in "\n".join(told)
     assert "output_dir" not in "\n".join(told)
     assert contents(run) == before
@@ -214,7 +214,7 @@ def test_a_dry_run_says_what_would_become_of_an_earlier_run(
 
 @pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}, {}])
 def test_a_dry_run_where_nothing_is(options: dict[str, bool], tmp_path: Path) -> None:
-    told = dry_output(config_in(tmp_path / "run"), **{"resume": False, "overwrite": False, "keep": False, **options})
+    told = dry_output(config_in(tmp_path / "run"), Beginning(**options))
     assert told == (
         [f"there is no run in {tmp_path / 'run'} to resume: this one starts from the beginning"] * ("resume" in options)
     )

@@ -27,6 +27,7 @@ from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.merge.weights import merge
 from rl_engine.policy.lora.adapter import LoraPolicy
+from rl_engine.run.output import Beginning
 from rl_engine.run.records import read_metrics
 from rl_engine.run.trained import read_trained
 from rl_engine.sft import __main__ as sft
@@ -64,7 +65,7 @@ def run_heard(config: SftConfig, *, resume: bool = False) -> int:
     """The run as the command has it, which hears requests to stop."""
     stop = StopRequest()
     with stop.heard():
-        return run_sft(config, stop, resume=resume)
+        return run_sft(config, stop, Beginning(resume=resume))
 
 
 def config_of(directory: Path, *overrides: str) -> SftConfig:
@@ -254,9 +255,9 @@ def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
         assert run_heard(config) == 128 + signal.SIGINT
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [0, 2]
     with pytest.raises(ConfigError, match=r"cannot be resumed.*optim\.lr was .* and is 0\.001"):
-        run_sft(config_of(tmp_path, *RUN, "optim.lr=1e-3"), resume=True)
+        run_sft(config_of(tmp_path, *RUN, "optim.lr=1e-3"), beginning=Beginning(resume=True))
     for _ in ("to its end", "and then once more"):
-        assert run_sft(config, resume=True) == 0
+        assert run_sft(config, beginning=Beginning(resume=True)) == 0
     ends = [path / "adapters" / "v000006" / "adapter_model.safetensors" for path in (finished, tmp_path / "run")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
 
@@ -294,7 +295,7 @@ def test_a_stopped_measurement_is_made_when_the_run_goes_on(
         assert f"stopped after step {steps[measurement]} as asked, and saved" in output
         assert steps[measurement] not in [line["step"] for line in read_metrics(tmp_path / "run")]
     for _ in ("to its end", "and then once more"):
-        assert run_sft(config, resume=True) == 0
+        assert run_sft(config, beginning=Beginning(resume=True)) == 0
     assert without_times(finished) == without_times(tmp_path / "run")
 
 
@@ -303,7 +304,7 @@ def test_a_run_made_longer_is_the_one_planned_so(tmp_path: Path) -> None:
     settings = (*RUN, "optim.schedule=constant", "checkpoint.every=2")
     assert run_sft(config_of(tmp_path, *settings, f"output_dir={tmp_path / 'long'}")) == 0
     assert run_sft(config_of(tmp_path, *settings, "train.steps=3")) == 0
-    assert run_sft(config_of(tmp_path, *settings), resume=True) == 0
+    assert run_sft(config_of(tmp_path, *settings), beginning=Beginning(resume=True)) == 0
     ends = [
         path / "adapters" / "v000006" / "adapter_model.safetensors" for path in (tmp_path / "long", tmp_path / "run")
     ]
@@ -406,7 +407,7 @@ def test_updates_without_a_number_are_skipped_and_stop_the_run(
     monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
     config = config_of(tmp_path, "train.steps=6", "data.test_size=0", "log.every=1")
     with pytest.raises(typer.Exit) as stopped:
-        run_sft(config, resume=False, overwrite=False, merged=False)
+        run_sft(config)
     assert stopped.value.exit_code == 1
     assert "gradient of 3 updates in a row" in capsys.readouterr().err
     lines = [line for line in read_metrics(tmp_path / "run") if "updates/skipped" in line]

@@ -20,6 +20,7 @@ from rl_engine.config.file import ConfigError, find_config
 from rl_engine.learner import objective
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.sharing import groups_of
+from rl_engine.run.output import ANEW, Beginning
 from rl_engine.run.records import read_metrics
 from rl_engine.train import company
 from rl_engine.train.__main__ import app
@@ -65,7 +66,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[StreamingAnswers]:
 def train(ranks: Ranks, tmp_path: Path) -> Callable[..., int]:
     def run(place: str, *, stop: StopRequest | None = None, at_once: int | None = None, **runs: tuple[str, ...]) -> int:
         configs = [config_of(tmp_path / place / name, *settings) for name, settings in runs.items()]
-        wishes = Wishes(at_once=at_once, resume=True, overwrite=False, keep_old=False)
+        wishes = Wishes(at_once=at_once, beginning=Beginning(resume=True))
         (group,) = groups_of(configs)
         return train_all(group.cells, ranks, stop or StopRequest(), wishes)
 
@@ -244,7 +245,7 @@ def test_a_dry_run_says_who_trains_with_whom(ranks: Ranks, tmp_path: Path, capsy
         load_config("quickstart.yaml", ["method=full", "model.dtype=float32", f"output_dir={tmp_path / 'four'}"]),
     ]
     groups = groups_of(configs)
-    show_all(groups, ranks, Wishes(at_once=None, resume=False, overwrite=False, keep_old=False))
+    show_all(groups, ranks, Wishes(at_once=None, beginning=ANEW))
     told = capsys.readouterr().out
     assert [line.split()[1:] for line in told.splitlines() if line.startswith("runs")] == [
         ["one,", "two"],

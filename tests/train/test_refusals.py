@@ -16,6 +16,7 @@ from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.run.checks import check_parts
+from rl_engine.run.output import ANEW
 from rl_engine.sampling.failures import grading_failure
 from rl_engine.sft.__main__ import app as sft
 from rl_engine.train import assemble as assembling
@@ -120,7 +121,7 @@ def refusals_of(config: Config, ranks: Ranks, grader: Grader) -> list[str]:
     said = []
     for walk in (
         lambda: assemble(config, ranks, grader, resume=False),
-        lambda: dry_run(config, ranks, resume=False, overwrite=False),
+        lambda: dry_run(config, ranks, ANEW),
     ):
         with pytest.raises(ValueError, match=r".+") as refused:
             walk()
@@ -161,7 +162,7 @@ def test_few_problems_and_repeated_ones_are_said_with_numbers(
 ) -> None:
     rows = [{"problem": f"{n}+1=?", "answer": n + 1} for n in range(3)] * 4
     (here / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dry_run(make_config(*SMALL, "data.source=jsonl", "data.path=mine.jsonl"), ranks, resume=False, overwrite=False)
+    dry_run(make_config(*SMALL, "data.source=jsonl", "data.path=mine.jsonl"), ranks, ANEW)
     output = " ".join(capsys.readouterr().out.split())
     assert "warning: 3 different problems of 12: the others repeat them" in output
     assert "places for 4 problems, and there are 3 different ones: each is sampled 1.3 times in a step" in output
