@@ -119,6 +119,7 @@ LIGHT = (
     "rl_engine.train.__main__",
     "rollout.config",
 )
+# Files of a room, its `__init__.py` and `__main__.py` among them.
 LARGEST_ROOM = 15
 
 
