@@ -228,18 +228,16 @@ def assemble(
     console: RunConsole | None = None,
     stop: StopRequest | None = None,
     shared: Shared | None = None,
-    *,
     least_context: int = 0,
 ) -> Run:
-    """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
-    the data, the model or the output directory, before any weights are loaded where that can be known. `least_context`
-    is that of `prepare_run`."""
+    """Everything `loop.train` needs; `least_context` as in `prepare_run`. Raises `ValueError`, `FileNotFoundError` or
+    `OSError` for what is wrong with the data, the model or the output directory, before any weights are loaded where
+    that can be known."""
     stop = stop or StopRequest()
     console = console or console_of(config, ranks)
     prepared = shared.prepared if shared else prepare_run(config, ranks, grader, console, least_context=least_context)
     config = resolve_eval_pieces(config, sum(len(prompts) for _, prompts in prepared.suites), resume=resume)
-    data, sampling = prepared.data, prepared.sampling
-    run_dir = Path(config.output_dir)
+    data, sampling, run_dir = prepared.data, prepared.sampling, Path(config.output_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
     hashed = hash_of_run(config, data)
     found = newest_of_run(config, checkpoints, hashed, ranks) if resume else None
