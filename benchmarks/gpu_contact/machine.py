@@ -37,6 +37,7 @@ MODULES = (
     "vllm",
     "vllm._C_stable_libtorch",
     "vllm.vllm_flash_attn._vllm_fa3_C",
+    "vllm.model_executor.models.registry",
     "torch.nn.attention.varlen",
     "flash_attn",
 )
@@ -130,6 +131,7 @@ def main(sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")]
     note("machine", driver=driver(), python=sys.version.split()[0])
     for name in MODULES:
         note("import", **tried(name, partial(version_of, name)))
+    # What they import is there, so that they wait for their processes, and launches of products for nobody.
     with ThreadPoolExecutor() as pool:
         looks = [pool.submit(tried, f"vLLM's {name}", partial(look_at, name)) for name in CLASSES]
         measure(given)

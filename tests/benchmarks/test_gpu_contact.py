@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,6 +122,29 @@ def test_all_stages_are_planned_to_fit_the_default_deadline(tmp_path: Path) -> N
     # A start whose caches hold nothing is no reason to end a stage.
     assert all(stage.limit_s == stage.expected_s + stages_module.SPARE_S for stage in asked)
     assert [stage.limit_s for stage in stages(CPU, tmp_path, None)] == [CPU.patience * one.limit_s for one in asked]
+
+
+def test_the_page_names_the_stages_with_what_is_planned_for_them(tmp_path: Path) -> None:
+    """docs/gpu.md: every stage with its seconds, in their order, their sum, and a check of every line of its table that
+    is a stage, a test or a command that exists."""
+    text = (ROOT / "docs/gpu.md").read_text()
+    asked = stages(SIZES["card"], tmp_path, tmp_path)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    told = {name: seconds for name, _, seconds in (row for row in rows if len(row) == 3)}
+    assert told == {f"`{stage.name}`": f"{stage.expected_s:.0f}" for stage in asked}
+    planned = sum(stage.expected_s for stage in asked if stage.name != "real-model")
+    assert f"a plan: {planned:.0f} without `real-model`" in text
+    _, _, table = text.partition("| checked on a card by |\n")
+    _, *lines = [line.strip("|").split("|") for line in table.split("\n\n")[0].splitlines()]
+    assert len(lines) > 20
+    names = {stage.name for stage in asked}
+    for line in lines:
+        check = line[-1].strip()
+        assert check, line[0]
+        # Single words are stages; the rest are commands, files and settings.
+        assert set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", check)) <= names, line[0]
+        for path in re.findall(r"`(tests/[^`]+)`", check):
+            assert (ROOT / path).is_file(), path
 
 
 def test_every_stage_finds_what_another_compiled(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,19 @@ def test_what_is_compiled_for_a_card_serves_every_engine(tmp_path: Path, monkeyp
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "mine"))
     importlib.reload(rollout.vllm)
     assert triton_cache_dir(0) == str(tmp_path / "mine")
+
+
+def test_a_run_says_where_kernels_are_kept_before_the_learner_compiles_one(tmp_path: Path) -> None:
+    """The learner's head is compiled before vLLM is loaded."""
+    code = "import os, rl_engine.learner.ranks as it; print(os.environ['TRITON_CACHE_DIR'])"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env={**environment, "TRITON_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == str(tmp_path / ".triton" / "cache")
