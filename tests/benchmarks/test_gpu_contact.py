@@ -97,7 +97,7 @@ def test_who_ends_it_ends_the_stage_at_work(tmp_path: Path) -> None:
         time.sleep(0.1)
     (child,) = children
     process.terminate()
-    assert process.wait(20) == 128 + signal.SIGTERM
+    assert process.wait(60) == 128 + signal.SIGTERM
     assert not child.is_running()
 
 
