@@ -4,7 +4,8 @@
 
 The bound is measured in the same run: the time of nothing but the linear layers' matrix products, shape by shape, at
 the micro-batch's size (for LoRA the forward product and the input's gradient; for full the weight's gradient too; the
-output embedding on completion tokens alone). LoRA, full and bound take turns, and medians are compared.
+output embedding on completion tokens alone). LoRA, full and bound take turns, and medians are compared. Where a run
+compiles its layers, LoRA's are compiled.
 
 MFU is the operations of those products, a second of the pass, against what one large square product of the same
 precision reaches on the same device. On a card every time is taken to the end of its kernels, and the last column is
@@ -178,6 +179,8 @@ def main(
     warnings.simplefilter("ignore")
     ranks = join_ranks()
     lora = Learner(config_of(model, dtype, "lora", rank, overrides or ()), ranks, 0)
+    if lora.is_worth_compiling:
+        lora.compile_layers([range(prompt)])
     full = Learner(config_of(model, dtype, "full", rank, overrides or ()), ranks, 0)
     meta_model = load_meta_model(ModelConfig(name=model))
     batch = micro_batch(sequences, group, prompt, completion, meta_model.config.vocab_size, lora.layout).to(

@@ -5,7 +5,7 @@
 Every arm is an engine in a process of its own; each round asks all of them, one after the other, for the same
 prompts under the same seeds. The adapter has rank 1 on every linear layer and values so small that the arms sample
 nearly the same completions; `max 8` serves it padded to vLLM's next rank. Ratios are medians of the rounds' own.
-No arm is compiled, nor is a run's sampler (`rollout/vllm/engine.py`).
+As a run's sampler the arms are compiled on a card and not on a CPU (`rollout/vllm/arguments.py`).
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Stage D: forward and backward passes of one micro-batch, random weights in memory: tokens/s, MFU, peak memory.
 
-All arms of a shape in one process, one after another with the card to itself: loading the libraries takes longer than
-an arm. Completions have lengths from three quarters of the width to all of it, as sampled ones do: rows of one length
-would hide what padding and a mask cost. FLOP are those of the model (`rl_engine/plan/flops.py`); what checkpointing
-computes twice counts once. Their share is of the product that the same process measured before. The peak is that of
-the passes and of an update after them. On a card one more pass is looked into by torch's profiler: how many kernels it
-asks for and how long they take, which tells whether the card waits to be asked.
+All arms in one process, one after another with the card to itself: loading the libraries takes longer than an arm.
+Building a learner does too, and neighbours that differ in their rows alone share one. Completions have lengths from
+three quarters of the width to all of it, as sampled ones do: rows of one length would hide what padding and a mask
+cost. FLOP are those of the model (`rl_engine/plan/flops.py`); what checkpointing computes twice counts once. Their
+share is of the product that the same process measured before. The peak is that of the passes and of an update after
+them. On a card one more pass is looked into by torch's profiler: how many kernels it asks for and how long they take,
+which tells whether the card waits to be asked.
 """
 
 from __future__ import annotations
@@ -28,8 +29,6 @@ PROMPT = 16
 SHORTEST = 0.75
 MASKS = ("as it is", "given", "none")
 CHECKPOINTING = "learner.gradient_checkpointing=true"
-# Arms that share a process, which are those of a shape.
-FIRST, SECOND = "first", "second"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +43,12 @@ class Arm:
     """Rows of the micro-batch, in those of `Sizes.rows`."""
     compiled: bool = True
     """Where a run compiles its layers. That they are not is no setting: it is here to be measured."""
-    group: str = FIRST
-    """Whose process it is in."""
+    shape: int = 0
+    """Place among `Sizes.shapes`."""
+
+    def shares_learner(self, other: Arm | None) -> bool:
+        """Whether what was built for `other` computes this one too."""
+        return other is not None and replace(other, mask=self.mask, times=self.times) == self
 
 
 # In the order of what they are worth.
@@ -58,9 +61,9 @@ ARMS: dict[str, Arm] = {
     "rank 32": Arm(settings=("lora.rank=32",)),
     "rank 1, checkpointing": Arm(settings=(CHECKPOINTING,)),
     "full, checkpointing": Arm(settings=("method=full", CHECKPOINTING)),
-    "7B: rank 1": Arm(group=SECOND),
-    "7B: rank 1, checkpointing": Arm(settings=(CHECKPOINTING,), group=SECOND),
-    "7B: rank 32, checkpointing": Arm(settings=("lora.rank=32", CHECKPOINTING), group=SECOND),
+    "7B: rank 1": Arm(shape=1),
+    "7B: rank 32, checkpointing": Arm(settings=("lora.rank=32", CHECKPOINTING), shape=1),
+    "7B: rank 1, checkpointing": Arm(settings=(CHECKPOINTING,), shape=1),
 }
 
 
@@ -166,19 +169,24 @@ def kernels_of(run: Callable[[], None]) -> dict[str, float | None]:
     return {"kernels": len(found), "kernel_s": sum(event.self_device_time_total for event in found) / 1e6}
 
 
-def measure(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> dict[str, Any]:
-    """The figures of one arm."""
+def build(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> Any:
+    """The learner of an arm, its layers compiled where a run would compile them."""
     import torch._dynamo
 
+    learner = start_learner(directory, sizes, [*arm.settings])
+    torch._dynamo.reset()
+    if arm.compiled and learner.is_worth_compiling:
+        learner.compile_layers([samples_of(sizes, vocabulary)[0].prompt_ids])
+    return learner
+
+
+def measure(arm: Arm, learner: Any, sizes: Sizes, vocabulary: int) -> dict[str, Any]:
+    """The figures of one arm."""
     from benchmarks.learner import pass_of
     from rl_engine.learner.batching import collate
     from rl_engine.policy.base_model import load_meta_model
 
     samples = samples_of(sizes, vocabulary) * arm.times
-    learner = start_learner(directory, sizes, [*arm.settings])
-    torch._dynamo.reset()
-    if arm.compiled and learner.is_worth_compiling:
-        learner.compile_layers([samples[0].prompt_ids])
     batch = masked(collate(samples, 0, learner.layout), arm.mask).to(learner.ranks.device)
     flops = model_flops(samples, load_meta_model(learner.config.model), learner.config)
     product = product_flops(sizes.product, sizes.dtype, sizes.rounds)
@@ -200,34 +208,42 @@ def measure(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> dict[st
     }
 
 
-def main(
-    sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")],
-    group: Annotated[str, typer.Option(help=f"Whose arms: {FIRST} or {SECOND}.")] = FIRST,
-) -> None:
-    """Measure the arms of a group; one that the memory does not hold is said and left."""
+def release() -> None:
+    """Give back what nothing refers to any more."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def main(sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")]) -> None:
+    """Measure every arm; one that the memory does not hold is said and left."""
     import torch
 
     from rl_engine.learner.ranks import leave_ranks
 
     given = SIZES[sizes]
-    model = list(given.shapes)[group == SECOND]
+    learner, before = None, None
     with tempfile.TemporaryDirectory() as place:
-        directory = Path(place) / model
-        write_shape(directory, given.shapes[model], given.dtype)
         for name, arm in ARMS.items():
-            if arm.group != group:
-                continue
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
+            model = list(given.shapes)[arm.shape]
+            vocabulary = given.shapes[model]["vocab_size"]
+            directory = Path(place) / model
+            if not directory.exists():
+                write_shape(directory, given.shapes[model], given.dtype)
+            if not arm.shares_learner(before):
+                learner = None
+            before = arm
+            release()
             try:
-                figures = measure(arm, directory, given, given.shapes[model]["vocab_size"])
+                learner = learner or build(arm, directory, given, vocabulary)
+                figures = measure(arm, learner, given, vocabulary)
             except torch.OutOfMemoryError as error:
+                learner = None
                 note("left out", arm=name, why=str(error).splitlines()[0])
                 continue
-            finally:
-                gc.collect()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
             note("learner", model=model, arm=name, **figures)
     leave_ranks()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.gpu_contact.running import Outcome
-from benchmarks.gpu_contact.sizes import ADAPTER, NONE
+from benchmarks.gpu_contact.sizes import ADAPTER, IDLE
 
 Row = dict[str, Any]
 MFU_GOAL, ADAPTER_GOAL, SAMPLING_GOAL = 0.40, 0.90, 20_000
@@ -25,9 +25,9 @@ def card_of(outcomes: Iterable[Outcome]) -> str:
 
 
 def adapter_ratio(outcomes: Sequence[Outcome]) -> float | None:
-    """Tokens/s with an adapter of rank 1 over those of an engine without adapters; None where one was not measured."""
+    """Tokens/s with an adapter of rank 1 over those without one, of one engine; None where one was not measured."""
     speeds = {row["arm"]: row["tokens_per_s"] for row in rows_of(outcomes, "sampling")}
-    return speeds[ADAPTER] / speeds[NONE] if {ADAPTER, NONE} <= speeds.keys() else None
+    return speeds[ADAPTER] / speeds[IDLE] if {ADAPTER, IDLE} <= speeds.keys() else None
 
 
 def number(value: Any, digits: int = 0) -> str:
@@ -52,7 +52,7 @@ def page(outcomes: Sequence[Outcome], sizes: str) -> str:
     """The whole page, of as many stages as are over."""
     sections = [
         *_head(outcomes, sizes),
-        *_stages(outcomes),
+        *_stages(outcomes, sizes),
         *_machine(outcomes),
         *_runs(outcomes),
         *_sampling(outcomes),
@@ -74,14 +74,20 @@ def _head(outcomes: Sequence[Outcome], sizes: str) -> list[str]:
     return [f"# First contact: {card_of(outcomes)}", "", told or "nothing is known of the machine", *meant]
 
 
-def _stages(outcomes: Sequence[Outcome]) -> list[str]:
+def _stages(outcomes: Sequence[Outcome], sizes: str) -> list[str]:
+    """On a card with the seconds that were planned, which are a card's."""
+    planned = sizes == "card"
     rows = [
-        (one.name, one.asks, f"{one.outcome}: {one.reason}" if one.reason else one.outcome, f"{one.seconds:.0f}")
+        (
+            *(one.name, one.asks, f"{one.outcome}: {one.reason}" if one.reason else one.outcome, f"{one.seconds:.0f}"),
+            *([f"{one.expected_s:.0f}"] if planned else []),
+        )
         for one in outcomes
     ]
     passed = sum(one.passed for one in outcomes)
     heading = f"## Stages: {passed} of {len(outcomes)} passed"
-    return ["", heading, "", *table(("stage", "asks", "outcome", "seconds"), rows)]
+    head = ("stage", "asks", "outcome", "seconds", *(["expected"] if planned else []))
+    return ["", heading, "", *table(head, rows)]
 
 
 def _machine(outcomes: Sequence[Outcome]) -> list[str]:
@@ -146,8 +152,8 @@ def _sampling(outcomes: Sequence[Outcome]) -> list[str]:
         return []
     cells = [(row["arm"], f"{row['sequences']:,}", f"{row['tokens']:,}", number(row["tokens_per_s"])) for row in found]
     ratio = adapter_ratio(outcomes)
-    told = [] if ratio is None else ["", f"With an adapter: {ratio:.2f} of the speed without."]
-    return ["", "## Sampling", "", *table(("engine", "sequences", "tokens each", "tokens/s"), cells), *told]
+    told = [] if ratio is None else ["", f"With an adapter: {ratio:.2f} of the speed without, in one engine."]
+    return ["", "## Sampling", "", *table(("adapter", "sequences", "tokens each", "tokens/s"), cells), *told]
 
 
 def _learner(outcomes: Sequence[Outcome]) -> list[str]:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +23,14 @@ LEAST_S = 10.0
 GRACE_S = 5.0
 """That a process has to leave when it is asked to."""
 LAST_LINES = 25
-ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "160"}
+ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "COLUMNS": "160",
+    # Empty is not set: else every stage would compile the libraries' Python again.
+    "PYTHONDONTWRITEBYTECODE": "",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,8 @@ class Outcome:
     outcome: str
     """PASSED, FAILED, OVERLONG, CUT or SKIPPED."""
     seconds: float = 0.0
+    expected_s: float = 0.0
+    """What it takes on a card like an H100."""
     exit: int | None = None
     reason: str = ""
     figures: tuple[dict[str, Any], ...] = ()
@@ -58,16 +67,9 @@ def run_all(stages: Sequence[Stage], deadline: float, out: Path) -> Iterator[Out
         before = outcomes.get(stage.after or "")
         if stage.after and (before is None or not before.passed):
             came = before.outcome if before else "not there"
-            outcome = Outcome(
-                name=stage.name, asks=stage.asks, outcome=SKIPPED, reason=f"it needs {stage.after}, which was {came}"
-            )
+            outcome = _outcome(stage, SKIPPED, f"it needs {stage.after}, which was {came}")
         elif left < LEAST_S:
-            outcome = Outcome(
-                name=stage.name,
-                asks=stage.asks,
-                outcome=CUT,
-                reason=f"{max(left, 0):.0f} s were left, and it was not begun",
-            )
+            outcome = _outcome(stage, CUT, f"{max(left, 0):.0f} s were left, and it was not begun")
         else:
             outcome = run_stage(stage, min(stage.limit_s, left), out / f"{stage.name}.log")
         outcomes[stage.name] = outcome
@@ -89,16 +91,17 @@ def run_stage(stage: Stage, limit_s: float, log: Path) -> Outcome:
     else:
         outcome, reason = (FAILED, f"exit code {code}") if code else (PASSED, "")
     lines = log.read_text(errors="replace").splitlines()
-    return Outcome(
-        name=stage.name,
-        asks=stage.asks,
-        outcome=outcome,
+    return replace(
+        _outcome(stage, outcome, reason),
         seconds=round(time.monotonic() - start, 1),
         exit=code,
-        reason=reason,
         figures=found,
         last_lines=tuple(lines[-LAST_LINES:]),
     )
+
+
+def _outcome(stage: Stage, outcome: str, reason: str) -> Outcome:
+    return Outcome(name=stage.name, asks=stage.asks, expected_s=stage.expected_s, outcome=outcome, reason=reason)
 
 
 def _exit_code(command: Sequence[str], limit_s: float, log: TextIO, environment: Mapping[str, str]) -> int | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# Engines that are measured: without adapters; built for one of rank 1 and asked without it; asked with it.
-NONE, IDLE, ADAPTER = "no adapter", "built for rank 1, none asked for", "rank 1"
+# What the engine of a run of rank 1 is asked for.
+IDLE, ADAPTER = "no adapter", "rank 1"
 
 # The public config.json of Qwen2.5, as far as sizes and arithmetic are concerned. Weights are drawn at random.
 QWEN2_5: dict[str, Any] = {

@@ -1,4 +1,10 @@
-"""Sizes → the stages in the order of what they are worth: what is asked first, the deadline cuts last."""
+"""Sizes → the stages in the order of what they are worth: what is asked first, the deadline cuts last.
+
+The seconds are those of an H200 (docs/gpu.md says which of them were measured): together they fit a deadline of 590.
+Most of them are starts. vLLM compiles the model, compiles Triton's kernels and captures its graphs; what it has
+compiled for a configuration it keeps under `VLLM_CACHE_ROOT`, and Triton what is the same for all models, so that the
+quickstart's start is cheap a second time (`resume`, `doctor`) and the step's own finds the kernels.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_contact.learner import FIRST, SECOND
 from benchmarks.gpu_contact.runs import resumed, steps_of, trained
 from benchmarks.gpu_contact.sizes import Sizes
 
-# A limit of a stage that has an engine has in it 90 s to 130 s of vLLM's start (H200).
 MORE_STEPS = 2
 """That the resumed run makes."""
+SPARE_S = 70.0
+"""That a stage may take longer than expected: what a start of the 1.5B model spent on what a cache may hold (18 s to
+look at the model's class, 25 s to compile it, about 20 s to compile kernels), and a little."""
 PYTHON = (sys.executable, "-m")
 
 
@@ -22,28 +29,34 @@ PYTHON = (sys.executable, "-m")
 class Stage:
     """One process and how long it may take.
 
-    Example: `Stage(name="doctor", asks="…", command=("python", "-m", "rl_engine.doctor"), limit_s=120)`
+    Example: `Stage(name="doctor", asks="…", command=("python", "-m", "rl_engine.doctor"), expected_s=55)`
     """
 
     name: str
     asks: str
     """The question it answers."""
     command: tuple[str, ...]
-    limit_s: float
+    expected_s: float
+    """What it takes on a card like an H100."""
+    patience: float = 1.0
+    """What its limit is multiplied with elsewhere."""
     after: str | None = None
     """The stage without which it can do nothing."""
     read: Callable[[], list[dict[str, Any]]] = field(default=list)
     """What can be read in the files it leaves, besides what it notes itself."""
 
+    @property
+    def limit_s(self) -> float:
+        """What it may take."""
+        return self.patience * (self.expected_s + SPARE_S)
+
 
 def stages(sizes: Sizes, scratch: Path, model: Path | None) -> list[Stage]:
     """All of them. `scratch`: where runs and checkpoints go. `model`: a real model's directory, if there is one."""
-    weights, step, *decoding = _sampled(sizes, scratch)
     real = [_real_model(sizes, scratch, model)] if model else []
-    learner, larger = (_learner(sizes, group, 200) for group in (FIRST, SECOND))
-    first = [_machine(sizes), _quickstart(sizes, scratch), learner, weights, step]
-    asked = [*first, _resume(sizes, scratch), larger, _doctor(sizes), *decoding, *real]
-    return [replace(stage, limit_s=stage.limit_s * sizes.patience) for stage in asked]
+    first = [_machine(sizes), _quickstart(sizes, scratch), _step(sizes, scratch), _learner(sizes)]
+    asked = [*first, _resume(sizes, scratch), _doctor(sizes), *real]
+    return [replace(stage, patience=sizes.patience) for stage in asked]
 
 
 def _own(module: str, sizes: Sizes, *arguments: str) -> tuple[str, ...]:
@@ -51,55 +64,71 @@ def _own(module: str, sizes: Sizes, *arguments: str) -> tuple[str, ...]:
 
 
 def _machine(sizes: Sizes) -> Stage:
-    asks = "what is installed, and how fast are products and copies?"
-    return Stage(name="machine", asks=asks, command=_own("machine", sizes), limit_s=90)
+    return Stage(
+        name="machine",
+        asks="what is installed, and how fast are products and copies?",
+        command=_own("machine", sizes),
+        expected_s=28,
+    )
 
 
 def _doctor(sizes: Sizes) -> Stage:
     command = (*PYTHON, "rl_engine.doctor", "--config", "quickstart.yaml", f"model.dtype={sizes.dtype}")
-    asks = "do learner and sampler agree, before and after an update?"
-    return Stage(name="doctor", asks=asks, command=(*command, *sizes.settings), limit_s=210)
+    return Stage(
+        name="doctor",
+        asks="do learner and sampler agree, before and after an update?",
+        command=(*command, *sizes.settings),
+        expected_s=55,
+    )
 
 
 def _train(sizes: Sizes, config: str, run: Path, *settings: str) -> tuple[str, ...]:
-    return (*PYTHON, "rl_engine.train", "--config", config, f"output_dir={run}", *settings, *sizes.settings)
+    return (*PYTHON, "rl_engine.train", "--config", config, f"output_dir={run}", *sizes.settings, *settings)
+
+
+def _quickstart_command(sizes: Sizes, run: Path) -> tuple[str, ...]:
+    steps = f"train.steps={sizes.quickstart_steps}"
+    return _train(sizes, "quickstart.yaml", run, f"model.dtype={sizes.dtype}", steps, *sizes.quickstart)
 
 
 def _quickstart(sizes: Sizes, scratch: Path) -> Stage:
-    run, steps = scratch / "quickstart", (f"train.steps={sizes.quickstart_steps}",)
+    run = scratch / "quickstart"
     return Stage(
         name="quickstart",
         asks="does the whole circle learn?",
-        command=_train(sizes, "quickstart.yaml", run, f"model.dtype={sizes.dtype}", *steps, *sizes.quickstart),
-        limit_s=240,
+        command=_quickstart_command(sizes, run),
+        expected_s=125,
         read=lambda: trained(run, "quickstart"),
     )
 
 
 def _resume(sizes: Sizes, scratch: Path) -> Stage:
-    stage = _quickstart(sizes, scratch)
     run, steps = scratch / "quickstart", sizes.quickstart_steps + MORE_STEPS
     return Stage(
         name="resume",
         asks="does a run go on from its checkpoint?",
-        command=(*stage.command, "--resume", f"train.steps={steps}"),
-        limit_s=200,
+        command=(*_quickstart_command(sizes, run), "--resume", f"train.steps={steps}"),
+        expected_s=60,
         after="quickstart",
         read=lambda: resumed(run, steps),
     )
 
 
-def _sampled(sizes: Sizes, scratch: Path) -> list[Stage]:
-    """What samples from the first shape: the checkpoint, a whole step, decoding with and without an adapter."""
-    shape = sizes.first_shape
-    checkpoint, run = scratch / shape, scratch / "step"
+def _step(sizes: Sizes, scratch: Path) -> Stage:
+    """Three whole steps of the first shape, and decoding with and without an adapter in the run's engine."""
+    shape, run = sizes.first_shape, scratch / "step"
+    side_by_side = sizes.problems * sizes.samples
     settings = (
-        f"model.name={checkpoint}",
+        f"output_dir={run}",
+        *sizes.settings,
         f"model.dtype={sizes.dtype}",
         f"sampling.n={sizes.samples}",
         f"sampling.max_tokens={sizes.tokens}",
         f"train.problems_per_step={sizes.problems}",
         "train.steps=3",
+        # No more than three steps ask for, and no graphs of batches that nobody samples.
+        f"data.limit={3 * sizes.problems}",
+        f"rollout.max_num_seqs={side_by_side}",
         "eval.suites=[]",
         "optim.lr=1e-5",
         # Random weights solve nothing: completions are told apart by their text.
@@ -107,45 +136,22 @@ def _sampled(sizes: Sizes, scratch: Path) -> list[Stage]:
         "rewards.function=rl_engine.doctor.reward:spread",
         "rewards.function_weight=1",
     )
-    work = f"{sizes.problems} × {sizes.samples} × {sizes.tokens:,} tokens"
-    return [
-        Stage(
-            name="weights",
-            asks=f"random weights of {shape}, written once",
-            command=_own("weights", sizes, str(checkpoint), "--shape", shape),
-            limit_s=60,
-        ),
-        Stage(
-            name="step",
-            asks=f"how long do sampling, learning and sync of {work} take?",
-            command=_train(sizes, "quickstart.yaml", run, *settings),
-            limit_s=300,
-            after="weights",
-            read=lambda: steps_of(run, shape),
-        ),
-        *(
-            Stage(
-                name=f"decoding-{name}",
-                asks=f"tokens/s of {work}, the engine built {how}",
-                command=_own("decoding", sizes, str(checkpoint), option),
-                limit_s=300,
-                after="weights",
-            )
-            for name, how, option in (
-                ("adapter", "for rank 1", "--adapters"),
-                ("none", "without adapters", "--no-adapters"),
-            )
-        ),
-    ]
-
-
-def _learner(sizes: Sizes, group: str, limit_s: float) -> Stage:
-    model = list(sizes.shapes)[group == SECOND]
     return Stage(
-        name=f"learner-{group}",
-        asks=f"tokens/s, MFU and memory of the learner, {model}",
-        command=_own("learner", sizes, "--group", group),
-        limit_s=limit_s,
+        name="step",
+        asks=f"how long do sampling, with and without an adapter, learning and sync of {sizes.problems} × "
+        f"{sizes.samples} × {sizes.tokens:,} tokens take?",
+        command=_own("step", sizes, str(scratch / shape), *settings),
+        expected_s=170,
+        read=lambda: steps_of(run, shape),
+    )
+
+
+def _learner(sizes: Sizes) -> Stage:
+    return Stage(
+        name="learner",
+        asks=f"tokens/s, MFU and memory of the learner, {' and '.join(sizes.shapes)}",
+        command=_own("learner", sizes),
+        expected_s=145,
     )
 
 
@@ -156,6 +162,6 @@ def _real_model(sizes: Sizes, scratch: Path, model: Path) -> Stage:
         name="real-model",
         asks="do sampler and learner agree on a real model, and how long is its step?",
         command=_train(sizes, "smollm2_arithmetic.yaml", run, *settings),
-        limit_s=200,
+        expected_s=130,
         read=lambda: steps_of(run, model.name),
     )

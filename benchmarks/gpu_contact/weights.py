@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from benchmarks.gpu_contact.figures import note
-from benchmarks.gpu_contact.sizes import SIZES
+from benchmarks.gpu_contact.sizes import Sizes
 from rollout.models import EMBEDDED_DIR
 
 NEVER = "<never>"
@@ -51,26 +48,21 @@ def random_model(directory: Path, attention: str, dtype: Any) -> Any:
         return auto_class(model_config).from_config(model_config, dtype=dtype, attn_implementation=attention)
 
 
-def main(
-    directory: Annotated[Path, typer.Argument(help="Where the checkpoint goes.")],
-    sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")],
-    shape: Annotated[str, typer.Option(help="Which of its models.")],
-) -> None:
-    """Write a checkpoint with random weights."""
+def write_checkpoint(directory: Path, sizes: Sizes, shape: str) -> dict[str, Any]:
+    """Write a whole checkpoint of that shape; what it is, for a table. Nothing of it stays on the card."""
     import torch
 
-    given = SIZES[sizes]
-    write_shape(directory, given.shapes[shape], given.dtype)
-    model = random_model(directory, "sdpa", getattr(torch, given.dtype))
+    write_shape(directory, sizes.shapes[shape], sizes.dtype)
+    model = random_model(directory, "sdpa", getattr(torch, sizes.dtype))
     # Not the model's own files: they would name the tokenizer's end token as transformers sees it.
     config = (directory / "config.json").read_text()
     generation = (directory / "generation_config.json").read_text()
     model.save_pretrained(directory)
     (directory / "config.json").write_text(config)
     (directory / "generation_config.json").write_text(generation)
-    bytes_written = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    note("weights", model=shape, parameters=sum(p.numel() for p in model.parameters()), gib=bytes_written / 2**30)
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    return {"model": shape, "parameters": parameters, "gib": size / 2**30}

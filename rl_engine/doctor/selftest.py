@@ -176,6 +176,16 @@ def go_on_from_the_checkpoint(run: LiveRun) -> str:
     return f"checkpoint of step {state.step} read and restored; the optimizer steps on it"
 
 
+def context_of_run(config: Config) -> int:
+    """Tokens that the sampler of the whole run is built for, as far as that is known without its suites.
+
+    The doctor's is built for as many: whether one sequence of them has room is seen here, and on a card vLLM, which
+    keeps what it has compiled for a length, has compiled for the run too.
+    """
+    longest = max(config.sampling.max_tokens, config.eval.max_tokens or 0)
+    return config.data.max_prompt_tokens + longest
+
+
 def self_test(config: Config, directory: Path, ranks: Ranks, report: Report) -> dict[str, float] | None:
     """Run the checks in turn, each reported when it is over; the first that fails ends them.
 
@@ -191,7 +201,7 @@ def self_test(config: Config, directory: Path, ranks: Ranks, report: Report) -> 
         listener.passed(f"{memory.needed(worst):.1f} GiB in {worst}, {room.device_gib:.1f} GiB available")
         listener.begin(DATA)
         with Grader.from_config(chosen.rewards, tasks_of(chosen.data)) as grader:
-            run = assemble(chosen, ranks, grader, resume=False, console=listener)
+            run = assemble(chosen, ranks, grader, resume=False, console=listener, least_context=context_of_run(config))
             try:
                 train(run)
                 listener.begin(RESUMED)

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import rollout.vllm  # noqa: F401  says where compiled kernels are kept: torch would decide that with the first of them
+
 T = TypeVar("T")
 
 

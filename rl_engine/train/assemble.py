@@ -172,9 +172,14 @@ class Prepared:
     """Tokens that the longest prompt and its longest completion may take."""
 
 
-def prepare_run(config: Config, ranks: Ranks, grader: Grader, console: RunConsole) -> Prepared:
+def prepare_run(
+    config: Config, ranks: Ranks, grader: Grader, console: RunConsole, *, least_context: int = 0
+) -> Prepared:
     """Everything that can be known to be wrong without weights: the list that a run and a dry run walk alike, so that
-    both refuse the same things in the same words. Raises `ValueError`, `FileNotFoundError` or `OSError`."""
+    both refuse the same things in the same words. Raises `ValueError`, `FileNotFoundError` or `OSError`.
+
+    `least_context`: tokens that the sampler is built for, where this configuration needs fewer.
+    """
     check_fits(memory_of_run(config, ranks), available(ranks))
     layout_of(config, ranks.device)
     check_attention(config.learner.attention, "learner.attention")
@@ -191,7 +196,7 @@ def prepare_run(config: Config, ranks: Ranks, grader: Grader, console: RunConsol
         notes += overlap_notes(data, suites) if ranks.is_main else []
     for line in [*model_notes(config.model), *notes]:
         console.note(line)
-    context = context_needed(config, suites, eval_sampling)
+    context = max(least_context, context_needed(config, suites, eval_sampling))
     check_context(config, context)
     return Prepared(
         tokenizer=tokenizer,
@@ -223,15 +228,16 @@ def assemble(
     console: RunConsole | None = None,
     stop: StopRequest | None = None,
     shared: Shared | None = None,
+    least_context: int = 0,
 ) -> LiveRun:
-    """Everything `loop.train` needs. Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with
-    the data, the model or the output directory, before any weights are loaded where that can be known."""
+    """Everything `loop.train` needs; `least_context` as in `prepare_run`. Raises `ValueError`, `FileNotFoundError` or
+    `OSError` for what is wrong with the data, the model or the output directory, before any weights are loaded where
+    that can be known."""
     stop = stop or StopRequest()
     console = console or console_of(config, ranks)
-    prepared = shared.prepared if shared else prepare_run(config, ranks, grader, console)
+    prepared = shared.prepared if shared else prepare_run(config, ranks, grader, console, least_context=least_context)
     config = resolve_eval_pieces(config, sum(len(prompts) for _, prompts in prepared.suites), resume=resume)
-    data, sampling = prepared.data, prepared.sampling
-    run_dir = Path(config.output_dir)
+    data, sampling, run_dir = prepared.data, prepared.sampling, Path(config.output_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
     hashed = hash_of_run(config, data)
     found = newest_of_run(config, checkpoints, hashed, ranks) if resume else None

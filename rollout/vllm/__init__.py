@@ -11,6 +11,11 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 # FlashInfer's sampler cannot return the log-probabilities that every request here asks for: it would be compiled at a
 # start, with a CUDA compiler, and never be called.
 os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+# Kernels of Triton that are no model's own, an adapter's products and what draws the next token, are the same for every
+# engine. torch's compiler keeps them beside what it compiled for the one at hand, unless a place is given: an engine
+# of other settings would compile them again. This is Triton's own place, found as Triton does, which needs no home.
+_HOME = os.environ.get("TRITON_HOME", os.path.expanduser("~"))  # noqa: PTH111
+os.environ.setdefault("TRITON_CACHE_DIR", f"{_HOME}/.triton/cache")
 
 # That Triton is missing is news on a GPU machine alone, and there vLLM itself says so.
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)

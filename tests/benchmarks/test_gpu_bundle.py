@@ -110,7 +110,7 @@ def test_a_run_imports_nothing_that_the_machine_would_lack(tmp_path: Path) -> No
     that is neither packed nor given cannot be found."""
     code = (
         "import rl_engine.doctor.selftest, rl_engine.train.assemble, rl_engine.report.page, rollout.vllm.engine\n"
-        "import benchmarks.gpu_contact.__main__, benchmarks.gpu_contact.learner, benchmarks.gpu_contact.decoding\n"
+        "import benchmarks.gpu_contact.__main__, benchmarks.gpu_contact.learner, benchmarks.gpu_contact.step\n"
         "import importlib.util\n"
         f"assert not any(importlib.util.find_spec(name) for name in {sorted(LEFT_OUT)})\n"
         "from rl_engine.train.__main__ import app\n"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,26 +21,30 @@ import torch
 import typer
 from transformers import AutoTokenizer
 
-from benchmarks.gpu_contact import learner, machine, running
-from benchmarks.gpu_contact.__main__ import chosen, contact
+from benchmarks.gpu_contact import learner, machine, running, step
+from benchmarks.gpu_contact import stages as stages_module
+from benchmarks.gpu_contact.__main__ import chosen, contact, main
 from benchmarks.gpu_contact.figures import FILE, noted
 from benchmarks.gpu_contact.page import adapter_ratio, page
 from benchmarks.gpu_contact.running import CUT, FAILED, OVERLONG, PASSED, ROOT, SKIPPED, Outcome
 from benchmarks.gpu_contact.runs import resumed, steps_of, trained
-from benchmarks.gpu_contact.sizes import ADAPTER, IDLE, NONE, SIZES
+from benchmarks.gpu_contact.sizes import ADAPTER, IDLE, SIZES
 from benchmarks.gpu_contact.stages import Stage, stages
-from benchmarks.gpu_contact.weights import NEVER, write_shape
+from benchmarks.gpu_contact.weights import NEVER, write_checkpoint, write_shape
 from rl_engine.config import load_config
 from rl_engine.learner.batching import collate
 from rl_engine.learner.ranks import Ranks
 from rl_engine.policy import base_model
+from tests.helpers import forked
 
 CPU = SIZES["cpu"]
 NOTE = "from benchmarks.gpu_contact.figures import note; "
+CACHES = ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "PYTHONDONTWRITEBYTECODE")
 
 
 def scripted(name: str, code: str, limit_s: float = 60, **others: Any) -> Stage:
-    return Stage(name=name, asks="?", command=(sys.executable, "-c", code), limit_s=limit_s, **others)
+    expected_s = limit_s - stages_module.SPARE_S
+    return Stage(name=name, asks="?", command=(sys.executable, "-c", code), expected_s=expected_s, **others)
 
 
 def test_a_stage_that_fails_or_lasts_never_stops_the_next(tmp_path: Path) -> None:
@@ -88,7 +97,7 @@ def test_who_ends_it_ends_the_stage_at_work(tmp_path: Path) -> None:
         time.sleep(0.1)
     (child,) = children
     process.terminate()
-    assert process.wait(20) == 128 + signal.SIGTERM
+    assert process.wait(60) == 128 + signal.SIGTERM
     assert not child.is_running()
 
 
@@ -105,6 +114,52 @@ def test_every_stage_is_told_settings_that_exist(name: str, tmp_path: Path) -> N
         load_config(config, settings)
 
 
+def test_all_stages_are_planned_to_fit_the_default_deadline(tmp_path: Path) -> None:
+    """Ten minutes on a card, a start of the device included; what one takes longer than planned the last one lacks."""
+    asked = stages(SIZES["card"], tmp_path, None)
+    default = inspect.signature(main).parameters["deadline"].default
+    assert sum(stage.expected_s for stage in asked) <= default == 590
+    # A start whose caches hold nothing is no reason to end a stage.
+    assert all(stage.limit_s == stage.expected_s + stages_module.SPARE_S for stage in asked)
+    assert [stage.limit_s for stage in stages(CPU, tmp_path, None)] == [CPU.patience * one.limit_s for one in asked]
+
+
+def test_the_page_names_the_stages_with_what_is_planned_for_them(tmp_path: Path) -> None:
+    """docs/gpu.md: every stage with its seconds, in their order, their sum, and a check of every line of its table that
+    is a stage, a test or a command that exists."""
+    text = (ROOT / "docs/gpu.md").read_text()
+    asked = stages(SIZES["card"], tmp_path, tmp_path)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    told = {name: seconds for name, _, seconds in (row for row in rows if len(row) == 3)}
+    assert told == {f"`{stage.name}`": f"{stage.expected_s:.0f}" for stage in asked}
+    planned = sum(stage.expected_s for stage in asked if stage.name != "real-model")
+    assert f"a plan: {planned:.0f} without `real-model`" in text
+    _, _, table = text.partition("| checked on a card by |\n")
+    _, *lines = [line.strip("|").split("|") for line in table.split("\n\n")[0].splitlines()]
+    assert len(lines) > 20
+    names = {stage.name for stage in asked}
+    for line in lines:
+        check = line[-1].strip()
+        assert check, line[0]
+        # Single words are stages; the rest are commands, files and settings.
+        assert set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", check)) <= names, line[0]
+        for path in re.findall(r"`(tests/[^`]+)`", check):
+            assert (ROOT / path).is_file(), path
+
+
+def test_every_stage_finds_what_another_compiled(tmp_path: Path) -> None:
+    """vLLM's cache is the home directory's unless the caller says otherwise, and no stage says so for itself; the
+    libraries' Python is compiled once whatever the caller has set."""
+    asked = [
+        scripted("one", f"{NOTE}import os; note('seen', **{{n: os.environ.get(n) for n in {CACHES}}})"),
+    ]
+    (outcome,) = running.run_all(asked, time.monotonic() + 60, tmp_path)
+    (row,) = outcome.figures
+    assert {name: row[name] for name in CACHES} == {name: os.environ.get(name) for name in CACHES} | {
+        "PYTHONDONTWRITEBYTECODE": ""
+    }
+
+
 @pytest.mark.parametrize("arm", learner.ARMS)
 def test_every_arm_is_told_settings_that_exist(arm: str) -> None:
     load_config("quickstart.yaml", [*learner.ARMS[arm].settings])
@@ -115,11 +170,7 @@ def test_single_stages_come_with_what_they_need_before(tmp_path: Path) -> None:
     """Single stages can be asked for with what they come after."""
     every = stages(CPU, tmp_path, None)
     assert chosen(every, []) == every
-    assert [stage.name for stage in chosen(every, ["decoding-none", "doctor"])] == [
-        "weights",
-        "doctor",
-        "decoding-none",
-    ]
+    assert [stage.name for stage in chosen(every, ["doctor", "resume"])] == ["quickstart", "resume", "doctor"]
     with pytest.raises(typer.BadParameter, match="the stages are machine, quickstart"):
         chosen(every, ["nothing"])
 
@@ -127,19 +178,29 @@ def test_single_stages_come_with_what_they_need_before(tmp_path: Path) -> None:
 def test_an_arm_that_the_memory_does_not_hold_leaves_the_others(
     drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    measure = learner.measure
+    measure, build, built = learner.measure, learner.build, []
 
     def short(arm: learner.Arm, *others: Any) -> dict[str, Any]:
         if "lora.rank=32" in arm.settings:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
         return measure(arm, *others)
 
+    def counted(arm: learner.Arm, *others: Any) -> Any:
+        built.append(arm)
+        return build(arm, *others)
+
     monkeypatch.setattr(learner, "measure", short)
-    monkeypatch.setattr(learner, "ARMS", {"a": learner.Arm(settings=("lora.rank=32",)), "b": learner.Arm(times=2)})
+    monkeypatch.setattr(learner, "build", counted)
+    arms = {"a": learner.Arm(settings=("lora.rank=32",)), "b": learner.Arm(times=2), "c": learner.Arm()}
+    monkeypatch.setattr(learner, "ARMS", arms | {"d": learner.Arm(compiled=False), "e": learner.Arm(shape=1)})
     learner.main("cpu")
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert [(row["kind"], row["arm"]) for row in rows] == [("left out", "a"), ("learner", "b")]
-    assert rows[1]["tokens"] == 2 * (32 + 24)
+    assert [(row["kind"], row["arm"]) for row in rows] == [("left out", "a"), *(("learner", arm) for arm in "bcde")]
+    assert [row["tokens"] for row in rows[1:]] == [2 * (32 + 24), *[32 + 24] * 3]
+    assert [row["model"] for row in rows[1:]] == ["tiny"] * 3 + ["tiny-untied"]
+    # Two that differ in their rows alone share a learner.
+    assert [arm for arm in built if arm == arms["c"]] == []
+    assert len(built) == 4
     text = page([outcome("learner", *rows)], "cpu")
     assert "- a: left out, CUDA out of memory. Tried to allocate 2 GiB." in text
 
@@ -197,11 +258,60 @@ def test_an_arm_of_the_learner_is_measured(drawn: Path, monkeypatch: pytest.Monk
     assert frozen < row["tflops"] * 1e12 * row["seconds"] < 1.3 * frozen
 
 
+def test_a_steps_engine_is_asked_with_its_adapter_and_without(tmp_path: Path) -> None:
+    """The stage's command, in a process that has its libraries loaded."""
+    (stage,) = [one for one in stages(CPU, tmp_path, None) if one.name == "step"]
+    settings = [word for word in stage.command if "=" in word]
+    checkpoint = tmp_path / "tiny"
+    written = write_checkpoint(checkpoint, CPU, "tiny")
+    assert written["parameters"] * 4 == pytest.approx(written["gib"] * 2**30, rel=0.01)
+    figures = tmp_path / "figures.jsonl"
+    code, output = forked.train(
+        ROOT,
+        f"model.name={checkpoint}",
+        *settings,
+        environment={FILE: str(figures), "PYTHONPATH": str(ROOT)},
+        prepare=partial(step.decode_at_the_end, CPU),
+    )
+    assert code == 0, output
+    rows = noted(figures)
+    assert [(row["arm"], row["sequences"], row["tokens"]) for row in rows] == [(IDLE, 4, 16), (ADAPTER, 4, 16)]
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+    (first, later) = stage.read()
+    assert first["kind"] == "step"
+    assert later["sampling_tokens_per_s"] > 0
+    # What the run asks for is what the engine is built for.
+    assert load_config("quickstart.yaml", settings).rollout.max_num_seqs == 4
+
+
+def test_rounds_take_turns_and_count_whole_completions_alone(tmp_path: Path) -> None:
+    write_shape(tmp_path, CPU.shapes["tiny"], "float32")
+    asked: list[tuple[Any, int]] = []
+
+    class Engine:
+        length = CPU.tokens
+
+        def generate(self, prompts: list[Any], sampling: Any, adapter: Any, seeds: list[str]) -> list[Any]:
+            asked.append((adapter, sampling.max_tokens))
+            completion = SimpleNamespace(token_ids=range(self.length))
+            return [SimpleNamespace(completions=[completion] * sampling.n) for _ in prompts]
+
+    sampler = SimpleNamespace(engine=Engine())
+    config = SimpleNamespace(model=SimpleNamespace(name=str(tmp_path)))
+    run = SimpleNamespace(sampler=sampler, config=config, adapter="newest")
+    step.decode(run, CPU)
+    assert [adapter for adapter, _ in asked] == [None, None, "newest", None, "newest"]
+    sampler.engine.length -= 1
+    with pytest.raises(SystemExit, match="completions ended before their full length"):
+        step.decode(run, CPU)
+
+
 def test_the_machine_is_described_whatever_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(machine, "MODULES", ("json", "no_such_module"))
+    monkeypatch.setattr(machine, "look_at", {"Qwen2ForCausalLM": "looked at"}.__getitem__)
     machine.main("cpu")
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["ok"] for row in rows if row["kind"] == "import"] == [True, False]
+    assert [row["ok"] for row in rows if row["kind"] == "import"] == [True, False, True, False]
     ceilings = {name: value for row in rows if row["kind"] == "ceiling" for name, value in row.items()}
     assert ceilings["product_tflops"] > 0
     assert ceilings["copy_gb_s"] > 0
@@ -242,8 +352,7 @@ def test_a_card_is_held_against_the_goals_and_a_cpu_is_not() -> None:
     arm |= {"kernels": 9000, "kernel_s": 0.08}
     measured = [
         outcome("machine", {"kind": "machine", "card": "Some Card", "torch": "2.11"}),
-        outcome("decoding-none", sampling(NONE, 30_000)),
-        outcome("decoding-adapter", sampling(IDLE, 29_000), sampling(ADAPTER, 24_000)),
+        outcome("step", sampling(IDLE, 30_000), sampling(ADAPTER, 24_000)),
         outcome("learner", {**arm, "tokens_per_s": 1.0, "tflops": 300.0, "mfu": 0.41, "peak_gib": 20.0}),
     ]
     assert adapter_ratio(measured) == pytest.approx(0.8)
@@ -254,5 +363,5 @@ def test_a_card_is_held_against_the_goals_and_a_cpu_is_not() -> None:
     on_cpu = page(measured, "cpu")
     assert "## Goals" not in on_cpu
     assert "say that the stages run, and nothing of speed" in on_cpu
-    assert adapter_ratio(measured[:2]) is None
+    assert adapter_ratio([measured[0], outcome("step", sampling(IDLE, 30_000))]) is None
     assert "not measured" in page(measured[:1], "card")

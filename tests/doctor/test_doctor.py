@@ -19,8 +19,21 @@ from pydantic import ValidationError
 from rl_engine.config import Config, load_config
 from rl_engine.doctor.machine import Library, instructions, libraries
 from rl_engine.doctor.reward import spread
-from rl_engine.doctor.selftest import CHECK_OF, FIRST, FITS, GAP_BEFORE, RESUMED, SECOND, STEPS, Check, Listener, small
+from rl_engine.doctor.selftest import (
+    CHECK_OF,
+    FIRST,
+    FITS,
+    GAP_BEFORE,
+    RESUMED,
+    SECOND,
+    STEPS,
+    Check,
+    Listener,
+    self_test,
+    small,
+)
 from rl_engine.learner.gap import GapLimits
+from rl_engine.learner.ranks import Ranks
 from rl_engine.train import assemble, loop
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +115,32 @@ def test_the_self_test_is_the_same_run_made_small() -> None:
     assert made.rewards.function == "rl_engine.doctor.reward:spread"
     own = load_config("quickstart.yaml", ["rewards.function=trl:think_format_reward"])
     assert small(own, Path("here")).rewards == own.rewards
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ((), 40 + 72),
+        (("eval.max_tokens=200", "eval.suites=[held_out]"), 40 + 200),
+    ],
+)
+def test_the_self_test_samples_in_the_context_of_the_run(
+    settings: tuple[str, ...], tokens: int, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the run's sampler has no room for is seen, and on a card what vLLM compiles is compiled for the run too."""
+    contexts: list[int] = []
+    reports: list[Check] = []
+    prepare = assemble.prepare_run
+
+    def prepared(*arguments: Any, **others: Any) -> Any:
+        contexts.append(prepare(*arguments, **others).context)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(assemble, "prepare_run", prepared)
+    config = load_config("quickstart.yaml", ("model.dtype=float32", *settings))
+    assert self_test(config, tmp_path, ranks, reports.append) is None
+    assert contexts == [tokens]
+    assert reports[-1].figure == "ValueError: seen enough"
 
 
 def values_of(schema: Any, definitions: Any) -> list[Any]:

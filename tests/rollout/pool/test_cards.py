@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
 from typer.testing import CliRunner
 
+import rollout.vllm
 from evals.__main__ import app as evals
 from rl_engine.config.file import ConfigError
 from rl_engine.doctor.__main__ import app as doctor
@@ -143,3 +148,32 @@ def test_float32_serves_no_adapter_on_a_card(monkeypatch: pytest.MonkeyPatch) ->
     assert serving_precision("float32", "embedded", adapter=False) == "float32"
     with pytest.raises(ValueError, match=r"^--dtype is float32, .*: give bfloat16, or auto"):
         serving_precision("float32", "embedded", adapter=True)
+
+
+def test_what_is_compiled_for_a_card_serves_every_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's kernels: torch's compiler would keep them beside the one model that an engine has compiled."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "of-one-model"))
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    assert triton_cache_dir(0).startswith(str(tmp_path / "of-one-model"))
+    importlib.reload(rollout.vllm)
+    assert triton_cache_dir(0) == str(tmp_path / "home" / ".triton" / "cache")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "mine"))
+    importlib.reload(rollout.vllm)
+    assert triton_cache_dir(0) == str(tmp_path / "mine")
+
+
+def test_a_run_says_where_kernels_are_kept_before_one_is_made(tmp_path: Path) -> None:
+    """The learner's head is compiled before vLLM is loaded."""
+    code = "import os, rl_engine.learner.ranks as it; print(os.environ['TRITON_CACHE_DIR'])"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env={**environment, "TRITON_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == str(tmp_path / ".triton" / "cache")
