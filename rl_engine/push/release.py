@@ -16,8 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from datafiles.settings import write_yaml
 from rl_engine.config import Config
 from rl_engine.push.card import Release, card_text
 from rl_engine.report.completions import NO_COMPLETIONS
@@ -109,7 +108,7 @@ def _copy_run(run: TrainingRun, folder: Path) -> None:
     place = folder / "run"
     place.mkdir()
     values = without_paths(run.values)
-    (place / RUN_CONFIG).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (place / RUN_CONFIG).write_text(write_yaml(values), encoding="utf-8")
     (place / "evals").mkdir()
     for path in sorted((run.directory / "evals").glob("*.json")):
         report = without_paths(json.loads(path.read_text()))
