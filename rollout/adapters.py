@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from datafiles.text import read_json
 from rollout.files.durable import discard, numbered, remove_leftovers, written_aside
 from rollout.types import AdapterRef
 
@@ -65,7 +66,7 @@ def stated_manifest(directory: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Any = read_json(path.read_text(encoding="utf-8"))
         manifest = {**manifest, "files": dict(manifest["files"])}
     except FileNotFoundError as error:
         raise AdapterError(f"{directory} has no {MANIFEST}: it was never published") from error
