@@ -23,6 +23,8 @@ MAX_MANIFEST_BYTES = 1 << 20
 # PEFT's names for the two files of an adapter.
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Of an adapter, the one it was trained with in the place of the model's own; transformers' name for it."""
 Pointer = Literal["latest", "best"]
 
 
