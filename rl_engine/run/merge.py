@@ -14,19 +14,13 @@ from transformers import AutoConfig, AutoTokenizer
 
 from evals.asking.trained_with import RECORD, chat_template_of, run_config_of
 from rl_engine.policy.base_model import DTYPES, auto_class
-from rl_engine.policy.peft_format import rank_and_scale
 from rl_engine.run.trained import TrainedAdapter
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS
+from rollout.peft_format import more_than_lora, rank_and_scale
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-# Fields of adapter_config.json under which the update is not just a multiple of B·A, with what they must be.
-PLAIN: dict[str, Any] = {
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "target_parameters": None,
-    "use_dora": False,
-}
+# Of a plain LoRA these say where B·A goes, which here is one matrix of a linear layer.
+ELSEWHERE = ("fan_in_fan_out", "target_parameters")
 
 # Families that vLLM serves with one matrix at both ends, whatever config.json says: gemma2 would not load, cohere would
 # answer with the base model's output.
@@ -56,9 +50,9 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
     Raises `ValueError` for an adapter that is more than that, a base model that is not here, a chat template that is
     lost, or an output embedding that could not be served apart from the input's.
     """
-    for name, plain in PLAIN.items():
-        if adapter.peft.get(name, plain) != plain:
-            raise ValueError(f"the adapter has {name} {adapter.peft[name]!r}, and only plain LoRA is merged")
+    elsewhere = [f"{name}={adapter.peft[name]}" for name in ELSEWHERE if adapter.peft.get(name)]
+    if more := [*more_than_lora(adapter.peft), *elsewhere]:
+        raise ValueError(f"the adapter has {', '.join(more)}, and only plain LoRA is merged")
     template = chat_template_of(adapter.directory)
     source, revision = adapter.base.source(), adapter.base.revision
     model_config = AutoConfig.from_pretrained(source, revision=revision)
