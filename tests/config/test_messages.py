@@ -59,6 +59,13 @@ def test_a_time_is_no_number_of_base_sixty() -> None:
     )
 
 
+def test_a_wrong_item_of_a_list_is_one_line() -> None:
+    assert message("sweep_starts.yaml", "seeds=1:30", schema=SweepConfig) == (
+        "command line: seeds.0: input should be a valid integer, unable to parse string as an integer, not '1:30'"
+    )
+    assert "write it as" in message("sweep_starts.yaml", "seeds=[]", schema=SweepConfig)
+
+
 def test_a_text_of_digits_is_read_again_from_the_resolved_file(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     for name in ("1e5", "010", "0o17", "no"):
