@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datafiles.formats import DELIMITERS, SPLITS, format_of, shards_of
-from datafiles.text import TextFileError, text_lines
+from datafiles.text import TextFileError, TwiceError, each_once, read_json, text_lines
 
 Row = Mapping[str, Any]
 Drop = Callable[[str, str], None]
@@ -62,7 +62,10 @@ def _lines(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
             drop("blank line", where)
             continue
         try:
-            row = json.loads(line)
+            row = read_json(line)
+        except TwiceError as error:
+            drop(str(error), where)
+            continue
         except (ValueError, RecursionError):
             drop("not JSON", where)
             continue
@@ -75,13 +78,15 @@ def _lines(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
 def _documents(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
     """The items of a JSON array, or of the one array in an object, or objects that take several lines each."""
     text = "".join(line for _, line in text_lines(path))
-    decoder, position, found = json.JSONDecoder(), 0, []
+    decoder, position, found = json.JSONDecoder(object_pairs_hook=each_once), 0, []
     try:
         while (position := len(text) - len(text[position:].lstrip())) < len(text):
             value, position = decoder.raw_decode(text, position)
             found.append(value)
     except json.JSONDecodeError as error:
         raise TextFileError(f"{key}: {path}, line {error.lineno}: not JSON ({error.msg})") from None
+    except TwiceError as error:
+        raise TextFileError(f"{key}: {path}, an object has {error}: keep one of them") from None
     except RecursionError:
         raise TextFileError(f"{key}: {path} is JSON nested without end") from None
     for number, row in enumerate(_items(found), 1):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 BOM = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
@@ -20,6 +21,24 @@ OTHER_UNICODE = {
 
 class TextFileError(ValueError):
     """A file that is not what is read here; the text names it and the way out."""
+
+
+class TwiceError(ValueError):
+    """A JSON object with a key twice, of which Python would keep the last without a word; the text says which."""
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` of what reads people's JSON. Raises `TwiceError`."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise TwiceError(f"the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def read_json(text: str) -> Any:
+    """Raises `ValueError` for what is not JSON, `TwiceError` for an object with a key twice."""
+    return json.loads(text, object_pairs_hook=each_once)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -7,7 +7,6 @@ after a look at whether vLLM can serve it on this model.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -29,12 +28,9 @@ from rollout.adapters import (
 )
 from rollout.engine import smallest_allowed_rank
 from rollout.models import locate_model
+from rollout.peft_format import read_peft
 from rollout.types import BASE, AdapterRef
 
-# vLLM refuses these when it loads the adapter, which is after the model. Initializations that change the base weights
-# when PEFT loads them are refused too.
-REFUSED = ("use_dora", "lora_bias", "modules_to_save", "layer_replication", "use_bdlora", "use_qalora")
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 # Layers that read the hidden state: their A has as many columns as the model is wide.
 READS_HIDDEN = re.compile(r"\.layers\.(\d+)\..*\.(?:[qkv]_proj|gate_proj|up_proj)\.lora_A\.weight$")
 
@@ -78,7 +74,7 @@ def named_version(argument: str) -> tuple[str, Meant]:
 def _policy(argument: str, model: str, model_config: Any) -> Policy:
     name, meant = check_adapter(argument)
     directory = meant.directory.resolve()
-    settings = json.loads((directory / PEFT_CONFIG).read_text())
+    settings = read_peft(directory, "--adapter")
     rank = _rank_of(settings, directory)
     _check_fits(directory, model_config, model)
     published = (directory / MANIFEST).is_file()
@@ -98,10 +94,11 @@ def _policy(argument: str, model: str, model_config: Any) -> Policy:
 
 
 def check_adapter(argument: str) -> tuple[str, Meant]:
-    """`named_version`, where that is an adapter's. Raises `AdapterError`."""
+    """`named_version`, where that is a plain LoRA adapter's. Raises `AdapterError`."""
     name, meant = named_version(argument)
     if not (meant.directory / PEFT_CONFIG).is_file():
         raise AdapterError(f"--adapter {argument}: {_what_is_there(meant.directory)}")
+    read_peft(meant.directory, "--adapter")
     return name, meant
 
 
@@ -115,14 +112,6 @@ def _what_is_there(directory: Path) -> str:
 
 def _rank_of(settings: dict[str, Any], directory: Path) -> int:
     """The largest rank of its layers. Raises `AdapterError` for what vLLM cannot serve."""
-    kind = settings.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"{directory}: peft_type is {kind!r}; vLLM serves LORA alone")
-    refused = [key for key in REFUSED if settings.get(key)]
-    if settings.get("init_lora_weights", True) not in PLAIN_STARTS:
-        refused.append(f"init_lora_weights={settings['init_lora_weights']}")
-    if refused:
-        raise AdapterError(f"{directory}: vLLM cannot serve an adapter with {', '.join(refused)}")
     rank = max([int(settings["r"]), *map(int, (settings.get("rank_pattern") or {}).values())])
     try:
         smallest_allowed_rank(rank)
@@ -133,8 +122,6 @@ def _rank_of(settings: dict[str, Any], directory: Path) -> int:
 
 def _check_fits(directory: Path, model_config: Any, model: str) -> None:
     """Raises `AdapterError` for another model's adapter: vLLM would copy what is too small into its larger buffers."""
-    if not (directory / PEFT_WEIGHTS).is_file():
-        raise AdapterError(f"{directory} has no {PEFT_WEIGHTS}")
     layers, hidden = model_config.num_hidden_layers, model_config.hidden_size
     with safe_open(directory / PEFT_WEIGHTS, framework="numpy") as weights:
         for name in weights.keys():  # noqa: SIM118 - not a mapping

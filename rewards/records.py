@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from datafiles.text import TextFileError, text_lines
+from datafiles.text import TextFileError, TwiceError, read_json, text_lines
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -43,7 +43,9 @@ def refuse_existing(output: Path | None) -> None:
 
 def _row(path: Path, number: int, line: str, required: tuple[str, ...]) -> Row:
     try:
-        row = json.loads(line)
+        row = read_json(line)
+    except TwiceError as error:
+        raise BadRecord(f"{path}, line {number}: {error}") from None
     except json.JSONDecodeError as error:
         raise BadRecord(f"{path}, line {number}: not JSON ({error.msg})") from None
     if not isinstance(row, dict):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from datafiles.text import read_json
 from rollout.files.durable import discard, numbered, remove_leftovers, written_aside
 from rollout.types import AdapterRef
 
@@ -22,6 +23,8 @@ MAX_MANIFEST_BYTES = 1 << 20
 # PEFT's names for the two files of an adapter.
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Of an adapter, the one it was trained with in the place of the model's own; transformers' name for it."""
 Pointer = Literal["latest", "best"]
 
 
@@ -65,7 +68,7 @@ def stated_manifest(directory: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError(f"it is larger than {MAX_MANIFEST_BYTES:,} bytes")
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Any = read_json(path.read_text(encoding="utf-8"))
         manifest = {**manifest, "files": dict(manifest["files"])}
     except FileNotFoundError as error:
         raise AdapterError(f"{directory} has no {MANIFEST}: it was never published") from error

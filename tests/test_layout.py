@@ -34,6 +34,7 @@ ROOMS = (
     "rollout.files",
     "rollout.hub",
     "rollout.adapters",
+    "rollout.peft_format",
     "rollout.models",
     "rollout.prompts",
     "rollout.segments",

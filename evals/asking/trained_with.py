@@ -20,7 +20,7 @@ from evals.policies import Policy
 from evals.suites import ANSWER_FORMS, generated_by
 from rewards import RewardConfig
 from rewards.config import AnswerForm
-from rollout.adapters import MANIFEST
+from rollout.adapters import CHAT_TEMPLATE, MANIFEST
 from rollout.config import DataConfig, PromptConfig
 from rollout.frames import CHAT_TEMPLATES
 from rollout.prompts.generated import REASONING_GYM
@@ -87,7 +87,7 @@ def trained_with(directory: Path) -> TrainedWith | None:
     Raises `ValueError` for a configuration that cannot be read.
     """
     path = run_config_of(directory)
-    return None if path is None else _read(path)
+    return None if path is None else _read(path, directory)
 
 
 def run_config_of(directory: Path) -> Path | None:
@@ -103,7 +103,20 @@ def run_config_of(directory: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _read(path: Path) -> TrainedWith:
+def chat_template_of(directory: Path) -> str | None:
+    """The template that took the place of the model's own in the run that made this version, or None where none did.
+
+    Raises `ValueError` where it is lost.
+    """
+    path = run_config_of(directory)
+    values = None if path is None else yaml.safe_load(read_text(path))
+    data = values.get("data") if isinstance(values, dict) else None
+    if path is None or not isinstance(data, dict):  # a configuration of another version
+        return None
+    return _chat_template(data.get("chat_template"), path, directory)
+
+
+def _read(path: Path, directory: Path) -> TrainedWith:
     try:
         values = yaml.safe_load(read_text(path))
         data, rewards = values["data"], values.get("rewards")
@@ -112,7 +125,7 @@ def _read(path: Path) -> TrainedWith:
             prompt=PromptConfig.model_validate(values["prompt"]),
             stop=tuple(values.get("sampling", {}).get("stop", ())),
             answer_forms=RewardConfig(answer_forms=rewards["answer_forms"]).answer_forms if rewards else ANSWER_FORMS,
-            chat_template=_chat_template(data.get("chat_template"), path),
+            chat_template=_chat_template(data.get("chat_template"), path, directory),
             generated=_generated(data, supervised=rewards is None),
             max_tokens=values.get("eval", {}).get("max_tokens") or values.get("sampling", {}).get("max_tokens"),
         )
@@ -129,13 +142,19 @@ def _generated(data: dict[str, Any], *, supervised: bool) -> tuple[DataConfig, .
     return generated_by(DataConfig.model_validate({key: data[key] for key in keys if key in data}))
 
 
-def _chat_template(name: Any, config: Path) -> str | None:
-    if name is None or name in CHAT_TEMPLATES:
-        return CHAT_TEMPLATES.get(name)
-    for place in (Path(name), config.parent / Path(name).name):
+def _chat_template(name: Any, config: Path, directory: Path) -> str | None:
+    """What lies beside the version is what it was trained with; versions from before have the file's name alone."""
+    if name is None:
+        return None
+    if name in CHAT_TEMPLATES and not (directory / CHAT_TEMPLATE).is_file():
+        return CHAT_TEMPLATES[name]
+    for place in (directory / CHAT_TEMPLATE, Path(name), config.parent / Path(name).name):
         if place.is_file():
             return read_text(place)
-    raise ValueError(f"{config}: data.chat_template {name} is not here, and the adapter was trained with it")
+    raise ValueError(
+        f"{config}: data.chat_template {name} is not here, and the adapter was trained with it: copy it to "
+        f"{config.parent / Path(name).name}"
+    )
 
 
 def agreed(model: str, policies: Sequence[Policy]) -> TrainedWith | None:

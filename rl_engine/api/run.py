@@ -10,7 +10,7 @@ from typing import Any
 
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.records import read_metrics, read_rollouts
+from rl_engine.run.records import read_metrics, read_rollouts, rollout_files
 from rl_engine.run.trained import RUN_CONFIG, read_configuration
 from rollout.adapters import AdapterStore
 
@@ -47,15 +47,20 @@ class Run:
         """Every completion of the run, or of one step, read one step's file at a time: problem, prompt, completion,
         verdict, reward, advantage, tokens. Empty if the run keeps none, as a supervised run.
 
-        Raises `ValueError` for a step without completions.
+        Raises `ValueError` for a step without completions, and for a file that cannot be read; one of a step that is
+        not recorded yet is still being written, and is passed over.
         """
-        files = sorted((self.path / "rollouts").glob("step*.jsonl*"))
-        if step is not None:
-            files = [path for path in files if path.name.startswith(f"step{step:06d}.")]
-            if not files:
-                raise ValueError(f"{self.path} has no completions of step {step}: its last step is {self.step}")
-        for path in files:
-            yield from read_rollouts(path)
+        files, done = rollout_files(self.path), self.step
+        if step is not None and step not in files:
+            raise ValueError(f"{self.path} has no completions of step {step}: its last step is {done}")
+        for one in files if step is None else [step]:
+            try:
+                rows = read_rollouts(files[one])
+            except ValueError:
+                if one <= done:
+                    raise
+            else:
+                yield from rows
 
     @property
     def adapters(self) -> dict[int, Path]:

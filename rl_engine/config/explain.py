@@ -19,7 +19,11 @@ def problems_of(schema: type[BaseModel], values: Mapping[str, Any], error: Valid
     """Every problem of these values once, in pydantic's order; what is required and absent comes last, together."""
     lines: dict[str, None] = {}
     absent = []
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    places = [problem["loc"] for problem in problems]
+    for problem in problems:
+        if problem["type"] == "too_short" and any(problem["loc"] == place[:-1] for place in places):
+            continue  # of items that are wrong themselves
         location = [str(part) for part in problem["loc"]]
         if problem["type"] == "missing":
             absent.append(".".join(location))

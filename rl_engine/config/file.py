@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 from pydantic import ValidationError
 
+from datafiles.settings import read_yaml, write_yaml
 from datafiles.text import TextFileError, read_text
 from rewards.workers.processes import SECRET
 from rl_engine.config.effects import Idle, idle_keys
@@ -52,7 +52,7 @@ class CommandConfig(Section):
     """The command, a key of `SIGNS`: `python -m MODULE`."""
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.model_dump(mode="json"))
 
 
 S = TypeVar("S", bound=CommandConfig)
@@ -170,18 +170,18 @@ def _read_file(path: Path) -> dict[str, Any]:
     except TextFileError as error:
         raise ConfigError(str(error)) from error
     try:
-        tree: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+        tree = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_yaml_problem(error, text)}") from error
-    except OSError:  # so it says that this is neither a list nor a mapping
-        tree = text.strip()
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of keys to values, not {tree!r:.40}")
-    if not tree:
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if tree in (None, {}):
         raise ConfigError(f"{path}: the file is empty")
-    return {str(key): value for key, value in tree.items()}
+    if isinstance(tree, str):  # `seed = 3`
+        tree = {tree: None}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys to values, not {text.strip()!r:.40}")
+    return tree
 
 
 def _resolved(layers: Sequence[Layer], whole: dict[str, Any]) -> dict[str, Any]:
@@ -244,12 +244,11 @@ def _value(schema: type[CommandConfig], place: str, key: str, text: str) -> Any:
     info = field_at(schema, key)
     annotation = None if info is None else info.annotation
     try:
-        tree: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        value = read_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         if info is not None and not _takes_list(annotation) and takes_text_alone(annotation):
             return text
         raise ConfigError(f"{place}: {key}: {text!r} is not YAML: put it in quotes for the shell, '{key}=…'") from error
-    value = tree["value"]
     plain = isinstance(value, str | list | None)
     return value if plain or info is None or not takes_text_alone(annotation) else text
 

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rl_engine.inspect.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
-from rl_engine.policy.peft_format import FACTOR, rank_and_scale
 from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, AdapterStore, read_manifest
 from rollout.models import locate_model
+from rollout.peft_format import FACTOR, rank_and_scale, read_peft
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +49,8 @@ def read_version(directory: Path, base: Path | None, only: str = "") -> VersionS
 
 def _of_adapter(directory: Path, only: str) -> Iterator[Spectrum]:
     """Spectra of a LoRA adapter's modules."""
-    peft_config = json.loads((directory / PEFT_CONFIG).read_text())
-    if peft_config.get("peft_type") != "LORA" or peft_config.get("use_dora"):
-        kind = "DoRA" if peft_config.get("use_dora") else peft_config.get("peft_type")
-        raise AdapterError(f"{directory} is a {kind} adapter: only of a plain LoRA is ΔW the product of its factors")
-    path = directory / PEFT_WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} has no {PEFT_WEIGHTS}")
-    with safe_open(path, framework="pt") as file:
+    peft_config = read_peft(directory)
+    with safe_open(directory / PEFT_WEIGHTS, framework="pt") as file:
         names: dict[str, dict[str, str]] = {}
         for name in file.keys():  # noqa: SIM118  (not a dict)
             if (match := FACTOR.match(name)) and only in match["module"]:

@@ -82,6 +82,8 @@ class Learner:
         )
         self._full_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._grad_norm = 0.0
+        self.is_whole = True
+        """Whether weights and moments are those after a step, and not after a part of its updates."""
         self._guard = GradientGuard(
             self.parameters.values(), self.optimizer, ranks, ADVICE, sharded=config.learner.zero_stage > 0
         )
@@ -204,9 +206,11 @@ class Learner:
             if index == 0:
                 check_gap(statistics.gap(), limits)
             allowed = self._guard.allows()
+            self.is_whole = False
             self.deepspeed_engine.step()
             if allowed:
                 norms.append(self._norm_of_update())
+        self.is_whole = True
         made = len(norms)
         return replace(
             statistics.totals(), grad_norm=fmean(norms) if norms else math.nan, updates=made, skipped=len(parts) - made

@@ -12,23 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
-from datafiles.text import read_text
-from evals.asking.trained_with import RECORD, run_config_of
+from evals.asking.trained_with import RECORD, chat_template_of, run_config_of
 from rl_engine.policy.base_model import DTYPES, auto_class
-from rl_engine.policy.peft_format import rank_and_scale
 from rl_engine.run.trained import TrainedAdapter
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS
-from rollout.frames import CHAT_TEMPLATES
+from rollout.peft_format import more_than_lora, rank_and_scale
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-# Fields of adapter_config.json under which the update is not just a multiple of B·A, with what they must be.
-PLAIN: dict[str, Any] = {
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "target_parameters": None,
-    "use_dora": False,
-}
+# Of a plain LoRA these say where B·A goes, which here is one matrix of a linear layer.
+ELSEWHERE = ("fan_in_fan_out", "target_parameters")
 
 # Families that vLLM serves with one matrix at both ends, whatever config.json says: gemma2 would not load, cohere would
 # answer with the base model's output.
@@ -55,12 +47,13 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
 
     W + (alpha / rank) · B·A is computed in float32 from the base model as it is published, whatever precision it was
     trained in; all that is rounded is the sum. Takes 4 bytes of memory a parameter.
-    Raises `ValueError` for an adapter that is more than that, a base model that is not here, or an output embedding
-    that could not be served apart from the input's.
+    Raises `ValueError` for an adapter that is more than that, a base model that is not here, a chat template that is
+    lost, or an output embedding that could not be served apart from the input's.
     """
-    for name, plain in PLAIN.items():
-        if adapter.peft.get(name, plain) != plain:
-            raise ValueError(f"the adapter has {name} {adapter.peft[name]!r}, and only plain LoRA is merged")
+    elsewhere = [f"{name}={adapter.peft[name]}" for name in ELSEWHERE if adapter.peft.get(name)]
+    if more := [*more_than_lora(adapter.peft), *elsewhere]:
+        raise ValueError(f"the adapter has {', '.join(more)}, and only plain LoRA is merged")
+    template = chat_template_of(adapter.directory)
     source, revision = adapter.base.source(), adapter.base.revision
     model_config = AutoConfig.from_pretrained(source, revision=revision)
     model: Any = auto_class(model_config).from_pretrained(source, revision=revision, dtype=torch.float32)
@@ -76,19 +69,10 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
         layer.weight.data = merged
     model.to(DTYPES[dtype]).save_pretrained(target)
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    if template := _template_of(adapter):
-        tokenizer.chat_template = template if isinstance(template, str) else read_text(template)
+    tokenizer.chat_template = template or tokenizer.chat_template
     tokenizer.save_pretrained(target)
     _keep_record(adapter, target)
     return sums.rounding(dtype)
-
-
-def _template_of(adapter: TrainedAdapter) -> Path | str | None:
-    """The chat template that a supervised run put in the place of the base model's: its file, or the text of ours."""
-    name = adapter.run.values.get("data", {}).get("chat_template") if adapter.run else None
-    if name is None or name in CHAT_TEMPLATES:
-        return CHAT_TEMPLATES.get(str(name))
-    return Path(name) if Path(name).is_file() else None
 
 
 def _keep_record(adapter: TrainedAdapter, target: Path) -> None:
@@ -98,8 +82,7 @@ def _keep_record(adapter: TrainedAdapter, target: Path) -> None:
         return
     record = target / RECORD
     record.mkdir()
-    template = _template_of(adapter)
-    for file in (adapter.directory / MANIFEST, config, *([template] if isinstance(template, Path) else [])):
+    for file in (adapter.directory / MANIFEST, config):
         shutil.copyfile(file, record / file.name)
 
 

@@ -26,7 +26,7 @@ from huggingface_hub.hf_api import RepoFile
 from rl_engine.push.model_card import Licence
 from rl_engine.push.release import files_of
 from rl_engine.run.trained import BaseModel
-from rollout.adapters import sha256_of
+from rollout.adapters import CHAT_TEMPLATE, sha256_of
 
 ATTEMPTS = 4
 FIRST_WAIT_S = 1.0
@@ -36,7 +36,7 @@ LOOKUP_S = 10.0
 """The same for the base model's licence."""
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 # What a release may leave behind in a repository when the next one has no such file.
-OURS = ("run/", "merged/", "curves.png")
+OURS = ("run/", "merged/", "curves.png", CHAT_TEMPLATE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

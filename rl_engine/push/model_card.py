@@ -70,7 +70,7 @@ def card_text(release: Release, rounding: Rounding | None, files: Sequence[str])
     adapter, run = release.adapter, release.adapter.run
     config = run.config if run else None
     reinforced = config if isinstance(config, Config) else None
-    prompt = prompt_of(config)
+    prompt = config.prompt if config else None
     return template().render(
         metadata=metadata(release).to_yaml(),
         release=release,
@@ -184,13 +184,6 @@ def example_problem(config: Config | None) -> str:
     task = config.data.arithmetic
     expression = next(expressions("held_out", HELD_OUT_SEED, task.terms, task.largest))
     return task.wording.replace("{expression}", expression.text)
-
-
-def prompt_of(config: Config | SftConfig | None) -> PromptConfig | None:
-    """The form of the prompts, where the base model's tokenizer is enough to make them."""
-    if isinstance(config, SftConfig) and config.data.chat_template is not None:
-        return None
-    return config.prompt if config else None
 
 
 def prompt_lines(prompt: PromptConfig | None) -> list[str]:

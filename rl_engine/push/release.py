@@ -1,6 +1,6 @@
 """Trained adapter → the folder that is published, without a path of the machine it was made on.
 
-    adapter_model.safetensors  adapter_config.json  manifest.json  README.md  curves.png
+    adapter_model.safetensors  adapter_config.json  [chat_template.jinja]  manifest.json  README.md  curves.png
     run/config.yaml  run/metrics.jsonl  run/evals/*.json  run/report.html  merged/
 
 The same adapter gives the same bytes: a folder can be made again, and pushed again for nothing.
@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from datafiles.settings import write_yaml
+from evals.asking.trained_with import chat_template_of
 from rl_engine.config import Config
 from rl_engine.push.model_card import Release, card_text
 from rl_engine.report.completions import NO_COMPLETIONS
@@ -25,7 +25,7 @@ from rl_engine.report.page import NAME as REPORT
 from rl_engine.report.page import PROBLEMS, read_runs, write_page
 from rl_engine.run.records import METRICS
 from rl_engine.run.trained import RUN_CONFIG, TrainedAdapter, TrainingRun
-from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, sha256_of, write_manifest
+from rollout.adapters import CHAT_TEMPLATE, MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, sha256_of, write_manifest
 from rollout.files.ownership import place_aside
 
 CARD = "README.md"
@@ -98,6 +98,8 @@ def _copy_adapter(adapter: TrainedAdapter, folder: Path) -> None:
     The manifest vouches for the files beside it, and for the published version they come from.
     """
     shutil.copyfile(adapter.directory / PEFT_WEIGHTS, folder / PEFT_WEIGHTS)
+    if template := chat_template_of(adapter.directory):
+        (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     base = adapter.base
     peft = {**adapter.peft, "base_model_name_or_path": base.hub_id, "revision": base.revision}
     (folder / PEFT_CONFIG).write_text(json.dumps(peft, indent=2, sort_keys=True) + "\n")
@@ -109,7 +111,7 @@ def _copy_run(run: TrainingRun, folder: Path) -> None:
     place = folder / "run"
     place.mkdir()
     values = without_paths(run.values)
-    (place / RUN_CONFIG).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (place / RUN_CONFIG).write_text(write_yaml(values), encoding="utf-8")
     (place / "evals").mkdir()
     for path in sorted((run.directory / "evals").glob("*.json")):
         report = without_paths(json.loads(path.read_text()))

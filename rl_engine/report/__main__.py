@@ -23,6 +23,7 @@ from evals.command import exit_with_error, stoppable
 from rewards.command import Command
 from rl_engine.report.page import NAME, PROBLEMS, is_report, names_of, read_runs, write_page
 from rl_engine.report.shown_run import ShownRun
+from rl_engine.report.warnings import left_out
 from rl_engine.run.records import METRICS
 from rollout.files.ownership import is_figure, replaced
 from rollout.stopping import Stopped
@@ -64,6 +65,8 @@ def main(
                 console.print(f"watching; {escape(str(target))} loads itself again, Ctrl-C ends it")
                 watch_runs(runs, target, problems, every)
             shown = read_runs(runs, problems)
+            for line in (line for run in shown for line in left_out(run)):
+                console.print(escape(line))
             if plots is not None:
                 draw(console, shown, plots, format)
             write_page(shown, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from jinja2.utils import htmlsafe_json_dumps
 
 from rewards import Verdict
-from rl_engine.run.records import read_rollouts
+from rl_engine.run.records import read_rollouts, rollout_files
 
 STEPS = 256
 """Most steps that are read; of more, every second, fourth, … is."""
@@ -21,6 +22,23 @@ SAMPLES = 8
 """Most completions shown of a group."""
 CHARACTERS = 20_000
 """Longest text shown in full; of a longer one the middle is left out."""
+NEEDED = frozenset(
+    [
+        "step",
+        "problem_id",
+        "problem",
+        "reference",
+        "prompt",
+        "completion",
+        "extracted",
+        "verdict",
+        "reward",
+        "advantage",
+        "completion_tokens",
+        "finish_reason",
+    ]
+)
+"""What a row must say to be shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,21 +80,35 @@ class ShownCompletions:
     """Groups of the steps that were read."""
     is_full: bool
     """Whether the budget ended before the problems that were asked for."""
+    damaged: tuple[str, ...] = ()
+    """What of rollouts/ is left out because it is not there or cannot be read: a line each."""
 
 
 NO_COMPLETIONS = ShownCompletions(groups=(), steps_total=0, steps_read=0, groups_total=0, is_full=False)
 
 
-def shown_completions(run: Path, *, problems: int, budget_bytes: int) -> ShownCompletions:
-    """What to show: at most `problems` groups of each step, and at most `budget_bytes` of JSON in all.
+def shown_completions(
+    run: Path, *, problems: int, budget_bytes: int, recorded: Collection[int] = ()
+) -> ShownCompletions:
+    """What to show: at most `problems` groups of each step, and at most `budget_bytes` of JSON in all. `recorded` are
+    the steps whose files are complete: of another, one that cannot be read is still being written.
 
     Problems that occur at more of the steps come first, so that their history can be followed; between equals the
     digest of the id decides, which knows nothing of how hard a problem is. Where the budget does not reach, whole
     rounds of one group a step are left out, and of the last round steps that lie between others.
     """
-    files = sorted((run / "rollouts").glob("step*.jsonl*"))
-    read = [(path, path.stat().st_mtime_ns) for path in _spread(files)]
-    ids_of_steps = [_problem_ids(path, changed_ns) for path, changed_ns in read]
+    files = rollout_files(run)
+    missing = sorted({*recorded} - files.keys()) if files else []
+    damaged = [f"{run / 'rollouts'} has nothing of step {_listed(missing)}"] if missing else []
+    read, ids_of_steps = [], []
+    for step in _spread([*files]):
+        path, changed_ns = files[step], files[step].stat().st_mtime_ns
+        try:
+            ids_of_steps.append(_problem_ids(path, changed_ns))
+        except ValueError as error:
+            damaged += [str(error)] if step in recorded else []
+        else:
+            read.append((path, changed_ns))
     occurrences = Counter(problem for ids in ids_of_steps for problem in ids)
 
     def preference(problem: str) -> tuple[int, str]:
@@ -100,7 +132,12 @@ def shown_completions(run: Path, *, problems: int, budget_bytes: int) -> ShownCo
         steps_read=len(read),
         groups_total=sum(len(ids) for ids in ids_of_steps),
         is_full=len(kept) < len(rounds),
+        damaged=tuple(damaged),
     )
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps[:10])) + (f" and {len(steps) - 10:,} more" if len(steps) > 10 else "")
 
 
 def bytes_in_page(group: ShownGroup) -> int:
@@ -108,12 +145,12 @@ def bytes_in_page(group: ShownGroup) -> int:
     return len(htmlsafe_json_dumps(asdict(group)))
 
 
-def _spread(files: list[Path]) -> list[Path]:
-    """At most `STEPS` of the files at an even distance, and the last: a longer run keeps what was chosen before."""
+def _spread(steps: list[int]) -> list[int]:
+    """At most `STEPS` of the steps at an even distance, and the last: a longer run keeps what was chosen before."""
     stride = 1
-    while len(files) > stride * STEPS:
+    while len(steps) > stride * STEPS:
         stride *= 2
-    return [path for index, path in enumerate(files) if index % stride == 0 or index == len(files) - 1]
+    return [step for index, step in enumerate(steps) if index % stride == 0 or index == len(steps) - 1]
 
 
 def _halving(index: int) -> int:
@@ -124,7 +161,11 @@ def _halving(index: int) -> int:
 # Kept between refreshes of a page that is watched. The time of change is in the key: a file is only ever replaced.
 @lru_cache(maxsize=2 * STEPS)
 def _problem_ids(path: Path, _changed_ns: int) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(row["problem_id"] for row in read_rollouts(path)))
+    rows: list[Any] = read_rollouts(path)
+    for number, row in enumerate(rows, 1):
+        if not (isinstance(row, dict) and row.keys() >= NEEDED):
+            raise ValueError(f"{path} cannot be read (line {number} is no completion)")
+    return tuple(dict.fromkeys(row["problem_id"] for row in rows))
 
 
 @lru_cache(maxsize=2 * STEPS)

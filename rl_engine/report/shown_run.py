@@ -123,7 +123,9 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
         settings=settings,
         lines=lines,
         adapters=adapters,
-        completions=shown_completions(run, problems=problems, budget_bytes=budget_bytes),
+        completions=shown_completions(
+            run, problems=problems, budget_bytes=budget_bytes, recorded={int(line["step"]) for line in lines} - {0}
+        ),
         answers=answers,
         damaged=damaged,
         starts=read_starts(run),

@@ -99,7 +99,7 @@ RULES = (
 
 def warnings_of(run: ShownRun) -> list[str]:
     """What a reader must know before the numbers; empty for a healthy run."""
-    found = [f"{line}, and is left out" for line in run.damaged]
+    found = left_out(run)
     for rule in RULES:
         lines = [line for line in run.lines if rule.key in line]
         over = [line[rule.key] for line in lines if line[rule.key] > rule.limit(run.settings, line)]
@@ -107,3 +107,10 @@ def warnings_of(run: ShownRun) -> list[str]:
             steps = "1 step" if len(over) == 1 else f"{len(over):,} steps"
             found.append(rule.text.format(worst=max(over), steps=steps))
     return found
+
+
+def left_out(run: ShownRun) -> list[str]:
+    """What is not shown because it is damaged or gone; the rest is."""
+    return [f"{line}, and is left out" for line in run.damaged] + [
+        f"{line}: its completions are left out" for line in run.completions.damaged
+    ]

@@ -17,6 +17,7 @@ from rl_engine.run.services import TRACKERS
 from rollout.adapters import PEFT_CONFIG, gone_version
 from rollout.files.durable import check_writable
 from rollout.models import check_files
+from rollout.peft_format import read_peft
 
 
 def check_parts(config: Config | SftConfig) -> None:
@@ -31,6 +32,8 @@ def check_parts(config: Config | SftConfig) -> None:
     if start is not None and config.method == "lora" and not (Path(start).expanduser() / PEFT_CONFIG).is_file():
         gone = gone_version(Path(start).expanduser())
         raise ConfigError(f"lora.start_from: {gone or f'{start} is not an adapter (no {PEFT_CONFIG} there)'}")
+    if start is not None and config.method == "lora":
+        read_peft(Path(start).expanduser(), "lora.start_from")
     check_files(config.model.name)
 
 

@@ -6,8 +6,9 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -61,14 +62,20 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     return found
 
 
-def read_rollouts(path: Path) -> Iterator[dict[str, Any]]:
-    """The completions of a step's file; none of one that is still being written."""
+def rollout_files(run: Path) -> dict[int, Path]:
+    """Step → the file of its completions, in order of steps."""
+    found = ((re.match(r"step([0-9]+)\.jsonl", path.name), path) for path in (run / "rollouts").glob("step*.jsonl*"))
+    return dict(sorted((int(step[1]), path) for step, path in found if step))
+
+
+def read_rollouts(path: Path) -> list[dict[str, Any]]:
+    """The completions of a step's file. Raises `ValueError`, in one line, for one that is damaged, or still being
+    written: the step's line in metrics.jsonl comes after it."""
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-            rows = [json.loads(line) for line in file]
-    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, json.JSONDecodeError):
-        return
-    yield from rows
+            return [json.loads(line) for line in file]
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
 
 
 @dataclass
@@ -92,8 +99,8 @@ class Records:
         write_synced(self.run / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         write_synced(self.run / CONFIG, self.config.to_yaml())
         note_start(self.run, done)
-        for path in (self.run / "rollouts").glob("step*.jsonl.gz"):
-            if int(path.name[4:-9]) > done:
+        for step, path in rollout_files(self.run).items():
+            if step > done:
                 path.unlink()
         self._sinks = open_sinks(self.run, self.config, done)
 

@@ -18,6 +18,7 @@ from rl_engine.policy import full
 from rl_engine.policy.base_model import load_weights, published_config
 from rl_engine.policy.lora import adapter as lora
 from rl_engine.policy.lora.linear import LoraLinear
+from rollout.adapters import CHAT_TEMPLATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,8 @@ def with_adapter(config: SftConfig, tokenizer: Any, device: torch.device) -> Tra
 
     def write(directory: Path, tensors: dict[str, Tensor]) -> None:
         lora.write_adapter(directory, model, config.lora, config.model.name, tensors)
+        if config.data.chat_template is not None:  # whoever serves it must ask with it
+            (directory / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
 
     return TrainableModel(
         model=model,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_engine.config.fields import as_yaml, field_at, takes_text_alone
 from rl_engine.config.file import CommandConfig, ConfigError, read_config, resolve
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rollout.hub import HubItem
@@ -121,6 +122,14 @@ def _arguments(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
+def _check_texts(schema: type[CommandConfig], settings: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for a number or a switch where text is meant: 1.10 would arrive as 1.1, `no` as false."""
+    for key, value in settings.items():
+        info = field_at(schema, key)
+        if isinstance(value, bool | int | float) and info is not None and takes_text_alone(info.annotation):
+            raise ConfigError(f"{key} takes text, and YAML reads it as {as_yaml(value)}: write it in quotes")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """What a cell's run must be and reach."""
@@ -139,6 +148,7 @@ def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
     command = COMMANDS[config.command]
     cell = cell_of(config, arm, axis_value, config.seeds[0])
     try:
+        _check_texts(command.schema, cell.overrides)
         settings = read_config(command.schema, config.base, arguments_of(cell), place="the sweep's settings")
         command.check(settings)
     except (ValueError, FileNotFoundError) as error:

@@ -14,6 +14,7 @@ from evals.scoring.kept import keep_answers
 from evals.scoring.outcomes import outcome_of
 from evals.scoring.report import EvalReport, report_on
 from evals.suites import Suite
+from rewards.command import out_of_memory
 from rl_engine.config import Config
 from rl_engine.learner.advantages import advantages_of
 from rl_engine.learner.batching import TrainingSample
@@ -190,6 +191,18 @@ def kept(run: LiveRun) -> Iterator[None]:
             save(run)
 
 
+@contextlib.contextmanager
+def kept_without_memory(run: LiveRun) -> Iterator[None]:
+    """Where memory runs out in the block before anything is learned, the last finished step is saved. Not where there
+    are other ranks: these wait in their pass for the one that has no memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if run.learner.is_whole and run.learner.ranks.count == 1 and out_of_memory(error) is not None:
+            save(run)
+        raise
+
+
 def learn(run: LiveRun, updates: Sequence[Sequence[TrainingSample]], groups: Sequence[GradedGroup]) -> LearnStats:
     """The step's updates; where no group carries signal, only the measurements. A request to stop is heard until the
     first update is made; from then on the step is finished."""
@@ -202,7 +215,8 @@ def learn(run: LiveRun, updates: Sequence[Sequence[TrainingSample]], groups: Seq
         limits_of_step = limits if earlier is None else None
         run.learner.set_rate(run.config.optim.rate_factor(run.config.train.steps, run.step - 1))
         if updates:
-            stats = run.learner.step(updates, limits_of_step, run.sampler.leave_if_asked)
+            with kept_without_memory(run):
+                stats = run.learner.step(updates, limits_of_step, run.sampler.leave_if_asked)
         else:
             unlearned = training_samples(groups[0].rollout, [0.0] * run.config.sampling.n)
             stats = run.learner.measure(unlearned, limits_of_step)

@@ -36,6 +36,43 @@ def value(key: str, *overrides: str) -> Any:
     return found
 
 
+# What is written there.
+
+
+@pytest.mark.parametrize(("written", "meant"), [("010", 10), ("08", 8), ("1_000", 1000), ("0x10", 16), ("1e3", 1000)])
+def test_a_number_is_the_one_that_is_written(written: str, meant: int, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((CONFIGS / "quickstart.yaml").read_text() + f"\nseed: {written}\n")
+    assert load_config(str(mine)).seed == value("seed", f"seed={written}") == meant
+    assert read_config(SweepConfig, "sweep_starts.yaml", [f"confirm_seeds=[{written}]"]).confirm_seeds == (meant,)
+
+
+@pytest.mark.parametrize(("written", "meant"), [("yes", True), ("off", False), ("n", False), ("ON", True)])
+def test_a_switch_takes_the_words_for_it(written: str, meant: bool) -> None:
+    assert value("learner.gradient_checkpointing", f"learner.gradient_checkpointing={written}") is meant
+
+
+def test_a_time_is_no_number_of_base_sixty() -> None:
+    assert message("quickstart.yaml", "seed=1:30").endswith("not '1:30'")
+    assert message("quickstart.yaml", "optim.lr=1:30") == (
+        "command line: optim.lr is '1:30': it takes number > 0, ≤ 1 or `auto`"
+    )
+
+
+def test_a_wrong_item_of_a_list_is_one_line() -> None:
+    assert message("sweep_starts.yaml", "seeds=1:30", schema=SweepConfig) == (
+        "command line: seeds.0: input should be a valid integer, unable to parse string as an integer, not '1:30'"
+    )
+    assert "write it as" in message("sweep_starts.yaml", "seeds=[]", schema=SweepConfig)
+
+
+def test_a_text_of_digits_is_read_again_from_the_resolved_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    for name in ("1e5", "010", "0o17", "no"):
+        mine.write_text(load_config("quickstart.yaml", [f"output_dir={name}"]).to_yaml())
+        assert load_config(str(mine)).output_dir == name
+
+
 # Where it was said.
 
 
@@ -156,14 +193,14 @@ def test_a_section_without_keys_is_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"- a\n- b\n", "a configuration is a mapping of keys to values, not ['a', 'b']"),
+        (b"- a\n- b\n", "a configuration is a mapping of keys to values, not '- a\\n- b'"),
         (b"5\n", "a mapping of keys to values, not '5'"),
         (b"", "the file is empty"),
         (b"# nothing\n\n", "the file is empty"),
         (b"a: [1\n", "line 2: "),
         (b"seed: 1\nlora:\n\trank: 2\n", "line 3: a tab"),
-        (b"seed: 1\nseed: 2\n", "line 2: found duplicate key seed"),
-        (b"lora: {rank: 1, rank: 2}\n", "line 1: found duplicate key rank"),
+        (b"seed: 1\nseed: 2\n", "line 2: seed is given twice"),
+        (b"lora: {rank: 1, rank: 2}\n", "line 1: rank is given twice"),
         (b"\xff\xfe\x00", "UTF-16 text"),
         (b"seed: 1\n---\nseed: 2\n", "line 2: "),
         (b"seed: ${nowhere}\n", "nowhere"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from datafiles.text import TextFileError, read_text, text_lines
+from rewards.records import BadRecord, read_rows
 from rollout.config import ColumnsConfig, DataConfig
 from rollout.prompts.problems import first_problem, load_problems
 
@@ -70,6 +71,28 @@ def test_another_format_is_named_with_the_way_out(
     with pytest.raises(TextFileError) as refused:
         load(path)
     assert [message for message in ("data.path: ", *messages) if message not in str(refused.value)] == []
+
+
+TWICE = '{"problem": "1+1=?", "answer": "2", "answer": "3"}\n'
+INSIDE = '{"problem": "1+2=?", "answer": {"ground_truth": 3, "ground_truth": 4}}\n'
+
+
+def test_a_row_with_a_key_twice_is_dropped_whichever_key_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(ROW + TWICE + INSIDE)
+    loaded = load(path)
+    assert [problem.answer for problem in loaded.problems] == ["2"]
+    assert loaded.examples == {"the key 'answer' twice": "rows.jsonl:2", "the key 'ground_truth' twice": "rows.jsonl:3"}
+    with pytest.raises(BadRecord, match="line 2: the key 'answer' twice"):
+        list(read_rows(path, required=("problem",)))
+
+
+@pytest.mark.parametrize("text", [f"[{TWICE}, {ROW}]", f'{{\n"train": [{ROW}, {INSIDE}]}}'])
+def test_a_document_with_a_key_twice_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(TextFileError, match=r"rows.json, an object has the key '\w+' twice: keep one of them"):
+        load(path)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from rl_engine.inspect.figures import by_kind
 from rl_engine.inspect.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
 from rl_engine.inspect.versions import directories
 from rl_engine.policy.lora.adapter import add_adapter
-from rl_engine.policy.peft_format import rank_and_scale
 from rollout.adapters import MANIFEST, AdapterError, AdapterStore
+from rollout.peft_format import rank_and_scale
 from tests.helpers.figures import assert_reads_in_a_paper
 
 
@@ -226,7 +226,7 @@ def test_the_command_shows_and_writes_what_it_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("peft_config", "message"), [({"use_dora": True}, "DoRA adapter"), ({"peft_type": "LOHA"}, "LOHA adapter")]
+    ("peft_config", "message"), [({"use_dora": True}, "use_dora=True"), ({"peft_type": "LOHA"}, "peft_type is 'LOHA'")]
 )
 def test_what_is_not_a_product_of_two_factors_is_refused(
     peft_config: dict[str, Any], message: str, tmp_path: Path

@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from evals.asking.trained_with import trained_with
+from evals.asking.trained_with import chat_template_of, trained_with
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
@@ -31,7 +31,7 @@ from rl_engine.push.recipe import recipe_rows
 from rl_engine.push.release import files_of, make_release
 from rl_engine.report.page import write_report
 from rl_engine.run.trained import read_trained
-from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of
+from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_of, write_manifest
 from rollout.models import EMBEDDED_DIR
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
@@ -384,8 +384,7 @@ def test_the_recipe_of_a_supervised_run(run: Path, tmp_path: Path) -> None:
     assert rows["LoRA+"] == "B learns at 16 times the rate"
     assert f"of {config.train.batch_size} " in rows["steps"]
     assert rows["optimizer"].startswith(f"Adam 0.9/0.95, {config.optim.schedule} rate ")
-    # Its chat template is a file of its own, which the base model's tokenizer does not have.
-    assert "The prompt format it was trained with is not recorded here" in card.text
+    assert "the chat template is the adapter's own" in card.text
 
 
 def test_the_code_of_a_card_tells_the_template_what_was_told(run: Path, tmp_path: Path) -> None:
@@ -488,6 +487,50 @@ def test_the_peft_code_gives_the_learners_model_and_prompt(
     torch.testing.assert_close(found, logprobs(learner, ids), rtol=0, atol=LOGPROB_NATS)
     assert (found - base).abs().max() > 0.1
     assert not any(stop in names["text"] for stop in ("\nQuestion:", "=?"))
+
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+
+
+def of_own_template(run: Path) -> None:
+    """Make it a supervised run whose chat template is a file that is gone since; its adapter has a copy."""
+    settings = ["model.name=embedded", "data.chat_template=/srv/mine.jinja", "prompt.template=chat"]
+    (run / "config.yaml").write_text(read_config(SftConfig, "sft_tulu3.yaml", settings).to_yaml())
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "tokens": 0}) + "\n")
+    version = run / "adapters" / "v000003"
+    (version / "chat_template.jinja").write_text(TEMPLATE)
+    facts = {name: value for name, value in read_manifest(version.parent / "v000000").items() if name != "files"}
+    write_manifest(version, {**facts, "version": 3})
+
+
+def test_a_chat_template_of_its_own_goes_where_the_adapter_goes(hub: Hub, run: Path) -> None:
+    of_own_template(run)
+    peft_code, vllm_code, _ = published(run, "--merged")
+    folder = run / "release/v000003"
+    assert (folder / "chat_template.jinja").read_text() == TEMPLATE
+    assert "chat_template.jinja" in read_manifest(folder)["files"]
+    for place in (folder, folder / "merged"):
+        asked = trained_with(place)
+        assert asked is not None
+        assert asked.chat_template == TEMPLATE
+    assert AutoTokenizer.from_pretrained(folder / "merged").chat_template == TEMPLATE
+    names = execute(peft_code)
+    assert names["prompt"] == f"<user>{names['problem']}\n<assistant>"
+    assert "lora_request=adapter, chat_template=template)" in vllm_code
+    compile(vllm_code, "card", "exec")
+
+
+def test_a_chat_template_that_is_lost_is_not_replaced_by_another(run: Path, tmp_path: Path) -> None:
+    of_own_template(run)
+    (run / "adapters/v000003/chat_template.jinja").unlink()
+    shutil.copyfile(run / "adapters/v000000/manifest.json", run / "adapters/v000003/manifest.json")
+    with pytest.raises(ValueError, match=rf"mine.jinja is not here.*: copy it to {run}/mine.jinja"):
+        chat_template_of(run / "adapters/v000003")
+    with pytest.raises(ValueError, match="chat_template"):
+        merge(read_trained(run / "adapters/v000000", None), "float32", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    (run / "mine.jinja").write_text(TEMPLATE)
+    assert chat_template_of(run / "adapters/v000003") == TEMPLATE
 
 
 @pytest.mark.engine

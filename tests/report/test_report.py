@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import pytest
 from typer.testing import CliRunner
 
+import rl_engine
 from rewards import Verdict
 from rl_engine.config.file import read_config
 from rl_engine.config.sft import SftConfig
@@ -113,6 +114,44 @@ def test_a_step_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
     path.unlink()
     path.with_suffix("").write_bytes(plain.replace(b'"step": 1', b'"step": 2'))
     assert chosen(shown_completions(tmp_path, problems=1, budget_bytes=10**6)) == [(1, "a"), (2, "a")]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _other_rows(path: Path) -> None:
+    path.write_bytes(gzip.compress(b'{"step": 2}\n'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_cut, "step000002.jsonl.gz cannot be read ("),
+        (lambda path: path.write_bytes(b"no gzip"), "step000002.jsonl.gz cannot be read ("),
+        (lambda path: path.write_bytes(gzip.compress(b"no JSON\n")), "step000002.jsonl.gz cannot be read ("),
+        (_other_rows, "step000002.jsonl.gz cannot be read (line 1 is no completion)"),
+        (Path.unlink, "rollouts has nothing of step 2"),
+    ],
+)
+def test_a_step_whose_completions_are_damaged_is_named_and_the_rest_shown(
+    damage: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    records = start_run(run)
+    for step in (1, 2, 3):
+        record_step(records, step, {"a": [RIGHT, WRONG]}, TIMES)
+    damage(run / "rollouts" / "step000002.jsonl.gz")
+    result = CliRunner().invoke(command.app, [str(run)])
+    assert result.exit_code == 0
+    (line,) = [line for line in result.output.splitlines() if said in line]
+    assert line.endswith(": its completions are left out")
+    assert said in (run / "report.html").read_text()
+    (shown,) = read_runs([run], 1)
+    assert chosen(shown.completions) == [(1, "a"), (3, "a")]
+    if (run / "rollouts" / "step000002.jsonl.gz").exists() and damage is not _other_rows:
+        with pytest.raises(ValueError, match=r"step000002.jsonl.gz cannot be read"):
+            list(rl_engine.read_run(run).completions())
 
 
 def test_what_a_model_writes_cannot_leave_its_place(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_a_failure_while_writing_leaves_nothing(store: AdapterStore) -> None:
         (lambda path: (path / MANIFEST).write_text(json.dumps({"format": 1, "files": {"..": "0"}})), "not there"),
         (lambda path: (path / MANIFEST).write_text(json.dumps({"format": 2, "files": {}})), "reads format 1"),
         (lambda path: (path / MANIFEST).write_text("[" * 100_000), "damaged"),
+        (lambda path: (path / MANIFEST).write_text('{"format": 1, "files": {"x": "0", "x": "1"}}'), "key 'x' twice"),
         (lambda path: (path / MANIFEST).write_text("[]" + " " * 2**20), "larger than 1,048,576"),
     ],
 )

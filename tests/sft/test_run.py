@@ -333,6 +333,17 @@ def test_full_fine_tuning_in_bfloat16_keeps_small_updates(tmp_path: Path) -> Non
     assert load_tokenizer(config_of(tmp_path, f"model.name={tmp_path}")).chat_template
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_chat_template_of_its_own_lies_beside_what_was_trained_with_it(method: str, tmp_path: Path) -> None:
+    """Of which a copy is served, whatever becomes of the file."""
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    run = assembled(tmp_path, f"method={method}", "prompt.template=chat", f"data.chat_template={file}")
+    (tmp_path / "version").mkdir()
+    run.trainable.write(tmp_path / "version", run.trainable.values())
+    assert (tmp_path / "version" / "chat_template.jinja").read_text() == file.read_text()
+
+
 def test_merging_adds_the_update_and_says_what_rounding_lost(finished: Path, tmp_path: Path) -> None:
     adapter = finished / "adapters" / "latest"
     found = merge(read_trained(adapter, None), "bfloat16", tmp_path / "merged")

@@ -140,6 +140,13 @@ def test_a_wrong_key_of_any_arm_is_found_before_anything_runs() -> None:
         targets_of(config)
 
 
+@pytest.mark.parametrize(("given", "read"), [("1.10", "1.1"), ("no", "false")])
+def test_a_number_or_a_switch_in_the_place_of_a_text_is_refused(given: str, read: str, make_sweep: SweepMaker) -> None:
+    config = make_sweep("command=train", "base=quickstart.yaml", "arms={}", f"set.model.name={given}")
+    with pytest.raises(ConfigError, match=rf"model\.name takes text, and YAML reads it as {read}: write it in quotes"):
+        targets_of(config)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_sweep_is_valid_in_all_its_cells(name: str) -> None:
     config = read_config(SweepConfig, name)

@@ -1,18 +1,22 @@
-"""Memory that runs out in a step: the run ends in lines that say what takes less, and how it goes on."""
+"""Memory that runs out in a step: the run ends in lines that say what takes less, and how it goes on: after the last
+step that was finished, whenever a checkpoint was due."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rl_engine.learner.learner import Learner
+from rl_engine.learner.statistics import LearnStats
 from tests.helpers import forked
 
 SETTINGS = (
     "train.steps=2",
-    "train.problems_per_step=2",
+    "checkpoint.every=2",
+    "train.problems_per_step=8",
     "sampling.n=4",
     "eval.every=0",
     "eval.at_start=false",
@@ -23,25 +27,33 @@ SETTINGS = (
 )
 
 
-def run_out_of_memory() -> None:
-    """In the second step's pass."""
-    step, steps = Learner.step, 0
+def run_out_of_memory(update: int) -> None:
+    """In the second step, on the way to that update."""
+    step, pass_over = Learner.step, Learner._pass_over
+    steps = passes = 0
 
-    def second_fails(self: Learner, *arguments: object, **options: object) -> object:
-        nonlocal steps
-        steps += 1
-        if steps == 2:
+    def counted(self: Learner, *arguments: Any, **options: Any) -> LearnStats:
+        nonlocal steps, passes
+        steps, passes = steps + 1, 0
+        return step(self, *arguments, **options)
+
+    def fails(self: Learner, *arguments: Any, **options: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if (steps, passes) == (2, update):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        made: Callable[..., object] = step
-        return made(self, *arguments, **options)
+        pass_over(self, *arguments, **options)
 
-    Learner.step = second_fails  # type: ignore[method-assign,assignment]
+    Learner.step, Learner._pass_over = counted, fails  # type: ignore[method-assign]
+
+
+ONE_CORE = {"OMP_NUM_THREADS": "1"}
 
 
 def test_a_learner_without_memory_says_what_takes_less(tmp_path: Path) -> None:
-    one_core = {"OMP_NUM_THREADS": "1"}
-    code, output = forked.train(tmp_path, *SETTINGS, environment=one_core, prepare=run_out_of_memory)
+    code, output = forked.train(tmp_path, *SETTINGS, environment=ONE_CORE, prepare=partial(run_out_of_memory, 1))
     assert code == 1
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step000001"]
     assert "Traceback" not in output
     assert output.splitlines()[-3:] == [
         "error: step 2, version 1: out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.",
@@ -49,3 +61,9 @@ def test_a_learner_without_memory_says_what_takes_less(tmp_path: Path) -> None:
         "sampling.max_tokens (72).",
         "What was saved before stands: --resume continues it.",
     ]
+
+
+def test_half_of_a_steps_updates_are_not_saved(tmp_path: Path) -> None:
+    settings = (*SETTINGS, "learner.updates_per_step=2")
+    code, output = forked.train(tmp_path, *settings, environment=ONE_CORE, prepare=partial(run_out_of_memory, 2))
+    assert (code, output.splitlines()[-1]) == (1, "No checkpoint of this run was saved.")

@@ -134,7 +134,7 @@ def refusals_of(config: Config, ranks: Ranks, grader: Grader) -> list[str]:
     [
         ("lora.start_from=other", "lora.start_from: other is an adapter of 'org/other', and model.name is 'embedded'"),
         ("lora.start_from=nowhere", "lora.start_from: nowhere holds no adapter_config.json"),
-        ("lora.start_from=same", "in same is scaled by 4 (rank 8), and here by 32"),
+        ("lora.start_from=same", "in same is scaled by 4 (rank 2), and here by 32"),
         ("lora.targets=[q_porj]", "q_proj"),
         ("learner.attention=flash_attention_2", "learner.attention is flash_attention_2, which needs CUDA"),
     ],
@@ -149,7 +149,7 @@ def test_what_the_shapes_tell_is_refused_alike_without_weights(
     message: str,
 ) -> None:
     monkeypatch.setattr(assembling, "Learner", lambda *_: pytest.fail("weights are loaded"))
-    settings = {"r": 8, "lora_alpha": 32}
+    settings = {"lora_alpha": 8}
     write_peft(here / "other", base_model_name_or_path="org/other")
     write_peft(here / "same", base_model_name_or_path=str(EMBEDDED_DIR), **settings)
     run, dry = refusals_of(make_config(*SMALL, override), ranks, grader)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rl_engine.config.file import ConfigError
-from rl_engine.policy.peft_format import FACTOR, rank_and_scale
-from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, read_manifest
+from rollout.adapters import MANIFEST, PEFT_WEIGHTS, AdapterError, read_manifest
+from rollout.peft_format import FACTOR, rank_and_scale, read_peft
 
 # Activations that EVA looks at: some times the largest useful rank, and small beside the model.
 EVA_TOKENS = 1024
@@ -117,15 +116,12 @@ def read_adapter(directory: Path, base_model: str, own_config: dict[str, Any]) -
         base_model: name of the model that is trained on here.
         own_config: what adapter_config.json says of the adapter that is to go on.
 
-    Raises `AdapterError` when its files are not what its manifest states, when it was trained on another base model,
-    or when the scale (alpha / rank) of a module is another.
+    Raises `AdapterError` when its files are not what its manifest states, when it is no plain LoRA, when it was trained
+    on another base model, or when the scale (alpha / rank) of a module is another.
     """
-    if not (directory / PEFT_CONFIG).is_file():
-        raise AdapterError(f"lora.start_from: {directory} holds no {PEFT_CONFIG}")
-    if (directory / MANIFEST).is_file():
-        read_manifest(directory)
-    peft_config = json.loads((directory / PEFT_CONFIG).read_text())
-    trained_on = str(peft_config.get("base_model_name_or_path") or "")
+    manifest = read_manifest(directory) if (directory / MANIFEST).is_file() else {}
+    peft_config = read_peft(directory, "lora.start_from")
+    trained_on = str(manifest.get("base_model") or peft_config.get("base_model_name_or_path") or "")
     if Path(trained_on).name.lower() != Path(base_model).name.lower():
         raise AdapterError(
             f"lora.start_from: {directory} is an adapter of {trained_on!r}, and model.name is {base_model!r}"

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from datafiles.settings import write_yaml
 from rl_engine.config.file import CommandConfig, read_config
 from rl_engine.run.board import BEGUN, DONE, FAILED, STATE
 from rl_engine.sweep.cells import Cell, arguments_of
@@ -142,4 +141,4 @@ def settings_of(config: SweepConfig, run: CellRun) -> CommandConfig:
 def settings_file(settings: CommandConfig) -> str:
     """A file that gives what was given, and no more: what follows from that is for the run to say."""
     values: dict[str, Any] = settings.model_dump(mode="json", exclude_unset=True)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return write_yaml(values)

@@ -1,0 +1,135 @@
+"""An adapter as PEFT writes it → its settings, once it is known to be W + s·B·A and no more; rank and scale of each
+module, by PEFT's rules."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from datafiles.text import read_json
+from rollout.adapters import PEFT_CONFIG, PEFT_WEIGHTS, AdapterError
+
+FACTOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?:embedding_)?(?P<factor>[AB])(?:\.weight)?$")
+# Fields that leave an adapter what it is, or whose effect is in the names and shapes of its tensors. Whatever else is
+# set, by this PEFT or by a later one, makes it another thing.
+UNDERSTOOD = re.compile(
+    "alpha_pattern|auto_mapping|base_model_name_or_path|corda_config|eva_config|exclude_modules|fan_in_fan_out|"
+    "inference_mode|init_lora_weights|layers_pattern|layers_to_transform|loftq_config|lora_alpha|lora_dropout|"
+    "lora_ga_config|megatron_config|megatron_core|peft_type|peft_version|qalora_group_size|r|rank_pattern|revision|"
+    "target_modules|target_parameters|task_type|use_rslora"
+)
+EMPTY: tuple[Any, ...] = (None, False, "none", [], {})
+# After other starts PEFT takes B₀·A₀ off the base's weights when it loads the adapter.
+PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica", "lora_ga")
+WAY_OUT = "merge it into its model with PEFT (merge_and_unload), and use the result as the model"
+
+
+def read_peft(directory: Path, key: str = "") -> dict[str, Any]:
+    """Content of adapter_config.json. `key` is where the directory was given, for people.
+
+    Raises `AdapterError`, in one line, for an adapter that is damaged or is more than W + s·B·A.
+    """
+    where = f"{key}: {directory}" if key else str(directory)
+    try:
+        settings = read_json((directory / PEFT_CONFIG).read_text(encoding="utf-8"))
+        problem = _problem_of(settings)
+    except FileNotFoundError:
+        raise AdapterError(f"{where} holds no {PEFT_CONFIG}") from None
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    if problem:
+        raise AdapterError(f"{where}: {PEFT_CONFIG} is damaged: {problem}")
+    if (kind := settings.get("peft_type")) != "LORA":
+        raise AdapterError(f"{where}: peft_type is {kind!r}, and only LORA is read here: {WAY_OUT}")
+    if more := more_than_lora(settings):
+        raise AdapterError(f"{where} is more than a product of two factors ({', '.join(more)}): {WAY_OUT}")
+    if problem := _problem_of_tensors(settings, _shapes(directory, where)):
+        raise AdapterError(f"{where}: {problem}")
+    return dict(settings)
+
+
+def more_than_lora(settings: Mapping[str, Any]) -> list[str]:
+    """`FIELD=VALUE` of the fields under which the model is not W + s·B·A."""
+    found = {name: value for name, value in settings.items() if not UNDERSTOOD.fullmatch(name) and value not in EMPTY}
+    start = settings.get("init_lora_weights")
+    if str(start).lower() not in PLAIN_STARTS:
+        found["init_lora_weights"] = start
+    return [f"{name}={value}" for name, value in found.items()]
+
+
+def _problem_of(settings: Any) -> str:
+    """What is wrong with the numbers in adapter_config.json; nothing where they can be computed with."""
+    if not isinstance(settings, dict):
+        return "it is no JSON object"
+    if settings.get("peft_type") != "LORA":
+        return ""  # it has fields of its own
+    for name, least in (("r", 1), ("lora_alpha", -math.inf)):
+        patterns = settings.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[name]) or {}
+        if not isinstance(patterns, dict):
+            return f"the pattern of {name} is {patterns!r}"
+        for value in (settings.get(name), *patterns.values()):
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+                return f"{name} is {value!r}"
+    return ""
+
+
+def _shapes(directory: Path, where: str) -> dict[str, tuple[int, ...]]:
+    weights = directory / PEFT_WEIGHTS
+    if not weights.is_file():
+        pickled = next((name for name in ("adapter_model.bin", "adapter_model.pt") if (directory / name).is_file()), "")
+        why = f", and {pickled} is a pickle, which may run code: load it with PEFT and save it again" if pickled else ""
+        raise AdapterError(f"{where} has no {PEFT_WEIGHTS}{why}")
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{where}: {PEFT_WEIGHTS} is damaged: {error}") from error
+
+
+def _problem_of_tensors(settings: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Every tensor is one of two factors, of the rank that the settings say."""
+    factors: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        found = FACTOR.match(name)
+        if found is None or len(shape) != 2:
+            return f"{name} {list(shape)} is no factor of a matrix, and would be left out: {WAY_OUT}"
+        factors.setdefault(found["module"], {})[found["factor"]] = shape
+    if not factors:
+        return f"{PEFT_WEIGHTS} is empty"
+    for module, both in factors.items():
+        if both.keys() != {"A", "B"}:
+            return f"{module} has one factor and not the other"
+        rank, _ = rank_and_scale(settings, module)
+        stated = both["A"][0] % rank if settings.get("target_parameters") else both["A"][0] - rank
+        if stated or both["A"][0] != both["B"][1]:
+            return f"{module} has factors of rank {both['A'][0]} and {both['B'][1]}, and {PEFT_CONFIG} says {rank}"
+    return ""
+
+
+def rank_and_scale(peft_config: dict[str, Any], module: str) -> tuple[int, float]:
+    """(rank, factor before B·A) of a module: α/r, or α/√r with rsLoRA, with the patterns of adapter_config.json.
+
+    Experts are named by the stacked parameters they are; PEFT nests the adapters of one module's, as `base_layer`.
+    """
+    plain = module.removesuffix(".base_layer")
+    names = [plain]
+    for parameter in peft_config.get("target_parameters") or ():
+        parent, _, leaf = parameter.rpartition(".")
+        if plain == parent or plain.endswith("." + parent):
+            names.append(f"{plain}.{leaf}")
+
+    def setting(patterns: dict[str, float], default: float) -> float:
+        for name in names:
+            for pattern, value in patterns.items():
+                if re.match(rf"(.*\.)?({pattern})$", name):
+                    return value
+        return default
+
+    rank = int(setting(peft_config.get("rank_pattern") or {}, peft_config["r"]))
+    alpha = setting(peft_config.get("alpha_pattern") or {}, peft_config["lora_alpha"])
+    return rank, alpha / (math.sqrt(rank) if peft_config.get("use_rslora") else rank)
