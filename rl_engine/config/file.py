@@ -248,6 +248,8 @@ def _value(schema: type[CommandConfig], place: str, key: str, text: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:
         if info is not None and not _takes_list(annotation) and takes_text_alone(annotation):
             return text
+        if isinstance(error, yaml.constructor.ConstructorError):  # a key given twice
+            raise ConfigError(f"{place}: {key}: {text!r}: {error.problem}") from error
         raise ConfigError(f"{place}: {key}: {text!r} is not YAML: put it in quotes for the shell, '{key}=…'") from error
     plain = isinstance(value, str | list | None)
     return value if plain or info is None or not takes_text_alone(annotation) else text

@@ -66,6 +66,12 @@ def test_a_wrong_item_of_a_list_is_one_line() -> None:
     assert "write it as" in message("sweep_starts.yaml", "seeds=[]", schema=SweepConfig)
 
 
+def test_a_key_twice_in_a_mapping_on_the_command_line_is_named() -> None:
+    assert message("quickstart.yaml", "rewards.function_arguments={a: 1, a: 2}") == (
+        "command line: rewards.function_arguments: '{a: 1, a: 2}': a is given twice"
+    )
+
+
 def test_a_text_of_digits_is_read_again_from_the_resolved_file(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     for name in ("1e5", "010", "0o17", "no"):
