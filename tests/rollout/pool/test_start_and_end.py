@@ -15,14 +15,7 @@ import pytest
 
 from rollout.engine import PoolError
 from rollout.work_items import PromptBatch
-from tests.helpers.pools import (
-    SAMPLING,
-    PoolMaker,
-    prompt_of,
-    rays_processes,
-    seeds,
-    until,
-)
+from tests.helpers.pools import SAMPLING, PoolMaker, prompt_of, rays_processes, seeds, until
 from tests.helpers.scripted_engine import BAD_START
 
 ROOT = Path(__file__).parents[3]

@@ -13,10 +13,7 @@ from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.types import Problem, Prompt
 from tests.helpers.batches import LOOSE, alternating
-from tests.helpers.pools import (
-    PoolMaker,
-    seeds,
-)
+from tests.helpers.pools import PoolMaker, seeds
 from tests.helpers.same_groups import assert_same_but_for_rounding
 
 pytestmark = [
