@@ -134,7 +134,7 @@ def _other_rows(path: Path) -> None:
         (Path.unlink, "rollouts has nothing of step 2"),
     ],
 )
-def test_a_step_whose_completions_are_damaged_is_named_and_the_rest_shown(
+def test_a_step_of_damaged_completions_is_named_the_rest_shown(
     damage: Callable[[Path], None], said: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

@@ -150,9 +150,7 @@ MORE: dict[str, tuple[dict[str, Any], Callable[[Path], Any] | None, str]] = {
 
 
 @pytest.mark.parametrize("name", MORE)
-def test_what_is_more_or_less_is_refused_everywhere_before_anything_is_loaded(
-    name: str, made: Callable[..., Path]
-) -> None:
+def test_more_or_less_than_lora_is_refused_before_loading(name: str, made: Callable[..., Path]) -> None:
     settings, damage, said = MORE[name]
     directory = made(**settings)
     if damage is not None:
@@ -174,7 +172,7 @@ def test_what_is_more_or_less_is_refused_everywhere_before_anything_is_loaded(
     assert (shown.exit_code, said in shown.output) == (2, True)
 
 
-def test_layers_that_are_not_adapted_there_are_said_with_a_number(made: Callable[..., Path]) -> None:
+def test_layers_without_an_adapter_are_said_with_a_number(made: Callable[..., Path]) -> None:
     config = load_config("quickstart.yaml", [*START, f"lora.start_from={made(layers_to_transform=[0, 1])}"])
     with pytest.raises(AdapterError, match=r"touches other layers than lora.targets: it lacks 8 of them"):
         check_start(config.model, config.lora, 0)

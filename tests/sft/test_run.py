@@ -334,7 +334,7 @@ def test_full_fine_tuning_in_bfloat16_keeps_small_updates(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_chat_template_of_its_own_lies_beside_what_was_trained_with_it(method: str, tmp_path: Path) -> None:
+def test_a_chat_template_of_its_own_lies_beside_what_it_trained(method: str, tmp_path: Path) -> None:
     """Of which a copy is served, whatever becomes of the file."""
     file = tmp_path / "mine.jinja"
     file.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
