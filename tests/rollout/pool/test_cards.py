@@ -169,7 +169,7 @@ def test_a_run_says_where_kernels_are_kept_before_one_is_made(tmp_path: Path) ->
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_CACHE_DIR"}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**environment, "TRITON_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
