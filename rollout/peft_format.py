@@ -73,8 +73,15 @@ def _problem_of(settings: Any) -> str:
         if not isinstance(patterns, dict):
             return f"the pattern of {name} is {patterns!r}"
         for value in (settings.get(name), *patterns.values()):
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int | float):
                 return f"{name} is {value!r}"
+            if not math.isfinite(value) or value < least:
+                return f"{name} is {value!r}"
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                return f"the pattern {pattern!r} of {name} is no regular expression: {error}"
     return ""
 
 

@@ -177,13 +177,12 @@ def go_on_from_the_checkpoint(run: LiveRun) -> str:
 
 
 def context_of_run(config: Config) -> int:
-    """Tokens that the sampler of the whole run is built for, as far as that is known without its suites.
+    """Tokens that the sampler of the whole run is built for, unless a suite needs more: suites are not read here.
 
     The doctor's is built for as many: whether one sequence of them has room is seen here, and on a card vLLM, which
     keeps what it has compiled for a length, has compiled for the run too.
     """
-    longest = max(config.sampling.max_tokens, config.eval.max_tokens or 0)
-    return config.data.max_prompt_tokens + longest
+    return config.data.max_prompt_tokens + config.sampling.max_tokens
 
 
 def self_test(config: Config, directory: Path, ranks: Ranks, report: Report) -> dict[str, float] | None:

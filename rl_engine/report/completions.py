@@ -22,23 +22,6 @@ SAMPLES = 8
 """Most completions shown of a group."""
 CHARACTERS = 20_000
 """Longest text shown in full; of a longer one the middle is left out."""
-NEEDED = frozenset(
-    [
-        "step",
-        "problem_id",
-        "problem",
-        "reference",
-        "prompt",
-        "completion",
-        "extracted",
-        "verdict",
-        "reward",
-        "advantage",
-        "completion_tokens",
-        "finish_reason",
-    ]
-)
-"""What a row must say to be shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +146,11 @@ def _halving(index: int) -> int:
 def _problem_ids(path: Path, _changed_ns: int) -> tuple[str, ...]:
     rows: list[Any] = read_rollouts(path)
     for number, row in enumerate(rows, 1):
-        if not (isinstance(row, dict) and row.keys() >= NEEDED):
-            raise ValueError(f"{path} cannot be read (line {number} is no completion)")
+        try:
+            _group([row])
+            hash(row["problem_id"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read (line {number} is no completion)") from error
     return tuple(dict.fromkeys(row["problem_id"] for row in rows))
 
 

@@ -214,12 +214,12 @@ def learn(run: LiveRun, updates: Sequence[Sequence[TrainingSample]], groups: Seq
         # With earlier versions, what the step itself sees between sampler and learner is what was learned since, too.
         limits_of_step = limits if earlier is None else None
         run.learner.set_rate(run.config.optim.rate_factor(run.config.train.steps, run.step - 1))
-        if updates:
-            with kept_without_memory(run):
+        with kept_without_memory(run):
+            if updates:
                 stats = run.learner.step(updates, limits_of_step, run.sampler.leave_if_asked)
-        else:
-            unlearned = training_samples(groups[0].rollout, [0.0] * run.config.sampling.n)
-            stats = run.learner.measure(unlearned, limits_of_step)
+            else:
+                unlearned = training_samples(groups[0].rollout, [0.0] * run.config.sampling.n)
+                stats = run.learner.measure(unlearned, limits_of_step)
     run.learner.release_memory()
     engine.wake()
     return stats if earlier is None else replace(stats, gap=earlier)

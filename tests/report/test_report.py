@@ -124,6 +124,11 @@ def _other_rows(path: Path) -> None:
     path.write_bytes(gzip.compress(b'{"step": 2}\n'))
 
 
+def _other_values(path: Path) -> None:
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    path.write_bytes(gzip.compress(json.dumps({**rows[0], "prompt": None}).encode() + b"\n"))
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -131,6 +136,7 @@ def _other_rows(path: Path) -> None:
         (lambda path: path.write_bytes(b"no gzip"), "step000002.jsonl.gz cannot be read ("),
         (lambda path: path.write_bytes(gzip.compress(b"no JSON\n")), "step000002.jsonl.gz cannot be read ("),
         (_other_rows, "step000002.jsonl.gz cannot be read (line 1 is no completion)"),
+        (_other_values, "step000002.jsonl.gz cannot be read (line 1 is no completion)"),
         (Path.unlink, "rollouts has nothing of step 2"),
     ],
 )
@@ -149,7 +155,7 @@ def test_a_step_of_damaged_completions_is_named_the_rest_shown(
     assert said in (run / "report.html").read_text()
     (shown,) = read_runs([run], 1)
     assert chosen(shown.completions) == [(1, "a"), (3, "a")]
-    if (run / "rollouts" / "step000002.jsonl.gz").exists() and damage is not _other_rows:
+    if (run / "rollouts" / "step000002.jsonl.gz").exists() and damage not in (_other_rows, _other_values):
         with pytest.raises(ValueError, match=r"step000002.jsonl.gz cannot be read"):
             list(rl_engine.read_run(run).completions())
 

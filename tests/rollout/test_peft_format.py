@@ -143,6 +143,12 @@ MORE: dict[str, tuple[dict[str, Any], Callable[[Path], Any] | None, str]] = {
     "half a file": ({}, _halved, "adapter_model.safetensors is damaged"),
     "one factor": ({}, _one_factor, "has one factor and not the other"),
     "another rank": ({}, lambda path: change(path, r=8), "has factors of rank 2 and 2, and adapter_config.json says 8"),
+    "no finite number": ({}, lambda path: change(path, lora_alpha=float("nan")), "lora_alpha is nan"),
+    "no pattern": (
+        {},
+        lambda path: change(path, rank_pattern={"(": 2}),
+        "the pattern '(' of r is no regular expression",
+    ),
     "no number": ({}, lambda path: change(path, r="8"), "r is '8'"),
     "no JSON": ({}, lambda path: (path / "adapter_config.json").write_text("{"), "adapter_config.json is damaged"),
     "a list": ({}, lambda path: (path / "adapter_config.json").write_text("[]"), "adapter_config.json is damaged"),
