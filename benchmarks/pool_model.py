@@ -228,7 +228,7 @@ def main(
     max_tokens: Annotated[int, typer.Option(min=2, help="Longest completion.")] = 8192,
     learner_ranks: Annotated[int, typer.Option(min=1, help="Machines as the measured one that learn.")] = 128,
     failures: Annotated[float, typer.Option(min=0, help="Deaths of a worker in an hour.")] = 0.05,
-    start_s: Annotated[float, typer.Option(min=0, help="Until a worker that is hired samples.")] = 120,
+    start_s: Annotated[float, typer.Option(min=0, help="Until a worker that is started samples.")] = 120,
 ) -> None:
     """Print simulated beside measured, then the step time by workers, tail and staleness; draw both."""
     found = Measured.read(measured)

@@ -77,7 +77,7 @@ class Failures:
     per_hour: float
     """Of each worker, alive or at work, at any moment alike."""
     start_s: float
-    """Until a worker that is hired has its engine."""
+    """Until a worker that is started has its engine."""
     seed: int = 0
 
 

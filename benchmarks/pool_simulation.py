@@ -12,7 +12,7 @@ What is simulated is what `rl_engine/train/loop.py`, `rl_engine/sampling/stream.
 - With continuous admission a worker has `prompts_per_piece` slots instead of a piece: each takes the next prompt as
   soon as its own completions are done.
 - Workers die, each at `Failures.per_hour`, at work or not. What one was at is lost, and its prompts go ahead of all
-  that wait. The next is hired after the pause of `rollout/pool/incidents.py`, starts for `start_s`, and loads all
+  that wait. The next is started after the pause of `rollout/pool/incidents.py`, starts for `start_s`, and loads all
   versions that are needed.
 - One thread of the learner's process, the driver, sends every call and takes every answer, one after the other.
 
@@ -354,7 +354,7 @@ class _Simulation:
             self._at(self._worked + self._random.exponential(3600 / failures.per_hour), self._die, worker)
 
     def _die(self, worker: int) -> None:
-        """Its slots are gone with what they were at; the next worker is hired as the pool does."""
+        """Its slots are gone with what they were at; the next worker is started as the pool does."""
         failures, slots = self.setting.failures, self.setting.slots
         assert failures is not None
         self._idle = deque(slot for slot in self._idle if slot // slots != worker)

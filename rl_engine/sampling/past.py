@@ -50,8 +50,8 @@ class PastVersions:
     def restored(self, key: str) -> Iterator[None]:
         """Inside the block the learner is that version; afterwards it is bit for bit what it was."""
         now = self._copy()
-        self._put(self._kept[key])
         try:
+            self._put(self._kept[key])
             yield
         finally:
             self._put(now)

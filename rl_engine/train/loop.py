@@ -210,7 +210,8 @@ def learn(run: LiveRun, updates: Sequence[Sequence[TrainingSample]], groups: Seq
     engine.sleep()
     with run.console.phase(f"step {run.step}: learning"), run.peaks.peak_gib("learn"):
         limits = gap_limits(run.config)
-        earlier = gap_of_versions(run.past, groups, run.adapter, limits)
+        with kept_without_memory(run):
+            earlier = gap_of_versions(run.past, groups, run.adapter, limits)
         # With earlier versions, what the step itself sees between sampler and learner is what was learned since, too.
         limits_of_step = limits if earlier is None else None
         run.learner.set_rate(run.config.optim.rate_factor(run.config.train.steps, run.step - 1))

@@ -76,6 +76,22 @@ def test_a_version_and_the_learner_come_back_bit_for_bit(
         past.restored(ref(0).key).__enter__()
 
 
+def test_a_version_that_comes_back_by_half_leaves_the_learner(
+    make_learner: Callable[..., Learner], samples: list[TrainingSample]
+) -> None:
+    """What fails between two tensors, as where memory runs out, leaves nothing of the earlier version behind."""
+    learner = make_learner("optim.lr=1e-2")
+    past = PastVersions(learner, depth=1)
+    past.remember(ref(0))
+    learner.step([samples], LOOSE)
+    before = {name: tensor.clone() for name, tensor in learner.weights().items()}
+    kept = past._kept[ref(0).key]
+    del kept[list(kept)[-1]]
+    with pytest.raises(KeyError), past.restored(ref(0).key):
+        pass
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.weights().items())
+
+
 def test_with_depth_nothing_is_kept(make_learner: Callable[..., Learner]) -> None:
     past = PastVersions(make_learner(), depth=0)
     past.remember(ref(0))
