@@ -80,13 +80,14 @@ class Left:
 
 
 def trained_runs(sweep: Path) -> list[Trained]:
-    """Those at each arm's best rate, in the order of arms, steps and seeds."""
+    """Those that judge each arm at its best rate, in the order of arms, steps and seeds. The seeds that chose the rate are
+    not among them, where there are others."""
     config, found, analysis = read_summary(sweep / SUMMARY)
     runs = []
     for report in analysis.arms:
         if report.best is None:
             continue
-        for seed in (*config.seeds, *config.confirm_seeds):
+        for seed in config.confirm_seeds or config.seeds:
             result = found.get(cell_of(config, report.arm, report.best.axis_value, seed).name)
             if result is not None and result.score is not None:
                 runs.append(
