@@ -48,11 +48,11 @@ unit: .venv/tools
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),3,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
 
 # Each sweep goes on where it stopped.
-CLAIMS := batch_rank starts batch second_task rates layers numbers capacity layers_sft
+CLAIMS := batch_rank starts batch second_task second_task_rl rates layers numbers capacity layers_sft
 claims: .venv/project ## test the claims of LoRA Without Regret on the embedded model (hours)
 	for name in $(CLAIMS); do $(RUN) -m rl_engine.sweep --config sweep_$$name.yaml output_dir=runs/claims/$$name || exit; done
 	for name in numbers batch_rank; do $(RUN) -m benchmarks.claims runs/claims/$$name/summary.json || exit; done
-	$(RUN) -m benchmarks.second_task runs/claims/second_task
+	for name in second_task second_task_rl; do $(RUN) -m benchmarks.second_task runs/claims/$$name || exit; done
 
 drills: .venv/tools ## kill, fill, starve and cut off whole runs (an hour on two cores); docs/reliability.md has the figures
 	$(RUN) -m pytest tests/drills -m drill -s

@@ -1,11 +1,13 @@
-"""What is left of the first task after the second: the runs of `sweep_second_task.yaml` → accuracy, KL, and a figure.
+"""What is left of the first task after the second: the runs of a sweep of the second task → accuracy, KL, and a figure.
 
     python -m benchmarks.second_task runs/claims/second_task
+    python -m benchmarks.second_task runs/claims/second_task_rl
     python -m benchmarks.second_task docs/regret/second_task --redraw
 
-Of each arm and length the runs at the best rate for the second task are measured, by the public commands: `python -m
-evals` on the held-out sums that the embedded model was made for and on the second task's questions, both greedily, and
-`python -m evals.forgetting` for KL(base‖policy) on the sums' prompts.
+Of each arm, and each length of training, the runs at the best rate for the second task are measured: greedy accuracy on
+the held-out sums that the embedded model was made for and on the second task's questions, and KL(base‖policy) on the
+sums' prompts. Supervised runs are asked by `python -m evals`; reinforcement learning has evaluated its own on both as
+it went. KL is by `python -m evals.forgetting`, of the last versions.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
 import typer
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from rl_engine.drawing.style import (
     FULL_COLOUR,
@@ -34,10 +36,13 @@ from rl_engine.drawing.style import (
 from rl_engine.sweep.cells import cell_of
 from rl_engine.sweep.figures import FORMATS
 from rl_engine.sweep.report import SUMMARY, environment, read_summary
+from rl_engine.sweep.results import Curve
 from rollout.adapters import PEFT_CONFIG
 
 FIRST, SECOND = "held_out", "benchmarks/largest_test.jsonl"
-STEPS = "train.steps"
+OWN_FIRST, OWN_SECOND = "eval/held_out/avg", "eval/largest_test/avg"
+"""The same two by the evaluations of reinforcement learning."""
+LOG_LOSS = "test/log_loss"
 MAX_TOKENS = "72"
 RESULTS, FIGURE = "forgetting.json", "learned_against_kept"
 
@@ -48,12 +53,14 @@ class Trained:
 
     arm: str
     seed: int
-    steps: int
     rate: float
-    log_loss: float
-    """On the second task's test questions, nats a token of the answers."""
+    curves: Mapping[str, Curve]
     directory: Path
     """Its last version."""
+
+    @property
+    def steps(self) -> int:
+        return max(step for points in self.curves.values() for step, _ in points)
 
     @property
     def label(self) -> str:
@@ -63,25 +70,30 @@ class Trained:
     def is_full(self) -> bool:
         return not (self.directory / PEFT_CONFIG).is_file()
 
+    @property
+    def is_supervised(self) -> bool:
+        return LOG_LOSS in self.curves
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """What a run learned, and what it left of the first task."""
+    """What a run has learned after so many steps, and what it has left of the first task."""
 
     arm: str
     seed: int
     steps: int
     rate: float
-    second_task_log_loss: float
+    second_task_log_loss: float | None
+    """On the second task's test questions, nats a token of the answers; None where no answers were given."""
     second_task_accuracy: float
     first_task_accuracy: float
-    kl_base: float
-    """KL(base‖policy) on the first task's prompts, nats a token, by k3."""
+    kl_base: float | None
+    """KL(base‖policy) on the first task's prompts, nats a token, by k3; None before the last version."""
 
 
 def trained_runs(sweep: Path) -> list[Trained]:
-    """Those that judge each arm at its best rate, in the order of arms, steps and seeds. The seeds that chose the rate are
-    not among them, where there are others."""
+    """Those that judge each arm at its best rate, in the order of arms, steps and seeds: not the seeds that chose the
+    rate, where there are others."""
     config, found, analysis = read_summary(sweep / SUMMARY)
     runs = []
     for report in analysis.arms:
@@ -94,9 +106,8 @@ def trained_runs(sweep: Path) -> list[Trained]:
                     Trained(
                         arm=report.arm.family,
                         seed=seed,
-                        steps=int(report.arm.at[STEPS]),
                         rate=report.best.axis_value,
-                        log_loss=result.score,
+                        curves=result.curves,
                         directory=(sweep / "cells" / result.cell / "run" / "adapters" / "latest").resolve(),
                     )
                 )
@@ -132,8 +143,8 @@ def accuracies(runs: Sequence[Trained], place: Path) -> dict[str, tuple[float, f
     return found
 
 
-def divergences(runs: Sequence[Trained], place: Path) -> dict[str, float]:
-    """KL(base‖policy) by label."""
+def divergences(runs: Sequence[Trained], place: Path) -> list[tuple[Trained, float]]:
+    """Each run with its KL(base‖policy)."""
     output, found = place / "kl.json", dict[str, float]()
     for some in engines_of(runs):
         run(
@@ -144,28 +155,57 @@ def divergences(runs: Sequence[Trained], place: Path) -> dict[str, float]:
             if policy["divergence"] is not None:
                 # NAME-v000320
                 found[policy["label"].rpartition("-v")[0]] = policy["divergence"]["kl_k3"]
-    return found
+    return [(one, found[one.label]) for one in runs]
 
 
-def measure(sweep: Path) -> dict[str, Any]:
-    """Every run at a best rate, and the base."""
-    runs = trained_runs(sweep)
-    right, moved = accuracies(runs, sweep), divergences(runs, sweep)
+def after_supervision(runs: Sequence[Trained], place: Path) -> tuple[tuple[float, float], list[Left]]:
+    """The base's accuracy on both tasks, and each run's at its end."""
+    right = accuracies(runs, place)
     lefts = [
         Left(
             arm=one.arm,
             seed=one.seed,
             steps=one.steps,
             rate=one.rate,
-            second_task_log_loss=one.log_loss,
+            second_task_log_loss=one.curves[LOG_LOSS][-1][1],
             second_task_accuracy=right[one.label][1],
             first_task_accuracy=right[one.label][0],
-            kl_base=moved[one.label],
+            kl_base=None,
         )
         for one in runs
     ]
-    before = dict(zip(("first_task_accuracy_before", "second_task_accuracy_before"), right["base"], strict=True))
-    return {**before, "environment": environment(), "runs": [asdict(one) for one in lefts]}
+    return right["base"], lefts
+
+
+def by_own_evaluations(runs: Sequence[Trained]) -> tuple[tuple[float, float], list[Left]]:
+    """The same where each run evaluated its versions on both tasks."""
+    lefts = [
+        Left(
+            arm=one.arm,
+            seed=one.seed,
+            steps=step,
+            rate=one.rate,
+            second_task_log_loss=None,
+            second_task_accuracy=second,
+            first_task_accuracy=first,
+            kl_base=None,
+        )
+        for one in runs
+        for (step, first), (_, second) in zip(one.curves[OWN_FIRST], one.curves[OWN_SECOND], strict=True)
+    ]
+    start = next(one for one in lefts if one.steps == 0)
+    return (start.first_task_accuracy, start.second_task_accuracy), [one for one in lefts if one.steps]
+
+
+def measure(sweep: Path) -> dict[str, Any]:
+    """Every run at a best rate, and the base."""
+    runs = trained_runs(sweep)
+    moved = {(one.arm, one.steps, one.seed): divergence for one, divergence in divergences(runs, sweep)}
+    supervised = all(one.is_supervised for one in runs)
+    base, lefts = after_supervision(runs, sweep) if supervised else by_own_evaluations(runs)
+    measured = [replace(one, kl_base=moved.get((one.arm, one.steps, one.seed))) for one in lefts]
+    before = dict(zip(("first_task_accuracy_before", "second_task_accuracy_before"), base, strict=True))
+    return {**before, "environment": environment(), "runs": [asdict(one) for one in measured]}
 
 
 def means(lefts: Sequence[Left]) -> list[Left]:
@@ -173,17 +213,25 @@ def means(lefts: Sequence[Left]) -> list[Left]:
     groups: dict[tuple[str, int], list[Left]] = {}
     for one in lefts:
         groups.setdefault((one.arm, one.steps), []).append(one)
-    measured = ("second_task_log_loss", "second_task_accuracy", "first_task_accuracy", "kl_base")
     return [
         Left(
             arm=arm,
             seed=-1,
             steps=steps,
             rate=own[0].rate,
-            **{name: fmean(getattr(one, name) for one in own) for name in measured},
+            second_task_log_loss=mean_of([one.second_task_log_loss for one in own]),
+            second_task_accuracy=fmean(one.second_task_accuracy for one in own),
+            first_task_accuracy=fmean(one.first_task_accuracy for one in own),
+            kl_base=mean_of([one.kl_base for one in own]),
         )
         for (arm, steps), own in groups.items()
     ]
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """None where any is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def draw(lefts: Sequence[Left], base: float, path: Path, options: dict[str, Any]) -> None:
@@ -198,12 +246,8 @@ def draw(lefts: Sequence[Left], base: float, path: Path, options: dict[str, Any]
             axes.plot(*_places(own), marker, color=colour, markersize=2, alpha=0.5)
             axes.plot(*_places(middle), f"{marker}{'--' if arm == 'full' else '-'}", color=colour, label=arm)
         axes.axhline(base, color="grey", linestyle=":", linewidth=1, label=f"before training: {base:.1%}")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.invert_xaxis()
-        axes.set_xlabel("log loss on the second task, nats/token (better to the right)")
+        axes.set_xlabel("accuracy on the second task, %")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         name_panel(axes, "Accuracy on the first task", "%")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         legend_below(figure, axes.get_legend_handles_labels()[0])
@@ -211,11 +255,11 @@ def draw(lefts: Sequence[Left], base: float, path: Path, options: dict[str, Any]
 
 
 def _places(lefts: Sequence[Left]) -> tuple[list[float], list[float]]:
-    return [one.second_task_log_loss for one in lefts], [one.first_task_accuracy for one in lefts]
+    return [one.second_task_accuracy for one in lefts], [one.first_task_accuracy for one in lefts]
 
 
 def main(
-    sweep: Annotated[Path, typer.Argument(help="Output directory of sweep_second_task.yaml.")],
+    sweep: Annotated[Path, typer.Argument(help="Output directory of a sweep of the second task.")],
     redraw: Annotated[bool, typer.Option(help=f"Draw again from its {RESULTS}; measure nothing.")] = False,
 ) -> None:
     """Measure what the second task left of the first."""
@@ -228,9 +272,11 @@ def main(
     print("| arm | steps | rate | seeds | second task, log loss | second task | first task | KL |\n" + "|---" * 8 + "|")
     for one in means(lefts):
         count = sum((other.arm, other.steps) == (one.arm, one.steps) for other in lefts)
+        loss = "" if one.second_task_log_loss is None else f"{one.second_task_log_loss:.3f}"
+        moved = "" if one.kl_base is None else f"{one.kl_base:.2f}"
         print(
-            f"| {one.arm} | {one.steps} | {one.rate:g} | {count} | {one.second_task_log_loss:.3f} | "
-            f"{one.second_task_accuracy:.1%} | {one.first_task_accuracy:.1%} | {one.kl_base:.2f} |"
+            f"| {one.arm} | {one.steps} | {one.rate:g} | {count} | {loss} | "
+            f"{one.second_task_accuracy:.1%} | {one.first_task_accuracy:.1%} | {moved} |"
         )
 
 
