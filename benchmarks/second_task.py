@@ -240,11 +240,12 @@ def draw(lefts: Sequence[Left], base: float, path: Path, options: dict[str, Any]
         figure, (axes,) = paper_figure()
         arms = list(dict.fromkeys(one.arm for one in lefts))
         for arm, marker in zip(arms, MARKERS, strict=False):
-            colour = FULL_COLOUR if arm == "full" else rank_colour(int(arm.removeprefix("rank ")))
+            whole = arm.startswith("full")
+            colour = FULL_COLOUR if whole else rank_colour(int(arm.split()[1]))
             own = [one for one in lefts if one.arm == arm]
             middle = means(own)
             axes.plot(*_places(own), marker, color=colour, markersize=2, alpha=0.5)
-            axes.plot(*_places(middle), f"{marker}{'--' if arm == 'full' else '-'}", color=colour, label=arm)
+            axes.plot(*_places(middle), f"{marker}{'--' if whole else '-'}", color=colour, label=arm)
         axes.axhline(base, color="grey", linestyle=":", linewidth=1, label=f"before training: {base:.1%}")
         axes.set_xlabel("accuracy on the second task, %")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
