@@ -11,14 +11,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from rollout.adapters import AdapterError
 from rollout.config import SamplingConfig
@@ -45,6 +46,17 @@ CLOSE_S = 5.0
 # A worker that has nothing to do is asked now and then whether it is there, and may take so long to say so.
 PING_EVERY_S, PING_S = 5.0, 60.0
 NO_ROOM = "it found no place in the cluster in time"
+
+
+@contextmanager
+def faults_of_ray() -> Iterator[None]:
+    """What fails in Ray itself, as where its store or its disk is full, is the pool's error; what a worker fails at is
+    its answer, and ends the worker alone."""
+    try:
+        yield
+    except RayError as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise PoolError(f"Ray failed: {first}") from error
 
 
 @dataclass(eq=False)
@@ -144,6 +156,7 @@ class RayPool:
         self._wait_until(lambda: request.done)
         return request.groups()
 
+    @faults_of_ray()
     def load_adapter(self, ref: AdapterRef) -> None:
         """See `Engine.load_adapter`. Every worker has the files before its next work item, checked, and says what it
         has; nobody waits for those that are busy."""
@@ -239,6 +252,7 @@ class RayPool:
                 self._changed.wait(POLL_S)
         return True
 
+    @faults_of_ray()
     def _supervise(self) -> None:
         """Hand out work and look at answers until the pool is closed. Raises `PoolError` when it cannot go on."""
         # Nobody joins a thread whose program has ended: it ends itself.
