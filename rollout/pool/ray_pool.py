@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -185,16 +185,20 @@ class RayPool:
             self._changed.notify_all()
         self._thread.shutdown()
         if ray.is_initialized():
-            # One that is at work would hear of it when that is done.
-            farewells = {worker.actor.close.remote(): worker for worker in self._workers if not any(worker.calls)}
-            gone = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[0] if farewells else []
-            left = {farewells[handle] for handle in gone}
-            for worker in self._workers:
-                worker.end(hangs=worker not in left)
-            self._workers = []
+            with suppress(RayError):  # where it is Ray that failed, the first it said of that is what is told
+                self._end_workers()
         if self._scratch is not None:
             ray.shutdown()
             self._scratch.remove()
+
+    def _end_workers(self) -> None:
+        # One that is at work would hear of it when that is done.
+        farewells = {worker.actor.close.remote(): worker for worker in self._workers if not any(worker.calls)}
+        gone = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[0] if farewells else []
+        left = {farewells[handle] for handle in gone}
+        for worker in self._workers:
+            worker.end(hangs=worker not in left)
+        self._workers = []
 
     def _connect(self) -> None:
         address, sent, workers = self.settings.address, self.settings.sent, self.settings.workers
