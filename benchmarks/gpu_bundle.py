@@ -24,6 +24,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,8 +181,15 @@ def download(wheels: Path, versions: dict[str, str]) -> None:
 
 
 def unpack(wheels: Path, site: Path) -> None:
-    """Every wheel's files, but for what DROPPED names of vLLM's; PRUNED without other cards' code."""
-    for wheel in sorted(wheels.glob("*.whl")):
+    """Every wheel's files, but for what DROPPED names of vLLM's; PRUNED without other cards' code.
+
+    Raises `SystemExit` where a package is there twice, as after a change of the lock: both would be unpacked.
+    """
+    found = sorted(wheels.glob("*.whl"))
+    names = Counter(wheel.name.partition("-")[0] for wheel in found)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise SystemExit(f"--wheels: {wheels} has several versions of {', '.join(twice)}: leave one of each there")
+    for wheel in found:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 if not (wheel.name.startswith("vllm-") and DROPPED.search(name)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rollout.config import ModelConfig
 from rollout.hub import HubItem
@@ -40,6 +41,17 @@ def locate_config(model: ModelConfig) -> str:
     place, shape = locate_model(model.name), SHAPES / model.name
     known = place == model.name and model.revision is None and (shape / "config.json").is_file()
     return str(shape) if known else place
+
+
+def read_tokenizer(place: str, revision: str | None = None) -> Any:
+    """The tokenizer of a model where `locate_model` has it.
+
+    Never that of Mistral's own library, which transformers takes for a model with a `tekken.json` beside its other
+    files: that one has no chat template, and lacks tokens that the sampler asks it for.
+    """
+    from transformers import AutoTokenizer  # heavy, for commands that have failed before
+
+    return AutoTokenizer.from_pretrained(place, revision=revision, mistral_format=False)
 
 
 def hub_items(model: ModelConfig, key: str = "model.name") -> list[HubItem]:

@@ -24,6 +24,9 @@ Dtype = Literal["bfloat16", "float32"]
 PRECISIONS: dict[str, Dtype] = {"cpu": "float32", "cuda": "bfloat16"}
 OLDEST_DRIVER = {12: 525, 13: 580}
 """Major version of the oldest driver that will do, by that of the CUDA that torch was built for."""
+COMPUTES_BFLOAT16 = (8, 0)
+"""Compute capability from which cards do, and vLLM serves in it."""
+WHOLE_UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 ANSWER_S = 20
 """nvidia-smi answers in a second, and not at all where a driver hangs."""
 
@@ -97,6 +100,21 @@ def check_precision(dtype: str, device_type: str, key: str, *, adapter: bool) ->
         )
 
 
+def check_computes(dtype: str, key: str) -> None:
+    """Raises `ValueError` where this process's card does not compute in that precision; elsewhere than on CUDA all do.
+    `key`: as in `check_precision`."""
+    import torch  # heavy, for commands that have failed before
+
+    if dtype != "bfloat16" or not torch.cuda.is_available():
+        return
+    if (capability := torch.cuda.get_device_capability()) < COMPUTES_BFLOAT16:
+        raise ValueError(
+            f"{key} is bfloat16, and {torch.cuda.get_device_name()} does not compute in it (compute capability "
+            f"{'.'.join(map(str, capability))}, and it takes {'.'.join(map(str, COMPUTES_BFLOAT16))}): use a newer "
+            "card, or without an adapter float32"
+        )
+
+
 def serving_precision(dtype: str, model: str, *, adapter: bool) -> Dtype:
     """`--dtype` of a command that only samples, or what auto comes to on this machine: bfloat16, but for the embedded
     model what its adapters are trained in. Raises `ValueError` as `check_precision`."""
@@ -105,15 +123,20 @@ def serving_precision(dtype: str, model: str, *, adapter: bool) -> Dtype:
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = precision_of(dtype, device_type) if dtype != "auto" or model == EMBEDDED else "bfloat16"
     check_precision(chosen, device_type, "--dtype", adapter=adapter)
+    check_computes(chosen, "--dtype")
     return chosen
 
 
 def check_cards() -> None:
     """Raises `ValueError` in one line where cards are there and a torch that was built for them sees none: then vLLM's
-    build for CUDA could not start either. Looked into only where that torch sees none, for it takes a second."""
+    build for CUDA could not start either. Looked into only where that torch sees none, for it takes a second. Where it
+    sees some, one is to be this process's, and named so that vLLM knows it."""
     import torch  # heavy, for commands that have failed before
 
-    if torch.version.cuda is None or torch.cuda.is_available():
+    if torch.version.cuda is None:
+        return
+    if torch.cuda.is_available():
+        _check_chosen(torch.cuda.device_count())
         return
     driver = driver_version()
     if driver is None:
@@ -131,6 +154,22 @@ def check_cards() -> None:
     else:
         way_out = "python -c 'import torch; torch.cuda.init()' says why"
     raise ValueError(f"nvidia-smi answers (driver {driver}), and {built} sees no card: {way_out}")
+
+
+def _check_chosen(count: int) -> None:
+    """Raises `ValueError` where a launcher's process has none of the `count` cards that it is shown, or
+    `CUDA_VISIBLE_DEVICES` has the first letters of a UUID: CUDA finds the card by them, and vLLM does not."""
+    if (rank := int(os.environ.get("LOCAL_RANK", "0"))) >= count:
+        raise ValueError(
+            f"LOCAL_RANK is {rank}, and CUDA shows this process {count} of the cards: start no more processes than "
+            "there are, and let each see all of them"
+        )
+    for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","):
+        if name.strip().startswith("GPU-") and not WHOLE_UUID.fullmatch(name):
+            raise ValueError(
+                f"CUDA_VISIBLE_DEVICES names a card {name!r}, and vLLM knows it by its number or its whole UUID alone "
+                "(nvidia-smi -L shows it)"
+            )
 
 
 def driver_version() -> str | None:

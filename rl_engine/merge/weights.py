@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from evals.asking.trained_with import RECORD, chat_template_of, run_config_of
 from rl_engine.policy.base_model import DTYPES, auto_class
 from rl_engine.run.trained import TrainedAdapter
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS
+from rollout.models import read_tokenizer
 from rollout.peft_format import more_than_lora, rank_and_scale
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -68,7 +69,7 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
         sums.add(layer.weight.data, update, merged)
         layer.weight.data = merged
     model.to(DTYPES[dtype]).save_pretrained(target)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    tokenizer = read_tokenizer(source, revision)
     tokenizer.chat_template = template or tokenizer.chat_template
     tokenizer.save_pretrained(target)
     _keep_record(adapter, target)

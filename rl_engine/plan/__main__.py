@@ -22,13 +22,17 @@ from rich.table import Table
 from evals.command import exit_with_error, say_loading
 from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config import Config, load_config
+from rl_engine.config.file import ConfigError
+from rl_engine.plan.sizes import Devices
+from rl_engine.run.records import METRICS
+from rl_engine.run.resumption import CONFIG
 from rollout.hub import check_hub, stay_offline_without
 from rollout.models import hub_items_of_config
 
 if TYPE_CHECKING:
     from rl_engine.plan.devices import DevicePlan
     from rl_engine.plan.forecast import Forecast
-    from rl_engine.plan.step_time import DataSheet, Devices, StepTime, Throughput
+    from rl_engine.plan.step_time import DataSheet, StepTime, Throughput
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -77,12 +81,14 @@ def main(
     if min(tokens_per_s or card or (1.0,)) <= 0:
         exit_with_error("--tokens-per-s and --card are numbers above 0", 2)
     try:
+        given = [Devices.parse(text) for text in devices or ()]
+        refuse_no_run(measured_in)
         several = read_all(config, overrides or ())
         say_loading("torch and transformers")
         if len(several) > 1:
-            show_together(several, devices or [])
+            show_together(several, given)
             return
-        settings, gpus = on_cards(several[0], devices or [])
+        settings, gpus = on_cards(several[0], given)
         speed = speed_of(settings, measured_in, from_devices, tokens_per_s, card, mfu)
         completion_tokens = completion_tokens or getattr(speed, "completion_tokens", None)
         made, on_devices = plan(settings, gpus, speed, prompt_tokens, completion_tokens)
@@ -91,6 +97,13 @@ def main(
         exit_with_error(str(error), 2)
     except OSError as error:
         exit_with_error(str(error), 1)
+
+
+def refuse_no_run(measured_in: Path | None) -> None:
+    """Raises `ConfigError` where no speed can have been measured."""
+    if measured_in is None or all((measured_in / name).is_file() for name in (METRICS, CONFIG)):
+        return
+    raise ConfigError(f"--from: {measured_in} is not a run's directory: it needs {METRICS} and {CONFIG}")
 
 
 def speed_of(
@@ -120,31 +133,28 @@ def read_all(names: Sequence[str], overrides: Sequence[str]) -> list[Config]:
     return several
 
 
-def show_together(configs: list[Config], devices: list[str]) -> None:
+def show_together(configs: list[Config], devices: list[Devices]) -> None:
     """Print which of the runs can train together, and what that takes."""
     from rl_engine.plan.company import plan_together
-    from rl_engine.plan.step_time import Devices
     from rl_engine.run.console import RunConsole
 
     settled = [on_cards(config, devices)[0] for config in configs]
-    for lines in plan_together(settled, [Devices.parse(text) for text in devices]):
+    for lines in plan_together(settled, devices):
         RunConsole(quiet=False, steps=0).print_rows(lines)
 
 
-def on_cards(config: Config, devices: list[str]) -> tuple[Config, list[Devices]]:
+def on_cards(config: Config, devices: list[Devices]) -> tuple[Config, list[Devices]]:
     """The cards to plan for: those given, or else this machine's, and none for its CPU; and the configuration in the
     precision that it would have there."""
     import torch
 
     from rl_engine.plan.card import settle_precision
-    from rl_engine.plan.step_time import Devices
     from rl_engine.run.peaks import GIB
 
-    gpus = [Devices.parse(text) for text in devices]
-    if not gpus and torch.cuda.is_available():
+    if not devices and torch.cuda.is_available():
         gib = torch.cuda.get_device_properties(0).total_memory / GIB
-        gpus = [Devices(count=torch.cuda.device_count(), gib=gib)]
-    return settle_precision(config, "cuda" if gpus else "cpu"), gpus
+        devices = [Devices(count=torch.cuda.device_count(), gib=gib)]
+    return settle_precision(config, "cuda" if devices else "cpu"), devices
 
 
 def plan(

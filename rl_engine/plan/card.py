@@ -22,7 +22,7 @@ from rl_engine.policy.base_model import DTYPES, load_meta_model
 from rl_engine.run.peaks import GIB, available
 from rl_engine.run.resumption import began_with
 from rollout.config import WHOLE_CARD
-from rollout.servable import check_precision, precision_of
+from rollout.servable import check_computes, check_precision, precision_of
 
 C = TypeVar("C", Config, SftConfig)
 
@@ -38,8 +38,8 @@ def settle_precision(config: C, device_type: str, *, resume: bool = False) -> C:
 
     Raises `ConfigError` where the sampler that it needs cannot serve its adapters in that.
     """
+    begun = began_with(Path(config.output_dir), "model", "dtype") if resume else None
     if config.model.dtype == "auto":
-        begun = began_with(Path(config.output_dir), "model", "dtype") if resume else None
         dtype = begun if begun in DTYPES else precision_of("auto", device_type)
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
     # Supervised training samples nothing.
@@ -47,6 +47,9 @@ def settle_precision(config: C, device_type: str, *, resume: bool = False) -> C:
     try:
         check_precision(config.model.precision, device_type, "model.dtype", adapter=adapter)
     except ValueError as error:
+        if begun == config.model.precision:
+            way_out = f"the run in {config.output_dir} began in it: it goes on where it began, on a CPU"
+            raise ConfigError(f"{str(error).partition(': ')[0]}, and {way_out}") from error
         raise ConfigError(f"{error}; method=full has no adapter to serve") from error
     return config
 
@@ -100,9 +103,13 @@ def _sampler_gib(config: Config, meta_model: nn.Module, ranks: int) -> tuple[flo
 
 
 def settle_card(config: Config, ranks: Ranks) -> Config:
-    """`settle_share` for this rank's card; on a CPU there is none to share."""
+    """`settle_share` for this rank's card; on a CPU there is none to share.
+
+    Raises `ValueError` for a card that does not compute in the run's precision.
+    """
     if ranks.device.type != "cuda":
         return config
+    check_computes(config.model.precision, "model.dtype")
     gpu_gib = torch.cuda.get_device_properties(ranks.device).total_memory / GIB
     settled = settle_share(
         config, load_meta_model(config.model), ranks.count, gpu_gib, free_gib=available(ranks).device_gib

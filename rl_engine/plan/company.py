@@ -16,7 +16,7 @@ from rl_engine.plan.card import settle_share
 from rl_engine.plan.memory import PHASES, Memory, Part, estimate, memory_of_run
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.plan.sharing import groups_of
-from rl_engine.plan.step_time import Devices
+from rl_engine.plan.sizes import Devices
 from rl_engine.policy.base_model import load_meta_model
 from rl_engine.run.peaks import Available, available
 

@@ -13,8 +13,8 @@ from rl_engine.plan.card import settle_share
 from rl_engine.plan.forecast import Forecast
 from rl_engine.plan.memory import Memory, estimate
 from rl_engine.plan.memory_limit import check_fits
-from rl_engine.plan.sizes import Widths
-from rl_engine.plan.step_time import DataSheet, Devices, GpuSampler, StepTime, Throughput, most_per_device
+from rl_engine.plan.sizes import Devices, Widths
+from rl_engine.plan.step_time import DataSheet, GpuSampler, StepTime, Throughput, most_per_device
 from rl_engine.run.peaks import Available, available
 
 

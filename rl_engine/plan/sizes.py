@@ -1,13 +1,16 @@
-"""Configuration and model → the sizes that the rest is counted from: those of a transformer, and those of a step."""
+"""Configuration and model → the sizes that the rest is counted from: of a transformer, of a step, of the cards."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,3 +82,26 @@ class Workload:
     def episodes(self) -> int:
         """Completions of a step."""
         return self.groups * self.completions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devices:
+    """GPUs of one kind.
+
+    Example: `Devices(count=8, gib=80.0)`
+    """
+
+    count: int
+    gib: float
+
+    @classmethod
+    def parse(cls, text: str) -> Devices:
+        """`8x80` or `8x80GiB`. Raises `ConfigError` for anything else."""
+        count, _, gib = text.lower().removesuffix("gib").partition("x")
+        try:
+            devices = cls(count=int(count), gib=float(gib))
+        except ValueError as error:
+            raise ConfigError(f"--devices: {text!r} is not COUNTxGIB, as in 8x80") from error
+        if devices.count < 1 or not 0 < devices.gib < math.inf:
+            raise ConfigError(f"--devices: {text!r}; expected a count of at least 1 and a memory above 0 GiB")
+        return devices

@@ -17,33 +17,10 @@ import yaml
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.plan.flops import StepFlops
-from rl_engine.plan.sizes import Widths, Workload
+from rl_engine.plan.sizes import Devices, Widths, Workload
 from rl_engine.policy.base_model import DTYPES
 from rl_engine.run.peaks import GIB
-from rl_engine.run.records import METRICS, read_metrics
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Devices:
-    """GPUs of one kind.
-
-    Example: `Devices(count=8, gib=80.0)`
-    """
-
-    count: int
-    gib: float
-
-    @classmethod
-    def parse(cls, text: str) -> Devices:
-        """`8x80` or `8x80GiB`. Raises `ConfigError` for anything else."""
-        count, _, gib = text.lower().removesuffix("gib").partition("x")
-        try:
-            devices = cls(count=int(count), gib=float(gib))
-        except ValueError as error:
-            raise ConfigError(f"--devices: {text!r} is not COUNTxGIB, as in 8x80") from error
-        if devices.count < 1 or not 0 < devices.gib < math.inf:
-            raise ConfigError(f"--devices: {text!r}; expected a count of at least 1 and a memory above 0 GiB")
-        return devices
+from rl_engine.run.records import read_metrics
 
 
 def most_per_device(items: int, devices: int) -> int:
@@ -94,10 +71,8 @@ class Throughput:
 def measured(run: Path, config: Config, devices: int) -> Throughput:
     """The speed of a run of one's own, over its steps after the first, which has the engine's warm-up in it.
 
-    Raises `ConfigError` where there is no such run, it has no steps, or it had another model or method.
+    Raises `ConfigError` where it has no steps, or had another model or method.
     """
-    if not (run / METRICS).is_file() or not (run / "config.yaml").is_file():
-        raise ConfigError(f"--from: {run} is not a run's directory: it needs {METRICS} and config.yaml")
     ran = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
     for key, theirs, ours in (
         ("model.name", ran.model.name, config.model.name),

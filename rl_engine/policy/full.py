@@ -15,12 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
-from transformers import AutoTokenizer
 
 from rl_engine.config import Config
 from rl_engine.policy.base_model import DTYPES, LoadBase, load_causal_lm, published_config
 from rl_engine.policy.logprobs import LogprobModel
-from rollout.models import locate_model
+from rollout.models import locate_model, read_tokenizer
 
 if TYPE_CHECKING:
     from rl_engine.policy.trainable import LogprobFunction
@@ -101,7 +100,7 @@ class FullPolicy:
     def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
         """Write an ordinary checkpoint, in `model.dtype`, with its tokenizer."""
         source = locate_model(self._config.model.name)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=self._config.model.revision)
+        tokenizer = read_tokenizer(source, self._config.model.revision)
         write_model(directory, tensors, published_config(self._config.model), tokenizer)
 
     def manifest_entries(self) -> dict[str, Any]:

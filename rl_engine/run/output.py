@@ -245,7 +245,8 @@ def _refuse_occupied(run: Path) -> None:
         return
     with (run / LOCK).open() as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not LOCK_EX: of a file that was opened to be read NFS gives none.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"output_dir: another process is training in {run}") from error
 

@@ -159,9 +159,11 @@ class Records:
                     file.write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:
+        # Every line was written as it came. Where there is no room for what follows the last, what the run ended with
+        # is to be told.
         for sink in self._sinks:
-            sink.close()
-        # Where there is no room for the note, what the run ended with is what is to be told.
+            with contextlib.suppress(OSError):
+                sink.close()
         with contextlib.suppress(OSError):
             note_end(self.run)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from evals.command import exit_with_error
 from rl_engine.command import UNTRAINED, memory_explained, what_is_saved
@@ -37,7 +36,7 @@ from rl_engine.sft.state import restore
 from rl_engine.sft.trainer import make_trainer, rows_of
 from rollout.adapters import AdapterStore
 from rollout.files.durable import written_aside
-from rollout.models import locate_model
+from rollout.models import locate_model, read_tokenizer
 from rollout.servable import check_cards
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef
@@ -131,7 +130,7 @@ def train(run: SftRun) -> None:
 
 
 def load_tokenizer(config: SftConfig) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(locate_model(config.model.name), revision=config.model.revision)
+    tokenizer = read_tokenizer(locate_model(config.model.name), config.model.revision)
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end-of-sequence token: answers could never end")
     if config.data.chat_template is not None:

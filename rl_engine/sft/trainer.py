@@ -95,6 +95,8 @@ def make_trainer(
         disable_tqdm=True,
         dataloader_pin_memory=not on_cpu,
     )
+    # Of several cards the trainer would take all at once, and TRL refuses that: a run is one card's.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     kind, model = (_AdaptedHead, trainable.causal_lm) if trainable.head_is_adapted else (SFTTrainer, trainable.model)
     trainer = kind(
         model=model,

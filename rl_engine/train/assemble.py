@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from evals.contamination import contamination
 from evals.suites import GENERATOR, Suite, find_suite, generated_by, load_suite
@@ -51,7 +51,7 @@ from rl_engine.train.resolve import resolve_eval_pieces
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
-from rollout.models import locate_model
+from rollout.models import locate_model, read_tokenizer
 from rollout.prompts.problems import tasks_of
 from rollout.prompts.renderer import Renderer
 from rollout.servable import check_servable, context_length
@@ -62,9 +62,7 @@ CANARY_PROMPTS = 2
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        locate_model(config.model.name), revision=config.model.revision
-    )
+    tokenizer: PreTrainedTokenizerBase = read_tokenizer(locate_model(config.model.name), config.model.revision)
     return tokenizer
 
 

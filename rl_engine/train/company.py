@@ -171,6 +171,8 @@ class Company:
                 self._sample()
 
     def _begin(self, cell: NamedConfig, prepared: Prepared, grader: Grader, console: CellConsole) -> _AtWork:
+        if self.at_once == 1:
+            self.engine.wake()  # one that failed while it learned has left it asleep
         stop = StopRequest()
         self.stop.others.append(stop)
         turn = Turn(cell.name, lambda: self._train(cell, stop, shared))
@@ -216,7 +218,9 @@ class Company:
             self._at_work.append(one)
             return
         self.stop.others.remove(one.stop)
-        gc.collect()  # DeepSpeed's engine is in circles; the next run wants its memory
+        gc.collect()  # DeepSpeed's engine is in circles; the next run wants its memory, and the sampler to wake in
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _next(self) -> _AtWork | None:
         """The run that has waited longest, of those that have what they wait for on every rank."""

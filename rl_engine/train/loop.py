@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from evals.scoring.kept import keep_answers
 from evals.scoring.outcomes import outcome_of
@@ -44,6 +46,8 @@ from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef, Prompt
 from rollout.work_items import PromptBatch, Request
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class LiveRun:
@@ -69,6 +73,8 @@ class LiveRun:
     """The version of what the learner has, published or about to be."""
     examples: list[ShownAnswer] = field(default_factory=list)
     """One from each evaluation so far."""
+    unsaved: bool = False
+    """Whether the last finished step could not be saved when the run ended."""
     adapter: AdapterRef = field(init=False)
     finished: RunState = field(init=False)
     """Where the run stands after the last step whose update is made: what the learner's state belongs to."""
@@ -114,8 +120,8 @@ def take_step(run: LiveRun) -> None:
     learn_start = time.monotonic()
     try:
         stats = learn(run, updates, groups.to_learn)
-    except (Stopped, SamplerGapError):  # raised on every rank, before anything was learned
-        save(run)
+    except (Stopped, SamplerGapError) as error:  # raised on every rank, before anything was learned
+        keep(run, error)
         raise
     learned = time.monotonic()
     run.version += bool(stats.updates)
@@ -182,13 +188,11 @@ def sample(run: LiveRun) -> StepGroups:
 def kept(run: LiveRun) -> Iterator[None]:
     """The last finished step is saved before anything is raised out of the block. What is raised there is raised on
     every rank, and leaves the learner as it was."""
-    done = False
     try:
         yield
-        done = True
-    finally:
-        if not done:
-            save(run)
+    except BaseException as error:
+        keep(run, error)
+        raise
 
 
 @contextlib.contextmanager
@@ -199,7 +203,7 @@ def kept_without_memory(run: LiveRun) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if run.learner.is_whole and run.learner.ranks.count == 1 and out_of_memory(error) is not None:
-            save(run)
+            keep(run, error)
         raise
 
 
@@ -231,8 +235,8 @@ def publish(run: LiveRun) -> None:
     try:
         with run.peaks.peak_gib("sync"):
             run.adapter = run.publisher.publish(run.version)
-    except (Stopped, PoolError):  # raised on every rank; the canary's other errors may be one rank's alone
-        save(run)
+    except (Stopped, PoolError) as error:  # raised on every rank; the canary's other errors may be one rank's alone
+        keep(run, error)
         raise
 
 
@@ -333,6 +337,18 @@ def save(run: LiveRun) -> None:
     tensors = learner_state(run.learner)
     if run.is_main:
         run.checkpoints.save(run.finished, tensors, run.rng)
+
+
+def keep(run: LiveRun, error: BaseException) -> None:
+    """Save the last finished step before `error` ends the run. Where that fails too, for want of memory or room or of
+    the other ranks, it is noted: what came first is what a person is told. A request to stop is no error."""
+    try:
+        save(run)
+    except (OSError, SafetensorError, MemoryError, RuntimeError) as second:
+        if isinstance(error, Stopped):
+            raise
+        run.unsaved = True
+        log.warning("step %d could not be saved: %s", run.finished.step, str(second).partition("\n")[0])
 
 
 def summary_paths(run: LiveRun) -> dict[str, Path]:

@@ -108,6 +108,8 @@ def tell_stopped(run: LiveRun) -> None:
 
 
 def way_on(run: LiveRun) -> str:
-    """What a person can do after an error, which came when the last finished step had been saved."""
+    """What a person can do after an error, which came when the last finished step had been saved, if it could be."""
     step = run.finished.step
+    if run.unsaved:
+        return what_is_saved(run.config)
     return f"step {step} is saved: --resume continues after it." if step else f"No step was done: {UNTRAINED}."

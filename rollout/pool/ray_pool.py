@@ -11,14 +11,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from rollout.adapters import AdapterError
 from rollout.config import SamplingConfig
@@ -45,6 +46,17 @@ CLOSE_S = 5.0
 # A worker that has nothing to do is asked now and then whether it is there, and may take so long to say so.
 PING_EVERY_S, PING_S = 5.0, 60.0
 NO_ROOM = "it found no place in the cluster in time"
+
+
+@contextmanager
+def faults_of_ray() -> Iterator[None]:
+    """What fails in Ray itself, as where its store or its disk is full, is the pool's error; what a worker fails at is
+    its answer, and ends the worker alone."""
+    try:
+        yield
+    except RayError as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise PoolError(f"Ray failed: {first}") from error
 
 
 @dataclass(eq=False)
@@ -144,6 +156,7 @@ class RayPool:
         self._wait_until(lambda: request.done)
         return request.groups()
 
+    @faults_of_ray()
     def load_adapter(self, ref: AdapterRef) -> None:
         """See `Engine.load_adapter`. Every worker has the files before its next work item, checked, and says what it
         has; nobody waits for those that are busy."""
@@ -172,16 +185,20 @@ class RayPool:
             self._changed.notify_all()
         self._thread.shutdown()
         if ray.is_initialized():
-            # One that is at work would hear of it when that is done.
-            farewells = {worker.actor.close.remote(): worker for worker in self._workers if not any(worker.calls)}
-            gone = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[0] if farewells else []
-            left = {farewells[handle] for handle in gone}
-            for worker in self._workers:
-                worker.end(hangs=worker not in left)
-            self._workers = []
+            with suppress(RayError):  # where it is Ray that failed, the first it said of that is what is told
+                self._end_workers()
         if self._scratch is not None:
             ray.shutdown()
             self._scratch.remove()
+
+    def _end_workers(self) -> None:
+        # One that is at work would hear of it when that is done.
+        farewells = {worker.actor.close.remote(): worker for worker in self._workers if not any(worker.calls)}
+        gone = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[0] if farewells else []
+        left = {farewells[handle] for handle in gone}
+        for worker in self._workers:
+            worker.end(hangs=worker not in left)
+        self._workers = []
 
     def _connect(self) -> None:
         address, sent, workers = self.settings.address, self.settings.sent, self.settings.workers
@@ -239,6 +256,7 @@ class RayPool:
                 self._changed.wait(POLL_S)
         return True
 
+    @faults_of_ray()
     def _supervise(self) -> None:
         """Hand out work and look at answers until the pool is closed. Raises `PoolError` when it cannot go on."""
         # Nobody joins a thread whose program has ended: it ends itself.

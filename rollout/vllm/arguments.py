@@ -28,6 +28,8 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         # The log-probability under what was really sampled from: after temperature and truncation.
         "logprobs_mode": "processed_logprobs",
         "enable_prefix_caching": True,
+        # Not Mistral's own, which vLLM takes where a model's files are there in its format too: see `read_tokenizer`.
+        "tokenizer_mode": "hf",
         # Of a model that also sees or hears, what reads alone; nothing else of it is loaded.
         "language_model_only": True,
         "disable_log_stats": True,

@@ -71,6 +71,14 @@ class VllmEngine:
                 self._llm = LLM(**engine_arguments(self.settings))
             except (ValueError, NotImplementedError, AssertionError) as error:
                 raise why_not(error, self.settings.model) from error
+            except RuntimeError as error:  # of torch itself, or of vLLM in words of its own
+                said = str(error).partition("\n")[0].rstrip(".")
+                if "out of memory" not in said:
+                    raise
+                raise EngineError(
+                    f"vLLM did not start: {said}. What lowers it: its share of the card (memory_fraction), and what it "
+                    "samples at once (max_num_seqs)"
+                ) from error
         self._ids_given = self.settings.max_loras
         self._decoder = Decoder.of(self._llm.get_tokenizer())
 
@@ -176,7 +184,11 @@ class VllmEngine:
     def _step(self) -> None:
         try:
             outputs = self._llm.llm_engine.step()
-        except (torch.OutOfMemoryError, EngineDeadError) as error:
+        except (RuntimeError, TimeoutError, EngineDeadError) as error:
+            # With a process of its own for each of several cards vLLM says no more when one of them is gone.
+            alone = self.settings.tensor_parallel_size == 1
+            if alone and not isinstance(error, torch.OutOfMemoryError | EngineDeadError):
+                raise
             raise EngineError(f"vLLM failed while it sampled: {error}") from error
         for output in outputs:
             asked = self._asked.pop(output.request_id)

@@ -26,6 +26,7 @@ from benchmarks.gpu_bundle import (
     containers,
     pins,
     pruned,
+    unpack,
     wanted,
 )
 
@@ -97,6 +98,13 @@ def test_what_is_packed_is_locked_and_has_a_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[^a-zA-Z0-9_-]", line)[0].replace("_", "-") for line in project["dependencies"]}
     assert names - PACKED - COPIED - GIVEN == LEFT_OUT
+
+
+def test_wheels_of_an_earlier_lock_are_not_packed_beside_the_new(tmp_path: Path) -> None:
+    for name in ("vllm-0.31.0-cp38-abi3-linux_x86_64.whl", "vllm-0.32.0-cp38-abi3-linux_x86_64.whl", "peft-0.21.2.whl"):
+        (tmp_path / name).touch()
+    with pytest.raises(SystemExit, match=r"has several versions of vllm: leave one of each there$"):
+        unpack(tmp_path, tmp_path / "site")
 
 
 def test_what_a_hopper_card_runs_is_not_dropped() -> None:

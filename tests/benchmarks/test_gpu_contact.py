@@ -89,13 +89,26 @@ def test_what_the_deadline_cuts_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     assert "it was not begun" in (tmp_path / "contact.md").read_text()
 
 
+# The command with one stage that lasts, in a process that is spared torch, which only says whether there is a card.
+ENDLESS = """
+import sys, types
+sys.modules["torch"] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False))
+import typer
+from benchmarks.gpu_contact import __main__ as command
+from benchmarks.gpu_contact.stages import Stage
+code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+stage = Stage(name="long", asks="?", command=(sys.executable, "-c", code), expected_s=500)
+command.stages = lambda *_: [stage]
+typer.run(command.main)
+"""
+
+
 def test_who_ends_it_ends_the_stage_at_work(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu_contact", "--out", tmp_path / "out"], cwd=ROOT)
-    end = time.monotonic() + 60
-    # The log is there a moment before the stage.
-    while not (children := psutil.Process(process.pid).children()) and time.monotonic() < end:
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS, "--out", tmp_path], cwd=ROOT)
+    log, end = tmp_path / "long.log", time.monotonic() + 60
+    while not (log.exists() and log.read_text().endswith("\n")) and time.monotonic() < end:
         time.sleep(0.1)
-    (child,) = children
+    child = psutil.Process(int(log.read_text()))
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     assert not child.is_running()

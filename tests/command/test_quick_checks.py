@@ -138,6 +138,13 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("rl_engine.doctor", "data.source=gsm9k"), "data.source is 'gsm9k'"),
     (("rl_engine.doctor", "model.name=weightless"), "has no weights"),
     (("rl_engine.plan", "--config", "quickstart.yaml", "model.name=./gone"), "'./gone' is not a model directory"),
+    (("rl_engine.plan", "--config", "quickstart.yaml", "--devices", "x"), "--devices: 'x' is not COUNTxGIB"),
+    (
+        ("rl_engine.plan", "--config", "quickstart", "--config", "quickstart", "--devices", "1x80", "--devices=0x80"),
+        "--devices: '0x80'; expected a count of at least 1",
+    ),
+    (("rl_engine.plan", "--config", "quickstart.yaml", "--from", "gone"), "--from: gone is not a run's directory"),
+    (("rl_engine.plan", "--config", "quickstart.yaml", "--from", "taken"), "--from: taken is not a run's directory"),
     (("rl_engine.sweep", "--config", "sweep_rates.yaml", "set.data.source=gsm9k"), "data.source is 'gsm9k'"),
     (("rl_engine.sweep", "--config", "sweep_rates.yaml", "output_dir=/proc/x"), "nothing can be written in /proc"),
     (("rl_engine.report", "gone"), "gone"),

@@ -23,6 +23,7 @@ class StreamingAnswers(AnsweringEngine):
     """(run, first seed) of every batch, as they were begun."""
     largest: int = 0
     """Batches at once, at the most."""
+    asleep: bool = False
     _pending: list[tuple[int, InFlight, list[RolloutGroup]]] = field(default_factory=list)
     _advanced: int = 0
 
@@ -32,6 +33,7 @@ class StreamingAnswers(AnsweringEngine):
     def begin(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> InFlight:
+        assert not self.asleep
         assert adapter is not None
         assert adapter.key in self._loaded
         run, _, key = adapter.key.rpartition("/")
@@ -57,6 +59,12 @@ class StreamingAnswers(AnsweringEngine):
         for _, batch, groups in there:
             batch.take(0, groups[0].completions[0])
         return [batch for _, batch, _ in there]
+
+    def sleep(self) -> None:
+        self.asleep = True
+
+    def wake(self) -> None:
+        self.asleep = False
 
     def begin_extending(self, *_: object) -> InFlight:
         raise NotImplementedError

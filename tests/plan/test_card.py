@@ -145,6 +145,23 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_in(tmp_path: Path) -> N
     assert settle_precision(config, "cpu").model.dtype == "float32"
 
 
+def test_a_run_of_a_cpu_does_not_go_on_in_float32_on_a_card(tmp_path: Path) -> None:
+    """`auto` is no way out: it is what the run began in."""
+    config = load_config("quickstart.yaml", [f"output_dir={tmp_path}"])
+    (tmp_path / "config.yaml").write_text(settle_precision(config, "cpu").to_yaml())
+    with pytest.raises(ConfigError, match=rf"alone, and the run in {tmp_path} began in it: .* on a CPU$"):
+        settle_precision(config, "cuda", resume=True)
+
+
+def test_a_card_that_does_not_compute_in_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    config = settle_precision(load_config("quickstart.yaml"), "cuda")
+    with pytest.raises(ValueError, match=r"^model\.dtype is bfloat16, and Tesla V100 does not compute in it"):
+        settle_card(config, Ranks(0, 1, CUDA))
+
+
 def test_shared_prompts_are_refused_on_a_card() -> None:
     config = load_config("quickstart.yaml", ["learner.layout=shared_prompt"])
     with pytest.raises(ConfigError, match=r"learner\.layout is shared_prompt, .*: give padded, packed or auto"):

@@ -13,7 +13,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.company import Place, plan_together, runs_at_once
 from rl_engine.plan.sharing import groups_of, named, why_not_together
-from rl_engine.plan.step_time import Devices
+from rl_engine.plan.sizes import Devices
 from rl_engine.run.peaks import Available
 
 MAY_DIFFER = (

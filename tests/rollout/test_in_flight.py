@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,16 +112,26 @@ def test_what_is_left_of_a_batch_is_known_on_the_way(engine: Any, prompts: list[
     assert len(set(left)) > 3, "completions of one length show nothing"
 
 
-def test_a_device_out_of_memory_is_an_error_of_the_engine(
-    engine: Any, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "cards"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), 1),
+        # What vLLM raises of processes of its own, one a card.
+        (RuntimeError("Worker failed with error 'CUDA out of memory'"), 2),
+        (TimeoutError("RPC call to execute_model timed out."), 2),
+    ],
+)
+def test_a_device_that_fails_is_an_error_of_the_engine(
+    error: Exception, cards: int, engine: Any, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = engine.begin(prompts, SHORT, None, seeds(prompts, "error"))
 
     def fails() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(engine._llm.llm_engine, "step", fails)
-        with pytest.raises(EngineError, match="while it sampled: CUDA out of memory"):
+        patch.setattr(engine, "settings", replace(engine.settings, tensor_parallel_size=cards))
+        with pytest.raises(EngineError, match=f"while it sampled: {error}"):
             engine.advance()
     assert not batch.done

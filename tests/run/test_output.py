@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
+from rl_engine.run.checks import check_place
 from rl_engine.run.output import Beginning, Earlier, check_output, dry_output, sole_writer
 from rl_engine.run.records import Records
 from rl_engine.sft.__main__ import app as sft
@@ -54,6 +57,24 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
             with pytest.raises(ConfigError, match="another process is training in"):
                 refused()
         assert contents(run) == {**before, ".lock": b""}
+
+
+def test_locks_are_asked_for_as_nfs_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """flock(2): there an exclusive one wants a file that is open for writing, and a shared one a file for reading."""
+    flock = fcntl.flock
+
+    def over_nfs(file: Any, operation: int) -> None:
+        unfit = os.O_RDONLY if operation & fcntl.LOCK_EX else os.O_WRONLY
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == unfit:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", over_nfs)
+    run = tmp_path / "run"
+    with sole_writer(config_in(run), overwrite=False):
+        made_run(run)
+    check_place(config_in(run), resume=True, overwrite=False)
+    assert "starts from the beginning" in "\n".join(dry_output(config_in(run), Beginning(resume=True)))
 
 
 def steps_in(run: Path, earlier: Earlier | None, steps: int) -> None:

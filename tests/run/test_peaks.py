@@ -112,3 +112,17 @@ def test_on_a_card_a_sleeping_sampler_is_not_counted(monkeypatch: pytest.MonkeyP
     assert peaks.gib == {"rollout": 1 + 4 + 48, "learn": 1 + 30}
     # And what it gave back is there to be had, once, although torch has it reserved.
     assert available(Ranks(0, 1, torch.device("cuda:0"))).device_gib == 80 - 1 - 6
+
+
+def test_a_card_that_failed_is_not_asked_what_it_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers with the same failure again, and in the place of the first."""
+
+    def failed(device: torch.device) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", failed)
+    peaks = PhasePeaks(torch.device("cuda:0"))
+    with pytest.raises(ValueError, match="what came first"), peaks.peak_gib("learn"):
+        raise ValueError("what came first")
+    assert peaks.metrics() == {}

@@ -140,3 +140,24 @@ def test_a_completion_that_is_not_scored_says_why(tmp_path: Path) -> None:
         good, bad = map(json.loads, lines)
     assert not {"scored", "detail"} & good.keys()
     assert (bad["scored"], bad["detail"]) == (False, "ValueError: no number\nmine.py, line 3")
+
+
+class Mirror:
+    """A service that has no room for its last words, as TensorBoard's files on a full disk."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def log(self, line: dict[str, float]) -> None: ...
+
+    def close(self) -> None:
+        self.closed += 1
+        raise OSError(28, "No space left on device")
+
+
+def test_closing_hides_nothing_and_leaves_nobody_open(tmp_path: Path) -> None:
+    records = Records(tmp_path, load_config("quickstart.yaml", [f"output_dir={tmp_path}"]))
+    mirrors = Mirror(), Mirror()
+    records._sinks += mirrors
+    records.close()
+    assert [mirror.closed for mirror in mirrors] == [1, 1]

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 from trl.trainer.sft_trainer import SFTTrainer
 from typer.testing import CliRunner
 
@@ -137,6 +138,22 @@ def test_loss_and_gradient_are_those_of_the_cross_entropy(arm: str, tmp_path: Pa
         assert line["grad_norm"] == pytest.approx(norm, rel=float32_error(30 * 512))
         for name, gradient in zip(plain.trainable.parameters, gradients, strict=True):
             assert float((found.seen[name] - gradient).abs().max()) < float32_error(30 * 512) * norm, (name, overrides)
+
+
+def test_of_several_cards_a_run_takes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process sees several, transformers would spread each micro-batch over all, and TRL refuses to."""
+    devices_of = vars(TrainingArguments)["_setup_devices"].func
+
+    def beside_another(arguments: TrainingArguments) -> torch.device:
+        device: torch.device = devices_of(arguments)
+        arguments._n_gpu = 2
+        return device
+
+    several = cached_property(beside_another)
+    several.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", several)
+    run = assembled(tmp_path, "train.microbatch_size=2")
+    assert (run.trainer.args.n_gpu, run.trainer.args.train_batch_size) == (1, 2)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -147,6 +147,15 @@ def test_what_fails_says_so_and_who_waits_takes_its_place(
     assert kept(tmp_path / "places" / "one") == kept(tmp_path / "places" / "three")
 
 
+def test_a_sampler_left_asleep_is_woken_for_the_next_run(
+    train: Callable[..., int], engines: list[StreamingAnswers], spoilt: None, tmp_path: Path
+) -> None:
+    """One that has it for itself lets it sleep while it learns, which may be where it fails."""
+    assert train("asleep", at_once=1, bad=(*HEALTHY, f"loss.kl_coef={SPOILT}"), one=HEALTHY) == 1
+    assert len(kept(tmp_path / "asleep" / "one")["metrics"]) == 4
+    assert not engines[-1].asleep
+
+
 def test_a_wrong_configuration_stops_all_before_loading(
     train: Callable[..., int], engines: list[StreamingAnswers], ranks: Ranks, tmp_path: Path
 ) -> None:

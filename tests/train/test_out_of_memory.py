@@ -67,3 +67,24 @@ def test_half_of_a_steps_updates_are_not_saved(tmp_path: Path) -> None:
     settings = (*SETTINGS, "learner.updates_per_step=2")
     code, output = forked.train(tmp_path, *settings, environment=ONE_CORE, prepare=partial(run_out_of_memory, 2))
     assert (code, output.splitlines()[-1]) == (1, "No checkpoint of this run was saved.")
+
+
+def run_out_of_memory_twice() -> None:
+    """In the second step, and again for what saves the first."""
+    from rl_engine.train import loop
+
+    run_out_of_memory(1)
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
+
+    setattr(loop, "learner_state", fails)  # noqa: B010 - mypy knows its type
+
+
+def test_no_memory_to_save_with_hides_nothing(tmp_path: Path) -> None:
+    code, output = forked.train(tmp_path, *SETTINGS, environment=ONE_CORE, prepare=run_out_of_memory_twice)
+    assert code == 1
+    assert "Traceback" not in output
+    assert output.splitlines()[-3].startswith("error: step 2, version 1: out of memory: CUDA out of memory. Tried")
+    assert output.splitlines()[-1] == "No checkpoint of this run was saved."
+    assert "step 1 could not be saved: DefaultCPUAllocator: can't allocate memory" in " ".join(output.split())

@@ -180,3 +180,33 @@ def test_a_full_disk_closes_the_engine_and_names_the_file(function: str, named: 
     assert code == 1
     assert f"error: [Errno 28] No space left on device: '{named}'" in output
     assert output.count("the engine is closed") == 1
+
+
+def without_room_to_save() -> None:
+    from rl_engine.run.checkpoint import Checkpoints
+
+    prepare()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "step000001")
+
+    setattr(Checkpoints, "save", full)  # noqa: B010 - mypy knows its type
+
+
+@pytest.mark.parametrize(
+    ("do", "said"),
+    [
+        ("fail", "error: step 2: no sampling worker is left\nNo checkpoint of this run was saved."),
+        ("stop", "error: [Errno 28] No space left on device: 'step000001'\nMake space. No checkpoint of this run was"),
+    ],
+)
+def test_the_first_error_is_told_though_saving_fails_too(do: str, said: str, tmp_path: Path) -> None:
+    """A request to stop is none: then there is nothing else to tell."""
+    environment = {"HELD_AT": "0/2/", "HELD_DO": do, "HELD_PLACE": str(tmp_path)}
+    settings = (*SETTINGS, "checkpoint.every=100")
+    code, output = forked.train(tmp_path, *settings, environment=environment, prepare=without_room_to_save)
+    assert code == 1, output
+    assert said in output
+    assert "Traceback" not in output
+    noted = "step 1 could not be saved: [Errno 28] No space left on device" in " ".join(output.split())
+    assert noted == (do == "fail")

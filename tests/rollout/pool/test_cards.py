@@ -140,6 +140,7 @@ def test_the_precision_that_is_served_in(
     cuda: bool, dtype: str, model: str, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert serving_precision(dtype, model, adapter=True) == found
 
 
@@ -148,6 +149,47 @@ def test_float32_serves_no_adapter_on_a_card(monkeypatch: pytest.MonkeyPatch) ->
     assert serving_precision("float32", "embedded", adapter=False) == "float32"
     with pytest.raises(ValueError, match=r"^--dtype is float32, .*: give bfloat16, or auto"):
         serving_precision("float32", "embedded", adapter=True)
+
+
+def test_an_old_card_computes_in_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ValueError, match=r"^--dtype is bfloat16, and Tesla T4 .* \(compute capability 7\.5, .* 8\.0\)"):
+        serving_precision("auto", "org/model", adapter=True)
+    assert serving_precision("float32", "org/model", adapter=False) == "float32"
+
+
+@pytest.fixture
+def one_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which CUDA shows this process one card."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
+def test_a_process_without_a_card_of_its_own_says_so(one_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_cards()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    check_cards()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match="LOCAL_RANK is 1, and CUDA shows this process 1 of the cards"):
+        check_cards()
+
+
+@pytest.mark.parametrize("name", ["GPU-6c1f3d4e", "0, GPU-6c1f3d4e-0000-0000-0000-000000000001"])
+def test_a_card_is_named_so_that_the_sampler_finds_it(
+    name: str, one_card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM asks NVML for the card of that very UUID; CUDA is content with its first letters."""
+    for known in ("3", "0,1", " 2", ",".join(UUIDS)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", known)
+        check_cards()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+    with pytest.raises(ValueError, match=r"CUDA_VISIBLE_DEVICES names a card '.*', and vLLM knows it by"):
+        check_cards()
 
 
 def test_what_is_compiled_for_a_card_serves_every_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +203,16 @@ def test_what_is_compiled_for_a_card_serves_every_engine(tmp_path: Path, monkeyp
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "mine"))
     importlib.reload(rollout.vllm)
     assert triton_cache_dir(0) == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("home", ["/proc/nobody", "~"])
+def test_a_home_that_cannot_be_written_keeps_no_kernels(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's compiler then takes its own place, and nothing fails at the first kernel. `~` is that of nobody's."""
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TRITON_HOME", home)
+    importlib.reload(rollout.vllm)
+    assert "TRITON_CACHE_DIR" not in os.environ
+    assert not Path(home).exists()
 
 
 def test_a_run_says_where_kernels_are_kept_before_one_is_made(tmp_path: Path) -> None:

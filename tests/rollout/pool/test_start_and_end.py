@@ -15,7 +15,7 @@ import pytest
 
 from rollout.engine import PoolError
 from rollout.work_items import PromptBatch
-from tests.helpers.pools import SAMPLING, PoolMaker, prompt_of, rays_processes, seeds, until
+from tests.helpers.pools import SAMPLING, PoolMaker, prompt_of, published, rays_processes, seeds, until
 from tests.helpers.scripted_engine import BAD_START
 
 ROOT = Path(__file__).parents[3]
@@ -45,6 +45,29 @@ def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch
     monkeypatch.setattr("rollout.pool.member.PoolWorker", Unmade)
     with pytest.raises(PoolError, match=r"no sampling worker is left.*ModuleNotFoundError: No module named 'rollout'"):
         make_pool()
+
+
+def test_what_fails_in_ray_itself_is_an_error_of_the_pool(
+    make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that what is finished is saved, and it is told in a line: a store that others have filled, for one."""
+    from ray.exceptions import ObjectStoreFullError
+
+    pool = make_pool()
+
+    def full(*_: Any) -> None:
+        raise ObjectStoreFullError("Failed to put an object of 2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ray.put", full)
+        with pytest.raises(PoolError, match=r"^Ray failed: Failed to put an object of 2 GiB$"):
+            pool.load_adapter(published(tmp_path, 1))
+    pool._size.look_again = full
+    with pytest.raises(PoolError, match=r"^Ray failed: Failed to put"):
+        pool.generate([prompt_of(1)], SAMPLING, None, seeds([prompt_of(1)]))
+    with monkeypatch.context() as patch:
+        patch.setattr("ray.kill", full)
+        pool.close()  # says nothing in the place of that
 
 
 def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:

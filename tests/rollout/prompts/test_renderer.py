@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
+import mistral_common
 import pytest
 from transformers import AutoTokenizer
 
 from rollout.config import WRITTEN_BY_US, PromptConfig
 from rollout.frames import FRAMES
-from rollout.models import locate_model
+from rollout.models import EMBEDDED_DIR, locate_model, read_tokenizer
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
+from rollout.vllm.decoder import Decoder
 
 PROBLEM = Problem(id="p", text="1+{2}=?", answer="3")
 
@@ -26,6 +30,19 @@ def test_the_chat_template_is_the_models_own(tokenizer: Any) -> None:
     prompt = Renderer(tokenizer, PromptConfig(instruction=None)).render(PROBLEM)
     assert prompt.text == "1+{2}=?\n"
     assert tokenizer.decode(list(prompt.token_ids)).startswith("1+")
+
+
+def test_a_mistral_has_the_tokenizer_of_the_others(tokenizer: Any, tmp_path: Path) -> None:
+    """And with it its chat template and what the sampler reads of it, though a file of Mistral's own lies there too."""
+    for path in EMBEDDED_DIR.iterdir():
+        if path.name != "config.json":
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral"}))
+    (tmp_path / "tekken.json").symlink_to(Path(mistral_common.__file__).parent / "data" / "tekken_240911.json")
+    found = read_tokenizer(str(tmp_path))
+    config = PromptConfig(instruction=None)
+    assert Renderer(found, config).render(PROBLEM) == Renderer(tokenizer, config).render(PROBLEM)
+    assert Decoder.of(found).silent == Decoder.of(tokenizer).silent
 
 
 def test_system_and_instruction_go_where_they_belong(tokenizer: Any) -> None:

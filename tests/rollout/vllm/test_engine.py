@@ -19,6 +19,8 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.publish import Publisher
 from rollout.adapters import AdapterError, AdapterStore, identity_of, write_manifest
 from rollout.config import ArithmeticConfig, SamplingConfig
+from rollout.engine import EngineError, EngineSettings
+from rollout.models import locate_model
 from rollout.prompts.arithmetic import arithmetic_problems
 from rollout.types import AdapterRef, Problem, Prompt, RolloutGroup
 from tests.helpers.batches import alternating
@@ -38,7 +40,6 @@ def prompts() -> list[Prompt]:
     from transformers import AutoTokenizer
 
     from rollout.config import PromptConfig
-    from rollout.models import locate_model
     from rollout.prompts.renderer import Renderer
 
     renderer = Renderer(AutoTokenizer.from_pretrained(locate_model("embedded")), PromptConfig(instruction=None))
@@ -263,3 +264,15 @@ def test_a_prompt_of_unknown_characters_is_answered_all_the_same(vllm_engine: An
     strange = Prompt(problem=Problem(id="x", text="é", answer="1"), text="é\n", token_ids=(2, 3))
     (group,) = vllm_engine.generate([strange], SAMPLING, None, ["x"])
     assert len(group.completions) == SAMPLING.n
+
+
+def test_a_start_without_memory_names_what_lowers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rollout.vllm import engine
+
+    def fails(**_: Any) -> None:
+        raise RuntimeError("CUDA out of memory occurred when warming up sampler with 512 dummy requests.\nMore of it")
+
+    monkeypatch.setattr(engine, "LLM", fails)
+    settings = EngineSettings(model=locate_model("embedded"), dtype="float32", max_model_len=64, lora_rank=0)
+    with pytest.raises(EngineError, match=r"^vLLM did not start: CUDA out of memory .* requests\. What lowers it: "):
+        engine.VllmEngine(settings)
