@@ -42,7 +42,7 @@ from evals.command import (
 from evals.policies import named_version
 from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
-from rollout.config import ModelConfig
+from rollout.config import LARGEST_SEED, ModelConfig
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
 from rollout.files.durable import write_synced
 from rollout.hub import check_hub
@@ -122,7 +122,9 @@ def main(
         int | None, typer.Option(min=1, help="Maximum length of a completion, in tokens. Default: the run's, or 256.")
     ] = None,
     context: Annotated[int, typer.Option(min=2, help="Maximum length of a task's document, in tokens.")] = 2048,
-    seed: Annotated[int, typer.Option(help="Seeds the choice of prompts and the sampling.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Seeds the choice of prompts and the sampling.")
+    ] = 0,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None,
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"],

@@ -17,7 +17,7 @@ from rl_engine.plan.sharing import Group, groups_of
 from rl_engine.sft import checks as sft
 from rl_engine.sweep.room import company_lines
 from rl_engine.train import checks as train
-from rollout.config import Section
+from rollout.config import LARGEST_SEED, Section
 from rollout.hub import HubItem
 
 # YAML takes 1e-3 for a text.
@@ -107,6 +107,7 @@ def _number(text: str) -> int | float | str:
     return int(text) if text.lstrip("-+").isdigit() else float(text)
 
 
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Settings = Annotated[dict[str, Any], BeforeValidator(flattened)]
 
 
@@ -143,10 +144,8 @@ class SweepConfig(CommandConfig):
         "optim.lr", description="Key of the grid on the figures' horizontal axis; its values must be positive numbers."
     )
     reference: str | None = Field(None, description="Arm that the others are compared with; drawn dashed.")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), min_length=1, description="Seeds to run at every axis value."
-    )
-    confirm_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="Seeds to run at every axis value.")
+    confirm_seeds: tuple[Seed, ...] = Field(
         (),
         description="Seeds to run only at each arm's best axis value, once `seeds` have found it; the arm's "
         "score comes from these.",
