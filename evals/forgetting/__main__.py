@@ -93,6 +93,7 @@ class ForgettingOptions:
 TaskDir = Annotated[
     Path | None, typer.Option(help="Directory of task files (YAML) that take precedence over the harness's own.")
 ]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seeds the choice of prompts and the sampling.")]
 Prompts = Annotated[
     str | None, typer.Option(help="Prompts for the KL: a run's config.yaml, a .jsonl file of problems, or a suite.")
 ]
@@ -122,9 +123,7 @@ def main(
         int | None, typer.Option(min=1, help="Maximum length of a completion, in tokens. Default: the run's, or 256.")
     ] = None,
     context: Annotated[int, typer.Option(min=2, help="Maximum length of a task's document, in tokens.")] = 2048,
-    seed: Annotated[
-        int, typer.Option(min=0, max=LARGEST_SEED, help="Seeds the choice of prompts and the sampling.")
-    ] = 0,
+    seed: Seed = 0,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None,
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"],
