@@ -147,7 +147,7 @@ def main(
 def options_of(arguments: dict[str, Any]) -> EvalOptions:
     """What the command line says, by its own names."""
     adapters = tuple(arguments["adapter"] or ())
-    suites = tuple(name for names in arguments["suite"] for name in names.split(",") if name)
+    suites = tuple(name for names in arguments["suite"] for name in map(str.strip, names.split(",")) if name)
     rest = {name: value for name, value in arguments.items() if name not in ("adapter", "suite")}
     return EvalOptions(adapters=adapters, suites=suites, **rest)
 

@@ -139,7 +139,7 @@ def main(
     """Measure what a base model lost in training, adapter by adapter, with one engine."""
     arguments = dict(locals())
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
-    arguments["tasks"] = tuple(name for name in arguments.pop("tasks").split(",") if name)
+    arguments["tasks"] = tuple(filter(None, map(str.strip, arguments.pop("tasks").split(","))))
     stop = StopRequest()
     try:
         check_files(model, "--model")
