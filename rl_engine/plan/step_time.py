@@ -97,7 +97,8 @@ def measured(run: Path, config: Config, devices: int) -> Throughput:
     """
     if not (run / METRICS).is_file() or not (run / "config.yaml").is_file():
         raise ConfigError(f"--from: {run} is not a run's directory: it needs {METRICS} and config.yaml")
-    _, ran = read_configuration(run) or ({}, None)
+    found = read_configuration(run)
+    ran = found[1] if found else None
     if not isinstance(ran, Config):
         raise ConfigError(f"--from: {run} is no run of rl_engine.train of this version: its steps cannot be told")
     for key, theirs, ours in (

@@ -203,7 +203,8 @@ def conversations(
     rows: Iterable[tuple[str, Row]], columns: ChatColumnsConfig, dropped: Dropped
 ) -> Iterator[Conversation]:
     """The usable rows. Raises `ValueError` where there is none, and the first has other columns: then all have."""
-    first, used = None, False
+    first: Row | None = None
+    used = False
     for where, row in rows:
         first, found = first or row, turns(row, columns)
         if isinstance(found, str):
