@@ -41,6 +41,9 @@ FREE_TEXT = frozenset({"sampling.stop"})
 # Where a `~` stands for the home directory when the file is opened: what a run began with is what it is resumed with.
 AS_WRITTEN = frozenset({*FREE_TEXT, "model.name", "lora.start_from"})
 
+# What a person has named may be called none: an arm without something.
+OWN_NAMES = frozenset({"reference"})
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the text says which key, which value and what is allowed."""
@@ -289,7 +292,7 @@ def as_meant(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[s
             result[name] = [part for part in map(str.strip, value.split(",")) if part]
         elif value is not None and not isinstance(value, list | tuple | dict) and item_of_list(info.annotation):
             result[name] = [value]
-        elif value in ("None", "none") and takes_nothing(info.annotation):
+        elif value in ("None", "none") and key not in OWN_NAMES and takes_nothing(info.annotation):
             result[name] = None
         if isinstance(value, bool) and takes_number(info.annotation):
             result[name] = as_yaml(value)

@@ -178,6 +178,11 @@ def test_what_people_write_means_what_they_mean(override: str, key: str, wanted:
     assert value(key, override) == wanted
 
 
+def test_an_arm_may_be_called_none(tmp_path: Path) -> None:
+    arms = ["arms={none: {}, mask: {loss.sampler_correction: token_mask}}", "reference=none"]
+    assert read_config(SweepConfig, "sweep_gsm8k.yaml", arms).reference == "none"
+
+
 def test_a_number_in_place_of_a_variable_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STEPS", raising=False)
     with warnings.catch_warnings(action="error"):
