@@ -259,9 +259,13 @@ def test_a_score_that_no_run_can_have_is_refused_at_once(values: dict[str, Any],
     (arm,) = arms_of(config)
     with pytest.raises(ConfigError, match=told):
         target_of(config, arm, 1e-3)
-    mine = sweep_of(grid={"optim.lr": [1e-3]}, set={"eval.suites": ["mine.jsonl"]}, score={"metric": "eval/mine/avg"})
-    with pytest.raises(ConfigError, match="no such file"):  # its name is right
-        target_of(mine, arm, 1e-3)
+
+
+def test_a_score_may_be_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"problem": "1+1=?", "answer": 2}')
+    suites, score = {"eval.suites": [str(tmp_path / "mine.jsonl")]}, {"metric": "eval/mine/avg"}
+    config = sweep_of(grid={"optim.lr": [1e-3]}, set=suites, score=score)
+    assert target_of(config, arms_of(config)[0], 1e-3).steps == 25
 
 
 def test_a_score_that_is_not_there_fails_the_cell(make_sweep: SweepMaker) -> None:
