@@ -50,8 +50,9 @@ def paths_of(row: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> str:
-    """A lone value as text; nothing for None."""
-    return "" if value is None else str(value).strip()
+    """A lone value as text; nothing for None, nor for the NaN that stands for it in what pandas writes."""
+    nothing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if nothing else str(value).strip()
 
 
 def asked_in(value: Any, column: str) -> Asked:
@@ -60,25 +61,32 @@ def asked_in(value: Any, column: str) -> Asked:
     Raises `UnusableError` for what is neither.
     """
     if not isinstance(value, list | Mapping):
-        return Asked(text=plain(value))
+        return Asked(text=text_in(value, column).strip())
     if not (isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value)):
         raise UnusableError(_not_a_text(value, column))
     said: dict[str, str] = {}
     for turn in value:
         role = turn.get("role", turn.get("from"))
-        said["asked" if role in ASKING else str(role)] = _content(turn.get("content", turn.get("value")), column)
+        said["asked" if role in ASKING else str(role)] = text_in(turn.get("content", turn.get("value")), column)
     if "asked" not in said:
         raise UnusableError(f"{column} has no turn of the user")
     return Asked(text=said["asked"].strip(), system=said.get(SYSTEM, "").strip())
 
 
-def _content(value: Any, column: str) -> str:
-    """The text of a turn, which may come in parts."""
-    if not isinstance(value, list):
-        return plain(value)
-    if not all(isinstance(part, Mapping) and part.get("type", "text") == "text" for part in value):
-        raise UnusableError(f"{column} has a turn that is not text alone")
-    return "".join(plain(part.get("text")) for part in value)
+def text_in(value: Any, column: str) -> str:
+    """What is said: a text as it is written, which may come in parts, or a lone value; empty for none.
+
+    Raises `UnusableError` for what is neither.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        if not all(isinstance(part, Mapping) and part.get("type", "text") == "text" for part in value):
+            raise UnusableError(f"{column} has a turn that is not text alone")
+        return "".join(text_in(part.get("text"), column) for part in value)
+    if isinstance(value, bytes | Mapping):
+        raise UnusableError(_not_a_text(value, column))
+    return plain(value)
 
 
 def answer_in(value: Any, column: str) -> str:
@@ -95,7 +103,7 @@ def answer_in(value: Any, column: str) -> str:
         else:
             raise UnusableError(_not_a_text(value, column))
     if isinstance(value, bytes):
-        raise UnusableError(f"{column} is bytes, not a text")
+        raise UnusableError(_not_a_text(value, column))
     if isinstance(value, float) and not math.isfinite(value):
         raise UnusableError(f"{column} is not a finite number")
     return plain(value)
@@ -107,4 +115,5 @@ def for_json(value: Any) -> Any:
 
 
 def _not_a_text(value: Any, column: str) -> str:
-    return f"{column} is a {'list' if isinstance(value, list) else 'mapping'}, not a text"
+    kind = "bytes" if isinstance(value, bytes) else "a list" if isinstance(value, list) else "a mapping"
+    return f"{column} is {kind}, not a text"

@@ -50,7 +50,7 @@ def _shards(path: Path, key: str, split: str | None) -> list[Path]:
     if wanted not in shards:
         has = ", ".join(filter(None, shards))
         raise TextFileError(
-            f"{key}: {path} has no split {wanted!r}: it has {has}; give one of its files, or data.split"
+            f"{key}: {path} has no split {wanted!r}: it has {has}; give one of its files{_or_split(key)}"
         )
     return shards[wanted]
 
@@ -162,8 +162,13 @@ def _split_of(path: Path, rows: Any, key: str, split: str | None) -> Any:
     wanted = split or "train"
     if wanted not in rows:
         has = ", ".join(map(str, rows))
-        raise TextFileError(f"{key}: {path} has no split {wanted!r}: it has {has}; give {path}/NAME, or data.split")
+        raise TextFileError(f"{key}: {path} has no split {wanted!r}: it has {has}; give {path}/NAME{_or_split(key)}")
     return rows[wanted]
+
+
+def _or_split(key: str) -> str:
+    """The key that chooses a split, where the place has one: `data.split`, `data.mix.0.split`."""
+    return f", or {key.removesuffix('path')}split" if key.startswith(("data.path", "data.mix")) else ""
 
 
 def _escaped(path: Path) -> str:

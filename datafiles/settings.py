@@ -7,9 +7,12 @@ last one holds.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from datafiles.text import read_text
 
 TAG = "tag:yaml.org,2002:"
 STR, MERGE = f"{TAG}str", f"{TAG}merge"
@@ -29,6 +32,8 @@ PLAIN = {
     ),
     "merge": "<<",
 }
+PLAIN_TAGS = frozenset(f"{TAG}{name}" for name in (*PLAIN, "str", "seq", "map"))
+SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 class _Reader(yaml.SafeLoader):
@@ -59,8 +64,27 @@ def _integer(loader: yaml.SafeLoader, node: Any) -> int:
     return int(str(loader.construct_scalar(node)), 0)
 
 
+def _switch(loader: yaml.SafeLoader, node: Any) -> Any:
+    try:
+        return loader.construct_yaml_bool(node)
+    except KeyError as error:
+        raise ValueError(f"invalid literal for !!bool: {error}") from None
+
+
+def _text(loader: yaml.SafeLoader, node: Any) -> str:
+    """A letter beyond U+FFFF as JSON spells it, in two escapes, is one letter: JSON is YAML."""
+    text = str(loader.construct_scalar(node))
+    return SURROGATES.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
+
+
 _Reader.yaml_implicit_resolvers = {}  # those of 1.1 are not wanted
+# What a tag may ask for is what a setting can be; not a set, a date or bytes.
+_Reader.yaml_constructors = {
+    tag: make for tag, make in _Reader.yaml_constructors.items() if tag is None or tag in PLAIN_TAGS
+}
 _Reader.add_constructor(f"{TAG}int", _integer)
+_Reader.add_constructor(f"{TAG}bool", _switch)
+_Reader.add_constructor(STR, _text)
 for _name, _pattern in PLAIN.items():
     for _kind in (_Reader, _Writer):
         _kind.add_implicit_resolver(f"{TAG}{_name}", re.compile(f"^(?:{_pattern})$"), None)
@@ -69,6 +93,20 @@ for _name, _pattern in PLAIN.items():
 def read_yaml(text: str) -> Any:
     """Raises `yaml.YAMLError`, whose mark says where, or `ValueError` for what is not what its tag says."""
     return _Reader(text).get_single_data()
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a file that a command wrote, such as a run's config.yaml.
+
+    Raises `ValueError`, in one line that names it, for one that is damaged.
+    """
+    try:
+        tree = read_yaml(read_text(path))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings")
+    return tree
 
 
 def write_yaml(tree: Any) -> str:

@@ -41,6 +41,14 @@ def read_json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=each_once)
 
 
+def read_report(path: Path) -> Any:
+    """What a file of JSON holds. Raises `ValueError`, in one line that names it, for one that is damaged."""
+    try:
+        return read_json(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number from 1, line) of a UTF-8 file, plain or in gzip, a byte-order mark at its beginning left out.
 

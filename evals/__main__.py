@@ -20,6 +20,7 @@ from evals.command import exit_with_error, new_console, quiet_libraries, quiet_t
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
 from evals.suites import SUITES
 from rewards.command import Command
+from rollout.config import LARGEST_SEED
 from rollout.engine import EngineError
 from rollout.frames import FRAMES
 from rollout.hub import check_hub, stay_offline_without
@@ -109,7 +110,7 @@ def main(
     ] = None,
     records: Annotated[bool, typer.Option("--records", help="Write every sample to FILE.samples.jsonl.gz.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output and start over.")] = False,
-    seed: Annotated[int, typer.Option(help="Seeds the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seeds the sampling.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Completions sampled between saves.")] = 256,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None,
     dtype: Annotated[
@@ -146,7 +147,7 @@ def main(
 def options_of(arguments: dict[str, Any]) -> EvalOptions:
     """What the command line says, by its own names."""
     adapters = tuple(arguments["adapter"] or ())
-    suites = tuple(name for names in arguments["suite"] for name in names.split(",") if name)
+    suites = tuple(name for names in arguments["suite"] for name in map(str.strip, names.split(",")) if name)
     rest = {name: value for name, value in arguments.items() if name not in ("adapter", "suite")}
     return EvalOptions(adapters=adapters, suites=suites, **rest)
 

@@ -46,6 +46,8 @@ def check_output(
     `unfinished`: an interrupted measurement is there to go on, and may have written a companion.
     Raises `ValueError` where a report is there and `overwrite` is not asked for, or where anything else is.
     """
+    if output in companions:
+        raise ValueError(f"--output: {output} is where the tables go, beside the report: give {output.stem}.json")
     if output.exists() and not overwrite:
         raise ValueError(f"--output: {output} already exists; --overwrite replaces it")
     is_report = is_json(("format", "versions"))

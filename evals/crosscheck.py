@@ -97,7 +97,7 @@ def main(
         rows = list(read_rows(file, required=("completion", reference)))
         pairs = [(str(row["completion"]), str(row[reference])) for row in rows]
         theirs = judged_by_them(pairs)
-    except (BadRecord, ModuleNotFoundError) as error:
+    except (BadRecord, ModuleNotFoundError, OSError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(2) from None
     with Grader.from_config(RewardConfig(workers=workers, answer_forms=ANSWER_FORMS)) as grader:

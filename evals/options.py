@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from datafiles.formats import format_of
 from evals.command import check_output
 from evals.partial_results import PartialResults
@@ -129,8 +131,19 @@ def check_quickly(options: EvalOptions) -> None:
         sampling_of(suite, n=options.samples, temperature=options.temperature)
     if options.train_data is not None:
         format_of(Path(options.train_data), "--train-data")
-    if options.template != "auto":
-        PromptConfig(template=options.template, frame=options.frame)
+    check_prompt(options)
+
+
+def check_prompt(options: EvalOptions) -> None:
+    """Raises `ValueError` for a template that there is not, or a frame without a place for the problem."""
+    template = options.template
+    if template == "auto":
+        template = "plain" if options.frame is None else "frame"
+    try:
+        PromptConfig(template=template, frame=options.frame)
+    except ValidationError as error:
+        told = str(error.errors()[0]["ctx"]["error"])
+        raise ValueError(told.replace("template: frame", "template frame").replace("prompt.", "--")) from error
 
 
 def wanted_of_hub(options: EvalOptions) -> list[HubItem]:

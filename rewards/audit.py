@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -20,13 +20,14 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from rewards.command import Command
-from rewards.config import RewardConfig
+from rewards.config import AnswerForm, RewardConfig
 from rewards.grader import Grader
-from rewards.records import Row, chunks, read_rows, refuse_existing
+from rewards.records import BadRecord, Row, chunks, read_rows, refuse_existing
 from rewards.second_opinion import MATH_VERIFY, PLAIN
 from rewards.types import GradeItem, GradeResult, Verdict
 
 CHUNK = 1000
+FORMS: tuple[str, ...] = get_args(AnswerForm)
 KINDS = {
     "false_negative?": "not correct for us, correct for another judge",
     "false_positive?": "correct for us, for no other judge",
@@ -103,6 +104,8 @@ def main(
     console = Console()
     try:
         refuse_existing(output)
+        for name in set(form or ()) - {*FORMS}:
+            raise BadRecord(f"--form is {name!r}: known are {', '.join(FORMS)}")
         config = RewardConfig.model_validate(
             {
                 "workers": workers,
@@ -113,7 +116,7 @@ def main(
         )
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as progress:
             count, found = disagreements(rollouts, config, progress)
-    except ValueError as error:  # a bad record or an unknown form, both meant for the user
+    except (ValueError, OSError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         raise typer.Exit(2) from None
     counts = Counter(row["kind"] for row in found)

@@ -147,7 +147,7 @@ def main(
             findings += repeats(rows)
             for other in against or []:
                 findings += overlaps(rows, other, columns)
-    except (BadRecord, TextFileError, FileNotFoundError) as error:
+    except (BadRecord, TextFileError, OSError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(2) from None
     _report(console, data, rows, findings, show)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,9 +37,17 @@ def read_rows(path: Path, *, required: tuple[str, ...]) -> Iterator[Row]:
 
 
 def refuse_existing(output: Path | None) -> None:
-    """Raises `BadRecord` rather than replace a file."""
-    if output is not None and output.exists():
+    """Make the file's directory. Raises `BadRecord` rather than replace a file, and where none can be written."""
+    if output is None:
+        return
+    if output.exists():
         raise BadRecord(f"--output: {output} already exists: nothing was written. Move it away, or give another name")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRecord(f"--output: {output} cannot be written: {error.strerror}") from error
+    if not os.access(output.parent, os.W_OK):
+        raise BadRecord(f"--output: nothing can be written in {output.parent}")
 
 
 def _row(path: Path, number: int, line: str, required: tuple[str, ...]) -> Row:

@@ -10,6 +10,8 @@ from rollout.frames import BOXED_INSTRUCTION, FRAMES
 
 # Share of a card that an engine takes where nothing else is on it.
 WHOLE_CARD = 0.9
+LARGEST_SEED = 2**32 - 1
+"""NumPy takes none above, and vLLM and transformers hand theirs to it."""
 # Arguments of a chat template, and of what renders it, that a prompt settles by itself.
 WRITTEN_BY_US = frozenset(
     {

@@ -90,7 +90,7 @@ def check_weights(place: Path, key: str) -> None:
         raise FileNotFoundError(f"{key}: {str(place)!r} has no weights (no *.safetensors there)")
     for index in INDICES:
         if (place / index).is_file():
-            wanted = set(json.loads((place / index).read_text())["weight_map"].values())
+            wanted = _named_in(place / index, key)
             missing = sorted(wanted - weights.keys())
             if missing:
                 raise FileNotFoundError(
@@ -103,6 +103,14 @@ def check_weights(place: Path, key: str) -> None:
                 raise FileNotFoundError(
                     f"{key}: {path} is a pointer of git-lfs, not the weights: fetch them with `git lfs pull`"
                 )
+
+
+def _named_in(index: Path, key: str) -> set[str]:
+    """The files of weights that an index names. Raises `ValueError` for one that is damaged."""
+    try:
+        return {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{key}: {index} is damaged: {error}") from error
 
 
 def refuse_code_of_models() -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from datafiles.settings import read_settings
 from datafiles.tasks import Task
 from datafiles.text import read_text
 from evals.partial_results import differences
@@ -109,16 +109,15 @@ def chat_template_of(directory: Path) -> str | None:
     Raises `ValueError` where it is lost.
     """
     path = run_config_of(directory)
-    values = None if path is None else yaml.safe_load(read_text(path))
-    data = values.get("data") if isinstance(values, dict) else None
+    data = None if path is None else read_settings(path).get("data")
     if path is None or not isinstance(data, dict):  # a configuration of another version
         return None
     return _chat_template(data.get("chat_template"), path, directory)
 
 
 def _read(path: Path, directory: Path) -> TrainedWith:
+    values = read_settings(path)
     try:
-        values = yaml.safe_load(read_text(path))
         data, rewards = values["data"], values.get("rewards")
         return TrainedWith(
             origin=path,
@@ -129,7 +128,7 @@ def _read(path: Path, directory: Path) -> TrainedWith:
             generated=_generated(data, supervised=rewards is None),
             max_tokens=values.get("eval", {}).get("max_tokens") or values.get("sampling", {}).get("max_tokens"),
         )
-    except (yaml.YAMLError, ValidationError, KeyError, TypeError, AttributeError) as error:
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a run of this version: {error}") from error
 
 

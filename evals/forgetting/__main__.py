@@ -42,7 +42,7 @@ from evals.command import (
 from evals.policies import named_version
 from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
-from rollout.config import ModelConfig
+from rollout.config import LARGEST_SEED, ModelConfig
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
 from rollout.files.durable import write_synced
 from rollout.hub import check_hub
@@ -93,6 +93,7 @@ class ForgettingOptions:
 TaskDir = Annotated[
     Path | None, typer.Option(help="Directory of task files (YAML) that take precedence over the harness's own.")
 ]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seeds the choice of prompts and the sampling.")]
 Prompts = Annotated[
     str | None, typer.Option(help="Prompts for the KL: a run's config.yaml, a .jsonl file of problems, or a suite.")
 ]
@@ -122,7 +123,7 @@ def main(
         int | None, typer.Option(min=1, help="Maximum length of a completion, in tokens. Default: the run's, or 256.")
     ] = None,
     context: Annotated[int, typer.Option(min=2, help="Maximum length of a task's document, in tokens.")] = 2048,
-    seed: Annotated[int, typer.Option(help="Seeds the choice of prompts and the sampling.")] = 0,
+    seed: Seed = 0,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the base model.")] = None,
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"],
@@ -138,7 +139,7 @@ def main(
     """Measure what a base model lost in training, adapter by adapter, with one engine."""
     arguments = dict(locals())
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
-    arguments["tasks"] = tuple(name for name in arguments.pop("tasks").split(",") if name)
+    arguments["tasks"] = tuple(filter(None, map(str.strip, arguments.pop("tasks").split(","))))
     stop = StopRequest()
     try:
         check_files(model, "--model")

@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedTokenizerBase
 
+from datafiles.settings import read_settings
 from evals.suites import find_suite, load_suite
 from rollout.config import DataConfig, PromptConfig, SamplingConfig
 from rollout.prompts.problems import load_problems
@@ -64,8 +64,8 @@ def read_task_prompts(
 
 def _of_run(path: Path) -> tuple[list[Problem], PromptConfig, SamplingConfig, int]:
     """The problems that a run trains on, how it asks and answers them, and its longest prompt in tokens."""
-    run = yaml.safe_load(path.read_text())
-    missing = [name for name in ("seed", "data", "prompt", "sampling") if not isinstance(run, dict) or name not in run]
+    run = read_settings(path)
+    missing = [name for name in ("seed", "data", "prompt", "sampling") if name not in run]
     if missing:
         raise ValueError(f"--prompts {path} has no {', '.join(missing)}: give the config.yaml that a run wrote")
     data = DataConfig.model_validate(run["data"])

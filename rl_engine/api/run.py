@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datafiles.text import read_report
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import read_metrics, read_rollouts, rollout_files
@@ -81,7 +81,7 @@ class Run:
     @property
     def evals(self) -> list[dict[str, Any]]:
         """The reports in `evals/`, each for one suite and version, with the score `avg` and its 95 % `interval`."""
-        return [json.loads(path.read_text()) for path in sorted((self.path / "evals").glob("*.json"))]
+        return [read_report(path) for path in sorted((self.path / "evals").glob("*.json"))]
 
     def _pointed(self, pointer: str) -> Path | None:
         link = self.path / "adapters" / pointer

@@ -61,6 +61,8 @@ MEASURING = (
     "eval.n",
     "eval.temperature",
     "eval.top_p",
+    "eval.top_k",
+    "eval.min_p",
     "eval.max_tokens",
     "eval.prompts_per_piece",
     "eval.data_dir",

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from rl_engine.config.fields import as_yaml, describe, field_at, leaves, names_of, section_at, types_of
+from rl_engine.config.fields import as_yaml, describe, field_at, leaves, names_of, section_at, takes_nothing, types_of
 from rl_engine.config.hints import key_hint, near, objective
 
 # What pydantic says of a value that is no list or no mapping, or a list of another length.
@@ -67,6 +67,13 @@ def _explain(schema: type[BaseModel], values: Mapping[str, Any], location: list[
     if problem["type"] == "literal_error" and info is not None:
         found = near(str(problem["input"]), names_of(info.annotation))
         return f"{text}; did you mean {found}?" if found else text
+    if (
+        problem["type"] == "string_type"
+        and isinstance(problem["input"], bool)
+        and info
+        and takes_nothing(info.annotation)
+    ):
+        return f"{text}; give a text, or null for none"
     if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
         return f"{text}; in a file write it in quotes"
     return text

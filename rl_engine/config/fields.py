@@ -71,6 +71,11 @@ def takes_text_alone(annotation: Any) -> bool:
     return all(part is str or item_of_list(part) is str or names_of(part) for part in types_of(annotation))
 
 
+def takes_nothing(annotation: Any) -> bool:
+    """Whether null is one of its values."""
+    return types.NoneType in typing.get_args(annotation)
+
+
 def takes_number(annotation: Any) -> bool:
     return any(getattr(part, "__origin__", part) in (int, float) for part in types_of(annotation))
 
@@ -104,10 +109,10 @@ def describe(info: FieldInfo) -> str:
 def _limits(metadata: typing.Iterable[Any]) -> str:
     entries = [inner for entry in metadata for inner in getattr(entry, "metadata", [entry])]
     return ", ".join(
-        f"{sign} {getattr(entry, name):g}"
+        f"{sign} {bound if isinstance(bound, int) else format(bound, 'g')}"
         for entry in entries
         for name, sign in BOUNDS.items()
-        if getattr(entry, name, None) is not None
+        if (bound := getattr(entry, name, None)) is not None
     )
 
 

@@ -27,6 +27,7 @@ from rl_engine.config.fields import (
     is_section,
     item_of_list,
     leaves,
+    takes_nothing,
     takes_number,
     takes_text_alone,
     types_of,
@@ -39,6 +40,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FREE_TEXT = frozenset({"sampling.stop"})
 # Where a `~` stands for the home directory when the file is opened: what a run began with is what it is resumed with.
 AS_WRITTEN = frozenset({*FREE_TEXT, "model.name", "lora.start_from"})
+
+# What a person has named may be called none: an arm without something.
+OWN_NAMES = frozenset({"reference"})
 
 
 class ConfigError(ValueError):
@@ -70,12 +74,11 @@ class Layer:
         return any(f"{given}.".startswith(f"{key}.") for given, _ in leaves(self.values))
 
 
-def _variable(name: str, *default: str | None) -> str | None:
+def _variable(name: str, *default: Any) -> Any:
     """What `${oc.env:NAME}` stands for. The resolved values are kept, shown and pushed: never a secret."""
     if SECRET.search(name):
         raise ConfigError(f"{name} looks like a secret, and config.yaml is no place for one: read it where it is used")
-    value: str | None = oc.env(name, *default)
-    return value
+    return oc.env(name, *default)
 
 
 OmegaConf.register_resolver("oc.env", _variable, replace=True)
@@ -240,7 +243,8 @@ def _parse(schema: type[CommandConfig], place: str, override: str, below: dict[s
 
 
 def _value(schema: type[CommandConfig], place: str, key: str, text: str) -> Any:
-    """The text as YAML, or as it stands where the key takes nothing but text."""
+    """The text as YAML, or as it stands where the key takes nothing but text; a switch where it takes text or nothing
+    is one, and refused: `log.wandb=false` names no project."""
     info = field_at(schema, key)
     annotation = None if info is None else info.annotation
     try:
@@ -251,7 +255,7 @@ def _value(schema: type[CommandConfig], place: str, key: str, text: str) -> Any:
         if isinstance(error, yaml.constructor.ConstructorError):  # a key given twice
             raise ConfigError(f"{place}: {key}: {text!r}: {error.problem}") from error
         raise ConfigError(f"{place}: {key}: {text!r} is not YAML: put it in quotes for the shell, '{key}=…'") from error
-    plain = isinstance(value, str | list | None)
+    plain = isinstance(value, str | list | None) or (isinstance(value, bool) and takes_nothing(annotation))
     return value if plain or info is None or not takes_text_alone(annotation) else text
 
 
@@ -273,8 +277,8 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_meant(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values with what people mean by them: a section without keys is empty, a lone value is a list of one, a text
-    with commas where a list is expected is a list, and a path from `~` is one from the home directory. A switch is no
-    number: as a text it is refused."""
+    with commas where a list is expected is a list, Python's None is null where that is a value, and a path from `~` is
+    one from the home directory. A switch is no number: as a text it is refused."""
     result = dict(values)
     for name, given in values.items():
         info, key = schema.model_fields.get(name), f"{prefix}{name}"
@@ -288,6 +292,8 @@ def as_meant(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[s
             result[name] = [part for part in map(str.strip, value.split(",")) if part]
         elif value is not None and not isinstance(value, list | tuple | dict) and item_of_list(info.annotation):
             result[name] = [value]
+        elif value in ("None", "none") and key not in OWN_NAMES and takes_nothing(info.annotation):
+            result[name] = None
         if isinstance(value, bool) and takes_number(info.annotation):
             result[name] = as_yaml(value)
     return result

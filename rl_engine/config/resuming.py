@@ -155,7 +155,7 @@ def rules_of(table: Table, key: str) -> list[ResumeRule]:
 def fixed_values(config: Config | SftConfig) -> dict[str, Any]:
     """What decides the numbers of a run, by key."""
     values, table = config.model_dump(mode="json"), TABLES[type(config)]
-    return {key: _value(values, key) for key, _ in fields(type(config)) if rules_of(table, key) == [ResumeRule.FIXED]}
+    return {key: value_at(values, key) for key, _ in fields(type(config)) if rules_of(table, key) == [ResumeRule.FIXED]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ def changes(old: Mapping[str, Any], config: Config | SftConfig) -> list[Changed]
     found = []
     for key, info in fields(type(config)):
         default = None if info.is_required() else info.get_default(call_default_factory=True)
-        was, now = _value(old, key, default), _value(new, key)
+        was, now = value_at(old, key, default), value_at(new, key)
         if _plain(was) != _plain(now) and not (now == "auto" and key in KEPT):
             rule = rules_of(table, key)[0]
             reason = _reason(was, now, new["optim"]) if rule is ResumeRule.LENGTH else ""
@@ -200,7 +200,8 @@ def _reason(old: Any, new: Any, optim: Mapping[str, Any]) -> str:
     return ""
 
 
-def _value(values: Any, key: str, default: Any = None) -> Any:
+def value_at(values: Any, key: str, default: Any = None) -> Any:
+    """The value of a dotted key in nested mappings, of which any may be missing."""
     for part in key.split("."):
         if not isinstance(values, Mapping) or part not in values:
             return default

@@ -16,7 +16,15 @@ from rl_engine.config.file import CommandConfig, read_config
 from rl_engine.config.lora import LoraConfig, refuse_unknown_rate
 from rl_engine.config.loss import LossConfig
 from rl_engine.config.optim import OptimConfig
-from rollout.config import DataConfig, ModelConfig, PromptConfig, RolloutConfig, SamplingConfig, Section
+from rollout.config import (
+    LARGEST_SEED,
+    DataConfig,
+    ModelConfig,
+    PromptConfig,
+    RolloutConfig,
+    SamplingConfig,
+    Section,
+)
 from rollout.work_items import piece_size
 
 Method = Literal["lora", "full"]
@@ -156,7 +164,7 @@ class Config(CommandConfig):
 
     module: ClassVar[str] = "rl_engine.train"
 
-    seed: int = Field(0, ge=0, description="Seeds the adapter, problem order and sampling.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seeds the adapter, problem order and sampling.")
     output_dir: str = Field(min_length=1, description="Run directory; `runs/<config name>` if not given.")
     method: Method = Field("lora", description="What to train: an adapter (`lora`) or every weight (`full`).")
     model: ModelConfig

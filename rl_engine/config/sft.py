@@ -16,6 +16,7 @@ from rl_engine.config.optim import OptimConfig
 from rl_engine.config.run import LogConfig, Method
 from rl_engine.config.starts import STARTS
 from rollout.config import (
+    LARGEST_SEED,
     HubName,
     HubRevision,
     HubSubset,
@@ -161,7 +162,7 @@ class SftConfig(CommandConfig):
 
     module: ClassVar[str] = "rl_engine.sft"
 
-    seed: int = Field(0, ge=0, description="Seeds the adapter and the order of examples.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seeds the adapter and the order of examples.")
     output_dir: str = Field(min_length=1, description="Run directory; `runs/<config name>` if not given.")
     method: Method = Field("lora", description="What to train: an adapter (`lora`) or every weight (`full`).")
     model: ModelConfig

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-import yaml
-
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.plan.flops import StepFlops
@@ -21,6 +19,7 @@ from rl_engine.plan.sizes import Devices, Widths, Workload
 from rl_engine.policy.base_model import DTYPES
 from rl_engine.run.peaks import GIB
 from rl_engine.run.records import read_metrics
+from rl_engine.run.trained import read_configuration
 
 
 def most_per_device(items: int, devices: int) -> int:
@@ -73,7 +72,10 @@ def measured(run: Path, config: Config, devices: int) -> Throughput:
 
     Raises `ConfigError` where it has no steps, or had another model or method.
     """
-    ran = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
+    found = read_configuration(run)
+    ran = found[1] if found else None
+    if not isinstance(ran, Config):
+        raise ConfigError(f"--from: {run} is no run of rl_engine.train of this version: its steps cannot be told")
     for key, theirs, ours in (
         ("model.name", ran.model.name, config.model.name),
         ("model.dtype", ran.model.dtype, config.model.dtype),

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+import yaml
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
     ModelCard,
+    ModelCardData,
     get_session,
     get_token,
     set_client_factory,
@@ -71,7 +73,7 @@ def licence_of(api: HfApi, base: BaseModel, given: str | None) -> Licence:
         return Licence(id=given, origin="given")
     card = None
     if base.directory is not None and (base.directory / "README.md").is_file():
-        card = ModelCard.load(base.directory / "README.md").data
+        card = _card_of(base.directory / "README.md")
     elif base.hub_id is not None:
         # A release can do without: a hub that is not there leaves the licence unstated.
         with suppress(HfHubHTTPError, OfflineModeIsEnabled, httpx2.TransportError):
@@ -81,6 +83,16 @@ def licence_of(api: HfApi, base: BaseModel, given: str | None) -> Licence:
     if card is None or card.license is None:
         return Licence(id=None)
     return Licence(id=card.license, name=card.license_name, link=card.license_link, origin="base")
+
+
+def _card_of(page: Path) -> ModelCardData:
+    """The metadata of a model's page. Raises `ValueError`, in one line, where there is none that can be read."""
+    try:
+        card: ModelCardData = ModelCard.load(page).data
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the metadata of {page} cannot be read ({reason}): give --license") from error
+    return card
 
 
 def upload(api: HfApi, folder: Path, destination: Destination, message: str) -> bool:

@@ -71,7 +71,7 @@ def main(
                 draw(console, shown, plots, format)
             write_page(shown, target)
             console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from datafiles.settings import read_settings
+from datafiles.text import read_report
 from evals.scoring.kept import KeptAnswer, kept_answers, kept_path
 from rl_engine.config import Config
 from rl_engine.config.fields import fields
@@ -112,7 +111,7 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}")
     text = (run / "config.yaml").read_text(errors="replace")
-    settings = _settings(text, run / "config.yaml")
+    settings = _settings(run / "config.yaml")
     lines = with_insides(run, tuple(read_metrics(run)))
     adapters = _adapters(run, lines)
     answers, damaged = _answers(run, adapters)
@@ -132,13 +131,9 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     )
 
 
-def _settings(text: str, path: Path) -> dict[str, Any]:
+def _settings(path: Path) -> dict[str, Any]:
     """A run's configuration with dotted keys; of keys that are newer than it, the defaults."""
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    given = _dotted(tree) if isinstance(tree, dict) else {}
+    given = _dotted(read_settings(path))
     known = dict(fields(SftConfig if "train.batch_size" in given else Config))
     required = [key for key, info in known.items() if info.is_required() and key != "output_dir"]
     for key in required:
@@ -159,7 +154,9 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[ShownA
     directories = {path.parent.name: path for path in (run / "adapters").glob(f"v[0-9]*/{MANIFEST}")}
     manifests = {}
     for name, path in directories.items():
-        manifest = _json(path)
+        manifest = read_report(path)
+        if not isinstance(manifest, dict) or "name" not in manifest:
+            raise ValueError(f"{path} is damaged: it is not the manifest of a version")
         manifests[f"{manifest['name']}-{name}"] = manifest
     marks = {mark: (run / "adapters" / mark).resolve().name for mark in ("best", "latest")}
     # A step without a signal publishes nothing: the first step that names a version made it. A supervised run numbers
@@ -208,15 +205,8 @@ def _scores(run: Path) -> list[Score]:
     names = tuple(Score.__annotations__)
     scores = []
     for path in sorted((run / "evals").glob("*.json")):
-        report = _json(path)
+        report = read_report(path)
         if isinstance(report, dict) and all(name in report for name in names):
             low, high = report["interval"]
             scores.append(Score(**{name: report[name] for name in names} | {"interval": (low, high)}))
     return scores
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error

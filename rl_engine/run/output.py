@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.config.resuming import ResumeRule
+from rl_engine.config.resuming import ResumeRule, value_at
 from rl_engine.config.run import CHECKPOINT_EVERY
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import MARKER, METRICS, WRITTEN, read_metrics
@@ -255,8 +255,8 @@ def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:
     """Without a checkpoint a run begins anew: what has gone further than its first one did not just lose a step, and
     what is to be longer would be made again from its first step."""
     done, old = steps_on_record(read_metrics(run)), read_run_config(run / CONFIG)
-    every, ended = old["checkpoint"]["every"], done > 0 and old["train"]["steps"] in (done, None)
-    every = CHECKPOINT_EVERY[old["method"]] if every is None else every
+    every, ended = value_at(old, "checkpoint.every"), done > 0 and value_at(old, "train.steps") in (done, None)
+    every = CHECKPOINT_EVERY.get(value_at(old, "method"), 1) if every is None else every
     if (longer and ended) or (every and done > every):
         raise ConfigError(
             f"{run} has {done} steps on record and no checkpoint to continue from (checkpoint.every is {every}); "

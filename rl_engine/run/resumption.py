@@ -9,11 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from datafiles.settings import read_settings
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.config.resuming import Changed, ResumeRule, changes, fixed_values
+from rl_engine.config.resuming import Changed, ResumeRule, changes, fixed_values, value_at
 from rl_engine.config.sft import SftConfig
 from rollout.files.durable import naming
 
@@ -70,15 +69,15 @@ def changes_since(run: Path, config: Config | SftConfig) -> list[Changed]:
 
 def began_with(run: Path, section: str, key: str) -> Any:
     """The value that a run's own configuration has for `section.key`; None where there is no run, or no such key."""
-    return read_run_config(run / CONFIG).get(section, {}).get(key) if (run / CONFIG).is_file() else None
+    return value_at(read_run_config(run / CONFIG), f"{section}.{key}") if (run / CONFIG).is_file() else None
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict) or not {"train", "checkpoint"} <= values.keys():
+        values = read_settings(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not {"train", "checkpoint"} <= values.keys():
         raise ConfigError(f"{path} is damaged: it is not the configuration of a run")
     return values
 
@@ -125,7 +124,11 @@ def note_resumption(run: Path, config: Config | SftConfig, step: int, lines: lis
     }
     end = next((change.old for change in found if change.key == "train.steps"), None)
     old = read_run_config(run / CONFIG)
-    if end is not None and isinstance(config, Config) and not _is_due(end, (old["eval"]["every"], config.eval.every)):
+    if (
+        end is not None
+        and isinstance(config, Config)
+        and not _is_due(end, (value_at(old, "eval.every", 0), config.eval.every))
+    ):
         for line in lines:
             if line["step"] == end:
                 record["evaluated"] = {key: line.pop(key) for key in [*line] if key.startswith("eval/")}

@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from safetensors import safe_open
 
+from datafiles.settings import read_settings
+from datafiles.text import read_report
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import read_metrics
@@ -241,10 +242,13 @@ def dtype_of(adapter: TrainedAdapter) -> str:
 
 
 def read_configuration(directory: Path) -> tuple[dict[str, Any], Config | SftConfig | None] | None:
-    """`config.yaml` of a run's directory as it was written, and checked, where this version takes it; None without."""
+    """`config.yaml` of a run's directory as it was written, and checked, where this version takes it; None without.
+
+    Raises `ValueError` for one that is damaged.
+    """
     if not (directory / RUN_CONFIG).is_file():
         return None
-    values = yaml.safe_load((directory / RUN_CONFIG).read_text())
+    values = read_settings(directory / RUN_CONFIG)
     config: Config | SftConfig | None = None
     for schema in (Config, SftConfig):
         with suppress(ValidationError):
@@ -267,13 +271,17 @@ def read_training_run(directory: Path) -> TrainingRun | None:
 
 
 def _evaluations(evals: Path) -> Iterator[Evaluation]:
-    """A run's own reports, one a file, and the rows of what `python -m evals` wrote among them."""
+    """A run's own reports, one a file, and the rows of what `python -m evals` wrote among them; a JSON file of another
+    kind there is passed over."""
     for path in sorted(evals.glob("*.json")):
-        report = json.loads(path.read_text())
-        for suite in report.get("suites", ()):
-            yield from (_evaluation(row, path.name) for row in suite["rows"])
-        if "suite" in report:
-            yield _evaluation(report, None)
+        report = read_report(path)
+        try:
+            found = [_evaluation(row, path.name) for suite in report.get("suites", ()) for row in suite["rows"]]
+            if "suite" in report:
+                found.append(_evaluation(report, None))
+        except (AttributeError, KeyError, TypeError):
+            continue
+        yield from found
 
 
 def _evaluation(report: dict[str, Any], file: str | None) -> Evaluation:

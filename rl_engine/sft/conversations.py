@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from datafiles.cells import cell
+from datafiles.cells import UnusableError, cell, has_column, paths_of, text_in
 from datafiles.formats import format_of
 from datafiles.rows import Row, rows_of
 from datafiles.tasks import Task
-from evals.suites import HELD_OUT_SEED
+from evals.suites import FILE_SPLIT, HELD_OUT_SEED
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftDataConfig, SumsConfig
 from rollout.hub import HubItem
 from rollout.prompts.arithmetic import Split, expressions
@@ -26,6 +27,8 @@ from rollout.prompts.problems import FILES
 
 Message = dict[str, str]
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+ROLE_NAMES = {"role", "from"}
+NO_TURNS = "neither {} nor {} and {}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +139,7 @@ def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
     learned = conversations(rows, columns_of(data), dropped)
     if data.test_path is None:
         return apart(learned, learned, dropped)
-    held = file_rows(data.test_path, "data.test_path", data.seed, dropped)
+    held = file_rows(data.test_path, "data.test_path", data.seed, dropped, FILE_SPLIT)
     return apart(conversations(held, columns_of(data), dropped), learned, dropped)
 
 
@@ -199,25 +202,37 @@ def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
 def conversations(
     rows: Iterable[tuple[str, Row]], columns: ChatColumnsConfig, dropped: Dropped
 ) -> Iterator[Conversation]:
-    """The usable rows."""
+    """The usable rows. Raises `ValueError` where there is none, and the first has other columns: then all have."""
+    first: Row | None = None
+    used = False
     for where, row in rows:
-        found = turns(row, columns)
+        first, found = first or row, turns(row, columns)
         if isinstance(found, str):
             dropped.drop(found, where)
         else:
+            used = True
             yield Conversation(id=where, messages=found)
+    if first is not None and not used and _lacks_turns(first, columns):
+        raise ValueError(
+            f"the data has {NO_TURNS.format(*dict(columns).values())}; its columns are {', '.join(paths_of(first))}: "
+            "say which it is with data.columns.messages=NAME, or with data.columns.prompt=NAME and "
+            "data.columns.completion=NAME"
+        )
+
+
+def _lacks_turns(row: Row, columns: ChatColumnsConfig) -> bool:
+    named = [name is not None and has_column(row, name) for _, name in columns]
+    return not (named[0] or all(named[1:]))
 
 
 def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
     """The turns of a row, or the reason why there are none."""
     listed = cell(row, columns.messages)
     if listed is None:
-        listed = [
-            {"role": "user", "content": cell(row, columns.prompt)},
-            {"role": "assistant", "content": cell(row, columns.completion)},
-        ]
-        if not all(isinstance(turn["content"], str) for turn in listed):
-            return f"neither {columns.messages} nor {columns.prompt} and {columns.completion}"
+        prompt, completion = cell(row, columns.prompt), cell(row, columns.completion)
+        if prompt is None or completion is None:
+            return NO_TURNS.format(columns.messages, columns.prompt, columns.completion)
+        listed = [*_spoken(prompt, "user"), *_spoken(completion, "assistant")]
     if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
         return f"{columns.messages} is not a list of turns"
     found = []
@@ -225,14 +240,24 @@ def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if role not in ROLES:
             return f"a turn of the role {role!r}"
-        if not isinstance(content, str) or not content.strip():
+        try:
+            text = text_in(content, "content")
+        except UnusableError as reason:
+            return str(reason)
+        if not text.strip():
             return "a turn without text"
-        found.append({"role": ROLES[role], "content": content})
+        found.append({"role": ROLES[role], "content": text})
     if not found or found[-1]["role"] != "assistant":
         return "does not end with the assistant's turn"
     if found[0]["role"] == "assistant" or not any(turn["role"] == "user" for turn in found):
         return "does not begin with a question"
     return tuple(found)
+
+
+def _spoken(value: Any, role: str) -> list[Any]:
+    """The turns of a prompt or a completion: those of a chat, or one."""
+    chat = isinstance(value, list) and all(isinstance(turn, dict) and ROLE_NAMES & turn.keys() for turn in value)
+    return value if chat else [{"role": role, "content": value}]
 
 
 def _asked(identifier: str, question: str, answer: str) -> Conversation:

@@ -68,9 +68,12 @@ def arms_of(config: SweepConfig) -> tuple[Arm, ...]:
                     axis_values=_axis_values(config.axis, grid[config.axis]),
                 )
             )
-    names = [cell_of(config, arm, arm.axis_values[0], 0).name for arm in arms]
-    if len({*names}) < len(names):
-        raise ConfigError(f"two arms would share a directory: {', '.join(arm.name for arm in arms)}")
+    homes: dict[str, Arm] = {}
+    for arm in arms:
+        for value in arm.axis_values:
+            other = homes.setdefault(cell_of(config, arm, value, 0).name, arm)
+            if other is not arm:
+                raise ConfigError(f"two arms would share a directory: {other.name}, {arm.name}")
     return tuple(arms)
 
 
@@ -151,6 +154,8 @@ def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
         _check_texts(command.schema, cell.overrides)
         settings = read_config(command.schema, config.base, arguments_of(cell), place="the sweep's settings")
         command.check(settings)
+        if why := command.unmeasured(settings, config.score.metric):
+            raise ConfigError(f"score.metric is {config.score.metric!r}, which no run would have: {why}")
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"arm {arm.name}, {config.axis}={axis_value}: {error}") from error
     given = settings.model_dump(mode="json", exclude_unset=True, exclude={"seed", "output_dir"})

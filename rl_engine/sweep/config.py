@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from evals.suites import suite_name
 from rl_engine.config import Config
 from rl_engine.config.file import CommandConfig
 from rl_engine.config.sft import SftConfig
@@ -17,7 +18,7 @@ from rl_engine.plan.sharing import Group, groups_of
 from rl_engine.sft import checks as sft
 from rl_engine.sweep.room import company_lines
 from rl_engine.train import checks as train
-from rollout.config import Section
+from rollout.config import LARGEST_SEED, Section
 from rollout.hub import HubItem
 
 # YAML takes 1e-3 for a text.
@@ -44,6 +45,23 @@ class CellCommand:
     room: Callable[[Sequence[Any], int, int], dict[str, str]] | None
     """Settings of runs that can share, how many are at work at a time in a process, and how many processes → what they
     need, for people; raised where that is more than there is."""
+    unmeasured: Callable[[Any, str], str] = lambda config, metric: ""
+    """Settings and the name of a metric → why no line of such a run's metrics.jsonl has it; empty where one may."""
+
+
+def _unmeasured_by_train(config: Config, metric: str) -> str:
+    kind, _, rest = metric.partition("/")
+    suites = [suite_name(name) for name in config.eval.suites]
+    if kind == "eval" and rest.rpartition("/")[0] not in suites:
+        return f"eval.suites has {', '.join(suites) or 'none'}"
+    return "it is of supervised runs (command: sft)" if kind == "test" else ""
+
+
+def _unmeasured_by_sft(config: SftConfig, metric: str) -> str:
+    kind = metric.partition("/")[0]
+    if kind == "test" and config.data.test_size == 0:
+        return "data.test_size is 0, so there is nothing to test on"
+    return "supervised runs measure no suites (command: sft)" if kind == "eval" else ""
 
 
 COMMANDS = {
@@ -57,6 +75,7 @@ COMMANDS = {
         step_scale="linear",
         groups=groups_of,
         room=company_lines,
+        unmeasured=_unmeasured_by_train,
     ),
     "sft": CellCommand(
         module="rl_engine.sft",
@@ -68,6 +87,7 @@ COMMANDS = {
         step_scale="symlog",
         groups=None,
         room=None,
+        unmeasured=_unmeasured_by_sft,
     ),
 }
 
@@ -107,6 +127,7 @@ def _number(text: str) -> int | float | str:
     return int(text) if text.lstrip("-+").isdigit() else float(text)
 
 
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Settings = Annotated[dict[str, Any], BeforeValidator(flattened)]
 
 
@@ -143,10 +164,8 @@ class SweepConfig(CommandConfig):
         "optim.lr", description="Key of the grid on the figures' horizontal axis; its values must be positive numbers."
     )
     reference: str | None = Field(None, description="Arm that the others are compared with; drawn dashed.")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), min_length=1, description="Seeds to run at every axis value."
-    )
-    confirm_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="Seeds to run at every axis value.")
+    confirm_seeds: tuple[Seed, ...] = Field(
         (),
         description="Seeds to run only at each arm's best axis value, once `seeds` have found it; the arm's "
         "score comes from these.",

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from datafiles.cells import has_column, paths_of
 from datafiles.formats import format_of
 from datafiles.problems import Columns, ProblemRow, missing_columns, number_in, problem_rows
-from datafiles.rows import rows_of
+from datafiles.rows import Row, rows_of
 from datafiles.tasks import Task
 from rollout.config import DataConfig, SourceConfig
 from rollout.hub import HubItem
@@ -166,11 +167,12 @@ def _mixed(loaded: Sequence[Loaded]) -> Loaded:
 
 def _load_part(part: DataPart, split: Split, seed: int, need_answer: bool, with_extra: bool) -> Loaded:
     config, loaded = part.config, Loaded([])
+    unseen = {role: name for role, name in config.columns if name is not None}
     if config.source in GENERATED:
         made = _generated(part, split, seed)
         found: Iterable[Problem] = made if with_extra else (replace(one, extra={}) for one in made)
     else:
-        rows = _problem_rows(part, loaded, need_answer, with_extra)
+        rows = _problem_rows(part, loaded, need_answer, with_extra, unseen)
         found = map(_problem_of, rows)
     loaded.problems.extend(within_level(found, config.level, loaded))
     if config.limit is not None:
@@ -181,6 +183,8 @@ def _load_part(part: DataPart, split: Split, seed: int, need_answer: bool, with_
         reasons = ", ".join(f"{count} × {reason}" for reason, count in loaded.dropped.items()) or "it is empty"
         named = f"{part.key}: {config.path}" if config.path is not None else f"data.source {config.source!r}"
         raise ValueError(f"{named} has no usable problem: {reasons}")
+    if config.path is not None:
+        _refuse_unseen(part, unseen)
     return loaded
 
 
@@ -215,10 +219,13 @@ def within_level(problems: Iterable[Problem], bounds: tuple[float, float] | None
             yield problem
 
 
-def _problem_rows(part: DataPart, loaded: Loaded, need_answer: bool, with_extra: bool) -> Iterator[ProblemRow]:
+def _problem_rows(
+    part: DataPart, loaded: Loaded, need_answer: bool, with_extra: bool, unseen: dict[str, str] | None = None
+) -> Iterator[ProblemRow]:
+    """The rows of a source; of `unseen`, columns by role, those are taken away that a row has."""
     config = part.config
     if config.path is not None:
-        rows = rows_of(Path(config.path), loaded.drop, part.key, config.split)
+        rows = _looked_at(rows_of(Path(config.path), loaded.drop, part.key, config.split), unseen or {})
         columns = chosen_columns(Columns(), config.columns)
         return problem_rows(rows, columns, loaded.drop, need_answer=need_answer, with_extra=with_extra)
     dataset = dataset_of(config)
@@ -227,6 +234,13 @@ def _problem_rows(part: DataPart, loaded: Loaded, need_answer: bool, with_extra:
     # Of the sets of the table only what is needed is read: some have gigabytes of other columns.
     whole = with_extra and config.source == HUB
     return hub_problem_rows(name, dataset, config.columns, loaded.drop, need_answer, whole)
+
+
+def _looked_at(rows: Iterable[tuple[str, Row]], unseen: dict[str, str]) -> Iterator[tuple[str, Row]]:
+    for where, row in rows:
+        for role in [role for role, name in unseen.items() if has_column(row, name)]:
+            del unseen[role]
+        yield where, row
 
 
 def _problem_of(row: ProblemRow) -> Problem:
@@ -260,6 +274,16 @@ def first_problem(config: DataConfig, *, need_answer: bool = True) -> Problem | 
         return None
     rows = _problem_rows(part, Loaded([]), need_answer, with_extra=True)
     return next(map(_problem_of, rows), None)
+
+
+def _refuse_unseen(part: DataPart, unseen: dict[str, str]) -> None:
+    """Raises `ValueError` for a column that was named and that no row has: nothing would be read of it."""
+    for role, name in unseen.items():
+        _, row = next(rows_of(Path(str(part.config.path)), lambda *_: None, part.key, part.config.split))
+        raise ValueError(
+            f"{part.key.removesuffix('path')}columns.{role} is {name!r}, and no row of {part.config.path} has such a "
+            f"column; its columns are {', '.join(paths_of(row))}"
+        )
 
 
 def _explain_columns(part: DataPart, need_answer: bool) -> None:

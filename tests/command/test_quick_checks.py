@@ -79,6 +79,7 @@ def here(tmp_path: Path) -> Path:
     (shards / "a.safetensors").write_bytes(b"a")
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     (shards / "model.safetensors.index.json").write_text(json.dumps(index))
+    (model_directory(tmp_path / "torn") / "model.safetensors.index.json").write_text("version https://git-lfs")
     damaged = model_directory(tmp_path / "damaged", "config.json")
     (damaged / "config.json").write_text("{")
     (tmp_path / "an_adapter").mkdir()
@@ -113,6 +114,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "model.name=pointer"), "git lfs pull"),
     ((*TRAIN, "model.name=half"), "1 of 2 files of weights; b.safetensors is not there"),
     ((*TRAIN, "model.name=damaged"), "config.json is damaged"),
+    ((*TRAIN, "model.name=torn"), "model.name: torn/model.safetensors.index.json is damaged"),
     ((*TRAIN, "--dry-run", "model.name=wordless"), "model.name: 'wordless' has no tokenizer"),
     ((*TRAIN, "--dry-run", "data.source=gsm9k"), "data.source is 'gsm9k'"),
     ((*SFT,), "data.source: jsonl needs data.path"),

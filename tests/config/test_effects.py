@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from rl_engine.config import Config, load_config
 from rl_engine.config.effects import RULES
 from rl_engine.config.fields import fields
-from rl_engine.config.file import CommandConfig, ConfigError, read_config
+from rl_engine.config.file import CONFIGS, CommandConfig, ConfigError, read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.sweep.cells import arguments_of, arms_of, cell_of, target_of
 from rl_engine.sweep.config import SweepConfig
@@ -199,6 +199,17 @@ def test_what_the_command_line_switches_off_is_left_out(
     resolved = tmp_path / "config.yaml"
     resolved.write_text(config.to_yaml())
     assert read_config(schema, str(resolved)) == config
+
+
+def test_what_leaving_out_switches_off_is_left_out_too(tmp_path: Path) -> None:
+    """A file that samples its evaluations, run without any: what was left of their sampling made config.yaml one that
+    could not be run again."""
+    mine, resolved = tmp_path / "mine.yaml", tmp_path / "config.yaml"
+    sampled = "eval: {temperature: 0.6, top_k: 20, min_p: 0.1, "
+    mine.write_text((CONFIGS / "quickstart.yaml").read_text().replace("eval: {", sampled))
+    config = load_config(str(mine), ["eval.suites=[]"])
+    resolved.write_text(config.to_yaml())
+    assert load_config(str(resolved)) == config
 
 
 def test_an_arm_may_switch_off_what_all_cells_are_given() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,10 @@ def test_a_problem_is_headed_by_where_it_was_said(tmp_path: Path) -> None:
         ),
         ("output_dir=${NONE}", "Interpolation key 'NONE' not found"),
         ("seed.x=3", "seed: input should be a valid integer"),
+        ("seed=4294967296", "seed: input should be less than or equal to 4294967295, not 4294967296"),
+        ("log.wandb=false", "log.wandb: input should be a valid string, not False; give a text, or null for none"),
+        ("log.trackio=True", "log.trackio: input should be a valid string, not True; give a text, or null for none"),
+        ("prompt.instruction=no", "give a text, or null for none"),
     ],
 )
 def test_an_override_that_is_wrong_is_told_in_one_line(override: str, line: str) -> None:
@@ -159,11 +164,31 @@ def test_an_override_that_is_wrong_is_told_in_one_line(override: str, line: str)
         ("output_dir=1e5", "output_dir", "1e5"),
         ("prompt.instruction={problem} {", "prompt.instruction", "{problem} {"),
         ("lora.start_from=null", "lora.start_from", None),
+        ("lora.start_from=None", "lora.start_from", None),
+        ("prompt.instruction=None", "prompt.instruction", None),
+        ("prompt.instruction=None of it.", "prompt.instruction", "None of it."),
+        ("log.wandb=none", "log.wandb", None),
+        ("eval.limit=None", "eval.limit", None),
+        ("loss.sampler_correction=none", "loss.sampler_correction", "none"),
+        ("model.name=None", "model.name", "None"),
         ("data={arithmetic: {largest: 9}}", "data.arithmetic.terms", (3, 4, 5, 6)),
     ],
 )
 def test_what_people_write_means_what_they_mean(override: str, key: str, wanted: Any) -> None:
     assert value(key, override) == wanted
+
+
+def test_an_arm_may_be_called_none(tmp_path: Path) -> None:
+    arms = ["arms={none: {}, mask: {loss.sampler_correction: token_mask}}", "reference=none"]
+    assert read_config(SweepConfig, "sweep_gsm8k.yaml", arms).reference == "none"
+
+
+def test_a_number_in_place_of_a_variable_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STEPS", raising=False)
+    with warnings.catch_warnings(action="error"):
+        assert value("train.steps", "train.steps=${oc.env:STEPS,3}") == 3
+    monkeypatch.setenv("STEPS", "7")
+    assert value("train.steps", "train.steps=${oc.env:STEPS,3}") == 7
 
 
 def test_a_path_from_the_home_directory_leads_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

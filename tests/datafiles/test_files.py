@@ -134,6 +134,17 @@ def test_other_columns_are_named_with_the_key_that_maps_them(
         load(path, columns=ColumnsConfig(**columns))
 
 
+def test_a_named_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    """A level or an id under another name would be read of nothing. One that some rows have is read of those."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(ROW + json.dumps({"problem": "?", "answer": 2, "meta": {"level": 3}}) + "\n")
+    assert [one.level for one in load(path, columns=ColumnsConfig(level="meta.level")).problems] == ["", "3"]
+    with pytest.raises(
+        ValueError, match=r"^data.columns.level is 'difficulty', and no row of .* has such a column; its"
+    ):
+        load(path, columns=ColumnsConfig(level="difficulty"))
+
+
 def test_rows_of_lists_are_not_trained_on_as_their_spelling(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     chat = {"problem": ["1+1=?"], "answer": "2"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -169,6 +170,10 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) 
     datasets.DatasetDict(dev=table()).save_to_disk(tmp_path / "d")
     with pytest.raises(ValueError, match=r"no split 'train': it has dev; give .*/NAME, or data.split"):
         list(rows_of(tmp_path / "d", print, "data.path"))
+    with pytest.raises(ValueError, match=r"or data.mix.1.split$"):
+        list(rows_of(tmp_path / "d", print, "data.mix.1.path"))
+    with pytest.raises(ValueError, match=r"give .*/NAME$"):
+        list(rows_of(tmp_path / "d", print, "suite d", "test"))
     assert len(list(rows_of(tmp_path / "d" / "dev", print, "data.path"))) == 4
     data = DataConfig(source="file", path=str(tmp_path / "d"), split="dev")
     assert len(load_problems(data, split="train", seed=0).problems) == 4
@@ -224,6 +229,11 @@ USER, SYSTEM = {"role": "user", "content": "1+1=?"}, {"role": "system", "content
         ([SYSTEM, {"role": "user", "content": "0"}, {"role": "assistant", "content": "0"}, USER], ("1+1=?", "Think.")),
         ([{"from": "human", "value": "1+1=?"}, {"from": "gpt", "value": "2"}], ("1+1=?", "")),
         ([{"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1"}]}], ("1+1", "")),
+        ([{"role": "user", "content": [{"text": "What is "}, {"text": "1+1?\n"}]}], ("What is 1+1?", "")),
+        ([{"role": "user", "content": {"type": "text", "text": "1"}}], "problem is a mapping, not a text"),
+        (17, ("17", "")),
+        (float("nan"), "no problem"),
+        (b"1+1", "problem is bytes, not a text"),
         ([{"role": "user", "content": [{"type": "image"}]}], "problem has a turn that is not text alone"),
         ([SYSTEM], "problem has no turn of the user"),
         ([], "problem is a list, not a text"),
@@ -249,6 +259,15 @@ def test_a_problem_is_a_text_or_the_last_turn_of_a_chat(problem: Any, expected: 
 def test_an_answer_is_unwrapped_or_the_row_dropped(answer: Any, expected: str) -> None:
     found = asked({"problem": "?", "answer": answer})
     assert found == (expected if " " in expected else ("?", "", expected))
+
+
+def test_nan_is_nothing_as_pandas_writes_it(tmp_path: Path) -> None:
+    """In the rows of a DataFrame that were written one by one, an empty cell is NaN: no id, no level."""
+    rows = [{"problem": f"{number}+1", "answer": 2, "id": math.nan, "level": math.nan} for number in range(3)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_problems(DataConfig(source="file", path=str(path)), split="train", seed=0)
+    assert [(one.id, one.level) for one in loaded.problems] == [(f"rows.jsonl-{number}", "") for number in (1, 2, 3)]
 
 
 def test_a_column_may_lie_in_a_mapping() -> None:

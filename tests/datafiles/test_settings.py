@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from datafiles.settings import read_yaml, write_yaml
+from datafiles.settings import read_settings, read_yaml, write_yaml
 
 # Where 1.1 reads something else than is written, or PyYAML something else than 1.1.
 WRITTEN: dict[str, Any] = {
@@ -62,10 +64,31 @@ def test_a_mapping_may_begin_from_another() -> None:
     assert read_yaml(text)["f"] == {"a": 5, "b": 3}
 
 
-@pytest.mark.parametrize("text", ["a: &x [*x]", "a: &x {b: *x}", "a: !!python/name:os.system ''", "a: !!int no"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a: &x [*x]", "a: &x {b: *x}", "a: !!python/name:os.system ''", "a: !!int no", "a: !!bool maybe"),
+        *("a: !!set {b}", "a: !!timestamp 2001-01-01", "a: !!binary aGVsbG8=", "a: !!omap [b: 1]"),
+    ],
+)
 def test_what_is_no_plain_value_is_refused(text: str) -> None:
     with pytest.raises((yaml.YAMLError, ValueError)):
         read_yaml(text)
+
+
+@pytest.mark.parametrize("text", ["🙂 é \n\t", "𝔽", "\x7f\ufffe"])
+def test_json_is_yaml_beyond_its_first_plane_too(text: str) -> None:
+    """JSON spells a letter beyond U+FFFF in two escapes, which YAML knows for two letters that no file can hold."""
+    assert read_yaml(json.dumps({text: text})) == {text: text}
+
+
+def test_a_damaged_file_of_settings_is_named_in_a_line(tmp_path: Path) -> None:
+    for text in ("a: [1\n", "- 1\n", "a: 1\na: 2\n", ""):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.yaml is damaged: [^\n]*$"):
+            read_settings(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("optim: {lr: 1e-4}\n")
+    assert read_settings(tmp_path / "config.yaml") == {"optim": {"lr": 1e-4}}
 
 
 def test_what_is_written_is_read_again_by_either_version() -> None:

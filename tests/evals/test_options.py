@@ -30,6 +30,33 @@ def test_an_option_without_effect_is_refused_in_one_line(arguments: list[str], l
     assert result.output.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--template", "chatt"], "--template is 'chatt'; known are chat, frame, plain, "),
+        (["--frame", "Q: {question}"], "--frame needs `{problem}` where the problem goes"),
+        (["--template", "chat", "--frame", "{problem}"], "--frame and --template frame go together"),
+        (["--template", "frame"], "--frame and --template frame go together"),
+        (["--seed", "-1"], "--seed is '-1': input should be greater than or equal to 0"),
+        (["--suite", " nope"], "no suite 'nope': known are"),
+        (["--suite", "held_out , nope"], "no suite 'nope': known are"),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_line(arguments: list[str], line: str, tmp_path: Path) -> None:
+    rest = ["--model", "embedded", "--suite", "gsm8k", "--output", str(tmp_path / "scores.json")]
+    result = CliRunner().invoke(app, [*rest, *arguments])
+    assert result.exit_code == 2
+    assert result.output.startswith(f"error: {line}")
+    assert result.output.count("\n") == 1
+
+
+def test_the_report_does_not_take_the_place_of_its_tables(tmp_path: Path) -> None:
+    output = tmp_path / "scores.md"
+    result = CliRunner().invoke(app, ["--model", "embedded", "--suite", "held_out", "--output", str(output)])
+    assert result.exit_code == 2
+    assert "is where the tables go, beside the report: give scores.json" in result.output
+
+
 def test_options_that_do_something_are_taken(tmp_path: Path) -> None:
     for given in (
         {"suites": ("gsm8k", "held_out"), "data_dir": "x"},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from torch import nn
 from transformers import Qwen3Config, Qwen3MoeConfig
 from typer.testing import CliRunner
@@ -369,9 +370,16 @@ def test_the_same_run_again_is_predicted_to_take_as_long(finished: Path, make_co
     assert time.step_s == pytest.approx((4.75 + 6.75) / 2)
 
 
-def test_another_models_run_measures_nothing_here(finished: Path, make_config: Any) -> None:
+def test_another_models_run_measures_nothing_here(finished: Path, tmp_path: Path, make_config: Any) -> None:
     with pytest.raises(ConfigError, match=r"method lora, and the plan is for full"):
         measured(finished, make_config("method=full"), 1)
+    values = yaml.safe_load((finished / "config.yaml").read_text())
+    for text, told in (("a: [", "config.yaml is damaged"), (yaml.safe_dump({**values, "new": 1}), "of this version")):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / "metrics.jsonl").touch()
+        (tmp_path / "other" / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=rf"^[^\n]*{told}[^\n]*$"):
+            measured(tmp_path / "other", make_config(), 1)
     (finished / "metrics.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(ConfigError, match="has not finished two steps"):
         measured(finished, make_config(), 1)

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from typer.testing import CliRunner, Result
 
 from rl_engine.push import hub as hub_module
 from rl_engine.push.__main__ import app
+from rl_engine.push.hub import licence_of
 from rl_engine.push.release import files_of
+from rl_engine.run.trained import BaseModel
 from rollout.adapters import AdapterStore
 from tests.helpers.hub_standin import TOKEN, Hub, Repo, sha256, standing_in, use
 from tests.helpers.run_directories import CURVES, report, trained_run
@@ -294,6 +296,15 @@ def test_the_licence_is_the_base_models_unless_another_is_given(
     hub.repos["org/base"].commit("main", {"README.md": b"---\nlicense: llama3.1\n---\n"}, "initial commit")
     assert push(*arguments).exit_code == 0
     assert ModelCard(hub.files(REPO)["README.md"].decode()).data.get("license") == wanted
+
+
+def test_a_base_models_page_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    base = BaseModel(name="mine", hub_id=None, directory=tmp_path, revision=None)
+    for page in ("---\nlicense: [mit\n---\n", "---\n- mit\n---\n"):
+        (tmp_path / "README.md").write_text(page)
+        with pytest.raises(ValueError, match=r"^the metadata of .*README.md cannot be read [^\n]*: give --license$"):
+            licence_of(HfApi(), base, None)
+        assert licence_of(HfApi(), base, "mit").id == "mit"
 
 
 def test_a_dry_run_needs_no_hub(push: Push, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

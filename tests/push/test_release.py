@@ -292,6 +292,28 @@ def test_what_evals_wrote_counts_for_the_version_it_measured(run: Path, tmp_path
     assert json.loads((folder / "run/evals/aime.json").read_text())["data"] == {"origin": "aime2024.jsonl"}
 
 
+def test_what_lies_in_a_runs_directory_is_passed_over_or_named(run: Path) -> None:
+    """Other people's JSON is no evaluation; what is damaged is told of by its name, in a line."""
+    before = read_trained(run / "adapters/latest", None).run
+    for name, text in (
+        ("list", "[1]"),
+        ("mine", '{"suite": "x"}'),
+        ("rows", '{"suites": [{"rows": [{}]}]}'),
+        ("n", "3"),
+    ):
+        (run / "evals" / f"{name}.json").write_text(text)
+    after = read_trained(run / "adapters/latest", None).run
+    assert before is not None
+    assert after is not None
+    assert after.evaluations == before.evaluations
+    for name, text, told in (("evals/torn.json", "{", "is not JSON"), ("config.yaml", "a: [", "is damaged")):
+        (run / name).write_text(text)
+        result = CliRunner().invoke(app, ["--adapter", str(run), "--repo", REPO, "--dry-run"])
+        assert result.exit_code == 2
+        assert f"{name} {told}" in result.output
+        (run / name).unlink()
+
+
 def test_the_recipe_is_the_configurations(run: Path, tmp_path: Path) -> None:
     configure(run, "loss.name=ppo_clip", "loss.kl_coef=0.01", "optim.lr=3e-5", "seed=7", "data.source=gsm8k")
     text = table(release(run, tmp_path / "folder"))

@@ -298,6 +298,19 @@ def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "run" / "evals").mkdir()
     (tmp_path / "run" / "evals" / "torn.json").write_text("{")
     assert "torn.json is not JSON" in CliRunner().invoke(command.app, [str(tmp_path / "run")]).output
+    (tmp_path / "run" / "evals" / "torn.json").unlink()
+    (tmp_path / "run" / "adapters" / "v000001").mkdir(parents=True)
+    (tmp_path / "run" / "adapters" / "v000001" / "manifest.json").write_text("{}")
+    assert "manifest.json is damaged" in CliRunner().invoke(command.app, [str(tmp_path / "run")]).output
+
+
+def test_a_page_that_cannot_be_written_is_told_in_a_line(tmp_path: Path) -> None:
+    sampled(tmp_path / "run", [["a"]])
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(command.app, [str(tmp_path / "run"), "--output", str(tmp_path / "file" / "x.html")])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
 
 
 def test_the_command_writes_page_and_plots(tmp_path: Path) -> None:

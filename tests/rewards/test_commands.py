@@ -125,7 +125,28 @@ def test_audit_explains_bad_input(tmp_path: Path) -> None:
     assert missing.exit_code == 2
     path = write(tmp_path / "r.jsonl", [{"completion": "x"}])
     assert "no field 'reference'" in " ".join(RUNNER.invoke(audit.app, [str(path)]).output.split())
-    assert RUNNER.invoke(audit.app, [str(path), "--form", "guess"]).exit_code == 2
+    wrong = RUNNER.invoke(audit.app, [str(path), "--form", "guess"])
+    assert wrong.exit_code == 2
+    assert "--form is 'guess': known are boxed, answer_is, gsm8k_hashes" in wrong.output
+    assert "validation error" not in wrong.output
+
+
+@pytest.mark.parametrize("command", [check.app, audit.app])
+def test_a_place_that_takes_no_file_is_told_before_grading(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    data = write(tmp_path / "data.jsonl", [{"problem": "1", "answer": "1"}])
+    told = RUNNER.invoke(command, [str(data), "--output", str(tmp_path / "file" / "report.jsonl")])
+    assert told.exit_code == 2
+    assert "cannot be written" in " ".join(told.output.split())
+    unreadable = RUNNER.invoke(command, ["/proc/self/mem"])
+    assert (unreadable.exit_code, unreadable.exception.__class__) == (2, SystemExit)
+
+
+def test_a_reports_directory_is_made(tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl", [{"problem": "1+1=?", "answer": "2"}])
+    report = tmp_path / "new" / "report.jsonl"
+    assert RUNNER.invoke(check.app, [str(data), "--output", str(report), "--workers", "1"]).exit_code == 0
+    assert report.read_text() == ""
 
 
 @pytest.mark.parametrize("command", [check.app, audit.app])

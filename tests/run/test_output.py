@@ -268,6 +268,12 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(make_config: Callable
     records.metrics({"step": 3})
     with pytest.raises(ConfigError, match=r"3 steps on record and no checkpoint.*checkpoint.every is 2"):
         check_output(config, resume=True)
+    (run / "config.yaml").write_text(config.to_yaml().replace("\n  lr: 0.001\n", "\n  lr: 1e-3  # mine\n"))
+    with pytest.raises(ConfigError, match=r"3 steps on record and no checkpoint"):
+        check_output(config, resume=True)
+    (run / "config.yaml").write_text("train: null\ncheckpoint: null\n")
+    with pytest.raises(ConfigError, match=r"cannot be resumed with another configuration"):
+        check_output(config, resume=True)
     (run / "config.yaml").write_text("")
     with pytest.raises(ConfigError, match=r"config\.yaml is damaged"):
         check_output(config, resume=True)

@@ -54,6 +54,14 @@ def learned(example: Example) -> list[list[int]]:
         ({"messages": list(said("1+1", "2"))}, said("1+1", "2")),
         ({"messages": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}]}, said("1", "2")),
         ({"prompt": "1+1", "completion": "2"}, said("1+1", "2")),
+        ({"prompt": "1+1", "completion": 2}, said("1+1", "2")),
+        ({"prompt": list(said("1+1")), "completion": [{"role": "assistant", "content": "2"}]}, said("1+1", "2")),
+        (
+            {"messages": [{"role": "user", "content": [{"text": " 1"}, {"text": "+1"}]}, *said("", "2")[1:]]},
+            said(" 1+1", "2"),
+        ),
+        ({"prompt": "1+1", "completion": math.nan}, "a turn without text"),
+        ({"prompt": "1+1", "completion": {"a": 2}}, "content is a mapping, not a text"),
         ({"prompt": "1+1"}, "neither messages nor prompt and completion"),
         ({"prompt": "1+1", "completion": " "}, "a turn without text"),
         ({"messages": "1+1"}, "messages is not a list of turns"),
@@ -148,6 +156,31 @@ def test_tested_questions_are_never_learned_from(tmp_path: Path, tokenizer: Any)
     other = write(tmp_path / "other.jsonl", [{"prompt": "3=?", "completion": "9"}])
     train, test = texts(test_size=10, test_path=other)
     assert (len(train), test) == (116, ["3=?\n9<end>"])
+
+
+def test_a_directory_is_tested_on_by_its_test_split(tmp_path: Path, tokenizer: Any) -> None:
+    """Of `data.test_path` the training split would be read, and then taken away from what is learned."""
+    for name, question in (("train", "1"), ("test", "2")):
+        write(tmp_path / f"{name}.jsonl", [{"messages": list(said(question, "3"))}])
+    data = {"source": "file", "path": str(tmp_path), "test_path": str(tmp_path), "test_size": 9}
+    found = load_examples(config_of(**data), tokenizer)
+    assert [tokenizer.decode(example.input_ids) for example in found.train] == ["1\n3<end>"]
+    assert [tokenizer.decode(example.input_ids) for example in found.test] == ["2\n3<end>"]
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(
+        ValueError, match=r"data.test_path: .* has no split 'test': it has train; give one of its files$"
+    ):
+        load_examples(config_of(**data), tokenizer)
+
+
+def test_other_columns_are_named_with_the_keys_for_them(tmp_path: Path, tokenizer: Any) -> None:
+    data = {"source": "file", "path": write(tmp_path / "rows.jsonl", [{"question": "1", "answer": 2}])}
+    with pytest.raises(
+        ValueError, match=r"neither messages nor prompt and completion; its columns are question, answer: say"
+    ):
+        load_examples(config_of(**data), tokenizer)
+    columns = ChatColumnsConfig(prompt="question", completion="answer")
+    assert len(load_examples(config_of(**data, columns=columns, test_size=0), tokenizer).train) == 1
 
 
 def test_what_is_dropped_is_counted_with_a_place_to_look(tmp_path: Path, tokenizer: Any) -> None:

@@ -23,7 +23,7 @@ from rl_engine.sweep import __main__ as sweep_command
 from rl_engine.sweep import schedule
 from rl_engine.sweep.__main__ import app
 from rl_engine.sweep.analysis import Analysis, Found, due_cells
-from rl_engine.sweep.cells import Cell, arms_of
+from rl_engine.sweep.cells import Cell, arms_of, target_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.report import write_report
 from rl_engine.sweep.results import Result, Results
@@ -34,6 +34,8 @@ from tests.helpers.sweep_fake import FAKE, sweep_of
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(path.name for path in (ROOT / "configs").glob("sweep_*.yaml"))
 SweepMaker = Callable[..., SweepConfig]
+# What the recipe of the embedded model begins with is made by another command.
+EMBEDDED = {"model.name": "embedded"}
 
 
 @pytest.fixture
@@ -126,6 +128,10 @@ def test_an_override_replaces_either_notation_of_the_file(make_sweep: SweepMaker
         ({"set": {"seed": 3}}, ["seed is not for"]),
         ({"command": "eval"}, ["'eval'", "train"]),
         ({"arms": {"a b": {}, "a/b": {}}}, ["share a directory"]),
+        (
+            {"arms": {"a b": {"optim.lr": [1e-3, 1e-2]}, "c": {}, "a/b": {"optim.lr": [1e-2, 1e-1]}}},
+            ["two arms would share a directory: a b, a/b"],
+        ),
     ],
 )
 def test_a_sweep_that_cannot_be_meant_is_refused(values: dict[str, Any], words: list[str]) -> None:
@@ -227,6 +233,39 @@ def test_failed_and_hanging_cells_are_recorded(
     again = run(config, retry_failed=True)
     assert again[bad.cell].score == pytest.approx(0.9)
     assert [len(attempts(config, cell)) for cell in again] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"score": {"metric": "eval/gsm8k/avg"}}, "which no run would have: eval.suites has held_out"),
+        ({"score": {"metric": "eval/held_out/avg"}, "set": {"eval.suites": []}}, "eval.suites has none"),
+        ({"score": {"metric": "test/log_loss"}}, "it is of supervised runs"),
+        ({"command": "sft", "base": "embedded.yaml", "set": EMBEDDED}, "supervised runs measure no suites"),
+        (
+            {
+                "command": "sft",
+                "base": "embedded.yaml",
+                "set": {**EMBEDDED, "data.test_size": 0},
+                "score": {"metric": "test/log_loss"},
+            },
+            "data.test_size is 0",
+        ),
+    ],
+)
+def test_a_score_that_no_run_can_have_is_refused_at_once(values: dict[str, Any], told: str) -> None:
+    """Not after the hours that the cells take."""
+    config = sweep_of(**{"grid": {"optim.lr": [1e-3]}, **values})
+    (arm,) = arms_of(config)
+    with pytest.raises(ConfigError, match=told):
+        target_of(config, arm, 1e-3)
+
+
+def test_a_score_may_be_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"problem": "1+1=?", "answer": 2}')
+    suites, score = {"eval.suites": [str(tmp_path / "mine.jsonl")]}, {"metric": "eval/mine/avg"}
+    config = sweep_of(grid={"optim.lr": [1e-3]}, set=suites, score=score)
+    assert target_of(config, arms_of(config)[0], 1e-3).steps == 25
 
 
 def test_a_score_that_is_not_there_fails_the_cell(make_sweep: SweepMaker) -> None:
