@@ -36,7 +36,7 @@ class Widths:
 
         # Families without attention state none.
         heads = largest("num_attention_heads") or 1
-        experts = largest("num_experts_per_tok")
+        experts = largest("num_experts_per_tok") or largest("top_k_experts")
         dense = largest("intermediate_size") or 4 * text_config.hidden_size
         expert = largest("moe_intermediate_size") or dense
         return cls(

@@ -117,6 +117,7 @@ def test_experts_share_the_rank_of_a_wrapper_too(kind: str, name: str | None) ->
     with torch.device("meta"):
         model = auto_class(model_config).from_config(model_config)
     assert expert_rank(model, LoraConfig(rank=6)) == 3
+    assert Widths.of(model).intermediate == 2 * 24
     experts = {path: layer for path, layer in adaptable(model).items() if layer.experts}
     assert experts
     of_experts = MultiplyAdds.of(model, LoraConfig(rank=6, targets=tuple(experts))).adapter
@@ -136,7 +137,7 @@ def test_layers_of_different_sizes_count_as_the_largest() -> None:
     for kind, name, largest in (("gemma4_text", "head_dim", 512), ("gemma3n_text", "intermediate", 96)):
         sizes = {"num_hidden_layers": 6, "hidden_size": 64, "vocab_size": 64}
         more = {"intermediate_size": [32] * 5 + [96]} if kind == "gemma3n_text" else {}
-        model = torch.nn.Module()
+        model: Any = torch.nn.Module()
         model.config = AutoConfig.for_model(kind, **sizes, **more)
         assert getattr(Widths.of(model), name) == largest
 

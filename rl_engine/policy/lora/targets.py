@@ -144,7 +144,7 @@ def experts_per_token(model: Any) -> int:
     it in that one's configuration."""
     text_config = model.config.get_text_config()
     names = ("num_experts_per_tok", "top_k_experts")
-    return max((int(count) for name in names for count in said_of_layers(text_config, name)), default=1)
+    return max([1, *(int(count) for name in names for count in said_of_layers(text_config, name))])
 
 
 def expert_rank(model: Any, config: LoraConfig) -> int:

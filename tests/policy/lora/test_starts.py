@@ -109,8 +109,9 @@ def test_eva_is_the_same_in_every_layout(make_config: ConfigMaker, ranks: Ranks)
         config = make_config("lora.rank=6", "lora.init=eva", f"learner.layout={layout}")
         trainable = Learner(config, ranks, pad_id, [PROMPT.token_ids]).trainable
         assert isinstance(trainable, LoraPolicy)
-        parameters = [layer.lora_A["default"].weight.detach() for layer in lora_layers(trainable.model).values()]
-        spans.append([a.T @ a for a in parameters])
+        layers: list[Any] = [*lora_layers(trainable.model).values()]
+        factors = [layer.lora_A["default"].weight.detach() for layer in layers]
+        spans.append([a.T @ a for a in factors])
     for span in spans[1:]:
         for found, expected in zip(span, spans[0], strict=True):
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
