@@ -303,7 +303,8 @@ def test_a_failed_value_ends_a_good_range_and_a_missing_leaves_it_open(tmp_path:
     found = made_up(config, score)
     failed, _, full = (report.best for report in analyse(config, found).arms)
     assert failed is not None
-    assert (failed.axis_value, failed.best.value) == (1e-3, pytest.approx(1e-3))
+    assert failed.axis_value == 1e-3
+    assert failed.best.value == pytest.approx(1e-3)
     assert failed.good_range[1] == pytest.approx(1e-3)
     # The reference's axis ends at 1e-3, where it still rises.
     assert full is not None
