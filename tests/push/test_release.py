@@ -640,7 +640,7 @@ def test_an_update_of_a_tied_output_leaves_the_input_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
-def test_a_wrapper_and_its_language_model_both_say_that_they_are_apart(kind: str, tmp_path: Path) -> None:
+def test_both_parts_of_a_merged_wrapper_say_what_is_apart(kind: str, tmp_path: Path) -> None:
     """vLLM asks the language model's part of the configuration, transformers the whole's."""
     model = tiny_wrapper(kind)
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = True

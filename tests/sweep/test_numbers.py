@@ -293,7 +293,7 @@ def test_a_rate_where_a_run_failed_is_not_the_best(tmp_path: Path) -> None:
     assert (rank1_row["0.001"], rank1_row["0.003"]) == ("1 failed", "0.918 (4)")
 
 
-def test_a_failed_value_ends_a_good_range_and_a_missing_leaves_it_open(tmp_path: Path) -> None:
+def test_a_failed_value_ends_a_good_range_and_a_missing_does_not(tmp_path: Path) -> None:
     """Scores that still rise where runs begin to fail: the best rate is the last that learned, not one beyond it."""
 
     def score(arm: str, rate: float, seed: int) -> float | None:
