@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafiles.cells import has_column
@@ -186,7 +186,12 @@ def load_suite(
         part = load_problems(
             data, split="held_out", seed=HELD_OUT_SEED, key=key, column_option=column_option, with_extra=with_extra
         )
-        loaded.problems.extend(part.problems)
+        # What is sampled is kept by id, and files may have numbered their problems alike.
+        taken = {problem.id for problem in loaded.problems}
+        loaded.problems.extend(
+            replace(one, id=f"{Path(path or suite.name).stem}-{one.id}") if one.id in taken else one
+            for one in part.problems
+        )
         loaded.dropped.update(part.dropped)
         loaded.examples.update(part.examples)
     return Loaded(loaded.problems[:limit], loaded.dropped, loaded.examples)

@@ -118,3 +118,14 @@ def refuse_code_of_models() -> None:
     from transformers import dynamic_module_utils
 
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+
+
+def said_of_layers(text_config: Any, name: str) -> list[Any]:
+    """What a language model's configuration states under a name, of whichever layer; nothing where it states nothing.
+
+    Some families list a number for each layer (Gemma 3n); of others whose layers differ (the heads of Gemma 4)
+    transformers refuses to give one number for all.
+    """
+    differ = name in (getattr(text_config, "per_layer_attributes", None) or ())
+    found = [getattr(layer, name, None) for layer in (text_config.per_layer_config if differ else [text_config])]
+    return [one for value in found if value is not None for one in (value if isinstance(value, list) else [value])]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any, Literal, cast
 
-from rollout.models import EMBEDDED
+from rollout.models import EMBEDDED, said_of_layers
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes that vLLM's attention takes on a CPU."""
@@ -82,7 +82,7 @@ def _head_sizes(text: Any) -> set[int]:
     heads = getattr(text, "num_attention_heads", None)
     if not heads or getattr(text, "kv_lora_rank", None):
         return set()
-    stated = {int(size) for name in ("head_dim", "global_head_dim") if (size := getattr(text, name, None))}
+    stated = {int(size) for name in ("head_dim", "global_head_dim") for size in said_of_layers(text, name) if size}
     return stated or {text.hidden_size // heads}
 
 

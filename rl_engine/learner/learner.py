@@ -27,6 +27,7 @@ from rl_engine.learner.objective import needs_base, needs_old_logprobs, objectiv
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import LearnStats, StepStatistics
 from rl_engine.policy.agreement import check_with_prompts
+from rl_engine.policy.attention import NAME as SHARED
 from rl_engine.policy.base_model import (
     LoadBase,
     compile_layers,
@@ -110,9 +111,11 @@ class Learner:
         compile_layers(self.trainable.causal_lm, lambda: self.policy(longest)[0])
 
     def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
-        """A micro-batch of one prompt, whose last token stands for the completion."""
+        """A micro-batch of one prompt, whose last token stands for the completion: every token of it, and no other."""
         *before, last = prompt_ids
-        sample = replace(NOTHING, prompt_ids=tuple(before), completion_ids=(last,))
+        # Where prompts are shared a completion's last token is not computed, and padding would stand in its place.
+        end = (last, last) if self.layout == SHARED else (last,)
+        sample = replace(NOTHING, prompt_ids=tuple(before), completion_ids=end, behaviour_logprobs=(0.0,) * len(end))
         return self._collate([sample]).to(self.ranks.device)
 
     def _continued(self, token_ids: Sequence[int]) -> MicroBatch:

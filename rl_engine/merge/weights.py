@@ -88,15 +88,18 @@ def _keep_record(adapter: TrainedAdapter, target: Path) -> None:
 
 
 def _untie(model: Any, layer: nn.Module) -> None:
-    """An update of the output embedding is none of the input's: from here on they are two matrices."""
-    if layer is model.get_output_embeddings() and model.config.tie_word_embeddings:
+    """An update of the output embedding is none of the input's: from here on they are two matrices. A wrapper and the
+    language model in it each have a say of their own in that, and whoever loads them asks either."""
+    stated = [model.config, model.config.get_text_config()]
+    if layer is model.get_output_embeddings() and any(getattr(one, "tie_word_embeddings", False) for one in stated):
         if (family := model.config.model_type) in TIED_WHEN_SERVED:
             raise ValueError(
                 f"the adapter changes lm_head, which in {family} is the input embedding too and which vLLM does not "
                 "serve apart: use the adapter without merging it"
             )
         layer.weight = nn.Parameter(layer.weight.detach().clone())
-        model.config.tie_word_embeddings = False
+        for one in stated:
+            one.tie_word_embeddings = False
 
 
 class _Sums:

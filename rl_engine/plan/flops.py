@@ -14,7 +14,16 @@ from rl_engine.learner.objective import needs_base, needs_old_logprobs
 from rl_engine.plan.sizes import Widths, Workload
 from rl_engine.policy.attention import NAME as SHARED
 from rl_engine.policy.base_model import choose_layout
-from rl_engine.policy.lora.targets import LayerSize, adaptable, expert_rank, head_of, match_targets, trains_head
+from rl_engine.policy.lora.targets import (
+    LayerSize,
+    adaptable,
+    expert_rank,
+    experts_per_token,
+    head_of,
+    match_targets,
+    rank_of,
+    trains_head,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,22 +43,22 @@ class MultiplyAdds:
     @classmethod
     def of(cls, meta_model: nn.Module, lora: LoraConfig) -> MultiplyAdds:
         widths = Widths.of(meta_model)
-        active = int(getattr(meta_model.config, "num_experts_per_tok", None) or 1)
+        active = experts_per_token(meta_model)
         head, targets = head_of(meta_model), match_targets(meta_model, lora.targets)
 
-        def of_adapter(layer: LayerSize) -> int:
+        def of_adapter(path: str, layer: LayerSize) -> int:
             if layer.experts:
                 return active * expert_rank(meta_model, lora) * (layer.inputs + layer.outputs)
-            return lora.rank * (layer.inputs + layer.outputs)
+            return rank_of(path, lora) * (layer.inputs + layer.outputs)
 
         return cls(
             matrices=sum(
                 layer.inputs * layer.outputs * (active if layer.experts else 1)
                 for layer in adaptable(meta_model).values()
             ),
-            adapter=sum(of_adapter(layer) for path, layer in targets.items() if path not in head),
+            adapter=sum(of_adapter(path, layer) for path, layer in targets.items() if path not in head),
             head=widths.vocabulary * widths.hidden,
-            head_adapter=sum(of_adapter(layer) for path, layer in targets.items() if path in head),
+            head_adapter=sum(of_adapter(path, layer) for path, layer in targets.items() if path in head),
             attended=2 * widths.layers * widths.heads * widths.head_dim,
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
+from rollout.models import said_of_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
-    """The sizes of a transformer that its activations, caches and matrix products are made of."""
+    """The sizes of a transformer that its activations, caches and matrix products are made of; where its layers differ,
+    the largest."""
 
     hidden: int
     layers: int
@@ -31,17 +33,21 @@ class Widths:
     @classmethod
     def of(cls, meta_model: nn.Module) -> Widths:
         text_config: Any = meta_model.config.get_text_config()  # type: ignore[operator, union-attr]
+
+        def largest(name: str) -> Any:
+            return max(said_of_layers(text_config, name), default=0)
+
         # Families without attention state none.
-        heads = getattr(text_config, "num_attention_heads", None) or 1
-        experts = getattr(text_config, "num_experts_per_tok", None) or 0
-        dense = getattr(text_config, "intermediate_size", None) or 4 * text_config.hidden_size
-        expert = getattr(text_config, "moe_intermediate_size", None) or dense
+        heads = largest("num_attention_heads") or 1
+        experts = largest("num_experts_per_tok") or largest("top_k_experts")
+        dense = largest("intermediate_size") or 4 * text_config.hidden_size
+        expert = largest("moe_intermediate_size") or dense
         return cls(
             hidden=text_config.hidden_size,
             layers=text_config.num_hidden_layers,
             heads=heads,
-            kv_heads=getattr(text_config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text_config, "head_dim", None) or text_config.hidden_size // heads,
+            kv_heads=largest("num_key_value_heads") or heads,
+            head_dim=largest("head_dim") or text_config.hidden_size // heads,
             intermediate=experts * expert if experts else dense,
             vocabulary=text_config.vocab_size,
             normed_heads=any(name.endswith("q_norm") for name, _ in meta_model.named_modules()),

@@ -12,6 +12,7 @@ from rl_engine.run.resumption import check_resumable
 from rl_engine.sft.model import TrainableModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+COUNT = "adam_steps"
 
 
 def save(
@@ -25,9 +26,13 @@ def save(
 ) -> None:
     """Save a checkpoint after a step; see `RunState.unrecorded`."""
     tensors = {f"value.{name}": value for name, value in trainable.values().items()}
+    count = 0  # updates that were left out do not count
     for name, parameter in trainable.parameters.items():
-        for moment in MOMENTS:
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].cpu().clone()
+        # A parameter that no update has moved has none: the part of a wrapper that sees, when every weight learns.
+        if adams := optimizer.state.get(parameter):
+            tensors |= {f"{moment}.{name}": adams[moment].cpu().clone() for moment in MOMENTS}
+            count = int(adams["step"])
+    tensors[COUNT] = torch.tensor(count)
     state = RunState(
         step=step,
         position=step * config.train.batch_size,
@@ -52,12 +57,14 @@ def restore(
     state, tensors = found
     check_resumable(state.config_hash, config, config_hash, state.step)
     restore_rng(tensors)
+    # Checkpoints of earlier versions have no count: there it is that of the steps.
+    count = int(tensors.get(COUNT, state.step))
     for name, parameter in trainable.parameters.items():
         _put(parameter, tensors[f"value.{name}"])
-        optimizer.state[parameter] = {
-            "step": steps_taken(optimizer, parameter, state.step),
-            **{moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS},
-        }
+        moments = {moment: tensors.get(f"{moment}.{name}") for moment in MOMENTS}
+        kept = {moment: value.to(parameter.device) for moment, value in moments.items() if value is not None}
+        if kept:
+            optimizer.state[parameter] = {"step": steps_taken(optimizer, parameter, count), **kept}
     return state
 
 

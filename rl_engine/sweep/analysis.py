@@ -59,7 +59,8 @@ class Best:
     best: SeedEstimate
     """The best value of the curve, between those of the grid."""
     good_range: tuple[float, float]
-    """An end that is an end of the axis means that the range goes on beyond it, or may."""
+    """An end that is an end of the known points means that the range goes on beyond it, or may. Before a value where a
+    run failed it ends at the last that is known to be good."""
     good_decades: SeedEstimate
     """Its width: log10 of its ends' ratio."""
     score: SeedEstimate
@@ -135,17 +136,26 @@ def curves_at(
     return steps, [[table[step] for table in tables] for step in steps]
 
 
-def _curve(config: SweepConfig, points: Sequence[Point]) -> tuple[list[Point], list[float]]:
-    """The points where all of `seeds` are done, and the means over these, turned so that high is good."""
-    complete = [point for point in points if all(seed in point.scores for seed in config.seeds)]
+def known_curve(config: SweepConfig, points: Sequence[Point]) -> tuple[list[Point], list[float]]:
+    """The points that are known, and the means over `seeds`, turned so that high is good. Where one of these failed is
+    no good place, and known to be none: −∞. Where one is not done yet nothing is known."""
     sign = 1 if config.score.mode == "max" else -1
-    return complete, [sign * fmean(point.scores[seed] for seed in config.seeds) for point in complete]
+    known, means = [], []
+    for point in points:
+        if all(seed in point.scores for seed in config.seeds):
+            known.append(point)
+            means.append(sign * fmean(point.scores[seed] for seed in config.seeds))
+        elif point.failed:
+            known.append(point)
+            means.append(-math.inf)
+    return known, means
 
 
 def best_point(config: SweepConfig, points: Sequence[Point]) -> Point | None:
-    """The one with the best mean over `seeds`. Where one of these failed is no good place."""
-    complete, means = _curve(config, points)
-    return complete[means.index(max(means))] if complete else None
+    """The one with the best mean over `seeds`; None as long as no point has all of them."""
+    known, means = known_curve(config, points)
+    highest = max(means, default=-math.inf)
+    return known[means.index(highest)] if highest > -math.inf else None
 
 
 def analyse(config: SweepConfig, found: Found) -> Analysis:
@@ -185,8 +195,8 @@ def _peak(
     deviations: Floats | None,
     generator: np.random.Generator,
 ) -> _Peak:
-    complete, means = _curve(config, points)
-    x_K = np.log10([point.axis_value for point in complete])
+    known, means = known_curve(config, points)
+    x_K = np.log10([point.axis_value for point in known])
     y_DK = redrawn(np.array(means), len(config.seeds), deviations, generator)
     return _Peak(point=best, optima=optima(x_K, y_DK, config.score.tolerance))
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from rl_engine.config.file import ConfigError
 from rl_engine.doctor.machine import LOCKS, libraries
-from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse, curves_at
+from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse, curves_at, known_curve
 from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.results import Result, parsed
@@ -107,17 +107,17 @@ def best_rows(config: SweepConfig, analysis: Analysis) -> Rows:
     between += f" (t, {analysis.spread.freedom} d.f.)" if analysis.spread else ""
     titles = ["arm", f"best {axis}", between, "good range", "score there", "seeds"]
     titles += [f"best / {reference}'s", f"score − {reference}'s"] if reference else []
-    return [titles, *([report.arm.name, *_best_cells(report, bool(reference))] for report in analysis.arms)]
+    return [titles, *([report.arm.name, *_best_cells(config, report)] for report in analysis.arms)]
 
 
-def _best_cells(report: ArmReport, compared: bool) -> list[str]:
-    best = report.best
+def _best_cells(config: SweepConfig, report: ArmReport) -> list[str]:
+    best, compared = report.best, bool(config.reference)
     if best is None:
         return ["no value with all seeds"] + [""] * (6 if compared else 4)
     cells = [
         f"{best.axis_value:g}",
         _written(best.best, ".2g"),
-        _range(best, report),
+        _range(config, best, report),
         _written(best.score, ".3f"),
         str(best.seeds),
     ]
@@ -126,10 +126,11 @@ def _best_cells(report: ArmReport, compared: bool) -> list[str]:
     return cells + [""] * ((7 if compared else 5) - len(cells))
 
 
-def _range(best: Best, report: ArmReport) -> str:
-    """An end of the axis is marked: the good range may go on."""
+def _range(config: SweepConfig, best: Best, report: ArmReport) -> str:
+    """An end of what is known of the axis is marked: the good range may go on."""
     low, high = best.good_range
-    ends = report.points[0].axis_value, report.points[-1].axis_value
+    known, _ = known_curve(config, report.points)
+    ends = known[0].axis_value, known[-1].axis_value
     open_low, open_high = low <= ends[0] * (1 + 1e-9), high >= ends[1] * (1 - 1e-9)
     width = _written(best.good_decades, ".2f")
     at_most, at_least = "≤ " if open_low else "", "≥ " if open_high else ""

@@ -66,8 +66,12 @@ def scores_of(lines: Sequence[Mapping[str, float]], score: ScoreConfig) -> tuple
     if not math.isfinite(values[-1]):
         raise ValueError(f"{score.metric} ends as {values[-1]}")
     best = (max if score.mode == "max" else min)(value for value in values if math.isfinite(value))
-    last = 1 if score.at == "last" else score.at
-    return best if last == "best" else math.fsum(values[-last:]) / len(values[-last:]), best
+    if score.at == "best":
+        return best, best
+    taken = values[-1:] if score.at == "last" else values[-score.at :]
+    if not all(map(math.isfinite, taken)):
+        raise ValueError(f"{score.metric} is no number in one of the last {len(taken)} evaluations (score.at)")
+    return math.fsum(taken) / len(taken), best
 
 
 def measured(result: Result, run: Path, score: ScoreConfig, metrics: Sequence[str]) -> Result:

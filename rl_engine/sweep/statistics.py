@@ -60,8 +60,8 @@ class Optima:
 
     best: Floats
     """Where the parabola through the highest point and its two neighbours has its vertex: at most half a grid step
-    from the highest point. Where that is an end of the axis nobody knows what lies beyond: −∞ or ∞; for a single point
-    NaN."""
+    from the highest point, and that point itself where a neighbour is −∞. Where it is an end of the axis nobody knows
+    what lies beyond: −∞ or ∞; for a single point NaN."""
     low: Floats
     """Where, going left from the highest point, the line through the points first falls `tolerance` below it; the
     end of the axis when it never does."""
@@ -70,7 +70,8 @@ class Optima:
 
 
 def optima(x_K: Floats, y_DK: Floats, tolerance: float) -> Optima:
-    """Maxima of curves known at ascending points x."""
+    """Maxima of curves known at ascending points x, where y is a number or −∞: known to be bad, by no one knows how
+    much."""
     rows = np.arange(len(y_DK))
     top = y_DK.argmax(axis=1)
     best = np.where(top == 0, -np.inf, np.where(top == len(x_K) - 1, np.inf, x_K[top]))
@@ -82,8 +83,10 @@ def optima(x_K: Floats, y_DK: Floats, tolerance: float) -> Optima:
     rise, fall = y_DK[row, k] - y_DK[row, k - 1], y_DK[row, k] - y_DK[row, k + 1]
     # Vertex by successive parabolic interpolation (Numerical Recipes, 10.2.1). All three equal: the middle stays.
     bend = left * fall + right * rise
-    shift = (right**2 * rise - left**2 * fall) / (2 * np.where(bend > 0, bend, 1))
-    best[inside] += np.where(bend > 0, shift, 0)
+    bent = (bend > 0) & np.isfinite(bend)
+    with np.errstate(invalid="ignore"):  # ∞ − ∞, which is not taken
+        shift = (right**2 * rise - left**2 * fall) / (2 * np.where(bent, bend, 1))
+    best[inside] += np.where(bent, shift, 0)
     level = y_DK[rows, top] - tolerance
     return Optima(
         best=best,
@@ -98,9 +101,10 @@ def _falls_below(x_K: Floats, y_DK: Floats, top: NDArray[np.intp], level: Floats
     below = (y_DK < level[:, None]) & (np.arange(len(x_K)) > top[:, None])
     crossing = below.any(axis=1)
     end = below.argmax(axis=1)
-    drop = y_DK[rows, end - 1] - y_DK[rows, end]
-    share = (y_DK[rows, end - 1] - level) / np.where(crossing, drop, 1)
-    return np.where(crossing, x_K[end - 1] + share * (x_K[end] - x_K[end - 1]), x_K[-1])
+    with np.errstate(invalid="ignore"):  # −∞ of curves that do not cross, which are not asked
+        drop = y_DK[rows, end - 1] - y_DK[rows, end]
+        share = (y_DK[rows, end - 1] - level) / np.where(crossing, drop, 1)
+        return np.where(crossing, x_K[end - 1] + share * (x_K[end] - x_K[end - 1]), x_K[-1])
 
 
 def possible_deviations(spread: Spread, generator: np.random.Generator) -> Floats:

@@ -101,6 +101,16 @@ def test_a_file_is_a_suite_and_a_suite_may_lie_in_two_files(tmp_path: Path) -> N
     assert suite_files(SUITES["math"], str(tmp_path)) == (str(tmp_path / "math_test.jsonl"),)
 
 
+def test_parts_that_number_their_problems_alike_stay_apart(tmp_path: Path) -> None:
+    """What is sampled is kept by id: two problems of one id would share an answer."""
+    for name, more in (("math500", 1), ("math_test_minus500", 9)):
+        rows = [{"id": i, "problem": f"What is {i} + {more}?", "answer": str(i + more)} for i in range(2)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_suite(SUITES["math"], str(tmp_path)).problems
+    assert [one.id for one in found] == ["0", "1", "math_test_minus500-0", "math_test_minus500-1"]
+    assert [one.answer for one in found] == ["1", "2", "9", "10"]
+
+
 @pytest.mark.parametrize(
     ("suite", "asked", "expected"),
     [

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from torch import nn
-from transformers import Qwen3Config, Qwen3MoeConfig
+from transformers import AutoConfig, Qwen3Config, Qwen3MoeConfig
 from typer.testing import CliRunner
 
 from rl_engine.config import Config, LoraConfig, load_config
@@ -24,7 +25,8 @@ from rl_engine.plan.forecast import Forecast, first_lines, forecast, lines_of
 from rl_engine.plan.sizes import Devices, Widths, Workload
 from rl_engine.plan.step_time import DataSheet, GpuSampler, Throughput, measured
 from rl_engine.plan.warnings import WARNINGS
-from rl_engine.policy.base_model import load_meta_model
+from rl_engine.policy.base_model import auto_class, load_meta_model
+from rl_engine.policy.lora.targets import adaptable, expert_rank
 from rl_engine.run.peaks import GIB
 from rollout.config import ModelConfig
 
@@ -99,6 +101,46 @@ def test_of_a_mixture_a_token_passes_the_active_experts_alone(tmp_path: Path) ->
     # Rank 6 is 3 for each of two active experts; gate and up are one matrix of 32 → 48.
     of_attention = 6 * (2 * (32 + heads) + 2 * (32 + heads // 2))
     assert multiply_adds.adapter == 2 * (of_attention + 2 * 3 * (32 + 48 + 24 + 32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("qwen3_5_moe", "num_experts_per_tok"), ("gemma4", "top_k_experts"), ("mixtral", None)]
+)
+def test_experts_share_the_rank_of_a_wrapper_too(kind: str, name: str | None) -> None:
+    """What a token passes through stands in the language model's part of the configuration, by one of two names."""
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
+    if name is None:
+        model_config = AutoConfig.for_model(kind, **sizes, intermediate_size=24, num_experts_per_tok=2)
+    else:
+        more = {"enable_moe_block": True} if kind == "gemma4" else {}
+        text = {**sizes, "num_experts": 8, "moe_intermediate_size": 24, name: 2, **more}
+        model_config = AutoConfig.for_model(kind, text_config=text)
+    with torch.device("meta"):
+        model = auto_class(model_config).from_config(model_config)
+    assert expert_rank(model, LoraConfig(rank=6)) == 3
+    assert Widths.of(model).intermediate == 2 * 24
+    experts = {path: layer for path, layer in adaptable(model).items() if layer.experts}
+    assert experts
+    of_experts = MultiplyAdds.of(model, LoraConfig(rank=6, targets=tuple(experts))).adapter
+    assert of_experts == sum(2 * 3 * (layer.inputs + layer.outputs) for layer in experts.values())
+
+
+def test_a_rank_of_its_own_costs_a_layer_its_own_multiply_adds(meta_model: nn.Module) -> None:
+    plain, wide = (
+        MultiplyAdds.of(meta_model, LoraConfig(rank=4, rank_pattern=pattern)) for pattern in ({}, {"down_proj": 8})
+    )
+    sizes = [layer for path, layer in adaptable(meta_model).items() if path.endswith("down_proj")]
+    assert wide.adapter - plain.adapter == sum(4 * (layer.inputs + layer.outputs) for layer in sizes)
+
+
+def test_layers_of_different_sizes_count_as_the_largest() -> None:
+    """Gemma 4's heads are 512 wide where they attend to everything; Gemma 3n lists its feed-forward widths."""
+    for kind, name, largest in (("gemma4_text", "head_dim", 512), ("gemma3n_text", "intermediate", 96)):
+        sizes = {"num_hidden_layers": 6, "hidden_size": 64, "vocab_size": 64}
+        more = {"intermediate_size": [32] * 5 + [96]} if kind == "gemma3n_text" else {}
+        model: Any = torch.nn.Module()
+        model.config = AutoConfig.for_model(kind, **sizes, **more)
+        assert getattr(Widths.of(model), name) == largest
 
 
 def test_a_pass_is_a_sum_over_tokens(meta_model: nn.Module) -> None:

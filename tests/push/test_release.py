@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from typer.testing import CliRunner
 
 from evals.asking.trained_with import chat_template_of, trained_with
@@ -35,6 +35,7 @@ from rollout.adapters import AdapterError, AdapterStore, read_manifest, sha256_o
 from rollout.models import EMBEDDED_DIR
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
+from tests.helpers.families import tiny_wrapper
 from tests.helpers.hub_standin import Hub, standing_in, use
 from tests.helpers.precision import LOGPROB_NATS, assert_same_sums
 from tests.helpers.run_directories import CURVES, LAST, report, trained_run
@@ -658,6 +659,24 @@ def test_an_update_of_a_tied_output_leaves_the_input_alone(tmp_path: Path) -> No
     assert not torch.equal(merged.get_output_embeddings().weight, base.get_output_embeddings().weight)
     ids = torch.tensor([[11, 12, 5, 13, 7, 8, 3]])
     torch.testing.assert_close(logprobs(merged, ids), logprobs(learner, ids), rtol=0, atol=LOGPROB_NATS)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
+def test_both_parts_of_a_merged_wrapper_say_what_is_apart(kind: str, tmp_path: Path) -> None:
+    """vLLM asks the language model's part of the configuration, transformers the whole's."""
+    model = tiny_wrapper(kind)
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = True
+    model.tie_weights()
+    head = model.get_output_embeddings()
+    assert head.weight is model.get_input_embeddings().weight
+    _untie(model, head)
+    head.weight.data += 1
+    model.save_pretrained(tmp_path)
+    stated = json.loads((tmp_path / "config.json").read_text())
+    assert stated["tie_word_embeddings"] is False
+    assert stated["text_config"]["tie_word_embeddings"] is False
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(loaded.get_output_embeddings().weight, loaded.get_input_embeddings().weight + 1)
 
 
 @pytest.mark.parametrize("family", TIED_WHEN_SERVED)

@@ -28,6 +28,7 @@ def test_head_sizes_are_those_of_vllms_cpu_build() -> None:
         ("mixtral", {}, "is a mixture of experts"),
         ("deepseek_v3", {}, "is a mixture of experts"),
         ("gpt_oss", {}, "is a mixture of experts"),
+        ("gemma4_text", {"head_dim": 48}, "has attention heads of size 48, 512, "),
         *((kind, {}, f"is of type {kind}, .* torchvision") for kind in WRAPPERS),
     ],
 )

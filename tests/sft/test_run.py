@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 from trl.trainer.sft_trainer import SFTTrainer
 from typer.testing import CliRunner
 
@@ -40,6 +40,7 @@ from rl_engine.sft.trainer import log_loss, rows_of
 from rollout.adapters import read_manifest
 from rollout.models import EMBEDDED_DIR
 from rollout.stopping import StopRequest
+from tests.helpers.families import tiny_wrapper
 from tests.helpers.precision import LOGPROB_NATS, float32_error
 
 BASE = {
@@ -156,6 +157,20 @@ def test_of_several_cards_a_run_takes_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert (run.trainer.args.n_gpu, run.trainer.args.train_batch_size) == (1, 2)
 
 
+@pytest.mark.parametrize("arm", ["lora.targets=all", "lora.targets=mlp+lm_head"])
+def test_a_family_that_takes_no_count_of_tokens_is_split_alike(arm: str, tmp_path: Path) -> None:
+    """Gemma 4 and Qwen 3.5 say of their own loss that it cannot be divided by the tokens of a whole step."""
+    model = tiny_wrapper("gemma4")
+    assert model.accepts_loss_kwargs is False
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(EMBEDDED_DIR).save_pretrained(tmp_path / "model")
+    run = assembled(tmp_path, f"model.name={tmp_path / 'model'}", arm, ONE)
+    expected = mean_nats(run.trainable.causal_lm, run.examples.train).item()
+    run.trainer.train()
+    (line,) = read_metrics(tmp_path / "run")
+    assert line["loss"] == pytest.approx(expected, abs=LOGPROB_NATS)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_packed_example_does_not_see_its_neighbours(attention: str, tmp_path: Path) -> None:
     """Token by token: the parts of a packed row against each example alone."""
@@ -251,22 +266,26 @@ def without_times(run: Path) -> list[dict[str, float]]:
 
 
 class _Interrupt(TrainerCallback):
+    def __init__(self, step: int = 2) -> None:
+        self.step = step
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 2:
+        if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupted(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bool, step: int = 2) -> SftRun:
+    """A run that is asked to stop after a step."""
+    run = assemble(config, tokenizer, stop, resume=resume)
+    # Before the run's own callback looks.
+    run.trainer.callback_handler.callbacks.insert(0, _Interrupt(step))
+    return run
 
 
 def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tmp_path, *RUN)
-
-    def interrupted(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bool) -> SftRun:
-        run = assemble(config, tokenizer, stop, resume=resume)
-        # Before the run's own callback looks.
-        run.trainer.callback_handler.callbacks.insert(0, _Interrupt())
-        return run
-
     with monkeypatch.context() as patch:
         patch.setattr("rl_engine.sft.run.assemble", interrupted)
         assert run_heard(config) == 128 + signal.SIGINT
@@ -441,3 +460,29 @@ def test_updates_without_a_number_are_skipped_and_stop_the_run(
     lines = [line for line in read_metrics(tmp_path / "run") if "updates/skipped" in line]
     assert [line["updates/skipped"] for line in lines] == [0, 1, 0, 1, 1]
     assert all(math.isfinite(value) for line in lines for value in line.values())
+
+
+@pytest.mark.parametrize("broken", [{1}, {2}])
+def test_an_update_left_out_is_left_out_of_a_resumed_run_too(
+    broken: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam's count is of the updates that were made: it is in the checkpoint, also where there was none yet."""
+    compute: Any = SFTTrainer.compute_loss
+    calls = itertools.count(1)
+
+    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = compute(self, *args, **kwargs)
+        return loss * math.inf if next(calls) in broken else loss
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
+    settings = ("train.steps=4", "data.test_size=0", "checkpoint.every=1", "checkpoint.keep=9", "optim.lr=1e-2")
+    (tmp_path / "resumed").mkdir()
+    whole, resumed = config_of(tmp_path, *settings), config_of(tmp_path / "resumed", *settings)
+    assert run_sft(whole) == 0
+    calls = itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("rl_engine.sft.run.assemble", partial(interrupted, step=max(broken)))
+        assert run_heard(resumed) == 128 + signal.SIGINT
+    assert run_sft(resumed, beginning=Beginning(resume=True)) == 0
+    ends = [Path(one.output_dir) / "adapters/v000004/adapter_model.safetensors" for one in (whole, resumed)]
+    assert ends[0].read_bytes() == ends[1].read_bytes()

@@ -89,6 +89,19 @@ def test_the_good_range_is_the_one_worked_by_hand() -> None:
     assert math.isnan(optima(x[:1], y[:, :1], 0.02).best[0])
 
 
+def test_what_failed_bounds_the_best_and_its_range() -> None:
+    """It is known to be bad: the best is not beyond it, and no line is drawn to it or across it."""
+    x = np.array([0.0, 1.0, 2.0, 3.0, 4.0])
+    y = np.array([[0.5, 0.9, 0.89, -np.inf, 0.895], [-np.inf, 0.9, -np.inf, 0.2, 0.1], [0.1, -np.inf, 0.2, 0.5, 0.6]])
+    with np.errstate(all="raise", under="ignore"):
+        found = optima(x, y, 0.02)
+    assert found.best == pytest.approx([1 + 0.39 / 0.82, 1.0, math.inf])
+    assert found.low == pytest.approx([0.95, 1.0, 3.8])
+    assert found.high == pytest.approx([2.0, 1.0, 4.0])
+    drawn = redrawn(y[1], 1, np.full(4000, 0.01), np.random.default_rng(0))
+    assert (optima(x, drawn, 0.02).best == 1.0).all()
+
+
 def test_what_is_beyond_the_axis_widens_the_interval() -> None:
     values = np.array([1.0, *[1.0] * 90, *[math.inf] * 5, *[math.nan] * 5])
     assert estimate(values).interval == (-math.inf, math.inf)
@@ -280,6 +293,31 @@ def test_a_rate_where_a_run_failed_is_not_the_best(tmp_path: Path) -> None:
     assert (rank1_row["0.001"], rank1_row["0.003"]) == ("1 failed", "0.918 (4)")
 
 
+def test_a_failed_value_ends_a_good_range_and_a_missing_does_not(tmp_path: Path) -> None:
+    """Scores that still rise where runs begin to fail: the best rate is the last that learned, not one beyond it."""
+
+    def score(arm: str, rate: float, seed: int) -> float | None:
+        return None if rate > 1e-3 else math.log10(rate) / 10 + seed / 1000
+
+    config = paper_sweep(tmp_path)
+    found = made_up(config, score)
+    failed, _, full = (report.best for report in analyse(config, found).arms)
+    assert failed is not None
+    assert failed.axis_value == 1e-3
+    assert failed.best.value == pytest.approx(1e-3)
+    assert failed.good_range[1] == pytest.approx(1e-3)
+    # The reference's axis ends at 1e-3, where it still rises.
+    assert full is not None
+    assert full.best.value == math.inf
+    rank1, *_ = best_rows(config, analyse(config, found))[1:]
+    assert "– 0.001: 0." in rank1[3]
+    # Nothing is known yet of what is not done: its place is beyond what is.
+    done = {name: result for name, result in found.items() if result.score is not None}
+    rank1, *_ = best_rows(config, analyse(config, done))[1:]
+    assert rank1[2].startswith("beyond")
+    assert "≥ 0.001: ≥ " in rank1[3]
+
+
 def test_an_arm_is_compared_with_the_reference_at_its_batch_size(tmp_path: Path) -> None:
     config = sweep_of(
         grid={"train.problems_per_step": [8, 32], "optim.lr": [1e-4, 1e-3, 1e-2]},
@@ -426,6 +464,10 @@ def test_curves_keep_their_ends_and_scores_their_definition() -> None:
     assert score() == (0.7, 0.9)
     assert score(at="best", mode="min") == (0.1, 0.1)
     assert score(at=3)[0] == pytest.approx((0.9 + 0.5 + 0.7) / 3)
+    lines.insert(3, {"step": 2, "s": math.nan})
+    assert score(at="last") == (0.7, 0.9)
+    with pytest.raises(ValueError, match="s is no number in one of the last 2 evaluations"):
+        score(at=2)
     lines.append({"step": 4, "s": math.nan})
     with pytest.raises(ValueError, match="s ends as nan"):
         score(at="best")

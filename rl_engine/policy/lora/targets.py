@@ -11,6 +11,7 @@ from torch import nn
 
 from rl_engine.config import LoraConfig, Method
 from rl_engine.config.hints import near
+from rollout.models import said_of_layers
 
 PRESETS = ("all", "mlp", "attention")
 HEAD = "+lm_head"
@@ -138,12 +139,20 @@ def trains_head(model: nn.Module, config: LoraConfig, method: Method) -> bool:
     return method == "full" or not head_of(model).keys().isdisjoint(match_targets(model, config.targets))
 
 
+def experts_per_token(model: Any) -> int:
+    """How many experts of a layer a token passes through; 1 where there are none. Wrappers around a language model keep
+    it in that one's configuration."""
+    text_config = model.config.get_text_config()
+    names = ("num_experts_per_tok", "top_k_experts")
+    return max([1, *(int(count) for name in names for count in said_of_layers(text_config, name))])
+
+
 def expert_rank(model: Any, config: LoraConfig) -> int:
     """Rank of each expert's update: with `auto` the rank is shared out among the experts that a token passes through,
     so that it meets as many trained parameters as in a dense layer (LoRA Without Regret)."""
     if config.expert_rank != "auto":
         return config.expert_rank
-    return max(1, config.rank // int(getattr(model.config, "num_experts_per_tok", None) or 1))
+    return max(1, config.rank // experts_per_token(model))
 
 
 def rank_of(path: str, config: LoraConfig) -> int:

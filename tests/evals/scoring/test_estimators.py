@@ -143,6 +143,18 @@ def test_one_sample_each_is_mcnemar_by_hand() -> None:
     assert paired(first, first).p_value == 1.0
 
 
+def test_differences_all_alike_do_not_claim_certainty() -> None:
+    """One problem, or the same answers twice: (b − c)/(n + 2) ± z √((b + c + 1)/(n + 2) − that²)/√(n + 2)."""
+    nothing, all_30 = np.zeros(30), np.ones(30)
+    same = paired(all_30, all_30)
+    assert same.mean == 0
+    assert same.interval == pytest.approx((-1.959964 / 32, 1.959964 / 32))
+    low, high = paired(all_30, nothing).interval
+    assert (low, high) == pytest.approx((30 / 32 - 1.959964 * (31 / 32 - (30 / 32) ** 2) ** 0.5 / 32**0.5, 1.0))
+    low, high = paired(np.array([0.75]), np.array([0.5])).interval
+    assert low < 0 < 0.25 < high
+
+
 def test_several_samples_each_are_all_sign_flips() -> None:
     gaps = np.array([0.5, 0.25, -0.25, 0.75, 0.5, 0.25, 0.0, 0.5, -0.125])
     flipped = [abs(float(np.mean(gaps * signs))) for signs in itertools.product((1, -1), repeat=len(gaps))]

@@ -102,6 +102,21 @@ def test_eva_starts_from_what_the_layers_see(make_config: ConfigMaker, ranks: Ra
         assert (seen[path] - seen[path] @ a.T @ a).norm() < 1e-4 * seen[path].norm(), path
 
 
+def test_eva_is_the_same_in_every_layout(make_config: ConfigMaker, ranks: Ranks) -> None:
+    """What it sees is the prompt, to its last token, and no padding: six tokens span the same space whatever pads."""
+    spans = []
+    for layout, pad_id in (("padded", 0), ("packed", 0), ("shared_prompt", 0), ("shared_prompt", 10)):
+        config = make_config("lora.rank=6", "lora.init=eva", f"learner.layout={layout}")
+        trainable = Learner(config, ranks, pad_id, [PROMPT.token_ids]).trainable
+        assert isinstance(trainable, LoraPolicy)
+        layers: list[Any] = [*lora_layers(trainable.model).values()]
+        factors = [layer.lora_A["default"].weight.detach() for layer in layers]
+        spans.append([a.T @ a for a in factors])
+    for span in spans[1:]:
+        for found, expected in zip(span, spans[0], strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("start", ["olora", "tiny"])
 def test_a_start_of_ours_is_published_as_a_plain_adapter(
     start: str, make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample], tmp_path: Path
