@@ -114,7 +114,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "model.name=pointer"), "git lfs pull"),
     ((*TRAIN, "model.name=half"), "1 of 2 files of weights; b.safetensors is not there"),
     ((*TRAIN, "model.name=damaged"), "config.json is damaged"),
-    ((*TRAIN, "model.name=torn"), "model.name: torn/model.safetensors.index.json is damaged"),
+    ((*TRAIN, "model.name=torn"), "torn/model.safetensors.index.json is damaged"),
     ((*TRAIN, "--dry-run", "model.name=wordless"), "model.name: 'wordless' has no tokenizer"),
     ((*TRAIN, "--dry-run", "data.source=gsm9k"), "data.source is 'gsm9k'"),
     ((*SFT,), "data.source: jsonl needs data.path"),
