@@ -32,6 +32,9 @@ from rl_engine.sweep.figures import FORMATS
 from rl_engine.sweep.looks import Look, looks_of
 from rl_engine.sweep.report import read_summary
 
+BESIDE = 1.08
+"""How far apart lines of the same batch stand, as a factor: their intervals would lie on each other."""
+
 
 def settings_of(config: SweepConfig, report: ArmReport) -> Config:
     """An arm's run, as the sweep would start it."""
@@ -74,9 +77,10 @@ def score_over_batch(config: SweepConfig, reports: Sequence[ArmReport]) -> Figur
     for report in reports:
         problems = settings_of(config, report).train.problems_per_step
         lines.setdefault(report.arm.family.partition(",")[0], []).append((problems, report))
-    for label, points in lines.items():
+    for number, (label, points) in enumerate(lines.items()):
         own = [report for _, report in points]
-        with_interval(axes, [place for place, _ in points], own, {**looks[own[0].arm.name], "label": label})
+        aside = BESIDE ** (number - (len(lines) - 1) / 2)
+        with_interval(axes, [aside * place for place, _ in points], own, {**looks[own[0].arm.name], "label": label})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sorted({one for points in lines.values() for one, _ in points})))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -85,7 +89,7 @@ def score_over_batch(config: SweepConfig, reports: Sequence[ArmReport]) -> Figur
     return figure
 
 
-def with_interval(axes: Axes, places: Sequence[int], reports: Sequence[ArmReport], look: Look) -> None:
+def with_interval(axes: Axes, places: Sequence[float], reports: Sequence[ArmReport], look: Look) -> None:
     """The scores of the arms that have one, with their 95 % over seeds."""
     found = [(place, report.best.score) for place, report in zip(places, reports, strict=True) if report.best]
     heights = [score.value for _, score in found]
