@@ -166,7 +166,7 @@ def test_every_option_of_the_evaluation_is_one_of_the_commands(monkeypatch: pyte
         "instruction": "",
         "min_p": 0.1,
         "top_k": None,
-        "seed": -1,
+        "seed": 7,
     }
     command = Written(lambda: (tmp_path / "s.json").write_text('{"suites": []}'))
     monkeypatch.setattr(evaluation, "running", command.running)
