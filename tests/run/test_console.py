@@ -161,6 +161,7 @@ def test_the_server_is_started_as_the_build_of_the_machine_can(tmp_path: Path, m
     """The command `vllm` asks for the package vllm, which the build for CPUs is not."""
     config = load_config("quickstart.yaml", ["model.dtype=float32", "rollout.kv_cache_gib=0.5"])
     started = {}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     for card in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda card=card: card)
         *_, command = next_steps(config, tmp_path).values()

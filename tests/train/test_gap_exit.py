@@ -40,6 +40,7 @@ def test_what_stops_a_run_is_told_with_its_step_and_version(
     run = SimpleNamespace(
         step=3,
         version=2,
+        unsaved=False,
         finished=SimpleNamespace(step=2),
         records=SimpleNamespace(close=lambda: closed.append("records")),
         sampler=SimpleNamespace(engine=SimpleNamespace(close=lambda: closed.append("engine"))),

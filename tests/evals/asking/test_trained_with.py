@@ -165,7 +165,7 @@ def test_an_adapter_on_a_merged_model_is_asked_as_before(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["[", "a: 1\n", yaml.safe_dump({"prompt": {"template": "no"}, "data": {}})])
 def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
     ref = write_run(tmp_path / "run", text)
-    with pytest.raises(ValueError, match=r"run/config.yaml is not the configuration of a run"):
+    with pytest.raises(ValueError, match=r"run/config.yaml is (damaged|not the configuration of a run)"):
         trained_with(ref.path)
 
 
