@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -37,6 +38,7 @@ from rl_engine.sweep.cells import cell_of
 from rl_engine.sweep.figures import FORMATS
 from rl_engine.sweep.report import SUMMARY, environment, read_summary
 from rl_engine.sweep.results import Curve
+from rl_engine.sweep.statistics import mean_over_seeds
 from rollout.adapters import PEFT_CONFIG
 
 FIRST, SECOND = "held_out", "benchmarks/largest_test.jsonl"
@@ -45,6 +47,9 @@ OWN_FIRST, OWN_SECOND = "eval/held_out/avg", "eval/largest_test/avg"
 LOG_LOSS = "test/log_loss"
 MAX_TOKENS = "72"
 RESULTS, FIGURE = "forgetting.json", "learned_against_kept"
+REFERENCE = "full"
+LEVEL = 0.3
+"""Of the second task: where runs that learn at different speeds are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +239,49 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return fmean(known) if len(known) == len(values) else None
 
 
+def kept_at(lefts: Sequence[Left], before: tuple[float, float], level: float) -> float | None:
+    """What is left of the first task when one run first reaches `level` of the second, on the straight line between its
+    evaluations; None where it never does. `before`: the base's accuracy on the first task and on the second."""
+    path = [(before[1], before[0]), *((one.second_task_accuracy, one.first_task_accuracy) for one in lefts)]
+    for (learned, kept), (learned_then, kept_then) in pairwise(path):
+        if learned < level <= learned_then:
+            return kept + (kept_then - kept) * (level - learned) / (learned_then - learned)
+    return None
+
+
+def by_seed(lefts: Sequence[Left], arm: str) -> dict[int, list[Left]]:
+    """An arm's runs, each from its shortest to its longest."""
+    own = sorted((one for one in lefts if one.arm == arm), key=lambda one: one.steps)
+    return {seed: [one for one in own if one.seed == seed] for seed in sorted({one.seed for one in own})}
+
+
+def told(differences: Sequence[float]) -> str:
+    """In per cent or points, with 95 % over seeds."""
+    if not differences:
+        return ""
+    found = mean_over_seeds(differences)
+    interval = found.interval and f" ({100 * found.interval[0]:.1f} … {100 * found.interval[1]:.1f})"
+    return f"{100 * found.value:.1f}{interval or ''}, {len(differences)} seeds"
+
+
+def comparisons(lefts: Sequence[Left], before: tuple[float, float]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Arm, steps, and in points what it has learned and kept beyond the reference, paired by seed; then the same where
+    the second task has reached `LEVEL`, with what is kept there, the reference's included."""
+    runs = {arm: by_seed(lefts, arm) for arm in dict.fromkeys(one.arm for one in lefts)}
+    theirs = runs[REFERENCE]
+    for arm, ours in runs.items():
+        for place, one in enumerate(next(iter(ours.values())) if arm != REFERENCE else ()):
+            pairs = [(ours[seed][place], theirs[seed][place]) for seed in ours if seed in theirs]
+            learned = [mine.second_task_accuracy - other.second_task_accuracy for mine, other in pairs]
+            kept = [mine.first_task_accuracy - other.first_task_accuracy for mine, other in pairs]
+            yield arm, str(one.steps), told(learned), told(kept), ""
+        at = {seed: kept_at(run, before, LEVEL) for seed, run in ours.items()}
+        others = {seed: kept_at(run, before, LEVEL) for seed, run in theirs.items()}
+        found = {seed: kept for seed, kept in at.items() if kept is not None}
+        gaps = [kept - other for seed, kept in found.items() if (other := others.get(seed)) is not None]
+        yield arm, f"at {LEVEL:.0%}", "", told(gaps) if arm != REFERENCE else "", told([*found.values()])
+
+
 def draw(lefts: Sequence[Left], base: float, path: Path, options: dict[str, Any]) -> None:
     """Learned against kept: a line for each arm through its lengths, a dot for each run."""
     with paper_style():
@@ -279,6 +327,10 @@ def main(
             f"| {one.arm} | {one.steps} | {one.rate:g} | {count} | {loss} | "
             f"{one.second_task_accuracy:.1%} | {one.first_task_accuracy:.1%} | {moved} |"
         )
+    before = facts["first_task_accuracy_before"], facts["second_task_accuracy_before"]
+    print(f"\n| arm | steps | second − {REFERENCE}'s | first − {REFERENCE}'s | first |\n" + "|---" * 5 + "|")
+    for cells in comparisons(lefts, before):
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

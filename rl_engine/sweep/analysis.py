@@ -201,14 +201,14 @@ def _peak(
     return _Peak(point=best, optima=optima(x_K, y_DK, config.score.tolerance))
 
 
-def _judged(config: SweepConfig, point: Point) -> dict[int, float]:
+def judged(config: SweepConfig, point: Point) -> dict[int, float]:
     """Scores of the seeds that did not choose the point; of those that did, where there are no others."""
     unbiased = {seed: score for seed, score in point.scores.items() if seed in config.confirm_seeds}
     return unbiased or dict(point.scores)
 
 
 def _best(config: SweepConfig, peak: _Peak, reference: _Peak | None) -> Best:
-    scores, curve = _judged(config, peak.point), peak.optima
+    scores, curve = judged(config, peak.point), peak.optima
     return Best(
         axis_value=peak.point.axis_value,
         best=_power(estimate(curve.best)),
@@ -222,7 +222,7 @@ def _best(config: SweepConfig, peak: _Peak, reference: _Peak | None) -> Best:
 
 def _compare(config: SweepConfig, peak: _Peak, reference: _Peak) -> Comparison | None:
     """Absent when the two have no seed in common."""
-    ours, theirs = _judged(config, peak.point), _judged(config, reference.point)
+    ours, theirs = judged(config, peak.point), judged(config, reference.point)
     differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if not differences:
         return None

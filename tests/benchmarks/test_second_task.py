@@ -1,12 +1,16 @@
-"""benchmarks/second_task.py: what of its runs is judged, and what is read of a run that evaluated itself."""
+"""benchmarks/second_task.py and benchmarks/paired.py: what of a sweep's runs is judged, and how it is compared."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.second_task import Left, Trained, by_own_evaluations, draw, means, trained_runs
+from benchmarks import paired
+from benchmarks.second_task import Left, Trained, by_own_evaluations, comparisons, draw, kept_at, means, trained_runs
+from rl_engine.sweep.cells import arms_of, cell_of
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import write_report
 from rl_engine.sweep.results import Result
@@ -38,27 +42,62 @@ def test_a_mean_is_over_seeds_of_one_length() -> None:
     assert last.second_task_log_loss is None
 
 
+def swept(
+    directory: Path, arms: dict[str, dict[str, int]], rates: Sequence[float], seeds: Sequence[int]
+) -> SweepConfig:
+    values = {
+        "base": "quickstart.yaml",
+        "grid": {"optim.lr": list(rates)},
+        "arms": arms,
+        "seeds": list(seeds[:1]),
+        "confirm_seeds": list(seeds[1:]),
+        "score": {"metric": "eval/largest_test/avg"},
+        "output_dir": str(directory),
+    }
+    return SweepConfig.model_validate(values)
+
+
+def write_results(config: SweepConfig, scores: dict[tuple[str, float, int], float]) -> None:
+    """The summary of a sweep, from its scores by arm, rate and seed."""
+    found = {}
+    for arm in arms_of(config):
+        for rate in arm.axis_values:
+            for seed in (*config.seeds, *config.confirm_seeds):
+                if (score := scores.get((arm.name, rate, seed))) is not None:
+                    name = cell_of(config, arm, rate, seed).name
+                    curves = {"eval/largest_test/avg": [(0, 0.02), (10, score)]}
+                    found[name] = Result(
+                        cell=name, arm=arm.name, axis_value=rate, seed=seed, overrides={}, config_hash="",
+                        status="done", score=score, best=score, curves=curves, seconds=1.0, error="",
+                    )  # fmt: skip
+    write_report(config, found)
+
+
 def test_the_seed_that_chose_the_rate_does_not_judge_it(tmp_path: Path) -> None:
-    config = SweepConfig.model_validate(
-        {
-            "base": "quickstart.yaml",
-            "grid": {"optim.lr": [1e-4, 1e-3]},
-            "arms": {"rank 1": {"lora.rank": 1}},
-            "seeds": [0],
-            "confirm_seeds": [1, 2],
-            "score": {"metric": "eval/largest_test/avg"},
-            "output_dir": str(tmp_path),
-        }
+    config = swept(tmp_path, {"rank 1": {"lora.rank": 1}}, [1e-4, 1e-3], [0, 1, 2])
+    write_results(
+        config, {("rank 1", 1e-4, 0): 0.2, ("rank 1", 1e-3, 0): 0.6, **{("rank 1", 1e-3, s): 0.5 for s in (1, 2)}}
     )
-    results = {}
-    for rate, seed, score in ((1e-4, 0, 0.2), (1e-3, 0, 0.6), (1e-3, 1, 0.5), (1e-3, 2, 0.4)):
-        name = f"rank-1_optim.lr={rate:g}_seed={seed}"
-        results[name] = Result(
-            cell=name, arm="rank 1", axis_value=rate, seed=seed, overrides={}, config_hash="", status="done",
-            score=score, best=score, curves={"eval/largest_test/avg": [(0, 0.02), (10, score)]}, seconds=1.0, error="",
-        )  # fmt: skip
-    write_report(config, results)
     assert [(one.seed, one.rate, one.steps) for one in trained_runs(tmp_path)] == [(1, 1e-3, 10), (2, 1e-3, 10)]
+
+
+def test_what_is_kept_is_read_off_where_as_much_is_learned() -> None:
+    base, lefts = by_own_evaluations([trained(1)])
+    # From (0.25, 0.375) to (0.5, 0.25), a fifth of the way.
+    assert kept_at(lefts, base, 0.3) == pytest.approx(0.35)
+    assert kept_at(lefts, base, 0.135) == pytest.approx(0.4375)  # half-way from the base's (0.02, 0.5)
+    assert kept_at(lefts, base, 0.6) is None
+
+
+def test_arms_are_compared_seed_by_seed_with_the_reference() -> None:
+    base, lefts = by_own_evaluations([trained(1), trained(2, worse=0.125)])
+    full = [replace(one, arm="full", second_task_accuracy=one.second_task_accuracy + 0.25) for one in lefts]
+    rows = {(arm, steps): cells for arm, steps, *cells in comparisons([*lefts, *full], base)}
+    assert rows["rank 1", "10"] == ["-25.0 (-25.0 … -25.0), 2 seeds", "0.0 (0.0 … 0.0), 2 seeds", ""]
+    # By hand on the straight lines, at 30 %: 35 and 16.25 against 42.71 and 30.28.
+    assert rows["rank 1", "at 30%"][1].startswith("-10.9 (")
+    assert rows["full", "at 30%"][2].startswith("36.5 (")
+    assert ("full", "10") not in rows
 
 
 @pytest.mark.parametrize("log_loss", [0.5, None])
@@ -77,3 +116,17 @@ def test_a_directory_without_an_adapter_is_a_whole_model(tmp_path: Path) -> None
     assert one.is_supervised
     (tmp_path / PEFT_CONFIG).write_text("{}")
     assert not one.is_full
+
+
+def test_arms_of_a_sweep_are_paired_by_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = swept(tmp_path, {"a": {"lora.rank": 1}, "b": {"lora.rank": 8}}, [1e-3], [0, 1, 2])
+    of_seeds = {"a": (0.9, 0.5, 0.7), "b": (0.1, 0.4, 0.5)}  # the first chose the rate
+    write_results(config, {(arm, 1e-3, seed): score for arm, own in of_seeds.items() for seed, score in enumerate(own)})
+    paired.main(tmp_path / "summary.json", ["a", "b"])
+    # 0.1 and 0.2: the mean, and 12.7062 × 0.0707 / √2 on both sides.
+    assert capsys.readouterr().out == "a − b: +0.1500 (-0.4853 … +0.7853), 2 seeds\n"
+    paired.main(tmp_path / "summary.json", ["a", "b", "b", "a"])
+    assert capsys.readouterr().out.splitlines()[-1] == "the first − the second: +0.3000 (-0.9706 … +1.5706), 2 seeds"
+    for wrong, words in ((["a", "c"], "no arm 'c' with a score: there are a; b"), (["a", "b", "a"], "give two arms")):
+        with pytest.raises(SystemExit, match=words):
+            paired.main(tmp_path / "summary.json", wrong)

@@ -159,9 +159,10 @@ def test_a_shipped_sweep_is_valid_in_all_its_cells(name: str) -> None:
     assert config.output_dir == f"runs/{Path(name).stem}"
     targets = targets_of(config)
     assert len(targets) >= 3
-    for arm in arms_of(config):  # two arms may meet: one that is judged at the other's rate
-        hashes = {targets[arm.name, value].config_hash for value in arm.axis_values}
-        assert len(hashes) == len(arm.axis_values)
+    # No run is made twice, but for an arm that is another's, judged at a rate that need not be its best.
+    chosen = [arm for arm in arms_of(config) if len(arm.axis_values) > 1]
+    hashes = [targets[arm.name, value].config_hash for arm in chosen for value in arm.axis_values]
+    assert len({*hashes}) == len(hashes)
 
 
 def test_the_reference_in_the_docs_is_that_of_the_code() -> None:
