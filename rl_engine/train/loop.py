@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -188,11 +189,13 @@ def sample(run: LiveRun) -> StepGroups:
 def kept(run: LiveRun) -> Iterator[None]:
     """The last finished step is saved before anything is raised out of the block. What is raised there is raised on
     every rank, and leaves the learner as it was."""
+    done = False
     try:
         yield
-    except BaseException as error:
-        keep(run, error)
-        raise
+        done = True
+    finally:
+        if not done:
+            keep(run, sys.exception())
 
 
 @contextlib.contextmanager
@@ -339,7 +342,7 @@ def save(run: LiveRun) -> None:
         run.checkpoints.save(run.finished, tensors, run.rng)
 
 
-def keep(run: LiveRun, error: BaseException) -> None:
+def keep(run: LiveRun, error: BaseException | None) -> None:
     """Save the last finished step before `error` ends the run. Where that fails too, for want of memory or room or of
     the other ranks, it is noted: what came first is what a person is told. A request to stop is no error."""
     try:
