@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from rewards import Verdict
 from rl_engine.report.page import read_runs, write_page
@@ -373,7 +373,8 @@ def test_formulas_are_drawn_and_copied_as_they_were_written(opened: Opened, tmp_
     }"""
     assert page.evaluate(copied) == text
     page.click("#as-written")
-    assert page.locator("math").count() == 0
+    # `expect` waits: on a busy machine a click has returned before the page heard of it.
+    expect(page.locator("math")).to_have_count(0)
     assert page.inner_text("#cards pre") == text
     page.reload()
     assert page.locator("math").count() == 0
