@@ -159,7 +159,7 @@ def divergences(runs: Sequence[Trained], place: Path) -> list[tuple[Trained, flo
         for policy in json.loads(output.read_text())["policies"]:
             if policy["divergence"] is not None:
                 # NAME-v000320
-                found[policy["label"].rpartition("-v")[0]] = policy["divergence"]["kl_k3"]
+                found[policy["label"].rpartition("-v")[0]] = policy["divergence"]["kl"]
     return [(one, found[one.label]) for one in runs]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -117,6 +118,20 @@ def join_ranks() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
+WORKERS_LET_GO_S = 0.5
+"""How long gloo's threads are given to let go of what they sent last. They need microseconds, where they get a turn."""
+
+
 def leave_ranks() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the process group, which a process does last.
+
+    A thread of gloo's lets go of a tensor after the collective is done, for which it takes the interpreter's lock; one
+    that asks for the lock when the interpreter is at its end ends the process by SIGABRT, and torchrun says that a
+    finished run failed (pytorch issue 190489). The threads are not joined: DeepSpeed keeps hold of their groups.
+    """
+    if not dist.is_initialized():
+        return
+    several_by_gloo = dist.get_backend() == "gloo" and dist.get_world_size() > 1
+    dist.destroy_process_group()
+    if several_by_gloo:
+        time.sleep(WORKERS_LET_GO_S)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rl_engine.learner.ranks import leave_ranks
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.precision import assert_same_adam_steps
 
@@ -44,10 +47,10 @@ CASES = {
 } | {"lora-twice": TWICE, **{f"full-KL-{stage}": f"{PENALIZED} {STAGES[stage]}" for stage in ("0", "3")}}
 
 
-def learned(directory: Path, ranks: int) -> dict[str, dict[str, Tensor]]:
+def learned(directory: Path, count: int) -> dict[str, dict[str, Tensor]]:
     """The weights of every case, learned on so many ranks."""
     directory.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     arguments = [word for name, settings in CASES.items() for word in (name, settings)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -67,7 +70,7 @@ def learned(directory: Path, ranks: int) -> dict[str, dict[str, Tensor]]:
 @pytest.fixture(scope="module")
 def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Tensor]]]:
     root = tmp_path_factory.mktemp("ranks")
-    return {ranks: learned(root / str(ranks), ranks) for ranks in (1, 2)}
+    return {count: learned(root / str(count), count) for count in (1, 2)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -98,3 +101,18 @@ def test_something_was_learned(by_ranks: dict[int, dict[str, dict[str, Tensor]]]
     for before, after in ((start, "full-3"), (by_ranks[1]["lora-3"], "lora-twice")):
         moved = by_ranks[1][after]
         assert max(float((tensor - before[name]).abs().max()) for name, tensor in moved.items()) > 5e-5
+
+
+@pytest.mark.parametrize(("backend", "count", "waits"), [("gloo", 2, True), ("gloo", 1, False), ("nccl", 2, False)])
+def test_gloos_threads_have_time_before_a_rank_ends(
+    backend: str, count: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that wants the interpreter's lock after its end has begun ends the process, which no test can time."""
+    events = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: count)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: events.append("left"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: events.append("waited"))
+    leave_ranks()
+    assert events == ["left", "waited"][: 1 + waits]

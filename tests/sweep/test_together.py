@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from rl_engine.config.file import ConfigError, read_config
 from rl_engine.run.records import read_metrics
 from rl_engine.sweep import __main__ as command
 from rl_engine.sweep import board, room
-from rl_engine.sweep.cells import arguments_of, arms_of, cell_of
+from rl_engine.sweep.analysis import due_cells
+from rl_engine.sweep.cells import Cell, arguments_of, arms_of, cell_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
 from rl_engine.sweep.sharing import sharing_of
-from rl_engine.sweep.work import processes, runs
+from rl_engine.sweep.work import processes, runs, slots
 from rl_engine.sweep.work.company import settings_file
 from tests.helpers.sweep_fake import FAKE
 
@@ -114,6 +115,32 @@ def test_processes_divide_the_cells_among_themselves(tmp_path: Path) -> None:
     assert sorted(map(len, companies(config, results))) == [3, 3]
     cores = len(os.sched_getaffinity(0))
     assert {attempts(config, cell)[0]["threads"] for cell in results} == {str(max(1, cores // 2))}
+
+
+@dataclass
+class AtWork:
+    """A process that goes on for ever."""
+
+    at_work: list[Cell]
+
+
+@pytest.mark.parametrize(("at_work", "taken"), [(0, [12, 12]), (1, [13]), (10, [17]), (30, [24])])
+def test_a_process_leaves_to_others_what_they_will_be_free_for(
+    at_work: int, taken: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 24 cells, so many that two processes end as many of those at work and those due; of both arms alike."""
+    config = sweep(tmp_path, "jobs=2", "seeds=[0, 1, 2, 3]")
+    targets = targets_of(config)
+    monkeypatch.setattr(slots, "start_together", lambda config, cells, targets, lock: AtWork(cells))
+    due = due_cells(config, {})
+    begun: Any = [AtWork([due[0]] * at_work)] if at_work else []
+    works = slots.WorkSlots(config, targets, sharing_of(config, targets), 0, print)
+    works.at_work += begun
+    works.fill(due)
+    mine = [work.at_work for work in works.at_work[len(begun) :]]
+    assert [len(cells) for cells in mine] == taken
+    for cells in mine:
+        assert abs(sum(cell.arm == "one" for cell in cells) - len(cells) / 2) <= 1
 
 
 def test_a_cell_that_fails_is_recorded_and_run_again_when_asked(tmp_path: Path) -> None:

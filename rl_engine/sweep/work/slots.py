@@ -45,15 +45,17 @@ class WorkSlots:
                 self.at_work.append(start_together(self.config, cells, self.targets, self.lock))
 
     def _next(self, due: Sequence[Cell]) -> list[Cell]:
-        """The first cell, with its share of those that can run with it: one process takes all of them, where others
-        are free they take some."""
+        """The first cell, and others that can run with it: as many as are left for a process if every process has the
+        same number of cells to end, and enough for a company. They are taken from all over the group, as neighbours
+        are cells of one arm, and arms differ in what they cost."""
         group = self._group(due[0])
         if group is None:
             return [due[0]]
         cells = [cell for cell in due if self._group(cell) == group]
-        free = self.config.jobs - len(self.at_work)
-        processes = min(free, math.ceil(len(cells) / self.config.together))
-        return cells[::processes]
+        unfinished = len(due) + sum(len(work.at_work) for work in self.at_work)
+        share = max(math.ceil(unfinished / self.config.jobs), self.config.together)
+        count = min(share, len(cells))
+        return [cells[index * len(cells) // count] for index in range(count)]
 
     def _group(self, cell: Cell) -> int | None:
         return None if cell.name in self._alone else self.sharing.group_of((cell.arm, cell.axis_value))
