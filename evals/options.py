@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from datafiles.formats import format_of
+from datafiles.formats import check_file
 from evals.command import check_output
 from evals.partial_results import PartialResults
 from evals.policies import check_adapter
@@ -130,7 +130,7 @@ def check_quickly(options: EvalOptions) -> None:
         check_suite_files(suite, options.data_dir, "--data-dir")
         sampling_of(suite, n=options.samples, temperature=options.temperature)
     if options.train_data is not None:
-        format_of(Path(options.train_data), "--train-data")
+        check_file(Path(options.train_data), "--train-data")
     check_prompt(options)
 
 
