@@ -18,7 +18,7 @@ OTHER_UNICODE = {
     b"\xfe\xff": "UTF-16",
 }
 # Without a mark: which of the first four bytes are zero, where a text begins with two letters of ASCII.
-WITHOUT_MARK = {
+WITHOUT_MARK: dict[tuple[bool, ...], str] = {
     (False, True, True, True): "UTF-32LE",
     (True, True, True, False): "UTF-32BE",
     (False, True, False, True): "UTF-16LE",

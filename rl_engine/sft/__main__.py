@@ -59,7 +59,7 @@ def main(
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
     try:
-        check_quickly(settings)
+        check_quickly(settings, resume=resume)
         check_place(settings, resume=resume, overwrite=overwrite)
         wanted = wanted_of_hub(settings)
         stay_offline_without(wanted)

@@ -116,7 +116,7 @@ def tell_apart(groups: Sequence[Group]) -> None:
 def check(configs: Sequence[Config], beginning: Beginning, *, only_check: bool) -> None:
     """What can be wrong and costs no time to find, of all of them."""
     for config in configs:
-        check_quickly(config)
+        check_quickly(config, resume=beginning.resume)
     wanted = list(dict.fromkeys(item for config in configs for item in wanted_of_hub(config)))
     stay_offline_without(wanted)
     for config in configs:

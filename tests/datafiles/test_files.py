@@ -56,7 +56,7 @@ def test_another_encoding_is_refused_by_line_or_name(tmp_path: Path, content: by
         load(path)
 
 
-def test_what_the_first_bytes_say_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_what_the_first_bytes_say_comes_before_torch(tmp_path: Path) -> None:
     for content, message in ((ROW.encode("utf-16"), "is UTF-16 text"), (b"", "is empty$")):
         (tmp_path / "rows.jsonl").write_bytes(content)
         with pytest.raises(TextFileError, match=message):
