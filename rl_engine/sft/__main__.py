@@ -40,7 +40,11 @@ from rollout.stopping import Stopped, StopRequest
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.sft", "--config sft_jsonl.yaml data.path=answers.jsonl"))
+class SupervisedCommand(ConfiguredCommand):
+    schema = SftConfig
+
+
+@app.command(cls=SupervisedCommand, epilog=help_end("rl_engine.sft", "--config sft_jsonl.yaml data.path=answers.jsonl"))
 def main(
     config: ConfigFile,
     overrides: Overrides = None,
