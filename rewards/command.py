@@ -81,11 +81,6 @@ class Command(TyperCommand):
                 say_error(f"there is no option {arg.partition('=')[0]}{advice}: there are {options}", 2)
                 raise typer.Exit(2)
         try:
-            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-            for param in self._options(ctx):
-                if order.count(param) > 1 and not param.multiple and not param.is_flag:
-                    say_error(f"{_name(param)} is given twice, and one of them would have no effect: give it once", 2)
-                    raise typer.Exit(2)
             return super().parse_args(ctx, args)
         except USAGE_ERROR as error:
             say_error(self._told(error, ctx, given), 2)

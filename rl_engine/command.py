@@ -143,6 +143,9 @@ class ConfiguredCommand(Command):
         ]
         if files and not any(arg.partition("=")[0] in ("--config", "--redraw") for arg in args):
             exit_with_error(f"a configuration is named with --config: --config {files[0]}", 2)
+        several = sum(arg.partition("=")[0] == "--config" for arg in args) > 1
+        if several and not any(param.multiple for param in self.get_params(ctx) if "--config" in param.opts):
+            exit_with_error("--config is given twice, and this command takes one configuration", 2)
         rest = super().parse_args(ctx, args)
         if told := self.option_meant(ctx, ctx.params.get("overrides") or ()):
             exit_with_error(told, 2)
@@ -154,13 +157,13 @@ class ConfiguredCommand(Command):
         if found := near(f"--{name}", known):
             return f" (did you mean {found}?)"
         plain = name.replace("-", "_")
-        key = next((key for key in (plain, name.replace("-", ".")) if is_setting(self.schema, key)), None)
-        if key is None:
-            hint = key_hint(self.schema, plain.split("."), value)
-            end = "" if hint.endswith("?") else ";"
-            return "" if hint == NO_HINT else f" ({hint}{end} a setting is written without dashes, KEY=VALUE)"
         value = value if equals else next((arg for arg in args[1:2] if not arg.startswith("-")), "VALUE")
-        return f" (a setting is written without dashes, {key}={value})"
+        key = next((key for key in (plain, name.replace("-", ".")) if is_setting(self.schema, key)), None)
+        if key is not None:
+            return f" (a setting is written without dashes, {key}={value})"
+        hint = key_hint(self.schema, plain.split("."), value)
+        end = "" if hint.endswith("?") else ";"
+        return "" if hint == NO_HINT else f" ({plain}={value}: {hint}{end} a setting is written without dashes)"
 
 
 def help_end(module: str, example: str) -> str:

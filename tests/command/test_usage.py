@@ -38,13 +38,16 @@ SAID = [
     (("sweep", "--overwrite", "--config", "sweep_rates.yaml"), "there is no option --overwrite: there are --config"),
     (
         ("train", "--jobs", "3"),
-        "there is no option --jobs (rl_engine.sweep has it, and this command does not; a setting",
+        "there is no option --jobs (jobs=3: rl_engine.sweep has it, and this command does not; a setting",
     ),
     (
         ("train", "--lr=1e-3"),
-        "there is no option --lr (did you mean optim.lr? a setting is written without dashes, KEY=",
+        "there is no option --lr (lr=1e-3: did you mean optim.lr? a setting is written without dashes)",
     ),
-    (("train", "--batch-size", "8"), "there is no option --batch-size (here it is train.problems_per_step; a setting"),
+    (
+        ("train", "--batch-size", "8"),
+        "there is no option --batch-size (batch_size=8: here it is train.problems_per_step; a setting",
+    ),
     (
         ("train", "--lora-rank", "8"),
         "there is no option --lora-rank (a setting is written without dashes, lora.rank=8)",
@@ -70,13 +73,12 @@ SAID = [
         ("push", "--adapter", "x", "--repo", "a/b", "private=true"),
         "private=true: --private is an option of this command",
     ),
-    # Of two values one would count.
+    # Of two configurations one would count.
     (
         ("sft", "--config", "sft_jsonl", "--config", "gsm8k"),
-        "--config is given twice, and one of them would have no eff",
+        "--config is given twice, and this command takes one",
     ),
-    (("plan", "--mfu=0.3", "--config", "gsm8k", "--mfu", "0.4"), "--mfu is given twice"),
-    (("report", "x", "--output", "a.html", "--output=b.html"), "--output is given twice"),
+    (("sweep", "--config=sweep_rates", "--config", "sweep_ranks"), "--config is given twice, and this command takes"),
 ]
 
 
