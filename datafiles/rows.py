@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import logging
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from datafiles.cells import ROLE_NAMES
 from datafiles.formats import DELIMITERS, SPLITS, STATE, WHAT_IS_READ, format_of, shards_of
 from datafiles.text import TextFileError, TwiceError, each_once, read_json, text_lines
 
@@ -18,7 +21,10 @@ Row = Mapping[str, Any]
 Drop = Callable[[str, str], None]
 """Told of what is not used: the reason, and where it stands."""
 BLANK, NOT_JSON, NO_OBJECT = "blank line", "not JSON", "not a JSON object"
+ROWS_NAMES = frozenset({"data", "rows", "items", "records", "examples", "instances", "problems", "train", "test"})
 ROWS_AT_ONCE = 1024
+# Excel writes, and reads, a line above the names that says what ends a cell.
+TELLS_DELIMITER = re.compile(r'"?sep=(.)"?\s*$')
 LONGEST_CELL = 2**27
 """Characters in a cell of a CSV file; Python's own limit is a thousandth of it."""
 
@@ -67,6 +73,18 @@ def _shards(path: Path, key: str, split: str | None) -> list[Path]:
 
 
 def _lines(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
+    """A row a line; of a single line, which may hold them all in an array, its items."""
+    rows = _objects(path, drop)
+    begun = list(itertools.islice(rows, 2))
+    alone = [row for _, row in begun]
+    # A lone row may have a list of mappings as well: here it is one of rows by its name alone.
+    if len(alone) == 1 and ROWS_NAMES & alone[0].keys():
+        yield from _numbered(path, _items(alone), drop)
+    else:
+        yield from itertools.chain(begun, rows)
+
+
+def _objects(path: Path, drop: Drop) -> Iterator[tuple[str, Row]]:
     for number, line in text_lines(path):
         where = f"{path.name}:{number}"
         if not line.strip():
@@ -101,7 +119,11 @@ def _documents(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
         raise TextFileError(f"{key}: {path}, an object has {error}: keep one of them") from None
     except RecursionError:
         raise TextFileError(f"{key}: {path} is JSON nested without end") from None
-    for number, row in enumerate(_items(found), 1):
+    yield from _numbered(path, _items(found), drop)
+
+
+def _numbered(path: Path, items: Iterable[Any], drop: Drop) -> Iterator[tuple[str, Row]]:
+    for number, row in enumerate(items, 1):
         where = f"{path.name}:{number}"
         if isinstance(row, dict):
             yield where, row
@@ -116,7 +138,7 @@ def _items(found: list[Any]) -> list[Any]:
         return found[0]
     arrays = [value for value in found[0].values() if isinstance(value, list) and value and isinstance(value[0], dict)]
     # A row may hold a chat, which is such an array too.
-    is_row = len(arrays) != 1 or any("role" in item for item in arrays[0][:1])
+    is_row = len(arrays) != 1 or any(ROLE_NAMES & item.keys() for item in arrays[0][:1])
     return found if is_row else arrays[0]
 
 
@@ -124,13 +146,15 @@ def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
     """CSV with a line of names first. Every cell is text, as it is written: a 007 stays one."""
     lines = (line for _, line in text_lines(path))
     first = next(lines, "")
-    delimiter = max(DELIMITERS, key=first.count)
+    told = TELLS_DELIMITER.match(first)
+    above = 1 if told else 0
+    delimiter = told[1] if told else max(DELIMITERS, key=first.count)
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(_after(first, lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines if told else itertools.chain([first], lines), delimiter=delimiter, strict=True)
     names: list[str] = []
     try:
         for cells in reader:
-            where = f"{path.name}:{reader.line_num}"
+            where = f"{path.name}:{reader.line_num + above}"
             if not names:
                 names = [cell.strip() for cell in cells]
                 if twice := next((name for name in names if name and names.count(name) > 1), None):
@@ -142,12 +166,7 @@ def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
             else:
                 yield where, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise TextFileError(f"{key}: {path}, line {reader.line_num}: {error}") from None
-
-
-def _after(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
+        raise TextFileError(f"{key}: {path}, line {reader.line_num + above}: {error}") from None
 
 
 def _columnar(path: Path, kind: str, key: str, split: str | None) -> Iterator[tuple[str, Row]]:
@@ -187,7 +206,7 @@ def _saved_split(path: Path, key: str, split: str | None) -> Path:
         return path
     names, wanted = read_json((path / SPLITS).read_text(encoding="utf-8"))["splits"], split or "train"
     if wanted not in names:
-        has = ", ".join(map(str, names))
+        has = ", ".join(map(str, names)) or "none"
         raise TextFileError(f"{key}: {path} has no split {wanted!r}: it has {has}; give {path}/NAME{_or_split(key)}")
     return path / wanted
 

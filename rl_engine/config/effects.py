@@ -122,17 +122,17 @@ RULES = (
     ),
     Rule(
         keys=("data.name", "data.subset", "data.revision"),
-        depends_on=("data.source",),
-        idle=lambda of: of["data.source"] != HUB,
-        why="no hub dataset is chosen by name: data.source is {data.source}",
-        instead="give data.source=hub too, or leave it out",
-    ),
-    Rule(
-        keys=("data.name", "data.subset", "data.revision"),
         depends_on=("data.path",),
         idle=lambda of: of["data.path"] is not None,
         why="data.path ({data.path}) is read instead of the hub",
         instead="leave one of the two out",
+    ),
+    Rule(
+        keys=("data.name", "data.subset", "data.revision"),
+        depends_on=("data.source",),
+        idle=lambda of: of["data.source"] != HUB,
+        why="no hub dataset is chosen by name: data.source is {data.source}",
+        instead="give data.source=hub too, or leave it out",
     ),
     Rule(
         keys=("data.task", "data.task_settings"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datafiles.cells import UnusableError, cell, has_column, text_in
+from datafiles.cells import ROLE_NAMES, UnusableError, cell, has_column, text_in
 from datafiles.formats import check_file
 from datafiles.problems import columns_of_file
 from datafiles.rows import Row, rows_of
@@ -28,7 +28,6 @@ from rollout.prompts.problems import FILES
 
 Message = dict[str, str]
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-ROLE_NAMES = {"role", "from"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -189,7 +189,8 @@ def test_a_directory_is_named_with_what_it_holds(tmp_path: Path, names: list[str
         ),
         ({"problem": "1+1", "loesung": "2"}, {}, "no column 'answer'; .*data.columns.answer=NAME"),
         ({"problem": "1+1", "answer": "2"}, {"problem": "frage"}, "no column 'frage'; its columns are problem, answer"),
-        ({"data": [{"problem": "1+1"}]}, {}, "its columns are data"),
+        ({"data": [{"problem": "1+1"}]}, {}, "no column 'answer'; its columns are problem: say"),
+        ({"data": [{"role": "user", "content": "1+1"}]}, {}, "its columns are data"),
     ],
 )
 def test_other_columns_are_named_with_the_key_that_maps_them(

@@ -70,6 +70,11 @@ def arrow_file(path: Path) -> None:
         writer.write_table(table().data.table)
 
 
+def told_by_excel(path: Path) -> None:
+    csv_with("|")(path)
+    path.write_text("sep=|\r\n" + path.read_text(), newline="")
+
+
 def indented(path: Path) -> None:
     path.write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
 
@@ -147,7 +152,10 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "array.jsonl": lambda path: path.write_text("\ufeff" + json.dumps(ROWS, indent=1)),
     "array.json.gz": packed(array),
     "wrapped.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS}, indent=1)),
+    "wrapped_in_a_line.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS})),
+    "wrapped_in_a_line.jsonl": lambda path: path.write_text(json.dumps({"rows": ROWS}) + "\n"),
     "objects.json": indented,
+    "told_by_excel.csv": told_by_excel,
     "rows.csv": csv_with(","),
     "rows.csv.gz": packed(csv_with(",")),
     "semicolons.csv": csv_with(";"),
@@ -248,6 +256,18 @@ def test_shards_are_of_one_format_and_one_split(tmp_path: Path) -> None:
     lines(tmp_path / "d" / "train-extra.jsonl")
     with pytest.raises(ValueError, match=r"several formats \(test-00000-of-00002.parquet, train-extra.jsonl\)"):
         load_problems(data, split="train", seed=0)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("chat", ["role content", "from value"])
+def test_a_lone_row_with_a_chat_is_a_row(indent: int | None, chat: str, tmp_path: Path) -> None:
+    """And no object around an array of rows."""
+    row = {"data": [dict(zip(chat.split(), turn, strict=True)) for turn in (("user", "1+1=?"), ("assistant", "2"))]}
+    (tmp_path / "row.json").write_text(json.dumps(row, indent=indent))
+    assert [found for _, found in rows_of(tmp_path / "row.json", print, "")] == [row]
+    plain = {"problem": "1+1=?", "steps": [{"text": "2"}]}
+    (tmp_path / "row.json").write_text(json.dumps(plain))
+    assert [found for _, found in rows_of(tmp_path / "row.json", print, "")] == [plain]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.json", "rows.jsonl.gz"])
