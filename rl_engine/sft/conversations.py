@@ -187,9 +187,7 @@ def file_conversations(
         told, way_out = columns_of_file(first, Path(path), key)
         for role, name in data.columns:
             if name is not None and not any(has_column(row, name) for _, row in rows):
-                raise ValueError(
-                    f"data.columns.{role} is {name!r}, and no row of {path} has such a column; {told}{way_out}"
-                )
+                raise ValueError(f"data.columns.{role} is {name!r}, and no row of {path} has such a column; {told}")
         if not any(_has_turns(row, columns_of(data)) for _, row in rows):
             raise ValueError(
                 f"{key}: {path} has {_missing(columns_of(data))}; {told}: say which it is with data.columns.messages="
