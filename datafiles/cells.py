@@ -11,6 +11,8 @@ from typing import Any
 # What the one who asks and the one who sets the scene are called in chats.
 ASKING, SYSTEM = frozenset({"user", "human"}), "system"
 GROUND_TRUTH = "ground_truth"
+ROLE_NAMES = frozenset({"role", "from"})
+"""What a turn of a chat says its speaker by."""
 
 
 class UnusableError(ValueError):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datafiles.text import BOM, GZIP, TextFileError
+from datafiles.text import BOM, GZIP, TextFileError, refuse_other_unicode
 
 HEAD_BYTES = 4096
-Kind = Literal["lines", "documents", "table", "parquet", "arrow", "saved", "shards"]
+Kind = Literal["empty", "lines", "documents", "table", "parquet", "arrow", "saved", "shards"]
 # First bytes → what such a file is.
 READ: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
 REFUSED = {
@@ -24,6 +24,8 @@ REFUSED = {
     b"version https://git-lfs": "a pointer to a file that git-lfs has not fetched (`git lfs pull`)",
 }
 JSON_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson"})
+# Of these a file without rows has bytes too.
+NEVER_EMPTY = (".parquet", ".arrow")
 SUFFIXES = (*sorted(JSON_SUFFIXES), ".csv", ".tsv", ".parquet", ".arrow")
 """What names of such files end with, a `.gz` left out: a file is read by what it holds, whatever it is called."""
 DELIMITERS = ",\t;"
@@ -31,7 +33,8 @@ WHAT_IS_READ = "JSON Lines, a JSON array, CSV, Parquet, Arrow, or a directory of
 # `train-00000-of-00002.parquet`, `test.jsonl`: how shards say which split they are of.
 SPLIT_IN_NAME = re.compile(r"(train|test|validation|valid|val|dev)(?![a-zA-Z])")
 # A directory of save_to_disk holds these; one of several splits the last.
-SAVED, SPLITS = frozenset({"state.json", "dataset_info.json"}), "dataset_dict.json"
+STATE, SPLITS = "state.json", "dataset_dict.json"
+SAVED = frozenset({STATE, "dataset_info.json"})
 METADATA = SAVED | {"dataset_infos.json"}
 
 
@@ -56,8 +59,7 @@ def format_of(path: Path, key: str) -> Format:
         names = {entry.name for entry in path.iterdir()}
         if SPLITS in names or names >= SAVED:
             return Format(kind="saved")
-        _check_shards(path, key)
-        return Format(kind="shards")
+        return Format(kind="shards" if _check_shards(path, key) else "empty")
     if not path.is_file():
         raise FileNotFoundError(f"{key}: no such file: {path}")
     with path.open("rb") as file:
@@ -68,10 +70,27 @@ def format_of(path: Path, key: str) -> Format:
     for magic, refused in REFUSED.items():
         if head.startswith(magic):
             raise TextFileError(f"{key}: {path} is {refused}; {WHAT_IS_READ}")
+    if not head.removeprefix(BOM):
+        if path.name.lower().endswith(NEVER_EMPTY):
+            raise TextFileError(f"{key}: {path} has no bytes: it was not written or copied to its end; make it again")
+        return Format(kind="empty", packed=packed)
     binary = next((kind for magic, kind in READ.items() if head.startswith(magic)), None)
     if binary is not None and packed:
         raise TextFileError(f"{key}: {path} is {binary.title()} in gzip: `gunzip -k` unpacks it")
     return Format(kind=binary or _kind_of_text(path, head), packed=packed)
+
+
+def check_file(path: Path, key: str) -> None:
+    """Raises what `format_of` raises, and `TextFileError` for a file or a directory of files without a byte."""
+    if format_of(path, key).kind == "empty":
+        raise TextFileError(f"{key}: {path} is empty")
+
+
+def is_table(path: Path, key: str) -> bool:
+    """Whether the names of the columns stand in the first line of the file, or of the files in a directory."""
+    kind = format_of(path, key).kind
+    files = [file for files in shards_of(path).values() for file in files] if kind == "shards" else []
+    return kind == "table" or any(is_table(file, key) for file in files)
 
 
 def is_file_name(name: str) -> bool:
@@ -95,8 +114,9 @@ def _unpacked_head(path: Path, key: str) -> bytes:
 
 
 def _kind_of_text(path: Path, head: bytes) -> Kind:
+    refuse_other_unicode(path, head)
     text = head.removeprefix(BOM).lstrip()
-    first = text.partition(b"\n")[0].strip()
+    first = text.splitlines()[0].strip() if text else b""
     if text.startswith(b"[") or first == b"{":
         return "documents"
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
@@ -122,8 +142,9 @@ def has_splits(path: Path) -> bool:
     return path.is_dir() and ((path / SPLITS).is_file() or set(shards_of(path)) not in (set(), {""}))
 
 
-def _check_shards(path: Path, key: str) -> None:
-    """Raises `TextFileError` for a directory without data, or with shards of which one is unlike the others."""
+def _check_shards(path: Path, key: str) -> bool:
+    """Whether any shard of a directory has a byte. Raises `TextFileError` where there is none, and where one is of
+    another format than the others."""
     shards = [file for files in shards_of(path).values() for file in files]
     if not shards:
         names = sorted(entry.name for entry in path.iterdir())
@@ -131,11 +152,12 @@ def _check_shards(path: Path, key: str) -> None:
         raise TextFileError(
             f"{key}: {path} is a directory, neither of save_to_disk nor of data files: {held}; {WHAT_IS_READ}"
         )
-    formats = {file: format_of(file, key) for file in shards}
-    first = shards[0]
-    for file in shards:
-        if formats[file].kind != formats[first].kind:
+    kinds = {file: format_of(file, key).kind for file in shards}
+    written = [file for file in shards if kinds[file] != "empty"]
+    for file in written:
+        if kinds[file] != kinds[written[0]]:
             raise TextFileError(
-                f"{key}: {path} holds files of several formats ({first.name}, {file.name}), and shards are of one; "
-                "give one of its files"
+                f"{key}: {path} holds files of several formats ({written[0].name}, {file.name}), and shards are of "
+                "one; give one of its files"
             )
+    return bool(written)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from datafiles.cells import Asked, UnusableError, answer_in, asked_in, cell, for_json, has_column, paths_of, plain
+from datafiles.formats import is_table
 from datafiles.rows import Drop, Row
 
 # What others call them, to guess by.
@@ -109,8 +111,19 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def missing_columns(row: Row, columns: Columns, *, need_answer: bool, option: str | None) -> str:
-    """What a person is told of a row that lacks the columns that are read; nothing where it has them.
+def columns_of_file(row: Row, path: Path, key: str) -> tuple[str, str]:
+    """What a person is told of the columns that a file's first row has, and the way out where they are not that."""
+    names = ", ".join(paths_of(row)) or "none"
+    if not is_table(path, key):
+        return f"its columns are {names}", ""
+    way_out = ", or put a line of names above the rows if it has none"
+    if len(row) == 1:
+        way_out += "; cells end with a comma, a semicolon or a tab"
+    return f"its columns are {names}, by its first line", way_out
+
+
+def missing_columns(row: Row, columns: Columns, path: Path, key: str, *, need_answer: bool, option: str | None) -> str:
+    """What a person is told of a file's first row that lacks the columns that are read; nothing where it has them.
 
     `option` is how a column is named, with `{role}` and `{name}`; None where it cannot be.
     """
@@ -124,10 +137,8 @@ def missing_columns(row: Row, columns: Columns, *, need_answer: bool, option: st
     if option is not None:
         ways = [option.format(role=role, name=name) for role, name in guesses.items()]
         way = f"say which it is with {' '.join(ways)}"
-    return (
-        f"no column {' and no column '.join(map(repr, missing.values()))}; its columns are "
-        f"{', '.join(map(str, row))}: {way}"
-    )
+    told, way_out = columns_of_file(row, path, key)
+    return f"no column {' and no column '.join(map(repr, missing.values()))}; {told}: {way}{way_out}"
 
 
 def number_in(level: str) -> float | None:

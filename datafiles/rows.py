@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import logging
+import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datafiles.formats import DELIMITERS, SPLITS, format_of, shards_of
+from datafiles.cells import ROLE_NAMES
+from datafiles.formats import DELIMITERS, SPLITS, STATE, WHAT_IS_READ, format_of, shards_of
 from datafiles.text import TextFileError, TwiceError, each_once, read_json, text_lines
 
 Row = Mapping[str, Any]
 Drop = Callable[[str, str], None]
 """Told of what is not used: the reason, and where it stands."""
+BLANK, NOT_JSON, NO_OBJECT = "blank line", "not JSON", "not a JSON object"
+ROWS_NAMES = frozenset({"data", "rows", "items", "records", "examples", "instances", "problems", "train", "test"})
+ROWS_AT_ONCE = 1024
+# Excel writes, and reads, a line above the names that says what ends a cell.
+TELLS_DELIMITER = re.compile(r'"?sep=(.)"?\s*$')
 LONGEST_CELL = 2**27
 """Characters in a cell of a CSV file; Python's own limit is a thousandth of it."""
 
@@ -32,6 +40,9 @@ def rows_of(path: Path, drop: Drop, key: str, split: str | None = None) -> Itera
         for shard in _shards(path, key, split):
             yield from rows_of(shard, drop, key)
         return
+    if found.kind == "empty":
+        drop("an empty file", path.name)
+        return
     read = {"lines": _lines, "documents": _documents, "table": _table}.get(found.kind)
     if read is None:
         yield from _columnar(path, found.kind, key, split)
@@ -40,6 +51,12 @@ def rows_of(path: Path, drop: Drop, key: str, split: str | None = None) -> Itera
         yield from read(path, drop, key)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise TextFileError(f"{key}: {path} is a damaged gzip file: {error}") from error
+
+
+def way_out(reasons: Iterable[str]) -> str:
+    """What a person is told besides where these are all the reasons why a file has no row: which files have."""
+    found = set(reasons)
+    return f"; {WHAT_IS_READ}" if found & {NOT_JSON, NO_OBJECT} and found <= {BLANK, NOT_JSON, NO_OBJECT} else ""
 
 
 def _shards(path: Path, key: str, split: str | None) -> list[Path]:
@@ -56,10 +73,22 @@ def _shards(path: Path, key: str, split: str | None) -> list[Path]:
 
 
 def _lines(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
+    """A row a line; of a single line, which may hold them all in an array, its items."""
+    rows = _objects(path, drop)
+    begun = list(itertools.islice(rows, 2))
+    alone = [row for _, row in begun]
+    # A lone row may have a list of mappings as well: here it is one of rows by its name alone.
+    if len(alone) == 1 and ROWS_NAMES & alone[0].keys():
+        yield from _numbered(path, _items(alone), drop)
+    else:
+        yield from itertools.chain(begun, rows)
+
+
+def _objects(path: Path, drop: Drop) -> Iterator[tuple[str, Row]]:
     for number, line in text_lines(path):
         where = f"{path.name}:{number}"
         if not line.strip():
-            drop("blank line", where)
+            drop(BLANK, where)
             continue
         try:
             row = read_json(line)
@@ -67,17 +96,18 @@ def _lines(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
             drop(str(error), where)
             continue
         except (ValueError, RecursionError):
-            drop("not JSON", where)
+            drop(NOT_JSON, where)
             continue
         if isinstance(row, dict):
             yield where, row
         else:
-            drop("not a JSON object", where)
+            drop(NO_OBJECT, where)
 
 
 def _documents(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
     """The items of a JSON array, or of the one array in an object, or objects that take several lines each."""
-    text = "".join(line for _, line in text_lines(path))
+    # No text in JSON holds the end of a line; and the decoder counts lines by one of the ends that they have.
+    text = "\n".join(line.rstrip("\r\n") for _, line in text_lines(path))
     decoder, position, found = json.JSONDecoder(object_pairs_hook=each_once), 0, []
     try:
         while (position := len(text) - len(text[position:].lstrip())) < len(text):
@@ -89,12 +119,16 @@ def _documents(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
         raise TextFileError(f"{key}: {path}, an object has {error}: keep one of them") from None
     except RecursionError:
         raise TextFileError(f"{key}: {path} is JSON nested without end") from None
-    for number, row in enumerate(_items(found), 1):
+    yield from _numbered(path, _items(found), drop)
+
+
+def _numbered(path: Path, items: Iterable[Any], drop: Drop) -> Iterator[tuple[str, Row]]:
+    for number, row in enumerate(items, 1):
         where = f"{path.name}:{number}"
         if isinstance(row, dict):
             yield where, row
         else:
-            drop("not a JSON object", where)
+            drop(NO_OBJECT, where)
 
 
 def _items(found: list[Any]) -> list[Any]:
@@ -104,7 +138,7 @@ def _items(found: list[Any]) -> list[Any]:
         return found[0]
     arrays = [value for value in found[0].values() if isinstance(value, list) and value and isinstance(value[0], dict)]
     # A row may hold a chat, which is such an array too.
-    is_row = len(arrays) != 1 or any("role" in item for item in arrays[0][:1])
+    is_row = len(arrays) != 1 or any(ROLE_NAMES & item.keys() for item in arrays[0][:1])
     return found if is_row else arrays[0]
 
 
@@ -112,30 +146,27 @@ def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
     """CSV with a line of names first. Every cell is text, as it is written: a 007 stays one."""
     lines = (line for _, line in text_lines(path))
     first = next(lines, "")
-    delimiter = max(DELIMITERS, key=first.count)
+    told = TELLS_DELIMITER.match(first)
+    above = 1 if told else 0
+    delimiter = told[1] if told else max(DELIMITERS, key=first.count)
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(_after(first, lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines if told else itertools.chain([first], lines), delimiter=delimiter, strict=True)
     names: list[str] = []
     try:
         for cells in reader:
-            where = f"{path.name}:{reader.line_num}"
+            where = f"{path.name}:{reader.line_num + above}"
             if not names:
                 names = [cell.strip() for cell in cells]
                 if twice := next((name for name in names if name and names.count(name) > 1), None):
                     raise TextFileError(f"{key}: {path} has two columns {twice!r}: rename one of them")
             elif not cells:
-                drop("blank line", where)
+                drop(BLANK, where)
             elif len(cells) != len(names):
                 drop(f"{len(cells)} cells under {len(names)} names", where)
             else:
                 yield where, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise TextFileError(f"{key}: {path}, line {reader.line_num}: {error}") from None
-
-
-def _after(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
+        raise TextFileError(f"{key}: {path}, line {reader.line_num + above}: {error}") from None
 
 
 def _columnar(path: Path, kind: str, key: str, split: str | None) -> Iterator[tuple[str, Row]]:
@@ -144,26 +175,40 @@ def _columnar(path: Path, kind: str, key: str, split: str | None) -> Iterator[tu
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # they raise what they log
     try:
         if kind == "saved":
-            rows = datasets.load_from_disk(str(path))
-            if (path / SPLITS).is_file():
-                rows = _split_of(path, rows, key, split)
+            rows = _saved(_saved_split(path, key, split))
         else:
-            rows = datasets.load_dataset(kind, data_files={"train": [_escaped(path)]}, split="train", streaming=True)
+            # By itself the library reads as many rows at once as the first row group has, which may be none.
+            sizes = {"batch_size": ROWS_AT_ONCE} if kind == "parquet" else {}
+            files = {"train": [_escaped(path)]}
+            rows = datasets.load_dataset(kind, data_files=files, split="train", streaming=True, **sizes)
         for number, row in enumerate(rows, 1):
             yield f"{path.name}:{number}", row
     except TextFileError:
         raise
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, OSError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise TextFileError(f"{key}: {path} cannot be read as {kind}: {reason}") from error
 
 
-def _split_of(path: Path, rows: Any, key: str, split: str | None) -> Any:
-    wanted = split or "train"
-    if wanted not in rows:
-        has = ", ".join(map(str, rows))
+def _saved(path: Path) -> Any:
+    """The rows of a directory of save_to_disk, which of none has no file: there the library finds nothing to join."""
+    import datasets
+
+    state = read_json((path / STATE).read_text(encoding="utf-8"))
+    if isinstance(state, dict) and state.get("_data_files") == []:
+        return []
+    return datasets.load_from_disk(str(path))
+
+
+def _saved_split(path: Path, key: str, split: str | None) -> Path:
+    """Where the rows of the wanted split are, or of a directory without splits all."""
+    if not (path / SPLITS).is_file():
+        return path
+    names, wanted = read_json((path / SPLITS).read_text(encoding="utf-8"))["splits"], split or "train"
+    if wanted not in names:
+        has = ", ".join(map(str, names)) or "none"
         raise TextFileError(f"{key}: {path} has no split {wanted!r}: it has {has}; give {path}/NAME{_or_split(key)}")
-    return rows[wanted]
+    return path / wanted
 
 
 def _or_split(key: str) -> str:

@@ -17,6 +17,13 @@ OTHER_UNICODE = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+# Without a mark: which of the first four bytes are zero, where a text begins with two letters of ASCII.
+WITHOUT_MARK: dict[tuple[bool, ...], str] = {
+    (False, True, True, True): "UTF-32LE",
+    (True, True, True, False): "UTF-32BE",
+    (False, True, False, True): "UTF-16LE",
+    (True, False, True, False): "UTF-16BE",
+}
 
 
 class TextFileError(ValueError):
@@ -50,14 +57,17 @@ def read_report(path: Path) -> Any:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line) of a UTF-8 file, plain or in gzip, a byte-order mark at its beginning left out.
+    """(number from 1, line) of a UTF-8 file, plain or in gzip, a byte-order mark at its beginning left out. A line ends
+    with a line feed, a carriage return or both.
 
     Raises `TextFileError` for another encoding, naming the line.
     """
     with _open(path) as file:
-        for number, line in enumerate(file, 1):
+        # Bytes are cut at these ends alone; a text would be cut at U+2028 and the like too.
+        lines = (line for part in file for line in part.splitlines(keepends=True))
+        for number, line in enumerate(lines, 1):
             if number == 1:
-                _refuse_other_unicode(path, line)
+                refuse_other_unicode(path, line)
                 line = line.removeprefix(BOM)
             try:
                 yield number, line.decode()
@@ -70,19 +80,27 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def read_text(path: Path) -> str:
     """The whole of a UTF-8 file. Raises `TextFileError` as `text_lines` does."""
-    return "".join(line for _, line in text_lines(path)).replace("\r\n", "\n")
+    return "".join(line for _, line in text_lines(path)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def refuse_other_unicode(path: Path, head: bytes) -> None:
+    """Raises `TextFileError` where a file that begins so is in another of Unicode's encodings, or holds no text."""
+    name = next((name for mark, name in OTHER_UNICODE.items() if head.startswith(mark)), None)
+    if name is None:
+        name = WITHOUT_MARK.get(tuple(byte == 0 for byte in head[:4]))
+    if name is not None:
+        convert = f"iconv -f {name} -t UTF-8"
+        command = f"gunzip -c {path} | {convert}" if _is_packed(path) else f"{convert} {path}"
+        raise TextFileError(f"{path} is {name} text: `{command}` converts it")
+    if b"\x00" in head[:64]:
+        raise TextFileError(f"{path}, line 1: a zero byte, which no text has: it is a file of another kind")
+
+
+def _is_packed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(GZIP)) == GZIP
 
 
 def _open(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
-        packed = file.read(len(GZIP)) == GZIP
     # gzip's own file is one of bytes to read, which its stubs do not say.
-    return cast("IO[bytes]", gzip.open(path, "rb")) if packed else path.open("rb")
-
-
-def _refuse_other_unicode(path: Path, line: bytes) -> None:
-    for mark, name in OTHER_UNICODE.items():
-        if line.startswith(mark):
-            raise TextFileError(f"{path} is {name} text: `iconv -f {name} -t UTF-8 {path}` converts it")
-    if b"\x00" in line[:64]:
-        raise TextFileError(f"{path}, line 1: a zero byte; this is UTF-16 text without its mark, or no text at all")
+    return cast("IO[bytes]", gzip.open(path, "rb")) if _is_packed(path) else path.open("rb")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from datafiles.formats import format_of
+from datafiles.formats import check_file
 from evals.command import check_output
 from evals.partial_results import PartialResults
 from evals.policies import check_adapter
@@ -19,6 +19,7 @@ from rollout.hub import HubItem
 from rollout.models import check_files, hub_items
 
 NO_COLUMN = "no suite is a file with such a column"
+GREEDY = "at temperature 0 the likeliest token is taken; give --temperature too"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +91,9 @@ def refuse_idle(options: EvalOptions) -> None:
         ("--problem", options.problem, not any(one.problem for one in found), NO_COLUMN),
         ("--answer", options.answer, not any(one.answer for one in found), NO_COLUMN),
         ("--data-dir", options.data_dir, no_file, f"{', '.join(options.suites)} is not read from a directory"),
-        (
-            "--top-p",
-            options.top_p,
-            rates == {0},
-            "at temperature 0 the likeliest token is taken; give --temperature too",
-        ),
+        ("--top-p", options.top_p, rates == {0}, GREEDY),
+        ("--top-k", options.top_k, rates == {0}, GREEDY),
+        ("--min-p", options.min_p or None, rates == {0}, GREEDY),
         ("--revision", options.revision, is_here, f"--model {options.model} is on this machine, not read from the hub"),
     ):
         if value is not None and idle:
@@ -130,7 +128,7 @@ def check_quickly(options: EvalOptions) -> None:
         check_suite_files(suite, options.data_dir, "--data-dir")
         sampling_of(suite, n=options.samples, temperature=options.temperature)
     if options.train_data is not None:
-        format_of(Path(options.train_data), "--train-data")
+        check_file(Path(options.train_data), "--train-data")
     check_prompt(options)
 
 

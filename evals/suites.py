@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datafiles.cells import has_column
-from datafiles.formats import format_of, is_file_name, stem_of
+from datafiles.formats import check_file, is_file_name, stem_of
 from datafiles.rows import rows_of
 from rewards.config import AnswerForm
 from rollout.config import ArithmeticConfig, ColumnsConfig, DataConfig, SamplingConfig
@@ -208,7 +208,7 @@ def check_suite_files(suite: Suite, data_dir: str | None, data_dir_key: str) -> 
             raise FileNotFoundError(
                 f"{data_dir_key}: {data_dir} has no {file.name} for the suite {suite.name}: {there}"
             )
-        format_of(file, f"suite {suite.name}")
+        check_file(file, f"suite {suite.name}")
 
 
 def columns_in(path: str, columns: ColumnsConfig, key: str) -> ColumnsConfig:

@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from datafiles.cells import has_column
 from datafiles.problems import Columns, ProblemRow, missing_columns, problem_rows
-from datafiles.rows import rows_of
+from datafiles.rows import rows_of, way_out
 from datafiles.text import TextFileError
 from rewards import overlap
 from rewards.command import Command
@@ -60,12 +60,16 @@ def load(path: Path, columns: Columns, key: str) -> tuple[list[ProblemRow], list
     kept = list(problem_rows(rows_of(path, drop, key), columns, drop, need_answer=False))
     _, first = next(rows_of(path, lambda *_: None, key), ("", None))
     if first is not None and not any(row.answer for row in kept):
-        told = missing_columns(first, columns, need_answer=True, option="--{role}={name}")
+        told = missing_columns(first, columns, path, key, need_answer=True, option="--{role}={name}")
         if told:
             raise BadRecord(f"{key}: {path} has {told}")
     if not kept:
-        raise BadRecord(f"{key}: {path} has no usable problem: {found[0].what if found else 'it is empty'}")
+        raise BadRecord(f"{key}: {path} has no usable problem: {_first(found)}")
     return kept, found
+
+
+def _first(found: list[Finding]) -> str:
+    return f"{found[0].what} ({found[0].id}){way_out(each.what for each in found)}" if found else "it is empty"
 
 
 def different(rows: list[ProblemRow]) -> int:

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 OPTION = re.compile(r"--?[a-zA-Z]")
 # What the parser raises of arguments that it cannot take; typer has no name of its own for it.
 USAGE_ERROR: Any = typer.BadParameter.__base__
+EXTRA = "got unexpected extra argument"
 # How torch, CUDA's libraries and the system say it; torch's own error is a RuntimeError.
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")
 
@@ -72,7 +73,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
         before_dashes = given[: given.index("--")] if "--" in given else given
-        known = [name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)]
+        known = [name for param in self._options(ctx) for name in (*param.opts, *param.secondary_opts)]
         for index, arg in enumerate(before_dashes):
             if OPTION.match(arg) and arg.partition("=")[0] not in known:
                 options = ", ".join(sorted(name for name in known if name.startswith("--")))
@@ -84,6 +85,9 @@ class Command(TyperCommand):
         except USAGE_ERROR as error:
             say_error(self._told(error, ctx, given), 2)
             raise typer.Exit(2) from None
+
+    def _options(self, ctx: Any) -> list[Any]:
+        return [param for param in self.get_params(ctx) if param.param_type_name == "option"]
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -101,6 +105,17 @@ class Command(TyperCommand):
         """What may have been meant by the first of these arguments, which is none of the known options."""
         return ""
 
+    def option_meant(self, ctx: Any, args: Sequence[str]) -> str:
+        """What a person is told of the first of these arguments that is an option of the command but for its dashes;
+        nothing where none is."""
+        for arg in args:
+            name, equals, value = (part.strip() for part in arg.partition("="))
+            for param in self._options(ctx):
+                if (option := f"--{name.replace('_', '-')}") in param.opts:
+                    written = option if param.is_flag else f"{option} {value}" if equals else _written(param)
+                    return f"{arg}: {option} is an option of this command: write {written}"
+        return ""
+
     def _told(self, error: Any, ctx: Any, args: Sequence[str]) -> str:
         """What the parser found wrong, with the name, the value, and what is wanted."""
         params, option = self.get_params(ctx), getattr(error, "option_name", None)
@@ -110,7 +125,7 @@ class Command(TyperCommand):
         param, words = getattr(error, "param", None), str(error.message).removeprefix("Value error, ").rstrip(".")
         words = words[:1].lower() + words[1:]
         if param is None:
-            return words
+            return (words.startswith(EXTRA) and self.option_meant(ctx, args)) or words
         if not words:
             example = (self.epilog or "").partition("\n")[0]
             return f"{_name(param)} is missing. {(param.help or '').rstrip('.')}. {example}"

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
 
 import typer
 from safetensors import SafetensorError
@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch
 from rewards.command import Command, out_of_memory
 from rl_engine.config import Config
-from rl_engine.config.file import shipped
-from rl_engine.config.hints import near
+from rl_engine.config.fields import is_setting
+from rl_engine.config.file import CommandConfig, shipped
+from rl_engine.config.hints import NO_HINT, key_hint, near
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import Beginning, can_be_resumed
 from rollout.engine import EngineError
@@ -131,19 +132,38 @@ def join_ranks_quietly() -> Ranks:
 class ConfiguredCommand(Command):
     """A command that takes `--config` and settings."""
 
+    schema: ClassVar[type[CommandConfig]] = Config
+    """What settings there are."""
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        first = [arg for arg in args[:1] if not arg.startswith("-")]
-        files = [arg for arg in (*first, *args) if "=" not in arg and (arg in first or arg.endswith((".yaml", ".yml")))]
+        given = [arg.removeprefix("config=") for arg in args]
+        first = [arg for arg in given[:1] if not arg.startswith("-")]
+        files = [
+            arg for arg in (*first, *given) if "=" not in arg and (arg in first or arg.endswith((".yaml", ".yml")))
+        ]
         if files and not any(arg.partition("=")[0] in ("--config", "--redraw") for arg in args):
             exit_with_error(f"a configuration is named with --config: --config {files[0]}", 2)
-        return super().parse_args(ctx, args)
+        several = sum(arg.partition("=")[0] == "--config" for arg in args) > 1
+        if several and not any(param.multiple for param in self.get_params(ctx) if "--config" in param.opts):
+            exit_with_error("--config is given twice, and this command takes one configuration", 2)
+        rest = super().parse_args(ctx, args)
+        if told := self.option_meant(ctx, ctx.params.get("overrides") or ()):
+            exit_with_error(told, 2)
+        return rest
 
     def advice(self, args: Sequence[str], known: Sequence[str]) -> str:
+        """An option that is nearly so called, or the setting that was meant; nothing for what is neither."""
         name, equals, value = args[0].lstrip("-").partition("=")
         if found := near(f"--{name}", known):
             return f" (did you mean {found}?)"
-        value = value if equals else next(iter(args[1:]), "VALUE")
-        return f" (a setting is written without dashes, {name.replace('-', '_')}={value})"
+        plain = name.replace("-", "_")
+        value = value if equals else next((arg for arg in args[1:2] if not arg.startswith("-")), "VALUE")
+        key = next((key for key in (plain, name.replace("-", ".")) if is_setting(self.schema, key)), None)
+        if key is not None:
+            return f" (a setting is written without dashes, {key}={value})"
+        hint = key_hint(self.schema, plain.split("."), value)
+        end = "" if hint.endswith("?") else ";"
+        return "" if hint == NO_HINT else f" ({plain}={value}: {hint}{end} a setting is written without dashes)"
 
 
 def help_end(module: str, example: str) -> str:

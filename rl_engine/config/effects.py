@@ -8,16 +8,18 @@ equal runs. What depends on the machine or on the model's files (keys for CUDA a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from datafiles.formats import has_splits, is_file_name
 from evals.suites import GENERATOR, SUITES
 from rl_engine.config.fields import as_yaml, fields
 from rl_engine.config.loss import CLIP_BOUNDS
+from rollout.config import SourceConfig
 from rollout.models import EMBEDDED
 from rollout.prompts.generated import REASONING_GYM
 from rollout.prompts.problems import ARITHMETIC, GENERATED, HUB
@@ -120,6 +122,13 @@ RULES = (
     ),
     Rule(
         keys=("data.name", "data.subset", "data.revision"),
+        depends_on=("data.path",),
+        idle=lambda of: of["data.path"] is not None,
+        why="data.path ({data.path}) is read instead of the hub",
+        instead="leave one of the two out",
+    ),
+    Rule(
+        keys=("data.name", "data.subset", "data.revision"),
         depends_on=("data.source",),
         idle=lambda of: of["data.source"] != HUB,
         why="no hub dataset is chosen by name: data.source is {data.source}",
@@ -162,6 +171,13 @@ RULES = (
         instead="leave one of the two out",
     ),
     Rule(
+        keys=("data.arithmetic.count",),
+        depends_on=("data.mix",),
+        idle=lambda of: {one.limit is None for one in of["data.mix"] or () if one.source == ARITHMETIC} == {False},
+        why="every source of sums in data.mix has a limit, which says how many are generated",
+        instead="leave one of the two out",
+    ),
+    Rule(
         keys=("data.random_pairs",),
         depends_on=("data.source",),
         idle=lambda of: of["data.source"] != "random_pairs",
@@ -174,6 +190,13 @@ RULES = (
         idle=lambda of: of["data.test_size"] == 0,
         why="data.test_size is 0, so there is nothing to test on",
         instead="give data.test_size too, or leave it out",
+    ),
+    Rule(
+        keys=("eval.at",),
+        depends_on=("train.steps",),
+        idle=lambda of: of["train.steps"] is not None and all(step > of["train.steps"] for step in of["eval.at"]),
+        why="the run ends after train.steps ({train.steps})",
+        instead="give steps before that, or leave it out",
     ),
     Rule(
         keys=("data.chat_template",),
@@ -305,9 +328,20 @@ class Idle:
 
 
 def idle_keys(config: BaseModel) -> Iterator[Idle]:
-    """The keys of a configuration whose values make no difference, each once, by the first rule that says so."""
+    """The keys of a configuration whose values make no difference, each once, by the first rule that says so. Those in
+    a source of `data.mix` stand under that key: a list is given whole."""
     infos = dict(fields(type(config)))
     values = _Values({key: _value(config, key) for key in infos})
+    yield from _idle(infos, values, lambda text: text)
+    of_source = {f"data.{key}": info for key, info in fields(SourceConfig)}
+    for number, source in enumerate(values["data.mix"] or ()):
+        own = _Values(values | {key: _value(source, key.removeprefix("data.")) for key in of_source} | {"data.mix": ()})
+        for one in _idle(of_source, own, lambda text: text.replace("data.", "")):
+            yield replace(one, key="data.mix", depends_on=(), line=f"data.mix.{number}: {one.line}")
+
+
+def _idle(infos: Mapping[str, FieldInfo], values: _Values, said: Callable[[str], str]) -> Iterator[Idle]:
+    """The same of these keys. `said`: a text with the names of keys as people are told them."""
     told = set()
     for rule in RULES:
         wanted = [key for key in infos if any(f"{key}.".startswith(f"{name}.") for name in rule.keys)]
@@ -320,11 +354,11 @@ def idle_keys(config: BaseModel) -> Iterator[Idle]:
             if key in told or value in (infos[key].get_default(call_default_factory=True), NOTHING.get(key, ...)):
                 continue
             told.add(key)
-            why = rule.why
+            why = said(rule.why)
             for name in rule.depends_on:
-                why = why.replace(f"{{{name}}}", as_yaml(values[name]))
+                why = why.replace(f"{{{said(name)}}}", as_yaml(values[name]))
             shown = repr(value) if isinstance(value, str) else as_yaml(value)
-            line = f"{key} is {shown}, and has no effect: {why}; {rule.instead}"
+            line = f"{said(key)} is {shown}, and has no effect: {why}; {said(rule.instead)}"
             yield Idle(key=key, value=value, depends_on=rule.depends_on, line=line)
 
 

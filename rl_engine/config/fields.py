@@ -50,6 +50,12 @@ def field_at(schema: type[BaseModel], key: str) -> FieldInfo | None:
     return None if info is None or is_section(info.annotation) else info
 
 
+def is_setting(schema: type[BaseModel], key: str) -> bool:
+    """Whether a value can be given under the key: its own, or one inside a mapping."""
+    parts = key.split(".")
+    return any(field_at(schema, ".".join(parts[:length])) is not None for length in range(1, len(parts) + 1))
+
+
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of a tree of mappings; an empty mapping is a value."""
     for key, value in tree.items():

@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from rl_engine.config.elsewhere import ABSENT, ELSEWHERE, OBJECTIVES, SIGNS
 from rl_engine.config.fields import fields, section_at
 
+NO_HINT = "docs/configuration.md lists the keys"
+
 
 def edits(one: str, other: str) -> int:
     """Letters to add, drop or change, or neighbours to swap, to make one of the other (optimal string alignment)."""
@@ -74,7 +76,7 @@ def key_hint(schema: type[BaseModel], location: list[str], value: Any) -> str:
     if found := near(name, [key.split(".")[-1] for key in by_name]):
         return f"did you mean {listed(key for key in by_name if key.split('.')[-1] == found)}?"
     if beside is None or not location[:-1]:
-        return "docs/configuration.md lists the keys"
+        return NO_HINT
     return f"{'.'.join(location[:-1])} has {', '.join(beside.model_fields)}"
 
 

@@ -52,7 +52,9 @@ class LoraConfig(Section):
         {}, description="Alphas for individual layers, in the same way."
     )
     start_from: str | None = Field(
-        None, description="Directory of an adapter to continue training; it must have this rank, alpha and targets."
+        None,
+        description="Directory of an adapter to continue training; it must have this rank, alpha and targets. A "
+        "resumed run does not read it.",
     )
 
     @property

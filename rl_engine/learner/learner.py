@@ -63,9 +63,12 @@ class Learner:
         pad_id: int,
         prompts: Sequence[Sequence[int]] = (),
         load: LoadBase = load_causal_lm,
+        *,
+        begins: bool = True,
     ) -> None:
         """`prompts`: token ids of the run's prompts. On the first one the learner is compared with the model's own
         forward pass, and on all of them adapters find the activations that they start from. `load` gives the base.
+        `begins`: no checkpoint will be restored into it.
 
         Raises `DisagreementError` for a model whose log-probabilities the learner cannot compute.
         """
@@ -91,8 +94,9 @@ class Learner:
         self.policy = LogprobModel(
             self.trainable.causal_lm, config.sampling.temperature, learn_entropy=config.loss.entropy_coef != 0
         )
+        if begins:
+            self.trainable.begin(partial(self.policy, self._alone(ids)) for ids in prompts)
         check_with_prompts(self.policy, prompts, self._continued, config.model.name)
-        self.trainable.calibrate(partial(self.policy, self._alone(ids)) for ids in prompts)
         self.deepspeed_engine = self._start_deepspeed()
 
     @property

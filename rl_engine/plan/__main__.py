@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -81,6 +81,7 @@ def main(
     if min(tokens_per_s or card or (1.0,)) <= 0:
         exit_with_error("--tokens-per-s and --card are numbers above 0", 2)
     try:
+        refuse_idle(**locals())
         given = [Devices.parse(text) for text in devices or ()]
         refuse_no_run(measured_in)
         several = read_all(config, overrides or ())
@@ -97,6 +98,31 @@ def main(
         exit_with_error(str(error), 2)
     except OSError as error:
         exit_with_error(str(error), 1)
+
+
+# Option → the one that it is said of, and its default.
+SAID_OF = {
+    "mfu": ("card", 0.4),
+    "from_devices": ("from", 1),
+    "loss_nats": ("supervised_tokens", 0.69),
+}
+OF_ONE = ("prompt_tokens", "completion_tokens", "supervised_tokens", "from", "tokens_per_s", "card")
+"""What is planned of one configuration alone."""
+
+
+def refuse_idle(config: Sequence[str], measured_in: Path | None, **options: Any) -> None:
+    """Raises `ConfigError` for an option that was given and has no effect beside the others."""
+    options["from"] = measured_in
+    for name, (other, default) in SAID_OF.items():
+        if options[name] != default and options[other] is None:
+            raise ConfigError(f"{_flag(name)} is {options[name]}, and has no effect: give {_flag(other)} too")
+    for name in OF_ONE if len(config) > 1 else ():
+        if options[name] is not None:
+            raise ConfigError(f"{_flag(name)} has no effect with several --config: plan them one by one")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def refuse_no_run(measured_in: Path | None) -> None:

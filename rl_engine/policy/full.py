@@ -83,7 +83,7 @@ class FullPolicy:
     def param_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
         return [(1.0, list(self.parameters.values()))]
 
-    def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
+    def begin(self, passes: Iterator[Callable[[], Any]]) -> None:
         pass
 
     @contextlib.contextmanager

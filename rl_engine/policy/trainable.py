@@ -32,9 +32,9 @@ class TrainablePolicy(Protocol):
         """Every parameter that learns once, in groups: (multiple of `optim.lr`, parameters)."""
         ...
 
-    def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
-        """Choose where to start from the model's activations in forward passes over the run's prompts, where the
-        method asks for that; nothing otherwise."""
+    def begin(self, passes: Iterator[Callable[[], Any]]) -> None:
+        """Take the first values from another adapter, or from the model's activations in forward passes over the run's
+        prompts, where the method asks for that; nothing otherwise. Not for a run that goes on from a checkpoint."""
         ...
 
     def as_base(self, policy: LogprobFunction) -> AbstractContextManager[LogprobFunction]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.output import LOCK, check_output
+from rl_engine.run.output import LOCK, begins, check_output
 from rl_engine.run.services import TRACKERS
 from rollout.adapters import PEFT_CONFIG, gone_version
 from rollout.files.durable import check_writable
@@ -20,7 +20,7 @@ from rollout.models import check_files
 from rollout.peft_format import read_peft
 
 
-def check_parts(config: Config | SftConfig) -> None:
+def check_parts(config: Config | SftConfig, *, resume: bool = False) -> None:
     """The model is whole, the adapter to start from is one, and what metrics are sent with is installed.
 
     Raises `ValueError` or `FileNotFoundError`.
@@ -28,13 +28,18 @@ def check_parts(config: Config | SftConfig) -> None:
     for package in TRACKERS:
         if getattr(config.log, package) is not None and not is_installed(package):
             raise ConfigError(f"log.{package} is set, and {package} is not installed: pip install {package}")
-    start = config.lora.start_from
-    if start is not None and config.method == "lora" and not (Path(start).expanduser() / PEFT_CONFIG).is_file():
-        gone = gone_version(Path(start).expanduser())
-        raise ConfigError(f"lora.start_from: {gone or f'{start} is not an adapter (no {PEFT_CONFIG} there)'}")
-    if start is not None and config.method == "lora":
-        read_peft(Path(start).expanduser(), "lora.start_from")
+    if config.lora.start_from is not None and config.method == "lora" and begins(config, resume=resume):
+        check_start(config.lora.start_from)
     check_files(config.model.name)
+
+
+def check_start(start: str) -> None:
+    """What `lora.start_from` names is an adapter that can be trained on. Raises `ValueError` or `FileNotFoundError`."""
+    place = Path(start).expanduser()
+    if not (place / PEFT_CONFIG).is_file():
+        gone = gone_version(place)
+        raise ConfigError(f"lora.start_from: {gone or f'{start} is not an adapter (no {PEFT_CONFIG} there)'}")
+    read_peft(place, "lora.start_from")
 
 
 def is_installed(package: str) -> bool:

@@ -231,6 +231,12 @@ def can_be_resumed(config: Config | SftConfig) -> bool:
     return not refused and bool(numbered(run / CHECKPOINTS, "step"))
 
 
+def begins(config: Config | SftConfig, *, resume: bool) -> bool:
+    """Whether a run starts with its first step. One that goes on has what it trains from a checkpoint: the adapter that
+    it once began with is not looked at, and may be gone."""
+    return not (resume and numbered(Path(config.output_dir) / CHECKPOINTS, "step"))
+
+
 def holds_run(run: Path) -> bool:
     return (run / METRICS).exists() or (run / CHECKPOINTS).exists()
 

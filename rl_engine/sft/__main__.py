@@ -40,7 +40,11 @@ from rollout.stopping import Stopped, StopRequest
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.sft", "--config sft_jsonl.yaml data.path=answers.jsonl"))
+class SupervisedCommand(ConfiguredCommand):
+    schema = SftConfig
+
+
+@app.command(cls=SupervisedCommand, epilog=help_end("rl_engine.sft", "--config sft_jsonl.yaml data.path=answers.jsonl"))
 def main(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -59,7 +63,7 @@ def main(
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
     try:
-        check_quickly(settings)
+        check_quickly(settings, resume=resume)
         check_place(settings, resume=resume, overwrite=overwrite)
         wanted = wanted_of_hub(settings)
         stay_offline_without(wanted)

@@ -9,9 +9,9 @@ from rollout import models
 from rollout.hub import HubItem
 
 
-def check_quickly(config: SftConfig) -> None:
+def check_quickly(config: SftConfig, *, resume: bool = False) -> None:
     """Raises `ValueError` or `FileNotFoundError` for what can be known to be wrong without loading anything."""
-    check_parts(config)
+    check_parts(config, resume=resume)
     conversations.check_source(config.data)
 
 

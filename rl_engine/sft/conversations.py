@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datafiles.cells import UnusableError, cell, has_column, paths_of, text_in
-from datafiles.formats import format_of
+from datafiles.cells import ROLE_NAMES, UnusableError, cell, has_column, text_in
+from datafiles.formats import check_file
+from datafiles.problems import columns_of_file
 from datafiles.rows import Row, rows_of
 from datafiles.tasks import Task
 from evals.suites import FILE_SPLIT, HELD_OUT_SEED
@@ -27,8 +28,6 @@ from rollout.prompts.problems import FILES
 
 Message = dict[str, str]
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-ROLE_NAMES = {"role", "from"}
-NO_TURNS = "neither {} nor {} and {}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +97,7 @@ def check_source(data: SftDataConfig) -> None:
         raise ValueError(f"data.source is {data.source!r}; {hint}")
     for key, path in (("data.path", data.path), ("data.test_path", data.test_path)):
         if path is not None:
-            format_of(Path(path), key)
+            check_file(Path(path), key)
 
 
 def hub_items(data: SftDataConfig) -> list[HubItem]:
@@ -135,12 +134,13 @@ def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
         pairs = random_pairs(data.random_pairs, data.seed)
         # What is measured is what has been remembered.
         return iter(pairs), iter(pairs)
-    rows = file_rows(data.path, "data.path", data.seed, dropped, data.split) if data.path else hub_rows(data)
-    learned = conversations(rows, columns_of(data), dropped)
+    if data.path is None:
+        learned = conversations(hub_rows(data), columns_of(data), dropped)
+    else:
+        learned = file_conversations(data, data.path, "data.path", data.split, dropped)
     if data.test_path is None:
         return apart(learned, learned, dropped)
-    held = file_rows(data.test_path, "data.test_path", data.seed, dropped, FILE_SPLIT)
-    return apart(conversations(held, columns_of(data), dropped), learned, dropped)
+    return apart(file_conversations(data, data.test_path, "data.test_path", FILE_SPLIT, dropped), learned, dropped)
 
 
 def apart(held: Iterator[Conversation], learned: Iterator[Conversation], dropped: Dropped) -> Streams:
@@ -164,18 +164,37 @@ def apart(held: Iterator[Conversation], learned: Iterator[Conversation], dropped
 
 
 def columns_of(data: SftDataConfig) -> ChatColumnsConfig:
-    """The chosen columns over the source's own; files follow the project's names."""
-    chat = chat_of(data)
-    messages = chat.messages if chat is not None else "messages"
-    own = ChatColumnsConfig(messages=messages, prompt="prompt", completion="completion")
-    return own.model_copy(update={name: value for name, value in data.columns if value is not None})
+    """The columns that are named; where none is, the source's own, and of files those of the project's names. Who
+    names a conversation's column, or a question's, wants no other that a row may have as well."""
+    chat, named = chat_of(data), data.columns
+    asked = named.prompt or named.completion
+    messages = named.messages or (None if asked else chat.messages if chat is not None else "messages")
+    if named.messages and not asked:
+        return ChatColumnsConfig(messages=messages)
+    return ChatColumnsConfig(
+        messages=messages, prompt=named.prompt or "prompt", completion=named.completion or "completion"
+    )
 
 
-def file_rows(path: str, key: str, seed: int, dropped: Dropped, split: str | None = None) -> Iterator[tuple[str, Row]]:
-    """(where, row) of a file, in an order drawn from `seed`."""
+def file_conversations(
+    data: SftDataConfig, path: str, key: str, split: str | None, dropped: Dropped
+) -> Iterator[Conversation]:
+    """The conversations of a file, in an order drawn from `data.seed`. Raises `ValueError` where a named column is in
+    no row, and where no row has the columns that are read."""
     rows = list(rows_of(Path(path), dropped.drop, key, split))
-    random.Random(seed).shuffle(rows)
-    return iter(rows)
+    if rows:
+        first = rows[0][1]
+        told, way_out = columns_of_file(first, Path(path), key)
+        for role, name in data.columns:
+            if name is not None and not any(has_column(row, name) for _, row in rows):
+                raise ValueError(f"data.columns.{role} is {name!r}, and no row of {path} has such a column; {told}")
+        if not any(_has_turns(row, columns_of(data)) for _, row in rows):
+            raise ValueError(
+                f"{key}: {path} has {_missing(columns_of(data))}; {told}: say which it is with data.columns.messages="
+                f"NAME, or with data.columns.prompt=NAME and data.columns.completion=NAME{way_out}"
+            )
+    random.Random(data.seed).shuffle(rows)
+    return conversations(rows, columns_of(data), dropped)
 
 
 def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
@@ -189,10 +208,15 @@ def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
     except ValueError as error:  # no such subset or split; none chosen where there are several
         raise ValueError(f"{chat.path}: {' '.join(str(error).split())} (data.subset, data.split)") from error
     has = part.column_names
-    named = [name for name in (columns.messages, columns.prompt, columns.completion) if name]
+    for role, name in data.columns:
+        if name is not None and not any(f"{name}.".startswith(f"{column}.") for column in has):
+            raise ValueError(
+                f"data.columns.{role} is {name!r}, and {chat.path} has no such column; it has {', '.join(has)}"
+            )
+    named = [name for _, name in columns if name is not None]
     wanted = [column for column in has if any(f"{name}.".startswith(f"{column}.") for name in named)]
     if not wanted:
-        raise ValueError(f"{chat.path} has no column {columns.messages}; it has {', '.join(has)} (set data.columns)")
+        raise ValueError(f"{chat.path} has {_missing(columns)}; it has {', '.join(has)} (set data.columns)")
     order = list(range(len(part)))
     random.Random(data.seed).shuffle(order)
     for index, row in zip(order, part.select_columns(wanted).select(order), strict=True):
@@ -202,27 +226,26 @@ def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
 def conversations(
     rows: Iterable[tuple[str, Row]], columns: ChatColumnsConfig, dropped: Dropped
 ) -> Iterator[Conversation]:
-    """The usable rows. Raises `ValueError` where there is none, and the first has other columns: then all have."""
-    first: Row | None = None
-    used = False
+    """The usable rows."""
     for where, row in rows:
-        first, found = first or row, turns(row, columns)
+        found = turns(row, columns)
         if isinstance(found, str):
             dropped.drop(found, where)
         else:
-            used = True
             yield Conversation(id=where, messages=found)
-    if first is not None and not used and _lacks_turns(first, columns):
-        raise ValueError(
-            f"the data has {NO_TURNS.format(*dict(columns).values())}; its columns are {', '.join(paths_of(first))}: "
-            "say which it is with data.columns.messages=NAME, or with data.columns.prompt=NAME and "
-            "data.columns.completion=NAME"
-        )
 
 
-def _lacks_turns(row: Row, columns: ChatColumnsConfig) -> bool:
-    named = [name is not None and has_column(row, name) for _, name in columns]
-    return not (named[0] or all(named[1:]))
+def _has_turns(row: Row, columns: ChatColumnsConfig) -> bool:
+    there = [name is not None and has_column(row, name) for _, name in columns]
+    return there[0] or all(there[1:])
+
+
+def _missing(columns: ChatColumnsConfig) -> str:
+    """What a row without turns has: the reason why it is dropped."""
+    pair = f"{columns.prompt} and {columns.completion}"
+    if columns.messages is None:
+        return f"not both {pair}"
+    return f"no {columns.messages}" if columns.prompt is None else f"neither {columns.messages} nor {pair}"
 
 
 def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
@@ -231,7 +254,7 @@ def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
     if listed is None:
         prompt, completion = cell(row, columns.prompt), cell(row, columns.completion)
         if prompt is None or completion is None:
-            return NO_TURNS.format(columns.messages, columns.prompt, columns.completion)
+            return _missing(columns)
         listed = [*_spoken(prompt, "user"), *_spoken(completion, "assistant")]
     if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
         return f"{columns.messages} is not a list of turns"

@@ -17,6 +17,7 @@ import numpy as np
 from jinja2.exceptions import TemplateError
 from numpy.typing import NDArray
 
+from datafiles.rows import way_out
 from datafiles.text import read_text
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.conversations import Conversation, Dropped, Message, streams
@@ -181,7 +182,8 @@ def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
     train = list(itertools.islice(usable(learned), wanted(config)))
     found = Examples(train=train, test=test, dropped=dropped)
     if not train:
-        raise ValueError(f"data.source {data.source!r} left nothing to learn from: {found.describe()}")
+        named = f"data.source {data.source!r}" if data.path is None else f"data.path: {data.path}"
+        raise ValueError(f"{named} left nothing to learn from: {found.describe()}{way_out(dropped.counts)}")
     return found
 
 

@@ -31,6 +31,8 @@ class TrainableModel:
     """transformers' model itself."""
     parameters: dict[str, nn.Parameter]
     """What learns, float32, by the names it is published under."""
+    begin: Callable[[], None]
+    """Takes the first values from another adapter, where the run has one to go on from. Not for one that is resumed."""
     param_groups: list[tuple[float, list[nn.Parameter]]]
     """The parameters in groups, each after the multiple of `optim.lr` that it learns at."""
     write: Callable[[Path, dict[str, Tensor]], None]
@@ -53,7 +55,6 @@ def with_adapter(config: SftConfig, tokenizer: Any, device: torch.device) -> Tra
     causal_lm = load_weights(config.model, config.train.attention).to(device)
     model, coverage = lora.add_adapter(causal_lm, config.lora, config.seed)
     parameters = lora.adapter_parameters(model)
-    lora.go_on_from(model, config.lora, config.model.name)
 
     def write(directory: Path, tensors: dict[str, Tensor]) -> None:
         lora.write_adapter(directory, model, config.lora, config.model.name, tensors)
@@ -64,6 +65,7 @@ def with_adapter(config: SftConfig, tokenizer: Any, device: torch.device) -> Tra
         model=model,
         causal_lm=causal_lm,
         parameters=parameters,
+        begin=lambda: lora.go_on_from(model, config.lora, config.model.name),
         param_groups=lora.param_groups(parameters, config.lora),
         write=write,
         manifest_fields=lora.manifest_entries(config.lora),
@@ -82,6 +84,7 @@ def with_all_weights(config: SftConfig, tokenizer: Any, device: torch.device) ->
         model=model,
         causal_lm=model,
         parameters=parameters,
+        begin=lambda: None,
         param_groups=[(1.0, list(parameters.values()))],
         write=lambda directory, tensors: full.write_model(directory, tensors, saved_config, tokenizer),
         manifest_fields={"kind": "full", "rank": 0, "weights": full.WEIGHTS},

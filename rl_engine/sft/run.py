@@ -23,7 +23,7 @@ from rl_engine.policy.base_model import check_attention, load_model_config, mode
 from rl_engine.policy.lora.adapter import check_adapter
 from rl_engine.run.checkpoint import Checkpoints, RunState
 from rl_engine.run.console import RunConsole
-from rl_engine.run.output import ANEW, Beginning, Earlier, check_output, sole_writer
+from rl_engine.run.output import ANEW, Beginning, Earlier, begins, check_output, sole_writer
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import config_hash, problems_digest
 from rl_engine.run.trained import read_trained
@@ -148,14 +148,19 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
     batches = batches_of(config, rows)
     check_attention(config.train.attention, "train.attention")
     if config.method == "lora":
-        check_adapter(config.model, config.lora, config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainable = METHODS[config.method](config, tokenizer, device)
-    optimizer = adam(trainable.param_groups, config.optim, device.type)
+        check_adapter(config.model, config.lora, config.seed, begins=begins(config, resume=resume))
     checkpoints = Checkpoints(output / "checkpoints", config.checkpoint.keep)
     made_from = problems_digest((one.input_ids.tolist(), _labelled(one)) for one in examples.train)
     hashed = config_hash(config, made_from)
-    found = restore(config, trainable, optimizer, checkpoints, hashed) if resume else None
+    saved = checkpoints.newest() if resume else None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainable = METHODS[config.method](config, tokenizer, device)
+    optimizer = adam(trainable.param_groups, config.optim, device.type)
+    if saved is None:
+        trainable.begin()
+    else:
+        restore(config, trainable, optimizer, saved, hashed)
+    found = saved[0] if saved else None
     done = found.step if found else 0
     run = SftRun(
         config=config,

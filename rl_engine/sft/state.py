@@ -47,14 +47,11 @@ def restore(
     config: SftConfig,
     trainable: TrainableModel,
     optimizer: torch.optim.Optimizer,
-    checkpoints: Checkpoints,
+    saved: tuple[RunState, dict[str, Tensor]],
     config_hash: str,
-) -> RunState | None:
-    """Put back the newest checkpoint; returns where it stands, None where there is none."""
-    found = checkpoints.newest()
-    if found is None:
-        return None
-    state, tensors = found
+) -> None:
+    """Put back what a checkpoint holds. Raises `ConfigError` where it is another run's."""
+    state, tensors = saved
     check_resumable(state.config_hash, config, config_hash, state.step)
     restore_rng(tensors)
     # Checkpoints of earlier versions have no count: there it is that of the steps.
@@ -65,7 +62,6 @@ def restore(
         kept = {moment: value.to(parameter.device) for moment, value in moments.items() if value is not None}
         if kept:
             optimizer.state[parameter] = {"step": steps_taken(optimizer, parameter, count), **kept}
-    return state
 
 
 @torch.no_grad()

@@ -40,7 +40,11 @@ REPORT_S = 60.0
 """A report takes seconds of a core, which runs of half a minute need."""
 
 
-@app.command(cls=ConfiguredCommand, epilog=help_end("rl_engine.sweep", "--config sweep_rates.yaml --dry-run"))
+class GridCommand(ConfiguredCommand):
+    schema = SweepConfig
+
+
+@app.command(cls=GridCommand, epilog=help_end("rl_engine.sweep", "--config sweep_rates.yaml --dry-run"))
 def main(
     config: Annotated[str | None, typer.Option(help="A YAML file, or the name of a shipped sweep.")] = None,
     overrides: Overrides = None,

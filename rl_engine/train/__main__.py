@@ -88,7 +88,7 @@ def main(
         exit_with_error(str(error), 2)
     try:
         check(settings, beginning, only_check=dry_run)
-        tell_apart(groups)
+        tell_apart(groups, together)
         with stop.heard():
             if len(groups) > 1 and not dry_run:
                 files = {cell.name: name for cell, name in zip(named(settings), config, strict=True)}
@@ -105,10 +105,12 @@ def main(
     raise typer.Exit(code)
 
 
-def tell_apart(groups: Sequence[Group]) -> None:
-    """Which of several runs do not train with which, and why."""
+def tell_apart(groups: Sequence[Group], together: int | None) -> None:
+    """Which of several runs do not train with which, and why; of a lone one that there is nothing to share."""
     lines = [line for group in groups for line in group.apart]
-    console = new_console(quiet=os.environ.get("RANK", "0") != "0" or sum(len(group.cells) for group in groups) == 1)
+    if sum(len(group.cells) for group in groups) == 1:
+        lines = [f"--together {together} has no effect: there is one run"] if (together or 1) > 1 else []
+    console = new_console(quiet=os.environ.get("RANK", "0") != "0")
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
 
@@ -116,7 +118,7 @@ def tell_apart(groups: Sequence[Group]) -> None:
 def check(configs: Sequence[Config], beginning: Beginning, *, only_check: bool) -> None:
     """What can be wrong and costs no time to find, of all of them."""
     for config in configs:
-        check_quickly(config)
+        check_quickly(config, resume=beginning.resume)
     wanted = list(dict.fromkeys(item for config in configs for item in wanted_of_hub(config)))
     stay_offline_without(wanted)
     for config in configs:

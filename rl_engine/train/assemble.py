@@ -37,6 +37,7 @@ from rl_engine.policy.base_model import (
 from rl_engine.policy.lora.adapter import check_adapter
 from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, newest_on_all, restore_rng
 from rl_engine.run.console import RunConsole
+from rl_engine.run.output import begins
 from rl_engine.run.peaks import PhasePeaks, available
 from rl_engine.run.records import Records, read_metrics
 from rl_engine.run.resumption import check_resumable, config_hash, problems_digest
@@ -171,7 +172,7 @@ class Prepared:
 
 
 def prepare_run(
-    config: Config, ranks: Ranks, grader: Grader, console: RunConsole, *, least_context: int = 0
+    config: Config, ranks: Ranks, grader: Grader, console: RunConsole, resume: bool, least_context: int = 0
 ) -> Prepared:
     """Everything that can be known to be wrong without weights: the list that a run and a dry run walk alike, so that
     both refuse the same things in the same words. Raises `ValueError`, `FileNotFoundError` or `OSError`.
@@ -183,7 +184,7 @@ def prepare_run(
     check_attention(config.learner.attention, "learner.attention")
     check_placement(config, ranks)
     if config.method == "lora":
-        check_adapter(config.model, config.lora, config.seed)
+        check_adapter(config.model, config.lora, config.seed, begins=begins(config, resume=resume))
     tokenizer = load_tokenizer(config)
     renderer = Renderer(tokenizer, config.prompt)
     sampling, eval_sampling = samplings(config, renderer)
@@ -233,7 +234,7 @@ def assemble(
     that can be known."""
     stop = stop or StopRequest()
     console = console or console_of(config, ranks)
-    prepared = shared.prepared if shared else prepare_run(config, ranks, grader, console, least_context=least_context)
+    prepared = shared.prepared if shared else prepare_run(config, ranks, grader, console, resume, least_context)
     config = resolve_eval_pieces(config, sum(len(prompts) for _, prompts in prepared.suites), resume=resume)
     data, sampling, run_dir = prepared.data, prepared.sampling, Path(config.output_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
@@ -241,7 +242,8 @@ def assemble(
     found = newest_of_run(config, checkpoints, hashed, ranks) if resume else None
     with console.phase("loading the model"):
         pad_id, prompts = pad_id_of(prepared.tokenizer), [prompt.token_ids for prompt in data.prompts]
-        learner = Learner(config, ranks, pad_id, prompts, shared.load_base if shared else load_causal_lm)
+        load = shared.load_base if shared else load_causal_lm
+        learner = Learner(config, ranks, pad_id, prompts, load, begins=found is None)
     console.print_rows(describe(config, data, learner))
     with console.phase("starting vLLM"):
         queue = start_queue(config, ranks, prepared.context, stop, shared.engine if shared else None)

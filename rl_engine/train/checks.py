@@ -15,9 +15,9 @@ from rollout.hub import HubItem
 from rollout.prompts import problems
 
 
-def check_quickly(config: Config) -> None:
+def check_quickly(config: Config, *, resume: bool = False) -> None:
     """Raises `ValueError` or `FileNotFoundError` for what can be known to be wrong without loading anything."""
-    check_parts(config)
+    check_parts(config, resume=resume)
     check_reward(config)
     problems.check_source(config.data)
     for name in config.eval.suites:

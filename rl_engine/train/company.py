@@ -103,7 +103,7 @@ def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, w
     """The run's data, and that nothing of it is known to be wrong."""
     if not wishes.beginning.overwrite:
         check_output(config, resume=wishes.beginning.resume)
-    prepared = prepare_run(config, ranks, grader, console)
+    prepared = prepare_run(config, ranks, grader, console, wishes.beginning.resume)
     if wishes.beginning.resume:
         checkpoints = Checkpoints(Path(config.output_dir) / "checkpoints", config.checkpoint.keep)
         newest_of_run(config, checkpoints, hash_of_run(config, prepared.data), ranks)

@@ -38,7 +38,7 @@ def dry_run(config: Config, ranks: Ranks, beginning: Beginning) -> None:
     console.print_rows(memory_lines(memory_of_run(config, ranks), available(ranks)))
     check_hub(wanted_of_hub(config))
     with Grader.from_config(config.rewards, tasks_of(config.data)) as grader:
-        prepared = prepare_run(config, ranks, grader, console)
+        prepared = prepare_run(config, ranks, grader, console, beginning.resume)
     data, suites, renderer = prepared.data, prepared.suites, prepared.renderer
     console.print_rows(
         {

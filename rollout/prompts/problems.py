@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datafiles.cells import has_column, paths_of
-from datafiles.formats import format_of
+from datafiles.formats import check_file
 from datafiles.problems import Columns, ProblemRow, missing_columns, number_in, problem_rows
-from datafiles.rows import Row, rows_of
+from datafiles.rows import Row, rows_of, way_out
 from datafiles.tasks import Task
 from rollout.config import DataConfig, SourceConfig
 from rollout.hub import HubItem
@@ -58,7 +58,7 @@ def _check_part(config: SourceConfig, key: str) -> None:
         check_task(task_of(config.task, config.task_settings, where), where)
         return
     if config.path is not None:
-        format_of(Path(config.path), key)
+        check_file(Path(config.path), key)
     elif config.source == HUB and config.name is None:
         raise ValueError(f"{where}source is 'hub', which needs {where}name, a dataset on the hub")
     elif config.source not in (*SOURCES, HUB):
@@ -180,9 +180,10 @@ def _load_part(part: DataPart, split: Split, seed: int, need_answer: bool, with_
     if not loaded.problems:
         if config.path is not None:
             _explain_columns(part, need_answer)
-        reasons = ", ".join(f"{count} × {reason}" for reason, count in loaded.dropped.items()) or "it is empty"
+        counted = loaded.dropped.items()
+        reasons = ", ".join(f"{count} × {reason} ({loaded.examples[reason]})" for reason, count in counted)
         named = f"{part.key}: {config.path}" if config.path is not None else f"data.source {config.source!r}"
-        raise ValueError(f"{named} has no usable problem: {reasons}")
+        raise ValueError(f"{named} has no usable problem: {reasons or 'it is empty'}{way_out(loaded.dropped)}")
     if config.path is not None:
         _refuse_unseen(part, unseen)
     return loaded
@@ -295,5 +296,7 @@ def _explain_columns(part: DataPart, need_answer: bool) -> None:
     if key.startswith("data.mix"):
         option = "columns.{role}={name} there"
     columns = chosen_columns(Columns(), config.columns)
-    if row is not None and (told := missing_columns(row, columns, need_answer=need_answer, option=option)):
+    if row is None:
+        return
+    if told := missing_columns(row, columns, Path(config.path), key, need_answer=need_answer, option=option):
         raise ValueError(f"{key}: {config.path} has {told}")

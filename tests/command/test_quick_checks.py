@@ -35,6 +35,7 @@ json.dump(answers, sys.stdout)
 """
 TRAIN = ("rl_engine.train", "--config", "quickstart.yaml")
 SFT = ("rl_engine.sft", "--config", "sft_jsonl.yaml", "model.name=embedded")
+PLAN = ("rl_engine.plan", "--config", "quickstart.yaml")
 EVALS = ("evals", "--model", "embedded", "--suite", "held_out", "--output", "out.json")
 
 
@@ -145,6 +146,12 @@ CASES: list[tuple[tuple[str, ...], str]] = [
         ("rl_engine.plan", "--config", "quickstart", "--config", "quickstart", "--devices", "1x80", "--devices=0x80"),
         "--devices: '0x80'; expected a count of at least 1",
     ),
+    ((*PLAN, "--mfu", "0.5"), "--mfu is 0.5, and has no effect: give --card too"),
+    ((*PLAN, "--from-devices=8"), "--from-devices is 8, and has no effect: give --from too"),
+    ((*PLAN, "--loss-nats=1"), "--loss-nats is 1.0, and has no effect: give --supervised-tokens too"),
+    ((*PLAN, "--config", "gsm8k", "--card", "9", "9"), "--card has no effect with several --config: plan them"),
+    ((*EVALS, "--top-k=3"), "--top-k is 3, and has no effect: at temperature 0"),
+    ((*EVALS, "--min-p=0.1", "--temperature=0"), "--min-p is 0.1, and has no effect: at temperature 0"),
     (("rl_engine.plan", "--config", "quickstart.yaml", "--from", "gone"), "--from: gone is not a run's directory"),
     (("rl_engine.plan", "--config", "quickstart.yaml", "--from", "taken"), "--from: taken is not a run's directory"),
     (("rl_engine.sweep", "--config", "sweep_rates.yaml", "set.data.source=gsm9k"), "data.source is 'gsm9k'"),
@@ -225,7 +232,6 @@ def hub() -> Iterator[str]:
         server.server_close()
 
 
-PLAN = ("rl_engine.plan", "--config", "quickstart.yaml")
 OF_HUB = [
     ((*TRAIN, "model.name=org/gated"), "org/gated is gated: ask for access at https://huggingface.co/org/gated"),
     ((*TRAIN, "model.name=models/qwen"), "no directory models/qwen here, and the hub has no such model"),

@@ -28,6 +28,57 @@ SAID = [
     (("report",), "RUN_DIR is missing. Run directories; several are compared. Example: python -m rl_engine.report"),
     (("report", "x", "--format", "gif"), "--format is 'gif': 'gif' is not one of 'svg', 'png'"),
     (("push", "--adapter", "x", "--repo", "a/b", "y"), "got unexpected extra argument"),
+    # What is no setting is not told to be one.
+    (("sft", "--config", "sft_jsonl.yaml", "--dry-run"), "there is no option --dry-run: there are --config, --help"),
+    (("sft", "--together", "3", "--config", "sft_jsonl.yaml"), "there is no option --together: there are --config,"),
+    (("train", "--config", "quickstart.yaml", "--merge"), "there is no option --merge: there are --config, --dry-run"),
+    (("train", "--force"), "there is no option --force: there are --config"),
+    (("plan", "--resume", "--config", "quickstart.yaml"), "there is no option --resume: there are --card"),
+    (("doctor", "--dry-run"), "there is no option --dry-run: there are --config, --help"),
+    (("sweep", "--overwrite", "--config", "sweep_rates.yaml"), "there is no option --overwrite: there are --config"),
+    (
+        ("train", "--jobs", "3"),
+        "there is no option --jobs (jobs=3: rl_engine.sweep has it, and this command does not; a setting",
+    ),
+    (
+        ("train", "--lr=1e-3"),
+        "there is no option --lr (lr=1e-3: did you mean optim.lr? a setting is written without dashes)",
+    ),
+    (
+        ("train", "--batch-size", "8"),
+        "there is no option --batch-size (batch_size=8: here it is train.problems_per_step; a setting",
+    ),
+    (
+        ("train", "--lora-rank", "8"),
+        "there is no option --lora-rank (a setting is written without dashes, lora.rank=8)",
+    ),
+    (("doctor", "--seed", "--x"), "there is no option --seed (a setting is written without dashes, seed=VALUE)"),
+    (("sft", "--output-dir=x"), "there is no option --output-dir (a setting is written without dashes, output_dir=x)"),
+    (("sweep", "--jobs", "3"), "there is no option --jobs (a setting is written without dashes, jobs=3)"),
+    (("sweep", "--set.seed", "3"), "there is no option --set.seed (a setting is written without dashes, set.seed=3)"),
+    # Nor is an option that is written as a setting.
+    (
+        ("train", "--config", "quickstart", "dry_run=true"),
+        "dry_run=true: --dry-run is an option of this command: write --d",
+    ),
+    (("train", "resume", "--config", "quickstart"), "resume: --resume is an option of this command: write --resume"),
+    (("sft", "--config", "sft_jsonl", "merge=1"), "merge=1: --merge is an option of this command: write --merge"),
+    (
+        ("plan", "--config", "gsm8k", "devices=1x80"),
+        "devices=1x80: --devices is an option of this command: write --devices",
+    ),
+    (("sweep", "--config", "sweep_rates", "watch"), "watch: --watch is an option of this command: write --watch"),
+    (("train", "config=gsm8k.yaml"), "a configuration is named with --config: --config gsm8k.yaml"),
+    (
+        ("push", "--adapter", "x", "--repo", "a/b", "private=true"),
+        "private=true: --private is an option of this command",
+    ),
+    # Of two configurations one would count.
+    (
+        ("sft", "--config", "sft_jsonl", "--config", "gsm8k"),
+        "--config is given twice, and this command takes one",
+    ),
+    (("sweep", "--config=sweep_rates", "--config", "sweep_ranks"), "--config is given twice, and this command takes"),
 ]
 
 

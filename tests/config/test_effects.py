@@ -55,6 +55,7 @@ IDLE = {
     "data.path": ("quickstart.yaml", "data.path=my.jsonl", "data.source=jsonl"),
     "data.columns.problem": ("quickstart.yaml", "data.columns.problem=q", "data.source=jsonl"),
     "data.name": ("gsm8k.yaml", "data.name=org/set", "data.source=hub"),
+    "data.subset": ("gsm8k.yaml data.source=hub data.path=x.jsonl", "data.subset=main", "data.path=null"),
     "data.revision": ("sft_tulu3.yaml", "data.revision=1234567", "data.source=hub"),
     "data.task": ("gsm8k.yaml", "data.task=gcd", "data.source=reasoning_gym"),
     "data.task_settings": ("gsm8k.yaml", "data={task_settings: {max_value: 9}}", "data.source=reasoning_gym"),
@@ -169,6 +170,76 @@ def test_the_quickstart_with_a_file_says_how(tmp_path: Path) -> None:
     assert "data.path is 'my.jsonl', and has no effect" in result.output
     assert "data.source=file" in result.output
     assert not run.exists()
+
+
+@pytest.mark.parametrize("name", ["gsm8k.yaml", "sft_jsonl.yaml", "sft_tulu3.yaml"])
+def test_a_name_of_the_hub_beside_a_file_is_refused_or_left_out(name: str, tmp_path: Path) -> None:
+    """The file is read. Where a file of settings names the hub's, a command line may name one's own instead."""
+    schema, given = schema_of(name), ["data.name=org/set", "data.path=mine.jsonl", "data.source=hub"]
+    for order in (given, given[::-1]):
+        with pytest.raises(
+            ConfigError, match=r"data.name is 'org/set', and has no effect: data.path \(mine.jsonl\) is"
+        ):
+            read_config(schema, name, order)
+    tree = yaml.safe_load(read_config(schema, name).to_yaml())
+    tree["data"] |= {"source": "hub", "name": "org/set", "revision": "main"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
+    config: Any = read_config(schema, str(tmp_path / "mine.yaml"), ["data.path=mine.jsonl"])
+    assert (config.data.path, config.data.name, config.data.revision) == ("mine.jsonl", None, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        (
+            "{source: arithmetic, path: data.csv}",
+            "path is 'data.csv', and has no effect: source arithmetic makes its own",
+        ),
+        (
+            "{source: file, path: a.csv, task: gcd}",
+            "task is 'gcd', and has no effect: no task is generated: source is file",
+        ),
+        (
+            "{source: hub, name: a/b, path: a.csv}",
+            "name is 'a/b', and has no effect: path (a.csv) is read instead of the",
+        ),
+        (
+            "{source: gsm8k, subset: main}",
+            "subset is 'main', and has no effect: no hub dataset is chosen by name: source",
+        ),
+        (
+            "{source: gsm8k, split: test}",
+            "split is 'test', and has no effect: neither a hub dataset nor a directory of",
+        ),
+        ("{source: arithmetic, columns: {problem: q}}", "columns.problem is 'q', and has no effect: source arithmetic"),
+    ],
+)
+def test_a_source_of_a_mix_is_held_to_the_same_rules(source: str, line: str, tmp_path: Path) -> None:
+    mix = f"data.mix=[{{source: gsm8k, limit: 9}}, {source}]"
+    with pytest.raises(ConfigError) as caught:
+        load_config("gsm8k.yaml", ["data.source=mix", mix])
+    assert str(caught.value).startswith(f"command line: data.mix.1: {line}")
+    assert "\n" not in str(caught.value)
+    tree = yaml.safe_load(load_config("gsm8k.yaml").to_yaml())
+    tree["data"] |= {"source": "mix", "mix": [yaml.safe_load(source)]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match=r"mine.yaml: data.mix.0: .* has no effect"):
+        load_config(str(tmp_path / "mine.yaml"), ["data.limit=null"])
+
+
+def test_a_count_of_sums_that_each_source_says_itself_is_refused() -> None:
+    mix = "data.mix=[{source: gsm8k}, {source: arithmetic, limit: 9}]"
+    with pytest.raises(
+        ConfigError, match=r"count is 99, and has no effect: every source of sums in data.mix has a limit"
+    ):
+        load_config("gsm8k.yaml", ["data.source=mix", mix, "data.arithmetic.count=99"])
+    assert load_config("gsm8k.yaml", ["data.source=mix", mix.replace(", limit: 9", ""), "data.arithmetic.count=99"])
+
+
+def test_a_measurement_after_the_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"eval.at is \[7, 9\], and has no effect: .* \(5\); give steps before that"):
+        read_config(SftConfig, "embedded.yaml", ["train.steps=5", "eval.at=[7,9]", "train.epochs=null"])
+    assert read_config(SftConfig, "embedded.yaml", ["train.steps=8", "eval.at=[7,9]", "train.epochs=null"])
 
 
 def test_a_value_that_is_the_default_is_no_question() -> None:

@@ -7,12 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from datafiles.text import TextFileError, read_text, text_lines
 from rewards.records import BadRecord, read_rows
+from rl_engine.config.sft import SftConfig
+from rl_engine.sft.examples import load_examples
 from rollout.config import ColumnsConfig, DataConfig
-from rollout.prompts.problems import first_problem, load_problems
+from rollout.models import locate_model, read_tokenizer
+from rollout.prompts.problems import check_source, first_problem, load_problems
 
 ROW = '{"problem": "1+1=?", "answer": "2"}\n'
 
@@ -31,9 +37,13 @@ def test_a_byte_order_mark_costs_no_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (ROW.encode() + b'{"problem": "caf\xe9", "answer": "2"}\n', "rows.jsonl, line 2: byte 0xe9 is not UTF-8"),
+        (ROW.encode() * 200 + b'{"problem": "caf\xe9"}\n', "rows.jsonl, line 201: byte 0xe9 is not UTF-8"),
         (ROW.encode("utf-16"), "rows.jsonl is UTF-16 text: `iconv -f UTF-16 -t UTF-8"),
-        (ROW.encode("utf-16-le"), "line 1: a zero byte"),
+        (ROW.encode("utf-16-le"), "rows.jsonl is UTF-16LE text: `iconv -f UTF-16LE -t UTF-8"),
+        (ROW.encode("utf-16-be"), "rows.jsonl is UTF-16BE text"),
+        (ROW.encode("utf-32-le"), "rows.jsonl is UTF-32LE text"),
+        (gzip.compress(ROW.encode("utf-16")), r"UTF-16 text: `gunzip -c \S+/rows.jsonl \| iconv -f UTF-16 -t UTF-8`"),
+        (b"\x93NUMPY\x01\x00v\x00{", "line 1: a zero byte, which no text has: it is a file of another kind"),
         (ROW.encode("utf-32"), "rows.jsonl is UTF-32 text"),
     ],
 )
@@ -44,6 +54,63 @@ def test_another_encoding_is_refused_by_line_or_name(tmp_path: Path, content: by
         list(text_lines(path))
     with pytest.raises(TextFileError, match=message):
         load(path)
+
+
+def test_what_the_first_bytes_say_comes_before_torch(tmp_path: Path) -> None:
+    for content, message in ((ROW.encode("utf-16"), "is UTF-16 text"), (b"", "is empty$")):
+        (tmp_path / "rows.jsonl").write_bytes(content)
+        with pytest.raises(TextFileError, match=message):
+            check_source(DataConfig(source="file", path=str(tmp_path / "rows.jsonl")))
+
+
+def without_rows(path: Path) -> None:
+    table = pyarrow.table({"problem": ["1"], "answer": ["1"]}).slice(0, 0)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif path.suffix == ".arrow":
+        with pyarrow.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        datasets.Dataset(table).save_to_disk(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        *((f"rows.{ending}", b"", "is empty$") for ending in ("jsonl", "json", "csv", "tsv", "txt")),
+        ("rows.jsonl", b"\xef\xbb\xbf", "is empty$"),
+        ("rows.csv.gz", gzip.compress(b""), "is empty$"),
+        *((f"rows.{ending}", b"", "has no bytes: it was not written or copied") for ending in ("parquet", "arrow")),
+        ("rows.json", b"[]", "has no usable problem: it is empty$"),
+        ("rows.csv", b"problem,answer\n", "has no usable problem: it is empty$"),
+        *((name, None, "has no usable problem: it is empty$") for name in ("rows.parquet", "rows.arrow", "saved")),
+        (
+            "rows.jsonl",
+            b"\n{'problem': 1}\n",
+            r"1 × not JSON \(rows.jsonl:2\); JSON Lines, a JSON array, CSV, .* is read",
+        ),
+        (
+            "rows.csv",
+            b"1+1=?\n2+2=?\n",
+            "its columns are 1\\+1=\\?, by its first line: .* a line of names .*; cells end",
+        ),
+        ("rows.csv", b"1+1=?,2\n2+2=?,4\n", "are 1\\+1=\\?, 2, by its first line: .* a line of names above the rows"),
+    ],
+)
+def test_a_file_without_rows_is_one_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    """For training with rewards, and with given answers."""
+    path = tmp_path / name
+    without_rows(path) if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^data.path: {path} (?:{message}|.*{message})") as refused:
+        load(path)
+    assert "\n" not in str(refused.value)
+    config = SftConfig.model_validate(
+        {"output_dir": "x", "model": {"name": "embedded"}, "optim": {"lr": 1e-3}, "train": {"steps": 2}}
+        | {"data": {"source": "file", "path": str(path)}, "prompt": {"template": "plain"}}
+    )
+    with pytest.raises(ValueError, match=rf"^data.path: {path} ") as refused:
+        load_examples(config, read_tokenizer(locate_model("embedded"), None))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +173,7 @@ def test_a_document_with_a_key_twice_is_refused(tmp_path: Path, text: str) -> No
 )
 def test_a_directory_is_named_with_what_it_holds(tmp_path: Path, names: list[str], message: str) -> None:
     for name in names:
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(ROW if name.endswith(".jsonl") else "")
     with pytest.raises(TextFileError, match=message):
         load(tmp_path)
 
@@ -122,7 +189,8 @@ def test_a_directory_is_named_with_what_it_holds(tmp_path: Path, names: list[str
         ),
         ({"problem": "1+1", "loesung": "2"}, {}, "no column 'answer'; .*data.columns.answer=NAME"),
         ({"problem": "1+1", "answer": "2"}, {"problem": "frage"}, "no column 'frage'; its columns are problem, answer"),
-        ({"data": [{"problem": "1+1"}]}, {}, "its columns are data"),
+        ({"data": [{"problem": "1+1"}]}, {}, "no column 'answer'; its columns are problem: say"),
+        ({"data": [{"role": "user", "content": "1+1"}]}, {}, "its columns are data"),
     ],
 )
 def test_other_columns_are_named_with_the_key_that_maps_them(

@@ -43,11 +43,11 @@ def packed(write: Callable[[Path], None]) -> Callable[[Path], None]:
     return write_packed
 
 
-def csv_with(mark: str) -> Callable[[Path], None]:
+def csv_with(mark: str, end: str = "\r\n") -> Callable[[Path], None]:
     def write(path: Path) -> None:
         cells = [[*ROWS[0]], *([*row.values()] for row in ROWS)]
         quoted = [mark.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in cells]
-        path.write_text("\r\n".join(quoted) + "\r\n", newline="")
+        path.write_text(end.join(quoted) + end, newline="")
 
     return write
 
@@ -70,8 +70,59 @@ def arrow_file(path: Path) -> None:
         writer.write_table(table().data.table)
 
 
+def told_by_excel(path: Path) -> None:
+    csv_with("|")(path)
+    path.write_text("sep=|\r\n" + path.read_text(), newline="")
+
+
 def indented(path: Path) -> None:
     path.write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
+
+
+def old_mac(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    """With carriage returns alone at the ends of its lines."""
+
+    def write_so(path: Path) -> None:
+        write(path)
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+
+    return write_so
+
+
+def marked(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    """With a byte-order mark."""
+
+    def write_so(path: Path) -> None:
+        write(path)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+    return write_so
+
+
+def lines_of_two_systems(path: Path) -> None:
+    lines(path)
+    first, second, *rest = path.read_bytes().splitlines()
+    path.write_bytes(first + b"\r" + second + b"\r\n" + b"\n".join(rest))
+
+
+def first_row_group_empty(path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    whole = table().data.table
+    with pq.ParquetWriter(path, whole.schema) as writer:
+        writer.write_table(whole.slice(0, 0))
+        writer.write_table(whole)
+
+
+def shards_without_rows(path: Path) -> None:
+    """Some shards of a split have none."""
+    shards(path)
+    for name in ("a.parquet", "z.parquet"):
+        datasets.Dataset.from_list(ROWS).select([]).to_parquet(path / name)
+
+
+def a_split_without_rows(path: Path) -> None:
+    datasets.DatasetDict(train=table(), test=table(), dev=table().select([])).save_to_disk(path)
 
 
 def shards(path: Path, name: str = "part-{part}.parquet") -> None:
@@ -101,7 +152,10 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "array.jsonl": lambda path: path.write_text("\ufeff" + json.dumps(ROWS, indent=1)),
     "array.json.gz": packed(array),
     "wrapped.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS}, indent=1)),
+    "wrapped_in_a_line.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS})),
+    "wrapped_in_a_line.jsonl": lambda path: path.write_text(json.dumps({"rows": ROWS}) + "\n"),
     "objects.json": indented,
+    "told_by_excel.csv": told_by_excel,
     "rows.csv": csv_with(","),
     "rows.csv.gz": packed(csv_with(",")),
     "semicolons.csv": csv_with(";"),
@@ -115,6 +169,19 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
     "shards": shards,
     "shards_of_splits": shards_of_splits,
     "packed_shards": packed_shards,
+    "old_mac.jsonl": old_mac(lines),
+    "old_mac.jsonl.gz": packed(old_mac(lines)),
+    "old_mac.csv": csv_with(",", end="\r"),
+    "old_mac": csv_with("\t", end="\r"),
+    "old_mac.json": old_mac(indented),
+    "two_systems.jsonl": lines_of_two_systems,
+    "marked.jsonl": marked(lines),
+    "marked.json": marked(indented),
+    "marked.csv.gz": packed(marked(csv_with(","))),
+    "marked.tsv": marked(csv_with("\t", end="\r")),
+    "first_group_empty.parquet": first_row_group_empty,
+    "shards_without_rows": shards_without_rows,
+    "a_split_without_rows": a_split_without_rows,
     "splits": lambda path: datasets.DatasetDict(train=table(), test=table()).save_to_disk(path),
 }
 
@@ -189,6 +256,30 @@ def test_shards_are_of_one_format_and_one_split(tmp_path: Path) -> None:
     lines(tmp_path / "d" / "train-extra.jsonl")
     with pytest.raises(ValueError, match=r"several formats \(test-00000-of-00002.parquet, train-extra.jsonl\)"):
         load_problems(data, split="train", seed=0)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("chat", ["role content", "from value"])
+def test_a_lone_row_with_a_chat_is_a_row(indent: int | None, chat: str, tmp_path: Path) -> None:
+    """And no object around an array of rows."""
+    row = {"data": [dict(zip(chat.split(), turn, strict=True)) for turn in (("user", "1+1=?"), ("assistant", "2"))]}
+    (tmp_path / "row.json").write_text(json.dumps(row, indent=indent))
+    assert [found for _, found in rows_of(tmp_path / "row.json", print, "")] == [row]
+    plain = {"problem": "1+1=?", "steps": [{"text": "2"}]}
+    (tmp_path / "row.json").write_text(json.dumps(plain))
+    assert [found for _, found in rows_of(tmp_path / "row.json", print, "")] == [plain]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.json", "rows.jsonl.gz"])
+def test_an_empty_shard_is_left_out_and_counted(name: str, tmp_path: Path) -> None:
+    """A shard without a byte, whatever its place."""
+    FORMATS[name](tmp_path / name)
+    for empty in (f"a-{name}", f"z-{name}"):
+        (tmp_path / empty).write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
+    loaded = load_problems(DataConfig(source="file", path=str(tmp_path)), split="train", seed=0)
+    assert len(loaded.problems) == 4
+    assert loaded.dropped == {"an empty file": 2}
+    assert loaded.examples == {"an empty file": f"a-{name}"}
 
 
 def test_a_suite_file_may_have_columns_of_its_own(tmp_path: Path) -> None:

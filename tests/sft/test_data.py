@@ -183,6 +183,30 @@ def test_other_columns_are_named_with_the_keys_for_them(tmp_path: Path, tokenize
     assert len(load_examples(config_of(**data, columns=columns, test_size=0), tokenizer).train) == 1
 
 
+@pytest.mark.parametrize(
+    ("columns", "asked"),
+    [
+        ({}, "chat"),
+        ({"prompt": "question"}, "own"),
+        ({"completion": "answer", "prompt": "question"}, "own"),
+        ({"messages": "turns"}, "others"),
+        ({"messages": "messages", "prompt": "question"}, "chat"),
+    ],
+)
+def test_a_named_column_is_the_one_that_is_read(columns: dict[str, str], asked: str, tmp_path: Path) -> None:
+    """A row may have several that could be; those that nobody named are then not looked at."""
+    row = {"messages": said("chat", "1"), "turns": said("others", "1"), "question": "own"}
+    path = write(tmp_path / "rows.jsonl", [{**row, "completion": "1", "answer": "1"}])
+    _, train = streams(config_of(source="file", path=path, columns=columns, test_size=0).data, Dropped())
+    assert [one.question for one in train] == [asked]
+    without = write(tmp_path / "others.jsonl", [{"messages": said("chat", "1")}])
+    if columns:
+        with pytest.raises(
+            ValueError, match=r"data.columns.\w+ is '\w+', and no row of .*others.jsonl has such a column"
+        ):
+            streams(config_of(source="file", path=without, columns=columns).data, Dropped())
+
+
 def test_what_is_dropped_is_counted_with_a_place_to_look(tmp_path: Path, tokenizer: Any) -> None:
     good = {"messages": list(said("1", "2"))}
     rows = [good, "{", "[1]", {"messages": list(said("1"))}, {"messages": list(said("1", "2" * 70))}]
@@ -229,6 +253,9 @@ def test_hub_sets_are_read_by_their_own_columns(
     _, train = streams(SftDataConfig(source=source), Dropped())
     assert [conversation.messages for conversation in train] == [said("1", "2")]
     assert asked == [(path, "train")]
+    other = SftDataConfig(source=source, columns=ChatColumnsConfig(prompt="question"))
+    with pytest.raises(ValueError, match=r"data.columns.prompt is 'question', and .* has no such column; it has \w+,"):
+        list(streams(other, Dropped())[1])
 
 
 def test_sums_are_shown_in_two_styles_and_held_out_ones_never() -> None:

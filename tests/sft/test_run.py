@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shutil
 import signal
 import time
 from functools import cached_property, partial
@@ -33,6 +34,7 @@ from rl_engine.run.records import read_metrics
 from rl_engine.run.trained import read_trained
 from rl_engine.sft import __main__ as sft
 from rl_engine.sft.batches import batches_of
+from rl_engine.sft.checks import check_quickly
 from rl_engine.sft.examples import IGNORED, Example, load_examples
 from rl_engine.sft.loop import SftRun
 from rl_engine.sft.run import assemble, load_tokenizer, run_sft
@@ -298,6 +300,24 @@ def test_an_interrupted_run_ends_bit_for_bit_as_one_that_was_not(
     assert ends[0].read_bytes() == ends[1].read_bytes()
 
     assert without_times(finished) == without_times(tmp_path / "run")
+
+
+def test_a_resumed_run_needs_no_adapter_to_start_from(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "adapters" / "v000006", tmp_path / "first")
+    settings = (*RUN, f"lora.start_from={tmp_path / 'first'}", "checkpoint.every=1")
+    config = config_of(tmp_path, *settings)
+    assert run_sft(config_of(tmp_path, *settings, f"output_dir={tmp_path / 'whole'}")) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("rl_engine.sft.run.assemble", interrupted)
+        assert run_heard(config) == 128 + signal.SIGINT
+    shutil.rmtree(tmp_path / "first")
+    with pytest.raises(ConfigError, match=r"^lora.start_from: .*first is not an adapter"):
+        check_quickly(config)
+    check_quickly(config, resume=True)
+    assert run_sft(config, beginning=Beginning(resume=True)) == 0
+    assert without_times(tmp_path / "whole") == without_times(tmp_path / "run")
 
 
 @pytest.mark.parametrize("measurement", [0, 1, 2])

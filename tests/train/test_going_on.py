@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,30 @@ def test_a_dry_run_says_what_the_options_would_do(place: Path) -> None:
     code, output = command(place, "output_dir=runs/long", "train.steps=3", "seed=4", "--overwrite", "--dry-run")
     assert (code, "(3 steps, other settings: seed was 0 and is 4) to runs/long.old-1" in output) == (0, True), output
     assert contents(place / "runs" / "long") == before
+
+
+def test_a_resumed_run_needs_no_adapter_to_start_from(place: Path) -> None:
+    """Nor is it looked at: what the run goes on from is its checkpoint. One that begins needs it."""
+    first, run, start = place / "first", place / "runs" / "more", "lora.start_from=first"
+    shutil.copytree(place / "runs" / "long" / "adapters" / "v000003", first)
+    code, output = command(place, "output_dir=runs/more", "train.steps=2", start)
+    assert code == 0, output
+    whole = place / "runs" / "whole"
+    shutil.copytree(run, whole)
+    shutil.rmtree(run / "checkpoints" / "step000002")
+    (first / "adapter_config.json").write_text('{"peft_type": "BOFT"}')
+    code, output = command(place, "output_dir=runs/other", start)
+    assert (code, output.count("\n")) == (2, 1)
+    assert "lora.start_from: " in output
+    shutil.rmtree(first)
+    code, output = command(place, "output_dir=runs/more", "train.steps=2", start, "--resume", "--dry-run")
+    assert code == 0, output
+    code, output = command(place, "output_dir=runs/more", "train.steps=2", start, "--resume")
+    assert code == 0, output
+    assert "resumed after step 1" in output
+    assert numbers(run) == numbers(whole)
+    weights = Path("adapters") / "v000002" / "adapter_model.safetensors"
+    assert (run / weights).read_bytes() == (whole / weights).read_bytes()
+    shutil.rmtree(run / "checkpoints")
+    code, output = command(place, "output_dir=runs/more", "train.steps=2", start, "--resume")
+    assert code == 2

@@ -160,12 +160,13 @@ def manifest_entries(config: LoraConfig) -> dict[str, Any]:
     return {"kind": "lora", "rank": config.served_rank, "weights": PEFT_WEIGHTS}
 
 
-def check_adapter(model: ModelConfig, config: LoraConfig, seed: int) -> None:
-    """Raises what `add_adapter` and `go_on_from` would raise, from the shapes of the model alone."""
+def check_adapter(model: ModelConfig, config: LoraConfig, seed: int, *, begins: bool = True) -> None:
+    """Raises what `add_adapter` would raise, and where the run begins `go_on_from`, from the shapes of the model
+    alone."""
     shapes = load_meta_model(model)
     coverage_of(shapes, config)
     refuse_experts(shapes, config)
-    if config.start_from is not None:
+    if begins and config.start_from is not None:
         adapted, _ = add_adapter(shapes, config, seed)
         go_on_from(adapted, config, model.name)
 
@@ -205,7 +206,6 @@ class LoraPolicy:
         self.model, self.coverage = add_adapter(load(config, device), config.lora, config.seed)
         self.causal_lm: Any = self.model.get_base_model()
         self.parameters = adapter_parameters(self.model)
-        go_on_from(self.model, config.lora, config.model.name)
 
     def describe(self) -> str:
         return describe_adapter(self._config.lora, self.coverage)
@@ -213,7 +213,8 @@ class LoraPolicy:
     def param_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
         return param_groups(self.parameters, self._config.lora)
 
-    def calibrate(self, passes: Iterator[Callable[[], Any]]) -> None:
+    def begin(self, passes: Iterator[Callable[[], Any]]) -> None:
+        go_on_from(self.model, self._config.lora, self._config.model.name)
         if STARTS[self._config.lora.init].calibrated:
             with self.model.disable_adapter():
                 fit_to_activations(lora_layers(self.model), passes)

@@ -88,7 +88,7 @@ def test_a_source_that_cannot_be_read_says_so(settings: dict[str, Any], error: t
 def test_a_file_without_usable_rows_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no column 'answer'"):
         load(source="jsonl", path=write_jsonl(tmp_path / "rows.jsonl", [{"problem": "1+1"}]))
-    with pytest.raises(ValueError, match="it is empty"):
+    with pytest.raises(ValueError, match="is empty"):
         load(source="jsonl", path=write_jsonl(tmp_path / "empty.jsonl", []))
 
 
