@@ -21,6 +21,8 @@ USAGE_ERROR: Any = typer.BadParameter.__base__
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")
 
 
+# What DeepSpeed's launcher gives each of its processes, beside the variable that is read.
+OF_LAUNCHER = "--local_rank={}"
 # So long the other processes of a launcher wait for the first to say what is wrong. It ends them when one has left.
 FIRST_SAYS_S = 10.0
 
@@ -70,6 +72,7 @@ class Command(TyperCommand):
         return ["--help", "-h"]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = [arg for arg in args if arg != OF_LAUNCHER.format(os.environ.get("LOCAL_RANK"))]
         given = list(args)
         before_dashes = given[: given.index("--")] if "--" in given else given
         known = [name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)]
