@@ -77,6 +77,23 @@ def test_an_empty_legend_is_none_and_names_of_any_length_fit() -> None:
         assert_reads_in_a_paper(figure)
 
 
+@pytest.mark.parametrize("name", ["lr=$1e-4$", "$\\frac$", "100$ of a_b^c$", "_of mine", "a\\$b", "<b>&amp;"])
+def test_names_are_drawn_as_they_are_written(name: str, tmp_path: Path) -> None:
+    """Neither as a formula, which may be none, nor left out of the legend."""
+    score = {"eval/it/avg": 0.5, "eval/it/low": 0.4, "eval/it/high": 0.6}
+    runs = {each: [{"step": 1, **score}] for each in (name, "other")}
+    for file_format in ("svg", "png"):
+        assert plot_charts(runs, tmp_path, file_format)
+    with paper_style():
+        figure, (axes,) = paper_figure()
+        name_panel(axes, name, "%")
+        legend_below(figure, draw_chart(axes, accuracy_chart("it"), runs))
+        draw(figure)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [name, "other"]
+    assert not any(text.get_parse_math() for text in (*legend.get_texts(), axes._left_title))
+
+
 @pytest.mark.parametrize("summary", REGRET, ids=lambda path: path.parent.name)
 def test_the_figures_of_the_recorded_sweeps_are_read(summary: Path) -> None:
     config, found, analysis = read_summary(summary)
