@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import AutoConfig
 
 from evals.asking.trained_with import TrainedWith, agreed, model_overridden, overridden
 from evals.contamination import Contamination, contamination
@@ -31,7 +30,7 @@ from rewards import Grader, RewardConfig
 from rollout.config import DataConfig
 from rollout.engine import EngineSettings
 from rollout.files.durable import write_synced
-from rollout.models import locate_model, read_tokenizer
+from rollout.models import locate_model, read_model_config, read_tokenizer
 from rollout.prompts.problems import load_problems
 from rollout.servable import check_servable, context_length, serving_precision
 
@@ -53,7 +52,7 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
         console.print(escape(note), soft_wrap=True)
     model = locate_model(options.model)
     tokenizer = read_tokenizer(model, options.revision)
-    model_config: Any = AutoConfig.from_pretrained(model, revision=options.revision)
+    model_config = read_model_config(model, options.revision, f"--model {options.model}")
     text_config = model_config.get_text_config()
     policies = contenders(options, text_config, console)
     adapted = any(policy.ref is not None for policy in policies)

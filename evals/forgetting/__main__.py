@@ -46,7 +46,7 @@ from rollout.config import LARGEST_SEED, ModelConfig
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
 from rollout.files.durable import write_synced
 from rollout.hub import check_hub
-from rollout.models import check_files, hub_items, locate_model, read_tokenizer
+from rollout.models import check_files, hub_items, locate_model, read_model_config, read_tokenizer
 from rollout.servable import check_cards, check_servable, context_length, serving_precision
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import BASE, AdapterRef
@@ -175,13 +175,11 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
         raise ValueError("nothing to measure: give --tasks, --prompts or both")
     model = locate_model(options.model)
     adapters = find_adapters(options.adapters, console)
-    from transformers import AutoConfig
-
     from evals.forgetting.prompts import read_task_prompts
     from evals.forgetting.table import markdown, table, to_json
 
     tokenizer = read_tokenizer(model, options.revision)
-    model_config: Any = AutoConfig.from_pretrained(model, revision=options.revision)
+    model_config = read_model_config(model, options.revision, f"--model {options.model}")
     check_servable(model_config, f"--model {options.model}", adapter=bool(adapters))
     prompts = None
     if options.prompts is not None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from rl_engine.drawing.style import (
     COLOURS,
@@ -91,7 +92,9 @@ def test_names_are_drawn_as_they_are_written(name: str, tmp_path: Path) -> None:
         draw(figure)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [name, "other"]
-    assert not any(text.get_parse_math() for text in (*legend.get_texts(), axes._left_title))
+    named = [text for text in figure.findobj(Text) if text.get_text() in (name, "other", axes.get_title("left"))]
+    assert len(named) == 3
+    assert not any(text.get_parse_math() for text in named)
 
 
 @pytest.mark.parametrize("summary", REGRET, ids=lambda path: path.parent.name)
