@@ -53,8 +53,7 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     model = locate_model(options.model)
     tokenizer = read_tokenizer(model, options.revision)
     model_config = read_model_config(model, options.revision, f"--model {options.model}")
-    text_config = model_config.get_text_config()
-    policies = contenders(options, text_config, console)
+    policies = contenders(options, model_config, console)
     adapted = any(policy.ref is not None for policy in policies)
     check_servable(model_config, f"--model {options.model}", adapter=adapted)
     trained = agreed(options.model, policies)
@@ -97,9 +96,9 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     print_results(options, results, console)
 
 
-def contenders(options: EvalOptions, text_config: Any, console: Console) -> list[Policy]:
+def contenders(options: EvalOptions, model_config: Any, console: Console) -> list[Policy]:
     """All that is measured. Which version of a run that is, is said."""
-    adapters = find_policies(options.adapters, options.model, text_config)
+    adapters = find_policies(options.adapters, options.model, model_config)
     for policy in adapters:
         if policy.why:
             console.print(escape(policy.why), soft_wrap=True)

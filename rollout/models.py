@@ -58,6 +58,40 @@ def read_model_config(place: str, revision: str | None, what: str) -> Any:
         return AutoConfig.from_pretrained(place, revision=revision)
 
 
+def is_wrapper(model_config: Any) -> bool:
+    """Whether a language model is one part of it, beside those that see or hear."""
+    return model_config.get_text_config() is not model_config
+
+
+def auto_class(model_config: Any) -> Any:
+    """Wrappers as they are stored and served, so that an adapter's names are the sampler's."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText  # heavy, as in `read_model_config`
+
+    return AutoModelForImageTextToText if is_wrapper(model_config) else AutoModelForCausalLM
+
+
+def meta_model(model_config: Any, what: str) -> Any:
+    """The model on torch's meta device, which has modules and sizes but no weights. Errors: as `read_model_config`."""
+    import torch  # heavy, as in `read_model_config`
+
+    with torch.device("meta"), made_by_transformers(what):
+        return auto_class(model_config).from_config(model_config)
+
+
+def layer_sizes(model_config: Any, what: str) -> dict[str, tuple[int, int] | None]:
+    """Path of each module of a model → (inputs, outputs) of a linear layer, (tokens, width) of an embedding; None of
+    others. Errors: as `read_model_config`."""
+    from torch import nn  # heavy, as in `read_model_config`
+
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for path, module in meta_model(model_config, what).named_modules():
+        if isinstance(module, nn.Linear):
+            sizes[path] = (module.in_features, module.out_features)
+        else:
+            sizes[path] = (module.num_embeddings, module.embedding_dim) if isinstance(module, nn.Embedding) else None
+    return sizes
+
+
 @contextlib.contextmanager
 def made_by_transformers(what: str) -> Iterator[None]:
     """In the block a model's configuration, or its modules, are made of a config.json. The values in it are anybody's,

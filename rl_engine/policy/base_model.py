@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rl_engine.config import Config
@@ -22,7 +22,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.policy.attention import NAME, VARLEN, check_packable, has_plain_attention, is_computed
 from rl_engine.policy.logits import compiler_said
 from rollout.config import ModelConfig
-from rollout.models import locate_config, locate_model, made_by_transformers, read_model_config
+from rollout.models import auto_class, locate_config, locate_model, meta_model, read_model_config
 
 # Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
 LONGEST_SHARED = 2048
@@ -193,16 +193,6 @@ def load_model_config(model: ModelConfig) -> Any:
     return model_config
 
 
-def is_wrapper(model_config: Any) -> bool:
-    """Whether a language model is one part of it, beside those that see or hear."""
-    return model_config.get_text_config() is not model_config
-
-
-def auto_class(model_config: Any) -> Any:
-    """Wrappers as they are stored and served, so that an adapter's names are the sampler's."""
-    return AutoModelForImageTextToText if is_wrapper(model_config) else AutoModelForCausalLM
-
-
 def noise_of(model_config: Any) -> dict[str, float]:
     """The dropout rates and router jitters of a configuration that are not zero, by name, those of its parts too."""
     return {name: value for part in _parts(model_config) for name, value in _noise_of_part(part).items()}
@@ -305,6 +295,4 @@ def load_meta_model(model: ModelConfig) -> Any:
 
     Raises `ValueError` as `load_model_config`.
     """
-    model_config = load_model_config(model)
-    with torch.device("meta"), made_by_transformers(f"model.name: {model.name}"):
-        return auto_class(model_config).from_config(model_config)
+    return meta_model(load_model_config(model), f"model.name: {model.name}")

@@ -25,10 +25,11 @@ from rl_engine.plan.forecast import Forecast, first_lines, forecast, lines_of
 from rl_engine.plan.sizes import Devices, Widths, Workload
 from rl_engine.plan.step_time import DataSheet, GpuSampler, Throughput, measured
 from rl_engine.plan.warnings import WARNINGS
-from rl_engine.policy.base_model import auto_class, load_meta_model
+from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora.targets import adaptable, expert_rank
 from rl_engine.run.peaks import GIB
 from rollout.config import ModelConfig
+from rollout.models import auto_class
 
 ROOT = Path(__file__).parents[2]
 LAYERS, HIDDEN, MLP, VOCABULARY = 36, 4096, 12288, 151936
