@@ -16,7 +16,6 @@ from rich.logging import RichHandler
 
 from rewards.command import say_error
 from rollout.files.ownership import is_json, replaced
-from rollout.models import refuse_code_of_models
 from rollout.stopping import Stopped, StopRequest
 
 
@@ -67,14 +66,13 @@ def quiet_torch() -> None:
 
 
 def quiet_libraries() -> None:
-    """Warnings in our own style; no progress bars and no questions of libraries."""
+    """Warnings in our own style; no progress bars of libraries."""
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # about what DeepSpeed calls
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    refuse_code_of_models()
 
 
 def say_loading(what: str) -> None:

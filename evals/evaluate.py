@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import AutoConfig
 
 from evals.asking.trained_with import TrainedWith, agreed, model_overridden, overridden
 from evals.contamination import Contamination, contamination
@@ -31,7 +30,7 @@ from rewards import Grader, RewardConfig
 from rollout.config import DataConfig
 from rollout.engine import EngineSettings
 from rollout.files.durable import write_synced
-from rollout.models import locate_model, read_tokenizer
+from rollout.models import locate_model, read_model_config, read_tokenizer
 from rollout.prompts.problems import load_problems
 from rollout.servable import check_servable, context_length, serving_precision
 
@@ -53,9 +52,8 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
         console.print(escape(note), soft_wrap=True)
     model = locate_model(options.model)
     tokenizer = read_tokenizer(model, options.revision)
-    model_config: Any = AutoConfig.from_pretrained(model, revision=options.revision)
-    text_config = model_config.get_text_config()
-    policies = contenders(options, text_config, console)
+    model_config = read_model_config(model, options.revision, f"--model {options.model}")
+    policies = contenders(options, model_config, console)
     adapted = any(policy.ref is not None for policy in policies)
     check_servable(model_config, f"--model {options.model}", adapter=adapted)
     trained = agreed(options.model, policies)
@@ -98,9 +96,9 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     print_results(options, results, console)
 
 
-def contenders(options: EvalOptions, text_config: Any, console: Console) -> list[Policy]:
+def contenders(options: EvalOptions, model_config: Any, console: Console) -> list[Policy]:
     """All that is measured. Which version of a run that is, is said."""
-    adapters = find_policies(options.adapters, options.model, text_config)
+    adapters = find_policies(options.adapters, options.model, model_config)
     for policy in adapters:
         if policy.why:
             console.print(escape(policy.why), soft_wrap=True)

@@ -7,19 +7,15 @@ after a look at whether vLLM can serve it on this model.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from rollout.adapters import (
     MANIFEST,
     PEFT_CONFIG,
-    PEFT_WEIGHTS,
     AdapterError,
     Meant,
     identity_of,
@@ -27,12 +23,9 @@ from rollout.adapters import (
     read_manifest,
 )
 from rollout.engine import smallest_allowed_rank
-from rollout.models import locate_model
-from rollout.peft_format import read_peft
+from rollout.models import is_wrapper, layer_sizes, locate_model
+from rollout.peft_format import read_peft, refuse_misfit
 from rollout.types import BASE, AdapterRef
-
-# Layers that read the hidden state: their A has as many columns as the model is wide.
-READS_HIDDEN = re.compile(r"\.layers\.(\d+)\..*\.(?:[qkv]_proj|gate_proj|up_proj)\.lora_A\.weight$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +46,12 @@ BASE_MODEL = Policy(label=BASE)
 
 
 def find_policies(arguments: Sequence[str], model: str, model_config: Any) -> list[Policy]:
-    """The policies of `--adapter [NAME=]DIR`, checked against a model and its text configuration.
+    """The policies of `--adapter [NAME=]DIR`, checked against a model and its configuration.
 
     Raises `AdapterError` for what cannot be measured.
     """
-    policies = [_policy(argument, model, model_config) for argument in arguments]
+    sizes = layer_sizes(model_config, f"--model {model}") if arguments else {}
+    policies = [_policy(argument, model, sizes, all_named=not is_wrapper(model_config)) for argument in arguments]
     labels = Counter(policy.label for policy in policies)
     for label, count in labels.items():
         if count > 1 or label == BASE:
@@ -71,12 +65,12 @@ def named_version(argument: str) -> tuple[str, Meant]:
     return name, meant_version(Path(place).expanduser())
 
 
-def _policy(argument: str, model: str, model_config: Any) -> Policy:
+def _policy(argument: str, model: str, sizes: Mapping[str, tuple[int, int] | None], *, all_named: bool) -> Policy:
     name, meant = check_adapter(argument)
     directory = meant.directory.resolve()
     settings = read_peft(directory, "--adapter")
     rank = _rank_of(settings, directory)
-    _check_fits(directory, model_config, model)
+    refuse_misfit(directory, model, sizes, all_named=all_named)
     published = (directory / MANIFEST).is_file()
     manifest = read_manifest(directory) if published else {}
     ref = AdapterRef(
@@ -118,22 +112,6 @@ def _rank_of(settings: dict[str, Any], directory: Path) -> int:
     except ValueError as error:
         raise AdapterError(f"{directory}: {error}") from error
     return rank
-
-
-def _check_fits(directory: Path, model_config: Any, model: str) -> None:
-    """Raises `AdapterError` for another model's adapter: vLLM would copy what is too small into its larger buffers."""
-    layers, hidden = model_config.num_hidden_layers, model_config.hidden_size
-    with safe_open(directory / PEFT_WEIGHTS, framework="numpy") as weights:
-        for name in weights.keys():  # noqa: SIM118 - not a mapping
-            found = READS_HIDDEN.search(name)
-            if found is None:
-                continue
-            width = weights.get_slice(name).get_shape()[1]
-            if width != hidden or int(found[1]) >= layers:
-                raise AdapterError(
-                    f"{directory} does not fit {model}: {name} reads {width} values in layer {found[1]}, and the model "
-                    f"is {hidden} wide with {layers} layers"
-                )
 
 
 def same_model(one: str, other: str) -> bool:

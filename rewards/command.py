@@ -22,6 +22,8 @@ EXTRA = "got unexpected extra argument"
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")
 
 
+# What DeepSpeed's launcher gives each of its processes, beside the variable that is read.
+OF_LAUNCHER = "--local_rank={}"
 # So long the other processes of a launcher wait for the first to say what is wrong. It ends them when one has left.
 FIRST_SAYS_S = 10.0
 
@@ -71,6 +73,7 @@ class Command(TyperCommand):
         return ["--help", "-h"]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = [arg for arg in args if arg != OF_LAUNCHER.format(os.environ.get("LOCAL_RANK"))]
         given = list(args)
         before_dashes = given[: given.index("--")] if "--" in given else given
         known = [name for param in self._options(ctx) for name in (*param.opts, *param.secondary_opts)]

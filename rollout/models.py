@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,78 @@ def locate_config(model: ModelConfig) -> str:
     return str(shape) if known else place
 
 
+def read_model_config(place: str, revision: str | None, what: str) -> Any:
+    """A model's configuration, as transformers reads the config.json where `locate_config` has it.
+
+    `what`: the key and the name that it was given as, for people. Raises `ValueError`, in one line, for one that
+    describes no model that transformers knows.
+    """
+    from transformers import AutoConfig  # heavy, for commands that have failed before
+
+    refuse_code_of_models()
+    with made_by_transformers(what):
+        return AutoConfig.from_pretrained(place, revision=revision)
+
+
+def is_wrapper(model_config: Any) -> bool:
+    """Whether a language model is one part of it, beside those that see or hear."""
+    return model_config.get_text_config() is not model_config
+
+
+def auto_class(model_config: Any) -> Any:
+    """Wrappers as they are stored and served, so that an adapter's names are the sampler's."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText  # heavy, as in `read_model_config`
+
+    return AutoModelForImageTextToText if is_wrapper(model_config) else AutoModelForCausalLM
+
+
+def meta_model(model_config: Any, what: str) -> Any:
+    """The model on torch's meta device, which has modules and sizes but no weights. Errors: as `read_model_config`."""
+    import torch  # heavy, as in `read_model_config`
+
+    with torch.device("meta"), made_by_transformers(what):
+        return auto_class(model_config).from_config(model_config)
+
+
+def layer_sizes(model_config: Any, what: str) -> dict[str, tuple[int, int] | None]:
+    """Path of each module of a model → (inputs, outputs) of a linear layer, (tokens, width) of an embedding; None of
+    others. Errors: as `read_model_config`."""
+    from torch import nn  # heavy, as in `read_model_config`
+
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for path, module in meta_model(model_config, what).named_modules():
+        if isinstance(module, nn.Linear):
+            sizes[path] = (module.in_features, module.out_features)
+        else:
+            sizes[path] = (module.num_embeddings, module.embedding_dim) if isinstance(module, nn.Embedding) else None
+    return sizes
+
+
+@contextlib.contextmanager
+def made_by_transformers(what: str) -> Iterator[None]:
+    """In the block a model's configuration, or its modules, are made of a config.json. The values in it are anybody's,
+    and a family's code stops at a wrong one wherever it first computes with it: a number in quotes, an activation that
+    there is none of, no heads, a package that is not here. `what` and errors: as `read_model_config`."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (
+        StrictDataclassError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ImportError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        found = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        said = next((line.strip() for line in str(found).splitlines() if line.strip()), "")
+        kind = "" if isinstance(found, ValueError) else f"{type(found).__name__}: "
+        raise ValueError(f"{what}: its config.json makes no model here: {kind}{said}") from error
+
+
 def read_tokenizer(place: str, revision: str | None = None) -> Any:
     """The tokenizer of a model where `locate_model` has it.
 
@@ -51,6 +125,7 @@ def read_tokenizer(place: str, revision: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer  # heavy, for commands that have failed before
 
+    refuse_code_of_models()
     return AutoTokenizer.from_pretrained(place, revision=revision, mistral_format=False)
 
 

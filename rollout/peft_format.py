@@ -118,6 +118,34 @@ def _problem_of_tensors(settings: dict[str, Any], shapes: Mapping[str, tuple[int
     return ""
 
 
+def refuse_misfit(
+    directory: Path, model: str, sizes: Mapping[str, tuple[int, int] | None], *, all_named: bool = True
+) -> None:
+    """Raises `AdapterError` for another model's adapter. vLLM would pass over layers that its model has not, and copy
+    factors that are too small into its larger buffers.
+
+    Args:
+        directory: Of an adapter that `read_peft` takes.
+        model: What its model is called, for people.
+        sizes: See `rollout.models.layer_sizes`.
+        all_named: Whether every layer is to be in `sizes` by the adapter's name of it. Wrappers around a language
+            model are served by more names than one, and experts are stacked.
+    """
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in _shapes(directory, str(directory)).items():
+        if factor := FACTOR.match(name):
+            found.setdefault(factor["module"], {})[factor["factor"]] = shape
+    for module, factors in found.items():
+        if module not in sizes and all_named and "experts" not in module:
+            raise AdapterError(f"{directory} does not fit {model}: it adapts {module}, which that model has not")
+        layer, adapted = sizes.get(module), (factors["A"][1], factors["B"][0])
+        if layer is not None and layer != adapted:
+            raise AdapterError(
+                f"{directory} does not fit {model}: at {module} it maps {adapted[0]:,} values to {adapted[1]:,}, and "
+                f"that model {layer[0]:,} to {layer[1]:,}"
+            )
+
+
 def rank_and_scale(peft_config: dict[str, Any], module: str) -> tuple[int, float]:
     """(rank, factor before B·A) of a module: α/r, or α/√r with rsLoRA, with the patterns of adapter_config.json.
 

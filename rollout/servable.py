@@ -38,10 +38,16 @@ def context_length(model_config: Any) -> int:
     return next((int(length) for length in lengths if length), sys.maxsize)
 
 
+def layer_kinds(model_config: Any) -> set[str]:
+    """What kinds of layers a model says it has; nothing where it says nothing, and all attend to all positions."""
+    text = model_config.get_text_config()
+    return {*(getattr(text, "layer_types", None) or ()), *(getattr(text, "layers_block_type", None) or ())}
+
+
 def keeps_states(model_config: Any) -> bool:
     """Whether some layers keep a state in place of keys and values."""
     text = model_config.get_text_config()
-    kinds = {*(getattr(text, "layer_types", None) or ()), *(getattr(text, "layers_block_type", None) or ())}
+    kinds = layer_kinds(model_config)
     return not kinds.isdisjoint({"linear_attention", "mamba", "conv"}) or any(hasattr(text, name) for name in STATES)
 
 

@@ -39,8 +39,9 @@ def random_model(directory: Path, attention: str, dtype: Any) -> Any:
     """A model of the configuration in `directory`, drawn on the card where there is one."""
     import torch
 
-    from rl_engine.policy.base_model import auto_class, load_model_config, without_noise
+    from rl_engine.policy.base_model import load_model_config, without_noise
     from rollout.config import ModelConfig
+    from rollout.models import auto_class
 
     model_config = without_noise(load_model_config(ModelConfig(name=str(directory))))
     torch.manual_seed(0)

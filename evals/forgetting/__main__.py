@@ -46,7 +46,16 @@ from rollout.config import LARGEST_SEED, ModelConfig
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
 from rollout.files.durable import write_synced
 from rollout.hub import check_hub
-from rollout.models import check_files, hub_items, locate_model, read_tokenizer
+from rollout.models import (
+    check_files,
+    hub_items,
+    is_wrapper,
+    layer_sizes,
+    locate_model,
+    read_model_config,
+    read_tokenizer,
+)
+from rollout.peft_format import refuse_misfit
 from rollout.servable import check_cards, check_servable, context_length, serving_precision
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import BASE, AdapterRef
@@ -175,13 +184,12 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
         raise ValueError("nothing to measure: give --tasks, --prompts or both")
     model = locate_model(options.model)
     adapters = find_adapters(options.adapters, console)
-    from transformers import AutoConfig
-
     from evals.forgetting.prompts import read_task_prompts
     from evals.forgetting.table import markdown, table, to_json
 
     tokenizer = read_tokenizer(model, options.revision)
-    model_config: Any = AutoConfig.from_pretrained(model, revision=options.revision)
+    model_config = read_model_config(model, options.revision, f"--model {options.model}")
+    refuse_misfits(adapters, options.model, model_config)
     check_servable(model_config, f"--model {options.model}", adapter=bool(adapters))
     prompts = None
     if options.prompts is not None:
@@ -269,6 +277,14 @@ def find_adapters(arguments: Sequence[str], console: Console) -> list[AdapterRef
     if len({ref.rank == 0 for ref in refs}) > 1:
         raise AdapterError("--adapter: whole models and adapters cannot share an engine; measure them one by one")
     return refs
+
+
+def refuse_misfits(refs: Sequence[AdapterRef], model: str, model_config: Any) -> None:
+    """Raises `AdapterError` for an adapter of another model; whole models, of rank 0, bring their own layers."""
+    adapters = [ref for ref in refs if ref.rank]
+    sizes = layer_sizes(model_config, f"--model {model}") if adapters else {}
+    for ref in adapters:
+        refuse_misfit(ref.path, model, sizes, all_named=not is_wrapper(model_config))
 
 
 def engine_settings(

@@ -21,6 +21,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -122,6 +123,7 @@ def _fitting(place: Callable[..., Legend], signs: Sequence[Sign], width_in: floa
     labels = [textwrap.fill(str(sign.get_label()), int(14 * (width_in - 0.5))) for sign in signs]
     for columns in range(min(len(signs), 4), 0, -1):
         legend = place(handles=list(signs), labels=labels, ncols=columns)
+        _as_written(*legend.get_texts())
         box = legend.get_window_extent()
         figure = legend.get_figure(root=True)
         assert figure is not None
@@ -130,6 +132,12 @@ def _fitting(place: Callable[..., Legend], signs: Sequence[Sign], width_in: floa
             return box.height / dpi
         legend.remove()
     raise ValueError("a legend of nothing")
+
+
+def _as_written(*texts: Text) -> None:
+    """The names of runs and suites are anybody's: dollar signs in them are no formula."""
+    for text in texts:
+        text.set_parse_math(False)
 
 
 def _grow(figure: Figure, by_in: float) -> None:
@@ -141,7 +149,8 @@ def name_panel(axes: Axes, title: str, unit: str) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     width_in = figure.bbox.width / figure.dpi / _place_of(axes)[1]
-    axes.set_title("\n".join(textwrap.fill(line, int(13 * width_in)) for line in title.split("\n")), loc="left")
+    written = "\n".join(textwrap.fill(line, int(13 * width_in)) for line in title.split("\n"))
+    _as_written(axes.set_title(written, loc="left"))
     axes.set_ylabel(unit)
 
 

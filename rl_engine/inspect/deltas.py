@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rl_engine.inspect.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
@@ -29,13 +29,16 @@ def read_version(directory: Path, base: Path | None, only: str = "") -> VersionS
 
     Args:
         directory: An adapter in PEFT's format, or a trained model.
-        base: The model that a trained model began from; version 0 beside it, or the one its manifest names, if None.
+        base: The model that a trained model began from, a directory or `embedded`; version 0 beside it, or the one its
+            manifest names, if None.
 
-    Raises `AdapterError` for what is damaged or is not a plain LoRA, `FileNotFoundError` without a base.
+    Raises `AdapterError` for what is damaged, is not a plain LoRA or not of that base, `FileNotFoundError` without one.
     """
     directory = directory.resolve()
     if (directory / MANIFEST).is_file():
         read_manifest(directory)
+    if base is not None and not base.is_dir():
+        base = Path(locate_model(str(base), "--base"))
     spectra = (
         _of_adapter(directory, only)
         if (directory / PEFT_CONFIG).is_file()
@@ -57,7 +60,7 @@ def _of_adapter(directory: Path, only: str) -> Iterator[Spectrum]:
                 names.setdefault(match["module"], {})[match["factor"]] = name
         for module, factors in names.items():
             rank, scale = rank_and_scale(peft_config, module)
-            a_RI, b_OR = (file.get_tensor(factors[factor]) for factor in "AB")
+            a_RI, b_OR = (_numbers(directory, factors[factor], file.get_tensor(factors[factor])) for factor in "AB")
             yield from _of_experts(module, a_RI, b_OR, rank, scale)
 
 
@@ -81,9 +84,12 @@ def _of_model(directory: Path, base: Path, only: str) -> Iterator[Spectrum]:
         if name not in before:
             raise AdapterError(f"{directory} has {name}, which its base {base} has not")
         with safe_open(path, framework="pt") as new, safe_open(before[name], framework="pt") as old:
-            if len(new.get_slice(name).get_shape()) < 2:
+            shape, began = (file.get_slice(name).get_shape() for file in (new, old))
+            if shape != began:
+                raise AdapterError(f"{directory} has {name} of {shape}, and its base {base} of {began}")
+            if len(shape) < 2:
                 continue
-            delta = new.get_tensor(name).float() - old.get_tensor(name).float()
+            delta = _numbers(directory, name, new.get_tensor(name).float() - old.get_tensor(name).float())
         module = name.removesuffix(".weight")
         if delta.dim() == 2:
             yield spectrum_of_matrix(module, delta)
@@ -91,12 +97,22 @@ def _of_model(directory: Path, base: Path, only: str) -> Iterator[Spectrum]:
             yield from (spectrum_of_matrix(f"{module}.{index}", one) for index, one in enumerate(delta))
 
 
+def _numbers(directory: Path, name: str, tensor: Tensor) -> Tensor:
+    """The tensor. Raises `AdapterError` where something in it is no number, as where training has diverged."""
+    if not tensor.isfinite().all():
+        raise AdapterError(f"{directory} holds values in {name} that are infinite or no numbers: it has no spectrum")
+    return tensor
+
+
 def _files(model: Path) -> dict[str, Path]:
     """Tensor name → the file that holds it."""
     found = {}
     for path in sorted(model.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found.update(dict.fromkeys(file.keys(), path))
+        try:
+            with safe_open(path, framework="pt") as file:
+                found.update(dict.fromkeys(file.keys(), path))
+        except SafetensorError as error:
+            raise AdapterError(f"{path} is damaged: {error}") from error
     if not found:
         raise FileNotFoundError(f"{model} has no safetensors files")
     return found

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from evals.asking.trained_with import RECORD, chat_template_of, run_config_of
-from rl_engine.policy.base_model import DTYPES, auto_class
+from rl_engine.policy.base_model import DTYPES
 from rl_engine.run.trained import TrainedAdapter
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS
-from rollout.models import read_tokenizer
-from rollout.peft_format import more_than_lora, rank_and_scale
+from rollout.models import auto_class, layer_sizes, read_model_config, read_tokenizer
+from rollout.peft_format import more_than_lora, rank_and_scale, refuse_misfit
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 # Of a plain LoRA these say where B·A goes, which here is one matrix of a linear layer.
@@ -56,7 +55,8 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
         raise ValueError(f"the adapter has {', '.join(more)}, and only plain LoRA is merged")
     template = chat_template_of(adapter.directory)
     source, revision = adapter.base.source(), adapter.base.revision
-    model_config = AutoConfig.from_pretrained(source, revision=revision)
+    model_config = read_model_config(source, revision, f"the base model {adapter.base.name}")
+    refuse_misfit(adapter.directory, source, layer_sizes(model_config, f"the base model {adapter.base.name}"))
     model: Any = auto_class(model_config).from_pretrained(source, revision=revision, dtype=torch.float32)
     tensors = load_file(adapter.directory / PEFT_WEIGHTS)
     sums = _Sums(DTYPES[dtype])

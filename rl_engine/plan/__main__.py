@@ -28,6 +28,7 @@ from rl_engine.run.records import METRICS
 from rl_engine.run.resumption import CONFIG
 from rollout.hub import check_hub, stay_offline_without
 from rollout.models import hub_items_of_config
+from rollout.servable import layer_kinds
 
 if TYPE_CHECKING:
     from rl_engine.plan.devices import DevicePlan
@@ -312,6 +313,11 @@ def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[st
         f"every prompt has {work.prompt_tokens:,} tokens and every completion {work.completion_tokens:,} (at most "
         f"{config.data.max_prompt_tokens:,} and {config.sampling.max_tokens:,}); every group carries a learning signal",
     ]
+    if narrow := sorted({*layer_kinds(made.meta_model.config)} - {"full_attention", "attention"}):
+        lines.append(
+            f"every layer attends to all positions and keeps their keys and values; of this model some do not "
+            f"({', '.join(narrow)}): those compute less, and keep less or a state"
+        )
     if config.rollout.placement == "ray":
         lines.append(
             "the workers' own GPUs are not planned for: times are for devices that take turns at sampling and learning"

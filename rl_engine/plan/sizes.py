@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+SHARED_EXPERTS = ("shared_expert_intermediate_size", "shared_intermediate_size")
+"""What families call the width of the experts that every token passes through."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
     """The sizes of a transformer that its activations, caches and matrix products are made of; where its layers differ,
@@ -24,8 +28,14 @@ class Widths:
     heads: int
     kv_heads: int
     head_dim: int
+    """Of queries and keys."""
+    value_dim: int
+    kv_values: int
+    """What one token leaves in the cache of one layer: keys and values of its heads, or the latent that they are made
+    of again (DeepSeek)."""
     intermediate: int
-    """Width of one token's feed-forward layers together: of all active experts where there are several."""
+    """Width of one token's feed-forward layers together: of all active experts, and of those that all tokens share,
+    where there are several."""
     vocabulary: int
     normed_heads: bool
     """Whether queries and keys pass through a norm of their own (Qwen3)."""
@@ -39,23 +49,36 @@ class Widths:
 
         # Families without attention state none.
         heads = largest("num_attention_heads") or 1
+        kv_heads = largest("num_key_value_heads") or heads
+        head_dim = largest("head_dim") or text_config.hidden_size // heads
+        # With a latent it is that of the positions' part alone.
+        rotated, latent = largest("qk_rope_head_dim"), largest("kv_lora_rank")
+        head_dim = largest("qk_nope_head_dim") + rotated if latent else head_dim
+        value_dim = largest("v_head_dim") or head_dim
         experts = largest("num_experts_per_tok") or largest("top_k_experts")
         dense = largest("intermediate_size") or 4 * text_config.hidden_size
         expert = largest("moe_intermediate_size") or dense
+        # Llama 4 calls that of its experts by the plain name.
+        between = largest("intermediate_size_mlp")
+        shared = largest("n_shared_experts") * expert or max(map(largest, SHARED_EXPERTS))
+        if largest("top_k_experts"):
+            shared = dense  # Gemma 4 has its experts beside a dense layer
         return cls(
             hidden=text_config.hidden_size,
             layers=text_config.num_hidden_layers,
             heads=heads,
-            kv_heads=largest("num_key_value_heads") or heads,
-            head_dim=largest("head_dim") or text_config.hidden_size // heads,
-            intermediate=experts * expert if experts else dense,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            kv_values=latent + rotated if latent else kv_heads * (head_dim + value_dim),
+            intermediate=max(experts * expert + shared, between) if experts else dense,
             vocabulary=text_config.vocab_size,
             normed_heads=any(name.endswith("q_norm") for name, _ in meta_model.named_modules()),
         )
 
     def kv_bytes(self, size: int) -> int:
         """Bytes of one token's keys and values, in a precision of `size` bytes."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * size
+        return self.layers * self.kv_values * size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

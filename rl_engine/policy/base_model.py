@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rl_engine.config import Config
@@ -22,7 +22,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.policy.attention import NAME, VARLEN, check_packable, has_plain_attention, is_computed
 from rl_engine.policy.logits import compiler_said
 from rollout.config import ModelConfig
-from rollout.models import locate_config, locate_model
+from rollout.models import auto_class, locate_config, locate_model, meta_model, read_model_config
 
 # Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
 LONGEST_SHARED = 2048
@@ -179,13 +179,9 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
 def load_model_config(model: ModelConfig) -> Any:
     """The model's own configuration, as transformers reads its config.json.
 
-    Raises `ConfigError` for one that it does not know, and for a quantized checkpoint.
+    Raises `ValueError` for one that it does not know, `ConfigError` for a quantized checkpoint.
     """
-    try:
-        model_config = AutoConfig.from_pretrained(locate_config(model), revision=model.revision)
-    except ValueError as error:
-        (said, *_) = str(error).splitlines()
-        raise ConfigError(f"model.name: {model.name}: {said}") from error
+    model_config = read_model_config(locate_config(model), model.revision, f"model.name: {model.name}")
     quantized = getattr(model_config, "quantization_config", None)
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
@@ -195,16 +191,6 @@ def load_model_config(model: ModelConfig) -> Any:
             "policies; give the checkpoint in bfloat16 that it was made from"
         )
     return model_config
-
-
-def is_wrapper(model_config: Any) -> bool:
-    """Whether a language model is one part of it, beside those that see or hear."""
-    return model_config.get_text_config() is not model_config
-
-
-def auto_class(model_config: Any) -> Any:
-    """Wrappers as they are stored and served, so that an adapter's names are the sampler's."""
-    return AutoModelForImageTextToText if is_wrapper(model_config) else AutoModelForCausalLM
 
 
 def noise_of(model_config: Any) -> dict[str, float]:
@@ -305,7 +291,8 @@ def choose_attention(config: Config, layout: str, model_config: Any, device_type
 
 
 def load_meta_model(model: ModelConfig) -> Any:
-    """The model on torch's meta device, which has modules and sizes but no weights, from its configuration alone."""
-    model_config = load_model_config(model)
-    with torch.device("meta"):
-        return auto_class(model_config).from_config(model_config)
+    """The model on torch's meta device, which has modules and sizes but no weights, from its configuration alone.
+
+    Raises `ValueError` as `load_model_config`.
+    """
+    return meta_model(load_model_config(model), f"model.name: {model.name}")

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from rollout.adapters import MANIFEST, PEFT_CONFIG, AdapterStore, sha256_of
+from rollout.adapters import MANIFEST, PEFT_CONFIG, AdapterError, AdapterStore, sha256_of
 
 VERSIONS = 16
 """Versions that are looked into, evenly spaced, the first and the last among them."""
 
 
-def with_insides(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Mapping[str, float], ...]:
-    """The lines; those of the first step after which a version was current hold the medians over its modules too.
+def with_insides(
+    run: Path, lines: tuple[Mapping[str, float], ...]
+) -> tuple[tuple[Mapping[str, float], ...], list[str]]:
+    """The lines; those of the first step after which a version was current hold the medians over its modules too. And a
+    line for each adapter that cannot be looked into, which is no reason to show nothing of a run.
 
     Whole models are left out: the singular values of all their matrices take minutes.
     """
@@ -25,12 +28,15 @@ def with_insides(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[Map
         if version is not None:
             steps.setdefault(int(version), index)
     adapters = [version for version in store.versions() if (store.path_of(version) / PEFT_CONFIG).is_file()]
-    found = list(lines)
+    found, damaged = list(lines), []
     for version in evenly([version for version in adapters if version in steps], VERSIONS):
         directory = store.path_of(version)
         index = steps[version]
-        found[index] = {**lines[index], **figures_of(directory, sha256_of(directory / MANIFEST))}
-    return tuple(found)
+        try:
+            found[index] = {**lines[index], **figures_of(directory, sha256_of(directory / MANIFEST))}
+        except AdapterError as error:
+            damaged.append(str(error))
+    return tuple(found), damaged
 
 
 def evenly(items: list[int], count: int) -> list[int]:

@@ -78,7 +78,7 @@ class ShownRun:
     answers: Mapping[tuple[str, str], Mapping[str, KeptAnswer]]
     """(suite, adapter's key) → what that evaluation kept: problem id → its answer."""
     damaged: Sequence[str]
-    """What of evals/ is left out because it cannot be read: a line each."""
+    """What of adapters/ and evals/ is left out because it cannot be read: a line each."""
     starts: Sequence[Mapping[str, Any]] = ()
     """The processes that worked on it (`rl_engine/run/origin/starts.py`)."""
     shows_answers: bool = True
@@ -112,7 +112,7 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
         raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}")
     text = (run / "config.yaml").read_text(errors="replace")
     settings = _settings(run / "config.yaml")
-    lines = with_insides(run, tuple(read_metrics(run)))
+    lines, broken = with_insides(run, tuple(read_metrics(run)))
     adapters = _adapters(run, lines)
     answers, damaged = _answers(run, adapters)
     return ShownRun(
@@ -126,7 +126,7 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
             run, problems=problems, budget_bytes=budget_bytes, recorded={int(line["step"]) for line in lines} - {0}
         ),
         answers=answers,
-        damaged=damaged,
+        damaged=[*broken, *damaged],
         starts=read_starts(run),
     )
 

@@ -57,7 +57,8 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} holds a line that is not JSON: {error.doc[:80]!r}") from error
     for line, values in zip(lines, found, strict=True):
-        if not isinstance(values, dict) or not isinstance(values.get("step"), int | float):
+        numbers = isinstance(values, dict) and all(isinstance(value, int | float | None) for value in values.values())
+        if not numbers or not isinstance(values.get("step"), int | float):
             raise ValueError(f"{path} holds a line that is not a step's: {line[:80]!r}")
     return found
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.checks import check_parts
 from rl_engine.sft import conversations
@@ -11,6 +14,8 @@ from rollout.hub import HubItem
 
 def check_quickly(config: SftConfig, *, resume: bool = False) -> None:
     """Raises `ValueError` or `FileNotFoundError` for what can be known to be wrong without loading anything."""
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ConfigError(f"supervised training runs in one process, and WORLD_SIZE is {count}: start no launcher")
     check_parts(config, resume=resume)
     conversations.check_source(config.data)
 

@@ -56,8 +56,6 @@ def run_sft(
     Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with the data, the model or the output
     directory, `Stopped` when someone asks to stop before training has begun.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("supervised training runs in one process; start it without torchrun")
     if merged and config.method == "full":
         raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
     check_cards()

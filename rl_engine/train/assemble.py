@@ -27,7 +27,6 @@ from rl_engine.plan.memory_limit import check_fits
 from rl_engine.policy.base_model import (
     LoadBase,
     check_attention,
-    is_wrapper,
     layout_of,
     load_causal_lm,
     load_meta_model,
@@ -52,7 +51,7 @@ from rl_engine.train.resolve import resolve_eval_pieces
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
-from rollout.models import locate_model, read_tokenizer
+from rollout.models import is_wrapper, locate_model, read_tokenizer
 from rollout.prompts.problems import tasks_of
 from rollout.prompts.renderer import Renderer
 from rollout.servable import check_servable, context_length

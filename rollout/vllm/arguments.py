@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 from vllm.platforms import current_platform
 
 from rollout.engine import EngineSettings, smallest_allowed_rank
+from rollout.models import read_model_config
 from rollout.servable import keeps_states
 
 GIB = 1024**3
@@ -64,7 +64,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             # The smallest that its attention serves at full speed.
             "block_size": 32,
         }
-        if keeps_states(AutoConfig.from_pretrained(settings.model, revision=settings.revision)):
+        if keeps_states(read_model_config(settings.model, settings.revision, settings.model)):
             # What such layers keep of a prompt can be shared in parts of a prefill alone, and here those are whole.
             arguments |= {"enable_prefix_caching": False}
     if _multiplies_itself(settings) and settings.dtype == "float32":

@@ -288,3 +288,11 @@ def test_an_earlier_download_does_without_the_hub(here: Path) -> None:
     (here / "hub" / "datasets" / "openai___gsm8k").mkdir(parents=True)
     (answer,) = answers(here, (*TRAIN, "model.name=org/model", "data.source=gsm8k"))
     assert answer[1].startswith("loading torch")
+
+
+def test_supervised_training_refuses_a_launcher_at_once(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text('{"problem": "1", "solution": "1"}\n')
+    command = (*SFT, "data.path=answers.jsonl", "output_dir=out")
+    ((code, output, _, _),) = answers(tmp_path, command, RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
+    assert (code, output.partition("WORLD_SIZE is 2")[2]) == (2, ": start no launcher")
+    assert not (tmp_path / "out").exists()

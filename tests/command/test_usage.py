@@ -119,6 +119,14 @@ def test_one_process_of_a_launcher_says_what_is_wrong(
     assert line_of(module, *arguments, RANK="1", LOCAL_RANK="1", WORLD_SIZE="16") == said
 
 
+@pytest.mark.parametrize("module", CONFIGURED)
+def test_what_deepspeed_s_launcher_adds_is_no_option(module: str) -> None:
+    """`deepspeed --module` puts it before what a person gave; the variable beside it is what is read."""
+    arguments = ("--local_rank=0", "--config", "gone.yaml")
+    assert "gone.yaml" in line_of(module, *arguments, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    assert line_of(module, *arguments).startswith("error: there is no option --local_rank")
+
+
 @pytest.mark.parametrize(("asked", "code"), [(True, 2), (False, 3)])
 def test_a_silent_process_ends_with_its_own_code(asked: bool, code: int) -> None:
     """It waits: a launcher ends all when one has left, and would end the first before that has spoken."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from rl_engine.drawing.style import (
     COLOURS,
@@ -75,6 +76,25 @@ def test_an_empty_legend_is_none_and_names_of_any_length_fit() -> None:
         names = [f"runs/{'a-very-long-name-' * 3}of a run, {n}" for n in range(3)]
         legend_below(figure, [Line2D([], [], label=name, marker="os^"[n]) for n, name in enumerate(names)])
         assert_reads_in_a_paper(figure)
+
+
+@pytest.mark.parametrize("name", ["lr=$1e-4$", "$\\frac$", "100$ of a_b^c$", "_of mine", "a\\$b", "<b>&amp;"])
+def test_names_are_drawn_as_they_are_written(name: str, tmp_path: Path) -> None:
+    """Neither as a formula, which may be none, nor left out of the legend."""
+    score = {"eval/it/avg": 0.5, "eval/it/low": 0.4, "eval/it/high": 0.6}
+    runs = {each: [{"step": 1, **score}] for each in (name, "other")}
+    for file_format in ("svg", "png"):
+        assert plot_charts(runs, tmp_path, file_format)
+    with paper_style():
+        figure, (axes,) = paper_figure()
+        name_panel(axes, name, "%")
+        legend_below(figure, draw_chart(axes, accuracy_chart("it"), runs))
+        draw(figure)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [name, "other"]
+    named = [text for text in figure.findobj(Text) if text.get_text() in (name, "other", axes.get_title("left"))]
+    assert len(named) == 3
+    assert not any(text.get_parse_math() for text in named)
 
 
 @pytest.mark.parametrize("summary", REGRET, ids=lambda path: path.parent.name)

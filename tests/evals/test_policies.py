@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from evals.forgetting.__main__ import refuse_misfits
 from evals.policies import find_policies, same_model
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.models import EMBEDDED_DIR
+from rollout.types import AdapterRef
 from tests.helpers.peft_adapters import write_peft
 
 MODEL_CONFIG = AutoConfig.from_pretrained(EMBEDDED_DIR)
@@ -64,14 +68,44 @@ def test_of_a_run_the_best_version_is_measured_and_said(tmp_path: Path) -> None:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
         ({"r": 600}, "600"),
-        ({"hidden": 128}, "reads 128 values"),
-        ({"layers": 6}, "in layer 4"),
+        ({"hidden": 128}, "q_proj it maps 128 values to 192, and that model 192 to 192"),
+        ({"layers": 6}, "it adapts model.layers.4.self_attn.q_proj, which that model has not"),
     ],
 )
 def test_what_vllm_cannot_serve_on_this_model_is_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
     write_peft(tmp_path / "mine", **settings)
     with pytest.raises(AdapterError, match=words):
         policies(str(tmp_path / "mine"))
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "outputs", "words"),
+    [
+        ("model.layers.0.mlp.down_proj", 256, 192, "maps 256 values to 192, and that model 512 to 192"),
+        ("model.layers.0.mlp.up_proj", 192, 256, "maps 192 values to 256, and that model 192 to 512"),
+        ("model.layers.3.self_attn.k_proj", 192, 64, "maps 192 values to 64, and that model 192 to 192"),
+        ("model.layers.0.self_attn.o_proj", 64, 192, "maps 64 values to 192"),
+        ("lm_head", 192, 32, "at lm_head it maps 192 values to 32, and that model 192 to 21"),
+        ("model.layers.4.mlp.down_proj", 512, 192, "adapts model.layers.4.mlp.down_proj, which that model has not"),
+        ("model.layers.0.self_attn.qkv_proj", 192, 576, "adapts model.layers.0.self_attn.qkv_proj, which"),
+        ("transformer.h.0.attn.c_attn", 192, 576, "adapts transformer.h.0.attn.c_attn, which that model has not"),
+    ],
+)
+def test_no_layer_of_an_adapter_may_be_another_models(
+    module: str, inputs: int, outputs: int, words: str, tmp_path: Path
+) -> None:
+    """A vocabulary that grew, other heads, a narrower MLP: vLLM would copy the part, or pass the layer over."""
+    write_peft(tmp_path / "mine")
+    file = tmp_path / "mine" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = f"base_model.model.{module}.lora"
+    tensors |= {f"{name}_A.weight": torch.zeros(2, inputs), f"{name}_B.weight": torch.zeros(outputs, 2)}
+    save_file(tensors, file)
+    with pytest.raises(AdapterError, match=rf"does not fit embedded: .*{words}"):
+        policies(str(tmp_path / "mine"))
+    ref = AdapterRef(name="mine", version=0, path=tmp_path / "mine", sha256="", rank=2)
+    with pytest.raises(AdapterError, match=words):
+        refuse_misfits([ref], "embedded", MODEL_CONFIG)
 
 
 def test_adapters_of_one_name_or_damaged_ones_are_refused(tmp_path: Path, adapter: Path) -> None:

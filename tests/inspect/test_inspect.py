@@ -24,6 +24,7 @@ from rl_engine.inspect.spectrum import Spectrum, spectrum_of_factors, spectrum_o
 from rl_engine.inspect.versions import directories
 from rl_engine.policy.lora.adapter import add_adapter
 from rollout.adapters import MANIFEST, AdapterError, AdapterStore
+from rollout.models import EMBEDDED_DIR
 from rollout.peft_format import rank_and_scale
 from tests.helpers.figures import assert_reads_in_a_paper
 
@@ -249,6 +250,42 @@ def test_damaged_absent_and_unmatched_are_said_to_be(tmp_path: Path, full_run: P
     save_file({"other": torch.zeros(2, 2)}, damaged / "model.safetensors")
     with pytest.raises(AdapterError, match="sha256"):
         read_version(damaged, None)
+
+
+def whole(directory: Path, **tensors: Tensor) -> Path:
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def cut(model: Path) -> Path:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    return model
+
+
+def test_models_that_do_not_compare_are_told_in_a_line(tmp_path: Path) -> None:
+    base = whole(tmp_path / "base", up=random(6, 4))
+    for model, words in (
+        (whole(tmp_path / "grown", up=random(8, 4)), "has up of [8, 4], and its base"),
+        (whole(tmp_path / "diverged", up=random(6, 4) / 0), "holds values in up that are infinite or no numbers"),
+        (cut(whole(tmp_path / "cut", up=random(6, 4))), "model.safetensors is damaged: "),
+    ):
+        code, said = run(model, "--base", base)
+        assert (code, said.count("\nerror: ")) == (2, 1), said
+        assert words in said
+    code, said = run(base, "--base", cut(whole(tmp_path / "cut base", up=random(6, 4))))
+    assert (code, "cut base/model.safetensors is damaged: " in said) == (2, True)
+    code, said = run(adapter(tmp_path / "nan", torch.full((4, 1), float("nan"))))
+    assert (code, "lora_B.weight that are infinite or no numbers" in said) == (2, True)
+
+
+def test_the_embedded_model_is_a_base_by_its_name() -> None:
+    code, said = run(EMBEDDED_DIR, "--base", "embedded", "--only", "layers.0.mlp")
+    assert code == 0, said
+    code, said = run(EMBEDDED_DIR, "--base", "embeded")
+    assert (code, "error: embeded has no safetensors files" in said) == (2, True), said
 
 
 def test_modules_of_all_layers_and_experts_are_of_a_kind() -> None:

@@ -109,3 +109,14 @@ def test_what_cannot_be_merged_is_one_line(run: Path, tmp_path: Path) -> None:
     assert "the base model model is not where the run loaded it from; give --base-model" in told(moved)
     assert not (tmp_path / "merged").exists()
     assert merge(moved, tmp_path / "merged", "--base-model", str(EMBEDDED_DIR)).exit_code == 0
+
+
+def test_a_base_that_is_another_model_by_now_is_told_in_a_line(tmp_path: Path) -> None:
+    base = Path(shutil.copytree(EMBEDDED_DIR, tmp_path / "base"))
+    trained_run(tmp_path / "run", f"model.name={base}")
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**settings, "intermediate_size": 256}))
+    result = merge(tmp_path / "run", tmp_path / "merged")
+    assert result.exit_code == 2, result.output
+    assert f"does not fit {base}: at model.layers.0.mlp." in result.output
+    assert not (tmp_path / "merged").exists()

@@ -25,10 +25,11 @@ from rl_engine.plan.forecast import Forecast, first_lines, forecast, lines_of
 from rl_engine.plan.sizes import Devices, Widths, Workload
 from rl_engine.plan.step_time import DataSheet, GpuSampler, Throughput, measured
 from rl_engine.plan.warnings import WARNINGS
-from rl_engine.policy.base_model import auto_class, load_meta_model
+from rl_engine.policy.base_model import load_meta_model
 from rl_engine.policy.lora.targets import adaptable, expert_rank
 from rl_engine.run.peaks import GIB
 from rollout.config import ModelConfig
+from rollout.models import auto_class
 
 ROOT = Path(__file__).parents[2]
 LAYERS, HIDDEN, MLP, VOCABULARY = 36, 4096, 12288, 151936
@@ -104,21 +105,25 @@ def test_of_a_mixture_a_token_passes_the_active_experts_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("qwen3_5_moe", "num_experts_per_tok"), ("gemma4", "top_k_experts"), ("mixtral", None)]
+    ("kind", "name", "beside"),
+    [
+        ("qwen3_5_moe", "num_experts_per_tok", {"shared_expert_intermediate_size": 16}),
+        ("gemma4", "top_k_experts", {"intermediate_size": 16, "enable_moe_block": True}),
+        ("mixtral", None, {}),
+    ],
 )
-def test_experts_share_the_rank_of_a_wrapper_too(kind: str, name: str | None) -> None:
+def test_experts_share_the_rank_of_a_wrapper_too(kind: str, name: str | None, beside: dict[str, Any]) -> None:
     """What a token passes through stands in the language model's part of the configuration, by one of two names."""
     sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
     if name is None:
         model_config = AutoConfig.for_model(kind, **sizes, intermediate_size=24, num_experts_per_tok=2)
     else:
-        more = {"enable_moe_block": True} if kind == "gemma4" else {}
-        text = {**sizes, "num_experts": 8, "moe_intermediate_size": 24, name: 2, **more}
+        text = {**sizes, "num_experts": 8, "moe_intermediate_size": 24, name: 2, **beside}
         model_config = AutoConfig.for_model(kind, text_config=text)
     with torch.device("meta"):
         model = auto_class(model_config).from_config(model_config)
     assert expert_rank(model, LoraConfig(rank=6)) == 3
-    assert Widths.of(model).intermediate == 2 * 24
+    assert Widths.of(model).intermediate == 2 * 24 + (16 if beside else 0)
     experts = {path: layer for path, layer in adaptable(model).items() if layer.experts}
     assert experts
     of_experts = MultiplyAdds.of(model, LoraConfig(rank=6, targets=tuple(experts))).adapter

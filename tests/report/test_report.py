@@ -392,6 +392,7 @@ def test_watching_ends_with_a_page_that_stays_still(tmp_path: Path, monkeypatch:
     [
         ("[1]", "holds a line that is not a step's: '[1]"),
         ('{"loss": 1}', "holds a line that is not a step's"),
+        ('{"step": 1, "loss": "0.3"}', "holds a line that is not a step's"),
         ("loss", "is not JSON"),
         ('{"step": 1}', ""),
     ],

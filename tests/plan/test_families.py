@@ -1,0 +1,65 @@
+"""Public shapes whose cache, heads and feed-forward layers are not those of a Llama: counted by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rl_engine.config import LoraConfig
+from rl_engine.plan.__main__ import app
+from rl_engine.plan.flops import MultiplyAdds
+from rl_engine.plan.sizes import Widths
+from rl_engine.policy.base_model import load_meta_model
+from rollout.config import ModelConfig
+
+DEEPSEEK_V3: dict[str, Any] = {"model_type": "deepseek_v3"}  # transformers' defaults are the published sizes
+LLAMA_4_MAVERICK: dict[str, Any] = {
+    "model_type": "llama4_text",
+    "hidden_size": 5120,
+    "intermediate_size": 8192,
+    "intermediate_size_mlp": 16384,
+    "interleave_moe_layer_step": 2,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "num_experts_per_tok": 1,
+    "num_hidden_layers": 48,
+    "num_local_experts": 128,
+}
+QWEN3_NEXT: dict[str, Any] = {"model_type": "qwen3_next"}
+# (bytes of a token's cache in bfloat16, multiply-adds for a position attended to, feed-forward width)
+BY_HAND = {
+    # A latent of 512 and 64 rotated values in each of 61 layers; 128 heads with keys of 128 + 64 and values of 128;
+    # eight experts of 2048 and a shared one.
+    "deepseek": (DEEPSEEK_V3, 671_026_404_352, (61 * 576 * 2, 61 * 128 * (192 + 128), 9 * 2048)),
+    # Every other layer is dense, and twice as wide as an expert.
+    "llama4": (LLAMA_4_MAVERICK, None, (48 * 2 * 8 * 128 * 2, 48 * 2 * 40 * 128, 16384)),
+    # Ten experts of 512, and a shared one.
+    "qwen3_next": (QWEN3_NEXT, 79_674_391_296, (48 * 2 * 2 * 256 * 2, 48 * 2 * 16 * 256, 11 * 512)),
+}
+
+
+def written(directory: Path, values: dict[str, Any]) -> ModelConfig:
+    (directory / "config.json").write_text(json.dumps(values))
+    return ModelConfig(name=str(directory))
+
+
+@pytest.mark.parametrize("family", BY_HAND)
+def test_a_family_s_sizes_are_those_worked_out_by_hand(family: str, tmp_path: Path) -> None:
+    values, parameters, by_hand = BY_HAND[family]
+    model = load_meta_model(written(tmp_path, values))
+    widths = Widths.of(model)
+    assert (widths.kv_bytes(2), MultiplyAdds.of(model, LoraConfig(rank=1)).attended, widths.intermediate) == by_hand
+    assert parameters in (None, sum(one.numel() for one in model.parameters()))
+
+
+def test_layers_that_see_less_than_all_positions_are_named(tmp_path: Path) -> None:
+    for values, named in ((QWEN3_NEXT, "(linear_attention)"), ({"model_type": "qwen3"}, None)):
+        model = written(tmp_path, values)
+        done = CliRunner().invoke(app, ["--config", "gsm8k.yaml", f"model.name={model.name}", "--devices", "8x80"])
+        assert done.exit_code == 0, done.output
+        assert ("keep less or a state" in " ".join(done.stdout.split())) == (named is not None)
+        assert named is None or named in done.stdout
