@@ -106,25 +106,44 @@ def _outcome(stage: Stage, outcome: str, reason: str) -> Outcome:
 
 def _exit_code(command: Sequence[str], limit_s: float, log: TextIO, environment: Mapping[str, str]) -> int | None:
     """Of the command, or None where it had to be ended. Whatever it started is ended with it."""
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-    )
+    process = None
     try:
+        with _heard_after(signal.SIGTERM, signal.SIGINT):
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **ENVIRONMENT, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
         return process.wait(limit_s)
     except subprocess.TimeoutExpired:
+        assert process is not None
         _signal(process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
         return None
     finally:
-        _signal(process, signal.SIGKILL)
-        process.wait()
+        if process is not None:
+            _signal(process, signal.SIGKILL)
+            process.wait()
+
+
+@contextlib.contextmanager
+def _heard_after(*numbers: signal.Signals) -> Iterator[None]:
+    """Signals that come inside the block are heard at its end: a handler that raises while a process is being started
+    would leave one that nobody knows of. (A mask would not do: it holds for one thread, and libraries have others.)"""
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

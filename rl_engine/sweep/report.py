@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.table import Table
 
+from evals.scoring.versions import package_versions
 from rl_engine.config.file import ConfigError
-from rl_engine.doctor.machine import LOCKS, libraries
 from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse, curves_at, known_curve
 from rl_engine.sweep.cells import arms_of
 from rl_engine.sweep.config import SweepConfig
@@ -91,11 +91,10 @@ def strict_json(tree: Any) -> Any:
 
 def environment() -> dict[str, Any]:
     """What the numbers were made with."""
-    versions = {library.name: library.installed for library in libraries(LOCKS / "cpu.txt")}
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processors": len(os.sched_getaffinity(0)),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": package_versions(),
     }
 
 

@@ -1,4 +1,4 @@
-"""This machine → a Ray cluster of its own, out of reach of others."""
+"""This machine → a Ray cluster of its own, out of reach of others, or a place in one that runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ from rollout.engine import PoolError
 from rollout.pool.room import SMALLEST_STORE, too_long
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+NOT_STARTED = (
+    "on a machine that is busy it may start at another try; rollout.placement=inprocess samples without Ray, and "
+    "rollout.address joins a cluster that runs"
+)
+NOT_JOINED = (
+    "start one with `ray start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
+)
 
 
 def start_ray(cpus: int, directory: Path, cards: Sequence[str] = (), store_bytes: int = SMALLEST_STORE) -> None:
@@ -23,11 +30,11 @@ def start_ray(cpus: int, directory: Path, cards: Sequence[str] = (), store_bytes
 
     `cards`: those that are its own, as `visible_cards` names them. `store_bytes`: the size of the object store, which
     holds the adapters, and the prompts and completions under way.
-    Raises `PoolError` when the directory's name is too long for the sockets.
+    Raises `PoolError` when the directory's name is too long for the sockets, and when Ray does not start.
     """
     if (why := too_long(directory)) is not None:
         raise PoolError(why)
-    with _visible_cards(cards), signals_kept():
+    with starting("rollout.placement is ray, and Ray did not start here", NOT_STARTED), _visible_cards(cards):
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -41,6 +48,33 @@ def start_ray(cpus: int, directory: Path, cards: Sequence[str] = (), store_bytes
     bound = ray.util.get_node_ip_address()
     if bound != "127.0.0.1":
         raise PoolError(f"the local Ray binds to {bound}: call prepare_ray before anything imports ray")
+
+
+def join_ray(address: str) -> None:
+    """The cluster that runs at `address`. Raises `PoolError` when it does not take this process."""
+    with starting(f"rollout.address is {address}, and no Ray cluster there takes this process", NOT_JOINED):
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+@contextmanager
+def starting(what: str, way_out: str) -> Iterator[None]:
+    """A call of `ray.init`: what it fails with is told as a `PoolError` of one line, `what: …: way_out`."""
+    with signals_kept():
+        try:
+            yield
+        # Ray has no class for it: of a process that does not answer in time it raises a bare Exception.
+        except Exception as error:
+            raise PoolError(f"{what}: {first_sentence(error)}: {way_out}") from error
+
+
+def first_sentence(error: Exception) -> str:
+    """Of its first line, without the stop."""
+    return first_line(error).split(". ")[0].rstrip(".:")
+
+
+def first_line(error: Exception) -> str:
+    """Of what Ray says, which goes on with tracebacks and advice; what it is where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from rollout.pool.activity import Activity
 from rollout.pool.cluster import Size, machines, placement_of
 from rollout.pool.dealing import deal
 from rollout.pool.incidents import Incidents
-from rollout.pool.local_cluster import signals_kept, start_ray
+from rollout.pool.local_cluster import first_line, join_ray, start_ray
 from rollout.pool.member import Call, Complaint, Member, answer_of
 from rollout.pool.room import SCRATCH, Room, lacks, store_bytes, too_small
 from rollout.pool.scratch import ScratchDirectory
@@ -55,8 +55,7 @@ def faults_of_ray() -> Iterator[None]:
     try:
         yield
     except RayError as error:
-        first, *_ = str(error).splitlines() or [type(error).__name__]
-        raise PoolError(f"Ray failed: {first}") from error
+        raise PoolError(f"Ray failed: {first_line(error)}") from error
 
 
 @dataclass(eq=False)
@@ -213,14 +212,7 @@ class RayPool:
             store = store_bytes(sent, workers, room)
             start_ray(workers * self.settings.cpus_per_worker, self._scratch.path, self.settings.cards, store)
         else:
-            try:
-                with signals_kept():
-                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except ConnectionError as error:  # Ray says no more, whatever the reason is
-                raise PoolError(
-                    f"rollout.address is {address}, and no Ray cluster there takes this process: start one with `ray "
-                    "start --head`, and give this process its token (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
-                ) from error
+            join_ray(address)
             for machine in machines():
                 if (why := too_small(sent, machine.store, machine.address)) is not None:
                     raise PoolError(why)

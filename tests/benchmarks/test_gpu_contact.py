@@ -101,6 +101,17 @@ stage = Stage(name="long", asks="?", command=(sys.executable, "-c", code), expec
 command.stages = lambda *_: [stage]
 typer.run(command.main)
 """
+# The same, asked to end at the moment when the stage's process is there and nobody has been told so.
+STARTING = """
+import os, pathlib, signal, subprocess, sys
+fork = subprocess._fork_exec
+def forked(*arguments):
+    pid = fork(*arguments)
+    pathlib.Path(sys.argv[-1], "pid").write_text(str(pid))
+    os.kill(os.getpid(), signal.{name})
+    return pid
+subprocess._fork_exec = forked
+"""
 
 
 def test_who_ends_it_ends_the_stage_at_work(tmp_path: Path) -> None:
@@ -112,6 +123,14 @@ def test_who_ends_it_ends_the_stage_at_work(tmp_path: Path) -> None:
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     assert not child.is_running()
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 128 + signal.SIGTERM), ("SIGINT", 130)])
+def test_a_stage_that_is_being_started_is_ended_too(name: str, code: int, tmp_path: Path) -> None:
+    program = STARTING.format(name=name) + ENDLESS
+    ended = subprocess.run([sys.executable, "-c", program, "--out", tmp_path], cwd=ROOT, timeout=60)
+    assert ended.returncode == code
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from evals.scoring.versions import package_versions
 from rl_engine.config.file import CONFIGS, ConfigError, read_config
 from rl_engine.drawing.style import COLOURS, rank_colour
 from rl_engine.sweep import statistics
@@ -434,7 +435,8 @@ def test_table_and_figures_come_again_from_the_summary_alone(tmp_path: Path) -> 
     assert set(written) == {"summary.json", *names}
     facts = json.loads(written["summary.json"], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert [result["cell"] for result in facts["results"]] == list(found)
-    assert facts["environment"]["versions"]["torch"].startswith("2.")
+    assert facts["environment"]["versions"] == package_versions()
+    assert {"python", "torch", "deepspeed", "peft", "math-verify"} <= package_versions().keys()
     assert len(written["summary.json"]) < 20_000
     table = written["table.md"].decode()
     assert "| rank 1 | 0.001 | 0.0013 (" in table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from evals.forgetting.divergence import ScoringGapError, check_scoring, divergence, estimate, sample_base
+from evals.forgetting.table import PolicyResult, grid, to_json
 from rollout.config import SamplingConfig
 from rollout.types import AdapterRef, Completion, Problem, Prompt, RolloutGroup, TokenScores
 from tests.helpers.forgetting import Policies, prompts_of
@@ -38,6 +39,16 @@ def test_the_interval_is_that_of_the_ratio() -> None:
     picks = draw.integers(0, 200, size=(4000, 200))
     low, high = np.quantile(sums[picks].sum(1) / counts[picks].sum(1), (0.025, 0.975))
     assert found.interval == pytest.approx((low, high), abs=0.06 * (high - low))
+
+
+def test_one_prompt_has_no_interval_and_none_is_shown() -> None:
+    found = estimate([np.array([-0.2, -0.4])], completions=2)
+    assert (found.kl, found.interval, found.interval_k3) == (pytest.approx(0.3), None, None)
+    base = PolicyResult(label="base", sha256=None, scores=(), divergence=None, scoring_gap=None)
+    moved = replace(base, label="p-v1", divergence=found)
+    assert grid([base, moved])[2] == ("p-v1", "0.3", f"{found.kl_k3:.3g}")
+    (divergence,) = [one["divergence"] for one in to_json([base, moved]) if one["divergence"]]
+    assert divergence["interval"] is divergence["interval_k3"] is None
 
 
 @pytest.mark.engine

@@ -49,6 +49,8 @@ def test_one_document_has_no_standard_error() -> None:
     one = policy("base", TaskScore(task="x", metric="acc", scores_D=np.ones(1)))
     text = json.dumps(to_json([one]), allow_nan=False)
     assert json.loads(text)[0]["mean"] == {"accuracy": 1.0, "accuracy_standard_error": None}
+    other = replace(one, label="p-v1")
+    assert grid([one, other])[1:] == [("base", *["100.0 %"] * 2, ""), ("p-v1", *["100.0 %"] * 2, "+0.0")]
 
 
 def test_prompts_of_a_run_are_its_own(tokenizer: Any, tmp_path: Path) -> None:

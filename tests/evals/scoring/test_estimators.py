@@ -31,6 +31,12 @@ def test_an_interval_of_nothing_is_refused() -> None:
         wilson(0, 0)
 
 
+def test_a_bootstrap_of_one_is_refused() -> None:
+    """All of its resamples are alike: an interval without width would claim certainty."""
+    with pytest.raises(ValueError, match="at least two problems"):
+        bootstrap(np.array([0.5]))
+
+
 def test_the_bootstrap_is_as_wide_as_the_normal_approximation() -> None:
     """Its seed is fixed."""
     scores = np.random.default_rng(0).random(400)

@@ -78,6 +78,37 @@ def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
         start_ray(1, Path("/" + LONGEST_DIRECTORY * "x"))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        Exception(
+            "The current node timed out during startup. This could happen because the GCS has become overloaded."
+        ),
+        RuntimeError("\nFailed to start GCS. \n Last 0 lines of error files:\n."),
+        ValueError("The object store cannot be so large"),
+    ],
+)
+def test_ray_that_does_not_start_or_take_us_is_told_in_a_line(said: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises, with the key and the way out."""
+    from rollout.pool.local_cluster import join_ray, start_ray
+
+    def init(**_: Any) -> None:
+        raise said
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(PoolError) as started:
+        start_ray(1, Path("/tmp"))
+    words = str(said).split(". ")[0].strip()
+    assert str(started.value).startswith(f"rollout.placement is ray, and Ray did not start here: {words}")
+    assert "rollout.placement=inprocess" in str(started.value)
+    with pytest.raises(PoolError) as joined:
+        join_ray("head:6379")
+    refused = "rollout.address is head:6379, and no Ray cluster there takes this process"
+    assert str(joined.value).startswith(f"{refused}: {words}")
+    assert "RAY_AUTH_MODE=token" in str(joined.value)
+    assert "\n" not in f"{started.value}{joined.value}"
+
+
 def test_the_local_cluster_is_out_of_reach(ray_cluster: Path) -> None:
     """Its processes listen on the loopback device alone, and ask for a token."""
     found = []
