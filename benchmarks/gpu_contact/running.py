@@ -142,8 +142,8 @@ def _heard_after(*numbers: signal.Signals) -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in came:
-            signal.raise_signal(number)
+        for heard in came:
+            signal.raise_signal(heard)
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -42,7 +42,10 @@ def test_a_byte_order_mark_costs_no_row(tmp_path: Path) -> None:
         (ROW.encode("utf-16-le"), "rows.jsonl is UTF-16LE text: `iconv -f UTF-16LE -t UTF-8"),
         (ROW.encode("utf-16-be"), "rows.jsonl is UTF-16BE text"),
         (ROW.encode("utf-32-le"), "rows.jsonl is UTF-32LE text"),
-        (gzip.compress(ROW.encode("utf-16")), r"UTF-16 text: `gunzip -c \S+/rows.jsonl \| iconv -f UTF-16 -t UTF-8`"),
+        (
+            gzip.compress(ROW.encode("utf-16"), mtime=0),
+            r"UTF-16 text: `gunzip -c \S+/rows.jsonl \| iconv -f UTF-16 -t UTF-8`",
+        ),
         (b"\x93NUMPY\x01\x00v\x00{", "line 1: a zero byte, which no text has: it is a file of another kind"),
         (ROW.encode("utf-32"), "rows.jsonl is UTF-32 text"),
     ],
@@ -79,7 +82,7 @@ def without_rows(path: Path) -> None:
     [
         *((f"rows.{ending}", b"", "is empty$") for ending in ("jsonl", "json", "csv", "tsv", "txt")),
         ("rows.jsonl", b"\xef\xbb\xbf", "is empty$"),
-        ("rows.csv.gz", gzip.compress(b""), "is empty$"),
+        ("rows.csv.gz", gzip.compress(b"", mtime=0), "is empty$"),
         *((f"rows.{ending}", b"", "has no bytes: it was not written or copied") for ending in ("parquet", "arrow")),
         ("rows.json", b"[]", "has no usable problem: it is empty$"),
         ("rows.csv", b"problem,answer\n", "has no usable problem: it is empty$"),
