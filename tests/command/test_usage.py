@@ -120,9 +120,10 @@ def test_one_process_of_a_launcher_says_what_is_wrong(
 
 
 @pytest.mark.parametrize("module", CONFIGURED)
-def test_what_deepspeed_s_launcher_adds_is_no_option(module: str) -> None:
+def test_what_deepspeed_s_launcher_adds_is_no_option(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`deepspeed --module` puts it before what a person gave; the variable beside it is what is read."""
     arguments = ("--local_rank=0", "--config", "gone.yaml")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)  # left by a test that has joined a process group
     assert "gone.yaml" in line_of(module, *arguments, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     assert line_of(module, *arguments).startswith("error: there is no option --local_rank")
 
