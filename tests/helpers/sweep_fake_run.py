@@ -4,6 +4,7 @@
     python sweep_fake_run.py --config FILE --config FILE … --together K --resume
 
 It writes metrics.jsonl as a run does. `test.kind` says how it goes wrong; the file `repaired` beside the base heals it.
+While a file `held` is there, no cell goes on once three have made a step: a sweep can be stopped in the middle.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ def wait_for_company(cells: Path, company: int) -> None:
         time.sleep(0.01)
 
 
+def wait_while_held(cells: Path, root: Path) -> None:
+    # The first line is of step 0.
+    while (root / "held").exists() and sum(file.read_bytes().count(b"\n") > 1 for file in metrics_in(cells)) >= 3:
+        time.sleep(0.01)
+
+
+def metrics_in(cells: Path) -> Iterator[Path]:
+    return cells.glob("*/run/metrics.jsonl")
+
+
 def steps_of(settings: dict[str, Any], root: Path, *, alone: bool) -> Iterator[None]:
     """A run; it can be left after each step."""
     kind, rate, steps = settings.get("test.kind", "ok"), settings["optim.lr"], settings["train.steps"]
@@ -60,6 +71,7 @@ def steps_of(settings: dict[str, Any], root: Path, *, alone: bool) -> Iterator[N
         with metrics.open("a") as file:
             file.write(json.dumps({"step": step, "score": score * step / steps}) + "\n")
         time.sleep(settings.get("test.step_s", 0.0))
+        wait_while_held(run.parents[1], root)
         yield
     (run / "ended").write_text(str(time.monotonic()))
 

@@ -304,9 +304,9 @@ def test_two_sweeps_do_not_share_a_directory(make_sweep: SweepMaker, monkeypatch
 def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
     number: signal.Signals, make_sweep: SweepMaker, tmp_path: Path
 ) -> None:
-    config = make_sweep("jobs=2", "set.test.step_s=0.15")
+    config = make_sweep("jobs=2")
+    (tmp_path / "held").touch()
     command = [sys.executable, "-m", "tests.helpers.sweep_fake", "--config", str(tmp_path / "sweep.yaml"), "jobs=2"]
-    command.append("set.test.step_s=0.15")
     sweep = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 60
     # One that has written a step after the line of step 0 has something to go on from.
@@ -328,6 +328,7 @@ def test_a_sweep_stopped_in_the_middle_goes_on_where_it_was(
         assert not any(alive(attempt["pid"]) for cell in begun for attempt in attempts(config, cell))
 
     before = {cell: len(attempts(config, cell)) for cell in begun}
+    (tmp_path / "held").unlink()
     results = run(config)
     assert len(results) == 6
     assert {cell: results[cell] for cell in finished} == finished

@@ -194,10 +194,10 @@ def test_cells_that_cannot_begin_together_run_alone(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_sweep_goes_on_where_its_cells_were(number: signal.Signals, tmp_path: Path) -> None:
     """A sweep stopped in the middle goes on where its cells were."""
-    config = sweep(tmp_path, "set.test.step_s=0.1")
-    words = ["--config", str(tmp_path / "sweep.yaml"), "set.test.step_s=0.1"]
+    config = sweep(tmp_path)
+    (tmp_path / "held").touch()
     started = subprocess.Popen(
-        [sys.executable, "-m", "tests.helpers.sweep_fake", *words],
+        [sys.executable, "-m", "tests.helpers.sweep_fake", "--config", str(tmp_path / "sweep.yaml")],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -216,6 +216,7 @@ def test_a_stopped_sweep_goes_on_where_its_cells_were(number: signal.Signals, tm
         finished = Results(config.output / "results.jsonl").by_cell
     assert len(finished) < 6
     assert all(result.status == "done" for result in finished.values())
+    (tmp_path / "held").unlink()
     results = run(config)
     assert len(results) == 6
     assert {cell: results[cell] for cell in finished} == finished
