@@ -28,13 +28,8 @@ from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import LearnStats, StepStatistics
 from rl_engine.policy.agreement import check_with_prompts
 from rl_engine.policy.attention import NAME as SHARED
-from rl_engine.policy.base_model import (
-    LoadBase,
-    compile_layers,
-    is_worth_compiling,
-    layout_of,
-    load_causal_lm,
-)
+from rl_engine.policy.base_model import LoadBase, layout_of, load_causal_lm
+from rl_engine.policy.compiled_layers import compile_layers, is_worth_compiling
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.methods import METHODS
 from rl_engine.policy.micro_batch import MicroBatch

@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import inspect
 import re
-import warnings
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -15,21 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 from transformers import PreTrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.policy.attention import NAME, VARLEN, check_packable, has_plain_attention, is_computed
-from rl_engine.policy.logits import compiler_said
 from rollout.config import ModelConfig
 from rollout.models import auto_class, locate_config, locate_model, meta_model, read_model_config
 
 # Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
 LONGEST_SHARED = 2048
-# Parameters of a model whose passes are long enough to be compiled: that took 15 s at 1.5B in a process without vLLM,
-# and passes were 1.5 times as fast then.
-WORTH_COMPILING = 100_000_000
-FORMS = 64
 # attention_dropout, resid_pdrop, layerdrop, router_jitter_noise, …
 NOISE = re.compile(r"drop|jitter")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -107,53 +100,6 @@ def _is_plain_rms_norm(module: nn.Module) -> bool:
         tried.weight.copy_(torch.randn(weight.shape, generator=draw))  # type: ignore[operator]
         x = torch.randn(3, *weight.shape, generator=draw)
         return torch.allclose(tried(x), rms_norm(x, weight.shape, tried.weight, epsilon), rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
-
-
-def is_worth_compiling(config: Config, model: nn.Module, device: torch.device) -> bool:
-    """Whether torch's compiler makes up for the time that it takes at a run's start: on a card, for a model of some
-    size whose layers are of one form, whatever the lengths of the samples in a micro-batch."""
-    if device.type != "cuda" or attention_of(config, device) != VARLEN:
-        return False
-    # Each layer would be compiled anew: classes of its own cast its weights, or its adapter is not the next one's.
-    differ = config.method == "full" or config.lora.rank_pattern or config.lora.alpha_pattern
-    # Weights are gathered between the operations that would become one; experts are asked as the tokens say.
-    parameters = dict(model.named_parameters())
-    broken = config.learner.zero_stage == 3 or any("experts" in name for name in parameters)
-    return not differ and not broken and sum(one.numel() for one in parameters.values()) >= WORTH_COMPILING
-
-
-def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> None:
-    """Let torch compile the decoder layers for the passes that learn: a layer's small operations become few kernels.
-
-    `tried` computes something that has a gradient, with the model: where the compiler does not work here that is said,
-    and the layers stay as they are.
-    """
-    import torch._dynamo  # loads the compiler, so where it is used alone
-
-    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
-    # Beyond its limit torch leaves a layer as it is, and hardly says so. Runs of other ranks in this process count too.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
-    for layer in layers:
-        layer.forward = _compiled_where_it_learns(layer.forward)
-    # One gradient is kept, the farthest from the end: all of them at once may be more than the card holds.
-    first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
-    try:
-        torch.autograd.grad(tried().sum(), first, allow_unused=True)
-    except torch._dynamo.exc.TorchDynamoException as error:
-        said = compiler_said(error)
-        warnings.warn(f"torch.compile does not work here, so the learner's passes take longer: {said}", stacklevel=2)
-        for layer in layers:
-            del layer.forward
-
-
-def _compiled_where_it_learns(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Passes without a gradient are few, and would each be compiled anew: with the adapter, and without."""
-    compiled = torch.compile(forward, dynamic=True)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
-
-    return call
 
 
 def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:

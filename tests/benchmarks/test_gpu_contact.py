@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from benchmarks.gpu_contact.stages import Stage, stages
 from benchmarks.gpu_contact.weights import NEVER, write_checkpoint, write_shape
 from rl_engine.config import load_config
 from rl_engine.learner.batching import collate
+from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.policy import base_model
 from tests.helpers import forked
@@ -202,7 +204,7 @@ def test_single_stages_come_with_what_they_need_before(tmp_path: Path) -> None:
     """Single stages can be asked for with what they come after."""
     every = stages(CPU, tmp_path, None)
     assert chosen(every, []) == every
-    assert [stage.name for stage in chosen(every, ["doctor", "resume"])] == ["quickstart", "resume", "doctor"]
+    assert [stage.name for stage in chosen(every, ["doctor", "resume"])] == ["quickstart", "doctor", "resume"]
     with pytest.raises(typer.BadParameter, match="the stages are machine, quickstart"):
         chosen(every, ["nothing"])
 
@@ -288,6 +290,31 @@ def test_an_arm_of_the_learner_is_measured(drawn: Path, monkeypatch: pytest.Monk
     frozen = 2 * 2 * (row["tokens"] * linear + predicted * width * 256)
     # The rank and attention come to it.
     assert frozen < row["tflops"] * 1e12 * row["seconds"] < 1.3 * frozen
+
+
+def test_an_arm_that_is_not_what_it_is_called_is_no_figure(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Layers that stayed as they were are not compiled ones, and what leaves no gradient is no pass of a step."""
+
+    def stay(*_: Any) -> None:
+        warnings.warn("torch.compile does not work here: no; so the learner's passes take longer", stacklevel=2)
+
+    monkeypatch.setattr(Learner, "is_worth_compiling", True)
+    monkeypatch.setattr(Learner, "compile_layers", stay)
+    monkeypatch.setattr(learner, "ARMS", {"a": learner.Arm(), "b": learner.Arm(compiled=False)})
+    learner.main("cpu")
+    monkeypatch.setattr(
+        "benchmarks.learner.objective", lambda _, batch, logprob, *__: SimpleNamespace(loss=0 * logprob.sum())
+    )
+    learner.main("cpu")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row.get("why", row["kind"]) for row in rows] == [
+        "torch.compile does not work here: no; so the learner's passes take longer",
+        "learner",
+        "torch.compile does not work here: no; so the learner's passes take longer",
+        "the passes leave a gradient of 0",
+    ]
 
 
 def test_a_steps_engine_is_asked_with_its_adapter_and_without(tmp_path: Path) -> None:

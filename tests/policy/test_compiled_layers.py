@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import partial
 from types import ModuleType
@@ -9,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.learner import Learner
-from rl_engine.policy import attention, base_model
+from rl_engine.policy import attention, compiled_layers
 from rl_engine.policy.attention import VARLEN
-from rl_engine.policy.base_model import compile_layers, fuse_norms, is_worth_compiling
+from rl_engine.policy.base_model import fuse_norms
+from rl_engine.policy.compiled_layers import compile_layers, is_worth_compiling, worst_error
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora import linear as lora_linear
 from tests.conftest import ConfigMaker
@@ -131,6 +134,13 @@ def results(policy: LogprobModel, given: Any) -> tuple[Tensor, Tensor]:
     return logprob_N.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
+def own_forwards(policy: LogprobModel) -> list[torch.nn.Module]:
+    """Decoder layers whose pass is no longer that of their class."""
+    layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
+    assert layers
+    return [layer for layer in layers if "forward" in vars(layer)]
+
+
 def adapted(checkpointing: bool) -> LogprobModel:
     from peft import LoraConfig, get_peft_model
 
@@ -183,10 +193,69 @@ def test_layers_stay_where_the_compiler_does_not_work(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch, "compile", broken)
     policy = LogprobModel(tiny_model("qwen2"), 1.0)
-    with pytest.warns(UserWarning, match=r"learner's passes take longer.*no C compiler"):
+    with pytest.warns(UserWarning, match=r"does not work here: .*no C compiler; so the learner's passes take longer"):
         compile_layers(policy.causal_lm, lambda: policy(batch(5))[0])
-    assert not [module for module in policy.modules() if "forward" in vars(module)]
+    assert not own_forwards(policy)
     results(policy, batch(5))
+
+
+class Lost(torch.autograd.Function):
+    """What passes, and no gradient back: what torch 2.11 made of a sum in its place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.zeros_like(grad)
+
+
+def test_layers_stay_where_the_compiler_loses_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(forward: Any, **_: Any) -> Any:
+        return lambda *args, **kwargs: Lost.apply(forward(*args, **kwargs))  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    policy = adapted(checkpointing=False)
+    before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+    _, expected = results(policy, batch(5))
+    with pytest.warns(UserWarning, match=r"other gradients here, by 100% where they differ most; so the"):
+        compile_layers(policy.causal_lm, lambda: policy(batch(5))[0])
+    assert not own_forwards(policy)
+    assert torch.equal(results(policy, batch(5))[1], expected)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in policy.named_parameters())
+
+
+def test_an_adapter_at_its_start_is_tried_in_both_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With B zero nothing reaches A: its gradient is compared all the same, and the adapter is then what it was."""
+    seen: list[tuple[Tensor, ...]] = []
+
+    def error(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+        seen.extend((found, expected))
+        return worst_error(found, expected)
+
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    monkeypatch.setattr(compiled_layers, "worst_error", error)
+    policy = adapted(checkpointing=False)
+    halves = [(name, one) for name, one in policy.named_parameters() if one.requires_grad]
+    for name, parameter in halves:
+        if "lora_B" in name:
+            nn.init.zeros_(parameter)
+    before = [parameter.detach().clone() for _, parameter in halves]
+    compile_layers(policy.causal_lm, lambda: policy(batch(5))[0])
+    assert len(seen) == 2
+    assert all(bool(tensor.any()) for tensors in seen for tensor in tensors)
+    assert all(torch.equal(one, kept) for (_, one), kept in zip(halves, before, strict=True))
+
+
+def test_the_worst_error_is_of_the_tensor_that_is_wrong() -> None:
+    expected = (torch.full((4,), 10.0), torch.tensor([3.0, 4.0]), torch.tensor([1e-6]))
+    same = (expected[0] * 1.01, expected[1], torch.tensor([2e-6]))
+    assert worst_error(same, expected) == pytest.approx(0.01, rel=1e-4)
+    # The third is compared with a thousandth of the first, whose norm is 20.
+    assert worst_error((*expected[:2], torch.tensor([0.005])), expected) == pytest.approx(0.25, rel=1e-3)
+    assert worst_error((expected[0], torch.zeros(2), expected[2]), expected) == pytest.approx(1)
+    assert math.isnan(worst_error((expected[0], torch.full((2,), math.nan), expected[2]), expected))
 
 
 @pytest.mark.parametrize("settings", [(), ("learner.zero_stage=2", "loss.kl_coef=0.1", "learner.updates_per_step=2")])
@@ -240,5 +309,5 @@ def test_what_is_worth_compiling(
     config = make_config("model.dtype=bfloat16", *settings, f"model.name={tmp_path}")
     model = tiny_model(family)
     assert not is_worth_compiling(config, model, device), "a model this small"
-    monkeypatch.setattr(base_model, "WORTH_COMPILING", 1)
+    monkeypatch.setattr(compiled_layers, "WORTH_COMPILING", 1)
     assert is_worth_compiling(config, model, device) == worth

@@ -65,7 +65,11 @@ class _CardLoraLinear(torch.autograd.Function):
         a_PI, b_OP = padded(a_RI, b_OR, x_NI.dtype, CARD_STEP)
         low_NP = x_NI @ a_PI.T
         y_NO = torch.nn.functional.linear(x_NI, weight_OI, bias_O)
-        y_NO.addmm_(low_NP, b_OP.T, alpha=scale)
+        if torch.compiler.is_compiling():
+            # That of torch 2.11 computes a gradient of zero for what is changed in its place here.
+            y_NO = torch.addmm(y_NO, low_NP, b_OP.T, alpha=scale)
+        else:
+            y_NO.addmm_(low_NP, b_OP.T, alpha=scale)
         ctx.save_for_backward(x_NI, weight_OI, a_PI, b_OP, low_NP)
         ctx.scale = scale
         ctx.rank, ctx.dtype = len(a_RI), a_RI.dtype

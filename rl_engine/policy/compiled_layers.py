@@ -1,0 +1,105 @@
+"""Decoder layers → those that torch has compiled, where that is worth its time and computes the same."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rl_engine.config import Config
+from rl_engine.policy.attention import VARLEN
+from rl_engine.policy.base_model import attention_of
+from rl_engine.policy.logits import compiler_said
+
+WORTH_COMPILING = 100_000_000
+"""Parameters of a model whose passes are long enough: compiling takes 15 s at 1.5B in a process without vLLM (H200)."""
+FORMS = 64
+MOVED = 0.01
+SAME_GRADIENT = 0.25
+"""Share by which gradients may differ and still be the same: in bfloat16 two passes of the same layers on a card
+differed by 3 % where most (1.5B, H200), and what a compiler loses is missing as a whole."""
+
+
+def is_worth_compiling(config: Config, model: nn.Module, device: torch.device) -> bool:
+    """Whether torch's compiler makes up for the time that it takes at a run's start: on a card, for a model of some
+    size whose layers are of one form, whatever the lengths of the samples in a micro-batch."""
+    if device.type != "cuda" or attention_of(config, device) != VARLEN:
+        return False
+    # Each layer would be compiled anew: classes of its own cast its weights, or its adapter is not the next one's.
+    differ = config.method == "full" or config.lora.rank_pattern or config.lora.alpha_pattern
+    # Weights are gathered between the operations that would become one; experts are asked as the tokens say.
+    parameters = dict(model.named_parameters())
+    broken = config.learner.zero_stage == 3 or any("experts" in name for name in parameters)
+    return not differ and not broken and sum(one.numel() for one in parameters.values()) >= WORTH_COMPILING
+
+
+def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> None:
+    """Let torch compile the decoder layers for the passes that learn: a layer's small operations become few kernels.
+
+    `tried` computes something that has a gradient, with the model. Where the compiler does not work here, or computes
+    another gradient than the layers themselves, that is said and the layers stay as they are.
+    """
+    import torch._dynamo  # loads the compiler, so where it is used alone
+
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Beyond its limit torch leaves a layer as it is, and hardly says so. Runs of other ranks in this process count too.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
+    with _moved(learned):
+        expected = _gradients(tried, learned)
+        for layer in layers:
+            layer.forward = _compiled_where_it_learns(layer.forward)
+        try:
+            error = worst_error(_gradients(tried, learned), expected)
+        except torch._dynamo.exc.TorchDynamoException as raised:
+            said = f"torch.compile does not work here: {compiler_said(raised)}"
+        else:
+            if error <= SAME_GRADIENT:
+                return
+            said = f"torch.compile computes other gradients here, by {error:.0%} where they differ most"
+    warnings.warn(f"{said}; so the learner's passes take longer", stacklevel=2)
+    for layer in layers:
+        del layer.forward
+
+
+def _gradients(tried: Callable[[], Tensor], learned: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(tried().sum(), learned, allow_unused=True, materialize_grads=True)
+
+
+@contextlib.contextmanager
+def _moved(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Other values inside the block: of an adapter as it begins, half has no gradient to be compared."""
+    kept = [parameter.detach().clone() for parameter in parameters]
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(MOVED * torch.randn(parameter.shape, generator=draw).to(parameter))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, before in zip(parameters, kept, strict=True):
+                parameter.copy_(before)
+
+
+def worst_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest share by which a tensor differs from that expected, by norms. What is a thousandth of the largest
+    tensor expected, or less, is compared with that: of it rounding may be the whole."""
+    norms = torch.stack([tensor.norm() for tensor in expected])
+    differences = torch.stack([(one - other).norm() for one, other in zip(found, expected, strict=True)])
+    return float((differences / norms.clamp_min(norms.max() / 1000)).max())
+
+
+def _compiled_where_it_learns(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Passes without a gradient are few, and would each be compiled anew: with the adapter, and without."""
+    compiled = torch.compile(forward, dynamic=True)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
+
+    return call
