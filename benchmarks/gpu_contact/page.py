@@ -153,7 +153,32 @@ def _sampling(outcomes: Sequence[Outcome]) -> list[str]:
     cells = [(row["arm"], f"{row['sequences']:,}", f"{row['tokens']:,}", number(row["tokens_per_s"])) for row in found]
     ratio = adapter_ratio(outcomes)
     told = [] if ratio is None else ["", f"With an adapter: {ratio:.2f} of the speed without, in one engine."]
-    return ["", "## Sampling", "", *table(("adapter", "sequences", "tokens each", "tokens/s"), cells), *told]
+    return [
+        "",
+        "## Sampling",
+        "",
+        *table(("adapter", "sequences", "tokens each", "tokens/s"), cells),
+        *told,
+        *_waits(outcomes),
+    ]
+
+
+def _waits(outcomes: Sequence[Outcome]) -> list[str]:
+    """What a step of decoding waits for."""
+    lines = []
+    for row in rows_of(outcomes, "decoding step"):
+        whole, busy = (
+            None if row[name] is None else row[name] / row["tokens"] * 1e3 for name in ("seconds", "kernel_s")
+        )
+        lines += [
+            "",
+            f"A step of decoding with the adapter: {number(whole, 1)} ms, the card at work {number(busy, 1)} of them.",
+        ]
+    cells = [
+        (f"`{row['function']}`, {row['where']}", row["calls"], share(row["seconds"] / row["whole_s"]))
+        for row in rows_of(outcomes, "host")
+    ]
+    return [*lines, "", *table(("the host's functions", "calls", "of its time, profiled"), cells)] if cells else lines
 
 
 def _learner(outcomes: Sequence[Outcome]) -> list[str]:

@@ -6,10 +6,15 @@ its own there, captured while no adapter was active, in which vLLM's adapter ope
 before it (`lora_shrink_op.py`, `lora_expand_op.py`). What an engine built without adapters would gain besides, where
 no such operation stands between two others, is not in the figure; `python -m benchmarks.rollout` has such an arm. All
 completions of a round are sampled side by side and have the full length, and rounds with and without take turns.
+
+In the end two short rounds say what a step of decoding waits for: by torch's profiler the seconds in which the card is
+at work, and by Python's the functions that the host spends the rest in.
 """
 
 from __future__ import annotations
 
+import cProfile
+import pstats
 import time
 from pathlib import Path
 from statistics import median
@@ -19,6 +24,7 @@ from unittest.mock import patch
 import typer
 
 from benchmarks.gpu_contact.figures import note
+from benchmarks.gpu_contact.learner import kernels_of
 from benchmarks.gpu_contact.sizes import ADAPTER, IDLE, SIZES, Sizes
 from benchmarks.gpu_contact.weights import write_checkpoint
 from benchmarks.rollout import render
@@ -27,11 +33,19 @@ from rollout.types import AdapterRef, Prompt
 
 ROUNDS = 2
 WARM_UP_TOKENS = 16
+LOOKED_AT_TOKENS = 64
+FUNCTIONS = 12
+"""Of the host's, that are told."""
+
+
+def sampling_of(sizes: Sizes, tokens: int) -> SamplingConfig:
+    """So many tokens, or all that a completion may have, of every completion."""
+    return SamplingConfig(n=sizes.samples, temperature=1.0, max_tokens=min(tokens, sizes.tokens))
 
 
 def speed(engine: Any, sizes: Sizes, prompts: list[Prompt], adapter: AdapterRef | None, occasion: str) -> float:
     """Completion tokens a second of one batch. Raises `SystemExit` where a completion is shorter than asked for."""
-    sampling = SamplingConfig(n=sizes.samples, temperature=1.0, max_tokens=sizes.tokens)
+    sampling = sampling_of(sizes, sizes.tokens)
     begin = time.perf_counter()
     groups = engine.generate(prompts, sampling, adapter, [f"{occasion}/{index}" for index in range(len(prompts))])
     seconds = time.perf_counter() - begin
@@ -47,8 +61,9 @@ def decode(run: Any, sizes: Sizes) -> None:
     engine, prompts = run.sampler.engine, render(run.config.model.name, sizes.problems)
     arms: dict[str, AdapterRef | None] = {IDLE: None, ADAPTER: run.adapter}
     # The run has sampled with its adapters; without one nothing has been asked yet.
-    few = SamplingConfig(n=sizes.samples, temperature=1.0, max_tokens=min(WARM_UP_TOKENS, sizes.tokens))
-    engine.generate(prompts, few, None, [f"warm/{index}" for index in range(len(prompts))])
+    engine.generate(
+        prompts, sampling_of(sizes, WARM_UP_TOKENS), None, [f"warm/{index}" for index in range(len(prompts))]
+    )
     speeds: dict[str, list[float]] = {arm: [] for arm in arms}
     for number in range(ROUNDS):
         for arm, adapter in arms.items():
@@ -56,6 +71,28 @@ def decode(run: Any, sizes: Sizes) -> None:
     sequences = sizes.problems * sizes.samples
     for arm, measured in speeds.items():
         note("sampling", arm=arm, sequences=sequences, tokens=sizes.tokens, tokens_per_s=median(measured))
+    look_into(engine, sizes, prompts, run.adapter)
+
+
+def look_into(engine: Any, sizes: Sizes, prompts: list[Prompt], adapter: AdapterRef) -> None:
+    """Where the time of a decoding step goes: on the card, and in which functions of the host."""
+    sampling = sampling_of(sizes, LOOKED_AT_TOKENS)
+
+    def decode_few() -> None:
+        engine.generate(prompts, sampling, adapter, [f"looked at/{index}" for index in range(len(prompts))])
+
+    begin = time.perf_counter()
+    decode_few()
+    seconds = time.perf_counter() - begin
+    note("decoding step", tokens=sampling.max_tokens, seconds=seconds, **kernels_of(decode_few))
+    profile = cProfile.Profile()
+    profile.runcall(decode_few)
+    stats = pstats.Stats(profile).get_stats_profile()
+    # By their own time: that of all they call would name the loop.
+    slowest = sorted(stats.func_profiles.items(), key=lambda item: item[1].tottime, reverse=True)[:FUNCTIONS]
+    for name, one in slowest:
+        where = f"{Path(one.file_name).name}:{one.line_number}" if one.line_number else "built in"
+        note("host", function=name, where=where, calls=str(one.ncalls), seconds=one.tottime, whole_s=stats.total_tt)
 
 
 def decode_at_the_end(sizes: Sizes) -> None:

@@ -333,9 +333,18 @@ def test_a_steps_engine_is_asked_with_its_adapter_and_without(tmp_path: Path) ->
         prepare=partial(step.decode_at_the_end, CPU),
     )
     assert code == 0, output
-    rows = noted(figures)
-    assert [(row["arm"], row["sequences"], row["tokens"]) for row in rows] == [(IDLE, 4, 16), (ADAPTER, 4, 16)]
-    assert all(row["tokens_per_s"] > 0 for row in rows)
+    idle, adapter, looked_at, *host = noted(figures)
+    assert [(row["arm"], row["sequences"], row["tokens"]) for row in (idle, adapter)] == [
+        (IDLE, 4, 16),
+        (ADAPTER, 4, 16),
+    ]
+    assert all(row["tokens_per_s"] > 0 for row in (idle, adapter))
+    assert (looked_at["kind"], looked_at["tokens"], looked_at["kernel_s"]) == ("decoding step", 16, None)
+    assert [row["kind"] for row in host] == ["host"] * step.FUNCTIONS
+    assert sum(row["seconds"] for row in host) < host[0]["whole_s"]
+    text = page([outcome("step", idle, adapter, looked_at | {"seconds": 0.16, "kernel_s": 0.04}, *host)], "card")
+    assert "A step of decoding with the adapter: 10.0 ms, the card at work 2.5 of them." in text
+    assert f"| `{host[0]['function']}`, {host[0]['where']} | {host[0]['calls']} |" in text
     (first, later) = stage.read()
     assert first["kind"] == "step"
     assert later["sampling_tokens_per_s"] > 0
