@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from rewards.reading.numbers import repeating
+from rewards.reading.slashes import with_fractions
 
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|lcm|max|min|det|arg"
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|rho|tau|pi|mu|infty"
@@ -69,7 +70,7 @@ def to_latex(text: str) -> str:
         text = pattern.sub(replacement, text)
     text = _THOUSANDS.sub(lambda m: m.group(1).replace(",", ""), text)
     text = _DECIMAL.sub(_as_fraction, _REPEATING.sub(_as_repeating, text))
-    text = _MIXED_SLASH.sub(r"(\1+\\frac{\2}{\3})", text)
+    text = with_fractions(_MIXED_SLASH.sub(r"(\1+\\frac{\2}{\3})", text))
     return _MIXED.sub(_as_sum, text)
 
 
