@@ -38,16 +38,18 @@ def ratios(reference: Node, answer: Node, equal: Equal) -> bool | None:
     for ratio, other in ((reference, answer), (answer, reference)):
         if isinstance(ratio, Ratio):
             parts, quotient = [latex_of(part) for part in ratio.parts], latex_of(other)
-            if ratio.clock or len(parts) != 2 or None in parts or quotient is None:
+            if ratio.clock or len(parts) != 2 or None in parts or quotient is None or value_of(ratio.parts[1]) == 0:
                 return False
             return same_expressions(rf"\frac{{{parts[0]}}}{{{parts[1]}}}", quotient)
     return None
 
 
 def _proportional(one: Ratio, other: Ratio) -> bool:
-    """Crosswise products agree: 1:√3 is √3:3."""
+    """Crosswise products agree: 1:√3 is √3:3. A part that is zero leaves none to compare: 7:0 is not 8:0."""
     left, right = ([latex_of(part) for part in ratio.parts] for ratio in (one, other))
-    if None in left or None in right or {value_of(ratio.parts[0]) for ratio in (one, other)} & {0}:
+    if None in left or None in right or any(
+        value_of(part) == 0 for ratio in (one, other) for part in ratio.parts
+    ):
         return False
     return all(
         same_expressions(rf"({a}) \cdot ({right[0]})", rf"({b}) \cdot ({left[0]})")

@@ -109,7 +109,8 @@ def _from_relation(node: Relation) -> Region | None:
             parts.append(_ray(MIRRORED.get(operator, operator), left))
         else:
             return None
-    return mathematics.combine("cap", parts)
+    met = mathematics.combine("cap", parts)
+    return None if met.is_empty else met  # 3 < x < 1, whose ends are exchanged
 
 
 def _ray(operator: str, end: str) -> Region:
