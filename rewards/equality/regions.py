@@ -5,6 +5,7 @@ r"""Answers → sets of real numbers: intervals, unions, inequalities in one var
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from rewards.equality import mathematics
@@ -79,7 +80,9 @@ def _interval(node: Bracketed) -> Region | None:
 
 
 def _from_items(node: Items) -> Region | None:
-    """{1, 2} is a finite set; x < 1 or x > 3 a union; x > 1 and x < 3 an intersection."""
+    """{1, 2} is a finite set; x < 1 or x > 3 a union, (0,1) or (2,3) as well; x > 1 and x < 3 an intersection."""
+    if node.joined_by == "or" and all(isinstance(part, Bracketed) for part in node.elements):
+        return _apart([region(part) for part in node.elements])
     if node.elements and all(isinstance(part, Relation) for part in node.elements):
         parts = [region(part) for part in node.elements]
         if any(part is None for part in parts) or variable(node) is None:
@@ -92,6 +95,14 @@ def _from_items(node: Items) -> Region | None:
         return None
     texts = [latex_of(part) for part in node.elements]
     return None if None in texts else mathematics.finite_set([text for text in texts if text is not None])
+
+
+def _apart(parts: list[Region | None]) -> Region | None:
+    """The union of intervals that do not meet: where they do, "or" leaves the choice between two answers open."""
+    if any(part is None for part in parts):
+        return None
+    meet = any(not mathematics.combine("cap", list(pair)).is_empty for pair in itertools.combinations(parts, 2))
+    return None if meet else mathematics.combine("cup", parts)
 
 
 def _from_relation(node: Relation) -> Region | None:

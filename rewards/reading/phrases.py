@@ -19,10 +19,7 @@ _FOLDED: dict[str, Node] = {
         (Domain("Z"), ("all integers", "integers", "any integer", "set of all integers", "every integer")),
         (
             Items((), "set"),
-            (
-                "empty set", "no solution", "no solutions", "no real solution", "no real solutions", "null set",
-                "there is no solution", "there are no solutions", "no such number exists", "no values",
-            ),
+            ("empty set", "null set", "no such number exists", "no values", "none"),
         ),
         (
             Words("undefined"),
@@ -40,13 +37,27 @@ _FOLDED: dict[str, Node] = {
     )
     for phrase in phrases
 }  # fmt: skip
+_SUBJECT = (
+    r"(?:(?:this |given )*(?:equations?|inequality|inequalities|system(?: of (?:[a-z]+ )?equations)?|problem) ha(?:s|ve) "
+    r"|there (?:is|are|exists?) |it has |has )?"
+)
+_SOLUTIONS: tuple[tuple[re.Pattern[str], Node], ...] = (
+    (re.compile(_SUBJECT + r"no (?:real )?solutions?(?: exists?)?"), Items((), "set")),
+    (re.compile(_SUBJECT + r"(?:infinitely many|infinite|an infinite number of) solutions?"), Expression(r"\infty")),
+)
+_ALL_BUT = re.compile(
+    r"(?:the )?(?:set of )?(?:all |any |every )?"
+    r"(?:(?P<name>real(?: number| value)?s?|integers?)(?: of)?|\\mathbb\{(?P<letter>[RZ])\}|values of(?= [a-z] ))(?: [a-z])?,? "
+    r"(?:except(?: for)?|excluding|other than|but|besides|not equal to) (?P<rest>.+)",
+    re.DOTALL,
+)
 _PLACEHOLDER = re.compile(
     r"[?_.\s\\*#-]*|(?:your|the|my|final|insert|put|write|enter|fill|correct)?\s*(?:final\s+)?"
     r"(?:answer|result|solution)(?:\s+here)?|answer here|xxx+|tbd|todo|n/?a|nan|null|\[.*(?:answer|result).*\]|<.*>"
     r"|unknown|i don'?t know|see above|same as (?:the )?reference",
     re.IGNORECASE,
 )
-_NUMBER_WORDS = {
+NUMBER_WORDS = {
     word: str(value)
     for value, word in enumerate(
         [
@@ -168,12 +179,25 @@ def placeholder(text: str) -> Unusable | None:
 
 
 def phrase(text: str) -> Node | None:
-    return _FOLDED.get(fold(text))
+    folded = fold(text)
+    found = _FOLDED.get(folded)
+    if found is None and "solution" in folded:
+        return next((node for pattern, node in _SOLUTIONS if pattern.fullmatch(folded)), None)
+    return found
+
+
+def all_but(text: str) -> tuple[str, str] | None:
+    """All real numbers except 0 → the letter of the domain, and the exceptions."""
+    bare = " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).split())
+    match = _ALL_BUT.fullmatch(bare)
+    if match is None:
+        return None
+    return match.group("letter") or ("Z" if (match.group("name") or "").startswith("int") else "R"), match.group("rest")
 
 
 def number_word(text: str) -> str | None:
     """The digits of a number as a word: twelve → 12."""
-    return _NUMBER_WORDS.get(fold(text))
+    return NUMBER_WORDS.get(fold(text))
 
 
 def choice(text: str) -> tuple[str, str] | None:

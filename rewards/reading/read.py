@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rewards.reading import phrases, split
+from rewards.reading.bases import based
 from rewards.reading.numbers import Number, read_number
 from rewards.reading.shapes import (
     Approximation,
-    Based,
     Bracketed,
     Choice,
     Combination,
@@ -41,7 +41,7 @@ _MATRIX = re.compile(
     r"\\begin\{(?P<name>[pbvBV]?matrix|smallmatrix|array)\}\s*(?:\{[lcr| ]*\})?(?P<body>.*?)\\end\{(?P=name)\}",
     re.DOTALL,
 )
-_NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|\()")
+_NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|pi(?![A-Za-z])|\()")
 _TEXT = r"\\text\s*\{[^{}]*\}"
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
 _TEXT_UNIT = rf"{_TEXT}{_POWER}(?:\s*/\s*{_TEXT}{_POWER})?"
@@ -55,16 +55,17 @@ _UNIT_TAIL = re.compile(
     re.DOTALL,
 )
 _GROUPED = re.compile(r"\d,\d{3}(?!\d)")
-_CURRENCY_HEAD = re.compile(r"(?P<sign>[-+]?)\s*(?P<currency>[＄€£¥₹])\s*(?P<value>.+)", re.DOTALL)
+_CURRENCY_HEAD = re.compile(
+    r"(?P<sign>[-+]?)\s*(?:(?:US|U\.S\.)?\s*(?P<currency>[＄€£¥₹])|(?P<code>USD|EUR|GBP|INR|Rs\.?|RMB|CNY)(?=\s*\.?\d)"
+    r"|\\text\s*\{\s*(?P<text>USD|EUR|GBP|INR|RMB|CNY)\s*\})\s*(?P<value>.+)",
+    re.DOTALL,
+)
+_NAMED = re.compile(r"^\s*[a-z]\s*(?:=|\\ne)\s*")
 _LEAD = re.compile(
     r"(?:\\text\s*\{\s*)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*\}?\s*(?P<rest>[^A-Za-z].*)",
     re.I | re.DOTALL,
 )
 _SYSTEM = re.compile(r"\\begin\{cases\}\s*([^&]*?)\s*\\end\{cases\}", re.DOTALL)
-_BASE = re.compile(
-    r"(?P<digits>[0-9A-Fa-f]+)\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(?P<braced>\d{1,2}|two|three|eight|ten)\s*\}?\s*\}|(?P<bare>\d{1,2}))"
-)
-_BASE_WORDS = {"two": 2, "three": 3, "eight": 8, "ten": 10}
 _DOMAIN = re.compile(r"\\mathbb\s*\{\s*([RZNQC])\s*\}")
 _CONDITION = re.compile(
     r"\\in(?![a-z])|\\mathbb|\\text\s*\{[^{}]*(?:where|for|integer|real|constant|some|any|if)|^\s*(?:where|for|with|if)\b"
@@ -121,6 +122,16 @@ class Reader:
         word = phrases.number_word(text)
         number = read_number(word) if word else None
         return Exact(number) if number else phrases.phrase(text)
+
+    def all_but(self, text: str) -> Node | None:
+        r"""All real numbers except 0 and 1, as \mathbb{R} \setminus \{0, 1\}."""
+        found = phrases.all_but(text)
+        if found is None:
+            return None
+        left_out = [self.element(_NAMED.sub("", piece)) for piece in _between_commas(found[1])]
+        if not all(isinstance(node, Exact | Expression) for node in left_out):
+            return None
+        return Combination("setminus", (Domain(found[0]), Items(tuple(left_out), "set")))
 
     def lead(self, text: str) -> Node | None:
         r"""An answer that says that it is one: \text{Answer: } 5."""
@@ -287,22 +298,14 @@ class Reader:
         return Ratio(nodes, clock=bool(_CLOCK.fullmatch(text.replace(" ", ""))))
 
     def based(self, text: str) -> Node | None:
-        match = _BASE.fullmatch(text)
-        if match is None:
-            return None
-        name = match.group("braced") or match.group("bare")
-        base = _BASE_WORDS.get(name) or int(name)
-        digits = match.group("digits").upper()
-        if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
-            return None
-        return Based(digits, base)
+        return based(text)
 
     def quantity(self, text: str) -> Node | None:
         r"""A value and its unit: 5 \text{ cm}, \$18.90, 28\%, 45^\circ, 3 million."""
         money = _CURRENCY_HEAD.fullmatch(text)
         if money:
             value = self.part((money.group("sign") + money.group("value")).strip())
-            return _with_unit(value, money.group("currency"))
+            return _with_unit(value, money.group("currency") or money.group("code") or money.group("text"))
         if not _NUMBER_HEAD.match(text):
             return None
         match = _UNIT_TAIL.fullmatch(text)
@@ -365,12 +368,13 @@ def _looks_like_algebra(unit: str) -> bool:
     first = re.split(r"[\s^]", plain)[0]
     if len(first) >= 3:
         return first.lower() in phrases.FUNCTION_NAMES or first.lower().startswith(("sin", "cos", "tan", "log", "sqrt"))
-    return first not in {"cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm"}
+    return first not in {"cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm", "US"}
 
 
 _RULES: tuple[Callable[[Reader, str], Node | None], ...] = (
     Reader.placeholder,
     Reader.phrase,
+    Reader.all_but,
     Reader.lead,
     Reader.system,
     Reader.in_two_units,

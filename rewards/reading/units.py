@@ -57,6 +57,7 @@ _COUNTING_WORDS = frozenset(
 """Words that Chinese, Japanese and Korean put between a number and what is counted: 25 个 is 25, and 25 apples."""
 _PREFIXES = {"平方": "square ", "立方": "cubic ", "每": "per "}
 _COMPOUND = {"mph": "mile/hour", "kmph": "km/hour", "kph": "km/hour", "sq": "square", "cu": "cubic", "mps": "m/second"}
+_NAMED_OTHERWISE = re.compile(r"(?P<percent>\bper[ -]?cents?\b)|\b(?:US|U S|American)\s+(?=dollar)")
 _IGNORED = {"of", "the", "a", "an", "in", "about", "unit", "total", "full", "whole", "exactly", "each"}
 _COUNTERS = {"square": 2, "cubic": 3}
 SCALES = {
@@ -152,6 +153,8 @@ def read_unit(text: str) -> str | None:
     """
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).replace(r"^\circ", "°").replace("\\", " ")
     text = re.sub(r"\^\s*\{\s*(-?\d)\s*\}", r"^\1", text).replace(".", " ").replace("(s)", "s").strip()
+    if "per" in text or "dollar" in text:
+        text = _NAMED_OTHERWISE.sub(lambda match: "percent" if match.group("percent") else "", text)
     for prefix, word in _PREFIXES.items():
         text = text.replace(prefix, f" {word}")
     words = [_singular(word) for word in _WORD.findall(text.replace("-", " "))]
