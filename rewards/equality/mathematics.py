@@ -7,6 +7,7 @@ only where the numbers are of everyday size.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
@@ -16,6 +17,7 @@ from math_verify import verify
 from sympy.core.function import AppliedUndef
 
 from rewards.equality.defined import has_no_value, is_defined, is_evaluable
+from rewards.equality.pieces import points_in_pieces
 from rewards.reading.parse import Expr, Unparsed, is_scalar, parse
 
 DIGITS = 60
@@ -119,11 +121,14 @@ def _with_real_roots(expression: Expr) -> Expr:
 
 
 def is_constant(expression: Expr) -> bool:
-    """Whether a real function has one value wherever it has any, by the points of the identity test."""
+    """Whether a real function has one value wherever it has any, by the points of the identity test and in [-1, 1]."""
     if not is_evaluable(expression):
         return False
     symbols = sorted(expression.free_symbols, key=str)
-    values = [_evaluate(expression.xreplace(_rational_point(symbols, number))) for number in range(RATIONAL_POINTS)]
+    points = [_rational_point(symbols, number) for number in range(RATIONAL_POINTS)]
+    points += [{symbol: value / 4 for symbol, value in _rational_point(symbols, n).items()} for n in range(12)]
+    points += points_in_pieces((expression,), points[0])
+    values = [_evaluate(expression.xreplace(point)) for point in points]
     real = [value for value in values if value is not None and value.is_real]
     return len(real) >= ENOUGH_POINTS and all(_close(value, real[0]) is not False for value in real)
 
@@ -211,10 +216,18 @@ def _agree_at_points(left: Expr, right: Expr, symbols: list[Expr]) -> bool | Non
         else:
             at_real.append(outcome)
     if at_real.count(True) >= ENOUGH_POINTS:
-        return True
+        return not _differ_in_a_piece(left, right, symbols)
     if False in at_complex:
         return False
     return True if at_real.count(True) + at_complex.count(True) >= ENOUGH_POINTS else None
+
+
+def _differ_in_a_piece(left: Expr, right: Expr, symbols: list[Expr]) -> bool:
+    for point in points_in_pieces((left, right), _rational_point(symbols, 0)):
+        one, other = _evaluate(left.xreplace(point)), _evaluate(right.xreplace(point))
+        if one is not None and other is not None and one.is_real and other.is_real and _close(one, other) is False:
+            return True
+    return False
 
 
 def _evaluate(expression: Expr) -> Expr | None:
@@ -247,8 +260,8 @@ def same_direction(left: tuple[str, str], right: tuple[str, str], *, signed: boo
     if not is_evaluable(one) or not is_evaluable(other):
         return False
     ratios = []
-    for number in range(RATIO_POINTS):
-        point = _rational_point(symbols, number)
+    points = [_rational_point(symbols, number) for number in range(RATIO_POINTS)]
+    for point in itertools.chain(points, points_in_pieces((one, other), points[0])):
         top, bottom = _evaluate(one.xreplace(point)), _evaluate(other.xreplace(point))
         if top is None or bottom is None or abs(bottom) < AGREE or abs(top) < AGREE:
             continue
