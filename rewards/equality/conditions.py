@@ -17,7 +17,8 @@ CONSISTENT = Fraction(1, 50)
 
 _QUANTIFIED = re.compile(
     r"(?<![\\A-Za-z])(?P<before>[A-Za-z])\s*(?:\\in\b|(?:is|be)\b|\\text)"
-    r"|\b(?:any|all|every|some)\s+(?:integers?|natural numbers?|real(?: number)?s?|constants?)\s*\}?\s*(?P<after>[A-Za-z])(?![A-Za-z])"
+    r"|\b(?:any|all|every|some)\s+(?:integers?|natural numbers?|real(?: number)?s?|constants?)\s*\}?\s*"
+    r"(?P<after>[A-Za-z])(?![A-Za-z])"
 )
 _DOMAIN_CONDITION = re.compile(
     r"(?:where|for|with|and|any|all|every|some|is|an|a|integers?|real|constants?|arbitrary|numbers?|k|n|m|c|C|\s|,"

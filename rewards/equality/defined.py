@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from functools import lru_cache
 
 import sympy
 
@@ -18,7 +17,6 @@ _FAST_GROWING = (sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial,
 _WITH_POLES = (sympy.tan, sympy.cot, sympy.sec, sympy.csc, sympy.factorial, sympy.gamma, sympy.zeta, sympy.atanh)
 
 
-@lru_cache(maxsize=8192)
 def is_defined(expression: Expr) -> bool:
     r"""Whether no part of an expression is 7/0, \log 0, \tan 90^\circ or \infty - \infty.
 

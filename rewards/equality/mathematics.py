@@ -92,7 +92,12 @@ def value_of(text: str) -> Fraction | None:
 def integer_of(text: str) -> int | None:
     """The value of a closed expression that is a whole number, however many digits it has, or None."""
     expression = parse(text)
-    if not is_scalar(expression) or not is_evaluable(expression) or expression.free_symbols or not is_defined(expression):
+    if (
+        not is_scalar(expression)
+        or not is_evaluable(expression)
+        or expression.free_symbols
+        or not is_defined(expression)
+    ):
         return None
     value = _as_numbers_and_symbols(expression)
     return int(value) if value.is_Integer else None

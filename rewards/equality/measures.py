@@ -47,9 +47,7 @@ def ratios(reference: Node, answer: Node, equal: Equal) -> bool | None:
 def _proportional(one: Ratio, other: Ratio) -> bool:
     """Crosswise products agree: 1:√3 is √3:3. A part that is zero leaves none to compare: 7:0 is not 8:0."""
     left, right = ([latex_of(part) for part in ratio.parts] for ratio in (one, other))
-    if None in left or None in right or any(
-        value_of(part) == 0 for ratio in (one, other) for part in ratio.parts
-    ):
+    if None in left or None in right or any(value_of(part) == 0 for ratio in (one, other) for part in ratio.parts):
         return False
     return all(
         same_expressions(rf"({a}) \cdot ({right[0]})", rf"({b}) \cdot ({left[0]})")

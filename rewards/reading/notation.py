@@ -33,7 +33,9 @@ _TYPED = (
     (re.compile(r"(?<=[)\]}])\s*(?:U|\\text\s*\{\s*(?:U|union)\s*\}|union)\s*(?=[(\[\]][^()\[\]]*,|\\\{)"), r" \\cup "),
 )
 _IS_TYPED = re.compile(r"\+ ?/ ?-|\^ ?\{? ?(?:o|\\text *\{ *o)|[)\]}] ?(?:U|\\text *\{ *[Uu]|union)")
-_TURNED = re.compile(r"(?P<start>[\[\]])(?P<ends>[^\[\](),;]+[,;][^\[\](),;]+)(?P<stop>[\[\]])(?=\s*(?:$|[\\,;}|]|or|and))")
+_TURNED = re.compile(
+    r"(?P<start>[\[\]])(?P<ends>[^\[\](),;]+[,;][^\[\](),;]+)(?P<stop>[\[\]])(?=\s*(?:$|[\\,;}|]|or|and))"
+)
 _BEFORE_INTERVAL = re.compile(r"(?:^|[=:,{}]|\\(?:cup|cap|setminus|in)|(?<![A-Za-z])(?:or|and))\s*$")
 
 

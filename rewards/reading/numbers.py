@@ -20,9 +20,7 @@ _DECIMAL = re.compile(r"(?:\d+\.?\d*|\.\d+)")
 _PLAIN = r"(?:\d+\.?\d*|\.\d+)"
 _SLASH = re.compile(rf"({_PLAIN})\s*/\s*({_PLAIN})")
 _FRAC = re.compile(rf"\\frac\s*(?:\{{\s*(-?{_PLAIN})\s*\}}|(\d))\s*(?:\{{\s*(-?{_PLAIN})\s*\}}|(\d))")
-_MIXED = re.compile(
-    r"(\d+)\s*(?:\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d)))|(\d+) (\d+)\s*/\s*(\d+)"
-)
+_MIXED = re.compile(r"(\d+)\s*(?:\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d)))|(\d+) (\d+)\s*/\s*(\d+)")
 _SCIENTIFIC = re.compile(
     rf"(?:({_PLAIN})\s*(?:\\times|\\cdot|\*|x|X)\s*)?10\s*(?:\^|\*\*)\s*(?:\{{\s*([-+]?\d+)\s*\}}|([-+]?\d+)|\(\s*([-+]?\d+)\s*\))"
 )

@@ -38,8 +38,8 @@ _FOLDED: dict[str, Node] = {
     for phrase in phrases
 }  # fmt: skip
 _SUBJECT = (
-    r"(?:(?:this |given )*(?:equations?|inequality|inequalities|system(?: of (?:[a-z]+ )?equations)?|problem) ha(?:s|ve) "
-    r"|there (?:is|are|exists?) |it has |has )?"
+    r"(?:(?:this |given )*(?:equations?|inequality|inequalities|system(?: of (?:[a-z]+ )?equations)?|problem) "
+    r"ha(?:s|ve) |there (?:is|are|exists?) |it has |has )?"
 )
 _SOLUTIONS: tuple[tuple[re.Pattern[str], Node], ...] = (
     (re.compile(_SUBJECT + r"no (?:real )?solutions?(?: exists?)?"), Items((), "set")),
@@ -47,8 +47,8 @@ _SOLUTIONS: tuple[tuple[re.Pattern[str], Node], ...] = (
 )
 _ALL_BUT = re.compile(
     r"(?:the )?(?:set of )?(?:all |any |every )?"
-    r"(?:(?P<name>real(?: number| value)?s?|integers?)(?: of)?|\\mathbb\{(?P<letter>[RZ])\}|values of(?= [a-z] ))(?: [a-z])?,? "
-    r"(?:except(?: for)?|excluding|other than|but|besides|not equal to) (?P<rest>.+)",
+    r"(?:(?P<name>real(?: number| value)?s?|integers?)(?: of)?|\\mathbb\{(?P<letter>[RZ])\}|values of(?= [a-z] ))"
+    r"(?: [a-z])?,? (?:except(?: for)?|excluding|other than|but|besides|not equal to) (?P<rest>.+)",
     re.DOTALL,
 )
 _PLACEHOLDER = re.compile(

@@ -368,7 +368,25 @@ def _looks_like_algebra(unit: str) -> bool:
     first = re.split(r"[\s^]", plain)[0]
     if len(first) >= 3:
         return first.lower() in phrases.FUNCTION_NAMES or first.lower().startswith(("sin", "cos", "tan", "log", "sqrt"))
-    return first not in {"cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm", "US"}
+    return first not in {
+        "cm",
+        "mm",
+        "km",
+        "dm",
+        "kg",
+        "mg",
+        "ft",
+        "in",
+        "hr",
+        "lb",
+        "oz",
+        "yd",
+        "ml",
+        "mL",
+        "am",
+        "pm",
+        "US",
+    }
 
 
 _RULES: tuple[Callable[[Reader, str], Node | None], ...] = (
