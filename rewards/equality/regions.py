@@ -13,7 +13,7 @@ from rewards.equality.values import latex_of
 from rewards.reading.parse import Unparsed
 from rewards.reading.read import read
 from rewards.reading.shapes import Bracketed, Combination, Domain, Expression, Items, Node, Relation
-from rewards.reading.variables import variable
+from rewards.reading.variables import about, variable
 
 Region = Any  # a sympy set
 MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
@@ -114,14 +114,30 @@ def _from_relation(node: Relation) -> Region | None:
     parts = []
     for position, operator in enumerate(node.operators):
         left, right = node.sides[position : position + 2]
-        if left.strip() == name:
-            parts.append(_ray(operator, right))
-        elif right.strip() == name:
-            parts.append(_ray(MIRRORED.get(operator, operator), left))
+        if about(left):
+            parts.append(_side(left, operator, right))
+        elif about(right):
+            parts.append(_side(right, MIRRORED.get(operator, operator), left))
         else:
             return None
     met = mathematics.combine("cap", parts)
     return None if met.is_empty else met  # 3 < x < 1, whose ends are exchanged
+
+
+def _side(side: str, operator: str, end: str) -> Region:
+    """x < 3 is a ray, |x - 2| < 3 an interval around 2, and |x - 2| > 3 what lies outside of one."""
+    found = about(side)
+    centre = found[1] if found else ""
+    if not centre:
+        return _ray(operator, end)
+    ends = [f"({centre}) - ({end})", f"({centre}) + ({end})"]
+    if operator == "!=":
+        return mathematics.combine("setminus", [mathematics.domain("R"), mathematics.finite_set(ends)])
+    is_open = operator in {"<", ">="}
+    inside = mathematics.interval(ends[0], ends[1], left_open=is_open, right_open=is_open)
+    if operator in {"<", "<="}:
+        return inside
+    return mathematics.combine("setminus", [mathematics.domain("R"), inside])
 
 
 def _ray(operator: str, end: str) -> Region:

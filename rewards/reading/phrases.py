@@ -37,6 +37,16 @@ _FOLDED: dict[str, Node] = {
     )
     for phrase in phrases
 }  # fmt: skip
+_INTERVALS = {
+    f"all {sign} {numbers}": interval
+    for sign, interval in {
+        "positive": r"(0,\infty)", "negative": r"(-\infty,0)",
+        "non negative": r"[0,\infty)", "nonnegative": r"[0,\infty)",
+        "non positive": r"(-\infty,0]", "nonpositive": r"(-\infty,0]", "nonzero": r"\mathbb{R}\setminus\{0\}",
+        "non zero": r"\mathbb{R}\setminus\{0\}",
+    }.items()
+    for numbers in ("real numbers", "reals", "real values of x", "real x")
+}  # fmt: skip
 _SUBJECT = (
     r"(?:(?:this |given )*(?:equations?|inequality|inequalities|system(?: of (?:[a-z]+ )?equations)?|problem) "
     r"ha(?:s|ve) |there (?:is|are|exists?) |it has |has )?"
@@ -184,6 +194,11 @@ def phrase(text: str) -> Node | None:
     if found is None and "solution" in folded:
         return next((node for pattern, node in _SOLUTIONS if pattern.fullmatch(folded)), None)
     return found
+
+
+def interval(text: str) -> str | None:
+    """All positive real numbers → the interval."""
+    return _INTERVALS.get(fold(text))
 
 
 def all_but(text: str) -> tuple[str, str] | None:

@@ -257,11 +257,21 @@ def same_things(left: str, right: str) -> bool:
     return not one or not other or one <= other or other <= one
 
 
+_PRIME = r"(?:'|\^\{?\\prime\}?)"
+_DEGREES = re.compile(
+    rf"(?P<sign>-?)(?P<degrees>\d+)\s*\^\\circ\s*(?P<minutes>[0-5]?\d(?:\.\d+)?)\s*{_PRIME}"
+    rf"(?:\s*(?P<seconds>[0-5]?\d(?:\.\d+)?)\s*(?:\"|''|\^\{{\\prime\s*\\prime\}}))?"
+)
+_PARTS_OF_A_DEGREE = {"degrees": 1, "minutes": 60, "seconds": 3600}
 _IN_TWO_UNITS = re.compile(r"(\d+) ?([A-Za-z]+)\.? ?,? ?(?:and )?(\d+(?:\.\d+)?) ?([A-Za-z]+)\.?")
 
 
 def in_two_units(text: str) -> tuple[Fraction, str] | None:
-    """3 hours 20 minutes → 200 minutes; None where the units are unknown or do not measure the same thing."""
+    """3 hours 20 minutes → 200 minutes, 22°30' → 22.5 degrees; None where the units do not measure the same thing."""
+    angle = _DEGREES.fullmatch(text)
+    if angle:
+        size = sum(Fraction(angle.group(name) or 0) / parts for name, parts in _PARTS_OF_A_DEGREE.items())
+        return (-size if angle.group("sign") else Fraction(size)), "degree"
     bare = " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).split())
     match = _IN_TWO_UNITS.fullmatch(bare)
     if match is None:
