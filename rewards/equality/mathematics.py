@@ -16,8 +16,8 @@ import sympy
 from math_verify import verify
 from sympy.core.function import AppliedUndef
 
+from rewards.equality.breaks import points_in_pieces
 from rewards.equality.defined import has_no_value, is_defined, is_evaluable
-from rewards.equality.pieces import points_in_pieces
 from rewards.reading.parse import Expr, Unparsed, is_scalar, parse
 
 DIGITS = 60

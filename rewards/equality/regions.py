@@ -16,6 +16,7 @@ from rewards.reading.shapes import Bracketed, Combination, Domain, Expression, I
 from rewards.reading.variables import about, variable
 
 Region = Any  # a sympy set
+MAX_INTERVALS = 12
 MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 """What an order becomes when its sides change places."""
 
@@ -99,7 +100,7 @@ def _from_items(node: Items) -> Region | None:
 
 def _apart(parts: list[Region | None]) -> Region | None:
     """The union of intervals that do not meet: where they do, "or" leaves the choice between two answers open."""
-    if any(part is None for part in parts):
+    if len(parts) > MAX_INTERVALS or any(part is None for part in parts):
         return None
     meet = any(not mathematics.combine("cap", list(pair)).is_empty for pair in itertools.combinations(parts, 2))
     return None if meet else mathematics.combine("cup", parts)

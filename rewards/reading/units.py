@@ -270,8 +270,9 @@ def in_two_units(text: str) -> tuple[Fraction, str] | None:
     """3 hours 20 minutes → 200 minutes, 22°30' → 22.5 degrees; None where the units do not measure the same thing."""
     angle = _DEGREES.fullmatch(text)
     if angle:
-        size = sum(Fraction(angle.group(name) or 0) / parts for name, parts in _PARTS_OF_A_DEGREE.items())
-        return (-size if angle.group("sign") else Fraction(size)), "degree"
+        parts = (Fraction(angle.group(name) or 0) / count for name, count in _PARTS_OF_A_DEGREE.items())
+        size = sum(parts, Fraction(0))
+        return (-size if angle.group("sign") else size), "degree"
     bare = " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).split())
     match = _IN_TWO_UNITS.fullmatch(bare)
     if match is None:

@@ -10,7 +10,9 @@ import itertools
 from collections.abc import Iterator
 
 import sympy
+from sympy.polys.polytools import NoConvergence
 
+from rewards.equality.defined import is_evaluable
 from rewards.reading.parse import Expr
 
 MAX_BREAKS = 12
@@ -31,7 +33,9 @@ def points_in_pieces(expressions: tuple[Expr, ...], anywhere: dict[Expr, Expr]) 
         others = {other: value for other, value in anywhere.items() if other != symbol}
         turning = {argument for expression in expressions for argument in _arguments(expression.xreplace(others))}
         for value in _between(turning, symbol):
-            yield {**others, symbol: value}
+            point = {**others, symbol: value}
+            if all(is_evaluable(expression.xreplace(point)) for expression in expressions):
+                yield point
 
 
 def _is_in_pieces(expression: Expr) -> bool:
@@ -83,4 +87,8 @@ def _real_roots(argument: Expr, symbol: Expr) -> list[float] | None:
     if polynomial.degree() == 1:
         slope, constant = polynomial.all_coeffs()
         return [float(-constant / slope)]
-    return [float(sympy.re(root)) for root in polynomial.sqf_part().nroots(n=12) if abs(sympy.im(root)) < 1e-9]
+    try:
+        roots = polynomial.sqf_part().nroots(n=12)
+    except NoConvergence:
+        return None
+    return [float(sympy.re(root)) for root in roots if abs(sympy.im(root)) < 1e-9]
