@@ -45,10 +45,12 @@ def same_expression(reference: str, answer: str) -> bool:
 def same(left: Expr, right: Expr) -> bool:
     """Whether two objects of sympy are equal. Raises what sympy does on those that make no sense: `SYMPY_ERRORS`.
 
-    What is undefined equals nothing: 7/0 and 8/0 are no two names of one value.
+    What is undefined equals nothing: 7/0 and 8/0 are no two names of one value. Asked last, as few are equal.
     """
-    if not (is_defined(left) and is_defined(right)):
-        return False
+    return _same_where_defined(left, right) and is_defined(left) and is_defined(right)
+
+
+def _same_where_defined(left: Expr, right: Expr) -> bool:
     if left == right:
         return True
     if not is_evaluable(left) or not is_evaluable(right):

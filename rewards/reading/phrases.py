@@ -61,6 +61,7 @@ _ALL_BUT = re.compile(
     r"(?: [a-z])?,? (?:except(?: for)?|excluding|other than|but|besides|not equal to) (?P<rest>.+)",
     re.DOTALL,
 )
+_BUT = re.compile(r"except|excluding|other than|but|besides|not equal")
 _PLACEHOLDER = re.compile(
     r"[?_.\s\\*#-]*|(?:your|the|my|final|insert|put|write|enter|fill|correct)?\s*(?:final\s+)?"
     r"(?:answer|result|solution)(?:\s+here)?|answer here|xxx+|tbd|todo|n/?a|nan|null|\[.*(?:answer|result).*\]|<.*>"
@@ -188,31 +189,24 @@ def placeholder(text: str) -> Unusable | None:
     return Unusable("placeholder") if _PLACEHOLDER.fullmatch(fold(text)) or not text.strip() else None
 
 
-def phrase(text: str) -> Node | None:
+def phrase(text: str) -> Node | str | None:
+    """What a fixed phrase stands for: a node, or mathematics to be read in its place."""
     folded = fold(text)
-    found = _FOLDED.get(folded)
+    found = _FOLDED.get(folded) or NUMBER_WORDS.get(folded) or _INTERVALS.get(folded)
     if found is None and "solution" in folded:
         return next((node for pattern, node in _SOLUTIONS if pattern.fullmatch(folded)), None)
     return found
 
 
-def interval(text: str) -> str | None:
-    """All positive real numbers → the interval."""
-    return _INTERVALS.get(fold(text))
-
-
 def all_but(text: str) -> tuple[str, str] | None:
     """All real numbers except 0 → the letter of the domain, and the exceptions."""
+    if not _BUT.search(text):
+        return None
     bare = " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).split())
     match = _ALL_BUT.fullmatch(bare)
     if match is None:
         return None
     return match.group("letter") or ("Z" if (match.group("name") or "").startswith("int") else "R"), match.group("rest")
-
-
-def number_word(text: str) -> str | None:
-    """The digits of a number as a word: twelve → 12."""
-    return NUMBER_WORDS.get(fold(text))
 
 
 def choice(text: str) -> tuple[str, str] | None:

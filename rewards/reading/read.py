@@ -118,12 +118,8 @@ class Reader:
 
     def phrase(self, text: str) -> Node | None:
         """A fixed phrase or a number as a word: all real numbers, no solution, yes; twelve."""
-        word = phrases.number_word(text)
-        number = read_number(word) if word else None
-        interval = phrases.interval(text)
-        if interval:
-            return self.part(interval)
-        return Exact(number) if number else phrases.phrase(text)
+        found = phrases.phrase(text)
+        return self.part(found) if isinstance(found, str) else found
 
     def all_but(self, text: str) -> Node | None:
         r"""All real numbers except 0 and 1, as \mathbb{R} \setminus \{0, 1\}."""

@@ -45,5 +45,5 @@ def _terms(text: str) -> list[str]:
 
 def transposed(text: str) -> str | None:
     """The text before ^T, or None."""
-    match = _TRANSPOSED.fullmatch(text)
+    match = _TRANSPOSED.fullmatch(text) if "^" in text else None
     return match.group("body") if match else None
