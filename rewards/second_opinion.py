@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 
-from rewards.reading.clean import Unreadable, clean
 from rewards.reading.parse import Unparsed, parse
 from rewards.reading.phrases import fold
 from rewards.reading.read import read
 from rewards.reading.shapes import Expression, Unusable
+from rewards.spelling.clean import Unreadable, clean
 
 PLAIN = 1
 MATH_VERIFY = 2

@@ -5,12 +5,12 @@ from __future__ import annotations
 from rewards.equality import mathematics, regions
 from rewards.equality.regions import Region
 from rewards.equality.rule import Equal
-from rewards.reading.clean import fingerprint
 from rewards.reading.parse import Unparsed
 from rewards.reading.phrases import fold
 from rewards.reading.read import read
 from rewards.reading.shapes import Node, Pieces
 from rewards.reading.variables import variable
+from rewards.spelling.clean import fingerprint
 
 
 def pieces(reference: Node, answer: Node, equal: Equal) -> bool | None:

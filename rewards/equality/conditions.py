@@ -7,10 +7,10 @@ from fractions import Fraction
 
 from rewards.equality.rule import Equal
 from rewards.equality.values import value_of
-from rewards.reading.clean import fingerprint
 from rewards.reading.phrases import fold
 from rewards.reading.read import read
 from rewards.reading.shapes import Approximation, Bracketed, Conditioned, Exact, Items, Node, Quantity
+from rewards.spelling.clean import fingerprint
 
 CONSISTENT = Fraction(1, 50)
 """How far a rounded value may lie from the exact one beside it, as a part of the larger."""

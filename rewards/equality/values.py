@@ -7,11 +7,11 @@ from fractions import Fraction
 
 from rewards.equality import constants, mathematics
 from rewards.equality.rule import Equal
-from rewards.reading.clean import fingerprint
 from rewards.reading.numbers import ROUNDED_DIGITS, rounds_to, same_number
 from rewards.reading.parse import Unparsed
 from rewards.reading.phrases import fold
 from rewards.reading.shapes import Choice, Exact, Expression, Items, Node, Words
+from rewards.spelling.clean import fingerprint
 
 _POINT = re.compile(r"C\s*\(.*\)")
 """May be the number of combinations, and beside another one a point: C(5,2) is 10, and not C(5,3)."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards.reading import phrases, split
+from rewards.reading import phrases
 from rewards.reading.bases import based
 from rewards.reading.numbers import Number, read_number
 from rewards.reading.quantities import money, number_and_unit, with_unit
@@ -36,6 +36,7 @@ from rewards.reading.shapes import (
 from rewards.reading.units import in_two_units
 from rewards.reading.variables import variable
 from rewards.reading.vectors import components, transposed
+from rewards.spelling import split
 
 MAX_ELEMENTS = 200
 MAX_NESTING = 8

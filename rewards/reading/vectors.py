@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 
-from rewards.reading import split
+from rewards.spelling import split
 
 _DECORATED = r"\\(?:hat|widehat|vec|overrightarrow)\s*(?:\{\s*[ijk]\s*\}|[ijk])"
 _VECTOR = re.compile(rf"(?P<size>.*?)\s*(?P<vector>\{{\s*{_DECORATED}\s*\}}|{_DECORATED}|\{{[ijk]\}})", re.DOTALL)

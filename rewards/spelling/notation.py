@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.reading.split import RELATIONS
+from rewards.spelling.split import RELATIONS
 
 MAX_FRACTIONS = 20
 MIN_REPEATS = 2

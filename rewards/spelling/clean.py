@@ -10,7 +10,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from rewards.reading.notation import usual
+from rewards.spelling.notation import usual
 
 MAX_ANSWER_CHARS = 2_000
 MAX_DEPTH = 40
