@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from rewards.equality.defined import is_defined
 from rewards.reading.parse import Unparsed, parse
 from rewards.reading.phrases import fold
 from rewards.reading.read import read
@@ -71,7 +72,7 @@ def understands(completion: str, reference: str, problem: str) -> float:
         return 0.0
     if isinstance(node, Expression):
         try:
-            parse(node.latex)
+            return float(is_defined(parse(node.latex)))
         except Unparsed:
             return float(fold(node.latex).isalpha())
     return 1.0
