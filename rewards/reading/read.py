@@ -73,6 +73,9 @@ _SET_BUILDER = re.compile(
     r"(?P<name>[a-z])\s*(?:\\in\s*\\mathbb\s*\{R\}\s*)?(?:\\mid|[|:])\s*(?P<condition>.+)", re.DOTALL
 )
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-z])")
+_RESIDUES = re.compile(
+    r"(?P<name>[a-z])\s*\\equiv(?![a-z])(?P<numbers>[^=<>\\]*(?:\\text\s*\{[^{}]*\}[^=<>\\]*)*)(?P<modulus>\\pmod\{\d+\})"
+)
 _TO = re.compile(r"(?<=\d)\s*\\text\s*\{\s*to\s*\}\s*(?=\d)|(?<=\d) to (?=\d)")
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
 _ELLIPSIS = re.compile(r"\\ldots|\.\.\.|…")
@@ -187,6 +190,15 @@ class Reader:
             body = text[: match.start()].rstrip(" ,")
             return Conditioned(self.part(body), text[match.start() :], body)
         return None
+
+    def residues(self, text: str) -> Node | None:
+        r"""x \equiv 2, 5 \pmod{7} as two congruences."""
+        match = _RESIDUES.fullmatch(text)
+        found = split.split_items(match.group("numbers"), thousands=False) if match else None
+        if match is None or found is None or not 1 < len(found[0]) <= MAX_ELEMENTS:
+            return None
+        sides = [(match.group("name"), f"{number} {match.group('modulus')}") for number in found[0]]
+        return Items(tuple(Relation(side, ("==",)) for side in sides), "list", "or")
 
     def items(self, text: str) -> Node | None:
         """Several values without brackets: 1, 2 and 3; x = 1 or x = 2; p=5, q=2; p=7, q=2."""
@@ -371,6 +383,7 @@ _RULES: tuple[Callable[[Reader, str], Node | None], ...] = (
     Reader.vector,
     Reader.choice,
     Reader.conditioned,
+    Reader.residues,
     Reader.items,
     Reader.relation,
     Reader.domain,
