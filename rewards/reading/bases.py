@@ -8,7 +8,8 @@ from rewards.reading.phrases import NUMBER_WORDS
 from rewards.reading.shapes import Based
 
 _NAME = rf"(?P<base>\d{{1,2}}|{'|'.join(NUMBER_WORDS)})"
-_DIGITS = r"(?P<open>[(\[])?\s*(?P<digits>[0-9A-Fa-f]+)\s*(?(open)[)\]])"
+_DIGITS = r"(?P<open>\()?\s*(?P<digits>[0-9A-Fa-f]+)\s*(?(open)\))"
+"""Not in square brackets: [3]_7 is a residue class."""
 _NUMERAL = (
     re.compile(rf"{_DIGITS}\s*_\s*(?:\{{\s*\(?\s*(?:base )?\s*{_NAME}\s*\)?\s*\}}|(?P<bare>\d{{1,2}}))"),
     re.compile(rf"{_DIGITS}\s*\(?\s*(?:in )?(?:the )?base[ -]?{_NAME}\s*\)?"),

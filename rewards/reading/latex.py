@@ -15,6 +15,11 @@ _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|rho|tau|pi|mu|infty"
 
 _COUNT = r"(?:\d+|[nmkrN])(?:\s*[-+]\s*\d+)?"
+_CHOSEN = (
+    r"(?:\{\s*\}\s*|(?<![\w)\]}'!|])(?<![\w)\]}] ))"
+    rf"[_^]\s*\{{?({_COUNT})\}}?\s*C\s*_\s*\{{?({_COUNT})\}}?"
+)
+"""_5C_2 and ^5C_2 with nothing before it: x^5C_2 is a product."""
 
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
@@ -41,7 +46,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\frac\s*(\{(?:[^{}]|\{[^{}]*\})*\})\s*(\d|[a-z]|\\[a-z]+)", r"\\frac\1{\2}"),
         (r"\\frac\s*([a-z\d])\s*([a-z\d])", r"\\frac{\1}{\2}"),
         (r"\\binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}"),
-        (rf"(?:\{{\s*\}}\s*)?[_^]\s*\{{?({_COUNT})\}}?\s*C\s*_\s*\{{?({_COUNT})\}}?", r"\\binom{\1}{\2}"),
+        (_CHOSEN, r"\\binom{\1}{\2}"),
         (r"\^\s*\(([^()]*)\)", r"^{\1}"),
         (r"\^\s*(\d\d+)", r"^{\1}"),
         (r"\^\s*([A-Za-z])", r"^{\1}"),

@@ -10,8 +10,8 @@ from rewards.spelling import split
 _DECORATED = r"\\(?:hat|widehat|vec|overrightarrow)\s*(?:\{\s*[ijk]\s*\}|[ijk])"
 _VECTOR = re.compile(rf"(?P<size>.*?)\s*(?P<vector>\{{\s*{_DECORATED}\s*\}}|{_DECORATED}|\{{[ijk]\}})", re.DOTALL)
 _DOTLESS = re.compile(r"\\([ij])math(?![A-Za-z])")
-_ARGUMENT = re.compile(r"[\^_]\s*$|\\frac\s*\{[^{}]*\}\s*$|\\[A-Za-z]+\s*$")
-"""What is left before the braces of {i} where they are no vector's: e^{i}, \frac{1}{i}."""
+_ARGUMENT = re.compile(r"[\^_]\s*$|\\(?!sqrt)[A-Za-z]+\s*\{[^{}]*\}\s*$|\\[A-Za-z]+\s*$")
+r"""What is left before the braces of {i} where they are no vector's: e^{i}, \frac{1}{i}."""
 _TRANSPOSED = re.compile(
     r"(?P<body>.*[)\]}])\s*\^\s*(?:T|\\top|\\intercal|\{\s*(?:T|\\top|\\intercal)\s*\})", re.DOTALL
 )
