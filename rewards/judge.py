@@ -14,12 +14,12 @@ from rewards.equality.compare import equal
 from rewards.equality.mathematics import integer_of
 from rewards.extraction.extract import Extracted, Refused, extract
 from rewards.extraction.surroundings import later_claims
-from rewards.reading.clean import Unreadable, clean, fingerprint
 from rewards.reading.numbers import read_number, same_number
 from rewards.reading.numerals import is_integer_of, numeral
 from rewards.reading.parse import Unparsed, parse
 from rewards.reading.read import read
 from rewards.reading.shapes import Expression, Items, Node, Unusable
+from rewards.spelling.clean import Unreadable, clean, fingerprint
 from rewards.types import Verdict
 
 MAX_REMEMBERED_CHARS = 1_000

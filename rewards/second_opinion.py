@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 
-from rewards.reading.clean import Unreadable, clean
+from rewards.equality.defined import is_defined
 from rewards.reading.parse import Unparsed, parse
 from rewards.reading.phrases import fold
 from rewards.reading.read import read
 from rewards.reading.shapes import Expression, Unusable
+from rewards.spelling.clean import Unreadable, clean
 
 PLAIN = 1
 MATH_VERIFY = 2
@@ -71,7 +72,7 @@ def understands(completion: str, reference: str, problem: str) -> float:
         return 0.0
     if isinstance(node, Expression):
         try:
-            parse(node.latex)
+            return float(is_defined(parse(node.latex)))
         except Unparsed:
             return float(fold(node.latex).isalpha())
     return 1.0

@@ -19,6 +19,7 @@ ROOMS = (
     "rewards.types",
     "rewards.config",
     "rewards.extraction",
+    "rewards.spelling",
     "rewards.reading",
     "rewards.equality",
     "rewards.judge",

@@ -6,7 +6,7 @@ than the answer has to be (a unit, a variable's name): those say so.
 
 from __future__ import annotations
 
-from rewards.equality import conditions, groups, measures, relations, values
+from rewards.equality import cases, conditions, groups, measures, relations, values
 from rewards.equality.rule import Rule
 from rewards.reading.shapes import Node, Unusable
 
@@ -26,7 +26,10 @@ _RULES: tuple[Rule, ...] = (
     conditions.conditioned,
     conditions.approximation,
     values.numbers,
+    cases.pieces,
     values.choices,
+    values.choices_in_a_row,
+    relations.congruences,
     relations.relational,
     groups.items,
     measures.quantities,

@@ -7,15 +7,19 @@ from fractions import Fraction
 
 from rewards.equality.rule import Equal
 from rewards.equality.values import value_of
-from rewards.reading.clean import fingerprint
 from rewards.reading.phrases import fold
 from rewards.reading.read import read
 from rewards.reading.shapes import Approximation, Bracketed, Conditioned, Exact, Items, Node, Quantity
+from rewards.spelling.clean import fingerprint
 
 CONSISTENT = Fraction(1, 50)
 """How far a rounded value may lie from the exact one beside it, as a part of the larger."""
 
-_QUANTIFIED = re.compile(r"(?<![\\A-Za-z])([A-Za-z])\s*(?:\\in\b|(?:is|be)\b|\\text)")
+_QUANTIFIED = re.compile(
+    r"(?<![\\A-Za-z])(?P<before>[A-Za-z])\s*(?:\\in\b|(?:is|be)\b|\\text)"
+    r"|\b(?:any|all|every|some)\s+(?:integers?|natural numbers?|real(?: number)?s?|constants?)\s*\}?\s*"
+    r"(?P<after>[A-Za-z])(?![A-Za-z])"
+)
 _DOMAIN_CONDITION = re.compile(
     r"(?:where|for|with|and|any|all|every|some|is|an|a|integers?|real|constants?|arbitrary|numbers?|k|n|m|c|C|\s|,"
     r"|[A-Za-z]|\\in|\\mathbb\s*\{[RZNQC]\}|\\text\s*\{[^{}<>=\d]*\}|\\forall)+"
@@ -48,9 +52,11 @@ def _same_condition(one: str, other: str) -> bool:
 def _equal_renamed(reference: Conditioned, answer: Conditioned, equal: Equal) -> bool:
     """n\\pi with n an integer is k\\pi with k an integer: the quantified letter may have another name."""
     one, other = (_QUANTIFIED.search(node.condition) for node in (reference, answer))
-    if one is None or other is None or one.group(1) == other.group(1):
+    if one is None or other is None:
         return False
-    name, old = one.group(1), other.group(1)
+    name, old = (match.group("before") or match.group("after") for match in (one, other))
+    if name == old:
+        return False
     letter = r"(?<![\\A-Za-z]){}(?![A-Za-z])"
     if re.search(letter.format(name), answer.text):
         return False

@@ -7,7 +7,7 @@ only where the numbers are of everyday size.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
@@ -16,20 +16,17 @@ import sympy
 from math_verify import verify
 from sympy.core.function import AppliedUndef
 
+from rewards.equality.breaks import points_in_pieces
+from rewards.equality.defined import has_no_value, is_defined, is_evaluable
 from rewards.reading.parse import Expr, Unparsed, is_scalar, parse
 
 DIGITS = 60
 AGREE = sympy.Float("1e-50", DIGITS)
-MAX_POWER = 200_000.0
-"""Largest number of decimal digits a value may have before it is left unevaluated."""
-MAX_FACTORIAL = 20_000
 EVERYDAY_DIGITS = 40
 SMALL_NUMBER = 20
 """Double factorials of arguments with numbers up to here have few digits at the sampled points."""
 
 _UNEVALUATED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
-
-_FAST_GROWING = (sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial, sympy.fibonacci)
 SYMPY_ERRORS = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, KeyError, IndexError)
 """What sympy raises on expressions that make no sense to it; a failure of ours would be one of these too,
 so the text of the error is kept in the verdict's detail."""
@@ -46,10 +43,17 @@ def same_expression(reference: str, answer: str) -> bool:
 
 
 def same(left: Expr, right: Expr) -> bool:
-    """Whether two objects of sympy are equal. Raises what sympy does on those that make no sense: `SYMPY_ERRORS`."""
+    """Whether two objects of sympy are equal. Raises what sympy does on those that make no sense: `SYMPY_ERRORS`.
+
+    What is undefined equals nothing: 7/0 and 8/0 are no two names of one value. Asked last, as few are equal.
+    """
+    return _same_where_defined(left, right) and is_defined(left) and is_defined(right)
+
+
+def _same_where_defined(left: Expr, right: Expr) -> bool:
     if left == right:
         return True
-    if not _is_evaluable(left) or not _is_evaluable(right):
+    if not is_evaluable(left) or not is_evaluable(right):
         return False
     if right.has(*_UNEVALUATED) and not left.has(*_UNEVALUATED):
         return False  # the problem restated, not answered
@@ -58,6 +62,8 @@ def same(left: Expr, right: Expr) -> bool:
     if not is_scalar(left):
         return bool(verify(left, right, timeout_seconds=None))
     left, right = _as_numbers_and_symbols(left), _as_numbers_and_symbols(right)
+    if has_no_value(left) or has_no_value(right):
+        return False
     if left.is_Rational and right.is_Rational:
         return bool(left == right)
     if left.is_infinite or right.is_infinite or left.is_Boolean or right.is_Boolean:
@@ -71,7 +77,7 @@ def same(left: Expr, right: Expr) -> bool:
 def value_of(text: str) -> Fraction | None:
     """The value of a closed real expression to `DIGITS` digits, or None."""
     expression = parse(text)
-    if not is_scalar(expression) or not _is_evaluable(expression):
+    if not is_scalar(expression) or not is_evaluable(expression) or not is_defined(expression):
         return None
     expression = _as_numbers_and_symbols(expression)
     if expression.free_symbols or expression.has(*_UNEVALUATED):
@@ -88,7 +94,12 @@ def value_of(text: str) -> Fraction | None:
 def integer_of(text: str) -> int | None:
     """The value of a closed expression that is a whole number, however many digits it has, or None."""
     expression = parse(text)
-    if not is_scalar(expression) or not _is_evaluable(expression) or expression.free_symbols:
+    if (
+        not is_scalar(expression)
+        or not is_evaluable(expression)
+        or expression.free_symbols
+        or not is_defined(expression)
+    ):
         return None
     value = _as_numbers_and_symbols(expression)
     return int(value) if value.is_Integer else None
@@ -117,57 +128,16 @@ def _with_real_roots(expression: Expr) -> Expr:
 
 
 def is_constant(expression: Expr) -> bool:
-    """Whether a real function has one value wherever it has any, by the points of the identity test."""
-    if not _is_evaluable(expression):
+    """Whether a real function has one value wherever it has any, by the points of the identity test and in [-1, 1]."""
+    if not is_evaluable(expression):
         return False
     symbols = sorted(expression.free_symbols, key=str)
-    values = [_evaluate(expression.xreplace(_rational_point(symbols, number))) for number in range(RATIONAL_POINTS)]
+    points = [_rational_point(symbols, number) for number in range(RATIONAL_POINTS)]
+    points += [{symbol: value / 4 for symbol, value in _rational_point(symbols, n).items()} for n in range(12)]
+    points += points_in_pieces((expression,), points[0])
+    values = [_evaluate(expression.xreplace(point)) for point in points]
     real = [value for value in values if value is not None and value.is_real]
     return len(real) >= ENOUGH_POINTS and all(_close(value, real[0]) is not False for value in real)
-
-
-def _is_evaluable(expression: Expr) -> bool:
-    """Powers and factorials that would fill memory are left alone: such answers compare as text only."""
-    for node in sympy.preorder_traversal(expression):
-        if isinstance(node, sympy.Pow | sympy.exp) and _digits(node) > MAX_POWER:
-            return False
-        if isinstance(node, _FAST_GROWING) and any(_size(argument) > MAX_FACTORIAL for argument in node.args):
-            return False
-    return True
-
-
-def _digits(power: Expr) -> float:
-    """About how many decimal digits a power has."""
-    base, exponent = power.as_base_exp()
-    size = _size(exponent)
-    if size <= 1:
-        return 0.0
-    return size * max(1.0, math.log10(max(2.0, _size(base)))) if size < math.inf else math.inf
-
-
-def _size(expression: Expr) -> float:
-    """An upper estimate of |expression|, in floats, without evaluating it. Symbols count as small."""
-    if expression.is_Rational:
-        return (
-            abs(float(Fraction(int(expression.p), int(expression.q)))) if expression.p.bit_length() < 900 else math.inf
-        )
-    if not expression.args:
-        return 4.0
-    sizes = [_size(argument) for argument in expression.args]
-    try:
-        if expression.is_Add:
-            return math.fsum(sizes)
-        if expression.is_Pow:
-            return max(1.0, sizes[0]) ** sizes[1] if sizes[1] < math.inf else math.inf
-        if expression.is_Mul:
-            return math.prod(max(size, 1e-3) for size in sizes)
-        if isinstance(expression, sympy.factorial | sympy.gamma):
-            return math.gamma(min(sizes[0], 170.0) + 1) if sizes[0] <= 170 else math.inf
-        if isinstance(expression, sympy.exp):
-            return math.exp(sizes[0])
-        return max(sizes)
-    except (OverflowError, ValueError):
-        return math.inf
 
 
 def _is_everyday(*expressions: Expr) -> bool:
@@ -253,10 +223,18 @@ def _agree_at_points(left: Expr, right: Expr, symbols: list[Expr]) -> bool | Non
         else:
             at_real.append(outcome)
     if at_real.count(True) >= ENOUGH_POINTS:
-        return True
+        return not _differ_in_a_piece(left, right, symbols)
     if False in at_complex:
         return False
     return True if at_real.count(True) + at_complex.count(True) >= ENOUGH_POINTS else None
+
+
+def _differ_in_a_piece(left: Expr, right: Expr, symbols: list[Expr]) -> bool:
+    for point in points_in_pieces((left, right), _rational_point(symbols, 0)):
+        one, other = _evaluate(left.xreplace(point)), _evaluate(right.xreplace(point))
+        if one is not None and other is not None and one.is_real and other.is_real and _close(one, other) is False:
+            return True
+    return False
 
 
 def _evaluate(expression: Expr) -> Expr | None:
@@ -286,11 +264,11 @@ def same_direction(left: tuple[str, str], right: tuple[str, str], *, signed: boo
     symbols = sorted(one.free_symbols, key=str)
     if not symbols or one.free_symbols != other.free_symbols:
         return False
-    if not _is_evaluable(one) or not _is_evaluable(other):
+    if not is_evaluable(one) or not is_evaluable(other):
         return False
     ratios = []
-    for number in range(RATIO_POINTS):
-        point = _rational_point(symbols, number)
+    points = [_rational_point(symbols, number) for number in range(RATIO_POINTS)]
+    for point in itertools.chain(points, points_in_pieces((one, other), points[0])):
         top, bottom = _evaluate(one.xreplace(point)), _evaluate(other.xreplace(point))
         if top is None or bottom is None or abs(bottom) < AGREE or abs(top) < AGREE:
             continue
@@ -304,12 +282,15 @@ def same_direction(left: tuple[str, str], right: tuple[str, str], *, signed: boo
 
 
 def interval(start: str, end: str, *, left_open: bool, right_open: bool) -> Expr:
-    return sympy.Interval(_real(start), _real(end), left_open, right_open)
+    region = sympy.Interval(_real(start), _real(end), left_open, right_open)
+    if region.is_empty:
+        raise Unparsed(f"from {start} to {end} there is nothing: no interval, and no name of the empty set")
+    return region
 
 
 def _real(text: str) -> Expr:
     expression = parse(text)
-    if not is_scalar(expression) or not _is_evaluable(expression):
+    if not is_scalar(expression) or not is_evaluable(expression):
         raise Unparsed(f"{text} is no end of an interval")
     value = _with_real_roots(expression.doit())
     if value.is_extended_real is not True or (not value.is_comparable and not value.is_infinite):

@@ -38,16 +38,16 @@ def ratios(reference: Node, answer: Node, equal: Equal) -> bool | None:
     for ratio, other in ((reference, answer), (answer, reference)):
         if isinstance(ratio, Ratio):
             parts, quotient = [latex_of(part) for part in ratio.parts], latex_of(other)
-            if ratio.clock or len(parts) != 2 or None in parts or quotient is None:
+            if ratio.clock or len(parts) != 2 or None in parts or quotient is None or value_of(ratio.parts[1]) == 0:
                 return False
             return same_expressions(rf"\frac{{{parts[0]}}}{{{parts[1]}}}", quotient)
     return None
 
 
 def _proportional(one: Ratio, other: Ratio) -> bool:
-    """Crosswise products agree: 1:√3 is √3:3."""
+    """Crosswise products agree: 1:√3 is √3:3. A part that is zero leaves none to compare: 7:0 is not 8:0."""
     left, right = ([latex_of(part) for part in ratio.parts] for ratio in (one, other))
-    if None in left or None in right or {value_of(ratio.parts[0]) for ratio in (one, other)} & {0}:
+    if None in left or None in right or any(value_of(part) == 0 for ratio in (one, other) for part in ratio.parts):
         return False
     return all(
         same_expressions(rf"({a}) \cdot ({right[0]})", rf"({b}) \cdot ({left[0]})")
@@ -78,7 +78,9 @@ def quantities(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if "percent" in (one_unit, other_unit) and not (one_unit and other_unit):
         return _percent(one, other, equal, percent_is_reference=one_unit == "percent")
     if not one_unit or not other_unit:
-        return equal(one, other) or _degrees_in_radians((one, one_unit), (other, other_unit), equal)
+        return equal(one, other) or (_in_pi(one, other) and _same_angle((one, one_unit), (other, other_unit), equal))
+    if {one_unit, other_unit} == {"degree", "radian"}:
+        return _same_angle((one, one_unit), (other, other_unit), equal)
     factor = conversion(one_unit, other_unit)
     if factor is not None:
         left, right = value_of(one), value_of(other)
@@ -97,17 +99,18 @@ def _percent(one: Node, other: Node, equal: Equal, *, percent_is_reference: bool
     return value / 100 == bare or (value == bare and abs(value) >= 1)
 
 
-def _degrees_in_radians(left: tuple[Node, str], right: tuple[Node, str], equal: Equal) -> bool:
+def _in_pi(one: Node, other: Node) -> bool:
+    r"""A number without a unit is an angle in radians where it is a multiple of \pi."""
+    return any(isinstance(node, Expression) and r"\pi" in node.latex for node in (one, other))
+
+
+def _same_angle(left: tuple[Node, str], right: tuple[Node, str], equal: Equal) -> bool:
     """45° is \\pi/4."""
-    if {left[1], right[1]} != {"degree", ""}:
+    if "degree" not in (left[1], right[1]):
         return False
-    degrees, radians = (left[0], right[0]) if left[1] else (right[0], left[0])
-    if not isinstance(radians, Expression) or r"\pi" not in radians.latex:
-        return False
-    if not isinstance(degrees, Exact):
-        return False
-    turn = degrees.number.value / 180
-    return equal(Expression(rf"\frac{{{turn.numerator}\pi}}{{{turn.denominator}}}"), radians)
+    degrees, radians = (left[0], right[0]) if left[1] == "degree" else (right[0], left[0])
+    angle = latex_of(degrees)
+    return angle is not None and equal(Expression(rf"({angle}) \cdot \frac{{\pi}}{{180}}"), radians)
 
 
 def _same_parts(reference: Ratio, answer: Ratio, equal: Equal) -> bool:

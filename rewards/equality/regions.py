@@ -5,6 +5,7 @@ r"""Answers → sets of real numbers: intervals, unions, inequalities in one var
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from rewards.equality import mathematics
@@ -12,9 +13,10 @@ from rewards.equality.values import latex_of
 from rewards.reading.parse import Unparsed
 from rewards.reading.read import read
 from rewards.reading.shapes import Bracketed, Combination, Domain, Expression, Items, Node, Relation
-from rewards.reading.variables import variable
+from rewards.reading.variables import about, variable
 
 Region = Any  # a sympy set
+MAX_INTERVALS = 12
 MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 """What an order becomes when its sides change places."""
 
@@ -79,7 +81,9 @@ def _interval(node: Bracketed) -> Region | None:
 
 
 def _from_items(node: Items) -> Region | None:
-    """{1, 2} is a finite set; x < 1 or x > 3 a union; x > 1 and x < 3 an intersection."""
+    """{1, 2} is a finite set; x < 1 or x > 3 a union, (0,1) or (2,3) as well; x > 1 and x < 3 an intersection."""
+    if node.joined_by == "or" and all(isinstance(part, Bracketed) for part in node.elements):
+        return _apart([region(part) for part in node.elements])
     if node.elements and all(isinstance(part, Relation) for part in node.elements):
         parts = [region(part) for part in node.elements]
         if any(part is None for part in parts) or variable(node) is None:
@@ -94,6 +98,14 @@ def _from_items(node: Items) -> Region | None:
     return None if None in texts else mathematics.finite_set([text for text in texts if text is not None])
 
 
+def _apart(parts: list[Region | None]) -> Region | None:
+    """The union of intervals that do not meet: where they do, "or" leaves the choice between two answers open."""
+    if len(parts) > MAX_INTERVALS or any(part is None for part in parts):
+        return None
+    meet = any(not mathematics.combine("cap", list(pair)).is_empty for pair in itertools.combinations(parts, 2))
+    return None if meet else mathematics.combine("cup", parts)
+
+
 def _from_relation(node: Relation) -> Region | None:
     name = variable(node)
     if name is None:
@@ -103,13 +115,30 @@ def _from_relation(node: Relation) -> Region | None:
     parts = []
     for position, operator in enumerate(node.operators):
         left, right = node.sides[position : position + 2]
-        if left.strip() == name:
-            parts.append(_ray(operator, right))
-        elif right.strip() == name:
-            parts.append(_ray(MIRRORED.get(operator, operator), left))
+        if about(left):
+            parts.append(_side(left, operator, right))
+        elif about(right):
+            parts.append(_side(right, MIRRORED.get(operator, operator), left))
         else:
             return None
-    return mathematics.combine("cap", parts)
+    met = mathematics.combine("cap", parts)
+    return None if met.is_empty else met  # 3 < x < 1, whose ends are exchanged
+
+
+def _side(side: str, operator: str, end: str) -> Region:
+    """x < 3 is a ray, |x - 2| < 3 an interval around 2, and |x - 2| > 3 what lies outside of one."""
+    found = about(side)
+    centre = found[1] if found else ""
+    if not centre:
+        return _ray(operator, end)
+    ends = [f"({centre}) - ({end})", f"({centre}) + ({end})"]
+    if operator == "!=":
+        return mathematics.combine("setminus", [mathematics.domain("R"), mathematics.finite_set(ends)])
+    is_open = operator in {"<", ">="}
+    inside = mathematics.interval(ends[0], ends[1], left_open=is_open, right_open=is_open)
+    if operator in {"<", "<="}:
+        return inside
+    return mathematics.combine("setminus", [mathematics.domain("R"), inside])
 
 
 def _ray(operator: str, end: str) -> Region:

@@ -14,7 +14,7 @@ from rewards.equality.rule import Equal
 from rewards.reading.names import INDEXED, bound_letters, names_one, names_value
 from rewards.reading.parse import Unparsed, is_closed
 from rewards.reading.read import read
-from rewards.reading.shapes import Bracketed, Items, Node, Relation
+from rewards.reading.shapes import Bracketed, Expression, Items, Node, Relation
 from rewards.reading.variables import renamed
 
 _MODULO = re.compile(
@@ -39,6 +39,35 @@ def relational(reference: Node, answer: Node, equal: Equal) -> bool | None:
         return equal(reference, answer.elements[0])
     value = stated_value(reference, equal, names_one)
     return value is not None and equal(value, answer)
+
+
+_CLASS = re.compile(r"(?P<number>.+?)\s*\\pmod\s*\{?\s*(?P<modulus>\d+)\s*\}?")
+
+
+def congruences(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """x ≡ 3 (mod 7) is x ≡ 10 (mod 7), and 3 (mod 7)."""
+    one, other = _residue_class(reference), _residue_class(answer)
+    if one is None or other is None:
+        return None
+    if one[0] and other[0] and one[0] != other[0]:
+        return False
+    return one[2] == other[2] and (one[1] - other[1]) % one[2] == 0
+
+
+def _residue_class(node: Node) -> tuple[str, int, int] | None:
+    """What is congruent ("" where that is left out), to what, and the modulus."""
+    if isinstance(node, Relation) and node.operators == ("==",) and not is_closed(node.sides[0]):
+        name, text = _bare(node.sides[0]), node.sides[1]
+    elif isinstance(node, Expression) and "\\pmod" in node.latex:
+        name, text = "", node.latex
+    else:
+        return None
+    match = _CLASS.fullmatch(text)
+    if match is None or not is_closed(match.group("number")):
+        return None
+    number = mathematics.value_of(match.group("number"))
+    modulus = int(match.group("modulus"))
+    return (name, number.numerator, modulus) if number is not None and number.denominator == 1 and modulus else None
 
 
 def stated_value(relation: Relation, equal: Equal, is_name: Callable[[str], bool]) -> Node | None:

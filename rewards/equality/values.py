@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 from rewards.equality import constants, mathematics
 from rewards.equality.rule import Equal
-from rewards.reading.clean import fingerprint
 from rewards.reading.numbers import ROUNDED_DIGITS, rounds_to, same_number
 from rewards.reading.parse import Unparsed
 from rewards.reading.phrases import fold
-from rewards.reading.shapes import Choice, Exact, Expression, Node, Words
+from rewards.reading.shapes import Choice, Exact, Expression, Items, Node, Words
+from rewards.spelling.clean import fingerprint
+
+_POINT = re.compile(r"C\s*\([^()]*\)")
+"""May be the number of combinations, and beside another one a point: C(5,2) is 10, and not C(5,3)."""
+_RUN = re.compile(r"[A-J]{2,10}")
 
 
 def numbers(reference: Node, answer: Node, equal: Equal) -> bool | None:
@@ -31,6 +36,16 @@ def choices(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if isinstance(reference, Choice) and reference.content is not None:
         return equal(reference.content, answer)
     return False
+
+
+def choices_in_a_row(reference: Node, answer: Node, equal: Equal) -> bool | None:
+    """AC is A, C, in this order, because BAC may be a ranking."""
+    for run, several in ((reference, answer), (answer, reference)):
+        if isinstance(several, Items) and several.joined_by != "or" and isinstance(run, Expression | Words):
+            letters = run.latex if isinstance(run, Expression) else run.text.upper()
+            if _RUN.fullmatch(letters) and [_letter(element) for element in several.elements] == list(letters):
+                return True
+    return None
 
 
 def _letter(node: Node) -> str | None:
@@ -57,6 +72,8 @@ def expressions(reference: Node, answer: Node, equal: Equal) -> bool | None:
     one, other = latex_of(reference), latex_of(answer)
     if one is None or other is None:
         return False
+    if _POINT.fullmatch(one) and _POINT.fullmatch(other):
+        return fingerprint(one) == fingerprint(other)
     for exact, text in ((reference, other), (answer, one)):
         if isinstance(exact, Exact) and exact.number.digits:
             value, decimal = _value_of_text(text), exact.number

@@ -9,9 +9,17 @@ from __future__ import annotations
 import re
 
 from rewards.reading.numbers import repeating
+from rewards.reading.slashes import with_fractions
 
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|gcd|lcm|max|min|det|arg"
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|rho|tau|pi|mu|infty"
+
+_COUNT = r"(?:\d+|[nmkrN])(?:\s*[-+]\s*\d+)?"
+_CHOSEN = (
+    r"(?:\{\s*\}\s*|(?<![\w)\]}'!|])(?<![\w)\]}] ))"
+    rf"[_^]\s*\{{?({_COUNT})\}}?\s*C\s*_\s*\{{?({_COUNT})\}}?"
+)
+"""_5C_2 and ^5C_2 with nothing before it: x^5C_2 is a product."""
 
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
@@ -38,6 +46,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\frac\s*(\{(?:[^{}]|\{[^{}]*\})*\})\s*(\d|[a-z]|\\[a-z]+)", r"\\frac\1{\2}"),
         (r"\\frac\s*([a-z\d])\s*([a-z\d])", r"\\frac{\1}{\2}"),
         (r"\\binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}"),
+        (_CHOSEN, r"\\binom{\1}{\2}"),
         (r"\^\s*\(([^()]*)\)", r"^{\1}"),
         (r"\^\s*(\d\d+)", r"^{\1}"),
         (r"\^\s*([A-Za-z])", r"^{\1}"),
@@ -53,6 +62,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(\\end\{[a-z]*matrix\})\s*(\\begin)", r"\1 \\cdot \2"),
     )
 )  # fmt: skip
+_COMBINATIONS = re.compile(rf"(?<![A-Za-z\\])C\s*\(\s*({_COUNT})\s*,\s*({_COUNT})\s*\)")
 _PRIMED = re.compile(r"([A-Za-z])('+)")
 """The parser drops primes, which would make f' and f the same."""
 _REPEATING = re.compile(r"(?<![\d_])(\d*)\.(\d*)\\overline\{(\d+)\}")
@@ -67,15 +77,24 @@ def to_latex(text: str) -> str:
     text = _PRIMED.sub(lambda m: f"{m.group(1)}_{{prime{len(m.group(2))}}}", text.replace(r"^{\prime}", "'"))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
+    text = _COMBINATIONS.sub(_as_binomial, text)
     text = _THOUSANDS.sub(lambda m: m.group(1).replace(",", ""), text)
     text = _DECIMAL.sub(_as_fraction, _REPEATING.sub(_as_repeating, text))
-    text = _MIXED_SLASH.sub(r"(\1+\\frac{\2}{\3})", text)
+    text = with_fractions(_MIXED_SLASH.sub(r"(\1+\\frac{\2}{\3})", text))
     return _MIXED.sub(_as_sum, text)
 
 
 def _as_fraction(match: re.Match[str]) -> str:
     whole, decimals = match.groups()
     return r"{\frac{" + str(int(whole + decimals)) + "}{1" + "0" * len(decimals) + "}}"
+
+
+def _as_binomial(match: re.Match[str]) -> str:
+    """C(5,2), the number of choices; C(3,4) is a point."""
+    of, chosen = match.groups()
+    if of.isdecimal() and chosen.isdecimal() and int(of) < int(chosen):
+        return match.group()
+    return rf"\binom{{{of}}}{{{chosen}}}"
 
 
 def _as_repeating(match: re.Match[str]) -> str:

@@ -20,9 +20,7 @@ _DECIMAL = re.compile(r"(?:\d+\.?\d*|\.\d+)")
 _PLAIN = r"(?:\d+\.?\d*|\.\d+)"
 _SLASH = re.compile(rf"({_PLAIN})\s*/\s*({_PLAIN})")
 _FRAC = re.compile(rf"\\frac\s*(?:\{{\s*(-?{_PLAIN})\s*\}}|(\d))\s*(?:\{{\s*(-?{_PLAIN})\s*\}}|(\d))")
-_MIXED = re.compile(
-    r"(\d+)\s*(?:\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d)))|(\d+)[ -](\d+)\s*/\s*(\d+)"
-)
+_MIXED = re.compile(r"(\d+)\s*(?:\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d)))|(\d+) (\d+)\s*/\s*(\d+)")
 _SCIENTIFIC = re.compile(
     rf"(?:({_PLAIN})\s*(?:\\times|\\cdot|\*|x|X)\s*)?10\s*(?:\^|\*\*)\s*(?:\{{\s*([-+]?\d+)\s*\}}|([-+]?\d+)|\(\s*([-+]?\d+)\s*\))"
 )
@@ -91,7 +89,7 @@ def _signed_decimal(text: str) -> Fraction:
 
 
 def _mixed(parts: list[str]) -> Number | None:
-    """3 1/2 is three and a half; 3 5/2 is no mixed number."""
+    """3 1/2 is three and a half; 3 5/2 is no mixed number, and 3-1/2 a difference."""
     whole, over, under = (int(part) for part in parts)
     if under == 0 or over >= under:
         return None

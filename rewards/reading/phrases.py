@@ -19,10 +19,7 @@ _FOLDED: dict[str, Node] = {
         (Domain("Z"), ("all integers", "integers", "any integer", "set of all integers", "every integer")),
         (
             Items((), "set"),
-            (
-                "empty set", "no solution", "no solutions", "no real solution", "no real solutions", "null set",
-                "there is no solution", "there are no solutions", "no such number exists", "no values",
-            ),
+            ("empty set", "null set", "no such number exists", "no values", "none"),
         ),
         (
             Words("undefined"),
@@ -40,13 +37,38 @@ _FOLDED: dict[str, Node] = {
     )
     for phrase in phrases
 }  # fmt: skip
+_INTERVALS = {
+    f"all {sign} {numbers}": interval
+    for sign, interval in {
+        "positive": r"(0,\infty)", "negative": r"(-\infty,0)",
+        "non negative": r"[0,\infty)", "nonnegative": r"[0,\infty)",
+        "non positive": r"(-\infty,0]", "nonpositive": r"(-\infty,0]", "nonzero": r"\mathbb{R}\setminus\{0\}",
+        "non zero": r"\mathbb{R}\setminus\{0\}",
+    }.items()
+    for numbers in ("real numbers", "reals", "real values of x", "real x")
+}  # fmt: skip
+_SUBJECT = (
+    r"(?:(?:this |given )*(?:equations?|inequality|inequalities|system(?: of (?:[a-z]+ )?equations)?|problem) "
+    r"ha(?:s|ve) |there (?:is|are|exists?) |it has |has )?"
+)
+_SOLUTIONS: tuple[tuple[re.Pattern[str], Node], ...] = (
+    (re.compile(_SUBJECT + r"no (?:real )?solutions?(?: exists?)?"), Items((), "set")),
+    (re.compile(_SUBJECT + r"(?:infinitely many|infinite|an infinite number of) solutions?"), Expression(r"\infty")),
+)
+_ALL_BUT = re.compile(
+    r"(?:the )?(?:set of )?(?:all |any |every )?"
+    r"(?:(?P<name>real(?: number| value)?s?|integers?)(?: of)?|\\mathbb\{(?P<letter>[RZ])\}|values of(?= [a-z] ))"
+    r"(?: [a-z])?,? (?:except(?: for)?|excluding|other than|but|besides|not equal to) (?P<rest>.+)",
+    re.DOTALL,
+)
+_BUT = re.compile(r"except|excluding|other than|but|besides|not equal")
 _PLACEHOLDER = re.compile(
     r"[?_.\s\\*#-]*|(?:your|the|my|final|insert|put|write|enter|fill|correct)?\s*(?:final\s+)?"
     r"(?:answer|result|solution)(?:\s+here)?|answer here|xxx+|tbd|todo|n/?a|nan|null|\[.*(?:answer|result).*\]|<.*>"
     r"|unknown|i don'?t know|see above|same as (?:the )?reference",
     re.IGNORECASE,
 )
-_NUMBER_WORDS = {
+NUMBER_WORDS = {
     word: str(value)
     for value, word in enumerate(
         [
@@ -167,13 +189,24 @@ def placeholder(text: str) -> Unusable | None:
     return Unusable("placeholder") if _PLACEHOLDER.fullmatch(fold(text)) or not text.strip() else None
 
 
-def phrase(text: str) -> Node | None:
-    return _FOLDED.get(fold(text))
+def phrase(text: str) -> Node | str | None:
+    """What a fixed phrase stands for: a node, or mathematics to be read in its place."""
+    folded = fold(text)
+    found = _FOLDED.get(folded) or NUMBER_WORDS.get(folded) or _INTERVALS.get(folded)
+    if found is None and "solution" in folded:
+        return next((node for pattern, node in _SOLUTIONS if pattern.fullmatch(folded)), None)
+    return found
 
 
-def number_word(text: str) -> str | None:
-    """The digits of a number as a word: twelve → 12."""
-    return _NUMBER_WORDS.get(fold(text))
+def all_but(text: str) -> tuple[str, str] | None:
+    """All real numbers except 0 → the letter of the domain, and the exceptions."""
+    if not _BUT.search(text):
+        return None
+    bare = " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).split())
+    match = _ALL_BUT.fullmatch(bare)
+    if match is None:
+        return None
+    return match.group("letter") or ("Z" if (match.group("name") or "").startswith("int") else "R"), match.group("rest")
 
 
 def choice(text: str) -> tuple[str, str] | None:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards.reading import phrases, split
+from rewards.reading import phrases
+from rewards.reading.bases import based
 from rewards.reading.numbers import Number, read_number
+from rewards.reading.quantities import money, number_and_unit, with_unit
 from rewards.reading.shapes import (
     Approximation,
-    Based,
     Bracketed,
     Choice,
     Combination,
@@ -26,13 +27,16 @@ from rewards.reading.shapes import (
     Items,
     Matrix,
     Node,
+    Pieces,
     Quantity,
     Ratio,
     Relation,
     Unusable,
 )
-from rewards.reading.units import FOREIGN_WORD, SCALES, in_two_units, is_known, read_unit
+from rewards.reading.units import in_two_units
 from rewards.reading.variables import variable
+from rewards.reading.vectors import components, transposed
+from rewards.spelling import split
 
 MAX_ELEMENTS = 200
 MAX_NESTING = 8
@@ -41,36 +45,36 @@ _MATRIX = re.compile(
     r"\\begin\{(?P<name>[pbvBV]?matrix|smallmatrix|array)\}\s*(?:\{[lcr| ]*\})?(?P<body>.*?)\\end\{(?P=name)\}",
     re.DOTALL,
 )
-_NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|\()")
-_TEXT = r"\\text\s*\{[^{}]*\}"
-_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
-_TEXT_UNIT = rf"{_TEXT}{_POWER}(?:\s*/\s*{_TEXT}{_POWER})?"
-_UNIT_TAIL = re.compile(
-    r"(?P<value>.*?[\d})\]a-zπ]|.*?\\pi)\s*(?P<unit>(?:"
-    r"\^\\circ\s*(?:[CF](?![A-Za-z]))?|\\%|[＄€£¥₹¢]"
-    rf"|{_TEXT_UNIT}|{FOREIGN_WORD}"
-    rf"|\(\s*(?:{_TEXT_UNIT}|[cmk]m{_POWER}|ft{_POWER}|kg|(?:sq\.? |square |cubic )?units?)\s*\)"
-    rf"|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*{_POWER}"
-    rf")(?:\s*{_TEXT})?)\s*",
-    re.DOTALL,
-)
-_GROUPED = re.compile(r"\d,\d{3}(?!\d)")
-_CURRENCY_HEAD = re.compile(r"(?P<sign>[-+]?)\s*(?P<currency>[＄€£¥₹])\s*(?P<value>.+)", re.DOTALL)
+_NAMED = re.compile(r"^\s*[a-z]\s*(?:=|\\ne)\s*")
 _LEAD = re.compile(
     r"(?:\\text\s*\{\s*)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*:?\s*\}?\s*(?P<rest>[^A-Za-z].*)",
     re.I | re.DOTALL,
 )
 _SYSTEM = re.compile(r"\\begin\{cases\}\s*([^&]*?)\s*\\end\{cases\}", re.DOTALL)
-_BASE = re.compile(
-    r"(?P<digits>[0-9A-Fa-f]+)\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(?P<braced>\d{1,2}|two|three|eight|ten)\s*\}?\s*\}|(?P<bare>\d{1,2}))"
-)
-_BASE_WORDS = {"two": 2, "three": 3, "eight": 8, "ten": 10}
 _DOMAIN = re.compile(r"\\mathbb\s*\{\s*([RZNQC])\s*\}")
+_RAYS = {
+    rf"\mathbb{{R}}{mark}": interval
+    for interval, marks in {
+        r"(0,\infty)": ("^+", "^{+}", "_{>0}", "_{> 0}", "^{>0}"),
+        r"(-\infty,0)": ("^-", "^{-}", "_{<0}", "_{< 0}"),
+        r"[0,\infty)": (r"_{\ge 0}", r"_{\ge0}", r"^{\ge 0}"),
+    }.items()
+    for mark in marks
+}
+_CASES = re.compile(r"\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
+_IF = re.compile(
+    r"\\text\s*\{\s*,?\s*(?:if|for|when|where|otherwise|else|elsewhere)\s*,?\s*\}|^\s*(?:if|for|when|where|otherwise|else)\b"
+    r"|(?<=\\text\{)\s*(?:if|for|when|where)\b"
+)
 _CONDITION = re.compile(
     r"\\in(?![a-z])|\\mathbb|\\text\s*\{[^{}]*(?:where|for|integer|real|constant|some|any|if)|^\s*(?:where|for|with|if)\b"
 )
 _SET_BUILDER = re.compile(
     r"(?P<name>[a-z])\s*(?:\\in\s*\\mathbb\s*\{R\}\s*)?(?:\\mid|[|:])\s*(?P<condition>.+)", re.DOTALL
+)
+_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-z])")
+_RESIDUES = re.compile(
+    r"(?P<name>[a-z])\s*\\equiv(?![a-z])(?P<numbers>[^=<>\\]*(?:\\text\s*\{[^{}]*\}[^=<>\\]*)*)(?P<modulus>\\pmod\{\d+\})"
 )
 _TO = re.compile(r"(?<=\d)\s*\\text\s*\{\s*to\s*\}\s*(?=\d)|(?<=\d) to (?=\d)")
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
@@ -118,9 +122,18 @@ class Reader:
 
     def phrase(self, text: str) -> Node | None:
         """A fixed phrase or a number as a word: all real numbers, no solution, yes; twelve."""
-        word = phrases.number_word(text)
-        number = read_number(word) if word else None
-        return Exact(number) if number else phrases.phrase(text)
+        found = phrases.phrase(text)
+        return self.part(found) if isinstance(found, str) else found
+
+    def all_but(self, text: str) -> Node | None:
+        r"""All real numbers except 0 and 1, as \mathbb{R} \setminus \{0, 1\}."""
+        found = phrases.all_but(text)
+        if found is None:
+            return None
+        left_out = [self.element(_NAMED.sub("", piece)) for piece in _between_commas(found[1])]
+        if not all(isinstance(node, Exact | Expression) for node in left_out):
+            return None
+        return Combination("setminus", (Domain(found[0]), Items(tuple(left_out), "set")))
 
     def lead(self, text: str) -> Node | None:
         r"""An answer that says that it is one: \text{Answer: } 5."""
@@ -131,6 +144,18 @@ class Reader:
         r"""Equations in a brace, \begin{cases} x = 1 \\ y = 2 \end{cases}; with & they define one thing in pieces."""
         match = _SYSTEM.fullmatch(text)
         return self.part(match.group(1)) if match else None
+
+    def pieces(self, text: str) -> Node | None:
+        r"""\begin{cases} x & x > 0 \\ -x, & \text{otherwise} \end{cases}."""
+        match = _CASES.fullmatch(text)
+        if match is None:
+            return None
+        rows = [split.split_at(row, {"&"}) for row in split.split_at(match.group(1), {"\\\\"}) if row]
+        if not rows or any(len(row) != 2 or not row[0].strip(" ,") for row in rows):
+            return None
+        return Pieces(
+            tuple((self.part(value.strip(" ,")), _IF.sub("", condition).strip(" ,.")) for value, condition in rows)
+        )
 
     def in_two_units(self, text: str) -> Node | None:
         found = in_two_units(text)
@@ -161,10 +186,19 @@ class Reader:
         match = re.search(
             r"\\text\s*\{\s*,?\s*(?:where|for|with|if)\b|(?<![A-Za-z])(?:where|for (?:some|any|all|every))\b", text
         )
-        if match and match.start() > 0:
+        if match and match.start() > 0 and not _is_inside_cases(text[: match.start()]):
             body = text[: match.start()].rstrip(" ,")
             return Conditioned(self.part(body), text[match.start() :], body)
         return None
+
+    def residues(self, text: str) -> Node | None:
+        r"""x \equiv 2, 5 \pmod{7} as two congruences."""
+        match = _RESIDUES.fullmatch(text)
+        found = split.split_items(match.group("numbers"), thousands=False) if match else None
+        if match is None or found is None or not 1 < len(found[0]) <= MAX_ELEMENTS:
+            return None
+        sides = [(match.group("name"), f"{number} {match.group('modulus')}") for number in found[0]]
+        return Items(tuple(Relation(side, ("==",)) for side in sides), "list", "or")
 
     def items(self, text: str) -> Node | None:
         """Several values without brackets: 1, 2 and 3; x = 1 or x = 2; p=5, q=2; p=7, q=2."""
@@ -212,7 +246,7 @@ class Reader:
 
     def plus_minus(self, text: str) -> Node | None:
         r"""1 \pm \sqrt{19} is the list of two; \mp takes the other sign."""
-        if r"\pm" not in text and r"\mp" not in text:
+        if not _PLUS_MINUS.search(text):
             return None
         upper = re.sub(r"\\pm(?![a-z])", "+", re.sub(r"\\mp(?![a-z])", "-", text)).strip().removeprefix("+").strip()
         lower = re.sub(r"\\pm(?![a-z])", "-", re.sub(r"\\mp(?![a-z])", "+", text)).strip().removeprefix("+").strip()
@@ -231,10 +265,25 @@ class Reader:
         return None
 
     def domain(self, text: str) -> Node | None:
+        if text in _RAYS:
+            return self.part(_RAYS[text])
         match = _DOMAIN.fullmatch(text)
         if match:
             return Domain(match.group(1))
         return Items((), "set") if text in {r"\emptyset", r"\{\}", r"\{ \}"} else None
+
+    def vector(self, text: str) -> Node | None:
+        r"""3\hat{i}+4\hat{j} as (3, 4), and (1, 2)^T as a column."""
+        found = components(text)
+        if found is not None:
+            return Bracketed("(", ")", tuple(self.element(component.removeprefix("+")) for component in found))
+        body = transposed(text)
+        node = self.part(body) if body is not None else None
+        if isinstance(node, Bracketed):
+            return Matrix(tuple((element,) for element in node.elements))
+        if isinstance(node, Matrix) and len({len(row) for row in node.rows}) == 1:
+            return Matrix(tuple(zip(*node.rows, strict=True)))
+        return None
 
     def matrix(self, text: str) -> Node | None:
         r"""A matrix, whatever its brackets: \begin{pmatrix}…\end{pmatrix}; arrays in \left[…\right] too."""
@@ -287,52 +336,22 @@ class Reader:
         return Ratio(nodes, clock=bool(_CLOCK.fullmatch(text.replace(" ", ""))))
 
     def based(self, text: str) -> Node | None:
-        match = _BASE.fullmatch(text)
-        if match is None:
-            return None
-        name = match.group("braced") or match.group("bare")
-        base = _BASE_WORDS.get(name) or int(name)
-        digits = match.group("digits").upper()
-        if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
-            return None
-        return Based(digits, base)
+        return based(text)
 
     def quantity(self, text: str) -> Node | None:
         r"""A value and its unit: 5 \text{ cm}, \$18.90, 28\%, 45^\circ, 3 million."""
-        money = _CURRENCY_HEAD.fullmatch(text)
-        if money:
-            value = self.part((money.group("sign") + money.group("value")).strip())
-            return _with_unit(value, money.group("currency"))
-        if not _NUMBER_HEAD.match(text):
+        found = money(text) or number_and_unit(text)
+        if found is None:
             return None
-        match = _UNIT_TAIL.fullmatch(text)
-        if match is None or (_is_algebra(match) and "\\text" not in text):
-            return None
-        unit = read_unit(match.group("unit"))
-        if unit is None:
-            return Unusable("words_after_value", text)
-        return _with_unit(self.part(match.group("value")), unit)
+        value, unit = found
+        return Unusable("words_after_value", text) if unit is None else with_unit(self.part(value), unit)
 
     def words(self, text: str) -> Node | None:
         return phrases.words(text)
 
 
-def _with_unit(value: Node, unit: str) -> Node:
-    if isinstance(value, Quantity) and value.unit and unit:
-        canonical = read_unit(value.unit + " " + unit) if unit not in "＄€£¥₹" else None
-        unit = canonical or unit
-        value = value.value
-    canonical_unit = read_unit(unit) if unit and not is_known(unit) else unit
-    if canonical_unit is None:
-        return Unusable("words_after_value")
-    words = canonical_unit.split()
-    if words and words[0] in SCALES:
-        scaled = read_number(str(SCALES[words[0]]))
-        if isinstance(value, Exact) and scaled is not None:
-            number = Number(value.number.value * scaled.value)
-            return _with_unit(Exact(number), " ".join(words[1:])) if words[1:] else Exact(number)
-        return Unusable("words_after_value")
-    return Quantity(value, canonical_unit) if canonical_unit else value
+def _is_inside_cases(before: str) -> bool:
+    return before.count(r"\begin") > before.count(r"\end")
 
 
 def _between_commas(inside: str) -> list[str]:
@@ -345,40 +364,26 @@ def _between_commas(inside: str) -> list[str]:
 
 def _spread(piece: str, node: Node) -> tuple[Node, ...]:
     r"""1 \pm 2 inside a list or a set is two of its elements."""
-    if isinstance(node, Items) and (r"\pm" in piece or r"\mp" in piece):
+    if isinstance(node, Items) and _PLUS_MINUS.search(piece):
         return node.elements
     return (node,)
-
-
-def _is_algebra(match: re.Match[str]) -> bool:
-    """Whether letters after a number are unknowns; after a number with thousands separators they are a unit."""
-    return _looks_like_algebra(match.group("unit")) and not (
-        _GROUPED.search(match.group("value")) and read_number(match.group("value")) and read_unit(match.group("unit"))
-    )
-
-
-def _looks_like_algebra(unit: str) -> bool:
-    """5x, 2ab, 3 sin x are expressions; 5 cm and 5 m are quantities."""
-    plain = unit.strip()
-    if not re.fullmatch(r"[A-Za-z]+(?:\s*\^.*)?(?:\s+[A-Za-z]+)*", plain):
-        return False
-    first = re.split(r"[\s^]", plain)[0]
-    if len(first) >= 3:
-        return first.lower() in phrases.FUNCTION_NAMES or first.lower().startswith(("sin", "cos", "tan", "log", "sqrt"))
-    return first not in {"cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm"}
 
 
 _RULES: tuple[Callable[[Reader, str], Node | None], ...] = (
     Reader.placeholder,
     Reader.phrase,
+    Reader.all_but,
     Reader.lead,
     Reader.system,
+    Reader.pieces,
     Reader.in_two_units,
     Reader.ellipsis,
     Reader.moment,
     Reader.matrix,
+    Reader.vector,
     Reader.choice,
     Reader.conditioned,
+    Reader.residues,
     Reader.items,
     Reader.relation,
     Reader.domain,

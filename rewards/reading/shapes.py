@@ -122,6 +122,14 @@ class Relation:
 
 
 @dataclass(frozen=True, slots=True)
+class Pieces:
+    r"""A function in pieces, \begin{cases} x & x > 0 \\ 0 & \text{otherwise} \end{cases}: values and conditions."""
+
+    rows: tuple[tuple[Node, str], ...]
+    """A condition is kept as written, without "if" and "for", and empty for "otherwise"."""
+
+
+@dataclass(frozen=True, slots=True)
 class Conditioned:
     r"""A value with a side condition: k\pi, k \in \mathbb{Z}."""
 
@@ -162,6 +170,7 @@ Node = (
     | Domain
     | Combination
     | Relation
+    | Pieces
     | Conditioned
     | Approximation
     | Unusable

@@ -57,6 +57,7 @@ _COUNTING_WORDS = frozenset(
 """Words that Chinese, Japanese and Korean put between a number and what is counted: 25 个 is 25, and 25 apples."""
 _PREFIXES = {"平方": "square ", "立方": "cubic ", "每": "per "}
 _COMPOUND = {"mph": "mile/hour", "kmph": "km/hour", "kph": "km/hour", "sq": "square", "cu": "cubic", "mps": "m/second"}
+_NAMED_OTHERWISE = re.compile(r"(?P<percent>\bper[ -]?cents?\b)|\b(?:US|U S|American)\s+(?=dollar)")
 _IGNORED = {"of", "the", "a", "an", "in", "about", "unit", "total", "full", "whole", "exactly", "each"}
 _COUNTERS = {"square": 2, "cubic": 3}
 SCALES = {
@@ -152,6 +153,8 @@ def read_unit(text: str) -> str | None:
     """
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).replace(r"^\circ", "°").replace("\\", " ")
     text = re.sub(r"\^\s*\{\s*(-?\d)\s*\}", r"^\1", text).replace(".", " ").replace("(s)", "s").strip()
+    if "per" in text or "dollar" in text:
+        text = _NAMED_OTHERWISE.sub(lambda match: "percent" if match.group("percent") else "", text)
     for prefix, word in _PREFIXES.items():
         text = text.replace(prefix, f" {word}")
     words = [_singular(word) for word in _WORD.findall(text.replace("-", " "))]
@@ -254,11 +257,22 @@ def same_things(left: str, right: str) -> bool:
     return not one or not other or one <= other or other <= one
 
 
+_PRIME = r"(?:'|\^\{?\\prime\}?)"
+_DEGREES = re.compile(
+    rf"(?P<sign>-?)(?P<degrees>\d+)\s*\^\\circ\s*(?P<minutes>[0-5]?\d(?:\.\d+)?)\s*{_PRIME}"
+    rf"(?:\s*(?P<seconds>[0-5]?\d(?:\.\d+)?)\s*(?:\"|''|\^\{{\\prime\s*\\prime\}}))?"
+)
+_PARTS_OF_A_DEGREE = {"degrees": 1, "minutes": 60, "seconds": 3600}
 _IN_TWO_UNITS = re.compile(r"(\d+) ?([A-Za-z]+)\.? ?,? ?(?:and )?(\d+(?:\.\d+)?) ?([A-Za-z]+)\.?")
 
 
 def in_two_units(text: str) -> tuple[Fraction, str] | None:
-    """3 hours 20 minutes → 200 minutes; None where the units are unknown or do not measure the same thing."""
+    """3 hours 20 minutes → 200 minutes, 22°30' → 22.5 degrees; None where the units do not measure the same thing."""
+    angle = _DEGREES.fullmatch(text)
+    if angle:
+        parts = (Fraction(angle.group(name) or 0) / count for name, count in _PARTS_OF_A_DEGREE.items())
+        size = sum(parts, Fraction(0))
+        return (-size if angle.group("sign") else size), "degree"
     bare = " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).split())
     match = _IN_TWO_UNITS.fullmatch(bare)
     if match is None:

@@ -9,6 +9,11 @@ from rewards.reading.phrases import FUNCTION_NAMES
 from rewards.reading.shapes import Items, Node, Relation
 
 _LETTERS = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]+")
+_REAL = r"(?:[a-vxy]|\\theta)"
+_DISTANCE = re.compile(
+    rf"\|\s*(?:(?P<name>{_REAL})\s*(?:(?P<sign>[-+])\s*(?P<shift>[^|+-]+))?|(?P<first>[^|+-]+)-\s*(?P<last>{_REAL}))\s*\|"
+)
+"""The absolute value of an unknown, or its distance from a number; z and w may be complex."""
 _INEQUALITIES = {"<", ">", "<=", ">=", "!="}
 
 
@@ -23,8 +28,9 @@ def variable(node: Node) -> str | None:
         return node.sides[0] if _is_name(node.sides[0]) else None
     if not all(operator in _INEQUALITIES for operator in node.operators):
         return None
-    names = {side for side in node.sides if _is_name(side)}
-    others = [side for side in node.sides if not _is_name(side)]
+    named = [about(side) for side in node.sides]
+    names = {name[0] for name in named if name}
+    others = [side for side, name in zip(node.sides, named, strict=True) if not name]
     if len(names) != 1 or len(others) != len(node.operators) or not all(_is_end(side) for side in others):
         return None
     return names.pop()
@@ -33,6 +39,19 @@ def variable(node: Node) -> str | None:
 def _is_name(text: str) -> bool:
     bare = text.strip().strip("{}")
     return (len(bare) == 1 and bare.isalpha()) or bare in {r"\theta", r"\alpha", r"\beta", r"\lambda", r"\mu"}
+
+
+def about(side: str) -> tuple[str, str] | None:
+    """The unknown that a side is: ("x", "") for x; with the centre of its distance, ("x", "2") for |x - 2|, or None."""
+    if _is_name(side):
+        return side, ""
+    match = _DISTANCE.fullmatch(side.strip()) if "|" in side else None
+    if match is None:
+        return None
+    name, centre = match.group("name") or match.group("last"), match.group("shift") or match.group("first") or "0"
+    if not is_closed(centre):
+        return None
+    return name, f"-({centre})" if match.group("sign") == "+" else centre
 
 
 def _is_end(text: str) -> bool:

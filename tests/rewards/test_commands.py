@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from datafiles.problems import Columns
 from rewards import audit, check
+from rewards.second_opinion import understands
 
 RUNNER = CliRunner()
 LONG = "A train leaves the station at noon and travels east at a constant speed of {} miles per hour until it stops"
@@ -55,6 +56,13 @@ def test_check_finds_bad_references_repeats_and_overlap(tmp_path: Path) -> None:
         ("ungradable", "b"), ("ungradable", "c"), ("text_only", "b"), ("text_only", "c"), ("text_only", "d"),
         ("repeat", "c"), ("overlap", "a"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reference", "understood"), [(r"\frac12", 1.0), ("7/0", 0.0), (r"\tan 90^\circ", 0.0), ("?", 0.0), ("x+1", 1.0)]
+)
+def test_what_only_its_own_text_equals_is_told(reference: str, understood: float) -> None:
+    assert understands("", reference, "") == understood
 
 
 def test_check_of_a_clean_file_succeeds(tmp_path: Path) -> None:

@@ -79,6 +79,17 @@ def test_another_fraction_equals_it_in_none(f: Fraction, shift: Fraction) -> Non
         assert not correct(answer, f"{f.numerator}/{f.denominator}"), answer
 
 
+@settings(QUICK, max_examples=25)
+@given(st.integers(1, 99), st.integers(2, 99), st.sampled_from(["x", r"\pi", r"\sqrt{2}", "(x+1)", "i", r"\sin x"]))
+def test_a_fraction_in_one_line_multiplies_what_follows(over: int, under: int, what: str) -> None:
+    value = Fraction(over, under)
+    product = rf"\frac{{{value.numerator}}}{{{value.denominator}}} \cdot {what}"
+    quotient = rf"\frac{{{over}}}{{{under} \cdot {what}}}"
+    assert correct(f"{over}/{under}{what}", product)
+    assert not correct(f"{over}/{under}{what}", quotient)
+    assert correct(f"{over}/({under}{what})", quotient)
+
+
 @QUICK
 @given(st.integers(min_value=1, max_value=400), st.integers(min_value=2, max_value=400))
 def test_tiny_and_huge_values_are_told_apart(a: int, b: int) -> None:

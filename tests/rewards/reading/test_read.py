@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.reading.clean import clean
 from rewards.reading.read import MAX_NESTING, read
 from rewards.reading.shapes import Items, Relation, Unusable
 from rewards.reading.variables import variable
+from rewards.spelling.clean import clean
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-r"""Rarer ways to write a fraction, a binomial and a repeating decimal → the usual one.
+r"""Rarer ways to write a fraction, a repeating decimal, an interval or a sign → the usual one.
 
 {1 \over 2} is \frac{1}{2}, {n \choose 2} is \binom{n}{2}, and 0.333\ldots, 0.(3), 0.\dot{3} are 0.\overline{3}.
+]0,1[ is (0,1), as it is written in France, and people who type write (0,1) U (2,3), +/- and 60^o.
 """
 
 from __future__ import annotations
 
 import re
 
-from rewards.reading.split import RELATIONS
+from rewards.spelling.split import RELATIONS
 
 MAX_FRACTIONS = 20
 MIN_REPEATS = 2
@@ -26,9 +27,25 @@ _IN_PARENTHESES = re.compile(r"(?<![\w)}])(\d*\.\d*)\((\d+)\)")
 _ELLIPSIS = re.compile(r"(?<![\w.])(\d*\.)(\d+)\s*(?:\\ldots|\.\.\.)(?![\d.])")
 _RARE = re.compile(r"\\(?:over|choose|overline|bar|widebar|dot)(?![a-z])|\.\d+ ?(?:\.\.\.|\\ldots)|\.\d*\(\d")
 
+_TYPED = (
+    (re.compile(r"\+\s*/\s*-"), r"\\pm "),
+    (re.compile(r"(?<=\d)\s*\^\s*(?:o|\{\s*(?:o|\\text\s*\{\s*o\s*\})\s*\})(?![A-Za-z])"), r"^\\circ "),
+    (re.compile(r"(?<=[)\]}])\s*(?:U|\\text\s*\{\s*(?:U|union)\s*\}|union)\s*(?=[(\[\]][^()\[\]]*,|\\\{)"), r" \\cup "),
+)
+_IS_TYPED = re.compile(r"\+ ?/ ?-|\^ ?\{? ?(?:o|\\text *\{ *o)|[)\]}] ?(?:U|\\text *\{ *[Uu]|union)")
+_TURNED = re.compile(
+    r"(?P<start>[\[\]])(?P<ends>[^\[\](),;]+[,;][^\[\](),;]+)(?P<stop>[\[\]])(?=\s*(?:$|[\\,;}|]|or|and))"
+)
+_BEFORE_INTERVAL = re.compile(r"(?:^|[=:,{}]|\\(?:cup|cap|setminus|in)|(?<![A-Za-z])(?:or|and))\s*$")
+
 
 def usual(text: str) -> str:
     """The text with all of these in the usual notation."""
+    if _IS_TYPED.search(text):
+        for pattern, replacement in _TYPED:
+            text = pattern.sub(replacement, text)
+    if "]" in text or "[" in text:
+        text = _TURNED.sub(_with_round_brackets, text)
     if not _RARE.search(text):
         return text
     for _ in range(MAX_FRACTIONS):
@@ -40,6 +57,14 @@ def usual(text: str) -> str:
     text = _OVERLINED.sub(lambda m: rf"{m.group(1)}\overline{{{m.group(2) or m.group(3)}}}", text)
     text = _IN_PARENTHESES.sub(r"\1\\overline{\2}", text)
     return _ELLIPSIS.sub(_with_period, text)
+
+
+def _with_round_brackets(match: re.Match[str]) -> str:
+    """]0,1[ → (0,1): a square bracket that is turned away from an interval leaves its end out."""
+    start, ends, stop = match.groups()
+    if start == "]" and not _BEFORE_INTERVAL.search(match.string[: match.start()]):
+        return match.group()
+    return ("(" if start == "]" else "[") + ends + (")" if stop == "[" else "]")
 
 
 def _prefixed(text: str, infix: re.Match[str]) -> str:

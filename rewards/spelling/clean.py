@@ -10,7 +10,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from rewards.reading.notation import usual
+from rewards.spelling.notation import usual
 
 MAX_ANSWER_CHARS = 2_000
 MAX_DEPTH = 40
@@ -103,6 +103,8 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<!\\)%", r"\\%"),
     )
 )  # fmt: skip
+_REWRITTEN = ("%", "{", "~", "<=", ">=", "!=", "(mod")
+"""A text with none of these and no command has nothing to rewrite."""
 _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS}}}")
 _COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?P<colour>[^{}]*)\s*\}")
 _DELIMITERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"), ("__", "__"))
@@ -124,7 +126,7 @@ def clean(text: str) -> str:
     for match in _COLOUR.finditer(text):
         if match.group("colour").strip().lower() in {"white", "transparent"}:
             raise Unreadable("invisible_answer")
-    if "\\" in text or "%" in text or "{" in text or "~" in text or "<=" in text or ">=" in text or "!=" in text:
+    if "\\" in text or any(sign in text for sign in _REWRITTEN):
         text = _COLOUR.sub("", text)
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)

@@ -1,0 +1,95 @@
+"""An object of sympy → can it be evaluated, and has it a value at all?"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import sympy
+
+from rewards.reading.parse import Expr
+
+MAX_POWER = 200_000.0
+"""Largest number of decimal digits a value may have before it is left unevaluated."""
+MAX_FACTORIAL = 20_000
+
+_FAST_GROWING = (sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial, sympy.fibonacci)
+_WITH_POLES = (sympy.tan, sympy.cot, sympy.sec, sympy.csc, sympy.factorial, sympy.gamma, sympy.zeta, sympy.atanh)
+
+
+def is_defined(expression: Expr) -> bool:
+    r"""Whether no part of an expression is 7/0, \log 0, \tan 90^\circ or \infty - \infty.
+
+    Parts are asked for themselves, because sympy makes values of them again: 1/(1/0) is 0 for it, and |1/0| infinite.
+    """
+    if has_no_value(expression):
+        return False
+    return not any(_may_be_undefined(node) and _is_undefined(node) for node in sympy.postorder_traversal(expression))
+
+
+def has_no_value(expression: Expr) -> bool:
+    return bool(expression.has(sympy.zoo, sympy.nan))
+
+
+def _may_be_undefined(node: Expr) -> bool:
+    """Cheap: most expressions are done after this."""
+    if isinstance(node, sympy.Pow):
+        infinite = node.base.is_infinite or node.exp.is_infinite
+        return bool(infinite or not (node.exp.is_nonnegative or node.base.is_zero is False))
+    if isinstance(node, sympy.log):
+        return any(argument.is_zero is not False for argument in node.args) or sympy.S.One in node.args[1:]
+    if isinstance(node, sympy.Add | sympy.Mul):
+        return any(argument.is_infinite for argument in node.args)
+    return isinstance(node, _WITH_POLES)
+
+
+def _is_undefined(node: Expr) -> bool:
+    if (node.free_symbols and not node.has(sympy.oo, -sympy.oo)) or not is_evaluable(node):
+        return False
+    if isinstance(node, sympy.log) and any(argument.doit(deep=True).is_zero for argument in node.args):
+        return True  # to base 0 as well, where sympy finds 0
+    return has_no_value(node.doit(deep=True))
+
+
+def is_evaluable(expression: Expr) -> bool:
+    """Powers and factorials that would fill memory are left alone: such answers compare as text only."""
+    for node in sympy.preorder_traversal(expression):
+        if isinstance(node, sympy.Pow | sympy.exp) and _digits(node) > MAX_POWER:
+            return False
+        if isinstance(node, _FAST_GROWING) and any(_size(argument) > MAX_FACTORIAL for argument in node.args):
+            return False
+    return True
+
+
+def _digits(power: Expr) -> float:
+    """About how many decimal digits a power has."""
+    base, exponent = power.as_base_exp()
+    size = _size(exponent)
+    if size <= 1:
+        return 0.0
+    return size * max(1.0, math.log10(max(2.0, _size(base)))) if size < math.inf else math.inf
+
+
+def _size(expression: Expr) -> float:
+    """An upper estimate of |expression|, in floats, without evaluating it. Symbols count as small."""
+    if expression.is_Rational:
+        return (
+            abs(float(Fraction(int(expression.p), int(expression.q)))) if expression.p.bit_length() < 900 else math.inf
+        )
+    if not expression.args:
+        return 4.0
+    sizes = [_size(argument) for argument in expression.args]
+    try:
+        if expression.is_Add:
+            return math.fsum(sizes)
+        if expression.is_Pow:
+            return max(1.0, sizes[0]) ** sizes[1] if sizes[1] < math.inf else math.inf
+        if expression.is_Mul:
+            return math.prod(max(size, 1e-3) for size in sizes)
+        if isinstance(expression, sympy.factorial | sympy.gamma):
+            return math.gamma(min(sizes[0], 170.0) + 1) if sizes[0] <= 170 else math.inf
+        if isinstance(expression, sympy.exp):
+            return math.exp(sizes[0])
+        return max(sizes)
+    except (OverflowError, ValueError):
+        return math.inf

@@ -1,0 +1,35 @@
+r"""Numerals with their base → `Based`: 101_2, 413_{\text{five}}, (413)_5, 413 base 5, 413 (in base five)."""
+
+from __future__ import annotations
+
+import re
+
+from rewards.reading.phrases import NUMBER_WORDS
+from rewards.reading.shapes import Based
+
+_NAME = rf"(?P<base>\d{{1,2}}|{'|'.join(NUMBER_WORDS)})"
+_DIGITS = r"(?P<open>\()?\s*(?P<digits>[0-9A-Fa-f]+)\s*(?(open)\))"
+"""Not in square brackets: [3]_7 is a residue class."""
+_NUMERAL = (
+    re.compile(rf"{_DIGITS}\s*_\s*(?:\{{\s*\(?\s*(?:base )?\s*{_NAME}\s*\)?\s*\}}|(?P<bare>\d{{1,2}}))"),
+    re.compile(rf"{_DIGITS}\s*\(?\s*(?:in )?(?:the )?base[ -]?{_NAME}\s*\)?"),
+)
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+
+
+def based(text: str) -> Based | None:
+    """None for all else, and for digits that the base does not have."""
+    if "_" not in text and "base" not in text:
+        return None
+    bare = " ".join(_TEXT.sub(r" \1 ", text).split())
+    match = next((found for pattern in _NUMERAL if (found := pattern.fullmatch(bare))), None)
+    if match is None:
+        return None
+    named = match.groupdict()
+    name, digits = named["base"] or named["bare"], named["digits"].upper()
+    base = int(NUMBER_WORDS.get(name, name))
+    if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
+        return None
+    if len(digits) == 1 and digits.isalpha():
+        return None  # A_{12} is a term of a sequence
+    return Based(digits, base)

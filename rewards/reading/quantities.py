@@ -1,0 +1,93 @@
+r"""A number with a unit, a currency, a percent sign or a scale → value and unit: 5 \text{ cm}, \$1.2k, 3 million."""
+
+from __future__ import annotations
+
+import re
+
+from rewards.reading import phrases
+from rewards.reading.numbers import Number, read_number
+from rewards.reading.shapes import Exact, Node, Quantity, Unusable
+from rewards.reading.units import FOREIGN_WORD, SCALES, is_known, read_unit
+
+_NUMBER_HEAD = re.compile(r"[-+]?\s*[＄€£¥₹]?\s*(?:\d|\.\d|\\frac|\\sqrt|\\pi|pi(?![A-Za-z])|\()")
+_TEXT = r"\\text\s*\{[^{}]*\}"
+_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
+_TEXT_UNIT = rf"{_TEXT}{_POWER}(?:\s*/\s*{_TEXT}{_POWER})?"
+_UNIT_TAIL = re.compile(
+    r"(?P<value>.*?[\d})\]a-zπ]|.*?\\pi)\s*(?P<unit>(?:"
+    r"\^\\circ\s*(?:[CF](?![A-Za-z]))?|\\%|[＄€£¥₹¢]"
+    rf"|{_TEXT_UNIT}|{FOREIGN_WORD}"
+    rf"|\(\s*(?:{_TEXT_UNIT}|[cmk]m{_POWER}|ft{_POWER}|kg|(?:sq\.? |square |cubic )?units?)\s*\)"
+    rf"|(?<![\\A-Za-z])[A-Za-z][A-Za-z.]*(?:[ /-]+[A-Za-z.]+)*{_POWER}"
+    rf")(?:\s*{_TEXT})?)\s*",
+    re.DOTALL,
+)
+_GROUPED = re.compile(r"\d,\d{3}(?!\d)")
+_CURRENCY_HEAD = re.compile(
+    r"(?P<sign>[-+]?)\s*(?:(?:US|U\.S\.)?\s*(?P<currency>[＄€£¥₹])|(?P<code>USD|EUR|GBP|INR|Rs\.?|RMB|CNY)(?=\s*\.?\d)"
+    r"|\\text\s*\{\s*(?P<text>USD|EUR|GBP|INR|RMB|CNY)\s*\})\s*(?P<value>.+)",
+    re.DOTALL,
+)
+_ABBREVIATED = re.compile(r"(?P<value>\d[\d,]*(?:\.\d+)?)\s*(?P<scale>[kKMB])")
+_SCALE_LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
+"""After a sum of money alone: 3k without a currency is a product."""
+_SHORT_UNITS = frozenset(
+    ["cm", "mm", "km", "dm", "kg", "mg", "ft", "in", "hr", "lb", "oz", "yd", "ml", "mL", "am", "pm", "US"]
+)
+
+
+def money(text: str) -> tuple[str, str | None] | None:
+    r"""\$18.90, USD 50 and \$1.2k → the amount and the currency."""
+    match = _CURRENCY_HEAD.fullmatch(text)
+    if match is None:
+        return None
+    amount = match.group("value").strip()
+    short = _ABBREVIATED.fullmatch(amount)
+    if short:
+        amount = f"{short.group('value')} {_SCALE_LETTERS[short.group('scale')]}"
+    return match.group("sign") + amount, match.group("currency") or match.group("code") or match.group("text")
+
+
+def number_and_unit(text: str) -> tuple[str, str | None] | None:
+    """5 cm, 28%, 45° → the number and the unit, None in place of the unit where the words change the meaning."""
+    match = _UNIT_TAIL.fullmatch(text) if _NUMBER_HEAD.match(text) else None
+    if match is None or (_is_algebra(match) and "\\text" not in text):
+        return None
+    return match.group("value"), read_unit(match.group("unit"))
+
+
+def with_unit(value: Node, unit: str) -> Node:
+    """The value as a quantity; a scale word multiplies it, and no unit leaves it as it is."""
+    if isinstance(value, Quantity) and value.unit and unit:
+        canonical = read_unit(value.unit + " " + unit) if unit not in "＄€£¥₹" else None
+        unit = canonical or unit
+        value = value.value
+    canonical_unit = read_unit(unit) if unit and not is_known(unit) else unit
+    if canonical_unit is None:
+        return Unusable("words_after_value")
+    words = canonical_unit.split()
+    if words and words[0] in SCALES:
+        scaled = read_number(str(SCALES[words[0]]))
+        if isinstance(value, Exact) and scaled is not None:
+            number = Number(value.number.value * scaled.value)
+            return with_unit(Exact(number), " ".join(words[1:])) if words[1:] else Exact(number)
+        return Unusable("words_after_value")
+    return Quantity(value, canonical_unit) if canonical_unit else value
+
+
+def _is_algebra(match: re.Match[str]) -> bool:
+    """Whether letters after a number are unknowns; after a number with thousands separators they are a unit."""
+    return _looks_like_algebra(match.group("unit")) and not (
+        _GROUPED.search(match.group("value")) and read_number(match.group("value")) and read_unit(match.group("unit"))
+    )
+
+
+def _looks_like_algebra(unit: str) -> bool:
+    """5x, 2ab, 3 sin x are expressions; 5 cm and 5 m are quantities."""
+    plain = unit.strip()
+    if not re.fullmatch(r"[A-Za-z]+(?:\s*\^.*)?(?:\s+[A-Za-z]+)*", plain):
+        return False
+    first = re.split(r"[\s^]", plain)[0]
+    if len(first) >= 3:
+        return first.lower() in phrases.FUNCTION_NAMES or first.lower().startswith(("sin", "cos", "tan", "log", "sqrt"))
+    return first not in _SHORT_UNITS
