@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -53,8 +52,6 @@ def check_placement(config: Config, ranks: Ranks) -> None:
                 "holds a sampler of its own; run one rank, or set it to 1"
             )
         return
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError("rollout.placement is ray, and Ray is not installed: pip install ray")
     if ranks.is_main:
         _pool_settings(config, ranks)
 
