@@ -7,7 +7,9 @@ import socket
 from rollout.pool.environment import prepare_ray
 
 LONGEST_WAIT_S = 5.0
-WAY_OUT = "start one with `ray start --head`, or leave rollout.address unset, and the run starts workers of its own here"
+WAY_OUT = (
+    "start one with `ray start --head`, or leave rollout.address unset, and the run starts workers of its own here"
+)
 
 
 def check_address(address: str) -> None:

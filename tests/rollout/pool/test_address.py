@@ -32,7 +32,7 @@ def closed() -> int:
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else runs on this machine."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: [])
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", list)
     monkeypatch.setattr("ray._private.utils.read_ray_address", lambda _: None)
 
 
