@@ -13,7 +13,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.run.checks import check_parts, is_installed
 from rollout import models
 from rollout.hub import HubItem
-from rollout.pool.address import check_address
+from rollout.pool.environment import check_address
 from rollout.prompts import problems
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from rl_engine.config import Config
 from rl_engine.train.__main__ import app
 from rl_engine.train.checks import check_quickly
-from rollout.pool.address import check_address
+from rollout.pool.environment import check_address
 
 
 @pytest.fixture
