@@ -58,7 +58,24 @@ def read_model_config(place: str, revision: str | None, what: str) -> Any:
 
     refuse_code_of_models()
     with made_by_transformers(what):
-        return AutoConfig.from_pretrained(place, revision=revision)
+        model_config = AutoConfig.from_pretrained(place, revision=revision)
+    refuse_encoder(model_config, what)
+    return model_config
+
+
+def refuse_encoder(model_config: Any, what: str) -> None:
+    """Raises `ValueError` for a model that does not continue a text (BERT, BART), though transformers has modules that
+    would make one of it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES  # heavy, as above
+
+    kind = model_config.model_type
+    if getattr(model_config, "is_encoder_decoder", False):
+        found = "an encoder with a decoder beside it"
+    elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(model_config, "is_decoder", None) is False:
+        found = "an encoder, which fills gaps in a text"
+    else:
+        return
+    raise ValueError(f"{what}: a model of type {kind} is {found}: give one that continues texts, a decoder alone")
 
 
 def is_wrapper(model_config: Any) -> bool:
