@@ -90,8 +90,8 @@ def draw(console: Console, shown: Sequence[ShownRun], plots: Path, format: PlotF
 
 
 def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float) -> list[str]:
-    """Write the page whenever a run has recorded a step, until no process is at work on any, or Ctrl-C; for people, which
-    of them stopped early."""
+    """Write the page whenever a run has recorded a step, until no process is at work on any, or Ctrl-C; for people,
+    which of them stopped early."""
     seen = None
     failed = False
     with contextlib.suppress(Stopped):
