@@ -13,7 +13,7 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.card import settle_on_card, settle_share
-from rl_engine.plan.memory import PHASES, Memory, Part, estimate, memory_of_run
+from rl_engine.plan.memory import HEAP, PHASES, Memory, Part, estimate, heap_shares, memory_of_run
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.plan.sharing import groups_of
 from rl_engine.plan.sizes import Devices
@@ -67,7 +67,7 @@ class Place:
             if known is None or part.gib > known.gib:
                 largest[part.name, part.on_host] = part
         graders = len({config.rewards.model_dump_json() for config in configs})
-        times = {**dict.fromkeys(OF_EACH, at_once), GRADING: graders}
+        times = {**dict.fromkeys(OF_EACH, at_once), GRADING: graders, HEAP: heap_shares(at_once) / heap_shares(1)}
         return Memory(parts=tuple(replace(part, gib=part.gib * times.get(part.name, 1)) for part in largest.values()))
 
     def settled(self, configs: Sequence[Config], at_once: int) -> list[Config]:

@@ -88,6 +88,9 @@ def test_memory_is_one_base_and_a_slot_each(make_config: Callable[..., Config], 
         assert company.part(name) == alone.part(name)
     for name in ("adapter", "Adam's moments", "sampler adapter"):
         assert company.part(name) == pytest.approx(3 * alone.part(name))
+    # What the allocator keeps: a share of the activations for the process, and one for each run in it.
+    assert alone.part("heap slack") == pytest.approx(alone.part("activations") / 2)
+    assert company.part("heap slack") == pytest.approx(alone.part("activations"))
     assert [settle_together(configs, here, wanted)[1] for wanted in (None, 3, 9)] == [4, 3, 4]
     full = replace(here, room=Available(device_gib=1, host_gib=1))
     with pytest.raises(ConfigError, match=r"4 runs together: .* or let fewer run at once: --together"):
