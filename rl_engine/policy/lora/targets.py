@@ -109,10 +109,11 @@ def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str,
     Raises `ValueError` for a name that matches nothing, with the nearest that would.
     """
     layers = adaptable(model)
-    if not layers:  # GPT-2's, for one, are of a class of its own
+    if not layers:
+        kind = model.config.model_type  # type: ignore[union-attr]
         raise ValueError(
-            f"lora.targets: this model ({model.config.model_type}) has no linear layers that an adapter could be added "  # type: ignore[union-attr]
-            "to: use method=full, or another model"
+            f"lora.targets: a model of type {kind} has no linear layers here (GPT-2's are of a class of its own), and "
+            "nothing of it can be adapted or counted: give another model"
         )
     if isinstance(targets, str) and targets.removesuffix(HEAD) in PRESETS:
         preset = targets.removesuffix(HEAD)
