@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ EMBEDDED = "embedded"
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
 SHAPES = Path(__file__).parent / "shapes"
 """Directories with the public config.json, and nothing else, of the models that the shipped recipes name."""
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
-"""Files of which a tokenizer has one, whatever its kind."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files of which a tokenizer that transformers reads has one, whatever its kind."""
+TEKKEN = "tekken.json"
+"""That of Mistral's own library, and of some of its models the only one."""
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 LFS_POINTER = b"version https://git-lfs"
 
@@ -55,7 +58,24 @@ def read_model_config(place: str, revision: str | None, what: str) -> Any:
 
     refuse_code_of_models()
     with made_by_transformers(what):
-        return AutoConfig.from_pretrained(place, revision=revision)
+        model_config = AutoConfig.from_pretrained(place, revision=revision)
+    refuse_encoder(model_config, what)
+    return model_config
+
+
+def refuse_encoder(model_config: Any, what: str) -> None:
+    """Raises `ValueError` for a model that does not continue a text (BERT, BART), though transformers has modules that
+    would make one of it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES  # heavy, as above
+
+    kind = model_config.model_type
+    if getattr(model_config, "is_encoder_decoder", False):
+        found = "an encoder with a decoder beside it"
+    elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(model_config, "is_decoder", None) is False:
+        found = "an encoder, which fills gaps in a text"
+    else:
+        return
+    raise ValueError(f"{what}: a model of type {kind} is {found}: give one that continues texts, a decoder alone")
 
 
 def is_wrapper(model_config: Any) -> bool:
@@ -126,7 +146,23 @@ def read_tokenizer(place: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer  # heavy, for commands that have failed before
 
     refuse_code_of_models()
-    return AutoTokenizer.from_pretrained(place, revision=revision, mistral_format=False)
+    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, mistral_format=False)
+    if Path(getattr(tokenizer, "vocab_file", None) or "").name == TEKKEN:
+        raise ValueError(f"{place} {_only_tekken(place)}")
+    return tokenizer
+
+
+def _only_tekken(place: str) -> str:
+    """What is wrong with a model that has no other tokenizer, and what a person does about it."""
+    here = Path(place).is_absolute()
+    directory = place if here else "DIR"
+    made = f"convert({json.dumps(f'{directory}/{TEKKEN}')}).save_pretrained({json.dumps(directory)})"
+    code = f"from transformers.integrations.mistral import convert_tekken_tokenizer as convert; {made}"
+    return (
+        f"has no tokenizer but {TEKKEN}, of which transformers reads neither special tokens nor a chat template: "
+        + ("" if here else f"fetch it with `hf download {place} --local-dir DIR`, give that directory, and ")
+        + f"write a tokenizer.json into it with  python -c {shlex.quote(code)}"
+    )
 
 
 def hub_items(model: ModelConfig, key: str = "model.name") -> list[HubItem]:
@@ -142,6 +178,13 @@ def hub_items_of_config(model: ModelConfig) -> list[HubItem]:
     return [] if Path(locate_config(model)).is_absolute() else hub_items(model)
 
 
+def check_tokenizer(name: str, key: str = "model.name") -> None:
+    """Raises `ValueError` for a directory whose only tokenizer is `TEKKEN`."""
+    place = Path(locate_model(name, key))
+    if (place / TEKKEN).is_file() and not any((place / file).is_file() for file in TOKENIZERS):
+        raise ValueError(f"{key}: {name!r} {_only_tekken(str(place))}")
+
+
 def check_files(name: str, key: str = "model.name") -> None:
     """Raises `FileNotFoundError` or `ValueError` for a directory that holds but a part of a model."""
     place = Path(locate_model(name, key))
@@ -153,6 +196,7 @@ def check_files(name: str, key: str = "model.name") -> None:
         raise ValueError(f"{key}: {place / 'config.json'} is damaged: {error}") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise ValueError(f"{key}: {place / 'config.json'} is no model's: it has no model_type")
+    check_tokenizer(name, key)
     if not any((place / file).is_file() for file in TOKENIZERS):
         raise FileNotFoundError(f"{key}: {name!r} has no tokenizer (none of {', '.join(TOKENIZERS)} is there)")
     check_weights(place, key)

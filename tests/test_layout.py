@@ -88,6 +88,7 @@ HEAVY = {
     "peft": {"rl_engine/policy/lora/adapter.py", "rl_engine/policy/lora/linear.py", "rl_engine/policy/lora/targets.py"},
     "trl": {"rl_engine/sft/trainer.py"},
     "ray": {
+        "rollout/pool/environment.py",
         "rollout/pool/ray_pool.py",
         "rollout/pool/cluster.py",
         "rollout/pool/member.py",

@@ -27,7 +27,7 @@ from rl_engine.plan.sizes import Devices
 from rl_engine.run.records import METRICS
 from rl_engine.run.resumption import CONFIG
 from rollout.hub import check_hub, stay_offline_without
-from rollout.models import hub_items_of_config
+from rollout.models import check_tokenizer, hub_items_of_config
 from rollout.servable import layer_kinds
 
 if TYPE_CHECKING:
@@ -152,8 +152,10 @@ def speed_of(
 
 
 def read_all(names: Sequence[str], overrides: Sequence[str]) -> list[Config]:
-    """The configurations; what they need of the hub is there."""
+    """The configurations; what they need of the hub is there, and no model's tokenizer is known to be of no use."""
     several = [load_config(name, overrides) for name in names]
+    for each in several:
+        check_tokenizer(each.model.name)
     wanted = list(dict.fromkeys(item for each in several for item in hub_items_of_config(each.model)))
     stay_offline_without(wanted)
     check_hub(wanted)

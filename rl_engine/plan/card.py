@@ -103,6 +103,11 @@ def _sampler_gib(config: Config, meta_model: nn.Module, ranks: int) -> tuple[flo
 
 
 def settle_card(config: Config, ranks: Ranks) -> Config:
+    """`settle_on_card`, the same on every rank: each asks its own card, and all are to run one configuration."""
+    return ranks.broadcast(settle_on_card(config, ranks))
+
+
+def settle_on_card(config: Config, ranks: Ranks) -> Config:
     """`settle_share` for this rank's card; on a CPU there is none to share.
 
     Raises `ValueError` for a card that does not compute in the run's precision.
@@ -111,11 +116,9 @@ def settle_card(config: Config, ranks: Ranks) -> Config:
         return config
     check_computes(config.model.precision, "model.dtype")
     gpu_gib = torch.cuda.get_device_properties(ranks.device).total_memory / GIB
-    settled = settle_share(
+    return settle_share(
         config, load_meta_model(config.model), ranks.count, gpu_gib, free_gib=available(ranks).device_gib
     )
-    # Of several ranks each asks its own card, and all are to run one configuration.
-    return ranks.broadcast(settled)
 
 
 def sampler_line(config: Config) -> str:

@@ -12,8 +12,8 @@ import torch
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.card import settle_share
-from rl_engine.plan.memory import PHASES, Memory, Part, estimate, memory_of_run
+from rl_engine.plan.card import settle_on_card, settle_share
+from rl_engine.plan.memory import HEAP, PHASES, Memory, Part, estimate, heap_shares, memory_of_run
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.plan.sharing import groups_of
 from rl_engine.plan.sizes import Devices
@@ -34,7 +34,7 @@ class Place:
     on_gpu: bool
     alone: Callable[[Config], Memory]
     """What a run by itself needs there."""
-    settle: Callable[[Config], Config] = lambda config: config
+    settle: Callable[[Config], Config]
     """A run's configuration with its share of a card there decided."""
 
     @classmethod
@@ -44,6 +44,7 @@ class Place:
             room=available(ranks),
             on_gpu=ranks.device.type == "cuda",
             alone=lambda config: memory_of_run(config, ranks),
+            settle=lambda config: settle_on_card(config, ranks),
         )
 
     @classmethod
@@ -58,50 +59,63 @@ class Place:
         )
 
     def together(self, configs: Sequence[Config], at_once: int) -> Memory:
-        """What `at_once` of the runs need, each as large as the largest of them, with a grader for each kind of
-        reward."""
-        configs = [self.settle(awake(config) if at_once > 1 else config) for config in configs]
-        if self.on_gpu:  # the one sampler has the least of their shares
-            share = min(config.rollout.card_share for config in configs)
-            configs = [_with_rollout(config, memory_fraction=share) for config in configs]
+        """What `at_once` of the runs, which are settled, need: each as large as the largest of them, with a grader for
+        each kind of reward."""
         largest: dict[tuple[str, bool], Part] = {}
         for part in (part for config in configs for part in self.alone(config).parts):
             known = largest.get((part.name, part.on_host))
             if known is None or part.gib > known.gib:
                 largest[part.name, part.on_host] = part
         graders = len({config.rewards.model_dump_json() for config in configs})
-        times = {**dict.fromkeys(OF_EACH, at_once), GRADING: graders}
+        times = {**dict.fromkeys(OF_EACH, at_once), GRADING: graders, HEAP: heap_shares(at_once) / heap_shares(1)}
         return Memory(parts=tuple(replace(part, gib=part.gib * times.get(part.name, 1)) for part in largest.values()))
 
+    def settled(self, configs: Sequence[Config], at_once: int) -> list[Config]:
+        """The runs as they are with so many of them at a time: of a card the one sampler has the least of their shares.
 
-def awake(config: Config) -> Config:
-    """The configuration in company: while one run learns others are at their completions, and the sampler never
-    sleeps."""
-    return _with_rollout(config, sleep=False)
+        While one of several learns others are at their completions, and it never sleeps. Where one has it for itself it
+        sleeps for every run as soon as it has to for one.
+        """
+        if not self.on_gpu:
+            return [*configs]
+        settled = [self.settle(_with_rollout(config, sleep=False) if at_once > 1 else config) for config in configs]
+        if any(config.rollout.sleep is True for config in settled):
+            settled = [self.settle(_with_rollout(config, sleep=True)) for config in configs]
+        share = min(config.rollout.card_share for config in settled)
+        return [_with_rollout(config, memory_fraction=share) for config in settled]
+
+    def has_room(self, configs: Sequence[Config], at_once: int) -> bool:
+        """Whether so many of the runs, which are settled, fit."""
+        try:
+            check_fits(self.together(configs, at_once), self.room)
+        except ConfigError:
+            return False
+        return True
 
 
 def _with_rollout(config: Config, **values: Any) -> Config:
     return config.model_copy(update={"rollout": config.rollout.model_copy(update=values)})
 
 
-def runs_at_once(configs: Sequence[Config], place: Place, wanted: int | None) -> int:
-    """How many of the runs are at work at a time: as many as are wanted, on a CPU all of them where nobody says, and on
-    a GPU as many as there is memory for.
-
-    Raises `ConfigError` where that does not fit.
-    """
+def settle_together(configs: Sequence[Config], place: Place, wanted: int | None) -> tuple[list[Config], int]:
+    """The runs settled, and how many are at work at a time: as many as are wanted, on a CPU all of them where nobody
+    says, and on a GPU as many as there is memory for. Whether there is any for one shows in `check_together`."""
     at_once = min(wanted or len(configs), len(configs))
-    while True:
-        try:
-            check_fits(place.together(configs, at_once), place.room)
-        except ConfigError as error:
-            if at_once == 1:
-                raise
-            if wanted is None and place.on_gpu:
-                at_once -= 1
-                continue
-            raise ConfigError(f"{at_once} runs together: {error}; or let fewer run at once: --together") from error
-        return at_once
+    settled = place.settled(configs, at_once)
+    while wanted is None and place.on_gpu and at_once > 1 and not place.has_room(settled, at_once):
+        at_once -= 1
+        settled = place.settled(configs, at_once)
+    return settled, at_once
+
+
+def check_together(configs: Sequence[Config], place: Place, at_once: int) -> None:
+    """Raises `ConfigError` where so many of the runs, which are settled, do not fit."""
+    try:
+        check_fits(place.together(configs, at_once), place.room)
+    except ConfigError as error:
+        if at_once == 1:
+            raise
+        raise ConfigError(f"{at_once} runs together: {error}; or let fewer run at once: --together") from error
 
 
 def company_lines(configs: Sequence[Config], place: Place, at_once: int) -> dict[str, str]:
@@ -124,8 +138,10 @@ def plan_together(configs: Sequence[Config], devices: Sequence[Devices]) -> list
         runs = [cell.config for cell in group.cells]
         names = {"runs": ", ".join(cell.name for cell in group.cells), **dict.fromkeys(group.apart, "")}
         for place in places if group.alone is None else ():
+            settled, at_once = settle_together(runs, place, None)
             try:
-                lines = company_lines(runs, place, runs_at_once(runs, place, None))
+                check_together(settled, place, at_once)
+                lines = company_lines(settled, place, at_once)
             except ConfigError as error:
                 lines = {"together": str(error)}
             told.append({**names, **{f"{place.title}: {title}": text for title, text in lines.items()}})

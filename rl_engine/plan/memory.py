@@ -27,7 +27,7 @@ PHASES = ("rollout", "learn", "sync")
 
 # Resident memory of a process with torch, transformers, peft, DeepSpeed and vLLM in it, and of one grading process
 # (docs/memory.md). Of a CUDA context nothing was measured: a usual figure.
-LIBRARIES_GIB = 0.65
+LIBRARIES_GIB = 0.85
 GRADER_GIB = 0.08
 CUDA_CONTEXT_GIB = 1.0
 # What vLLM keeps of the card while it sleeps: its CUDA graphs and workspaces, 1 to 3 GiB by what is written of it; not
@@ -36,8 +36,9 @@ ASLEEP_GIB = 2.0
 # The local cluster's own processes (docs/memory.md).
 RAY_GIB = 0.6
 # The CPU's allocator keeps what is freed below 32 MiB, and micro-batches of different widths do not fit into each
-# other's holes: a share of the activations that was measured on top of them.
-HEAP_SLACK = 0.5
+# other's holes: a share of the activations that was measured on top of them, for the process and for each run in it.
+HEAP_SLACK = 0.25
+HEAP = "heap slack"
 # vLLM on the CPU holds its weights as it loaded them and packed for its matrix products.
 CPU_SAMPLER_COPIES = 2
 # Arrays of a chunk's logits in float32 that live at once: those of the chunk before are dropped one by one. A head that
@@ -264,8 +265,13 @@ def _learning(config: Config, meta_model: nn.Module, cuda: bool) -> list[Part]:
         Part(name="activations", gib=held / GIB, phases=("learn",), keys=keys),
         Part(name="experts with their updates", gib=experts / GIB, phases=("learn",), keys=("lora.targets", *sparing)),
         Part(name="logits chunk", gib=chunk / GIB, phases=("learn",)),
-        Part(name="heap slack", gib=0.0 if cuda else HEAP_SLACK * held / GIB, phases=("learn",), keys=keys),
+        Part(name=HEAP, gib=0.0 if cuda else heap_shares(1) * HEAP_SLACK * held / GIB, phases=("learn",), keys=keys),
     ]
+
+
+def heap_shares(runs: int) -> int:
+    """How many times `HEAP_SLACK` a process keeps in which so many runs are at work."""
+    return runs + 1
 
 
 def _sampling(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: float | None) -> list[Part]:

@@ -71,7 +71,7 @@ class Widths:
             head_dim=head_dim,
             value_dim=value_dim,
             kv_values=latent + rotated if latent else kv_heads * (head_dim + value_dim),
-            intermediate=max(experts * expert + shared, between) if experts else dense,
+            intermediate=max(experts * expert + shared, between) if experts else _dense_width(meta_model) or dense,
             vocabulary=text_config.vocab_size,
             normed_heads=any(name.endswith("q_norm") for name, _ in meta_model.named_modules()),
         )
@@ -134,3 +134,21 @@ class Devices:
         if devices.count < 1 or not 0 < devices.gib < math.inf:
             raise ConfigError(f"--devices: {text!r}; expected a count of at least 1 and a memory above 0 GiB")
         return devices
+
+
+def _dense_width(meta_model: nn.Module) -> int:
+    """Width of the widest feed-forward layer as it is made, seen at what leads back from it; 0 where none is found.
+    Families make another of the one that they state (two thirds of it: LFM2; half: RecurrentGemma)."""
+    from torch.nn import Linear
+
+    from rl_engine.policy.lora.targets import group_of  # heavy, for commands that have failed before
+
+    hidden = meta_model.config.get_text_config().hidden_size  # type: ignore[operator, union-attr]
+    return max(
+        (
+            module.in_features
+            for path, module in meta_model.named_modules()
+            if isinstance(module, Linear) and module.out_features == hidden and group_of(path) == "mlp"
+        ),
+        default=0,
+    )

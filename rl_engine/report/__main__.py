@@ -24,6 +24,7 @@ from rewards.command import Command
 from rl_engine.report.page import NAME, PROBLEMS, is_report, names_of, read_runs, write_page
 from rl_engine.report.shown_run import ShownRun
 from rl_engine.report.warnings import left_out
+from rl_engine.run.origin.starts import STARTS
 from rl_engine.run.records import METRICS
 from rollout.files.ownership import is_figure, replaced
 from rollout.stopping import Stopped
@@ -63,7 +64,8 @@ def main(
                 console.print(escape(note))
             if watch:
                 console.print(f"watching; {escape(str(target))} loads itself again, Ctrl-C ends it")
-                watch_runs(runs, target, problems, every)
+                for line in watch_runs(runs, target, problems, every):
+                    console.print(escape(line))
             shown = read_runs(runs, problems)
             for line in (line for run in shown for line in left_out(run)):
                 console.print(escape(line))
@@ -87,13 +89,15 @@ def draw(console: Console, shown: Sequence[ShownRun], plots: Path, format: PlotF
     console.print(f"plots   {len(files)} in {escape(str(plots))}")
 
 
-def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float) -> None:
-    """Write the page whenever a run has recorded a step, until all are done, or Ctrl-C."""
+def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float) -> list[str]:
+    """Write the page whenever a run has recorded a step, until no process is at work on any, or Ctrl-C; for people,
+    which of them stopped early."""
     seen = None
     failed = False
     with contextlib.suppress(Stopped):
         while True:
-            sizes = [path.stat().st_size if path.is_file() else 0 for path in (run / METRICS for run in runs)]
+            files = [run / name for run in runs for name in (METRICS, STARTS)]
+            sizes = [path.stat().st_size if path.is_file() else 0 for path in files]
             if sizes != seen:
                 try:
                     shown = read_runs(runs, problems)
@@ -103,11 +107,16 @@ def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float
                         raise
                     failed = True
                 else:
-                    if all(run.is_done for run in shown):
-                        return
+                    if all(run.is_done or run.has_left for run in shown):
+                        return [
+                            f"{run.path} stopped after step {run.step} of {run.steps}: --resume of its command goes on"
+                            for run in shown
+                            if not run.is_done
+                        ]
                     write_page(shown, output, every_s)
                     seen, failed = sizes, False
             time.sleep(every_s)
+    return []
 
 
 if __name__ == "__main__":

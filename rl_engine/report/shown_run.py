@@ -15,7 +15,7 @@ from rl_engine.config.fields import fields
 from rl_engine.config.sft import SftConfig
 from rl_engine.report.completions import ShownCompletions, shown_completions
 from rl_engine.report.insides import with_insides
-from rl_engine.run.origin.starts import read_starts, wall_s
+from rl_engine.run.origin.starts import read_starts
 from rl_engine.run.records import read_metrics
 from rollout.adapters import MANIFEST
 
@@ -101,9 +101,14 @@ class ShownRun:
         return None if steps is None else int(steps)
 
     @property
+    def has_left(self) -> bool:
+        """Whether the process that last worked on it has ended, as far as that is noted: of one killed it is not."""
+        return bool(self.starts) and "ended" in self.starts[-1]
+
+    @property
     def is_done(self) -> bool:
         """Whether no more steps are to come; of a run that counts epochs, whether its process has ended."""
-        return wall_s(self.starts) is not None if self.steps is None else self.step >= self.steps
+        return self.has_left if self.steps is None else self.step >= self.steps
 
 
 def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -53,8 +52,6 @@ def check_placement(config: Config, ranks: Ranks) -> None:
                 "holds a sampler of its own; run one rank, or set it to 1"
             )
         return
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError("rollout.placement is ray, and Ray is not installed: pip install ray")
     if ranks.is_main:
         _pool_settings(config, ranks)
 
@@ -79,16 +76,11 @@ def start_shared_engine(
     """
     from rollout.vllm.engine import VllmEngine
 
-    first, *_ = configs
-    settings = _engine_settings(
-        first,
-        max_model_len,
-        sleep=adapters_at_once == 1 and any(config.rollout.sleep is True for config in configs),
-        ranks=ranks.count,
-    )
+    first, *_ = configs  # of the sampler's settings all have one value (`rl_engine/plan/company.py`)
+    sleep = first.rollout.sleep is True and ranks.device.type == "cuda"
+    settings = _engine_settings(first, max_model_len, sleep=sleep, ranks=ranks.count)
     largest = max(config.lora.served_rank for config in configs)
-    share = min(config.rollout.card_share for config in configs) if ranks.device.type == "cuda" else WHOLE_CARD
-    return VllmEngine(replace(settings, lora_rank=largest, max_loras=adapters_at_once, memory_fraction=share))
+    return VllmEngine(replace(settings, lora_rank=largest, max_loras=adapters_at_once))
 
 
 def _in_workers(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> RankSharedPool:

@@ -29,7 +29,7 @@ from rl_engine.command import (
     explained,
     help_end,
 )
-from rl_engine.config.file import read_config
+from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.checks import check_place
 from rl_engine.run.output import Beginning
@@ -63,6 +63,8 @@ def main(
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2)
     try:
+        if merge and settings.method == "full":
+            raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
         check_quickly(settings, resume=resume)
         check_place(settings, resume=resume, overwrite=overwrite)
         wanted = wanted_of_hub(settings)

@@ -56,8 +56,6 @@ def run_sft(
     Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with the data, the model or the output
     directory, `Stopped` when someone asks to stop before training has begun.
     """
-    if merged and config.method == "full":
-        raise ConfigError("--merge is for method lora: what method full publishes is a whole model already")
     check_cards()
     config = settle_precision(config, "cuda" if torch.cuda.is_available() else "cpu", resume=beginning.resume)
     config = resolve_learning_rate(config)

@@ -26,16 +26,19 @@ def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, s
     import torch
 
     from rl_engine.learner.ranks import Ranks
-    from rl_engine.plan.card import settle_card, settle_precision
-    from rl_engine.plan.company import Place, awake, company_lines, runs_at_once
+    from rl_engine.plan.card import settle_precision
+    from rl_engine.plan.company import Place, check_together, company_lines, settle_together
 
     ranks = Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    configs = [settle_card(awake(settle_precision(config, ranks.device.type)), ranks) for config in configs]
     here = Place.here(ranks)
+    configs, at_once = settle_together(
+        [settle_precision(config, ranks.device.type) for config in configs], here, together
+    )
     room = replace(here.room, device_gib=here.room.device_gib / jobs, host_gib=here.room.host_gib / jobs)
     place = replace(here, room=room)
     try:
-        lines = company_lines(configs, place, runs_at_once(configs, place, together))
+        check_together(configs, place, at_once)
+        lines = company_lines(configs, place, at_once)
         return {**lines, "jobs": f"{jobs} such processes at a time"} if jobs > 1 else lines
     except ConfigError as error:
         share = f" (a share of {jobs}: jobs)" if jobs > 1 else ""

@@ -183,18 +183,21 @@ def run_together(
     ranks = join_ranks_quietly()
     from rl_engine.learner.ranks import leave_ranks
     from rl_engine.train.company import Wishes, show_all, train_all
-    from rl_engine.train.resolve import resolve_settings
+    from rl_engine.train.resolve import resolve_together
 
-    wishes = Wishes(at_once=at_once, beginning=beginning)
     try:
+        settled = []
         for group in groups:
-            company = len(group.cells) > 1 and at_once != 1
-            for cell in group.cells:
-                cell.config = resolve_settings(cell.config, ranks, resume=beginning.resume, in_company=company)
+            configs = [cell.config for cell in group.cells]
+            configs, number = resolve_together(configs, ranks, at_once, resume=beginning.resume)
+            for cell, config in zip(group.cells, configs, strict=True):
+                cell.config = config
+            settled.append((group, number))
         if only_check:
-            show_all(groups, ranks, wishes)
+            show_all(settled, ranks, beginning)
             return 0
-        return train_all(groups[0].cells, ranks, stop, wishes)
+        ((group, number),) = settled
+        return train_all(group.cells, ranks, stop, Wishes(at_once=number, beginning=beginning))
     finally:
         leave_ranks()
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from evals.suites import check_suite_files, find_suite, suite_hub_items
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.run.checks import check_parts
+from rl_engine.run.checks import check_parts, is_installed
 from rollout import models
 from rollout.hub import HubItem
+from rollout.pool.environment import check_address
 from rollout.prompts import problems
 
 
@@ -19,6 +21,7 @@ def check_quickly(config: Config, *, resume: bool = False) -> None:
     """Raises `ValueError` or `FileNotFoundError` for what can be known to be wrong without loading anything."""
     check_parts(config, resume=resume)
     check_reward(config)
+    check_pool(config)
     problems.check_source(config.data)
     for name in config.eval.suites:
         check_suite_files(find_suite(name), config.eval.data_dir, "eval.data_dir")
@@ -30,6 +33,16 @@ def wanted_of_hub(config: Config) -> list[HubItem]:
     for name in config.eval.suites:
         items += suite_hub_items(find_suite(name), config.eval.data_dir, "eval.suites", "give eval.data_dir=DIR")
     return items
+
+
+def check_pool(config: Config) -> None:
+    """Ray is installed, and where a cluster is to be joined there is one. Only the first rank drives its workers."""
+    if config.rollout.placement != "ray":
+        return
+    if not is_installed("ray"):
+        raise ConfigError("rollout.placement is ray, and Ray is not installed: pip install ray")
+    if config.rollout.address is not None and os.environ.get("RANK", "0") == "0":
+        check_address(config.rollout.address)
 
 
 def check_reward(config: Config) -> None:

@@ -24,7 +24,7 @@ from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.gradients import NonFiniteGradientError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.company import Place, company_lines, runs_at_once
+from rl_engine.plan.company import Place, check_together, company_lines
 from rl_engine.plan.sharing import Group, NamedConfig
 from rl_engine.policy.base_model import SharedBase
 from rl_engine.run.board import BEGUN, DONE, FAILED, STOPPED, Board, CellConsole
@@ -55,8 +55,8 @@ Given = dict[str, tuple[Prepared, Grader, CellConsole]]
 class Wishes:
     """What is asked for of every run."""
 
-    at_once: int | None
-    """Runs at work at a time; None leaves it to the machine."""
+    at_once: int
+    """Runs at work at a time, for which their configurations are settled."""
     beginning: Beginning
 
 
@@ -115,7 +115,8 @@ def train_group(
 ) -> dict[str, int]:
     """The runs side by side; the exit code of each that was begun."""
     configs, place = [cell.config for cell in cells], Place.here(ranks)
-    at_once = runs_at_once(configs, place, wishes.at_once)
+    at_once = wishes.at_once
+    check_together(configs, place, at_once)
     RunConsole(quiet=not ranks.is_main, steps=0).print_rows(
         {"model": f"{configs[0].model.name} ({configs[0].model.dtype})", **company_lines(configs, place, at_once)}
     )
@@ -267,19 +268,20 @@ class Company:
             self._broken = error
 
 
-def show_all(groups: Sequence[Group], ranks: Ranks, wishes: Wishes) -> None:
-    """A dry run of each, and what those of a group need together. Raises what the runs would raise before they load
-    weights."""
-    cells = [cell for group in groups for cell in group.cells]
+def show_all(groups: Sequence[tuple[Group, int]], ranks: Ranks, beginning: Beginning) -> None:
+    """A dry run of each, and what those of a group need together, so many at a time. Raises what the runs would raise
+    before they load weights."""
+    cells = [cell for group, _ in groups for cell in group.cells]
     console = RunConsole(quiet=not ranks.is_main, steps=0)
     for cell in cells:
         console.note(f"\n{cell.name}")
         with naming(cell, cells):
-            dry_run(cell.config, ranks, wishes.beginning)
+            dry_run(cell.config, ranks, beginning)
     console.note("")
-    for group in groups:
+    for group, at_once in groups:
         lines = {"runs": ", ".join(cell.name for cell in group.cells)}
         if group.alone is None:
             configs, place = [cell.config for cell in group.cells], Place.here(ranks)
-            lines |= company_lines(configs, place, runs_at_once(configs, place, wishes.at_once))
+            check_together(configs, place, at_once)
+            lines |= company_lines(configs, place, at_once)
         console.print_rows(lines)

@@ -25,7 +25,7 @@ def train_in_turn(
     Args:
         groups: those of `groups_of`, more than one.
         files: name of each run → its configuration's.
-        at_once: runs of a group at work at a time.
+        at_once: runs of a group at work at a time; None leaves it to each process.
         arguments: of the command, for all of them.
         stop: heard by the process at work too, which saves and leaves.
     """
@@ -34,8 +34,8 @@ def train_in_turn(
         command = [sys.executable, "-m", "rl_engine.train"]
         for cell in group.cells:
             command += ["--config", files[cell.name]]
-        if group.alone is None:
-            command += ["--together", str(min(at_once or len(group.cells), len(group.cells)))]
+        if group.alone is None and (at_once or len(group.cells) == 1):
+            command += ["--together", str(min(at_once or 1, len(group.cells)))]
         failed |= _ended([*command, *arguments], stop) != 0
         if stop.asked:
             return stop.exit_code

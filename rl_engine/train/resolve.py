@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rl_engine.plan.card import settle_card, settle_precision
-from rl_engine.plan.company import awake
+from rl_engine.plan.company import Place, settle_together
 from rl_engine.plan.learning_rate import rate_of_run
 from rl_engine.policy.base_model import load_model_config
 from rl_engine.run.console import RunConsole
@@ -15,16 +16,30 @@ from rl_engine.run.resumption import began_with
 from rl_engine.sampling.sent import check_room
 
 
-def resolve_settings(config: Config, ranks: Ranks, *, resume: bool, in_company: bool = False) -> Config:
+def resolve_settings(config: Config, ranks: Ranks, *, resume: bool) -> Config:
     """The configuration with a number for every `auto` that can be resolved before the data is read. Raises
     `ConfigError` where a pool on this machine could not be sent its adapters."""
-    if in_company and ranks.device.type == "cuda" and config.rollout.sleep == "auto":
-        config = awake(config)
-    config = settle_precision(config, ranks.device.type, resume=resume)
-    config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
-    config = settle_card(resolve_pieces(config, resume=resume), ranks)
+    config = settle_card(_but_for_the_card(config, ranks, resume=resume), ranks)
     check_room(config)
     return config
+
+
+def resolve_together(
+    configs: Sequence[Config], ranks: Ranks, wanted: int | None, *, resume: bool
+) -> tuple[list[Config], int]:
+    """The same for runs on one sampler, with how many of them are at work at a time: `wanted`, or what the machine
+    decides."""
+    configs = [_but_for_the_card(config, ranks, resume=resume) for config in configs]
+    settled, at_once = ranks.broadcast(settle_together(configs, Place.here(ranks), wanted))
+    for config in settled:
+        check_room(config)
+    return settled, at_once
+
+
+def _but_for_the_card(config: Config, ranks: Ranks, *, resume: bool) -> Config:
+    config = settle_precision(config, ranks.device.type, resume=resume)
+    config = resolve_learning_rate(config, RunConsole(quiet=not ranks.is_main, steps=config.train.steps))
+    return resolve_pieces(config, resume=resume)
 
 
 def resolve_learning_rate(config: Config, console: RunConsole) -> Config:

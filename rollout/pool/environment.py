@@ -1,12 +1,19 @@
-"""What Ray reads from the environment while it is imported: to be set before `rollout.pool.ray_pool` is."""
+"""What is done about Ray before anything is loaded: what it reads from the environment while it is imported, and a try
+whether there is a cluster to join."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
 
 # Of each of a session's log files, in bytes; one older file is kept beside it.
 LOG_BYTES = 8 * 2**20
+# That a machine has to answer.
+LONGEST_WAIT_S = 5.0
+WAY_OUT = (
+    "start one with `ray start --head`, or leave rollout.address unset, and the run starts workers of its own here"
+)
 
 
 def prepare_ray(address: str | None) -> None:
@@ -24,3 +31,30 @@ def prepare_ray(address: str | None) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(LOG_BYTES))
     os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", "1")
+
+
+def check_address(address: str) -> None:
+    """Raises `ValueError`, in one line, where there is no cluster to join at `rollout.address`."""
+    told = f"rollout.address is {address or 'empty'}"
+    if address != "auto" and not _is_host_and_port(address):
+        raise ValueError(f"{told}: give auto, or the HOST:PORT of a cluster as `ray start --head` says it")
+    prepare_ray(address)
+    # What `ray.init` itself asks: it finds the cluster of `auto`, and takes loopback for the machine's own address.
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        found = canonicalize_bootstrap_address(address)
+    except (ConnectionError, ValueError) as error:  # of the latter kind is what RAY_ADDRESS says without a port
+        raise ValueError(f"{told}, and no Ray cluster is found on this machine: {WAY_OUT}") from error
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=LONGEST_WAIT_S).close()
+    except OSError as error:
+        where = "" if found == address else f", which is {found}"
+        why = error.strerror or error
+        raise ValueError(f"{told}{where}, and no Ray cluster listens there ({why}): {WAY_OUT}") from error
+
+
+def _is_host_and_port(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    return bool(host) and "/" not in host and port.isdecimal() and 0 < int(port) < 2**16

@@ -30,6 +30,7 @@ LLAMA_4_MAVERICK: dict[str, Any] = {
     "num_local_experts": 128,
 }
 QWEN3_NEXT: dict[str, Any] = {"model_type": "qwen3_next"}
+LFM2: dict[str, Any] = {"model_type": "lfm2"}
 # (bytes of a token's cache in bfloat16, multiply-adds for a position attended to, feed-forward width)
 BY_HAND = {
     # A latent of 512 and 64 rotated values in each of 61 layers; 128 heads with keys of 128 + 64 and values of 128;
@@ -37,6 +38,8 @@ BY_HAND = {
     "deepseek": (DEEPSEEK_V3, 671_026_404_352, (61 * 576 * 2, 61 * 128 * (192 + 128), 9 * 2048)),
     # Every other layer is dense, and twice as wide as an expert.
     "llama4": (LLAMA_4_MAVERICK, None, (48 * 2 * 8 * 128 * 2, 48 * 2 * 40 * 128, 16384)),
+    # Two thirds of the 12288 that it states; of 32 layers all are counted as if they attended.
+    "lfm2": (LFM2, None, (32 * 2 * 8 * 80 * 2, 32 * 2 * 32 * 80, 8192)),
     # Ten experts of 512, and a shared one.
     "qwen3_next": (QWEN3_NEXT, 79_674_391_296, (48 * 2 * 2 * 256 * 2, 48 * 2 * 16 * 256, 11 * 512)),
 }
@@ -54,6 +57,25 @@ def test_a_family_s_sizes_are_those_worked_out_by_hand(family: str, tmp_path: Pa
     widths = Widths.of(model)
     assert (widths.kv_bytes(2), MultiplyAdds.of(model, LoraConfig(rank=1)).attended, widths.intermediate) == by_hand
     assert parameters in (None, sum(one.numel() for one in model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("bert", (), "a model of type bert is an encoder, which fills gaps in a text: give one that continues texts"),
+        ("bart", (), "a model of type bart is an encoder with a decoder beside it: give one that continues texts"),
+        ("gpt2", ("method=full", "optim.lr=1e-5"), "nothing of it can be adapted or counted: give another model"),
+        ("gpt2", (), "lora.targets: a model of type gpt2 has no linear layers here"),
+        ("mamba", ("lora.targets=mlp",), "'mlp' matches no layer of this model; name some of its linear layers: "),
+    ],
+)
+def test_what_cannot_be_trained_is_told_with_a_way_out(
+    kind: str, settings: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    model = written(tmp_path, {"model_type": kind})
+    given = ["--config", "quickstart.yaml", f"model.name={model.name}", "--devices", "1x80", *settings]
+    done = CliRunner().invoke(app, given)
+    assert (done.exit_code, words in done.stderr) == (2, True), done.output
 
 
 def test_layers_that_see_less_than_all_positions_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.ranks import Ranks
-from rl_engine.plan.company import Place, plan_together, runs_at_once
+from rl_engine.plan.company import Place, check_together, plan_together, settle_together
 from rl_engine.plan.sharing import groups_of, named, why_not_together
 from rl_engine.plan.sizes import Devices
 from rl_engine.run.peaks import Available
@@ -88,16 +88,19 @@ def test_memory_is_one_base_and_a_slot_each(make_config: Callable[..., Config], 
         assert company.part(name) == alone.part(name)
     for name in ("adapter", "Adam's moments", "sampler adapter"):
         assert company.part(name) == pytest.approx(3 * alone.part(name))
-    assert [runs_at_once(configs, here, wanted) for wanted in (None, 3, 9)] == [4, 3, 4]
+    # What the allocator keeps: a share of the activations for the process, and one for each run in it.
+    assert alone.part("heap slack") == pytest.approx(alone.part("activations") / 2)
+    assert company.part("heap slack") == pytest.approx(alone.part("activations"))
+    assert [settle_together(configs, here, wanted)[1] for wanted in (None, 3, 9)] == [4, 3, 4]
     full = replace(here, room=Available(device_gib=1, host_gib=1))
     with pytest.raises(ConfigError, match=r"4 runs together: .* or let fewer run at once: --together"):
-        runs_at_once(configs, full, None)
+        check_together(configs, full, settle_together(configs, full, None)[1])
     # On a GPU as many as fit, where nobody says.
     shares = zip((1, 8, 64, 64), (0.5, 0.4, 0.5, 0.6), strict=True)
     configs = [make_config(f"lora.rank={rank}", f"rollout.memory_fraction={share}") for rank, share in shares]
     needed = max(here.together(configs, 2).needed(phase) for phase in ("rollout", "learn", "sync"))
     room = Available(device_gib=needed, host_gib=100)
-    assert runs_at_once(configs, replace(here, room=room, on_gpu=True), None) == 2
+    assert settle_together(configs, replace(here, room=room, on_gpu=True), None)[1] == 2
 
 
 def test_a_plan_of_several_says_what_they_need_together(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from rl_engine.report.page import names_of, page_of, read_runs, write_report
 from rl_engine.report.plot import draw_chart, plot_charts
 from rl_engine.report.shown_run import read_run
 from rl_engine.report.tables import changes_of, conditions_of, differences_of, overview_of
+from rl_engine.run.origin.starts import note_end, note_start
 from rl_engine.run.records import METRICS, Records, read_metrics
 from tests.helpers.run_directories import evaluated, publish, record_step, start_run
 
@@ -373,6 +374,28 @@ def test_watching_rewrites_the_page_with_each_step(tmp_path: Path, monkeypatch: 
     assert seen == [(0, 7.0), (1, 7.0)]
     last = embedded_data(output.read_text())
     assert (last["runs"][0]["metrics"]["step"], last["reload_s"]) == ([1, 2], None)
+
+
+def test_watching_ends_with_a_run_that_stopped_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process noted that it left; one that is taken up again is watched on."""
+    run, looks = tmp_path / "run", []
+    records = start_run(run, "train.steps=9")
+    note_start(run, -1)
+    record_step(records, 1, {"a": [RIGHT]}, TIMES)
+    note_end(run)
+    note_start(run, 1)
+
+    def next_step(seconds: float) -> None:
+        looks.append(seconds)
+        record_step(records, 2, {"a": [RIGHT]}, TIMES)
+        note_end(run)
+
+    monkeypatch.setattr("time.sleep", next_step)
+    result = CliRunner().invoke(command.app, [str(run), "--watch"])
+    assert result.exit_code == 0, result.output
+    assert looks == [10]
+    assert f"{run} stopped after step 2 of 9: --resume of its command goes on" in result.output
+    assert embedded_data((run / "report.html").read_text())["reload_s"] is None
 
 
 def test_watching_ends_with_a_page_that_stays_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

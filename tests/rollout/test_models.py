@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import mistral_common
 import pytest
+from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from transformers import dynamic_module_utils
 from typer.testing import CliRunner
 
 from rl_engine.plan.__main__ import app
-from rollout.models import EMBEDDED_DIR
+from rl_engine.train.__main__ import app as train
+from rollout.models import EMBEDDED_DIR, read_tokenizer
 
 EMBEDDED: dict[str, Any] = json.loads((EMBEDDED_DIR / "config.json").read_text())
 # What a person may have typed, and what the line says of it.
@@ -56,3 +65,47 @@ def test_a_plan_neither_runs_nor_asks_about_a_model_s_code(tmp_path: Path, monke
     done = planned(tmp_path, {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}})
     assert (done.exit_code, "custom code" in done.stderr) == (2, True)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.fixture
+def mistral(tmp_path: Path) -> Path:
+    """A model as Mistral publishes some: the only tokenizer is that of their own library."""
+    place = tmp_path / "a 'mistral'"
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps({**EMBEDDED, "model_type": "mistral"}))
+    shutil.copy(Path(mistral_common.__file__).parent / "data" / "tekken_240911.json", place / "tekken.json")
+    return place
+
+
+def test_a_model_with_tekken_alone_is_refused_before_loading(mistral: Path) -> None:
+    for command, options in ((train, ["--dry-run"]), (train, ["--overwrite"]), (app, ["--devices", "1x80"])):
+        ended = CliRunner().invoke(command, ["--config", "quickstart.yaml", *options, f"model.name={mistral}"])
+        assert ended.exit_code == 2, ended.output
+        (line,) = ended.stderr.strip().splitlines()
+        assert line.startswith(f"error: model.name: {str(mistral)!r} has no tokenizer but tekken.json")
+        assert "write a tokenizer.json into it with  python -c " in line
+
+
+def test_the_command_that_is_named_writes_mistral_s_tokens(mistral: Path) -> None:
+    """Tokens and chat template are those of Mistral's own library, for conversations and for what stands in them."""
+    with pytest.raises(ValueError, match=r"has no tokenizer but tekken\.json") as refused:
+        read_tokenizer(str(mistral))
+    _, *command = shlex.split(str(refused.value).rpartition("into it with  ")[2])
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=120)
+    written, own = read_tokenizer(str(mistral)), MistralTokenizer.from_file(str(mistral / "tekken.json"))
+    assert (written.bos_token, written.eos_token, written.pad_token) == ("<s>", "</s>", "<pad>")
+    for text in ("1+{2}=?", "Grüße, x²≥0\n\n  fooBar's 1234567", r"\boxed{\frac{1}{2}} 日本語 🙂"):
+        messages = [UserMessage(content=text), AssistantMessage(content=text), UserMessage(content=text)]
+        expected = own.encode_chat_completion(ChatCompletionRequest(messages=[SystemMessage(content="S"), *messages]))
+        roles = [("system", "S"), ("user", text), ("assistant", text), ("user", text)]
+        rendered = written.apply_chat_template(
+            [{"role": role, "content": content} for role, content in roles], tokenize=False, add_generation_prompt=True
+        )
+        assert written.encode(rendered, add_special_tokens=False) == expected.tokens
+
+
+def test_a_hub_model_with_tekken_alone_says_how_to_fetch_it(mistral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = type("Tokenizer", (), {"vocab_file": str(mistral / "tekken.json")})()
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: found)
+    with pytest.raises(ValueError, match=r"^org/name has no tokenizer but .*`hf download org/name --local-dir DIR`"):
+        read_tokenizer("org/name")

@@ -66,7 +66,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[StreamingAnswers]:
 def train(ranks: Ranks, tmp_path: Path) -> Callable[..., int]:
     def run(place: str, *, stop: StopRequest | None = None, at_once: int | None = None, **runs: tuple[str, ...]) -> int:
         configs = [config_of(tmp_path / place / name, *settings) for name, settings in runs.items()]
-        wishes = Wishes(at_once=at_once, beginning=Beginning(resume=True))
+        wishes = Wishes(at_once=at_once or len(configs), beginning=Beginning(resume=True))
         (group,) = groups_of(configs)
         return train_all(group.cells, ranks, stop or StopRequest(), wishes)
 
@@ -254,7 +254,7 @@ def test_a_dry_run_says_who_trains_with_whom(ranks: Ranks, tmp_path: Path, capsy
         load_config("quickstart.yaml", ["method=full", "model.dtype=float32", f"output_dir={tmp_path / 'four'}"]),
     ]
     groups = groups_of(configs)
-    show_all(groups, ranks, Wishes(at_once=None, beginning=ANEW))
+    show_all([(group, len(group.cells)) for group in groups], ranks, ANEW)
     told = capsys.readouterr().out
     assert [line.split()[1:] for line in told.splitlines() if line.startswith("runs")] == [
         ["one,", "two"],
@@ -320,7 +320,7 @@ def test_groups_that_cannot_share_have_a_process_each(tmp_path: Path, monkeypatc
     ended = CliRunner().invoke(app, [*files, "--resume", "seed=3"])
     assert ended.exit_code == 1, ended.output
     assert begun == [
-        ["--config", "quickstart.yaml", "--config", "other.yaml", "--together", "2", "--resume", "seed=3"],
+        ["--config", "quickstart.yaml", "--config", "other.yaml", "--resume", "seed=3"],
         ["--config", "half.yaml", "--together", "1", "--resume", "seed=3"],
     ]
     assert "half does not train together with quickstart: model.dtype is bfloat16, and auto there" in ended.output

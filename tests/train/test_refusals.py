@@ -93,6 +93,13 @@ def test_supervised_training_refuses_it_as_early(here: Path, monkeypatch: pytest
     assert "torch" not in ended.output
 
 
+def test_merging_a_whole_model_is_refused_before_loading(here: Path) -> None:
+    given = ["--config", "sft_jsonl.yaml", "model.name=embedded", "data.path=a.jsonl", "method=full", "--merge"]
+    ended = CliRunner().invoke(sft, given)
+    assert (ended.exit_code, "--merge is for method lora" in ended.output) == (2, True), ended.output
+    assert "torch" not in ended.output
+
+
 def test_the_trial_is_on_the_first_problem_of_the_runs_own_file(here: Path) -> None:
     """A reference of a form that only this function reads."""
     (here / "my_json.py").write_text(

@@ -109,11 +109,20 @@ def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str,
     Raises `ValueError` for a name that matches nothing, with the nearest that would.
     """
     layers = adaptable(model)
+    if not layers:
+        kind = model.config.model_type  # type: ignore[union-attr]
+        raise ValueError(
+            f"lora.targets: a model of type {kind} has no linear layers here (GPT-2's are of a class of its own), and "
+            "nothing of it can be adapted or counted: give another model"
+        )
     if isinstance(targets, str) and targets.removesuffix(HEAD) in PRESETS:
         preset = targets.removesuffix(HEAD)
         matched = {path: layer for path, layer in layers.items() if preset in ("all", group_of(path))}
         if not matched:
-            raise ValueError(f"lora.targets: the preset {preset!r} matches no layer of this model")
+            raise ValueError(
+                f"lora.targets: the preset {preset!r} matches no layer of this model; name some of its linear layers: "
+                f"{', '.join(sorted({path.rpartition('.')[2] for path in layers}))}"
+            )
         return {**matched, **head_of(model)} if targets.endswith(HEAD) else matched
     layers |= head_of(model)
     wanted = (targets,) if isinstance(targets, str) else targets
