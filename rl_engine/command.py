@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 ConfigFile = Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
+    list[str] | None,
+    typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's. Of two of a key the later holds."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")]

@@ -62,7 +62,7 @@ class Stop:
 
 
 def targets_of(config: SweepConfig) -> Targets:
-    """The target of every cell, by its point; all settings are checked. Raises `ConfigError`."""
+    """The target of every cell, by its point. Raises `ConfigError` for settings that cannot be."""
     return {(arm.name, value): target_of(config, arm, value) for arm in arms_of(config) for value in arm.axis_values}
 
 
@@ -84,7 +84,7 @@ def run_sweep(
         check_unchanged(config, targets, results)
         remeasure(config, results)
         if retry_failed:
-            results.by_cell = {name: result for name, result in results.by_cell.items() if result.status == "done"}
+            results.forget_failed()
         results.write()
         progress = SweepProgress(config=config, targets=targets)
         try:
