@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 
+from datafiles.text import first_line
+
 # The last rank may still be at a batch of long chains of thought while the others wait.
 PATIENCE = timedelta(hours=12)
 # gloo's errors are plain RuntimeErrors: the place in its source, what happened, and what it supposes.
@@ -59,7 +61,7 @@ def lost_rank(error: Exception) -> str | None:
     None of another error."""
     import torch.distributed as dist
 
-    line = str(error).partition("\n")[0]
+    line = first_line(error)
     of_gloo = OF_GLOO.fullmatch(line)
     if of_gloo is None and not isinstance(error, dist.DistError):
         return None

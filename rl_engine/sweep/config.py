@@ -25,7 +25,7 @@ from rollout.hub import HubItem
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-class Check(Protocol):
+class QuickCheck(Protocol):
     def __call__(self, config: Any, *, resume: bool) -> None: ...
 
 
@@ -37,7 +37,7 @@ class CellCommand:
     schema: type[CommandConfig]
     restart_option: str
     """Option under which it starts where its directory stands: `--resume`, or `--overwrite` where it cannot."""
-    check: Check
+    check: QuickCheck
     """Settings, and whether a run that was begun goes on with them → nothing, or what they name that is not there,
     raised."""
     wanted_of_hub: Callable[[Any], list[HubItem]]
