@@ -22,9 +22,10 @@ from rich.markup import escape
 from evals.command import exit_with_error, stoppable
 from rewards.command import Command
 from rl_engine.report.page import NAME, PROBLEMS, is_report, names_of, read_runs, write_page
-from rl_engine.report.shown_run import ShownRun
+from rl_engine.report.shown_run import ShownRun, check_run
 from rl_engine.report.warnings import left_out
 from rl_engine.run.records import METRICS
+from rollout.files.durable import check_writable
 from rollout.files.ownership import is_figure, replaced
 from rollout.stopping import Stopped
 
@@ -59,8 +60,12 @@ def main(
     console = Console(highlight=False, soft_wrap=True)
     try:
         with stoppable():
-            for note in replaced({target: is_report}, "--output"):
-                console.print(escape(note))
+            notes = replaced({target: is_report}, "--output")
+            for run in runs:
+                check_run(run)
+            for key, place in (("--output", target.parent), ("--plots", plots)):
+                if place is not None:
+                    check_writable(place, key)
             if watch:
                 console.print(f"watching; {escape(str(target))} loads itself again, Ctrl-C ends it")
                 watch_runs(runs, target, problems, every)
@@ -69,6 +74,8 @@ def main(
                 console.print(escape(line))
             if plots is not None:
                 draw(console, shown, plots, format)
+            for note in notes:
+                console.print(escape(note))
             write_page(shown, target)
             console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
     except (ValueError, OSError) as error:

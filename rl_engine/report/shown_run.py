@@ -106,10 +106,15 @@ class ShownRun:
         return wall_s(self.starts) is not None if self.steps is None else self.step >= self.steps
 
 
-def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
-    """Gather a run directory. Raises `ValueError` when it is not one."""
+def check_run(run: Path) -> None:
+    """Raises `ValueError` for what is not a run directory."""
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}")
+
+
+def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
+    """Gather a run directory. Raises `ValueError` when it is not one."""
+    check_run(run)
     text = (run / "config.yaml").read_text(errors="replace")
     settings = _settings(run / "config.yaml")
     lines, broken = with_insides(run, tuple(read_metrics(run)))

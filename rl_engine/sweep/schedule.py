@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from rl_engine.config.file import ConfigError
-from rl_engine.run.output import refuse_unmarked
+from rl_engine.run.output import holds_run, refuse_unmarked
 from rl_engine.run.records import MARKER, METRICS
 from rl_engine.sweep.analysis import cells_left, due_cells
 from rl_engine.sweep.cells import arms_of, cell_of, target_of
@@ -125,6 +125,8 @@ def check_ours(output: Path) -> None:
     """Raises `ConfigError` where something has a name that a sweep writes, and is not known to be one of ours."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output_dir: {output} is not a directory")
+    if holds_run(output):
+        raise ConfigError(f"output_dir: {output} holds a run: give the sweep another output_dir")
     # Sweeps were not always marked: results that can be read are a sweep's.
     if not Results(output / RESULTS).by_cell:
         refuse_unmarked(output, WRITTEN, "a sweep")
