@@ -109,7 +109,8 @@ class ShownRun:
 def check_run(run: Path) -> None:
     """Raises `ValueError` for what is not a run directory."""
     if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}")
+        of_sweep = f"; its cells' runs are {run / 'cells/*/run'}" if (run / "cells").is_dir() else ""
+        raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}{of_sweep}")
 
 
 def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:

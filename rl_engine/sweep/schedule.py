@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from datafiles.text import read_report
 from rl_engine.config.file import ConfigError
 from rl_engine.run.output import holds_run, refuse_unmarked
 from rl_engine.run.records import MARKER, METRICS
@@ -142,7 +142,7 @@ def check_unchanged(config: SweepConfig, targets: Targets, results: Results) -> 
             if name in results.by_cell:
                 known = results.by_cell[name].config_hash
             elif begun.is_file():
-                known = json.loads(begun.read_text())["config_hash"]
+                known = _begun_with(begun)
             else:
                 continue
             if known != targets[arm.name, value].config_hash:
@@ -152,6 +152,15 @@ def check_unchanged(config: SweepConfig, targets: Targets, results: Results) -> 
             f"output_dir: {config.output} holds {len(changed)} cells that were run with other settings, the first of "
             f"them {changed[0]}: give another output_dir"
         )
+
+
+def _begun_with(begun: Path) -> str:
+    """The digest of the settings that a cell was begun with."""
+    try:
+        return str(read_report(begun)["config_hash"])
+    except (KeyError, TypeError, ValueError) as error:
+        way_out = f"remove {begun.parent}, and the cell begins again"
+        raise ConfigError(f"output_dir: {begun} does not say with which settings its cell began: {way_out}") from error
 
 
 def remeasure(config: SweepConfig, results: Results) -> None:

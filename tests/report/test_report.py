@@ -159,6 +159,12 @@ def test_a_step_of_damaged_completions_is_named_the_rest_shown(
             list(rl_engine.read_run(run).completions())
 
 
+def test_the_directory_of_a_sweep_is_told_from_a_run_s(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    said = CliRunner().invoke(command.app, [str(tmp_path)]).output
+    assert said.endswith(f"there is no {tmp_path}/config.yaml; its cells' runs are {tmp_path}/cells/*/run\n")
+
+
 def test_completions_that_were_deleted_are_counted_not_warned_of(tmp_path: Path) -> None:
     """They take room, and are nobody's loss: where completions are shown it says of how many steps, and a step that is
     asked for is said to have none."""

@@ -439,6 +439,19 @@ def test_a_sweep_s_directory_is_not_its_summary(tmp_path: Path) -> None:
     assert f"{tmp_path} is a directory, no summary of a sweep: give {tmp_path}/summary.json" in answer.stderr
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_cell_whose_beginning_cannot_be_read_is_named(content: str, make_sweep: SweepMaker) -> None:
+    config = make_sweep()
+    cell = due_cells(config, {})[0]
+    begun = config.output / "cells" / cell.name / "cell.json"
+    begun.parent.mkdir(parents=True)
+    begun.write_text(content)
+    (config.output / MARKER).touch()
+    with pytest.raises(ConfigError, match=rf"cell.json does not say .*: remove {begun.parent}, and the cell begins"):
+        run(config)
+    assert begun.read_text() == content
+
+
 def test_a_report_is_written_now_and_then_and_at_the_end(
     make_sweep: SweepMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
