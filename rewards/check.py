@@ -32,7 +32,7 @@ from rewards.types import GradeItem, Verdict
 
 CHUNK = 500
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
