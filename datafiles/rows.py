@@ -15,7 +15,7 @@ from typing import Any
 
 from datafiles.cells import ROLE_NAMES
 from datafiles.formats import DELIMITERS, SPLITS, STATE, WHAT_IS_READ, format_of, shards_of
-from datafiles.text import TextFileError, TwiceError, each_once, read_json, text_lines
+from datafiles.text import TextFileError, TwiceError, each_once, first_line, read_json, text_lines
 
 Row = Mapping[str, Any]
 Drop = Callable[[str, str], None]
@@ -186,7 +186,7 @@ def _columnar(path: Path, kind: str, key: str, split: str | None) -> Iterator[tu
     except TextFileError:
         raise
     except (ValueError, OSError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise TextFileError(f"{key}: {path} cannot be read as {kind}: {reason}") from error
 
 

@@ -1,4 +1,7 @@
-"""A user's text file → its lines or its whole text. What is not UTF-8 is refused by file and line, never guessed at."""
+"""A user's text file → its lines or its whole text. What is not UTF-8 is refused by file and line, never guessed at.
+
+And an error's text → the line of it that a person is told, in whatever room it is met.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,11 @@ WITHOUT_MARK: dict[tuple[bool, ...], str] = {
     (False, True, False, True): "UTF-16LE",
     (True, False, True, False): "UTF-16BE",
 }
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line: libraries go on with tracebacks and advice. What it is, where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class TextFileError(ValueError):

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, say_loading, start_vllm
+from evals.launch import join_launch, leave_launch, lost_rank
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
 from evals.suites import SUITES
 from rewards.command import Command
@@ -140,6 +141,10 @@ def main(
         exit_with_error(f"stopped; {GO_ON}", stop.exit_code)
     except EngineError as error:
         exit_with_error(f"{error}\n{GO_ON.capitalize()}.", 1)
+    except RuntimeError as error:
+        if (lost := lost_rank(error)) is None:
+            raise
+        exit_with_error(f"{lost}\n{GO_ON.capitalize()}.", 1)
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2 if isinstance(error, ValueError | FileNotFoundError) else 1)
 
@@ -168,7 +173,6 @@ def start(options: EvalOptions) -> None:
     check_cards()
     serving_precision(options.dtype, options.model, adapter=bool(options.adapters))
     from evals.evaluate import evaluate
-    from evals.launch import join_launch, leave_launch
 
     launch = join_launch()
     try:

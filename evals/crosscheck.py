@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evals.command import exit_with_error
 from evals.suites import ANSWER_FORMS
 from rewards import GradeItem, Grader, GradeResult, RewardConfig, Verdict
 from rewards.command import Command
@@ -31,7 +32,7 @@ from rewards.records import BadRecord, read_rows, refuse_existing
 FILTER = "flexible-extract"
 TAIL = 160
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,7 @@ def main(
         pairs = [(str(row["completion"]), str(row[reference])) for row in rows]
         theirs = judged_by_them(pairs)
     except (BadRecord, ModuleNotFoundError, OSError) as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}")
-        raise typer.Exit(2) from None
+        exit_with_error(str(error), 2)
     with Grader.from_config(RewardConfig(workers=workers, answer_forms=ANSWER_FORMS)) as grader:
         ours = grader.grade([GradeItem(completion=text, reference=gold) for text, gold in pairs])
     found = [

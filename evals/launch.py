@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
+from datafiles.text import first_line
+
 # The last rank may still be at a batch of long chains of thought while the others wait.
 PATIENCE = timedelta(hours=12)
+# gloo's errors are plain RuntimeErrors: the place in its source, what happened, and what it supposes.
+OF_GLOO = re.compile(r"\[\S*gloo/transport/\S+\] (?P<said>.*?)( This is typically caused by .*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +54,17 @@ def leave_launch(launch: Launch) -> None:
 
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def lost_rank(error: Exception) -> str | None:
+    """What a person is told of an error that says that another of a launcher's processes is gone, or does not answer;
+    None of another error."""
+    import torch.distributed as dist
+
+    line = first_line(error)
+    of_gloo = OF_GLOO.fullmatch(line)
+    if of_gloo is None and not isinstance(error, dist.DistError):
+        return None
+    said = of_gloo["said"] if of_gloo else line
+    rank = os.environ.get("RANK", "0")
+    return f"rank {rank} lost another rank ({said.rstrip('.')}): if that was not killed, its output says why"

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from rewards.command import Command
+from rewards.command import Command, say_error
 from rewards.config import AnswerForm, RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, Row, chunks, read_rows, refuse_existing
@@ -35,7 +35,7 @@ KINDS = {
     "undecided": "graded with a timeout or an error today",
 }
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def compare(row: Row, result: GradeResult) -> Row | None:
@@ -114,13 +114,14 @@ def main(
                 "function": "rewards.second_opinion:opinions",
             }
         )
-        with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as progress:
+        columns, quiet = (SpinnerColumn(), TextColumn("{task.description}")), not console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
             count, found = disagreements(rollouts, config, progress)
     except (ValueError, OSError) as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}")
+        say_error(str(error), 2)
         raise typer.Exit(2) from None
     counts = Counter(row["kind"] for row in found)
-    console.print(f"{rollouts}: {count} completions")
+    console.print(f"{escape(str(rollouts))}: {count} completions", soft_wrap=True)
     for kind, meaning in KINDS.items():
         console.print(f"  {counts[kind]:6d}  {kind}: {meaning}")
         for row in [r for r in found if r["kind"] == kind][:show]:

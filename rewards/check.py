@@ -24,7 +24,7 @@ from datafiles.problems import Columns, ProblemRow, missing_columns, problem_row
 from datafiles.rows import rows_of, way_out
 from datafiles.text import TextFileError
 from rewards import overlap
-from rewards.command import Command
+from rewards.command import Command, say_error
 from rewards.config import RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, chunks, refuse_existing
@@ -32,7 +32,7 @@ from rewards.types import GradeItem, Verdict
 
 CHUNK = 500
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def main(
             for other in against or []:
                 findings += overlaps(rows, other, columns)
     except (BadRecord, TextFileError, OSError) as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        say_error(str(error), 2)
         raise typer.Exit(2) from None
     _report(console, data, rows, findings, show)
     if output is not None:

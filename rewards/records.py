@@ -23,17 +23,21 @@ class BadRecord(ValueError):
 
 
 def read_rows(path: Path, *, required: tuple[str, ...]) -> Iterator[Row]:
-    """Rows of a .jsonl or .jsonl.gz file, each with the required fields."""
+    """Rows of a .jsonl or .jsonl.gz file, at least one, each with the required fields."""
     if path.is_dir():
         raise BadRecord(f"{path} is a directory: give a JSON Lines file")
     if not path.is_file():
         raise BadRecord(f"{path}: no such file")
+    found = False
     try:
         for number, line in text_lines(path):
             if line.strip():
                 yield _row(path, number, line, required)
+                found = True
     except TextFileError as error:
         raise BadRecord(str(error)) from None
+    if not found:
+        raise BadRecord(f"{path} holds no rows")
 
 
 def refuse_existing(output: Path | None) -> None:

@@ -12,6 +12,7 @@ import typer
 from safetensors import SafetensorError
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch
+from evals.launch import lost_rank
 from rewards.command import Command, out_of_memory
 from rl_engine.config import Config
 from rl_engine.config.fields import is_setting
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 ConfigFile = Annotated[str, typer.Option(help="A YAML file, or the name of a shipped configuration.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's.")
+    list[str] | None,
+    typer.Argument(metavar="KEY.SUB=VALUE", help="Settings that override the file's. Of two of a key the later holds."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in output_dir.")]
@@ -77,18 +79,21 @@ def explained(error: Exception, config: Config | SftConfig) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def memory_explained(config: Config | SftConfig, where: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Where memory runs out in the block, `RunFailedError` names the settings that take less of it. `where` the run is
+def losses_explained(config: Config | SftConfig, where: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Where the block runs out of memory, or loses another rank, `RunFailedError` says what to do. `where` the run is
     then, as the message begins."""
     try:
         yield
     except EXPLAINED:
         raise
     except (MemoryError, RuntimeError) as error:
-        if (said := out_of_memory(error)) is None:
+        if (said := out_of_memory(error)) is not None:
+            text = f"out of memory: {said}\n{what_takes_less(config)}"
+        elif (lost := lost_rank(error)) is not None:
+            text = lost
+        else:
             raise
-        text = f"{where()}out of memory: {said}\n{what_takes_less(config)}\n{what_is_saved(config)}"
-        raise RunFailedError(text) from error
+        raise RunFailedError(f"{where()}{text}\n{what_is_saved(config)}") from error
 
 
 def what_takes_less(config: Config | SftConfig) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from datafiles.text import first_line
 from rollout.config import ModelConfig
 from rollout.hub import HubItem
 
@@ -132,7 +133,7 @@ def made_by_transformers(what: str) -> Iterator[None]:
         RuntimeError,
     ) as error:
         found = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-        said = next((line.strip() for line in str(found).splitlines() if line.strip()), "")
+        said = first_line(found)
         kind = "" if isinstance(found, ValueError) else f"{type(found).__name__}: "
         raise ValueError(f"{what}: its config.json makes no model here: {kind}{said}") from error
 

@@ -12,6 +12,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from math_verify.grader import should_treat_as_complex
 from sympy.core.function import AppliedUndef
 
+from datafiles.text import first_line
 from rewards.reading.latex import to_latex
 
 MAX_NODES = 600
@@ -49,7 +50,7 @@ def parse(text: str) -> Expr:
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # noqa: BLE001 - the parser raises bare Exception for every syntax error
-        raise Unparsed(str(error).split("\n", 1)[0]) from None
+        raise Unparsed(first_line(error)) from None
     if not isinstance(parsed, sympy.Basic | sympy.MatrixBase):
         raise Unparsed(f"parsed to {type(parsed).__name__}")
     if sum(1 for _ in itertools.islice(sympy.preorder_traversal(parsed), MAX_NODES + 1)) > MAX_NODES:

@@ -16,7 +16,7 @@ from omegaconf.resolvers import oc
 from pydantic import ValidationError
 
 from datafiles.settings import read_yaml, write_yaml
-from datafiles.text import TextFileError, read_text
+from datafiles.text import TextFileError, first_line, read_text
 from rewards.workers.processes import SECRET
 from rl_engine.config.effects import Idle, idle_keys
 from rl_engine.config.elsewhere import SIGNS
@@ -194,7 +194,7 @@ def _resolved(layers: Sequence[Layer], whole: dict[str, Any]) -> dict[str, Any]:
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         if len(layers) > 1:
             _resolved(layers[:-1], merged(*(layer.values for layer in layers[:-1])))
-        problem = _first_line(error).removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+        problem = first_line(error).removeprefix("KeyError raised while resolving interpolation: ").strip('"')
         name = next(iter(re.findall(r"^Interpolation key '(\w+)' not found", problem)), "")
         if name in os.environ:
             problem += f"; the variable of the environment is ${{oc.env:{name}}}"
@@ -207,15 +207,11 @@ def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
     """`, line 3: what is wrong there`."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None or problem is None:
-        return f": {_first_line(error)}"
+        return f": {first_line(error)}"
     line = ([*text.splitlines(), ""])[mark.line]
     if "\t" in line and "cannot start any token" in problem:
         problem = "a tab, where YAML takes spaces alone"
     return f", line {mark.line + 1}: {problem}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _parse(schema: type[CommandConfig], place: str, override: str, below: dict[str, Any]) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from rich.markup import escape
 from evals.command import exit_with_error, stoppable
 from rewards.command import Command
 from rl_engine.report.page import NAME, PROBLEMS, is_report, names_of, read_runs, write_page
-from rl_engine.report.shown_run import ShownRun
+from rl_engine.report.shown_run import ShownRun, check_run
 from rl_engine.report.warnings import left_out
 from rl_engine.run.origin.starts import STARTS
 from rl_engine.run.records import METRICS
+from rollout.files.durable import check_writable
 from rollout.files.ownership import is_figure, replaced
 from rollout.stopping import Stopped
 
@@ -60,8 +61,12 @@ def main(
     console = Console(highlight=False, soft_wrap=True)
     try:
         with stoppable():
-            for note in replaced({target: is_report}, "--output"):
-                console.print(escape(note))
+            notes = replaced({target: is_report}, "--output")
+            for run in runs:
+                check_run(run)
+            for key, place in (("--output", target.parent), ("--plots", plots)):
+                if place is not None:
+                    check_writable(place, key)
             if watch:
                 console.print(f"watching; {escape(str(target))} loads itself again, Ctrl-C ends it")
                 for line in watch_runs(runs, target, problems, every):
@@ -71,6 +76,8 @@ def main(
                 console.print(escape(line))
             if plots is not None:
                 draw(console, shown, plots, format)
+            for note in notes:
+                console.print(escape(note))
             write_page(shown, target)
             console.print(f"report  {escape(str(target))}, {target.stat().st_size / 1e6:.1f} MB")
     except (ValueError, OSError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -58,13 +58,14 @@ class ShownCompletions:
 
     groups: tuple[ShownGroup, ...]
     steps_total: int
+    """Steps of the run; 0 where it has no completions. A person may have deleted those of some, which is no damage."""
     steps_read: int
     groups_total: int
     """Groups of the steps that were read."""
     is_full: bool
     """Whether the budget ended before the problems that were asked for."""
     damaged: tuple[str, ...] = ()
-    """What of rollouts/ is left out because it is not there or cannot be read: a line each."""
+    """What of rollouts/ is left out because it cannot be read: a line each."""
 
 
 NO_COMPLETIONS = ShownCompletions(groups=(), steps_total=0, steps_read=0, groups_total=0, is_full=False)
@@ -81,9 +82,7 @@ def shown_completions(
     rounds of one group a step are left out, and of the last round steps that lie between others.
     """
     files = rollout_files(run)
-    missing = sorted({*recorded} - files.keys()) if files else []
-    damaged = [f"{run / 'rollouts'} has nothing of step {_listed(missing)}"] if missing else []
-    read, ids_of_steps = [], []
+    read, ids_of_steps, damaged = [], [], list[str]()
     for step in _spread([*files]):
         path, changed_ns = files[step], files[step].stat().st_mtime_ns
         try:
@@ -111,16 +110,12 @@ def shown_completions(
         kept.append(group)
     return ShownCompletions(
         groups=tuple(sorted(kept, key=lambda group: group.step)),
-        steps_total=len(files),
+        steps_total=len(files.keys() | {*recorded}) if files else 0,
         steps_read=len(read),
         groups_total=sum(len(ids) for ids in ids_of_steps),
         is_full=len(kept) < len(rounds),
         damaged=tuple(damaged),
     )
-
-
-def _listed(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps[:10])) + (f" and {len(steps) - 10:,} more" if len(steps) > 10 else "")
 
 
 def bytes_in_page(group: ShownGroup) -> int:

@@ -111,10 +111,16 @@ class ShownRun:
         return self.has_left if self.steps is None else self.step >= self.steps
 
 
+def check_run(run: Path) -> None:
+    """Raises `ValueError` for what is not a run directory."""
+    if not (run / "config.yaml").is_file():
+        of_sweep = f"; its cells' runs are {run / 'cells/*/run'}" if (run / "cells").is_dir() else ""
+        raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}{of_sweep}")
+
+
 def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     """Gather a run directory. Raises `ValueError` when it is not one."""
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}")
+    check_run(run)
     text = (run / "config.yaml").read_text(errors="replace")
     settings = _settings(run / "config.yaml")
     lines, broken = with_insides(run, tuple(read_metrics(run)))

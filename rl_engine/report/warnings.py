@@ -110,7 +110,7 @@ def warnings_of(run: ShownRun) -> list[str]:
 
 
 def left_out(run: ShownRun) -> list[str]:
-    """What is not shown because it is damaged or gone; the rest is."""
+    """What is not shown because it is damaged; the rest is."""
     return [f"{line}, and is left out" for line in run.damaged] + [
         f"{line}: its completions are left out" for line in run.completions.damaged
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from datafiles.text import first_line
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
 from rollout.files.durable import naming, write_synced
@@ -97,9 +98,9 @@ class _Tracker:
             getattr(self.module, what)(*arguments, **named)
         except Exception as error:  # noqa: BLE001 - a service may raise anything, and none of it is the run's affair
             self._alive = False
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             logging.getLogger(__name__).warning(
-                f"log.{self.name}: {what} failed ({reason}): metrics go to the run's own files alone from here on"
+                f"log.{self.name}: {what} failed ({first_line(error)}): "
+                "metrics go to the run's own files alone from here on"
             )
 
 

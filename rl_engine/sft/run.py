@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from evals.command import exit_with_error
-from rl_engine.command import UNTRAINED, memory_explained, what_is_saved
+from rl_engine.command import UNTRAINED, losses_explained, what_is_saved
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.learner.adam import adam
@@ -71,11 +71,11 @@ def _run(config: SftConfig, stop: StopRequest, earlier: Earlier | None, *, resum
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would remark on it
     tokenizer = load_tokenizer(config)
-    with memory_explained(config):
+    with losses_explained(config):
         run = assemble(config, tokenizer, stop, resume=resume)
     if earlier is not None:
         run.records.on_first_step = earlier.give_way
-    with stop.noted(), memory_explained(config, lambda: f"step {run.step + 1}: "):
+    with stop.noted(), losses_explained(config, lambda: f"step {run.step + 1}: "):
         return _train(run, resume=resume, merged=merged)
 
 

@@ -26,6 +26,7 @@ from rl_engine.command import ConfiguredCommand, Overrides, help_end
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.analysis import Analysis, Found, cells_left, due_cells
 from rl_engine.sweep.board import watch
+from rl_engine.sweep.cells import check_cell
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
 from rl_engine.sweep.results import RESULTS, Results
@@ -61,12 +62,16 @@ def main(
 ) -> None:
     """Run a grid of configurations, or continue one that was stopped, and write its table and figures."""
     try:
+        others = {"--retry-failed": retry_failed, "--dry-run": dry_run, "--watch": watches}
+        given = [*(name for name, is_given in others.items() if is_given), *(overrides or ())]
         if watches and (retry_failed or dry_run):
             raise ConfigError("--watch runs nothing: give it without --retry-failed and --dry-run")
         if watches and config is None:
             raise ConfigError("--watch needs --config NAME_OR_PATH: the sweep that runs elsewhere")
         if (config is None) == (not redraws):
             raise ConfigError("give --config NAME_OR_PATH to run a sweep, or --redraw SUMMARY to draw one again")
+        if redraws and given:
+            raise ConfigError(f"--redraw draws what a summary.json holds: leave out {', '.join(given)}")
         for summary in redraws or ():
             show(*redraw(summary), summary.parent)
         if config is not None:
@@ -82,11 +87,16 @@ def main(
 def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
     """Run, report; the exit code: 1 when no cell at all is done."""
     targets = targets_of(config)
-    wanted = [item for target in targets.values() for item in target.wanted_of_hub]
+    check_ours(config.output)
+    known = Results(config.output / RESULTS)
+    if retry_failed:
+        known.forget_failed()
+    found = known.by_cell
+    due = due_cells(config, found)
+    for cell in due:
+        check_cell(config, cell, targets[cell.arm, cell.axis_value])
+    wanted = [item for cell in due for item in targets[cell.arm, cell.axis_value].wanted_of_hub]
     if only_check:
-        check_ours(config.output)
-        found = Results(config.output / RESULTS).by_cell
-        due = due_cells(config, found)
         for cell in due:
             console.print(escape(cell.name), soft_wrap=True)
         console.print(f"{len(due)} cells due, {cells_left(config, found) - len(due)} to follow, {len(found)} done")

@@ -147,18 +147,31 @@ class Target:
 
 
 def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
-    """The target of the cells of one point; its settings are checked. Raises `ConfigError` naming the arm."""
+    """The target of the cells of one point. Raises `ConfigError` naming the arm for settings that cannot be."""
     command = COMMANDS[config.command]
     cell = cell_of(config, arm, axis_value, config.seeds[0])
     try:
         _check_texts(command.schema, cell.overrides)
         settings = read_config(command.schema, config.base, arguments_of(cell), place="the sweep's settings")
-        command.check(settings)
         if why := command.unmeasured(settings, config.score.metric):
             raise ConfigError(f"score.metric is {config.score.metric!r}, which no run would have: {why}")
     except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f"arm {arm.name}, {config.axis}={axis_value}: {error}") from error
+        raise ConfigError(_named(config, cell, error)) from error
     given = settings.model_dump(mode="json", exclude_unset=True, exclude={"seed", "output_dir"})
     digest = hashlib.sha256(json.dumps([config.command, given], sort_keys=True).encode()).hexdigest()
     wanted = tuple(command.wanted_of_hub(settings))
     return Target(config_hash=digest, steps=command.steps(settings), wanted_of_hub=wanted, settings=settings)
+
+
+def check_cell(config: SweepConfig, cell: Cell, target: Target) -> None:
+    """What a cell reads is there, as far as that is known at once: one that was begun goes on, and reads less. Raises
+    `ConfigError` naming the arm."""
+    settings = target.settings.model_copy(update={"output_dir": str(config.output / "cells" / cell.name / "run")})
+    try:
+        COMMANDS[config.command].check(settings, resume=True)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(_named(config, cell, error)) from error
+
+
+def _named(config: SweepConfig, cell: Cell, error: Exception) -> str:
+    return f"arm {cell.arm}, {config.axis}={cell.axis_value}: {error}"

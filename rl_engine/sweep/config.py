@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -25,6 +25,10 @@ from rollout.hub import HubItem
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
+class QuickCheck(Protocol):
+    def __call__(self, config: Any, *, resume: bool) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellCommand:
     """A program that a sweep can run: `python -m MODULE --config BASE key=value …`."""
@@ -33,8 +37,9 @@ class CellCommand:
     schema: type[CommandConfig]
     restart_option: str
     """Option under which it starts where its directory stands: `--resume`, or `--overwrite` where it cannot."""
-    check: Callable[[Any], None]
-    """Settings → nothing, or what is wrong with them, raised."""
+    check: QuickCheck
+    """Settings, and whether a run that was begun goes on with them → nothing, or what they name that is not there,
+    raised."""
     wanted_of_hub: Callable[[Any], list[HubItem]]
     steps: Callable[[Any], int | None]
     """Settings → the step of the last line of a finished run's metrics.jsonl; None when they do not say."""

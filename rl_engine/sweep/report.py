@@ -54,7 +54,10 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
 
 
 def read_summary(summary: Path) -> tuple[SweepConfig, Found, Analysis]:
-    """What a summary.json holds. Raises `ConfigError` for another file."""
+    """What a summary.json holds. Raises `ConfigError` where it is not there, and for another file."""
+    if not summary.is_file():
+        hint = f": give {summary / SUMMARY}" if summary.is_dir() else ""
+        raise ConfigError(f"{summary} is {'a directory' if hint else 'not there'}, no summary of a sweep{hint}")
     try:
         values = json.loads(summary.read_text())
         config = SweepConfig.model_validate(values["config"])

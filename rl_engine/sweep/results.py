@@ -107,6 +107,10 @@ class Results:
         self.by_cell[result.cell] = result
         self.write()
 
+    def forget_failed(self) -> None:
+        """Their cells are due again; the file is left as it is."""
+        self.by_cell = {name: result for name, result in self.by_cell.items() if result.status == "done"}
+
     def write(self) -> None:
         write_synced(self.path, "".join(json.dumps(asdict(result)) + "\n" for result in self.by_cell.values()))
 

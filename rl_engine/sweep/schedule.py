@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from datafiles.text import read_report
 from rl_engine.config.file import ConfigError
-from rl_engine.run.output import refuse_unmarked
+from rl_engine.run.output import holds_run, refuse_unmarked
 from rl_engine.run.records import MARKER, METRICS
 from rl_engine.sweep.analysis import cells_left, due_cells
 from rl_engine.sweep.cells import arms_of, cell_of, target_of
@@ -62,7 +62,7 @@ class Stop:
 
 
 def targets_of(config: SweepConfig) -> Targets:
-    """The target of every cell, by its point; all settings are checked. Raises `ConfigError`."""
+    """The target of every cell, by its point. Raises `ConfigError` for settings that cannot be."""
     return {(arm.name, value): target_of(config, arm, value) for arm in arms_of(config) for value in arm.axis_values}
 
 
@@ -84,7 +84,7 @@ def run_sweep(
         check_unchanged(config, targets, results)
         remeasure(config, results)
         if retry_failed:
-            results.by_cell = {name: result for name, result in results.by_cell.items() if result.status == "done"}
+            results.forget_failed()
         results.write()
         progress = SweepProgress(config=config, targets=targets)
         try:
@@ -125,6 +125,8 @@ def check_ours(output: Path) -> None:
     """Raises `ConfigError` where something has a name that a sweep writes, and is not known to be one of ours."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output_dir: {output} is not a directory")
+    if holds_run(output):
+        raise ConfigError(f"output_dir: {output} holds a run: give the sweep another output_dir")
     # Sweeps were not always marked: results that can be read are a sweep's.
     if not Results(output / RESULTS).by_cell:
         refuse_unmarked(output, WRITTEN, "a sweep")
@@ -140,7 +142,7 @@ def check_unchanged(config: SweepConfig, targets: Targets, results: Results) -> 
             if name in results.by_cell:
                 known = results.by_cell[name].config_hash
             elif begun.is_file():
-                known = json.loads(begun.read_text())["config_hash"]
+                known = _begun_with(begun)
             else:
                 continue
             if known != targets[arm.name, value].config_hash:
@@ -150,6 +152,15 @@ def check_unchanged(config: SweepConfig, targets: Targets, results: Results) -> 
             f"output_dir: {config.output} holds {len(changed)} cells that were run with other settings, the first of "
             f"them {changed[0]}: give another output_dir"
         )
+
+
+def _begun_with(begun: Path) -> str:
+    """The digest of the settings that a cell was begun with."""
+    try:
+        return str(read_report(begun)["config_hash"])
+    except (KeyError, TypeError, ValueError) as error:
+        way_out = f"remove {begun.parent}, and the cell begins again"
+        raise ConfigError(f"output_dir: {begun} does not say with which settings its cell began: {way_out}") from error
 
 
 def remeasure(config: SweepConfig, results: Results) -> None:

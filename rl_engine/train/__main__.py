@@ -35,6 +35,7 @@ from rl_engine.command import (
     explained,
     help_end,
     join_ranks_quietly,
+    losses_explained,
 )
 from rl_engine.config import Config, load_config
 from rl_engine.plan.sharing import Group, groups_of, named
@@ -89,7 +90,7 @@ def main(
     try:
         check(settings, beginning, only_check=dry_run)
         tell_apart(groups, together)
-        with stop.heard():
+        with losses_explained(settings[0]), stop.heard():
             if len(groups) > 1 and not dry_run:
                 files = {cell.name: name for cell, name in zip(named(settings), config, strict=True)}
                 flags = [f"--{name.replace('_', '-')}" for name, given in asdict(beginning).items() if given]

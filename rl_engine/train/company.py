@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from rewards import Grader
-from rl_engine.command import EXPLAINED, UNTRAINED, RunFailedError, explained, memory_explained
+from rl_engine.command import EXPLAINED, UNTRAINED, RunFailedError, explained
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.gradients import NonFiniteGradientError
@@ -120,8 +120,7 @@ def train_group(
     RunConsole(quiet=not ranks.is_main, steps=0).print_rows(
         {"model": f"{configs[0].model.name} ({configs[0].model.dtype})", **company_lines(configs, place, at_once)}
     )
-    with memory_explained(configs[0]):
-        base = SharedBase(configs[0], ranks.device)
+    base = SharedBase(configs[0], ranks.device)
     context = max(prepared.context for prepared, _, _ in given.values())
     engine = start_shared_engine(configs, ranks, context, at_once)
     try:

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from datafiles.text import first_line
+from evals.launch import lost_rank
 from evals.scoring.kept import keep_answers
 from evals.scoring.outcomes import outcome_of
 from evals.scoring.report import EvalReport, report_on
@@ -351,7 +353,8 @@ def keep(run: LiveRun, error: BaseException | None) -> None:
         if isinstance(error, Stopped):
             raise
         run.unsaved = True
-        log.warning("step %d could not be saved: %s", run.finished.step, str(second).partition("\n")[0])
+        why = lost_rank(second) or first_line(second)
+        log.warning("step %d could not be saved: %s", run.finished.step, why)
 
 
 def summary_paths(run: LiveRun) -> dict[str, Path]:

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from rewards import Grader
-from rl_engine.command import UNTRAINED, RunFailedError, memory_explained, what_is_saved
+from rl_engine.command import UNTRAINED, RunFailedError, losses_explained, what_is_saved
 from rl_engine.config import Config
 from rl_engine.learner.gap import SamplerGapError
 from rl_engine.learner.gradients import NonFiniteGradientError
@@ -60,14 +60,14 @@ def train_in_place(
         contextlib.nullcontext(shared.grader)
         if shared
         else Grader.from_config(config.rewards, tasks_of(config.data)) as grader,
-        memory_explained(config),
+        losses_explained(config),
     ):
         run = assemble(config, ranks, grader, resume, console=console, stop=stop, shared=shared)
         if earlier is not None:
             run.records.on_first_step = earlier.give_way
         with stop.noted():
             try:
-                with memory_explained(config, lambda: f"step {run.step}, version {run.version}: "):
+                with losses_explained(config, lambda: f"step {run.step}, version {run.version}: "):
                     train(run)
             except Stopped:
                 tell_stopped(run)

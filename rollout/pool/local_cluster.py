@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 
+from datafiles.text import first_line
 from rollout.engine import PoolError
 from rollout.pool.room import SMALLEST_STORE, too_long
 
@@ -70,11 +71,6 @@ def starting(what: str, way_out: str) -> Iterator[None]:
 def first_sentence(error: Exception) -> str:
     """Of its first line, without the stop."""
     return first_line(error).split(". ")[0].rstrip(".:")
-
-
-def first_line(error: Exception) -> str:
-    """Of what Ray says, which goes on with tracebacks and advice; what it is where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from datafiles.text import first_line
 from rollout.pool.dealing import MOST_ITEMS
 from rollout.pool.worker import PoolWorker
 from rollout.types import AdapterRef
@@ -155,9 +156,9 @@ def answer_of(handle: Any) -> tuple[Any, Complaint]:
     except RayTaskError as error:
         return None, f"it failed: {error.cause!r}"
     except RayError as error:
-        lines = str(error).splitlines()
         # Of an actor that died, the first line says how; what follows is Ray's advice, or a traceback and its cause.
-        cause = lines[-1] if isinstance(error, ActorDiedError) and error.actor_init_failed else lines[0]
+        by_its_start = isinstance(error, ActorDiedError) and error.actor_init_failed
+        cause = str(error).splitlines()[-1] if by_its_start else first_line(error)
         return None, f"it died or its answer was lost: {cause}"
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from datafiles.text import first_line
 from rollout.adapters import AdapterError
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, ExtendingEngine, PoolError, PoolSettings
@@ -28,7 +29,7 @@ from rollout.pool.activity import Activity
 from rollout.pool.cluster import Size, machines, placement_of
 from rollout.pool.dealing import deal
 from rollout.pool.incidents import Incidents
-from rollout.pool.local_cluster import first_line, join_ray, start_ray
+from rollout.pool.local_cluster import join_ray, start_ray
 from rollout.pool.member import Call, Complaint, Member, answer_of
 from rollout.pool.room import SCRATCH, Room, lacks, store_bytes, too_small
 from rollout.pool.scratch import ScratchDirectory

@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.exceptions import EngineDeadError
 
+from datafiles.text import first_line
 from rollout.adapters import (
     MANIFEST,
     PEFT_WEIGHTS,
@@ -72,7 +73,7 @@ class VllmEngine:
             except (ValueError, NotImplementedError, AssertionError) as error:
                 raise why_not(error, self.settings.model) from error
             except RuntimeError as error:  # of torch itself, or of vLLM in words of its own
-                said = str(error).partition("\n")[0].rstrip(".")
+                said = first_line(error).rstrip(".")
                 if "out of memory" not in said:
                     raise
                 raise EngineError(

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from evals.command import exit_with_error
 from rewards.command import Command
-from rl_engine.command import RunFailedError, memory_explained, what_takes_less, with_hint
+from rl_engine.command import RunFailedError, losses_explained, what_takes_less, with_hint
 from rl_engine.config import Config
 from rl_engine.config.file import read_config
 from rl_engine.config.resuming import TABLES, ResumeRule, rules_of
@@ -93,7 +93,7 @@ def test_where_memory_runs_out_a_line_says_so(error: Exception, end: str) -> Non
 
 def test_another_error_is_left_as_it_is(make_config: Callable[..., Config]) -> None:
     for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory")):
-        with pytest.raises(type(error)) as raised, memory_explained(make_config()):
+        with pytest.raises(type(error)) as raised, losses_explained(make_config()):
             raise error
         assert raised.value is error
 
@@ -115,13 +115,25 @@ def test_a_run_without_memory_is_told_what_takes_less(make_config: Callable[...,
         assert set(re.findall(r"\w+\.\w+", now)) == keys
         assert {rule for key in keys for rule in rules_of(table, key)} == {ResumeRule.ROUNDING}
         assert [rules_of(table, key) for key in re.findall(r"\w+\.\w+", later)] == [[ResumeRule.FIXED]]
-        with pytest.raises(RunFailedError) as failed, memory_explained(config, lambda: "step 3: "):
+        with pytest.raises(RunFailedError) as failed, losses_explained(config, lambda: "step 3: "):
             raise MemoryError
         assert str(failed.value).splitlines() == [
             "step 3: out of memory: the machine gives no more",
             what_takes_less(config),
             UNSAVED,
         ]
+
+
+def test_a_run_that_lost_a_rank_is_told_to_go_on(make_config: Callable[..., Config]) -> None:
+    """By gloo, whose error is a plain one: torch has no type of it."""
+    said = "[/pytorch/third_party/gloo/transport/tcp/pair.cc:537] Read error [::1]:14029: Connection reset by peer."
+    with pytest.raises(RunFailedError) as failed, losses_explained(make_config(), lambda: "step 3: "):
+        raise RuntimeError(f"{said} This is typically caused by a remote worker hanging or bugs in the application.")
+    assert str(failed.value).splitlines() == [
+        "step 3: rank 0 lost another rank (Read error [::1]:14029: Connection reset by peer): if that was not killed, "
+        "its output says why",
+        UNSAVED,
+    ]
 
 
 def test_nothing_is_called_saved_that_is_not(make_config: Callable[..., Config]) -> None:

@@ -88,6 +88,26 @@ def test_reports_and_plots_replace_their_own_and_say_so() -> None:
     assert {path: path.read_bytes() for path in plots.iterdir()} == others
 
 
+@pytest.mark.parametrize("option", ["--output", "--plots"])
+def test_a_report_s_place_is_tried_before_it_is_drawn(option: str) -> None:
+    """And nothing is called replaced that stays."""
+    start_run(Path("run"))
+    assert CliRunner().invoke(report_app, ["run"]).exit_code == 0
+    Path("file").write_text(MINE)
+    said = refused(report_app, "run", option, Path("file", "page.html") if option == "--output" else "file")
+    assert f"{option}: file is not a directory" in said
+    assert "replaces" not in refused(report_app, "run", "gone")
+
+
+def test_a_sweep_leaves_a_run_as_it_is(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    record_step(start_run(run), 1, {}, {"time/step_s": 1.0})
+    before = {*run.iterdir()}
+    said = refused(sweep_app, "--config", "sweep_rates.yaml", f"output_dir={run}")
+    assert f"output_dir: {run} holds a run: give the sweep another output_dir" in said
+    assert {*run.iterdir()} == before
+
+
 def test_figures_of_adapters_replace_their_own_and_say_so() -> None:
     trained_run(Path("run"), "lora.rank=2")
     arguments = ["run", "--plot", "plot.png", "--output", "figures.json"]

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from datafiles.text import TextFileError, read_text, text_lines
+from datafiles.text import TextFileError, first_line, read_text, text_lines
 from rewards.records import BadRecord, read_rows
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.examples import load_examples
@@ -226,3 +226,17 @@ def test_rows_of_lists_are_not_trained_on_as_their_spelling(tmp_path: Path) -> N
     found = first_problem(DataConfig(source="jsonl", path=str(path)))
     assert found is not None
     assert found.text == "1+1=?"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("no room\nHint: make some"), "no room"),
+        (RuntimeError("\n  \n  no room  \n"), "no room"),
+        (RuntimeError(" \n"), "RuntimeError"),
+        (MemoryError(), "MemoryError"),
+    ],
+    ids=["advice", "blank lines", "blank", "nothing"],
+)
+def test_an_error_is_a_line_even_where_it_says_nothing(error: Exception, line: str) -> None:
+    assert first_line(error) == line

@@ -108,6 +108,26 @@ def test_ctrl_c_under_torchrun_saves(tmp_path: Path) -> None:
         stopped(tmp_path, process, 1, lambda: os.killpg(process.pid, signal.SIGINT), "Ctrl-C under torchrun")
 
 
+def test_a_killed_rank_ends_the_others_in_a_line(tmp_path: Path) -> None:
+    """Whichever rank it is, and whatever the other does then: the kill comes at two moments of a step."""
+    run, text = tmp_path / "runs" / "quickstart", tmp_path / "output.txt"
+    settings = "train.steps=1000", "checkpoint.every=1", "learner.zero_stage=1"
+    for number, later_s in ((0, 0.3), (1, 0.0)):
+        begun = len(read_metrics(run))
+        with on_two_ranks(tmp_path, *settings, "--resume") as process:
+            while len(read_metrics(run)) <= begun + 2:  # two steps, of which one is saved
+                assert process.poll() is None, text.read_text()
+                time.sleep(0.05)
+            time.sleep(later_s)
+            ranks_of(process)[number].kill()
+            process.wait(60)
+        output = text.read_text().partition("ChildFailedError")[0]
+        assert f"rank {1 - number} lost another rank (" in output
+        assert "\nWhat was saved before stands: --resume continues it.\n" in output
+        assert f"[rank{1 - number}]: Traceback" not in output
+        assert "gloo/transport" not in "".join(output.split())
+
+
 def test_sigterm_to_one_rank_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
     """A scheduler asks torchrun, or the machine of one rank goes: all leave with the same step saved."""
     steps = "train.steps=8"

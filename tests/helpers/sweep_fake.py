@@ -51,7 +51,7 @@ def groups_of_fakes(configs: Sequence[Any]) -> list[Group]:
 FAKE = CellCommand(
     groups=groups_of_fakes,
     room=lambda configs, together, jobs: {"together": f"{together} of {len(configs)}"},
-    check=lambda config: None,
+    check=lambda config, *, resume: None,
     wanted_of_hub=lambda config: [],
     module="tests.helpers.sweep_fake_run",
     schema=FakeConfig,

@@ -138,7 +138,6 @@ def _other_values(path: Path) -> None:
         (lambda path: path.write_bytes(gzip.compress(b"no JSON\n")), "step000002.jsonl.gz cannot be read ("),
         (_other_rows, "step000002.jsonl.gz cannot be read (line 1 is no completion)"),
         (_other_values, "step000002.jsonl.gz cannot be read (line 1 is no completion)"),
-        (Path.unlink, "rollouts has nothing of step 2"),
     ],
 )
 def test_a_step_of_damaged_completions_is_named_the_rest_shown(
@@ -156,9 +155,32 @@ def test_a_step_of_damaged_completions_is_named_the_rest_shown(
     assert said in (run / "report.html").read_text()
     (shown,) = read_runs([run], 1)
     assert chosen(shown.completions) == [(1, "a"), (3, "a")]
-    if (run / "rollouts" / "step000002.jsonl.gz").exists() and damage not in (_other_rows, _other_values):
+    if damage not in (_other_rows, _other_values):
         with pytest.raises(ValueError, match=r"step000002.jsonl.gz cannot be read"):
             list(rl_engine.read_run(run).completions())
+
+
+def test_the_directory_of_a_sweep_is_told_from_a_run_s(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    said = CliRunner().invoke(command.app, [str(tmp_path)]).output
+    assert said.endswith(f"there is no {tmp_path}/config.yaml; its cells' runs are {tmp_path}/cells/*/run\n")
+
+
+def test_completions_that_were_deleted_are_counted_not_warned_of(tmp_path: Path) -> None:
+    """They take room, and are nobody's loss: where completions are shown it says of how many steps, and a step that is
+    asked for is said to have none."""
+    run = tmp_path / "run"
+    records = start_run(run)
+    for step in (1, 2, 3):
+        record_step(records, step, {"a": [RIGHT, WRONG]}, TIMES)
+    (run / "rollouts" / "step000002.jsonl.gz").unlink()
+    result = CliRunner().invoke(command.app, [str(run)])
+    (line,) = result.output.splitlines()
+    assert line.startswith("report ")
+    (shown,) = read_runs([run], 1)
+    assert (shown.completions.steps_read, shown.completions.steps_total) == (2, 3)
+    with pytest.raises(ValueError, match="step 2"):
+        list(rl_engine.read_run(run).completions(2))
 
 
 def test_what_a_model_writes_cannot_leave_its_place(tmp_path: Path) -> None:

@@ -131,6 +131,10 @@ def test_audit_sorts_disagreements(tmp_path: Path, compressed: bool) -> None:
 def test_audit_explains_bad_input(tmp_path: Path) -> None:
     missing = RUNNER.invoke(audit.app, [str(tmp_path / "none.jsonl")])
     assert missing.exit_code == 2
+    (tmp_path / "a [long] and unfinished name.jsonl").touch()
+    empty = RUNNER.invoke(audit.app, [str(tmp_path / "a [long] and unfinished name.jsonl")])
+    told = f"error: {tmp_path}/a [long] and unfinished name.jsonl holds no rows\n"
+    assert (empty.exit_code, empty.stdout, empty.stderr) == (2, "", told)
     path = write(tmp_path / "r.jsonl", [{"completion": "x"}])
     assert "no field 'reference'" in " ".join(RUNNER.invoke(audit.app, [str(path)]).output.split())
     wrong = RUNNER.invoke(audit.app, [str(path), "--form", "guess"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.reference import rows
-from rl_engine.run.records import read_metrics
+from rl_engine.run.records import MARKER, read_metrics
 from rl_engine.sweep import __main__ as sweep_command
 from rl_engine.sweep import schedule
 from rl_engine.sweep.__main__ import app
@@ -29,6 +30,7 @@ from rl_engine.sweep.report import write_report
 from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.schedule import run_sweep, targets_of
 from rl_engine.sweep.work import processes, runs
+from tests.helpers.peft_adapters import write_peft
 from tests.helpers.sweep_fake import FAKE, sweep_of
 
 ROOT = Path(__file__).parents[2]
@@ -361,6 +363,93 @@ def test_the_command_says_what_it_would_run_and_what_it_cannot(make_sweep: Sweep
     answer = CliRunner().invoke(app, [])
     assert answer.exit_code == 2
     assert "--config NAME_OR_PATH" in answer.stderr
+
+
+def test_what_cells_begin_with_is_asked_for_until_they_have(tmp_path: Path) -> None:
+    """The adapter to start from may be gone once every run has a checkpoint, or a result."""
+    start = tmp_path / "start"
+    write_peft(start, base_model_name_or_path="embedded")
+    (tmp_path / "sweep.yaml").write_text(
+        f"""
+        base: quickstart.yaml
+        set: {{train.steps: 2, lora: {{start_from: {start}, rank: 2, alpha: 2}}}}
+        grid: {{optim.lr: [1.0e-4, 1.0e-3]}}
+        score: {{metric: eval/held_out/avg}}
+        output_dir: {tmp_path / "out"}
+        """
+    )
+    config = read_config(SweepConfig, str(tmp_path / "sweep.yaml"))
+    first, second = due_cells(config, {})
+
+    def asked() -> tuple[int, str]:
+        answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), "--dry-run", "--retry-failed"])
+        return answer.exit_code, answer.output
+
+    assert asked()[0] == 0
+    shutil.rmtree(start)
+    code, output = asked()
+    assert (code, output.count("\n")) == (2, 1)
+    assert f"arm quickstart, optim.lr=0.0001: lora.start_from: {start} is not an adapter" in output
+    (config.output / "cells" / first.name / "run" / "checkpoints" / "step000001").mkdir(parents=True)
+    (config.output / MARKER).touch()
+    assert "arm quickstart, optim.lr=0.001: lora.start_from" in asked()[1]
+    results = Results(config.output / "results.jsonl")
+    results.add(result_of_cell(second, status="failed"))
+    assert "arm quickstart, optim.lr=0.001: lora.start_from" in asked()[1]
+    results.add(result_of_cell(second, status="done"))
+    code, output = asked()
+    assert (code, "1 cells due, 0 to follow, 1 done" in output) == (0, True), output
+
+
+def result_of_cell(cell: Cell, status: Literal["done", "failed"]) -> Result:
+    return Result(
+        cell=cell.name,
+        arm=cell.arm,
+        axis_value=cell.axis_value,
+        seed=cell.seed,
+        overrides=cell.overrides,
+        config_hash="",
+        status=status,
+        score=0.5,
+        best=0.5,
+        curves={},
+        seconds=1.0,
+        error="",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--retry-failed", "--dry-run"), "a summary.json holds: leave out --retry-failed, --dry-run"),
+        (("jobs=2", "other/summary.json"), "a summary.json holds: leave out jobs=2, other/summary.json"),
+        ((), "gone.json is not there, no summary of a sweep"),
+    ],
+    ids=["options", "settings", "missing"],
+)
+def test_what_cannot_be_redrawn_is_told_in_a_line(arguments: tuple[str, ...], told: str) -> None:
+    answer = CliRunner().invoke(app, ["--redraw", "gone.json", *arguments])
+    assert (answer.exit_code, answer.stderr.count("\n")) == (2, 1)
+    assert told in answer.stderr
+
+
+def test_a_sweep_s_directory_is_not_its_summary(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["--redraw", str(tmp_path)])
+    assert answer.exit_code == 2
+    assert f"{tmp_path} is a directory, no summary of a sweep: give {tmp_path}/summary.json" in answer.stderr
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_cell_whose_beginning_cannot_be_read_is_named(content: str, make_sweep: SweepMaker) -> None:
+    config = make_sweep()
+    cell = due_cells(config, {})[0]
+    begun = config.output / "cells" / cell.name / "cell.json"
+    begun.parent.mkdir(parents=True)
+    begun.write_text(content)
+    (config.output / MARKER).touch()
+    with pytest.raises(ConfigError, match=rf"cell.json does not say .*: remove {begun.parent}, and the cell begins"):
+        run(config)
+    assert begun.read_text() == content
 
 
 def test_a_report_is_written_now_and_then_and_at_the_end(

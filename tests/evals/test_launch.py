@@ -1,0 +1,64 @@
+"""A launcher's processes that lose each other: torch's own error of it, and what a person is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from evals.launch import lost_rank
+
+ROOT = Path(__file__).parents[2]
+IS_KILLED = """
+import os, signal
+from evals.launch import join_launch, lost_rank
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a run, which notes it and finishes its step
+launch = join_launch()
+launch.barrier()
+if launch.rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    launch.barrier()
+except RuntimeError as error:
+    print(lost_rank(error))
+"""
+INTERFACE = (
+    "[enforce fail at /pytorch/third_party/gloo/gloo/transport/tcp/device.cc:83] ifa != nullptr. Unable to find "
+    "interface for: eth9"
+)
+
+
+def test_a_killed_ranks_end_is_told_by_the_other(tmp_path: Path) -> None:
+    """By gloo, on CPUs."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    (tmp_path / "program.py").write_text(IS_KILLED)
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "program.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    (told,) = done.stdout.splitlines()
+    assert told.startswith("rank 0 lost another rank (")
+    assert told.endswith("): if that was not killed, its output says why")
+    assert "gloo" not in told
+    assert "remote worker" not in told
+
+
+def test_other_libraries_errors_of_lost_ranks_are_told_too() -> None:
+    said = lost_rank(dist.DistBackendError("NCCL error: remote process exited\nncclRemoteError: …"))
+    assert said == (
+        "rank 0 lost another rank (NCCL error: remote process exited): if that was not killed, its output says why"
+    )
+
+
+@pytest.mark.parametrize("message", ["", "mat1 and mat2 shapes cannot be multiplied", INTERFACE], ids=range(3))
+def test_no_other_error_is_taken_for_a_lost_rank(message: str) -> None:
+    assert lost_rank(RuntimeError(message)) is None
