@@ -25,7 +25,7 @@ class RewardConfig(BaseModel):
         default=1024,
         ge=512,
         le=65536,
-        description="Address space of each grading process, in MiB, beside what loading `function` takes.",
+        description="Address space that each grading process may take while it grades, in MiB, beside what is loaded.",
     )
     answer_forms: tuple[AnswerForm, ...] = Field(
         default=("boxed",),

@@ -5,8 +5,9 @@ process is small, has one thread and never judges anything itself, so forking it
 user's own process does with threads, CUDA or event loops.
 
 It is started as `python -m rewards.workers.fork_server FD`, with FD a socket to the grader. Requests are JSON
-messages (`rewards.workers.wire`): `spawn` answers with the worker's pid and passes one end of a new socket pair,
-`kill` ends a worker. End of file means that the grader is gone: everything dies.
+messages (`rewards.workers.wire`): `spawn` answers with the worker's pid and passes two sockets, one to the worker and
+one on which this process tells the worker's exit code once it has ended. `kill` ends a worker. End of file means that
+the grader is gone: everything dies.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class ForkServer:
         self._buffer = buffer
         self._settings = settings
         self._parent = os.getppid()
-        self._children: set[int] = set()
+        self._children: dict[int, socket.socket] = {}
+        """Workers that have not been waited for, and where to tell how they ended."""
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         # A handler that does nothing: the wake-up pipe is what makes select return when a child dies.
@@ -76,19 +78,22 @@ class ForkServer:
         if request["do"] == "spawn":
             self._spawn()
         elif request["do"] == "kill" and request["pid"] in self._children:
-            # Only children not yet waited for are in the set, so the pid cannot be someone else's.
+            # Only children not yet waited for are held, so the pid cannot be someone else's.
             os.kill(request["pid"], signal.SIGKILL)
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
+        ending, told = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            theirs.close()
+            for end in (theirs, ending, told, *self._children.values()):
+                end.close()
             self._become_worker(ours)
         ours.close()
-        self._children.add(pid)
-        socket.send_fds(self._control, [wire.encode({"pid": pid})], [theirs.fileno()])
+        self._children[pid] = ending
+        socket.send_fds(self._control, [wire.encode({"pid": pid})], [theirs.fileno(), told.fileno()])
         theirs.close()
+        told.close()
 
     def _become_worker(self, connection: socket.socket) -> NoReturn:
         """In the child: drop what belongs to the fork server, then serve until the connection closes."""
@@ -108,10 +113,12 @@ class ForkServer:
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while True:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                self._children.discard(pid)
+                # The grader closes its end of workers that it asked to go.
+                with self._children.pop(pid) as ending, contextlib.suppress(ConnectionError):
+                    ending.sendall(str(os.waitstatus_to_exitcode(status)).encode())
 
 
 if __name__ == "__main__":

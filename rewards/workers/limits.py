@@ -50,14 +50,17 @@ def _lower(kind: int, soft: int) -> None:
 def confine(*, memory_mib: int, own_code: bool) -> None:
     """Apply the resource limits.
 
-    With `own_code`, a reward function of the user's runs here: it may read files and start threads, but it
-    has the same memory beyond what it has loaded, may write no byte, and its time is limited like everything else.
+    What is mapped by now is not counted: libraries reserve much that they never touch, and more of it on a machine of
+    many cores. Under a limit below it every further allocation fails, and the interpreter itself does not survive some.
+
+    With `own_code`, a reward function of the user's runs here: it may read files and start threads, but it has the same
+    memory, may write no byte, and its time is limited like everything else.
     """
     if own_code:
         # Found by writing into it. Libraries ask when they are imported (torch), which a function may do when called.
         with contextlib.suppress(FileNotFoundError):
             tempfile.gettempdir()
-    _lower(resource.RLIMIT_AS, memory_mib * 2**20)
+    _lower(resource.RLIMIT_AS, (_address_space_mib() + memory_mib) * 2**20)
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, 0)
     _lower(resource.RLIMIT_NOFILE, 256 if own_code else 64)
@@ -76,7 +79,7 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
         raise PermissionError(f"a grading worker may not use {event}")
 
 
-def address_space_mib() -> int:
+def _address_space_mib() -> int:
     """What this process has mapped, which is what the limit on memory counts."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     return pages * resource.getpagesize() // 2**20

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import selectors
+import signal
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,7 +18,14 @@ from dataclasses import dataclass
 
 from rewards.types import Verdict
 from rewards.workers import wire
-from rewards.workers.processes import CLOSE_LIMIT_S, START_LIMIT_S, ForkServerProcess, Worker, WorkersFailed
+from rewards.workers.processes import (
+    CLOSE_LIMIT_S,
+    START_LIMIT_S,
+    ForkServerProcess,
+    Worker,
+    WorkersFailed,
+    in_words,
+)
 
 QUEUE_ITEMS = 16
 QUEUE_BYTES = 1 << 18
@@ -63,6 +71,7 @@ class Pool:
         self._workers: list[Worker] = []
         self._selector = selectors.DefaultSelector()
         self.restarts = 0
+        self._reported: set[str] = set()
         self.abandoned = False
         """Set by another thread than the one in `run`, which then raises `WorkersFailed`."""
         self._fork_server_restarts = 0
@@ -117,7 +126,7 @@ class Pool:
     def _drop(self, worker: Worker) -> None:
         self._workers.remove(worker)
         self._selector.unregister(worker.connection)
-        worker.connection.close()
+        worker.close()
 
     def _clear_stolen(self) -> None:
         """A worker still busy with an item that another has answered is not kept for the next call."""
@@ -237,39 +246,33 @@ class Pool:
                 self._fork_server = None
 
     def _handle_loss(self, worker: Worker, batch: GradingCall) -> None:
-        """A worker is gone: judge why, settle its item, give the rest back."""
+        """A worker is gone: ask why, settle its item, give the rest back."""
+        code = worker.exit_code()
         self._drop(worker)
         if not worker.ready:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
-                raise WorkersFailed(self._why_none_starts())
+                raise WorkersFailed(f"the grading workers die while they start: {in_words(code)}")
             return
         assigned = list(worker.assigned)
         if assigned and not worker.leaving:
             self.restarts += 1
-            elapsed = time.monotonic() - worker.head_since
             head = assigned[0]
-            if worker.overdue or elapsed >= 0.9 * self._timeout_s:
+            if worker.overdue or code == -signal.SIGALRM:  # the worker's own timer
                 self._report("a worker ran over the time limit")
                 batch.settle(head, _failure(Verdict.TIMEOUT, f"over the limit of {self._timeout_s:g} s"))
             else:
-                self._report("a worker died")
+                self._report(f"a worker died, {in_words(code)},")
                 batch.crashes[head] = batch.crashes.get(head, 0) + 1
                 if batch.crashes[head] >= CRASHES_PER_ITEM:
-                    batch.settle(head, _failure(Verdict.ERROR, "the grading worker crashed on this item"))
+                    crash = f"the grading worker crashed on this item: {in_words(code)}"
+                    batch.settle(head, _failure(Verdict.ERROR, crash))
         batch.waiting.extendleft(i for i in reversed(assigned) if batch.replies[i] is None)
 
-    def _why_none_starts(self) -> str:
-        # What a function of the user's takes while it loads is not limited; what generated tasks load is.
-        cause = "" if self._settings["function"] else ": is rewards.memory_mib too small?"
-        return f"the grading workers die while they start{cause}"
-
     def _report(self, what: str) -> None:
-        if self.restarts == 1:
-            logger.warning(
-                "%s and was replaced; further replacements are counted in Grader.restarts, not reported",
-                what,
-            )
+        if what not in self._reported:
+            self._reported.add(what)
+            logger.warning("%s and was replaced; further ones are counted in Grader.restarts, not reported", what)
 
 
 def _failure(verdict: Verdict, detail: str) -> wire.Message:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from rewards.workers import wire
 START_LIMIT_S = 180.0
 SPAWN_LIMIT_S = 30.0
 CLOSE_LIMIT_S = 5.0
+REAP_LIMIT_S = 1.0
+SIGNAL_NAMES = {one.value: one.name for one in signal.Signals}
 SECRET = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
 """Names of variables that hold what nobody else should know."""
 
@@ -36,6 +39,8 @@ class Worker:
 
     pid: int
     connection: socket.socket
+    ending: socket.socket
+    """Where the fork server tells the exit code of this worker."""
     assigned: deque[int] = field(default_factory=deque)
     """Items sent and not yet answered, in order; the first is the one being judged."""
     head_since: float = 0.0
@@ -54,6 +59,29 @@ class Worker:
     def overdue(self) -> bool:
         return self.overdue_since is not None
 
+    def exit_code(self) -> int | None:
+        """How a worker that is gone ended, as `subprocess` counts: -11 is signal 11. None when the fork server does not
+        say: it may be gone too."""
+        self.ending.settimeout(REAP_LIMIT_S)
+        try:
+            told = self.ending.recv(16)
+        except OSError:
+            return None
+        return int(told) if told else None
+
+    def close(self) -> None:
+        self.connection.close()
+        self.ending.close()
+
+
+def in_words(exit_code: int | None) -> str:
+    """Example: `killed by signal 11 (SIGSEGV)`, `exit status 1`."""
+    if exit_code is None:
+        return "cause unknown"
+    if exit_code >= 0:
+        return f"exit status {exit_code}"
+    return f"killed by signal {-exit_code} ({SIGNAL_NAMES.get(-exit_code, 'without a name')})"
+
 
 class ForkServerProcess:
     """The child process that forks workers. One per grader, restarted when it dies."""
@@ -69,7 +97,7 @@ class ForkServerProcess:
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
-                env=_environment(own_code=settings["function"] is not None),
+                env=environment(own_code=settings["function"] is not None),
             )
         finally:
             theirs.close()
@@ -83,16 +111,15 @@ class ForkServerProcess:
                 self._expect_ready()
             self._control.settimeout(SPAWN_LIMIT_S)
             self._control.sendall(wire.encode({"do": "spawn"}))
-            pid, descriptor = self._receive_worker()
+            pid, (connection, ending) = self._receive_worker()
         except (OSError, EOFError) as error:
             status = self._process.poll()
             raise WorkersFailed(
                 f"the grading workers did not start: {error or type(error).__name__}"
                 + (f" (the process ended with status {status})" if status is not None else "")
             ) from error
-        connection = socket.socket(fileno=descriptor)
         connection.setblocking(False)
-        return Worker(pid=pid, connection=connection)
+        return Worker(pid=pid, connection=connection, ending=ending)
 
     def kill(self, worker: Worker) -> None:
         with contextlib.suppress(OSError):  # the fork server is gone, and its workers with it
@@ -117,13 +144,13 @@ class ForkServerProcess:
             raise EOFError("it ended while importing math-verify")
         self._ready = True
 
-    def _receive_worker(self) -> tuple[int, int]:
-        """The answer to `spawn`: a message with the pid, and a descriptor beside it."""
+    def _receive_worker(self) -> tuple[int, list[socket.socket]]:
+        """The answer to `spawn`: a message with the pid, and two descriptors beside it."""
         descriptors: list[int] = []
         while True:
             message = wire.take(self._buffer)
             if message is not None:
-                return int(message["pid"]), descriptors[0]
+                return int(message["pid"]), [socket.socket(fileno=descriptor) for descriptor in descriptors]
             chunk, received, _, _ = socket.recv_fds(self._control, 4096, 4)
             descriptors += received
             if not chunk:
@@ -131,7 +158,7 @@ class ForkServerProcess:
             self._buffer += chunk
 
 
-def _environment(*, own_code: bool) -> dict[str, str]:
+def environment(*, own_code: bool) -> dict[str, str]:
     """The user's environment, with a path on which the child finds this package and the user's modules.
 
     Processes that only read what models wrote are told no secrets; a reward function of the user's may need them.
@@ -142,4 +169,6 @@ def _environment(*, own_code: bool) -> dict[str, str]:
         # Where a user's module is, however the program was started: a console script has no "" among its paths.
         entries.append(str(Path.cwd()))
     kept = {name: value for name, value in os.environ.items() if own_code or not SECRET.search(name)}
+    # OpenBLAS starts a thread for each core when numpy is imported, and what forks should have none beside its own.
+    kept = {"OPENBLAS_NUM_THREADS": "1", **kept}
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(entries)), "PYTHONSAFEPATH": "1"}

@@ -68,10 +68,8 @@ def serve(connection: socket.socket, settings: wire.Message) -> None:
     warnings.simplefilter("ignore")
     sys.setrecursionlimit(RECURSION_LIMIT)
     own_code = settings["function"] is not None
-    before_mib = limits.address_space_mib()
     judge = _Judge(settings)  # no completion has been seen: the user's own code and its libraries load unconfined
-    loaded_mib = limits.address_space_mib() - before_mib if own_code else 0
-    limits.confine(memory_mib=settings["memory_mib"] + loaded_mib, own_code=own_code)
+    limits.confine(memory_mib=settings["memory_mib"], own_code=own_code)
     connection.sendall(wire.encode({"hello": True}))
     buffer = bytearray()
     served = 0

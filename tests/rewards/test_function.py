@@ -15,8 +15,10 @@ from rewards.trial import RewardFunctionError, try_function
 REQUEST = {"completion": "so \\boxed{5}", "reference": "5", "problem": "2+3=?", "tokens": 4}
 ITEM = GradeItem(completion="so \\boxed{5}", reference="5", problem="2+3=?", tokens=4)
 MINE = """
+import ctypes
 import re
 import os
+import signal
 import tempfile
 import time
 
@@ -63,6 +65,10 @@ def hoards(completion, reference, problem): return len(bytearray(2**31))
 def asks_for_a_place(completion, reference, problem): return len(tempfile.gettempdir())
 def endless(completion, reference, problem): return endless(completion, reference, problem)
 def leaves(completion, reference, problem): raise SystemExit(0)
+def crashes(completion, reference, problem): ctypes.string_at(0)
+def aborts(completion, reference, problem): os.abort()
+def exits(completion, reference, problem): os._exit(1)
+def has_its_timer_run_out(completion, reference, problem): os.kill(os.getpid(), signal.SIGALRM)
 number = 5
 """
 # Takes more than a grading process may, once it is loaded or before.
@@ -188,11 +194,15 @@ def test_a_file_in_place_of_a_module_is_refused_with_the_module(path: str) -> No
         ("my_tensors:hoards", ["out of memory (rewards.memory_mib is 1,024)", "my_tensors.py", "in hoards"]),
         ("my_rewards:endless", ["in endless", "RecursionError: maximum recursion depth exceeded"]),
         ("my_rewards:leaves", ["SystemExit"]),
+        ("my_rewards:crashes", ["the grading worker crashed on this item: killed by signal 11 (SIGSEGV)"]),
+        ("my_rewards:aborts", ["killed by signal 6 (SIGABRT)"]),
+        ("my_rewards:exits", ["the grading worker crashed on this item: exit status 1"]),
         ("my_rewards:slow", ["more than rewards.timeout_s (1 s)"]),
+        ("my_rewards:has_its_timer_run_out", ["more than rewards.timeout_s (1 s)"]),
         ("my_broken:reward", ["cannot load my_broken:reward", "my_broken.py", "line 3", "SyntaxError"]),
         ("my_needy:reward", ["my_needy.py", "line 1", "No module named 'no_such_package_here'"]),
         ("my_quit:reward", ["my_quit.py", "SystemExit: no key given"]),
-        ("my_exit:reward", ["importing my_exit:reward ends the grading process"]),
+        ("my_exit:reward", ["importing my_exit:reward ends the grading process", "exit status 3"]),
     ],
 )
 def test_the_trial_call_says_what_is_wrong_and_where(path: str, messages: list[str]) -> None:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from rewards import Grader, GradeResult
+from rewards.workers.processes import environment
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RIGHT = ("\\boxed{2x+3}", "3+2x")
@@ -87,11 +88,23 @@ def test_a_hanging_item_costs_only_its_own_verdict(pool_grader: Grader) -> None:
     assert not [process for process in zombies if process.is_running() and process.status() == psutil.STATUS_ZOMBIE]
 
 
-def test_replacements_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_replacements_are_reported_once_for_each_cause(caplog: pytest.LogCaptureFixture) -> None:
+    others = descendants()
     with caplog.at_level(logging.WARNING, logger="rewards"), Grader(workers=1, timeout_s=1.0) as grader:
         assert verdicts(grader.grade([HANGS, WRONG, HANGS])) == ["timeout", "incorrect", "timeout"]
-        assert grader.restarts == 2
-    assert len([record for record in caplog.records if record.name.startswith("rewards")]) == 1
+        for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL):
+            assert verdicts(grader.grade([WRONG])) == ["incorrect"]
+            (worker,) = (p for p in descendants() if p not in others and p.ppid() != os.getpid())
+            worker.send_signal(number)
+            assert wait_until_gone([worker])
+        assert verdicts(grader.grade([WRONG])) == ["incorrect"]
+        assert grader.restarts == 5
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("rewards")]
+    assert [text.partition(" and was replaced")[0] for text in said] == [
+        "a worker ran over the time limit",
+        "a worker died, killed by signal 9 (SIGKILL),",
+        "a worker died, killed by signal 11 (SIGSEGV),",
+    ]
 
 
 def test_a_killed_worker_is_replaced_and_its_items_regraded(pool_grader: Grader) -> None:
@@ -135,6 +148,28 @@ def test_a_confined_worker_needs_no_further_module(
     """Sympy imports numpy and more when first asked; a worker that may not touch the environment cannot."""
     (result,) = pool_grader.grade([(f"\\boxed{{{answer}}}", reference)])
     assert result.verdict == verdict, result.detail
+
+
+def test_what_libraries_reserve_counts_against_no_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenBLAS does for each core, numpy's and scipy's own: on sixteen cores it is more than `memory_mib`."""
+    (tmp_path / "sitecustomize.py").write_text("import mmap\nreserved = mmap.mmap(-1, 2**31)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    items = [(f"\\boxed{{\\frac{{{n}x}}{{7}} + \\sqrt{{{n}}}}}", f"\\sqrt{{{n}}} + {n}x/7") for n in range(11, 41)]
+    with Grader(workers=1) as grader:
+        results = grader.grade(items)
+        assert [(str(result.verdict), result.detail) for result in results] == [("correct", "compared")] * len(items)
+        assert grader.restarts == 0
+
+
+def test_what_forks_workers_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    code = "import os; from rewards.workers.worker import preload; preload({'tasks': []});"
+    code += "print(len(os.listdir('/proc/self/task')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(own_code=True), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
 
 
 def test_threads(pool_grader: Grader) -> None:
