@@ -81,13 +81,6 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""Of oneDNN, and torch's own before it."""
-KEPT_KERNELS = 128
-"""Matrix products of different sizes that they keep code for. Their own number is 1,024: with batches of ever other
-lengths a run of the embedded model had half a GiB of code after ten steps (docs/memory.md)."""
-
-
 def join_ranks() -> Ranks:
     """Enter the process group: the launcher's, or one of our own with this process alone in it.
 
@@ -106,8 +99,6 @@ def join_ranks() -> Ranks:
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        for cache in KERNEL_CACHES:
-            os.environ.setdefault(cache, str(KEPT_KERNELS))
     import deepspeed
 
     if not cuda:

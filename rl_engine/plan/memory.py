@@ -28,6 +28,8 @@ PHASES = ("rollout", "learn", "sync")
 # Resident memory of a process with torch, transformers, peft, DeepSpeed and vLLM in it, and of one grading process
 # (docs/memory.md). Of a CUDA context nothing was measured: a usual figure.
 LIBRARIES_GIB = 0.85
+# That oneDNN keeps for every size of a batch, up to 1,024 of them: 0.25 to 0.5 in a run of the embedded model.
+PRODUCTS_GIB = 0.3
 GRADER_GIB = 0.08
 CUDA_CONTEXT_GIB = 1.0
 # What vLLM keeps of the card while it sleeps: its CUDA graphs and workspaces, 1 to 3 GiB by what is written of it; not
@@ -185,6 +187,7 @@ def learner_parts(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: fl
         *_learning(config, meta_model, cuda),
         *_syncing(config, published, cuda),
         Part(name="libraries", gib=LIBRARIES_GIB, on_host=cuda),
+        Part(name="code of matrix products", gib=0.0 if cuda else PRODUCTS_GIB),
         Part(name="grading", gib=GRADER_GIB * (config.rewards.workers + 1), keys=("rewards.workers",), on_host=cuda),
         Part(name="CUDA context", gib=CUDA_CONTEXT_GIB if cuda else 0.0),
     ]

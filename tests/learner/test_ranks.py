@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rl_engine.learner.ranks import KERNEL_CACHES, leave_ranks
+from rl_engine.learner.ranks import leave_ranks
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.precision import assert_same_adam_steps
 
@@ -116,26 +116,3 @@ def test_gloos_threads_have_time_before_a_rank_ends(
     monkeypatch.setattr(time, "sleep", lambda seconds: events.append("waited"))
     leave_ranks()
     assert events == ["left", "waited"][: 1 + waits]
-
-
-MANY_SIZES = """
-import os, psutil, torch
-from rl_engine.learner.ranks import join_ranks
-join_ranks()
-weight = torch.randn(192, 512, dtype=torch.bfloat16)
-held = []
-for rows in range(1, 900):
-    torch.nn.functional.linear(torch.randn(rows, 512, dtype=torch.bfloat16), weight)
-    held.append(psutil.Process().memory_info().rss)
-print((held[-1] - held[99]) / 2**20)
-"""
-
-
-def test_products_of_many_sizes_leave_no_code_behind() -> None:
-    """On a CPU whose kernels are made for each size they were half a GiB, and are a tenth of that."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", *KERNEL_CACHES):
-        environment.pop(name, None)
-    command = [sys.executable, "-c", MANY_SIZES]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-    assert float(done.stdout.split()[-1]) < 200
