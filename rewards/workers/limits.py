@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import signal
 import sys
@@ -29,6 +30,9 @@ FORBIDDEN_EVENTS = (
     "webbrowser.",
     "ctypes.dlopen",
 )
+NEARLY = 32 * 2**20
+"""Bytes below the limit: what Python and the C library ask for at a time is less."""
+TOUCHED_KIB = 256 * 2**10
 ALLOWED_EVENTS = frozenset({"os.listdir", "os.scandir", "os.fspath", "os.walk"})
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -83,6 +87,20 @@ def _address_space_mib() -> int:
     """What this process has mapped, which is what the limit on memory counts."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     return pages * resource.getpagesize() // 2**20
+
+
+def has_run_short() -> bool:
+    """Whether this process has ever had nearly all the address space that it may have.
+
+    Libraries catch every exception, and take the `MemoryError` that they were given for an answer. That shows here
+    where memory was taken little by little; a single allocation that is too large leaves no mark.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    # Asked of every item: whoever has touched little is not asked further.
+    if limit == resource.RLIM_INFINITY or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < TOUCHED_KIB:
+        return False
+    found = re.search(r"^VmPeak:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    return found is not None and int(found[1]) * 2**10 > limit - NEARLY
 
 
 def start_timer(timeout_s: float) -> None:

@@ -109,6 +109,7 @@ class _Judge:
 
     def __call__(self, request: wire.Message) -> wire.Message:
         said: wire.Message = {}
+        was_short = limits.has_run_short()  # as code of the user's may have, and lived with it
         try:
             if failure := self._why_not(request):
                 return _error(failure)
@@ -116,6 +117,8 @@ class _Judge:
                 judgement = self._judged(request, said)
             except RecursionError:  # of the text; one of the user's function is an error as any other
                 judgement = self._too_deep
+            if limits.has_run_short() and not was_short:
+                raise MemoryError
             if self._function is not None and not request.get("as_answer"):
                 said["function"] = self._function(self._as_seen(request))
         except MemoryError:

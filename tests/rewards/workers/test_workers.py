@@ -161,6 +161,40 @@ def test_what_libraries_reserve_counts_against_no_item(tmp_path: Path, monkeypat
         assert grader.restarts == 0
 
 
+SWALLOWED = """
+import rewards.judge
+from rewards import RewardConfig
+from rewards.judge import Judgement
+from rewards.types import Verdict
+from rewards.workers import limits, worker
+
+def tries(mib):
+    held = []
+    try:
+        while len(held) < mib:
+            held.append(bytearray(2**20))
+    except Exception:
+        pass
+    return Judgement(Verdict.INCORRECT, None, "compared")
+
+rewards.judge.judge_completion = lambda completion, *_, **__: tries(int(completion))
+judge = worker._Judge({**RewardConfig(memory_mib=512).model_dump(mode="json"), "tasks": []})
+limits.confine(memory_mib=512, own_code=False)
+for mib in (0, 400, 1000, 0):
+    print(judge({"completion": str(mib), "reference": "1", "problem": ""})["detail"])
+"""
+
+
+def test_memory_that_a_library_ran_out_of_is_no_answer() -> None:
+    """math-verify catches whatever is raised: an answer for which memory was short is an error, not wrong."""
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED], env=environment(own_code=True), capture_output=True, text=True, check=True
+    )
+    short = "out of memory (rewards.memory_mib is 512)"
+    # After such an answer a worker makes way for another; what comes later cannot be told from what was.
+    assert done.stdout.splitlines() == ["compared", "compared", short, "compared"], done.stderr
+
+
 def test_what_forks_workers_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
