@@ -30,7 +30,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LARGEST_TEST_RANK = 8
 DEVICE_TYPE = "cuda" if torch.cuda.is_available() else "cpu"
 # Few tests that take minutes: begun first, so that no worker is left alone with one of these files in the end.
-LONGEST = ("test_ranks.py", "test_train.py", "test_doctor.py", "test_memory.py", "test_full.py", "test_run.py")
+LONGEST = (
+    *("test_ranks.py", "test_train.py", "test_doctor.py", "test_page.py", "test_together.py", "test_stop.py"),
+    *("test_company.py", "test_going_on.py", "test_memory.py", "test_full.py", "test_run.py"),
+)
 
 
 def pytest_configure() -> None:
