@@ -29,7 +29,6 @@ from benchmarks.gpu_contact.weights import random_model, write_shape
 PROMPT = 16
 SHORTEST = 0.75
 MASKS = ("as it is", "given", "none")
-NOT_COMPILED = ".*the learner's passes take longer"
 CHECKPOINTING = "learner.gradient_checkpointing=true"
 
 
@@ -174,12 +173,14 @@ def build(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> Any:
     """The learner of an arm, its layers compiled where a run would compile them."""
     import torch._dynamo
 
+    from rl_engine.policy.compiled_layers import NotCompiledWarning
+
     learner = start_learner(directory, sizes, [*arm.settings])
     torch._dynamo.reset()
     if arm.compiled and learner.is_worth_compiling:
         with warnings.catch_warnings():
             # An arm that is not what it is called is no figure.
-            warnings.filterwarnings("error", message=NOT_COMPILED)
+            warnings.simplefilter("error", NotCompiledWarning)
             learner.compile_layers([samples_of(sizes, vocabulary)[0].prompt_ids])
     return learner
 
@@ -242,6 +243,7 @@ def main(sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")]
     import torch
 
     from rl_engine.learner.ranks import leave_ranks
+    from rl_engine.policy.compiled_layers import NotCompiledWarning
 
     given = SIZES[sizes]
     learner, before = None, None
@@ -259,7 +261,7 @@ def main(sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")]
             try:
                 learner = learner or build(arm, directory, given, vocabulary)
                 figures = measure(arm, learner, given, vocabulary)
-            except (torch.OutOfMemoryError, UserWarning, NoGradientError) as error:
+            except (torch.OutOfMemoryError, NotCompiledWarning, NoGradientError) as error:
                 learner = None
                 note("left out", arm=name, why=str(error).splitlines()[0])
                 continue

@@ -109,8 +109,8 @@ class _Judge:
 
     def __call__(self, request: wire.Message) -> wire.Message:
         said: wire.Message = {}
-        was_short = limits.has_run_short()  # as code of the user's may have, and lived with it
         try:
+            was_short = limits.has_run_short()  # as code of the user's may have, and lived with it
             if failure := self._why_not(request):
                 return _error(failure)
             try:

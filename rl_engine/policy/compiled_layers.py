@@ -25,6 +25,10 @@ SAME_GRADIENT = 0.25
 differed by 3 % where most (1.5B, H200), and what a compiler loses is missing as a whole."""
 
 
+class NotCompiledWarning(UserWarning):
+    """The layers stay as they are, and the learner's passes take longer."""
+
+
 def is_worth_compiling(config: Config, model: nn.Module, device: torch.device) -> bool:
     """Whether torch's compiler makes up for the time that it takes at a run's start: on a card, for a model of some
     size whose layers are of one form, whatever the lengths of the samples in a micro-batch."""
@@ -62,7 +66,7 @@ def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> None:
             if error <= SAME_GRADIENT:
                 return
             said = f"torch.compile computes other gradients here, by {error:.0%} where they differ most"
-    warnings.warn(f"{said}; so the learner's passes take longer", stacklevel=2)
+    warnings.warn(f"{said}; so the learner's passes take longer", NotCompiledWarning, stacklevel=2)
     for layer in layers:
         del layer.forward
 

@@ -37,6 +37,7 @@ from rl_engine.learner.batching import collate
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.policy import base_model
+from rl_engine.policy.compiled_layers import NotCompiledWarning
 from tests.helpers import forked
 
 CPU = SIZES["cpu"]
@@ -298,7 +299,11 @@ def test_an_arm_that_is_not_what_it_is_called_is_no_figure(
     """Layers that stayed as they were are not compiled ones, and what leaves no gradient is no pass of a step."""
 
     def stay(*_: Any) -> None:
-        warnings.warn("torch.compile does not work here: no; so the learner's passes take longer", stacklevel=2)
+        warnings.warn(
+            "torch.compile does not work here: no; so the learner's passes take longer",
+            NotCompiledWarning,
+            stacklevel=2,
+        )
 
     monkeypatch.setattr(Learner, "is_worth_compiling", True)
     monkeypatch.setattr(Learner, "compile_layers", stay)
