@@ -1,0 +1,28 @@
+"""A supervised run that is over; no test sees a launcher's variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from rl_engine.sft.run import run_sft
+from tests.helpers.supervised import RUN, config_of
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variables of a launcher, which other tests of this process may have set: accelerate would wrap the
+    model for several ranks."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rank-1 run of the command that was never interrupted."""
+    directory = tmp_path_factory.mktemp("sft")
+    assert run_sft(config_of(directory, *RUN)) == 0
+    return directory / "run"

@@ -1,0 +1,264 @@
+"""What a sweep's table and figures say of known results."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evals.scoring.versions import package_versions
+from rl_engine.config.file import ConfigError
+from rl_engine.drawing.style import COLOURS, rank_colour
+from rl_engine.sweep.analysis import analyse
+from rl_engine.sweep.cells import arms_of
+from rl_engine.sweep.config import ScoreConfig
+from rl_engine.sweep.figures import best_over, learning_curves, score_over_axis
+from rl_engine.sweep.looks import looks_of
+from rl_engine.sweep.report import COLUMNS, best_rows, curve_rows, redraw, score_rows, write_report
+from rl_engine.sweep.results import scores_of, thinned
+from tests.helpers.paper_sweeps import made_up, paper_sweep, parabola
+from tests.helpers.sweep_fake import sweep_of
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_best_rates_ratios_and_differences_of_a_known_sweep(mode: str, tmp_path: Path) -> None:
+    sign = 1 if mode == "max" else -1
+    config = paper_sweep(tmp_path, score={"metric": "eval/held_out/avg", "mode": mode})
+    found = made_up(config, lambda arm, rate, seed: sign * parabola(arm, rate, seed))
+    assert len(found) == 3 * (5 + 3)
+    analysis = analyse(config, found)
+    # Three arms, four seeds at the best rate of each.
+    assert analysis.spread
+    assert analysis.spread.deviation == pytest.approx(np.std([0.05, -0.01, 0, 0.01], ddof=1))
+    assert analysis.spread.freedom == 9
+    assert "between the values (t, 9 d.f.)" in best_rows(config, analysis)[0]
+    by_name = {report.arm.name: report.best for report in analysis.arms}
+    rank1, full = by_name["rank 1"], by_name["full"]
+    assert rank1 is not None
+    assert full is not None
+    assert (rank1.axis_value, full.axis_value) == (1e-3, 1e-4)
+    assert rank1.best.value == pytest.approx(10**-2.9)
+    assert full.best.value == pytest.approx(1e-4)
+    assert full.comparison is None
+    assert rank1.comparison is not None
+    assert rank1.comparison.best_ratio.value == pytest.approx(10**1.1)
+    low, high = rank1.comparison.best_ratio.interval or (math.nan, math.nan)
+    assert low < 10**1.1 < high
+    # Of the confirming seeds: the one that chose the rate was lucky. Rank 1 is a tenth of a decade off its best rate.
+    assert rank1.score.value == pytest.approx(sign * (0.92 - 0.1 * 0.1**2))
+    assert rank1.seeds == 3
+    # The seeds' own differences cancel in pairs.
+    assert rank1.comparison.score_difference.value == pytest.approx(-sign * 0.001)
+    assert rank1.comparison.score_difference.interval == pytest.approx((-sign * 0.001, -sign * 0.001), abs=1e-9)
+
+
+def test_a_rate_where_a_run_failed_is_not_the_best(tmp_path: Path) -> None:
+    """The edge of the axis is no optimum."""
+
+    def score(arm: str, rate: float, seed: int) -> float | None:
+        if arm == "rank 1":
+            return None if rate == 1e-3 else parabola(arm, rate, seed)
+        return math.log10(rate) / 10 + seed / 1000 if arm == "rank 8" else None
+
+    config = paper_sweep(tmp_path)
+    analysis = analyse(config, made_up(config, score))
+    rank1, rank8, full = (report.best for report in analysis.arms)
+    assert rank1 is not None
+    assert rank8 is not None
+    assert full is None
+    assert rank1.axis_value == 3e-3
+    assert rank1.comparison is None
+    assert (rank8.axis_value, rank8.best.value) == (1e-2, math.inf)
+    shown = {row[0]: row for row in best_rows(config, analysis)}
+    assert shown["rank 8"][2].startswith("beyond")
+    assert "≥ 0.01" in shown["rank 8"][3]
+    assert shown["full"][1] == "no value with all seeds"
+    rank1_row = dict(zip(*score_rows(config, analysis)[:2], strict=True))
+    # 0.92 − 0.1 (log10 0.003 + 2.9)², and the mean of 0.05, −0.01, 0 and 0.01 over the seeds.
+    assert (rank1_row["0.001"], rank1_row["0.003"]) == ("1 failed", "0.918 (4)")
+
+
+def test_a_failed_value_ends_a_good_range_and_a_missing_does_not(tmp_path: Path) -> None:
+    """Scores that still rise where runs begin to fail: the best rate is the last that learned, not one beyond it."""
+
+    def score(arm: str, rate: float, seed: int) -> float | None:
+        return None if rate > 1e-3 else math.log10(rate) / 10 + seed / 1000
+
+    config = paper_sweep(tmp_path)
+    found = made_up(config, score)
+    failed, _, full = (report.best for report in analyse(config, found).arms)
+    assert failed is not None
+    assert failed.axis_value == 1e-3
+    assert failed.best.value == pytest.approx(1e-3)
+    assert failed.good_range[1] == pytest.approx(1e-3)
+    # The reference's axis ends at 1e-3, where it still rises.
+    assert full is not None
+    assert full.best.value == math.inf
+    rank1, *_ = best_rows(config, analyse(config, found))[1:]
+    assert "– 0.001: 0." in rank1[3]
+    # Nothing is known yet of what is not done: its place is beyond what is.
+    done = {name: result for name, result in found.items() if result.score is not None}
+    rank1, *_ = best_rows(config, analyse(config, done))[1:]
+    assert rank1[2].startswith("beyond")
+    assert "≥ 0.001: ≥ " in rank1[3]
+
+
+def test_an_arm_is_compared_with_the_reference_at_its_batch_size(tmp_path: Path) -> None:
+    config = sweep_of(
+        grid={"train.problems_per_step": [8, 32], "optim.lr": [1e-4, 1e-3, 1e-2]},
+        arms={"lora": {}, "full": {"method": "full"}},
+        reference="full",
+        output_dir=str(tmp_path),
+    )
+
+    def score(arm: str, rate: float, seed: int) -> float:
+        level = {"lora, train.problems_per_step=32": 0.7, "full, train.problems_per_step=32": 0.8}.get(arm, 0.9)
+        return level - 0.1 * abs(math.log10(rate) + 3)
+
+    found = made_up(config, score)
+    analysis = analyse(config, found)
+    differences = {
+        report.arm.name: round(report.best.comparison.score_difference.value, 6)
+        for report in analysis.arms
+        if report.best and report.best.comparison
+    }
+    assert differences == {"lora, train.problems_per_step=8": 0.0, "lora, train.problems_per_step=32": -0.1}
+    drawn = best_over(config, analysis, "train.problems_per_step").axes[0].get_lines()
+    lines = [(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), line.get_linestyle()) for line in drawn]
+    (lora_x, lora_y, _), (_, full_y, full_style) = (line for line in lines if line[2] != "None")
+    assert lora_x.tolist() == [8, 32]
+    assert lora_y.tolist() == pytest.approx([0.9, 0.7])
+    assert full_y.tolist() == pytest.approx([0.9, 0.8])
+    assert full_style == "--"
+
+
+def test_ranks_and_full_look_the_same_in_every_sweep(tmp_path: Path) -> None:
+    """A rank beside others, in a grid, and with another reference; an arm that says more than a rank is none."""
+    arms = arms_of(config := paper_sweep(tmp_path))
+    rank1, rank8, full = looks_of(config, arms).values()
+    assert (rank1["color"], rank8["color"], full["color"]) == (rank_colour(1), rank_colour(8), "black")
+    assert [look["linestyle"] for look in (rank1, rank8, full)] == ["-", "-", "--"]
+    grid = {"lora.rank": [8, 1], "train.problems_per_step": [8, 32], "optim.lr": [1e-3]}
+    config = sweep_of(grid=grid, output_dir=str(tmp_path))
+    looks = list(looks_of(config, arms_of(config)).values())
+    eights, ones = looks[:2], looks[2:]
+    assert [look["color"] for look in (*eights, *ones)] == [rank_colour(8)] * 2 + [rank_colour(1)] * 2
+    assert {look["marker"] for look in eights} != {look["marker"] for look in ones}
+    assert [look["markerfacecolor"] for look in eights] == [rank_colour(8), "white"]
+    named = {
+        "attention": {"lora.rank": 8, "lora.targets": "attention"},
+        "all": {"lora.rank": 8},
+        "whole": {"method": "full"},
+    }
+    # A line that goes along the ranks is none of them.
+    config = sweep_of(grid={"lora.rank": [1, 8], "optim.lr": [1e-3]}, output_dir=str(tmp_path))
+    (along,) = looks_of(config, arms_of(config)[:1], "lora.rank").values()
+    assert along["color"] == COLOURS[0]
+    config = paper_sweep(tmp_path, arms=named, reference="attention")
+    attention, every, whole = looks_of(config, arms_of(config)).values()
+    assert (attention["color"], attention["linestyle"]) == (COLOURS[0], "--")
+    assert (every["color"], every["linestyle"]) == (rank_colour(8), "-")
+    assert (whole["color"], whole["linestyle"]) == ("black", "-")
+
+
+def test_a_metric_known_before_and_after_alone_is_no_curve(tmp_path: Path) -> None:
+    config = paper_sweep(tmp_path, curves=["reward/mean", "made/up"])
+    ends = {config.score.metric: [(0, 0.5), (12, 0.9)], "reward/mean": [(1, 0.1), (2, 0.2), (3, 0.4)]}
+    found = {name: replace(result, curves=ends) for name, result in made_up(config, parabola).items()}
+    (axes,) = learning_curves(config, found, analyse(config, found)).axes
+    assert (axes.get_title("left"), axes.get_ylabel()) == ("Reward", "mean of completions")
+    del ends["reward/mean"]
+    (axes,) = learning_curves(config, found, analyse(config, found)).axes
+    assert (axes.get_title("left"), axes.get_ylabel()) == ("Accuracy on held-out problems", "%")
+
+
+def test_a_sweep_without_results_has_a_table_and_no_figures(tmp_path: Path) -> None:
+    """It was stopped before the first."""
+    write_report(sweep_of(grid={"optim.lr": [1e-3]}, output_dir=str(tmp_path)), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "table.md"}
+    assert "| quickstart | no value with all seeds |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_diverged_loss_does_not_flatten_the_others(tmp_path: Path) -> None:
+    config = paper_sweep(tmp_path, score={"metric": "eval/held_out/avg", "mode": "min"})
+    found = made_up(config, lambda arm, rate, seed: 12.0 if rate == 1e-2 else 0.3 + abs(math.log10(rate) + 3) / 100)
+    axes = score_over_axis(config, found, analyse(config, found)).axes[0]
+    # From the lowest, 0.3, to the highest that is not above the untrained model's 0.5, and a twentieth more at each
+    # end of the logarithmic scale.
+    assert axes.get_ylim() == pytest.approx((0.3 * (0.3 / 0.32) ** 0.05, 0.32 * (0.32 / 0.3) ** 0.05))
+    (before,) = (line for line in axes.get_lines() if line.get_label() == "before training: 50.0%")
+    assert np.asarray(before.get_ydata()).tolist() == [0.5, 0.5]
+    assert any(12.0 in np.asarray(line.get_ydata()) for line in axes.get_lines())
+
+
+def test_the_table_over_steps_has_means_of_what_all_seeds_have(tmp_path: Path) -> None:
+    config = paper_sweep(tmp_path, seeds=[0, 1], confirm_seeds=[], grid={"optim.lr": [1e-3, 3e-3]})
+    found = made_up(config, lambda arm, rate, seed: None if rate == 3e-3 else 0.7 + seed / 10)
+    name = next(name for name, r in found.items() if (r.arm, r.axis_value, r.seed) == ("rank 1", 1e-3, 1))
+    found[name] = replace(found[name], curves={config.score.metric: [(0, 0.4), (12, 0.8)]})
+    titles, *rows = curve_rows(config, found)
+    assert titles == ["arm", "optim.lr", "0", "3", "12"]
+    assert rows[0] == ["rank 1", "0.001", "0.450", "", "0.750"]
+    assert rows[1] == ["rank 8", "0.001", "0.500", "0.600", "0.750"]
+    long = [(step, 1.0) for step in range(100)]
+    many = {name: replace(result, curves={config.score.metric: long}) for name, result in found.items()}
+    titles = curve_rows(config, many)[0]
+    assert len(titles) <= 2 + COLUMNS + 1
+    assert (titles[2], titles[-1]) == ("0", "99")
+    ends = {name: replace(result, curves={config.score.metric: [(0, 1.0), (9, 1.0)]}) for name, result in found.items()}
+    assert curve_rows(config, ends) == []
+
+
+def test_table_and_figures_come_again_from_the_summary_alone(tmp_path: Path) -> None:
+    config = paper_sweep(tmp_path / "sweep")
+    config.output.mkdir()
+    found = made_up(config, lambda *cell: None if cell == ("rank 8", 1e-2, 0) else parabola(*cell))
+    write_report(config, found)
+    names = {"table.md", *(f"{n}.{e}" for n in ("score_against_rate", "learning_curves") for e in ("png", "svg"))}
+    written = {path.name: path.read_bytes() for path in config.output.iterdir()}
+    assert set(written) == {"summary.json", *names}
+    facts = json.loads(written["summary.json"], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert [result["cell"] for result in facts["results"]] == list(found)
+    assert facts["environment"]["versions"] == package_versions()
+    assert {"python", "torch", "deepspeed", "peft", "math-verify"} <= package_versions().keys()
+    assert len(written["summary.json"]) < 20_000
+    table = written["table.md"].decode()
+    assert "| rank 1 | 0.001 | 0.0013 (" in table
+    assert "- rank-8_optim.lr=0.01_seed=0: failed: out of luck" in table
+
+    moved = tmp_path / "elsewhere" / "results.json"
+    moved.parent.mkdir()
+    moved.write_bytes(written["summary.json"])
+    redraw(moved)
+    again = {path.name: path.read_bytes() for path in moved.parent.iterdir() if path != moved}
+    assert again == {name: written[name] for name in names}
+    with pytest.raises(ConfigError, match="not the summary of a sweep"):
+        redraw(config.output / "table.md")
+
+
+def test_curves_keep_their_ends_and_scores_their_definition() -> None:
+    curve = [(step, step / 3) for step in range(1000)]
+    thin = thinned(curve, most=10)
+    assert [step for step, _ in thin] == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
+    assert thin[1][1] == 37.0
+    assert thinned([(0, math.nan), (1, 2 / 3)]) == [(1, 0.666667)]
+    lines = [{"step": i, "s": value} for i, value in enumerate((0.1, 0.9, 0.5, 0.7))]
+
+    def score(**how: Any) -> tuple[float, float]:
+        return scores_of(lines, ScoreConfig.model_validate({"metric": "s", **how}))
+
+    assert score() == (0.7, 0.9)
+    assert score(at="best", mode="min") == (0.1, 0.1)
+    assert score(at=3)[0] == pytest.approx((0.9 + 0.5 + 0.7) / 3)
+    lines.insert(3, {"step": 2, "s": math.nan})
+    assert score(at="last") == (0.7, 0.9)
+    with pytest.raises(ValueError, match="s is no number in one of the last 2 evaluations"):
+        score(at=2)
+    lines.append({"step": 4, "s": math.nan})
+    with pytest.raises(ValueError, match="s ends as nan"):
+        score(at="best")
