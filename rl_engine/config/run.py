@@ -57,8 +57,8 @@ class LearnerConfig(Section):
     )
     layout: Literal["auto", "shared_prompt", "padded", "packed"] = Field(
         "auto",
-        description="How samples form a micro-batch: `shared_prompt` computes the prompt of a group once, "
-        "`padded` gives each sample a row, `packed` concatenates samples without padding. auto, "
+        description="How samples form a micro-batch: `padded` gives each sample a row, `packed` concatenates "
+        "samples without padding, `shared_prompt` computes the prompt of a group once (on CUDA in bfloat16). auto, "
         "if the model's attention is plain: shared_prompt on a CPU for samples of at most 2,048 "
         "tokens, packed on CUDA in bfloat16; otherwise padded.",
     )

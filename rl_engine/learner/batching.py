@@ -1,4 +1,4 @@
-"""Samples → micro-batches: sorted by length, filled to a token budget, laid out for the model in one of three ways."""
+"""Samples → micro-batches: sorted, filled to a token budget, laid out for the model in one of four ways."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl_engine.policy.attention import PackedRows, SharedPrompts
+from rl_engine.policy.attention import NAME, PACKED_SHARED, PackedRows, SharedPrompts
 from rl_engine.policy.micro_batch import MicroBatch
 
 
@@ -42,9 +42,9 @@ def pack(samples: Sequence[TrainingSample], tokens_per_microbatch: int, layout: 
     A sample longer than the budget gets a micro-batch of its own. Longest first, so that the largest allocation
     comes first: what fits then fits to the end.
     """
-    size, length = LAYOUTS[layout].size, LAYOUTS[layout].length
+    size = LAYOUTS[layout].size
     batches: list[list[TrainingSample]] = []
-    for sample in sorted(samples, key=lambda sample: -length(sample)):
+    for sample in LAYOUTS[layout].order(samples):
         if batches and size([*batches[-1], sample]) <= tokens_per_microbatch:
             batches[-1].append(sample)
         else:
@@ -131,6 +131,47 @@ def _packed_rows(samples: Sequence[TrainingSample], pad_id: int) -> _Rows:
     )
 
 
+def _packed_shared_rows(samples: Sequence[TrainingSample], pad_id: int) -> _Rows:
+    """Each prompt where the first of its samples is, and the completions as they come.
+
+    Nothing is predicted from a completion's last token, so it has no position.
+    """
+    tokens: list[int] = []
+    positions: list[Tensor] = []
+    lengths: list[int] = []
+    continued: list[int | None] = []
+    prompts: dict[tuple[int, ...], tuple[int, int]] = {}
+    """Which piece of the row each is, and where its last token is."""
+    sources = []
+
+    def put(piece: tuple[int, ...], first_position: int, behind: int | None) -> None:
+        tokens.extend(piece)
+        positions.append(torch.arange(first_position, first_position + len(piece)))
+        lengths.append(len(piece))
+        continued.append(behind)
+
+    for sample in samples:
+        if sample.prompt_ids not in prompts:
+            prompts[sample.prompt_ids] = len(lengths), len(tokens) + len(sample.prompt_ids) - 1
+            put(sample.prompt_ids, 0, None)
+        piece, last = prompts[sample.prompt_ids]
+        own = sample.completion_ids[:-1]
+        sources.append(torch.tensor([last, *range(len(tokens), len(tokens) + len(own))]))
+        if own:
+            put(own, len(sample.prompt_ids), piece)
+    return _Rows(
+        torch.tensor([tokens]),
+        torch.cat(sources),
+        position_ids_BT=torch.cat(positions)[None],
+        layout=PackedRows.continuing(lengths, continued),
+    )
+
+
+def _packed_shared_size(samples: Sequence[TrainingSample]) -> int:
+    prompts = {sample.prompt_ids for sample in samples}
+    return sum(map(len, prompts)) + sum(len(sample.completion_ids) - 1 for sample in samples)
+
+
 def _shared_widths(samples: Sequence[TrainingSample]) -> tuple[list[tuple[int, ...]], int, int]:
     """(the different prompts, positions of each, positions of each completion).
 
@@ -176,19 +217,33 @@ def _shared_size(samples: Sequence[TrainingSample]) -> int:
 
 
 class _Layout(NamedTuple):
-    """How samples are measured, sorted and laid out."""
+    """How samples are sorted, measured and laid out."""
 
     rows: Callable[[Sequence[TrainingSample], int], _Rows]
     size: Callable[[Sequence[TrainingSample]], int]
     """Positions of a micro-batch."""
-    length: Callable[[TrainingSample], int]
-    """What is alike in a micro-batch with little padding."""
+    order: Callable[[Sequence[TrainingSample]], list[TrainingSample]]
+    """Longest first, and beside each other what makes a micro-batch small."""
+
+
+def _by_tokens(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+    return sorted(samples, key=lambda sample: -sample.num_tokens)
+
+
+def _by_completion(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+    return sorted(samples, key=lambda sample: -len(sample.completion_ids))
+
+
+def _by_group(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+    longest: dict[tuple[int, ...], int] = {}
+    for sample in samples:
+        longest[sample.prompt_ids] = max(sample.num_tokens, longest.get(sample.prompt_ids, 0))
+    return sorted(samples, key=lambda one: (-longest[one.prompt_ids], one.prompt_ids, -one.num_tokens))
 
 
 LAYOUTS = {
-    "padded": _Layout(
-        _padded_rows, lambda samples: len(samples) * max(s.num_tokens for s in samples), lambda s: s.num_tokens
-    ),
-    "packed": _Layout(_packed_rows, lambda samples: sum(s.num_tokens for s in samples), lambda s: s.num_tokens),
-    "shared_prompt": _Layout(_shared_rows, _shared_size, lambda s: len(s.completion_ids)),
+    "padded": _Layout(_padded_rows, lambda samples: len(samples) * max(s.num_tokens for s in samples), _by_tokens),
+    "packed": _Layout(_packed_rows, lambda samples: sum(s.num_tokens for s in samples), _by_tokens),
+    NAME: _Layout(_shared_rows, _shared_size, _by_completion),
+    PACKED_SHARED: _Layout(_packed_shared_rows, _packed_shared_size, _by_group),
 }

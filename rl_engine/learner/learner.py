@@ -27,7 +27,7 @@ from rl_engine.learner.objective import needs_base, needs_old_logprobs, objectiv
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.statistics import LearnStats, StepStatistics
 from rl_engine.policy.agreement import check_with_prompts
-from rl_engine.policy.attention import NAME as SHARED
+from rl_engine.policy.attention import SHARING
 from rl_engine.policy.base_model import LoadBase, layout_of, load_causal_lm
 from rl_engine.policy.compiled_layers import compile_layers, is_worth_compiling
 from rl_engine.policy.logprobs import LogprobModel
@@ -112,8 +112,8 @@ class Learner:
     def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
         """A micro-batch of one prompt, whose last token stands for the completion: every token of it, and no other."""
         *before, last = prompt_ids
-        # Where prompts are shared a completion's last token is not computed, and padding would stand in its place.
-        end = (last, last) if self.layout == SHARED else (last,)
+        # Where prompts are shared a completion's last token is not computed.
+        end = (last, last) if self.layout in SHARING else (last,)
         sample = replace(NOTHING, prompt_ids=tuple(before), completion_ids=end, behaviour_logprobs=(0.0,) * len(end))
         return self._collate([sample]).to(self.ranks.device)
 

@@ -12,7 +12,7 @@ from torch import nn
 from rl_engine.config import Config, LoraConfig, Method
 from rl_engine.learner.objective import needs_base, needs_old_logprobs
 from rl_engine.plan.sizes import Widths, Workload
-from rl_engine.policy.attention import NAME as SHARED
+from rl_engine.policy.attention import SHARING
 from rl_engine.policy.base_model import choose_layout
 from rl_engine.policy.lora.targets import (
     LayerSize,
@@ -119,7 +119,7 @@ def step_flops(config: Config, meta_model: nn.Module, work: Workload, *, method:
     """What one step of this run asks for, with LoRA or with every weight learning, on `cpu` or `cuda`."""
     multiply_adds = MultiplyAdds.of(meta_model, config.lora)
     adapted = method == "lora"
-    prompts = 1 if choose_layout(config, meta_model.config, device_type) == SHARED else work.completions
+    prompts = 1 if choose_layout(config, meta_model.config, device_type) in SHARING else work.completions
     forward = forward_flops(multiply_adds, work, prompts=prompts, adapted=adapted)
     head = multiply_adds.head + (multiply_adds.head_adapter if adapted else 0)
     logits = 2 * work.episodes * work.completion_tokens * head

@@ -9,6 +9,8 @@ size of a head.
 from __future__ import annotations
 
 import inspect
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -202,7 +204,9 @@ AttentionInterface.register(NAME, shared_prompt_attention)
 
 # Samples that lie end to end in one row. On CUDA it is torch's own kernel for sequences of any length, which is flash
 # attention: no position is padding, no mask is made, and heads that share keys and values need no copies of them. On a
-# CPU plain products compute the same, sample by sample. S samples of the row, t tokens of one, H heads.
+# CPU plain products compute the same, piece by piece. A piece is a sample, or, where a group's prompt lies in the row
+# once, that prompt or what continues it; it attends to its keys, of which its own are the last. S pieces of the row, K
+# keys of all pieces, t tokens of one, H heads.
 
 VARLEN = "varlen"
 # What the kernel computes: flash attention's precisions, sizes of a head and cards.
@@ -211,22 +215,58 @@ HEAD_STEP = 8
 CAPABILITY = (8, 0)
 
 
+PACKED_SHARED = "packed_shared"
+"""The layout of such a row in which every prompt lies once."""
+SHARING = (NAME, PACKED_SHARED)
+"""The layouts that compute a group's prompt once."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRows:
-    """Where the samples of a row are."""
+    """Where the pieces of a row are, and what each attends to."""
 
     bounds: Tensor
     """[S + 1] int32, where each begins and the last one ends. Numbers of Python's would be part of what is compiled."""
     longest: int
     """Tokens of the longest."""
+    key_bounds: Tensor
+    """[S + 1] int32, likewise of their keys."""
+    most_keys: int
+    """Keys of the piece that has most."""
+    keys_K: Tensor | None = None
+    """The position of each key, piece by piece; None where every piece has its own keys alone, which is the row."""
 
     @classmethod
-    def of(cls, lengths: tuple[int, ...]) -> PackedRows:
-        ends = torch.tensor((0, *lengths)).cumsum(0)
-        return cls(bounds=ends.to(torch.int32), longest=max(lengths))
+    def of(cls, lengths: Sequence[int]) -> PackedRows:
+        """Samples that attend to themselves."""
+        bounds, longest = _bounds(lengths), max(lengths)
+        return cls(bounds=bounds, longest=longest, key_bounds=bounds, most_keys=longest)
+
+    @classmethod
+    def continuing(cls, lengths: Sequence[int], continued: Sequence[int | None]) -> PackedRows:
+        """Pieces of those lengths, each with the piece before it that it continues."""
+        ends = list(itertools.accumulate(lengths, initial=0))
+        own = [torch.arange(start, end) for start, end in itertools.pairwise(ends)]
+        keys = [
+            one if before is None else torch.cat([own[before], one]) for one, before in zip(own, continued, strict=True)
+        ]
+        counts = [len(one) for one in keys]
+        return cls(
+            bounds=_bounds(lengths),
+            longest=max(lengths),
+            key_bounds=_bounds(counts),
+            most_keys=max(counts),
+            keys_K=torch.cat(keys),
+        )
 
     def to(self, device: torch.device) -> PackedRows:
-        return replace(self, bounds=self.bounds.to(device, non_blocking=True))
+        tensors = {"bounds": self.bounds, "key_bounds": self.key_bounds, "keys_K": self.keys_K}
+        there = {name: one.to(device, non_blocking=True) for name, one in tensors.items() if one is not None}
+        return replace(self, **there)  # type: ignore[arg-type]
+
+
+def _bounds(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor((0, *lengths)).cumsum(0).to(torch.int32)
 
 
 def is_computed(model_config: Any, dtype: str, device_type: str) -> bool:
@@ -240,17 +280,18 @@ def is_computed(model_config: Any, dtype: str, device_type: str) -> bool:
     return device_type == "cpu" or (fits and able)
 
 
-def by_products(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rows: PackedRows, scale: float) -> Tensor:
-    """[T, H, D] attention of each sample by plain matrix products; keys and values may have fewer heads."""
-    outputs, lengths = [], rows.bounds.diff().tolist()
-    for q, k, v in zip(*(x_THD.split(lengths) for x_THD in (q_THD, k_THD, v_THD)), strict=True):
-        drop = positions_after(len(q), q.device)[None]
+def by_products(q_THD: Tensor, k_KHD: Tensor, v_KHD: Tensor, rows: PackedRows, scale: float) -> Tensor:
+    """[T, H, D] attention of each piece by plain matrix products; keys and values may have fewer heads."""
+    queries, keys = (bounds.diff().tolist() for bounds in (rows.bounds, rows.key_bounds))
+    outputs = []
+    for q, k, v in zip(q_THD.split(queries), k_KHD.split(keys), v_KHD.split(keys), strict=True):
+        drop = positions_after(len(k), q.device)[None, len(k) - len(q) :]
         q_1HtD, k_1HtD, v_1HtD = (x_tHD.transpose(0, 1)[None] for x_tHD in (q, k, v))
         outputs.append(attend(q_1HtD, k_1HtD, v_1HtD, drop, scale)[0].transpose(0, 1))
     return torch.cat(outputs)
 
 
-def by_kernel(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rows: PackedRows, scale: float) -> Tensor:
+def by_kernel(q_THD: Tensor, k_KHD: Tensor, v_KHD: Tensor, rows: PackedRows, scale: float) -> Tensor:
     """As `by_products`, by the kernel of `torch.nn.attention.varlen`."""
     from torch.nn.attention.varlen import varlen_attn  # loads torch's compiler, so where it is used alone
 
@@ -258,11 +299,13 @@ def by_kernel(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, rows: PackedRows, sca
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         options["enable_gqa"] = True
     else:  # before torch 2.13
-        shared_by = q_THD.shape[1] // k_THD.shape[1]
-        k_THD, v_THD = (x_THD.repeat_interleave(shared_by, dim=1) for x_THD in (k_THD, v_THD))
-    # Everything before and nothing after: the window is how torch 2.11 and later spell causal.
+        shared_by = q_THD.shape[1] // k_KHD.shape[1]
+        k_KHD, v_KHD = (x_KHD.repeat_interleave(shared_by, dim=1) for x_KHD in (k_KHD, v_KHD))
+    # Everything before and nothing after, where a piece's last query stands at its last key: the window is how torch
+    # 2.11 and later spell causal.
     options |= {"scale": scale, "window_size": (-1, 0)}
-    output: Any = varlen_attn(q_THD, k_THD, v_THD, rows.bounds, rows.bounds, rows.longest, rows.longest, **options)
+    sizes = (rows.bounds, rows.key_bounds, rows.longest, rows.most_keys)
+    output: Any = varlen_attn(q_THD, k_KHD, v_KHD, *sizes, **options)
     return output  # type: ignore[no-any-return]
 
 
@@ -277,7 +320,7 @@ def packed_attention(
     layout: PackedRows,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of transformers' interface over a row of samples end to end.
+    """Attention of transformers' interface over a row of pieces end to end.
 
     Args:
         module: the attention layer; not used.
@@ -286,14 +329,17 @@ def packed_attention(
         value: as key.
         attention_mask: none is made for this layout.
         scaling: of the scores.
-        layout: where the samples are.
+        layout: where the pieces are.
 
     Returns:
         ([1, T, heads, D], None).
     """
     compute = by_products if query.device.type == "cpu" else by_kernel
-    q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
-    return compute(q_THD, k_THD, v_THD, layout, scaling)[None], None
+    q_THD, k_KHD, v_KHD = (x[0].transpose(0, 1) for x in (query, key, value))
+    if layout.keys_K is not None:
+        # What a prompt's keys get from all that continue it is added in float32.
+        k_KHD, v_KHD = (x_THD.float().index_select(0, layout.keys_K).to(x_THD.dtype) for x_THD in (k_KHD, v_KHD))
+    return compute(q_THD, k_KHD, v_KHD, layout, scaling)[None], None
 
 
 AttentionInterface.register(VARLEN, packed_attention)

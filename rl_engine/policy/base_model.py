@@ -17,7 +17,18 @@ from transformers import PreTrainedConfig
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
-from rl_engine.policy.attention import NAME, VARLEN, check_packable, has_plain_attention, is_computed
+from rl_engine.policy.attention import (
+    CAPABILITY,
+    HEAD_STEP,
+    LARGEST_HEAD,
+    NAME,
+    PACKED_SHARED,
+    SHARING,
+    VARLEN,
+    check_packable,
+    has_plain_attention,
+    is_computed,
+)
 from rollout.config import ModelConfig
 from rollout.models import auto_class, locate_config, locate_model, meta_model, read_model_config
 
@@ -184,16 +195,11 @@ def layout_of(config: Config, device: torch.device) -> str:
 
 
 def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
-    """`learner.layout`, or what auto comes to for a model of this configuration on `cpu` or `cuda`."""
+    """What `learner.layout` comes to for a model of this configuration on `cpu` or `cuda`, one of `LAYOUTS`."""
     if config.learner.layout == "packed":
         check_packable(model_config, "learner.layout packed")
     if config.learner.layout in ("padded", "packed"):
         return config.learner.layout
-    if config.learner.layout == NAME and device_type == "cuda":
-        raise ConfigError(
-            f"learner.layout is {NAME}, whose attention by plain matrix products is made for a CPU, and this is CUDA: "
-            "give padded, packed or auto"
-        )
     plain = has_plain_attention(model_config)
     if config.learner.layout == NAME:
         if not plain:
@@ -201,7 +207,14 @@ def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
                 f"learner.layout is {NAME}, which does not know the attention of a {model_config.model_type} model "
                 "with these layers: set it to padded"
             )
-        return NAME
+        if device_type == "cpu":
+            return NAME
+        if not is_computed(model_config, config.model.dtype, device_type):
+            raise ConfigError(
+                f"learner.layout is {NAME}, which on CUDA is computed in bfloat16, by cards of compute capability "
+                f"{CAPABILITY[0]} and heads of at most {LARGEST_HEAD} in steps of {HEAD_STEP}: give padded or auto"
+            )
+        return PACKED_SHARED
     if device_type == "cpu":
         short = config.data.max_prompt_tokens + config.sampling.max_tokens <= LONGEST_SHARED
         return NAME if plain and short else "padded"
@@ -228,8 +241,8 @@ def attention_of(config: Config, device: torch.device) -> str:
 def choose_attention(config: Config, layout: str, model_config: Any, device_type: str) -> str:
     """The attention that computes a layout: shared prompts have one of their own, and so have samples end to end where
     it is given as sdpa, which would mask them apart."""
-    if layout == NAME:
-        return NAME
+    if layout in SHARING:
+        return NAME if layout == NAME else VARLEN
     packed = layout == "packed" and config.learner.attention == "sdpa"
     if packed and is_computed(model_config, config.model.dtype, device_type):
         return VARLEN

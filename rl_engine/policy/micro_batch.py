@@ -16,7 +16,8 @@ class MicroBatch:
     """Tensors of B samples, completions C wide, N completion tokens in all.
 
     `padded`: each sample is a row of T positions. `packed`: one row holds them all end to end, told apart by positions
-    that begin again at zero. `shared_prompt`: one row holds every prompt once, and then every completion.
+    that begin again at zero. `shared_prompt`: one row holds every prompt once, and then every completion, each padded
+    like the longest; `packed_shared`: the same without padding.
     """
 
     input_ids_BT: Tensor

@@ -20,6 +20,7 @@ from rl_engine.learner.gap import GapLimits, SamplerGapError
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.learner.state import learner_state, restore_learner
+from rl_engine.policy.attention import PACKED_SHARED
 from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.lora.adapter import LoraPolicy
 from rl_engine.policy.lora.targets import coverage_of, match_targets
@@ -68,16 +69,24 @@ def test_padding_changes_no_logprob(make_learner: LearnerMaker, samples: list[Tr
         assert found == pytest.approx(expected, abs=LOGPROB_NATS)
 
 
-@pytest.mark.parametrize("layout", ["packed", "shared_prompt"])
+@pytest.mark.parametrize("layout", ["packed", "shared_prompt", PACKED_SHARED])
 @pytest.mark.parametrize("budget", [60, 10_000])
 @pytest.mark.parametrize("more", [(), ("learner.gradient_checkpointing=true", "method=full", "optim.lr=1e-4")])
 def test_the_layout_changes_no_update(
-    layout: str, budget: int, more: tuple[str, ...], make_learner: LearnerMaker, samples: list[TrainingSample]
+    layout: str,
+    budget: int,
+    more: tuple[str, ...],
+    make_learner: LearnerMaker,
+    samples: list[TrainingSample],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Three groups: their samples share a prompt, and are of different lengths."""
     rows = [replace(s, prompt_ids=samples[i % 3].prompt_ids) for i, s in enumerate(samples)]
     padded = make_learner("learner.layout=padded", *more)
-    other = make_learner(f"learner.layout={layout}", f"learner.tokens_per_microbatch={budget}", *more)
+    # Which kind of row a shared prompt lies in, the device decides.
+    monkeypatch.setattr("rl_engine.policy.base_model.choose_layout", lambda *_: layout)
+    other = make_learner(f"learner.tokens_per_microbatch={budget}", *more)
+    assert other.layout == layout
     for found, row in zip(other.score(rows), padded.score(rows), strict=True):
         assert found == pytest.approx(row, abs=LOGPROB_NATS)
     stats = [learner.step([rows], LOOSE) for learner in (padded, other)]

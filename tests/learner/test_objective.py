@@ -3,6 +3,7 @@ invariances they promise."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from rl_engine.config import LossConfig
 from rl_engine.learner.batching import TrainingSample, collate, pack, share_of_rank
 from rl_engine.learner.objective import objective
+from rl_engine.policy.attention import PACKED_SHARED, PackedRows
 from rl_engine.policy.logprobs import CHUNK, token_logprobs, token_logprobs_of_trained_head
 from tests.helpers.precision import assert_same_sums
 
@@ -126,6 +128,39 @@ def test_a_collated_batch_points_at_the_right_places() -> None:
     assert batch.target_N.tolist() == [9, 10, 11, 7]
     assert batch.spread(batch.target_N.float()).tolist() == [[9, 10, 11], [7, 0, 0]]
     assert batch.behaviour_logprob_BC.tolist() == [[-2, -3, -4], [-1, 0, 0]]
+
+
+def test_a_packed_batch_has_a_prompt_once_where_it_is_shared() -> None:
+    one, two = (5, 6), (8, 8, 8)
+    rows = [(one, (7,)), (two, (9, 10)), (one, (11, 12, 13))]
+    made = [
+        TrainingSample(prompt_ids=prompt, completion_ids=own, behaviour_logprobs=(-1.0,) * len(own), advantage=1.0)
+        for prompt, own in rows
+    ]
+    batch = collate(made, pad_id=0, layout=PACKED_SHARED)
+    # Nothing is predicted from a completion's last token.
+    assert batch.input_ids_BT.tolist() == [[5, 6, 8, 8, 8, 9, 11, 12]]
+    assert batch.position_ids_BT is not None
+    assert batch.position_ids_BT.tolist() == [[0, 1, 0, 1, 2, 3, 2, 3]]
+    assert batch.source_N.tolist() == [1, 4, 5, 1, 6, 7]
+    assert batch.target_N.tolist() == [7, 9, 10, 11, 12, 13]
+    assert isinstance(batch.layout, PackedRows)
+    assert batch.layout.keys_K is not None
+    assert batch.layout.bounds.tolist() == [0, 2, 5, 6, 8]
+    assert batch.layout.key_bounds.tolist() == [0, 2, 5, 9, 13]
+    assert batch.layout.keys_K.tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 5, 0, 1, 6, 7]
+    assert (batch.layout.longest, batch.layout.most_keys) == (3, 4)
+
+
+def test_micro_batches_of_shared_prompts_keep_groups_together(samples: list[TrainingSample]) -> None:
+    rows = [replace(sample, prompt_ids=samples[i % 3].prompt_ids) for i, sample in enumerate(samples)]
+    for budget in (1, 30, 60, 10_000):
+        batches = pack(rows, budget, PACKED_SHARED)
+        assert sorted(map(id, itertools.chain(*batches))) == sorted(map(id, rows))
+        for batch in batches:
+            assert len(batch) == 1 or collate(batch, 0, PACKED_SHARED).input_ids_BT.numel() <= budget
+        order = [key for key, _ in itertools.groupby(sample.prompt_ids for batch in batches for sample in batch)]
+        assert len(order) == len(set(order)) == 3
 
 
 def test_a_packed_batch_is_one_row_without_padding() -> None:

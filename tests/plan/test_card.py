@@ -20,7 +20,8 @@ from rl_engine.plan.__main__ import app as plan
 from rl_engine.plan.card import sampler_line, settle_card, settle_precision, settle_share
 from rl_engine.plan.memory import PHASES, estimate
 from rl_engine.plan.memory_limit import check_fits
-from rl_engine.policy.base_model import layout_of
+from rl_engine.policy.attention import PACKED_SHARED, VARLEN
+from rl_engine.policy.base_model import attention_of, layout_of
 from rl_engine.run.peaks import GIB, Available
 
 CUDA = torch.device("cuda:0")
@@ -162,19 +163,24 @@ def test_a_card_that_does_not_compute_in_bfloat16_is_refused(monkeypatch: pytest
         settle_card(config, Ranks(0, 1, CUDA))
 
 
-def test_shared_prompts_are_refused_on_a_card() -> None:
-    config = load_config("quickstart.yaml", ["learner.layout=shared_prompt"])
-    with pytest.raises(ConfigError, match=r"learner\.layout is shared_prompt, .*: give padded, packed or auto"):
-        layout_of(config, CUDA)
+def test_shared_prompts_on_a_card_lie_in_rows_without_padding() -> None:
+    overrides = ["learner.layout=shared_prompt", "model.dtype=bfloat16"]
+    config = load_config("quickstart.yaml", overrides)
+    assert (layout_of(config, CUDA), attention_of(config, CUDA)) == (PACKED_SHARED, VARLEN)
+    with pytest.raises(ConfigError, match=r"learner\.layout is shared_prompt, which on CUDA .*: give padded or auto"):
+        layout_of(load_config("quickstart.yaml", [*overrides, "model.dtype=float32", "method=full"]), CUDA)
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
-    [("model.dtype=float32", "model.dtype is float32"), ("learner.layout=shared_prompt", "learner.layout is")],
+    ("overrides", "words"),
+    [
+        (["model.dtype=float32"], "model.dtype is float32"),
+        (["method=full", "model.dtype=float32", "learner.layout=shared_prompt"], "learner.layout is"),
+    ],
 )
-def test_a_plan_for_cards_refuses_what_a_run_there_would(override: str, words: str) -> None:
+def test_a_plan_for_cards_refuses_what_a_run_there_would(overrides: list[str], words: str) -> None:
     for devices in (["--devices", "1x80"], ["--devices", "8x24"]):
-        told = CliRunner().invoke(plan, ["--config", "quickstart.yaml", override, *devices])
+        told = CliRunner().invoke(plan, ["--config", "quickstart.yaml", *overrides, *devices])
         assert (told.exit_code, words in told.output) == (2, True), told.output
 
 

@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.learner import Learner
 from rl_engine.policy import attention, compiled_layers
-from rl_engine.policy.attention import VARLEN
+from rl_engine.policy.attention import PACKED_SHARED, VARLEN
 from rl_engine.policy.base_model import fuse_norms
 from rl_engine.policy.compiled_layers import compile_layers, is_worth_compiling, worst_error
 from rl_engine.policy.logprobs import LogprobModel
@@ -33,19 +33,23 @@ pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore:The .grad a
 
 
 @torch.library.custom_op("rl_engine_tests::varlen", mutates_args=())
-def kernel(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float) -> Tensor:
+def kernel(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, key_bounds: Tensor, longest: int, most_keys: int, scale: float
+) -> Tensor:
     """[T, H, D]: stands in for the card's kernel, which torch's compiler does not look into either."""
-    assert longest == bounds.diff().max()
-    parts = [_weights(q_HtD, k_HtD, scale) @ v_HtD for q_HtD, k_HtD, v_HtD in _samples(bounds, q, k, v)]
+    assert (longest, most_keys) == (bounds.diff().max(), key_bounds.diff().max())
+    pieces = zip(_pieces(bounds, q), _pieces(key_bounds, k), _pieces(key_bounds, v), strict=True)
+    parts = [_weights(q_HtD, k_HtD, scale) @ v_HtD for q_HtD, k_HtD, v_HtD in pieces]
     return torch.cat(parts, dim=1).transpose(0, 1).contiguous()
 
 
 @torch.library.custom_op("rl_engine_tests::varlen_backward", mutates_args=())
 def kernel_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, key_bounds: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     parts = []
-    for g_HtD, q_HtD, k_HtD, v_HtD in _samples(bounds, grad, q, k, v):
+    sides = ((bounds, grad), (bounds, q), (key_bounds, k), (key_bounds, v))
+    for g_HtD, q_HtD, k_HtD, v_HtD in zip(*(_pieces(*side) for side in sides), strict=True):
         p_Htt = _weights(q_HtD, k_HtD, scale)
         pull_Htt = g_HtD @ v_HtD.mT
         s_Htt = p_Htt * (pull_Htt - (pull_Htt * p_Htt).sum(-1, keepdim=True)) * scale
@@ -54,13 +58,12 @@ def kernel_backward(
     return dq, dk, dv
 
 
-def _samples(bounds: Tensor, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    lengths = bounds.diff().tolist()
-    return list(zip(*([x.transpose(0, 1) for x in x_THD.split(lengths)] for x_THD in tensors), strict=True))
+def _pieces(bounds: Tensor, x_THD: Tensor) -> list[Tensor]:
+    return [x.transpose(0, 1) for x in x_THD.split(bounds.diff().tolist())]
 
 
 def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    later = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
+    later = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).triu(1 + k.shape[1] - q.shape[1])
     return (q @ k.mT * scale).masked_fill(later, -torch.inf).softmax(-1)
 
 
@@ -75,23 +78,23 @@ def _(_: Tensor, *qkv: Any) -> tuple[Tensor, ...]:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.scale = inputs[5]
+    ctx.save_for_backward(*inputs[:5])
+    ctx.scale = inputs[7]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return *kernel_backward(grad, *ctx.saved_tensors, ctx.scale), None, None, None
+    return *kernel_backward(grad, *ctx.saved_tensors, ctx.scale), *(None,) * 5
 
 
 kernel.register_autograd(_backward, setup_context=_keep)
 
 
 def varlen_attn(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, _: Tensor, longest: int, __: int, *,
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, key_bounds: Tensor, longest: int, most_keys: int, *,
     scale: float, window_size: tuple[int, int], enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    output: Tensor = kernel(q, k, v, bounds, longest, scale)
+    output: Tensor = kernel(q, k, v, bounds, key_bounds, longest, most_keys, scale)
     return output
 
 
@@ -108,7 +111,7 @@ def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     counters.clear()
 
 
-def batch(*completions: int) -> Any:
+def batch(*completions: int, layout: str = "packed") -> Any:
     draw = torch.Generator().manual_seed(sum(completions))
 
     def tokens(count: int) -> tuple[int, ...]:
@@ -116,14 +119,14 @@ def batch(*completions: int) -> Any:
 
     samples = [
         TrainingSample(
-            prompt_ids=tokens(1 + count % 5),
+            prompt_ids=(3,) * (1 + count % 5),
             completion_ids=tokens(count),
             behaviour_logprobs=(0.0,) * count,
             advantage=1.0,
         )
         for count in completions
     ]
-    return collate(samples, pad_id=0, layout="packed")
+    return collate(samples, pad_id=0, layout=layout)
 
 
 def results(policy: LogprobModel, given: Any) -> tuple[Tensor, Tensor]:
@@ -159,11 +162,12 @@ def adapted(checkpointing: bool) -> LogprobModel:
     return LogprobModel(model, 1.0).train()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_layers_compute_the_same_in_one_form(checkpointing: bool, as_on_a_card: None) -> None:
+@pytest.mark.parametrize(("checkpointing", "layout"), [(False, "packed"), (True, "packed"), (False, PACKED_SHARED)])
+def test_compiled_layers_compute_the_same_in_one_form(checkpointing: bool, layout: str, as_on_a_card: None) -> None:
     """Compiled layers compute the same in one form for every micro-batch."""
     policy = adapted(checkpointing)
-    batches = [batch(9), batch(4), batch(12, 3), batch(2, 2, 17, 30), batch(*range(1, 12))]
+    counts = [(9,), (4,), (12, 3), (2, 2, 17, 30), tuple(range(1, 12))]
+    batches = [batch(*completions, layout=layout) for completions in counts]
     expected = [results(policy, one) for one in batches]
     compile_layers(policy.causal_lm, lambda: policy(batches[0])[0])
     # Inputs of the first layer need no gradient, and those of the others do.

@@ -12,9 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from rl_engine.config.file import ConfigError
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.policy import micro_batch
-from rl_engine.policy.attention import MODEL_TYPES, PACKABLE, PackedRows, by_kernel, by_products, has_plain_attention
+from rl_engine.policy.attention import (
+    MODEL_TYPES,
+    PACKABLE,
+    PACKED_SHARED,
+    PackedRows,
+    by_kernel,
+    by_products,
+    has_plain_attention,
+    packed_attention,
+)
 from rl_engine.policy.attention import VARLEN as NAME
 from rl_engine.policy.base_model import choose_attention, choose_layout
 from rl_engine.policy.logprobs import LogprobModel
@@ -53,6 +63,42 @@ def per_sample(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale:
     return torch.cat(outputs, dim=2)[0].transpose(0, 1)
 
 
+# Two prompts of 4 and 2 tokens, and what continues them: two and three completions.
+PIECES, CONTINUED = (4, 3, 5, 2, 1, 6, 2), (None, 0, 0, None, 3, 3, 3)
+
+
+def unshared(x_T: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """A row of those pieces → every sample with a copy of its prompt, and the lengths of the samples; prompts of which
+    no completion is told apart are samples too."""
+    pieces = x_T.split(PIECES)
+    samples = [
+        piece if before is None else torch.cat([pieces[before], piece])
+        for piece, before in zip(pieces, CONTINUED, strict=True)
+    ]
+    return torch.cat(samples), tuple(map(len, samples))
+
+
+def own_part(output_T: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Of such samples, what stands in the row of pieces."""
+    return torch.cat([one[-count:] for one, count in zip(output_T.split(lengths), PIECES, strict=True)])
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_what_continues_a_prompt_attends_to_it_as_in_a_sample_of_its_own(kv_heads: int) -> None:
+    """Attention, and the gradients: those of a prompt's keys are the sums over all that continue it."""
+    parts = row(kv_heads, PIECES)
+    copies, lengths = zip(*map(unshared, parts), strict=True)
+    expected = own_part(per_sample(*copies, lengths[0], 0.3), lengths[0])
+    query, key, value = (x_THD.transpose(0, 1)[None] for x_THD in parts)
+    layout = PackedRows.continuing(PIECES, CONTINUED)
+    found, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, layout=layout)
+    assert_same_sums(found[0], expected, 8 + 10)
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    pairs = zip(*(torch.autograd.grad((one * upstream).sum(), parts) for one in (found[0], expected)), strict=True)
+    for gradient, other in pairs:
+        assert_same_sums(gradient, other, 3 * (8 + 10))
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_and_gradients_are_those_of_samples_alone(kv_heads: int) -> None:
     """Attention and its gradients are those of each sample alone."""
@@ -74,6 +120,10 @@ def test_the_kernel_of_this_torch_takes_the_call() -> None:
     found = by_kernel(q, k, v, rows, 0.3)
     assert found.shape == q.shape
     assert [x.shape for x in torch.autograd.grad(found.sum(), (q, k, v))] == [q.shape, k.shape, v.shape]
+    shared = PackedRows.continuing((5, 1, 7), (None, 0, 0)).to(torch.device("meta"))
+    assert shared.keys_K is not None
+    k, v = (x.index_select(0, shared.keys_K) for x in (k, v))
+    assert by_kernel(q, k, v, shared, 0.3).shape == q.shape
 
 
 def of_2_11(
@@ -81,7 +131,7 @@ def of_2_11(
     return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
 ) -> Tensor:  # fmt: skip
     """The signature of torch 2.11: every head has keys of its own."""
-    assert query.shape == key.shape
+    assert query.shape[1:] == key.shape[1:]
     return of_2_13(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
 
 
@@ -91,14 +141,21 @@ def of_2_13(
     enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
     """The signature of torch 2.13."""
-    assert enable_gqa or query.shape == key.shape
-    assert cu_seq_q is cu_seq_k
-    assert cu_seq_q.dtype == torch.int32
+    assert enable_gqa or query.shape[1:] == key.shape[1:]
+    assert cu_seq_k is not None
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert window_size == (-1, 0)
     assert scale is not None
-    lengths = tuple(cu_seq_q.diff().tolist())
-    assert max(lengths) == max_q == max_k
-    return per_sample(query, key, value, lengths, scale)
+    lengths, keys = cu_seq_q.diff().tolist(), cu_seq_k.diff().tolist()
+    assert (max(lengths), max(keys)) == (max_q, max_k)
+    outputs = []
+    for q, k, v in zip(query.split(lengths), key.split(keys), value.split(keys), strict=True):
+        # Flash attention's causal is that of the last query at the last key.
+        sees = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+        one = (x.transpose(0, 1)[None] for x in (q, k, v))
+        output = scaled_dot_product_attention(*one, attn_mask=sees, scale=scale, enable_gqa=True)
+        outputs.append(output[0].transpose(0, 1))
+    return torch.cat(outputs)
 
 
 @pytest.mark.parametrize("signature", [of_2_11, of_2_13])
@@ -110,14 +167,19 @@ def test_kernels_of_every_torch_are_given_the_same(
     stand_in: Any = ModuleType("torch.nn.attention.varlen")
     stand_in.varlen_attn = signature
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", stand_in)
-    lengths = (5, 1, 7)
-    parts = row(kv_heads, lengths)
-    found, expected = (compute(*parts, PackedRows.of(lengths), 0.3) for compute in (by_kernel, by_products))
-    assert_same_sums(found, expected, 8 + 7)
-    for gradient, other in zip(
-        *(torch.autograd.grad(output.square().sum(), parts) for output in (found, expected)), strict=True
-    ):
-        assert_same_sums(gradient, other, 2 * (8 + 7))
+    for rows in (PackedRows.of((5, 1, 7)), PackedRows.continuing((5, 1, 7), (None, 0, 0))):
+        q, k, v = row(kv_heads, (5, 1, 7))
+        parts = (q, k, v) if rows.keys_K is None else (q, *(x.index_select(0, rows.keys_K) for x in (k, v)))
+        found, expected = (compute(*parts, rows, 0.3) for compute in (by_kernel, by_products))
+        assert_same_sums(found, expected, 8 + 12)
+        for gradient, other in zip(
+            *(torch.autograd.grad(one.square().sum(), (q, k, v), retain_graph=True) for one in (found, expected)),
+            strict=True,
+        ):
+            assert_same_sums(gradient, other, 2 * (8 + 12))
+
+
+WAYS = (("padded", "sdpa"), ("packed", NAME), ("shared_prompt", "shared_prompt"), (PACKED_SHARED, NAME))
 
 
 def test_every_family_learns_alike_packed_shared_and_padded() -> None:
@@ -127,13 +189,13 @@ def test_every_family_learns_alike_packed_shared_and_padded() -> None:
         policy = LogprobModel(tiny_model(kind), 1.0)
         learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         results = []
-        for layout, attention in (("padded", "sdpa"), ("packed", NAME), ("shared_prompt", "shared_prompt")):
+        for layout, attention in WAYS:
             policy.causal_lm.config._attn_implementation = attention
             logprob_N, _ = policy(collate(SAMPLES, pad_id=0, layout=layout))
             # Of a mixture's experts some may be asked nothing.
             gradients = torch.autograd.grad(logprob_N.sum(), learned, allow_unused=True, materialize_grads=True)
             results.append((logprob_N.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
-        for name, (logprob_N, gradient) in zip(("packed", "shared"), results[1:], strict=True):
+        for (name, _), (logprob_N, gradient) in zip(WAYS[1:], results[1:], strict=True):
             apart[kind, name, "logprobs"] = float((logprob_N - results[0][0]).abs().max())
             apart[kind, name, "gradient"] = float((gradient - results[0][1]).norm() / results[0][1].norm())
     assert {case: gap for case, gap in apart.items() if not gap < 1e-4} == {}
@@ -176,8 +238,12 @@ def test_auto_packs_on_cuda_where_the_kernel_computes_the_model(make_config: Con
     assert chosen("qwen3", "learner.layout=padded") == ("padded", "sdpa")
     assert chosen("qwen3", "learner.attention=eager") == ("padded", "eager")
     assert chosen("qwen3", "learner.layout=packed", "learner.attention=flash_attention_2")[1] == "flash_attention_2"
-    # Long or short, shared prompts are a CPU's.
+    # Long or short, shared prompts are what auto takes on a CPU alone; where they are asked for, rows have no padding.
     assert chosen("qwen3", "sampling.max_tokens=8")[0] == chosen("qwen3", "sampling.max_tokens=9000")[0] == "packed"
+    assert chosen("qwen3", "learner.layout=shared_prompt") == (PACKED_SHARED, NAME)
+    for kind, words in (("qwen3", "on CUDA is computed in bfloat16"), ("gemma2", "does not know the attention")):
+        with pytest.raises(ConfigError, match=words):
+            chosen(kind, "learner.layout=shared_prompt", "method=full", "model.dtype=float32")
 
 
 def test_packed_rows_on_a_cpu_take_the_same_way(make_config: ConfigMaker) -> None:

@@ -18,6 +18,7 @@ from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.gap import GapLimits
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
+from rl_engine.policy.attention import PACKED_SHARED
 from rl_engine.policy.lora.adapter import LoraPolicy, lora_layers
 from rl_engine.policy.lora.targets import coverage_of
 from rollout.adapters import AdapterError, AdapterStore
@@ -102,11 +103,20 @@ def test_eva_starts_from_what_the_layers_see(make_config: ConfigMaker, ranks: Ra
         assert (seen[path] - seen[path] @ a.T @ a).norm() < 1e-4 * seen[path].norm(), path
 
 
-def test_eva_is_the_same_in_every_layout(make_config: ConfigMaker, ranks: Ranks) -> None:
+def test_eva_is_the_same_in_every_layout(
+    make_config: ConfigMaker, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it sees is the prompt, to its last token, and no padding: six tokens span the same space whatever pads."""
     spans = []
-    for layout, pad_id in (("padded", 0), ("packed", 0), ("shared_prompt", 0), ("shared_prompt", 10)):
-        config = make_config("lora.rank=6", "lora.init=eva", f"learner.layout={layout}")
+    config = make_config("lora.rank=6", "lora.init=eva")
+    for layout, pad_id in (
+        ("padded", 0),
+        ("packed", 0),
+        ("shared_prompt", 0),
+        ("shared_prompt", 10),
+        (PACKED_SHARED, 0),
+    ):
+        monkeypatch.setattr("rl_engine.policy.base_model.choose_layout", lambda *_, layout=layout: layout)
         trainable = Learner(config, ranks, pad_id, [PROMPT.token_ids]).trainable
         assert isinstance(trainable, LoraPolicy)
         layers: list[Any] = [*lora_layers(trainable.model).values()]
