@@ -2,8 +2,8 @@
 
     python -m benchmarks.learner_arms --model DIR_OR_HUB_ID [KEY.SUB=VALUE …]
 
-`mask` is padded rows as they were before masks were left out; `compiled` is packed rows with compiled decoder layers,
-as a run on a card has them. Ways take turns, and medians are compared.
+`mask` is padded rows as they were before masks were left out; `shared` computes the prompt of a group once; `compiled`
+is packed rows with compiled decoder layers, as a run on a card has them. Ways take turns, and medians are compared.
 """
 
 from __future__ import annotations
@@ -39,18 +39,20 @@ ARMS = {
     "mask": Arm(layout="padded", masked=True),
     "no mask": Arm(layout="padded"),
     "packed": Arm(layout="packed"),
+    "shared": Arm(layout="shared_prompt"),
     "compiled": Arm(layout="packed", compiled=True),
 }
 
 
-def samples_of(sequences: int, prompt: int, completion: int, vocabulary: int) -> list[TrainingSample]:
-    """Random tokens; the completions from a half to the whole of `completion` long."""
+def samples_of(sequences: int, group: int, prompt: int, completion: int, vocabulary: int) -> list[TrainingSample]:
+    """Random tokens; `group` after each other have one prompt, the completions are from a half to the whole of
+    `completion` long."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.linspace(completion / 2, completion, sequences).int().tolist()
     rows = torch.randint(3, vocabulary, (sequences, prompt + completion), generator=generator).tolist()
     return [
         TrainingSample(
-            prompt_ids=tuple(row[:prompt]),
+            prompt_ids=tuple(rows[index - index % group][:prompt]),
             completion_ids=tuple(row[prompt : prompt + length]),
             behaviour_logprobs=(-3.0,) * length,
             advantage=1.0 if index % 2 else -1.0,
@@ -62,7 +64,7 @@ def samples_of(sequences: int, prompt: int, completion: int, vocabulary: int) ->
 
 def pass_by(arm: Arm, learner: Learner, ranks: Ranks, samples: list[TrainingSample]) -> Callable[[], None]:
     """A forward and backward pass of all samples; the learner is that of the arm's layout."""
-    run = pass_of(learner, collate(samples, 0, arm.layout).to(ranks.device))
+    run = pass_of(learner, collate(samples, 0, learner.layout).to(ranks.device))
     if arm.compiled:
         if ranks.device.type != "cuda":
             raise typer.BadParameter("--arms compiled: the plain products of a CPU are not compiled, give it on a card")
@@ -81,6 +83,7 @@ def main(
     method: Annotated[str, typer.Option(help="lora or full.")] = "lora",
     rank: Annotated[int, typer.Option(help="Of the adapter.")] = 1,
     sequences: Annotated[int, typer.Option(help="Completions of the micro-batch.")] = 16,
+    group: Annotated[int, typer.Option(help="Completions of a prompt.")] = 8,
     prompt: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 47,
     completion: Annotated[int, typer.Option(help="Tokens of the longest completion; the shortest has half.")] = 64,
     rounds: Annotated[int, typer.Option(help="Times each is measured.")] = 5,
@@ -97,7 +100,7 @@ def main(
         settings = [f"learner.layout={ARMS[name].layout}", *(overrides or ())]
         learner = Learner(config_of(model, dtype, method, rank, settings), ranks, 0)
         vocabulary = learner.trainable.causal_lm.config.get_text_config().vocab_size
-        samples = samples_of(sequences, prompt, completion, vocabulary)
+        samples = samples_of(sequences, group, prompt, completion, vocabulary)
         work[name] = pass_by(ARMS[name], learner, ranks, samples)
     seconds, peaks = timed(work, rounds, ranks.device)
     tokens = sum(sample.num_tokens for sample in samples)
