@@ -1,4 +1,4 @@
-"""The simulated pool against closed forms, brute force and bounds; and the fit of what it is fed with."""
+"""The simulated pool against closed forms, brute force and bounds."""
 
 from __future__ import annotations
 
@@ -6,60 +6,30 @@ import heapq
 import math
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.pool_measured import ARMS, MOST_STALE, Measured, MeasuredRun, MeasuredStep
-from benchmarks.pool_model import Scale, comparison, error_of, lognormal_lengths, mean_of_cut
-from benchmarks.pool_parts import Parts, fit
+from benchmarks.pool_model import Scale, lognormal_lengths, mean_of_cut
 from benchmarks.pool_setting import (
     Cores,
-    Costs,
     Decoding,
-    Failures,
-    Setting,
-    StepSeconds,
     StepWork,
     pieces_of,
 )
 from benchmarks.pool_simulation import simulate, steady
-
-DECODING = Decoding(call_s=0.5, sequence_s=0.01, longest_s=0.02, token_s=0.001)
-COSTS = Costs(
-    decoding=DECODING,
-    canary_s=0.3,
-    load_s=0.2,
-    learn_token_s=0.002,
-    check_token_s=0.0005,
-    grade_completion_s=0.01,
-    record_completion_s=0.02,
-    publish_s=0.4,
+from tests.helpers.pool_settings import (
+    COSTS,
+    DECODING,
+    EXACT,
+    PROBLEMS,
+    SAMPLES,
+    SYNC_S,
+    learner_s,
+    pieces,
+    setting,
+    works,
 )
-SYNC_S = COSTS.publish_s + COSTS.load_s + COSTS.canary_s
-PROBLEMS, SAMPLES = 12, 4
-EXACT = 1e-9
-
-
-def works(count: int, seed: int = 0) -> list[StepWork]:
-    lengths = np.random.default_rng(seed).integers(1, 200, (count, PROBLEMS, SAMPLES))
-    return [StepWork(lengths=each, learned_tokens=0.5 * float(each.sum())) for each in lengths]
-
-
-def setting(workers: int, staleness: int = 0, **others: Any) -> Setting:
-    return Setting(**{"workers": workers, "staleness": staleness, "prompts_per_piece": 2, **others})
-
-
-def pieces(work: StepWork, prompts_per_piece: int = 2) -> list[float]:
-    return pieces_of(work.lengths, prompts_per_piece, DECODING)
-
-
-def learner_s(work: StepWork, *, stale: bool) -> float:
-    """Grading and learning."""
-    completions = PROBLEMS * SAMPLES
-    return completions * 0.01 + work.learned_tokens * 0.002 + stale * work.tokens * 0.0005
 
 
 def list_schedule(seconds: list[float], workers: int) -> float:
@@ -227,66 +197,6 @@ def test_the_driver_sends_and_answers_one_call_after_the_other() -> None:
     assert slower[0].rollout_s == pytest.approx(10 + 100 * 0.05 + 0.001 * (100 + 10), abs=0.0011)
 
 
-ONE_SECOND = replace(COSTS, decoding=Decoding(call_s=10.0, sequence_s=0, longest_s=0, token_s=0), load_s=0.0)
-
-
-def dying(*at: float, start_s: float = 5.0) -> Any:
-    """Failures at these times, by hand: of the first worker, then of the next."""
-
-    left = list(at)
-
-    class Drawn:
-        def exponential(self, mean: float) -> float:
-            return left.pop(0) if left else math.inf
-
-    return Failures(per_hour=1, start_s=start_s), lambda _: Drawn()
-
-
-def test_what_a_dead_worker_was_at_is_sampled_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand: two workers, six pieces of 10 s. The second dies at 4 s, and the piece it had goes ahead of the others;
-    another stands at 4 + 5 = 9 s and takes it. The first has done 3 pieces at 30 s, the other 2 at 29 s and takes the
-    sixth."""
-    failures, drawn = dying(math.inf, 4.0)
-    (work,) = works(1)
-    monkeypatch.setattr("benchmarks.pool_simulation.np.random.default_rng", drawn)
-    (found,) = simulate(ONE_SECOND, setting(2, failures=failures), [work])
-    assert found.rollout_s == pytest.approx(39)
-    assert found.lost_tokens == pytest.approx(0.4 * float(work.lengths[2:4].sum()))
-    assert found.busy_s == pytest.approx(60 + 4)
-
-
-def test_an_idle_worker_that_dies_costs_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    failures, drawn = dying(*[math.inf] * 6, 4.0)
-    steps = works(1)
-    monkeypatch.setattr("benchmarks.pool_simulation.np.random.default_rng", drawn)
-    (found,) = simulate(ONE_SECOND, setting(7, failures=failures), steps)
-    assert found.rollout_s == pytest.approx(10)
-    assert found.lost_tokens == 0
-
-
-@pytest.mark.parametrize("staleness", [0, 2])
-def test_workers_that_never_die_are_as_without_failures(staleness: int) -> None:
-    steps = works(8)
-    never = setting(3, staleness, failures=Failures(per_hour=0.0, start_s=60))
-    assert simulate(COSTS, never, steps) == simulate(COSTS, setting(3, staleness), steps)
-
-
-@pytest.mark.parametrize("continuous", [False, True])
-def test_workers_die_at_the_rate_and_lose_half_a_piece_each(continuous: bool) -> None:
-    """The tokens lost are, in the mean, those of half of a piece for each death of a busy worker."""
-    steps = works(40)
-    rate = 30.0
-    found = simulate(
-        COSTS, setting(3, continuous=continuous, failures=Failures(per_hour=rate, start_s=1.0, seed=1)), steps
-    )
-    busy = sum(step.busy_s for step in found)
-    deaths = busy * rate / 3600
-    piece = float(np.mean([work.tokens for work in steps])) / 6
-    lost = sum(step.lost_tokens for step in found)
-    assert 0.5 < lost / (deaths * piece / 2) < 2
-    assert sum(step.step_s for step in found) > sum(step.step_s for step in simulate(COSTS, setting(3), steps))
-
-
 def test_prompts_side_by_side_by_hand() -> None:
     """One worker of two slots and three prompts of one sequence, of 10, 30 and 20 tokens. Two take 1 + 2 s a step, one
     takes 1 + 1: ten steps of 3 s, then the third joins: twenty of 3 s, and both are done."""
@@ -323,17 +233,6 @@ def test_with_continuous_admission_long_tails_hold_up_less() -> None:
     assert slots.lost == pieces_of_16.lost == 0
 
 
-def test_the_fit_finds_what_batches_were_made_of() -> None:
-    random = np.random.default_rng(0)
-    batches = [random.integers(1, 100, size) for size in (8, 16, 32, 64, 128) for _ in range(4)]
-    found, error = fit([(float(DECODING.seconds(lengths)), lengths) for lengths in batches])
-    assert found.call_s == pytest.approx(0.5, rel=1e-6)
-    assert found.sequence_s == pytest.approx(0.01, rel=1e-6)
-    assert found.longest_s == pytest.approx(0.02, rel=1e-6)
-    assert found.token_s == pytest.approx(0.001, rel=1e-6)
-    assert error < 1e-9
-
-
 @pytest.mark.parametrize("tail", [0.5, 1.0, 1.5])
 def test_every_tail_has_the_same_mean_and_ends_at_the_limit(tail: float) -> None:
     lengths = lognormal_lengths((200_000,), 512, tail, 8192, 0)
@@ -359,73 +258,3 @@ def test_a_larger_run_feeds_every_worker_and_divides_learning() -> None:
     assert scale.step_s(COSTS, 8, 1.0, 0) == pytest.approx(float(np.mean(by_hand)), rel=EXACT)
     # Ahead, learning hides behind sampling.
     assert scale.step_s(COSTS, 1, 1.0, 1) < scale.step_s(COSTS, 1, 1.0, 0)
-
-
-def measured_from(costs: Costs, parts: Parts, steps: list[StepWork]) -> Measured:
-    """What a machine would have measured that is as the model says."""
-    draft = Measured(
-        environment={},
-        cores=2,
-        cpus_per_worker=1,
-        prompts_per_piece=2,
-        parts=parts,
-        lengths=[work.lengths.tolist() for work in steps],
-        runs=(),
-    )
-    runs = []
-    for name, arm in ARMS.items():
-        cores = Cores(count=2, worker=1 if arm.workers else 2, learner=2, all_busy=parts.all_busy)
-        placed = Setting(
-            workers=max(1, arm.workers),
-            staleness=arm.staleness,
-            prompts_per_piece=2 if arm.workers else PROBLEMS,
-            cores=cores,
-        )
-        own = costs if arm.workers else replace(costs, decoding=parts.engine, load_s=0.0, canary_s=0.0)
-        found = simulate(own, placed, steps)
-        runs.append(MeasuredRun(arm=name, round=1, steps=tuple(map(as_measured, found, steps))))
-    return replace(draft, runs=tuple(runs))
-
-
-def as_measured(step: StepSeconds, work: StepWork) -> MeasuredStep:
-    return MeasuredStep(
-        rollout_s=step.rollout_s,
-        grade_s=step.grade_s,
-        learn_s=step.learn_s,
-        sync_s=step.sync_s,
-        step_s=step.step_s,
-        between_s=step.between_s,
-        tokens=work.tokens,
-        learned_tokens=int(work.learned_tokens),
-    )
-
-
-def test_a_machine_that_is_as_the_model_says_is_found_again(tmp_path: Path) -> None:
-    """Costs are read back out of the steps, check and sync included, and every arm is met."""
-    steps = [replace(work, learned_tokens=work.tokens // 2) for work in works(8)]
-    parts = Parts(
-        worker=DECODING,
-        worker_error=0.0,
-        engine=replace(DECODING, token_s=0.0007),
-        engine_error=0.0,
-        all_busy=0.9,
-        canary_s=COSTS.canary_s,
-        load_s=COSTS.load_s,
-        send_s=0.0,
-        answer_s=0.0,
-        scan_s=0.0,
-    )
-    measured = measured_from(COSTS, parts, steps)
-    measured.write(tmp_path / "pool.json")
-    read = Measured.read(tmp_path / "pool.json")
-    assert read == measured
-    found = read.costs("2 workers, k = 1")
-    assert found.learn_token_s == pytest.approx(0.002, rel=1e-6)
-    assert found.check_token_s == pytest.approx(0.0005, rel=1e-6)
-    assert found.publish_s == pytest.approx(COSTS.publish_s, rel=1e-6)
-    assert found.record_completion_s == pytest.approx(0.02)
-    for name in ARMS:
-        assert error_of(read, name) == pytest.approx(0.0, abs=1e-6)
-        assert len(read.steps_of(name)[0]) == len(steps) - 1 - 2 * MOST_STALE
-    assert len(comparison(read)) == 1 + len(ARMS)
-    assert read.speeds("in process") == pytest.approx([1.0] * 5)
