@@ -3,10 +3,11 @@
     python -m benchmarks.gpu_contact --deadline 590 --out DIR [--model DIR] [--only STAGE …]
 
 Every stage is a process with a time limit of its own and a log, `DIR/<stage>.log`; one that fails or takes too long
-never stops the next, and what the deadline leaves no time for is said to be cut. All are planned to fit 590 s on a card
-like an H100 (`stages.py`); `--model` asks for 130 s more. `DIR/contact.jsonl` gets a line as each stage ends, and
-`DIR/contact.md` is written anew with it: tables, and the last lines of what failed. On a machine without a card the
-same stages run with tiny shapes (a few minutes): that shows that they run, and nothing else.
+never stops the next, and what the deadline leaves no time for is said to be cut. All but the doctor are planned to fit
+590 s on a card like an H100 (`stages.py`); `--only doctor` asks for 70 s, and `--model` for 130 s more.
+`DIR/contact.jsonl` gets a line as each stage ends, and `DIR/contact.md` is written anew with it: tables, and the last
+lines of what failed. On a machine without a card the same stages run with tiny shapes (a few minutes): that shows that
+they run, and nothing else.
 
 It needs what a run of the quickstart needs, and no network. Where only Python and torch are given, `python -m
 benchmarks.gpu_bundle` packs the rest into one archive for PYTHONPATH.

@@ -57,13 +57,13 @@ ARMS: dict[str, Arm] = {
     "rank 1": Arm(),
     "rank 1, twice the rows": Arm(times=2),
     "rank 1, layers not compiled": Arm(compiled=False),
+    "7B: rank 1": Arm(shape=1),
     "rank 32": Arm(settings=("lora.rank=32",)),
     "rank 1, checkpointing": Arm(settings=(CHECKPOINTING,)),
-    "7B: rank 1": Arm(shape=1),
+    "7B: rank 1, checkpointing": Arm(settings=(CHECKPOINTING,), shape=1),
     "full, checkpointing": Arm(settings=("method=full", CHECKPOINTING)),
     "rank 1, padded, no mask": Arm(settings=("learner.layout=padded",), mask="none"),
     "rank 1, padded, mask": Arm(settings=("learner.layout=padded",), mask="given"),
-    "7B: rank 1, checkpointing": Arm(settings=(CHECKPOINTING,), shape=1),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Any
 
 from benchmarks.gpu_contact.running import Outcome
@@ -24,9 +25,19 @@ def card_of(outcomes: Iterable[Outcome]) -> str:
     return next((row["card"] for row in rows_of(outcomes, "machine") if "card" in row), "an unknown card")
 
 
+def sampled(outcomes: Iterable[Outcome]) -> dict[str, Row]:
+    """Each arm of sampling, at the median speed of its rounds."""
+    rounds: dict[str, list[Row]] = {}
+    for row in rows_of(outcomes, "sampling"):
+        rounds.setdefault(row["arm"], []).append(row)
+    return {
+        arm: {**rows[0], "tokens_per_s": median(row["tokens_per_s"] for row in rows)} for arm, rows in rounds.items()
+    }
+
+
 def adapter_ratio(outcomes: Sequence[Outcome]) -> float | None:
     """Tokens/s with an adapter of rank 1 over those without one, of one engine; None where one was not measured."""
-    speeds = {row["arm"]: row["tokens_per_s"] for row in rows_of(outcomes, "sampling")}
+    speeds = {arm: row["tokens_per_s"] for arm, row in sampled(outcomes).items()}
     return speeds[ADAPTER] / speeds[IDLE] if {ADAPTER, IDLE} <= speeds.keys() else None
 
 
@@ -147,7 +158,7 @@ def _runs(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _sampling(outcomes: Sequence[Outcome]) -> list[str]:
-    found = rows_of(outcomes, "sampling")
+    found = sampled(outcomes).values()
     if not found:
         return []
     cells = [(row["arm"], f"{row['sequences']:,}", f"{row['tokens']:,}", number(row["tokens_per_s"])) for row in found]
@@ -216,7 +227,7 @@ def _goals(outcomes: Sequence[Outcome], sizes: str) -> list[str]:
     mfus = [row["mfu"] for row in rows_of(outcomes, "learner")]
     best = max(mfus, default=None)
     ratio = adapter_ratio(outcomes)
-    speed = next((row["tokens_per_s"] for row in rows_of(outcomes, "sampling") if row["arm"] == ADAPTER), None)
+    speed = sampled(outcomes).get(ADAPTER, {}).get("tokens_per_s")
 
     def met(value: float | None, goal: float) -> str:
         return "not measured" if value is None else "met" if value >= goal else "**not met**"

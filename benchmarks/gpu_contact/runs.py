@@ -62,7 +62,11 @@ def trained(run: Path, name: str) -> list[Row]:
     return [{"kind": "trained", "run": name, **figures}, *steps_of(run, name)]
 
 
-def resumed(run: Path, steps: int) -> list[Row]:
-    """Whether every step up to `steps` is there once."""
-    found = [line["step"] for line in metrics_of(run) if line["step"] > 0]
-    return [{"kind": "resumed", "steps": len(found), "whole": found == list(range(1, steps + 1))}]
+def resumed(run: Path, name: str, steps: int, more: int) -> list[Row]:
+    """Whether every step up to `steps` is there once, and a row for the last `more` of them, which followed."""
+    lines = [line for line in metrics_of(run) if line["step"] > 0]
+    found = [line["step"] for line in lines]
+    later = [line for line in lines if line["step"] > steps - more]
+    which = "resumed, the sampler asleep while the learner works"
+    rows = [{"kind": "step", "run": name, "which": which, **_medians(later)}] if later else []
+    return [{"kind": "resumed", "steps": len(found), "whole": found == list(range(1, steps + 1))}, *rows]

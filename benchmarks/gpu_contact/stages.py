@@ -1,6 +1,7 @@
 """Sizes → the stages in the order of what they are worth: what is asked first, the deadline cuts last.
 
-The seconds are those of an H200 (docs/gpu.md says which of them were measured): together they fit a deadline of 590.
+The seconds are those of an H200 (docs/gpu.md says which of them were measured): all before the doctor fit a deadline of
+590 together. The last of these is the learner, whose figures come one by one from its first minute on.
 Most of them are starts. vLLM compiles the model, compiles Triton's kernels and captures its graphs; what it has
 compiled for a configuration it keeps under `VLLM_CACHE_ROOT`, and Triton what is the same for all models, so that the
 quickstart's start is cheap a second time (`resume`, `doctor`) and the step's own finds the kernels.
@@ -54,8 +55,8 @@ class Stage:
 def stages(sizes: Sizes, scratch: Path, model: Path | None) -> list[Stage]:
     """All of them. `scratch`: where runs and checkpoints go. `model`: a real model's directory, if there is one."""
     real = [_real_model(sizes, scratch, model)] if model else []
-    first = [_machine(sizes), _quickstart(sizes, scratch), _step(sizes, scratch), _learner(sizes)]
-    asked = [*first, _doctor(sizes), _resume(sizes, scratch), *real]
+    first = [_machine(sizes), _quickstart(sizes, scratch), _resume(sizes, scratch), _step(sizes, scratch)]
+    asked = [*first, _learner(sizes), _doctor(sizes), *real]
     return [replace(stage, patience=sizes.patience) for stage in asked]
 
 
@@ -97,7 +98,7 @@ def _quickstart(sizes: Sizes, scratch: Path) -> Stage:
         name="quickstart",
         asks="does the whole circle learn?",
         command=_quickstart_command(sizes, run),
-        expected_s=125,
+        expected_s=140,
         read=lambda: trained(run, "quickstart"),
     )
 
@@ -106,11 +107,11 @@ def _resume(sizes: Sizes, scratch: Path) -> Stage:
     run, steps = scratch / "quickstart", sizes.quickstart_steps + MORE_STEPS
     return Stage(
         name="resume",
-        asks="does a run go on from its checkpoint?",
-        command=(*_quickstart_command(sizes, run), "--resume", f"train.steps={steps}"),
-        expected_s=60,
+        asks="does a run go on from its checkpoint, its sampler now asleep while the learner works?",
+        command=(*_quickstart_command(sizes, run), "--resume", f"train.steps={steps}", "rollout.sleep=true"),
+        expected_s=65,
         after="quickstart",
-        read=lambda: resumed(run, steps),
+        read=lambda: resumed(run, "quickstart", steps, MORE_STEPS),
     )
 
 
@@ -141,7 +142,7 @@ def _step(sizes: Sizes, scratch: Path) -> Stage:
         asks=f"how long do sampling, with and without an adapter, learning and sync of {sizes.problems} × "
         f"{sizes.samples} × {sizes.tokens:,} tokens take?",
         command=_own("step", sizes, str(scratch / shape), *settings),
-        expected_s=170,
+        expected_s=200,
         read=lambda: steps_of(run, shape),
     )
 
@@ -151,7 +152,7 @@ def _learner(sizes: Sizes) -> Stage:
         name="learner",
         asks=f"tokens/s, MFU and memory of the learner, {' and '.join(sizes.shapes)}",
         command=_own("learner", sizes),
-        expected_s=130,
+        expected_s=150,
     )
 
 

@@ -17,7 +17,6 @@ import cProfile
 import pstats
 import time
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 from unittest.mock import patch
 
@@ -64,13 +63,11 @@ def decode(run: Any, sizes: Sizes) -> None:
     engine.generate(
         prompts, sampling_of(sizes, WARM_UP_TOKENS), None, [f"warm/{index}" for index in range(len(prompts))]
     )
-    speeds: dict[str, list[float]] = {arm: [] for arm in arms}
+    sequences = sizes.problems * sizes.samples
     for number in range(ROUNDS):
         for arm, adapter in arms.items():
-            speeds[arm].append(speed(engine, sizes, prompts, adapter, f"{arm}/{number}"))
-    sequences = sizes.problems * sizes.samples
-    for arm, measured in speeds.items():
-        note("sampling", arm=arm, sequences=sequences, tokens=sizes.tokens, tokens_per_s=median(measured))
+            measured = speed(engine, sizes, prompts, adapter, f"{arm}/{number}")
+            note("sampling", arm=arm, sequences=sequences, tokens=sizes.tokens, tokens_per_s=measured)
     look_into(engine, sizes, prompts, run.adapter)
 
 

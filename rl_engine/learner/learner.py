@@ -83,6 +83,7 @@ class Learner:
         self._grad_norm = 0.0
         self.is_whole = True
         """Whether weights and moments are those after a step, and not after a part of its updates."""
+        self._is_compiled = False
         self._guard = GradientGuard(
             self.parameters.values(), self.optimizer, ranks, ADVICE, sharded=config.learner.zero_stage > 0
         )
@@ -107,7 +108,7 @@ class Learner:
         """
         self.policy.train()
         longest = self._continued(max(prompts, key=len))
-        compile_layers(self.trainable.causal_lm, lambda: self.policy(longest)[0])
+        self._is_compiled = compile_layers(self.trainable.causal_lm, lambda: self.policy(longest)[0])
 
     def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
         """A micro-batch of one prompt, whose last token stands for the completion: every token of it, and no other."""
@@ -314,16 +315,17 @@ class Learner:
             scores.append(logprob_N.tolist())
         return scores
 
-    @torch.no_grad()
     def _with_old_logprobs(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
         """The samples with the learner's own log-probabilities of now, in the order of their micro-batches.
 
-        They are scored in the micro-batches that they are learned from, each rank its own.
+        They are scored as they are learned from, so that a policy that has not moved has a ratio of one: in the same
+        micro-batches, each rank its own, and by compiled layers where there are any, which need a gradient's pass.
         """
         batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
         passes = []
         for rows in share_of_rank(batches, self.ranks.rank, self.ranks.count):
-            logprob_N, _ = self.deepspeed_engine(self._collate(rows).to(self.ranks.device))
+            with torch.set_grad_enabled(self._is_compiled):
+                logprob_N = self.deepspeed_engine(self._collate(rows).to(self.ranks.device))[0].detach()
             passes.append((rows, logprob_N.split([len(row.completion_ids) for row in rows])))
         # Without what only made every rank pass equally often. Read when all are asked for: reading waits for a card.
         mine = [

@@ -42,11 +42,12 @@ def is_worth_compiling(config: Config, model: nn.Module, device: torch.device) -
     return not differ and not broken and sum(one.numel() for one in parameters.values()) >= WORTH_COMPILING
 
 
-def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> None:
+def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> bool:
     """Let torch compile the decoder layers for the passes that learn: a layer's small operations become few kernels.
 
-    `tried` computes something that has a gradient, with the model. Where the compiler does not work here, or computes
-    another gradient than the layers themselves, that is said and the layers stay as they are.
+    `tried` computes something that has a gradient, with the model. Where the compiler or what it has made does not work
+    here, or computes another gradient than the layers themselves, that is said and the layers stay as they are.
+    Whether they are compiled is returned.
     """
     import torch._dynamo  # loads the compiler, so where it is used alone
 
@@ -60,15 +61,18 @@ def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> None:
             layer.forward = _compiled_where_it_learns(layer.forward)
         try:
             error = worst_error(_gradients(tried, learned), expected)
-        except torch._dynamo.exc.TorchDynamoException as raised:
+        except torch.OutOfMemoryError:
+            raise  # of which the layers themselves take no less
+        except (RuntimeError, AssertionError) as raised:  # of the compiler, or of kernels that it made
             said = f"torch.compile does not work here: {compiler_said(raised)}"
         else:
             if error <= SAME_GRADIENT:
-                return
+                return True
             said = f"torch.compile computes other gradients here, by {error:.0%} where they differ most"
     warnings.warn(f"{said}; so the learner's passes take longer", NotCompiledWarning, stacklevel=2)
     for layer in layers:
         del layer.forward
+    return False
 
 
 def _gradients(tried: Callable[[], Tensor], learned: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:

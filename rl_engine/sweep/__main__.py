@@ -27,9 +27,10 @@ from rl_engine.config.file import ConfigError, read_config
 from rl_engine.sweep.analysis import Analysis, Found, cells_left, due_cells
 from rl_engine.sweep.board import watch
 from rl_engine.sweep.cells import check_cell
-from rl_engine.sweep.config import SweepConfig
+from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
 from rl_engine.sweep.results import RESULTS, Results
+from rl_engine.sweep.room import cards_here, dealt
 from rl_engine.sweep.schedule import check_ours, run_sweep, targets_of
 from rl_engine.sweep.sharing import Sharing, Targets, room_lines, sharing_of
 from rollout.files.durable import check_writable
@@ -95,6 +96,7 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
     due = due_cells(config, found)
     for cell in due:
         check_cell(config, cell, targets[cell.arm, cell.axis_value])
+    config, cards = with_cards(config, targets)
     wanted = [item for cell in due for item in targets[cell.arm, cell.axis_value].wanted_of_hub]
     if only_check:
         for cell in due:
@@ -111,6 +113,7 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
         targets,
         retry_failed=retry_failed,
         sharing=sharing,
+        cards=cards,
         on_result=now_and_then(lambda results: write_report(config, results.by_cell)),
     )
     show(config, write_report(config, results.by_cell), config.output)
@@ -118,6 +121,20 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
         console.print("stopped as asked: run the same command to continue")
         return 128 + stop.signum
     return code_of(results.by_cell)
+
+
+def with_cards(config: SweepConfig, targets: Targets) -> tuple[SweepConfig, list[str]]:
+    """The sweep with as many processes at once as this machine has cards for, which is said where that is fewer, and
+    the cards of each; none where there are none."""
+    cards = cards_here() if config.jobs > 1 else ()
+    if not cards:
+        return config, []
+    count = COMMANDS[config.command].cards
+    hands = dealt(cards, config.jobs, (count(target.settings) for target in targets.values()))
+    if len(hands) < config.jobs:
+        told = f"jobs is {config.jobs}, and there is room on {len(cards)} card(s) for {max(1, len(hands))} at a time"
+        console.print(f"{told}; with `together` several runs share a card", soft_wrap=True)
+    return config.model_copy(update={"jobs": max(1, len(hands))}), hands
 
 
 def now_and_then(report: Callable[[Results], object]) -> Callable[[Results], None]:

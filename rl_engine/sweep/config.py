@@ -50,8 +50,17 @@ class CellCommand:
     room: Callable[[Sequence[Any], int, int], dict[str, str]] | None
     """Settings of runs that can share, how many are at work at a time in a process, and how many processes → what they
     need, for people; raised where that is more than there is."""
+    cards: Callable[[Any], int] = lambda config: 1
+    """Settings → how many cards of this machine such a run computes on, where it has some."""
     unmeasured: Callable[[Any, str], str] = lambda config, metric: ""
     """Settings and the name of a metric → why no line of such a run's metrics.jsonl has it; empty where one may."""
+
+
+def _cards_of_training(config: Config) -> int:
+    rollout = config.rollout
+    if rollout.placement == "inprocess":
+        return rollout.tensor_parallel_size  # the learner is on one of the sampler's
+    return 1 if rollout.workers == "max" or rollout.address else 1 + rollout.workers * rollout.tensor_parallel_size
 
 
 def _unmeasured_by_train(config: Config, metric: str) -> str:
@@ -80,6 +89,7 @@ COMMANDS = {
         step_scale="linear",
         groups=groups_of,
         room=company_lines,
+        cards=_cards_of_training,
         unmeasured=_unmeasured_by_train,
     ),
     "sft": CellCommand(
@@ -177,7 +187,9 @@ class SweepConfig(CommandConfig):
     )
     score: ScoreConfig
     curves: tuple[str, ...] = Field((), description="Other metrics to keep in the results and draw over the steps.")
-    jobs: int = Field(1, ge=1, description="How many processes run at once; the cores are divided among them.")
+    jobs: int = Field(
+        1, ge=1, description="How many processes run at once; the cores and the GPUs are divided among them."
+    )
     together: int = Field(
         1,
         ge=1,

@@ -1,13 +1,16 @@
-"""Runs that would train together → the memory that they need, reckoned in a process that may load torch."""
+"""Runs of a sweep → the memory of those that would train together, and the cards of each process: found out in a
+process that may load torch."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
+from rollout.pool.cards import visible_cards
+from rollout.servable import driver_version
 
 
 def company_lines(configs: Sequence[Config], together: int, jobs: int) -> dict[str, str]:
@@ -34,7 +37,9 @@ def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, s
     configs, at_once = settle_together(
         [settle_precision(config, ranks.device.type) for config in configs], here, together
     )
-    room = replace(here.room, device_gib=here.room.device_gib / jobs, host_gib=here.room.host_gib / jobs)
+    # Each process has a card of its own.
+    device_gib = here.room.device_gib / (1 if here.on_gpu else jobs)
+    room = replace(here.room, device_gib=device_gib, host_gib=here.room.host_gib / jobs)
     place = replace(here, room=room)
     try:
         check_together(configs, place, at_once)
@@ -44,3 +49,30 @@ def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, s
         share = f" (a share of {jobs}: jobs)" if jobs > 1 else ""
         told = str(error).replace("or let fewer run at once: --together", "or give a smaller together")
         raise ConfigError(f"together={together}: {told}{share}") from error
+
+
+# Two processes on one card would each take what was free of it when they began. What shares a card is one process with
+# several runs.
+
+
+def cards_here() -> tuple[str, ...]:
+    """The name of each card that a run would see; none where there is none, or torch is built for a CPU. Asked in
+    another process, as above."""
+    if driver_version() is None:
+        return ()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return visible_cards(pool.submit(_count).result())
+
+
+def _count() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def dealt(cards: tuple[str, ...], jobs: int, needed: Iterable[int]) -> list[str]:
+    """The cards of each process, as `CUDA_VISIBLE_DEVICES` names them, for as many of `jobs` as there are cards for;
+    none where there are no cards to deal. `needed`: how many each run computes on."""
+    each = max(needed, default=1)
+    hands = [",".join(cards[first : first + each]) for first in range(0, len(cards), each)]
+    return hands[: min(jobs, len(cards) // each)]

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -72,10 +72,11 @@ def run_sweep(
     *,
     retry_failed: bool,
     sharing: Sharing = ALONE,
+    cards: Sequence[str] = (),
     on_result: Callable[[Results], object] = lambda results: None,
 ) -> tuple[Results, Stop]:
-    """Run what has no result yet; `on_result` is called after each that comes. Raises `ConfigError` when `output_dir`
-    holds runs of other settings."""
+    """Run what has no result yet; `on_result` is called after each that comes. `cards`: see `WorkSlots`. Raises
+    `ConfigError` when `output_dir` holds runs of other settings."""
     check_ours(config.output)
     stop = Stop()
     with sole_user(config.output) as lock, stop.heard():
@@ -88,7 +89,8 @@ def run_sweep(
         results.write()
         progress = SweepProgress(config=config, targets=targets)
         try:
-            run_cells(WorkSlots(config, targets, sharing, lock, progress.note), results, stop, progress, on_result)
+            slots = WorkSlots(config, targets, sharing, lock, progress.note, cards)
+            run_cells(slots, results, stop, progress, on_result)
         finally:
             progress.close()
     return results, stop

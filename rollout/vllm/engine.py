@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -268,9 +269,16 @@ class VllmEngine:
             self._llm.wake_up()
 
     def close(self) -> None:
-        """End the engine and its part of the process group; to be called before the group itself is left."""
+        """End the engine and its part of the process group; to be called before the group itself is left.
+
+        One that sleeps is woken first. vLLM frees what is asleep by giving its memory back once more, and CUDA's error
+        for each piece is printed. Where the learner has left no room to wake in, that is all that happens.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if self.settings.sleep and self._llm.llm_engine.is_sleeping():
+                with contextlib.suppress(RuntimeError, EngineDeadError):
+                    self.wake()
             self._llm.llm_engine.engine_core.shutdown()
 
     def _request_of(self, adapter: AdapterRef | None) -> LoRARequest | None:

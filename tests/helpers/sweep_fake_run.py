@@ -53,6 +53,7 @@ def steps_of(settings: dict[str, Any], root: Path, *, alone: bool) -> Iterator[N
     (run / "adapters").mkdir(parents=True, exist_ok=True)
     done = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
     facts = {"pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"], "from": done, "at": time.monotonic()}
+    facts["cards"] = os.environ.get("CUDA_VISIBLE_DEVICES")
     with (run / "attempts.jsonl").open("a") as file:
         file.write(json.dumps(facts) + "\n")
     if kind == "deaf":

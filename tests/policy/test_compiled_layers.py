@@ -186,21 +186,43 @@ def test_compiled_layers_compute_the_same_in_one_form(checkpointing: bool, layou
     assert all(parameter.grad is None for parameter in policy.parameters())
 
 
-def test_layers_stay_where_the_compiler_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the compiler does not work the layers stay, and it is said."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch._dynamo.exc.BackendCompilerFailed(compile_layers, RuntimeError("no C compiler"), None),
+        # Of what was compiled, in its first pass: of a kernel's start, and of what it was promised to be given.
+        RuntimeError("Triton Error [CUDA]: no C compiler"),
+        AssertionError("expected size 3==3, stride 1==4 at dim=0; no C compiler"),
+    ],
+)
+def test_layers_stay_where_the_compiler_does_not_work(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the compiler does not work, or what it made, the layers stay, and it is said."""
 
     def broken(forward: Any, **_: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            raise torch._dynamo.exc.BackendCompilerFailed(broken, RuntimeError("no C compiler"), None)
+            raise error
 
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
     policy = LogprobModel(tiny_model("qwen2"), 1.0)
     with pytest.warns(UserWarning, match=r"does not work here: .*no C compiler; so the learner's passes take longer"):
-        compile_layers(policy.causal_lm, lambda: policy(batch(5))[0])
+        assert not compile_layers(policy.causal_lm, lambda: policy(batch(5))[0])
     assert not own_forwards(policy)
     results(policy, batch(5))
+
+
+def test_memory_that_ran_out_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(forward: Any, **_: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    policy = LogprobModel(tiny_model("qwen2"), 1.0)
+    with pytest.raises(torch.OutOfMemoryError):
+        compile_layers(policy.causal_lm, lambda: policy(batch(5))[0])
 
 
 class Lost(torch.autograd.Function):
@@ -280,6 +302,24 @@ def test_a_learner_with_compiled_layers_makes_the_same_updates(
     expected = plain.weights()
     for name, tensor in compiled.weights().items():
         assert_same_sums(tensor, expected[name], 64)
+
+
+def test_a_policy_that_has_not_moved_has_a_ratio_of_one(
+    monkeypatch: pytest.MonkeyPatch, make_config: ConfigMaker, ranks: Any, samples: list[TrainingSample]
+) -> None:
+    """Though compiled layers round otherwise than a pass without a gradient does, and clips lie close."""
+
+    def rounding(forward: Any, **_: Any) -> Any:
+        return lambda *args, **kwargs: 1.001 * forward(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", rounding)
+    config = make_config("loss.name=gspo", "learner.updates_per_step=2", "train.problems_per_step=2", "optim.lr=1e-5")
+    learner = Learner(config, ranks, 0)
+    learner.compile_layers([sample.prompt_ids for sample in samples])
+    learner.set_rate(0)
+    stats = learner.step([samples[:4], samples[4:]], LOOSE)
+    assert stats.ratio == dict.fromkeys(stats.ratio, 1.0)
+    assert stats.clip_low_frac == stats.clip_high_frac == 0
 
 
 CARD = torch.device("cuda")

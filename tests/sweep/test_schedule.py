@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from rl_engine.config import load_config
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.config.reference import rows
 from rl_engine.run.records import MARKER, read_metrics
@@ -197,6 +199,52 @@ def test_cells_run_two_at_a_time(make_sweep: SweepMaker) -> None:
     assert sorted(path.name for path in directory.iterdir()) == ["cell.json", "log.txt", "run"]
     assert not (directory / "run" / "adapters").exists()
     assert [line["step"] for line in read_metrics(directory / "run")] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("here", "needed", "told", "hands"),
+    [
+        (("4", "GPU-5", "6"), 1, "", {"4", "GPU-5"}),
+        (("0",), 1, "jobs is 2, and there is room on 1 card(s) for 1 at a time", {"0"}),
+        (("0", "1", "2"), 2, "jobs is 2, and there is room on 3 card(s) for 1 at a time", {"0,1"}),
+        # Such a run says itself what it misses.
+        (("0",), 2, "jobs is 2, and there is room on 1 card(s) for 1 at a time", {None}),
+        ((), 1, "", {None}),
+    ],
+)
+def test_no_two_processes_have_one_card(
+    here: tuple[str, ...],
+    needed: int,
+    told: str,
+    hands: set[str | None],
+    make_sweep: SweepMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both would take what was free of it when they began."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(sweep_command, "cards_here", lambda: here)
+    monkeypatch.setitem(COMMANDS, "fake", replace(FAKE, cards=lambda config: needed))
+    config = make_sweep("set.test.company=2") if len(hands) == 2 else make_sweep()
+    asked = ["set.test.company=2"] if len(hands) == 2 else []
+    answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), "jobs=2", *asked])
+    assert answer.exit_code == 0, answer.output
+    assert told in answer.output
+    assert ("jobs is" in answer.output) == bool(told)
+    cells = [attempts(config, cell.name) for cell in due_cells(config, {})]
+    assert {one["cards"] for (one,) in cells} == hands
+
+
+def test_a_run_computes_on_its_learners_card_and_its_samplers() -> None:
+    def cards(*settings: str) -> int:
+        return COMMANDS["train"].cards(load_config("quickstart.yaml", settings))
+
+    assert cards() == 1
+    assert cards("rollout.tensor_parallel_size=2") == 2
+    ray = ("rollout.placement=ray", "rollout.workers=3")
+    assert cards(*ray) == 4
+    assert cards(*ray, "rollout.tensor_parallel_size=2") == 7
+    assert cards(*ray, "rollout.address=auto") == 1
 
 
 def test_waiting_for_runs_reads_no_configuration(make_sweep: SweepMaker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ def test_a_process_leaves_to_others_what_they_will_be_free_for(
     """Of 24 cells, so many that two processes end as many of those at work and those due; of both arms alike."""
     config = sweep(tmp_path, "jobs=2", "seeds=[0, 1, 2, 3]")
     targets = targets_of(config)
-    monkeypatch.setattr(slots, "start_together", lambda config, cells, targets, lock: AtWork(cells))
+    monkeypatch.setattr(slots, "start_together", lambda config, cells, *_: AtWork(cells))
     due = due_cells(config, {})
     begun: Any = [AtWork([due[0]] * at_work)] if at_work else []
     works = slots.WorkSlots(config, targets, sharing_of(config, targets), 0, print)

@@ -115,7 +115,9 @@ class Together:
             self.refused = f"exit code {code}: {tail(self.log)}"
 
 
-def start_together(config: SweepConfig, cells: Sequence[Cell], targets: Targets, lock: int) -> Together:
+def start_together(
+    config: SweepConfig, cells: Sequence[Cell], targets: Targets, lock: int, cards: str | None
+) -> Together:
     """Run the cells in one process, each from where an earlier attempt left it."""
     command = COMMANDS[config.command]
     runs = {cell.name: begin(config, cell, targets[cell.arm, cell.axis_value]) for cell in cells}
@@ -130,7 +132,8 @@ def start_together(config: SweepConfig, cells: Sequence[Cell], targets: Targets,
     for path in (log, *(run.log for run in runs.values())):
         note_command(path, line)
     at_once = min(config.together, len(cells))
-    return Together(waiting=runs, process=start_process(line, log, config.jobs, lock), log=log, at_once=at_once)
+    process = start_process(line, log, config.jobs, lock, cards)
+    return Together(waiting=runs, process=process, log=log, at_once=at_once)
 
 
 def settings_of(config: SweepConfig, run: CellRun) -> CommandConfig:

@@ -15,6 +15,8 @@ from rollout.stopping import GRACE_S, end_with_parent, kill_session
 @dataclass
 class Process:
     popen: subprocess.Popen[bytes]
+    cards: str | None = None
+    """Its own, as `CUDA_VISIBLE_DEVICES` names them; None where it sees what the sweep does."""
     asked_to_stop: float | None = None
     """When it was asked; monotonic seconds."""
 
@@ -39,19 +41,22 @@ class Process:
         kill_session(self.popen.pid)
 
 
-def start_process(line: Sequence[str], log: Path, jobs: int, lock: int) -> Process:
-    """`lock`: the descriptor that it keeps open, so that the sweep's lock is held as long as it lives."""
+def start_process(line: Sequence[str], log: Path, jobs: int, lock: int, cards: str | None) -> Process:
+    """`lock`: the descriptor that it keeps open, so that the sweep's lock is held as long as it lives. `cards`: see
+    `Process`."""
+    shown = {} if cards is None else {"CUDA_VISIBLE_DEVICES": cards}
     threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
     with log.open("ab") as file:
         return Process(
             subprocess.Popen(
                 line,
-                env={"OMP_NUM_THREADS": threads, **os.environ},
+                env={"OMP_NUM_THREADS": threads, **os.environ, **shown},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in a terminal reaches the sweep alone, which asks its runs to stop
                 pass_fds=(lock,),
                 preexec_fn=end_with_parent,  # safe: the sweep has no threads
-            )
+            ),
+            cards,
         )

@@ -120,14 +120,14 @@ def begin(config: SweepConfig, cell: Cell, target: Target) -> CellRun:
     return CellRun(cell=cell, target=target, directory=directory)
 
 
-def start_alone(config: SweepConfig, cell: Cell, target: Target, lock: int) -> Alone:
+def start_alone(config: SweepConfig, cell: Cell, target: Target, lock: int, cards: str | None) -> Alone:
     """Run the cell, from where an earlier attempt left it if its command can."""
     run = begin(config, cell, target)
     command = COMMANDS[config.command]
     line = [sys.executable, "-m", command.module, "--config", config.base, *arguments_of(cell)]
     line += [f"output_dir={json.dumps(str(run.run))}", command.restart_option]
     note_command(run.log, line)
-    return Alone(of_cell=run, process=start_process(line, run.log, config.jobs, lock))
+    return Alone(of_cell=run, process=start_process(line, run.log, config.jobs, lock, cards))
 
 
 def note_command(log: Path, line: Sequence[str]) -> None:

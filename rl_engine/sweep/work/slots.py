@@ -26,6 +26,8 @@ class WorkSlots:
     sharing: Sharing
     lock: int
     say: Callable[[str], None]
+    cards: Sequence[str] = ()
+    """Those of each process, one for each of `jobs`; without any a process sees what the sweep does."""
     at_work: list[Alone | Together] = field(default_factory=list, init=False)
     _alone: set[str] = field(default_factory=set, init=False)
     """Names of cells that are no longer run among others."""
@@ -38,11 +40,16 @@ class WorkSlots:
         while left and len(self.at_work) < self.config.jobs:
             cells = self._next(left)
             left = [cell for cell in left if cell not in cells]
+            free = self._free_cards()
             if len(cells) == 1:
                 target = self.targets[cells[0].arm, cells[0].axis_value]
-                self.at_work.append(start_alone(self.config, cells[0], target, self.lock))
+                self.at_work.append(start_alone(self.config, cells[0], target, self.lock, free))
             else:
-                self.at_work.append(start_together(self.config, cells, self.targets, self.lock))
+                self.at_work.append(start_together(self.config, cells, self.targets, self.lock, free))
+
+    def _free_cards(self) -> str | None:
+        taken = {work.process.cards for work in self.at_work} if self.cards else ()
+        return next((one for one in self.cards if one not in taken), None)
 
     def _next(self, due: Sequence[Cell]) -> list[Cell]:
         """The first cell, and others that can run with it: as many as are left for a process if every process has the

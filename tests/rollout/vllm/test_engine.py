@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from rl_engine.learner.gap import GapLimits, SamplerGapError
 from rl_engine.learner.learner import Learner
@@ -37,8 +38,6 @@ END_ID = 1
 
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
-    from transformers import AutoTokenizer
-
     from rollout.config import PromptConfig
     from rollout.prompts.renderer import Renderer
 
@@ -96,7 +95,6 @@ def test_length_limit_stop_string_and_greedy(vllm_engine: Any, prompts: list[Pro
 def test_several_end_tokens_end_and_special_tokens_are_text(prompts: list[Prompt], tmp_path: Path) -> None:
     """A closing brace ends a completion as well, as `<|eot_id|>` does beside the tokenizer's end; `=` is declared
     special, as `<think>` is."""
-    from transformers import AutoTokenizer
 
     from rollout.models import EMBEDDED_DIR
 
@@ -276,3 +274,53 @@ def test_a_start_without_memory_names_what_lowers_it(monkeypatch: pytest.MonkeyP
     settings = EngineSettings(model=locate_model("embedded"), dtype="float32", max_model_len=64, lora_rank=0)
     with pytest.raises(EngineError, match=r"^vLLM did not start: CUDA out of memory .* requests\. What lowers it: "):
         engine.VllmEngine(settings)
+
+
+@dataclass
+class Sleeper:
+    """Of vLLM what sleeps, wakes and ends; it is its own engine, core and tokenizer."""
+
+    has_room: bool = True
+    asleep: bool = False
+    calls: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.llm_engine = self.engine_core = self
+
+    def get_tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(locate_model("embedded"))
+
+    def is_sleeping(self) -> bool:
+        return self.asleep
+
+    def sleep(self, level: int) -> None:
+        self.asleep = True
+
+    def wake_up(self) -> None:
+        self.calls.append("wake")
+        if not self.has_room:
+            raise RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:163")
+        self.asleep = False
+
+    def shutdown(self) -> None:
+        self.calls.append("asleep" if self.asleep else "ended awake")
+
+
+@pytest.mark.parametrize(
+    ("sleeps", "has_room", "calls"),
+    [(True, True, ["wake", "ended awake"]), (True, False, ["wake", "asleep"]), (False, True, ["ended awake"])],
+)
+def test_what_ends_is_awake_where_there_is_room(
+    sleeps: bool, has_room: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run stops at while its learner works finds the sampler asleep."""
+    from rollout.vllm import engine
+
+    sleeper = Sleeper(has_room=has_room)
+    monkeypatch.setattr(engine, "LLM", lambda **_: sleeper)
+    made = engine.VllmEngine(
+        EngineSettings(model=locate_model("embedded"), dtype="float32", max_model_len=64, lora_rank=0, sleep=sleeps)
+    )
+    made.sleep()
+    made.close()
+    assert sleeper.calls == calls
