@@ -46,43 +46,47 @@ class Arm:
     """Where a run compiles its layers. That they are not is no setting: it is here to be measured."""
     shape: int = 0
     """Place among `Sizes.shapes`."""
+    group: bool = False
+    """Whether all rows begin with one prompt, of a quarter of the longest row."""
 
     def shares_learner(self, other: Arm | None) -> bool:
         """Whether what was built for `other` computes this one too."""
-        return other is not None and replace(other, mask=self.mask, times=self.times) == self
+        return other is not None and replace(other, mask=self.mask, times=self.times, group=self.group) == self
 
 
 # In the order of what they are worth.
 ARMS: dict[str, Arm] = {
     "rank 1": Arm(),
     "rank 1, twice the rows": Arm(times=2),
+    "rank 1, one long prompt": Arm(group=True),
     "rank 1, layers not compiled": Arm(compiled=False),
     "7B: rank 1": Arm(shape=1),
     "rank 32": Arm(settings=("lora.rank=32",)),
     "rank 1, checkpointing": Arm(settings=(CHECKPOINTING,)),
-    "7B: rank 1, checkpointing": Arm(settings=(CHECKPOINTING,), shape=1),
     "full, checkpointing": Arm(settings=("method=full", CHECKPOINTING)),
+    "rank 1, one long prompt, shared": Arm(settings=("learner.layout=shared_prompt",), group=True),
     "rank 1, padded, no mask": Arm(settings=("learner.layout=padded",), mask="none"),
     "rank 1, padded, mask": Arm(settings=("learner.layout=padded",), mask="given"),
 }
 
 
-def samples_of(sizes: Sizes, vocabulary: int) -> list[Any]:
-    """Random completions, the longest first."""
+def samples_of(sizes: Sizes, vocabulary: int, *, group: bool = False) -> list[Any]:
+    """Random completions, the longest first, each after a short prompt of its own or all after one long one."""
     import torch
 
     from rl_engine.learner.batching import TrainingSample
 
     draw = torch.Generator().manual_seed(0)
-    samples = []
+    samples: list[TrainingSample] = []
+    prompt = max(PROMPT, sizes.width // 4) if group else PROMPT
     for row in range(sizes.rows):
         shorter = (1 - SHORTEST) * row / max(1, sizes.rows - 1)
         length = round(sizes.width * (1 - shorter))
         tokens = tuple(torch.randint(3, vocabulary, (length,), generator=draw).tolist())
-        completion = tokens[PROMPT:]
+        completion = tokens[prompt:]
         samples.append(
             TrainingSample(
-                prompt_ids=tokens[:PROMPT],
+                prompt_ids=samples[0].prompt_ids if group and samples else tokens[:prompt],
                 completion_ids=completion,
                 behaviour_logprobs=(-3.0,) * len(completion),
                 advantage=1.0 if row % 2 else -1.0,
@@ -205,7 +209,7 @@ def measure(arm: Arm, learner: Any, sizes: Sizes, vocabulary: int) -> dict[str, 
     from rl_engine.learner.batching import collate
     from rl_engine.policy.base_model import load_meta_model
 
-    samples = samples_of(sizes, vocabulary) * arm.times
+    samples = samples_of(sizes, vocabulary, group=arm.group) * arm.times
     batch = masked(collate(samples, 0, learner.layout), arm.mask).to(learner.ranks.device)
     flops = model_flops(samples, load_meta_model(learner.config.model), learner.config)
     product = product_flops(sizes.product, sizes.dtype, sizes.rounds)

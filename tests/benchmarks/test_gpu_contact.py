@@ -205,6 +205,15 @@ def test_every_arm_is_told_settings_that_exist(arm: str) -> None:
     assert learner.ARMS[arm].mask in learner.MASKS
 
 
+def test_an_arm_of_a_group_has_one_prompt_for_rows_as_long_as_the_others() -> None:
+    own, group = (learner.samples_of(CPU, 256, group=group) for group in (False, True))
+    assert [sample.num_tokens for sample in group] == [sample.num_tokens for sample in own]
+    assert {sample.prompt_ids for sample in group} == {group[0].prompt_ids}
+    assert len(learner.samples_of(SIZES["card"], 256, group=True)[0].prompt_ids) == 256
+    assert learner.ARMS["rank 1, one long prompt"].shares_learner(learner.ARMS["rank 1"])
+    assert not learner.ARMS["rank 1, one long prompt, shared"].shares_learner(learner.ARMS["rank 1"])
+
+
 def test_single_stages_come_with_what_they_need_before(tmp_path: Path) -> None:
     """Single stages can be asked for with what they come after."""
     every = stages(CPU, tmp_path, None)
