@@ -152,6 +152,8 @@ class ForkServerProcess:
             if message is not None:
                 return int(message["pid"]), [socket.socket(fileno=descriptor) for descriptor in descriptors]
             chunk, received, _, _ = socket.recv_fds(self._control, 4096, 4)
+            for descriptor in received:
+                os.set_inheritable(descriptor, False)  # Python sees to that for what it opens, not for what it is sent
             descriptors += received
             if not chunk:
                 raise EOFError("it ended unexpectedly")

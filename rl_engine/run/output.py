@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
@@ -85,10 +86,8 @@ def sole_writer(
     made, unlocked = not run.exists(), not (run / LOCK).exists()
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"output_dir: another process is training in {run}") from error
+        if not takes_lock(file):
+            raise ConfigError(f"output_dir: another process is training in {run}")
         try:
             if overwrite and _written(run):
                 refuse_unmarked(run)
@@ -247,14 +246,31 @@ def refuse_file(run: Path) -> None:
 
 
 def _refuse_occupied(run: Path) -> None:
-    if not (run / LOCK).is_file():
-        return
-    with (run / LOCK).open() as file:
-        try:
-            # Not LOCK_EX: of a file that was opened to be read NFS gives none.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"output_dir: another process is training in {run}") from error
+    if is_held(run / LOCK):
+        raise ConfigError(f"output_dir: another process is training in {run}")
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds this lock, which need not be there."""
+    if not lock.is_file():
+        return False
+    with lock.open() as file:
+        # Not LOCK_EX: of a file that was opened to be read NFS gives none.
+        return not takes_lock(file, fcntl.LOCK_SH)
+
+
+def takes_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
+    """Take the lock, if nobody else holds it. Raises `ConfigError` where there are none (Lustre without `flock`)."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: {file.name} cannot be locked ({error.strerror}): without locks nothing keeps two processes "
+            "from writing there at once. Give an output_dir on a file system that has them"
+        ) from error
+    return True
 
 
 def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:

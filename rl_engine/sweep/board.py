@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from rl_engine.config.file import ConfigError
+from rl_engine.run.output import LOCK, is_held
 from rl_engine.run.records import METRICS, read_metrics
 from rl_engine.sweep.analysis import Found, cells_left, due_cells
 from rl_engine.sweep.cells import Cell, arms_of, cell_of
@@ -92,11 +94,12 @@ def room_of(console: Console) -> int:
 
 def watch(config: SweepConfig, targets: Targets, console: Console) -> Found:
     """Draw the table of a sweep that runs elsewhere until it is done; its results then. Where the output is no
-    terminal, once for each result."""
+    terminal, once for each result. Raises `ConfigError` where cells are left and no sweep is at work on them."""
     drawn = -1
     live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
     with live or contextlib.nullcontext():
         while True:
+            at_work = is_held(config.output / LOCK)  # asked first: a sweep that ends now has all its results
             found = Results(config.output / RESULTS).by_cell
             rows = rows_of(config, targets, found)
             if live is not None:
@@ -106,4 +109,8 @@ def watch(config: SweepConfig, targets: Targets, console: Console) -> Found:
                 console.print(cell_table(config, rows))
             if not cells_left(config, found):
                 return found
+            if not at_work:
+                left = f"and {cells_left(config, found)} cells are left"
+                way_out = "the command without --watch runs them"
+                raise ConfigError(f"output_dir: no sweep is at work in {config.output}, {left}: {way_out}")
             time.sleep(WATCH_S)

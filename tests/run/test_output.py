@@ -20,6 +20,7 @@ from rl_engine.run.checks import check_place
 from rl_engine.run.output import Beginning, Earlier, check_output, dry_output, sole_writer
 from rl_engine.run.records import Records
 from rl_engine.sft.__main__ import app as sft
+from rl_engine.sweep.work.runs import sole_user
 from rl_engine.train.__main__ import app as train
 from rollout.stopping import Stopped, StopRequest
 
@@ -44,6 +45,19 @@ def made_run(run: Path, steps: int = 2) -> dict[str, bytes]:
 
 def contents(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Lustre mounted without `flock`."""
+
+    def none_here(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", none_here)
+    told = rf"^output_dir: {tmp_path}/\S+/.lock cannot be locked \(Function not implemented\): .* on a file system that"
+    for place in (sole_writer(config_in(tmp_path / "run"), overwrite=False), sole_user(tmp_path / "sweep")):
+        with pytest.raises(ConfigError, match=told), place:
+            raise AssertionError("it went on")
 
 
 def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:

@@ -515,3 +515,15 @@ def test_a_report_is_written_now_and_then_and_at_the_end(
     answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), "jobs=2"])
     assert answer.exit_code == 0, answer.output
     assert reported == [1, 6]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["never begun", "ended before its time"])
+def test_a_sweep_that_nobody_runs_is_not_watched_for_ever(begun: bool, make_sweep: SweepMaker, tmp_path: Path) -> None:
+    config = make_sweep()
+    if begun:
+        results = Results(config.output / "results.jsonl")
+        results.add(result_of_cell(due_cells(config, {})[0], status="done"))
+        (config.output / ".lock").touch()
+    answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), "--watch"])
+    told = f"error: output_dir: no sweep is at work in {config.output}, and {6 - begun} cells are left: the command "
+    assert (answer.exit_code, answer.stderr) == (2, f"{told}without --watch runs them\n")

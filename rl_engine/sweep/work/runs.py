@@ -8,7 +8,6 @@ OUTPUT/cells/<cell>/cell.json the cell, written before it starts
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shlex
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from rl_engine.config.file import ConfigError
+from rl_engine.run.output import LOCK, takes_lock
 from rl_engine.run.records import read_metrics
 from rl_engine.sweep.cells import Cell, Target, arguments_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
@@ -41,21 +41,13 @@ def sole_user(output: Path) -> Iterator[int]:
     Raises `ConfigError` when another sweep works in `output`.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("a") as file:
+    with (output / LOCK).open("a") as file:
         deadline = time.monotonic() + LOCK_WAIT_S
-        while not _locked(file.fileno()):
+        while not takes_lock(file):
             if time.monotonic() > deadline:
                 raise ConfigError(f"output_dir: another sweep, or a run that one left, is at work in {output}")
             time.sleep(0.2)
         yield file.fileno()
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @dataclass(kw_only=True)

@@ -45,6 +45,14 @@ def is_fork_server(process: psutil.Process) -> bool:
     return process.status() != psutil.STATUS_ZOMBIE and "rewards.workers.fork_server" in process.cmdline()
 
 
+def inheritable_sockets() -> list[int]:
+    """Beyond the standard streams."""
+    links = [(int(each.name), str(each.readlink())) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    return [
+        number for number, told in links if number > 2 and told.startswith("socket:") and os.get_inheritable(number)
+    ]
+
+
 def wait_until_gone(processes: list[psutil.Process], seconds: float = 20.0) -> bool:
     _, alive = psutil.wait_procs(processes, timeout=seconds)
     return not alive
@@ -65,6 +73,7 @@ def test_close_leaves_no_process_behind() -> None:
         assert verdicts(grader.grade([RIGHT] * 40)) == ["correct"] * 40
         mine = [process for process in descendants() if process.pid not in before]
         assert len(mine) == 3  # the fork server and two workers
+        assert inheritable_sockets() == []  # other processes that this one starts are given no end of theirs
     assert wait_until_gone(mine)
     grader.close()
     with pytest.raises(ValueError, match="closed"):
