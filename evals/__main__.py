@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, say_loading, start_vllm
-from evals.launch import join_launch, leave_launch, lost_rank
+from evals.launch import join_launch, leave_launch, lost_rank, presence
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
 from evals.suites import SUITES
 from rewards.command import Command
@@ -176,7 +176,8 @@ def start(options: EvalOptions) -> None:
 
     launch = join_launch()
     try:
-        evaluate(options, launch, new_console(quiet=not launch.is_main), start_vllm)
+        with presence(launch.rank, launch.count, lambda: f"{GO_ON.capitalize()}."):
+            evaluate(options, launch, new_console(quiet=not launch.is_main), start_vllm)
     finally:
         leave_launch(launch)
 

@@ -12,7 +12,7 @@ import typer
 from safetensors import SafetensorError
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch
-from evals.launch import lost_rank
+from evals.launch import lost_rank, presence
 from rewards.command import Command, out_of_memory
 from rl_engine.config import Config
 from rl_engine.config.fields import is_setting
@@ -110,9 +110,12 @@ def what_takes_less(config: Config | SftConfig) -> str:
 
 
 def exit_untrained(stop: StopRequest) -> NoReturn:
-    """End a command that was asked to stop while it was still loading. One of a launcher's processes says so."""
+    """End a command that was asked to stop while it was still loading. One of a launcher's processes says so; where
+    they have not found each other yet, that is also how they are ended when one of them has failed."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    otherwise = "" if alone else ". If nobody asked, another rank failed: its output, or the launcher's, says why"
     console = new_console(quiet=os.environ.get("RANK", "0") != "0")
-    console.print(f"stopped as asked before training began: {UNTRAINED}")
+    console.print(f"stopped as asked before training began: {UNTRAINED}{otherwise}", soft_wrap=True)
     raise typer.Exit(stop.exit_code)
 
 
@@ -122,6 +125,19 @@ def with_hint(error: OSError, config: Config | SftConfig) -> str:
         return str(error)
     space = "Make space. " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     return f"{error}\n{space}{what_is_saved(config)}"
+
+
+@contextlib.contextmanager
+def among_ranks(config: Config) -> Iterator[Ranks]:
+    """In the process group inside the block, and left at its end, which a process does last. See `presence`."""
+    ranks = join_ranks_quietly()
+    from rl_engine.learner.ranks import leave_ranks
+
+    try:
+        with presence(ranks.rank, ranks.count, lambda: what_is_saved(config)):
+            yield ranks
+    finally:
+        leave_ranks()
 
 
 def join_ranks_quietly() -> Ranks:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM → a program that drops what it samples, keeps what is finished, and leaves."""
+"""SIGINT, SIGTERM and SIGHUP → a program that drops what it samples, keeps what is finished, and leaves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a scheduler, a terminal that is closed or a connection that is lost."""
 
 ECHO_S = 3.0
 """A launcher passes on what the terminal or the scheduler has sent to the whole group: one request comes twice."""
@@ -31,6 +35,13 @@ def kill_session(pid: int) -> None:
     """End a process that leads a session of its own, and all that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def hear_stops(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Let `handler` have the signals by which someone asks a program to stop; those that had them before. A hang-up
+    that is to be ignored (`nohup`) still is."""
+    heard = [number for number in STOPS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
 
 
 def leave_while_loading() -> None:
@@ -82,8 +93,8 @@ class StopRequest:
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
-        """Hear SIGINT and SIGTERM inside the block."""
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Hear the signals of `STOPS` inside the block."""
+        before = hear_stops(self._hear)
         try:
             yield
         except ImportError:  # what some libraries make of a request that comes while they are loaded

@@ -26,7 +26,7 @@ from rl_engine.sweep.work.company import LOGS
 from rl_engine.sweep.work.runs import CELL, sole_user
 from rl_engine.sweep.work.slots import WorkSlots
 from rollout.files.durable import write_synced
-from rollout.stopping import ECHO_S
+from rollout.stopping import ECHO_S, hear_stops
 
 POLL_S = 0.1
 WRITTEN = ("cells", LOGS, RESULTS, TABLE, SUMMARY)
@@ -46,8 +46,8 @@ class Stop:
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM inside the block."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Note the signals of `STOPS` inside the block."""
+        before = hear_stops(self._note)
         try:
             yield
         finally:

@@ -30,11 +30,11 @@ from rl_engine.command import (
     Overrides,
     Overwrite,
     Resume,
+    among_ranks,
     contradiction,
     exit_untrained,
     explained,
     help_end,
-    join_ranks_quietly,
     losses_explained,
 )
 from rl_engine.config import Config, load_config
@@ -138,12 +138,10 @@ def check(configs: Sequence[Config], beginning: Beginning, *, only_check: bool) 
 def run(config: Config, stop: StopRequest, beginning: Beginning, *, only_check: bool) -> int:
     """Assemble and train; the exit code. Raises `Stopped` when someone asks to stop before training has begun."""
     say_loading("torch, transformers and DeepSpeed")
-    ranks = join_ranks_quietly()
-    from rl_engine.learner.ranks import leave_ranks
-    from rl_engine.train.one_run import train_run
-    from rl_engine.train.resolve import resolve_settings
+    with among_ranks(config) as ranks:
+        from rl_engine.train.one_run import train_run
+        from rl_engine.train.resolve import resolve_settings
 
-    try:
         config = resolve_settings(config, ranks, resume=beginning.resume)
         if only_check:
             from rl_engine.train.dry_run import dry_run
@@ -151,8 +149,6 @@ def run(config: Config, stop: StopRequest, beginning: Beginning, *, only_check: 
             dry_run(config, ranks, beginning)
             return 0
         return train_run(config, ranks, stop, beginning)
-    finally:
-        leave_ranks()
 
 
 M_ARENA_MAX = -8
@@ -181,12 +177,10 @@ def run_together(
     """The same for the runs of a group, side by side; a dry run shows all groups."""
     share_heap()
     say_loading("torch, transformers and DeepSpeed")
-    ranks = join_ranks_quietly()
-    from rl_engine.learner.ranks import leave_ranks
-    from rl_engine.train.company import Wishes, show_all, train_all
-    from rl_engine.train.resolve import resolve_together
+    with among_ranks(groups[0].cells[0].config) as ranks:
+        from rl_engine.train.company import Wishes, show_all, train_all
+        from rl_engine.train.resolve import resolve_together
 
-    try:
         settled = []
         for group in groups:
             configs = [cell.config for cell in group.cells]
@@ -199,8 +193,6 @@ def run_together(
             return 0
         ((group, number),) = settled
         return train_all(group.cells, ranks, stop, Wishes(at_once=number, beginning=beginning))
-    finally:
-        leave_ranks()
 
 
 if __name__ == "__main__":

@@ -128,6 +128,41 @@ def test_a_killed_rank_ends_the_others_in_a_line(tmp_path: Path) -> None:
         assert "gloo/transport" not in "".join(output.split())
 
 
+def test_a_rank_that_hangs_is_given_up_and_the_run_goes_on(tmp_path: Path) -> None:
+    """It is stopped; then one is killed while the others still load."""
+    steps = "train.steps=4"
+    for name in ("whole", "struck"):
+        (tmp_path / name).mkdir()
+    with on_two_ranks(tmp_path / "whole", steps) as process:
+        assert process.wait(1800) == 0, (tmp_path / "whole" / "output.txt").read_text()
+    place = tmp_path / "struck"
+    run, text = place / "runs" / "quickstart", place / "output.txt"
+    with on_two_ranks(place, steps) as process:
+        wait_for(process, lambda: len(read_metrics(run)) > 1, text)
+        ranks_of(process)[1].suspend()
+        assert process.wait(300) == 1
+    assert "rank 0 lost another rank (nothing was heard of rank 1 for 120 s): if" in text.read_text()
+    assert "\nWhat was saved before stands: --resume continues it.\n" in text.read_text()
+    for number in (0, 1):
+        with on_two_ranks(place, steps, "--resume") as process:
+            wait_for(process, lambda: "output    runs" in text.read_text(), text)
+            ranks_of(process)[number].kill()
+            assert process.wait(60) == 1
+        assert f"rank {1 - number} lost another rank (rank {number} failed, or nothing is heard" in text.read_text()
+        assert "as asked" not in text.read_text()
+    with on_two_ranks(place, steps, "--resume") as process:
+        assert process.wait(1800) == 0, text.read_text()
+    assert different(run, tmp_path / "whole" / "runs" / "quickstart") == []
+
+
+def wait_for(process: subprocess.Popen[bytes], there: Callable[[], bool], text: Path) -> None:
+    deadline = time.monotonic() + 900
+    while not there():
+        assert process.poll() is None, text.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_sigterm_to_one_rank_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
     """A scheduler asks torchrun, or the machine of one rank goes: all leave with the same step saved."""
     steps = "train.steps=8"

@@ -48,6 +48,20 @@ def test_a_request_to_stop_that_comes_twice_at_once_is_one(monkeypatch: pytest.M
     assert ended(twice(0.2)) == -signal.SIGTERM
 
 
+def test_a_terminal_that_is_closed_asks_too() -> None:
+    def hang_up(stop: StopRequest) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert ended(hang_up) == 41 + signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+        assert ended(hang_up) == 40
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_an_import_that_a_request_broke_is_that_request() -> None:
     """transformers, for one, says that a module is missing when Ctrl-C comes while it loads one."""
 

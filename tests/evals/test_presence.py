@@ -1,0 +1,147 @@
+"""A launcher's processes that hear of each other, of one that has gone, and of one that hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from evals import launch
+from evals.launch import Presence
+
+ROOT = Path(__file__).parents[2]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+# A program as the commands are: what it is at stands in the place of LOAD, and rank 1 does in the place of ACT.
+PROGRAM = """
+import os, signal, subprocess, sys, time
+from evals import launch as launching
+from rewards.command import say_error
+from rollout.stopping import Stopped, StopRequest
+
+launching.BEAT_S, launching.SILENT_S = 0.2, 2.0
+stop = StopRequest()
+with stop.heard():
+    launch = launching.join_launch()
+    try:
+        with launching.presence(launch.rank, launch.count, lambda: "There is a way on."):
+            launch.barrier()
+            if launch.rank == 1:
+                ACT
+            LOAD
+    except Stopped:
+        say_error("stopped", 1)
+    except RuntimeError as error:
+        if (lost := launching.lost_rank(error)) is not None:
+            say_error(lost, 1)
+        raise
+"""
+
+
+def told(tmp_path: Path, *, act: str, load: str) -> tuple[int, list[str]]:
+    (tmp_path / "program.py").write_text(PROGRAM.replace("ACT", act).replace("LOAD", load))
+    done = subprocess.run(
+        [*LAUNCHER, str(tmp_path / "program.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    lines = done.stderr.splitlines()
+    return done.returncode, [line for line in lines if line.startswith(("error: ", "There is"))]
+
+
+ALL_STOP = (
+    "ranks = f'$(pgrep -P {os.getppid()})'; "
+    "subprocess.Popen(['bash', '-c', f'kill -STOP {ranks}; sleep 3; kill -CONT {ranks}'])"
+)
+# For so long that the launcher, too, finds that it does not answer; not for as long as that would wait.
+HANGS = "subprocess.Popen(['setsid', 'bash', '-c', f'kill -STOP {os.getpid()}; sleep 5; kill -CONT {os.getpid()}'])"
+
+
+def test_a_rank_that_hangs_is_given_up(tmp_path: Path) -> None:
+    """In gloo, which would wait for half an hour. Before that all are stopped for longer than one may be silent, as by
+    a scheduler that suspends what it runs, and go on."""
+    hangs = f"{ALL_STOP}; time.sleep(4); say_error('goes on', 1); {HANGS}; time.sleep(60)"
+    code, lines = told(tmp_path, act=hangs, load="launch.barrier()")
+    assert code == 1
+    assert lines[:3] == [
+        "error: goes on",
+        "error: rank 0 lost another rank (nothing was heard of rank 1 for 2 s): if that was not killed, its output "
+        "says why",
+        "There is a way on.",
+    ]
+
+
+def test_ranks_that_their_launcher_leaves_behind_end_too(tmp_path: Path) -> None:
+    """It holds what they hear each other by; nobody else would end them."""
+    code, lines = told(tmp_path, act="os.kill(os.getppid(), signal.SIGKILL)", load="time.sleep(60)")
+    assert code == -signal.SIGKILL
+    assert sorted(lines) == [
+        "There is a way on.",
+        "There is a way on.",
+        *(
+            f"error: rank {one} lost another rank (nothing was heard of rank {other} for 2 s, and the launcher is "
+            "gone): if that was not killed, its output says why"
+            for one, other in ((0, 1), (1, 0))
+        ),
+    ]
+
+
+def test_a_rank_that_is_ended_for_another_says_so(tmp_path: Path) -> None:
+    """By the launcher, while it loads, and waits for nobody."""
+    code, lines = told(tmp_path, act="os.kill(os.getpid(), signal.SIGKILL)", load="time.sleep(60)")
+    assert code == 1
+    assert lines == [
+        "error: rank 0 lost another rank (rank 1 failed, or nothing is heard of it): if that was not killed, its "
+        "output says why",
+    ]
+
+
+def test_ranks_that_are_asked_to_stop_while_they_load_say_so(tmp_path: Path) -> None:
+    _, lines = told(tmp_path, act="os.kill(os.getppid(), signal.SIGTERM)", load="time.sleep(60)")
+    assert lines == ["error: stopped"] * 2
+
+
+@pytest.fixture
+def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Presence]]:
+    """Three processes' presences in one."""
+    monkeypatch.setattr(launch, "BEAT_S", 0.02)
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    ranks = [Presence(rank, 3, store, pytest.fail) for rank in range(3)]
+    yield ranks
+    for rank in ranks:
+        rank.close()
+
+
+def test_who_leaves_knows_who_failed_and_who_is_there(three: list[Presence]) -> None:
+    """One that was not asked goes on, and is not lost."""
+    three[0].leave(failed=False)
+    three[1].leave(failed=False)
+    assert three[0].lost() == []
+    three[2].leave(failed=True)
+    assert three[0].lost() == three[1].lost() == [2]
+
+
+def test_one_that_is_not_heard_is_lost(three: list[Presence]) -> None:
+    assert three[0].lost() == []
+    three[1].close()  # its last word was a beat
+    three[0].leave(failed=False)
+    assert three[0].lost() == [1]
+
+
+def test_where_the_store_is_gone_nobody_is_called_lost(three: list[Presence], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a process of the launcher, which ends all of them."""
+
+    def gone(*_: Any) -> None:
+        raise dist.DistNetworkError("Connection reset by peer")
+
+    store: Any = type("", (), {"set": gone})()
+    assert Presence(0, 2, store, pytest.fail).lost() == []
