@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -54,10 +54,10 @@ def check_output(
     return replaced({output: is_report, **{path: lambda _: begun for path in companions}}, "--output")
 
 
-def new_console(*, quiet: bool = False) -> Console:
+def new_console(*, quiet: bool = False, file: IO[str] | None = None) -> Console:
     """A console that does not fold lines to 80 columns when it writes into a file or a pipe."""
-    console = Console(highlight=False, quiet=quiet)
-    return console if console.is_terminal else Console(highlight=False, quiet=quiet, width=200)
+    console = Console(highlight=False, quiet=quiet, file=file)
+    return console if console.is_terminal else Console(highlight=False, quiet=quiet, file=file, width=200)
 
 
 def quiet_torch() -> None:

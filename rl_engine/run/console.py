@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -79,13 +81,46 @@ class ShownAnswer:
     verdict: str
 
 
+class LastingOutput:
+    """Standard output, which leads nowhere once what it is led to is gone: a run that trains does not end for want of a
+    reader, of a terminal, or of room on a disk where its output goes. All that it says is in its files, too."""
+
+    def __init__(self) -> None:
+        self._file = sys.stdout
+
+    def write(self, text: str) -> int:
+        with self._lasting():
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lasting():
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    @contextlib.contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # What Python still holds of it would fail again when the program ends, and be its exit code.
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), self._file.fileno())
+
+
+def _lasting_console() -> Console:
+    return new_console(file=cast("IO[str]", LastingOutput()))
+
+
 @dataclass
 class RunConsole:
     """The terminal of the main rank; other ranks have one that is quiet."""
 
     quiet: bool
     steps: int
-    console: Console = field(default_factory=new_console)
+    console: Console = field(default_factory=_lasting_console)
     reward_is_accuracy: bool = False
     """Whether the reward is 1 for a right answer and 0 for any other, so that one column says both."""
     _step_s: list[float] = field(default_factory=list, init=False)

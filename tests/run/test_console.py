@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ from rl_engine.config import load_config
 from rl_engine.run.console import COLUMNS, RunConsole, ShownAnswer
 from rl_engine.train.next_steps import next_steps
 from rollout.models import EMBEDDED_DIR
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_summary_compares_the_first_and_the_last_evaluation() -> None:
@@ -234,3 +240,32 @@ def test_without_a_first_evaluation_no_beginning_is_claimed() -> None:
     console.summary([{"step": 0}, {"step": 1, **scores}, {"step": 2, **scores}], {})
     assert "25.0% → 25.0%" in out.getvalue()
     assert "from step 1 on" in out.getvalue()
+
+
+SPEAKS_ON = """
+from rl_engine.run.console import RunConsole
+console = RunConsole(quiet=False, steps=3)
+for step in range(4):
+    console.row({"step": step}, [])
+    with console.phase("sampling"):
+        pass
+open("done", "w").close()
+"""
+
+
+@pytest.mark.parametrize("output", ["pipe", "full disk", "terminal"])
+def test_a_run_goes_on_where_nobody_hears_it(output: str, tmp_path: Path) -> None:
+    """As with `| head`, with `> log.txt`, and where the terminal's window is closed under nohup."""
+    if output == "full disk":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        read, descriptor = pty.openpty() if output == "terminal" else os.pipe()
+        os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    program = [sys.executable, "-c", SPEAKS_ON]
+    done = subprocess.run(
+        program, cwd=tmp_path, env=environment, stdout=descriptor, stderr=subprocess.PIPE, check=False
+    )
+    os.close(descriptor)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "done").exists()
