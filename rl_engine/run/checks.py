@@ -5,14 +5,13 @@ Nothing is read but names and first bytes of files. What needs the data or the m
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 from pathlib import Path
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.output import LOCK, begins, check_output
+from rl_engine.run.output import begins, check_output, refuse_occupied
 from rl_engine.run.services import TRACKERS
 from rollout.adapters import PEFT_CONFIG, gone_version
 from rollout.files.durable import check_writable
@@ -55,11 +54,6 @@ def check_place(config: Config | SftConfig, *, resume: bool, overwrite: bool) ->
     """
     run = Path(config.output_dir)
     check_writable(run, "output_dir")
-    if (run / LOCK).is_file():
-        with (run / LOCK).open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(f"output_dir: another process is training in {run}") from error
+    refuse_occupied(run)
     if not overwrite and not (resume and config.optim.lr == "auto"):
         check_output(config, resume=resume)

@@ -87,7 +87,7 @@ def sole_writer(
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("a") as file:
         if not takes_lock(file):
-            raise ConfigError(f"output_dir: another process is training in {run}")
+            raise _occupied(run)
         try:
             if overwrite and _written(run):
                 refuse_unmarked(run)
@@ -204,7 +204,7 @@ def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:
     """
     run = Path(config.output_dir)
     refuse_file(run)
-    _refuse_occupied(run)
+    refuse_occupied(run)
     if not holds_run(run) and not (beginning.overwrite and _written(run)):
         return check_output(config, resume=beginning.resume)
     if beginning.resume:
@@ -245,9 +245,14 @@ def refuse_file(run: Path) -> None:
         raise ConfigError(f"output_dir: {run} is not a directory")
 
 
-def _refuse_occupied(run: Path) -> None:
+def refuse_occupied(run: Path) -> None:
+    """Raises `ConfigError` where another process is at work in the directory."""
     if is_held(run / LOCK):
-        raise ConfigError(f"output_dir: another process is training in {run}")
+        raise _occupied(run)
+
+
+def _occupied(run: Path) -> ConfigError:
+    return ConfigError(f"output_dir: another process is training in {run}")
 
 
 def is_held(lock: Path) -> bool:

@@ -58,6 +58,8 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     for place in (sole_writer(config_in(tmp_path / "run"), overwrite=False), sole_user(tmp_path / "sweep")):
         with pytest.raises(ConfigError, match=told), place:
             raise AssertionError("it went on")
+    with pytest.raises(ConfigError, match=told):  # the lock's file is there now
+        check_place(config_in(tmp_path / "run"), resume=False, overwrite=False)
 
 
 def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
