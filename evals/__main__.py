@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, say_loading, start_vllm
-from evals.launch import join_launch, leave_launch, lost_rank, presence
+from evals.launch.group import join_launch, leave_launch
+from evals.launch.presence import lost_rank, presence
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
 from evals.suites import SUITES
 from rewards.command import Command

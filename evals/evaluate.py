@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evals.asking.trained_with import TrainedWith, agreed, model_overridden, overridden
 from evals.contamination import Contamination, contamination
-from evals.launch import Launch
+from evals.launch.group import Launch
 from evals.options import EvalOptions, check_place, check_quickly, find_suites, samples_path
 from evals.partial_results import PartialResults
 from evals.policies import BASE_MODEL, Policy, find_policies

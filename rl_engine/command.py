@@ -12,7 +12,7 @@ import typer
 from safetensors import SafetensorError
 
 from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch
-from evals.launch import lost_rank, presence
+from evals.launch.presence import lost_rank, presence
 from rewards.command import Command, out_of_memory
 from rl_engine.config import Config
 from rl_engine.config.fields import is_setting

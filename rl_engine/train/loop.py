@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from datafiles.text import first_line
-from evals.launch import lost_rank
+from evals.launch.presence import lost_rank
 from evals.scoring.kept import keep_answers
 from evals.scoring.outcomes import outcome_of
 from evals.scoring.report import EvalReport, report_on

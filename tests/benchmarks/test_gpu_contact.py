@@ -149,7 +149,7 @@ def test_every_stage_is_told_settings_that_exist(name: str, tmp_path: Path) -> N
         load_config(config, settings)
 
 
-def test_what_nothing_else_tells_is_planned_to_fit_the_default_deadline(tmp_path: Path) -> None:
+def test_what_nothing_else_tells_fits_the_default_deadline(tmp_path: Path) -> None:
     """Ten minutes on a card, a start of the device included; what one takes longer than planned the last one lacks. The
     doctor comes after that: runs before it have been resumed, and have slept."""
     asked = stages(SIZES["card"], tmp_path, None)
@@ -205,7 +205,7 @@ def test_every_arm_is_told_settings_that_exist(arm: str) -> None:
     assert learner.ARMS[arm].mask in learner.MASKS
 
 
-def test_an_arm_of_a_group_has_one_prompt_for_rows_as_long_as_the_others() -> None:
+def test_the_rows_of_a_group_have_one_prompt() -> None:
     own, group = (learner.samples_of(CPU, 256, group=group) for group in (False, True))
     assert [sample.num_tokens for sample in group] == [sample.num_tokens for sample in own]
     assert {sample.prompt_ids for sample in group} == {group[0].prompt_ids}

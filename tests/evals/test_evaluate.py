@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from evals.__main__ import app
 from evals.evaluate import evaluate
-from evals.launch import Launch
+from evals.launch.group import Launch
 from evals.options import EvalOptions
 from evals.partial_results import PartialResults, PartialResultsError
 from rewards import Grader

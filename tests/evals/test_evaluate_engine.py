@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from evals.evaluate import evaluate
-from evals.launch import Launch
+from evals.launch.group import Launch
 from evals.options import EvalOptions
 from rewards import Grader
 from rewards.records import read_rows

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from evals.launch import lost_rank
+from evals.launch.presence import lost_rank
 
 ROOT = Path(__file__).parents[2]
 IS_KILLED = """
 import os, signal
-from evals.launch import join_launch, lost_rank
+from evals.launch.group import join_launch
+from evals.launch.presence import lost_rank
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a run, which notes it and finishes its step
 launch = join_launch()

@@ -13,24 +13,25 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from evals import launch
-from evals.launch import Presence
+from evals.launch import presence
+from evals.launch.presence import Presence
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # A program as the commands are: what it is at stands in the place of LOAD, and rank 1 does in the place of ACT.
 PROGRAM = """
 import os, signal, subprocess, sys, time
-from evals import launch as launching
+from evals.launch import presence
+from evals.launch.group import join_launch
 from rewards.command import say_error
 from rollout.stopping import Stopped, StopRequest
 
-launching.BEAT_S, launching.SILENT_S = 0.2, 2.0
+presence.BEAT_S, presence.SILENT_S = 0.2, 2.0
 stop = StopRequest()
 with stop.heard():
-    launch = launching.join_launch()
+    launch = join_launch()
     try:
-        with launching.presence(launch.rank, launch.count, lambda: "There is a way on."):
+        with presence.presence(launch.rank, launch.count, lambda: "There is a way on."):
             launch.barrier()
             if launch.rank == 1:
                 ACT
@@ -38,7 +39,7 @@ with stop.heard():
     except Stopped:
         say_error("stopped", 1)
     except RuntimeError as error:
-        if (lost := launching.lost_rank(error)) is not None:
+        if (lost := presence.lost_rank(error)) is not None:
             say_error(lost, 1)
         raise
 """
@@ -113,7 +114,7 @@ def test_ranks_that_are_asked_to_stop_while_they_load_say_so(tmp_path: Path) -> 
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Presence]]:
     """Three processes' presences in one."""
-    monkeypatch.setattr(launch, "BEAT_S", 0.02)
+    monkeypatch.setattr(presence, "BEAT_S", 0.02)
     store = dist.HashStore()  # type: ignore[attr-defined]
     ranks = [Presence(rank, 3, store, pytest.fail) for rank in range(3)]
     yield ranks

@@ -84,7 +84,7 @@ def own_part(output_T: Tensor, lengths: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_what_continues_a_prompt_attends_to_it_as_in_a_sample_of_its_own(kv_heads: int) -> None:
+def test_what_continues_a_prompt_attends_as_in_a_whole_sample(kv_heads: int) -> None:
     """Attention, and the gradients: those of a prompt's keys are the sums over all that continue it."""
     parts = row(kv_heads, PIECES)
     copies, lengths = zip(*map(unshared, parts), strict=True)

@@ -1,4 +1,4 @@
-"""The processes of a command: one, or as many as a launcher started, and whether the others are still there."""
+"""The other processes that a launcher started: whether they are still there, and what a person is told."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Protocol
 
 from datafiles.text import first_line
 from rewards.command import say_error
 from rollout.stopping import Stopped
 
-# The last rank may still be at a batch of long chains of thought while the others wait.
-PATIENCE = timedelta(hours=12)
 # gloo's errors are plain RuntimeErrors: the place in its source, what happened, and what it supposes.
 OF_GLOO = re.compile(r"\[\S*gloo/transport/\S+\] (?P<said>.*?)( This is typically caused by .*)?")
 
@@ -32,47 +28,6 @@ BEATS_OF_THE_LIVING = 2
 TOLD_WITHIN = 5
 """Beats of its own for which a process that leaves listens to the others."""
 LEFT, FAILED = "left", "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """Which process this is, of how many."""
-
-    rank: int
-    count: int
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        if self.count > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
-
-
-def join_launch() -> Launch:
-    """Enter the launcher's process group, when there is one."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return Launch(0, 1)
-    import torch
-    import torch.distributed as dist
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    return Launch(dist.get_rank(), count)
-
-
-def leave_launch(launch: Launch) -> None:
-    if launch.count > 1:
-        import torch.distributed as dist
-
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def lost_rank(error: Exception) -> str | None:
