@@ -24,7 +24,8 @@ from rewards.types import Verdict
 
 MAX_REMEMBERED_CHARS = 1_000
 _BOXED_REFERENCE = re.compile(r"\\boxed\s*\{")
-_AMBIGUOUS_COMMAS = re.compile(r"\d{1,3}(?:,\d{3})+")
+_AMBIGUOUS_COMMAS = re.compile(r"\d{1,3}(?:,[1-9]\d{2})+")
+"""Where a group begins with a zero it is no value of a list: 125,000 is not 125, 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def _short_cut(expected: str, given: str) -> tuple[Verdict, str] | None:
 
 
 def _equal_in_some_reading(expected: str, given: str, *, several: bool) -> bool:
-    """1,234 is a number unless the other side is a list; then it is a list too."""
+    """1,234 is a number unless the other side is a list; then it is a list too, and +- is plus or minus."""
     if fingerprint(expected) == fingerprint(given):
         return True
     reference, answer = read(expected), read(given)
@@ -194,6 +195,9 @@ def _equal_in_some_reading(expected: str, given: str, *, several: bool) -> bool:
     if several and isinstance(answer, Items) and not isinstance(reference, Items):
         return all(equal(reference, element) for element in answer.elements)
     for text, node, other in ((expected, reference, answer), (given, answer, reference)):
+        if "+-" in text and isinstance(other, Items):
+            signs = read(text.replace("+-", r"\pm "))
+            return equal(signs, other) if node is reference else equal(other, signs)
         if isinstance(other, Items) and not isinstance(node, Items) and _AMBIGUOUS_COMMAS.fullmatch(text):
             as_list: Node = read(text, thousands=False)
             return equal(as_list, other) if node is reference else equal(other, as_list)

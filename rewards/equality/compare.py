@@ -6,7 +6,7 @@ than the answer has to be (a unit, a variable's name): those say so.
 
 from __future__ import annotations
 
-from rewards.equality import cases, conditions, groups, measures, relations, values
+from rewards.equality import cases, conditions, families, groups, measures, relations, values
 from rewards.equality.rule import Rule
 from rewards.reading.shapes import Node, Unusable
 
@@ -23,6 +23,7 @@ def equal(reference: Node, answer: Node) -> bool:
 
 
 _RULES: tuple[Rule, ...] = (
+    families.families,
     conditions.conditioned,
     conditions.approximation,
     values.numbers,

@@ -69,6 +69,11 @@ def _is_mere_domain(condition: str) -> bool:
     return _DOMAIN_CONDITION.fullmatch(condition.strip()) is not None
 
 
+def is_over_integers(condition: str) -> bool:
+    """Whether a condition says that something is any integer, and no more."""
+    return _is_mere_domain(condition) and _domain_names(condition) == {"Z"}
+
+
 def _domain_names(condition: str) -> set[str]:
     names = set(re.findall(r"\\mathbb\s*\{([RZNQC])\}", condition))
     if "integer" in condition:

@@ -33,12 +33,14 @@ def items(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if isinstance(other, Bracketed):
         if lone is reference and relations.is_assignment_list(lone):
             return relations.equal_assignments(lone, Items(other.elements), equal)
+        if lone.kind == "set" and len(lone.elements) == 1:
+            return equal(lone.elements[0], other)
         # A point may lose its brackets, not gain them: 3, 4 for (3, 4).
         return (
             lone is answer
             and lone.kind == "list"
             and other.opening == "("
-            and _all_equal(other.elements, lone.elements, equal)
+            and _all_equal(other.elements, relations.coordinates(lone), equal)
         )
     # 3/4 or 0.75 is one value said twice; 75, 75 is two values.
     said_twice = lone.kind == "set" or lone.joined_by == "or"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from rewards.equality.rule import Equal
 from rewards.equality.values import latex_of, same_expressions, value_of
+from rewards.reading.parse import is_closed
+from rewards.reading.read import read
 from rewards.reading.shapes import Based, Bracketed, Exact, Expression, Items, Moment, Node, Quantity, Ratio, Relation
-from rewards.reading.units import conversion, is_known, same_things
+from rewards.reading.units import conversion, is_known, read_unit, same_things
 
 
 def moments(reference: Node, answer: Node, equal: Equal) -> bool | None:
@@ -69,6 +73,7 @@ def quantities(reference: Node, answer: Node, equal: Equal) -> bool | None:
     """Units agree or convert; one side may leave its unit out. Percent signs: see `_percent`."""
     if not isinstance(reference, Quantity) and not isinstance(answer, Quantity):
         return None
+    reference, answer = _with_short_unit(reference, answer), _with_short_unit(answer, reference)
     one, one_unit = (reference.value, reference.unit) if isinstance(reference, Quantity) else (reference, "")
     other, other_unit = (answer.value, answer.unit) if isinstance(answer, Quantity) else (answer, "")
     if isinstance(one, Items | Bracketed | Relation) or isinstance(other, Items | Bracketed | Relation):
@@ -88,6 +93,24 @@ def quantities(reference: Node, answer: Node, equal: Equal) -> bool | None:
     if is_known(one_unit) or is_known(other_unit):
         return False
     return same_things(one_unit, other_unit) and equal(one, other)
+
+
+_SHORT_UNIT = re.compile(
+    r"(?P<value>.*(?:[\d})]|\\pi))\s*(?P<unit>[A-Za-z]{1,2}(?:\^\{?\d\}?)?(?:\s*/\s*[A-Za-z]{1,2}(?:\^\{?\d\}?)?)?)",
+    re.DOTALL,
+)
+
+
+def _with_short_unit(node: Node, other: Node) -> Node:
+    """5m, 3000 g and 12 N: letters after a number are a unit where the other side has one of the same kind."""
+    if not isinstance(node, Expression) or not isinstance(other, Quantity):
+        return node
+    match = _SHORT_UNIT.fullmatch(node.latex)
+    unit = read_unit(match.group("unit")) if match else None
+    if match is None or unit is None or not (unit == other.unit or conversion(unit, other.unit)):
+        return node
+    value = match.group("value")
+    return Quantity(read(value), unit) if is_closed(value) else node
 
 
 def _percent(one: Node, other: Node, equal: Equal, *, percent_is_reference: bool) -> bool:

@@ -46,7 +46,7 @@ _CLASS = re.compile(r"(?P<number>.+?)\s*\\pmod\s*\{?\s*(?P<modulus>\d+)\s*\}?")
 
 def congruences(reference: Node, answer: Node, equal: Equal) -> bool | None:
     """x ≡ 3 (mod 7) is x ≡ 10 (mod 7), and 3 (mod 7)."""
-    one, other = _residue_class(reference), _residue_class(answer)
+    one, other = residue_class(reference), residue_class(answer)
     if one is None or other is None:
         return None
     if one[0] and other[0] and one[0] != other[0]:
@@ -54,7 +54,7 @@ def congruences(reference: Node, answer: Node, equal: Equal) -> bool | None:
     return one[2] == other[2] and (one[1] - other[1]) % one[2] == 0
 
 
-def _residue_class(node: Node) -> tuple[str, int, int] | None:
+def residue_class(node: Node) -> tuple[str, int, int] | None:
     """What is congruent ("" where that is left out), to what, and the modulus."""
     if isinstance(node, Relation) and node.operators == ("==",) and not is_closed(node.sides[0]):
         name, text = _bare(node.sides[0]), node.sides[1]
@@ -136,7 +136,7 @@ def _same_relation(reference: Relation, answer: Relation, equal: Equal) -> bool:
         return mathematics.same_direction(
             (one.sides[0], one.sides[1]), (other.sides[0], other.sides[1]), signed=one.operators != ("=",)
         )
-    except (Unparsed, TypeError, ArithmeticError):
+    except (Unparsed, *mathematics.SYMPY_ERRORS):
         return False
 
 
@@ -260,7 +260,9 @@ def equal_assignments(reference: Items, answer: Items, equal: Equal) -> bool:
         return tuples is not None and equal(tuples, answer)
     if len(one) != 1 or len(answer.elements) != len(one[0]) or any(isinstance(e, Relation) for e in answer.elements):
         return False
-    return all(equal(read(text), element) for (_, text), element in zip(one[0], answer.elements, strict=True))
+    return all(
+        equal(read(text), element) for (_, text), element in zip(_in_order(one[0]), answer.elements, strict=True)
+    )
 
 
 Group = list[tuple[str, str]]
@@ -270,7 +272,18 @@ def _tuples(groups: list[Group]) -> Items | None:
     """x = 1, y = 2 or x = 3, y = 4 as (1, 2), (3, 4), where all groups name the same unknowns in the same order."""
     if len({tuple(name for name, _ in group) for group in groups}) != 1 or len(groups[0]) < 2:
         return None
-    return Items(tuple(Bracketed("(", ")", tuple(read(text) for _, text in group)) for group in groups))
+    return Items(tuple(Bracketed("(", ")", tuple(read(text) for _, text in _in_order(group))) for group in groups))
+
+
+def coordinates(node: Items) -> Sequence[Node]:
+    """The elements of a list that may be a point without its brackets: y = 2, x = 3 is (3, 2)."""
+    groups = _groups(node)
+    return [read(text) for _, text in _in_order(groups[0])] if groups and len(groups) == 1 else node.elements
+
+
+def _in_order(group: Group) -> Group:
+    """Coordinates in their own order; other unknowns as they were written."""
+    return sorted(group) if {name for name, _ in group} <= {"x", "y", "z"} else group
 
 
 def _groups(node: Items) -> list[Group] | None:

@@ -13,7 +13,7 @@ from rewards.reading.phrases import fold
 from rewards.reading.shapes import Choice, Exact, Expression, Items, Node, Words
 from rewards.spelling.clean import fingerprint
 
-_POINT = re.compile(r"C\s*\([^()]*\)")
+_POINT = re.compile(r"[CP]\s*\([^()]*\)")
 """May be the number of combinations, and beside another one a point: C(5,2) is 10, and not C(5,3)."""
 _RUN = re.compile(r"[A-J]{2,10}")
 

@@ -32,9 +32,11 @@ _ANSWER_LINE = re.compile(
     re.IGNORECASE,
 )
 _ANSWER_ABOVE = re.compile(
-    rf"(?:.*[.!?:;,]\s+|.*\b(?:so|thus|hence|therefore),?\s+|\W*){_ANSWER}(?:(?:{_COPULA})?\s*[:=]|{_COPULA})\s*$", re.I
+    rf"(?:.*[.!?:;,]\s+|.*\b(?:so|thus|hence|therefore),?\s+|\W*){_ANSWER}(?:(?:{_COPULA})?\s*[:=]|{_COPULA})\s*$"
+    rf"|\W*{_ANSWER}\s*$",
+    re.I,
 )
-"""A line that announces the answer; the next one holds it."""
+"""A line that announces the answer, or a heading; the next one holds it."""
 _ANNOUNCED = re.compile(
     rf"\\text(?:bf|rm|it)?\s*\{{\s*{_ANSWER}(?:{_COPULA})?\s*:?\s*\}}\s*:?|\b{_ANSWER}(?:{_COPULA})?\s*:?", re.I
 )

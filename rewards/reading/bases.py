@@ -8,12 +8,13 @@ from rewards.reading.phrases import NUMBER_WORDS
 from rewards.reading.shapes import Based
 
 _NAME = rf"(?P<base>\d{{1,2}}|{'|'.join(NUMBER_WORDS)})"
-_DIGITS = r"(?P<open>\()?\s*(?P<digits>[0-9A-Fa-f]+)\s*(?(open)\))"
+_DIGITS = r"(?P<sign>-?)\s*(?P<open>\()?\s*(?P<digits>[0-9A-Fa-f]+)\s*(?(open)\))"
 """Not in square brackets: [3]_7 is a residue class."""
 _NUMERAL = (
     re.compile(rf"{_DIGITS}\s*_\s*(?:\{{\s*\(?\s*(?:base )?\s*{_NAME}\s*\)?\s*\}}|(?P<bare>\d{{1,2}}))"),
     re.compile(rf"{_DIGITS}\s*\(?\s*(?:in )?(?:the )?base[ -]?{_NAME}\s*\)?"),
 )
+_IN_A_TERM = re.compile(r"(?<![\w^.}'])(?P<digits>\d+)\s*_\s*(?:\{\s*(?P<base>\d{1,2})\s*\}|(?P<bare>\d{1,2}))")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
@@ -32,4 +33,15 @@ def based(text: str) -> Based | None:
         return None
     if len(digits) == 1 and digits.isalpha():
         return None  # A_{12} is a term of a sequence
-    return Based(digits, base)
+    return Based(named["sign"] + digits, base)
+
+
+def in_base_ten(text: str) -> str:
+    """101_2 + 11_2 as 5 + 3; digits that the base does not have are left with it."""
+    return _IN_A_TERM.sub(_value, text) if "_" in text else text
+
+
+def _value(match: re.Match[str]) -> str:
+    digits, base = match.group("digits"), int(match.group("base") or match.group("bare"))
+    valid = 2 <= base <= 36 and all(int(digit) < base for digit in digits)
+    return str(int(digits, base)) if valid else match.group()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from rewards.reading.bases import in_base_ten
 from rewards.reading.numbers import repeating
 from rewards.reading.slashes import with_fractions
 
@@ -17,7 +18,7 @@ _GREEK = "alpha|beta|gamma|delta|theta|lambda|sigma|omega|phi|rho|tau|pi|mu|inft
 _COUNT = r"(?:\d+|[nmkrN])(?:\s*[-+]\s*\d+)?"
 _CHOSEN = (
     r"(?:\{\s*\}\s*|(?<![\w)\]}'!|])(?<![\w)\]}] ))"
-    rf"[_^]\s*\{{?({_COUNT})\}}?\s*C\s*_\s*\{{?({_COUNT})\}}?"
+    rf"[_^]\s*\{{?(?P<of>{_COUNT})\}}?\s*(?P<letter>[CP])\s*_\s*\{{?(?P<chosen>{_COUNT})\}}?"
 )
 """_5C_2 and ^5C_2 with nothing before it: x^5C_2 is a product."""
 
@@ -28,6 +29,8 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\operatorname\s*\*?\s*\{\s*([A-Za-z]+)\s*\}", r"\\\1 "),
         (rf"\\text\s*\{{\s*({_FUNCTIONS}|i|e)\s*\}}", r"\\\1 "),
         (r"\\(i|e)(?![A-Za-z])", r" \1 "),
+        (r"(?<![\\A-Za-z])log(2|10)\s*(?=\()", r"\\log_{\1} "),
+        (r"(?<![\\A-Za-z])cbrt\s*\(([^()]*)\)", r"\\sqrt[3]{\1}"),
         (r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"(?<![\\A-Za-z])sqrt\s*\{", r"\\sqrt{"),
         (r"(?<![\\A-Za-z])sqrt\s*(\d+|[a-z])", r"\\sqrt{\1}"),
@@ -39,6 +42,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"(?<![\\A-Za-z])({_GREEK})(?![A-Za-z])", r"\\\1 "),
         (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"\\sqrt\s*(\d|[A-Za-z])", r"\\sqrt{\1}"),
+        (r"\\sqrt\s*\[([^\[\]]*)\]\s*(\d|[A-Za-z])", r"\\sqrt[\1]{\2}"),
         (r"\\sqrt\s*\\pi", r"\\sqrt{\\pi}"),
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
@@ -46,7 +50,6 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\frac\s*(\{(?:[^{}]|\{[^{}]*\})*\})\s*(\d|[a-z]|\\[a-z]+)", r"\\frac\1{\2}"),
         (r"\\frac\s*([a-z\d])\s*([a-z\d])", r"\\frac{\1}{\2}"),
         (r"\\binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}"),
-        (_CHOSEN, r"\\binom{\1}{\2}"),
         (r"\^\s*\(([^()]*)\)", r"^{\1}"),
         (r"\^\s*(\d\d+)", r"^{\1}"),
         (r"\^\s*([A-Za-z])", r"^{\1}"),
@@ -62,9 +65,22 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(\\end\{[a-z]*matrix\})\s*(\\begin)", r"\1 \\cdot \2"),
     )
 )  # fmt: skip
-_COMBINATIONS = re.compile(rf"(?<![A-Za-z\\])C\s*\(\s*({_COUNT})\s*,\s*({_COUNT})\s*\)")
+_COUNTS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        _CHOSEN,
+        rf"(?<![A-Za-z\\])(?P<letter>[CP])\s*\(\s*(?P<of>{_COUNT})\s*,\s*(?P<chosen>{_COUNT})\s*\)",
+        r"(?<![A-Za-z\\])(?P<letter>[CPA])\s*_\s*\{?(?P<of>\d+)\}?\s*\^\s*\{?(?P<chosen>\d+)\}?",
+        r"(?<![\w\\.^])(?P<of>\d+)(?P<letter>[CP])_?(?P<chosen>\d+)(?![\w.(])",
+    )
+)
+"""Combinations and permutations: C(5,2), {}_5P_2, C_5^2, 5C2."""
 _PRIMED = re.compile(r"([A-Za-z])('+)")
 """The parser drops primes, which would make f' and f the same."""
+_INVERSE = re.compile(r"(?<![A-Za-z\\])([fghFGH])\s*\^\s*\{\s*-\s*1\s*\}\s*(?=\()")
+"""The parser takes f^{-1}(x) for 1/f(x)."""
+_POWER_OF_T = re.compile(r"(?P<matrix>\\end\{[a-z]*matrix\}\s*)?\^\s*(?:T(?![A-Za-z])|\{\s*T\s*\})")
+"""The parser drops ^T from whatever is no matrix: 2^T would be 2."""
 _REPEATING = re.compile(r"(?<![\d_])(\d*)\.(\d*)\\overline\{(\d+)\}")
 _DECIMAL = re.compile(r"(?<![\d_])(\d*)\.(\d+)(?!\d)")
 _MIXED = re.compile(r"(?<![\d.\\^_{}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
@@ -75,9 +91,12 @@ _THOUSANDS = re.compile(r"(?<![\d,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
 def to_latex(text: str) -> str:
     """A cleaned text as the parser has to be given it."""
     text = _PRIMED.sub(lambda m: f"{m.group(1)}_{{prime{len(m.group(2))}}}", text.replace(r"^{\prime}", "'"))
+    text = in_base_ten(_INVERSE.sub(r"\1_{inverse}", text))
+    text = _POWER_OF_T.sub(lambda m: m.group() if m.group("matrix") else "^{1 \\cdot T}", text)
+    for counts in _COUNTS:
+        text = counts.sub(_as_count, text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = _COMBINATIONS.sub(_as_binomial, text)
     text = _THOUSANDS.sub(lambda m: m.group(1).replace(",", ""), text)
     text = _DECIMAL.sub(_as_fraction, _REPEATING.sub(_as_repeating, text))
     text = with_fractions(_MIXED_SLASH.sub(r"(\1+\\frac{\2}{\3})", text))
@@ -89,12 +108,15 @@ def _as_fraction(match: re.Match[str]) -> str:
     return r"{\frac{" + str(int(whole + decimals)) + "}{1" + "0" * len(decimals) + "}}"
 
 
-def _as_binomial(match: re.Match[str]) -> str:
-    """C(5,2), the number of choices; C(3,4) is a point."""
-    of, chosen = match.groups()
-    if of.isdecimal() and chosen.isdecimal() and int(of) < int(chosen):
+def _as_count(match: re.Match[str]) -> str:
+    """C(5,2) and P(5,2), the numbers of choices without order and in order; C(3,4) is a point, P(n,k) any function."""
+    of, chosen, letter = match.group("of", "chosen", "letter")
+    if of.isdecimal() and chosen.isdecimal():
+        if int(of) < int(chosen):
+            return match.group()
+    elif letter != "C":
         return match.group()
-    return rf"\binom{{{of}}}{{{chosen}}}"
+    return rf"\binom{{{of}}}{{{chosen}}}" if letter == "C" else rf"\frac{{{of}!}}{{({of}-{chosen})!}}"
 
 
 def _as_repeating(match: re.Match[str]) -> str:

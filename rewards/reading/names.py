@@ -52,7 +52,8 @@ _SEVERAL = re.compile(
 )
 _POWER_SUM = re.compile(r"\s*[A-Za-z](?:\^\{?\d\}?)?(?:\s*\+?\s*[A-Za-z](?:\^\{?\d\}?)?){1,4}\s*")
 _TERM = re.compile(r"[A-Za-z](?:\^\{?\d\}?)?")
-_VARIABLE = r"(?:[A-Za-z]|\\[a-z]+)"
+_VARIABLE = r"(?:[a-z]|\\[a-z]+)"
+"""Of a capital, as in P(A) = 0.5, it is a probability or a mean."""
 BOUND = re.compile(
     rf"(?P<head>{_SYMBOL})\s*\((?P<letters>\s*{_VARIABLE}(?:\s*,\s*{_VARIABLE})*\s*)\)"
     r"|(?P<sequence>[A-Za-z])_\{?(?P<index>[i-nrst])\}?"

@@ -20,7 +20,16 @@ MAX_LATEX_CHARS = 1_000
 
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _FACTORIAL_OF_FACTORIAL = re.compile(r"!\s*[)\]}]\s*!")
-_SYMBOLIC_DIVISOR = re.compile(r"\\(?:gcd|lcm)(?![A-Za-z])[^\\]*?[A-Za-z]")
+_MISREAD = tuple(
+    (re.compile(pattern), why)
+    for pattern, why in (
+        (r"'", "a prime that the parser would drop"),
+        (r"(?<![\d_^])\d+ +\d", "two numbers side by side"),  # 3 5 would be 3 + 5, as 3 1/2 is
+        (r"(?<![\w^])\d+\s*_", "a number with an index that is no base"),  # which the parser drops
+        (r"\\(?:gcd|lcm)(?![A-Za-z])[^\\]*?[A-Za-z]", "a greatest common divisor of unknowns"),  # coprime for sympy
+    )
+)
+"""What the parser would take for something else."""
 
 Expr = Any  # sympy is not annotated
 
@@ -33,10 +42,9 @@ class Unparsed(ValueError):
 def parse(text: str) -> Expr:
     """The sympy object of a cleaned expression."""
     latex = to_latex(text)
-    if "'" in latex:
-        raise Unparsed("a prime that the parser would drop")
-    if _SYMBOLIC_DIVISOR.search(latex):
-        raise Unparsed("a greatest common divisor of unknowns")  # sympy takes them for coprime polynomials
+    for pattern, why in _MISREAD:
+        if pattern.search(latex):
+            raise Unparsed(why)
     if len(latex) > MAX_LATEX_CHARS:
         raise Unparsed(f"longer than {MAX_LATEX_CHARS} characters")
     try:

@@ -96,15 +96,39 @@ NUMBER_WORDS = {
         ]
     )
 }
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_PARTS = ("half", "third", "quarter", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_UNITS = list(NUMBER_WORDS)[1:10]
+_SPELLED = {
+    **NUMBER_WORDS,
+    **{ten: str(10 * value) for value, ten in enumerate(_TENS, 2)},
+    **{f"{ten} {unit}": str(10 * n + k) for n, ten in enumerate(_TENS, 2) for k, unit in enumerate(_UNITS, 1)},
+    **{f"{unit} hundred": str(100 * k) for k, unit in enumerate(_UNITS, 1)},
+    **{f"{unit} thousand": str(1_000 * k) for k, unit in enumerate(_UNITS, 1)},
+    **{f"one {part}": rf"\frac{{1}}{{{n}}}" for n, part in enumerate(_PARTS, 2)},
+    **{
+        f"{unit} {part}s": rf"\frac{{{k}}}{{{n}}}"
+        for n, part in enumerate(_PARTS, 2)
+        for k, unit in enumerate(_UNITS, 1)
+    },
+    **{f"{unit} fourths": rf"\frac{{{k}}}{{4}}" for k, unit in enumerate(_UNITS, 1)},
+    **{f"{unit} halves": rf"\frac{{{k}}}{{2}}" for k, unit in enumerate(_UNITS, 1)},
+    **{f"{unit} and a half": rf"\frac{{{2 * k + 1}}}{{2}}" for k, unit in enumerate(_UNITS, 1)},
+    "half": r"\frac{1}{2}",
+    "one fourth": r"\frac{1}{4}",
+}
+"""Numbers as words; not "second", which is a unit of time."""
 _CHOICE_WORD = r"(?:[Oo]ption|OPTION|[Cc]hoice|[Aa]nswer|[Aa]lternative|[Ss]tatement|[Ll]etter)"
 _CHOICE = re.compile(
-    rf"(?:{_CHOICE_WORD}\s+)?(?P<open>\(?)\s*(?P<letter>[A-J])\s*(?P<mark>[).:])(?!\S\s*[:=]|[A-Z]\s*=)\s*(?P<rest>.*)",
+    rf"(?:{_CHOICE_WORD}\s+)?(?P<open>\(?)\s*(?P<letter>[A-J]|(?<=\()[a-j](?=\)$))\s*(?P<mark>[).:])(?!\S\s*[:=]|[A-Z]\s*=)\s*(?P<rest>.*)",
     re.DOTALL,
 )
 _NAMED_CHOICE = re.compile(
     rf"(?:(?:[Tt]he )?(?:[Cc]orrect|[Rr]ight|[Bb]est) )?{_CHOICE_WORD}(?: is)?\s*:?\s*\(?([A-Ja-j])\)?"
 )
-_CONTINUES = re.compile(r"[=(^_+\-*/,;|]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])")
+_CONTINUES = re.compile(
+    r"(?:and|or)\b|[=(^_+\-*/,;|&]|\\(?:cup|cap|times|cdot|setminus|le|ge|ne|in|to|subset|and|or)(?![a-z])"
+)
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s*:\s*(?P<minute>\d{2}))?(?:\s*:\s*(?P<second>\d{2}))?\s*(?P<half>[ap])\.?\s*m\.?",
     re.IGNORECASE,
@@ -192,7 +216,7 @@ def placeholder(text: str) -> Unusable | None:
 def phrase(text: str) -> Node | str | None:
     """What a fixed phrase stands for: a node, or mathematics to be read in its place."""
     folded = fold(text)
-    found = _FOLDED.get(folded) or NUMBER_WORDS.get(folded) or _INTERVALS.get(folded)
+    found = _FOLDED.get(folded) or _SPELLED.get(folded) or _INTERVALS.get(folded)
     if found is None and "solution" in folded:
         return next((node for pattern, node in _SOLUTIONS if pattern.fullmatch(folded)), None)
     return found
@@ -221,7 +245,7 @@ def choice(text: str) -> tuple[str, str] | None:
     rest = match.group("rest").strip()
     if _CONTINUES.match(rest):
         return None
-    return match.group("letter"), rest
+    return match.group("letter").upper(), rest
 
 
 def moment(text: str) -> Moment | None:

@@ -51,7 +51,7 @@ def money(text: str) -> tuple[str, str | None] | None:
 def number_and_unit(text: str) -> tuple[str, str | None] | None:
     """5 cm, 28%, 45° → the number and the unit, None in place of the unit where the words change the meaning."""
     match = _UNIT_TAIL.fullmatch(text) if _NUMBER_HEAD.match(text) else None
-    if match is None or (_is_algebra(match) and "\\text" not in text):
+    if match is None or (_is_algebra(match) and "\\text" not in match.group("unit")):
         return None
     return match.group("value"), read_unit(match.group("unit"))
 

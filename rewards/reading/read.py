@@ -37,6 +37,7 @@ from rewards.reading.units import in_two_units
 from rewards.reading.variables import variable
 from rewards.reading.vectors import components, transposed
 from rewards.spelling import split
+from rewards.spelling.conditions import for_all, value_and_condition
 
 MAX_ELEMENTS = 200
 MAX_NESTING = 8
@@ -65,9 +66,6 @@ _CASES = re.compile(r"\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
 _IF = re.compile(
     r"\\text\s*\{\s*,?\s*(?:if|for|when|where|otherwise|else|elsewhere)\s*,?\s*\}|^\s*(?:if|for|when|where|otherwise|else)\b"
     r"|(?<=\\text\{)\s*(?:if|for|when|where)\b"
-)
-_CONDITION = re.compile(
-    r"\\in(?![a-z])|\\mathbb|\\text\s*\{[^{}]*(?:where|for|integer|real|constant|some|any|if)|^\s*(?:where|for|with|if)\b"
 )
 _SET_BUILDER = re.compile(
     r"(?P<name>[a-z])\s*(?:\\in\s*\\mathbb\s*\{R\}\s*)?(?:\\mid|[|:])\s*(?P<condition>.+)", re.DOTALL
@@ -177,19 +175,10 @@ class Reader:
 
     def conditioned(self, text: str) -> Node | None:
         r"""A value with its side condition: k\pi, k \in \mathbb{Z}; f(x) = x + C, C \in \mathbb{R}."""
-        pieces = split.split_at(text, {",", ";"})
-        for position in range(1, len(pieces)):
-            rest = ", ".join(pieces[position:])
-            if _CONDITION.search(rest) and not _CONDITION.search(", ".join(pieces[:position])):
-                body = ", ".join(pieces[:position])
-                return Conditioned(self.part(body), rest, body)
-        match = re.search(
-            r"\\text\s*\{\s*,?\s*(?:where|for|with|if)\b|(?<![A-Za-z])(?:where|for (?:some|any|all|every))\b", text
-        )
-        if match and match.start() > 0 and not _is_inside_cases(text[: match.start()]):
-            body = text[: match.start()].rstrip(" ,")
-            return Conditioned(self.part(body), text[match.start() :], body)
-        return None
+        return self._conditioned(value_and_condition(text))
+
+    def _conditioned(self, found: tuple[str, str] | None) -> Conditioned | None:
+        return Conditioned(self.part(found[0]), found[1], found[0]) if found else None
 
     def residues(self, text: str) -> Node | None:
         r"""x \equiv 2, 5 \pmod{7} as two congruences."""
@@ -209,13 +198,13 @@ class Reader:
         if len(pieces) > MAX_ELEMENTS:
             return Unusable("too_many_values", text)
         elements: list[Node] = []
-        label = ""
+        label, operator = "", "="
         for piece in pieces:
             node = self.part(piece)
-            if isinstance(node, Relation) and len(node.sides) == 2 and node.operators == ("=",):
-                label = node.sides[0]
+            if isinstance(node, Relation) and node.operators in {("=",), ("!=",)}:
+                label, operator = node.sides[0], node.operators[0]
             elif label and isinstance(node, Exact | Expression | Bracketed):
-                node = Relation((label, piece), ("=",))  # n = 2, 3, 4
+                node = Relation((label, piece), (operator,))  # n = 2, 3, 4
             elements.extend(_spread(piece, node))
         return Items(tuple(elements), "list", joined_by)  # type: ignore[arg-type]
 
@@ -316,16 +305,23 @@ class Reader:
             elements = [self.element(piece) for piece in pieces]
             flat = [leaf for piece, node in zip(pieces, elements, strict=True) for leaf in _spread(piece, node)]
             return Items(tuple(flat), "set")
+        if opening in {"(", r"\langle"} and len(pieces) > 1 and _has_one_choice_of_sign(inside):
+            return self.plus_minus(text)
         if len(pieces) == 1:
             return self.part(inside) if (opening, closing) in {("(", ")"), ("[", "]")} else None
         return Bracketed(opening, closing, tuple(self.element(piece) for piece in pieces))
 
     def _set_builder(self, inside: str) -> Node | None:
-        r"""{x | x > 3} is the region x > 3; any other set-builder notation equals only its own text."""
+        r"""{x | x > 3} is the region x > 3, {2k | k \in \mathbb{Z}} a family; any other equals only its own text."""
+        family = self._conditioned(for_all(inside))
+        if family is not None:
+            return family
         match = _SET_BUILDER.fullmatch(inside)
         if match is None:
             return None
         node = self.part(match.group("condition"))
+        if isinstance(node, Conditioned) and isinstance(node.body, Relation):
+            return node if node.body.sides[0] == match.group("name") else None
         return node if variable(node) == match.group("name") else None
 
     def ratio(self, text: str) -> Node | None:
@@ -350,8 +346,10 @@ class Reader:
         return phrases.words(text)
 
 
-def _is_inside_cases(before: str) -> bool:
-    return before.count(r"\begin") > before.count(r"\end")
+def _has_one_choice_of_sign(inside: str) -> bool:
+    r"""(\pm 2, 0) and (\pm 2, \mp 3) are two points; (\pm 1, \pm 1) may be two or four."""
+    signs = _PLUS_MINUS.findall(inside)
+    return len(signs) == 1 or (len(signs) == 2 and len(set(signs)) == 2)
 
 
 def _between_commas(inside: str) -> list[str]:

@@ -215,7 +215,7 @@ def _known(words: list[str]) -> str | None:
             last = _BASES[word][2]
             powers[last] = powers.get(last, 0) + sign * pending
             pending = 1
-        elif word not in {"unit", "of"} or position == 0:
+        elif word not in {"unit", "of", "old"} or position == 0:
             return None
     if not powers:
         return None

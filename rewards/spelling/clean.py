@@ -49,9 +49,16 @@ _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ
 _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
 _RADICAL = re.compile(r"√\s*(?:\((?P<group>[^()]*)\)|(?P<number>\d+(?:\.\d+)?)|(?P<letter>[A-Za-z]))")
 
+_TEXT_UNIT = r"(\\text\s*\{[^{}]*\}(?:\^\{?\d\}?)?)"
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"\\\\\s*\[\s*-?[\d.]+\s*[a-z]{2}\s*\]", r"\\\\"),
+        (
+            r"\\left\s*\\\{\s*\\begin\{(array|aligned|gathered|matrix)\}(?:\s*\{[lcr| ]*\})?"
+            r"((?:(?!\\begin).)*?)\\end\{\1\}(?:\s*\\right\s*\.)?",
+            r"\\begin{cases}\2\\end{cases}",
+        ),
         (r"\\(?:[hv]?phantom|hspace\*?|vspace\*?|label|tag\*?|kern)\s*\{[^{}]*\}", ""),
         (r"\\phantom\s*.", ""),
         (r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![A-Za-z])\.?", ""),
@@ -65,7 +72,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:text(?:rm|bf|it|sf|tt|normal|up|sc)|[mh]box|emph|mathtt)(?=\s*\{)", r"\\text"),
         (r"\\(?:boldsymbol|bm|pmb|math(?:bf|it|sf|normal|bin|ord)|underline|boxed|fbox|ensuremath)\s*(?=\{)", ""),
-        (r"\\mathrm\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
+        (r"\\mathrm\s*\{\s*([A-Za-z])\s*\}|\\text\s*\{\s*(i)\s*\}", r" \1\2 "),
         (r"\\(?:mathrm|rm)(?=\s*\{)", r"\\text"),
         (r"\\(?:leqslant|leq|leqq)(?![A-Za-z])", r"\\le"),
         (r"\\(?:geqslant|geq|geqq)(?![A-Za-z])", r"\\ge"),
@@ -96,6 +103,10 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\pounds(?![A-Za-z])", "£"),
         (r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|split)\}", ""),
         (r"\s*&\s*(?==|<|>|\\[lg]e(?![A-Za-z]))", ""),
+        (r"\\\\\s*(?==)", " "),  # a row that goes on with = belongs to the row above
+        (r"(?<=[\d)}])\s*\\text\s*\{\s*([^{}\s][^{}]*?)\s+(and|or)\s*\}\s*(?=[\d\\(-])", r"\\text{ \1}\\text{ \2 }"),
+        (rf"(?<=[\d}}])\s*\\frac\s*\{{\s*{_TEXT_UNIT}\s*\}}\s*\{{\s*{_TEXT_UNIT}\s*\}}", r"\1/\2"),
+        (r"(?:\{\s*\})?\^\s*\{?(\d+)\}?\s*/\s*_\s*\{?(\d+)\}?", r"\\frac{\1}{\2}"),
         (r"\^\s*\{\s*(?:\\text\s*\{)?\s*(?:st|nd|rd|th)\s*\}?\s*\}", ""),
         (r"\\p?mod\s*(\w+)(?!\w)", r"\\pmod{\1}"),
         (r"\(\s*(?:\\text\s*\{\s*mod\s*\}|\\bmod|\\mod|mod)\s*\{?\s*(\w+)\s*\}?\s*\)", r"\\pmod{\1}"),
@@ -103,11 +114,23 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<!\\)%", r"\\%"),
     )
 )  # fmt: skip
-_REWRITTEN = ("%", "{", "~", "<=", ">=", "!=", "(mod")
+_REWRITTEN = ("%", "{", "~", "<=", ">=", "!=", "(mod", "/_")
 """A text with none of these and no command has nothing to rewrite."""
 _LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS}}}")
 _COLOUR = re.compile(r"\\(?:textcolor|color)\s*\{\s*(?P<colour>[^{}]*)\s*\}")
-_DELIMITERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("`", "`"), ("__", "__"))
+_DELIMITERS = (
+    (r"\(", r"\)"),
+    (r"\[", r"\]"),
+    ("$$", "$$"),
+    ("$", "$"),
+    ("**", "**"),
+    ("`", "`"),
+    ("__", "__"),
+    ('"', '"'),
+)
+_CONNECTIVE = re.compile(r"(?:=(?!=)|\\(?:therefore|implies|Rightarrow|Longrightarrow)(?![A-Za-z]))\s*(?=\S)")
+"""What joins an answer to the words before it."""
+_END_OF_PROOF = re.compile(r"(?<=\S)\s*\\(?:checkmark|blacksquare|square|Box|qed)$")
 _SPACES = re.compile(r"\s+")
 _SINGLE_BRACED = re.compile(r"([_^])\{(\w)\}")
 _IDLE_SPACE = re.compile(r"(?<![A-Za-z0-9.]) | (?![A-Za-z0-9.])|(?<=[A-Za-z]) (?=\d)|(?<=\d) (?=[A-Za-z])")
@@ -191,6 +214,10 @@ def _strip_wrapping(text: str) -> str:
                 text = inner
         if _wraps(text, "{", "}"):
             text = text[1:-1]
+        if text[:1] in {"=", "\\"}:
+            text = _CONNECTIVE.sub("", text, count=1) if _CONNECTIVE.match(text) else text
+        if text[-1:].isalpha() and "\\" in text:
+            text = _END_OF_PROOF.sub("", text)
         if text.startswith(r"\text{") and _wraps(text[5:], "{", "}"):
             text = text[6:-1]
         if text == before:

@@ -1,0 +1,43 @@
+r"""A value with its side condition → both, as text: k\pi, k \in \mathbb{Z}; {2k | k \in \mathbb{Z}}; "for any C"."""
+
+from __future__ import annotations
+
+import re
+
+from rewards.spelling import split
+
+_CONDITION = re.compile(
+    r"\\in(?![a-z])|\\mathbb|\\text\s*\{[^{}]*(?:where|for|integer|real|constant|some|any|if)|^\s*(?:where|for|with|if)\b"
+)
+_MEMBER = r"(?P<condition>(?P<letter>[A-Za-z])(?:,\s*[A-Za-z])*\s*\\in\s*\\mathbb\s*\{[RZNQC]\})"
+_IN_BRACKETS = re.compile(rf"(?P<body>.+?)\s*\(\s*{_MEMBER}\s*\)", re.DOTALL)
+_FOR_ALL = re.compile(rf"(?P<body>[^|:]+?)\s*(?:\\mid|[|:])\s*{_MEMBER}", re.DOTALL)
+_WHERE = re.compile(r"\\text\s*\{\s*,?\s*(?:where|for|with|if)\b|(?<![A-Za-z])(?:where|for (?:some|any|all|every))\b")
+
+
+def value_and_condition(text: str) -> tuple[str, str] | None:
+    """k\\pi, k ∈ Z and k\\pi (k ∈ Z) and "k\\pi for any integer k" → the value and the condition."""
+    pieces = split.split_at(text, {",", ";"})
+    for position in range(1, len(pieces)):
+        rest = ", ".join(pieces[position:])
+        if _CONDITION.search(rest) and not _CONDITION.search(", ".join(pieces[:position])):
+            return ", ".join(pieces[:position]), rest
+    bracketed = _IN_BRACKETS.fullmatch(text)
+    if bracketed:
+        return bracketed.group("body"), bracketed.group("condition")
+    match = _WHERE.search(text)
+    if match and match.start() > 0 and not _is_inside_cases(text[: match.start()]):
+        return text[: match.start()].rstrip(" ,"), text[match.start() :]
+    return None
+
+
+def for_all(inside: str) -> tuple[str, str] | None:
+    r"""What stands in the braces of {2k | k \in \mathbb{Z}}; {x | x \in \mathbb{R}} only names a set."""
+    match = _FOR_ALL.fullmatch(inside)
+    if match is None or match.group("body").strip() == match.group("letter"):
+        return None
+    return match.group("body"), match.group("condition")
+
+
+def _is_inside_cases(before: str) -> bool:
+    return before.count(r"\begin") > before.count(r"\end")
