@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ ASKING, SYSTEM = frozenset({"user", "human"}), "system"
 GROUND_TRUTH = "ground_truth"
 ROLE_NAMES = frozenset({"role", "from"})
 """What a turn of a chat says its speaker by."""
+# `["72"]` or `['72']`, without another quotation mark of its kind inside.
+LONE_ITEM = re.compile(r"""\[\s*(["'])((?:\\.|(?!\1)[^\\])*)\1\s*\]""", re.DOTALL)
+ESCAPED = re.compile(r"""\\(?:([\\"'])|u([0-9a-fA-F]{4}))""")
 
 
 class UnusableError(ValueError):
@@ -92,8 +96,8 @@ def text_in(value: Any, column: str) -> str:
 
 
 def answer_in(value: Any, column: str) -> str:
-    """The answer: text, a number or a truth value, alone, in a list of one, or under `ground_truth`; empty where there
-    is none.
+    """The answer: text, a number or a truth value, alone, in a list of one, which may be written as text, or under
+    `ground_truth`; empty where there is none.
 
     Raises `UnusableError` for what is none of these.
     """
@@ -108,7 +112,15 @@ def answer_in(value: Any, column: str) -> str:
         raise UnusableError(_not_a_text(value, column))
     if isinstance(value, float) and not math.isfinite(value):
         raise UnusableError(f"{column} is not a finite number")
-    return plain(value)
+    return _lone_item(plain(value))
+
+
+def _lone_item(text: str) -> str:
+    """The text in a list of one that was written as text: `["72"]`, as in verl's files of Skywork-OR1, or `['72']`, as
+    pandas writes a list into CSV. Nothing else is such an answer: `[72]` is one of mathematics."""
+    lone = LONE_ITEM.fullmatch(text)
+    # Of the escapes only these: LaTeX that somebody has not escaped is no form feed.
+    return ESCAPED.sub(lambda found: found[1] or chr(int(found[2], 16)), lone[2]).strip() if lone else text
 
 
 def for_json(value: Any) -> Any:

@@ -30,8 +30,11 @@ SUFFIXES = (*sorted(JSON_SUFFIXES), ".csv", ".tsv", ".parquet", ".arrow")
 """What names of such files end with, a `.gz` left out: a file is read by what it holds, whatever it is called."""
 DELIMITERS = ",\t;"
 WHAT_IS_READ = "JSON Lines, a JSON array, CSV, Parquet, Arrow, or a directory of them or of save_to_disk is read"
-# `train-00000-of-00002.parquet`, `test.jsonl`: how shards say which split they are of.
-SPLIT_IN_NAME = re.compile(r"(train|test|validation|valid|val|dev)(?![a-zA-Z])")
+# `train-00000-of-00002.parquet`, `gsm8k_test.jsonl`: how shards say which split they are of, a word of their names as
+# it is for the `datasets` library. Where one word alone began a name, a test set beside it was trained on.
+SPLIT_IN_NAME = re.compile(
+    "(?<![a-z])(?:(train)(?:ing)?|(test)(?:ing)?|(eval)(?:uation)?|(validation|valid|val|dev))(?![a-z])"
+)
 # A directory of save_to_disk holds these; one of several splits the last.
 STATE, SPLITS = "state.json", "dataset_dict.json"
 SAVED = frozenset({STATE, "dataset_info.json"})
@@ -132,8 +135,8 @@ def shards_of(path: Path) -> dict[str, list[Path]]:
         name = file.name.lower()
         visible = not name.startswith((".", "_")) and name not in METADATA
         if file.is_file() and visible and name.removesuffix(".gz").endswith(SUFFIXES):
-            said = SPLIT_IN_NAME.match(name)
-            found.setdefault(said[1] if said else "", []).append(file)
+            said = SPLIT_IN_NAME.search(name)
+            found.setdefault(str(said[said.lastindex or 0]) if said else "", []).append(file)
     return found
 
 
@@ -149,8 +152,10 @@ def _check_shards(path: Path, key: str) -> bool:
     if not shards:
         names = sorted(entry.name for entry in path.iterdir())
         held = f"it holds {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else "it is empty"
+        inside = [str(entry) for entry in sorted(path.iterdir()) if entry.is_dir() and shards_of(entry)]
+        way_out = f"give {' or '.join(inside)}" if inside else WHAT_IS_READ
         raise TextFileError(
-            f"{key}: {path} is a directory, neither of save_to_disk nor of data files: {held}; {WHAT_IS_READ}"
+            f"{key}: {path} is a directory, neither of save_to_disk nor of data files: {held}; {way_out}"
         )
     kinds = {file: format_of(file, key).kind for file in shards}
     written = [file for file in shards if kinds[file] != "empty"]

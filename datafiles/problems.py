@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,15 @@ from datafiles.cells import Asked, UnusableError, answer_in, asked_in, cell, for
 from datafiles.formats import is_table
 from datafiles.rows import Drop, Row
 
-# What others call them, to guess by.
+# What others call them, to guess by: the likeliest first, for a file may have several.
 OTHER_NAMES = {
-    "problem": ("question", "prompt", "query", "input", "instruction", "text", "problem_text", "problem_statement"),
+    "problem": (
+        *("problem", "question", "messages", "conversations", "prompt", "query", "problem_text", "problem_statement"),
+        *("instruction", "input", "text"),
+    ),
     "answer": (
-        "final_answer",
-        "expected_answer",
-        "ground_truth",
-        "reference",
-        "target",
-        "label",
-        "output",
+        *("answer", "final_answer", "expected_answer", "ground_truth", "reference", "target", "label", "output"),
         "solution",
-        "reward_model.ground_truth",
     ),
 }
 
@@ -132,13 +128,19 @@ def missing_columns(row: Row, columns: Columns, path: Path, key: str, *, need_an
     if not missing:
         return ""
     there = paths_of(row)
-    guesses = {role: next((name for name in there if name.lower() in OTHER_NAMES[role]), "NAME") for role in missing}
+    guesses = {role: _likeliest(role, there) for role in missing}
     way = "rename them in the file"
     if option is not None:
         ways = [option.format(role=role, name=name) for role, name in guesses.items()]
         way = f"say which it is with {' '.join(ways)}"
     told, way_out = columns_of_file(row, path, key)
     return f"no column {' and no column '.join(map(repr, missing.values()))}; {told}: {way}{way_out}"
+
+
+def _likeliest(role: str, there: Sequence[str]) -> str:
+    """The column that others call a problem or an answer, by the last part of its name; `NAME` where there is none."""
+    lasts = {name: name.lower().rpartition(".")[2] for name in there}
+    return next((name for known in OTHER_NAMES[role] for name in there if lasts[name] == known), "NAME")
 
 
 def number_in(level: str) -> float | None:

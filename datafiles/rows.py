@@ -37,7 +37,7 @@ def rows_of(path: Path, drop: Drop, key: str, split: str | None = None) -> Itera
     """
     found = format_of(path, key)
     if found.kind == "shards":
-        for shard in _shards(path, key, split):
+        for shard in _shards(path, drop, key, split):
             yield from rows_of(shard, drop, key)
         return
     if found.kind == "empty":
@@ -59,8 +59,9 @@ def way_out(reasons: Iterable[str]) -> str:
     return f"; {WHAT_IS_READ}" if found & {NOT_JSON, NO_OBJECT} and found <= {BLANK, NOT_JSON, NO_OBJECT} else ""
 
 
-def _shards(path: Path, key: str, split: str | None) -> list[Path]:
-    """The files of one split, or all where their names say none."""
+def _shards(path: Path, drop: Drop, key: str, split: str | None) -> list[Path]:
+    """The files of one split, or all where their names say none. Those that say none beside others that do are left
+    out, and counted."""
     shards, wanted = shards_of(path), split or "train"
     if set(shards) == {""}:
         return shards[""]
@@ -69,6 +70,8 @@ def _shards(path: Path, key: str, split: str | None) -> list[Path]:
         raise TextFileError(
             f"{key}: {path} has no split {wanted!r}: it has {has}; give one of its files{_or_split(key)}"
         )
+    for file in shards.get("", ()):
+        drop("a file that says no split, beside files that do", file.name)
     return shards[wanted]
 
 

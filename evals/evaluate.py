@@ -32,7 +32,7 @@ from rollout.engine import EngineSettings
 from rollout.files.durable import write_synced
 from rollout.models import locate_model, read_model_config, read_tokenizer
 from rollout.prompts.problems import load_problems
-from rollout.servable import check_servable, context_length, serving_precision
+from rollout.servable import check_servable, check_vocabulary, context_length, serving_precision
 
 StartEngine = Callable[[EngineSettings], Any]
 
@@ -62,6 +62,8 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
         tokenizer.chat_template = trained.chat_template or tokenizer.chat_template
     context = context_length(model_config)
     suites = [prepare_suite(options, suite, tokenizer, context, trained) for suite in wanted]
+    asked = (prompt.token_ids for suite in suites for prompt in suite.prompts)
+    check_vocabulary(asked, model_config, tokenizer, f"--model {options.model}")
     shared = overlaps(options, suites)
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]
     if trained is not None:

@@ -18,13 +18,14 @@ from rollout.adapters import (
     PEFT_CONFIG,
     AdapterError,
     Meant,
+    adapters_inside,
     identity_of,
     meant_version,
     read_manifest,
 )
 from rollout.engine import smallest_allowed_rank
 from rollout.models import is_wrapper, layer_sizes, locate_model
-from rollout.peft_format import read_peft, refuse_misfit
+from rollout.peft_format import read_peft, refuse_misfit, unadapted
 from rollout.types import BASE, AdapterRef
 
 
@@ -81,6 +82,9 @@ def _policy(argument: str, model: str, sizes: Mapping[str, tuple[int, int] | Non
         rank=rank,
     )
     remarks = [] if published else ["no manifest: taken as it is, not verified"]
+    if all_named and (lacking := unadapted(directory, settings, sizes)):
+        told = f"no weights for {len(lacking)} of the layers that {PEFT_CONFIG} names ({lacking[0]} for one)"
+        remarks.append(f"{told}: they stay the base model's")
     trained_on = manifest.get("base_model") or settings.get("base_model_name_or_path")
     if trained_on and not same_model(trained_on, model):
         remarks.append(f"trained on {trained_on!r}, measured on {model!r}: make sure that they are one model")
@@ -101,7 +105,7 @@ def _what_is_there(directory: Path) -> str:
         return f"a whole model, not an adapter; give it as --model {directory}"
     if not directory.is_dir():
         return "no such directory"
-    return f"not an adapter: it has no {PEFT_CONFIG}"
+    return f"not an adapter: it has no {PEFT_CONFIG}{adapters_inside(directory)}"
 
 
 def _rank_of(settings: dict[str, Any], directory: Path) -> int:

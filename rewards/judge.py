@@ -85,7 +85,7 @@ def judge_completion(completion: str, reference: str, *, forms: tuple[str, ...],
 
 def judge_reference(reference: str) -> Judgement:
     """Whether a reference grades correct against itself."""
-    answer = _own_box(reference)
+    answer = own_answer(reference)
     verdict, rule = same_answer(answer, reference)
     return Judgement(verdict, answer, rule)
 
@@ -113,7 +113,7 @@ def _remembered(answer: str, reference: str, several: bool) -> tuple[Verdict, st
 
 def _judge_pair(answer: str, reference: str, several: bool) -> tuple[Verdict, str]:
     try:
-        expected = clean(_own_box(reference))
+        expected = clean(own_answer(reference))
     except Unreadable as error:
         return _long_numbers(reference, answer) or (Verdict.UNPARSEABLE, f"reference_{error}")
     if not expected or isinstance(read(expected), Unusable):
@@ -136,7 +136,7 @@ def _judge_pair(answer: str, reference: str, several: bool) -> tuple[Verdict, st
 
 def _long_numbers(reference: str, answer: str) -> tuple[Verdict, str] | None:
     """Numbers over the limits, when both sides are plain; one may be a short expression, 2^{5000} or 10^{1000} - 1."""
-    texts = [_own_box(reference), answer]
+    texts = [own_answer(reference), answer]
     values = [numeral(text) for text in texts]
     if values[0] is not None and values[1] is not None:
         same = values[0] == values[1]
@@ -152,8 +152,8 @@ def _long_numbers(reference: str, answer: str) -> tuple[Verdict, str] | None:
     return (Verdict.CORRECT if same else Verdict.INCORRECT), "long_numbers"
 
 
-def _own_box(reference: str) -> str:
-    r"""A reference that is itself a completion's last line: \boxed{5} or #### 5."""
+def own_answer(reference: str) -> str:
+    r"""What a reference says that is itself a completion, or its last line: 5 of \boxed{5} or #### 5."""
     if _BOXED_REFERENCE.search(reference):
         found = extract(reference, ("boxed",))
         if isinstance(found, Extracted):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from rewards.equality.defined import is_defined
+from rewards.judge import own_answer
 from rewards.reading.parse import Unparsed, parse
 from rewards.reading.phrases import fold
 from rewards.reading.read import read
@@ -65,7 +66,7 @@ def _last_box(completion: str) -> str | None:
 def understands(completion: str, reference: str, problem: str) -> float:
     """1.0 when a reference is read as something that other spellings can equal, 0.0 when only its own text can."""
     try:
-        node = read(clean(reference))
+        node = read(clean(own_answer(reference)))
     except Unreadable:
         return 0.0
     if isinstance(node, Unusable):

@@ -131,6 +131,13 @@ def gone_version(path: Path) -> str:
     return ""
 
 
+def adapters_inside(path: Path) -> str:
+    """What a person is told besides where a directory is no adapter and holds some, as a trainer's with its checkpoints
+    does, or one that PEFT wrote an adapter of another name into; empty where it holds none."""
+    inside = sorted((file.parent.name for file in path.glob(f"*/{PEFT_CONFIG}")), key=lambda name: (len(name), name))
+    return f"; give {path / inside[-1]}, or another of the {len(inside)} adapters in it" if inside else ""
+
+
 def _gone(link: Path) -> str:
     return f"{link} names {link.readlink().name}, which is not there"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datafiles.text import first_line
+from rollout.adapters import PEFT_CONFIG
 from rollout.config import ModelConfig
 from rollout.hub import HubItem
 
@@ -21,7 +22,9 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 """Files of which a tokenizer that transformers reads has one, whatever its kind."""
 TEKKEN = "tekken.json"
 """That of Mistral's own library, and of some of its models the only one."""
-INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE = "model.safetensors"
+"""Of a model's weights that are in one file, its name."""
+INDICES = (f"{SINGLE}.index.json", "pytorch_model.bin.index.json")
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -89,6 +92,26 @@ def auto_class(model_config: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText  # heavy, as in `read_model_config`
 
     return AutoModelForImageTextToText if is_wrapper(model_config) else AutoModelForCausalLM
+
+
+def load_model(model_config: Any, place: str, what: str, **settings: Any) -> Any:
+    """The model with every weight from its files, on the CPU; `settings` go to transformers.
+
+    `what`: as in `read_model_config`. Raises `ValueError` where a weight is missing or has another shape: transformers
+    would draw the one at random and go on, and stops at the other in many lines.
+    """
+    model, found = auto_class(model_config).from_pretrained(
+        place, config=model_config, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+    )
+    shapes = ((name, list(stored), list(own)) for name, stored, own in found["mismatched_keys"])
+    lacking = sorted(found["missing_keys"])
+    lacking += sorted(f"{name}, {stored} there and {own} by it" for name, stored, own in shapes)
+    if lacking:
+        raise ValueError(
+            f"{what}: its files do not hold {len(lacking)} of the weights that config.json asks for ({lacking[0]}): "
+            "they would be random; the two are of different models, or a file is not whole"
+        )
+    return model
 
 
 def meta_model(model_config: Any, what: str) -> Any:
@@ -197,6 +220,11 @@ def check_files(name: str, key: str = "model.name") -> None:
         raise ValueError(f"{key}: {place / 'config.json'} is damaged: {error}") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise ValueError(f"{key}: {place / 'config.json'} is no model's: it has no model_type")
+    if (place / PEFT_CONFIG).is_file():
+        raise ValueError(
+            f"{key}: {str(place)!r} holds a model and an adapter ({PEFT_CONFIG}), which transformers would add to the "
+            f"model and vLLM would not: move {PEFT_CONFIG} and the adapter's weights into a directory of their own"
+        )
     check_tokenizer(name, key)
     if not any((place / file).is_file() for file in TOKENIZERS):
         raise FileNotFoundError(f"{key}: {name!r} has no tokenizer (none of {', '.join(TOKENIZERS)} is there)")
@@ -216,6 +244,11 @@ def check_weights(place: Path, key: str) -> None:
                 raise FileNotFoundError(
                     f"{key}: {str(place)!r} has {len(wanted) - len(missing)} of {len(wanted)} files of weights; "
                     f"{missing[0]} is not there"
+                )
+            if SINGLE in weights and SINGLE not in wanted and index == f"{SINGLE}.index.json":
+                raise ValueError(
+                    f"{key}: {str(place)!r} has its weights twice, in {SINGLE}, which transformers reads, and in the "
+                    f"files of {index}, which vLLM reads: remove those that are not meant, an index with its files"
                 )
     for path in weights.values():
         with path.open("rb") as file:

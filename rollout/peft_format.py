@@ -146,6 +146,17 @@ def refuse_misfit(
             )
 
 
+def unadapted(directory: Path, settings: Mapping[str, Any], sizes: Mapping[str, tuple[int, int] | None]) -> list[str]:
+    """The layers of a model that an adapter's settings name by their last part and that its weights do not hold: of a
+    file that is not whole PEFT says so, and vLLM nothing. Settings that choose in another way are not followed."""
+    named = settings.get("target_modules")
+    if not isinstance(named, list) or any(settings.get(other) for other in ("layers_to_transform", "exclude_modules")):
+        return []
+    held = {found["module"] for found in map(FACTOR.match, _shapes(directory, str(directory))) if found}
+    ends = tuple(f".{name}" for name in named)
+    return [path for path, size in sizes.items() if size and f".{path}".endswith(ends) and path not in held]
+
+
 def rank_and_scale(peft_config: dict[str, Any], module: str) -> tuple[int, float]:
     """(rank, factor before B·A) of a module: α/r, or α/√r with rsLoRA, with the patterns of adapter_config.json.
 

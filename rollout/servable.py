@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast
 
 from rollout.models import EMBEDDED, said_of_layers
@@ -36,6 +37,19 @@ def context_length(model_config: Any) -> int:
     text = model_config.get_text_config()
     lengths = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     return next((int(length) for length in lengths if length), sys.maxsize)
+
+
+def check_vocabulary(rows: Iterable[Sequence[int]], model_config: Any, tokenizer: Any, name: str) -> None:
+    """Raises `ValueError` where something to be read has a token that the model has no embedding of, as one that was
+    added to its tokenizer alone. `rows`: token ids; `name`: as in `check_servable`."""
+    known = getattr(model_config.get_text_config(), "vocab_size", None) or sys.maxsize
+    largest = max((int(max(row, default=0)) for row in rows), default=0)
+    if largest >= known:
+        raise ValueError(
+            f"{name}: its tokenizer writes {tokenizer.convert_ids_to_tokens(largest)!r} as token {largest:,}, and the "
+            f"model has {known:,} tokens (vocab_size in its config.json): the token was added to the tokenizer alone; "
+            "use the tokenizer that belongs to the model, or a template without this token"
+        )
 
 
 def layer_kinds(model_config: Any) -> set[str]:

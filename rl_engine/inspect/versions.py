@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rollout.adapters import PEFT_CONFIG, AdapterStore, gone_version
+from rollout.adapters import PEFT_CONFIG, AdapterStore, adapters_inside, gone_version
 
 
 def directories(path: Path) -> list[Path]:
@@ -20,5 +20,6 @@ def directories(path: Path) -> list[Path]:
         raise FileNotFoundError(
             gone_version(path)
             or f"{path} is not an adapter, a model or a run: there is no {PEFT_CONFIG} and no adapters/"
+            f"{adapters_inside(path)}"
         )
     return [path]

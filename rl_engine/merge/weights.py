@@ -15,7 +15,7 @@ from evals.asking.trained_with import RECORD, chat_template_of, run_config_of
 from rl_engine.policy.base_model import DTYPES
 from rl_engine.run.trained import TrainedAdapter
 from rollout.adapters import MANIFEST, PEFT_WEIGHTS
-from rollout.models import auto_class, layer_sizes, read_model_config, read_tokenizer
+from rollout.models import layer_sizes, load_model, read_model_config, read_tokenizer
 from rollout.peft_format import more_than_lora, rank_and_scale, refuse_misfit
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -55,9 +55,10 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
         raise ValueError(f"the adapter has {', '.join(more)}, and only plain LoRA is merged")
     template = chat_template_of(adapter.directory)
     source, revision = adapter.base.source(), adapter.base.revision
-    model_config = read_model_config(source, revision, f"the base model {adapter.base.name}")
-    refuse_misfit(adapter.directory, source, layer_sizes(model_config, f"the base model {adapter.base.name}"))
-    model: Any = auto_class(model_config).from_pretrained(source, revision=revision, dtype=torch.float32)
+    what = f"the base model {adapter.base.name}"
+    model_config = read_model_config(source, revision, what)
+    refuse_misfit(adapter.directory, source, layer_sizes(model_config, what))
+    model = load_model(model_config, source, what, revision=revision, dtype=torch.float32)
     tensors = load_file(adapter.directory / PEFT_WEIGHTS)
     sums = _Sums(DTYPES[dtype])
     for name in [name.removesuffix(A) for name in tensors if name.endswith(A)]:

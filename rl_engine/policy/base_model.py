@@ -30,7 +30,7 @@ from rl_engine.policy.attention import (
     is_computed,
 )
 from rollout.config import ModelConfig
-from rollout.models import auto_class, locate_config, locate_model, meta_model, read_model_config
+from rollout.models import load_model, locate_config, locate_model, meta_model, read_model_config
 
 # Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
 LONGEST_SHARED = 2048
@@ -117,9 +117,10 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
     """A model on the CPU, in `model.dtype` or in another, with nothing random in it."""
     model_config = without_noise(load_model_config(model))
     try:
-        return auto_class(model_config).from_pretrained(
+        return load_model(
+            model_config,
             locate_model(model.name),
-            config=model_config,
+            f"model.name: {model.name}",
             revision=model.revision,
             dtype=dtype or DTYPES[model.precision],
             attn_implementation=attention,

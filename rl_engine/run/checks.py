@@ -13,7 +13,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import begins, check_output, refuse_occupied
 from rl_engine.run.services import TRACKERS
-from rollout.adapters import PEFT_CONFIG, gone_version
+from rollout.adapters import PEFT_CONFIG, adapters_inside, gone_version
 from rollout.files.durable import check_writable
 from rollout.models import check_files
 from rollout.peft_format import read_peft
@@ -36,8 +36,8 @@ def check_start(start: str) -> None:
     """What `lora.start_from` names is an adapter that can be trained on. Raises `ValueError` or `FileNotFoundError`."""
     place = Path(start).expanduser()
     if not (place / PEFT_CONFIG).is_file():
-        gone = gone_version(place)
-        raise ConfigError(f"lora.start_from: {gone or f'{start} is not an adapter (no {PEFT_CONFIG} there)'}")
+        told = gone_version(place) or f"{start} is not an adapter (no {PEFT_CONFIG} there){adapters_inside(place)}"
+        raise ConfigError(f"lora.start_from: {told}")
     read_peft(place, "lora.start_from")
 
 

@@ -54,7 +54,7 @@ from rollout.engine import Engine
 from rollout.models import is_wrapper, locate_model, read_tokenizer
 from rollout.prompts.problems import tasks_of
 from rollout.prompts.renderer import Renderer
-from rollout.servable import check_servable, context_length
+from rollout.servable import check_servable, check_vocabulary, context_length
 from rollout.stopping import StopRequest
 from rollout.types import Prompt
 
@@ -196,6 +196,9 @@ def prepare_run(
         console.note(line)
     context = max(least_context, context_needed(config, suites, eval_sampling))
     check_context(config, context)
+    asked = [*data.prompts, *(prompt for _, prompts in suites for prompt in prompts)]
+    model_name = f"model.name {config.model.name}"
+    check_vocabulary((one.token_ids for one in asked), load_model_config(config.model), tokenizer, model_name)
     return Prepared(
         tokenizer=tokenizer,
         renderer=renderer,

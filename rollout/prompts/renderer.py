@@ -74,6 +74,9 @@ class Renderer:
             # Not str.format: problems are full of braces.
             text = frame.replace("{problem}", question)
             ids = self.tokenizer.encode(text, add_special_tokens=True)
+            # One saved with `add_eos_token`, as for training, ends every text: nothing could follow such a prompt.
+            if ids[-1:] == [self.tokenizer.eos_token_id] and not text.endswith(str(self.tokenizer.eos_token)):
+                ids = ids[:-1]
         return Prompt(problem=problem, text=text, token_ids=tuple(ids))
 
     def render_all(self, problems: Iterable[Problem]) -> list[Prompt]:

@@ -81,6 +81,11 @@ def here(tmp_path: Path) -> Path:
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     (shards / "model.safetensors.index.json").write_text(json.dumps(index))
     (model_directory(tmp_path / "torn") / "model.safetensors.index.json").write_text("version https://git-lfs")
+    twice = model_directory(tmp_path / "twice")
+    (twice / "model-00001-of-00001.safetensors").write_bytes(b"a")
+    index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
+    (twice / "model.safetensors.index.json").write_text(json.dumps(index))
+    (model_directory(tmp_path / "with_adapter") / "adapter_config.json").write_text("{}")
     damaged = model_directory(tmp_path / "damaged", "config.json")
     (damaged / "config.json").write_text("{")
     (tmp_path / "an_adapter").mkdir()
@@ -115,6 +120,11 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "model.name=pointer"), "git lfs pull"),
     ((*TRAIN, "model.name=half"), "1 of 2 files of weights; b.safetensors is not there"),
     ((*TRAIN, "model.name=damaged"), "config.json is damaged"),
+    (
+        (*TRAIN, "model.name=twice"),
+        "weights twice, in model.safetensors, which transformers reads, and",
+    ),
+    ((*SFT, "model.name=with_adapter"), "with_adapter' holds a model and an adapter (adapter_config.json), which"),
     ((*TRAIN, "model.name=torn"), "torn/model.safetensors.index.json is damaged"),
     ((*TRAIN, "--dry-run", "model.name=wordless"), "model.name: 'wordless' has no tokenizer"),
     ((*TRAIN, "--dry-run", "data.source=gsm9k"), "data.source is 'gsm9k'"),

@@ -171,11 +171,13 @@ def test_a_document_with_a_key_twice_is_refused(tmp_path: Path, text: str) -> No
         (["state.json", "dataset_info.json", "data-00000-of-00001.arrow"], "cannot be read as saved"),
         (["notes.md", "train.txt"], "neither of save_to_disk nor of data files: it holds notes.md, train.txt"),
         (["test.jsonl", "dev.jsonl"], "no split 'train': it has dev, test; give one of its files, or data.split"),
+        (["data/train.jsonl", "README.md"], "it holds README.md, data; give .*/data$"),
         ([], "it is empty"),
     ],
 )
 def test_a_directory_is_named_with_what_it_holds(tmp_path: Path, names: list[str], message: str) -> None:
     for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(ROW if name.endswith(".jsonl") else "")
     with pytest.raises(TextFileError, match=message):
         load(tmp_path)
@@ -189,6 +191,16 @@ def test_a_directory_is_named_with_what_it_holds(tmp_path: Path, names: list[str
             {},
             "no column 'problem' and no column 'answer'; its columns are question, final_answer: "
             "say which it is with data.columns.problem=question data.columns.answer=final_answer",
+        ),
+        (
+            {"ID": "2024-I-1", "Problem": "1+1", "Solution": "…", "Answer": 2},
+            {},
+            "with data.columns.problem=Problem data.columns.answer=Answer$",
+        ),
+        (
+            {"prompt": "user: 1+1", "messages": [{"role": "user", "content": "1+1"}], "target": {"answer": 2}},
+            {},
+            "with data.columns.problem=messages data.columns.answer=target.answer$",
         ),
         ({"problem": "1+1", "loesung": "2"}, {}, "no column 'answer'; .*data.columns.answer=NAME"),
         ({"problem": "1+1", "answer": "2"}, {"problem": "frage"}, "no column 'frage'; its columns are problem, answer"),

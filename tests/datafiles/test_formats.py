@@ -258,6 +258,22 @@ def test_shards_are_of_one_format_and_one_split(tmp_path: Path) -> None:
         load_problems(data, split="train", seed=0)
 
 
+@pytest.mark.parametrize("names", ["{}", "gsm8k_{}", "math-{}-v2", "2024.{}", "AIME {}"])
+def test_a_split_is_a_word_of_a_name_as_for_the_datasets_library(tmp_path: Path, names: str) -> None:
+    """What is to be tested on is not trained on; a file that says no split is left out, and not without a word."""
+    for split in ("train", "test"):
+        (tmp_path / f"{names.format(split)}.jsonl").write_text(f'{{"problem": "{split}", "answer": 1}}\n')
+    expected = datasets.data_files.get_data_patterns(str(tmp_path))
+    for split in ("train", "test"):
+        found = [row["problem"] for _, row in rows_of(tmp_path, lambda *_: None, "data.path", split)]
+        assert found == [split]
+        assert split in expected  # the library's names for them
+    (tmp_path / "latest.jsonl").write_text('{"problem": "neither", "answer": 1}\n')
+    loaded = load_problems(DataConfig(source="file", path=str(tmp_path)), split="train", seed=0)
+    assert [one.text for one in loaded.problems] == ["train"]
+    assert loaded.examples == {"a file that says no split, beside files that do": "latest.jsonl"}
+
+
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("chat", ["role content", "from value"])
 def test_a_lone_row_with_a_chat_is_a_row(indent: int | None, chat: str, tmp_path: Path) -> None:
@@ -344,6 +360,10 @@ def test_a_problem_is_a_text_or_the_last_turn_of_a_chat(problem: Any, expected: 
         ({"ground_truth": "7", "style": "rule"}, "7"), ({"ground_truth": ["7"]}, "7"),
         ([], "no answer"), (None, "no answer"), ({"ground_truth": None}, "no answer"),
         (["1", "2"], "answer is a list, not a text"), ({"value": 7}, "answer is a mapping, not a text"),
+        ('["7"]', "7"), ("['7']", "7"),
+        (r'["\\frac{7}{2}"]', r"\frac{7}{2}"), (r'["\frac{7}{2}"]', r"\frac{7}{2}"), (r'["\u03c0"]', "π"),
+        ("['it\\'s']", "it's"),
+        ("[7]", "[7]"), ('["1","2"]', '["1","2"]'), ("['1','2']", "['1','2']"), ("['']", "no answer"),
         (float("nan"), "answer is not a finite number"), (b"7", "answer is bytes, not a text"),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from rollout.engine import EngineSettings
 from rollout.in_flight import InFlight
 from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
 from tests.helpers.builders import completion
+from tests.helpers.grown import SAID, write_grown
 from tests.helpers.streaming_engine import Streaming
 
 ALONE = Launch(0, 1)
@@ -262,6 +264,12 @@ def test_a_rank_without_a_batch_starts_its_engine_too(tmp_path: Path, adapter: P
     measure(options, idle, Second(1, 2))
     assert idle.settings is not None
     assert idle.asked == []
+
+
+def test_no_prompt_has_a_token_without_an_embedding(tmp_path: Path, adapter: Path) -> None:
+    options = options_for(tmp_path, adapter, model=str(write_grown(tmp_path)), adapters=())
+    with pytest.raises(ValueError, match=re.escape(SAID)):
+        measure(options, scripted())
 
 
 def test_several_processes_do_not_share_models(tmp_path: Path, adapter: Path) -> None:

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from evals.forgetting.__main__ import refuse_misfits
 from evals.policies import find_policies, same_model
+from rl_engine.config.file import ConfigError
+from rl_engine.inspect.versions import directories
+from rl_engine.run.checks import check_start
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.models import EMBEDDED_DIR
 from rollout.types import AdapterRef
@@ -106,6 +110,30 @@ def test_no_layer_of_an_adapter_may_be_another_models(
     ref = AdapterRef(name="mine", version=0, path=tmp_path / "mine", sha256="", rank=2)
     with pytest.raises(AdapterError, match=words):
         refuse_misfits([ref], "embedded", MODEL_CONFIG)
+
+
+def test_layers_that_an_adapter_names_and_does_not_hold_are_said(tmp_path: Path) -> None:
+    """Of a file that is not whole. PEFT warns of it, vLLM serves the base model there without a word."""
+    write_peft(tmp_path / "whole")
+    write_peft(tmp_path / "half", layers=3, target_modules=["q_proj", "query_key_value"])
+    write_peft(tmp_path / "meant", layers=3, layers_to_transform=[0, 1, 2])
+    whole, half, meant = policies(*(str(tmp_path / name) for name in ("whole", "half", "meant")))
+    told = "no weights for 1 of the layers that adapter_config.json names (model.layers.3.self_attn.q_proj for one): "
+    assert [told in " ".join(one.remarks) for one in (whole, half, meant)] == [False, True, False]
+    with pytest.warns(UserWarning, match=r"missing adapter keys.*model.layers.3.self_attn.q_proj"):
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR), str(tmp_path / "half"))
+
+
+def test_adapters_in_a_trainers_directory_are_named(tmp_path: Path) -> None:
+    for step in (90, 100):
+        write_peft(tmp_path / f"checkpoint-{step}")
+    words = rf"give {tmp_path}/checkpoint-100, or another of the 2 adapters in it"
+    with pytest.raises(AdapterError, match=words):
+        policies(str(tmp_path))
+    with pytest.raises(ConfigError, match=words):
+        check_start(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=words):
+        directories(tmp_path)
 
 
 def test_adapters_of_one_name_or_damaged_ones_are_refused(tmp_path: Path, adapter: Path) -> None:

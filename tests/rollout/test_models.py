@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ import pytest
 from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import dynamic_module_utils
 from typer.testing import CliRunner
 
 from rl_engine.plan.__main__ import app
+from rl_engine.policy.base_model import load_weights
 from rl_engine.train.__main__ import app as train
+from rollout.config import ModelConfig
 from rollout.models import EMBEDDED_DIR, read_tokenizer
 
 EMBEDDED: dict[str, Any] = json.loads((EMBEDDED_DIR / "config.json").read_text())
@@ -65,6 +70,29 @@ def test_a_plan_neither_runs_nor_asks_about_a_model_s_code(tmp_path: Path, monke
     done = planned(tmp_path, {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}})
     assert (done.exit_code, "custom code" in done.stderr) == (2, True)
     assert not (tmp_path / "made").exists()
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+Stored = dict[str, Tensor]
+# What a file of weights may hold in place of the embedded model's own, and what is said of it.
+OTHERS: dict[str, tuple[Callable[[Stored], Stored], str]] = {
+    "wrapped": (lambda own: {f"module.{name}": value for name, value in own.items()}, "hold 47 of the weights"),
+    "not_whole": (lambda own: {name: value for name, value in own.items() if name != UP}, rf"hold 1 of .* \({UP}\)"),
+    "wider": (
+        lambda own: own | {UP: own[UP].repeat(2, 1)},
+        r"hold .*_proj.weight, \[1024, 192\] there and \[512, 192\] by",
+    ),
+}
+
+
+@pytest.mark.parametrize(("others", "words"), OTHERS.values(), ids=OTHERS)
+def test_no_weight_is_drawn_at_random(others: Callable[[Stored], Stored], words: str, tmp_path: Path) -> None:
+    """transformers would train on with them: supervised training has no sampler to compare with, nor has a merge."""
+    shutil.copytree(EMBEDDED_DIR, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    save_file(others(load_file(EMBEDDED_DIR / "model.safetensors")), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"^model.name: .*: its files do not {words}"):
+        load_weights(ModelConfig(name=str(tmp_path)), "sdpa")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from transformers import AutoTokenizer
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftConfig, SftDataConfig, SftPromptConfig
 from rl_engine.sft.conversations import Conversation, Dropped, information_bits, random_pairs, streams, turns
 from rl_engine.sft.examples import IGNORED, Example, ExampleRenderer, load_examples
+from rollout.config import ModelConfig
 from rollout.frames import TULU
 from rollout.models import EMBEDDED_DIR
 from rollout.prompts.arithmetic import SignedSum
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
+from tests.helpers.grown import SAID, write_grown
 
 COLUMNS = ChatColumnsConfig(messages="messages", prompt="prompt", completion="completion")
 # A template that takes the assistant's earlier words after `=` away, as some take away its thinking.
@@ -132,6 +135,13 @@ def write(path: Path, rows: list[Any]) -> str:
 def config_of(**data: Any) -> SftConfig:
     tree = {"output_dir": "x", "model": {"name": "embedded"}, "optim": {"lr": 1e-3}, "train": {"steps": 2}}
     return SftConfig.model_validate({**tree, "data": data, "seed": data.pop("run_seed", 0)})
+
+
+def test_no_example_has_a_token_without_an_embedding(tmp_path: Path) -> None:
+    place = write_grown(tmp_path)
+    config = config_of(source="arithmetic", test_size=2).model_copy(update={"model": ModelConfig(name=str(place))})
+    with pytest.raises(ValueError, match=re.escape(SAID)):
+        load_examples(config, AutoTokenizer.from_pretrained(place))
 
 
 def test_tested_questions_are_never_learned_from(tmp_path: Path, tokenizer: Any) -> None:

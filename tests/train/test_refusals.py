@@ -26,6 +26,7 @@ from rl_engine.train.dry_run import dry_run
 from rollout.models import EMBEDDED_DIR
 from tests.helpers import forked
 from tests.helpers.builders import completion, graded_group, prompt, result
+from tests.helpers.grown import SAID, write_grown
 from tests.helpers.peft_adapters import write_peft
 
 SMALL = (
@@ -144,6 +145,7 @@ def refusals_of(config: Config, ranks: Ranks, grader: Grader) -> list[str]:
         ("lora.start_from=same", "in same is scaled by 4 (rank 2), and here by 32"),
         ("lora.targets=[q_porj]", "q_proj"),
         ("learner.attention=flash_attention_2", "learner.attention is flash_attention_2, which needs CUDA"),
+        ("model.name=grown", f"model.name {SAID}"),
     ],
 )
 def test_what_the_shapes_tell_is_refused_alike_without_weights(
@@ -157,6 +159,7 @@ def test_what_the_shapes_tell_is_refused_alike_without_weights(
 ) -> None:
     monkeypatch.setattr(assembling, "Learner", lambda *_: pytest.fail("weights are loaded"))
     settings = {"lora_alpha": 8}
+    write_grown(here)
     write_peft(here / "other", base_model_name_or_path="org/other")
     write_peft(here / "same", base_model_name_or_path=str(EMBEDDED_DIR), **settings)
     run, dry = refusals_of(make_config(*SMALL, override), ranks, grader)

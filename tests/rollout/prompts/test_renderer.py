@@ -9,6 +9,7 @@ from typing import Any
 
 import mistral_common
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from rollout.config import WRITTEN_BY_US, PromptConfig
@@ -55,6 +56,16 @@ def test_a_frame_holds_the_problem_to_the_letter(name: str, tokenizer: Any) -> N
     renderer = Renderer(tokenizer, PromptConfig(template=name, instruction=None))
     assert renderer.render(PROBLEM).text == FRAMES[name].text.replace("{problem}", "1+{2}=?")
     assert renderer.stop == FRAMES[name].stop
+
+
+def test_no_prompt_ends_where_a_text_does(tokenizer: Any) -> None:
+    """A tokenizer that was saved to train with ends every text by a token after which a model says anything."""
+    config = PromptConfig(template="plain", instruction=None)
+    expected = Renderer(tokenizer, config).render(PROBLEM)
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    assert tokenizer.encode(expected.text)[-1] == end[1]
+    assert Renderer(tokenizer, config).render(PROBLEM) == expected
 
 
 def test_an_own_frame(tokenizer: Any) -> None:

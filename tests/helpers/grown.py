@@ -1,0 +1,22 @@
+"""A model whose tokenizer has grown and whose embedding has not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from rollout.models import EMBEDDED_DIR
+
+SAID = "grown: its tokenizer writes '<|im_start|>' as token 21, and the model has 21 tokens"
+
+
+def write_grown(directory: Path) -> Path:
+    """The embedded model with a token in its chat template that was added to its tokenizer alone."""
+    shutil.copytree(EMBEDDED_DIR, directory / "grown")
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = f"<|im_start|>{tokenizer.chat_template}"
+    tokenizer.save_pretrained(directory / "grown")
+    return directory / "grown"
