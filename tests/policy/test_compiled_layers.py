@@ -304,7 +304,9 @@ def test_an_error_is_of_the_tensor_that_is_wrong() -> None:
     assert math.isnan(worst_error((expected[0], torch.full((2,), math.nan), expected[2]), expected))
 
 
-@pytest.mark.parametrize("settings", [(), ("learner.zero_stage=2", "loss.kl_coef=0.1", "learner.updates_per_step=2")])
+@pytest.mark.parametrize(
+    "settings", [(), ("learner.zero_stage=2", "loss.name=ppo_clip", "loss.kl_coef=0.1", "learner.updates_per_step=2")]
+)
 def test_a_learner_with_compiled_layers_makes_the_same_updates(
     settings: tuple[str, ...],
     as_on_a_card: None,
