@@ -98,7 +98,7 @@ def _quickstart(sizes: Sizes, scratch: Path) -> Stage:
         name="quickstart",
         asks="does the whole circle learn?",
         command=_quickstart_command(sizes, run),
-        expected_s=140,
+        expected_s=135,
         read=lambda: trained(run, "quickstart"),
     )
 
@@ -109,7 +109,7 @@ def _resume(sizes: Sizes, scratch: Path) -> Stage:
         name="resume",
         asks="does a run go on from its checkpoint, its sampler now asleep while the learner works?",
         command=(*_quickstart_command(sizes, run), "--resume", f"train.steps={steps}", "rollout.sleep=true"),
-        expected_s=65,
+        expected_s=70,
         after="quickstart",
         read=lambda: resumed(run, "quickstart", steps, MORE_STEPS),
     )

@@ -149,7 +149,7 @@ def test_every_stage_is_told_settings_that_exist(name: str, tmp_path: Path) -> N
         load_config(config, settings)
 
 
-def test_what_nothing_else_tells_fits_the_default_deadline(tmp_path: Path) -> None:
+def test_all_before_the_doctor_fits_the_default_deadline(tmp_path: Path) -> None:
     """Ten minutes on a card, a start of the device included; what one takes longer than planned the last one lacks. The
     doctor comes after that: runs before it have been resumed, and have slept."""
     asked = stages(SIZES["card"], tmp_path, None)
