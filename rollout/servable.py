@@ -38,17 +38,17 @@ def context_length(model_config: Any) -> int:
     return next((int(length) for length in lengths if length), sys.maxsize)
 
 
-def layer_kinds(model_config: Any) -> set[str]:
-    """What kinds of layers a model says it has; nothing where it says nothing, and all attend to all positions."""
+def layer_kinds(model_config: Any) -> list[str]:
+    """What kind of layer each one is, as a model says; nothing where it does not, and all attend to all positions."""
     text = model_config.get_text_config()
-    return {*(getattr(text, "layer_types", None) or ()), *(getattr(text, "layers_block_type", None) or ())}
+    return list(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ())
 
 
 def keeps_states(model_config: Any) -> bool:
     """Whether some layers keep a state in place of keys and values."""
     text = model_config.get_text_config()
-    kinds = layer_kinds(model_config)
-    return not kinds.isdisjoint({"linear_attention", "mamba", "conv"}) or any(hasattr(text, name) for name in STATES)
+    kept = not {"linear_attention", "mamba", "conv"}.isdisjoint(layer_kinds(model_config))
+    return kept or any(hasattr(text, name) for name in STATES)
 
 
 def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:

@@ -65,8 +65,8 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
         _, scale = rank_and_scale(adapter.peft, path)
         _untie(model, layer)
         weight = getattr(layer, parameter)
-        turned = getattr(layer, "is_transposed", False)
-        update = _product(tensors[name + A], tensors[name + B], weight, turned=turned) * scale
+        is_turned = getattr(layer, "is_transposed", False)
+        update = _product(tensors[name + A], tensors[name + B], weight, turned=is_turned) * scale
         merged = weight.data + update
         sums.add(weight.data, update, merged)
         weight.data = merged

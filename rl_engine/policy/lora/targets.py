@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from peft.utils.other import get_pattern_key
-from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
+from peft.utils.transformers_weight_conversion import (  # type: ignore[attr-defined]
+    _MODEL_TO_CONVERSION_PATTERN,
+    _MOE_TARGET_MODULE_MAPPING,
+)
 from torch import nn
 
 from rl_engine.config import LoraConfig, Method

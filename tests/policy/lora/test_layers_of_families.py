@@ -79,7 +79,7 @@ def test_peft_and_a_merge_compute_what_was_trained(kind: str, settings: dict[str
 
     directory = tmp_path / "adapter"
     directory.mkdir()
-    write_adapter(directory, adapted, config, str(tmp_path / "base"), parameters)
+    write_adapter(directory, adapted, config, str(tmp_path / "base"), {**parameters})
     loaded = PeftModel.from_pretrained(base, directory).eval()
     found = own_logprobs(LogprobModel(loaded.get_base_model(), 1.0), batch)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
