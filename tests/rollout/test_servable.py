@@ -87,7 +87,7 @@ def test_it_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_families_without_a_class_or_without_adapters_are_those_of_vllm() -> None:
+def test_what_vllm_does_not_serve_is_listed() -> None:
     no_class, no_adapters, classes = set(), set(), {}
     for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         if name in ModelRegistry.models:
