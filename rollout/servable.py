@@ -13,11 +13,32 @@ from typing import Any, Literal, cast
 
 from rollout.models import EMBEDDED, said_of_layers
 
+VLLM = "0.32"
+"""The version that all of this is known of."""
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes that vLLM's attention takes on a CPU."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Attributes of families some of whose layers keep a state in place of keys and values.
 STATES = ("mamba_d_state", "ssm_state_size", "state_size", "linear_key_head_dim", "linear_num_heads", "conv_L_cache")
+
+# Of the model types that transformers makes causal language models of: those that vLLM has no class for, nor serves
+# through transformers' own.
+UNSERVED = frozenset(
+    {
+        *("bamba", "biogpt", "blt", "codegen", "cpmant", "diffllama", "gpt_neo", "gpt_neox_japanese", "minimax", "mpt"),
+        *("openai-gpt", "recurrent_gemma", "reformer", "rwkv", "xglm", "xlm", "xlnet", "xlstm", "zamba"),
+    }
+)
+# Those whose class in vLLM takes no adapters, of wrappers the class as a whole.
+WITHOUT_ADAPTERS = frozenset(
+    {
+        *("aria", "bloom", "cohere2_moe", "cohere2_vision", "dbrx", "deepseek_v4", "falcon", "falcon_mamba", "gemma3n"),
+        *("gemma3n_text", "gpt2", "gpt-sw3", "gptj", "hrm_text", "kimi_linear", "llava_onevision", "mamba", "mamba2"),
+        *("mimo_v2_flash", "paddleocr_vl", "stablelm", "zamba2"),
+    }
+)
+# Layers of a family that vLLM has others in the place of, and takes no adapter of.
+SPLIT = {"glm4": "gate_up_proj"}
 
 Dtype = Literal["bfloat16", "float32"]
 # What `auto` comes to. On CUDA vLLM multiplies adapters in 16 bits alone; on a CPU float32 is what it agrees with the
@@ -52,17 +73,17 @@ def check_vocabulary(rows: Iterable[Sequence[int]], model_config: Any, tokenizer
         )
 
 
-def layer_kinds(model_config: Any) -> set[str]:
-    """What kinds of layers a model says it has; nothing where it says nothing, and all attend to all positions."""
+def layer_kinds(model_config: Any) -> list[str]:
+    """What kind of layer each one is, as a model says; nothing where it does not, and all attend to all positions."""
     text = model_config.get_text_config()
-    return {*(getattr(text, "layer_types", None) or ()), *(getattr(text, "layers_block_type", None) or ())}
+    return list(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ())
 
 
 def keeps_states(model_config: Any) -> bool:
     """Whether some layers keep a state in place of keys and values."""
     text = model_config.get_text_config()
-    kinds = layer_kinds(model_config)
-    return not kinds.isdisjoint({"linear_attention", "mamba", "conv"}) or any(hasattr(text, name) for name in STATES)
+    kept = not {"linear_attention", "mamba", "conv"}.isdisjoint(layer_kinds(model_config))
+    return kept or any(hasattr(text, name) for name in STATES)
 
 
 def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
@@ -75,10 +96,17 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
     """
     import torch  # heavy, for commands that have failed before
 
-    text = model_config.get_text_config()
+    text, kind = model_config.get_text_config(), model_config.model_type
+    if kind in UNSERVED:
+        raise ValueError(f"{name} is of type {kind}, which vLLM {VLLM} does not serve: use a model of another type")
+    if adapter and kind in WITHOUT_ADAPTERS:
+        raise ValueError(
+            f"{name} is of type {kind}, which vLLM {VLLM} serves without adapters alone: use method=full, or a model "
+            "of another type"
+        )
     if text is not model_config and importlib.util.find_spec("torchvision") is None:
         raise ValueError(
-            f"{name} is of type {model_config.model_type}, whose language model is one part beside others, and vLLM "
+            f"{name} is of type {kind}, whose language model is one part beside others, and vLLM "
             "serves those with torchvision alone, which is not installed: install the build of torchvision that "
             "belongs to this torch, or use a text model"
         )
@@ -94,6 +122,17 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
         raise ValueError(
             f"{name} has attention heads of size {', '.join(map(str, sorted(sizes)))}, and vLLM's CPU build serves "
             f"{', '.join(map(str, CPU_HEAD_SIZES))}: use another model, or a CUDA machine"
+        )
+
+
+def check_adaptable(model_config: Any, layers: Iterable[str], key: str) -> None:
+    """Raises `ValueError` where vLLM takes no adapter of one of these layers, which are given by their paths; `key` is
+    what chose them."""
+    leaves = sorted({path.rpartition(".")[2] for path in layers})
+    if (split := SPLIT.get(model_config.model_type)) in leaves:
+        raise ValueError(
+            f"{key}: vLLM serves no adapter of {split} in a model of type {model_config.model_type}, where it has two "
+            f"layers in its place: give the others, [{', '.join(leaf for leaf in leaves if leaf != split)}]"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,7 @@ from rollout.adapters import MANIFEST, PEFT_WEIGHTS
 from rollout.models import layer_sizes, load_model, read_model_config, read_tokenizer
 from rollout.peft_format import more_than_lora, rank_and_scale, refuse_misfit
 
-PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-# Of a plain LoRA these say where B·A goes, which here is one matrix of a linear layer.
-ELSEWHERE = ("fan_in_fan_out", "target_parameters")
+PREFIX, A, B, NESTED = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".base_layer"
 
 # Families that vLLM serves with one matrix at both ends, whatever config.json says: gemma2 would not load, cohere would
 # answer with the base model's output.
@@ -50,8 +49,8 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
     Raises `ValueError` for an adapter that is more than that, a base model that is not here, a chat template that is
     lost, or an output embedding that could not be served apart from the input's.
     """
-    elsewhere = [f"{name}={adapter.peft[name]}" for name in ELSEWHERE if adapter.peft.get(name)]
-    if more := [*more_than_lora(adapter.peft), *elsewhere]:
+    turned = ["fan_in_fan_out=True"] if adapter.peft.get("fan_in_fan_out") else []
+    if more := [*more_than_lora(adapter.peft), *turned]:
         raise ValueError(f"the adapter has {', '.join(more)}, and only plain LoRA is merged")
     template = chat_template_of(adapter.directory)
     source, revision = adapter.base.source(), adapter.base.revision
@@ -62,19 +61,43 @@ def merge(adapter: TrainedAdapter, dtype: str, target: Path) -> Rounding:
     tensors = load_file(adapter.directory / PEFT_WEIGHTS)
     sums = _Sums(DTYPES[dtype])
     for name in [name.removesuffix(A) for name in tensors if name.endswith(A)]:
-        layer = model.get_submodule(name.removeprefix(PREFIX))
-        _, scale = rank_and_scale(adapter.peft, name.removeprefix(PREFIX))
-        update = (tensors[name + B] @ tensors[name + A]) * scale
+        path = name.removeprefix(PREFIX)
+        layer, parameter = _changed(model, path, adapter.peft.get("target_parameters") or ())
+        _, scale = rank_and_scale(adapter.peft, path)
         _untie(model, layer)
-        merged = layer.weight.data + update
-        sums.add(layer.weight.data, update, merged)
-        layer.weight.data = merged
+        weight = getattr(layer, parameter)
+        is_turned = getattr(layer, "is_transposed", False)
+        update = _product(tensors[name + A], tensors[name + B], weight, turned=is_turned) * scale
+        merged = weight.data + update
+        sums.add(weight.data, update, merged)
+        weight.data = merged
     model.to(DTYPES[dtype]).save_pretrained(target)
     tokenizer = read_tokenizer(source, revision)
     tokenizer.chat_template = template or tokenizer.chat_template
     tokenizer.save_pretrained(target)
     _keep_record(adapter, target)
     return sums.rounding(dtype)
+
+
+def _changed(model: Any, path: str, targeted: Iterable[str]) -> tuple[Any, str]:
+    """The module that two factors of that path are of, and the name of its parameter that they change. PEFT nests the
+    factors of several parameters of one module: those of the first are innermost."""
+    plain = path.replace(NESTED, "")
+    module = model.get_submodule(plain)
+    own = [name for name, _ in module.named_parameters(recurse=False)]
+    named = [name for name in own if any(f".{plain}.{name}".endswith(f".{one}") for one in targeted)]
+    return module, named[-1 - path.count(NESTED)] if named else "weight"
+
+
+def _product(a_RI: Tensor, b_OR: Tensor, weight: Tensor, *, turned: bool) -> Tensor:
+    """B·A, of a stack of experts each one's: [experts, O, I], or [experts, I, O] where the model turns them.
+
+    PEFT stacks their factors, A by expert and then rank, B by rank and then expert.
+    """
+    if weight.dim() == 2:
+        return b_OR @ a_RI
+    a_ERI, b_ORE = a_RI.unflatten(0, (len(weight), -1)), b_OR.unflatten(1, (-1, len(weight)))
+    return torch.einsum("ore,eri->eio" if turned else "ore,eri->eoi", b_ORE, a_ERI)
 
 
 def _keep_record(adapter: TrainedAdapter, target: Path) -> None:

@@ -307,7 +307,9 @@ def _groups(each: DevicePlan) -> str:
 
 def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[str]:
     """What the figures stand on."""
+    from rl_engine.plan.sizes import UNATTENDING, Widths
     from rl_engine.plan.step_time import Throughput
+    from rl_engine.policy.base_model import DTYPES
 
     config, work = made.config, made.work
     lines = [
@@ -315,10 +317,18 @@ def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[st
         f"every prompt has {work.prompt_tokens:,} tokens and every completion {work.completion_tokens:,} (at most "
         f"{config.data.max_prompt_tokens:,} and {config.sampling.max_tokens:,}); every group carries a learning signal",
     ]
-    if narrow := sorted({*layer_kinds(made.meta_model.config)} - {"full_attention", "attention"}):
+    kinds = {*layer_kinds(made.meta_model.config)} - {"full_attention", "attention", "hybrid"}
+    if stateful := sorted(kinds & UNATTENDING):
+        held = Widths.of(made.meta_model).state_bytes(DTYPES[config.model.precision].itemsize)
         lines.append(
-            f"every layer attends to all positions and keeps their keys and values; of this model some do not "
-            f"({', '.join(narrow)}): those compute less, and keep less or a state"
+            f"layers without keys and values ({', '.join(stateful)}) attend to nothing; the states that a sequence has "
+            f"there, {held / 2**20:.2f} MiB, are counted, and what is computed with them beside the layers' matrices "
+            "is not"
+        )
+    if narrow := sorted(kinds - UNATTENDING):
+        lines.append(
+            f"every other layer attends to all positions and keeps their keys and values; of this model some do not "
+            f"({', '.join(narrow)}): those compute and keep less"
         )
     if config.rollout.placement == "ray":
         lines.append(

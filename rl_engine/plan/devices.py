@@ -15,7 +15,8 @@ from rl_engine.plan.memory import Memory, estimate
 from rl_engine.plan.memory_limit import check_fits
 from rl_engine.plan.sizes import Devices, Widths
 from rl_engine.plan.step_time import DataSheet, GpuSampler, StepTime, Throughput, most_per_device
-from rl_engine.run.peaks import Available, available
+from rl_engine.policy.base_model import DTYPES
+from rl_engine.run.peaks import GIB, Available, available
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +51,16 @@ def on_gpus(made: Forecast, devices: Devices, speed: Throughput | DataSheet | No
     memory = estimate(config, made.meta_model, devices.count, gpu_gib=devices.gib)
     room = Available(device_gib=devices.gib, host_gib=math.inf)
     widths = Widths.of(made.meta_model)
-    sampler = GpuSampler.of(config, widths, made.total, devices.gib)
+    sampler = GpuSampler.of(config, made.total, devices.gib)
     groups = most_per_device(work.groups, devices.count)
-    concurrent = min(groups * work.completions, sampler.concurrent_sequences(config, work))
+    concurrent = min(groups * work.completions, sampler.concurrent_sequences(config, widths, work))
     refusals = _refusals(memory, room)
     if concurrent == 0:
+        length = work.prompt_tokens + work.completion_tokens
+        one = widths.sequence_bytes(length, DTYPES[config.model.precision].itemsize)
         refusals += (
-            f"the sampler's share of the card holds keys and values of {sampler.tokens:,} tokens beside the weights, "
-            f"less than one sequence: raise rollout.memory_fraction, which is {config.rollout.card_share:g}",
+            f"the sampler's share of the card has {sampler.kv_cache:.2f} GiB beside the weights, and one sequence takes"
+            f" {one / GIB:.2f} GiB: raise rollout.memory_fraction, which is {config.rollout.card_share:g}",
         )
     if refusals or speed is None:
         time = None

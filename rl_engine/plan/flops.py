@@ -59,7 +59,7 @@ class MultiplyAdds:
             adapter=sum(of_adapter(path, layer) for path, layer in targets.items() if path not in head),
             head=widths.vocabulary * widths.hidden,
             head_adapter=sum(of_adapter(path, layer) for path, layer in targets.items() if path in head),
-            attended=widths.layers * widths.heads * (widths.head_dim + widths.value_dim),
+            attended=widths.attending * widths.heads * (widths.head_dim + widths.value_dim),
         )
 
 

@@ -9,11 +9,28 @@ from typing import TYPE_CHECKING, Any
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rollout.models import said_of_layers
+from rollout.servable import layer_kinds
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+# Kinds of layers, as configurations call them, that have no keys and values: those with a state, and those without any
+# attention.
+UNATTENDING = frozenset({"linear_attention", "mamba", "conv", "recurrent", "mlp", "moe"})
+# What a layer's state has the sizes of: Mamba's, a gated delta rule's, an RG-LRU's, Kimi's, and that of lightning
+# attention.
+STATES: tuple[tuple[str, ...], ...] = (
+    ("intermediate_size", "ssm_state_size"),
+    ("num_v_heads", "head_k_dim", "head_v_dim"),
+    ("lru_width",),
+    ("num_heads", "head_dim", "head_dim"),
+    ("num_attention_heads", "head_dim", "head_dim"),
+)
+# Families whose states vLLM keeps in float32, whatever the model computes in.
+EXACT_STATES = frozenset({"nemotron_h", "kimi_linear"})
+EXACT = "mamba_ssm_dtype"
+"""Where a configuration says so itself (Qwen3.5)."""
 SHARED_EXPERTS = ("shared_expert_intermediate_size", "shared_intermediate_size")
 """What families call the width of the experts that every token passes through."""
 
@@ -30,6 +47,16 @@ class Widths:
     head_dim: int
     """Of queries and keys."""
     value_dim: int
+    attending: int
+    """Layers that attend to other positions."""
+    kv_layers: int
+    """Layers with keys and values of their own."""
+    conv_state: int
+    """Inputs that the convolutions of a sequence keep, all layers together."""
+    recurrent_state: int
+    """Numbers of a sequence's states, all layers together."""
+    exact_states: bool
+    """Whether the sampler keeps those in float32."""
     kv_values: int
     """What one token leaves in the cache of one layer: keys and values of its heads, or the latent that they are made
     of again (DeepSeek)."""
@@ -63,9 +90,17 @@ class Widths:
         shared = largest("n_shared_experts") * expert or max(map(largest, SHARED_EXPERTS))
         if largest("top_k_experts"):
             shared = dense  # Gemma 4 has its experts beside a dense layer
+        kinds = layer_kinds(meta_model.config)
+        attending = sum(kind not in UNATTENDING for kind in kinds) if kinds else text_config.num_hidden_layers
+        conv_state, recurrent_state = _states(meta_model)
         return cls(
             hidden=text_config.hidden_size,
             layers=text_config.num_hidden_layers,
+            attending=attending,
+            kv_layers=attending - largest("num_kv_shared_layers"),
+            conv_state=conv_state,
+            recurrent_state=recurrent_state,
+            exact_states=text_config.model_type in EXACT_STATES or "float32" in said_of_layers(text_config, EXACT),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
@@ -78,7 +113,15 @@ class Widths:
 
     def kv_bytes(self, size: int) -> int:
         """Bytes of one token's keys and values, in a precision of `size` bytes."""
-        return self.layers * self.kv_values * size
+        return self.kv_layers * self.kv_values * size
+
+    def state_bytes(self, size: int) -> int:
+        """Bytes of one sequence's states, however long it is."""
+        return self.conv_state * size + self.recurrent_state * (4 if self.exact_states else size)
+
+    def sequence_bytes(self, tokens: float, size: int) -> float:
+        """Bytes that a sequence of so many tokens takes of the sampler's cache."""
+        return tokens * self.kv_bytes(size) + self.state_bytes(size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +177,24 @@ class Devices:
         if devices.count < 1 or not 0 < devices.gib < math.inf:
             raise ConfigError(f"--devices: {text!r}; expected a count of at least 1 and a memory above 0 GiB")
         return devices
+
+
+def _states(meta_model: nn.Module) -> tuple[int, int]:
+    """(what the convolutions of a sequence keep, numbers of its states), of all layers, seen at the layers as they are
+    made: those with a convolution over positions, and those that decay (lightning attention)."""
+    from torch.nn import Conv1d
+
+    from rl_engine.policy.logprobs import decoder_of  # heavy, for commands that have failed before
+
+    conv = recurrent = 0
+    for module in decoder_of(meta_model).modules():
+        convs = [child for child in module.children() if isinstance(child, Conv1d)]
+        if not convs and not hasattr(module, "slope_rate"):
+            continue
+        conv += sum(one.in_channels * (one.kernel_size[0] - 1) for one in convs)
+        sizes = [[getattr(module, name, 0) for name in names] for names in STATES]
+        recurrent += next((math.prod(found) for found in sizes if all(found)), 0)
+    return conv, recurrent
 
 
 def _dense_width(meta_model: nn.Module) -> int:

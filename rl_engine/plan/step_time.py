@@ -106,20 +106,17 @@ class GpuSampler:
 
     weights: float
     kv_cache: float
-    tokens: int
-    """Positions whose keys and values the cache holds."""
 
     @classmethod
-    def of(cls, config: Config, widths: Widths, parameters: int, gib: float) -> GpuSampler:
-        size = DTYPES[config.model.precision].itemsize
-        weights = parameters * size / GIB
-        room = max(0.0, config.rollout.card_share * gib - weights)
-        return cls(weights=weights, kv_cache=room, tokens=int(room * GIB / widths.kv_bytes(size)))
+    def of(cls, config: Config, parameters: int, gib: float) -> GpuSampler:
+        weights = parameters * DTYPES[config.model.precision].itemsize / GIB
+        return cls(weights=weights, kv_cache=max(0.0, config.rollout.card_share * gib - weights))
 
-    def concurrent_sequences(self, config: Config, work: Workload) -> int:
+    def concurrent_sequences(self, config: Config, widths: Widths, work: Workload) -> int:
         """Sequences of prompt and completion that fit the cache at once."""
-        length = work.prompt_tokens + work.completion_tokens
-        return min(config.rollout.max_num_seqs, self.tokens // length)
+        size = DTYPES[config.model.precision].itemsize
+        one = widths.sequence_bytes(work.prompt_tokens + work.completion_tokens, size)
+        return min(config.rollout.max_num_seqs, int(self.kv_cache * GIB / one))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,14 +131,15 @@ class DataSheet:
         self, config: Config, widths: Widths, sampler: GpuSampler, work: Workload, flops: StepFlops, devices: Devices
     ) -> StepTime:
         """Learning at the share of the peak. Sampling by the roofline of decoding: a token of every sequence needs all
-        weights and their keys and values read once, or its multiply-adds done, whichever takes longer. No engine is
+        weights and what its sequence keeps read once, or its multiply-adds done, whichever takes longer. No engine is
         faster; how much slower it is must be measured.
         """
         per_s = self.tflops * 1e12 * self.mfu
         rows = most_per_device(work.groups, devices.count) * work.completions
-        concurrent = min(rows, sampler.concurrent_sequences(config, work))
+        concurrent = min(rows, sampler.concurrent_sequences(config, widths, work))
         context = work.prompt_tokens + work.completion_tokens / 2
-        read = sampler.weights * GIB + concurrent * context * widths.kv_bytes(DTYPES[config.model.precision].itemsize)
+        one = widths.sequence_bytes(context, DTYPES[config.model.precision].itemsize)
+        read = sampler.weights * GIB + concurrent * one
         token_s = max(
             read / (self.tb_per_s * 1e12),
             concurrent * flops.sampling / (work.episodes * work.completion_tokens) / per_s,

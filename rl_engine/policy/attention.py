@@ -57,6 +57,12 @@ def check_packable(model_config: Any, key: str) -> None:
             f"{key} puts samples end to end, and models of type {model_config.model_type} are not known to tell them "
             "apart by positions that begin again: they would attend across them"
         )
+    # Chunks are counted from the beginning of a row, where only the first sample begins.
+    if "chunked_attention" in (getattr(model_config, "layer_types", None) or ()):
+        raise ConfigError(
+            f"{key} puts samples end to end, and a model of type {model_config.model_type} attends within chunks of "
+            f"{model_config.attention_chunk_size:,} positions of a row, wherever a sample begins"
+        )
 
 
 def sees_padding(model_config: Any) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 from transformers import PreTrainedConfig
+from transformers.models.auto.auto_factory import _get_model_class
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
@@ -30,12 +31,14 @@ from rl_engine.policy.attention import (
     is_computed,
 )
 from rollout.config import ModelConfig
-from rollout.models import load_model, locate_config, locate_model, meta_model, read_model_config
+from rollout.models import auto_class, load_model, locate_config, locate_model, meta_model, read_model_config
 
 # Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
 LONGEST_SHARED = 2048
 # attention_dropout, resid_pdrop, layerdrop, router_jitter_noise, …
 NOISE = re.compile(r"drop|jitter")
+# PhiMoE's says how far apart two experts may be to be asked both, in evaluation too; vLLM has 0.01, as checkpoints do.
+NO_NOISE = frozenset({("phimoe", "router_jitter_noise")})
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -116,6 +119,7 @@ def _is_plain_rms_norm(module: nn.Module) -> bool:
 def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:
     """A model on the CPU, in `model.dtype` or in another, with nothing random in it."""
     model_config = without_noise(load_model_config(model))
+    attention = computable(attention, model_config)
     try:
         return load_model(
             model_config,
@@ -132,6 +136,16 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
             f"transformers has no attention {attention} for models of type {model_config.model_type}: give "
             "learner.attention eager (in supervised training train.attention)"
         ) from error
+
+
+def computable(attention: str, model_config: Any) -> str:
+    """The attention that computes a model where `attention` is asked for: eager in the place of sdpa where transformers
+    has none for a family (GPT-OSS), or one that leaves scores uncapped which the sampler caps (Gemma 2)."""
+    if attention != "sdpa":
+        return attention
+    made = _get_model_class(model_config, auto_class(model_config)._model_mapping)
+    capped = getattr(model_config.get_text_config(), "attn_logit_softcapping", None)
+    return "eager" if capped or not made._supports_sdpa else "sdpa"
 
 
 def load_model_config(model: ModelConfig) -> Any:
@@ -180,6 +194,7 @@ def _noise_of_part(part: Any) -> dict[str, float]:
         name: value
         for name, value in vars(part).items()
         if NOISE.search(name) and isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        if (part.model_type, name) not in NO_NOISE
     }
 
 
@@ -247,7 +262,7 @@ def choose_attention(config: Config, layout: str, model_config: Any, device_type
     packed = layout == "packed" and config.learner.attention == "sdpa"
     if packed and is_computed(model_config, config.model.dtype, device_type):
         return VARLEN
-    return config.learner.attention
+    return computable(config.learner.attention, model_config)
 
 
 def load_meta_model(model: ModelConfig) -> Any:

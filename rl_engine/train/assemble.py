@@ -34,6 +34,7 @@ from rl_engine.policy.base_model import (
     model_notes,
 )
 from rl_engine.policy.lora.adapter import check_adapter
+from rl_engine.policy.lora.targets import match_targets
 from rl_engine.run.checkpoint import RNG, Checkpoints, RunState, newest_on_all, restore_rng
 from rl_engine.run.console import RunConsole
 from rl_engine.run.output import begins
@@ -54,7 +55,7 @@ from rollout.engine import Engine
 from rollout.models import is_wrapper, locate_model, read_tokenizer
 from rollout.prompts.problems import tasks_of
 from rollout.prompts.renderer import Renderer
-from rollout.servable import check_servable, check_vocabulary, context_length
+from rollout.servable import check_adaptable, check_servable, check_vocabulary, context_length
 from rollout.stopping import StopRequest
 from rollout.types import Prompt
 
@@ -143,6 +144,8 @@ def check_context(config: Config, needed: int) -> None:
             "are trained on that part alone, so use method=lora"
         )
     check_servable(model_config, name, adapter=config.method == "lora")
+    if config.method == "lora":
+        check_adaptable(model_config, match_targets(load_meta_model(config.model), config.lora.targets), "lora.targets")
     limit = context_length(model_config)
     if needed > limit:
         raise ConfigError(

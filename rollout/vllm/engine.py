@@ -71,7 +71,7 @@ class VllmEngine:
             warnings.simplefilter("ignore", FutureWarning)
             try:
                 self._llm = LLM(**engine_arguments(self.settings))
-            except (ValueError, NotImplementedError, AssertionError) as error:
+            except (ValueError, NotImplementedError, AssertionError, AttributeError, LookupError, ImportError) as error:
                 raise why_not(error, self.settings.model) from error
             except RuntimeError as error:  # of torch itself, or of vLLM in words of its own
                 said = first_line(error).rstrip(".")

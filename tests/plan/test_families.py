@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from typer.testing import CliRunner
+from vllm import ModelRegistry
 
 from rl_engine.config import LoraConfig
 from rl_engine.plan.__main__ import app
@@ -15,6 +21,7 @@ from rl_engine.plan.flops import MultiplyAdds
 from rl_engine.plan.sizes import Widths
 from rl_engine.policy.base_model import load_meta_model
 from rollout.config import ModelConfig
+from rollout.servable import layer_kinds
 
 DEEPSEEK_V3: dict[str, Any] = {"model_type": "deepseek_v3"}  # transformers' defaults are the published sizes
 LLAMA_4_MAVERICK: dict[str, Any] = {
@@ -38,10 +45,10 @@ BY_HAND = {
     "deepseek": (DEEPSEEK_V3, 671_026_404_352, (61 * 576 * 2, 61 * 128 * (192 + 128), 9 * 2048)),
     # Every other layer is dense, and twice as wide as an expert.
     "llama4": (LLAMA_4_MAVERICK, None, (48 * 2 * 8 * 128 * 2, 48 * 2 * 40 * 128, 16384)),
-    # Two thirds of the 12288 that it states; of 32 layers all are counted as if they attended.
+    # Two thirds of the 12288 that it states; all 32 layers attend.
     "lfm2": (LFM2, None, (32 * 2 * 8 * 80 * 2, 32 * 2 * 32 * 80, 8192)),
-    # Ten experts of 512, and a shared one.
-    "qwen3_next": (QWEN3_NEXT, 79_674_391_296, (48 * 2 * 2 * 256 * 2, 48 * 2 * 16 * 256, 11 * 512)),
+    # Every fourth layer attends. Ten experts of 512, and a shared one.
+    "qwen3_next": (QWEN3_NEXT, 79_674_391_296, (12 * 2 * 2 * 256 * 2, 12 * 2 * 16 * 256, 11 * 512)),
 }
 
 
@@ -78,10 +85,59 @@ def test_what_cannot_be_trained_is_told_with_a_way_out(
     assert (done.exit_code, words in done.stderr) == (2, True), done.output
 
 
-def test_layers_that_see_less_than_all_positions_are_named(tmp_path: Path) -> None:
-    for values, named in ((QWEN3_NEXT, "(linear_attention)"), ({"model_type": "qwen3"}, None)):
-        model = written(tmp_path, values)
-        done = CliRunner().invoke(app, ["--config", "gsm8k.yaml", f"model.name={model.name}", "--devices", "8x80"])
-        assert done.exit_code == 0, done.output
-        assert ("keep less or a state" in " ".join(done.stdout.split())) == (named is not None)
-        assert named is None or named in done.stdout
+@pytest.mark.parametrize(
+    "kind",
+    ["mamba", "mamba2", "jamba", "falcon_h1", "zamba2", "nemotron_h", "granitemoehybrid", "qwen3_next", "lfm2_moe"],
+)
+def test_states_are_as_large_as_vllm_makes_them(kind: str) -> None:
+    """Of every layer that has one, at the published sizes; in float32 where vLLM has them so."""
+    model_config = AutoConfig.for_model(
+        kind, **({"layer_types": ["conv", "full_attention"] * 16} if "lfm2" in kind else {})
+    )
+    served = ModelRegistry.models[MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]].load_model_cls()
+    asked = SimpleNamespace(
+        parallel_config=SimpleNamespace(tensor_parallel_size=1),
+        model_config=SimpleNamespace(hf_config=model_config, hf_text_config=model_config),
+        cache_config=SimpleNamespace(use_replayssm=False),
+        speculative_config=None,
+        num_speculative_tokens=0,
+    )
+    if kind == "lfm2_moe":
+        model_config.conv_dim = model_config.hidden_size  # which its checkpoints state
+    conv, *recurrent = (math.prod(shape) for shape in served.get_mamba_state_shape_from_config(asked))
+    stateful = sum(one in ("linear_attention", "conv", "hybrid") for one in layer_kinds(model_config))
+    assert stateful > 0
+    with torch.device("meta"):
+        widths = Widths.of(AutoModelForCausalLM.from_config(model_config))
+    assert (widths.conv_state, widths.recurrent_state) == (stateful * conv, stateful * sum(recurrent))
+    exact = 4 if kind == "nemotron_h" else 2
+    assert widths.state_bytes(2) == stateful * (2 * conv + exact * sum(recurrent))
+    attending = sum(one in ("full_attention", "hybrid") for one in layer_kinds(model_config))
+    assert (widths.attending, widths.kv_bytes(2) > 0) == (attending, attending > 0)
+
+
+def test_layers_that_share_keys_and_values_keep_none(tmp_path: Path) -> None:
+    """The last 15 of Gemma 3n's 35 layers take those of layers before them."""
+    values = {"model_type": "gemma3n_text", "num_hidden_layers": 35, "num_kv_shared_layers": 15}
+    widths = Widths.of(load_meta_model(written(tmp_path, values)))
+    assert (widths.attending, widths.kv_bytes(2)) == (35, 20 * 2 * 2 * 256 * 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (QWEN3_NEXT, "(linear_attention) attend to nothing; the states that a sequence has there, 37.69 MiB,"),
+        # Nothing grows with the tokens of a sequence.
+        ({"model_type": "mamba"}, "(linear_attention) attend to nothing; the states that a sequence has there"),
+        ({"model_type": "gemma2"}, "some do not (sliding_attention): those compute and keep less"),
+        ({"model_type": "qwen3"}, None),
+    ],
+)
+def test_layers_that_see_less_than_all_positions_are_named(
+    values: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    model = written(tmp_path, values)
+    done = CliRunner().invoke(app, ["--config", "gsm8k.yaml", f"model.name={model.name}", "--devices", "8x80"])
+    assert done.exit_code == 0, done.output
+    found = " ".join(done.stdout.split())
+    assert said in found if said else "some do not" not in found and "attend to nothing" not in found

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
-from transformers import AutoConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 from typer.testing import CliRunner
 
 from rl_engine.config import Config, LoraConfig, load_config
@@ -142,9 +142,9 @@ def test_layers_of_different_sizes_count_as_the_largest() -> None:
     """Gemma 4's heads are 512 wide where they attend to everything; Gemma 3n lists its feed-forward widths."""
     for kind, name, largest in (("gemma4_text", "head_dim", 512), ("gemma3n_text", "intermediate", 96)):
         sizes = {"num_hidden_layers": 6, "hidden_size": 64, "vocab_size": 64}
-        more = {"intermediate_size": [32] * 5 + [96]} if kind == "gemma3n_text" else {}
-        model: Any = torch.nn.Module()
-        model.config = AutoConfig.for_model(kind, **sizes, **more)
+        more = {"intermediate_size": [32] * 5 + [96], "num_kv_shared_layers": 0} if kind == "gemma3n_text" else {}
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more))
         assert getattr(Widths.of(model), name) == largest
 
 
@@ -348,11 +348,11 @@ def test_a_data_sheet_bounds_decoding_by_what_must_be_read(meta_model: nn.Module
     made = planned(meta_model, "rollout.memory_fraction=0.6")
     widths = Widths.of(meta_model)
     assert widths.kv_bytes(2) == 2 * 36 * 8 * 128 * 2
-    sampler = GpuSampler.of(made.config, widths, made.total, 80.0)
+    sampler = GpuSampler.of(made.config, made.total, 80.0)
     weights = made.total * 2
     assert sampler.kv_cache == pytest.approx(48 - weights / GIB)
-    assert sampler.tokens == int((48 * GIB - weights) / 147_456)
-    assert sampler.concurrent_sequences(made.config, made.work) == sampler.tokens // 9216 == 25
+    held = int((48 * GIB - weights) / (9216 * 147_456))
+    assert sampler.concurrent_sequences(made.config, widths, made.work) == held == 25
     card = DataSheet(tflops=989, tb_per_s=3.35, mfu=0.4)
     fit = on_gpus(made, Devices(count=8, gib=80.0), card)
     assert (fit.groups, fit.idle, fit.concurrent_sequences, fit.refusals) == (4, 0, 25, ())
@@ -375,7 +375,7 @@ def test_cards_without_a_group_and_cards_without_room_are_told(meta_model: nn.Mo
     assert small.time is None
     memory, cache = small.refusals
     assert "24.0 GiB are available" in memory
-    assert "less than one sequence: raise rollout.memory_fraction, which is 0.45" in cache
+    assert "and one sequence takes 1.27 GiB: raise rollout.memory_fraction, which is 0.45" in cache
 
 
 def test_the_data_sheet_of_a_card_is_no_use_on_a_cpu(make_config: Any) -> None:

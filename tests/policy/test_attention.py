@@ -128,6 +128,15 @@ def test_packable_families_score_as_in_rows_of_their_own() -> None:
     assert {name: gap for name, gap in apart.items() if not gap < 1e-4} == {}
 
 
+def test_chunks_of_a_row_are_no_chunks_of_its_samples(make_config: ConfigMaker) -> None:
+    """Llama 4 attends within 8,192 positions, which it counts from the beginning of a row."""
+    config, model_config = make_config("learner.layout=packed"), tiny_config("llama4_text")
+    with pytest.raises(ConfigError, match=r"learner.layout packed .* attends within chunks of 8,192 positions"):
+        choose_layout(config, model_config, "cpu")
+    model_config.layer_types = ["full_attention", "full_attention"]
+    assert choose_layout(config, model_config, "cpu") == "packed"
+
+
 @pytest.mark.parametrize("kind", ["falcon", "opt", "falcon_h1", "gpt_oss", "jamba", "qwen3_next"])
 def test_others_are_refused_packed_in_one_line(kind: str, make_config: ConfigMaker) -> None:
     config = make_config("learner.layout=packed")

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl_engine.config import LoraConfig
+from rl_engine.config import LoraConfig, load_config
 from rl_engine.config.file import ConfigError
 from rl_engine.learner.batching import TrainingSample, collate
 from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks
 from rl_engine.policy.agreement import DisagreementError, check_agreement, own_logprobs
 from rl_engine.policy.base_model import (
+    choose_attention,
     load_meta_model,
     load_model_config,
     load_weights,
@@ -88,6 +89,44 @@ def test_gradients_are_those_of_the_models_own_logits(kind: str, targets: str) -
         for gradient, other in zip(gradients, wanted, strict=True):
             # Sums of terms of either sign: rounding is relative to the largest, not to what is left of them.
             torch.testing.assert_close(gradient, other, atol=1e-4 * float(other.abs().max()), rtol=0)
+
+
+def test_what_a_router_reads_in_evaluation_too_stays(tmp_path: Path) -> None:
+    """PhiMoE's jitter says which experts are asked together: without it a model is another one. vLLM has 0.01."""
+    model = tiny_model("phimoe")
+    model.config.router_jitter_noise = 0.01
+    model.config.attention_dropout = 0.25
+    for layer in model.model.layers:
+        layer.mlp.router.router_jitter_noise = 0.01
+    model.save_pretrained(tmp_path)
+    loaded = load_weights(ModelConfig(name=str(tmp_path), dtype="float32"), "sdpa")
+    batch = collate([SAMPLE], pad_id=0, layout="padded")
+    found, expected = (own_logprobs(LogprobModel(one, 1.0).eval(), batch) for one in (loaded, model))
+    torch.testing.assert_close(found, expected, atol=AGREEMENT, rtol=0)
+    assert loaded.config.attention_dropout == 0
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "vaultgemma"])
+def test_scores_that_the_sampler_caps_are_capped(kind: str, tmp_path: Path) -> None:
+    """torch's fused attention leaves the cap out, and vLLM does not. A small one shows it."""
+    model = tiny_model(kind)
+    model.config.attn_logit_softcapping = 0.5
+    model.save_pretrained(tmp_path)
+    source = ModelConfig(name=str(tmp_path), dtype="float32")
+    batch = collate([SAMPLE], pad_id=0, layout="padded")
+    found = own_logprobs(LogprobModel(load_weights(source, "sdpa"), 1.0), batch)
+    eager = load_weights(source, "eager")
+    torch.testing.assert_close(found, own_logprobs(LogprobModel(eager, 1.0), batch), atol=AGREEMENT, rtol=0)
+    eager.set_attn_implementation("sdpa")
+    assert float((own_logprobs(LogprobModel(eager, 1.0), batch) - found).abs().max()) > 0.01
+
+
+def test_a_family_without_sdpa_is_loaded_all_the_same(tmp_path: Path) -> None:
+    """GPT-OSS and others: in a run and in its estimate alike."""
+    tiny_model("gpt_oss").save_pretrained(tmp_path)
+    loaded = load_weights(ModelConfig(name=str(tmp_path), dtype="float32"), "sdpa")
+    assert loaded.config._attn_implementation == "eager"
+    assert choose_attention(load_config("quickstart.yaml"), "padded", loaded.config, "cuda") == "eager"
 
 
 @pytest.mark.parametrize("kind", ["opt", "phimoe", "dbrx"])

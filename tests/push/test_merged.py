@@ -113,9 +113,7 @@ def test_an_output_that_is_not_served_apart_is_not_merged(family: str) -> None:
         _untie(tied, tied.get_output_embeddings())
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("bias", "all"), ("use_dora", True), ("target_parameters", ["experts.down_proj"])]
-)
+@pytest.mark.parametrize(("name", "value"), [("bias", "all"), ("use_dora", True), ("fan_in_fan_out", True)])
 def test_what_is_more_than_plain_lora_is_not_merged(run: Path, tmp_path: Path, name: str, value: Any) -> None:
     adapter = read_trained(run / "adapters/latest", None)
     adapter.peft[name] = value

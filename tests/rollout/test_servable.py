@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 from typing import Any
 
 import pytest
+import transformers
 from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from vllm import ModelRegistry
+from vllm.model_executor.models.interfaces import supports_lora
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from rollout.servable import CPU_HEAD_SIZES, check_servable, context_length, keeps_states, why_not
-from tests.helpers.families import families, tiny_config
+from rl_engine.policy.lora.targets import adaptable
+from rollout.servable import (
+    CPU_HEAD_SIZES,
+    UNSERVED,
+    WITHOUT_ADAPTERS,
+    check_adaptable,
+    check_servable,
+    context_length,
+    keeps_states,
+    why_not,
+)
+from tests.helpers.families import families, is_text, tiny_config, tiny_model
 
+# vLLM would serve these through transformers' own classes, and stops at layers that it does not know.
+TRIED = {"diffllama", "minimax", "recurrent_gemma"}
+# Without a class too: encoders, and decoders that have one beside them.
+NO_DECODERS = {
+    *(
+        "bart",
+        "big_bird",
+        "bigbird_pegasus",
+        "blenderbot",
+        "blenderbot-small",
+        "git",
+        "marian",
+        "mbart",
+        "megatron-bert",
+    ),
+    *(
+        "musicgen",
+        "musicgen_melody",
+        "mvp",
+        "pegasus",
+        "plbart",
+        "prophetnet",
+        "rembert",
+        "roformer",
+        "trocr",
+        "whisper",
+    ),
+}
 WRAPPERS = ("gemma3", "gemma4", "qwen3_5", "mistral3", "llama4")
 
 
@@ -28,6 +71,9 @@ def test_head_sizes_are_those_of_vllms_cpu_build() -> None:
         ("mixtral", {}, "is a mixture of experts"),
         ("deepseek_v3", {}, "is a mixture of experts"),
         ("gpt_oss", {}, "is a mixture of experts"),
+        ("mpt", {}, r"is of type mpt, which vLLM 0.32 does not serve: use a model of another type"),
+        ("mamba2", {}, r"is of type mamba2, which vLLM 0.32 serves without adapters alone: use method=full"),
+        ("gemma3n", {}, r"is of type gemma3n, which vLLM 0.32 serves without adapters alone"),
         ("gemma4_text", {"head_dim": 48}, "has attention heads of size 48, 512, "),
         *((kind, {}, f"is of type {kind}, .* torchvision") for kind in WRAPPERS),
     ],
@@ -41,9 +87,38 @@ def test_it_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_what_vllm_does_not_serve_is_listed() -> None:
+    no_class, no_adapters, classes = set(), set(), {}
+    for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        if name in ModelRegistry.models:
+            classes[kind] = ModelRegistry.models[name]
+        elif not getattr(transformers, name).is_backend_compatible():
+            no_class.add(kind)
+    for kind, served in classes.items():
+        # Without torchvision wrappers cannot be looked into, nor what is defined beside them.
+        with contextlib.suppress(ModuleNotFoundError):
+            if not supports_lora(served.load_model_cls()):
+                no_adapters.add(kind)
+    assert no_class - NO_DECODERS == UNSERVED - TRIED
+    assert classes.keys().isdisjoint(UNSERVED)
+    assert no_adapters <= WITHOUT_ADAPTERS
+    assert {kind for kind in WITHOUT_ADAPTERS if kind in classes and is_text(kind)} <= no_adapters
+    taken = classes["glm4"].load_model_cls().packed_modules_mapping["gate_up_proj"]
+    assert taken == ["gate_proj", "up_proj"]
+
+
+def test_layers_that_vllm_splits_are_told_with_the_others() -> None:
+    """It would refuse the first adapter, at length, when all is loaded."""
+    paths = [path for path in adaptable(tiny_model("glm4")) if path.endswith(("q_proj", "gate_up_proj", "down_proj"))]
+    with pytest.raises(ValueError, match=r"^lora.targets: .* of gate_up_proj in .* others, \[down_proj, q_proj\]$"):
+        check_adaptable(tiny_config("glm4"), paths, "lora.targets")
+    check_adaptable(tiny_config("glm4"), ["model.layers.0.mlp.down_proj"], "lora.targets")
+    check_adaptable(tiny_config("phi3"), ["model.layers.0.mlp.gate_up_proj"], "lora.targets")
+
+
 def test_others_are_not() -> None:
     for kind in ("llama", "phi", "olmo2", "starcoder2", "gemma2", "granite", "gpt2", "deepseek_v2"):
-        check_servable(AutoConfig.for_model(kind), "M", adapter=kind != "deepseek_v2")
+        check_servable(AutoConfig.for_model(kind), "M", adapter=kind not in ("deepseek_v2", "gpt2"))
     check_servable(AutoConfig.for_model("mixtral"), "M", adapter=False)
 
 

@@ -21,7 +21,15 @@ from rl_engine.config.starts import STARTS
 from rl_engine.policy.base_model import LoadBase, load_causal_lm, load_meta_model
 from rl_engine.policy.lora.linear import LoraLinear
 from rl_engine.policy.lora.start import copy_adapter, fit_to_activations, read_adapter, tie_to_numbers, unchanged
-from rl_engine.policy.lora.targets import Coverage, coverage_of, expert_rank, match_targets
+from rl_engine.policy.lora.targets import (
+    Coverage,
+    alpha_of,
+    coverage_of,
+    expert_rank,
+    is_by_weight,
+    match_targets,
+    rank_of,
+)
 from rl_engine.policy.trainable import LogprobFunction
 from rollout.adapters import PEFT_CONFIG, PEFT_WEIGHTS
 from rollout.config import ModelConfig
@@ -48,25 +56,25 @@ def describe_adapter(config: LoraConfig, coverage: Coverage) -> str:
 def peft_config_for(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
     """PEFT's configuration of the adapter."""
     matched = match_targets(model, config.targets)
-    linears = [path for path, layer in matched.items() if not layer.experts]
     experts = [path for path, layer in matched.items() if layer.experts]
+    by_weight = [path for path, layer in matched.items() if not layer.experts and is_by_weight(model, path)]
+    linears = [path for path in matched if path not in {*experts, *by_weight}]
     # Leaf names where they mean just these layers, so that adapter_config.json stays readable.
     leaves = sorted({path.rpartition(".")[2] for path in linears})
-    named = {
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and path.rpartition(".")[2] in leaves
-    }
+    named = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in leaves}
     exact = bool(leaves) and named == set(linears)
+    weights = {f"{path}.weight": path for path in by_weight}
+    ranks = {name: rank_of(path, config) for name, path in weights.items()} if config.rank_pattern else {}
+    alphas = {name: alpha_of(path, config) for name, path in weights.items()} if config.alpha_pattern else {}
     peft_config = PeftLoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,
         # PEFT calls it an integer and divides by the rank: fractions work, whole numbers are written as such.
         lora_alpha=int(config.alpha) if config.alpha.is_integer() else config.alpha,  # type: ignore[arg-type]
         target_modules=leaves if exact else linears,
-        target_parameters=experts or None,
-        rank_pattern={**config.rank_pattern, **dict.fromkeys(experts, expert_rank(model, config))},
-        alpha_pattern=dict(config.alpha_pattern),
+        target_parameters=[*experts, *weights] or None,
+        rank_pattern={**config.rank_pattern, **ranks, **dict.fromkeys(experts, expert_rank(model, config))},
+        alpha_pattern={**config.alpha_pattern, **alphas},
         init_lora_weights=STARTS[config.init].peft,  # type: ignore[arg-type]
         use_rslora=config.rslora,
         lora_dropout=0.0,
@@ -91,8 +99,8 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftMo
     with torch.random.fork_rng(), warnings.catch_warnings():
         # An adapter of the output embedding alone is what is wanted where it is tied to the input's.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        # PEFT looks among modules alone for what a rank is given to; the count below sees that experts got theirs.
-        warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
+        # PEFT looks among modules alone for what a rank is given to; the count below sees that weights got theirs.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         torch.manual_seed(seed)
         with unchanged(model, coverage.modules if converted else ()):
             adapted = get_peft_model(model, peft_config_for(model, config), autocast_adapter_dtype=True)
@@ -173,7 +181,9 @@ def check_adapter(model: ModelConfig, config: LoraConfig, seed: int, *, begins: 
 
 def refuse_experts(model: nn.Module, config: LoraConfig) -> None:
     """Raises `ValueError` for a start that is made for linear layers, in a model with experts."""
-    if config.init != "default" and any(layer.experts for layer in match_targets(model, config.targets).values()):
+    if config.init != "default" and any(
+        layer.experts or is_by_weight(model, path) for path, layer in match_targets(model, config.targets).items()
+    ):
         raise ValueError(f"lora.init {config.init} is made for linear layers, and this model has experts: use default")
 
 

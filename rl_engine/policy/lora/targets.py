@@ -6,7 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from peft import LoraConfig as PeftLoraConfig
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from peft.utils.other import get_pattern_key
+from peft.utils.transformers_weight_conversion import (  # type: ignore[attr-defined]
+    _MODEL_TO_CONVERSION_PATTERN,
+    _MOE_TARGET_MODULE_MAPPING,
+)
 from torch import nn
 
 from rl_engine.config import LoraConfig, Method
@@ -117,7 +123,11 @@ def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str,
         )
     if isinstance(targets, str) and targets.removesuffix(HEAD) in PRESETS:
         preset = targets.removesuffix(HEAD)
-        matched = {path: layer for path, layer in layers.items() if preset in ("all", group_of(path))}
+        matched = {
+            path: layer
+            for path, layer in layers.items()
+            if preset in ("all", group_of(path)) and not _refused_by_peft(model, path)
+        }
         if not matched:
             raise ValueError(
                 f"lora.targets: the preset {preset!r} matches no layer of this model; name some of its linear layers: "
@@ -135,7 +145,21 @@ def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str,
                 f"lora.targets: {target!r} matches no linear layer{hint} "
                 f"(presets: {', '.join(PRESETS)}, each with {HEAD} or without; layers: {', '.join(leaves)})"
             )
-    return {path: layer for path, layer in layers.items() if any(_is_named(path, target) for target in wanted)}
+    matched = {path: layer for path, layer in layers.items() if any(_is_named(path, target) for target in wanted)}
+    if refused := [path for path in matched if _refused_by_peft(model, path)]:
+        raise ValueError(
+            f"lora.targets: PEFT adapts no layer like {refused[0]} in a model of type "
+            f"{model.config.model_type}, whose kernels read its weight past the layer: leave it out"  # type: ignore[union-attr]
+        )
+    return matched
+
+
+def _refused_by_peft(model: nn.Module, path: str) -> bool:
+    try:
+        _check_lora_target_modules_mamba(PeftLoraConfig(), model, path.rpartition(".")[2])
+    except ValueError:
+        return True
+    return False
 
 
 def _is_named(path: str, target: str) -> bool:
@@ -167,6 +191,19 @@ def expert_rank(model: Any, config: LoraConfig) -> int:
 def rank_of(path: str, config: LoraConfig) -> int:
     """A layer's rank, by PEFT's own rule: the first pattern that names it, or else `lora.rank`."""
     return config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), path), config.rank)
+
+
+def alpha_of(path: str, config: LoraConfig) -> float:
+    """A layer's alpha, as `rank_of`."""
+    return config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), path), config.alpha)
+
+
+def is_by_weight(model: Any, path: str) -> bool:
+    """Whether PEFT has to be told of a linear layer by its weight. In the families whose experts were linear layers
+    before they were stacked it takes a layer of such a name, also one of a dense or shared feed-forward layer, for an
+    expert's, and adapts the stacks in its place."""
+    older = _MOE_TARGET_MODULE_MAPPING.get(_MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type, ""), {})
+    return path.rpartition(".")[2] in older
 
 
 def refuse_idle_patterns(matched: dict[str, LayerSize], config: LoraConfig) -> None:

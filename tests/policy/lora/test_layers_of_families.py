@@ -1,0 +1,108 @@
+"""Which layers of every family are adapted, and whether PEFT and a merge make the same model of the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from rl_engine.config import LoraConfig
+from rl_engine.learner.batching import TrainingSample, collate
+from rl_engine.merge.weights import merge
+from rl_engine.policy.agreement import own_logprobs
+from rl_engine.policy.logprobs import LogprobModel
+from rl_engine.policy.lora.adapter import adapter_parameters, add_adapter, check_adapter, write_adapter
+from rl_engine.policy.lora.targets import adaptable
+from rl_engine.run.trained import BaseModel, TrainedAdapter
+from rollout.config import ModelConfig
+from tests.helpers.families import families, tiny_config, tiny_model, write_tiny
+
+SAMPLE = TrainingSample(
+    prompt_ids=(5,), completion_ids=tuple(range(6, 40)), behaviour_logprobs=(0.0,) * 34, advantage=1.0
+)
+# Their linear layers are of classes of their own.
+WITHOUT_LAYERS = {"gpt2", "gpt-sw3", "falcon"}
+
+
+def test_every_familys_layers_are_adapted_as_they_are_counted() -> None:
+    """PEFT wraps just the layers that are counted, or there are none, which is said in a line."""
+    refused: dict[str, str] = {}
+    for kind in families():
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(tiny_config(kind))
+        try:
+            adapted, coverage = add_adapter(model, LoraConfig(rank=2), seed=0)
+        except ValueError as error:
+            refused[kind] = str(error)
+            continue
+        assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == coverage.trainable > 0
+    assert refused.keys() == WITHOUT_LAYERS, refused
+
+
+# PEFT looks among modules alone for what a rank is given to.
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match")
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        # A dense layer and shared experts beside stacks whose parts had the same names once.
+        ("deepseek_v3", {}),
+        ("glm4_moe_lite", {"rank_pattern": {"up_proj": 3}, "alpha_pattern": {"gate_proj": 5.0}}),
+        ("qwen3_next", {"targets": "mlp"}),
+        ("afmoe", {"targets": "attention"}),
+        # Stacks that are turned, and layers that are called by numbers.
+        ("gpt_oss", {}),
+        ("llama4_text", {"rank": 8}),
+        ("gemma3n_text", {}),
+    ],
+)
+def test_peft_and_a_merge_compute_what_was_trained(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    write_tiny(kind, tmp_path / "base")
+    config = LoraConfig(**{"rank": 2, **settings})
+    adapted, _ = add_adapter(tiny_model(kind), config, seed=0)
+    parameters = adapter_parameters(adapted)
+    for parameter in parameters.values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    batch = collate([SAMPLE], pad_id=0, layout="padded")
+    policy = LogprobModel(adapted.get_base_model(), 1.0)
+    expected = policy(batch)[0]
+    expected.sum().backward()
+    idle = {name for name, parameter in parameters.items() if parameter.grad is None}
+    assert idle == set()
+    expected = expected.detach()
+    base = tiny_model(kind)
+    assert (own_logprobs(LogprobModel(base, 1.0), batch) - expected).abs().max() > 0.01
+
+    directory = tmp_path / "adapter"
+    directory.mkdir()
+    write_adapter(directory, adapted, config, str(tmp_path / "base"), {**parameters})
+    loaded = PeftModel.from_pretrained(base, directory).eval()
+    found = own_logprobs(LogprobModel(loaded.get_base_model(), 1.0), batch)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+    trained = TrainedAdapter(
+        directory=directory,
+        manifest={},
+        sha256="",
+        peft=json.loads((directory / "adapter_config.json").read_text()),
+        shapes={},
+        base=BaseModel(name=kind, hub_id=None, directory=tmp_path / "base", revision=None),
+        run=None,
+    )
+    merge(trained, "float32", tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    torch.testing.assert_close(own_logprobs(LogprobModel(merged, 1.0), batch), expected, atol=1e-3, rtol=0)
+
+
+def test_layers_that_peft_refuses_are_left_out_or_told_of(tmp_path: Path) -> None:
+    """Mamba's kernels read the weights of its last layer past the layer."""
+    write_tiny("falcon_h1", tmp_path)
+    model = ModelConfig(name=str(tmp_path), dtype="float32")
+    assert any(path.endswith("out_proj") for path in adaptable(tiny_model("falcon_h1")))
+    check_adapter(model, LoraConfig(), 0)
+    with pytest.raises(ValueError, match=r"PEFT adapts no layer like .*out_proj in a model of type falcon_h1"):
+        check_adapter(model, LoraConfig(targets=("out_proj",)), 0)
