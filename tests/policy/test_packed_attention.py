@@ -152,8 +152,8 @@ def of_2_13(
     for q, k, v in zip(query.split(lengths), key.split(keys), value.split(keys), strict=True):
         # Flash attention's causal is that of the last query at the last key.
         sees = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
-        one = (x.transpose(0, 1)[None] for x in (q, k, v))
-        output = scaled_dot_product_attention(*one, attn_mask=sees, scale=scale, enable_gqa=True)
+        q_1HtD, k_1HtD, v_1HtD = (x.transpose(0, 1)[None] for x in (q, k, v))
+        output = scaled_dot_product_attention(q_1HtD, k_1HtD, v_1HtD, attn_mask=sees, scale=scale, enable_gqa=True)
         outputs.append(output[0].transpose(0, 1))
     return torch.cat(outputs)
 
@@ -169,8 +169,8 @@ def test_kernels_of_every_torch_are_given_the_same(
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", stand_in)
     for rows in (PackedRows.of((5, 1, 7)), PackedRows.continuing((5, 1, 7), (None, 0, 0))):
         q, k, v = row(kv_heads, (5, 1, 7))
-        parts = (q, k, v) if rows.keys_K is None else (q, *(x.index_select(0, rows.keys_K) for x in (k, v)))
-        found, expected = (compute(*parts, rows, 0.3) for compute in (by_kernel, by_products))
+        keys, values = (x if rows.keys_K is None else x.index_select(0, rows.keys_K) for x in (k, v))
+        found, expected = (compute(q, keys, values, rows, 0.3) for compute in (by_kernel, by_products))
         assert_same_sums(found, expected, 8 + 12)
         for gradient, other in zip(
             *(torch.autograd.grad(one.square().sum(), (q, k, v), retain_graph=True) for one in (found, expected)),
