@@ -45,7 +45,7 @@ types: .venv/tools
 # A thread each: on two cores that is twice as fast as two threads. Three, since one of them mostly waits; on a card one,
 # for the engines of three would not fit beside each other.
 unit: .venv/tools
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),3,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),4,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
 
 # Each sweep goes on where it stopped.
 CLAIMS := batch_rank starts batch second_task second_task_rl rates layers numbers capacity layers_sft

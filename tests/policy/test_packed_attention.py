@@ -87,8 +87,8 @@ def own_part(output_T: Tensor, lengths: tuple[int, ...]) -> Tensor:
 def test_what_continues_a_prompt_attends_as_in_a_whole_sample(kv_heads: int) -> None:
     """Attention, and the gradients: those of a prompt's keys are the sums over all that continue it."""
     parts = row(kv_heads, PIECES)
-    copies, lengths = zip(*map(unshared, parts), strict=True)
-    expected = own_part(per_sample(*copies, lengths[0], 0.3), lengths[0])
+    (q, lengths), (k, _), (v, _) = map(unshared, parts)
+    expected = own_part(per_sample(q, k, v, lengths, 0.3), lengths)
     query, key, value = (x_THD.transpose(0, 1)[None] for x_THD in parts)
     layout = PackedRows.continuing(PIECES, CONTINUED)
     found, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, layout=layout)
