@@ -20,6 +20,10 @@ _QUANTIFIED = re.compile(
     r"|\b(?:any|all|every|some)\s+(?:integers?|natural numbers?|real(?: number)?s?|constants?)\s*\}?\s*"
     r"(?P<after>[A-Za-z])(?![A-Za-z])"
 )
+_SOME_INTEGERS = re.compile(
+    r"positive|negative|natural|counting|whole|even|odd|prime|zero|distinct|certain|fixed|given", re.I
+)
+"""What makes fewer than all of them."""
 _DOMAIN_CONDITION = re.compile(
     r"(?:where|for|with|and|any|all|every|some|is|an|a|integers?|real|constants?|arbitrary|numbers?|k|n|m|c|C|\s|,"
     r"|[A-Za-z]|\\in|\\mathbb\s*\{[RZNQC]\}|\\text\s*\{[^{}<>=\d]*\}|\\forall)+"
@@ -71,7 +75,8 @@ def _is_mere_domain(condition: str) -> bool:
 
 def is_over_integers(condition: str) -> bool:
     """Whether a condition says that something is any integer, and no more."""
-    return _is_mere_domain(condition) and _domain_names(condition) == {"Z"}
+    whole = _is_mere_domain(condition) and not _SOME_INTEGERS.search(condition)
+    return whole and _domain_names(condition) == {"Z"}
 
 
 def _domain_names(condition: str) -> set[str]:

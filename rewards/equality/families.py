@@ -1,11 +1,12 @@
 r"""Families of numbers, one for every integer → equal or not: 7k + 3, k ∈ Z is 7n - 4, n ∈ Z, and x ≡ 3 (mod 7).
 
-One side at least says that its letter is any integer. Where none does, x = 7k + 3 is x = 7n + 3 and no more: k may be
-a number of the problem's.
+The reference has to say that its letter is any integer, or be a congruence. Where it does not, the letter may be a
+number of the problem's, and what an answer adds makes no family of it.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import sympy
@@ -36,30 +37,32 @@ class Family:
 
 def families(reference: Node, answer: Node, equal: Equal) -> bool | None:
     """True where both are the same families; everything else is left to the other rules."""
-    if not _says_so(reference) and not _says_so(answer):
+    if not _may_state_one(reference) or not _may_state_one(answer, bare=True):
         return None
     try:
         ours, theirs = _families(reference), _families(answer)
-        if ours is None or theirs is None or len(ours[0]) != len(theirs[0]):
+        if ours is None or theirs is None or not ours[1] or len(ours[0]) != len(theirs[0]):
             return None
-        return _same_families(ours[0], theirs[0], said=ours[1] or theirs[1]) or None
+        return _same_families(ours[0], theirs[0]) or None
     except mathematics.SYMPY_ERRORS:
         return None
 
 
-def _same_families(ours: list[Family], theirs: list[Family], *, said: bool) -> bool:
+def _same_families(ours: list[Family], theirs: list[Family]) -> bool:
     remaining = list(theirs)
     for family in ours:
-        found = next((other for other in remaining if _same(family, other, said=said)), None)
+        found = next((other for other in remaining if _same(family, other)), None)
         if found is None:
             return False
         remaining.remove(found)
     return True
 
 
-def _says_so(node: Node) -> bool:
-    """A cheap test: whether a node may state a family."""
-    return isinstance(node, Conditioned) or (isinstance(node, Relation) and node.operators in {("=",), ("==",)})
+def _may_state_one(node: Node, *, bare: bool = False) -> bool:
+    """A cheap test: whether a node may state a family; `bare`: one of which nothing is said, too."""
+    if isinstance(node, Conditioned) or (isinstance(node, Relation) and node.operators == ("==",)):
+        return True
+    return bare and isinstance(node, Expression | Relation)
 
 
 def _families(node: Node) -> tuple[list[Family], bool] | None:
@@ -68,16 +71,26 @@ def _families(node: Node) -> tuple[list[Family], bool] | None:
     if congruent is not None:
         name, start, modulus = congruent
         return [Family(name, "", sympy.Integer(start), sympy.Integer(modulus))], True
-    said = isinstance(node, Conditioned)
+    condition = node.condition if isinstance(node, Conditioned) else ""
+    said = bool(condition)
     if isinstance(node, Conditioned):
-        if not is_over_integers(node.condition):
+        if not is_over_integers(condition):
             return None
         node = node.body
     parts = node.elements if isinstance(node, Items) and said else (node,)
     found = [_family(part) for part in parts[: MAX_FAMILIES + 1]]
-    if len(found) > MAX_FAMILIES or not all(family and (said or family.letter in _PARAMETERS) for family in found):
+    if len(found) > MAX_FAMILIES or not all(family and _is_any_integer(family.letter, condition) for family in found):
         return None
     return [family for family in found if family is not None], said
+
+
+def _is_any_integer(letter: str, condition: str) -> bool:
+    """Whether a letter is the one that a condition is of; or where there is none, one that stands for an integer."""
+    return bool(_alone(letter, condition)) if condition else letter in _PARAMETERS
+
+
+def _alone(letter: str, text: str) -> re.Match[str] | None:
+    return re.search(rf"(?<![\\A-Za-z]){re.escape(letter)}(?![A-Za-z])", text)
 
 
 def _family(node: Node) -> Family | None:
@@ -98,17 +111,15 @@ def _family(node: Node) -> Family | None:
     letter = letters.pop()
     line = expression.doit()
     step = sympy.diff(line, letter)
-    if step.free_symbols or step.is_zero is not False:
+    # A step of one makes all integers of whatever it starts from; and a_n = 2n - 1 is a formula in its n.
+    if step.free_symbols or step.is_zero is not False or abs(step) == 1 or _alone(letter.name, name):
         return None
     return Family(name, letter.name, line.xreplace({letter: sympy.Integer(0)}), step)
 
 
-def _same(one: Family, other: Family, *, said: bool) -> bool:
+def _same(one: Family, other: Family) -> bool:
     if one.name and other.name and one.name != other.name:
         return False
-    if not said:
-        named = one.name == other.name != "" and one.name not in {one.letter, other.letter}
-        return named and mathematics.same(one.step, other.step) and mathematics.same(one.start, other.start)
     if not (mathematics.same(one.step, other.step) or mathematics.same(one.step, -other.step)):
         return False
     return bool(sympy.cancel((one.start - other.start) / one.step).is_Integer)
