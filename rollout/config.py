@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -21,8 +20,7 @@ WRITTEN_BY_US = frozenset(
         *("return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now"),
     }
 )
-# Not LaTeX's \neq or \nabla.
-LETTERS_FOR_LINE_END = re.compile(r"\\n(?![a-z])")
+
 
 # Keys that every source of data has, one to train on with rewards or with given answers.
 HubName = Annotated[str | None, Field(description="`source: hub` only: the dataset, ORG/NAME.")]
@@ -170,16 +168,6 @@ class DataConfig(SourceConfig):
         return self
 
 
-def _refuse_letters_for_line_ends(key: str, text: str) -> None:
-    """Raises `ValueError` for a text with a backslash and an n, and no line's end: YAML reads them as one in double
-    quotes alone, and a shell nowhere. No sampler would write such a stop string."""
-    if LETTERS_FOR_LINE_END.search(text) and "\n" not in text:
-        raise ValueError(
-            f"{key} is '{text}', in which a backslash and an n are no end of a line: in YAML that is \\n in double "
-            f"""quotes, on the command line '{key}="…\\n…"'"""
-        )
-
-
 class PromptConfig(Section):
     template: str = Field(
         "chat",
@@ -203,7 +191,6 @@ class PromptConfig(Section):
             raise ValueError("prompt.frame and prompt.template: frame go together")
         if self.frame is not None and "{problem}" not in self.frame:
             raise ValueError("prompt.frame needs `{problem}` where the problem goes")
-        _refuse_letters_for_line_ends("prompt.frame", self.frame or "")
         if self.system is not None and self.template != "chat":
             raise ValueError(f"prompt.system needs prompt.template: chat, not {self.template!r}")
         if self.template_arguments and self.template != "chat":
@@ -228,12 +215,6 @@ class SamplingConfig(Section):
     min_p: float = Field(0.0, ge=0, le=1, description="Must be 0 in training, for the same reason.")
     max_tokens: int = Field(256, ge=1, description="Maximum length of a completion, in tokens.")
     stop: tuple[str, ...] = Field((), description="Strings that end a completion, in addition to the template's own.")
-
-    @model_validator(mode="after")
-    def _stop_can_be_written(self) -> Self:
-        for text in self.stop:
-            _refuse_letters_for_line_ends("sampling.stop", text)
-        return self
 
     def truncation(self) -> dict[str, float]:
         """What of it leaves tokens out of the distribution, by key; empty where every token may be sampled."""

@@ -53,19 +53,6 @@ def test_a_switch_takes_the_words_for_it(written: str, meant: bool) -> None:
     assert value("learner.gradient_checkpointing", f"learner.gradient_checkpointing={written}") is meant
 
 
-@pytest.mark.parametrize(
-    ("key", "letters", "meant"),
-    [("sampling.stop", r"\n\nQ:", ("\n\nQ:",)), ("prompt.frame", r"Q: {problem}\nA:", "Q: {problem}\nA:")],
-)
-def test_a_backslash_and_an_n_end_no_line(key: str, letters: str, meant: Any) -> None:
-    """A shell hands them on, and YAML takes them for an end in double quotes alone: no completion would ever stop."""
-    frame = ["prompt.template=frame"] if key == "prompt.frame" else []
-    told = message("quickstart.yaml", *frame, f"{key}={letters}")
-    assert f"{key} is '{letters}', in which a backslash and an n are no end of a line" in told
-    assert value(key, *frame, f'{key}="{letters}"') == meant
-    assert value(key, *frame, rf"{key}=$a \neq b$ {{problem}}")  # LaTeX is itself
-
-
 def test_a_time_is_no_number_of_base_sixty() -> None:
     assert message("quickstart.yaml", "seed=1:30").endswith("not '1:30'")
     assert message("quickstart.yaml", "optim.lr=1:30") == (
