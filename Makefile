@@ -42,8 +42,8 @@ lint: .venv/tools
 types: .venv/tools
 	.venv/bin/mypy
 
-# A thread each: on two cores that is twice as fast as two threads. Three, since one of them mostly waits; on a card one,
-# for the engines of three would not fit beside each other.
+# A thread each: on two cores that is twice as fast as two threads. Four, since they often wait for processes that they
+# have started; on a card one, for the engines of several would not fit beside each other.
 unit: .venv/tools
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(if $(filter cpu,$(DEVICE)),4,1) --dist loadfile --no-loadscope-reorder --durations=25 -m "not drill"
 

@@ -33,7 +33,7 @@ WHAT_IS_READ = "JSON Lines, a JSON array, CSV, Parquet, Arrow, or a directory of
 # `train-00000-of-00002.parquet`, `gsm8k_test.jsonl`: how shards say which split they are of, a word of their names as
 # it is for the `datasets` library. Where one word alone began a name, a test set beside it was trained on.
 SPLIT_IN_NAME = re.compile(
-    "(?<![a-z])(?:(train)(?:ing)?|(test)(?:ing)?|(eval)(?:uation)?|(validation|valid|val|dev))(?![a-z])"
+    "(?<![a-z])(?:(train)(?:ing)?|(test)(?:ing)?|(eval)(?:uation)?|(validation|valid|val|dev))(?:[-_]?set)?(?![a-z])"
 )
 # A directory of save_to_disk holds these; one of several splits the last.
 STATE, SPLITS = "state.json", "dataset_dict.json"

@@ -25,7 +25,7 @@ SILENT_S = 120.0
 samples, loads or waits, that goes on, and stops when all of the process does, or its machine."""
 BEATS_OF_THE_LIVING = 2
 """One may have been under way when a process was killed."""
-TOLD_WITHIN = 5
+TOLD_WITHIN = 20
 """Beats of its own for which a process that leaves listens to the others."""
 LEFT, FAILED = "left", "failed"
 
@@ -129,7 +129,7 @@ class Presence:
 
     def _count_silence(self) -> None:
         while not self._over.wait(BEAT_S):
-            self._silent.update(self._others)
+            self._silent.update(list(self._told))  # of the others one may still be starting
             silent = [other for other in self._others if self._silent[other] * BEAT_S >= SILENT_S]
             if silent and not self._mark:
                 said = f"nothing was heard of {_named(silent)} for {SILENT_S:.0f} s"

@@ -15,7 +15,7 @@ _MATH_CLOSING = r"(?:[\s$)}\].,;*_]|\\[)\]]|\\quad|\\,|\\;)*"
 
 _NEGATED_BEFORE = re.compile(
     r"(?:\bnot|n't|\bnever|\bcannot|\bcan not|\brather than|\binstead of|\bother than|\bexcept|\bneither|\bnor"
-    r"|\bnicht|\bno es|\bn'est pas|\bnon è|\bnão é|\bне|不是|不为"
+    r"|\bnicht|\bno es|\bn'est pas|\bnon è|\bnão é|\bне|(?<!是)不是|不为"
     r"|≠|\\neq?|!=|\b(?:wrong|incorrect(?:ly)?|false|naive|mistaken(?:ly)?|example|e\.g\.)\b[^.,;\n$\\\d]{0,25}"
     r"|\b(?:do not|don't|never|should not|shouldn't)\s+(?:write|say|answer|box|put)\b)"
     r"(?:\s+(?:be|equal|equal to|equals|simply|just|actually|really|get|give))?" + _MATH_OPENING + r"$",

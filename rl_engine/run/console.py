@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from io import UnsupportedOperation
 from pathlib import Path
 from statistics import median
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -106,12 +107,13 @@ class LastingOutput:
             yield
         except OSError:
             # What Python still holds of it would fail again when the program ends, and be its exit code.
-            with Path(os.devnull).open("w") as nowhere:
+            with Path(os.devnull).open("w") as nowhere, contextlib.suppress(UnsupportedOperation):
                 os.dup2(nowhere.fileno(), self._file.fileno())
 
 
 def _lasting_console() -> Console:
-    return new_console(file=cast("IO[str]", LastingOutput()))
+    # Without a standard output from the beginning, rich says nothing.
+    return new_console(file=cast("IO[str]", LastingOutput()) if sys.stdout else None)
 
 
 @dataclass

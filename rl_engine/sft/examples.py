@@ -20,14 +20,12 @@ from numpy.typing import NDArray
 from datafiles.rows import way_out
 from datafiles.text import read_text
 from rl_engine.config.sft import SftConfig
-from rl_engine.policy.base_model import load_model_config
 from rl_engine.sft.conversations import Conversation, Dropped, Message, streams
 from rollout.config import PromptConfig
 from rollout.frames import CHAT_TEMPLATES
 from rollout.prompts.chat import ChatTemplate
 from rollout.prompts.problems import GENERATED
 from rollout.prompts.renderer import Renderer
-from rollout.servable import check_vocabulary
 from rollout.types import Problem
 
 IGNORED = -100
@@ -182,8 +180,6 @@ def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
     held, learned = streams(data, dropped)
     test = list(itertools.islice(usable(held), data.test_size))
     train = list(itertools.islice(usable(learned), wanted(config)))
-    read = (one.input_ids.tolist() for one in (*test, *train))
-    check_vocabulary(read, load_model_config(config.model), tokenizer, f"model.name {config.model.name}")
     found = Examples(train=train, test=test, dropped=dropped)
     if not train:
         named = f"data.source {data.source!r}" if data.path is None else f"data.path: {data.path}"

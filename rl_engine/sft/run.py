@@ -37,7 +37,7 @@ from rl_engine.sft.trainer import make_trainer, rows_of
 from rollout.adapters import AdapterStore
 from rollout.files.durable import written_aside
 from rollout.models import locate_model, read_tokenizer
-from rollout.servable import check_cards
+from rollout.servable import check_cards, check_vocabulary
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef
 
@@ -140,6 +140,8 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
     if config.data.packing:
         check_packable(load_model_config(config.model), "data.packing")
     examples = load_examples(config, tokenizer)
+    largest = ([int(one.input_ids.max())] for one in (*examples.test, *examples.train))
+    check_vocabulary(largest, load_model_config(config.model), tokenizer, f"model.name {config.model.name}")
     rows = rows_of(examples.train, config.data.max_tokens, packing=config.data.packing)
     batches = batches_of(config, rows)
     check_attention(config.train.attention, "train.attention")

@@ -96,7 +96,7 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
     due = due_cells(config, found)
     for cell in due:
         check_cell(config, cell, targets[cell.arm, cell.axis_value])
-    config, cards = with_cards(config, targets)
+    config, cards = with_cards(config, targets) if due else (config, [])
     wanted = [item for cell in due for item in targets[cell.arm, cell.axis_value].wanted_of_hub]
     if only_check:
         for cell in due:

@@ -112,5 +112,5 @@ def watch(config: SweepConfig, targets: Targets, console: Console) -> Found:
             if not at_work:
                 left = f"and {cells_left(config, found)} cells are left"
                 way_out = "the command without --watch runs them"
-                raise ConfigError(f"output_dir: no sweep is at work in {config.output}, {left}: {way_out}")
+                raise ConfigError(f"output_dir: {config.output} has no sweep at work on it here, {left}: {way_out}")
             time.sleep(WATCH_S)

@@ -15,8 +15,8 @@ import ray
 from datafiles.text import first_line
 from rollout.engine import PoolError
 from rollout.pool.room import SMALLEST_STORE, too_long
+from rollout.stopping import STOPS
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NOT_STARTED = (
     "on a machine that is busy it may start at another try; rollout.placement=inprocess samples without Ray, and "
     "rollout.address joins a cluster that runs"

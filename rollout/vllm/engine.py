@@ -276,8 +276,8 @@ class VllmEngine:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if self.settings.sleep and self._llm.llm_engine.is_sleeping():
-                with contextlib.suppress(RuntimeError, EngineDeadError):
+            with contextlib.suppress(RuntimeError, EngineDeadError):
+                if self.settings.sleep and self._llm.llm_engine.is_sleeping():
                     self.wake()
             self._llm.llm_engine.engine_core.shutdown()
 

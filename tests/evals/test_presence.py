@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def test_ranks_that_are_asked_to_stop_while_they_load_say_so(tmp_path: Path) -> 
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Presence]]:
     """Three processes' presences in one."""
-    monkeypatch.setattr(presence, "BEAT_S", 0.02)
+    monkeypatch.setattr(presence, "BEAT_S", 0.1)
     store = dist.HashStore()  # type: ignore[attr-defined]
     ranks = [Presence(rank, 3, store, pytest.fail) for rank in range(3)]
     yield ranks
@@ -131,6 +132,25 @@ def test_who_leaves_knows_who_failed_and_who_is_there(three: list[Presence]) -> 
     assert three[0].lost() == three[1].lost() == [2]
 
 
+def test_one_that_is_still_starting_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the launcher's processes one may take longer to begin than another may be silent."""
+    monkeypatch.setattr(presence, "BEAT_S", 0.1)
+    monkeypatch.setattr(presence, "SILENT_S", 0.5)
+    said: list[str] = []
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    first = Presence(0, 2, store, said.append)
+    time.sleep(1.5)
+    assert said == []
+    second = Presence(1, 2, store, said.append)
+    while not first._heard[1]:
+        time.sleep(0.01)
+    second.close()
+    while not said:
+        time.sleep(0.1)
+    first.close()
+    assert "nothing was heard of rank 1 for 0 s" in said[0]
+
+
 def test_one_that_is_not_heard_is_lost(three: list[Presence]) -> None:
     assert three[0].lost() == []
     three[1].close()  # its last word was a beat
@@ -145,4 +165,6 @@ def test_where_the_store_is_gone_nobody_is_called_lost(three: list[Presence], mo
         raise dist.DistNetworkError("Connection reset by peer")
 
     store: Any = type("", (), {"set": gone})()
-    assert Presence(0, 2, store, pytest.fail).lost() == []
+    alone = Presence(0, 2, store, pytest.fail)
+    assert alone.lost() == []
+    alone.close()

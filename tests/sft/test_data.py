@@ -17,11 +17,13 @@ from transformers import AutoTokenizer
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftConfig, SftDataConfig, SftPromptConfig
 from rl_engine.sft.conversations import Conversation, Dropped, information_bits, random_pairs, streams, turns
 from rl_engine.sft.examples import IGNORED, Example, ExampleRenderer, load_examples
+from rl_engine.sft.run import assemble
 from rollout.config import ModelConfig
 from rollout.frames import TULU
 from rollout.models import EMBEDDED_DIR
 from rollout.prompts.arithmetic import SignedSum
 from rollout.prompts.renderer import Renderer
+from rollout.stopping import StopRequest
 from rollout.types import Problem
 from tests.helpers.grown import SAID, write_grown
 
@@ -141,7 +143,7 @@ def test_no_example_has_a_token_without_an_embedding(tmp_path: Path) -> None:
     place = write_grown(tmp_path)
     config = config_of(source="arithmetic", test_size=2).model_copy(update={"model": ModelConfig(name=str(place))})
     with pytest.raises(ValueError, match=re.escape(SAID)):
-        load_examples(config, AutoTokenizer.from_pretrained(place))
+        assemble(config, AutoTokenizer.from_pretrained(place), StopRequest(), resume=False)
 
 
 def test_tested_questions_are_never_learned_from(tmp_path: Path, tokenizer: Any) -> None:

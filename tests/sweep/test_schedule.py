@@ -525,5 +525,5 @@ def test_a_sweep_that_nobody_runs_is_not_watched_for_ever(begun: bool, make_swee
         results.add(result_of_cell(due_cells(config, {})[0], status="done"))
         (config.output / ".lock").touch()
     answer = CliRunner().invoke(app, ["--config", str(tmp_path / "sweep.yaml"), "--watch"])
-    told = f"error: output_dir: no sweep is at work in {config.output}, and {6 - begun} cells are left: the command "
-    assert (answer.exit_code, answer.stderr) == (2, f"{told}without --watch runs them\n")
+    told = f"error: output_dir: {config.output} has no sweep at work on it here, and {6 - begun} cells are left: the "
+    assert (answer.exit_code, answer.stderr) == (2, f"{told}command without --watch runs them\n")
