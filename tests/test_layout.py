@@ -30,6 +30,7 @@ ROOMS = (
     "rewards",
     "rollout.types",
     "rollout.closeness",
+    "rollout.stopping",
     "rollout.frames",
     "rollout.config",
     "rollout.files",
