@@ -25,10 +25,12 @@ LIBC = ctypes.CDLL(None)  # loaded here, since between fork and exec nothing may
 PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """Have the kernel send SIGTERM to this process when the one that started it dies, by whatever cause; may be called
-    between fork and exec."""
+    between fork and exec. `parent`: its number. Where it is gone already the kernel would send nothing."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def kill_session(pid: int) -> None:

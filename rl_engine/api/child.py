@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import signal
 import sys
 
 from rollout.stopping import end_with_parent
@@ -14,9 +12,7 @@ def main() -> None:
     """Run the command in this process."""
     _, parent, module, *arguments = sys.argv
     # Here, and not between fork and exec: a notebook has threads, beside which nothing of Python may run there.
-    end_with_parent()
-    if os.getppid() != int(parent):
-        sys.exit(128 + signal.SIGTERM)
+    end_with_parent(int(parent))
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from rl_engine.config.file import ConfigError
 from rl_engine.plan.sharing import Group
@@ -50,7 +51,7 @@ def check_ranks(groups: Sequence[Group]) -> None:
 
 
 def _ended(command: Sequence[str], stop: StopRequest) -> int:
-    process = subprocess.Popen(command, preexec_fn=end_with_parent)
+    process = subprocess.Popen(command, preexec_fn=partial(end_with_parent, os.getpid()))
     try:
         with stop.raised():
             return process.wait()

@@ -32,6 +32,12 @@ def ended(act: Callable[[StopRequest], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def test_who_is_started_by_one_that_is_gone_ends() -> None:
+    """Killed between its fork and the child's asking, a parent would leave it behind for ever."""
+    assert ended(lambda _: stopping.end_with_parent(os.getppid())) == 40
+    assert ended(lambda _: stopping.end_with_parent(os.getpid())) == 40 + signal.SIGTERM
+
+
 def twice(pause_s: float) -> Callable[[StopRequest], object]:
     def act(stop: StopRequest) -> None:
         with stop.noted():

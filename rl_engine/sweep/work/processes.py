@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rollout.stopping import GRACE_S, end_with_parent, kill_session
@@ -56,7 +57,7 @@ def start_process(line: Sequence[str], log: Path, jobs: int, lock: int, cards: s
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in a terminal reaches the sweep alone, which asks its runs to stop
                 pass_fds=(lock,),
-                preexec_fn=end_with_parent,  # safe: the sweep has no threads
+                preexec_fn=partial(end_with_parent, os.getpid()),  # safe: the sweep has no threads
             ),
             cards,
         )

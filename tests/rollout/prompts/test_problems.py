@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,17 +13,11 @@ from rewards import Grader, RewardConfig, Verdict
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rl_engine.sampling.data import prepare
-from rl_engine.sft.embedded import QUICKSTART_SUMS
-from rollout.config import ArithmeticConfig, ColumnsConfig, DataConfig, PromptConfig
+from rollout.config import ColumnsConfig, DataConfig, PromptConfig
 from rollout.models import locate_model
-from rollout.prompts.arithmetic import SignedSum, arithmetic_problems, expressions
-from rollout.prompts.cursor import Cursor, Mixed
 from rollout.prompts.problems import hub_items, load_problems
 from rollout.prompts.renderer import Renderer
 from rollout.prompts.sources import SOURCES
-
-# What the warm start of the embedded model shows (configs/embedded.yaml).
-SHOWN = ArithmeticConfig(terms=(2, 3, 4, 5, 6), largest=20)
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> str:
@@ -133,95 +125,6 @@ def test_a_missing_column_names_those_there_are(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([{"prompt": "q"}]))
     with pytest.raises(ValueError, match=r"no column answer, problem; it has prompt \(set data.columns\)"):
         load(source="aime2024")
-
-
-# The generator.
-
-
-def test_train_and_held_out_never_share_an_expression() -> None:
-    train = {p.text for seed in (0, 1, 2) for p in arithmetic_problems(SHOWN, "train", 3000, seed)}
-    held_out = {p.text for p in arithmetic_problems(QUICKSTART_SUMS, "held_out", 1000, 1)}
-    assert len(held_out) == 1000
-    assert not train & held_out
-    shown = {e.text for e in itertools.islice(expressions("train", 0, SHOWN.terms, SHOWN.largest), 20_000)}
-    assert not shown & {text.removesuffix("=?") for text in held_out}
-
-
-def test_answers_and_worked_steps_are_right() -> None:
-    for problem in arithmetic_problems(QUICKSTART_SUMS, "train", 300, 7):
-        expression = problem.text.removesuffix("=?")
-        assert eval(expression) == int(problem.answer)
-        assert problem.level == str(len(re.findall(r"\d+", expression)))
-    worked = SignedSum((17, -20, 9)).worked()
-    assert worked == "17-20=-3\n-3+9=6\n\\boxed{6}"
-
-
-def test_the_generator_is_a_function_of_its_seed_and_ends() -> None:
-    """The generator is a function of its seed and stops when all is used."""
-    assert arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3) == arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3)
-    assert arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3) != arithmetic_problems(QUICKSTART_SUMS, "train", 50, 4)
-    tiny = ArithmeticConfig(terms=(2,), largest=2)
-    assert 0 < len(arithmetic_problems(tiny, "train", 100, 0)) <= 8
-
-
-# The cursor.
-
-
-def test_the_cursor_shuffles_each_epoch_and_resumes_anywhere() -> None:
-    whole = Cursor(list(range(10)), seed=3)
-    taken = [whole.take(4) for _ in range(6)]
-    flat = list(itertools.chain(*taken))
-    assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10))
-    assert flat[:10] != flat[10:20] != list(range(10))
-    resumed = Cursor(list(range(10)), seed=3, position=12)
-    assert [resumed.take(4) for _ in range(3)] == taken[3:]
-    assert Cursor([1, 2, 3], seed=0, shuffle=False).take(5) == [1, 2, 3, 1, 2]
-    with pytest.raises(ValueError, match="no problem"):
-        Cursor([], seed=0)
-
-
-def test_what_taught_nothing_is_drawn_as_rarely_as_stated() -> None:
-    """Items below 500 teach nothing: of them about a fifth is in each further epoch; all others are."""
-    cursor = Cursor(list(range(1000)), seed=1, replay=0.2)
-    passes = []
-    for _ in range(4):
-        found: list[int] = []
-        while not found or cursor._epochs[-1].end > cursor.position:
-            found += cursor.take(1)
-            cursor.learned(cursor.position - 1, taught=found[-1] >= 500)
-        passes.append(found)
-    assert sorted(passes[0]) == list(range(1000))
-    for again in passes[1:]:
-        assert len(again) == len(set(again))
-        assert {item for item in again if item >= 500} == set(range(500, 1000))
-        assert 65 <= sum(item < 500 for item in again) <= 140  # four standard deviations around 100
-    assert len(cursor._epochs) <= 2
-
-
-def test_where_nothing_taught_anything_all_are_drawn_again() -> None:
-    cursor = Cursor(list(range(3)), seed=0, replay=1e-9)
-    for position, _ in enumerate(range(9)):
-        cursor.take(1)
-        cursor.learned(position, taught=False)
-    assert cursor.position == 9
-
-
-def test_a_mix_keeps_its_weights_and_resumes_anywhere() -> None:
-    """A mix keeps to its weights at every place and resumes anywhere."""
-
-    def made() -> Mixed[str]:
-        return Mixed([Cursor([f"a{i}" for i in range(5)], "0/0"), Cursor([f"b{i}" for i in range(50)], "0/1")], [3, 1])
-
-    taken = made().take(200)
-    for count in range(1, 201):
-        share = sum(item[0] == "a" for item in taken[:count])
-        assert abs(share - 0.75 * count) <= 1
-    assert sorted(item for item in taken if item[0] == "a")[:30] == ["a0"] * 30
-    assert sorted(item for item in taken if item[0] == "b") == sorted(f"b{i}" for i in range(50))
-    for position in (0, 1, 7, 123):
-        resumed = made()
-        resumed.restore(position, {})
-        assert resumed.take(200 - position) == taken[position:]
 
 
 def test_a_mix_reads_each_source_its_own_way(tmp_path: Path) -> None:

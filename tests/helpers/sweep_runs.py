@@ -1,0 +1,33 @@
+"""Sweeps of fake runs, and what became of their cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rl_engine.sweep.config import SweepConfig
+from rl_engine.sweep.results import Result
+from rl_engine.sweep.schedule import run_sweep, targets_of
+
+ROOT = Path(__file__).parents[2]
+
+SweepMaker = Callable[..., SweepConfig]
+
+
+def run(config: SweepConfig, *, retry_failed: bool = False) -> dict[str, Result]:
+    results, stop = run_sweep(config, targets_of(config), retry_failed=retry_failed)
+    assert stop.signum is None
+    return results.by_cell
+
+
+def attempts(config: SweepConfig, cell: str) -> list[dict[str, Any]]:
+    path = config.output / "cells" / cell / "run" / "attempts.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
