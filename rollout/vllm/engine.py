@@ -35,8 +35,10 @@ from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, To
 from rollout.vllm.arguments import engine_arguments, lora_arithmetic
 from rollout.vllm.decoder import Decoder
 from rollout.vllm.own_classes import leave_transformers_alone
+from rollout.vllm.ranks import leave_ranks_out
 
 leave_transformers_alone()
+leave_ranks_out()
 
 
 @dataclass(frozen=True, slots=True)

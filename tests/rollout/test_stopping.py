@@ -35,7 +35,7 @@ def ended(act: Callable[[StopRequest], object]) -> int:
 def test_who_is_started_by_one_that_is_gone_ends() -> None:
     """Killed between its fork and the child's asking, a parent would leave it behind for ever."""
     assert ended(lambda _: stopping.end_with_parent(os.getppid())) == 40
-    assert ended(lambda _: stopping.end_with_parent(os.getpid())) == 40 + signal.SIGTERM
+    assert ended(lambda _: stopping.end_with_parent(os.getpid())) == 41 + signal.SIGTERM
 
 
 def twice(pause_s: float) -> Callable[[StopRequest], object]:
@@ -110,7 +110,7 @@ def test_a_request_is_raised_but_where_it_is_noted() -> None:
 
     raised = 41 + signal.SIGTERM
     assert [ended(act) for act in (lambda _: ask(), while_it_samples, before_it_samples)] == [raised] * 3
-    assert ended(while_it_saves) == 40 + signal.SIGTERM
+    assert ended(while_it_saves) == 41 + signal.SIGTERM
     assert ended(lambda _: None) == 40
 
 
