@@ -160,7 +160,7 @@ def test_a_cell_that_fails_is_recorded_and_run_again_when_asked(tmp_path: Path) 
 def test_a_cell_that_hangs_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In company it stops everybody's clock: only alone can it be told from those that wait for it."""
     monkeypatch.setattr(processes, "GRACE_S", 0.2)
-    config = sweep(tmp_path, "arms.hung.test.kind=deaf", "grid.optim.lr=[1e-3]", "time_limit_s=0.8", "together=3")
+    config = sweep(tmp_path, "arms.hung.test.kind=deaf", "grid.optim.lr=[1e-3]", "time_limit_s=2.5", "together=3")
     results = run(config)
     assert {result.arm: result.status for result in results.values()} == {
         "one": "done",
