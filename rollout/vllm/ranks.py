@@ -1,6 +1,5 @@
 """How many tokens were likelier than the one that was sampled: vLLM counts it beside every log-probability, and nobody
-here reads it. On a CPU the count is compiled at an engine's first token, which takes two to three seconds and a C++
-compiler."""
+here reads it. On a CPU the count is compiled at an engine's first token, which takes seconds, and a C++ compiler."""
 
 from __future__ import annotations
 

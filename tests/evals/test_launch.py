@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from evals.launch.presence import lost_rank
+from tests.helpers.launched import launched
 
-ROOT = Path(__file__).parents[2]
 IS_KILLED = """
 import os, signal
 from evals.launch.group import join_launch
@@ -36,16 +33,7 @@ INTERFACE = (
 
 def test_a_killed_ranks_end_is_told_by_the_other(tmp_path: Path) -> None:
     """By gloo, on CPUs."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    (tmp_path / "program.py").write_text(IS_KILLED)
-    done = subprocess.run(
-        [*launcher, str(tmp_path / "program.py")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    done = launched(tmp_path, IS_KILLED)
     (told,) = done.stdout.splitlines()
     assert told.startswith("rank 0 lost another rank (")
     assert told.endswith("): if that was not killed, its output says why")

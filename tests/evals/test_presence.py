@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +13,8 @@ import torch.distributed as dist
 
 from evals.launch import presence
 from evals.launch.presence import Presence
+from tests.helpers.launched import launched
 
-ROOT = Path(__file__).parents[2]
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # A program as the commands are: what it is at stands in the place of LOAD, and rank 1 does in the place of ACT.
 PROGRAM = """
 import os, signal, subprocess, sys, time
@@ -47,15 +43,7 @@ with stop.heard():
 
 
 def told(tmp_path: Path, *, act: str, load: str) -> tuple[int, list[str]]:
-    (tmp_path / "program.py").write_text(PROGRAM.replace("ACT", act).replace("LOAD", load))
-    done = subprocess.run(
-        [*LAUNCHER, str(tmp_path / "program.py")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    done = launched(tmp_path, PROGRAM.replace("ACT", act).replace("LOAD", load))
     lines = done.stderr.splitlines()
     return done.returncode, [line for line in lines if line.startswith(("error: ", "There is"))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rl_engine.sweep.analysis import due_cells
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.results import Result
 from tests.helpers.sweep_fake import sweep_of
+from tests.helpers.sweep_runs import result_of_cell
 
 
 def made_up(config: SweepConfig, score: Callable[[str, float, int], float | None]) -> dict[str, Result]:
@@ -19,18 +21,11 @@ def made_up(config: SweepConfig, score: Callable[[str, float, int], float | None
     while due := due_cells(config, found):
         for cell in due:
             value = score(cell.arm, cell.axis_value, cell.seed)
-            found[cell.name] = Result(
-                cell=cell.name,
-                arm=cell.arm,
-                axis_value=cell.axis_value,
-                seed=cell.seed,
-                overrides=cell.overrides,
-                config_hash="",
-                status="failed" if value is None else "done",
+            found[cell.name] = replace(
+                result_of_cell(cell, "failed" if value is None else "done"),
                 score=value,
                 best=value,
                 curves={} if value is None else {config.score.metric: [(0, 0.5), (3, 0.6), (12, value)]},
-                seconds=1.0,
                 error="" if value is not None else "exit code 1\nout of luck",
             )
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from typer.testing import CliRunner
@@ -14,12 +13,11 @@ from rl_engine.run.records import MARKER
 from rl_engine.sweep import __main__ as sweep_command
 from rl_engine.sweep.__main__ import app
 from rl_engine.sweep.analysis import Analysis, Found, due_cells
-from rl_engine.sweep.cells import Cell
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import write_report
-from rl_engine.sweep.results import Result, Results
+from rl_engine.sweep.results import Results
 from tests.helpers.peft_adapters import write_peft
-from tests.helpers.sweep_runs import SweepMaker
+from tests.helpers.sweep_runs import SweepMaker, result_of_cell
 
 
 def test_the_command_says_what_it_would_run_and_what_it_cannot(make_sweep: SweepMaker, tmp_path: Path) -> None:
@@ -68,23 +66,6 @@ def test_what_cells_begin_with_is_asked_for_until_they_have(tmp_path: Path) -> N
     results.add(result_of_cell(second, status="done"))
     code, output = asked()
     assert (code, "1 cells due, 0 to follow, 1 done" in output) == (0, True), output
-
-
-def result_of_cell(cell: Cell, status: Literal["done", "failed"]) -> Result:
-    return Result(
-        cell=cell.name,
-        arm=cell.arm,
-        axis_value=cell.axis_value,
-        seed=cell.seed,
-        overrides=cell.overrides,
-        config_hash="",
-        status=status,
-        score=0.5,
-        best=0.5,
-        curves={},
-        seconds=1.0,
-        error="",
-    )
 
 
 @pytest.mark.parametrize(
