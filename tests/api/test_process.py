@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,6 +13,7 @@ import pytest
 
 from rl_engine.api.process import CommandError, environment, running
 from tests.helpers.run_directories import start_run
+from tests.helpers.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,13 +64,6 @@ def test_what_it_prints_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.endswith("two")
 
 
-def until(done: Callable[[], bool], within_s: float = 60) -> bool:
-    end = time.monotonic() + within_s
-    while not done() and time.monotonic() < end:
-        time.sleep(0.05)
-    return done()
-
-
 SAVES = """
 import signal, sys, time
 from pathlib import Path
@@ -92,7 +84,7 @@ def test_what_ends_the_block_stops_the_command_which_saves(why: type[BaseExcepti
     def block() -> None:
         with running("command", (), show=False) as child:
             processes.append(child.popen)
-            assert until(Path("begun").exists)
+            until(Path("begun").exists)
             raise why
 
     with pytest.raises(why):
@@ -110,10 +102,10 @@ def test_it_leaves_when_its_parent_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        assert until(Path("begun").exists)
+        until(Path("begun").exists)
         parent.kill()
-    assert until(Path("saved").exists)
-    assert until(lambda: not psutil.pid_exists(child))
+    until(Path("saved").exists)
+    until(lambda: not psutil.pid_exists(child))
 
 
 def test_a_module_importable_here_is_importable_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import psutil
 
 from rl_engine.run.records import read_metrics
 from tests.drills.fork import MARK
+from tests.helpers.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD, OTHER = "10.99.7.1", "10.99.7.2"
@@ -92,13 +92,6 @@ def pool_workers(doing: str = "") -> list[psutil.Process]:
                 if process.environ().get(MARK) == str(os.getpid()):
                     found.append(process)
     return found
-
-
-def until(true: Callable[[], object], timeout_s: float, every_s: float = 0.05) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(every_s)
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ from rl_engine.run.records import read_metrics
 from tests.drills.bad_engines import workers_with
 from tests.drills.equality import different
 from tests.drills.fork import as_it_is, train
-from tests.drills.machines import Cluster, Machine, cluster_of, pool_workers, possible, until
+from tests.drills.machines import Cluster, Machine, cluster_of, pool_workers, possible
 from tests.helpers.answering_engine import TOKENS, UNCHECKED, brisk, unhurried
+from tests.helpers.waiting import until
 
 pytestmark = [
     pytest.mark.drill,

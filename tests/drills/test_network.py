@@ -14,7 +14,8 @@ import pytest
 from rl_engine.run.records import read_metrics
 from tests.drills.equality import different
 from tests.drills.fork import train
-from tests.drills.machines import HEAD, Cluster, cluster_of, pool_workers, possible, pulled, until
+from tests.drills.machines import HEAD, Cluster, cluster_of, pool_workers, possible, pulled
+from tests.helpers.waiting import until
 
 pytestmark = [
     pytest.mark.drill,

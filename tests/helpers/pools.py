@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,13 +39,6 @@ def rays_processes() -> list[psutil.Process]:
             if any("ray::" in word or "/ray/" in word for word in process.cmdline()):
                 found.append(process)
     return found
-
-
-def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def prompt_of(number: int, fault: str = "none", name: str = "p") -> Prompt:

@@ -24,6 +24,7 @@ from rl_engine.run.trained import BaseModel
 from rollout.adapters import AdapterStore
 from tests.helpers.hub_standin import TOKEN, Hub, Repo, sha256, standing_in, use
 from tests.helpers.run_directories import CURVES, report, trained_run
+from tests.helpers.waiting import until
 
 ROOT = Path(__file__).parents[2]
 REPO = "ada/sums"
@@ -188,10 +189,7 @@ def test_a_push_that_was_killed_goes_on_where_it_was(hub: Hub, run: Path, tmp_pa
     hub.faults["put"].extend(["", "hang"])
     killed = command(hub, run, tmp_path, HF_TOKEN=TOKEN)
     assert hub.hanging.wait(300)
-    for _ in range(600):
-        if hub.puts:
-            break
-        hub.hanging.wait(0.1)
+    until(lambda: hub.puts)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert sum(hub.puts.values()) == 1

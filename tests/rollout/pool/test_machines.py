@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from rollout.work_items import PromptBatch
-from tests.helpers.pools import SAMPLING, PoolMaker, expected, log_of, prompt_of, seeds, until
+from tests.helpers.pools import SAMPLING, PoolMaker, expected, log_of, prompt_of, seeds
+from tests.helpers.waiting import until
 
 pytestmark = [
     pytest.mark.engine,

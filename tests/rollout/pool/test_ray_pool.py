@@ -32,10 +32,10 @@ from tests.helpers.pools import (
     rays_processes,
     scripted,
     seeds,
-    until,
 )
 from tests.helpers.scripted_engine import ScriptedEngine, length_of
 from tests.helpers.streaming_engine import StreamingScripted
+from tests.helpers.waiting import until
 
 pytestmark = [
     pytest.mark.engine,

@@ -15,8 +15,9 @@ import pytest
 
 from rollout.engine import PoolError
 from rollout.work_items import PromptBatch
-from tests.helpers.pools import SAMPLING, PoolMaker, prompt_of, published, rays_processes, seeds, until
+from tests.helpers.pools import SAMPLING, PoolMaker, prompt_of, published, rays_processes, seeds
 from tests.helpers.scripted_engine import BAD_START
+from tests.helpers.waiting import until
 
 ROOT = Path(__file__).parents[3]
 pytestmark = [

@@ -22,7 +22,8 @@ from rollout.pool.worker import PoolWorker
 from rollout.pool.worker import vllm_engine as make_vllm
 from rollout.types import AdapterRef, Problem, Prompt
 from rollout.work_items import PromptBatch
-from tests.helpers.pools import SAMPLING, PoolMaker, expected, log_of, prompt_of, seeds, until
+from tests.helpers.pools import SAMPLING, PoolMaker, expected, log_of, prompt_of, seeds
+from tests.helpers.waiting import until
 
 pytestmark = [
     pytest.mark.engine,
