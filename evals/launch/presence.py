@@ -129,11 +129,13 @@ class Presence:
 
     def _count_silence(self) -> None:
         while not self._over.wait(BEAT_S):
-            self._silent.update(list(self._told))  # of the others one may still be starting
+            there = self._speaker.is_alive()
+            # Of the others one may still be starting. Where the store is gone, nothing will be heard of it either.
+            self._silent.update(list(self._told) if there else self._others)
             silent = [other for other in self._others if self._silent[other] * BEAT_S >= SILENT_S]
             if silent and not self._mark:
                 said = f"nothing was heard of {_named(silent)} for {SILENT_S:.0f} s"
-                self._give_up(_is_lost(said if self._speaker.is_alive() else f"{said}, and the launcher is gone"))
+                self._give_up(_is_lost(said if there else f"{said}, and the launcher is gone"))
 
 
 @contextlib.contextmanager

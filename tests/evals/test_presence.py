@@ -14,6 +14,7 @@ import torch.distributed as dist
 from evals.launch import presence
 from evals.launch.presence import Presence
 from tests.helpers.launched import launched
+from tests.helpers.waiting import until
 
 # A program as the commands are: what it is at stands in the place of LOAD, and rank 1 does in the place of ACT.
 PROGRAM = """
@@ -130,11 +131,9 @@ def test_one_that_is_still_starting_is_not_silent(monkeypatch: pytest.MonkeyPatc
     time.sleep(1.5)
     assert said == []
     second = Presence(1, 2, store, said.append)
-    while not first._heard[1]:
-        time.sleep(0.01)
+    until(lambda: first._heard[1])
     second.close()
-    while not said:
-        time.sleep(0.1)
+    until(lambda: said)
     first.close()
     assert "nothing was heard of rank 1 for 0 s" in said[0]
 
@@ -146,13 +145,27 @@ def test_one_that_is_not_heard_is_lost(three: list[Presence]) -> None:
     assert three[0].lost() == [1]
 
 
-def test_where_the_store_is_gone_nobody_is_called_lost(three: list[Presence], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was a process of the launcher, which ends all of them."""
-
-    def gone(*_: Any) -> None:
+class GoneStore:
+    def set(self, *_: Any) -> None:
         raise dist.DistNetworkError("Connection reset by peer")
 
-    store: Any = type("", (), {"set": gone})()
-    alone = Presence(0, 2, store, pytest.fail)
+    multi_get: Any = set
+
+
+def test_where_the_store_is_gone_nobody_is_called_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a process of the launcher, which ends all of them."""
+    monkeypatch.setattr(presence, "BEAT_S", 0.1)
+    alone = Presence(0, 2, GoneStore(), pytest.fail)
     assert alone.lost() == []
     alone.close()
+
+
+def test_one_left_behind_before_it_heard_of_another_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher, and the store with it, was killed at once."""
+    monkeypatch.setattr(presence, "BEAT_S", 0.1)
+    monkeypatch.setattr(presence, "SILENT_S", 0.5)
+    said: list[str] = []
+    alone = Presence(0, 2, GoneStore(), said.append)
+    until(lambda: said)
+    alone.close()
+    assert "nothing was heard of rank 1 for 0 s, and the launcher is gone" in said[0]
