@@ -26,6 +26,7 @@ from rollout.config import LARGEST_SEED
 from rollout.engine import EngineError
 from rollout.frames import FRAMES
 from rollout.hub import check_hub, stay_offline_without
+from rollout.loading import loading
 from rollout.servable import check_cards, serving_precision
 from rollout.stopping import Stopped, StopRequest
 
@@ -171,9 +172,10 @@ def start(options: EvalOptions) -> None:
     say_loading("torch, transformers and vLLM")
     quiet_torch()
     quiet_libraries()
-    check_cards()
+    with loading():
+        check_cards()
+        from evals.evaluate import evaluate
     serving_precision(options.dtype, options.model, adapter=bool(options.adapters))
-    from evals.evaluate import evaluate
 
     launch = join_launch()
     try:

@@ -82,6 +82,6 @@ def say_loading(what: str) -> None:
 
 
 def start_vllm(settings: Any) -> Any:
-    from rollout.vllm.engine import VllmEngine  # takes seconds to import: what can fail before has failed
+    from rollout.vllm import start_engine
 
-    return VllmEngine(settings)
+    return start_engine(settings)

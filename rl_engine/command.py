@@ -21,6 +21,7 @@ from rl_engine.config.hints import NO_HINT, key_hint, near
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import Beginning, can_be_resumed
 from rollout.engine import EngineError
+from rollout.loading import loading
 from rollout.servable import check_cards
 from rollout.stopping import StopRequest
 
@@ -144,8 +145,9 @@ def join_ranks_quietly() -> Ranks:
     """Enter the process group. The first thing to load torch. Raises `ValueError` where torch cannot use the cards."""
     quiet_torch()
     quiet_libraries()
-    check_cards()
-    from rl_engine.learner.ranks import join_ranks
+    with loading():
+        check_cards()
+        from rl_engine.learner.ranks import join_ranks
 
     return join_ranks()
 

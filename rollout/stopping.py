@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import os
 import signal
 import time
@@ -106,8 +105,6 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            if self.asked:
-                gc.freeze()  # a program that ends looks for cycles in all that its libraries made: seconds, for nothing
 
     def noted(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block a request is noted, and nothing more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rl_engine.learner.learner import Learner
 from rl_engine.learner.ranks import Ranks, join_ranks
 from rl_engine.plan.card import settle_precision
 from rollout.engine import EngineSettings
+from rollout.loading import loading
 from rollout.models import EMBEDDED_DIR
 from rollout.pool.environment import prepare_ray
 from rollout.servable import precision_of
@@ -39,6 +40,13 @@ LONGEST = (
 def pytest_configure() -> None:
     """vLLM imports Ray, and Ray reads these when it is imported."""
     prepare_ray(None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """All that the tests' modules import is imported here, in each process of pytest's."""
+    with loading():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -41,6 +41,7 @@ def preload(settings: wire.Message) -> None:
     """Import the mathematics, and of generated tasks the scorers. Called in the fork server, so that every worker
     begins with them."""
     logging.disable(logging.CRITICAL)  # math-verify warns that its own time limits are off; ours are on
+    gc.disable()  # nearly all that is made here stays
     import rewards.judge
 
     rewards.judge.warm_up()
@@ -48,6 +49,7 @@ def preload(settings: wire.Message) -> None:
         _load_scorers(settings["tasks"])
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _load_scorers(tasks: list[wire.Message]) -> None:

@@ -24,6 +24,7 @@ from rl_engine.command import ConfigFile, ConfiguredCommand, Overrides, help_end
 from rl_engine.config import Config, load_config
 from rl_engine.train.checks import check_quickly, wanted_of_hub
 from rollout.hub import check_hub, stay_offline_without
+from rollout.loading import loading
 from rollout.models import hub_items_of_config
 
 if TYPE_CHECKING:
@@ -69,11 +70,12 @@ def join_and_examine(config: Config) -> bool:
 
 def examine(config: Config, ranks: Ranks) -> bool:
     """Print machine, settings and checks. Returns whether all checks passed."""
-    from rl_engine.doctor.machine import machine_rows
-    from rl_engine.doctor.selftest import self_test, small
-    from rl_engine.plan.card import settle_card, settle_precision
-    from rl_engine.run.console import RunConsole
-    from rl_engine.train.resolve import resolve_learning_rate
+    with loading():
+        from rl_engine.doctor.machine import machine_rows
+        from rl_engine.doctor.selftest import self_test, small
+        from rl_engine.plan.card import settle_card, settle_precision
+        from rl_engine.run.console import RunConsole
+        from rl_engine.train.resolve import resolve_learning_rate
 
     console = RunConsole(quiet=not ranks.is_main, steps=0)
     console.console.print("[bold]machine[/bold]")

@@ -59,10 +59,10 @@ def check_placement(config: Config, ranks: Ranks) -> None:
 def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> LocalQueue | StreamingQueue:
     """On a CPU what is sampled together is repeated bit for bit; on a GPU nothing is, and nothing waits for a batch."""
     rollout = config.rollout
-    from rollout.vllm.engine import VllmEngine  # takes seconds to import: what can fail before has failed
+    from rollout.vllm import start_engine
 
     sleep = rollout.sleep is True and ranks.device.type == "cuda"
-    engine = VllmEngine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count))
+    engine = start_engine(_engine_settings(config, max_model_len, sleep=sleep, ranks=ranks.count))
     queue = StreamingQueue if ranks.device.type == "cuda" else LocalQueue
     return queue(engine, ranks, stop)
 
@@ -74,13 +74,13 @@ def start_shared_engine(
 
     It sleeps for the learner only where one run has it for itself: else others may be at their completions.
     """
-    from rollout.vllm.engine import VllmEngine
+    from rollout.vllm import start_engine
 
     first, *_ = configs  # of the sampler's settings all have one value (`rl_engine/plan/company.py`)
     sleep = first.rollout.sleep is True and ranks.device.type == "cuda"
     settings = _engine_settings(first, max_model_len, sleep=sleep, ranks=ranks.count)
     largest = max(config.lora.served_rank for config in configs)
-    return VllmEngine(replace(settings, lora_rank=largest, max_loras=adapters_at_once))
+    return start_engine(replace(settings, lora_rank=largest, max_loras=adapters_at_once))
 
 
 def _in_workers(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> RankSharedPool:

@@ -35,6 +35,7 @@ from rl_engine.run.checks import check_place
 from rl_engine.run.output import Beginning
 from rl_engine.sft.checks import check_quickly, wanted_of_hub
 from rollout.hub import check_hub, stay_offline_without
+from rollout.loading import loading
 from rollout.stopping import Stopped, StopRequest
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -72,8 +73,9 @@ def main(
         check_hub(wanted)
         say_loading("torch, transformers and TRL")
         with stop.heard():
-            quiet_libraries()
-            from rl_engine.sft.run import run_sft
+            with loading():
+                quiet_libraries()
+                from rl_engine.sft.run import run_sft
 
             code = run_sft(settings, stop, beginning, merged=merge)
     except Stopped:

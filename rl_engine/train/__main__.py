@@ -46,6 +46,7 @@ from rl_engine.train.in_turn import check_ranks, train_in_turn
 from rl_engine.train.trial import try_reward
 from rollout.files.durable import check_writable
 from rollout.hub import check_hub, stay_offline_without
+from rollout.loading import loading
 from rollout.models import hub_items_of_config
 from rollout.stopping import Stopped, StopRequest
 
@@ -139,8 +140,9 @@ def run(config: Config, stop: StopRequest, beginning: Beginning, *, only_check: 
     """Assemble and train; the exit code. Raises `Stopped` when someone asks to stop before training has begun."""
     say_loading("torch, transformers and DeepSpeed")
     with among_ranks(config) as ranks:
-        from rl_engine.train.one_run import train_run
-        from rl_engine.train.resolve import resolve_settings
+        with loading():
+            from rl_engine.train.one_run import train_run
+            from rl_engine.train.resolve import resolve_settings
 
         config = resolve_settings(config, ranks, resume=beginning.resume)
         if only_check:
@@ -178,8 +180,9 @@ def run_together(
     share_heap()
     say_loading("torch, transformers and DeepSpeed")
     with among_ranks(groups[0].cells[0].config) as ranks:
-        from rl_engine.train.company import Wishes, show_all, train_all
-        from rl_engine.train.resolve import resolve_together
+        with loading():
+            from rl_engine.train.company import Wishes, show_all, train_all
+            from rl_engine.train.resolve import resolve_together
 
         settled = []
         for group in groups:

@@ -26,9 +26,9 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 def vllm_engine(settings: EngineSettings) -> ExtendingEngine:
     """The engine of in-process placement."""
-    from rollout.vllm.engine import VllmEngine  # here, in the worker: the pool's own process may have none
+    from rollout.vllm import start_engine  # here, in the worker: the pool's own process may have no vLLM
 
-    return VllmEngine(settings)
+    return start_engine(settings)
 
 
 class PoolWorker:

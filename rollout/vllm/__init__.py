@@ -4,8 +4,14 @@ import contextlib
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rollout.engine import EngineSettings
 from rollout.files.durable import check_writable
+from rollout.loading import loading
+
+if TYPE_CHECKING:
+    from rollout.vllm.engine import VllmEngine
 
 # Read by vLLM when it is imported, by whichever file of this room. In its own process the engine burns a core in a busy
 # wait and takes ten times longer to start; nothing may be reported to anyone from a run.
@@ -27,3 +33,11 @@ if "TRITON_CACHE_DIR" not in os.environ and _KERNELS.is_absolute():
 
 # That Triton is missing is news on a GPU machine alone, and there vLLM itself says so.
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+
+
+def start_engine(settings: EngineSettings) -> "VllmEngine":
+    """An engine in this process. To load vLLM takes seconds: what can fail before has failed. See `VllmEngine`."""
+    with loading():
+        from rollout.vllm.engine import VllmEngine
+
+    return VllmEngine(settings)
