@@ -21,8 +21,7 @@ import typer
 
 from benchmarks.rollout import SAMPLES, render
 from rollout.config import SamplingConfig
-from rollout.engine import EngineSettings
-from rollout.in_flight import InFlight
+from rollout.engine import EngineSettings, InFlight
 from rollout.models import locate_model
 from rollout.types import Prompt
 

@@ -14,8 +14,7 @@ from evals.policies import Policy
 from evals.prepare import PreparedSuite
 from evals.scoring.outcomes import Outcome, grade_groups
 from rewards import Grader
-from rollout.engine import StreamingEngine
-from rollout.in_flight import InFlight
+from rollout.engine import InFlight, StreamingEngine
 from rollout.types import Prompt
 
 

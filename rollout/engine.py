@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from rollout.config import WHOLE_CARD, SamplingConfig
-from rollout.in_flight import InFlight
-from rollout.types import AdapterRef, Prompt, RolloutGroup, TokenScores
+from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup, TokenScores
 from rollout.work_items import PromptBatch, Request
 
 # vLLM's allowed values; padding above the adapter's own rank costs speed, so the smallest that fits is taken.
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+@dataclass(eq=False)
+class InFlight:
+    """What an engine was asked for at once: completions in that order, each there or not yet. Others may be asked for
+    meanwhile."""
+
+    count: int
+    assemble: Callable[[list[Completion]], list[RolloutGroup]]
+    """All completions → the groups, one a prompt."""
+    _sampled: dict[int, Completion] = field(default_factory=dict, init=False)
+
+    @property
+    def left(self) -> int:
+        """Completions that are still sampled."""
+        return self.count - len(self._sampled)
+
+    @property
+    def done(self) -> bool:
+        return not self.left
+
+    def take(self, place: int, completion: Completion) -> None:
+        assert place not in self._sampled
+        self._sampled[place] = completion
+
+    def groups(self) -> list[RolloutGroup]:
+        """To be called when all is done."""
+        assert self.done
+        return self.assemble([self._sampled[place] for place in range(self.count)])
 
 
 class Engine(Protocol):

@@ -8,8 +8,7 @@ from typing import Protocol
 
 from rl_engine.learner.ranks import Ranks
 from rollout.config import SamplingConfig
-from rollout.engine import Engine, EngineError, StreamingEngine
-from rollout.in_flight import InFlight
+from rollout.engine import Engine, EngineError, InFlight, StreamingEngine
 from rollout.stopping import Stopped, StopRequest
 from rollout.types import AdapterRef, RolloutGroup
 from rollout.work_items import PromptBatch, Request, WorkItem, extended, split

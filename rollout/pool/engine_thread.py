@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from rollout.in_flight import InFlight
+from rollout.engine import InFlight
 from rollout.types import RolloutGroup
 
 T = TypeVar("T")

@@ -27,8 +27,7 @@ from rollout.adapters import (
     stated_manifest,
 )
 from rollout.config import SamplingConfig
-from rollout.engine import EngineError, EngineSettings, sample_seed
-from rollout.in_flight import InFlight
+from rollout.engine import EngineError, EngineSettings, InFlight, sample_seed
 from rollout.segments import is_unfinished, joined
 from rollout.servable import why_not
 from rollout.types import BASE, AdapterRef, Completion, Prompt, RolloutGroup, TokenScores

@@ -28,8 +28,7 @@ from evals.partial_results import PartialResults, PartialResultsError
 from rewards import Grader
 from rewards.records import read_rows
 from rollout.config import SamplingConfig
-from rollout.engine import EngineSettings
-from rollout.in_flight import InFlight
+from rollout.engine import EngineSettings, InFlight
 from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
 from tests.helpers.builders import completion
 from tests.helpers.grown import SAID, write_grown

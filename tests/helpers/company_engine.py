@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rollout.config import SamplingConfig
-from rollout.engine import sample_seed
-from rollout.in_flight import InFlight
+from rollout.engine import InFlight, sample_seed
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from tests.helpers.answering_engine import AnsweringEngine
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout.config import SamplingConfig
-from rollout.engine import EngineSettings, PoolError
-from rollout.in_flight import InFlight
+from rollout.engine import EngineSettings, InFlight, PoolError
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from tests.helpers.answering_engine import AnsweringEngine
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from rollout.config import SamplingConfig
-from rollout.in_flight import InFlight
+from rollout.engine import InFlight
 from rollout.types import AdapterRef, Prompt, RolloutGroup
 from tests.helpers.scripted_engine import ScriptedEngine
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from rollout.config import SamplingConfig
-from rollout.engine import EngineError
-from rollout.in_flight import InFlight
+from rollout.engine import EngineError, InFlight
 from rollout.types import Problem, Prompt
 from tests.helpers.same_groups import assert_same_but_for_rounding, completions
 

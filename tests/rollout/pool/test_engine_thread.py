@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from rollout.config import SamplingConfig
-from rollout.engine import EngineSettings
-from rollout.in_flight import InFlight
+from rollout.engine import EngineSettings, InFlight
 from rollout.pool.engine_thread import EngineThread
 from rollout.types import Problem, Prompt
 from tests.helpers.streaming_engine import Later, StreamingScripted, _Going
