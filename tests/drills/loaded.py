@@ -1,10 +1,13 @@
 """Imported once by the process that runs are forked from: everything that takes long to load."""
 
-import deepspeed  # noqa: F401
-import matplotlib.pyplot  # noqa: F401
-import transformers.models.qwen3.modeling_qwen3  # noqa: F401
-import trl  # noqa: F401
-import vllm.model_executor.models.qwen3
-import vllm.v1.worker.cpu_worker  # noqa: F401
+from rollout.loading import loading
 
-import rollout.vllm.engine  # noqa: F401
+with loading():
+    import deepspeed  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+    import trl  # noqa: F401
+    import vllm.model_executor.models.qwen3
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+
+    import rollout.vllm.engine  # noqa: F401

@@ -11,7 +11,7 @@ from rl_engine.learner.batching import TrainingSample
 from rl_engine.learner.learner import Learner
 from tests.helpers.batches import LOOSE
 
-PROMPTS, SAMPLES = 16, 8
+PROMPTS, SAMPLES = 8, 8
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def groups() -> list[TrainingSample]:
                     completion_ids=completion,
                     behaviour_logprobs=(-2.5,) * len(completion),
                     advantage=0.5 * (-1.0) ** index,
-                    weight=1 / 2000,
+                    weight=1 / 1000,
                 )
             )
     return made

@@ -1,0 +1,34 @@
+"""Loading libraries without looking for cycles in what they make."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from rollout.loading import loading
+
+
+def test_what_is_made_while_loading_is_never_looked_through() -> None:
+    before = gc.get_freeze_count()
+    with loading():
+        assert not gc.isenabled()
+        made = [[number] for number in range(1000)]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= before + len(made)
+
+
+def test_python_collects_again_where_loading_fails() -> None:
+    with pytest.raises(ImportError), loading():
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_who_collects_by_itself_still_does() -> None:
+    gc.disable()
+    try:
+        with loading():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
