@@ -16,6 +16,7 @@ def loading() -> Iterator[None]:
     imports, half a second at each collection after them, and three seconds when the process ends.
     """
     collects = gc.isenabled()
+    gc.collect()  # what the program itself has let go of, a learner's start perhaps, is not to stay for ever
     gc.disable()
     atexit.register(gc.freeze)  # vLLM thaws them when an engine ends
     try:
