@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import math
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+MOST_NAMED = 40
 # What the one who asks and the one who sets the scene are called in chats.
-ASKING, SYSTEM = frozenset({"user", "human"}), "system"
+ASKING, SETTING = frozenset({"user", "human"}), frozenset({"system", "developer"})
 GROUND_TRUTH = "ground_truth"
 ROLE_NAMES = frozenset({"role", "from"})
 """What a turn of a chat says its speaker by."""
 # `["72"]` or `['72']`, without another quotation mark of its kind inside.
 LONE_ITEM = re.compile(r"""\[\s*(["'])((?:\\.|(?!\1)[^\\])*)\1\s*\]""", re.DOTALL)
 ESCAPED = re.compile(r"""\\(?:([\\"'])|u([0-9a-fA-F]{4}))""")
+# A mapping or a list of mappings that was written as text, and two of NumPy's items, which no comma parts.
+WRITTEN = re.compile(r"""\s*(?:\[\s*)?\{\s*["']""")
+BETWEEN_ITEMS = re.compile(r"\}\s*\n\s*\{")
+UNREADABLE = ValueError, SyntaxError, TypeError, RecursionError, MemoryError
+# What NuminaMath has in the place of an answer.
+NO_ANSWERS = frozenset({"proof", "notfound"})
 
 
 class UnusableError(ValueError):
@@ -39,20 +49,55 @@ def cell(row: Mapping[str, Any], column: str | None) -> Any:
     if column in row:
         return row[column]
     head, _, rest = column.partition(".")
-    inner = row.get(head)
-    return cell(inner, rest) if rest and isinstance(inner, Mapping) else None
+    inner = held_in(row.get(head)) if rest else None
+    return cell(inner, rest) if isinstance(inner, Mapping) else None
 
 
 def has_column(row: Mapping[str, Any], column: str) -> bool:
     head, _, rest = column.partition(".")
-    inner = row.get(head)
-    return column in row or bool(rest and isinstance(inner, Mapping) and has_column(inner, rest))
+    inner = held_in(row.get(head)) if rest else None
+    return column in row or (isinstance(inner, Mapping) and has_column(inner, rest))
 
 
 def paths_of(row: Mapping[str, Any]) -> list[str]:
     """The names of a row's columns and of what lies in those that are mappings."""
-    inner = [f"{name}.{path}" for name, value in row.items() if isinstance(value, Mapping) for path in paths_of(value)]
+    held = {name: held_in(value) for name, value in row.items()}
+    inner = [f"{name}.{path}" for name, value in held.items() if isinstance(value, Mapping) for path in paths_of(value)]
     return [*map(str, row), *inner]
+
+
+def named(paths: Sequence[str]) -> str:
+    """The columns of a row, for people. A mapping by id, taken for one row, would be told with all its ids."""
+    more = f" … ({len(paths):,} in all)" if len(paths) > MOST_NAMED else ""
+    return ", ".join(paths[:MOST_NAMED]) + more or "none"
+
+
+def held_in(value: Any) -> Any:
+    """A value, or of a text that is nothing but a mapping or a list of mappings what it says: written as JSON, by
+    whoever put it into a column of text, or as Python does, by pandas in a cell of CSV."""
+    if isinstance(value, str) and WRITTEN.match(value):
+        for read, text in (
+            (json.loads, value),
+            (ast.literal_eval, value.strip()),
+            (ast.literal_eval, BETWEEN_ITEMS.sub("}, {", value.strip())),
+        ):
+            with warnings.catch_warnings(), contextlib.suppress(*UNREADABLE):
+                warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash that nobody has escaped
+                found = read(text)
+                if isinstance(found, dict) or (isinstance(found, list) and all(isinstance(one, dict) for one in found)):
+                    return found
+    return value
+
+
+def turns_in(value: Any) -> Any:
+    """A value, or of a text that holds a chat its turns. Any other text is what is asked, though it be JSON."""
+    held = held_in(value)
+    return held if isinstance(held, list) and has_roles(held) else value
+
+
+def has_roles(items: Sequence[Any]) -> bool:
+    """Whether they are the turns of a chat."""
+    return all(isinstance(turn, Mapping) and ROLE_NAMES & turn.keys() for turn in items)
 
 
 def plain(value: Any) -> str:
@@ -66,6 +111,7 @@ def asked_in(value: Any, column: str) -> Asked:
 
     Raises `UnusableError` for what is neither.
     """
+    value = turns_in(value)
     if not isinstance(value, list | Mapping):
         return Asked(text=text_in(value, column).strip())
     if not (isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value)):
@@ -73,10 +119,11 @@ def asked_in(value: Any, column: str) -> Asked:
     said: dict[str, str] = {}
     for turn in value:
         role = turn.get("role", turn.get("from"))
-        said["asked" if role in ASKING else str(role)] = text_in(turn.get("content", turn.get("value")), column)
+        part = "asked" if role in ASKING else "system" if role in SETTING else str(role)
+        said[part] = text_in(turn.get("content", turn.get("value")), column)
     if "asked" not in said:
         raise UnusableError(f"{column} has no turn of the user")
-    return Asked(text=said["asked"].strip(), system=said.get(SYSTEM, "").strip())
+    return Asked(text=said["asked"].strip(), system=said.get("system", "").strip())
 
 
 def text_in(value: Any, column: str) -> str:
@@ -96,11 +143,14 @@ def text_in(value: Any, column: str) -> str:
 
 
 def answer_in(value: Any, column: str) -> str:
-    """The answer: text, a number or a truth value, alone, in a list of one, which may be written as text, or under
-    `ground_truth`; empty where there is none.
+    """The answer: text, a number or a truth value, alone, in a list of one or under `ground_truth`, either of which may
+    be written as text; empty where there is none.
 
     Raises `UnusableError` for what is none of these.
     """
+    held = held_in(value)
+    if isinstance(held, Mapping) and GROUND_TRUTH in held:
+        value = held
     while isinstance(value, list | Mapping):
         if isinstance(value, Mapping) and GROUND_TRUTH in value:
             value = value[GROUND_TRUTH]
@@ -112,7 +162,8 @@ def answer_in(value: Any, column: str) -> str:
         raise UnusableError(_not_a_text(value, column))
     if isinstance(value, float) and not math.isfinite(value):
         raise UnusableError(f"{column} is not a finite number")
-    return _lone_item(plain(value))
+    text = _lone_item(plain(value))
+    return "" if text.lower() in NO_ANSWERS else text
 
 
 def _lone_item(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,9 @@ WHAT_IS_READ = "JSON Lines, a JSON array, CSV, Parquet, Arrow, or a directory of
 SPLIT_IN_NAME = re.compile(
     "(?<![a-z])(?:(train)(?:ing)?|(test)(?:ing)?|(eval)(?:uation)?|(validation|valid|val|dev))(?:[-_]?set)?(?![a-z])"
 )
+# In `gsm8kTrain.jsonl` a capital letter begins a word.
+CAPITAL_WORD = re.compile("(?<=[a-z0-9])(?=[A-Z])")
+SHARD_OF = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\..+)")
 # A directory of save_to_disk holds these; one of several splits the last.
 STATE, SPLITS = "state.json", "dataset_dict.json"
 SAVED = frozenset({STATE, "dataset_info.json"})
@@ -134,10 +138,20 @@ def shards_of(path: Path) -> dict[str, list[Path]]:
     for file in sorted(path.iterdir()):
         name = file.name.lower()
         visible = not name.startswith((".", "_")) and name not in METADATA
-        if file.is_file() and visible and name.removesuffix(".gz").endswith(SUFFIXES):
-            said = SPLIT_IN_NAME.search(name)
+        # A link to a file that is gone is none that may be left out: whoever reads it says so.
+        if not file.is_dir() and visible and name.removesuffix(".gz").endswith(SUFFIXES):
+            said = SPLIT_IN_NAME.search(CAPITAL_WORD.sub("_", file.name).lower())
             found.setdefault(str(said[said.lastindex or 0]) if said else "", []).append(file)
     return found
+
+
+def missing_shards(files: Sequence[Path]) -> list[str]:
+    """Of files that say which of how many they are, the names of those that are not there."""
+    found = [said.groups() for file in files if (said := SHARD_OF.fullmatch(file.name))]
+    sets = {(begin, of, count, end) for begin, _, of, count, end in found}
+    there = {file.name for file in files}
+    names = [f"{begin}{n:05}{of}{count}{end}" for begin, of, count, end in sorted(sets) for n in range(int(count))]
+    return [name for name in names if name not in there]
 
 
 def has_splits(path: Path) -> bool:

@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datafiles.cells import Asked, UnusableError, answer_in, asked_in, cell, for_json, has_column, paths_of, plain
+from datafiles.cells import (
+    Asked,
+    UnusableError,
+    answer_in,
+    asked_in,
+    cell,
+    for_json,
+    has_column,
+    named,
+    paths_of,
+    plain,
+)
 from datafiles.formats import is_table
 from datafiles.rows import Drop, Row
 
@@ -109,7 +120,7 @@ def _is_text(text: str) -> bool:
 
 def columns_of_file(row: Row, path: Path, key: str) -> tuple[str, str]:
     """What a person is told of the columns that a file's first row has, and the way out where they are not that."""
-    names = ", ".join(paths_of(row)) or "none"
+    names = named(paths_of(row))
     if not is_table(path, key):
         return f"its columns are {names}", ""
     way_out = ", or put a line of names above the rows if it has none"

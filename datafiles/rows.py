@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datafiles.cells import ROLE_NAMES
-from datafiles.formats import DELIMITERS, SPLITS, STATE, WHAT_IS_READ, format_of, shards_of
+from datafiles.formats import DELIMITERS, SPLITS, STATE, WHAT_IS_READ, format_of, missing_shards, shards_of
 from datafiles.text import TextFileError, TwiceError, each_once, first_line, read_json, text_lines
 
 Row = Mapping[str, Any]
@@ -64,14 +64,16 @@ def _shards(path: Path, drop: Drop, key: str, split: str | None) -> list[Path]:
     out, and counted."""
     shards, wanted = shards_of(path), split or "train"
     if set(shards) == {""}:
-        return shards[""]
+        wanted = ""
     if wanted not in shards:
         has = ", ".join(filter(None, shards))
         raise TextFileError(
             f"{key}: {path} has no split {wanted!r}: it has {has}; give one of its files{_or_split(key)}"
         )
-    for file in shards.get("", ()):
+    for file in shards.get("", ()) if wanted else ():
         drop("a file that says no split, beside files that do", file.name)
+    for name in missing_shards(shards[wanted]):
+        drop("a shard that is not there, by the numbers of those that are", name)
     return shards[wanted]
 
 
@@ -81,7 +83,7 @@ def _lines(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:
     begun = list(itertools.islice(rows, 2))
     alone = [row for _, row in begun]
     # A lone row may have a list of mappings as well: here it is one of rows by its name alone.
-    if len(alone) == 1 and ROWS_NAMES & alone[0].keys():
+    if len(alone) == 1 and (ROWS_NAMES & alone[0].keys() or _turned(alone[0])):
         yield from _numbered(path, _items(alone), drop)
     else:
         yield from itertools.chain(begun, rows)
@@ -135,14 +137,34 @@ def _numbered(path: Path, items: Iterable[Any], drop: Drop) -> Iterator[tuple[st
 
 
 def _items(found: list[Any]) -> list[Any]:
-    if len(found) != 1:
-        return found
-    if isinstance(found[0], list):
-        return found[0]
+    if len(found) != 1 or not isinstance(found[0], dict):
+        return found[0] if len(found) == 1 and isinstance(found[0], list) else found
+    if rows := _turned(found[0]):
+        return rows
     arrays = [value for value in found[0].values() if isinstance(value, list) and value and isinstance(value[0], dict)]
     # A row may hold a chat, which is such an array too.
     is_row = len(arrays) != 1 or any(ROLE_NAMES & item.keys() for item in arrays[0][:1])
     return found if is_row else arrays[0]
+
+
+def _turned(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a table that one object holds otherwise than row by row, as pandas and others write them: by column,
+    by id, or names and cells apart; none where it is no such table."""
+    names, cells, values = table.get("columns"), table.get("data"), list(table.values())
+    if isinstance(names, list) and isinstance(cells, list):
+        fit = all(isinstance(row, list) and len(row) == len(names) for row in cells)
+        return [dict(zip(names, row, strict=True)) for row in cells] if fit else []
+    if all(isinstance(value, dict) and value and value.keys() == values[0].keys() for value in values):
+        inner = [*values[0]] if values else []
+        if all(name.isdigit() for name in inner):  # by column, under the numbers of the rows
+            return [{name: column[number] for name, column in table.items()} for number in inner]
+        by_id = len(values) > 1 and not ROLE_NAMES & set(inner)
+        return [{"id": name, **row} for name, row in table.items()] if by_id else []
+    columns = [value for value in values if isinstance(value, list)]
+    is_chat = any(isinstance(item, dict) and ROLE_NAMES & item.keys() for column in columns for item in column[:1])
+    if len(values) > 1 and len(columns) == len(values) and len({*map(len, columns)}) == 1 and not is_chat:
+        return [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
+    return []
 
 
 def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datafiles.cells import ROLE_NAMES, UnusableError, cell, has_column, text_in
+from datafiles.cells import ASKING, SETTING, UnusableError, cell, has_column, has_roles, named, plain, text_in, turns_in
 from datafiles.formats import check_file
 from datafiles.problems import columns_of_file
 from datafiles.rows import Row, rows_of
@@ -27,7 +27,15 @@ from rollout.prompts.generated import REASONING_GYM, check_task, task_of, task_p
 from rollout.prompts.problems import FILES
 
 Message = dict[str, str]
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+ROLES = {
+    **dict.fromkeys(SETTING, "system"),
+    **dict.fromkeys(ASKING, "user"),
+    **dict.fromkeys(("assistant", "gpt"), "assistant"),
+}
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""What a turn calls the thoughts before its content; a chat template knows at most one of them."""
+UNLEARNED = "weight"
+"""Of a turn that stands there to be read alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,20 +55,22 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Rows that were not used, by reason, with one of each for a person to look up."""
+    """Rows that were not used, by reason, with one of each for a person to look up; and columns of no row that was."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, where: str) -> None:
         self.counts[reason] += 1
         self.examples.setdefault(reason, where)
 
     def describe(self) -> str:
-        return "; ".join(
+        told = [
             f"dropped {count:,}: {reason} (for one, {self.examples[reason]})"
             for reason, count in self.counts.most_common()
-        )
+        ]
+        return "; ".join([*told, *([f"columns not read: {named(self.unread)}"] if self.unread else [])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +203,9 @@ def file_conversations(
                 f"{key}: {path} has {_missing(columns_of(data))}; {told}: say which it is with data.columns.messages="
                 f"NAME, or with data.columns.prompt=NAME and data.columns.completion=NAME{way_out}"
             )
+        # As a system prompt or an input of its own beside the turns would be.
+        read = {name.partition(".")[0] for _, name in columns_of(data) if name is not None}
+        dropped.unread[:] = [*dropped.unread, *(name for name in first if name not in (*read, *dropped.unread))]
     random.Random(data.seed).shuffle(rows)
     return conversations(rows, columns_of(data), dropped)
 
@@ -250,8 +263,8 @@ def _missing(columns: ChatColumnsConfig) -> str:
 
 def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
     """The turns of a row, or the reason why there are none."""
-    listed = cell(row, columns.messages)
-    if listed is None:
+    listed = turns_in(cell(row, columns.messages))
+    if not isinstance(listed, list | Mapping) and not plain(listed):
         prompt, completion = cell(row, columns.prompt), cell(row, columns.completion)
         if prompt is None or completion is None:
             return _missing(columns)
@@ -269,7 +282,11 @@ def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
             return str(reason)
         if not text.strip():
             return "a turn without text"
-        found.append({"role": ROLES[role], "content": text})
+        thoughts = {name: turn[name] for name in THOUGHTS if isinstance(turn.get(name), str) and turn[name].strip()}
+        # OpenAI's word and Axolotl's.
+        weighs_nothing = ROLES[role] == "assistant" and 0 in (turn.get("weight"), turn.get("train"))
+        unlearned = {UNLEARNED: "0"} if weighs_nothing else {}
+        found.append({"role": ROLES[role], "content": text, **thoughts, **unlearned})
     if not found or found[-1]["role"] != "assistant":
         return "does not end with the assistant's turn"
     if found[0]["role"] == "assistant" or not any(turn["role"] == "user" for turn in found):
@@ -279,8 +296,8 @@ def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
 
 def _spoken(value: Any, role: str) -> list[Any]:
     """The turns of a prompt or a completion: those of a chat, or one."""
-    chat = isinstance(value, list) and all(isinstance(turn, dict) and ROLE_NAMES & turn.keys() for turn in value)
-    return value if chat else [{"role": role, "content": value}]
+    chat = turns_in(value)
+    return chat if isinstance(chat, list) and has_roles(chat) else [{"role": role, "content": value}]
 
 
 def _asked(identifier: str, question: str, answer: str) -> Conversation:

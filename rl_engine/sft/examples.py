@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from datafiles.rows import way_out
 from datafiles.text import read_text
 from rl_engine.config.sft import SftConfig
-from rl_engine.sft.conversations import Conversation, Dropped, Message, streams
+from rl_engine.sft.conversations import THOUGHTS, UNLEARNED, Conversation, Dropped, Message, streams
 from rollout.config import PromptConfig
 from rollout.frames import CHAT_TEMPLATES
 from rollout.prompts.chat import ChatTemplate
@@ -76,7 +76,10 @@ class ExampleRenderer:
     def example(self, conversation: Conversation) -> Example:
         """Raises `UnusableConversationError` with the reason."""
         ids, labels = [], []
-        for part, learned in self._parts(conversation.messages):
+        parts = self._parts(conversation.messages)
+        if not any(learned for _, learned in parts):
+            raise UnusableConversationError("no turn that is to be learned")
+        for part, learned in parts:
             ids += part
             labels += part if learned else [IGNORED] * len(part)
         return Example(np.array(ids, np.int32), np.array(labels, np.int32))
@@ -84,16 +87,23 @@ class ExampleRenderer:
     def _parts(self, messages: tuple[Message, ...]) -> list[tuple[list[int], bool]]:
         """Token ids in turn, and whether they are learned."""
         if self._chat is not None:
-            asked = [*self._chat.system(), *self._asked(messages)]
-            parts = [(self._encode(text), learned) for text, learned in self._turns(asked, self._chat)]
+            turns = [*self._chat.system(), *self._asked(messages)]
+            parts = [(self._encode(text), learned) for text, learned in self._turns(turns, self._chat)]
         else:
             if len(messages) != 2:
                 raise UnusableConversationError(
                     f"{len(messages)} turns, where prompt.template {self.prompt.template} holds two"
                 )
-            problem = Problem(id="", text=messages[0]["content"], answer="")
+            asked, answered = messages
+            if thoughts := [name for name in THOUGHTS if name in answered]:
+                said = f"a turn's {thoughts[0]}, for which prompt.template {self.prompt.template} has no place"
+                raise UnusableConversationError(said)
+            problem = Problem(id="", text=asked["content"], answer="")
             question = Renderer(self.tokenizer, self.prompt).render(problem)
-            parts = [(list(question.token_ids), False), (self._encode(messages[1]["content"]), True)]
+            parts = [
+                (list(question.token_ids), False),
+                (self._encode(answered["content"]), UNLEARNED not in answered),
+            ]
         last, _ = parts[-1]
         if last[-1:] != [self.tokenizer.eos_token_id]:
             last.append(self.tokenizer.eos_token_id)
@@ -130,7 +140,10 @@ class ExampleRenderer:
             if not before.startswith(said):
                 cuts, said = [], ""
             turn = after[len(before) :].rstrip()
-            cuts += [(before[len(said) :], False), (turn, True)]
+            for name in THOUGHTS:
+                if message.get(name, "").strip() not in turn:
+                    raise UnusableConversationError(f"the chat template leaves out a turn's {name}")
+            cuts += [(before[len(said) :], False), (turn, UNLEARNED not in message)]
             said = before + turn
         return cuts
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datafiles.cells import has_column, paths_of
+from datafiles.cells import has_column, named, paths_of
 from datafiles.formats import check_file
 from datafiles.problems import Columns, ProblemRow, missing_columns, number_in, problem_rows
 from datafiles.rows import Row, rows_of, way_out
@@ -283,7 +283,7 @@ def _refuse_unseen(part: DataPart, unseen: dict[str, str]) -> None:
         _, row = next(rows_of(Path(str(part.config.path)), lambda *_: None, part.key, part.config.split))
         raise ValueError(
             f"{part.key.removesuffix('path')}columns.{role} is {name!r}, and no row of {part.config.path} has such a "
-            f"column; its columns are {', '.join(paths_of(row))}"
+            f"column; its columns are {named(paths_of(row))}"
         )
 
 

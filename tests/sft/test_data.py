@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from rl_engine.config.sft import ChatColumnsConfig, PairsConfig, SftConfig, SftDataConfig, SftPromptConfig
 from rl_engine.sft.conversations import Conversation, Dropped, information_bits, random_pairs, streams, turns
-from rl_engine.sft.examples import IGNORED, Example, ExampleRenderer, load_examples
+from rl_engine.sft.examples import IGNORED, Example, ExampleRenderer, UnusableConversationError, load_examples
 from rl_engine.sft.run import assemble
 from rollout.config import ModelConfig
 from rollout.frames import TULU
@@ -53,6 +53,10 @@ def learned(example: Example) -> list[list[int]]:
     return [[token for token, _ in group] for is_learned, group in groups if is_learned]
 
 
+SETTING = {"role": "system", "content": "+"}
+UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
@@ -64,6 +68,16 @@ def learned(example: Example) -> list[list[int]]:
         (
             {"messages": [{"role": "user", "content": [{"text": " 1"}, {"text": "+1"}]}, *said("", "2")[1:]]},
             said(" 1+1", "2"),
+        ),
+        ({"messages": [{"role": "developer", "content": "+"}, *said("1", "2")]}, (SETTING, *said("1", "2"))),
+        (
+            {"messages": [said("1")[0], {**said("1", "2")[1], "reasoning_content": "1+1=", "thinking": None}]},
+            (said("1")[0], {**said("1", "2")[1], "reasoning_content": "1+1="}),
+        ),
+        ({"messages": [said("1")[0], {**said("1", "2")[1], "weight": 0}]}, (said("1")[0], UNWANTED)),
+        (
+            {"messages": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2", "train": False}]},
+            (said("1")[0], UNWANTED),
         ),
         ({"prompt": "1+1", "completion": math.nan}, "a turn without text"),
         ({"prompt": "1+1", "completion": {"a": 2}}, "content is a mapping, not a text"),
@@ -108,6 +122,46 @@ def test_every_answer_is_learned_where_the_template_keeps_it(tokenizer: Any) -> 
     # Letters are unknown to this tokenizer, which shows where they are.
     text = tokenizer.decode(example.input_ids).replace("<unk>", "x")
     assert text == "xxxxxxxxxx\n+\nxxxxxxxx\n1\nxxxxxxxxxxxxx\n2=3<end>\nxxxxxxxx\n4\nxxxxxxxxxxxxx\n5<end>"
+
+
+def test_a_turn_of_weight_zero_is_read_and_not_learned(tokenizer: Any) -> None:
+    """As OpenAI's files have them: an answer that is to be seen, and not to be given."""
+    tokenizer.chat_template = TULU
+    first, unwanted, *rest = said("1", "2", "4", "5")
+    example = ExampleRenderer(tokenizer, SftPromptConfig()).example(
+        Conversation(id="", messages=(first, {**unwanted, "weight": "0"}, *rest))
+    )
+    assert [tokenizer.decode(ids) for ids in learned(example)] == ["5<end>"]
+    assert "2" in tokenizer.decode(example.input_ids)
+    for prompt in (SftPromptConfig(), SftPromptConfig(template="plain")):
+        with pytest.raises(UnusableConversationError, match="no turn that is to be learned"):
+            ExampleRenderer(tokenizer, prompt).example(Conversation(id="", messages=(first, UNWANTED)))
+
+
+def test_thoughts_are_learned_or_the_row_is_dropped(tokenizer: Any) -> None:
+    """Thoughts beside a turn's content go where the template has them, and are lost without a word nowhere."""
+    thoughtful = "{% for m in messages %}{{ m.role[0] + ':' }}{{ m.reasoning_content }}{{ m.content }}{% endfor %}"
+    tokenizer.chat_template = thoughtful + "{% if add_generation_prompt %}a:{% endif %}"
+    question, answer = said("1+1", "2")
+    row = Conversation(id="", messages=(question, {**answer, "reasoning_content": "1+1="}))
+    example = ExampleRenderer(tokenizer, SftPromptConfig()).example(row)
+    assert [tokenizer.decode(ids) for ids in learned(example)] == ["1+1=2<end>"]
+    tokenizer.chat_template = TULU
+    for prompt, reason in (
+        (SftPromptConfig(), "the chat template leaves out a turn's reasoning_content"),
+        (SftPromptConfig(template="plain"), "reasoning_content, for which prompt.template plain has no place"),
+    ):
+        with pytest.raises(UnusableConversationError, match=reason):
+            ExampleRenderer(tokenizer, prompt).example(row)
+
+
+def test_columns_beside_the_turns_are_named(tmp_path: Path) -> None:
+    """A system prompt in a column of its own, or Alpaca's input, is not learned from."""
+    row = {"conversations": list(said("1", "2")), "system": "+", "id": 1}
+    data = {"source": "file", "path": write(tmp_path / "rows.jsonl", [row]), "columns": {"messages": "conversations"}}
+    dropped = Dropped()
+    list(streams(SftDataConfig.model_validate(data), dropped)[1])
+    assert dropped.describe() == "columns not read: system, id"
 
 
 def test_arguments_of_the_template_are_the_samplers_too(tokenizer: Any) -> None:

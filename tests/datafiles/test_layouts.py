@@ -1,0 +1,143 @@
+"""Rows as public data sets and the programs of others lay them out: the same problem comes out of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pytest
+
+from datafiles.text import TextFileError
+from rl_engine.config.sft import SftDataConfig
+from rl_engine.sft.conversations import Dropped, streams
+from rollout.config import DataConfig
+from rollout.prompts.problems import Loaded, load_problems
+
+ASKED = (("1+1=?", "Think.", r"\frac{4}{2}"), ("say 'x'\n2+2=?", "Think.", "4"))
+
+
+def load(path: Path, columns: dict[str, str] | None = None, **settings: Any) -> Loaded:
+    data = {"source": "file", "path": str(path), "columns": columns or {}, **settings}
+    return load_problems(DataConfig.model_validate(data), split="train", seed=0)
+
+
+def chat(problem: str, setting: str, role: str = "system") -> list[dict[str, str]]:
+    return [{"content": setting, "role": role}, {"content": problem, "role": "user"}]
+
+
+def verl() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"prompt": chat(problem, system), "reward_model": {"ground_truth": answer, "style": "rule"}, "n": number}
+        for number, (problem, system, answer) in enumerate(ASKED)
+    )
+
+
+def as_numpy_has_it(path: Path) -> pd.DataFrame:
+    """Read from Parquet a list is an array of NumPy's, which writes no commas between its items."""
+    verl().to_parquet(path)
+    return pd.read_parquet(path)
+
+
+def as_text(path: Path) -> None:
+    rows = [{name: json.dumps(value) for name, value in row.items()} for row in verl().to_dict("records")]
+    datasets.Dataset.from_list(rows).to_parquet(path)
+
+
+def by_id(path: Path) -> None:
+    path.write_text(json.dumps({f"p{row['n']}": row for row in verl().to_dict("records")}))
+
+
+def of_openai(path: Path) -> None:
+    rows = [{"prompt": chat(one, system, "developer"), "reward_model": answer} for one, system, answer in ASKED]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+VERL: dict[str, Callable[[Path], Any]] = {
+    "as_it_is.parquet": lambda path: verl().to_parquet(path),
+    "of_pandas.csv": lambda path: verl().to_csv(path, index=False),
+    "of_numpy.csv": lambda path: as_numpy_has_it(path).to_csv(path, index=False),
+    "json_in_text.parquet": as_text,
+    "by_column.json": lambda path: verl().to_json(path),
+    "by_column_of_some_rows.json": lambda path: verl().set_index(pd.Index([7, 3])).to_json(path),
+    "by_row.json": lambda path: verl().to_json(path, orient="index", indent=1),
+    "names_apart.json": lambda path: verl().to_json(path, orient="split"),
+    "with_a_schema.json": lambda path: verl().to_json(path, orient="table"),
+    "lists.json": lambda path: path.write_text(json.dumps(verl().to_dict("list"), indent=1)),
+    "by_id.json": by_id,
+    "of_openai.jsonl": of_openai,
+}
+
+
+@pytest.mark.parametrize("answer", ["reward_model.ground_truth", "reward_model"])
+@pytest.mark.parametrize("name", VERL)
+def test_a_problem_is_itself_however_its_row_is_written(name: str, answer: str, tmp_path: Path) -> None:
+    """A chat or a mapping that has become text in between is not asked, or graded by, as its spelling."""
+    VERL[name](tmp_path / name)
+    columns = {"problem": "prompt", "answer": "reward_model" if name == "of_openai.jsonl" else answer}
+    loaded = load(tmp_path / name, columns)
+    assert tuple((one.text, one.system, one.answer) for one in loaded.problems) == ASKED
+    assert not loaded.dropped
+
+
+def test_conversations_that_became_text_are_learned_from(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]
+    rows = pd.DataFrame([{"messages": turns}, {"prompt": turns[:1], "completion": turns[1:]}])
+    rows.to_csv(tmp_path / "chats.csv", index=False)
+    dropped = Dropped()
+    data = SftDataConfig.model_validate({"source": "file", "path": str(tmp_path / "chats.csv")})
+    assert [list(one.messages) for one in streams(data, dropped)[1]] == [turns, turns]
+    assert not dropped.counts
+
+
+@pytest.mark.parametrize("text", ['{"a": [1, 2]}, what is its sum?', '{"a": [1, 2]}', '[{"price": 3}]', "{'a', 'b'}"])
+def test_what_is_asked_may_be_json_itself(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": text, "answer": text}))
+    (problem,) = load(tmp_path / "rows.jsonl").problems
+    assert (problem.text, problem.answer) == (text, text)
+
+
+def test_a_word_for_no_answer_is_none(tmp_path: Path) -> None:
+    """NuminaMath-1.5 has them for a fifth of its problems: who writes `proof` in a box has solved nothing."""
+    rows = [{"problem": f"{n}?", "answer": answer} for n, answer in enumerate(("proof", "notfound", "Proof", "none"))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load(tmp_path / "rows.jsonl")
+    assert [one.answer for one in loaded.problems] == ["none"]
+    assert loaded.dropped == {"no answer": 3}
+
+
+def test_a_capital_letter_begins_a_word_of_a_files_name(tmp_path: Path) -> None:
+    for split in ("Train", "Test"):
+        (tmp_path / f"gsm8k{split}.jsonl").write_text(json.dumps({"problem": split, "answer": "1"}))
+    assert [one.text for one in load(tmp_path).problems] == ["Train"]
+    assert [one.text for one in load(tmp_path, split="test").problems] == ["Test"]
+
+
+def test_a_shard_that_is_not_there_is_counted(tmp_path: Path) -> None:
+    """A download that broke off: half of a suite is another suite."""
+    for part in (0, 3):
+        rows = [{"problem": f"{part}+1", "answer": "1"}]
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"train-{part:05}-of-00004.parquet")
+    loaded = load(tmp_path)
+    assert len(loaded.problems) == 2
+    reason = "a shard that is not there, by the numbers of those that are"
+    assert loaded.dropped == {reason: 2}
+    assert loaded.examples == {reason: "train-00001-of-00004.parquet"}
+
+
+def test_a_link_to_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
+    """As in a hub's cache whose files were cleared, or copied without what the links name."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"problem": "1+1", "answer": "2"}))
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "blobs" / "0f")
+    with pytest.raises((FileNotFoundError, TextFileError), match=r"^data.path: no such file: .*b\.jsonl"):
+        load(tmp_path)
+
+
+def test_a_message_names_no_thousand_columns(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps({"metadata": 1, **{f"p{n}": [n, "1+1"] for n in range(5000)}}))
+    with pytest.raises(ValueError, match=r"p38 … \(5,001 in all\): say which") as refused:
+        load(tmp_path / "rows.json")
+    assert len(str(refused.value)) < 1000
