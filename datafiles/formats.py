@@ -35,6 +35,8 @@ WHAT_IS_READ = "JSON Lines, a JSON array, CSV, Parquet, Arrow, or a directory of
 SPLIT_IN_NAME = re.compile(
     "(?<![a-z])(?:(train)(?:ing)?|(test)(?:ing)?|(eval)(?:uation)?|(validation|valid|val|dev))(?:[-_]?set)?(?![a-z])"
 )
+# Where a word of gsm8kTest or MATHTrain begins.
+CAPITAL = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # A directory of save_to_disk holds these; one of several splits the last.
 STATE, SPLITS = "state.json", "dataset_dict.json"
 SAVED = frozenset({STATE, "dataset_info.json"})
@@ -135,7 +137,7 @@ def shards_of(path: Path) -> dict[str, list[Path]]:
         name = file.name.lower()
         visible = not name.startswith((".", "_")) and name not in METADATA
         if file.is_file() and visible and name.removesuffix(".gz").endswith(SUFFIXES):
-            said = SPLIT_IN_NAME.search(name)
+            said = SPLIT_IN_NAME.search(CAPITAL.sub("-", file.name).lower())
             found.setdefault(str(said[said.lastindex or 0]) if said else "", []).append(file)
     return found
 

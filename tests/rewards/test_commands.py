@@ -42,6 +42,7 @@ def test_check_finds_bad_references_repeats_and_overlap(tmp_path: Path) -> None:
             problem("b", "What is 2 + 3?", ""),
             problem("c", "what is  2+3 ?", "nan"),
             problem("d", "Name the cardinal.", r"\aleph_0 \otimes 1"),
+            problem("f", [{"role": "user", "content": "2"}, {"role": "user", "content": "And the half of it?"}]),
             problem("e", OTHER.format(7), r"\frac{1}{2}"),
         ],
     )
@@ -54,7 +55,7 @@ def test_check_finds_bad_references_repeats_and_overlap(tmp_path: Path) -> None:
     found = {(row["kind"], row["id"]) for row in read(report)}
     assert found == {
         ("ungradable", "b"), ("ungradable", "c"), ("text_only", "b"), ("text_only", "c"), ("text_only", "d"),
-        ("repeat", "c"), ("overlap", "a"),
+        ("repeat", "c"), ("overlap", "a"), ("left_out", "f"),
     }  # fmt: skip
 
 
