@@ -30,7 +30,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def problem(identity: str, text: str, answer: str = "5") -> dict[str, Any]:
+def problem(identity: str, text: Any, answer: str = "5") -> dict[str, Any]:
     return {"id": identity, "problem": text, "answer": answer}
 
 
