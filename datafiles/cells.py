@@ -40,6 +40,8 @@ class Asked:
     text: str
     system: str = ""
     """The system turn of a chat."""
+    continues: bool = False
+    """Whether other turns of the chat come before it, examples or a dialogue."""
 
 
 def cell(row: Mapping[str, Any], column: str | None) -> Any:
@@ -107,7 +109,7 @@ def plain(value: Any) -> str:
 
 
 def asked_in(value: Any, column: str) -> Asked:
-    """The problem: a text, or of a chat the last turn of the user, with the system turn.
+    """The problem: a text, or of a chat the last turn of the user, with the system turn. What follows it is an answer.
 
     Raises `UnusableError` for what is neither.
     """
@@ -117,13 +119,15 @@ def asked_in(value: Any, column: str) -> Asked:
     if not (isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value)):
         raise UnusableError(_not_a_text(value, column))
     said: dict[str, str] = {}
+    turns, continues = 0, False
     for turn in value:
         role = turn.get("role", turn.get("from"))
         part = "asked" if role in ASKING else "system" if role in SETTING else str(role)
+        continues, turns = continues or (part == "asked" and turns > 0), turns + (part != "system")
         said[part] = text_in(turn.get("content", turn.get("value")), column)
     if "asked" not in said:
         raise UnusableError(f"{column} has no turn of the user")
-    return Asked(text=said["asked"].strip(), system=said.get("system", "").strip())
+    return Asked(text=said["asked"].strip(), system=said.get("system", "").strip(), continues=continues)
 
 
 def text_in(value: Any, column: str) -> str:

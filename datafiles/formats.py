@@ -36,8 +36,8 @@ WHAT_IS_READ = "JSON Lines, a JSON array, CSV, Parquet, Arrow, or a directory of
 SPLIT_IN_NAME = re.compile(
     "(?<![a-z])(?:(train)(?:ing)?|(test)(?:ing)?|(eval)(?:uation)?|(validation|valid|val|dev))(?:[-_]?set)?(?![a-z])"
 )
-# In `gsm8kTrain.jsonl` a capital letter begins a word.
-CAPITAL_WORD = re.compile("(?<=[a-z0-9])(?=[A-Z])")
+# Where a word of gsm8kTest or MATHTrain begins.
+CAPITAL = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 SHARD_OF = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\..+)")
 # A directory of save_to_disk holds these; one of several splits the last.
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -140,7 +140,7 @@ def shards_of(path: Path) -> dict[str, list[Path]]:
         visible = not name.startswith((".", "_")) and name not in METADATA
         # A link to a file that is gone is none that may be left out: whoever reads it says so.
         if not file.is_dir() and visible and name.removesuffix(".gz").endswith(SUFFIXES):
-            said = SPLIT_IN_NAME.search(CAPITAL_WORD.sub("_", file.name).lower())
+            said = SPLIT_IN_NAME.search(CAPITAL.sub("-", file.name).lower())
             found.setdefault(str(said[said.lastindex or 0]) if said else "", []).append(file)
     return found
 

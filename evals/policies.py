@@ -25,7 +25,8 @@ from rollout.adapters import (
 )
 from rollout.engine import smallest_allowed_rank
 from rollout.models import is_wrapper, layer_sizes, locate_model
-from rollout.peft_format import read_peft, refuse_misfit, unadapted
+from rollout.peft_format import WAY_OUT, adapted_layers, read_peft, refuse_misfit, unadapted
+from rollout.servable import check_adaptable
 from rollout.types import BASE, AdapterRef
 
 
@@ -49,15 +50,22 @@ BASE_MODEL = Policy(label=BASE)
 def find_policies(arguments: Sequence[str], model: str, model_config: Any) -> list[Policy]:
     """The policies of `--adapter [NAME=]DIR`, checked against a model and its configuration.
 
-    Raises `AdapterError` for what cannot be measured.
+    Raises `AdapterError`, or `ValueError`, for what cannot be measured.
     """
     sizes = layer_sizes(model_config, f"--model {model}") if arguments else {}
     policies = [_policy(argument, model, sizes, all_named=not is_wrapper(model_config)) for argument in arguments]
+    for ref in (policy.ref for policy in policies if policy.ref is not None):
+        refuse_unserved(ref.path, model_config)
     labels = Counter(policy.label for policy in policies)
     for label, count in labels.items():
         if count > 1 or label == BASE:
             raise AdapterError(f"{count} adapters are called {label!r}; give names of your own: --adapter NAME=DIR")
     return policies
+
+
+def refuse_unserved(adapter: Path, model_config: Any) -> None:
+    """Raises `ValueError` for an adapter of which vLLM would leave out a part without a word, or that it stops at."""
+    check_adaptable(model_config, adapted_layers(adapter), f"--adapter {adapter}", WAY_OUT)
 
 
 def named_version(argument: str) -> tuple[str, Meant]:

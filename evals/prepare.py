@@ -13,6 +13,7 @@ from evals.options import EvalOptions
 from evals.suites import ANSWER_FORMS, ASKED_OF_EMBEDDED, GENERATOR, Suite, load_suite, origin_of, sampling_of
 from rewards.config import AnswerForm
 from rollout.config import PromptConfig, SamplingConfig
+from rollout.prompts.problems import turns_left_out
 from rollout.prompts.renderer import Renderer
 from rollout.types import Prompt
 
@@ -85,6 +86,7 @@ def prepare_suite(
         f"dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
         for reason, count in loaded.dropped.items()
     ]
+    remarks += turns_left_out(loaded.problems)
     wanted = suite.size if suite.source != GENERATOR else None  # a small task may have fewer problems
     if wanted is not None and options.limit is None and len(prompts) != wanted:
         remarks.append(f"{len(prompts):,} problems were read of a suite of {wanted:,}: damaged or different data")

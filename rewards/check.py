@@ -40,7 +40,7 @@ class Finding:
     """One thing a user should look at."""
 
     kind: str
-    """`unusable`, `ungradable`, `text_only`, `repeat` or `overlap`."""
+    """`unusable`, `ungradable`, `text_only`, `left_out`, `repeat` or `overlap`."""
     id: str
     what: str
 
@@ -105,6 +105,11 @@ def text_only(rows: list[ProblemRow], workers: int, timeout_s: float, progress: 
     return found
 
 
+def left_out(rows: list[ProblemRow]) -> list[Finding]:
+    """Problems that stand later in a chat, of which training asks the last turn of the user alone."""
+    return [Finding("left_out", row.id, f"asked is {row.asked.text[:80]!r}") for row in rows if row.asked.continues]
+
+
 def _problems(rows: list[ProblemRow], prefix: str = "") -> list[tuple[str, str]]:
     return [(f"{prefix}{row.id}", row.asked.text) for row in rows]
 
@@ -147,6 +152,7 @@ def main(
             with Grader(workers=workers, timeout_s=timeout_s) as grader:
                 findings += ungradable(rows, grader, progress)
             findings += text_only(rows, workers, timeout_s, progress)
+        findings += left_out(rows)
         with console.status("looking for repeats"):
             findings += repeats(rows)
             for other in against or []:
@@ -166,6 +172,7 @@ _MEANING = {
     "unusable": "rows without a problem, or with an id seen before; training drops them",
     "ungradable": "references that cannot be graded; training drops them",
     "text_only": "references that only their own text can equal",
+    "left_out": "problems after other turns of a chat, which training leaves out",
     "repeat": "pairs inside the file that repeat each other",
     "overlap": "pairs that overlap another file",
 }

@@ -152,9 +152,14 @@ def unadapted(directory: Path, settings: Mapping[str, Any], sizes: Mapping[str, 
     named = settings.get("target_modules")
     if not isinstance(named, list) or any(settings.get(other) for other in ("layers_to_transform", "exclude_modules")):
         return []
-    held = {found["module"] for found in map(FACTOR.match, _shapes(directory, str(directory))) if found}
+    held = adapted_layers(directory)
     ends = tuple(f".{name}" for name in named)
     return [path for path, size in sizes.items() if size and f".{path}".endswith(ends) and path not in held]
+
+
+def adapted_layers(directory: Path) -> set[str]:
+    """The paths of the layers that an adapter's weights are of."""
+    return {found["module"] for found in map(FACTOR.match, _shapes(directory, str(directory))) if found}
 
 
 def rank_and_scale(peft_config: dict[str, Any], module: str) -> tuple[int, float]:

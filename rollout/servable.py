@@ -37,8 +37,8 @@ WITHOUT_ADAPTERS = frozenset(
         *("mimo_v2_flash", "paddleocr_vl", "stablelm", "zamba2"),
     }
 )
-# Layers of a family that vLLM has others in the place of, and takes no adapter of.
-SPLIT = {"glm4": "gate_up_proj"}
+# A family's layer that vLLM has another in the place of, whose adapter it refuses, or leaves out without a word.
+REPLACED = {"glm4": ("gate_up_proj", "two layers"), "gpt_bigcode": ("c_attn", "a layer of its own")}
 
 Dtype = Literal["bfloat16", "float32"]
 # What `auto` comes to. On CUDA vLLM multiplies adapters in 16 bits alone; on a CPU float32 is what it agrees with the
@@ -125,14 +125,16 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
         )
 
 
-def check_adaptable(model_config: Any, layers: Iterable[str], key: str) -> None:
-    """Raises `ValueError` where vLLM takes no adapter of one of these layers, which are given by their paths; `key` is
-    what chose them."""
+def check_adaptable(model_config: Any, layers: Iterable[str], key: str, way_out: str | None = None) -> None:
+    """Raises `ValueError` where vLLM serves no adapter of one of these layers, which are given by their paths; `key` is
+    what chose them, and without a `way_out` the others can be chosen."""
     leaves = sorted({path.rpartition(".")[2] for path in layers})
-    if (split := SPLIT.get(model_config.model_type)) in leaves:
+    leaf, other = REPLACED.get(model_config.model_type, ("", ""))
+    if leaf in leaves:
+        others = ", ".join(one for one in leaves if one != leaf)
         raise ValueError(
-            f"{key}: vLLM serves no adapter of {split} in a model of type {model_config.model_type}, where it has two "
-            f"layers in its place: give the others, [{', '.join(leaf for leaf in leaves if leaf != split)}]"
+            f"{key}: vLLM serves no adapter of {leaf} in a model of type {model_config.model_type}, where it has "
+            f"{other} in its place: {way_out or f'give the others, [{others}]'}"
         )
 
 

@@ -29,6 +29,8 @@ class Problem:
     subject: str = ""
     system: str = ""
     """The system turn, where the source asks in chats."""
+    continues: bool = False
+    """Whether other turns of its chat come before it, which the model is not shown."""
     part: int = 0
     """Which source of `data.mix` it is from."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)

@@ -37,7 +37,7 @@ from evals.command import (
     say_loading,
     start_vllm,
 )
-from evals.policies import named_version
+from evals.policies import named_version, refuse_unserved
 from evals.scoring.versions import package_versions
 from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
@@ -270,11 +270,13 @@ def find_adapters(arguments: Sequence[str], console: Console) -> list[AdapterRef
 
 
 def refuse_misfits(refs: Sequence[AdapterRef], model: str, model_config: Any) -> None:
-    """Raises `AdapterError` for an adapter of another model; whole models, of rank 0, bring their own layers."""
+    """Raises `ValueError` for an adapter of another model, or that vLLM does not serve; whole models, of rank 0, bring
+    their own layers."""
     adapters = [ref for ref in refs if ref.rank]
     sizes = layer_sizes(model_config, f"--model {model}") if adapters else {}
     for ref in adapters:
         refuse_misfit(ref.path, model, sizes, all_named=not is_wrapper(model_config))
+        refuse_unserved(ref.path, model_config)
 
 
 def engine_settings(

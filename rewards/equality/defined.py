@@ -13,6 +13,7 @@ MAX_POWER = 200_000.0
 """Largest number of decimal digits a value may have before it is left unevaluated."""
 MAX_FACTORIAL = 20_000
 
+_LIKE_EXP = (sympy.exp, sympy.sinh, sympy.cosh, sympy.sech, sympy.csch)
 _FAST_GROWING = (sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial, sympy.fibonacci)
 _WITH_POLES = (sympy.tan, sympy.cot, sympy.sec, sympy.csc, sympy.factorial, sympy.gamma, sympy.zeta, sympy.atanh)
 
@@ -54,7 +55,7 @@ def _is_undefined(node: Expr) -> bool:
 def is_evaluable(expression: Expr) -> bool:
     """Powers and factorials that would fill memory are left alone: such answers compare as text only."""
     for node in sympy.preorder_traversal(expression):
-        if isinstance(node, sympy.Pow | sympy.exp) and _digits(node) > MAX_POWER:
+        if isinstance(node, (sympy.Pow, *_LIKE_EXP)) and _digits(node) > MAX_POWER:
             return False
         if isinstance(node, _FAST_GROWING) and any(_size(argument) > MAX_FACTORIAL for argument in node.args):
             return False
@@ -63,7 +64,7 @@ def is_evaluable(expression: Expr) -> bool:
 
 def _digits(power: Expr) -> float:
     """About how many decimal digits a power has."""
-    base, exponent = power.as_base_exp()
+    base, exponent = (sympy.E, power.args[0]) if isinstance(power, _LIKE_EXP) else power.as_base_exp()
     size = _size(exponent)
     if size <= 1:
         return 0.0
@@ -88,7 +89,7 @@ def _size(expression: Expr) -> float:
             return math.prod(max(size, 1e-3) for size in sizes)
         if isinstance(expression, sympy.factorial | sympy.gamma):
             return math.gamma(min(sizes[0], 170.0) + 1) if sizes[0] <= 170 else math.inf
-        if isinstance(expression, sympy.exp):
+        if isinstance(expression, _LIKE_EXP):
             return math.exp(sizes[0])
         return max(sizes)
     except (OverflowError, ValueError):

@@ -115,6 +115,7 @@ def _settle(text: str, boxes: Boxes, tail: str) -> Extracted | Refused:
     group = _side_by_side(text, boxes.complete)
     for rule, applies in (
         ("negated", surroundings.is_negated(text, group[0].start, last.end)),
+        ("sign_before_box", any(surroundings.has_sign_before(text, box.start) for box in group)),
         ("alternatives", surroundings.is_alternative(text, group[0].start, last.end)),
         ("retracted", surroundings.is_retracted(tail)),
         ("unfinished_box_follows", _unfinished_differs(text, boxes, last)),

@@ -101,6 +101,13 @@ _CLAIMED = re.compile(
     r"|\b(?:guess|option|candidate|try)\b[^.\n]{0,15}$",
     re.IGNORECASE,
 )  # fmt: skip
+_SIGN = r"(?:[-−±]|\+-|\\[pm][pm](?![A-Za-z]))"
+_SIGN_BEFORE = re.compile(
+    rf"(?:[=≈]|\\(?:approx|equiv)|\\[(\[])\s*{_SIGN}\s*\{{?$"
+    rf"|(?:(?:^|\n)[ \t]*|\$|(?<![\\A-Za-z])[A-Za-z]{{2,}}\s+|[.:,;]\s+){_SIGN}\{{?$"
+)
+"""A sign of the box itself: in `x - \\boxed{5}` it stands between two, and `- \\boxed{5}` may be an item of a list."""
+_SIGN_REACH = 40
 MIN_PROSE_WORDS = 3
 
 
@@ -118,6 +125,11 @@ def is_negated(text: str, start: int, end: int) -> bool:
     if any(mark in lowered for mark in _NEGATING_MARKS) and _NEGATED_BEFORE.search(before):
         return True
     return _NEGATED_AFTER.match(text[end : end + REACH]) is not None
+
+
+def has_sign_before(text: str, start: int) -> bool:
+    r"""`x = -\boxed{5}`: neither 5 nor what a reader is told to read."""
+    return _SIGN_BEFORE.search(text[max(0, start - _SIGN_REACH) : start]) is not None
 
 
 def is_alternative(text: str, start: int, end: int) -> bool:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.resuming import ResumeRule, value_at
 from rl_engine.config.run import CHECKPOINT_EVERY
 from rl_engine.config.sft import SftConfig
+from rl_engine.run.locks import LOCK, is_held, locks_on_one_machine, takes_lock
 from rl_engine.run.records import MARKER, METRICS, WRITTEN, read_metrics
 from rl_engine.run.resumption import (
     CONFIG,
@@ -27,7 +26,6 @@ from rl_engine.run.resumption import (
 from rollout.files.durable import numbered
 from rollout.files.ownership import place_aside
 
-LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 CHANGES_TOLD = 6
 """Settings of an earlier run that are named when it is replaced, at most."""
@@ -88,6 +86,8 @@ def sole_writer(
     with (run / LOCK).open("a") as file:
         if not takes_lock(file):
             raise _occupied(run)
+        if told := locks_on_one_machine(run):
+            say(f"warning: {told}")
         try:
             if overwrite and _written(run):
                 refuse_unmarked(run)
@@ -253,29 +253,6 @@ def refuse_occupied(run: Path) -> None:
 
 def _occupied(run: Path) -> ConfigError:
     return ConfigError(f"output_dir: another process is training in {run}")
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a process holds this lock, which need not be there."""
-    if not lock.is_file():
-        return False
-    with lock.open() as file:
-        # Not LOCK_EX: of a file that was opened to be read NFS gives none.
-        return not takes_lock(file, fcntl.LOCK_SH)
-
-
-def takes_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
-    """Take the lock, if nobody else holds it. Raises `ConfigError` where there are none (Lustre without `flock`)."""
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise ConfigError(
-            f"output_dir: {file.name} cannot be locked ({error.strerror}): without locks nothing keeps two processes "
-            "from writing there at once. Give an output_dir on a file system that has them"
-        ) from error
-    return True
 
 
 def _refuse_lost_checkpoints(run: Path, *, longer: bool) -> None:

@@ -10,7 +10,7 @@ from rewards import Grader, Verdict
 from rl_engine.config import Config
 from rl_engine.learner.ranks import Ranks
 from rollout.prompts.cursor import Cursor, Mixed
-from rollout.prompts.problems import Loaded, load_problems
+from rollout.prompts.problems import Loaded, load_problems, turns_left_out
 from rollout.prompts.renderer import Renderer
 from rollout.types import Prompt
 
@@ -44,8 +44,8 @@ class TrainingData:
         return list(dict.fromkeys(name for prompt in self.prompts for name in prompt.problem.extra))
 
     def repetitions(self, places: int) -> list[str]:
-        """What is sampled more often than it seems, for people: problems that the file repeats, and those that a step
-        of so many places holds several times."""
+        """What is otherwise than it seems, for people: turns that are left out, problems that the file repeats, and
+        those that a step of so many places holds several times."""
         different = len({" ".join(prompt.problem.text.split()) for prompt in self.prompts})
         notes = []
         if self.unplaced:
@@ -53,6 +53,7 @@ class TrainingData:
                 f"warning: {self.unplaced:,} problems have a system turn, and prompt.template has no place for one: it "
                 "is left out"
             )
+        notes += [f"warning: {told}" for told in turns_left_out([prompt.problem for prompt in self.prompts])]
         if different < len(self.prompts):
             notes.append(f"warning: {different:,} different problems of {len(self.prompts):,}: the others repeat them")
         if different < places:

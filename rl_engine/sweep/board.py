@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rl_engine.config.file import ConfigError
-from rl_engine.run.output import LOCK, is_held
+from rl_engine.run.locks import LOCK, is_held, locks_on_one_machine
 from rl_engine.run.records import METRICS, read_metrics
 from rl_engine.sweep.analysis import Found, cells_left, due_cells
 from rl_engine.sweep.cells import Cell, arms_of, cell_of
@@ -111,6 +111,9 @@ def watch(config: SweepConfig, targets: Targets, console: Console) -> Found:
                 return found
             if not at_work:
                 left = f"and {cells_left(config, found)} cells are left"
-                way_out = "the command without --watch runs them"
+                elsewhere = locks_on_one_machine(config.output)
+                way_out = (
+                    f"the command without --watch runs them{elsewhere and f', if no other machine does: {elsewhere}'}"
+                )
                 raise ConfigError(f"output_dir: {config.output} has no sweep at work on it here, {left}: {way_out}")
             time.sleep(WATCH_S)

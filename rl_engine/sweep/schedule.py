@@ -13,6 +13,7 @@ from types import FrameType
 
 from datafiles.text import read_report
 from rl_engine.config.file import ConfigError
+from rl_engine.run.locks import locks_on_one_machine
 from rl_engine.run.output import holds_run, refuse_unmarked
 from rl_engine.run.records import MARKER, METRICS
 from rl_engine.sweep.analysis import cells_left, due_cells
@@ -88,6 +89,8 @@ def run_sweep(
             results.forget_failed()
         results.write()
         progress = SweepProgress(config=config, targets=targets)
+        if told := locks_on_one_machine(config.output):
+            progress.note(f"warning: {told}")
         try:
             slots = WorkSlots(config, targets, sharing, lock, progress.note, cards)
             run_cells(slots, results, stop, progress, on_result)

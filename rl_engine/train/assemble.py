@@ -53,7 +53,7 @@ from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
 from rollout.models import is_wrapper, locate_model, read_tokenizer
-from rollout.prompts.problems import tasks_of
+from rollout.prompts.problems import tasks_of, turns_left_out
 from rollout.prompts.renderer import Renderer
 from rollout.servable import check_adaptable, check_servable, check_vocabulary, context_length
 from rollout.stopping import StopRequest
@@ -114,6 +114,7 @@ def load_suites(
             f"warning: suite {suite.name}: dropped {count:,} rows: {reason} (for one, {loaded.examples[reason]})"
             for reason, count in loaded.dropped.most_common()
         ]
+        notes += [f"warning: suite {suite.name}: {told}" for told in turns_left_out(problems)]
     return suites, notes
 
 

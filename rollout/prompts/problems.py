@@ -249,11 +249,19 @@ def _problem_of(row: ProblemRow) -> Problem:
         id=row.id,
         text=row.asked.text,
         system=row.asked.system,
+        continues=row.asked.continues,
         answer=row.answer,
         level=row.level,
         subject=row.subject,
         extra=row.extra,
     )
+
+
+def turns_left_out(problems: Sequence[Problem]) -> list[str]:
+    """What is said of problems that come after other turns of a chat; nothing where none does."""
+    cut = [one.id for one in problems if one.continues]
+    told = f"{len(cut):,} problems come after other turns of a chat, and only the last turn of the user is asked"
+    return [f"{told} (for one, {cut[0]})"] if cut else []
 
 
 def _with_all_columns(problems: list[Problem]) -> list[Problem]:

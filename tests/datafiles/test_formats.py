@@ -258,16 +258,20 @@ def test_shards_are_of_one_format_and_one_split(tmp_path: Path) -> None:
         load_problems(data, split="train", seed=0)
 
 
-@pytest.mark.parametrize("names", ["{}", "gsm8k_{}", "math-{}-v2", "2024.{}", "AIME {}"])
+@pytest.mark.parametrize("names", ["{}", "gsm8k_{}", "math-{}-v2", "2024.{}", "AIME {}", "gsm8k{}", "MATH{}A"])
 def test_a_split_is_a_word_of_a_name_as_for_the_datasets_library(tmp_path: Path, names: str) -> None:
     """What is to be tested on is not trained on; a file that says no split is left out, and not without a word."""
+    glued = (
+        names[0] != "{" and names[names.index("{") - 1].isalnum()
+    )  # as people's files, not the library's, are called
     for split in ("train", "test"):
-        (tmp_path / f"{names.format(split)}.jsonl").write_text(f'{{"problem": "{split}", "answer": 1}}\n')
+        name = names.format(split.title() if glued else split)
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"problem": "{split}", "answer": 1}}\n')
     expected = datasets.data_files.get_data_patterns(str(tmp_path))
     for split in ("train", "test"):
         found = [row["problem"] for _, row in rows_of(tmp_path, lambda *_: None, "data.path", split)]
         assert found == [split]
-        assert split in expected  # the library's names for them
+        assert glued or split in expected  # the library's names for them
     (tmp_path / "latest.jsonl").write_text('{"problem": "neither", "answer": 1}\n')
     loaded = load_problems(DataConfig(source="file", path=str(tmp_path)), split="train", seed=0)
     assert [one.text for one in loaded.problems] == ["train"]

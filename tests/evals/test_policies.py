@@ -20,6 +20,7 @@ from rl_engine.run.checks import check_start
 from rollout.adapters import AdapterError, AdapterStore
 from rollout.models import EMBEDDED_DIR
 from rollout.types import AdapterRef
+from tests.helpers.families import tiny_config
 from tests.helpers.peft_adapters import write_peft
 
 MODEL_CONFIG = AutoConfig.from_pretrained(EMBEDDED_DIR)
@@ -110,6 +111,19 @@ def test_no_layer_of_an_adapter_may_be_another_models(
     ref = AdapterRef(name="mine", version=0, path=tmp_path / "mine", sha256="", rank=2)
     with pytest.raises(AdapterError, match=words):
         refuse_misfits([ref], "embedded", MODEL_CONFIG)
+
+
+def test_an_adapter_that_vllm_would_leave_out_is_refused(tmp_path: Path) -> None:
+    """vLLM has another layer in the place of StarCoder's `c_attn`: the base model would be measured."""
+    config, name = tiny_config("gpt_bigcode"), "base_model.model.transformer.h.0.attn.c_attn.lora"
+    write_peft(tmp_path / "mine", target_modules=["c_attn"])
+    tensors = {f"{name}_A.weight": torch.zeros(2, 64), f"{name}_B.weight": torch.zeros(128, 2)}
+    save_file(tensors, tmp_path / "mine" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"^--adapter .*mine: vLLM serves no adapter of c_attn .*: merge it into"):
+        find_policies([str(tmp_path / "mine")], "M", config)
+    ref = AdapterRef(name="mine", version=0, path=tmp_path / "mine", sha256="", rank=2)
+    with pytest.raises(ValueError, match="c_attn"):
+        refuse_misfits([ref], "M", config)
 
 
 def test_layers_that_an_adapter_names_and_does_not_hold_are_said(tmp_path: Path) -> None:

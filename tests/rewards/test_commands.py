@@ -30,7 +30,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def problem(identity: str, text: str, answer: str = "5") -> dict[str, Any]:
+def problem(identity: str, text: Any, answer: str = "5") -> dict[str, Any]:
     return {"id": identity, "problem": text, "answer": answer}
 
 
@@ -42,6 +42,7 @@ def test_check_finds_bad_references_repeats_and_overlap(tmp_path: Path) -> None:
             problem("b", "What is 2 + 3?", ""),
             problem("c", "what is  2+3 ?", "nan"),
             problem("d", "Name the cardinal.", r"\aleph_0 \otimes 1"),
+            problem("f", [{"role": "user", "content": "2"}, {"role": "user", "content": "And the half of it?"}]),
             problem("e", OTHER.format(7), r"\frac{1}{2}"),
         ],
     )
@@ -54,7 +55,7 @@ def test_check_finds_bad_references_repeats_and_overlap(tmp_path: Path) -> None:
     found = {(row["kind"], row["id"]) for row in read(report)}
     assert found == {
         ("ungradable", "b"), ("ungradable", "c"), ("text_only", "b"), ("text_only", "c"), ("text_only", "d"),
-        ("repeat", "c"), ("overlap", "a"),
+        ("repeat", "c"), ("overlap", "a"), ("left_out", "f"),
     }  # fmt: skip
 
 

@@ -112,6 +112,10 @@ def test_layers_that_vllm_splits_are_told_with_the_others() -> None:
     paths = [path for path in adaptable(tiny_model("glm4")) if path.endswith(("q_proj", "gate_up_proj", "down_proj"))]
     with pytest.raises(ValueError, match=r"^lora.targets: .* of gate_up_proj in .* others, \[down_proj, q_proj\]$"):
         check_adaptable(tiny_config("glm4"), paths, "lora.targets")
+    with pytest.raises(ValueError, match=r"of c_attn in .* others, \[c_fc, c_proj\]$"):
+        check_adaptable(tiny_config("gpt_bigcode"), adaptable(tiny_model("gpt_bigcode")), "lora.targets")
+    with pytest.raises(ValueError, match=r"^--adapter A: .* of c_attn .* in its place: merge it$"):
+        check_adaptable(tiny_config("gpt_bigcode"), ["transformer.h.0.attn.c_attn"], "--adapter A", "merge it")
     check_adaptable(tiny_config("glm4"), ["model.layers.0.mlp.down_proj"], "lora.targets")
     check_adaptable(tiny_config("phi3"), ["model.layers.0.mlp.gate_up_proj"], "lora.targets")
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from rl_engine.config import Config, load_config
 from rl_engine.config.file import ConfigError
+from rl_engine.run import locks
 from rl_engine.run.checks import check_place
 from rl_engine.run.output import Beginning, Earlier, check_output, dry_output, sole_writer
 from rl_engine.run.records import Records
@@ -133,6 +134,33 @@ def test_an_overwritten_run_can_be_kept(tmp_path: Path) -> None:
     assert kept == {name: text for name, text in before.items() if not name.startswith(("src", "thesis"))}
     assert "the same settings" in told[0]
     assert told[1:] == [f"the earlier run is kept in {tmp_path / 'run.old-1'}"]
+
+
+@pytest.mark.parametrize(
+    ("mount", "options"),
+    [
+        ("nfs4 host:/x rw,vers=4.2,local_lock=none", ""), ("nfs host:/x rw,vers=3,nolock,local_lock=all", "nolock"),
+        ("nfs host:/x rw,vers=3,local_lock=posix", ""), ("nfs host:/x rw,vers=3,local_lock=flock", "local_lock=flock"),
+        ("lustre x@tcp:/y rw,flock", ""), ("lustre x@tcp:/y rw,localflock", "localflock"), ("ext4 /dev/sda rw", ""),
+    ],
+)  # fmt: skip
+def test_locks_that_other_machines_take_too_are_told(
+    mount: str, options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines would train into one directory, and each would take the lock."""
+    place = tmp_path / "with space"
+    point = str(place).replace(" ", r"\040")
+    mounts = f"1 0 0:1 / / rw - ext4 /dev/root rw\n2 1 0:2 / {point} rw shared:1 - {mount}\n"
+    monkeypatch.setattr(locks, "MOUNTS", written := tmp_path / "mountinfo")
+    written.write_text(mounts)
+    told: list[str] = []
+    with sole_writer(config_in(place / "run"), overwrite=False, say=told.append):
+        pass
+    with sole_writer(config_in(tmp_path / "run"), overwrite=False, say=told.append):
+        pass
+    kind = mount.split()[0]
+    expected = f"warning: output_dir: {place}/run is on {kind} ({options}), whose locks hold on one machine alone: "
+    assert [line.startswith(expected) for line in told] == ([True] if options else [])
 
 
 @pytest.mark.parametrize("steps", [0, 1])

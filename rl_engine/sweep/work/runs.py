@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from rl_engine.config.file import ConfigError
-from rl_engine.run.output import LOCK, takes_lock
+from rl_engine.run.locks import LOCK, takes_lock
 from rl_engine.run.records import read_metrics
 from rl_engine.sweep.cells import Cell, Target, arguments_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig

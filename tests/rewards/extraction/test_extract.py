@@ -18,6 +18,11 @@ from rewards.extraction.extract import Extracted, Refused, extract
         (r"<think>\boxed{1}</think>\boxed{2}", "2"),
         (r"\boxed{\boxed{72}}", "72"),
         (r"\boxed{\boxed{2}, \boxed{3}}", "2, 3"),
+        # What stands around the box is not in the answer, as in the solutions of MATH.
+        (r"$2x^3+17x^3 = \boxed{19}x^3$", "19"),
+        (r"$22 = 11\cdot\boxed{2}$", "2"),
+        (r"$x = -\frac32-\boxed{2}$ or $x - \boxed{2}$", "2"),
+        ("the answer:\n- \\boxed{72}", "72"),
     ],
 )
 def test_the_answer_is_the_last_box_or_the_last_row_of_boxes(completion: str, answer: str) -> None:
@@ -34,6 +39,10 @@ def test_the_answer_is_the_last_box_or_the_last_row_of_boxes(completion: str, an
         (r"\boxed{ }", "empty_box"),
         (r"\boxed{4 \boxed{72}}", "nested_boxes"),
         (r"The answer is not \boxed{72}.", "negated"),
+        (r"$x = - \boxed{72}$", "sign_before_box"),
+        ("\\[\n-\\boxed{72}\n\\]", "sign_before_box"),
+        (r"So it is -{\boxed{72}}.", "sign_before_box"),
+        (r"$x_1 = \pm\boxed{2}$, $x_2 = \boxed{3}$", "sign_before_box"),
         (r"either 71 or \boxed{72}", "alternatives"),
         (r"\boxed{72}. Hmm, I made a mistake.", "retracted"),
         (r"\boxed{72} so \boxed{8", "unfinished_box_follows"),

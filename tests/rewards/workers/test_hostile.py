@@ -31,6 +31,8 @@ HOSTILE = {
     "tower": (box(TOWER), "5"),
     "tower_reference": (box("5"), TOWER),
     "tower_in_function": (box(r"\cos(10^{100000000})"), "0.5"),
+    "tower_of_sines": (box(r"\sinh(\sinh(\sinh(30)))"), "5"),
+    "tower_in_cosine": (box(r"\cos(\sinh(\sinh(30)))"), "5"),
     "million_digits": (box("9" * 1_000_000), "5"),
     "million_digits_reference": (box("5"), "9" * 1_000_000),
     "factorials": (box("((100!)!)!"), "5"),

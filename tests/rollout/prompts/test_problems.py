@@ -234,6 +234,19 @@ def test_the_system_turn_of_a_chat_is_the_system_prompt(tmp_path: Path, grader: 
         assert ("system turn" in " ".join(data.repetitions(1))) == (text is None)
 
 
+def test_problems_whose_chat_began_before_them_are_counted(
+    tmp_path: Path, renderer: Renderer, grader: Grader, ranks: Ranks
+) -> None:
+    """Examples, or a dialogue without which the question means nothing: only the last turn of the user is asked."""
+    user, model = {"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}
+    chats = [[user], [user, model], [user, model, user], [model, user], [{"role": "system", "content": "3"}, user]]
+    config = config_of(write_jsonl(tmp_path / "rows.jsonl", [{"problem": chat, "answer": "2"} for chat in chats]))
+    data = prepare(config, renderer, grader, ranks)
+    told = "2 problems come after other turns of a chat, and only the last turn of the user is asked (for one, "
+    assert sum(told in note for note in data.repetitions(1)) == 1
+    assert [prompt.problem.continues for prompt in data.prompts] == [False, False, True, True, False]
+
+
 # What becomes a prompt.
 
 
