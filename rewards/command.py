@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +52,14 @@ def out_of_memory(error: Exception) -> str | None:
     return None
 
 
+def say_what_can_be_said() -> None:
+    """Where the terminal, or the file in its place, has no sign for a character, its number is written, as Python does
+    on stderr. No command ends for a dash that an old locale does not know, or for a file's name."""
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and (out.errors == "strict" or out.encoding.lower() != "utf-8"):
+        out.reconfigure(errors="backslashreplace")
+
+
 def _told_to_leave(within_s: float) -> bool:
     """Wait for SIGTERM, which is taken: the process ends as it was about to."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -61,6 +71,10 @@ def _told_to_leave(within_s: float) -> bool:
 
 class Command(TyperCommand):
     """A command whose help shows a switch as one, not as an option that takes a <bool>."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        say_what_can_be_said()
+        return super().main(*args, **kwargs)
 
     def get_params(self, ctx: Any) -> list[Any]:
         params = super().get_params(ctx)

@@ -107,7 +107,7 @@ class LastingOutput:
             yield
         except OSError:
             # What Python still holds of it would fail again when the program ends, and be its exit code.
-            with Path(os.devnull).open("w") as nowhere, contextlib.suppress(UnsupportedOperation):
+            with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.suppress(UnsupportedOperation):
                 os.dup2(nowhere.fileno(), self._file.fileno())
 
 

@@ -85,7 +85,7 @@ def sole_writer(
     refuse_file(run)
     made, unlocked = not run.exists(), not (run / LOCK).exists()
     run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK).open("a") as file:
+    with (run / LOCK).open("a", encoding="utf-8") as file:
         if not takes_lock(file):
             raise _occupied(run)
         try:
@@ -259,7 +259,7 @@ def is_held(lock: Path) -> bool:
     """Whether a process holds this lock, which need not be there."""
     if not lock.is_file():
         return False
-    with lock.open() as file:
+    with lock.open(encoding="utf-8") as file:
         # Not LOCK_EX: of a file that was opened to be read NFS gives none.
         return not takes_lock(file, fcntl.LOCK_SH)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,3 +172,30 @@ def test_a_base_model_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "'./gone' is not a model directory" in result.output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "said"),
+    [
+        ("ascii", "strict", r"2 \xd7 8 \u2026 \udce4"),
+        ("ascii", "surrogateescape", r"2 \xd7 8 \u2026 \udce4"),
+        ("latin-1", "strict", r"2 × 8 \u2026 \udce4"),
+        ("utf-8", "strict", r"2 × 8 … \udce4"),
+        ("utf-8", "surrogateescape", "2 × 8 … \udce4"),
+    ],
+)
+def test_no_command_ends_for_what_an_old_locale_cannot_say(
+    encoding: str, errors: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`\udce4` is a byte of a file's name, which is no UTF-8: that of `ä` on an old disk."""
+    app = typer.Typer()
+
+    @app.command(cls=Command)
+    def count() -> None:
+        print("2 × 8 … \udce4")
+
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding, errors=errors))
+    app([], standalone_mode=False)
+    sys.stdout.flush()
+    assert out.getvalue().decode(encoding, "surrogateescape") == f"{said}\n"
