@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from rewards.command import say_error
+from rewards.command import say_error, to_stderr
 from rollout.files.ownership import is_json, replaced
 from rollout.stopping import Stopped, StopRequest
 
@@ -77,8 +78,14 @@ def quiet_libraries() -> None:
 
 def say_loading(what: str) -> None:
     """A line before seconds of silence. On stderr, so that the output in a pipe is the command's own."""
+    if sys.flags.optimize > 1 and "transformers" in what:
+        exit_with_error(
+            f"PYTHONOPTIMIZE is {sys.flags.optimize} (python -OO), which leaves docstrings out, and transformers does "
+            "not load without its own: unset it, or set it to 1",
+            2,
+        )
     if os.environ.get("RANK", "0") == "0":
-        Console(stderr=True, highlight=False).print(f"[dim]loading {what} …[/dim]")
+        to_stderr(f"[dim]loading {what} …[/dim]")
 
 
 def start_vllm(settings: Any) -> Any:

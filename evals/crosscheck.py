@@ -48,7 +48,9 @@ def gsm8k_task() -> dict[str, Any]:
     found = importlib.util.find_spec("lm_eval")
     if found is None or found.origin is None:
         raise ModuleNotFoundError("lm_eval is not installed: pip install lm_eval")
-    task: dict[str, Any] = yaml.safe_load((Path(found.origin).parent / "tasks/gsm8k/gsm8k.yaml").read_text())
+    task: dict[str, Any] = yaml.safe_load(
+        (Path(found.origin).parent / "tasks/gsm8k/gsm8k.yaml").read_text(encoding="utf-8")
+    )
     return task
 
 

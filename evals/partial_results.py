@@ -101,7 +101,7 @@ class PartialResults:
         """Keep the outcomes of problems that were sampled together, in one write."""
         records = [{"suite": suite, "contender": policy, **outcome.to_json()} for outcome in outcomes]
         lines = [] if self.path.is_file() else [{"settings": self.settings}]
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line) + "\n" for line in (*lines, *records)))
             file.flush()
             os.fsync(file.fileno())
@@ -112,7 +112,7 @@ class PartialResults:
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):
                 yield json.loads(line)

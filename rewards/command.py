@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import signal
+import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import typer
 from rich.console import Console
@@ -37,7 +41,22 @@ def say_error(message: str, code: int) -> None:
     first = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
     if not first and (code >= 128 or (code == 2 and _told_to_leave(FIRST_SAYS_S))):
         return
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
+    to_stderr(f"[bold red]error:[/bold red] {escape(message)}")
+
+
+def to_stderr(text: str) -> None:
+    """Say a line of rich's markup. Where it cannot be written, as on a full disk behind `> log.txt 2>&1`, stderr leads
+    nowhere from here on: no command ends, or with another exit code, for want of a place for what it says."""
+    try:
+        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+    except OSError:
+        lead_nowhere(sys.stderr)
+
+
+def lead_nowhere(stream: IO[str]) -> None:
+    """What Python still holds of it would fail again when the program ends, and be its exit code."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.suppress(io.UnsupportedOperation):
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def out_of_memory(error: Exception) -> str | None:
@@ -48,6 +67,32 @@ def out_of_memory(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(said):
         return said.partition(" If reserved but unallocated")[0]  # the rest is of one setting of torch
     return None
+
+
+STANDARD = ("stdin", "stdout", "stderr")
+
+
+def open_what_is_closed() -> None:
+    """A standard stream that was closed (`>&-`) leads nowhere: libraries write to it unasked, and the next file that is
+    opened would have its number, and what their C code prints in it."""
+    for number, name in enumerate(STANDARD):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.dup2(opened, number)
+            os.set_inheritable(number, True)
+        setattr(sys, name, Path(os.devnull).open("w" if number else "r", encoding="utf-8"))  # noqa: SIM115
+
+
+def say_what_can_be_said() -> None:
+    """Where the terminal, or the file in its place, has no sign for a character, its number is written, as Python does
+    on stderr. No command ends for a dash that an old locale does not know, or for a file's name."""
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and (out.errors == "strict" or out.encoding.lower() != "utf-8"):
+        out.reconfigure(errors="backslashreplace")
 
 
 def _told_to_leave(within_s: float) -> bool:
@@ -61,6 +106,11 @@ def _told_to_leave(within_s: float) -> bool:
 
 class Command(TyperCommand):
     """A command whose help shows a switch as one, not as an option that takes a <bool>."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        open_what_is_closed()
+        say_what_can_be_said()
+        return super().main(*args, **kwargs)
 
     def get_params(self, ctx: Any) -> list[Any]:
         params = super().get_params(ctx)

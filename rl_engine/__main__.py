@@ -53,6 +53,9 @@ def show_commands() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rewards.command import say_what_can_be_said
+
+    say_what_can_be_said()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
     for name, (module, purpose) in COMMANDS.items():
         table.add_row(name, purpose, f"[dim]python -m {module}[/dim]")

@@ -41,7 +41,7 @@ def write_manifest(directory: Path, facts: dict[str, Any]) -> None:
     """The manifest of everything that lies in `directory`; to be called when all else is written."""
     files = {file.name: sha256_of(file) for file in sorted(directory.iterdir()) if file.name != MANIFEST}
     manifest = {"format": FORMAT, **facts, "files": files}
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def check_files(name: str, key: str = "model.name") -> None:
     if not place.is_absolute():
         return
     try:
-        config = json.loads((place / "config.json").read_text())
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{key}: {place / 'config.json'} is damaged: {error}") from error
     if not isinstance(config, dict) or "model_type" not in config:
@@ -261,7 +261,7 @@ def check_weights(place: Path, key: str) -> None:
 def _named_in(index: Path, key: str) -> set[str]:
     """The files of weights that an index names. Raises `ValueError` for one that is damaged."""
     try:
-        return {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+        return {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{key}: {index} is damaged: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -286,6 +287,26 @@ def assert_short(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < 60, f"{path}:{node.name} is over 60 lines"
+
+
+def texts_by_locale(tree: ast.AST) -> list[str]:
+    """Where a file of text is opened in whatever encoding the machine's locale has."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        name, words = node.func.attr, ast.unparse(node)
+        # What is no file: a descriptor, and a run's records, which are opened at a step.
+        opens = name == "open" and not words.startswith(("os.", "store.", "run.records."))
+        reads = name in ("read_text", "write_text") or (opens and not re.search(r"'[rwa]b'", words))
+        if reads and "encoding=" not in words:
+            found.append(words)
+    return found
+
+
+def test_text_has_one_encoding_whatever_the_locale() -> None:
+    seen = {str(path): texts_by_locale(ast.parse(path.read_text(encoding="utf-8"))) for path in FILES}
+    assert {path: calls for path, calls in seen.items() if calls} == {}
 
 
 @pytest.mark.parametrize(("dependency", "homes"), HEAVY.items())

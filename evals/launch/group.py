@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 # The last rank may still be at a batch of long chains of thought while the others wait.
 PATIENCE = timedelta(hours=12)
+# What torchrun and DeepSpeed's launcher tell each process.
+TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +32,27 @@ class Launch:
             dist.barrier()
 
 
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher started this process. Some of its variables are no launcher where they name no other process:
+    RANK may be left of another program, or be a cluster's own.
+
+    Raises `ValueError` where they do, and not how to find it.
+    """
+    if not {"RANK", "WORLD_SIZE"} <= environment.keys():
+        return False
+    missing = [name for name in TOLD if name not in environment]
+    if missing and environment["WORLD_SIZE"] != "1":
+        raise ValueError(
+            f"WORLD_SIZE is {environment['WORLD_SIZE']!r} and RANK {environment['RANK']!r}, as a launcher tells the "
+            f"processes that it starts, and {', '.join(missing)} is not set: start them with torchrun, or unset "
+            "WORLD_SIZE where this one is alone"
+        )
+    return not missing
+
+
 def join_launch() -> Launch:
-    """Enter the launcher's process group, when there is one."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    """Enter the launcher's process group, when there is one. Raises `ValueError`, see `is_launched`."""
+    if not is_launched() or (count := int(os.environ["WORLD_SIZE"])) == 1:
         return Launch(0, 1)
     import torch
     import torch.distributed as dist

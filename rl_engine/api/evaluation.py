@@ -54,7 +54,7 @@ def evaluate(
             while child.is_at_work(POLL_S):
                 pass
             child.check()
-        found_scores: dict[str, Any] = json.loads(report.read_text())
+        found_scores: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         return found_scores
 
 

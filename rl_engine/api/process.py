@@ -49,7 +49,7 @@ class Child:
 
     def check(self) -> None:
         """Raises `CommandError` where it has ended with another exit code than 0."""
-        code, output = self.popen.wait(), self.log.read_text(errors="replace")
+        code, output = self.popen.wait(), self.log.read_text(errors="replace", encoding="utf-8")
         if code:
             raise CommandError(_message(self.module, code, output), code, output)
 

@@ -51,7 +51,7 @@ def libraries(lock: Path, names: Sequence[str] = LIBRARIES) -> list[Library]:
     """Each package as it is installed and as the lock has it. vLLM for the CPU is a package of another name."""
     pinned = {}
     if lock.is_file():
-        rows = (line.partition("==") for line in lock.read_text().splitlines() if "==" in line)
+        rows = (line.partition("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line)
         pinned = {name.strip(): wanted.split(";")[0].strip() for name, _, wanted in rows}
     return [
         Library(name, _installed(name), pinned.get(name) or pinned.get(f"{name}-cpu") if pinned else None)
@@ -87,7 +87,7 @@ def machine_rows() -> dict[str, str]:
     memory = psutil.virtual_memory()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lock = LOCKS / ("cuda.txt" if found else "cpu.txt")
-    have = instructions(CPUINFO.read_text()) if CPUINFO.is_file() else []
+    have = instructions(CPUINFO.read_text(encoding="utf-8")) if CPUINFO.is_file() else []
     installed = libraries(lock)
     others = [library for library in installed if not library.as_locked]
     return {

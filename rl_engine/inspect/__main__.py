@@ -115,7 +115,7 @@ def show(
         console.print(f"plot     {plot}")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(as_json(versions), indent=1) + "\n")
+        output.write_text(json.dumps(as_json(versions), indent=1) + "\n", encoding="utf-8")
         console.print(f"figures  {output}")
 
 

@@ -124,7 +124,7 @@ def _base_of(directory: Path) -> Path:
     if first.is_dir():
         return first
     if (directory / MANIFEST).is_file():
-        name = json.loads((directory / MANIFEST).read_text()).get("base_model", "")
+        name = json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("base_model", "")
         if name and Path(locate_model(name)).is_dir():
             return Path(locate_model(name))
     raise FileNotFoundError(f"{directory} is a whole model, and the one it began from is not here: give it as --base")

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import rollout.vllm  # noqa: F401  says where compiled kernels are kept: torch would decide that with the first of them
+from evals.launch.group import is_launched
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ def _free_port() -> int:
 def join_ranks() -> Ranks:
     """Enter the process group: the launcher's, or one of our own with this process alone in it.
 
-    DeepSpeed without a launcher's variables would look for MPI.
+    DeepSpeed without a launcher's variables would look for MPI. Raises `ValueError`, see `is_launched`.
     """
     alone = {
         "RANK": "0",
@@ -93,7 +94,7 @@ def join_ranks() -> Ranks:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }
-    if "RANK" not in os.environ:
+    if not is_launched():
         os.environ.update(alone)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     cuda = torch.cuda.is_available()

@@ -102,7 +102,7 @@ def _copy_adapter(adapter: TrainedAdapter, folder: Path) -> None:
         (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     base = adapter.base
     peft = {**adapter.peft, "base_model_name_or_path": base.hub_id, "revision": base.revision}
-    (folder / PEFT_CONFIG).write_text(json.dumps(peft, indent=2, sort_keys=True) + "\n")
+    (folder / PEFT_CONFIG).write_text(json.dumps(peft, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     manifest = {key: value for key, value in adapter.manifest.items() if key not in ("files", "format")}
     write_manifest(folder, {**manifest, "base_model": base.name, "published_manifest": adapter.sha256})
 
@@ -114,8 +114,10 @@ def _copy_run(run: TrainingRun, folder: Path) -> None:
     (place / RUN_CONFIG).write_text(write_yaml(values), encoding="utf-8")
     (place / "evals").mkdir()
     for path in sorted((run.directory / "evals").glob("*.json")):
-        report = without_paths(json.loads(path.read_text()))
-        (place / "evals" / path.name).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        report = without_paths(json.loads(path.read_text(encoding="utf-8")))
+        (place / "evals" / path.name).write_text(
+            json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     for name, target in ((METRICS, place), (PLOT, folder)):
         if (run.directory / name).is_file():
             shutil.copyfile(run.directory / name, target / name)

@@ -121,7 +121,7 @@ def check_run(run: Path) -> None:
 def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
     """Gather a run directory. Raises `ValueError` when it is not one."""
     check_run(run)
-    text = (run / "config.yaml").read_text(errors="replace")
+    text = (run / "config.yaml").read_text(errors="replace", encoding="utf-8")
     settings = _settings(run / "config.yaml")
     lines, broken = with_insides(run, tuple(read_metrics(run)))
     adapters = _adapters(run, lines)

@@ -58,7 +58,7 @@ class Checkpoints:
             return  # asked to stop before the next step: the run came from this very checkpoint
         with written_aside(target) as scratch:
             save_state({**tensors, RNG: torch.get_rng_state() if rng is None else rng}, scratch / TENSORS)
-            (scratch / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n")
+            (scratch / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
             write_manifest(scratch, {"step": state.step})
         # A later step is there only where the run went on from before it, as from a damaged one: it counts no more.
         steps = self._steps()
@@ -130,6 +130,6 @@ def restore_rng(tensors: dict[str, Tensor]) -> None:
 
 def _read_state(path: Path) -> RunState:
     try:
-        return RunState(**json.loads(path.read_text()))
+        return RunState(**json.loads(path.read_text(encoding="utf-8")))
     except TypeError as error:
         raise AdapterError(f"{path} was written by another version of this program: {error}") from error

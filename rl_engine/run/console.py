@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from io import UnsupportedOperation
 from pathlib import Path
 from statistics import median
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -18,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evals.command import new_console
+from rewards.command import lead_nowhere
 
 if TYPE_CHECKING:
     from evals.scoring.report import EvalReport  # scipy takes seconds to load
@@ -106,9 +105,7 @@ class LastingOutput:
         try:
             yield
         except OSError:
-            # What Python still holds of it would fail again when the program ends, and be its exit code.
-            with Path(os.devnull).open("w") as nowhere, contextlib.suppress(UnsupportedOperation):
-                os.dup2(nowhere.fileno(), self._file.fileno())
+            lead_nowhere(self._file)
 
 
 def _lasting_console() -> Console:

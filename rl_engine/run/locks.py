@@ -27,7 +27,7 @@ def is_held(lock: Path) -> bool:
     """Whether a process holds this lock, which need not be there."""
     if not lock.is_file():
         return False
-    with lock.open() as file:
+    with lock.open(encoding="utf-8") as file:
         # Not LOCK_EX: of a file that was opened to be read NFS gives none.
         return not takes_lock(file, fcntl.LOCK_SH)
 
@@ -61,7 +61,7 @@ def locks_on_one_machine(directory: Path) -> str:
 def _mount_of(path: Path) -> tuple[str, str]:
     """(kind, options) of the file system that a path is on; nothing where the system does not tell."""
     best, found = 0, ("", "")
-    for line in MOUNTS.read_text(errors="surrogateescape").splitlines() if MOUNTS.is_file() else ():
+    for line in MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if MOUNTS.is_file() else ():
         before, _, after = line.partition(" - ")
         point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split()[4])
         kind, _, options = after.split(" ", 2)

@@ -83,7 +83,7 @@ def sole_writer(
     refuse_file(run)
     made, unlocked = not run.exists(), not (run / LOCK).exists()
     run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK).open("a") as file:
+    with (run / LOCK).open("a", encoding="utf-8") as file:
         if not takes_lock(file):
             raise _occupied(run)
         if told := locks_on_one_machine(run):

@@ -23,7 +23,7 @@ RESET_PEAK = "5"
 
 def _from_status(field_name: str) -> float:
     """A line of /proc/self/status in GiB: `VmHWM` is the high-water mark, `VmRSS` what is resident now."""
-    for line in STATUS.read_text().splitlines():
+    for line in STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(field_name + ":"):
             return int(line.split()[1]) * 1024 / GIB
     raise OSError(f"{STATUS} has no {field_name}")
@@ -32,7 +32,7 @@ def _from_status(field_name: str) -> float:
 def _reset_peak() -> bool:
     """Whether the kernel's high-water mark could be set back."""
     try:
-        CLEAR_REFS.write_text(RESET_PEAK)
+        CLEAR_REFS.write_text(RESET_PEAK, encoding="utf-8")
     except OSError:
         return False
     return True
@@ -103,7 +103,8 @@ def available(ranks: Ranks) -> Available:
     """
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
     room = psutil.virtual_memory().available
-    limit = cgroup_room(Path("/proc/self/cgroup").read_text()) if Path("/proc/self/cgroup").exists() else None
+    groups = Path("/proc/self/cgroup")
+    limit = cgroup_room(groups.read_text(encoding="utf-8")) if groups.exists() else None
     host = min(room, room if limit is None else limit) / neighbours / GIB + psutil.Process().memory_info().rss / GIB
     if ranks.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(ranks.device)
@@ -138,9 +139,9 @@ def _room_of(limit: Path, used: Path, stat: Path) -> int | None:
     """Bytes of the limit that are not used; pages of files that can be dropped count as not used."""
     if not (limit.is_file() and used.is_file()):
         return None
-    text = limit.read_text().strip()
+    text = limit.read_text(encoding="utf-8").strip()
     if text == "max":
         return None
-    statistics = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
+    statistics = dict(line.split() for line in stat.read_text(encoding="utf-8").splitlines()) if stat.is_file() else {}
     droppable = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
-    return max(0, int(text) - int(used.read_text()) + droppable)
+    return max(0, int(text) - int(used.read_text(encoding="utf-8")) + droppable)

@@ -50,7 +50,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     path = run / METRICS
     if not path.is_file():
         return []
-    text = path.read_text(errors="replace")
+    text = path.read_text(errors="replace", encoding="utf-8")
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     try:
         found = [json.loads(line) for line in lines]
@@ -73,7 +73,7 @@ def read_rollouts(path: Path) -> list[dict[str, Any]]:
     """The completions of a step's file. Raises `ValueError`, in one line, for one that is damaged, or still being
     written: the step's line in metrics.jsonl comes after it."""
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
     except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from error
@@ -108,7 +108,7 @@ class Records:
     def metrics(self, line: dict[str, float]) -> None:
         """Append one step's line, and hand it to every service."""
         path = self.run / METRICS
-        with naming(path), path.open("a") as file:
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             _sync(file)
         if line["step"] > 0:

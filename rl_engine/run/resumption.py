@@ -132,7 +132,7 @@ def note_resumption(run: Path, config: Config | SftConfig, step: int, lines: lis
         for line in lines:
             if line["step"] == end:
                 record["evaluated"] = {key: line.pop(key) for key in [*line] if key.startswith("eval/")}
-    with naming(run / RESUMED), (run / RESUMED).open("a") as file:
+    with naming(run / RESUMED), (run / RESUMED).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 

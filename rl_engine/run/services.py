@@ -109,4 +109,4 @@ def _tracked_as(run: Path) -> str:
     path = run / TRACKED_AS
     if not path.is_file():
         write_synced(path, json.dumps({"id": secrets.token_hex(4)}) + "\n")
-    return str(json.loads(path.read_text())["id"])
+    return str(json.loads(path.read_text(encoding="utf-8"))["id"])

@@ -186,7 +186,7 @@ def read_trained(path: Path, base_model: str | None) -> TrainedAdapter:
     for name in (PEFT_CONFIG, PEFT_WEIGHTS):
         if name not in manifest["files"]:
             raise AdapterError(f"{path}: the manifest does not vouch for {name}")
-    peft = json.loads((directory / PEFT_CONFIG).read_text())
+    peft = json.loads((directory / PEFT_CONFIG).read_text(encoding="utf-8"))
     run = read_training_run(directory.parent.parent)
     return TrainedAdapter(
         directory=directory,

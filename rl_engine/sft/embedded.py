@@ -166,7 +166,7 @@ def build(
         "test_log_loss": last["test/log_loss"],
         "held_out_accuracy": {style: held_out_accuracy(model, tokenizer, text) for style, text in starts.items()},
     }
-    (output / RECORD).write_text(json.dumps(made, indent=2) + "\n")
+    (output / RECORD).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     Console().print(f"{output}, made in {time.monotonic() - start:.0f} s:", made)
 
 

@@ -59,7 +59,7 @@ def read_summary(summary: Path) -> tuple[SweepConfig, Found, Analysis]:
         hint = f": give {summary / SUMMARY}" if summary.is_dir() else ""
         raise ConfigError(f"{summary} is {'a directory' if hint else 'not there'}, no summary of a sweep{hint}")
     try:
-        values = json.loads(summary.read_text())
+        values = json.loads(summary.read_text(encoding="utf-8"))
         config = SweepConfig.model_validate(values["config"])
         results = [parsed(result) for result in values["results"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -79,7 +79,7 @@ def redraw(summary: Path) -> tuple[SweepConfig, Analysis]:
 def draw_report(config: SweepConfig, found: Found, analysis: Analysis, directory: Path) -> None:
     from rl_engine.sweep.figures import draw  # matplotlib takes a second, and --help does not need it
 
-    (directory / TABLE).write_text(table(config, found, analysis))
+    (directory / TABLE).write_text(table(config, found, analysis), encoding="utf-8")
     draw(config, found, analysis, directory)
 
 

@@ -98,7 +98,7 @@ class Results:
     def __post_init__(self) -> None:
         if self.path.is_file():
             try:
-                results = [parsed(json.loads(line)) for line in self.path.read_text().splitlines()]
+                results = [parsed(json.loads(line)) for line in self.path.read_text(encoding="utf-8").splitlines()]
             except (KeyError, TypeError, ValueError) as error:
                 raise ConfigError(f"output_dir: {self.path} does not hold the results of a sweep: {error}") from error
             self.by_cell = {result.cell: result for result in results}

@@ -91,7 +91,7 @@ def write_synced(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.partial")
     with naming(path):
-        scratch.write_text(text)
+        scratch.write_text(text, encoding="utf-8")
         sync(scratch)
         scratch.replace(path)
         sync(path.parent)

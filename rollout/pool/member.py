@@ -169,6 +169,6 @@ def _where(worker: PoolWorker) -> tuple[str, int, Path]:
 def end_process(pid: int, files: Path) -> None:
     """SIGKILL to a process of Ray's on this machine, unless it is gone and its number another's; its files go too."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        if "ray::" in Path(f"/proc/{pid}/cmdline").read_text():
+        if "ray::" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace"):
             os.kill(pid, signal.SIGKILL)
     shutil.rmtree(files, ignore_errors=True)

@@ -31,7 +31,9 @@ class ScratchDirectory:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left)
         path = Path(tempfile.mkdtemp(prefix=prefix))  # for its owner alone
-        lock = os.fdopen(os.open(path / LOCK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w")
+        lock = os.fdopen(
+            os.open(path / LOCK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w", encoding="utf-8"
+        )
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return cls(path, lock)
 
@@ -49,7 +51,7 @@ def _open_lock_of(directory: Path) -> TextIO:
     inside = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         lock = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=inside)
-        file = os.fdopen(lock)
+        file = os.fdopen(lock, encoding="utf-8")
         owners = {os.fstat(descriptor).st_uid for descriptor in (inside, lock)}
         if owners != {os.geteuid()} or not stat.S_ISREG(os.fstat(lock).st_mode):
             file.close()

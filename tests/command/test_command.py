@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import typer
 from typer.testing import CliRunner
 
-from evals.command import exit_with_error
-from rewards.command import Command
+from evals.command import exit_with_error, say_loading
+from rewards.command import Command, open_what_is_closed, say_error
 from rl_engine.command import RunFailedError, losses_explained, what_takes_less, with_hint
 from rl_engine.config import Config
 from rl_engine.config.file import read_config
@@ -170,3 +174,65 @@ def test_a_base_model_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "'./gone' is not a model directory" in result.output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "said"),
+    [
+        ("ascii", "strict", r"2 \xd7 8 \u2026 \udce4"),
+        ("ascii", "surrogateescape", r"2 \xd7 8 \u2026 \udce4"),
+        ("latin-1", "strict", r"2 × 8 \u2026 \udce4"),
+        ("utf-8", "strict", r"2 × 8 … \udce4"),
+        ("utf-8", "surrogateescape", "2 × 8 … \udce4"),
+    ],
+)
+def test_no_command_ends_for_what_an_old_locale_cannot_say(
+    encoding: str, errors: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`\udce4` is a byte of a file's name, which is no UTF-8: that of `ä` on an old disk."""
+    app = typer.Typer()
+
+    @app.command(cls=Command)
+    def count() -> None:
+        print("2 × 8 … \udce4")
+
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding, errors=errors))
+    app([], standalone_mode=False)
+    sys.stdout.flush()
+    assert out.getvalue().decode(encoding, "surrogateescape") == f"{said}\n"
+
+
+def test_a_full_disk_behind_stderr_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        say_error("no such file", 2)
+        say_loading("torch")
+        assert Path(f"/proc/self/fd/{full.fileno()}").readlink() == Path(os.devnull)
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+    """What a library's C code prints would be in it."""
+    program = f"""
+import os, sys
+from {open_what_is_closed.__module__} import open_what_is_closed as opened
+opened()
+print("no"), print("no", file=sys.stderr), sys.stdin.read()
+with open(sys.argv[1], "w") as file:
+    file.write(str(file.fileno() > 2))
+    os.system("echo printed; echo printed >&2")
+"""
+    line = 'exec "$@" <&- >&- 2>&-'
+    subprocess.run(["sh", "-c", line, "sh", sys.executable, "-c", program, tmp_path / "written"], check=True)
+    assert (tmp_path / "written").read_text() == "True"
+
+
+def test_python_without_docstrings_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers ended with a message on the docstrings of its own code, or logged a page of them."""
+    monkeypatch.setattr("evals.command.sys", SimpleNamespace(flags=SimpleNamespace(optimize=2)))
+    say_loading("torch")  # alone it loads
+    with pytest.raises(typer.Exit):
+        say_loading("torch and transformers")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: PYTHONOPTIMIZE is 2 (python -OO)")

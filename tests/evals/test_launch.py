@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from evals.launch.group import TOLD, is_launched
 from evals.launch.presence import lost_rank
 from tests.helpers.launched import launched
 
 IS_KILLED = """
 import os, signal
 from evals.launch.group import join_launch
+from evals.launch.group import TOLD, is_launched
 from evals.launch.presence import lost_rank
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a run, which notes it and finishes its step
@@ -51,3 +53,27 @@ def test_other_libraries_errors_of_lost_ranks_are_told_too() -> None:
 @pytest.mark.parametrize("message", ["", "mat1 and mat2 shapes cannot be multiplied", INTERFACE], ids=range(3))
 def test_no_other_error_is_taken_for_a_lost_rank(message: str) -> None:
     assert lost_rank(RuntimeError(message)) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "missing", "launched"),
+    [
+        ("2", (), True),
+        ("1", (), True),  # torchrun --nproc-per-node 1
+        ("1", TOLD, False),
+        ("1", ("MASTER_PORT",), False),
+        ("2", ("WORLD_SIZE",), False),
+        ("1", ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"), False),  # RANK is left of something else
+    ],
+)
+def test_a_launcher_names_all_that_it_started(count: str, missing: tuple[str, ...], launched: bool) -> None:
+    told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    assert is_launched({name: value for name, value in told.items() if name not in missing}) is launched
+
+
+@pytest.mark.parametrize("missing", [("LOCAL_RANK",), ("MASTER_ADDR", "MASTER_PORT")])
+def test_several_processes_that_cannot_be_found_are_refused(missing: tuple[str, ...]) -> None:
+    """As a cluster starts them that gives each a machine: they are told no number on it."""
+    told = {name: "2" for name in TOLD if name not in missing}
+    with pytest.raises(ValueError, match=f"WORLD_SIZE is '2' .* {', '.join(missing)} is not set: start them with"):
+        is_launched(told)

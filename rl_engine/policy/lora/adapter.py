@@ -160,7 +160,7 @@ def write_adapter(directory: Path, model: PeftModel, config: LoraConfig, base: s
     contiguous = {name: tensor.contiguous() for name, tensor in served_tensors(model, tensors).items()}
     save_file(contiguous, directory / PEFT_WEIGHTS, metadata={"format": "pt"})
     peft_config = peft_config_of(model, config, locate_model(base))
-    (directory / PEFT_CONFIG).write_text(json.dumps(peft_config, indent=2, sort_keys=True) + "\n")
+    (directory / PEFT_CONFIG).write_text(json.dumps(peft_config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def manifest_entries(config: LoraConfig) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _append(run: Path, entry: dict[str, Any], *, anew: bool = False) -> None:
 
 def _lines(run: Path) -> list[str]:
     path = run / STARTS
-    return path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
 
 
 def _now() -> str:

@@ -85,7 +85,7 @@ class Together:
         run = self._begun.get(name) or self.waiting.get(name)
         if run is None:
             return None
-        with run.log.open("a") as file:
+        with run.log.open("a", encoding="utf-8") as file:
             file.write(f"{text}\n")
         if text == f"{STATE}{BEGUN}" and name in self.waiting:
             run.started = time.monotonic()

@@ -41,7 +41,7 @@ def sole_user(output: Path) -> Iterator[int]:
     Raises `ConfigError` when another sweep works in `output`.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with (output / LOCK).open("a") as file:
+    with (output / LOCK).open("a", encoding="utf-8") as file:
         deadline = time.monotonic() + LOCK_WAIT_S
         while not takes_lock(file):
             if time.monotonic() > deadline:
@@ -123,7 +123,7 @@ def start_alone(config: SweepConfig, cell: Cell, target: Target, lock: int, card
 
 
 def note_command(log: Path, line: Sequence[str]) -> None:
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(line)}\n")
 
 
@@ -162,5 +162,5 @@ def result_of(run: CellRun, config: SweepConfig, code: int) -> Result:
 
 
 def tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+    lines = log.read_text(errors="replace", encoding="utf-8").splitlines()[-TAIL_LINES:]
     return "\n".join(line.rstrip() for line in lines)[-TAIL_CHARACTERS:]
