@@ -319,8 +319,9 @@ def record(run: LiveRun, metrics: dict[str, float], reports: Sequence[EvalReport
     run.console.row(line, reports)
     if (waits_for := run.watch.see(line)) is not None:
         run.console.note(waits_for)
-    if reports:
+    if reports or run.step == run.config.train.steps:  # without suites there is what was sampled to be drawn
         plot_run(run.records.run)
+    if reports:
         mark_best(run)
 
 
@@ -363,4 +364,5 @@ def summary_paths(run: LiveRun) -> dict[str, Path]:
     paths = {"run": root, "adapter": run.publisher.store.path_of(run.finished.version)}
     if best is not None:
         paths["best adapter"] = run.publisher.store.path_of(best).resolve()
-    return {**paths, "metrics": root / METRICS, "plot": root / PLOT}
+    paths["metrics"] = root / METRICS
+    return {**paths, "plot": root / PLOT} if (root / PLOT).is_file() else paths
