@@ -20,6 +20,7 @@ from evals.command import exit_with_error, new_console, quiet_libraries, quiet_t
 from evals.launch.group import join_launch, leave_launch
 from evals.launch.presence import lost_rank, presence
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
+from evals.partial_results import PartialResults
 from evals.suites import SUITES
 from rewards.command import Command
 from rollout.config import LARGEST_SEED
@@ -29,8 +30,6 @@ from rollout.hub import check_hub, stay_offline_without
 from rollout.loading import loading
 from rollout.servable import check_cards, serving_precision
 from rollout.stopping import Stopped, StopRequest
-
-GO_ON = "run the same command to continue"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -140,13 +139,13 @@ def main(
         with stop.heard():
             start(options)
     except Stopped:
-        exit_with_error(f"stopped; {GO_ON}", stop.exit_code)
+        exit_with_error(f"stopped; {way_on(options)}", stop.exit_code)
     except EngineError as error:
-        exit_with_error(f"{error}\n{GO_ON.capitalize()}.", 1)
+        exit_with_error(f"{error}\n{way_on(options).capitalize()}.", 1)
     except RuntimeError as error:
         if (lost := lost_rank(error)) is None:
             raise
-        exit_with_error(f"{lost}\n{GO_ON.capitalize()}.", 1)
+        exit_with_error(f"{lost}\n{way_on(options).capitalize()}.", 1)
     except (ValueError, OSError) as error:
         exit_with_error(str(error), 2 if isinstance(error, ValueError | FileNotFoundError) else 1)
 
@@ -157,6 +156,12 @@ def options_of(arguments: dict[str, Any]) -> EvalOptions:
     suites = tuple(name for names in arguments["suite"] for name in map(str.strip, names.split(",")) if name)
     rest = {name: value for name, value in arguments.items() if name not in ("adapter", "suite")}
     return EvalOptions(adapters=adapters, suites=suites, **rest)
+
+
+def way_on(options: EvalOptions) -> str:
+    """How an evaluation that ended early is continued: `--overwrite` would begin it anew."""
+    anew = options.overwrite and PartialResults(options.output, {}).is_begun
+    return f"run the same command {'without --overwrite ' if anew else ''}to continue"
 
 
 def check(options: EvalOptions) -> None:
@@ -179,7 +184,7 @@ def start(options: EvalOptions) -> None:
 
     launch = join_launch()
     try:
-        with presence(launch.rank, launch.count, lambda: f"{GO_ON.capitalize()}."):
+        with presence(launch.rank, launch.count, lambda: f"{way_on(options).capitalize()}."):
             evaluate(options, launch, new_console(quiet=not launch.is_main), start_vllm)
     finally:
         leave_launch(launch)

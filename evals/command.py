@@ -43,12 +43,13 @@ def check_output(
 ) -> list[str]:
     """What a person is told of earlier results that a report and its `companions` replace.
 
-    `unfinished`: an interrupted measurement is there to go on, and may have written a companion.
+    `unfinished`: an interrupted measurement is there to go on. It may have written a companion, and where a report is
+    there too it was begun to replace that.
     Raises `ValueError` where a report is there and `overwrite` is not asked for, or where anything else is.
     """
     if output in companions:
         raise ValueError(f"--output: {output} is where the tables go, beside the report: give {output.stem}.json")
-    if output.exists() and not overwrite:
+    if output.exists() and not overwrite and not unfinished:
         raise ValueError(f"--output: {output} already exists; --overwrite replaces it")
     is_report = is_json(("format", "versions"))
     begun = unfinished or (output.is_file() and is_report(output))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -35,6 +37,8 @@ from rollout.prompts.problems import load_problems
 from rollout.servable import check_servable, check_vocabulary, context_length, serving_precision
 
 StartEngine = Callable[[EngineSettings], Any]
+PLACES, PLACE_BYTES = 64, 1 << 12
+"""Of a file of weights: where it is looked at, evenly spread, and how much of it each time."""
 
 
 def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engine: StartEngine) -> None:
@@ -70,32 +74,37 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
         remarks += [*overridden(trained, suites[0].prompt), *model_overridden(options.model, trained)]
     for warning in (*remarks, *(found.describe() for found in shared.values() if found)):
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
-    settings = settings_of(options, suites, policies)
-    partial = PartialResults(options.output, settings, launch.rank)
-    if launch.is_main:
-        partial.begin(overwrite=options.overwrite)
-    launch.barrier()
-    partial.read()
-    launch.barrier()  # all deal out the same work: nobody adds to the partial results before everybody has read it
-    with Grader.from_config(grading_of(options, trained), trained.tasks if trained else ()) as grader:
-        sample_missing(options, suites, policies, grader, partial, launch, console, start_engine)
-        if not launch.is_main:
-            return
+    commit = getattr(model_config, "_commit_hash", None)
+    settings = settings_of(options, suites, policies, commit)
+    with closing(PartialResults(options.output, settings, launch.rank)) as partial:
+        if launch.is_main:
+            partial.begin(overwrite=options.overwrite)
+        launch.barrier()
         partial.read()
-        results = [
-            result_of(prepared, policies, partial, grader, shared.get(prepared.suite.name)) for prepared in suites
-        ]
-    header = {
+        launch.barrier()  # all deal out the same work: nobody adds to the partial results before everybody has read it
+        with Grader.from_config(grading_of(options, trained), trained.tasks if trained else ()) as grader:
+            sample_missing(options, suites, policies, grader, partial, launch, console, start_engine)
+            if not launch.is_main:
+                return
+            partial.read()
+            results = [
+                result_of(prepared, policies, partial, grader, shared.get(prepared.suite.name)) for prepared in suites
+            ]
+        write(options, header_of(settings, start, remarks), results, suites, policies, partial)
+    print_results(options, results, console)
+
+
+def header_of(settings: dict[str, Any], start: float, remarks: Sequence[str]) -> dict[str, Any]:
+    """What the report says of the evaluation as a whole; `start` is `time.monotonic()` of its beginning."""
+    return {
         "format": FORMAT,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 1),
-        "model": {**settings["model"], "commit": getattr(model_config, "_commit_hash", None)},
+        "model": settings["model"],
         "settings": {key: value for key, value in settings.items() if key not in ("model", "suites")},
         "versions": package_versions(),
         "remarks": remarks,
     }
-    write(options, header, results, suites, policies, partial)
-    print_results(options, results, console)
 
 
 def contenders(options: EvalOptions, model_config: Any, console: Console) -> list[Policy]:
@@ -112,11 +121,20 @@ def grading_of(options: EvalOptions, trained: TrainedWith | None) -> RewardConfi
     return RewardConfig(workers=options.workers, timeout_s=options.timeout_s, answer_forms=forms)
 
 
-def settings_of(options: EvalOptions, suites: Sequence[PreparedSuite], policies: Sequence[Policy]) -> dict[str, Any]:
-    """Everything the numbers depend on: what an interrupted evaluation must go on with."""
+def settings_of(
+    options: EvalOptions, suites: Sequence[PreparedSuite], policies: Sequence[Policy], commit: str | None
+) -> dict[str, Any]:
+    """Everything the numbers depend on: what an interrupted evaluation must go on with. `commit` is the hub's, of the
+    base model."""
     dtype = serving_precision(options.dtype, options.model, adapter=any(policy.ref is not None for policy in policies))
     return {
-        "model": {"name": options.model, "revision": options.revision, "dtype": dtype},
+        "model": {
+            "name": options.model,
+            "revision": options.revision,
+            "dtype": dtype,
+            "commit": commit,
+            "weights": weights_in(Path(locate_model(options.model))),
+        },
         "contenders": {one.label: one.ref.sha256 if one.ref else None for one in policies},
         "suites": {prepared.suite.name: describe(prepared) for prepared in suites},
         "seed": options.seed,
@@ -124,6 +142,21 @@ def settings_of(options: EvalOptions, suites: Sequence[PreparedSuite], policies:
         "tensor_parallel_size": options.tensor_parallel_size,
         "timeout_s": options.timeout_s,
     }
+
+
+def weights_in(directory: Path) -> str | None:
+    """A digest of the weights in a model's directory, of places all over them: `adapters/latest` of a run names another
+    model an hour later, and a trainer writes where it wrote before. None where there are none, as for a hub id."""
+    digest = hashlib.sha256()
+    files = sorted(directory.glob("*.safetensors"))
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            for place in range(PLACES):
+                file.seek(size * place // PLACES)
+                digest.update(file.read(PLACE_BYTES))
+    return digest.hexdigest() if files else None
 
 
 def overlaps(options: EvalOptions, suites: Sequence[PreparedSuite]) -> dict[str, Contamination]:

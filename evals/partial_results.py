@@ -6,13 +6,14 @@ the outcome of one problem by one policy (`contender` in the file).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from evals.scoring.outcomes import Outcome
 from rollout.files.durable import write_synced
@@ -34,6 +35,8 @@ class PartialResults:
     settings: Settings
     rank: int = 0
     _records: dict[Key, dict[str, Any]] = field(default_factory=dict, init=False)
+    _held: IO[str] | None = field(default=None, init=False)
+    """The file, while this process says by its lock that it is at work."""
 
     @property
     def path(self) -> Path:
@@ -65,10 +68,12 @@ class PartialResults:
         return bool(self._paths())
 
     def begin(self, *, overwrite: bool) -> None:
-        """Gather what earlier processes left into one clean file: by the main rank, before the others read.
+        """Gather what earlier processes left into one clean file: by the main rank, before the others read. Until
+        `close` no other process may.
 
-        Raises `PartialResultsError` when it is of another evaluation.
+        Raises `PartialResultsError` when it is of another evaluation, or another process is at work on it.
         """
+        self._refuse_at_work()
         if overwrite:
             self.remove()
         self.read()
@@ -78,6 +83,23 @@ class PartialResults:
         for path in self._paths():
             if path != self.path:
                 path.unlink()
+        self._held = self.path.open("a")
+        _takes_lock(self._held)
+
+    def _refuse_at_work(self) -> None:
+        """What two processes finish in one file each would remove under the other's hands."""
+        for path in self._paths():
+            with path.open("a") as file:
+                if not _takes_lock(file):
+                    raise PartialResultsError(
+                        f"--output: another process is at work on {self.output} ({path}): wait for it, or give another "
+                        "--output"
+                    )
+
+    def close(self) -> None:
+        """Others may go on with it."""
+        if self._held is not None:
+            self._held.close()
 
     def read(self) -> None:
         """Take in every finished problem of every rank. A last line cut short by a crash is left out."""
@@ -109,6 +131,17 @@ class PartialResults:
     def remove(self) -> None:
         for path in self._paths():
             path.unlink()
+
+
+def _takes_lock(file: IO[str]) -> bool:
+    """Whether nobody else holds it, or there are no locks on this file system."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:

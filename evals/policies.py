@@ -58,7 +58,9 @@ def find_policies(arguments: Sequence[str], model: str, model_config: Any) -> li
         refuse_unserved(ref.path, model_config)
     labels = Counter(policy.label for policy in policies)
     for label, count in labels.items():
-        if count > 1 or label == BASE:
+        if label == BASE:
+            raise AdapterError(f"--adapter: {BASE!r} is what the base model is called; give another name: NAME=DIR")
+        if count > 1:
             raise AdapterError(f"{count} adapters are called {label!r}; give names of your own: --adapter NAME=DIR")
     return policies
 

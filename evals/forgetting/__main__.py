@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.config import LARGEST_SEED, ModelConfig
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
-from rollout.files.durable import write_synced
+from rollout.files.durable import check_writable, write_synced
 from rollout.hub import check_hub
 from rollout.models import (
     check_files,
@@ -68,6 +68,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TASKS = "hellaswag,arc_challenge,winogrande"
+OF_PROMPTS = ("problems", "samples", "max_tokens", "data_dir")
+OF_TASKS = ("task_dir", "limit", "context")
 StartEngine = Callable[[EngineSettings], Any]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -103,7 +105,7 @@ TaskDir = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seeds the choice of prompts and the sampling.")]
 Prompts = Annotated[
-    str | None, typer.Option(help="Prompts for the KL: a run's config.yaml, a .jsonl file of problems, or a suite.")
+    str | None, typer.Option(help="Prompts for the KL: a run, its config.yaml, a .jsonl file of problems, or a suite.")
 ]
 
 
@@ -148,8 +150,9 @@ def main(
     arguments = dict(locals())
     arguments["adapters"] = tuple(arguments.pop("adapter") or ())
     arguments["tasks"] = tuple(filter(None, map(str.strip, arguments.pop("tasks").split(","))))
-    stop = StopRequest()
+    options, stop = ForgettingOptions(**arguments), StopRequest()
     try:
+        check_quickly(options)
         check_files(model, "--model")
         check_hub(hub_items(ModelConfig(name=model, revision=revision), "--model"))
         say_loading("torch, transformers and vLLM")
@@ -158,8 +161,8 @@ def main(
             quiet_torch()
             quiet_libraries()
             check_cards()
-            serving_precision(dtype, model, adapter=bool(arguments["adapters"]))
-            run(ForgettingOptions(**arguments), new_console(), start_vllm)
+            serving_precision(dtype, model, adapter=bool(options.adapters))
+            run(options, new_console(), start_vllm)
     except Stopped:
         exit_with_error("stopped; nothing is kept of a measurement that did not end", stop.exit_code)
     except EngineError as error:
@@ -177,10 +180,8 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
     where that can be known."""
     start = time.monotonic()
     markdown_file = options.output.with_suffix(".md")
-    for note in check_output(options.output, overwrite=options.overwrite, companions=[markdown_file]):
+    for note in check_quickly(options):
         console.print(escape(note), soft_wrap=True)
-    if not options.tasks and options.prompts is None:
-        raise ValueError("nothing to measure: give --tasks, --prompts or both")
     model = locate_model(options.model)
     adapters = find_adapters(options.adapters, console)
     from evals.forgetting.prompts import read_task_prompts
@@ -226,6 +227,23 @@ def run(options: ForgettingOptions, console: Console, start_engine: StartEngine)
     write_synced(options.output, json.dumps(report, indent=2) + "\n")
     write_synced(markdown_file, markdown(policies))
     console.print(f"written to {escape(str(options.output))}")
+
+
+def check_quickly(options: ForgettingOptions) -> list[str]:
+    """What a person is told of earlier results that are replaced. Raises `ValueError` for what can be known to be wrong
+    without loading anything: nothing to measure, an option without effect, an output that cannot be written."""
+    if not options.tasks and options.prompts is None:
+        raise ValueError("nothing to measure: give --tasks, --prompts or both")
+    defaults = {field.name: field.default for field in fields(ForgettingOptions)}
+    for names, idle, why in (
+        (OF_PROMPTS, options.prompts is None, "without --prompts no KL is measured"),
+        (OF_TASKS, not options.tasks, "--tasks is empty"),
+    ):
+        for name in names:
+            if idle and (value := getattr(options, name)) != defaults[name]:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, and has no effect: {why}")
+    check_writable(options.output.parent, "--output")
+    return check_output(options.output, overwrite=options.overwrite, companions=[options.output.with_suffix(".md")])
 
 
 def import_harness() -> ModuleType:

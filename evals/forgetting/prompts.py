@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from datafiles.settings import read_settings
+from evals.asking.trained_with import CONFIG
 from evals.suites import find_suite, load_suite
 from rollout.config import DataConfig, PromptConfig, SamplingConfig
 from rollout.prompts.problems import load_problems
@@ -46,8 +47,9 @@ def read_task_prompts(
 
     Raises `ValueError` or `FileNotFoundError` for a source that has no problems.
     """
-    if source.endswith((".yaml", ".yml")):
-        problems, config, sampling, longest_prompt = _of_run(Path(source))
+    of_run = Path(source) / CONFIG
+    if of_run.is_file() or source.endswith((".yaml", ".yml")):
+        problems, config, sampling, longest_prompt = _of_run(of_run if of_run.is_file() else Path(source))
     else:
         # As the model itself would be asked; anything else is what a configuration is for.
         config = PromptConfig(template="chat" if tokenizer.chat_template else "problem_solution")

@@ -80,8 +80,10 @@ class Run:
 
     @property
     def evals(self) -> list[dict[str, Any]]:
-        """The reports in `evals/`, each for one suite and version, with the score `avg` and its 95 % `interval`."""
-        return [read_report(path) for path in sorted((self.path / "evals").glob("*.json"))]
+        """The run's own reports in `evals/`, each for one suite and version, with the score `avg` and its 95 %
+        `interval`; what `python -m evals` wrote beside them is left out."""
+        found = map(read_report, sorted((self.path / "evals").glob("*.json")))
+        return [report for report in found if isinstance(report, dict) and "suite" in report]
 
     def _pointed(self, pointer: str) -> Path | None:
         link = self.path / "adapters" / pointer

@@ -103,6 +103,8 @@ def find_config(name: str) -> Path:
         way_out = f": name a file in it, {listed(inside)}" if inside else " without a YAML file"
         raise ConfigError(f"--config {name} is a directory{way_out}")
     found = near(Path(name).stem, [Path(known).stem for known in shipped])
+    if found is None and not Path(name).parent.is_dir():
+        raise ConfigError(f"no configuration {name!r}: there is no directory {Path(name).parent}")
     hint = f"; did you mean {found}.yaml?" if found else ""
     raise ConfigError(f"no configuration {name!r}: not a file, and not one of {', '.join(shipped)}{hint}")
 

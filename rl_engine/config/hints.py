@@ -75,6 +75,9 @@ def key_hint(schema: type[BaseModel], location: list[str], value: Any) -> str:
         return f"did you mean {'.'.join([*location[:-1], found])}?"
     if found := near(name, [key.split(".")[-1] for key in by_name]):
         return f"did you mean {listed(key for key in by_name if key.split('.')[-1] == found)}?"
+    if (beside is None or not location[:-1]) and own == "rl_engine.sweep":
+        key = ".".join(location)
+        return f"set.{key} is one of all cells, grid.{key} has values to compare"
     if beside is None or not location[:-1]:
         return NO_HINT
     return f"{'.'.join(location[:-1])} has {', '.join(beside.model_fields)}"

@@ -125,7 +125,7 @@ class SftTrainConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("train.steps and train.epochs: give one of the two")
+            raise ValueError("train.steps and train.epochs: give one of the two, and null for the other")
         if self.batch_size % self.microbatch:
             raise ValueError(
                 f"train.microbatch_size is {self.microbatch}: it must divide train.batch_size ({self.batch_size})"

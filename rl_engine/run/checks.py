@@ -5,6 +5,7 @@ Nothing is read but names and first bytes of files. What needs the data or the m
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.output import begins, check_output, refuse_occupied
 from rl_engine.run.services import TRACKERS
-from rollout.adapters import PEFT_CONFIG, adapters_inside, gone_version
+from rollout.adapters import PEFT_CONFIG, AdapterError, adapters_inside, gone_version, meant_version
 from rollout.files.durable import check_writable
 from rollout.models import check_files
 from rollout.peft_format import read_peft
@@ -36,9 +37,17 @@ def check_start(start: str) -> None:
     """What `lora.start_from` names is an adapter that can be trained on. Raises `ValueError` or `FileNotFoundError`."""
     place = Path(start).expanduser()
     if not (place / PEFT_CONFIG).is_file():
-        told = gone_version(place) or f"{start} is not an adapter (no {PEFT_CONFIG} there){adapters_inside(place)}"
+        told = gone_version(place) or f"{start} is not an adapter (no {PEFT_CONFIG} there){_way_out(place)}"
         raise ConfigError(f"lora.start_from: {told}")
     read_peft(place, "lora.start_from")
+
+
+def _way_out(place: Path) -> str:
+    """Which adapter in a directory may be meant: of a run, which trains on after it was named, a version of its own."""
+    with contextlib.suppress(AdapterError):
+        if (meant := meant_version(place)).why:
+            return f"; {meant.why.partition(':')[0]}: give {meant.directory}"
+    return adapters_inside(place)
 
 
 def is_installed(package: str) -> bool:

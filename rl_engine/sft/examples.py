@@ -196,7 +196,8 @@ def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
     found = Examples(train=train, test=test, dropped=dropped)
     if not train:
         named = f"data.source {data.source!r}" if data.path is None else f"data.path: {data.path}"
-        raise ValueError(f"{named} left nothing to learn from: {found.describe()}{way_out(dropped.counts)}")
+        told = f"{named} left nothing to learn from: {found.describe()}{way_out(dropped.counts)}"
+        raise ValueError(f"{told}; data.test_size ({data.test_size}) may be fewer" if test else told)
     return found
 
 

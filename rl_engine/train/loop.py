@@ -319,8 +319,9 @@ def record(run: LiveRun, metrics: dict[str, float], reports: Sequence[EvalReport
     run.console.row(line, reports)
     if (waits_for := run.watch.see(line)) is not None:
         run.console.note(waits_for)
-    if reports:
+    if reports or run.step == run.config.train.steps:  # without suites there is what was sampled to be drawn
         plot_run(run.records.run)
+    if reports:
         mark_best(run)
 
 
@@ -364,6 +365,4 @@ def summary_paths(run: LiveRun) -> dict[str, Path]:
     if best is not None:
         paths["best adapter"] = run.publisher.store.path_of(best).resolve()
     paths["metrics"] = root / METRICS
-    if (root / PLOT).is_file():  # it is drawn where something was evaluated
-        paths["plot"] = root / PLOT
-    return paths
+    return {**paths, "plot": root / PLOT} if (root / PLOT).is_file() else paths

@@ -100,6 +100,9 @@ def test_a_run_at_work_is_read_anew_each_time(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no completions of step 3: its last step is 1"):
         list(found.completions(3))
     assert (found.latest, sorted(found.adapters)) == ((run / "adapters" / "v000001").resolve(), [0, 1])
+    # What the command that a finished run suggests writes there, and what is nobody's.
+    (run / "evals" / "after.json").write_text(json.dumps({"suites": [{"rows": []}]}))
+    (run / "evals" / "notes.json").write_text("7")
     assert [report["avg"] for report in found.evals] == [0.5]
     assert found.config is not None
     assert found.settings["output_dir"] == str(run)

@@ -60,6 +60,18 @@ def test_a_text_of_digits_is_read_again_from_the_resolved_file(tmp_path: Path) -
         assert load_config(str(mine)).output_dir == name
 
 
+def test_a_place_that_is_not_there_is_told_without_the_names() -> None:
+    assert (
+        message("runs/mine/config.yaml") == "no configuration 'runs/mine/config.yaml': there is no directory runs/mine"
+    )
+    assert message("conf/quickstart.yaml").endswith("did you mean quickstart.yaml?")
+
+
+def test_a_setting_of_all_cells_is_named_as_the_sweep_has_it() -> None:
+    told = message("sweep_rates.yaml", "lora.rank=4", schema=SweepConfig)
+    assert told.endswith("no such key; set.lora.rank is one of all cells, grid.lora.rank has values to compare")
+
+
 # Where it was said.
 
 

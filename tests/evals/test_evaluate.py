@@ -9,9 +9,11 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from evals.__main__ import app
+from evals.__main__ import app, way_on
 from evals.evaluate import evaluate
 from evals.launch.group import Launch
 from evals.options import EvalOptions
@@ -29,6 +31,7 @@ from rewards import Grader
 from rewards.records import read_rows
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, InFlight
+from rollout.models import EMBEDDED_DIR
 from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
 from tests.helpers.builders import completion
 from tests.helpers.grown import SAID, write_grown
@@ -249,6 +252,46 @@ def test_an_evaluation_goes_on_with_its_own_settings_alone(tmp_path: Path, adapt
     measure(replace(options, seed=1, overwrite=True), fresh)
     assert len(fresh.asked) == 120
     with pytest.raises(ValueError, match="already exists"):
+        measure(options, scripted())
+
+
+def test_an_evaluation_that_replaces_one_goes_on_too(tmp_path: Path, adapter: Path) -> None:
+    """The command with `--overwrite` begins anew each time, and without it an interrupted one was refused."""
+    options = options_for(tmp_path, adapter)
+    measure(options, scripted())
+    anew = replace(options, seed=1, overwrite=True)
+    assert way_on(anew) == "run the same command to continue"
+    with pytest.raises(KeyboardInterrupt):
+        measure(anew, scripted(breaks_after=5))
+    assert json.loads(options.output.read_text())["settings"]["seed"] == 0
+    assert way_on(anew) == "run the same command without --overwrite to continue"
+    assert f"replaces {options.output}" in measure(replace(anew, overwrite=False), rest := scripted())
+    assert rest.calls == 3
+    assert json.loads(options.output.read_text())["settings"]["seed"] == 1
+
+
+def test_two_processes_do_not_finish_one_evaluation(tmp_path: Path, adapter: Path) -> None:
+    """The first one to end removed what the other had kept."""
+    options = options_for(tmp_path, adapter)
+    with closing(PartialResults(options.output, {"seed": 0})) as other:
+        other.begin(overwrite=False)
+        for overwrite in (False, True):
+            with pytest.raises(PartialResultsError, match=r"another process is at work on .*out\.json"):
+                measure(replace(options, overwrite=overwrite), scripted())
+    measure(replace(options, overwrite=True), scripted())
+
+
+def test_an_evaluation_goes_on_with_the_same_weights_alone(tmp_path: Path, adapter: Path) -> None:
+    """A name such as `adapters/latest` is another model's an hour later."""
+    model = tmp_path / "embedded"
+    shutil.copytree(EMBEDDED_DIR, model)
+    options = options_for(tmp_path, adapter, model=str(model), adapters=())
+    with pytest.raises(KeyboardInterrupt):
+        measure(options, scripted(breaks_after=2))
+    (weights,) = model.glob("*.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    with pytest.raises(PartialResultsError, match=r"model\.weights was"):
         measure(options, scripted())
 
 

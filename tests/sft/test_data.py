@@ -289,6 +289,8 @@ def test_what_is_dropped_is_counted_with_a_place_to_look(tmp_path: Path, tokeniz
     assert "dropped 1: not JSON (for one, rows.jsonl:2)" in found.describe()
     with pytest.raises(ValueError, match=r"left nothing to learn from: 0 examples"):
         load_examples(config_of(**{**data, "max_tokens": 2}), tokenizer)
+    with pytest.raises(ValueError, match=r"0 examples, 1 to test on.*; data.test_size \(128\) may be fewer"):
+        load_examples(config_of(**{**data, "test_size": 128}), tokenizer)
     several = config_of(source="jsonl", path=write(tmp_path / "four.jsonl", [{"messages": said("1", "2", "3", "4")}]))
     several = several.model_copy(update={"prompt": SftPromptConfig(template="plain")})
     with pytest.raises(ValueError, match=r"left nothing .* dropped 1: 4 turns, where prompt.template plain holds two"):

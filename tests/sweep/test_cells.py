@@ -69,6 +69,11 @@ def test_an_override_replaces_either_notation_of_the_file(make_sweep: SweepMaker
         ({"seeds": [0, 1], "confirm_seeds": [1]}, ["seed twice"]),
         ({"reference": "fulll", "arms": {"full": {}}}, ["'fulll'", "full"]),
         ({"set": {"seed": 3}}, ["seed is not for"]),
+        ({"set": {"optim.lr": 1e-4}}, ["set.optim.lr is 0.0001, and has no effect: grid.optim.lr replaces it"]),
+        (
+            {"set": {"lora.rank": 4}, "arms": {"one": {"lora.rank": 1}, "two": {"lora.rank": 2}}},
+            ["set.lora.rank is 4, and has no effect: every arm gives its own"],
+        ),
         ({"command": "eval"}, ["'eval'", "train"]),
         ({"arms": {"a b": {}, "a/b": {}}}, ["share a directory"]),
         (

@@ -276,6 +276,7 @@ def test_each_run_has_the_directory_that_it_has_alone(
         *(".lock", ".rl_engine", "adapters", "checkpoints", "config.yaml", "curves.png", "evals", "metrics.jsonl"),
         *("report.html", "rollouts", "starts.jsonl"),
     }
+    assert (tmp_path / "two" / "other" / "curves.png").is_file()  # of a run without evaluations too
     assert load_config(str(root / "config.yaml")).checkpoint.every == 3
     # What ends the process costs each the step at work alone.
     assert sorted(path.name for path in (root / "checkpoints").iterdir()) == ["step000002", "step000003"]

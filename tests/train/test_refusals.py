@@ -23,6 +23,7 @@ from rl_engine.train import assemble as assembling
 from rl_engine.train.__main__ import app
 from rl_engine.train.assemble import assemble
 from rl_engine.train.dry_run import dry_run
+from rollout.adapters import AdapterStore
 from rollout.models import EMBEDDED_DIR
 from tests.helpers import forked
 from tests.helpers.builders import completion, graded_group, prompt, result
@@ -221,4 +222,12 @@ def test_a_start_from_a_version_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "best").symlink_to("v000001")
     config = load_config("quickstart.yaml", [f"lora.start_from={tmp_path / 'best'}"])
     with pytest.raises(ConfigError, match=r"^lora.start_from: .*/best names v000001, which is not there; no other"):
+        check_parts(config)
+
+
+def test_a_start_from_a_run_names_a_version_of_it(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path / "run" / "adapters")
+    store.publish(3, lambda directory: None, {"rank": 1})
+    config = load_config("quickstart.yaml", [f"lora.start_from={tmp_path / 'run'}"])
+    with pytest.raises(ConfigError, match=rf"is a run: give {store.path_of(3)}$"):
         check_parts(config)

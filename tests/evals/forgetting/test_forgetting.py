@@ -68,7 +68,7 @@ def test_prompts_of_a_run_are_its_own(tokenizer: Any, tmp_path: Path) -> None:
     assert len({prompt.text for prompt in found.prompts}) == 5
     assert all(re.fullmatch(r"1\+1=2\n\d[+-]\d=\?\n", prompt.text) for prompt in found.prompts)
     assert found.sampling == SamplingConfig(n=2, max_tokens=7, temperature=1.0, stop=("!",))
-    assert ask(str(run_file), count=5, seed=0) == found
+    assert ask(str(run_file), count=5, seed=0) == ask(str(tmp_path), count=5, seed=0) == found
     assert ask(str(run_file), count=5, seed=1).prompts != found.prompts
     assert len(ask(str(run_file), count=99, seed=0).prompts) == 30
     assert ask("held_out", count=3, seed=0).sampling.max_tokens == 256
@@ -144,11 +144,16 @@ def test_what_cannot_be_measured_is_said_before_an_engine_starts(
     def never(settings: EngineSettings) -> Any:
         raise AssertionError("started")
 
+    (tmp_path / "file").touch()
     options = ForgettingOptions(model="embedded", tasks=("sums",), output=tmp_path / "x.json")
     for changed, message in (
         ({"tasks": ()}, "nothing to measure"),
         ({"adapters": (str(tmp_path),)}, "never published"),
         ({"prompts": "gsm9k"}, "no suite 'gsm9k'"),
+        ({"samples": 8}, "--samples is 8, and has no effect: without --prompts no KL is measured"),
+        ({"max_tokens": 512}, "--max-tokens is 512, and has no effect"),
+        ({"tasks": (), "prompts": "held_out", "limit": 9}, "--limit is 9, and has no effect: --tasks is empty"),
+        ({"output": tmp_path / "file" / "x.json"}, "--output: .* is not a directory"),
     ):
         with pytest.raises(ValueError, match=message):
             run(replace(options, **changed), Console(quiet=True), never)
