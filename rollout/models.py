@@ -44,6 +44,13 @@ def locate_model(name: str, key: str = "model.name") -> str:
     return name
 
 
+def model_title(name: str) -> str:
+    """What a model is called wherever it lies, in small letters: the last part of a hub id or a path, or of a directory
+    in the hub's cache (`models--ORG--NAME/snapshots/COMMIT`) the repository's."""
+    cached = next((part for part in Path(name).parts if part.startswith("models--")), "")
+    return (cached.rpartition("--")[2] or Path(name).name).lower()
+
+
 def locate_config(model: ModelConfig) -> str:
     """Where the model's config.json is: a directory, that of a shape that ships with the project included, or the hub
     id as given. A revision of one's own may have another shape."""
