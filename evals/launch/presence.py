@@ -197,7 +197,9 @@ def presence(rank: int, count: int, way_on: Callable[[], str]) -> Iterator[None]
 
 def _place() -> str:
     """Where the main thread is: `rewards.py:12 in score`."""
-    frame = sys._current_frames()[threading.main_thread().ident or 0]
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return "its end"
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
