@@ -28,6 +28,15 @@ INDICES = (f"{SINGLE}.index.json", "pytorch_model.bin.index.json")
 LFS_POINTER = b"version https://git-lfs"
 
 
+def from_home(name: str | Path) -> Path:
+    """A path that may begin at a home directory; as it is written where nobody knows that directory: then nothing is
+    there, as at any other path that is wrong."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def locate_model(name: str, key: str = "model.name") -> str:
     """The directory of a local model, or the hub id as given.
 
@@ -35,7 +44,7 @@ def locate_model(name: str, key: str = "model.name") -> str:
     """
     if name == EMBEDDED:
         return str(EMBEDDED_DIR)
-    path = Path(name).expanduser()
+    path = from_home(name)
     if (path / "config.json").is_file():
         return str(path.resolve())
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():

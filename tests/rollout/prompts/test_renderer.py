@@ -111,6 +111,8 @@ def test_contradictions_are_refused(settings: dict[str, str], words: str) -> Non
 def test_a_path_that_is_no_model_is_an_error() -> None:
     with pytest.raises(FileNotFoundError, match="not a model directory"):
         locate_model("/nowhere/model")
+    with pytest.raises(FileNotFoundError, match=r"model.name: '~nobody-so-called/model' is not a model directory"):
+        locate_model("~nobody-so-called/model")
     assert locate_model("org/name") == "org/name"
 
 
