@@ -160,11 +160,17 @@ def _turned(table: Row) -> list[dict[str, Any]]:
             return [{name: column[number] for name, column in table.items()} for number in inner]
         by_id = len(values) > 1 and not ROLE_NAMES & set(inner)
         return [{"id": name, **row} for name, row in table.items()] if by_id else []
+    if any(name in ROWS_NAMES and _is_rows(value) for name, value in table.items()):
+        return []  # with another list beside it, which may be as long
     columns = [value for value in values if isinstance(value, list)]
     is_chat = any(isinstance(item, dict) and ROLE_NAMES & item.keys() for column in columns for item in column[:1])
     if len(values) > 1 and len(columns) == len(values) and len({*map(len, columns)}) == 1 and not is_chat:
         return [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
     return []
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 def _table(path: Path, drop: Drop, key: str) -> Iterator[tuple[str, Row]]:

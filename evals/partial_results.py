@@ -36,11 +36,17 @@ class PartialResults:
     rank: int = 0
     _records: dict[Key, dict[str, Any]] = field(default_factory=dict, init=False)
     _held: IO[str] | None = field(default=None, init=False)
-    """The file, while this process says by its lock that it is at work."""
+    """The lock, while this process is at work."""
 
     @property
     def path(self) -> Path:
         return self._path_of(self.rank)
+
+    @property
+    def lock(self) -> Path:
+        """There while a process is at work. The results are no such file: they are replaced, and where locks bind
+        (CIFS) nobody could write into them."""
+        return self.output.with_suffix(".partial.lock")
 
     def _path_of(self, rank: int) -> Path:
         return self.output.with_suffix(f".partial-{rank}.jsonl" if rank else ".partial.jsonl")
@@ -73,7 +79,7 @@ class PartialResults:
 
         Raises `PartialResultsError` when it is of another evaluation, or another process is at work on it.
         """
-        self._refuse_at_work()
+        self._hold()
         if overwrite:
             self.remove()
         self.read()
@@ -83,23 +89,29 @@ class PartialResults:
         for path in self._paths():
             if path != self.path:
                 path.unlink()
-        self._held = self.path.open("a")
-        _takes_lock(self._held)
 
-    def _refuse_at_work(self) -> None:
+    def _hold(self) -> None:
         """What two processes finish in one file each would remove under the other's hands."""
-        for path in self._paths():
-            with path.open("a") as file:
-                if not _takes_lock(file):
-                    raise PartialResultsError(
-                        f"--output: another process is at work on {self.output} ({path}): wait for it, or give another "
-                        "--output"
-                    )
+        self.lock.parent.mkdir(parents=True, exist_ok=True)
+        while self._held is None:
+            file = self.lock.open("a", encoding="utf-8")
+            if not _takes_lock(file):
+                file.close()
+                raise PartialResultsError(
+                    f"--output: another process is at work on {self.output} ({self.lock}): wait for it, or give "
+                    "another --output"
+                )
+            if _is_at(file, self.lock):
+                self._held = file
+            else:  # whoever held it has ended since it was opened
+                file.close()
 
     def close(self) -> None:
         """Others may go on with it."""
         if self._held is not None:
+            self.lock.unlink(missing_ok=True)
             self._held.close()
+            self._held = None
 
     def read(self) -> None:
         """Take in every finished problem of every rank. A last line cut short by a crash is left out."""
@@ -142,6 +154,14 @@ def _takes_lock(file: IO[str]) -> bool:
     except OSError:
         pass
     return True
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether it is this file that has the name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -134,6 +134,25 @@ def test_a_link_to_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "blobs" / "0f")
     with pytest.raises((FileNotFoundError, TextFileError), match=r"^data.path: no such file: .*b\.jsonl"):
         load(tmp_path)
+    (tmp_path / "b.jsonl").rename(tmp_path / "test.jsonl")
+    (tmp_path / "a.jsonl").rename(tmp_path / "train.jsonl")
+    assert len(load(tmp_path).problems) == 1  # who trains needs no test set
+    with pytest.raises(FileNotFoundError, match=r"^data.path: no such file: .*test\.jsonl"):
+        load(tmp_path, split="test")
+
+
+def test_shards_may_be_counted_from_one(tmp_path: Path) -> None:
+    for part in (1, 2):
+        (tmp_path / f"train-{part:05}-of-00002.jsonl").write_text(json.dumps({"problem": f"{part}+1", "answer": "1"}))
+    assert not load(tmp_path).dropped
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_beside_a_list_that_is_as_long_are_rows(indent: int | None, tmp_path: Path) -> None:
+    rows = [{"problem": "1+1", "answer": "2"}, {"problem": "1+2", "answer": "3"}]
+    table = {"annotators": ["A", "B"], "data": rows}
+    (tmp_path / "rows.json").write_text(json.dumps(table, indent=indent))
+    assert [one.text for one in load(tmp_path / "rows.json").problems] == ["1+1", "1+2"]
 
 
 def test_a_message_names_no_thousand_columns(tmp_path: Path) -> None:

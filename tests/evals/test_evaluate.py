@@ -279,6 +279,22 @@ def test_two_processes_do_not_finish_one_evaluation(tmp_path: Path, adapter: Pat
             with pytest.raises(PartialResultsError, match=r"another process is at work on .*out\.json"):
                 measure(replace(options, overwrite=overwrite), scripted())
     measure(replace(options, overwrite=True), scripted())
+    assert not [*tmp_path.glob("out.partial*")]
+
+
+def test_of_two_processes_that_begin_at_once_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each found no results of the other's, and both wrote."""
+    one, other = (PartialResults(tmp_path / "out.json", {"seed": 0}) for _ in range(2))
+
+    def written_meanwhile(*_: Any) -> None:
+        monkeypatch.undo()
+        with pytest.raises(PartialResultsError, match="another process is at work"):
+            other.begin(overwrite=False)
+
+    monkeypatch.setattr("evals.partial_results.write_synced", written_meanwhile)
+    with closing(one):
+        one.begin(overwrite=False)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_evaluation_goes_on_with_the_same_weights_alone(tmp_path: Path, adapter: Path) -> None:
