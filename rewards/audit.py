@@ -105,7 +105,9 @@ def disagreements(path: Path, config: RewardConfig, progress: Progress) -> tuple
 def main(
     rollouts: Annotated[Path, typer.Argument(help="Rollout file, .jsonl or .jsonl.gz.")],
     output: Annotated[Path | None, typer.Option(help="Write every disagreement here as JSON Lines.")] = None,
-    form: Annotated[list[str] | None, typer.Option(help="Answer form; may be repeated. Default: the run's, or boxed.")] = None,
+    form: Annotated[
+        list[str] | None, typer.Option(help="Answer form; may be repeated. Default: the run's, or boxed.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
     timeout_s: Annotated[
         float, typer.Option(min=0.1, help="Time limit for grading one completion, in seconds.")
