@@ -363,7 +363,4 @@ def summary_paths(run: LiveRun) -> dict[str, Path]:
     paths = {"run": root, "adapter": run.publisher.store.path_of(run.finished.version)}
     if best is not None:
         paths["best adapter"] = run.publisher.store.path_of(best).resolve()
-    paths["metrics"] = root / METRICS
-    if (root / PLOT).is_file():  # it is drawn where something was evaluated
-        paths["plot"] = root / PLOT
-    return paths
+    return {**paths, "metrics": root / METRICS, "plot": root / PLOT}
