@@ -147,7 +147,7 @@ def _items(found: list[Any]) -> list[Any]:
     return found if is_row else arrays[0]
 
 
-def _turned(table: dict[str, Any]) -> list[dict[str, Any]]:
+def _turned(table: Row) -> list[dict[str, Any]]:
     """The rows of a table that one object holds otherwise than row by row, as pandas and others write them: by column,
     by id, or names and cells apart; none where it is no such table."""
     names, cells, values = table.get("columns"), table.get("data"), list(table.values())

@@ -24,7 +24,7 @@ from rollout.adapters import (
     read_manifest,
 )
 from rollout.engine import smallest_allowed_rank
-from rollout.models import is_wrapper, layer_sizes, locate_model
+from rollout.models import from_home, is_wrapper, layer_sizes, locate_model, model_title
 from rollout.peft_format import WAY_OUT, adapted_layers, read_peft, refuse_misfit, unadapted
 from rollout.servable import check_adaptable
 from rollout.types import BASE, AdapterRef
@@ -73,7 +73,7 @@ def refuse_unserved(adapter: Path, model_config: Any) -> None:
 def named_version(argument: str) -> tuple[str, Meant]:
     """`[NAME=]DIR` → the name, or nothing, and the version; the directory's own name may hold the sign."""
     name, _, place = ("", "", argument) if Path(argument).exists() or "=" not in argument else argument.partition("=")
-    return name, meant_version(Path(place).expanduser())
+    return name, meant_version(from_home(place))
 
 
 def _policy(argument: str, model: str, sizes: Mapping[str, tuple[int, int] | None], *, all_named: bool) -> Policy:
@@ -132,4 +132,4 @@ def same_model(one: str, other: str) -> bool:
     """Whether two names are of one model as far as names tell: equal, or the same last part of a path or hub id."""
     with contextlib.suppress(FileNotFoundError):  # a directory of another machine
         one, other = locate_model(one), locate_model(other)
-    return one == other or Path(one).name == Path(other).name
+    return one == other or model_title(one) == model_title(other)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
+from datafiles.settings import read_settings
 from rewards.command import Command, say_error
 from rewards.config import AnswerForm, RewardConfig
 from rewards.grader import Grader
@@ -28,6 +29,7 @@ from rewards.types import GradeItem, GradeResult, Verdict
 
 CHUNK = 1000
 FORMS: tuple[str, ...] = get_args(AnswerForm)
+BOXED = ("boxed",)
 KINDS = {
     "false_negative?": "not correct for us, correct for another judge",
     "false_positive?": "correct for us, for no other judge",
@@ -66,6 +68,16 @@ def compare(row: Row, result: GradeResult) -> Row | None:
     }
 
 
+def forms_of(rollouts: Path) -> tuple[str, ...]:
+    """Where the run whose completions these are looked for answers; boxed where no run lies around the file.
+
+    Raises `ValueError` for a configuration that is damaged.
+    """
+    config = rollouts.absolute().parent.parent / "config.yaml"
+    settings = read_settings(config).get("rewards") if config.is_file() else None
+    return tuple(settings.get("answer_forms") or BOXED) if isinstance(settings, dict) else BOXED
+
+
 def _item(row: Row) -> GradeItem:
     return GradeItem(
         completion=str(row["completion"]),
@@ -93,7 +105,9 @@ def disagreements(path: Path, config: RewardConfig, progress: Progress) -> tuple
 def main(
     rollouts: Annotated[Path, typer.Argument(help="Rollout file, .jsonl or .jsonl.gz.")],
     output: Annotated[Path | None, typer.Option(help="Write every disagreement here as JSON Lines.")] = None,
-    form: Annotated[list[str] | None, typer.Option(help="Answer form that the run used; may be repeated.")] = None,
+    form: Annotated[
+        list[str] | None, typer.Option(help="Answer form; may be repeated. Default: the run's, or boxed.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
     timeout_s: Annotated[
         float, typer.Option(min=0.1, help="Time limit for grading one completion, in seconds.")
@@ -110,7 +124,7 @@ def main(
             {
                 "workers": workers,
                 "timeout_s": timeout_s,
-                "answer_forms": form or ["boxed"],
+                "answer_forms": form or forms_of(rollouts),
                 "function": "rewards.second_opinion:opinions",
             }
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,15 @@ INDICES = (f"{SINGLE}.index.json", "pytorch_model.bin.index.json")
 LFS_POINTER = b"version https://git-lfs"
 
 
+def from_home(name: str | Path) -> Path:
+    """A path that may begin at a home directory; as it is written where nobody knows that directory: then nothing is
+    there, as at any other path that is wrong."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def locate_model(name: str, key: str = "model.name") -> str:
     """The directory of a local model, or the hub id as given.
 
@@ -35,13 +44,20 @@ def locate_model(name: str, key: str = "model.name") -> str:
     """
     if name == EMBEDDED:
         return str(EMBEDDED_DIR)
-    path = Path(name).expanduser()
+    path = from_home(name)
     if (path / "config.json").is_file():
         return str(path.resolve())
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():
         found = "an adapter is there, without its base model" if (path / "adapter_config.json").is_file() else None
         raise FileNotFoundError(f"{key}: {name!r} is not a model directory ({found or 'no config.json there'})")
     return name
+
+
+def model_title(name: str) -> str:
+    """What a model is called wherever it lies, in small letters: the last part of a hub id or a path, or of a directory
+    in the hub's cache (`models--ORG--NAME/snapshots/COMMIT`) the repository's."""
+    cached = next((part for part in Path(name).parts if part.startswith("models--")), "")
+    return (cached.rpartition("--")[2] or Path(name).name).lower()
 
 
 def locate_config(model: ModelConfig) -> str:
@@ -250,12 +266,30 @@ def check_weights(place: Path, key: str) -> None:
                     f"{key}: {str(place)!r} has its weights twice, in {SINGLE}, which transformers reads, and in the "
                     f"files of {index}, which vLLM reads: remove those that are not meant, an index with its files"
                 )
+    if not any((place / index).is_file() for index in INDICES):
+        _check_without_index(place, weights.keys(), key)
     for path in weights.values():
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise FileNotFoundError(
                     f"{key}: {path} is a pointer of git-lfs, not the weights: fetch them with `git lfs pull`"
                 )
+
+
+def _check_without_index(place: Path, names: Collection[str], key: str) -> None:
+    """Raises `FileNotFoundError` for shards of weights whose index is missing, `ValueError` for a file beside the one
+    of the weights: of several without an index vLLM reads all, the same weight again and again."""
+    others = sorted(name for name in names if name.endswith(".safetensors") and name != SINGLE)
+    if others and SINGLE in names:
+        raise ValueError(
+            f"{key}: {str(place)!r} has {others[0]} beside {SINGLE}: transformers reads the latter alone, vLLM both; "
+            "move what is not meant to another directory"
+        )
+    if others and "pytorch_model.bin" not in names:
+        raise FileNotFoundError(
+            f"{key}: {str(place)!r} has weights in {others[0]}, and neither {SINGLE} nor {INDICES[0]}, which says what "
+            "is in which file"
+        )
 
 
 def _named_in(index: Path, key: str) -> set[str]:

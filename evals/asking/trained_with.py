@@ -23,6 +23,7 @@ from rewards.config import AnswerForm
 from rollout.adapters import CHAT_TEMPLATE, MANIFEST
 from rollout.config import DataConfig, PromptConfig
 from rollout.frames import CHAT_TEMPLATES
+from rollout.models import from_home
 from rollout.prompts.generated import REASONING_GYM
 from rollout.prompts.problems import ARITHMETIC, tasks_of
 
@@ -165,7 +166,7 @@ def agreed(model: str, policies: Sequence[Policy]) -> TrainedWith | None:
     found = {policy.label: trained_with(policy.ref.path) for policy in policies if policy.ref is not None}
     known = {label: one for label, one in found.items() if one is not None}
     if not known:
-        return trained_with(Path(model).expanduser().resolve())
+        return trained_with(from_home(model).resolve())
     (label, first), *others = known.items()
     for other, one in others:
         changed = differences(_deciding(first), _deciding(one))
@@ -189,7 +190,7 @@ def _deciding(one: TrainedWith) -> dict[str, Any]:
 
 def model_overridden(model: str, trained: TrainedWith) -> list[str]:
     """What a person is warned of: a model that an adapter went on from is asked as the adapter was trained."""
-    own = trained_with(Path(model).expanduser().resolve())
+    own = trained_with(from_home(model).resolve())
     changed = differences(_deciding(own), _deciding(trained)) if own is not None else []
     return [f"--model is asked as the adapter, and otherwise than in its own training: {line}" for line in changed]
 

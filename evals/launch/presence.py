@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 from datafiles.text import first_line
@@ -28,6 +29,11 @@ BEATS_OF_THE_LIVING = 2
 TOLD_WITHIN = 20
 """Beats of its own for which a process that leaves listens to the others."""
 LEFT, FAILED = "left", "failed"
+# What gloo says where nobody is gone, and somebody has not come.
+WAITED = "Timed out waiting"
+WHERE_THEY_WAIT = "distributed_c10d.py"
+_here: Presence | None = None
+"""Of this process, from when it is one of several: an error is told when it has left, too."""
 
 
 def lost_rank(error: Exception) -> str | None:
@@ -45,6 +51,8 @@ def lost_rank(error: Exception) -> str | None:
 def _is_lost(said: str) -> str:
     """What a person is told where another rank is gone, which shows in what is `said`."""
     rank = os.environ.get("RANK", "0")
+    if WAITED in said and _here is not None and (there := _here.still_there()):
+        return f"rank {rank} waited for another rank, which has not come ({said.rstrip('.')}): {there}"
     return f"rank {rank} lost another rank ({said.rstrip('.')}): if that was not killed, its output says why"
 
 
@@ -101,6 +109,17 @@ class Presence:
             time.sleep(BEAT_S / 10)
         return gone if self._speaker.is_alive() else []
 
+    def still_there(self) -> str:
+        """Which of the others are heard of and do not wait themselves, and where each is in its program; of all where
+        all wait, as for different things. Nothing where none is heard."""
+        places = {
+            other: told.partition(" ")[2]
+            for other, told in sorted(self._told.items())
+            if self._silent[other] <= BEATS_OF_THE_LIVING and " " in told
+        }
+        busy = {other: place for other, place in places.items() if not place.startswith(WHERE_THEY_WAIT)}
+        return ", ".join(f"rank {other} is still running, at {place}" for other, place in (busy or places).items())
+
     def close(self) -> None:
         """Tell the last, and listen no longer."""
         self._over.set()
@@ -113,7 +132,7 @@ class Presence:
             while True:
                 over = self._over.is_set()
                 beat += 1
-                self._store.set(_key(self._rank), self._mark or str(beat))
+                self._store.set(_key(self._rank), self._mark or f"{beat} {_place()}")
                 if over:
                     return
                 values = self._store.multi_get([_key(other) for other in self._others])
@@ -158,7 +177,8 @@ def presence(rank: int, count: int, way_on: Callable[[], str]) -> Iterator[None]
         os._exit(1)
 
     store, _, _ = next(iter(rendezvous("env://")))
-    here = Presence(rank, count, store, give_up)
+    global _here
+    _here = here = Presence(rank, count, store, give_up)
     try:
         yield
     except Stopped as error:
@@ -173,6 +193,14 @@ def presence(rank: int, count: int, way_on: Callable[[], str]) -> Iterator[None]
         here.leave(failed=False)
     finally:
         here.close()
+
+
+def _place() -> str:
+    """Where the main thread is: `rewards.py:12 in score`."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return "its end"
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _key(rank: int) -> str:

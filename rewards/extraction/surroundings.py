@@ -103,8 +103,8 @@ _CLAIMED = re.compile(
 )  # fmt: skip
 _SIGN = r"(?:[-−±]|\+-|\\[pm][pm](?![A-Za-z]))"
 _SIGN_BEFORE = re.compile(
-    rf"(?:[=≈]|\\(?:approx|equiv)|\\[(\[])\s*{_SIGN}\s*\{{?$"
-    rf"|(?:(?:^|\n)[ \t]*|\$|(?<![\\A-Za-z])[A-Za-z]{{2,}}\s+|[.:,;]\s+){_SIGN}\{{?$"
+    rf"(?:[=≈⇒→]|\\(?:approx|equiv|implies|(?:Long)?[rR]ightarrow|q?quad)|\\[(\[])\s*{_SIGN}\s*(?:\\\$\s*)?\{{?$"
+    rf"|(?:(?:^|\n)[ \t]*|\$|\*\*|(?<![\\A-Za-z])[A-Za-z]{{2,}}\s+|[.:,;]\s+){_SIGN}(?:\\\$)?\{{?$"
 )
 """A sign of the box itself: in `x - \\boxed{5}` it stands between two, and `- \\boxed{5}` may be an item of a list."""
 _SIGN_REACH = 40

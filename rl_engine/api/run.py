@@ -13,6 +13,7 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.run.records import read_metrics, read_rollouts, rollout_files
 from rl_engine.run.trained import RUN_CONFIG, read_configuration
 from rollout.adapters import AdapterStore
+from rollout.models import from_home
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def read_run(path: str | Path) -> Run:
 
     Raises `FileNotFoundError` if there is none.
     """
-    directory = Path(path).expanduser().absolute()
+    directory = from_home(path).absolute()
     found = read_configuration(directory)
     if found is None:
         raise FileNotFoundError(f"{path} is not a run directory: there is no {Path(path) / RUN_CONFIG}")

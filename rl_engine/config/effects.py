@@ -20,7 +20,7 @@ from evals.suites import GENERATOR, SUITES
 from rl_engine.config.fields import as_yaml, fields
 from rl_engine.config.loss import CLIP_BOUNDS
 from rollout.config import SourceConfig
-from rollout.models import EMBEDDED
+from rollout.models import EMBEDDED, from_home
 from rollout.prompts.generated import REASONING_GYM
 from rollout.prompts.problems import ARITHMETIC, GENERATED, HUB
 
@@ -81,7 +81,7 @@ NOTHING: Values = {"eval.every": 0, "rollout.sleep": True}
 
 
 def _is_here(model: str) -> bool:
-    return model == EMBEDDED or (Path(model).expanduser() / "config.json").is_file()
+    return model == EMBEDDED or (from_home(model) / "config.json").is_file()
 
 
 def _has_no_file(suite: str) -> bool:

@@ -282,7 +282,7 @@ def as_meant(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[s
         info, key = schema.model_fields.get(name), f"{prefix}{name}"
         if info is None:
             continue
-        value = result[name] = given if key in AS_WRITTEN or isinstance(given, Mapping) else at_home(given)
+        value = result[name] = given if key in AS_WRITTEN or isinstance(given, Mapping) else at_home(given, key)
         if is_section(info.annotation):
             if value is None or isinstance(value, Mapping):
                 result[name] = as_meant(info.annotation, value or {}, f"{key}.")
@@ -297,13 +297,20 @@ def as_meant(schema: Any, values: Mapping[str, Any], prefix: str = "") -> dict[s
     return result
 
 
-def at_home(value: Any) -> Any:
-    """A value with the paths in it that begin at `~`, which only a shell knows, and not after every key."""
+def at_home(value: Any, key: str) -> Any:
+    """A key's value with the paths in it that begin at `~`, which only a shell knows, and not after every key.
+
+    Raises `ConfigError` where the system does not know of a home directory.
+    """
     if isinstance(value, str) and value.startswith("~/"):
-        return str(Path(value).expanduser())
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError:
+            told = "HOME is not set, and the system does not know this user's: write the whole path"
+            raise ConfigError(f"{key} is {value!r}, and there is no home directory: {told}") from None
     if isinstance(value, Mapping):
-        return {name: at_home(inner) for name, inner in value.items()}
-    return [at_home(item) for item in value] if isinstance(value, list) else value
+        return {name: at_home(inner, key) for name, inner in value.items()}
+    return [at_home(item, key) for item in value] if isinstance(value, list) else value
 
 
 def _takes_list(annotation: Any) -> bool:

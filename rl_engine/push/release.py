@@ -27,6 +27,7 @@ from rl_engine.run.records import METRICS
 from rl_engine.run.trained import RUN_CONFIG, TrainedAdapter, TrainingRun
 from rollout.adapters import CHAT_TEMPLATE, MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, sha256_of, write_manifest
 from rollout.files.ownership import place_aside
+from rollout.models import from_home
 
 CARD = "README.md"
 PLOT = "curves.png"
@@ -147,11 +148,11 @@ def _is_path(value: Any) -> bool:
 
 def machine_paths(adapter: TrainedAdapter, run: TrainingRun) -> set[str]:
     """Every path of this machine that a text about the run may name."""
-    found = {adapter.directory, run.directory, Path.home(), Path.cwd(), *_paths(run.values)}
+    found = {adapter.directory, run.directory, from_home("~"), Path.cwd(), *_paths(run.values)}
     if adapter.base.directory is not None:
         found.add(adapter.base.directory)
-    # A home or working directory of "/" says nothing.
-    texts = {str(path) for path in found if path.name}
+    # A home or working directory of "/" says nothing, and none is a home that nobody knows.
+    texts = {str(path) for path in found if path.name and str(path) != "~"}
     # The base model's directory as the run was given it: models/mine reads like an id of the hub.
     given = str(run.values.get("model", {}).get("name", ""))
     return texts | ({given} if adapter.base.directory is not None and "/" in given else set())

@@ -16,7 +16,7 @@ from rl_engine.run.output import begins, check_output, refuse_occupied
 from rl_engine.run.services import TRACKERS
 from rollout.adapters import PEFT_CONFIG, AdapterError, adapters_inside, gone_version, meant_version
 from rollout.files.durable import check_writable
-from rollout.models import check_files
+from rollout.models import check_files, from_home
 from rollout.peft_format import read_peft
 
 
@@ -35,7 +35,7 @@ def check_parts(config: Config | SftConfig, *, resume: bool = False) -> None:
 
 def check_start(start: str) -> None:
     """What `lora.start_from` names is an adapter that can be trained on. Raises `ValueError` or `FileNotFoundError`."""
-    place = Path(start).expanduser()
+    place = from_home(start)
     if not (place / PEFT_CONFIG).is_file():
         told = gone_version(place) or f"{start} is not an adapter (no {PEFT_CONFIG} there){_way_out(place)}"
         raise ConfigError(f"lora.start_from: {told}")

@@ -31,7 +31,7 @@ from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.report import SUMMARY, TABLE, best_rows, console_table, redraw, score_rows, write_report
 from rl_engine.sweep.results import RESULTS, Results
 from rl_engine.sweep.room import cards_here, dealt
-from rl_engine.sweep.schedule import check_ours, run_sweep, targets_of
+from rl_engine.sweep.schedule import check_ours, check_unchanged, run_sweep, targets_of
 from rl_engine.sweep.sharing import Sharing, Targets, room_lines, sharing_of
 from rollout.files.durable import check_writable
 from rollout.hub import check_hub
@@ -90,6 +90,7 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
     targets = targets_of(config)
     check_ours(config.output)
     known = Results(config.output / RESULTS)
+    check_unchanged(config, targets, known)  # before cells are told as done that were run with other settings
     if retry_failed:
         known.forget_failed()
     found = known.by_cell

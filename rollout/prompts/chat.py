@@ -34,6 +34,12 @@ class ChatTemplate:
     config: PromptConfig
 
     def __post_init__(self) -> None:
+        own = self.tokenizer.chat_template
+        if isinstance(own, dict) and "default" not in own:
+            raise ValueError(
+                f"prompt.template is chat, and the model has {len(own)} chat templates ({', '.join(own)}), none of "
+                "them called default: write the one that is meant into the model's directory as chat_template.jinja"
+            )
         source = str(self.tokenizer.get_chat_template())
         for name in self.config.template_arguments:
             if not re.search(rf"\b{re.escape(name)}\b", source):

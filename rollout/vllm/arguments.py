@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,10 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
+    if Path(settings.model).is_dir():
+        # What transformers reads. By itself vLLM takes params.json and consolidated.safetensors where they lie beside:
+        # in a directory of Mistral's whose model was trained on, these are still those of before.
+        arguments |= {"config_format": "hf", "load_format": "hf"}
     if settings.lora_rank:
         arguments |= {
             "enable_lora": True,

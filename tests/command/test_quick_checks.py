@@ -85,6 +85,8 @@ def here(tmp_path: Path) -> Path:
     (twice / "model-00001-of-00001.safetensors").write_bytes(b"a")
     index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
     (twice / "model.safetensors.index.json").write_text(json.dumps(index))
+    (model_directory(tmp_path / "two_files") / "optimizer.safetensors").write_bytes(b"a")
+    (model_directory(tmp_path / "no_index", "model.safetensors") / "model-00001-of-00002.safetensors").write_bytes(b"a")
     (model_directory(tmp_path / "with_adapter") / "adapter_config.json").write_text("{}")
     damaged = model_directory(tmp_path / "damaged", "config.json")
     (damaged / "config.json").write_text("{")
@@ -123,6 +125,14 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (
         (*TRAIN, "model.name=twice"),
         "weights twice, in model.safetensors, which transformers reads, and",
+    ),
+    (
+        (*EVALS, "--model", "two_files"),
+        "two_files' has optimizer.safetensors beside model.safetensors: transf",
+    ),
+    (
+        (*TRAIN, "model.name=no_index"),
+        "-00001-of-00002.safetensors, and neither model.safetensors nor model.safetensors.",
     ),
     ((*SFT, "model.name=with_adapter"), "with_adapter' holds a model and an adapter (adapter_config.json), which"),
     ((*TRAIN, "model.name=torn"), "torn/model.safetensors.index.json is damaged"),

@@ -183,6 +183,14 @@ def test_a_number_in_place_of_a_variable_is_no_warning(monkeypatch: pytest.Monke
     assert value("train.steps", "train.steps=${oc.env:STEPS,3}") == 7
 
 
+def test_that_there_is_no_home_directory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a user whom the system does not know, as in a container that was given a number."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    told = message("quickstart.yaml", "output_dir=~/runs/a")
+    assert "output_dir is '~/runs/a', and there is no home directory: HOME is not set" in told
+
+
 def test_a_path_from_the_home_directory_leads_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No shell has seen what stands in a file, and after `data.path=` it leaves a `~` alone."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -173,6 +173,8 @@ def test_adapters_of_one_name_or_damaged_ones_are_refused(tmp_path: Path, adapte
         ("embedded", "/elsewhere/rollout/embedded", True),
         ("Qwen/Qwen3-8B-Base", "/models/Qwen3-8B-Base", True),
         ("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B", False),
+        ("Qwen/Qwen3-8B", "/home/me/.cache/huggingface/hub/models--Qwen--Qwen3-8B/snapshots/0a1b2c", True),
+        ("/cache/models--Qwen--Qwen3-8B/snapshots/0a1b2c", "/cache/models--me--mine/snapshots/0a1b2c", False),
     ],
 )
 def test_models_are_the_same_as_far_as_names_tell(one: str, other: str, same: bool) -> None:

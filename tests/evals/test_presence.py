@@ -152,6 +152,24 @@ class GoneStore:
     multi_get: Any = set
 
 
+def test_where_one_is_that_never_comes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lives, and another has waited in gloo for half an hour. Those that wait as well are not named."""
+    monkeypatch.setattr(presence, "BEAT_S", 60.0)
+    waits = "9 distributed_c10d.py:2810 in barrier"
+    here = Presence(0, 3, GoneStore(), pytest.fail)
+    here._told = {1: "9 rewards.py:12 in score", 2: waits}
+    monkeypatch.setattr(presence, "_here", here)
+    said = "Timed out waiting 1800000ms for recv operation to complete"
+    error = RuntimeError(f"[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] {said}")
+    not_come = f"rank 0 waited for another rank, which has not come ({said}): "
+    assert presence.lost_rank(error) == f"{not_come}rank 1 is still running, at rewards.py:12 in score"
+    here._told[1] = waits
+    assert str(presence.lost_rank(error)).count("distributed_c10d.py") == 2
+    here._told = {1: presence.FAILED, 2: presence.LEFT}
+    assert str(presence.lost_rank(error)).startswith(f"rank 0 lost another rank ({said})")
+    here.close()
+
+
 def test_where_the_store_is_gone_nobody_is_called_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was a process of the launcher, which ends all of them."""
     monkeypatch.setattr(presence, "BEAT_S", 0.1)

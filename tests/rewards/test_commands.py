@@ -133,6 +133,18 @@ def test_audit_sorts_disagreements(tmp_path: Path, compressed: bool) -> None:
     }  # fmt: skip
 
 
+def test_audit_looks_for_answers_where_the_run_did(tmp_path: Path) -> None:
+    """With another form every recorded verdict would seem to have changed."""
+    run = tmp_path / "run"
+    rollouts = run / "rollouts" / "step000001.jsonl.gz"
+    assert audit.forms_of(rollouts) == ("boxed",)
+    run.mkdir()
+    (run / "config.yaml").write_text("rewards: {answer_forms: [gsm8k_hashes, boxed]}")
+    assert audit.forms_of(rollouts) == ("gsm8k_hashes", "boxed")
+    (run / "config.yaml").write_text("rewards: {}")
+    assert audit.forms_of(rollouts) == ("boxed",)
+
+
 def test_audit_explains_bad_input(tmp_path: Path) -> None:
     missing = RUNNER.invoke(audit.app, [str(tmp_path / "none.jsonl")])
     assert missing.exit_code == 2

@@ -178,6 +178,21 @@ def test_more_or_less_than_lora_is_refused_before_loading(name: str, made: Calla
     assert (shown.exit_code, said in shown.output) == (2, True)
 
 
+def test_the_model_of_an_adapter_may_lie_in_the_hubs_cache(made: Callable[..., Path]) -> None:
+    """As it does for who loads a model by the path of its snapshot, whose last part is a commit."""
+    directory = made()
+    config = load_config("quickstart.yaml", [*START, f"lora.start_from={directory}"])
+    change(directory, base_model_name_or_path="/cache/models--me--Embedded/snapshots/0a1b2c")
+    check_start(config.model, config.lora, 0)
+    for trained_on, said in (
+        ("/cache/models--me--other/snapshots/embedded", "is an adapter of"),
+        (None, "names no"),
+    ):
+        change(directory, base_model_name_or_path=trained_on)
+        with pytest.raises(AdapterError, match=said):
+            check_start(config.model, config.lora, 0)
+
+
 def test_layers_without_an_adapter_are_said_with_a_number(made: Callable[..., Path]) -> None:
     config = load_config("quickstart.yaml", [*START, f"lora.start_from={made(layers_to_transform=[0, 1])}"])
     with pytest.raises(AdapterError, match=r"touches other layers than lora.targets: it lacks 8 of them"):

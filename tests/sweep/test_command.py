@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from rl_engine.sweep.analysis import Analysis, Found, due_cells
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import write_report
 from rl_engine.sweep.results import Results
+from rl_engine.sweep.schedule import targets_of
 from tests.helpers.peft_adapters import write_peft
 from tests.helpers.sweep_runs import SweepMaker, result_of_cell
 
@@ -61,11 +63,15 @@ def test_what_cells_begin_with_is_asked_for_until_they_have(tmp_path: Path) -> N
     (config.output / MARKER).touch()
     assert "arm quickstart, optim.lr=0.001: lora.start_from" in asked()[1]
     results = Results(config.output / "results.jsonl")
-    results.add(result_of_cell(second, status="failed"))
+    made_with = targets_of(config)[second.arm, second.axis_value].config_hash
+    results.add(replace(result_of_cell(second, status="failed"), config_hash=made_with))
     assert "arm quickstart, optim.lr=0.001: lora.start_from" in asked()[1]
-    results.add(result_of_cell(second, status="done"))
+    results.add(replace(result_of_cell(second, status="done"), config_hash=made_with))
     code, output = asked()
     assert (code, "1 cells due, 0 to follow, 1 done" in output) == (0, True), output
+    results.add(replace(result_of_cell(second, status="done"), config_hash="that of other settings"))
+    code, output = asked()
+    assert (code, "holds 1 cells that were run with other settings" in output) == (2, True), output
 
 
 @pytest.mark.parametrize(

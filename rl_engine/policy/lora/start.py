@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rl_engine.config.file import ConfigError
-from rollout.adapters import MANIFEST, PEFT_WEIGHTS, AdapterError, read_manifest
+from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, read_manifest
+from rollout.models import model_title
 from rollout.peft_format import FACTOR, rank_and_scale, read_peft
 
 # Activations that EVA looks at: some times the largest useful rank, and small beside the model.
@@ -122,7 +123,12 @@ def read_adapter(directory: Path, base_model: str, own_config: dict[str, Any]) -
     manifest = read_manifest(directory) if (directory / MANIFEST).is_file() else {}
     peft_config = read_peft(directory, "lora.start_from")
     trained_on = str(manifest.get("base_model") or peft_config.get("base_model_name_or_path") or "")
-    if Path(trained_on).name.lower() != Path(base_model).name.lower():
+    if not trained_on:
+        raise AdapterError(
+            f"lora.start_from: {directory} names no model that it is of: write it into {PEFT_CONFIG}, as "
+            "base_model_name_or_path"
+        )
+    if model_title(trained_on) != model_title(base_model):
         raise AdapterError(
             f"lora.start_from: {directory} is an adapter of {trained_on!r}, and model.name is {base_model!r}"
         )

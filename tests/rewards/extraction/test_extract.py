@@ -42,6 +42,8 @@ def test_the_answer_is_the_last_box_or_the_last_row_of_boxes(completion: str, an
         (r"$x = - \boxed{72}$", "sign_before_box"),
         ("\\[\n-\\boxed{72}\n\\]", "sign_before_box"),
         (r"So it is -{\boxed{72}}.", "sign_before_box"),
+        (r"$2x = -144 \implies x \Rightarrow - \$\boxed{72}$", "sign_before_box"),
+        (r"**-\boxed{72}**", "sign_before_box"),
         (r"$x_1 = \pm\boxed{2}$, $x_2 = \boxed{3}$", "sign_before_box"),
         (r"either 71 or \boxed{72}", "alternatives"),
         (r"\boxed{72}. Hmm, I made a mistake.", "retracted"),

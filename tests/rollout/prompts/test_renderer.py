@@ -33,6 +33,16 @@ def test_the_chat_template_is_the_models_own(tokenizer: Any) -> None:
     assert tokenizer.decode(list(prompt.token_ids)).startswith("1+")
 
 
+def test_of_several_chat_templates_the_default_one_is_taken(tokenizer: Any) -> None:
+    """As older tokenizers have them, each under a name."""
+    config, own = PromptConfig(instruction=None), tokenizer.chat_template
+    tokenizer.chat_template = {"tool_use": "{{ tools }}", "default": own}
+    assert Renderer(tokenizer, config).render(PROBLEM).text == "1+{2}=?\n"
+    tokenizer.chat_template = {"tool_use": "{{ tools }}", "rag": own}
+    with pytest.raises(ValueError, match=r"2 chat templates \(tool_use, rag\), none of them called default: write"):
+        Renderer(tokenizer, config)
+
+
 def test_a_mistral_has_the_tokenizer_of_the_others(tokenizer: Any, tmp_path: Path) -> None:
     """And with it its chat template and what the sampler reads of it, though a file of Mistral's own lies there too."""
     for path in EMBEDDED_DIR.iterdir():
@@ -101,6 +111,8 @@ def test_contradictions_are_refused(settings: dict[str, str], words: str) -> Non
 def test_a_path_that_is_no_model_is_an_error() -> None:
     with pytest.raises(FileNotFoundError, match="not a model directory"):
         locate_model("/nowhere/model")
+    with pytest.raises(FileNotFoundError, match=r"model.name: '~nobody-so-called/model' is not a model directory"):
+        locate_model("~nobody-so-called/model")
     assert locate_model("org/name") == "org/name"
 
 
