@@ -282,7 +282,8 @@ def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
             return str(reason)
         if not text.strip():
             return "a turn without text"
-        thoughts = {name: turn[name] for name in THOUGHTS if isinstance(turn.get(name), str) and turn[name].strip()}
+        given = {name: turn[name] for name in THOUGHTS if isinstance(turn.get(name), str) and turn[name].strip()}
+        thoughts = {name: thought for name, thought in given.items() if not _is_told(thought.strip(), text)}
         # OpenAI's word and Axolotl's.
         weighs_nothing = ROLES[role] == "assistant" and 0 in (turn.get("weight"), turn.get("train"))
         unlearned = {UNLEARNED: "0"} if weighs_nothing else {}
@@ -292,6 +293,11 @@ def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
     if found[0]["role"] == "assistant" or not any(turn["role"] == "user" for turn in found):
         return "does not begin with a question"
     return tuple(found)
+
+
+def _is_told(thought: str, content: str) -> bool:
+    """Whether a content has it too, between tags: a template would write it a second time."""
+    return content.partition(thought)[2].lstrip().startswith(("</", "[/"))
 
 
 def _spoken(value: Any, role: str) -> list[Any]:

@@ -91,6 +91,14 @@ def _in_effect(config: SweepConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.set.items() if not any(f"{key}.".startswith(f"{off}.") for off in idle)}
 
 
+def refuse_idle(config: SweepConfig) -> None:
+    """Raises `ConfigError` for a setting of all cells that none has. To draw what was run with one is no matter."""
+    for key, value in config.set.items():
+        everywhere = config.arms and all(key in given for given in config.arms.values())
+        if why := f"grid.{key} replaces it" if key in config.grid else "every arm gives its own" * bool(everywhere):
+            raise ConfigError(f"set.{key} is {as_yaml(value)}, and has no effect: {why}")
+
+
 def _own_values(given: Mapping[str, Any], key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
     own = given.get(key, values)
     return tuple(own) if isinstance(own, list | tuple) else (own,)

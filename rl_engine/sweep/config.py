@@ -12,7 +12,6 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from evals.suites import suite_name
 from rl_engine.config import Config
-from rl_engine.config.fields import as_yaml
 from rl_engine.config.file import CommandConfig
 from rl_engine.config.sft import SftConfig
 from rl_engine.plan.sharing import Group, groups_of
@@ -226,10 +225,6 @@ class SweepConfig(CommandConfig):
         for key, values in self.grid.items():
             if not values:
                 raise ValueError(f"grid.{key} has no values")
-        for key, value in self.set.items():
-            everywhere = self.arms and all(key in given for given in self.arms.values())
-            if why := f"grid.{key} replaces it" if key in self.grid else "every arm gives its own" * bool(everywhere):
-                raise ValueError(f"set.{key} is {as_yaml(value)}, and has no effect: {why}")
         return self
 
     @property

@@ -17,7 +17,7 @@ from rl_engine.run.locks import locks_on_one_machine
 from rl_engine.run.output import holds_run, refuse_unmarked
 from rl_engine.run.records import MARKER, METRICS
 from rl_engine.sweep.analysis import cells_left, due_cells
-from rl_engine.sweep.cells import arms_of, cell_of, target_of
+from rl_engine.sweep.cells import arms_of, cell_of, refuse_idle, target_of
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.progress import SweepProgress
 from rl_engine.sweep.report import SUMMARY, TABLE
@@ -63,7 +63,8 @@ class Stop:
 
 
 def targets_of(config: SweepConfig) -> Targets:
-    """The target of every cell, by its point. Raises `ConfigError` for settings that cannot be."""
+    """The target of every cell, by its point. Raises `ConfigError` for settings that cannot be, or have no effect."""
+    refuse_idle(config)
     return {(arm.name, value): target_of(config, arm, value) for arm in arms_of(config) for value in arm.axis_values}
 
 

@@ -74,6 +74,10 @@ UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
             {"messages": [said("1")[0], {**said("1", "2")[1], "reasoning_content": "1+1=", "thinking": None}]},
             (said("1")[0], {**said("1", "2")[1], "reasoning_content": "1+1="}),
         ),
+        (
+            {"messages": [said("1")[0], {"role": "assistant", "content": "<think>\n1+\n</think>2", "reasoning": "1+"}]},
+            said("1", "<think>\n1+\n</think>2"),
+        ),
         ({"messages": [said("1")[0], {**said("1", "2")[1], "weight": 0}]}, (said("1")[0], UNWANTED)),
         (
             {"messages": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2", "train": False}]},

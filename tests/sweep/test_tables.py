@@ -237,6 +237,9 @@ def test_table_and_figures_come_again_from_the_summary_alone(tmp_path: Path) -> 
     redraw(moved)
     again = {path.name: path.read_bytes() for path in moved.parent.iterdir() if path != moved}
     assert again == {name: written[name] for name in names}
+    facts["config"]["set"]["optim.lr"] = 1.0  # which a sweep to be run is refused for
+    moved.write_text(json.dumps(facts))
+    assert redraw(moved)[0].set["optim.lr"] == 1.0
     with pytest.raises(ConfigError, match="not the summary of a sweep"):
         redraw(config.output / "table.md")
 
