@@ -102,9 +102,6 @@ class _Attention(torch.autograd.Function):
 
     Scores and softmax are float32. With P the probabilities and g = ∂L/∂out: ∂L/∂v = Pᵀ g, and with
     dS = P ∘ (g vᵀ − rowsum(P ∘ g vᵀ)) · scale: ∂L/∂q = dS k, ∂L/∂k = dSᵀ q. P is kept, in the precision of v.
-
-    torch's own kernel for dS rounds otherwise on one thread than on several. In float32, where a run is the same to the
-    bit however many there are, dS is made of products and sums that do not: the sum over a row is that of g ∘ out.
     """
 
     @staticmethod
@@ -116,23 +113,17 @@ class _Attention(torch.autograd.Function):
         scores = (q.float() * scale) @ k.float().mT
         scores.view(rows, kv_heads, -1, queries, keys).masked_fill_(drop[:, None, None], float("-inf"))
         probs = scores.softmax(dim=-1).to(v.dtype)
-        out = probs @ v
-        ctx.save_for_backward(q, k, v, probs, out)
+        ctx.save_for_backward(q, k, v, probs)
         ctx.scale = scale
-        return out.view(rows, heads, queries, size)
+        return (probs @ v).view(rows, heads, queries, size)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, probs, out = ctx.saved_tensors
+        q, k, v, probs = ctx.saved_tensors
         shape = grad.shape
         grad = grad.reshape(q.shape)
-        grad_probs = grad @ v.mT
-        if probs.dtype == torch.float32:
-            grad_scores = grad_probs.sub_((grad * out).sum(dim=-1, keepdim=True)).mul_(probs)
-        else:
-            grad_scores = torch._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
-        grad_scores.mul_(ctx.scale)
+        grad_scores = torch._softmax_backward_data(grad @ v.mT, probs, -1, probs.dtype).mul_(ctx.scale)
         return (grad_scores @ k).view(shape), grad_scores.mT @ q, probs.mT @ grad, None, None
 
 

@@ -1,4 +1,4 @@
-"""A micro-batch large enough for several threads: a step has the same bits, however many, whoever is faster."""
+"""Two threads and one micro-batch large enough for both: the same step gives the same bits, whoever is faster."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ PROMPTS, SAMPLES = 8, 8
 
 
 @pytest.fixture
-def threads() -> Iterator[None]:
+def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
@@ -46,11 +47,10 @@ def groups() -> list[TrainingSample]:
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("two_threads")
 def test_a_step_is_the_same_to_the_bit_each_time(make_learner: Callable[..., Learner], method: str) -> None:
     samples, found = groups(), []
-    for count in (2, 2, 1):
-        torch.set_num_threads(count)
+    for _ in range(3):
         learner = make_learner(f"method={method}", "optim.lr=1e-3")
         learner.step([samples], LOOSE)
         found.append({name: tensor.clone() for name, tensor in learner.weights().items()})
