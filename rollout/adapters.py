@@ -121,6 +121,10 @@ def meant_version(path: Path) -> Meant:
         return Meant(newest, f"{path} is a run: its newest version is taken, {newest.name} ({told})")
     if latest.is_symlink():
         raise AdapterError(f"--adapter: {path} is a run, and {_gone(latest)}; {store.what_is_left()}")
+    if left := store.versions():
+        newest = store.path_of(left[-1])
+        told = "latest and best are no links there, as in a copy without them, and which was best is not known"
+        return Meant(newest, f"{path} is a run: its newest version is taken, {newest.name} ({told})")
     return Meant(path)
 
 
@@ -173,15 +177,20 @@ class AdapterStore:
 
     def point(self, pointer: Pointer, version: int) -> None:
         """Make a symbolic link name a version; it never names nothing in between."""
+        link = self.root / pointer
+        if not link.is_symlink() and (link / MANIFEST).is_file():
+            discard(link)  # the version itself, in a copy of a run that was made through the links
         scratch = self.root / f".{pointer}.partial"
         scratch.unlink(missing_ok=True)
         scratch.symlink_to(self.path_of(version).name)
-        scratch.replace(self.root / pointer)
+        scratch.replace(link)
 
     def pointed(self, pointer: Pointer) -> int | None:
-        """The version that a link names."""
+        """The version that a link names, or that a copy of the run has in its place."""
         link = self.root / pointer
-        return int(link.readlink().name[1:]) if link.is_symlink() else None
+        if link.is_symlink():
+            return int(link.readlink().name[1:])
+        return int(stated_manifest(link)["version"]) if (link / MANIFEST).is_file() else None
 
     def open(self, version: int) -> AdapterRef:
         """The reference of a published version, verified."""

@@ -44,7 +44,7 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     if missing and environment["WORLD_SIZE"] != "1":
         raise ValueError(
             f"WORLD_SIZE is {environment['WORLD_SIZE']!r} and RANK {environment['RANK']!r}, as a launcher tells the "
-            f"processes that it starts, and {', '.join(missing)} is not set: start them with torchrun, or unset "
+            f"processes that it starts, without {', '.join(missing)}: start them with torchrun, or unset "
             "WORLD_SIZE where this one is alone"
         )
     return not missing

@@ -31,6 +31,7 @@ from rollout.files.ownership import is_figure, replaced
 from rollout.stopping import Stopped
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+EVERY_S = 10.0
 
 
 class PlotFormat(StrEnum):
@@ -54,13 +55,17 @@ def main(
     watch: Annotated[
         bool, typer.Option("--watch", help="Rewrite the page after each new step, until the runs end.")
     ] = False,
-    every: Annotated[float, typer.Option(min=1, help="Seconds between updates with --watch.")] = 10,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between updates with --watch.")] = EVERY_S,
 ) -> None:
     """Write a self-contained HTML report of one or several runs, finished or in progress."""
     target = output or runs[0] / NAME
     console = Console(highlight=False, soft_wrap=True)
     try:
         with stoppable():
+            if plots is None and format is not PlotFormat.SVG:
+                raise ValueError(f"--format is {format}, and has no effect: give --plots DIR too")
+            if not watch and every != EVERY_S:
+                raise ValueError(f"--every is {every:g}, and has no effect: give --watch too")
             notes = replaced({target: is_report}, "--output")
             for run in runs:
                 check_run(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,8 @@ def test_a_file_named_like_an_unfinished_evaluation_stays(text: str, tmp_path: P
     beside.write_text(MINE)
     partial = PartialResults(tmp_path / "scores.json", {"seed": 0})
     begun = [partial.is_begun]
-    partial.begin(overwrite=True)
+    with closing(partial):
+        partial.begin(overwrite=True)
     begun.append(partial.is_begun)
     assert begun == [False, True]
     assert beside.read_text() == MINE

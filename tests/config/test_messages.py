@@ -67,6 +67,13 @@ def test_a_place_that_is_not_there_is_told_without_the_names() -> None:
     assert message("conf/quickstart.yaml").endswith("did you mean quickstart.yaml?")
 
 
+@pytest.mark.parametrize("line", ["model: {name: ${oc.env:BASE}}", "eval: {suites: [${oc.env:SUITE}]}"])
+def test_an_interpolation_inside_braces_wants_quotes(line: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"seed: 1\n{line}\n")
+    told = 'line 2: between { } or [ ] a ${…} is written in quotes, "${…}"'
+    assert message(str(tmp_path / "mine.yaml")) == f"{tmp_path / 'mine.yaml'}, {told}"
+
+
 def test_a_setting_of_all_cells_is_named_as_the_sweep_has_it() -> None:
     told = message("sweep_rates.yaml", "lora.rank=4", schema=SweepConfig)
     assert told.endswith("no such key; set.lora.rank is one of all cells, grid.lora.rank has values to compare")

@@ -74,5 +74,5 @@ def test_a_launcher_names_all_that_it_started(count: str, missing: tuple[str, ..
 def test_several_processes_that_cannot_be_found_are_refused(missing: tuple[str, ...]) -> None:
     """As a cluster starts them that gives each a machine: they are told no number on it."""
     told = {name: "2" for name in TOLD if name not in missing}
-    with pytest.raises(ValueError, match=f"WORLD_SIZE is '2' .* {', '.join(missing)} is not set: start them with"):
+    with pytest.raises(ValueError, match=f"WORLD_SIZE is '2' .*, without {', '.join(missing)}: start them with"):
         is_launched(told)

@@ -185,6 +185,14 @@ def test_a_page_that_cannot_be_written_is_told_in_a_line(tmp_path: Path) -> None
     assert result.output.count("\n") == 1
 
 
+@pytest.mark.parametrize(("option", "needs"), [(("--format", "png"), "--plots DIR"), (("--every", "5"), "--watch")])
+def test_an_option_of_another_without_it_is_refused(option: tuple[str, str], needs: str, tmp_path: Path) -> None:
+    sampled(tmp_path / "run", [["a"]])
+    result = CliRunner().invoke(command.app, [str(tmp_path / "run"), *option])
+    assert result.exit_code == 2
+    assert result.output == f"error: {' is '.join(option)}, and has no effect: give {needs} too\n"
+
+
 def test_the_command_writes_page_and_plots(tmp_path: Path) -> None:
     for name in ("one", "two"):
         sampled(tmp_path / name, [["a"], ["b"]])

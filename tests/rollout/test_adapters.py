@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,25 @@ def test_of_a_run_the_best_version_is_meant_else_the_newest(store: AdapterStore)
     store.delete(0)
     with pytest.raises(AdapterError, match=r"no other version is there$"):
         meant_version(run)
+
+
+@pytest.mark.parametrize("left", ["nothing", "a file", "the version itself"])
+def test_a_run_that_was_copied_without_links_has_versions(left: str, store: AdapterStore) -> None:
+    """As through a store of objects, an archive, or git where it makes no links."""
+    for version in range(3):
+        store.publish(version, write_weights, {"rank": 1})
+    run, link = store.root.parent, store.root / "latest"
+    link.unlink()
+    if left == "a file":
+        link.write_text("v000002")
+    elif left == "the version itself":
+        shutil.copytree(store.path_of(2), link)
+    meant = meant_version(run)
+    assert read_manifest(meant.directory)["version"] == 2
+    assert meant.why.startswith(f"{run} is a run: its newest version is taken, ")
+    assert store.pointed("latest") == (2 if left == "the version itself" else None)
+    store.publish(3, write_weights, {"rank": 1})
+    assert (link.readlink(), store.versions()) == (Path("v000003"), [0, 1, 2, 3])
 
 
 def test_a_failure_while_writing_leaves_nothing(store: AdapterStore) -> None:
