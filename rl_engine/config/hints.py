@@ -75,7 +75,7 @@ def key_hint(schema: type[BaseModel], location: list[str], value: Any) -> str:
         return f"did you mean {'.'.join([*location[:-1], found])}?"
     if found := near(name, [key.split(".")[-1] for key in by_name]):
         return f"did you mean {listed(key for key in by_name if key.split('.')[-1] == found)}?"
-    if (beside is None or not location[:-1]) and own == "rl_engine.sweep":
+    if beside is None and own == "rl_engine.sweep":  # a key in a section that is none of its own: a run's
         key = ".".join(location)
         return f"set.{key} is one of all cells, grid.{key} has values to compare"
     if beside is None or not location[:-1]:
