@@ -95,6 +95,13 @@ def say_what_can_be_said() -> None:
         out.reconfigure(errors="backslashreplace")
 
 
+def forget_rank_of_another() -> None:
+    """RANK without a number of ranks is left of another program: who goes by it would not say how the command ends."""
+    if "WORLD_SIZE" not in os.environ:
+        for name in ("RANK", "LOCAL_RANK"):
+            os.environ.pop(name, None)
+
+
 def _told_to_leave(within_s: float) -> bool:
     """Wait for SIGTERM, which is taken: the process ends as it was about to."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -110,6 +117,7 @@ class Command(TyperCommand):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         open_what_is_closed()
         say_what_can_be_said()
+        forget_rank_of_another()
         return super().main(*args, **kwargs)
 
     def get_params(self, ctx: Any) -> list[Any]:

@@ -227,6 +227,26 @@ with open(sys.argv[1], "w") as file:
     assert (tmp_path / "written").read_text() == "True"
 
 
+@pytest.mark.parametrize(("count", "said"), [(None, "error: stopped\n"), ("4", "")])
+def test_a_rank_of_another_program_silences_no_command(
+    count: str | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a launcher's processes the first alone says that all were stopped."""
+    app = typer.Typer()
+
+    @app.command(cls=Command)
+    def stop() -> None:
+        say_error("stopped", 130)
+
+    told = {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": count}
+    for name, value in told.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    app([], standalone_mode=False)
+    assert capsys.readouterr().err == said
+
+
 def test_python_without_docstrings_is_told_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,6 @@ from tests.helpers.launched import launched
 IS_KILLED = """
 import os, signal
 from evals.launch.group import join_launch
-from evals.launch.group import TOLD, is_launched
 from evals.launch.presence import lost_rank
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a run, which notes it and finishes its step
