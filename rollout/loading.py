@@ -12,8 +12,8 @@ from collections.abc import Iterator
 def loading() -> Iterator[None]:
     """Inside the block libraries are imported. Python looks for no cycles in what they make, then or later.
 
-    That is a million objects, which live as long as the process. To look through them takes time while they are imported,
-    at each collection after that, and when the process ends: seconds in all.
+    That is a million objects, which live as long as the process. To look through them takes time while they are
+    imported, at each collection after that, and when the process ends: seconds in all.
     """
     collects = gc.isenabled()
     gc.collect()  # what the program itself has let go of, a learner's start perhaps, is not to stay for ever
