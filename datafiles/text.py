@@ -5,8 +5,10 @@ And an error's text → the line of it that a person is told, in whatever room i
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -64,6 +66,25 @@ def read_report(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
+def json_lines(path: Path, *, grows: bool = False) -> Iterator[Any]:
+    """What the lines of a JSON Lines file that we wrote hold, plain or in gzip; a blank line, as an editor leaves it,
+    holds nothing. `grows`: it was written line by line, and a last one that a crash cut short is left out.
+
+    Raises `ValueError`, in one line that names it, for a file that is damaged.
+    """
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                if grows and not line.endswith(b"\n"):
+                    return
+                said = f"line {number} is not JSON: {first_line(error)}"
+                raise ValueError(f"{path} cannot be read ({said})") from error
+
+
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number from 1, line) of a UTF-8 file, plain or in gzip, a byte-order mark at its beginning left out. A line ends
     with a line feed, a carriage return or both.
@@ -109,6 +130,12 @@ def _is_packed(path: Path) -> bool:
         return file.read(len(GZIP)) == GZIP
 
 
-def _open(path: Path) -> IO[bytes]:
-    # gzip's own file is one of bytes to read, which its stubs do not say.
-    return cast("IO[bytes]", gzip.open(path, "rb")) if _is_packed(path) else path.open("rb")
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """Raises `TextFileError` for a damaged gzip file: of those errors one means Ctrl-C to whoever runs a command."""
+    try:
+        # gzip's own file is one of bytes to read, which its stubs do not say.
+        with cast("IO[bytes]", gzip.open(path, "rb")) if _is_packed(path) else path.open("rb") as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise TextFileError(f"{path} cannot be read (a damaged gzip file: {first_line(error)})") from error

@@ -10,11 +10,12 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from datafiles.text import json_lines
 from evals.scoring.outcomes import Outcome
 from rollout.files.durable import write_synced
 
@@ -63,7 +64,7 @@ class PartialResults:
         """
         for path in self._paths():
             try:
-                header: Any = next(_complete_lines(path), {"settings": {}})
+                header: Any = next(json_lines(path, grows=True), {"settings": {}})
             except ValueError:
                 header = None
             if not isinstance(header, dict) or "settings" not in header:
@@ -116,7 +117,7 @@ class PartialResults:
     def read(self) -> None:
         """Take in every finished problem of every rank. A last line cut short by a crash is left out."""
         for path in self._paths():
-            lines = _complete_lines(path)
+            lines = json_lines(path, grows=True)
             header = next(lines, {"settings": self.settings})
             changed = differences(header.get("settings"), json.loads(json.dumps(self.settings)))
             if changed:
@@ -162,13 +163,6 @@ def _is_at(file: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from datafiles.text import json_lines
 from evals.scoring.outcomes import Outcome
 from rewards import Verdict
 from rollout.files.durable import naming
@@ -60,12 +60,11 @@ def kept_answers(path: Path) -> dict[str, KeptAnswer]:
     Raises `ValueError`, in one line, for a file that cannot be read: it was written whole, and damaged since.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
+        rows = [*json_lines(path)]
         return {row["problem_id"]: KeptAnswer(**{**row, "verdicts": tuple(row["verdicts"])}) for row in rows}
     except FileNotFoundError:
         return {}
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from error
 
 

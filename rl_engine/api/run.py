@@ -88,7 +88,7 @@ class Run:
 
     def _pointed(self, pointer: str) -> Path | None:
         link = self.path / "adapters" / pointer
-        return link.resolve() if link.exists() else None
+        return link.resolve() if link.is_dir() else None
 
 
 def read_run(path: str | Path) -> Run:

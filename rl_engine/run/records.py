@@ -7,12 +7,12 @@ import gzip
 import json
 import os
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from datafiles.text import json_lines
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.origin.starts import STARTS, note_end, note_start
@@ -48,18 +48,11 @@ WRITTEN = (
 def read_metrics(run: Path) -> list[dict[str, float]]:
     """The lines of a run's metrics.jsonl; a last line cut short by a crash is left out."""
     path = run / METRICS
-    if not path.is_file():
-        return []
-    text = path.read_text(errors="replace", encoding="utf-8")
-    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    try:
-        found = [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} holds a line that is not JSON: {error.doc[:80]!r}") from error
-    for line, values in zip(lines, found, strict=True):
+    found = [*json_lines(path, grows=True)] if path.is_file() else []
+    for values in found:
         numbers = isinstance(values, dict) and all(isinstance(value, int | float | None) for value in values.values())
         if not numbers or not isinstance(values.get("step"), int | float):
-            raise ValueError(f"{path} holds a line that is not a step's: {line[:80]!r}")
+            raise ValueError(f"{path} holds a line that is not a step's: {json.dumps(values)[:80]!r}")
     return found
 
 
@@ -72,11 +65,10 @@ def rollout_files(run: Path) -> dict[int, Path]:
 def read_rollouts(path: Path) -> list[dict[str, Any]]:
     """The completions of a step's file. Raises `ValueError`, in one line, for one that is damaged, or still being
     written: the step's line in metrics.jsonl comes after it."""
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from error
+    rows = [*json_lines(path)]
+    if not rows:
+        raise ValueError(f"{path} cannot be read (it is empty)")
+    return rows
 
 
 @dataclass

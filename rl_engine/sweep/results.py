@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from datafiles.text import json_lines
 from rl_engine.config.file import ConfigError
 from rl_engine.config.hints import near
 from rl_engine.run.records import METRICS, read_metrics
@@ -98,7 +99,7 @@ class Results:
     def __post_init__(self) -> None:
         if self.path.is_file():
             try:
-                results = [parsed(json.loads(line)) for line in self.path.read_text(encoding="utf-8").splitlines()]
+                results = [parsed(values) for values in json_lines(self.path)]
             except (KeyError, TypeError, ValueError) as error:
                 raise ConfigError(f"output_dir: {self.path} does not hold the results of a sweep: {error}") from error
             self.by_cell = {result.cell: result for result in results}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from datafiles.text import TextFileError, first_line, read_text, text_lines
+from datafiles.text import TextFileError, first_line, json_lines, read_text, text_lines
 from rewards.records import BadRecord, read_rows
 from rl_engine.config.sft import SftConfig
 from rl_engine.sft.examples import load_examples
@@ -252,3 +253,29 @@ def test_rows_of_lists_are_not_trained_on_as_their_spelling(tmp_path: Path) -> N
 )
 def test_an_error_is_a_line_even_where_it_says_nothing(error: Exception, line: str) -> None:
     assert first_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("content", "held"),
+    [
+        (b'{"a": 1}\n\n{"a": 2}\n \n', [{"a": 1}, {"a": 2}]),
+        (b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}', [{"a": 1}, {"a": 2}]),
+        (gzip.compress(b'{"a": 1}\n\n', mtime=0), [{"a": 1}]),
+        (b"", []),
+        (b'{"a": 1}\n{"a', "rows.jsonl cannot be read (line 2 is not JSON: "),
+        (b'\n{"a\n{"a": 1}\n', "rows.jsonl cannot be read (line 2 is not JSON: "),
+        (b"\0\0\n", "rows.jsonl cannot be read (line 1 is not JSON: "),
+        (gzip.compress(b'{"a": 1}\n', mtime=0)[:-9], "rows.jsonl cannot be read (a damaged gzip file: "),
+    ],
+)
+def test_our_own_lines_are_read_or_named(tmp_path: Path, content: bytes, held: Any) -> None:
+    """What an editor leaves is passed over; a line that a crash cut short only where lines are added one by one."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    if isinstance(held, list):
+        assert [*json_lines(path)] == held
+    else:
+        with pytest.raises(ValueError, match=re.escape(held)):
+            list(json_lines(path))
+    path.write_bytes(b'{"a": 1}\n{"a": \xff')
+    assert [*json_lines(path, grows=True)] == [{"a": 1}]

@@ -244,6 +244,7 @@ def test_every_chart_has_a_file_of_its_own() -> None:
         ('{"step": 1, "loss": "0.3"}', "holds a line that is not a step's"),
         ("loss", "is not JSON"),
         ('{"step": 1}', ""),
+        ('{"step": 1}\n', ""),
     ],
 )
 def test_a_run_of_few_words_is_shown_and_a_damaged_one_refused(tmp_path: Path, line: str, said: str) -> None:
@@ -252,6 +253,7 @@ def test_a_run_of_few_words_is_shown_and_a_damaged_one_refused(tmp_path: Path, l
         "{model: {name: m}, data: {source: gsm8k}, optim: {lr: 1.0e-4}, train: {steps: 4, problems_per_step: 2}}\n"
     )
     (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+    (tmp_path / "starts.jsonl").write_text("\n")
     (tmp_path / "rollouts").mkdir()
     (tmp_path / "rollouts" / "step000001.jsonl.gz").write_text("not packed")
     done = CliRunner().invoke(command.app, [str(tmp_path)])

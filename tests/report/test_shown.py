@@ -96,6 +96,7 @@ def _other_values(path: Path) -> None:
     ("damage", "said"),
     [
         (_cut, "step000002.jsonl.gz cannot be read ("),
+        (lambda path: path.write_bytes(b""), "step000002.jsonl.gz cannot be read ("),
         (lambda path: path.write_bytes(b"no gzip"), "step000002.jsonl.gz cannot be read ("),
         (lambda path: path.write_bytes(gzip.compress(b"no JSON\n")), "step000002.jsonl.gz cannot be read ("),
         (_other_rows, "step000002.jsonl.gz cannot be read (line 1 is no completion)"),

@@ -154,6 +154,8 @@ def test_audit_explains_bad_input(tmp_path: Path) -> None:
     assert (empty.exit_code, empty.stdout, empty.stderr) == (2, "", told)
     path = write(tmp_path / "r.jsonl", [{"completion": "x"}])
     assert "no field 'reference'" in " ".join(RUNNER.invoke(audit.app, [str(path)]).output.split())
+    path.write_bytes(gzip.compress(path.read_bytes())[:12])
+    assert "cannot be read (a damaged gzip file: " in RUNNER.invoke(audit.app, [str(path)]).output
     wrong = RUNNER.invoke(audit.app, [str(path), "--form", "guess"])
     assert wrong.exit_code == 2
     assert "--form is 'guess': known are boxed, answer_is, gsm8k_hashes" in wrong.output

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from datafiles.text import json_lines
 from evals.scoring.versions import package_versions
 from rl_engine.run.origin.environment import command, commit, machine
 from rollout.files.durable import write_synced
@@ -35,10 +36,14 @@ def note_end(run: Path) -> None:
 
 
 def read_starts(run: Path) -> list[dict[str, Any]]:
-    """What was noted, an end joined to its start; nothing of runs of earlier versions."""
+    """What was noted, an end joined to its start; nothing of runs of earlier versions.
+
+    Raises `ValueError`, in one line that names it, for a file that is damaged.
+    """
     found: list[dict[str, Any]] = []
-    for line in _lines(run):
-        entry = json.loads(line)
+    for entry in json_lines(run / STARTS) if (run / STARTS).is_file() else ():
+        if not isinstance(entry, dict):
+            raise ValueError(f"{run / STARTS} holds a line that is not a start's: {entry!r:.80}")
         if "began" in entry:
             found.append(entry)
         elif found:
@@ -55,13 +60,9 @@ def wall_s(starts: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _append(run: Path, entry: dict[str, Any], *, anew: bool = False) -> None:
-    lines = [] if anew else _lines(run)
-    write_synced(run / STARTS, "".join([*lines, json.dumps(entry) + "\n"]))
-
-
-def _lines(run: Path) -> list[str]:
     path = run / STARTS
-    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and not anew else []
+    write_synced(path, "".join(f"{line}\n" for line in [*lines, json.dumps(entry)]))
 
 
 def _now() -> str:
