@@ -6,7 +6,6 @@ the outcome of one problem by one policy (`contender` in the file).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 from datafiles.text import json_lines
 from evals.scoring.outcomes import Outcome
+from rollout.files.alone import hold, release
 from rollout.files.durable import write_synced
 
 Settings = dict[str, Any]
@@ -78,9 +78,10 @@ class PartialResults:
         """Gather what earlier processes left into one clean file: by the main rank, before the others read. Until
         `close` no other process may.
 
-        Raises `PartialResultsError` when it is of another evaluation, or another process is at work on it.
+        Raises `PartialResultsError` when it is of another evaluation, `OccupiedError` when another process is at work
+        on it: what two finish in one file each would remove under the other's hands.
         """
-        self._hold()
+        self._held = hold(self.lock, self.output)
         if overwrite:
             self.remove()
         self.read()
@@ -91,27 +92,10 @@ class PartialResults:
             if path != self.path:
                 path.unlink()
 
-    def _hold(self) -> None:
-        """What two processes finish in one file each would remove under the other's hands."""
-        self.lock.parent.mkdir(parents=True, exist_ok=True)
-        while self._held is None:
-            file = self.lock.open("a", encoding="utf-8")
-            if not _takes_lock(file):
-                file.close()
-                raise PartialResultsError(
-                    f"--output: another process is at work on {self.output} ({self.lock}): wait for it, or give "
-                    "another --output"
-                )
-            if _is_at(file, self.lock):
-                self._held = file
-            else:  # whoever held it has ended since it was opened
-                file.close()
-
     def close(self) -> None:
         """Others may go on with it."""
         if self._held is not None:
-            self.lock.unlink(missing_ok=True)
-            self._held.close()
+            release(self.lock, self._held)
             self._held = None
 
     def read(self) -> None:
@@ -144,25 +128,6 @@ class PartialResults:
     def remove(self) -> None:
         for path in self._paths():
             path.unlink()
-
-
-def _takes_lock(file: IO[str]) -> bool:
-    """Whether nobody else holds it, or there are no locks on this file system."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether it is this file that has the name now."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -43,6 +43,7 @@ from rewards.command import Command
 from rollout.adapters import AdapterError, read_manifest, sha256_of
 from rollout.config import LARGEST_SEED, ModelConfig
 from rollout.engine import EngineError, EngineSettings, ScoringEngine
+from rollout.files.alone import alone_at
 from rollout.files.durable import check_writable, write_synced
 from rollout.hub import check_hub
 from rollout.models import (
@@ -162,7 +163,8 @@ def main(
             quiet_libraries()
             check_cards()
             serving_precision(dtype, model, adapter=bool(options.adapters))
-            run(options, new_console(), start_vllm)
+            with alone_at(output):
+                run(options, new_console(), start_vllm)
     except Stopped:
         exit_with_error("stopped; nothing is kept of a measurement that did not end", stop.exit_code)
     except EngineError as error:

@@ -22,6 +22,7 @@ from evals.command import exit_with_error, new_console, quiet_libraries, quiet_t
 from rewards.command import Command
 from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_meant
 from rollout.config import ModelConfig
+from rollout.files.alone import alone_at
 from rollout.files.durable import check_writable, written_aside
 from rollout.hub import check_hub, stay_offline_without
 from rollout.models import hub_items
@@ -44,10 +45,10 @@ def main(
 ) -> None:
     """Merge an adapter into its base model and save the result with its tokenizer."""
     try:
-        check_free(output)
+        check_place(output)
         trained = read_meant(adapter, base_model, lambda line: new_console().print(escape(line), soft_wrap=True))
         check_base(trained, base_model)
-        with stoppable():
+        with stoppable(), alone_at(output):
             merge_into(trained, output)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         exit_with_error(str(error), 2)
@@ -55,11 +56,15 @@ def main(
         exit_with_error(str(error), 1)
 
 
-def check_free(output: Path) -> None:
+def check_place(output: Path) -> None:
     """Raises `FileExistsError` where something is there, `ValueError` where nothing can be written."""
+    check_free(output)
+    check_writable(output.parent, "--output")
+
+
+def check_free(output: Path) -> None:
     if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
         raise FileExistsError(f"--output: {output} already exists, and nothing is replaced: give another directory")
-    check_writable(output.parent, "--output")
 
 
 def check_base(trained: TrainedAdapter, given: str | None) -> None:
@@ -84,6 +89,7 @@ def merge_into(trained: TrainedAdapter, output: Path) -> None:
     dtype = merged_dtype_of(trained)
     with written_aside(output) as scratch:
         rounding = merge(trained, dtype, scratch)
+        check_free(output)  # it took minutes
     lost = rounding.error_mean / rounding.update_mean if rounding.update_mean else 0.0
     console = new_console()
     console.print(f"{trained.base.name} + {trained.directory} → {output}", soft_wrap=True, markup=False)

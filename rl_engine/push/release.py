@@ -26,6 +26,7 @@ from rl_engine.report.page import PROBLEMS, read_runs, write_page
 from rl_engine.run.records import METRICS
 from rl_engine.run.trained import RUN_CONFIG, TrainedAdapter, TrainingRun
 from rollout.adapters import CHAT_TEMPLATE, MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, sha256_of, write_manifest
+from rollout.files.alone import alone_at
 from rollout.files.ownership import place_aside
 from rollout.models import from_home
 
@@ -39,8 +40,15 @@ def make_release(release: Release, folder: Path, say: Callable[[str], None] = pr
     """Write the folder anew; its files, as paths within it. An earlier release that is not the same to the byte, as
     where somebody has worked on its card, is kept beside it.
 
-    Raises `FileExistsError` rather than replace a directory that is not an earlier release.
+    Raises `FileExistsError` rather than replace a directory that is not an earlier release, `OccupiedError` where
+    another process makes it.
     """
+    with alone_at(folder):
+        _make(release, folder, say)
+    return files_of(folder)
+
+
+def _make(release: Release, folder: Path, say: Callable[[str], None]) -> None:
     if folder.exists() and not ((folder / MANIFEST).is_file() and (folder / CARD).is_file()) and any(folder.iterdir()):
         raise FileExistsError(f"--output: {folder} exists and is not a release: give another directory")
     scratch = folder.with_name(f".{folder.name}.partial")
@@ -57,7 +65,6 @@ def make_release(release: Release, folder: Path, say: Callable[[str], None] = pr
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return files_of(folder)
 
 
 def _is_same(one: Path, other: Path) -> bool:

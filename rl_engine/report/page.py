@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -53,7 +54,8 @@ def read_runs(directories: Sequence[Path], problems: int) -> list[ShownRun]:
 def write_page(runs: Sequence[ShownRun], output: Path, reload_s: float | None = None) -> Path:
     """Write the page all at once: no browser sees half of it. With `reload_s` it loads itself again so often."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f".{output.name}.partial")
+    # A run and whoever watches it may write the same page at the same moment.
+    scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")
     with naming(output):
         scratch.write_text(page_of(runs, reload_s), encoding="utf-8")
         return scratch.replace(output)

@@ -31,6 +31,7 @@ from rewards import Grader
 from rewards.records import read_rows
 from rollout.config import SamplingConfig
 from rollout.engine import EngineSettings, InFlight
+from rollout.files.alone import OccupiedError
 from rollout.models import EMBEDDED_DIR
 from rollout.types import AdapterRef, Completion, Prompt, RolloutGroup
 from tests.helpers.builders import completion
@@ -276,7 +277,7 @@ def test_two_processes_do_not_finish_one_evaluation(tmp_path: Path, adapter: Pat
     with closing(PartialResults(options.output, {"seed": 0})) as other:
         other.begin(overwrite=False)
         for overwrite in (False, True):
-            with pytest.raises(PartialResultsError, match=r"another process is at work on .*out\.json"):
+            with pytest.raises(OccupiedError, match=r"another process is at work on .*out\.json"):
                 measure(replace(options, overwrite=overwrite), scripted())
     measure(replace(options, overwrite=True), scripted())
     assert not [*tmp_path.glob("out.partial*")]
@@ -288,7 +289,7 @@ def test_of_two_processes_that_begin_at_once_one_does(tmp_path: Path, monkeypatc
 
     def written_meanwhile(*_: Any) -> None:
         monkeypatch.undo()
-        with pytest.raises(PartialResultsError, match="another process is at work"):
+        with pytest.raises(OccupiedError, match="another process is at work"):
             other.begin(overwrite=False)
 
     monkeypatch.setattr("evals.partial_results.write_synced", written_meanwhile)

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 from evals.asking.trained_with import trained_with
 from rl_engine.merge.__main__ import app
 from rollout.adapters import AdapterStore, write_manifest
+from rollout.files.alone import alone_at
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.run_directories import trained_run
 
@@ -78,6 +80,22 @@ def test_nothing_is_replaced(there: str, run: Path, tmp_path: Path) -> None:
         result.stderr == f"error: --output: {place} already exists, and nothing is replaced: give another directory\n"
     )
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_another_makes_meanwhile_is_not_replaced(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "merged"
+    with alone_at(place):
+        assert f"error: --output: another process is at work on {place} (" in merge(run, place).stderr
+
+    def made_elsewhere(*_: Any) -> None:
+        place.mkdir()
+        (place / "mine").write_text("mine")
+
+    monkeypatch.setattr("rl_engine.merge.weights.merge", made_elsewhere)
+    assert f"--output: {place} already exists, and nothing is replaced" in merge(run, place).stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["merged", "mine"]
 
 
 def test_what_cannot_be_merged_is_one_line(run: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from rl_engine.push.release import files_of
 from rl_engine.report.page import write_report
 from rl_engine.run.trained import read_trained
 from rollout.adapters import AdapterError, read_manifest
+from rollout.files.alone import OccupiedError, alone_at
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.releases import REPO, release, rename_base
 from tests.helpers.run_directories import CURVES, LAST, trained_run
@@ -128,6 +129,8 @@ def test_a_directory_that_is_no_release_is_not_replaced(run: Path, tmp_path: Pat
     (folder / "run/evals/old.json").write_text("{}")
     release(run, folder)
     assert not (folder / "run/evals/old.json").exists()
+    with alone_at(folder), pytest.raises(OccupiedError, match="another process is at work on"):
+        release(run, folder)
 
 
 def test_a_release_that_was_worked_on_is_kept_aside(
