@@ -158,13 +158,12 @@ def main(
         check_hub(hub_items(ModelConfig(name=model, revision=revision), "--model"))
         say_loading("torch, transformers and vLLM")
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
-        with stop.heard():
+        with stop.heard(), alone_at(output):
             quiet_torch()
             quiet_libraries()
             check_cards()
             serving_precision(dtype, model, adapter=bool(options.adapters))
-            with alone_at(output):
-                run(options, new_console(), start_vllm)
+            run(options, new_console(), start_vllm)
     except Stopped:
         exit_with_error("stopped; nothing is kept of a measurement that did not end", stop.exit_code)
     except EngineError as error:
