@@ -34,8 +34,11 @@ from rl_engine.config.fields import (
 )
 from rl_engine.config.hints import listed, near
 from rollout.config import Section
+from rollout.files.ownership import MARKER
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+OF_RUN = "config.yaml"
+"""The configuration in a run's own directory, under this name."""
 # Here a text with commas is one text.
 FREE_TEXT = frozenset({"sampling.stop"})
 # Where a `~` stands for the home directory when the file is opened: what a run began with is what it is resumed with.
@@ -112,7 +115,8 @@ def find_config(name: str) -> Path:
 def read_config(schema: type[S], name: str, overrides: Sequence[str] = (), *, place: str = "command line") -> S:
     """Read a configuration file, apply `key.sub=value` overrides in turn, and check the whole.
 
-    `output_dir` is `runs/<file name>` where neither gives one. `place` is where the overrides were given, for messages.
+    `output_dir` is `runs/<file name>` where neither gives one; of a run's own configuration it is the directory in
+    which that lies, unless the overrides give another. `place` is where the overrides were given, for messages.
     Raises `ConfigError` with every problem found.
     """
     return resolve(schema, name, (place, overrides))[0]
@@ -135,6 +139,9 @@ def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) ->
             layers[-1] = Layer(place, merged(layers[-1].values, given))
     values = _resolved(layers, whole)
     values.setdefault("output_dir", f"runs/{path.stem}")
+    own = None if any(layer.gives(schema, "output_dir") for layer in layers[1:]) else _run_around(path)
+    if own is not None and own.resolve() != Path(str(values["output_dir"])).resolve():
+        values["output_dir"] = str(own)
     values = as_meant(schema, values)
     try:
         config = schema.model_validate(values)
@@ -143,6 +150,13 @@ def resolve(schema: type[S], name: str, *settings: tuple[str, Sequence[str]]) ->
         raise ConfigError(_said_by_place(schema, layers, problems_of(schema, values, error))) from error
     dropped = _drop_idle(schema, layers, values, list(idle_keys(config)))
     return (schema.model_validate(values) if dropped else config), dropped
+
+
+def _run_around(path: Path) -> Path | None:
+    """The directory of the run whose own configuration a file is. That it was another place once, before it was moved
+    or copied, or seen from another working directory, is no reason to go on there."""
+    own = path.absolute().parent
+    return own if path.name == OF_RUN and (own / MARKER).is_file() else None
 
 
 def _drop_idle(

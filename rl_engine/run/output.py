@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from rl_engine.config.resuming import ResumeRule, value_at
 from rl_engine.config.run import CHECKPOINT_EVERY
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.locks import LOCK, is_held, locks_on_one_machine, takes_lock
-from rl_engine.run.records import MARKER, METRICS, WRITTEN, read_metrics
+from rl_engine.run.records import METRICS, WRITTEN, read_metrics
 from rl_engine.run.resumption import (
     CONFIG,
     changes_since,
@@ -24,7 +25,7 @@ from rl_engine.run.resumption import (
     steps_on_record,
 )
 from rollout.files.durable import numbered
-from rollout.files.ownership import place_aside
+from rollout.files.ownership import MARKER, place_aside
 
 CHECKPOINTS = "checkpoints"
 CHANGES_TOLD = 6
@@ -80,7 +81,7 @@ def sole_writer(
     `OSError` when nothing can be written there.
     """
     run = Path(config.output_dir)
-    refuse_file(run)
+    refuse_place(run)
     made, unlocked = not run.exists(), not (run / LOCK).exists()
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("a", encoding="utf-8") as file:
@@ -178,7 +179,7 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
     Raises `ConfigError` rather than write over another run, or resume one that is not this one.
     """
     run = Path(config.output_dir)
-    refuse_file(run)
+    refuse_place(run)
     if not holds_run(run):
         refuse_unmarked(run)
         return [f"there is no run in {run} to resume: this one starts from the beginning"] if resume else []
@@ -203,7 +204,7 @@ def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:
     Raises `ConfigError` for what no option of this run could mend.
     """
     run = Path(config.output_dir)
-    refuse_file(run)
+    refuse_place(run)
     refuse_occupied(run)
     if not holds_run(run) and not (beginning.overwrite and _written(run)):
         return check_output(config, resume=beginning.resume)
@@ -240,9 +241,27 @@ def holds_run(run: Path) -> bool:
     return (run / METRICS).exists() or (run / CHECKPOINTS).exists()
 
 
-def refuse_file(run: Path) -> None:
+def refuse_place(run: Path) -> None:
+    """Raises `ConfigError` for what is no directory, or no place for a run: what another run replaces and removes, the
+    root, and a new directory whose name holds what a shell fills in, which nothing has filled in here."""
     if run.exists() and not run.is_dir():
         raise ConfigError(f"output_dir: {run} is not a directory")
+    whole = run.resolve()
+    if not whole.name:
+        raise ConfigError(f"output_dir: {run} is the root of the file system: give a directory in it")
+    new = [path.name for path in (run, *run.parents) if not path.exists()]
+    if unfilled := [name for name in new if re.search(r"[*]|\$\w", name)]:
+        raise ConfigError(
+            f"output_dir: {run} would be made with the name {unfilled[0]!r}, which a shell fills in and nothing "
+            "else does: write the whole path (in a file a variable is ${oc.env:NAME})"
+        )
+    for above in whole.parents:
+        name = whole.relative_to(above).parts[0]
+        if name in WRITTEN and (above / MARKER).is_file():
+            raise ConfigError(
+                f"output_dir: {run} is in {above / name}, which the run in {above} writes, and removes when it is "
+                "replaced: give a directory elsewhere"
+            )
 
 
 def refuse_occupied(run: Path) -> None:

@@ -19,13 +19,12 @@ from rl_engine.run.origin.starts import STARTS, note_end, note_start
 from rl_engine.run.resumption import CONFIG, RESUMED, note_resumption
 from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
 from rollout.files.durable import naming, write_synced
+from rollout.files.ownership import MARKER
 
 if TYPE_CHECKING:
     from rl_engine.learner.groups import GradedGroup
 
 METRICS = "metrics.jsonl"
-MARKER = ".rl_engine"
-"""A file that says of a directory that a run of ours writes in it, and may be replaced by another."""
 WRITTEN = (
     MARKER,
     CONFIG,

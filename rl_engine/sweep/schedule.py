@@ -14,8 +14,8 @@ from types import FrameType
 from datafiles.text import read_report
 from rl_engine.config.file import ConfigError
 from rl_engine.run.locks import locks_on_one_machine
-from rl_engine.run.output import holds_run, refuse_unmarked
-from rl_engine.run.records import MARKER, METRICS
+from rl_engine.run.output import holds_run, refuse_place, refuse_unmarked
+from rl_engine.run.records import METRICS
 from rl_engine.sweep.analysis import cells_left, due_cells
 from rl_engine.sweep.cells import arms_of, cell_of, refuse_idle, target_of
 from rl_engine.sweep.config import SweepConfig
@@ -27,6 +27,7 @@ from rl_engine.sweep.work.company import LOGS
 from rl_engine.sweep.work.runs import CELL, sole_user
 from rl_engine.sweep.work.slots import WorkSlots
 from rollout.files.durable import write_synced
+from rollout.files.ownership import MARKER
 from rollout.stopping import ECHO_S, hear_stops
 
 POLL_S = 0.1
@@ -129,8 +130,7 @@ def run_cells(
 
 def check_ours(output: Path) -> None:
     """Raises `ConfigError` where something has a name that a sweep writes, and is not known to be one of ours."""
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output_dir: {output} is not a directory")
+    refuse_place(output)
     if holds_run(output):
         raise ConfigError(f"output_dir: {output} holds a run: give the sweep another output_dir")
     # Sweeps were not always marked: results that can be read are a sweep's.

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 FIGURE_MARK = "made by rl_engine"
+MARKER = ".rl_engine"
+"""A file that says of a directory that a run of ours writes in it, and may be replaced by another."""
 
 
 def replaced(outputs: Mapping[Path, Callable[[Path], bool]], option: str) -> list[str]:
@@ -64,6 +66,6 @@ def is_json(keys: Iterable[str]) -> Callable[[Path], bool]:
 
 def place_aside(path: Path) -> Path:
     """Where what is at `path` is kept when something else takes its place: `<name>.old-N` beside it."""
-    path = path.resolve() if path.is_symlink() else path
+    path = path.resolve() if path.is_symlink() or path.name in ("", "..") else path
     numbers = itertools.count(1)
     return next(place for number in numbers if not (place := path.with_name(f"{path.name}.old-{number}")).exists())

@@ -18,12 +18,12 @@ from rewards import audit, check
 from rl_engine.config.file import ConfigError, read_config
 from rl_engine.inspect.__main__ import app as inspect_app
 from rl_engine.report.__main__ import app as report_app
-from rl_engine.run.records import MARKER
 from rl_engine.sft import embedded
 from rl_engine.sweep.__main__ import app as sweep_app
 from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import write_report
 from rl_engine.sweep.schedule import check_ours
+from rollout.files.ownership import MARKER
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.run_directories import record_step, start_run, trained_run
 

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 
 from rl_engine.config import load_config
 from rl_engine.run.checkpoint import Checkpoints, RunState
-from rl_engine.run.records import MARKER, Records, read_metrics
+from rl_engine.run.records import Records, read_metrics
 from rollout.adapters import AdapterStore
+from rollout.files.ownership import MARKER
 
 OPERATIONS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink"}
 

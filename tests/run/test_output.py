@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +76,48 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
             with pytest.raises(ConfigError, match="another process is training in"):
                 refused()
         assert contents(run) == {**before, ".lock": b""}
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("run/adapters", "is in .*/run/adapters, which the run in .*/run writes, and removes"),
+        ("run/checkpoints/step000002/mine", "is in .*/run/checkpoints, which the run in"),
+        ("/", "is the root of the file system"),
+        ("$HOME/mine", r"would be made with the name '\$HOME', which a shell fills in"),
+        ("runs/*", r"would be made with the name '\*', which"),
+    ],
+)
+def test_no_run_begins_where_it_would_be_lost(
+    place: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made_run(Path("run"))
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=f"^output_dir: {re.escape(place)} {said}"):
+            check_place(config_in(Path(place)), resume=False, overwrite=overwrite)
+    check_place(config_in(Path("run/mine")), resume=False, overwrite=False)
+
+
+def test_the_working_directory_s_run_is_kept_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = made_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    with sole_writer(config_in(Path()), overwrite=True):
+        assert (tmp_path / "run.old-1" / "metrics.jsonl").read_bytes() == before["metrics.jsonl"]
+    assert contents(tmp_path / "run") == before | {".lock": b""}
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
+    """Its configuration says where it was; so does that of a copy, of which the original would be resumed."""
+    old, new, link = (tmp_path / name for name in ("old", "new", "link"))
+    made_run(old)
+    link.symlink_to(old)
+    assert load_config(str(link / "config.yaml")).output_dir == str(old)
+    shutil.copytree(old, new)
+    assert load_config(str(new / "config.yaml")).output_dir == str(new)
+    assert load_config(str(new / "config.yaml"), [f"output_dir={old}"]).output_dir == str(old)
+    shutil.copyfile(old / "config.yaml", tmp_path / "config.yaml")
+    assert load_config(str(tmp_path / "config.yaml")).output_dir == str(old)
 
 
 def test_locks_are_asked_for_as_nfs_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from rl_engine.config.file import read_config
-from rl_engine.run.records import MARKER
 from rl_engine.sweep import __main__ as sweep_command
 from rl_engine.sweep.__main__ import app
 from rl_engine.sweep.analysis import Analysis, Found, due_cells
@@ -18,6 +17,7 @@ from rl_engine.sweep.config import SweepConfig
 from rl_engine.sweep.report import write_report
 from rl_engine.sweep.results import Results
 from rl_engine.sweep.schedule import targets_of
+from rollout.files.ownership import MARKER
 from tests.helpers.peft_adapters import write_peft
 from tests.helpers.sweep_runs import SweepMaker, result_of_cell
 

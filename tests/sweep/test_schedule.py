@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from rl_engine.config import load_config
 from rl_engine.config.file import ConfigError
-from rl_engine.run.records import MARKER, read_metrics
+from rl_engine.run.records import read_metrics
 from rl_engine.sweep import __main__ as sweep_command
 from rl_engine.sweep import schedule
 from rl_engine.sweep.__main__ import app
@@ -24,6 +24,7 @@ from rl_engine.sweep.cells import Cell
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 from rl_engine.sweep.results import Result, Results
 from rl_engine.sweep.work import processes, runs
+from rollout.files.ownership import MARKER
 from tests.helpers.sweep_fake import FAKE
 from tests.helpers.sweep_runs import ROOT, SweepMaker, alive, attempts, run
 
