@@ -28,6 +28,8 @@ OUT_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")
 
 # What DeepSpeed's launcher gives each of its processes, beside the variable that is read.
 OF_LAUNCHER = "--local_rank={}"
+# What MPI and Slurm call the number of a process on its machine.
+LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 # So long the other processes of a launcher wait for the first to say what is wrong. It ends them when one has left.
 FIRST_SAYS_S = 10.0
 
@@ -38,7 +40,7 @@ def say_error(message: str, code: int) -> None:
     What a person can correct (code 2) and a request to stop (128 and more) are mostly the same in all processes of a
     launcher: the first one of a machine says so, and another only where it alone has something to say.
     """
-    first = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
     if not first and (code >= 128 or (code == 2 and _told_to_leave(FIRST_SAYS_S))):
         return
     to_stderr(f"[bold red]error:[/bold red] {escape(message)}")
@@ -95,11 +97,18 @@ def say_what_can_be_said() -> None:
         out.reconfigure(errors="backslashreplace")
 
 
-def forget_rank_of_another() -> None:
-    """RANK without a number of ranks is left of another program: who goes by it would not say how the command ends."""
-    if "WORLD_SIZE" not in os.environ:
+def settle_rank() -> None:
+    """Which of a launcher's processes this is, for all who ask: RANK without a number of ranks is left of another
+    program, and who goes by it would not say how the command ends. A cluster that gives each process a machine of its
+    own, as a PyTorchJob does, tells it no number there."""
+    given = os.environ
+    if "WORLD_SIZE" not in given:
         for name in ("RANK", "LOCAL_RANK"):
-            os.environ.pop(name, None)
+            given.pop(name, None)
+    elif "RANK" in given and "LOCAL_RANK" not in given:
+        if (told := next((given[name] for name in LOCAL_RANKS if name in given), None)) is None:
+            given.setdefault("LOCAL_WORLD_SIZE", "1")
+        given["LOCAL_RANK"] = told or "0"
 
 
 def _told_to_leave(within_s: float) -> bool:
@@ -117,7 +126,7 @@ class Command(TyperCommand):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         open_what_is_closed()
         say_what_can_be_said()
-        forget_rank_of_another()
+        settle_rank()
         return super().main(*args, **kwargs)
 
     def get_params(self, ctx: Any) -> list[Any]:

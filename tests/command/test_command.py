@@ -18,7 +18,7 @@ import typer
 from typer.testing import CliRunner
 
 from evals.command import exit_with_error, say_loading
-from rewards.command import Command, open_what_is_closed, say_error
+from rewards.command import Command, open_what_is_closed, say_error, settle_rank
 from rl_engine.command import RunFailedError, losses_explained, what_takes_less, with_hint
 from rl_engine.config import Config
 from rl_engine.config.file import read_config
@@ -189,7 +189,7 @@ def test_a_base_model_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
 def test_no_command_ends_for_what_an_old_locale_cannot_say(
     encoding: str, errors: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`\udce4` is a byte of a file's name, which is no UTF-8: that of `ä` on an old disk."""
+    r"""`\udce4` is a byte of a file's name, which is no UTF-8: that of `ä` on an old disk."""
     app = typer.Typer()
 
     @app.command(cls=Command)
@@ -245,6 +245,28 @@ def test_a_rank_of_another_program_silences_no_command(
             monkeypatch.setenv(name, value)
     app([], standalone_mode=False)
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("told", "settled"),
+    [
+        ({"RANK": "3"}, {}),
+        ({"RANK": "3", "LOCAL_RANK": "3", "SLURM_LOCALID": "1"}, {"SLURM_LOCALID": "1"}),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}),
+        ({"RANK": "3", "WORLD_SIZE": "4", "SLURM_LOCALID": "1"}, {"LOCAL_RANK": "1"}),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "SLURM_LOCALID": "0"}, {}),
+        ({"WORLD_SIZE": "4"}, {}),
+    ],
+    ids=["left", "left-in-Slurm", "a-machine-each", "Slurm", "torchrun-in-Slurm", "nobody"],
+)
+def test_a_process_knows_its_number_on_its_machine(
+    told: dict[str, str], settled: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PyTorchJob, which gives each process a machine, does not tell it that."""
+    environment = dict(told)
+    monkeypatch.setattr(os, "environ", environment)
+    settle_rank()
+    assert environment == {**(told if "WORLD_SIZE" in told else {}), **settled}
 
 
 def test_python_without_docstrings_is_told_so(
