@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,11 @@ EXTRA = "got unexpected extra argument"
 # How torch, CUDA's libraries and the system say it; torch's own error is a RuntimeError.
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")
 
+# How the system, and Python of a thread, says that there are no more; the shell's option of the limit, and its number.
+LIMITS = {
+    "Too many open files": ("-n", resource.RLIMIT_NOFILE),
+    "can't start new thread": ("-u", resource.RLIMIT_NPROC),
+}
 
 # What DeepSpeed's launcher gives each of its processes, beside the variable that is read.
 OF_LAUNCHER = "--local_rank={}"
@@ -68,6 +74,18 @@ def out_of_memory(error: Exception) -> str | None:
         return said or "the machine gives no more"
     if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(said):
         return said.partition(" If reserved but unallocated")[0]  # the rest is of one setting of torch
+    return None
+
+
+def limit_reached(error: Exception) -> str | None:
+    """What a person is told where a library says of a limit of the shell's that it was reached; None of another error.
+    Python's own error of it is an `OSError`."""
+    if not isinstance(error, RuntimeError):
+        return None
+    said = str(error).partition("\n")[0]
+    for words, (option, limit) in LIMITS.items():
+        if words in said:
+            return f"{words}: this shell allows {resource.getrlimit(limit)[0]}, and ulimit {option} raises that"
     return None
 
 
@@ -166,9 +184,11 @@ class Command(TyperCommand):
             say_error("stopped", 128 + signal.SIGINT)
             raise typer.Exit(128 + signal.SIGINT) from None
         except (MemoryError, RuntimeError) as error:
-            if (said := out_of_memory(error)) is None:
+            if (said := out_of_memory(error)) is not None:
+                said = f"out of memory: {said}"
+            elif (said := limit_reached(error)) is None:
                 raise
-            say_error(f"out of memory: {said}", 1)
+            say_error(said, 1)
             raise typer.Exit(1) from None
 
     def advice(self, args: Sequence[str], known: Sequence[str]) -> str:

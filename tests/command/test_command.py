@@ -95,6 +95,31 @@ def test_where_memory_runs_out_a_line_says_so(error: Exception, end: str) -> Non
     assert len(result.stderr.splitlines()) == 1
 
 
+GLOO = "[enforce fail at /pytorch/gloo/transport/tcp/device.cc:186] rv != -1. -1 vs -1. Too many open files"
+
+
+@pytest.mark.parametrize(
+    ("message", "said", "option"),
+    [(GLOO, "Too many open files", "-n"), ("can't start new thread", "can't start new thread", "-u")],
+)
+def test_a_limit_of_the_shell_is_named(
+    message: str, said: str, option: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By libraries, in errors of no type of their own."""
+    monkeypatch.setattr("resource.getrlimit", lambda limit: (64, 64))
+    line = f"{said}: this shell allows 64, and ulimit {option} raises that"
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command(cls=Command)
+    def takes_many() -> None:
+        raise RuntimeError(message)
+
+    result = CliRunner().invoke(app)
+    assert (result.exit_code, result.stderr) == (1, f"error: {line}\n")
+    with pytest.raises(RunFailedError, match=f"^step 3: {line}\n"), losses_explained(make_config(), lambda: "step 3: "):
+        raise RuntimeError(message)
+
+
 def test_another_error_is_left_as_it_is(make_config: Callable[..., Config]) -> None:
     for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory")):
         with pytest.raises(type(error)) as raised, losses_explained(make_config()):
