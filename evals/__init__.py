@@ -1,1 +1,5 @@
 """Adapter → score: versioned suites, estimators with intervals, and the report of one evaluation."""
+
+from datafiles.beside import check_ours
+
+check_ours()

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, say_loading, start_vllm
+from evals.command import exit_with_error, new_console, quiet_libraries, say_loading, settle_torch, start_vllm
 from evals.launch.group import join_launch, leave_launch
 from evals.launch.presence import lost_rank, presence
 from evals.options import EvalOptions, check_quickly, wanted_of_hub
@@ -175,7 +175,7 @@ def check(options: EvalOptions) -> None:
 def start(options: EvalOptions) -> None:
     """Measure in this process, one of as many as a launcher started."""
     say_loading("torch, transformers and vLLM")
-    quiet_torch()
+    settle_torch()
     quiet_libraries()
     with loading():
         check_cards()

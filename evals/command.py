@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from evals.launch.limits import thread_settings
 from rewards.command import say_error, to_stderr
 from rollout.files.ownership import is_json, replaced
 from rollout.stopping import Stopped, StopRequest
@@ -62,8 +63,10 @@ def new_console(*, quiet: bool = False, file: IO[str] | None = None) -> Console:
     return console if console.is_terminal else Console(highlight=False, quiet=quiet, file=file, width=200)
 
 
-def quiet_torch() -> None:
-    """To be called before torch is loaded: vLLM's C++ side would report the memory binding it chose on every start."""
+def settle_torch() -> None:
+    """To be called before torch is loaded: it reads then how many threads it may use. vLLM's C++ side would report the
+    memory binding it chose on every start."""
+    os.environ.update(thread_settings())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,9 +26,16 @@ EXTRA = "got unexpected extra argument"
 # How torch, CUDA's libraries and the system say it; torch's own error is a RuntimeError.
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")
 
+# How the system, and Python of a thread, says that there are no more; the shell's option of the limit, and its number.
+LIMITS = {
+    "Too many open files": ("-n", resource.RLIMIT_NOFILE),
+    "can't start new thread": ("-u", resource.RLIMIT_NPROC),
+}
 
 # What DeepSpeed's launcher gives each of its processes, beside the variable that is read.
 OF_LAUNCHER = "--local_rank={}"
+# What MPI and Slurm call the number of a process on its machine.
+LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 # So long the other processes of a launcher wait for the first to say what is wrong. It ends them when one has left.
 FIRST_SAYS_S = 10.0
 
@@ -38,7 +46,7 @@ def say_error(message: str, code: int) -> None:
     What a person can correct (code 2) and a request to stop (128 and more) are mostly the same in all processes of a
     launcher: the first one of a machine says so, and another only where it alone has something to say.
     """
-    first = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
     if not first and (code >= 128 or (code == 2 and _told_to_leave(FIRST_SAYS_S))):
         return
     to_stderr(f"[bold red]error:[/bold red] {escape(message)}")
@@ -69,6 +77,18 @@ def out_of_memory(error: Exception) -> str | None:
     return None
 
 
+def limit_reached(error: Exception) -> str | None:
+    """What a person is told where a library says of a limit of the shell's that it was reached; None of another error.
+    Python's own error of it is an `OSError`."""
+    if not isinstance(error, RuntimeError):
+        return None
+    said = str(error).partition("\n")[0]
+    for words, (option, limit) in LIMITS.items():
+        if words in said:
+            return f"{words}: this shell allows {resource.getrlimit(limit)[0]}, and ulimit {option} raises that"
+    return None
+
+
 STANDARD = ("stdin", "stdout", "stderr")
 
 
@@ -95,11 +115,18 @@ def say_what_can_be_said() -> None:
         out.reconfigure(errors="backslashreplace")
 
 
-def forget_rank_of_another() -> None:
-    """RANK without a number of ranks is left of another program: who goes by it would not say how the command ends."""
-    if "WORLD_SIZE" not in os.environ:
+def settle_rank() -> None:
+    """Which of a launcher's processes this is, for all who ask: RANK without a number of ranks is left of another
+    program, and who goes by it would not say how the command ends. A cluster that gives each process a machine of its
+    own, as a PyTorchJob does, tells it no number there."""
+    given = os.environ
+    if "WORLD_SIZE" not in given:
         for name in ("RANK", "LOCAL_RANK"):
-            os.environ.pop(name, None)
+            given.pop(name, None)
+    elif "RANK" in given and "LOCAL_RANK" not in given:
+        if (told := next((given[name] for name in LOCAL_RANKS if name in given), None)) is None:
+            given.setdefault("LOCAL_WORLD_SIZE", "1")
+        given["LOCAL_RANK"] = told or "0"
 
 
 def _told_to_leave(within_s: float) -> bool:
@@ -117,7 +144,7 @@ class Command(TyperCommand):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         open_what_is_closed()
         say_what_can_be_said()
-        forget_rank_of_another()
+        settle_rank()
         return super().main(*args, **kwargs)
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -157,9 +184,11 @@ class Command(TyperCommand):
             say_error("stopped", 128 + signal.SIGINT)
             raise typer.Exit(128 + signal.SIGINT) from None
         except (MemoryError, RuntimeError) as error:
-            if (said := out_of_memory(error)) is None:
+            if (said := out_of_memory(error)) is not None:
+                said = f"out of memory: {said}"
+            elif (said := limit_reached(error)) is None:
                 raise
-            say_error(f"out of memory: {said}", 1)
+            say_error(said, 1)
             raise typer.Exit(1) from None
 
     def advice(self, args: Sequence[str], known: Sequence[str]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from datafiles.beside import check_ours
+
 if TYPE_CHECKING:
     from rl_engine.api.configuration import load_config
     from rl_engine.api.evaluation import evaluate
@@ -27,6 +29,8 @@ _HOMES = {
     "read_run": "rl_engine.api.run",
     "train_steps": "rl_engine.api.training",
 }
+
+check_ours()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
 import typer
 from safetensors import SafetensorError
 
-from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch
+from evals.command import exit_with_error, new_console, quiet_libraries, settle_torch
 from evals.launch.presence import lost_rank, presence
-from rewards.command import Command, out_of_memory
+from rewards.command import Command, limit_reached, out_of_memory
 from rl_engine.config import Config
 from rl_engine.config.fields import is_setting
 from rl_engine.config.file import CommandConfig, shipped
@@ -90,8 +90,8 @@ def losses_explained(config: Config | SftConfig, where: Callable[[], str] = lamb
     except (MemoryError, RuntimeError) as error:
         if (said := out_of_memory(error)) is not None:
             text = f"out of memory: {said}\n{what_takes_less(config)}"
-        elif (lost := lost_rank(error)) is not None:
-            text = lost
+        elif (told := limit_reached(error) or lost_rank(error)) is not None:
+            text = told
         else:
             raise
         raise RunFailedError(f"{where()}{text}\n{what_is_saved(config)}") from error
@@ -143,7 +143,7 @@ def among_ranks(config: Config) -> Iterator[Ranks]:
 
 def join_ranks_quietly() -> Ranks:
     """Enter the process group. The first thing to load torch. Raises `ValueError` where torch cannot use the cards."""
-    quiet_torch()
+    settle_torch()
     quiet_libraries()
     with loading():
         check_cards()

@@ -33,8 +33,8 @@ from evals.command import (
     exit_with_error,
     new_console,
     quiet_libraries,
-    quiet_torch,
     say_loading,
+    settle_torch,
     start_vllm,
 )
 from evals.policies import named_version, refuse_unserved
@@ -159,7 +159,7 @@ def main(
         say_loading("torch, transformers and vLLM")
         os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has a bar for every loop
         with stop.heard(), alone_at(output):
-            quiet_torch()
+            settle_torch()
             quiet_libraries()
             check_cards()
             serving_precision(dtype, model, adapter=bool(options.adapters))

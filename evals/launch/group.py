@@ -9,8 +9,8 @@ from datetime import timedelta
 
 # The last rank may still be at a batch of long chains of thought while the others wait.
 PATIENCE = timedelta(hours=12)
-# What torchrun and DeepSpeed's launcher tell each process.
-TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# What torchrun and DeepSpeed's launcher tell each process. Its number on its machine, LOCAL_RANK, has a default.
+TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def join_launch() -> Launch:
     import torch.distributed as dist
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     return Launch(dist.get_rank(), count)
 

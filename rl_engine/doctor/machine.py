@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from evals.launch.limits import memory_room, usable_cores
+
 LOCKS = Path(__file__).parents[2] / "requirements"
 CPUINFO = Path("/proc/cpuinfo")
 # What decides how fast matrix products are on a CPU, slowest first, as the kernel names them on x86 and on Arm.
@@ -84,16 +86,17 @@ def gpus() -> list[str]:
 def machine_rows() -> dict[str, str]:
     """Rows of name and value."""
     found = gpus()
-    memory = psutil.virtual_memory()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory, limit = psutil.virtual_memory(), memory_room()
+    room = memory.available if limit is None else min(memory.available, limit)
+    cores = f"{usable_cores()} usable of {os.cpu_count()}"
     lock = LOCKS / ("cuda.txt" if found else "cpu.txt")
     have = instructions(CPUINFO.read_text(encoding="utf-8")) if CPUINFO.is_file() else []
     installed = libraries(lock)
     others = [library for library in installed if not library.as_locked]
     return {
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "processors": f"{usable} usable of {os.cpu_count()}; {', '.join(have) or 'no vector instructions known'}",
-        "memory": f"{memory.available / 2**30:.1f} GiB available of {memory.total / 2**30:.1f}",
+        "processors": f"{cores}; {', '.join(have) or 'no vector instructions known'}",
+        "memory": f"{room / 2**30:.1f} GiB available of {memory.total / 2**30:.1f}",
         "cards": "; ".join(found) or "none that CUDA can use",
         "libraries": ", ".join(library.describe() for library in installed),
         "lock": f"{len(others)} not as in {lock.name}"

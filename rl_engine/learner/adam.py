@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evals.launch.limits import usable_cores
 from rl_engine.config.optim import OptimConfig
 
 
@@ -37,7 +38,7 @@ def adam(
 
 def cores_of_rank() -> int:
     """This process's share of the machine's processors, whatever number of threads torchrun or vLLM set."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _step_on_threads(optimizer: torch.optim.Optimizer, count: int) -> None:

@@ -97,6 +97,9 @@ def join_ranks() -> Ranks:
     if not is_launched():
         os.environ.update(alone)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # DeepSpeed would hold it against LOCAL_RANK, and it may be of the process that started this one: of mpirun's on
+    # each machine, which is a torchrun.
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -106,7 +109,7 @@ def join_ranks() -> Ranks:
         # DeepSpeed would compile a shared-memory operator first, which takes a minute and a compiler; gloo, which
         # it falls back to, is there already.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    local_rank = int(os.environ["LOCAL_RANK"])
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if cuda:
         torch.cuda.set_device(local_rank)
     if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evals.command import exit_with_error, new_console, quiet_libraries, quiet_torch, say_loading, stoppable
+from evals.command import exit_with_error, new_console, quiet_libraries, say_loading, settle_torch, stoppable
 from rewards.command import Command
 from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_meant
 from rollout.config import ModelConfig
@@ -80,7 +80,7 @@ def check_base(trained: TrainedAdapter, given: str | None) -> None:
 def merge_into(trained: TrainedAdapter, output: Path) -> None:
     """Write the model, and say what it was made of and what rounding has lost."""
     say_loading("torch and transformers")
-    quiet_torch()
+    settle_torch()
     quiet_libraries()
     # Saving a model looks for DeepSpeed, which would report that it looked for a GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

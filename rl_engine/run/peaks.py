@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from evals.launch.limits import memory_room
 from rl_engine.learner.ranks import Ranks
 
 GIB = 1024**3
@@ -103,45 +104,9 @@ def available(ranks: Ranks) -> Available:
     """
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
     room = psutil.virtual_memory().available
-    groups = Path("/proc/self/cgroup")
-    limit = cgroup_room(groups.read_text(encoding="utf-8")) if groups.exists() else None
+    limit = memory_room()
     host = min(room, room if limit is None else limit) / neighbours / GIB + psutil.Process().memory_info().rss / GIB
     if ranks.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(ranks.device)
         return Available(device_gib=free / GIB, host_gib=host)
     return Available(device_gib=host, host_gib=host)
-
-
-def cgroup_room(memberships: str, root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that the control groups of this process leave it; None without a limit.
-
-    `memberships` is /proc/self/cgroup: a line a hierarchy, `number:controllers:path`, without controllers in
-    version 2. Every group up to the root may set a limit.
-    """
-    rooms = []
-    for line in memberships.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top, limit_name, used_name = root, "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            top, limit_name, used_name = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        inner = top / path.lstrip("/")
-        for group in (inner, *inner.parents):
-            if group.is_relative_to(top):
-                room = _room_of(group / limit_name, group / used_name, group / "memory.stat")
-                rooms += [] if room is None else [room]
-    return min(rooms, default=None)
-
-
-def _room_of(limit: Path, used: Path, stat: Path) -> int | None:
-    """Bytes of the limit that are not used; pages of files that can be dropped count as not used."""
-    if not (limit.is_file() and used.is_file()):
-        return None
-    text = limit.read_text(encoding="utf-8").strip()
-    if text == "max":
-        return None
-    statistics = dict(line.split() for line in stat.read_text(encoding="utf-8").splitlines()) if stat.is_file() else {}
-    droppable = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
-    return max(0, int(text) - int(used.read_text(encoding="utf-8")) + droppable)

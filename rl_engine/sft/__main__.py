@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from evals.command import exit_with_error, quiet_libraries, say_loading
+from evals.command import exit_with_error, quiet_libraries, say_loading, settle_torch
 from rl_engine.command import (
     EXPLAINED,
     ConfigFile,
@@ -72,6 +72,7 @@ def main(
         stay_offline_without(wanted)
         check_hub(wanted)
         say_loading("torch, transformers and TRL")
+        settle_torch()
         with stop.heard():
             with loading():
                 quiet_libraries()

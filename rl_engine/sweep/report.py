@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
+from evals.launch.limits import usable_cores
 from evals.scoring.versions import package_versions
 from rl_engine.config.file import ConfigError
 from rl_engine.sweep.analysis import Analysis, ArmReport, Best, Found, analyse, curves_at, known_curve
@@ -96,7 +96,7 @@ def environment() -> dict[str, Any]:
     """What the numbers were made with."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": usable_cores(),
         "versions": package_versions(),
     }
 

@@ -18,7 +18,7 @@ import typer
 from typer.testing import CliRunner
 
 from evals.command import exit_with_error, say_loading
-from rewards.command import Command, open_what_is_closed, say_error
+from rewards.command import Command, open_what_is_closed, say_error, settle_rank
 from rl_engine.command import RunFailedError, losses_explained, what_takes_less, with_hint
 from rl_engine.config import Config
 from rl_engine.config.file import read_config
@@ -93,6 +93,31 @@ def test_where_memory_runs_out_a_line_says_so(error: Exception, end: str) -> Non
     assert (result.exit_code, result.stderr.startswith("error: out of memory: ")) == (1, True)
     assert result.stderr.endswith(f"{end}\n")
     assert len(result.stderr.splitlines()) == 1
+
+
+GLOO = "[enforce fail at /pytorch/gloo/transport/tcp/device.cc:186] rv != -1. -1 vs -1. Too many open files"
+
+
+@pytest.mark.parametrize(
+    ("message", "said", "option"),
+    [(GLOO, "Too many open files", "-n"), ("can't start new thread", "can't start new thread", "-u")],
+)
+def test_a_limit_of_the_shell_is_named(
+    message: str, said: str, option: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By libraries, in errors of no type of their own."""
+    monkeypatch.setattr("resource.getrlimit", lambda limit: (64, 64))
+    line = f"{said}: this shell allows 64, and ulimit {option} raises that"
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command(cls=Command)
+    def takes_many() -> None:
+        raise RuntimeError(message)
+
+    result = CliRunner().invoke(app)
+    assert (result.exit_code, result.stderr) == (1, f"error: {line}\n")
+    with pytest.raises(RunFailedError, match=f"^step 3: {line}\n"), losses_explained(make_config(), lambda: "step 3: "):
+        raise RuntimeError(message)
 
 
 def test_another_error_is_left_as_it_is(make_config: Callable[..., Config]) -> None:
@@ -189,7 +214,7 @@ def test_a_base_model_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
 def test_no_command_ends_for_what_an_old_locale_cannot_say(
     encoding: str, errors: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`\udce4` is a byte of a file's name, which is no UTF-8: that of `ä` on an old disk."""
+    r"""`\udce4` is a byte of a file's name, which is no UTF-8: that of `ä` on an old disk."""
     app = typer.Typer()
 
     @app.command(cls=Command)
@@ -245,6 +270,28 @@ def test_a_rank_of_another_program_silences_no_command(
             monkeypatch.setenv(name, value)
     app([], standalone_mode=False)
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("told", "settled"),
+    [
+        ({"RANK": "3"}, {}),
+        ({"RANK": "3", "LOCAL_RANK": "3", "SLURM_LOCALID": "1"}, {"SLURM_LOCALID": "1"}),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}),
+        ({"RANK": "3", "WORLD_SIZE": "4", "SLURM_LOCALID": "1"}, {"LOCAL_RANK": "1"}),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "SLURM_LOCALID": "0"}, {}),
+        ({"WORLD_SIZE": "4"}, {}),
+    ],
+    ids=["left", "left-in-Slurm", "a-machine-each", "Slurm", "torchrun-in-Slurm", "nobody"],
+)
+def test_a_process_knows_its_number_on_its_machine(
+    told: dict[str, str], settled: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PyTorchJob, which gives each process a machine, does not tell it that."""
+    environment = dict(told)
+    monkeypatch.setattr(os, "environ", environment)
+    settle_rank()
+    assert environment == {**(told if "WORLD_SIZE" in told else {}), **settled}
 
 
 def test_python_without_docstrings_is_told_so(

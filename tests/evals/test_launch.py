@@ -62,17 +62,16 @@ def test_no_other_error_is_taken_for_a_lost_rank(message: str) -> None:
         ("1", TOLD, False),
         ("1", ("MASTER_PORT",), False),
         ("2", ("WORLD_SIZE",), False),
-        ("1", ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"), False),  # RANK is left of something else
+        ("1", ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"), False),  # RANK is left of something else
     ],
 )
 def test_a_launcher_names_all_that_it_started(count: str, missing: tuple[str, ...], launched: bool) -> None:
-    told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    told = {"RANK": "0", "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     assert is_launched({name: value for name, value in told.items() if name not in missing}) is launched
 
 
-@pytest.mark.parametrize("missing", [("LOCAL_RANK",), ("MASTER_ADDR", "MASTER_PORT")])
+@pytest.mark.parametrize("missing", [("MASTER_PORT",), ("MASTER_ADDR", "MASTER_PORT")])
 def test_several_processes_that_cannot_be_found_are_refused(missing: tuple[str, ...]) -> None:
-    """As a cluster starts them that gives each a machine: they are told no number on it."""
     told = {name: "2" for name in TOLD if name not in missing}
     with pytest.raises(ValueError, match=f"WORLD_SIZE is '2' .*, without {', '.join(missing)}: start them with"):
         is_launched(told)

@@ -59,6 +59,7 @@ def learned(directory: Path, count: int, cases: dict[str, str]) -> dict[str, dic
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
+    environment["OMPI_COMM_WORLD_LOCAL_RANK"] = "0"  # as where mpirun starts a torchrun on each machine
     done = subprocess.run(
         [*command, str(ROOT / "tests" / "helpers" / "steps_of_learners.py"), str(directory), *arguments],
         env=environment,

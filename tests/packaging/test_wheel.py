@@ -65,6 +65,27 @@ def test_a_command_of_the_wheel_runs_from_another_directory(installed: Path, tmp
     assert "embedded, float32, method lora" in planned.stdout
 
 
+@pytest.mark.parametrize(
+    ("theirs", "command"),
+    [
+        ("rewards.py", ("-m", "rl_engine.train")),
+        ("rewards.py", ("-m", "evals")),
+        ("evals/__init__.py", ("-m", "rl_engine")),
+        ("rollout.py", ("-c", "import rl_engine")),
+    ],
+)
+def test_a_file_in_the_place_of_a_package_is_named(theirs: str, command: tuple[str, ...], tmp_path: Path) -> None:
+    """Python looks into the current directory first, and said that one of ours "is not a package"."""
+    (tmp_path / "configs").mkdir()  # without a file of Python in it, it hides nothing
+    (tmp_path / theirs).parent.mkdir(exist_ok=True)
+    (tmp_path / theirs).touch()
+    answer = run(tmp_path, *command)
+    said = f"{tmp_path / theirs} has the name of a package of rl_engine's own, and is found in its place: rename it"
+    if command[0] == "-m":
+        assert (answer.returncode, len(answer.stderr.splitlines())) == (2, 1)
+    assert answer.stderr.splitlines()[-1].partition(": ")[2].startswith(said)
+
+
 def test_the_script_is_declared(installed: Path) -> None:
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
     assert "rl-engine = rl_engine.__main__:main" in entry_points.read_text()

@@ -12,7 +12,7 @@ import torch
 
 from rl_engine.learner.ranks import Ranks
 from rl_engine.run import peaks as measuring
-from rl_engine.run.peaks import GIB, PhasePeaks, available, cgroup_room
+from rl_engine.run.peaks import GIB, PhasePeaks, available
 
 
 def test_the_peak_of_a_phase_is_seen_after_it_was_freed() -> None:
@@ -45,27 +45,6 @@ def test_without_a_mark_to_set_back_the_end_of_the_phase_counts(
             pass
     assert peaks.gib["learn"] == pytest.approx(psutil.Process().memory_info().rss / GIB, abs=0.02)
     assert caplog.text.count("cannot be written") == 1
-
-
-@pytest.mark.parametrize(
-    ("line", "group", "limit", "used"),
-    [
-        ("0::/job", "job", "memory.max", "memory.current"),
-        ("0::/", ".", "memory.max", "memory.current"),
-        ("4:memory:/a/b", "memory/a", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ],
-)
-def test_the_limit_of_a_control_group_is_respected(
-    tmp_path: Path, line: str, group: str, limit: str, used: str
-) -> None:
-    assert cgroup_room(line, tmp_path) is None
-    place = tmp_path / group
-    place.mkdir(parents=True, exist_ok=True)
-    (place / limit).write_text("1000\n")
-    (place / used).write_text("700\n")
-    assert cgroup_room(f"1:cpu:/\n{line}", tmp_path) == 300
-    (place / "memory.stat").write_text("inactive_file 100\n")
-    assert cgroup_room(line, tmp_path) == 400
 
 
 def test_available_is_what_is_free_with_what_this_process_holds(ranks: Ranks) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from evals.launch.limits import usable_cores
 from rollout.stopping import GRACE_S, end_with_parent, kill_session
 
 
@@ -46,7 +47,7 @@ def start_process(line: Sequence[str], log: Path, jobs: int, lock: int, cards: s
     """`lock`: the descriptor that it keeps open, so that the sweep's lock is held as long as it lives. `cards`: see
     `Process`."""
     shown = {} if cards is None else {"CUDA_VISIBLE_DEVICES": cards}
-    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    threads = str(max(1, usable_cores() // jobs))
     with log.open("ab") as file:
         return Process(
             subprocess.Popen(
