@@ -47,12 +47,13 @@ _RELATIONS = frozenset(
 _DELIMITER = re.compile(r"(?<!\\)(?:\$\$?|\\[\[\]()])|\\(?:begin|end)(?=\{)")
 _BARS_BEFORE = re.compile(r"(?:(?:\\left)?\||\\lvert)\s*$")
 _BARS_AFTER = re.compile(r"\s*(?:(?:\\right)?\||\\rvert)")
+_BRACKET = re.compile(r"\s*[{\[]")
 _POWERS = r"(?:\^(?:\{\w+\}|\w))?"
 # Letters that a coefficient stands before; i and e are numbers.
 _UNKNOWNS = re.compile(rf"(?:\s*(?:[A-DF-HJ-Za-df-hj-z]|\\(?:{_GREEK})(?![A-Za-z])){_POWERS})+\s*")
 _NOTE = re.compile(r"_(?:\{?\w+\}?|\{\\text\{\w+\}\})|\\[pb]?mod(?:\{\w+\}|\w+)")
 """A base or a modulus."""
-_MEASURE = re.compile(r"\\?%|°|\^\{?\\circ\}?|\\(?:text|mathrm|mbox|rm).*|[A-Za-z]{2,3}", re.DOTALL)
+_MEASURE = re.compile(r"\\?%|°|\^\{?\\circ\}?|\\(?:text|mathrm|mbox|rm).*", re.DOTALL)
 _SIMPLE = re.compile(r"[\w.,\\]+(?:\{[^{}]*\})*|\(.*\)|\[.*\]|\\text.*", re.DOTALL)
 _STATEMENT = re.compile(r"[=<>]|\\(?:le|ge|leq|geq|ne|neq|in|approx|equiv|text)(?![A-Za-z])|,\s")
 _NUMBER = re.compile(r"\s*[-+]?(?:[\d.,]|\\[dt]?frac\{?\d+\}?\{?\d+\}?)+\s*")
@@ -63,7 +64,7 @@ _NO_UNITS = frozenset({"in", "second", "gal", "mo", "min", "deg", "buck", "yard"
 
 @dataclass(frozen=True, slots=True)
 class _Around:
-    """Where the formula begins and ends; whether there is more to it than the box in brackets."""
+    """Where the formula begins and ends; whether it has more than the box in brackets."""
 
     start: int
     end: int
@@ -82,7 +83,7 @@ def in_formula(text: str, box: Box) -> Box:
         return replace(box, start=around.start, end=around.end, cut=True)
     bare_before, bare_after = _bare(before), _bare(after)
     signed = bare_before in {"", "-", "−", r"\$", "-\\$", "€", "£"}
-    measured = signed and _MEASURE.fullmatch(bare_after) is not None
+    measured = signed and (_MEASURE.fullmatch(bare_after) is not None or _is_unit(bare_after))
     whole = before + _wrapped(box.content, bare_after) + after
     found = replace(box, start=around.start, end=around.end, content=_without_boxes(whole))
     if signed and not measured and bare_after and (_UNKNOWNS.fullmatch(bare_after) or _NOTE.fullmatch(bare_after)):
@@ -276,8 +277,7 @@ class _Right:
             close = _closing(self._text, position)
             return close if close and r"\text" not in self._text[position:close] else None
         if token.isascii() and token.isalpha():
-            known = len(token) > 1 and is_known(read_unit(token) or "")
-            return end if known or (self._in_mathematics and len(token) <= 3) or len(token) == 1 else None
+            return end if len(token) <= (3 if self._in_mathematics else 1) or _is_unit(token) else None
         return None
 
     def _argument(self, position: int) -> int | None:
@@ -315,7 +315,7 @@ def _arguments(text: str, position: int) -> int:
     """The end of the arguments in brackets and braces that begin at `position`; of a digit without them."""
     if (bare := re.compile(r"\s*(?:\d{1,2}(?!\d)|[A-Za-z](?![A-Za-z]))").match(text, position)) is not None:
         return bare.end()
-    while text[position : position + 1] in {"{", "["} and (end := _closing(text, position)):
+    while (bracket := _BRACKET.match(text, position)) and (end := _closing(text, bracket.end() - 1)):
         position = end
     return position
 
@@ -365,6 +365,10 @@ def _bare(side: str) -> str:
     r"""What stands on one side of a box without brackets, spaces and fonts: "-" of `-\left(`."""
     kept = re.sub(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])|\\[,;:! ]|~|\s", "", side)
     return re.sub(r"^[)\]}]+|(?:\\[A-Za-z]+(?=\{$))?[(\[{]+$", "", kept)
+
+
+def _is_unit(word: str) -> bool:
+    return len(word) > 1 and is_known(read_unit(word) or "")
 
 
 def _is_cut(before: str, content: str, after: str) -> bool:
