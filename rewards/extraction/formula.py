@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 
 from rewards.extraction.boxes import Box, find_boxes
-from rewards.reading.units import is_known, read_unit
+from rewards.extraction.units_after import is_unit, with_unit_after
 from rewards.spelling.split import RELATIONS
 
 REACH = 160
@@ -56,10 +56,6 @@ _NOTE = re.compile(r"_(?:\{?\w+\}?|\{\\text\{\w+\}\})|\\[pb]?mod(?:\{\w+\}|\w+)"
 _MEASURE = re.compile(r"\\?%|°|\^\{?\\circ\}?|\\(?:text|mathrm|mbox|rm).*", re.DOTALL)
 _SIMPLE = re.compile(r"[\w.,\\]+(?:\{[^{}]*\})*|\(.*\)|\[.*\]|\\text.*", re.DOTALL)
 _STATEMENT = re.compile(r"[=<>]|\\(?:le|ge|leq|geq|ne|neq|in|approx|equiv|text)(?![A-Za-z])|,\s")
-_NUMBER = re.compile(r"\s*[-+]?(?:[\d.,]|\\[dt]?frac\{?\d+\}?\{?\d+\}?)+\s*")
-_WORDS_AFTER = re.compile(r"(?:\$\$?|\\[)\]]|\*\*){0,2}\s{0,2}((?:[A-Za-z]{2,}|/)(?:[ /-][A-Za-z]{2,}){0,3})")
-_NO_UNITS = frozenset({"in", "second", "gal", "mo", "min", "deg", "buck", "yard", "pound", "pounds"})
-"""Units that are everyday words as well, or of two kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +73,13 @@ def in_formula(text: str, box: Box) -> Box:
         return box
     around = _around(text, box)
     if not around.more:
-        return _with_words_after(text, box)
+        return with_unit_after(text, box)
     before, after = text[around.start : box.start], text[box.end : around.end]
     if _is_cut(before, box.content, after):
         return replace(box, start=around.start, end=around.end, cut=True)
     bare_before, bare_after = _bare(before), _bare(after)
     signed = bare_before in {"", "-", "−", r"\$", "-\\$", "€", "£"}
-    measured = signed and (_MEASURE.fullmatch(bare_after) is not None or _is_unit(bare_after))
+    measured = signed and (_MEASURE.fullmatch(bare_after) is not None or is_unit(bare_after))
     whole = before + _wrapped(box.content, bare_after) + after
     found = replace(box, start=around.start, end=around.end, content=_without_boxes(whole))
     if signed and not measured and bare_after and (_UNKNOWNS.fullmatch(bare_after) or _NOTE.fullmatch(bare_after)):
@@ -277,7 +273,7 @@ class _Right:
             close = _closing(self._text, position)
             return close if close and r"\text" not in self._text[position:close] else None
         if token.isascii() and token.isalpha():
-            return end if len(token) <= (3 if self._in_mathematics else 1) or _is_unit(token) else None
+            return end if len(token) <= (3 if self._in_mathematics else 1) or is_unit(token) else None
         return None
 
     def _argument(self, position: int) -> int | None:
@@ -308,7 +304,7 @@ class _Right:
         end = _arguments(self._text, position)
         power = re.compile(r"\s*\^\s*(?:\{\d\}|\d)").match(self._text, end) if end else None
         end = power.end() if power else end
-        return end if end and is_known(read_unit(r"\text" + self._text[position:end]) or "") else None
+        return end if end and is_unit(r"\text" + self._text[position:end]) else None
 
 
 def _arguments(text: str, position: int) -> int:
@@ -367,10 +363,6 @@ def _bare(side: str) -> str:
     return re.sub(r"^[)\]}]+|(?:\\[A-Za-z]+(?=\{$))?[(\[{]+$", "", kept)
 
 
-def _is_unit(word: str) -> bool:
-    return len(word) > 1 and is_known(read_unit(word) or "")
-
-
 def _is_cut(before: str, content: str, after: str) -> bool:
     """Whether the box holds some digits of a number, or a statement that no formula can hold."""
     content = content.strip()
@@ -390,14 +382,3 @@ def _without_boxes(formula: str) -> str:
     for box in reversed(find_boxes(formula).complete):
         formula = formula[: box.start] + _wrapped(box.content, formula[box.end :]) + formula[box.end :]
     return formula
-
-
-def _with_words_after(text: str, box: Box) -> Box:
-    r"""A number and the unit that follows it in words: `$\boxed{5}$ cm`."""
-    match = _WORDS_AFTER.match(text, box.end) if _NUMBER.fullmatch(box.content) else None
-    words = match.group(1).split(" ") if match else []
-    for count in range(len(words), 0, -1):
-        said = " ".join(words[:count])
-        if not {words[0].lower(), words[count - 1].lower()} & _NO_UNITS and is_known(read_unit(said) or ""):
-            return replace(box, content=rf"{box.content}\text{{ {said}}}", boxed=box.content)
-    return box
