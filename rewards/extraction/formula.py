@@ -14,7 +14,8 @@ from rewards.extraction.boxes import Box, find_boxes
 from rewards.extraction.units_after import is_unit, with_unit_after
 from rewards.spelling.split import RELATIONS
 
-REACH = 160
+REACH = 240
+MAX_BRACKETS = 10
 PARAGRAPH = 2_000
 
 _TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|\d+(?:\.\d+)?|[A-Za-z]+|\s+|.", re.DOTALL)
@@ -65,6 +66,8 @@ class _Around:
     start: int
     end: int
     more: bool
+    endless: bool = False
+    """It is larger than what is looked at."""
 
 
 def in_formula(text: str, box: Box) -> Box:
@@ -75,7 +78,7 @@ def in_formula(text: str, box: Box) -> Box:
     if not around.more:
         return with_unit_after(text, box)
     before, after = text[around.start : box.start], text[box.end : around.end]
-    if _is_cut(before, box.content, after):
+    if around.endless or _is_cut(before, box.content, after):
         return replace(box, start=around.start, end=around.end, cut=True)
     bare_before, bare_after = _bare(before), _bare(after)
     signed = bare_before in {"", "-", "−", r"\$", "-\\$", "€", "£"}
@@ -93,7 +96,7 @@ def _around(text: str, box: Box) -> _Around:
     """From bracket to bracket outwards, until one end of a term is met."""
     start, end, more = box.start, box.end, False
     in_mathematics = _is_in_mathematics(text, box)
-    while True:
+    for _ in range(MAX_BRACKETS):
         bars = _BARS_BEFORE.search(text, max(0, start - 8), start) if in_mathematics else None
         if bars and (after := _BARS_AFTER.match(text, end)):
             start, end, more = bars.start(), after.end(), True
@@ -101,6 +104,8 @@ def _around(text: str, box: Box) -> _Around:
         right = _Right(text, end, in_mathematics or left.after_relation)
         start, end = left.start, right.end
         more = more or left.more or right.more
+        if left.endless or right.endless:
+            return _Around(start, end, more, endless=True)
         if left.opener is None or right.closer is None or _CLOSE.get(text[right.closer]) != text[left.opener]:
             return _Around(start, end, more)
         owner = _owner(text, left.opener)
@@ -110,6 +115,7 @@ def _around(text: str, box: Box) -> _Around:
         if owner.valued:
             more, end = True, _arguments(text, end)
         in_mathematics = in_mathematics or owner.valued
+    return _Around(start, end, more, endless=True)
 
 
 def _is_in_mathematics(text: str, box: Box) -> bool:
@@ -142,6 +148,7 @@ class _Left:
         else:
             self.opener = None
             self.start, self.more = self._walk(position, in_mathematics=False)
+        self.endless = begin > 0 and position - self.start > REACH - 20
 
     def _ends_in_operator(self) -> bool:
         last = next((token for token, _ in reversed(self._tokens) if not token.isspace() and token not in _SPACES), "")
@@ -231,6 +238,7 @@ class _Right:
         self._text, self._in_mathematics = text, in_mathematics
         self.end, self.more = position, False
         self.closer: int | None = None
+        self._limit = position + REACH
         while (token := self._token(position)) is not None:
             if token.isspace() or token in _SPACES or token in _UNSEEN:
                 if not in_mathematics and token.isspace():
@@ -245,10 +253,11 @@ class _Right:
                 break
             position = self.end = end
             self.more = True
+        self.endless = position >= self._limit
 
     def _token(self, position: int) -> str | None:
         match = _TOKEN.match(self._text, position)
-        return match.group() if match and position < self.end + REACH else None
+        return match.group() if match and position < self._limit else None
 
     def _taken(self, token: str, position: int) -> int | None:
         """Where what begins with `token` ends, if it belongs to the term."""

@@ -63,6 +63,8 @@ def test_the_answer_is_the_last_box_or_the_last_row_of_boxes(completion: str, an
         (r"The answer is not \boxed{72}.", "negated"),
         (r"$355\boxed{72}$", "part_of_a_number"),
         (r"\boxed{72},000", "part_of_a_number"),
+        (rf"${'1+' * 2000}\boxed{{72}}$", "part_of_a_number"),
+        (rf"$\boxed{{72}}{'+1' * 2000}$", "part_of_a_number"),
         (r"$2\boxed{x = 72}$", "part_of_a_number"),
         (r"$\text{It is not }\boxed{72}$", "negated"),
         (r"either 71 or \boxed{72}", "alternatives"),
