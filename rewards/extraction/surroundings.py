@@ -10,8 +10,8 @@ import re
 REACH = 160
 TAIL = 4000
 
-_MATH_OPENING = r"(?:[\s$({\[*_:]|\\[(\[]|\\quad|\\,|\\;)*"
-_MATH_CLOSING = r"(?:[\s$)}\].,;*_]|\\[)\]]|\\quad|\\,|\\;)*"
+_MATH_OPENING = r"(?:[\s$(){}\[*_:]|\\[(\[]|\\q?quad|\\[,; ])*"
+_MATH_CLOSING = r"(?:[\s$)}\].,;*_]|\\[)\]]|\\q?quad|\\[,; ]|\\(?:text(?:bf|rm|it)?|mathrm|mbox)\s*\{)*"
 
 _NEGATED_BEFORE = re.compile(
     r"(?:\bnot|n't|\bnever|\bcannot|\bcan not|\brather than|\binstead of|\bother than|\bexcept|\bneither|\bnor"
@@ -101,13 +101,6 @@ _CLAIMED = re.compile(
     r"|\b(?:guess|option|candidate|try)\b[^.\n]{0,15}$",
     re.IGNORECASE,
 )  # fmt: skip
-_SIGN = r"(?:[-−±]|\+-|\\[pm][pm](?![A-Za-z]))"
-_SIGN_BEFORE = re.compile(
-    rf"(?:[=≈⇒→]|\\(?:approx|equiv|implies|(?:Long)?[rR]ightarrow|q?quad)|\\[(\[])\s*{_SIGN}\s*(?:\\\$\s*)?\{{?$"
-    rf"|(?:(?:^|\n)[ \t]*|\$|\*\*|(?<![\\A-Za-z])[A-Za-z]{{2,}}\s+|[.:,;]\s+){_SIGN}(?:\\\$)?\{{?$"
-)
-"""A sign of the box itself: in `x - \\boxed{5}` it stands between two, and `- \\boxed{5}` may be an item of a list."""
-_SIGN_REACH = 40
 MIN_PROSE_WORDS = 3
 
 
@@ -125,11 +118,6 @@ def is_negated(text: str, start: int, end: int) -> bool:
     if any(mark in lowered for mark in _NEGATING_MARKS) and _NEGATED_BEFORE.search(before):
         return True
     return _NEGATED_AFTER.match(text[end : end + REACH]) is not None
-
-
-def has_sign_before(text: str, start: int) -> bool:
-    r"""`x = -\boxed{5}`: neither 5 nor what a reader is told to read."""
-    return _SIGN_BEFORE.search(text[max(0, start - _SIGN_REACH) : start]) is not None
 
 
 def is_alternative(text: str, start: int, end: int) -> bool:
