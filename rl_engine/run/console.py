@@ -198,7 +198,7 @@ class RunConsole:
                 self.console.print(
                     f"[bold]{name}[/bold]  accuracy [bold]{last['avg']:.1%}[/bold] after step {scored[0]['step']:.0f}  "
                     f"(95 % interval {last['low']:.1%}–{last['high']:.1%}),  "
-                    f"tokens a completion {last['tokens_mean']:.1f}"
+                    f"tokens per completion {last['tokens_mean']:.1f}"
                 )
                 continue
             # Without `eval.at_start` what is compared with is not the beginning.
@@ -206,7 +206,7 @@ class RunConsole:
             self.console.print(
                 f"[bold]{name}[/bold]  accuracy [bold]{first['avg']:.1%} → {last['avg']:.1%}[/bold]  (95 % intervals "
                 f"{first['low']:.1%}–{first['high']:.1%} → {last['low']:.1%}–{last['high']:.1%}),  "
-                f"tokens a completion {first['tokens_mean']:.1f} → {last['tokens_mean']:.1f}{since}"
+                f"tokens per completion {first['tokens_mean']:.1f} → {last['tokens_mean']:.1f}{since}"
             )
         self.print_rows({name: str(path) for name, path in paths.items()})
 

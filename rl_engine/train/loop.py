@@ -363,6 +363,6 @@ def summary_paths(run: LiveRun) -> dict[str, Path]:
     root, best = run.records.run, run.publisher.store.pointed("best")
     paths = {"run": root, "adapter": run.publisher.store.path_of(run.finished.version)}
     if best is not None:
-        paths["best adapter"] = run.publisher.store.path_of(best).resolve()
+        paths["best adapter"] = run.publisher.store.path_of(best)
     paths["metrics"] = root / METRICS
     return {**paths, "plot": root / PLOT} if (root / PLOT).is_file() else paths

@@ -11,9 +11,14 @@ from typer.testing import CliRunner
 
 from rl_engine.__main__ import COMMANDS
 from rl_engine.config import load_config
+from rl_engine.plan.forecast import first_lines
+from rl_engine.policy.base_model import load_meta_model
+from rl_engine.policy.lora.adapter import describe_adapter
+from rl_engine.policy.lora.targets import coverage_of
 from rl_engine.run.console import COLUMNS
 from rl_engine.run.records import WRITTEN
 from rl_engine.train.__main__ import app
+from rl_engine.train.assemble import plan_lines
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -84,3 +89,12 @@ def commands_of(page: str) -> list[str]:
 def test_what_the_quickstart_page_says_to_try_is_a_configuration(command: str) -> None:
     words = [word for word in command.split() if not word.startswith("--")]
     load_config(words[0], words[1:])
+
+
+def test_the_quickstart_page_shows_the_first_lines_of_a_run() -> None:
+    """As `describe` of rl_engine/train/assemble.py writes them, but for the problems, which would have to be graded."""
+    config = load_config("quickstart.yaml")
+    model = load_meta_model(config.model)
+    training = describe_adapter(config.lora, coverage_of(model, config.lora))
+    for name, text in {"training": training, **plan_lines(config), **first_lines(config, model)}.items():
+        assert f"\n    {name:<10}{text}\n" in QUICKSTART
