@@ -63,6 +63,7 @@ def test_check_finds_bad_references_repeats_and_overlap(tmp_path: Path) -> None:
     ("reference", "understood"),
     [
         (r"\frac12", 1.0), ("7/0", 0.0), (r"\tan 90^\circ", 0.0), ("?", 0.0), ("x+1", 1.0),
+        ("['1', '1.0']", 1.0), ("['1', '2']", 0.0),
         ("They sold 48/2 = <<48/2=24>>24 clips.\n#### 72", 1.0), (r"So $x$ is $\boxed{\frac12}$.", 1.0),
     ],
 )  # fmt: skip
