@@ -36,6 +36,8 @@ WHAT_IS_READ = "JSON Lines, a JSON array, CSV, Parquet, Arrow, or a directory of
 SPLIT_IN_NAME = re.compile(
     "(?<![a-z])(?:(train)(?:ing)?|(test)(?:ing)?|(eval)(?:uation)?|(validation|valid|val|dev))(?:[-_]?set)?(?![a-z])"
 )
+# Benchmarks by their own names, HumanEval and C-Eval, of whose rows none is a split called eval.
+NAMED_EVAL = re.compile("(?<![a-z])(?:human|big-?code|agi|if|alpaca|c|m)[-_]?eval(?![a-z])")
 # Where a word of gsm8kTest or MATHTrain begins.
 CAPITAL = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 SHARD_OF = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\..+)")
@@ -132,6 +134,13 @@ def _kind_of_text(path: Path, head: bytes) -> Kind:
     return "table" if text and not text.startswith(b"{") and (named or delimited) else "lines"
 
 
+def _split_said(name: str) -> str:
+    """The split that a file's name says; none where it says two, as that of what is in both of them."""
+    words = NAMED_EVAL.sub("", CAPITAL.sub("-", name).lower())
+    said = {found[found.lastindex or 0] for found in SPLIT_IN_NAME.finditer(words)}
+    return said.pop() if len(said) == 1 else ""
+
+
 def shards_of(path: Path) -> dict[str, list[Path]]:
     """The files of a directory that are data by their names, under the split that those say; "" where they say none."""
     found: dict[str, list[Path]] = {}
@@ -140,8 +149,7 @@ def shards_of(path: Path) -> dict[str, list[Path]]:
         visible = not name.startswith((".", "_")) and name not in METADATA
         # A link to a file that is gone is none that may be left out: whoever reads it says so.
         if not file.is_dir() and visible and name.removesuffix(".gz").endswith(SUFFIXES):
-            said = SPLIT_IN_NAME.search(CAPITAL.sub("-", file.name).lower())
-            found.setdefault(str(said[said.lastindex or 0]) if said else "", []).append(file)
+            found.setdefault(_split_said(file.name), []).append(file)
     return found
 
 

@@ -1,6 +1,6 @@
-"""Where do other judges disagree with the verdicts of a rollout file? For finding false negatives by eye.
+"""Where do other judges disagree with the verdicts of rollouts? For finding false negatives by eye.
 
-    python -m rewards.audit ROLLOUTS.jsonl [--output DISAGREEMENTS.jsonl]
+    python -m rewards.audit RUN_OR_ROLLOUTS … [--output DISAGREEMENTS.jsonl]
 
 Every completion is graded again and shown to two other judges: equal text or number, and math-verify with
 lenient settings. A completion that is not correct for us but for one of them may be a false negative; one
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -30,6 +32,7 @@ from rewards.types import GradeItem, GradeResult, Verdict
 CHUNK = 1000
 FORMS: tuple[str, ...] = get_args(AnswerForm)
 BOXED = ("boxed",)
+SUFFIXES = (".jsonl", ".jsonl.gz")
 KINDS = {
     "false_negative?": "not correct for us, correct for another judge",
     "false_positive?": "correct for us, for no other judge",
@@ -87,23 +90,43 @@ def _item(row: Row) -> GradeItem:
     )
 
 
-def disagreements(path: Path, config: RewardConfig, progress: Progress) -> tuple[int, list[Row]]:
+def rollout_files(given: Sequence[Path]) -> list[Path]:
+    """The files that are meant: those of a run, or of any directory, in the order of their names.
+
+    Raises `BadRecord` for a directory without one.
+    """
+    found: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = path / "rollouts" if (path / "rollouts").is_dir() else path
+        files = sorted(file for file in inside.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
+        if not files:
+            raise BadRecord(f"{inside} holds no .jsonl or .jsonl.gz file: give a run, or files of rollouts")
+        found += files
+    return list(dict.fromkeys(found))
+
+
+def disagreements(files: Sequence[Path], config: RewardConfig, progress: Progress) -> tuple[int, list[Row]]:
     """Number of completions read, and what was found."""
     found: list[Row] = []
     count = 0
     task = progress.add_task("grading again", total=None)
     with Grader.from_config(config) as grader:
-        for chunk in chunks(read_rows(path, required=("completion", "reference", "verdict")), CHUNK):
-            results = grader.grade([_item(row) for row in chunk])
-            found += [f for row, result in zip(chunk, results, strict=True) if (f := compare(row, result))]
-            count += len(chunk)
-            progress.update(task, description=f"grading again: {count} completions, {len(found)} disagreements")
+        for path in files:
+            for chunk in chunks(read_rows(path, required=("completion", "reference", "verdict")), CHUNK):
+                results = grader.grade([_item(row) for row in chunk])
+                compared = (compare(row, result) for row, result in zip(chunk, results, strict=True))
+                found += [{"file": str(path), **row} for row in compared if row]
+                count += len(chunk)
+                progress.update(task, description=f"grading again: {count} completions, {len(found)} disagreements")
     return count, found
 
 
-@app.command(cls=Command, epilog="Example: python -m rewards.audit runs/x/rollouts/step000001.jsonl.gz")
+@app.command(cls=Command, epilog="Example: python -m rewards.audit runs/x --output disagreements.jsonl")
 def main(
-    rollouts: Annotated[Path, typer.Argument(help="Rollout file, .jsonl or .jsonl.gz.")],
+    rollouts: Annotated[list[Path], typer.Argument(help="Runs, or files of rollouts (.jsonl or .jsonl.gz).")],
     output: Annotated[Path | None, typer.Option(help="Write every disagreement here as JSON Lines.")] = None,
     form: Annotated[
         list[str] | None, typer.Option(help="Answer form; may be repeated. Default: the run's, or boxed.")
@@ -116,34 +139,43 @@ def main(
 ) -> None:
     """List completions on which other judges disagree with the verdict."""
     console = Console()
+    count, found = 0, list[Row]()
     try:
         refuse_existing(output)
         for name in set(form or ()) - {*FORMS}:
             raise BadRecord(f"--form is {name!r}: known are {', '.join(FORMS)}")
-        config = RewardConfig.model_validate(
-            {
-                "workers": workers,
-                "timeout_s": timeout_s,
-                "answer_forms": form or forms_of(rollouts),
-                "function": "rewards.second_opinion:opinions",
-            }
-        )
+        files = rollout_files(rollouts)
         columns, quiet = (SpinnerColumn(), TextColumn("{task.description}")), not console.is_terminal
         with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
-            count, found = disagreements(rollouts, config, progress)
+            for forms, of_a_run in groupby(files, lambda file: tuple(form or ()) or forms_of(file)):
+                config = RewardConfig.model_validate(
+                    {
+                        "workers": workers,
+                        "timeout_s": timeout_s,
+                        "answer_forms": forms,
+                        "function": "rewards.second_opinion:opinions",
+                    }
+                )
+                graded, more = disagreements([*of_a_run], config, progress)
+                count, found = count + graded, [*found, *more]
     except (ValueError, OSError) as error:
         say_error(str(error), 2)
         raise typer.Exit(2) from None
+    what = str(files[0]) if len(files) == 1 else f"{len(files)} files"
+    _report(console, f"{what}: {count} completions", found, show)
+    if output is not None:
+        output.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+
+
+def _report(console: Console, heading: str, found: list[Row], show: int) -> None:
     counts = Counter(row["kind"] for row in found)
-    console.print(f"{escape(str(rollouts))}: {count} completions", soft_wrap=True)
+    console.print(escape(heading), soft_wrap=True)
     for kind, meaning in KINDS.items():
         console.print(f"  {counts[kind]:6d}  {kind}: {meaning}")
         for row in [r for r in found if r["kind"] == kind][:show]:
-            where = f"step {row['step']}, {row['problem_id']}, sample {row['sample']}"
+            where = f"{Path(row['file']).name}, step {row['step']}, {row['problem_id']}, sample {row['sample']}"
             what = f"reference {row['reference']!r}, answer {row['extracted']!r}: {row['verdict']} by {row['rule']}"
             console.print(f"          {escape(f'{where}: {what}')}", soft_wrap=True, highlight=False)
-    if output is not None:
-        output.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from rewards.reading.parse import Unparsed, parse
 from rewards.reading.read import read
 from rewards.reading.shapes import Exact, Expression, Items, Node, Unusable
 from rewards.spelling.clean import Unreadable, clean, fingerprint
+from rewards.spelling.restored import restored
+from rewards.spelling.split import quoted_items
 from rewards.types import Verdict
 
 MAX_REMEMBERED_CHARS = 1_000
@@ -163,7 +165,12 @@ def _long_numbers(reference: str, answer: str) -> tuple[Verdict, str] | None:
 
 
 def own_answer(reference: str) -> str:
-    r"""What a reference says that is itself a completion, or its last line: 5 of \boxed{5} or #### 5."""
+    r"""What a reference says that is itself a completion, its last line, or one value in several spellings: 5 of
+    \boxed{5}, #### 5 or ['5', '5.0']."""
+    reference = restored(reference)
+    if len(spellings := quoted_items(reference)) > 1:
+        same = all(same_answer(spelling, spellings[0])[0] is Verdict.CORRECT for spelling in spellings)
+        return spellings[0] if same else reference
     if _BOXED_REFERENCE.search(reference):
         found = extract(reference, ("boxed",))
         if isinstance(found, Extracted):

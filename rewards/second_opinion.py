@@ -14,6 +14,7 @@ from rewards.reading.phrases import fold
 from rewards.reading.read import read
 from rewards.reading.shapes import Expression, Unusable
 from rewards.spelling.clean import Unreadable, clean
+from rewards.spelling.split import quoted_items
 
 PLAIN = 1
 MATH_VERIFY = 2
@@ -65,10 +66,13 @@ def _last_box(completion: str) -> str | None:
 
 def understands(completion: str, reference: str, problem: str) -> float:
     """1.0 when a reference is read as something that other spellings can equal, 0.0 when only its own text can."""
+    own = own_answer(reference)
     try:
-        node = read(clean(own_answer(reference)))
+        node = read(clean(own))
     except Unreadable:
         return 0.0
+    if quoted_items(own):
+        return 0.0  # all of them, or any: nothing says
     if isinstance(node, Unusable):
         return 0.0
     if isinstance(node, Expression):

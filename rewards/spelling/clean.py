@@ -11,6 +11,7 @@ import unicodedata
 from functools import lru_cache
 
 from rewards.spelling.notation import usual
+from rewards.spelling.restored import restored
 
 MAX_ANSWER_CHARS = 2_000
 MAX_DEPTH = 40
@@ -141,6 +142,7 @@ def clean(text: str) -> str:
     """One spelling of an answer. Raises `Unreadable` when a limit or a forbidden character is met."""
     if len(text) > MAX_ANSWER_CHARS:
         raise Unreadable("answer_too_long")
+    text = restored(text)
     _refuse_deceptive(text)
     if not text.isascii():
         text = _typography(text)

@@ -11,11 +11,21 @@ _THOUSANDS_RUN = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)(?!,\d)")
 _JOINING_TEXT = re.compile(
     r"\\text\s*\{\s*,?\s*(and|or)\s*\}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])|\\(?:text|mathrm)\{\s*\}"
 )
+_QUOTED = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+_QUOTED_LIST = re.compile(rf"\[\s*{_QUOTED}(?:\s*,\s*{_QUOTED})+\s*,?\s*\]", re.DOTALL)
 RELATIONS = {
     "=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\in": "in", r"\approx": "~",
     r"\equiv": "==", r"\simeq": "~", r"\sim": "~", r"\cong": "==", r"\subset": "sub", r"\subseteq": "sub",
     r"\implies": "=>", r"\to": "->", r"\notin": "notin", r"\iff": "iff",
 }  # fmt: skip
+
+
+def quoted_items(text: str) -> list[str]:
+    """The texts of a list of several as Python or JSON writes it, ['1/2', '0.5']; nothing of any other text."""
+    text = text.strip()
+    if not text.startswith("[") or not _QUOTED_LIST.fullmatch(text):
+        return []
+    return [item[1:-1].strip() for item in re.findall(_QUOTED, text, re.DOTALL)]
 
 
 def tokens(text: str) -> list[tuple[str, int, int, int]]:

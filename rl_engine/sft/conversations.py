@@ -36,6 +36,8 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """What a turn calls the thoughts before its content; a chat template knows at most one of them."""
 UNLEARNED = "weight"
 """Of a turn that stands there to be read alone."""
+LABEL = "label"
+"""A column that says of a whole answer whether it is wanted, as KTO's data has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +234,7 @@ def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
         raise ValueError(f"{chat.path} has {_missing(columns)}; it has {', '.join(has)} (set data.columns)")
     order = list(range(len(part)))
     random.Random(data.seed).shuffle(order)
+    wanted += [LABEL] if LABEL in has and LABEL not in wanted else []
     for index, row in zip(order, part.select_columns(wanted).select(order), strict=True):
         yield f"{data.source}-{index}", row
 
@@ -263,12 +266,16 @@ def _missing(columns: ChatColumnsConfig) -> str:
 
 def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
     """The turns of a row, or the reason why there are none."""
+    if LABEL not in [name for _, name in columns] and str(row.get(LABEL)).lower() == "false":
+        return f"{LABEL} is false: an answer that is not wanted"
     listed = turns_in(cell(row, columns.messages))
     if not isinstance(listed, list | Mapping) and not plain(listed):
         prompt, completion = cell(row, columns.prompt), cell(row, columns.completion)
         if prompt is None or completion is None:
             return _missing(columns)
-        listed = [*_spoken(prompt, "user"), *_spoken(completion, "assistant")]
+        listed = _joined(_spoken(prompt, "user"), _spoken(completion, "assistant"))
+        if listed is None:
+            return f"{columns.completion} begins with a question other than {columns.prompt}'s"
     if not isinstance(listed, list) or not all(isinstance(turn, dict) for turn in listed):
         return f"{columns.messages} is not a list of turns"
     found = []
@@ -304,6 +311,26 @@ def _spoken(value: Any, role: str) -> list[Any]:
     """The turns of a prompt or a completion: those of a chat, or one."""
     chat = turns_in(value)
     return chat if isinstance(chat, list) and has_roles(chat) else [{"role": role, "content": value}]
+
+
+def _joined(prompt: list[Any], completion: list[Any]) -> list[Any] | None:
+    """A prompt and its completion, which in data of preferences often is the whole conversation, the prompt included;
+    None for a completion that asks something else."""
+    asked = [_said(turn) for turn in completion if _speaker(turn) == "user"]
+    if not completion or _speaker(completion[0]) not in ("user", "system"):
+        return [*prompt, *completion]
+    if [_said(turn) for turn in prompt if _speaker(turn) == "user"] != asked:
+        return None
+    setting = [turn for turn in prompt if _speaker(turn) == "system"]
+    return completion if _speaker(completion[0]) == "system" else [*setting, *completion]
+
+
+def _speaker(turn: Mapping[str, Any]) -> str | None:
+    return ROLES.get(str(turn.get("role", turn.get("from"))))
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    return plain(turn.get("content", turn.get("value")))
 
 
 def _asked(identifier: str, question: str, answer: str) -> Conversation:

@@ -116,6 +116,20 @@ def test_a_capital_letter_begins_a_word_of_a_files_name(tmp_path: Path) -> None:
     assert [one.text for one in load(tmp_path, split="test").problems] == ["Test"]
 
 
+@pytest.mark.parametrize(
+    "name", ["HumanEval", "human_eval", "C-Eval", "AGIEval", "train_test_overlap", "latest", "contest", "retrained"]
+)
+def test_a_name_with_a_word_in_another_says_no_split(name: str, tmp_path: Path) -> None:
+    """Beside a training set it is left out, and counted; beside others that say none it is one of them."""
+    for stem in (name, "other"):
+        (tmp_path / f"{stem}.jsonl").write_text(json.dumps({"problem": stem, "answer": "1"}))
+    assert {one.text for one in load(tmp_path).problems} == {name, "other"}
+    (tmp_path / "other.jsonl").rename(tmp_path / "train.jsonl")
+    loaded = load(tmp_path)
+    assert [one.text for one in loaded.problems] == ["other"]
+    assert loaded.dropped == {"a file that says no split, beside files that do": 1}
+
+
 def test_a_shard_that_is_not_there_is_counted(tmp_path: Path) -> None:
     """A download that broke off: half of a suite is another suite."""
     for part in (0, 3):

@@ -63,6 +63,7 @@ def test_check_finds_bad_references_repeats_and_overlap(tmp_path: Path) -> None:
     ("reference", "understood"),
     [
         (r"\frac12", 1.0), ("7/0", 0.0), (r"\tan 90^\circ", 0.0), ("?", 0.0), ("x+1", 1.0),
+        ("['1', '1.0']", 1.0), ("['1', '2']", 0.0),
         ("They sold 48/2 = <<48/2=24>>24 clips.\n#### 72", 1.0), (r"So $x$ is $\boxed{\frac12}$.", 1.0),
     ],
 )  # fmt: skip
@@ -131,6 +132,30 @@ def test_audit_sorts_disagreements(tmp_path: Path, compressed: bool) -> None:
         "rounded": "false_negative?", "unboxed": "false_negative?", "changed": "verdict_changed",
         "ours": "false_positive?",
     }  # fmt: skip
+
+
+def test_audit_takes_runs_and_files(tmp_path: Path) -> None:
+    """A run, whose rollouts are meant, and a file of another run, each with its own answer forms."""
+    for run, said in (("one", "\\boxed{5}"), ("two", "#### 5")):
+        (tmp_path / run / "rollouts").mkdir(parents=True)
+        for step in (1, 2):
+            row = rollout(f"{run}{step}", said, "5", "correct" if step == 1 else "incorrect")
+            write(tmp_path / run / "rollouts" / f"step00000{step}.jsonl", [row])
+        (tmp_path / run / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "two" / "config.yaml").write_text("rewards: {answer_forms: [gsm8k_hashes]}")
+    report = tmp_path / "report.jsonl"
+    file = tmp_path / "two" / "rollouts" / "step000002.jsonl"
+    arguments = [str(tmp_path / "one"), str(file), str(file), "--output", str(report), "--workers", "1"]
+    result = RUNNER.invoke(audit.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "3 files: 3 completions" in result.output
+    assert [(row["problem_id"], row["kind"], Path(row["file"]).name) for row in read(report)] == [
+        ("one2", "verdict_changed", "step000002.jsonl"), ("two2", "verdict_changed", "step000002.jsonl"),
+    ]  # fmt: skip
+    (tmp_path / "none").mkdir()
+    empty = RUNNER.invoke(audit.app, [str(tmp_path / "none")])
+    assert empty.exit_code == 2
+    assert "holds no .jsonl or .jsonl.gz file: give a run" in " ".join(empty.output.split())
 
 
 def test_audit_looks_for_answers_where_the_run_did(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def learned(example: Example) -> list[list[int]]:
 
 
 SETTING = {"role": "system", "content": "+"}
+UNWANTED_ROW = "label is false: an answer that is not wanted"
 UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
 
 
@@ -82,6 +83,17 @@ UNWANTED = {"role": "assistant", "content": "2", "weight": "0"}
         (
             {"messages": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2", "train": False}]},
             (said("1")[0], UNWANTED),
+        ),
+        ({"prompt": "1+1", "completion": "2", "label": True}, said("1+1", "2")),
+        ({"prompt": "1+1", "completion": "3", "label": False}, UNWANTED_ROW),
+        ({"prompt": "1+1", "completion": "3", "label": "False"}, UNWANTED_ROW),
+        ({"messages": list(said("1+1", "3")), "label": False}, UNWANTED_ROW),
+        ({"prompt": "1+1", "completion": list(said("1+1", "2"))}, said("1+1", "2")),
+        ({"prompt": [SETTING, *said("1")], "completion": list(said("1", "2"))}, (SETTING, *said("1", "2"))),
+        ({"prompt": list(said("1")), "completion": [SETTING, *said("1", "2")]}, (SETTING, *said("1", "2"))),
+        (
+            {"prompt": "1+1", "completion": list(said("1+2", "3"))},
+            "completion begins with a question other than prompt's",
         ),
         ({"prompt": "1+1", "completion": math.nan}, "a turn without text"),
         ({"prompt": "1+1", "completion": {"a": 2}}, "content is a mapping, not a text"),
@@ -328,6 +340,16 @@ def test_hub_sets_are_read_by_their_own_columns(
     other = SftDataConfig(source=source, columns=ChatColumnsConfig(prompt="question"))
     with pytest.raises(ValueError, match=r"data.columns.prompt is 'question', and .* has no such column; it has \w+,"):
         list(streams(other, Dropped())[1])
+
+
+def test_unwanted_answers_of_the_hub_are_not_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the columns that are needed are read: the label is one of them."""
+    rows = [{"prompt": "1", "completion": text, "label": text == "2", "more": 1} for text in ("2", "3")]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    dropped = Dropped()
+    _, train = streams(SftDataConfig(source="hub", name="trl-lib/kto-mix-14k"), dropped)
+    assert [conversation.messages for conversation in train] == [said("1", "2")]
+    assert dropped.counts == {UNWANTED_ROW: 1}
 
 
 def test_sums_are_shown_in_two_styles_and_held_out_ones_never() -> None:
