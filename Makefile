@@ -54,7 +54,7 @@ claims: .venv/project ## test the claims of LoRA Without Regret on the embedded 
 	for name in numbers batch_rank; do $(RUN) -m benchmarks.claims runs/claims/$$name/summary.json || exit; done
 	for name in second_task second_task_rl; do $(RUN) -m benchmarks.second_task runs/claims/$$name || exit; done
 
-drills: .venv/tools ## kill, fill, starve and cut off whole runs (an hour on two cores); docs/reliability.md has the figures
+drills: .venv/tools ## kill, fill, starve and cut off whole runs (forty minutes on two cores); docs/reliability.md
 	$(RUN) -m pytest tests/drills -m drill -s
 
 lock: .venv/tools ## regenerate requirements/*.txt from pyproject.toml
