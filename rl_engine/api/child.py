@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import signal
 import sys
+import threading
+import time
 
-from rollout.stopping import end_with_parent
+LOOK_S = 0.5
 
 
 def main() -> None:
     """Run the command in this process."""
     _, parent, module, *arguments = sys.argv
-    # Here, and not between fork and exec: a notebook has threads, beside which nothing of Python may run there.
-    end_with_parent(int(parent))
+    threading.Thread(target=leave_without, args=(int(parent),), daemon=True).start()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def leave_without(parent: int) -> None:
+    """Ask this process to stop when the one that started it is gone, by whatever cause. The kernel's own signal for it
+    comes when the thread that started it is gone: a server or a notebook has many."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

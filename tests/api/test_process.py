@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
-from rl_engine.api.process import CommandError, environment, running
+from rl_engine.api.child import LOOK_S
+from rl_engine.api.process import CommandError, environment, running, start
 from tests.helpers.run_directories import start_run
 from tests.helpers.waiting import until
 
@@ -106,6 +108,16 @@ def test_it_leaves_when_its_parent_is_killed() -> None:
         parent.kill()
     until(Path("saved").exists)
     until(lambda: not psutil.pid_exists(child))
+
+
+def test_it_stays_when_the_thread_that_started_it_ends() -> None:
+    """As where a web server draws a run's steps in whichever thread is free."""
+    wait = 3 * LOOK_S
+    Path("command.py").write_text(f"import time; print('at', flush=True); time.sleep({wait}); print('work')")
+    with ThreadPoolExecutor(1) as pool:
+        child = pool.submit(start, "command", (), Path("log")).result()
+        until(lambda: Path("log").read_text() != "")
+    assert (child.wait(60), Path("log").read_text()) == (0, "at\nwork\n")
 
 
 def test_a_module_importable_here_is_importable_there(monkeypatch: pytest.MonkeyPatch) -> None:
