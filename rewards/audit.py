@@ -104,7 +104,9 @@ def disagreements(path: Path, config: RewardConfig, progress: Progress) -> tuple
 @app.command(cls=Command, epilog="Example: python -m rewards.audit runs/x/rollouts/step000001.jsonl.gz")
 def main(
     rollouts: Annotated[Path, typer.Argument(help="Rollout file, .jsonl or .jsonl.gz.")],
-    output: Annotated[Path | None, typer.Option(help="Write every disagreement here as JSON Lines.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every disagreement here as JSON Lines.")
+    ] = None,
     form: Annotated[
         list[str] | None, typer.Option(help="Answer form; may be repeated. Default: the run's, or boxed.")
     ] = None,

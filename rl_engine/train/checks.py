@@ -23,8 +23,21 @@ def check_quickly(config: Config, *, resume: bool = False) -> None:
     check_reward(config)
     check_pool(config)
     problems.check_source(config.data)
-    for name in config.eval.suites:
-        check_suite_files(find_suite(name), config.eval.data_dir, "eval.data_dir")
+    check_suites(config)
+
+
+def check_suites(config: Config) -> None:
+    """There are all suites, and no two have one name: the scores of one would stand for those of the other."""
+    seen: dict[str, str] = {}
+    for given in config.eval.suites:
+        suite = find_suite(given)
+        if suite.name in seen:
+            raise ConfigError(
+                f"eval.suites has {seen[suite.name]} and {given}, whose scores would both be called {suite.name}: "
+                "leave one out, or rename its file"
+            )
+        seen[suite.name] = given
+        check_suite_files(suite, config.eval.data_dir, "eval.data_dir")
 
 
 def wanted_of_hub(config: Config) -> list[HubItem]:
