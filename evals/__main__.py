@@ -34,6 +34,9 @@ from rollout.stopping import Stopped, StopRequest
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 Suite = Annotated[list[str], typer.Option(help=f"Comma-separated list of {', '.join(SUITES)}, or files of problems.")]
+Output = Annotated[
+    Path, typer.Option(metavar="FILE.json", help="JSON file to write; the tables go next to it as Markdown.")
+]
 Adapter = Annotated[
     list[str] | None,
     typer.Option(
@@ -91,7 +94,7 @@ Template = Annotated[
 def main(
     model: Annotated[str, typer.Option(help="Base model: hub id, local directory, or `embedded`.")],
     suite: Suite,
-    output: Annotated[Path, typer.Option(help="JSON file to write; the tables go next to it as Markdown.")],
+    output: Output,
     adapter: Adapter = None,
     base: Annotated[bool, typer.Option(help="Also evaluate the base model.")] = True,
     problem: Problem = None,

@@ -89,7 +89,9 @@ def kind_of(ours: GradeResult, theirs: Theirs) -> str:
 def main(
     file: Annotated[Path, typer.Argument(help="Samples from `python -m evals --records`, or rows of the same form.")],
     reference: Annotated[str, typer.Option(help="Field of the reference answer.")] = "reference",
-    output: Annotated[Path | None, typer.Option(help="Write every disagreement here as JSON Lines.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every disagreement here as JSON Lines.")
+    ] = None,
     show: Annotated[int, typer.Option(min=0, help="How many disagreements of each kind to print.")] = 2,
     workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,13 +31,11 @@ from rewards import Grader, RewardConfig
 from rollout.config import DataConfig
 from rollout.engine import EngineSettings
 from rollout.files.durable import write_synced
-from rollout.models import locate_model, read_model_config, read_tokenizer
+from rollout.models import locate_model, read_model_config, read_tokenizer, weights_in
 from rollout.prompts.problems import load_problems
 from rollout.servable import check_servable, check_vocabulary, context_length, serving_precision
 
 StartEngine = Callable[[EngineSettings], Any]
-PLACES, PLACE_BYTES = 64, 1 << 12
-"""Of a file of weights: where it is looked at, evenly spread, and how much of it each time."""
 
 
 def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engine: StartEngine) -> None:
@@ -142,21 +139,6 @@ def settings_of(
         "tensor_parallel_size": options.tensor_parallel_size,
         "timeout_s": options.timeout_s,
     }
-
-
-def weights_in(directory: Path) -> str | None:
-    """A digest of the weights in a model's directory, of places all over them: `adapters/latest` of a run names another
-    model an hour later, and a trainer writes where it wrote before. None where there are none, as for a hub id."""
-    digest = hashlib.sha256()
-    files = sorted(directory.glob("*.safetensors"))
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            for place in range(PLACES):
-                file.seek(size * place // PLACES)
-                digest.update(file.read(PLACE_BYTES))
-    return digest.hexdigest() if files else None
 
 
 def overlaps(options: EvalOptions, suites: Sequence[PreparedSuite]) -> dict[str, Contamination]:

@@ -15,6 +15,7 @@ from evals.policies import check_adapter
 from evals.suites import GENERATOR, Suite, check_suite_files, columns_in, find_suite, sampling_of, suite_hub_items
 from rollout.config import ColumnsConfig, ModelConfig, PromptConfig
 from rollout.files.durable import check_writable
+from rollout.frames import refuse_spelt_newline
 from rollout.hub import HubItem
 from rollout.models import check_files, hub_items
 
@@ -134,6 +135,8 @@ def check_quickly(options: EvalOptions) -> None:
 
 def check_prompt(options: EvalOptions) -> None:
     """Raises `ValueError` for a template that there is not, or a frame without a place for the problem."""
+    for option, text in (("--frame", options.frame), ("--instruction", options.instruction)):
+        refuse_spelt_newline(option, text)
     template = options.template
     if template == "auto":
         template = "plain" if options.frame is None else "frame"

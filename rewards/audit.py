@@ -127,7 +127,9 @@ def disagreements(files: Sequence[Path], config: RewardConfig, progress: Progres
 @app.command(cls=Command, epilog="Example: python -m rewards.audit runs/x --output disagreements.jsonl")
 def main(
     rollouts: Annotated[list[Path], typer.Argument(help="Runs, or files of rollouts (.jsonl or .jsonl.gz).")],
-    output: Annotated[Path | None, typer.Option(help="Write every disagreement here as JSON Lines.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every disagreement here as JSON Lines.")
+    ] = None,
     form: Annotated[
         list[str] | None, typer.Option(help="Answer form; may be repeated. Default: the run's, or boxed.")
     ] = None,

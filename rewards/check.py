@@ -137,7 +137,7 @@ def main(
     against: Annotated[
         list[Path] | None, typer.Option(help="Evaluation file to check for overlap; may be repeated.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Write every finding here as JSON Lines.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every finding here as JSON Lines.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit for grading one reference, in seconds.")] = 5.0,
     show: Annotated[int, typer.Option(min=0, help="How many findings of each kind to print.")] = 10,

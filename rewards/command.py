@@ -89,6 +89,8 @@ def limit_reached(error: Exception) -> str | None:
     return None
 
 
+FILE = "FILE"
+"""Stands in the metavar of an option that takes one."""
 STANDARD = ("stdin", "stdout", "stderr")
 
 
@@ -168,11 +170,22 @@ class Command(TyperCommand):
                 advice = self.advice(given[index:], known)
                 say_error(f"there is no option {arg.partition('=')[0]}{advice}: there are {options}", 2)
                 raise typer.Exit(2)
+        if told := self._directory_for_file(ctx, given):
+            say_error(told, 2)
+            raise typer.Exit(2)
         try:
             return super().parse_args(ctx, args)
         except USAGE_ERROR as error:
             say_error(self._told(error, ctx, given), 2)
             raise typer.Exit(2) from None
+
+    def _directory_for_file(self, ctx: Any, args: Sequence[str]) -> str:
+        """What a person is told of an option that takes a file and is given `DIR/`: as a path it would be a file of
+        that name. Nothing where none is."""
+        for param in self._options(ctx):
+            if FILE in str(param.metavar) and (told := _as_given(param, args)).endswith(("/'", '/"')):
+                return f"{told}, which names a directory: give the name of a file in it"
+        return ""
 
     def _options(self, ctx: Any) -> list[Any]:
         return [param for param in self.get_params(ctx) if param.param_type_name == "option"]
@@ -235,7 +248,7 @@ def _written(param: Any) -> str:
 
 def _as_given(param: Any, args: Sequence[str]) -> str:
     """A parameter and its value, as a person wrote them."""
-    for index, arg in enumerate(args):
+    for index, arg in reversed([*enumerate(args)]):  # of several the last holds
         name, equals, value = arg.partition("=")
         if name in param.opts:
             return f"{name} is {value if equals else ' '.join(args[index + 1 : index + 1 + param.nargs])!r}"

@@ -214,7 +214,9 @@ class SamplingConfig(Section):
     top_k: int | None = Field(None, ge=1, description="Must be unset in training, for the same reason.")
     min_p: float = Field(0.0, ge=0, le=1, description="Must be 0 in training, for the same reason.")
     max_tokens: int = Field(256, ge=1, description="Maximum length of a completion, in tokens.")
-    stop: tuple[str, ...] = Field((), description="Strings that end a completion, in addition to the template's own.")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="Strings that end a completion, in addition to the template's own."
+    )
 
     def truncation(self) -> dict[str, float]:
         """What of it leaves tokens out of the distribution, by key; empty where every token may be sampled."""

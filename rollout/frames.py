@@ -3,6 +3,7 @@ for a box."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -21,6 +22,18 @@ FRAMES: dict[str, Frame] = {
     "problem_solution": Frame("Problem:\n{problem}\n\nSolution:\n", ("\n\nProblem:", "\nProblem:")),
     "question_answer": Frame("Question: {problem}\nAnswer:", ("\nQuestion:", "\n\n\n")),
 }
+
+# Not where LaTeX goes on: ne, nabla.
+SPELT_NEWLINE = re.compile(r"\\n(?![a-z])")
+
+
+def refuse_spelt_newline(key: str, text: str | None) -> None:
+    """Raises `ValueError` for a text with a backslash and an n where a line is to end: no shell makes a newline of
+    them, and YAML does in double quotes alone. Nobody would see what the model reads then, or never stops at."""
+    if text and SPELT_NEWLINE.search(text):
+        way = f"{key} $'…\\n…'" if key.startswith("--") else f'"…\\n…" in a file, \'{key}="…\\n…"\' for a shell'
+        raise ValueError(f"{key} is {text!r}: {chr(92)}n in it is a backslash and an n; a newline is written {way}")
+
 
 # The plain format of Tulu 3, for models that have no chat template of their own.
 TULU = (

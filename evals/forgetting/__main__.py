@@ -104,6 +104,9 @@ class ForgettingOptions:
 TaskDir = Annotated[
     Path | None, typer.Option(help="Directory of task files (YAML) that take precedence over the harness's own.")
 ]
+Output = Annotated[
+    Path, typer.Option(metavar="FILE.json", help="JSON file to write; the table goes next to it as Markdown.")
+]
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seeds the choice of prompts and the sampling.")]
 Prompts = Annotated[
     str | None, typer.Option(help="Prompts for the KL: a run, its config.yaml, a .jsonl file of problems, or a suite.")
@@ -116,7 +119,7 @@ Prompts = Annotated[
 )
 def main(
     model: Annotated[str, typer.Option(help="Base model: hub id, local directory, or `embedded`.")],
-    output: Annotated[Path, typer.Option(help="JSON file to write; the table goes next to it as Markdown.")],
+    output: Output,
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]DIR", help="A version, or a run (its best, else its latest); may be repeated."),

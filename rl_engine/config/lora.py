@@ -76,6 +76,8 @@ class LoraConfig(Section):
     def _can_be_trained_and_served(self) -> Self:
         if self.dora:
             raise ValueError(DORA)
+        if not self.targets:
+            raise ValueError(f"lora.targets is {self.targets!r}: give all, or the names of some layers")
         if self.init not in STARTS:
             reason = REFUSED.get(self.init)
             known = f"known are {', '.join(STARTS)}"

@@ -43,7 +43,7 @@ class PlotFormat(StrEnum):
 def main(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories; several are compared.")],
     output: Annotated[
-        Path | None, typer.Option(help="File to write. Default: report.html in the first RUN_DIR.")
+        Path | None, typer.Option(metavar="FILE.html", help="File to write. Default: report.html in the first RUN_DIR.")
     ] = None,
     problems: Annotated[
         int, typer.Option(min=1, help="How many problems to show completions for, per step.")

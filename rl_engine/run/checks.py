@@ -16,6 +16,7 @@ from rl_engine.run.output import begins, check_output, refuse_occupied, refuse_p
 from rl_engine.run.services import TRACKERS
 from rollout.adapters import PEFT_CONFIG, AdapterError, adapters_inside, gone_version, meant_version
 from rollout.files.durable import check_writable
+from rollout.frames import refuse_spelt_newline
 from rollout.models import check_files, from_home
 from rollout.peft_format import read_peft
 
@@ -30,7 +31,17 @@ def check_parts(config: Config | SftConfig, *, resume: bool = False) -> None:
             raise ConfigError(f"log.{package} is set, and {package} is not installed: pip install {package}")
     if config.lora.start_from is not None and config.method == "lora" and begins(config, resume=resume):
         check_start(config.lora.start_from)
+    if begins(config, resume=resume):
+        check_texts(config)
     check_files(config.model.name)
+
+
+def check_texts(config: Config | SftConfig) -> None:
+    """What a model is to read, or stop at, is what a person meant by it. Raises `ValueError`."""
+    for name in ("system", "instruction", "frame"):
+        refuse_spelt_newline(f"prompt.{name}", getattr(config.prompt, name))
+    for stop in config.sampling.stop if isinstance(config, Config) else ():
+        refuse_spelt_newline("sampling.stop", stop)
 
 
 def check_start(start: str) -> None:

@@ -15,6 +15,8 @@ from rl_engine.config.resuming import ResumeRule, value_at
 from rl_engine.config.run import CHECKPOINT_EVERY
 from rl_engine.config.sft import SftConfig
 from rl_engine.run.locks import LOCK, is_held, locks_on_one_machine, takes_lock
+from rl_engine.run.origin.inputs import changed_inputs
+from rl_engine.run.origin.starts import read_starts
 from rl_engine.run.records import METRICS, WRITTEN, read_metrics
 from rl_engine.run.resumption import (
     CONFIG,
@@ -195,7 +197,8 @@ def check_output(config: Config | SftConfig, *, resume: bool) -> list[str]:
     if not numbered(run / CHECKPOINTS, "step"):
         _refuse_lost_checkpoints(run, longer=any(change.rule is ResumeRule.LENGTH for change in found))
         return [f"the run in {run} has no checkpoint: it starts from the beginning"]
-    return [*notes_on(found)]
+    starts = read_starts(run)
+    return [*notes_on(found), *changed_inputs(config, starts[-1].get("inputs", {}) if starts else {})]
 
 
 def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from datafiles.text import json_lines
 from rl_engine.config import Config
 from rl_engine.config.sft import SftConfig
+from rl_engine.run.origin.inputs import inputs_of
 from rl_engine.run.origin.starts import STARTS, note_end, note_start
 from rl_engine.run.resumption import CONFIG, RESUMED, note_resumption
 from rl_engine.run.services import TRACKED_AS, Sink, open_sinks
@@ -90,7 +91,7 @@ class Records:
             note_resumption(self.run, self.config, done, kept)
         write_synced(self.run / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         write_synced(self.run / CONFIG, self.config.to_yaml())
-        note_start(self.run, done)
+        note_start(self.run, done, inputs_of(self.config))
         for step, path in rollout_files(self.run).items():
             if step > done:
                 path.unlink()

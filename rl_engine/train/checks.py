@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from importlib.machinery import PathFinder
-from pathlib import Path
 
 from evals.suites import check_suite_files, find_suite, suite_hub_items
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.run.checks import check_parts, is_installed
+from rl_engine.run.origin.inputs import find_module
 from rollout import models
 from rollout.hub import HubItem
 from rollout.pool.environment import check_address
@@ -23,8 +21,21 @@ def check_quickly(config: Config, *, resume: bool = False) -> None:
     check_reward(config)
     check_pool(config)
     problems.check_source(config.data)
-    for name in config.eval.suites:
-        check_suite_files(find_suite(name), config.eval.data_dir, "eval.data_dir")
+    check_suites(config)
+
+
+def check_suites(config: Config) -> None:
+    """There are all suites, and no two have one name: the scores of one would stand for those of the other."""
+    seen: dict[str, str] = {}
+    for given in config.eval.suites:
+        suite = find_suite(given)
+        if suite.name in seen:
+            raise ConfigError(
+                f"eval.suites has {seen[suite.name]} and {given}, whose scores would both be called {suite.name}: "
+                "leave one out, or rename its file"
+            )
+        seen[suite.name] = given
+        check_suite_files(suite, config.eval.data_dir, "eval.data_dir")
 
 
 def wanted_of_hub(config: Config) -> list[HubItem]:
@@ -51,24 +62,7 @@ def check_reward(config: Config) -> None:
     if function is None or function.startswith("trl:"):
         return
     module = function.partition(":")[0]
-    if not is_there(module):
+    if find_module(module) is None:
         raise ConfigError(
             f"rewards.function is {function!r}: there is no module {module!r} in this directory or on Python's path"
         )
-
-
-def is_there(module: str) -> bool:
-    """Whether Python would find a module, without running the packages that it is in."""
-    top, *parts = module.split(".")
-    try:
-        # A command's own directory is on the path of the processes that grade.
-        found = importlib.util.find_spec(top) or PathFinder.find_spec(top, [str(Path.cwd())])
-    except ValueError:  # an empty name
-        return False
-    name = top
-    for part in parts:
-        if found is None or found.submodule_search_locations is None:
-            return False
-        name = f"{name}.{part}"
-        found = PathFinder.find_spec(name, found.submodule_search_locations)
-    return found is not None

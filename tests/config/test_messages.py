@@ -106,6 +106,8 @@ def test_a_problem_is_headed_by_where_it_was_said(tmp_path: Path) -> None:
         ("rollout.max_kl=low", "rollout.max_kl is 'low': it takes number ≥ 0 or `auto`"),
         ("optim.betas=0.9", "optim.betas: list of number ≥ 0, < 1, not 0.9: write it as [0.9, 0.95]"),
         ("lora.rank_pattern=8", "lora.rank_pattern: mapping, not 8: write it as {NAME: VALUE}"),
+        ("lora.targets=[]", "lora.targets is (): give all, or the names of some layers"),
+        ("sampling.stop=[a,'']", "sampling.stop.1: string should have at least 1 character"),
         ("lora=8", "lora: a section, not 8; its keys are lora.rank, lora.alpha"),
         ("model=org/name", "model: a section, not 'org/name'; its keys are model.name"),
         ("loss.name=GSPO", "did you mean gspo?"),

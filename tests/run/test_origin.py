@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from rl_engine.config import load_config
+from rl_engine.config.file import ConfigError
 from rl_engine.run.origin.starts import STARTS, read_starts, wall_s
+from rl_engine.run.output import check_output
 from rl_engine.run.records import WRITTEN, Records
+from rollout.models import EMBEDDED_DIR
 
 
 def test_every_process_is_noted_and_a_new_run_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +38,30 @@ def test_every_process_is_noted_and_a_new_run_begins_anew(tmp_path: Path, monkey
     records.open(-1)
     assert len(read_starts(tmp_path)) == 1
     assert STARTS in WRITTEN
+
+
+def test_what_a_run_reads_is_what_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it trains is a change of the base model's weights; a reward's code may be mended, and that is said."""
+    monkeypatch.chdir(tmp_path)
+    base, run, reward = tmp_path / "base", tmp_path / "run", tmp_path / "my_reward.py"
+    shutil.copytree(EMBEDDED_DIR, base)
+    reward.write_text("def score(completion): return 1.0\n")
+    given = [f"output_dir={run}", f"model.name={base}", "rewards.function=my_reward:score", "log.tensorboard=false"]
+    config = load_config("quickstart.yaml", given)
+    records = Records(run, config)
+    records.open(-1)
+    (run / "checkpoints" / "step000001").mkdir(parents=True)
+    assert check_output(config, resume=True) == []
+    reward.write_text("def score(completion): return 2.0\n")
+    (told,) = check_output(config, resume=True)
+    assert told.startswith(f"warning: rewards.function: {reward} has changed since the run was last at work: ")
+    records.open(1)
+    assert check_output(config, resume=True) == []
+    weights = base / "model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    with pytest.raises(ConfigError, match=r"^model.name \(.*base\) has other weights than when the run in .*run was"):
+        check_output(config, resume=True)
+    assert read_starts(run)[0].pop("inputs").keys() == {"model.name", "rewards.function"}
 
 
 def test_a_run_of_an_earlier_version_has_no_notes(tmp_path: Path) -> None:

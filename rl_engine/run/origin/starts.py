@@ -17,8 +17,9 @@ STARTS = "starts.jsonl"
 """Two objects for each process: what began, and when it ended; of one that was killed the first alone."""
 
 
-def note_start(run: Path, done: int) -> None:
-    """Note that this process takes the run up after step `done`, −1 for a new run, whose notes begin anew."""
+def note_start(run: Path, done: int, inputs: Mapping[str, str]) -> None:
+    """Note that this process takes the run up after step `done`, −1 for a new run, whose notes begin anew. `inputs`:
+    digests of what it reads besides its data (`inputs.py`)."""
     start = {
         "began": _now(),
         "after_step": max(done, 0),
@@ -26,6 +27,7 @@ def note_start(run: Path, done: int) -> None:
         "machine": machine(),
         "versions": package_versions(),
         "commit": commit(),
+        "inputs": {**inputs},
     }
     _append(run, start, anew=done < 0)
 

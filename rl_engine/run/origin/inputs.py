@@ -1,0 +1,69 @@
+"""A run's model and reward function → what tells, when it is resumed, whether they are those that it began with."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+from rl_engine.config import Config
+from rl_engine.config.file import ConfigError
+from rl_engine.config.sft import SftConfig
+from rollout.models import locate_model, weights_in
+
+MODEL, REWARD = "model.name", "rewards.function"
+
+
+def inputs_of(config: Config | SftConfig) -> dict[str, str]:
+    """Key → a digest of what it names, where that is a file of this machine."""
+    found = {MODEL: weights_in(Path(locate_model(config.model.name)))}
+    source = reward_source(config)
+    if source is not None and source.is_file():
+        found[REWARD] = hashlib.sha256(source.read_bytes()).hexdigest()
+    return {key: digest for key, digest in found.items() if digest is not None}
+
+
+def changed_inputs(config: Config | SftConfig, began_with: Mapping[str, str]) -> list[str]:
+    """What a person is told of what has changed. Raises `ConfigError` for other weights: what is trained is a change of
+    those that were."""
+    now = inputs_of(config)
+    changed = [key for key in now if began_with.get(key, now[key]) != now[key]]
+    if MODEL in changed:
+        raise ConfigError(
+            f"model.name ({config.model.name}) has other weights than when the run in {config.output_dir} was last at "
+            "work, which trained a change of those. Bring them back, or give another output_dir"
+        )
+    return [
+        f"warning: rewards.function: {reward_source(config)} has changed since the run was last at work: from here on "
+        "its rewards may mean something else"
+        for key in changed
+        if key == REWARD
+    ]
+
+
+def reward_source(config: Config | SftConfig) -> Path | None:
+    """The file of a person's own reward function."""
+    function = config.rewards.function if isinstance(config, Config) else None
+    if function is None or function.startswith("trl:"):
+        return None
+    spec = find_module(function.partition(":")[0])
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+def find_module(name: str) -> ModuleSpec | None:
+    """Where Python would find a module, without running the packages that it is in."""
+    top, *parts = name.split(".")
+    try:
+        # A command's own directory is on the path of the processes that grade.
+        found = importlib.util.find_spec(top) or PathFinder.find_spec(top, [str(Path.cwd())])
+    except ValueError:  # an empty name
+        return None
+    path = top
+    for part in parts:
+        if found is None or found.submodule_search_locations is None:
+            return None
+        path = f"{path}.{part}"
+        found = PathFinder.find_spec(path, found.submodule_search_locations)
+    return found
