@@ -18,7 +18,7 @@ from rewards.reading.numbers import read_number, same_number
 from rewards.reading.numerals import is_integer_of, numeral
 from rewards.reading.parse import Unparsed, parse
 from rewards.reading.read import read
-from rewards.reading.shapes import Exact, Expression, Items, Node, Unusable
+from rewards.reading.shapes import Expression, Items, Node, Unusable
 from rewards.spelling.clean import Unreadable, clean, fingerprint
 from rewards.spelling.restored import restored
 from rewards.spelling.split import quoted_items
@@ -80,8 +80,6 @@ def judge_completion(completion: str, reference: str, *, forms: tuple[str, ...],
             return Judgement(Verdict.CORRECT, found.answer, "same_in_every_box")
         return Judgement(Verdict.INCORRECT, found.answer, found.rule)
     verdict, rule = same_answer(found.answer, reference, several=found.several)
-    if verdict is not Verdict.CORRECT and found.alone and _is_plain(reference):
-        verdict, rule = same_answer(found.alone, reference)
     if verdict is Verdict.CORRECT and _belied(found, reference):
         return Judgement(Verdict.INCORRECT, found.answer, "contradicted_later")
     return Judgement(verdict, found.answer, rule)
@@ -92,14 +90,6 @@ def judge_reference(reference: str) -> Judgement:
     answer = own_answer(reference)
     verdict, rule = same_answer(answer, reference)
     return Judgement(verdict, answer, rule)
-
-
-def _is_plain(reference: str) -> bool:
-    """Whether a reference is an expression without a unit, a base or a relation."""
-    try:
-        return isinstance(read(clean(own_answer(reference))), Exact | Expression)
-    except Unreadable:
-        return False
 
 
 def _belied(found: Extracted, reference: str) -> bool:
@@ -174,8 +164,6 @@ def own_answer(reference: str) -> str:
     if _BOXED_REFERENCE.search(reference):
         found = extract(reference, ("boxed",))
         if isinstance(found, Extracted):
-            return found.boxed or found.answer
-        if found.rule == "part_of_a_number" and found.answer is not None:
             return found.answer
     return reference.rsplit("####", 1)[-1]
 

@@ -39,22 +39,12 @@ MAX_BOXES = 100
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A complete box: where it starts and ends in the text, what is in it, and whether it holds boxes.
-
-    The fields after these are told by `formula.in_formula` of a box that is a part of a formula, which then stands here
-    in its place.
-    """
+    """A complete box: where it starts and ends in the text, what is in it, and whether it holds boxes."""
 
     start: int
     end: int
     content: str
     nested: bool
-    boxed: str = ""
-    """What is in the box itself, where that is another value than the formula's."""
-    alone: str = ""
-    """The same where it may be the answer as well: 19 of 19x^3."""
-    cut: bool = False
-    """It holds a part of what cannot be read without the rest, such as 680 of 355680."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rewards.extraction import surroundings
+from rewards.extraction.beside import with_sign_and_unit
 from rewards.extraction.boxes import Box, Boxes, find_boxes
-from rewards.extraction.formula import in_formula
 from rewards.extraction.turns import own_words
 
 MAX_DIFFERENT_BOXES = 4
@@ -63,10 +63,6 @@ class Extracted:
     """What the completion says after the answer."""
     several: bool = False
     """The answer was put together from several boxes side by side."""
-    boxed: str = ""
-    """What is in the box itself, where the answer is a formula that has more to it."""
-    alone: str = ""
-    """The same, where it may be the answer as well: 19 of `\\boxed{19}x^3`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +107,7 @@ def boxed(completion: str) -> Extracted | Refused:
 
 def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
     """Decide among the boxes of the final text which one, or which row of them, is the answer."""
-    boxes = Boxes(_formulas(text, found.complete), found.unfinished)
+    boxes = Boxes(tuple(with_sign_and_unit(text, box) for box in found.complete), found.unfinished)
     last = boxes.complete[-1]
     content = _unwrapped(last.content) if last.nested else last.content
     if content is None:
@@ -121,7 +117,6 @@ def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
     group = _side_by_side(text, boxes.complete)
     for rule, applies in (
         ("negated", surroundings.is_negated(text, group[0].start, last.end)),
-        ("part_of_a_number", any(box.cut for box in group)),
         ("alternatives", surroundings.is_alternative(text, group[0].start, last.end)),
         ("retracted", surroundings.is_retracted(tail)),
         ("unfinished_box_follows", _unfinished_differs(text, boxes, last)),
@@ -131,18 +126,8 @@ def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
             return Refused(rule, last.content, _rivals(boxes.complete) if rule == "several_boxes" else ())
     contents = list(dict.fromkeys(_squeeze(box.content) for box in group))
     if len(contents) == 1:
-        return Extracted(content, tail, boxed=last.boxed, alone=last.alone)
+        return Extracted(content, tail)
     return Extracted(", ".join(_labelled(text, group, [box.content for box in group])), tail, several=True)
-
-
-def _formulas(text: str, boxes: tuple[Box, ...]) -> tuple[Box, ...]:
-    """The boxes, each in its formula; of several in one formula the last."""
-    kept: list[Box] = []
-    for box in (in_formula(text, box) for box in boxes):
-        while kept and kept[-1].end > box.start:
-            kept.pop()
-        kept.append(box)
-    return tuple(kept)
 
 
 def _unwrapped(content: str) -> str | None:
@@ -195,8 +180,8 @@ def _labelled(text: str, group: list[Box], values: list[str]) -> list[str]:
 
 def _several_answers(text: str, boxes: tuple[Box, ...], group: list[Box]) -> bool:
     """An earlier box differs, and nothing between says that it was a step or a mistake."""
-    final = {said for box in group for said in _said(box)}
-    others = [box for box in boxes[: len(boxes) - len(group)] if not _said(box) & final]
+    final = {_squeeze(box.content) for box in group}
+    others = [box for box in boxes[: len(boxes) - len(group)] if _squeeze(box.content) not in final]
     if not others:
         return False
     if len({_squeeze(box.content) for box in others}) >= MAX_DIFFERENT_BOXES:
@@ -219,10 +204,6 @@ def _unfinished_differs(text: str, boxes: Boxes, last: Box) -> bool:
         return False
     started = _squeeze(text[begun[-1] :])
     return not _squeeze(last.content).startswith(started)
-
-
-def _said(box: Box) -> set[str]:
-    return {_squeeze(text) for text in (box.content, box.alone) if text}
 
 
 def _squeeze(content: str) -> str:
