@@ -1,4 +1,4 @@
-"""Hidden states → the output of a linear layer with a LoRA update, in two passes over the output instead of PEFT's five.
+"""Hidden states → those of a linear layer with a LoRA update, in two passes over the output instead of PEFT's five.
 
 The update is computed in the layer's own precision, from exactly the values that the sampler uses: the adapter is
 float32, and vLLM casts it to bfloat16 in the same way when it loads it. Shapes: N positions, I inputs and O outputs of

@@ -83,10 +83,10 @@ def leading_directions(x_NI: Tensor, rank: int) -> Tensor:
 def tie_to_numbers(layers: Mapping[str, Any], count: int, seed: int) -> None:
     """TinyLoRA (Morris et al. 2026, arXiv 2602.04118): W + s · U Σ (Σᵢ vᵢ Pᵢ) Vᵀ, where only v is trained.
 
-    U Σ Vᵀ is the weight's best approximation of rank R, the layer's rank. The Pᵢ are fixed random [R, R] matrices, drawn
-    for each layer from a normal distribution with variance 1/R. v has `count` numbers that all layers share and that
-    start at zero. s is α/r, the scale of every adapter here; the paper has none. PEFT's module has √Σ on both sides of
-    the sum instead of Σ before it: the same span and, at rank 1, the same update.
+    U Σ Vᵀ is the weight's best approximation at the layer's rank R. The Pᵢ are fixed random [R, R] matrices, drawn for
+    each layer from a normal distribution with variance 1/R. v has `count` numbers that all layers share and that start
+    at zero. s is α/r, the scale of every adapter here; the paper has none. PEFT's module has √Σ on both sides of the
+    sum instead of Σ before it: the same span and, at rank 1, the same update.
 
     Args:
         layers: LoRA layers by path, over unsharded base weights.
@@ -110,15 +110,15 @@ def tie_to_numbers(layers: Mapping[str, Any], count: int, seed: int) -> None:
 
 
 def read_adapter(directory: Path, base_model: str, own_config: dict[str, Any]) -> dict[str, Tensor]:
-    """The float32 tensors of an adapter to go on from, by the names PEFT saves them under.
+    """The float32 tensors of an adapter to start from, by the names PEFT saves them under.
 
     Args:
         directory: where the adapter is.
-        base_model: name of the model that is trained on here.
-        own_config: what adapter_config.json says of the adapter that is to go on.
+        base_model: name of this run's base model.
+        own_config: adapter_config.json of this run's adapter.
 
-    Raises `AdapterError` when its files are not what its manifest states, when it is no plain LoRA, when it was trained
-    on another base model, or when the scale (alpha / rank) of a module is another.
+    Raises `AdapterError` if the files do not match their manifest, or if the adapter is not a plain LoRA, was trained
+    on another base model, or has another scale (alpha / rank) in some module.
     """
     manifest = read_manifest(directory) if (directory / MANIFEST).is_file() else {}
     peft_config = read_peft(directory, "lora.start_from")
