@@ -1,6 +1,6 @@
 """The command: `python -m rl_engine.doctor [--config NAME_OR_PATH] [key.sub=value …]`: can this machine run that?
 
-It prints what the machine has and what the configuration would use, then trains two small steps and checks each part.
+Prints what the machine has and what the configuration would use, then trains two small steps and checks each part.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def join_and_examine(config: Config) -> bool:
 
 
 def examine(config: Config, ranks: Ranks) -> bool:
-    """Print machine, settings and checks. Returns whether all checks passed."""
+    """Print the machine, the settings and the checks. Returns whether all checks passed."""
     with loading():
         from rl_engine.doctor.machine import machine_rows
         from rl_engine.doctor.selftest import self_test, small
@@ -104,7 +104,7 @@ def examine(config: Config, ranks: Ranks) -> bool:
 
 
 def settings_rows(config: Config, ranks: Ranks) -> dict[str, str]:
-    """Rows of name and value: what the run would use, known without its weights."""
+    """Names and values of what the run would use, as far as known without loading weights."""
     from rl_engine.plan.card import sampler_line
     from rl_engine.policy.attention import NAME as SHARED
     from rl_engine.policy.base_model import attention_of, layout_of

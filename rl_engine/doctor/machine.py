@@ -1,4 +1,4 @@
-"""The machine → lines for people: processors, memory, GPUs, and the libraries' versions against the lock."""
+"""The machine → lines for the console: processors, memory, GPUs, and library versions against the lock file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from evals.launch.limits import memory_room, usable_cores
 
 LOCKS = Path(__file__).parents[2] / "requirements"
 CPUINFO = Path("/proc/cpuinfo")
-# What decides how fast matrix products are on a CPU, slowest first, as the kernel names them on x86 and on Arm.
+# Instruction sets that determine the speed of matrix products on a CPU, slowest first, as the Linux kernel names them
+# on x86 and on Arm.
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16", "i8mm")
 LIBRARIES = ("torch", "vllm", "deepspeed", "transformers", "peft", "trl")
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """An installed package, beside the version the project was run with."""
+    """An installed package's version, and the version in the lock file."""
 
     name: str
     installed: str | None
     locked: str | None
-    """None where there is no lock to compare with."""
+    """None if there is no lock file to compare with."""
 
     @property
     def as_locked(self) -> bool:
@@ -40,7 +41,7 @@ class Library:
 
 
 def instructions(cpuinfo: str) -> list[str]:
-    """The names in INSTRUCTIONS that the first processor of /proc/cpuinfo has."""
+    """The names in INSTRUCTIONS that the first processor in /proc/cpuinfo lists."""
     for line in cpuinfo.splitlines():
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
@@ -50,7 +51,7 @@ def instructions(cpuinfo: str) -> list[str]:
 
 
 def libraries(lock: Path, names: Sequence[str] = LIBRARIES) -> list[Library]:
-    """Each package as it is installed and as the lock has it. vLLM for the CPU is a package of another name."""
+    """The installed and the locked version of each package. vLLM for the CPU is a package with another name."""
     pinned = {}
     if lock.is_file():
         rows = (line.partition("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line)
@@ -71,7 +72,7 @@ def _installed(name: str) -> str | None:
 
 
 def gpus() -> list[str]:
-    """One line a GPU: its name, memory, capability, and whether it computes in bfloat16."""
+    """One line per GPU: its name, memory, compute capability, and whether it computes in bfloat16."""
     import torch
 
     lines = []
@@ -84,7 +85,7 @@ def gpus() -> list[str]:
 
 
 def machine_rows() -> dict[str, str]:
-    """Rows of name and value."""
+    """Names and values that describe the machine."""
     found = gpus()
     memory, limit = psutil.virtual_memory(), memory_room()
     room = memory.available if limit is None else min(memory.available, limit)

@@ -1,6 +1,6 @@
-"""Configuration → checks: a training run of two small steps on the real engines, listened to as it goes.
+"""Configuration → checks: a training run of two small steps on the real engines, observed as it runs.
 
-Nothing of the run is copied here. What stands in the place of its console turns what it hears into checks.
+No code of the run is duplicated here. A listener takes the place of its console and turns what it is told into checks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SPREAD_WEIGHT = 0.5
 FITS, DATA, MODEL, ENGINE = "memory", "problems", "learner", "sampler"
 FIRST, SAMPLING, GAP_BEFORE, UPDATE = "version 0", "sampling", "gap before", "update"
 SECOND, GAP_AFTER, RESUMED = "version 1", "gap after", "resume"
-# What the run calls its phases → the check they are.
+# The run's name for a phase → the check that it belongs to.
 CHECK_OF = {
     "reading and checking problems": DATA,
     "loading the model": MODEL,
@@ -47,7 +47,7 @@ CHECK_OF = {
     "step 2: learning": GAP_AFTER,
 }
 REPORTED_AT_ONCE = (DATA, MODEL, ENGINE, SAMPLING)
-# A check without a phase of its own begins where another ends: publishing goes on between two phases.
+# A check without a phase of its own begins when another ends: publishing happens between two phases.
 FOLLOWED_BY = {ENGINE: FIRST, UPDATE: SECOND}
 
 
@@ -68,11 +68,11 @@ Report = Callable[[Check], None]
 
 
 def small(config: Config, directory: Path) -> Config:
-    """The same run with eight problems, four samples of each and two steps, kept in `directory`.
+    """The same run with eight problems per step, four samples of each and two steps, written to `directory`.
 
-    To the reward comes a number made from the completion's text, unless the configuration has a function of its own:
-    a model that solves nothing yet would have nothing to learn from, and its update could not be looked at. What was
-    not given stays so, and what bounds something that became smaller becomes smaller with it.
+    A hash of the completion's text is added to the reward, unless the configuration has its own reward function: a
+    model that solves nothing yet would have nothing to learn from, and no update could be checked. Keys that were not
+    set stay unset, and bounds on a reduced value are reduced with it.
     """
     settings = config.model_dump(exclude_unset=True)
     tokens = min(config.sampling.max_tokens, TOKENS)
@@ -99,14 +99,14 @@ def small(config: Config, directory: Path) -> Config:
 
 @dataclass
 class Listener(RunConsole):
-    """A console that prints nothing and reports a check as soon as it is over."""
+    """A console that prints nothing and reports each check as soon as it is done."""
 
     report: Report = field(kw_only=True)
     limits: GapLimits = field(kw_only=True)
     current: str = field(default=DATA, init=False)
     told: dict[str, str] = field(default_factory=dict, init=False)
     metrics: dict[str, float] = field(default_factory=dict, init=False)
-    """Those of the last step."""
+    """Metrics of the last step."""
     _since: float = field(default_factory=time.monotonic, init=False)
 
     def begin(self, check: str) -> None:
@@ -142,7 +142,7 @@ class Listener(RunConsole):
         }[check]
 
     def row(self, metrics: Mapping[str, float], reports: Sequence[EvalReport]) -> None:
-        """A step is over, or the publication before the first."""
+        """Called after each step, and after the publication before the first one."""
         kl_limit, gap_limit = self.limits.kl, self.limits.logprob
         if not metrics["step"]:
             self.passed(f"published, loaded; canary within {gap_limit:.2g} nats of the learner")
@@ -166,7 +166,7 @@ class Listener(RunConsole):
 
 
 def go_on_from_the_checkpoint(run: LiveRun) -> str:
-    """Read the run's checkpoint as --resume does, restore it, and let the optimizer step once on what it restored."""
+    """Read and restore the run's checkpoint as --resume does, and take one optimizer step on the restored state."""
     found = run.checkpoints.newest()
     if found is None:
         raise ValueError("there is no checkpoint that is complete")
@@ -177,18 +177,18 @@ def go_on_from_the_checkpoint(run: LiveRun) -> str:
 
 
 def context_of_run(config: Config) -> int:
-    """Tokens that the sampler of the whole run is built for, unless a suite needs more: suites are not read here.
+    """Context length, in tokens, of the full run's sampler, unless a suite needs more: suites are not read here.
 
-    The doctor's is built for as many: whether one sequence of them has room is seen here, and on a card vLLM, which
-    keeps what it has compiled for a length, has compiled for the run too.
+    The doctor's sampler is built for the same length. That checks that one such sequence fits and, on a GPU, warms the
+    cache of vLLM, which keeps what it compiles for a length, for the run itself.
     """
     return config.data.max_prompt_tokens + config.sampling.max_tokens
 
 
 def self_test(config: Config, directory: Path, ranks: Ranks, report: Report) -> dict[str, float] | None:
-    """Run the checks in turn, each reported when it is over; the first that fails ends them.
+    """Run the checks in order, reporting each when it is done, up to the first that fails.
 
-    Returns the last step's metrics, or None when a check failed.
+    Returns the last step's metrics, or None if a check failed.
     """
     chosen = small(config, directory)
     listener = Listener(quiet=True, steps=STEPS, report=report, limits=gap_limits(chosen))

@@ -1,1 +1,1 @@
-"""Numbers → figures that read in a paper: sizes, type, colours and marks, the same in every command that draws."""
+"""Numbers → figures fit for a paper: sizes, fonts, colours and markers, the same in every command that draws."""

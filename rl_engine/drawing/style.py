@@ -1,6 +1,6 @@
-"""How every figure looks: drawn at the size at which a paper prints it, with type of 7 points and more.
+"""The style of all figures: drawn at the size at which a paper prints them, with fonts of at least 7 points.
 
-A figure is told apart without colour too: lines have markers or dashes of their own.
+Figures are readable without colour too: each line has its own marker or dashes.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 Sign = Artist | Container
-"""What stands in a legend, with its label."""
+"""A labelled entry of a legend."""
 COLUMN, PAGE = 3.3, 6.8
-"""Inches: one column of a paper, and both."""
+"""Width in inches of one column of a paper, and of the page's two."""
 LABELS = 0.32
-"""Inches that the ticks and the name of a horizontal axis take."""
-# Okabe and Ito's colours, which colour-blind readers tell apart, a little darker; the report's page has the same.
+"""Height in inches of the tick labels and the name of a horizontal axis."""
+# Okabe and Ito's colours, which colour-blind readers can tell apart, slightly darker; the HTML report uses them too.
 COLOURS = ("#0072b2", "#d55e00", "#00916a", "#b8528e", "#a87400", "#5b4bb5", "#3c8fb8", "#555555")
 MARKERS = "osD^vPX<>*hpd"
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 HATCHES = ("", "////", "....", "xxxx")
 FULL_COLOUR = "black"
-"""Full fine-tuning, in every figure."""
+"""The colour of full fine-tuning in every figure."""
 HIGHEST_RANK = 512
 STYLE: dict[str, Any] = {
     "font.size": 7,
@@ -63,20 +63,21 @@ STYLE: dict[str, Any] = {
     "lines.markersize": 3.5,
     "hatch.linewidth": 0.4,
     "savefig.dpi": 300,
-    # Letters stay letters in a PDF: publishers refuse the other kind.
+    # Embed TrueType fonts in PDFs: publishers reject matplotlib's default, Type 3.
     "pdf.fonttype": 42,
-    # The same data are the same file.
+    # Make the same data give the same file.
     "svg.hashsalt": "rl_engine",
 }
 
 
 def paper_style() -> AbstractContextManager[None]:
-    """Within it figures are made and saved in this style."""
+    """A context in which figures are created and saved in this style."""
     return style.context(STYLE)
 
 
 def paper_figure(panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of one panel for a column, or of several for a page: two or four in rows of two, others of three."""
+    """A figure with one panel, as wide as a column, or several, as wide as a page: two or four panels are in rows of
+    two, other numbers in rows of three."""
     columns = {1: 1, 2: 2, 4: 2}.get(panels, 3)
     rows = math.ceil(panels / columns)
     width, height = (COLUMN, 2.2) if panels == 1 else (PAGE, {2: 2.2, 3: 1.8}[columns] * rows)
@@ -86,13 +87,13 @@ def paper_figure(panels: int = 1) -> tuple[Figure, list[Axes]]:
 
 
 def rank_colour(rank: int) -> str:
-    """A rank's colour, the same in every figure: the higher, the darker, towards full fine-tuning's black."""
+    """A rank's colour, the same in every figure: the higher, the darker, towards black for full fine-tuning."""
     place = min(math.log2(max(rank, 1)) / math.log2(HIGHEST_RANK), 1.0)
     return to_hex(matplotlib.colormaps["plasma"](0.65 - 0.63 * place))
 
 
 def legend_below(figure: Figure, signs: Sequence[Sign]) -> None:
-    """One legend for all panels, under them, in as many columns as fit. The figure grows by it: no panel shrinks."""
+    """Add one legend for all panels below them, in as many columns as fit. The figure grows; no panel shrinks."""
     if not signs:
         return
     place = partial(figure.legend, loc="outside lower center")
@@ -100,7 +101,8 @@ def legend_below(figure: Figure, signs: Sequence[Sign]) -> None:
 
 
 def legends_under(figure: Figure, signs: Mapping[Axes, Sequence[Sign]]) -> None:
-    """A legend under each panel that has one, in as many columns as fit. The figure grows by the highest of a row."""
+    """Add a legend below each of the given panels, in as many columns as fit. The figure grows by the tallest legend of
+    each row."""
     heights: dict[int, float] = {}
     for axes, some in signs.items():
         below = axes.transAxes + ScaledTranslation(0, -LABELS, figure.dpi_scale_trans)
@@ -111,15 +113,15 @@ def legends_under(figure: Figure, signs: Mapping[Axes, Sequence[Sign]]) -> None:
 
 
 def _place_of(axes: Axes) -> tuple[int, int]:
-    """The row of a panel, and how many panels a row has."""
+    """The row of a panel, and the number of panels per row."""
     spec = axes.get_subplotspec()
     assert spec is not None
     return spec.rowspan.start, spec.get_gridspec().ncols
 
 
 def _fitting(place: Callable[..., Legend], signs: Sequence[Sign], width_in: float) -> float:
-    """Put a legend there, at most so wide. Returns its height in inches."""
-    # Long names in lines, at 14 letters an inch and a sign before them.
+    """Create a legend by `place` that is at most `width_in` wide. Returns its height in inches."""
+    # Wrap long names, at 14 letters per inch plus room for the marker.
     labels = [textwrap.fill(str(sign.get_label()), int(14 * (width_in - 0.5))) for sign in signs]
     for columns in range(min(len(signs), 4), 0, -1):
         legend = place(handles=list(signs), labels=labels, ncols=columns)
@@ -135,7 +137,7 @@ def _fitting(place: Callable[..., Legend], signs: Sequence[Sign], width_in: floa
 
 
 def _as_written(*texts: Text) -> None:
-    """The names of runs and suites are anybody's: dollar signs in them are no formula."""
+    """Turn off math parsing: names of runs and suites are the user's, and a dollar sign in them starts no formula."""
     for text in texts:
         text.set_parse_math(False)
 
@@ -145,7 +147,7 @@ def _grow(figure: Figure, by_in: float) -> None:
 
 
 def name_panel(axes: Axes, title: str, unit: str) -> None:
-    """What a panel shows, in as many lines as its width asks for, and in which unit."""
+    """Set a panel's title, wrapped to its width, and the unit on its vertical axis."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     width_in = figure.bbox.width / figure.dpi / _place_of(axes)[1]
@@ -155,6 +157,6 @@ def name_panel(axes: Axes, title: str, unit: str) -> None:
 
 
 def count_along(axes: Axes, what: str) -> None:
-    """The horizontal axis counts, as steps are counted: there is none between two."""
+    """Name the horizontal axis, and put its ticks at integers, for counts such as steps."""
     axes.set_xlabel(what)
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=2))

@@ -1,6 +1,6 @@
 """The command: `python -m rl_engine.inspect ADAPTER… [--base MODEL] [--plot FILE.png] [--output FILE.json]`.
 
-What was learned, from the files alone: norms of A, B and ΔW, and how many directions of the rank are used.
+Shows what was learned, from the files alone: norms of A, B and ΔW, and how many directions of the rank are used.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from rl_engine.inspect.spectrum import Spectrum
 
 OF_ITS_SHAPE = ("stable rank", "of the rank")
-"""Columns that an update of nothing has no value for: a line from 0 to the first one would be of no meaning."""
+"""Columns without a value for an update of zero: a line from 0 to the first value would be meaningless."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 PLOTS = (".png", ".svg", ".pdf", ".eps", ".jpg")
 ROWS = 30
-"""Versions that the table shows, at most."""
+"""Maximum number of versions in the table."""
 
 
 @app.command(cls=Command, epilog="Example: python -m rl_engine.inspect runs/quickstart --plot norms.png")
@@ -69,7 +69,7 @@ def main(
 ) -> None:
     """Show what adapters learned: norms, stable rank, and how much of the rank is used."""
     if plot is not None and not plot.suffix and not plot.is_dir():
-        plot = plot.with_suffix(".png")  # as matplotlib would name it
+        plot = plot.with_suffix(".png")  # matplotlib's default
     try:
         signs = {"--plot": (plot, is_figure), "--output": (output, is_json(("version", "modules")))}
         notes = []
@@ -97,13 +97,13 @@ def show(
     plot: Path | None,
     output: Path | None,
 ) -> None:
-    """Print what is replaced and the tables, write the files."""
+    """Print notes on replaced files and the tables, and write the files."""
     console = new_console()
     versions = inspect(found, base, only)
     for note in notes:
         console.print(note)
     if len(versions) > 1:
-        # Evenly spaced, the last among them.
+        # Evenly spaced, including the last.
         shown = versions[:: len(versions) // -ROWS][::-1]
         console.print(table("version", zip(titles(shown), (version.spectra for version in shown), strict=True)))
         console.print()
@@ -127,13 +127,13 @@ def inspect(found: Sequence[Path], base: Path | None = None, only: str = "") -> 
 
 
 def titles(versions: Sequence[VersionSpectra]) -> list[str]:
-    """Short names where they tell the versions apart, else whole paths."""
+    """Short names if they are unique, otherwise full paths."""
     names = [version.path.name for version in versions]
     return names if len(set(names)) == len(names) else [str(version.path) for version in versions]
 
 
 def table(title: str, rows: Iterable[tuple[str, Sequence[Spectrum]]]) -> Table:
-    """A row for each group of modules: its size, its rank, the median of each figure."""
+    """A table with a row for each group of modules: its size, its rank, the median of each figure."""
     made = Table(box=None, pad_edge=False, padding=(0, 2))
     made.add_column(title)
     for column in ("modules", "rank", *FIGURES):
@@ -158,9 +158,9 @@ def as_json(versions: Sequence[VersionSpectra]) -> list[dict[str, object]]:
 
 
 def draw(versions: Sequence[VersionSpectra], path: Path) -> Figure:
-    """Norms of the factors, norm of the update, stable rank and used share over the versions: medians of each kind of
-    layer."""
-    # matplotlib takes a second, and tables do without it.
+    """Plot norms of the factors, norm of the update, stable rank and used share of the rank over the versions, as
+    medians for each kind of layer."""
+    # Importing matplotlib takes a second, and tables do not need it.
     from rl_engine.drawing.style import count_along, legend_below, name_panel, paper_figure, paper_style
 
     with paper_style():
@@ -180,7 +180,7 @@ def draw(versions: Sequence[VersionSpectra], path: Path) -> Figure:
             name_panel(axes, title, unit)
             count_along(axes, "version")
             axes.set_ylim(bottom=0)
-        # An update that is no product has no factors.
+        # From the panel of ΔW: the update of a full matrix has no factors A and B.
         legend_below(figure, update.get_legend_handles_labels()[0])
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata=figure_metadata(path))
@@ -188,15 +188,14 @@ def draw(versions: Sequence[VersionSpectra], path: Path) -> Figure:
 
 
 def numbers(versions: Sequence[VersionSpectra]) -> list[int]:
-    """Where the versions stand on an axis: by their own numbers, or one after another where they are not all of a
-    run."""
+    """Positions of the versions on an axis: their own numbers, or 0, 1, … if they are not all versions of one run."""
     names = [version.path.name for version in versions]
     mine = [int(name[1:]) for name in names if re.fullmatch(r"v\d+", name)]
     return mine if len(set(mine)) == len(names) else list(range(len(names)))
 
 
 def _series(axes: Axes, versions: Sequence[VersionSpectra], column: str, dash: str) -> None:
-    """One line for each group of layers that a model's parts make: attention, mlp, other."""
+    """Draw one line for each group of layers: attention, mlp, other."""
     from rl_engine.drawing.style import COLOURS, MARKERS
     from rl_engine.policy.lora.targets import group_of
 

@@ -1,4 +1,4 @@
-"""An adapter or a trained model on disk → the spectrum of each module's update. Reads safetensors, loads no model."""
+"""An adapter or trained model on disk → the spectrum of each module's update. Reads safetensors, loads no model."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from rollout.peft_format import FACTOR, rank_and_scale, read_peft
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionSpectra:
-    """The updates of one version of what was trained."""
+    """The spectra of one version of an adapter or a trained model."""
 
     path: Path
     spectra: tuple[Spectrum, ...]
 
 
 def read_version(directory: Path, base: Path | None, only: str = "") -> VersionSpectra:
-    """The spectra of a version whose module names contain `only`, in the order of its file.
+    """The spectra of a version's modules whose names contain `only`, in the order of its file.
 
     Args:
         directory: An adapter in PEFT's format, or a trained model.
-        base: The model that a trained model began from, a directory or `embedded`; version 0 beside it, or the one its
-            manifest names, if None.
+        base: The model that a trained model started from, a directory or `embedded`; if None, version 0 next to it, or
+            else the base named in its manifest.
 
-    Raises `AdapterError` for what is damaged, is not a plain LoRA or not of that base, `FileNotFoundError` without one.
+    Raises `AdapterError` if the version is damaged, not a plain LoRA or not trained from that base, `FileNotFoundError`
+    if a trained model's base is not found.
     """
     directory = directory.resolve()
     if (directory / MANIFEST).is_file():
@@ -65,7 +66,7 @@ def _of_adapter(directory: Path, only: str) -> Iterator[Spectrum]:
 
 
 def _of_experts(module: str, a_RI: Tensor, b_OR: Tensor, rank: int, scale: float) -> Iterator[Spectrum]:
-    """PEFT stacks the experts of a mixture: A by expert and then rank, B by rank and then expert."""
+    """Spectra per expert. PEFT stacks a mixture's experts in A by expert, then rank, and in B by rank, then expert."""
     experts = a_RI.shape[0] // rank
     if experts == 1:
         yield spectrum_of_factors(module, a_RI, b_OR, scale)
@@ -76,7 +77,7 @@ def _of_experts(module: str, a_RI: Tensor, b_OR: Tensor, rank: int, scale: float
 
 
 def _of_model(directory: Path, base: Path, only: str) -> Iterator[Spectrum]:
-    """Spectra of a trained model's matrices and stacks of matrices; vectors have none."""
+    """Spectra of a trained model's matrices and stacks of matrices; vectors are skipped."""
     before = _files(base)
     for name, path in _files(directory).items():
         if only not in name:
@@ -98,7 +99,7 @@ def _of_model(directory: Path, base: Path, only: str) -> Iterator[Spectrum]:
 
 
 def _numbers(directory: Path, name: str, tensor: Tensor) -> Tensor:
-    """The tensor. Raises `AdapterError` where something in it is no number, as where training has diverged."""
+    """The tensor, unchanged. Raises `AdapterError` if it has infinite values or NaN, as after training has diverged."""
     if not tensor.isfinite().all():
         raise AdapterError(f"{directory} holds values in {name} that are infinite or no numbers: it has no spectrum")
     return tensor
@@ -119,7 +120,7 @@ def _files(model: Path) -> dict[str, Path]:
 
 
 def _base_of(directory: Path) -> Path:
-    """The model that a trained model began from."""
+    """The model that a trained model started from."""
     first = AdapterStore(directory.parent).path_of(0)
     if first.is_dir():
         return first

@@ -1,4 +1,4 @@
-"""Spectra of modules → the figures of a table or a chart: medians over modules of one kind."""
+"""Spectra of modules → the figures in a table or chart: medians over modules of the same kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rl_engine.inspect.spectrum import Spectrum
 
 
-# Column → figure of a module; a table shows the median over modules.
+# Column → function giving the figure of a module; tables show the median over modules.
 FIGURES: dict[str, Callable[[Spectrum], float | None]] = {
     "‖A‖₂": lambda spectrum: spectrum.norm_a,
     "‖B‖₂": lambda spectrum: spectrum.norm_b,
@@ -23,7 +23,7 @@ FIGURES: dict[str, Callable[[Spectrum], float | None]] = {
 
 
 def by_kind(spectra: Sequence[Spectrum]) -> dict[str, list[Spectrum]]:
-    """Modules of one kind together, over all layers: by the last part of their names that is no number."""
+    """Modules grouped by kind over all layers. The kind is the last part of a module's name that is not a number."""
     kinds: dict[str, list[Spectrum]] = {}
     for spectrum in spectra:
         kind = next(part for part in reversed(spectrum.module.split(".")) if not part.isdigit())
@@ -32,6 +32,6 @@ def by_kind(spectra: Sequence[Spectrum]) -> dict[str, list[Spectrum]]:
 
 
 def median_over(spectra: Sequence[Spectrum], figure: Callable[[Spectrum], float | None]) -> float | None:
-    """The median over modules; None where the figure does not exist."""
+    """The median over modules; None if no module has the figure."""
     values = [value for spectrum in spectra if (value := figure(spectrum)) is not None]
     return median(values) if values else None

@@ -1,8 +1,8 @@
-"""The update of a weight matrix → its singular values, in a handful of figures.
+"""The update of a weight matrix → its singular values, summarized in a few figures.
 
-Of a LoRA the product B·A is never formed: with B = Q_B R_B and Aᵀ = Q_A R_A the singular values of B·A are those of the
-r × r matrix R_B R_Aᵀ, since Q_B and Q_A have orthonormal columns. Shapes: I inputs and O outputs of a
-layer, R its rank.
+For LoRA the product B·A is never formed: with B = Q_B R_B and Aᵀ = Q_A R_A, the singular values of B·A are those of the
+r × r matrix R_B R_Aᵀ, since Q_B and Q_A have orthonormal columns. Shapes: I inputs and O outputs of a layer, R its
+rank.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ import torch
 from torch import Tensor
 
 ENERGY = 0.9
-"""Share of the squared singular values whose number is counted."""
+"""Share of the sum of squared singular values that `energy_rank` must reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spectrum:
-    """What one module's update ΔW looks like.
+    """Figures of one module's update ΔW.
 
     Example: `Spectrum(module="model.layers.0.mlp.up_proj", rank=8, norm_a=0.9, norm_b=1.2, norm=3.1, …)`
     """
 
     module: str
     rank: int
-    """Most singular values that ΔW can have: the adapter's rank, or the shorter side of a full matrix."""
+    """Maximum number of nonzero singular values: the adapter's rank, or the shorter side of a full matrix."""
     norm_a: float | None
-    """‖A‖₂; None where the update has no factors."""
+    """‖A‖₂; None if the update has no factors."""
     norm_b: float | None
     norm: float
     """‖ΔW‖₂, the largest singular value, α/r included."""
     frobenius: float
     stable_rank: float
-    """‖ΔW‖²_F / ‖ΔW‖²₂: how many directions carry the update, if all were as strong as the first; 0 without one."""
+    """‖ΔW‖²_F / ‖ΔW‖²₂: how many directions carry the update, if all were as strong as the first; 0 if ΔW is zero."""
     energy_rank: int
     """Fewest singular values that hold 90 % of ‖ΔW‖²_F; 0 for no update."""
 
@@ -76,6 +76,6 @@ def _spectrum(module: str, values: Tensor, *, rank: int, norm_a: float | None, n
         norm=largest,
         frobenius=total**0.5,
         stable_rank=total / largest**2 if largest > 0 else 0.0,
-        # Compared with the sum as it was added up, so that rounding cannot ask for one value more than there are.
+        # Compare with the cumulative sum's own total, so that rounding cannot ask for more values than there are.
         energy_rank=int((held < ENERGY * held[-1]).sum()) + 1 if largest > 0 else 0,
     )

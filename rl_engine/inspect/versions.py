@@ -1,4 +1,4 @@
-"""Path → the versions that are there."""
+"""Path → the versions found there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from rollout.adapters import PEFT_CONFIG, AdapterStore, adapters_inside, gone_ve
 
 
 def directories(path: Path) -> list[Path]:
-    """The directories of versions: all that a run has published, in order, or else the given directory itself.
+    """The directories of all versions that a run has published, in order, or else the given directory itself.
 
-    Raises `FileNotFoundError` where there is neither.
+    Raises `FileNotFoundError` if `path` is neither.
     """
     for root in (path / "adapters", path):
         store = AdapterStore(root)

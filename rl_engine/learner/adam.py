@@ -1,5 +1,5 @@
-"""What learns → Adam, as it steps fastest where its state is: in one kernel on a card, on all threads of a host beside
-one."""
+"""Trained parameters → AdamW, set up to step as fast as it can where its moments are: in one fused kernel on a GPU, or
+on all threads of the host when they are offloaded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rl_engine.config.optim import OptimConfig
 def adam(
     groups: Iterable[tuple[float, Any]], config: OptimConfig, device_type: str, *, offloaded: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW on groups of (what multiplies the rate, parameters), for a run on `cpu` or `cuda`.
+    """AdamW over groups of (learning-rate multiplier, parameters), for a run on `cpu` or `cuda`.
 
-    `offloaded`: a run on CUDA whose moments are in host memory, and which steps there. The fused kernel serves both
-    places. On a run that is a CPU's from start to end it is not used: it rounds otherwise (a last bit of one value in
-    thousands), and what such runs compute is kept to the bit.
+    `offloaded`: a CUDA run that keeps its moments in host memory and steps there. The fused kernel is used in both
+    places. A run that is on the CPU throughout does not use it: it rounds differently (the last bit of one value in
+    thousands), and CPU runs are kept bit-identical.
     """
     optimizer = torch.optim.AdamW(
         [{"params": group, "lr": factor * config.rate} for factor, group in groups],
@@ -37,12 +37,12 @@ def adam(
 
 
 def cores_of_rank() -> int:
-    """This process's share of the machine's processors, whatever number of threads torchrun or vLLM set."""
+    """This rank's share of the machine's cores, regardless of the number of threads that torchrun or vLLM set."""
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _step_on_threads(optimizer: torch.optim.Optimizer, count: int) -> None:
-    """Have the optimizer step on so many threads: vLLM, whose engine is in the same process, leaves it one."""
+    """Make the optimizer step on `count` threads: vLLM, running in the same process, would leave it only one."""
     before = count
 
     def give(*_: Any) -> None:
@@ -58,6 +58,6 @@ def _step_on_threads(optimizer: torch.optim.Optimizer, count: int) -> None:
 
 
 def steps_taken(optimizer: torch.optim.Optimizer, parameter: Tensor, count: int) -> Tensor:
-    """Adam's count for a parameter's state: a fused one wants it beside the parameter, the others on the host."""
+    """Adam's step count for a parameter's state: fused Adam needs it on the parameter's device, others on the host."""
     fused = any(group.get("fused") for group in optimizer.param_groups)
     return torch.tensor(float(count), device=parameter.device if fused else "cpu")

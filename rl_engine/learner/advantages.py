@@ -1,6 +1,6 @@
-"""Rewards → advantages: what each completion did better than the others of its group.
+"""Rewards → advantages: how much better each completion did than the rest of its group.
 
-Legend of shapes, everywhere in this package: P problems of a step, G completions of a problem, B sequences of a
+Shape suffixes used throughout this package: P problems in a step, G completions per problem, B sequences in a
 micro-batch, T token positions, C completion positions, N completion tokens of a micro-batch (flat), V vocabulary,
 H hidden size.
 """
@@ -18,8 +18,8 @@ from rl_engine.learner.groups import GradedGroup
 def group_mean(rewards_PG: Tensor) -> Tensor:
     """A_i = R_i − mean_j R_j. The default.
 
-    No division by the spread: that would weigh easy and hard problems up (Liu et al. 2025, "Understanding
-    R1-Zero-Like Training", section 3).
+    There is no division by the standard deviation: that would upweight the easiest and hardest problems (Liu et al.
+    2025, "Understanding R1-Zero-Like Training", section 3).
 
     Args:
         rewards_PG: [P, G] rewards.
@@ -31,8 +31,8 @@ def group_mean(rewards_PG: Tensor) -> Tensor:
 
 
 def leave_one_out(rewards_PG: Tensor) -> Tensor:
-    """A_i = R_i − mean_{j≠i} R_j = G/(G−1) · (R_i − mean_j R_j): the baseline does not contain what it judges, so the
-    gradient is unbiased (RLOO: Kool et al. 2019; Ahmadian et al. 2024, equation 8).
+    """A_i = R_i − mean_{j≠i} R_j = G/(G−1) · (R_i − mean_j R_j): the baseline excludes the completion's own reward, so
+    the gradient is unbiased (RLOO: Kool et al. 2019; Ahmadian et al. 2024, equation 8).
 
     Args and returns: as `group_mean`.
     """
@@ -59,12 +59,12 @@ BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
 def advantages_of(groups: Sequence[GradedGroup], baseline: str) -> list[list[float]]:
     """The advantages of each group's completions.
 
-    A baseline is taken over the scored completions of a group alone, as if the group had no others: G in the formulas
-    above is their number. Those that are not scored have advantage zero, and `updates_of` leaves them out. Those of a
-    group without signal are exactly zero too, whatever rounding the baseline leaves.
+    The baseline covers only the scored completions of a group: G in the formulas above is their number. Unscored
+    completions get advantage zero, and `updates_of` leaves them out. In a group without signal every advantage is
+    exactly zero, whatever rounding error the baseline would leave.
     """
     rows = [[0.0] * len(group.results) for group in groups]
-    # Groups with as many scored completions make one table.
+    # Groups with the same number of scored completions share one tensor.
     for size in {len(group.scored_rewards) for group in groups if group.has_signal}:
         table = [(row, group) for row, group in zip(rows, groups, strict=True) if len(group.scored_rewards) == size]
         rewards_PG = torch.tensor([group.scored_rewards for _, group in table], dtype=torch.float64)

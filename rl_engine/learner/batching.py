@@ -17,7 +17,7 @@ from rl_engine.policy.micro_batch import MicroBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSample:
-    """One completion with what the loss needs to know of it."""
+    """One completion with everything the loss needs."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -25,11 +25,11 @@ class TrainingSample:
     """[C] nats: the sampler's log-probability of each completion token."""
     advantage: float
     weight: float = 1.0
-    """The weight of each of its tokens in the step's loss, which the normalizer sets."""
+    """The weight of each of its tokens in the step's loss, set by the normalizer."""
     old_logprobs: tuple[float, ...] | None = None
-    """[C] nats: the learner's own at the start of the step, where they were needed."""
+    """[C] nats: the learner's own log-probabilities at the start of the step, if the loss needs them."""
     origin: str = ""
-    """For people: which completion of which problem."""
+    """For messages: which completion of which problem."""
 
     @property
     def num_tokens(self) -> int:
@@ -37,10 +37,10 @@ class TrainingSample:
 
 
 def pack(samples: Sequence[TrainingSample], tokens_per_microbatch: int, layout: str) -> list[list[TrainingSample]]:
-    """Micro-batches whose size stays within the budget, padding included, longest first.
+    """Group samples into micro-batches whose size, padding included, stays within the budget.
 
-    A sample longer than the budget gets a micro-batch of its own. Longest first, so that the largest allocation
-    comes first: what fits then fits to the end.
+    A sample longer than the budget gets a micro-batch of its own. The longest samples come first, so that the largest
+    allocation is made first and a step that will run out of memory does so at its start.
     """
     size = LAYOUTS[layout].size
     batches: list[list[TrainingSample]] = []
@@ -53,10 +53,10 @@ def pack(samples: Sequence[TrainingSample], tokens_per_microbatch: int, layout: 
 
 
 def share_of_rank(batches: Sequence[list[TrainingSample]], rank: int, ranks: int) -> list[list[TrainingSample]]:
-    """This rank's micro-batches, dealt in turn; every rank gets as many.
+    """This rank's micro-batches, dealt round-robin; every rank gets the same number.
 
-    Ranks that pass through collectives in each backward must make the same number of passes, so the short ones
-    repeat a sample with weight zero, which adds exactly nothing, and is the last of them.
+    Each backward pass runs collectives, so all ranks must make the same number of passes. A rank that is one short
+    ends with a micro-batch that repeats one sample at weight zero, which contributes exactly nothing.
     """
     mine = list(batches[rank::ranks])
     if len(mine) < math.ceil(len(batches) / ranks):
@@ -65,7 +65,7 @@ def share_of_rank(batches: Sequence[list[TrainingSample]], rank: int, ranks: int
 
 
 def collate(samples: Sequence[TrainingSample], pad_id: int, layout: str) -> MicroBatch:
-    """Bring samples into one micro-batch."""
+    """Lay samples out as one micro-batch."""
     rows = LAYOUTS[layout].rows(samples, pad_id)
     lengths = [len(sample.completion_ids) for sample in samples]
     width = max(lengths)
@@ -88,7 +88,7 @@ def collate(samples: Sequence[TrainingSample], pad_id: int, layout: str) -> Micr
 
 
 def _pad(rows: Sequence[Sequence[float]], width: int, value: float) -> Tensor:
-    """Rows padded on the right: int64 of integers, float32 of floats."""
+    """Rows padded on the right, as int64 for integers and float32 for floats."""
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
@@ -107,7 +107,7 @@ class _Rows(NamedTuple):
 
 
 def _sources(sample: TrainingSample, start: int) -> Tensor:
-    """Positions that predict a sample's completion tokens, where the sample begins at `start`."""
+    """The positions that predict the completion tokens of a sample that begins at `start`."""
     return torch.arange(start + len(sample.prompt_ids) - 1, start + sample.num_tokens - 1)
 
 
@@ -132,16 +132,16 @@ def _packed_rows(samples: Sequence[TrainingSample], pad_id: int) -> _Rows:
 
 
 def _packed_shared_rows(samples: Sequence[TrainingSample], pad_id: int) -> _Rows:
-    """Each prompt where the first of its samples is, and the completions as they come.
+    """Place each prompt once, before the first of its completions; completions keep the order of the samples.
 
-    Nothing is predicted from a completion's last token, so it has no position.
+    Nothing is predicted from a completion's last token, so it gets no position.
     """
     tokens: list[int] = []
     positions: list[Tensor] = []
     lengths: list[int] = []
     continued: list[int | None] = []
     prompts: dict[tuple[int, ...], tuple[int, int]] = {}
-    """Which piece of the row each is, and where its last token is."""
+    """Prompt → (index of its segment in the row, position of its last token)."""
     sources = []
 
     def put(piece: tuple[int, ...], first_position: int, behind: int | None) -> None:
@@ -173,9 +173,9 @@ def _packed_shared_size(samples: Sequence[TrainingSample]) -> int:
 
 
 def _shared_widths(samples: Sequence[TrainingSample]) -> tuple[list[tuple[int, ...]], int, int]:
-    """(the different prompts, positions of each, positions of each completion).
+    """(distinct prompts, positions per prompt, positions per completion).
 
-    Nothing is predicted from a completion's last token, so it has no position.
+    Nothing is predicted from a completion's last token, so it gets no position.
     """
     prompts = list(dict.fromkeys(sample.prompt_ids for sample in samples))
     own = max(len(sample.completion_ids) for sample in samples) - 1
@@ -190,7 +190,7 @@ def _shared_rows(samples: Sequence[TrainingSample], pad_id: int) -> _Rows:
     lengths_B = torch.tensor([len(sample.prompt_ids) for sample in samples])
     sources = []
     for row, sample in enumerate(samples):
-        # The first token is predicted by the prompt's last, the others by the one before them.
+        # The prompt's last token predicts the first completion token; each later one is predicted by its predecessor.
         first = number[sample.prompt_ids] * prompt_width + len(sample.prompt_ids) - 1
         start = prompt_positions + row * width
         sources.append(torch.tensor([first, *range(start, start + len(sample.completion_ids) - 1)]))
@@ -217,13 +217,13 @@ def _shared_size(samples: Sequence[TrainingSample]) -> int:
 
 
 class _Layout(NamedTuple):
-    """How samples are sorted, measured and laid out."""
+    """How samples are ordered, measured and laid out."""
 
     rows: Callable[[Sequence[TrainingSample], int], _Rows]
     size: Callable[[Sequence[TrainingSample]], int]
-    """Positions of a micro-batch."""
+    """Number of positions in a micro-batch."""
     order: Callable[[Sequence[TrainingSample]], list[TrainingSample]]
-    """Longest first, and beside each other what makes a micro-batch small."""
+    """Longest first, with samples next to each other where that keeps a micro-batch small."""
 
 
 def _by_tokens(samples: Sequence[TrainingSample]) -> list[TrainingSample]:

@@ -1,4 +1,4 @@
-"""Sampler against learner: how far apart they are on sampled tokens, and how far they may be before a run must stop."""
+"""Sampler against learner: how far their log-probabilities of sampled tokens differ, and at what gap a run stops."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rl_engine.config import Config
 from rollout.closeness import KL_LIMITS, LOGPROB_LIMITS, KlEstimate, chance
 
 BEYOND_LIMIT = 1e-3
-"""Largest share of tokens beyond it: among millions there is one whose logits two kernels round apart, and a sampler
-with another adapter differs everywhere."""
+"""Largest share of tokens over the per-token limit. Among millions of tokens, a few have logits that two kernels round
+differently; a sampler with the wrong adapter differs everywhere."""
 
-# A learner that moved by less may leave a sampler's answers as they were. Honest float32 samplers are seen within 1e-4
-# of the learner (tests/rollout/vllm/test_engine.py); logits between 8 and 16 are 2⁻⁴ apart in bfloat16.
+# If the learner moved by less, a sampler's answers may not change. Correct float32 samplers are observed within 1e-4
+# of the learner (tests/rollout/vllm/test_engine.py); bfloat16 logits between 8 and 16 are spaced 2⁻⁴ apart.
 RESOLUTION = {"float32": 1e-4, "bfloat16": 5e-2}
-"""The smallest change of a log-probability that a sampler is sure to show, by `model.dtype`, nats."""
+"""The smallest change in a log-probability that a sampler is sure to show, by `model.dtype`, nats."""
 
 
 class SamplerGapError(RuntimeError):
@@ -26,18 +26,18 @@ class SamplerGapError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenGap:
-    """One token as the sampler and the learner see it, and where it is."""
+    """One token's position and its log-probability under the sampler and under the learner."""
 
     token: int
-    """Its id."""
+    """Token id."""
     place: int
-    """Which token of its completion, from 1."""
+    """Position in its completion, from 1."""
     tokens: int
-    """The tokens of that completion."""
+    """Length of that completion."""
     origin: str
-    """Which completion."""
+    """Which completion of which problem."""
     sampler: float
-    """Log-probability, nats."""
+    """Log-probability, nats; so is `learner`."""
     learner: float
 
     def describe(self) -> str:
@@ -49,27 +49,27 @@ class TokenGap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerGap:
-    """How far the sampler q and the learner p are apart, on tokens that the sampler drew."""
+    """How far apart the sampler q and the learner p are on tokens that the sampler drew."""
 
     kl: float
-    """½·mean((log q − log p)²), nats a token."""
+    """½·mean((log q − log p)²), nats per token."""
     kl_error: float
-    """Its standard error: √(Σ c²)/n of what each of n tokens adds, c = ½ (log q − log p)²."""
+    """Standard error of `kl`: √(Σ c²)/n, where c = ½ (log q − log p)² is the contribution of each of the n tokens."""
     kl_v1: float
-    """mean(log q − log p), nats a token: the plain estimate of KL(q ‖ p)."""
+    """mean(log q − log p), nats per token: the plain estimate of KL(q ‖ p)."""
     kl_v3: float
-    """mean(p/q − 1 − log p/q), nats a token: never negative, unbiased for KL(q ‖ p)."""
+    """mean(p/q − 1 − log p/q), nats per token: never negative, unbiased for KL(q ‖ p)."""
     logprob_max: float
-    """Largest |log q − log p| of one token, nats."""
+    """Largest |log q − log p| of any token, nats."""
     tokens: int
     beyond: float = 0.0
-    """Share of tokens whose |log q − log p| is over the limit of one token."""
+    """Share of tokens whose |log q − log p| exceeds the per-token limit."""
     worst: TokenGap | None = None
-    """The token of the largest."""
+    """The token with the largest |log q − log p|."""
 
     @classmethod
     def merged(cls, gaps: Sequence[Self]) -> Self:
-        """The gap on the tokens of all of them."""
+        """The gap over the tokens of all `gaps`."""
         tokens = sum(gap.tokens for gap in gaps)
         return cls(
             kl=sum(gap.kl * gap.tokens for gap in gaps) / tokens,
@@ -85,16 +85,16 @@ class SamplerGap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapLimits:
-    """How far sampler and learner may be apart. Both limits are of what is expected: a step of few tokens may be over
+    """How far apart sampler and learner may be. Both limits bound an expected value: a step with few tokens may exceed
     them by as much as chance explains (`rollout/closeness.py`)."""
 
     kl: float
-    """Largest `sampler/kl`, nats a token."""
+    """Largest `sampler/kl`, nats per token."""
     logprob: float
-    """What one token may differ by, nats; a share of `BEYOND_LIMIT` may differ by more."""
+    """Largest difference of one token, nats; a share of up to `BEYOND_LIMIT` of the tokens may differ by more."""
 
     def check(self, gap: SamplerGap) -> None:
-        """Raises `SamplerGapError` when the gap is over a limit or no number."""
+        """Raise `SamplerGapError` if the gap is over a limit or NaN."""
         share_margin = chance(BEYOND_LIMIT, gap.tokens, largest=1.0)
         kl = KlEstimate(kl=gap.kl, error=gap.kl_error, tokens=gap.tokens)
         if kl.within(self.kl, self.logprob) and gap.beyond <= BEYOND_LIMIT + share_margin:
@@ -119,7 +119,7 @@ class GapLimits:
 
 
 def gap_limits(config: Config) -> GapLimits:
-    """The limits of a run."""
+    """The limits of a run, with `auto` resolved by precision."""
     dtype, rollout = config.model.precision, config.rollout
     return GapLimits(
         kl=KL_LIMITS[dtype] if rollout.max_kl == "auto" else rollout.max_kl,
@@ -128,18 +128,18 @@ def gap_limits(config: Config) -> GapLimits:
 
 
 def furthest(rows: Iterable[Iterable[float]], others: Iterable[Iterable[float]], *, but: int = 0) -> float:
-    """The largest difference of two tables of log-probabilities, nats, after the `but` largest where there are more;
-    NaN where any is no number."""
+    """The largest difference between two tables of log-probabilities, nats, ignoring the `but` largest if there are
+    more than that; NaN if any entry is NaN."""
     gaps = [abs(p - q) for row, other in zip(rows, others, strict=True) for p, q in zip(row, other, strict=True)]
-    # Not the largest of all: NaN compares with nothing.
+    # NaN is handled separately because sorting cannot order it.
     return math.nan if any(map(math.isnan, gaps)) else sorted(gaps)[max(-1 - but, -len(gaps))]
 
 
 def check_gap(gap: SamplerGap, limits: GapLimits | None) -> None:
-    """Raises `SamplerGapError` when the gap is over the limits.
+    """Raise `SamplerGapError` if the gap is over the limits.
 
-    Without limits the sampler has been checked against the versions that sampled, and what lies between is what was
-    learned since: any amount, but a number.
+    `limits` is None when the sampler has already been checked against the versions that sampled. The remaining gap is
+    what was learned since, which may be any amount but not NaN.
     """
     if limits is not None:
         limits.check(gap)

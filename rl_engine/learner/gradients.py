@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from rl_engine.learner.ranks import Ranks
 
-# Updates in a row without a gradient after which a run has nothing to wait for.
+# Consecutive updates without a finite gradient after which a run stops.
 SKIPS_IN_A_ROW = 3
 
 
 class NonFiniteGradientError(RuntimeError):
-    """The policy can no longer be learned from: its gradient has been no number for several updates in a row."""
+    """Training cannot go on: the gradient has been infinite or NaN for several updates in a row."""
 
 
 class GradientGuard:
-    """Sees whether any gradient of an update is infinite or no number, and leaves the parameters, their moments and
-    Adam's count as they are then. What is not to be stepped on is taken from the optimizer's own hands."""
+    """Detects updates whose gradient is infinite or NaN and skips them, so that parameters, moments and Adam's step
+    count stay as they are. It skips an update by clearing the gradients in a pre-step hook of the optimizer."""
 
     def __init__(
         self,
@@ -31,8 +31,8 @@ class GradientGuard:
         advice: str,
         sharded: bool = False,
     ) -> None:
-        """`advice`: what a person may do about it. `sharded`: gradients are taken away and spread over the ranks as
-        autograd computes them, so that each has to be looked at before."""
+        """`advice`: what the error tells the user to do. `sharded`: DeepSpeed takes the gradients away and partitions
+        them over the ranks as autograd computes them, so each must be inspected in a hook before that."""
         self._parameters = list(parameters)
         self._ranks = ranks
         self._advice = advice
@@ -45,14 +45,14 @@ class GradientGuard:
         optimizer.register_step_pre_hook(self._drop)
 
     def _look(self, gradient: Tensor) -> None:
-        # One number that is none makes the sum none, and nothing that follows mends it. A card is asked for two kernels
-        # so; asking of each number whether it is finite takes seven, for every parameter of every micro-batch.
+        # A single inf or NaN makes the running sum non-finite, and it stays so. This takes two kernels on a GPU;
+        # isfinite on every element would take seven, for every parameter of every micro-batch.
         self._sum += gradient.sum(dtype=torch.float32)
 
     def _all_finite(self) -> Tensor:
-        """Whether every gradient of the update is: of those that a hook saw, and of those that are still there."""
+        """Whether all gradients of the update are finite: those the hook saw and those still on the parameters."""
         kept = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        # The largest of all, in a few kernels: one that is no number is the largest.
+        # The largest absolute value of all, in a few kernels; NaN propagates into it.
         largest = nn.utils.get_total_norm(kept, math.inf)
         return largest.isfinite() & self._sum.isfinite()
 
@@ -60,14 +60,14 @@ class GradientGuard:
         if self._drops:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    # A parameter without a gradient is left alone: not moved, not decayed, not counted.
+                    # The optimizer skips a parameter without a gradient: no step, no decay, no step count.
                     parameter.grad = None
 
     def allows(self) -> bool:
-        """Whether the update whose backward passes are done may be made; where not, the optimizer's next step changes
+        """Whether the update may be made, called after its backward passes. If not, the optimizer's next step changes
         nothing. Collective: every rank gets the same answer.
 
-        Raises `NonFiniteGradientError` when it is one too many in a row.
+        Raises `NonFiniteGradientError` at the `SKIPS_IN_A_ROW`-th skip in a row.
         """
         self._drops = self._ranks.agree(not self._all_finite())
         self._sum.zero_()

@@ -10,7 +10,7 @@ from rollout.types import RolloutGroup
 
 @dataclass(frozen=True, slots=True)
 class GradedGroup:
-    """The completions of a problem and the verdict on each."""
+    """The completions of one problem and the verdict on each."""
 
     rollout: RolloutGroup
     results: tuple[GradeResult, ...]
@@ -21,17 +21,17 @@ class GradedGroup:
 
     @property
     def scored(self) -> list[bool]:
-        """Which completions have a reward at all. The others are in no baseline and no loss."""
+        """Which completions have a reward. The others enter neither the baseline nor the loss."""
         return [result.scored for result in self.results]
 
     @property
     def scored_rewards(self) -> list[float]:
-        """The rewards of those that have one, in order."""
+        """The rewards of the scored completions, in order."""
         return [result.reward for result in self.results if result.scored]
 
     @property
     def has_signal(self) -> bool:
-        """Whether the rewards differ: a group where they do not carries no gradient."""
+        """Whether the rewards differ; a group whose rewards are all equal carries no gradient."""
         return len(set(self.scored_rewards)) > 1
 
 
@@ -40,14 +40,14 @@ class StepGroups:
     """The groups that a step took from the stream of rollouts."""
 
     to_learn: tuple[GradedGroup, ...]
-    """`train.problems_per_step` of them."""
+    """`train.problems_per_step` groups."""
     replaced: tuple[GradedGroup, ...] = ()
-    """Those without signal whose place others took."""
+    """Groups without signal that were replaced by others."""
     rollout_s: float
-    """Spent sampling them, or waiting for it."""
+    """Seconds spent sampling the groups, or waiting for them."""
     grade_s: float
 
     @property
     def all(self) -> tuple[GradedGroup, ...]:
-        """Those to learn from, then those that were replaced."""
+        """The groups to learn from, then the replaced ones."""
         return (*self.to_learn, *self.replaced)

@@ -1,8 +1,8 @@
-"""Micro-batches → a new adapter: the policy under DeepSpeed. The only file that imports deepspeed's engine.
+"""Micro-batches → a new adapter: the policy under DeepSpeed. The only file that imports DeepSpeed's engine.
 
-The loss of an update is one sum over all its tokens, each with the weight the normalizer gave it. A rank adds up the
-part of its own micro-batches; DeepSpeed, told that each `backward` is unscaled, averages the ranks' gradients, so each
-rank multiplies by their number and the average is the sum again.
+The loss of an update is a single sum over all its tokens, each weighted by the normalizer. Each rank sums over its own
+micro-batches. DeepSpeed, told not to scale the loss in `backward`, averages gradients over the ranks, so each rank
+multiplies its loss by the number of ranks to turn that average back into a sum.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.methods import METHODS
 from rl_engine.policy.micro_batch import MicroBatch
 
-# ZeRO-3 leaves parameters smaller than this whole on every rank.
+# ZeRO-3 does not shard parameters smaller than this; every rank keeps them whole.
 PERSISTENT_PARAMETERS = 100_000
-# DeepSpeed's own timer would wait for the card in every forward pass.
+# DeepSpeed's own timer would synchronize with the GPU in every forward pass.
 QUIET = {"steps_per_print": 10**9, "timers": {"throughput": {"enabled": False}}}
-# Completions of a rank that the KL to the base is measured on where the loss does not need it.
+# Completions per rank on which the KL to the base is measured when the loss does not need it.
 KL_SAMPLES = 32
 ADVICE = (
     "The sampler is not the cause: its log-probabilities were compared with the learner's and agree. Look at loss, "
@@ -49,7 +49,7 @@ NOTHING = TrainingSample(prompt_ids=(0,), completion_ids=(0,), behaviour_logprob
 
 
 class Learner:
-    """The policy, what of it learns, and its optimizer on this rank."""
+    """The policy, its trainable parameters and their optimizer on this rank."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class Learner:
         *,
         begins: bool = True,
     ) -> None:
-        """`prompts`: token ids of the run's prompts. On the first one the learner is compared with the model's own
-        forward pass, and on all of them adapters find the activations that they start from. `load` gives the base.
-        `begins`: no checkpoint will be restored into it.
+        """`prompts`: token ids of the run's prompts. The first is used to compare the learner with the model's own
+        forward pass; all of them provide activations for adapter starts that need them. `load` loads the base model.
+        `begins`: this learner starts training, that is, no checkpoint will be restored into it.
 
         Raises `DisagreementError` for a model whose log-probabilities the learner cannot compute.
         """
@@ -82,7 +82,7 @@ class Learner:
         self._full_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._grad_norm = 0.0
         self.is_whole = True
-        """Whether weights and moments are those after a step, and not after a part of its updates."""
+        """False while only some of a step's updates have been made to the weights and moments."""
         self._is_compiled = False
         self._guard = GradientGuard(
             self.parameters.values(), self.optimizer, ranks, ADVICE, sharded=config.learner.zero_stage > 0
@@ -101,25 +101,25 @@ class Learner:
         return is_worth_compiling(self.config, self.trainable.causal_lm, self.ranks.device)
 
     def compile_layers(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Have the decoder layers compiled, and tried on the longest of the prompts' token ids.
+        """Compile the decoder layers and try them on the longest prompt.
 
-        To be called when a sampler in this process has been started: what is compiled is for the number of threads that
-        there are, and vLLM leaves one.
+        Call this after a sampler in this process has started: the compiled code is specialized to the current number of
+        threads, and vLLM leaves one.
         """
         self.policy.train()
         longest = self._continued(max(prompts, key=len))
         self._is_compiled = compile_layers(self.trainable.causal_lm, lambda: self.policy(longest)[0])
 
     def _alone(self, prompt_ids: Sequence[int]) -> MicroBatch:
-        """A micro-batch of one prompt, whose last token stands for the completion: every token of it, and no other."""
+        """A micro-batch that computes exactly the tokens of one prompt; its last token stands for the completion."""
         *before, last = prompt_ids
-        # Where prompts are shared a completion's last token is not computed.
+        # Layouts that share prompts do not compute a completion's last token.
         end = (last, last) if self.layout in SHARING else (last,)
         sample = replace(NOTHING, prompt_ids=tuple(before), completion_ids=end, behaviour_logprobs=(0.0,) * len(end))
         return self._collate([sample]).to(self.ranks.device)
 
     def _continued(self, token_ids: Sequence[int]) -> MicroBatch:
-        """A micro-batch of one prompt, all of which but its first token stands for the completion."""
+        """A micro-batch of one prompt, in which all tokens but the first stand for the completion."""
         first, *others = token_ids
         sample = replace(
             NOTHING, prompt_ids=(first,), completion_ids=tuple(others), behaviour_logprobs=(0.0,) * len(others)
@@ -132,9 +132,9 @@ class Learner:
         settings = self.config.learner
         stage = settings.zero_stage
         if stage == 0:
-            # Without ZeRO the plain optimizer steps on reduced gradients, and nothing else sees their norm.
+            # Without ZeRO the plain optimizer steps on the reduced gradients, and only this hook sees their norm.
             self.optimizer.register_step_pre_hook(self._clip)
-        # DeepSpeed's default, 5e8, would hold 2 GB for an adapter of some megabytes.
+        # DeepSpeed's default bucket, 5e8 elements, would hold 2 GB for an adapter of a few megabytes.
         count = sum(parameter.numel() for parameter in self.parameters.values())
         zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": min(500_000_000, count)}
         if stage == 3:
@@ -147,12 +147,12 @@ class Learner:
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
-                # `step` is the boundary, whatever the number of micro-batches before it.
+                # Calling `step` ends an update, however many micro-batches came before it.
                 "managed_gradient_accumulation": False,
                 "gradient_clipping": self.config.optim.clip_norm if stage else 0.0,
                 "zero_optimization": zero,
                 "zero_allow_untested_optimizer": True,
-                # torch's Adam steps on the host as well; DeepSpeed's own would have to be compiled first.
+                # torch's Adam can step on the host too; DeepSpeed's own would have to be compiled first.
                 "zero_force_ds_cpu_optimizer": False,
                 **QUIET,
             },
@@ -167,7 +167,7 @@ class Learner:
         return engine
 
     def _sharded(self, model: nn.Module) -> Any:
-        """A frozen model as ZeRO-3 keeps one: spread over the ranks, each layer gathered for its pass."""
+        """A frozen model under ZeRO-3: sharded over the ranks, with each layer gathered for its forward pass."""
         import deepspeed
 
         zero = {"stage": 3, "stage3_param_persistence_threshold": PERSISTENT_PARAMETERS}
@@ -181,7 +181,7 @@ class Learner:
         self._grad_norm = float(norm)
 
     def set_rate(self, factor: float) -> None:
-        """Let every parameter learn at so many times its full rate."""
+        """Set every parameter group's learning rate to `factor` times its full rate."""
         for group, rate in zip(self.optimizer.param_groups, self._full_rates, strict=True):
             group["lr"] = factor * rate
 
@@ -191,13 +191,13 @@ class Learner:
         limits: GapLimits | None,
         leave_if_asked: Callable[[], None] = lambda: None,
     ) -> LearnStats:
-        """One optimizer update for each of `updates` in each epoch; every rank passes the same samples.
+        """One optimizer update for each of `updates` in each epoch; every rank passes in the same samples.
 
-        `leave_if_asked` is called, on all ranks alike, before each micro-batch of the first update: what it raises
-        finds the policy and Adam's moments as they were before the step.
-        Raises `SamplerGapError` before anything is updated when the sampler's log-probabilities and the learner's
-        are further apart than the limits; None where that has been checked. An update whose gradient is no number is
-        left out, and raises `NonFiniteGradientError` after several in a row.
+        All ranks call `leave_if_asked` before each micro-batch of the first update. If it raises, the policy and Adam's
+        moments are still as they were before the step.
+        Raises `SamplerGapError`, before anything is updated, if the sampler's and the learner's log-probabilities
+        differ by more than `limits`; pass None if that has been checked already. An update whose gradient is infinite
+        or NaN is skipped; several in a row raise `NonFiniteGradientError`.
         """
         self.deepspeed_engine.train()
         statistics = self._new_statistics(limits)
@@ -220,28 +220,28 @@ class Learner:
         )
 
     def _in_turn(self, updates: Sequence[Sequence[TrainingSample]]) -> list[Sequence[TrainingSample]]:
-        """The samples of every update of a step, each with what its loss must know of the learner as it is now.
+        """The samples of each update of a step, with the learner's current log-probabilities if the loss needs them.
 
-        The first update's do without: its own pass is the policy at the start of the step, to the last bit.
+        The first update needs none: its own forward pass gives the policy at the start of the step, bit for bit.
         """
         epochs = self.config.learner.epochs_per_step
         first, *later = list(updates) * epochs
         if later and needs_old_logprobs(self.config.loss):
-            # The last `len(updates)` of them are each once, or, in one epoch, all that come later.
+            # The last `len(updates)` of `later` are every update exactly once; with one epoch, they are all of `later`.
             scored = [self._with_old_logprobs(samples) for samples in later[-len(updates) :]]
             return [first, *(scored * epochs)[-len(later) :]]
         return [first, *later]
 
     def _norm_of_update(self) -> float:
-        """The gradient's norm before clipping, of the update just made."""
+        """The gradient norm, before clipping, of the update just made."""
         if self.config.learner.zero_stage == 0:
             return self._grad_norm
         return float(self.deepspeed_engine.get_global_grad_norm())
 
     def prime(self) -> None:
-        """A step with a gradient of exactly zero: it moves nothing, and the optimizer then has its state to restore.
+        """Take a step with a gradient of exactly zero: it moves nothing, but creates the optimizer state to restore.
 
-        DeepSpeed makes its shards of the moments in the first step, and only then knows whose they are.
+        DeepSpeed creates its shards of the moments, and maps them to parameters, only in the first step.
         """
         self.deepspeed_engine.train()
         self._pass_over([NOTHING], StepStatistics(self.ranks), learn=True, measure=False)
@@ -250,7 +250,7 @@ class Learner:
 
     @torch.no_grad()
     def measure(self, samples: Sequence[TrainingSample], limits: GapLimits | None) -> LearnStats:
-        """The figures of `step` without a step: for one whose groups carry no signal."""
+        """The statistics of `step` without an update, for a step whose groups carry no signal."""
         statistics = self._new_statistics(limits)
         self._pass_over(samples, statistics, learn=False, measure=True)
         stats = statistics.totals()
@@ -269,9 +269,10 @@ class Learner:
         measure: bool,
         before_each: Callable[[], None] = lambda: None,
     ) -> None:
-        """Forward over this rank's micro-batches, and backward to learn.
+        """Run forward over this rank's micro-batches, and backward if `learn`.
 
-        `measure`: also how far the policy is from the sampler and the base; that is a figure of the step's beginning.
+        `measure`: also measure how far the policy is from the sampler and the base. This is only meaningful before the
+        step's first update.
         """
         loss_config = self.config.loss
         batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
@@ -280,12 +281,12 @@ class Learner:
         for index, rows in enumerate(mine):
             before_each()
             batch = self._collate(rows).to(self.ranks.device)
-            # Before the policy's own pass: ZeRO-3 keeps what a forward pass gathered for the backward pass next to it.
+            # The base runs before the policy: ZeRO-3 keeps what a forward pass gathered for the backward that follows.
             base_N = None
             if needs_base(loss_config):
                 base_N = self._base_logprobs(batch)
             elif measure and self.trainable.has_base and index == len(mine) // 2:
-                # To know the KL to the base, a few completions of median length do.
+                # A few completions of median length are enough to measure the KL to the base.
                 base_N = self._base_logprobs(self._collate(rows[:KL_SAMPLES]).to(self.ranks.device))
             logprob_N, entropy_N = self.deepspeed_engine(batch)
             part = objective(
@@ -298,7 +299,7 @@ class Learner:
             if learn:
                 self.deepspeed_engine.backward(part.loss * self.ranks.count)
             if index == own:
-                continue  # passed for the other ranks' sake alone
+                continue  # filler, so that all ranks make the same number of passes
             statistics.add(part, logprob_N.detach(), entropy_N.detach(), batch)
             if measure:
                 statistics.add_gap(logprob_N.detach(), batch, rows)
@@ -307,8 +308,8 @@ class Learner:
 
     @torch.no_grad()
     def score(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
-        """Log-probabilities (nats) of each sample's completion tokens under the current policy, in order; one sample
-        at a time, so for a few."""
+        """Log-probabilities (nats) of each sample's completion tokens under the current policy, in order. It runs one
+        sample at a time, so use it for a few."""
         scores = []
         for sample in samples:
             logprob_N, _ = self.deepspeed_engine(self._collate([sample]).to(self.ranks.device))
@@ -316,10 +317,11 @@ class Learner:
         return scores
 
     def _with_old_logprobs(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
-        """The samples with the learner's own log-probabilities of now, in the order of their micro-batches.
+        """The samples with the learner's current log-probabilities, in the order of their micro-batches.
 
-        They are scored as they are learned from, so that a policy that has not moved has a ratio of one: in the same
-        micro-batches, each rank its own, and by compiled layers where there are any, which need a gradient's pass.
+        They are scored exactly as they are trained on, so that a policy that has not moved has a ratio of one: in the
+        same micro-batches on the same ranks, and through the compiled layers if there are any, which are compiled for
+        passes with gradients.
         """
         batches = pack(samples, self.config.learner.tokens_per_microbatch, self.layout)
         passes = []
@@ -327,7 +329,7 @@ class Learner:
             with torch.set_grad_enabled(self._is_compiled):
                 logprob_N = self.deepspeed_engine(self._collate(rows).to(self.ranks.device))[0].detach()
             passes.append((rows, logprob_N.split([len(row.completion_ids) for row in rows])))
-        # Without what only made every rank pass equally often. Read when all are asked for: reading waits for a card.
+        # Filler micro-batches are dropped. Values are read after all passes are queued, as reading waits for a GPU.
         mine = [
             [replace(row, old_logprobs=tuple(part.tolist())) for row, part in zip(rows, parts, strict=True)]
             for rows, parts in passes[: len(self.ranks.share(batches))]
@@ -341,10 +343,10 @@ class Learner:
 
     @contextlib.contextmanager
     def whole(self, parameter: nn.Parameter, *, modify: bool = False) -> Iterator[None]:
-        """Inside the block a parameter has its full value on every rank; under ZeRO-3 only what learns is ever
-        gathered so, never a frozen base.
+        """Give a parameter its full value on every rank inside the block. Under ZeRO-3 this is only ever used for
+        trainable parameters, never for a frozen base.
 
-        With `modify`, what rank 0 writes into it inside the block is scattered again at its end.
+        With `modify`, what rank 0 writes into the parameter is scattered to all ranks when the block ends.
         """
         if self.config.learner.zero_stage < 3:
             yield
@@ -355,13 +357,13 @@ class Learner:
             yield
 
     def release_memory(self) -> None:
-        """Give cached memory of the card back, for the sampler that shares it to wake in."""
+        """Free the GPU's cached memory, so that the sampler sharing it can wake."""
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of what learns, on the CPU in float32, by published name. Collective: every rank calls it, and rank 0
-        gets the tensors, the others nothing."""
+        """A float32 copy, on the CPU, of the trainable parameters by published name. Collective: every rank calls it;
+        rank 0 gets the tensors, the others an empty dictionary."""
         tensors = {}
         for name, parameter in self.parameters.items():
             with self.whole(parameter):

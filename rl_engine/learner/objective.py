@@ -1,4 +1,4 @@
-"""Configuration and a micro-batch's log-probabilities → its loss, with the corrections and penalties asked for."""
+"""Configuration and a micro-batch's log-probabilities → its loss, with the configured corrections and penalties."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from rl_engine.policy.micro_batch import MicroBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """The loss of one micro-batch and what is to be known of it, on its device: nothing here waits for a GPU. Only
-    `loss` carries a gradient."""
+    """The loss of one micro-batch and its statistics. Everything stays on the device, so nothing here waits for a GPU.
+    Only `loss` carries a gradient."""
 
     loss: Tensor
     """[] this micro-batch's part of the step's loss."""
     log_ratio_N: Tensor
-    """[N] log of the ratio that the loss was computed with."""
+    """[N] log of the ratio used by the loss."""
     bounds_hit: tuple[Tensor, Tensor]
-    """[] tokens held by the lower and by the upper clipping bound."""
+    """[] number of tokens held by the lower and by the upper clipping bound."""
     corrected: tuple[Tensor, Tensor] | None
-    """[] (sum of the sampler correction's weights over tokens, tokens outside its bounds); None without one."""
+    """[] (sum of the sampler correction's token weights, number of tokens outside its bounds); None without one."""
 
 
 def needs_every_group(config: LossConfig) -> bool:
-    """Whether completions without an advantage have a gradient too."""
+    """Whether completions with zero advantage have a gradient too."""
     return config.kl_coef > 0 or config.entropy_coef != 0
 
 
@@ -37,9 +37,9 @@ def needs_base(config: LossConfig) -> bool:
 
 
 def needs_old_logprobs(config: LossConfig) -> bool:
-    """Whether the loss looks at the learner's own log-probabilities at the start of the step.
+    """Whether the loss uses the learner's own log-probabilities at the start of the step.
 
-    During the first update they are the current ones; for every later one they must be known before it.
+    In the first update they are the current ones; for later updates they must be computed before it.
     """
     return config.clips or config.correction != "none"
 
@@ -51,24 +51,24 @@ def objective(
     entropy_BC: Tensor,
     base_logprob_BC: Tensor | None,
 ) -> Objective:
-    """The part of the step's loss that a micro-batch contributes.
+    """A micro-batch's contribution to the step's loss.
 
     Args:
         config: the `loss:` section.
         batch: B completions.
-        logprob_BC: [B, C] nats, the policy's; carries the gradient.
-        entropy_BC: [B, C] nats, of the policy at each position; carries one when there is an entropy bonus.
-        base_logprob_BC: [B, C] nats, the base model's; needed when there is a KL penalty.
+        logprob_BC: [B, C] nats, the policy's log-probabilities; carries the gradient.
+        entropy_BC: [B, C] nats, the policy's entropy at each position; carries a gradient if there is an entropy bonus.
+        base_logprob_BC: [B, C] nats, the base model's log-probabilities; required with a KL penalty.
     """
     mask_BC, behaviour_BC = batch.mask_BC, batch.behaviour_logprob_BC
     corrects = config.correction != "none"
     at_start_BC = logprob_BC.detach() if batch.old_logprob_BC is None else batch.old_logprob_BC
-    # A bound is on what the learner has moved. Against the sampler, rounding alone would decide who is clipped: in
-    # bfloat16 it is wider than GSPO's bounds.
+    # Clipping bounds how far the learner has moved. Measured against the sampler, rounding alone would decide which
+    # tokens are clipped: in bfloat16 it exceeds GSPO's bounds.
     old_BC = at_start_BC if needs_old_logprobs(config) else behaviour_BC
     advantage_BC = batch.advantage_B[:, None].expand_as(logprob_BC)
     if base_logprob_BC is not None and config.kl_penalty == "advantage":
-        # log p/p_base as a cost of each token: its policy gradient is that of each position's KL given the prefix.
+        # log p/p_base as a per-token cost: its policy gradient is that of each position's KL given the prefix.
         advantage_BC = advantage_BC - config.kl_coef * (logprob_BC.detach() - base_logprob_BC)
     bounds = config.bounds()
     loss_BC = LOSSES[config.name](logprob_BC, old_BC, advantage_BC, mask_BC, **bounds)

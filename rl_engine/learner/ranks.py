@@ -1,5 +1,5 @@
-"""The processes of a run: one by itself, or several under torchrun or the deepspeed launcher. All that they tell each
-other goes through `Ranks`."""
+"""The processes of a run: a single one, or several under torchrun or the deepspeed launcher. All communication between
+them goes through `Ranks`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import rollout.vllm  # noqa: F401  says where compiled kernels are kept: torch would decide that with the first of them
+import rollout.vllm  # noqa: F401  sets the directory of compiled kernels, before torch picks one for the first kernel
 from evals.launch.group import is_launched
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Which process this is, of how many. What they tell each other is collective: all make the same calls in order."""
+    """This process's rank and the number of ranks. Communication is collective: all make the same calls in order."""
 
     rank: int
     count: int
@@ -32,7 +32,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, items: list[T]) -> list[T]:
-        """This rank's items, dealt in turn."""
+        """This rank's items, dealt round-robin."""
         return items[self.rank :: self.count]
 
     def gather(self, mine: list[T]) -> list[T]:
@@ -53,11 +53,11 @@ class Ranks:
         return box[0]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Each element summed over the ranks. `values` are on this rank's device, of one shape on all."""
+        """Each element summed over the ranks. `values` is on this rank's device and has the same shape on all ranks."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
     def max(self, values: Tensor) -> Tensor:
-        """Each element's largest of all ranks; see `sum`."""
+        """Each element's maximum over the ranks; see `sum`."""
         return self._reduced(values, dist.ReduceOp.MAX)
 
     def _reduced(self, values: Tensor, op: Any) -> Tensor:
@@ -67,12 +67,12 @@ class Ranks:
         return reduced
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         if self.count > 1:
             dist.barrier()
 
     def agree(self, flag: bool) -> bool:
-        """Whether any rank says so: every rank then does the same."""
+        """Whether `flag` is set on any rank: all ranks get the same answer."""
         return flag if self.count == 1 else bool(self.max(torch.tensor(float(flag), device=self.device)))
 
 
@@ -83,9 +83,9 @@ def _free_port() -> int:
 
 
 def join_ranks() -> Ranks:
-    """Enter the process group: the launcher's, or one of our own with this process alone in it.
+    """Join the launcher's process group, or create one that holds only this process.
 
-    DeepSpeed without a launcher's variables would look for MPI. Raises `ValueError`, see `is_launched`.
+    Without a launcher's environment variables, DeepSpeed would look for MPI. Raises `ValueError`, see `is_launched`.
     """
     alone = {
         "RANK": "0",
@@ -97,8 +97,8 @@ def join_ranks() -> Ranks:
     if not is_launched():
         os.environ.update(alone)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # DeepSpeed would hold it against LOCAL_RANK, and it may be of the process that started this one: of mpirun's on
-    # each machine, which is a torchrun.
+    # DeepSpeed would complain if it differs from LOCAL_RANK, but it may belong to the parent process: under mpirun that
+    # is the torchrun on each machine.
     os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
     cuda = torch.cuda.is_available()
     if not cuda:
@@ -106,14 +106,14 @@ def join_ranks() -> Ranks:
     import deepspeed
 
     if not cuda:
-        # DeepSpeed would compile a shared-memory operator first, which takes a minute and a compiler; gloo, which
-        # it falls back to, is there already.
+        # DeepSpeed would first compile a shared-memory operator, which takes a minute and needs a compiler; its
+        # fallback, gloo, is available already.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if cuda:
         torch.cuda.set_device(local_rank)
     if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
-        # A store in memory: torch's own would listen on every interface, and believe whoever comes.
+        # An in-memory store: torch's default listens on every interface and trusts anyone who connects.
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=0, world_size=1)
     if not deepspeed.comm.is_initialized():
@@ -123,15 +123,15 @@ def join_ranks() -> Ranks:
 
 
 WORKERS_LET_GO_S = 0.5
-"""How long gloo's threads are given to let go of what they sent last. They need microseconds, where they get a turn."""
+"""How long gloo's threads get to release the tensors they sent last. They need microseconds once they are scheduled."""
 
 
 def leave_ranks() -> None:
-    """Leave the process group, which a process does last.
+    """Leave the process group; the last thing a process does.
 
-    A thread of gloo's lets go of a tensor after the collective is done, for which it takes the interpreter's lock; one
-    that asks for the lock when the interpreter is at its end ends the process by SIGABRT, and torchrun says that a
-    finished run failed (pytorch issue 190489). The threads are not joined: DeepSpeed keeps hold of their groups.
+    Gloo's threads release tensors only after a collective has returned, and take the GIL to do so. A thread that asks
+    for the GIL while the interpreter is shutting down aborts the process with SIGABRT, and torchrun reports a finished
+    run as failed (pytorch issue 190489). The threads are not joined because DeepSpeed keeps references to their groups.
     """
     if not dist.is_initialized():
         return

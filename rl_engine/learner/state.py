@@ -1,7 +1,7 @@
-"""Learner ↔ what a resumed run needs of it: what is trained, Adam's moments and count, as plain tensors.
+"""Learner ↔ its state for a resumed run: trained parameters, Adam's moments and step count, as plain tensors.
 
-The tensors are whole, whatever ZeRO stage and number of ranks sharded them, and are kept in safetensors: nothing
-is unpickled.
+The tensors are unsharded, whatever the ZeRO stage and number of ranks, and are stored as safetensors, so nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COUNT = "adam_steps"
 
 
 def learner_state(learner: Learner) -> dict[str, Tensor]:
-    """Every tensor a resumed run needs, on the CPU. Collective: all ranks call it, and rank 0 gets them."""
+    """Every tensor a resumed run needs, on the CPU. Collective: all ranks call it; only rank 0 gets the tensors."""
     state = {f"adapter.{name}": tensor for name, tensor in learner.weights().items()}
     for name, parameter in learner.parameters.items():
         for moment in MOMENTS:
@@ -36,7 +36,7 @@ def learner_state(learner: Learner) -> dict[str, Tensor]:
 
 
 def restore_learner(learner: Learner, state: dict[str, Tensor]) -> None:
-    """Put a saved state back. Collective: all ranks call it with the same state."""
+    """Restore a saved state. Collective: all ranks call it with the same state."""
     expected = {f"adapter.{name}": p for name, p in learner.parameters.items()}
     missing = expected.keys() - state.keys()
     if missing or any(state[name].numel() != _numel(p) for name, p in expected.items()):
@@ -88,7 +88,7 @@ def _set_moment(learner: Learner, parameter: Any, moment: str, value: Tensor) ->
 
 
 def _set_parameters(learner: Learner, state: dict[str, Tensor]) -> None:
-    """Both copies where DeepSpeed keeps two: the one the forward pass reads, and the one the optimizer steps on."""
+    """Set both copies if DeepSpeed keeps two: the one the forward pass reads, and the one the optimizer steps on."""
     for name, parameter in learner.parameters.items():
         with learner.whole(parameter, modify=True), torch.no_grad():
             parameter.copy_(state[f"adapter.{name}"])
@@ -100,7 +100,7 @@ def _set_parameters(learner: Learner, state: dict[str, Tensor]) -> None:
 
 
 def _adam_states(learner: Learner) -> list[dict[str, Any]]:
-    """The optimizer's own state dictionaries: of parameters, or of the flat shards DeepSpeed made of them."""
+    """The optimizer's own state dictionaries: per parameter, or per flat shard that DeepSpeed made of them."""
     return [state for state in learner.optimizer.state.values() if state]
 
 
@@ -111,5 +111,5 @@ def _count(learner: Learner) -> int:
 
 def _set_count(learner: Learner, count: int) -> None:
     for state in _adam_states(learner):
-        # In place: a fused optimizer on a GPU wants its count there, where it made it.
+        # In place: a fused optimizer on a GPU needs the count to stay on the GPU.
         state["step"].fill_(float(count))

@@ -1,4 +1,4 @@
-"""Micro-batches of a step → its statistics, summed over micro-batches, updates and ranks."""
+"""Micro-batches of a step → the step's statistics, summed over micro-batches, updates and ranks."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ SUMS = (
     *("loss", "entropy", "tokens", "weights", "weights2", "low", "high", "corrections", "outside", "corrected"),
     *("gap1", "gap2", "gap3", "gap4", "gap_tokens", "beyond", "kl_base", "base_tokens"),
 )
-"""What is summed: the same on a rank that has nothing to add."""
+"""Names of the sums; every rank has all of them, even with nothing to add."""
 QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnStats:
-    """What one step of the learner saw; means and fractions are over completion tokens of all ranks."""
+    """Statistics of one learner step; means and fractions are over the completion tokens of all ranks."""
 
     loss: float
     grad_norm: float = 0.0
     """Before clipping; the mean over the step's updates."""
     updates: int = 0
-    """Made."""
+    """Updates made."""
     skipped: int = 0
-    """Left out, since their gradient was no number."""
+    """Updates skipped because their gradient was infinite or NaN."""
     entropy: float
-    """Nats a token."""
+    """Nats per token."""
     kl_base: float
-    """KL(policy ‖ base), nats a token: on every token where it is penalized, else on a few completions of each rank,
-    those of median length; NaN where the base is not at hand."""
+    """KL(policy ‖ base), nats per token: over all tokens if it is penalized, otherwise over a few completions of median
+    length on each rank; NaN if the base is not available."""
     gap: SamplerGap
     """Between the sampler and the learner before its first update, on the first update's tokens."""
     ratio: dict[str, float]
-    """Quantiles (p01, p50, p99) and max of the ratio that the loss was computed with."""
+    """Quantiles (p01, p50, p99) and max of the ratio used by the loss."""
     ess_frac: float
-    """(Σ w)² / (N Σ w²) of the N weights w = policy/sampler of each token: 1 when all weigh alike."""
+    """(Σ w)² / (N Σ w²) over the N token weights w = policy/sampler: 1 when all weights are equal."""
     clip_low_frac: float
     clip_high_frac: float
     correction: dict[str, float]
-    """`mean` weight of the sampler correction and `outside_frac` of its bounds; empty without one."""
+    """`mean` weight of the sampler correction, and `outside_frac`, the share outside its bounds; empty without one."""
     tokens: int
 
 
 def _token_gap(samples: Sequence[TrainingSample], index: int, sampler: float, learner: float) -> TokenGap:
-    """The token of that index among all completion tokens of the samples."""
+    """The token at `index` in the concatenated completion tokens of the samples."""
     ends = list(itertools.accumulate(len(sample.completion_ids) for sample in samples))
     row = bisect.bisect_right(ends, index)
     ids = samples[row].completion_ids
@@ -75,16 +75,16 @@ def _token_gap(samples: Sequence[TrainingSample], index: int, sampler: float, le
 class StepStatistics:
     """Running sums of a step in float64; `gap` and `totals` are the same on every rank.
 
-    What is added stays on its device until they are asked for: a number that were read after each micro-batch would let
-    a GPU run dry each time.
+    Values stay on their device until `gap` or `totals` is called: reading a number after each micro-batch would stall
+    the GPU every time.
     """
 
     ranks: Ranks
     logprob_limit: float = math.inf
-    """What |log q − log p| of a token is counted beyond, nats."""
+    """Tokens with |log q − log p| above this are counted in `beyond`, nats."""
     _sums: dict[str, Tensor | float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     _furthest: list[tuple[Tensor, Sequence[TrainingSample]]] = field(default_factory=list)
-    """The token of each micro-batch that is furthest apart, [4] float64, and its samples."""
+    """Per micro-batch: its samples and the token with the largest gap, [4] float64 (index, |gap|, sampler, learner)."""
     _log_ratios: list[Tensor] = field(default_factory=list)
 
     def _add(self, **values: Tensor | float) -> None:
@@ -92,7 +92,7 @@ class StepStatistics:
             self._sums[name] = self._sums[name] + (value.double() if isinstance(value, Tensor) else value)
 
     def add(self, objective: Objective, logprob_N: Tensor, entropy_N: Tensor, batch: MicroBatch) -> None:
-        """Count one micro-batch."""
+        """Add one micro-batch."""
         weight_N = (logprob_N.double() - batch.tokens_of(batch.behaviour_logprob_BC).double()).exp()
         low, high = objective.bounds_hit
         weights, outside = objective.corrected or (0.0, 0)
@@ -111,8 +111,8 @@ class StepStatistics:
         self._log_ratios.append(objective.log_ratio_N.float())
 
     def add_gap(self, logprob_N: Tensor, batch: MicroBatch, samples: Sequence[TrainingSample]) -> None:
-        """Count how far sampler and learner are apart on the samples that the micro-batch was made of; only before the
-        step's first update does that say anything about the sampler."""
+        """Add the gap between sampler and learner on the samples of the micro-batch. It only says something about the
+        sampler before the step's first update."""
         behaviour_N = batch.tokens_of(batch.behaviour_logprob_BC).double()
         gap_N = logprob_N.double() - behaviour_N
         self._add(
@@ -123,16 +123,16 @@ class StepStatistics:
             gap_tokens=gap_N.numel(),
             beyond=(~(gap_N.abs() <= self.logprob_limit)).sum(),
         )
-        index = gap_N.abs().argmax(dim=0, keepdim=True)  # of NaN where there is one
+        index = gap_N.abs().argmax(dim=0, keepdim=True)  # picks NaN if there is one
         figures = [values.index_select(0, index).double() for values in (gap_N.abs(), behaviour_N, logprob_N)]
         self._furthest.append((torch.cat([index.double(), *figures]), samples))
 
     def add_base(self, logprob_N: Tensor, base_logprob_N: Tensor) -> None:
-        """Count KL(policy ‖ base), by the estimator that is unbiased and never negative."""
+        """Add KL(policy ‖ base), by the estimator that is unbiased and never negative."""
         self._add(kl_base=k3(logprob_N.double(), base_logprob_N.double()).sum(), base_tokens=base_logprob_N.numel())
 
     def gap(self) -> SamplerGap:
-        """Collective: every rank calls it."""
+        """The sampler gap so far. Collective: every rank calls it."""
         return self._gap(self._total())
 
     def _total(self) -> dict[str, float]:
@@ -156,7 +156,7 @@ class StepStatistics:
         )
 
     def totals(self) -> LearnStats:
-        """Collective: every rank calls it."""
+        """The statistics of the step. Collective: every rank calls it."""
         total = self._total()
         tokens, corrected = total["tokens"], total["corrected"]
         return LearnStats(
@@ -178,11 +178,11 @@ class StepStatistics:
         )
 
     def _worst(self) -> tuple[float, TokenGap | None]:
-        """The largest difference of all ranks, and its token. NaN is the largest."""
+        """The largest difference over all ranks, and its token. NaN counts as the largest."""
         gap_max, worst = 0.0, None
         rows = torch.stack([figures for figures, _ in self._furthest]).tolist() if self._furthest else []
         for (index, largest, sampler, learner), (_, samples) in zip(rows, self._furthest, strict=True):
-            # Not max(): it may pass over NaN, which is to stay.
+            # Not max(): it may skip NaN, which must be kept.
             if math.isnan(largest) or largest > gap_max:
                 gap_max, worst = largest, _token_gap(samples, int(index), sampler, learner)
         found = self.ranks.gather([(gap_max, worst)])
@@ -191,6 +191,6 @@ class StepStatistics:
     def _ratio_quantiles(self) -> dict[str, float]:
         mine = torch.cat([torch.empty(0, device=self.ranks.device), *self._log_ratios]).cpu()
         ordered = torch.cat(self.ranks.gather([mine])).sort().values
-        # Not torch.quantile, which takes at most 16 million values.
+        # Not torch.quantile, which accepts at most 16 million values.
         at = {name: float(ordered[round(q * (len(ordered) - 1))].exp()) for name, q in QUANTILES.items()}
         return {**at, "max": float(ordered[-1].exp())}

@@ -1,4 +1,4 @@
-"""Graded groups and their advantages → the samples of each optimizer update, weighed by the step's normalizer."""
+"""Graded groups and their advantages → the samples of each optimizer update, weighted by the step's normalizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rollout.types import RolloutGroup
 
 
 def origin_of(group: RolloutGroup, index: int) -> str:
-    """Which completion, for people."""
+    """Names a completion in messages."""
     return f"completion {index + 1} of problem {group.prompt.problem.id}"
 
 
@@ -38,11 +38,11 @@ def training_samples(group: RolloutGroup, advantages: Sequence[float], weight: f
 def updates_of(
     config: Config, groups: Sequence[GradedGroup], advantages: Sequence[Sequence[float]]
 ) -> list[list[TrainingSample]]:
-    """The groups dealt in turn into `updates_per_step` updates; an update without anything to learn from is left out.
+    """Deal the groups round-robin into `updates_per_step` updates, leaving out updates with nothing to learn from.
 
-    A token's weight is that of the normalizer over all scored completions of its update. Groups without signal count
-    there and are then dropped, unless a penalty or bonus gives them a gradient of their own. A completion that is not
-    scored counts nowhere and is never learned from.
+    The normalizer computes token weights over all scored completions of an update. Groups without signal count there
+    and are then dropped, unless a penalty or bonus gives them a gradient of their own. Unscored completions count
+    nowhere and are never trained on.
     """
     count = config.learner.updates_per_step
     keep_all = needs_every_group(config.loss)

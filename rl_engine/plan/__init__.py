@@ -1,1 +1,1 @@
-"""Configuration → what a run will ask for: capacity, compute, memory, time."""
+"""Configuration → what a run will need: capacity, compute, memory, time."""

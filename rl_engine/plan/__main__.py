@@ -1,6 +1,6 @@
 """The command: `python -m rl_engine.plan --config NAME_OR_PATH [--devices 8x80] … [key.sub=value …]`.
 
-What a run will ask for, from the configuration and the model's config.json alone: no weights, no data, no engine.
+Predicts what a run will need from the configuration and the model's config.json alone: no weights, no data, no engine.
 """
 
 from __future__ import annotations
@@ -101,18 +101,18 @@ def main(
         exit_with_error(str(error), 1)
 
 
-# Option → the one that it is said of, and its default.
+# Option → the option it depends on, and its own default.
 SAID_OF = {
     "mfu": ("card", 0.4),
     "from_devices": ("from", 1),
     "loss_nats": ("supervised_tokens", 0.69),
 }
 OF_ONE = ("prompt_tokens", "completion_tokens", "supervised_tokens", "from", "tokens_per_s", "card")
-"""What is planned of one configuration alone."""
+"""Options that only apply when planning a single configuration."""
 
 
 def refuse_idle(config: Sequence[str], measured_in: Path | None, **options: Any) -> None:
-    """Raises `ConfigError` for an option that was given and has no effect beside the others."""
+    """Raise `ConfigError` for an option that was given but has no effect with the others."""
     options["from"] = measured_in
     for name, (other, default) in SAID_OF.items():
         if options[name] != default and options[other] is None:
@@ -127,7 +127,7 @@ def _flag(name: str) -> str:
 
 
 def refuse_no_run(measured_in: Path | None) -> None:
-    """Raises `ConfigError` where no speed can have been measured."""
+    """Raise `ConfigError` if `--from` is not the directory of a run, so that no speed can have been measured there."""
     if measured_in is None or all((measured_in / name).is_file() for name in (METRICS, CONFIG)):
         return
     raise ConfigError(f"--from: {measured_in} is not a run's directory: it needs {METRICS} and {CONFIG}")
@@ -141,7 +141,7 @@ def speed_of(
     card: tuple[float, float] | None,
     mfu: float,
 ) -> Throughput | DataSheet | None:
-    """How fast a device is, by whichever of the options is given."""
+    """The speed of a device, from whichever option is given."""
     from rl_engine.plan.step_time import DataSheet, Throughput, measured
 
     if measured_in is not None:
@@ -152,7 +152,8 @@ def speed_of(
 
 
 def read_all(names: Sequence[str], overrides: Sequence[str]) -> list[Config]:
-    """The configurations; what they need of the hub is there, and no model's tokenizer is known to be of no use."""
+    """The configurations, after checking that what they need from the hub is available and that no model's tokenizer is
+    known to be unusable."""
     several = [load_config(name, overrides) for name in names]
     for each in several:
         check_tokenizer(each.model.name)
@@ -163,7 +164,7 @@ def read_all(names: Sequence[str], overrides: Sequence[str]) -> list[Config]:
 
 
 def show_together(configs: list[Config], devices: list[Devices]) -> None:
-    """Print which of the runs can train together, and what that takes."""
+    """Print which of the runs can train together, and what that needs."""
     from rl_engine.plan.company import plan_together
     from rl_engine.run.console import RunConsole
 
@@ -173,8 +174,8 @@ def show_together(configs: list[Config], devices: list[Devices]) -> None:
 
 
 def on_cards(config: Config, devices: list[Devices]) -> tuple[Config, list[Devices]]:
-    """The cards to plan for: those given, or else this machine's, and none for its CPU; and the configuration in the
-    precision that it would have there."""
+    """The configuration with the precision it would have there, and the GPUs to plan for: those given, or else this
+    machine's (none means its CPU)."""
     import torch
 
     from rl_engine.plan.card import settle_precision
@@ -193,7 +194,7 @@ def plan(
     prompt_tokens: int | None,
     completion_tokens: int | None,
 ) -> tuple[Forecast, list[DevicePlan]]:
-    """The run, and how it sits on each choice of cards, or on this CPU where there is none."""
+    """The forecast of the run, and its plan for each choice of GPUs, or for this machine's CPU if there are none."""
     from rl_engine.plan.devices import on_gpus, on_this_cpu
     from rl_engine.plan.forecast import forecast
     from rl_engine.policy.base_model import load_meta_model
@@ -236,14 +237,14 @@ def show(
 
 
 def rule_line(made: Forecast) -> str:
-    """What `optim.lr: auto` would be, and how it comes about."""
+    """The value that `optim.lr: auto` would have, and its derivation."""
     if made.rule is None:
         return f"none is known for lora.init {made.config.lora.init}: its best rate moves with lora.numbers"
     return "\n".join((f"{made.rule.value:.3g}", *made.rule.derivation))
 
 
 def supervised_line(made: Forecast, tokens: int | None, loss_nats: float) -> dict[str, str]:
-    """What supervised training on so many tokens would ask of the same adapter."""
+    """The capacity that supervised training on `tokens` tokens would need of the same adapter."""
     from rl_engine.plan.capacity import supervised_bits
     from rl_engine.plan.forecast import describe_capacity
 
@@ -257,7 +258,7 @@ def supervised_line(made: Forecast, tokens: int | None, loss_nats: float) -> dic
 
 
 def table_of(made: Forecast, on_devices: list[DevicePlan]) -> Table:
-    """A column for each choice of devices: memory by part, sampling, time."""
+    """A table with a column for each choice of devices: memory by part, sampling, time."""
     from rl_engine.plan.memory import PHASES
 
     table = Table(box=None, pad_edge=False, padding=(0, 2))
@@ -306,7 +307,7 @@ def _groups(each: DevicePlan) -> str:
 
 
 def assumptions(made: Forecast, speed: Throughput | DataSheet | None) -> list[str]:
-    """What the figures stand on."""
+    """The assumptions behind the figures."""
     from rl_engine.plan.sizes import UNATTENDING, Widths
     from rl_engine.plan.step_time import Throughput
     from rl_engine.policy.base_model import DTYPES

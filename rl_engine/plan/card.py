@@ -1,6 +1,6 @@
-"""Configuration and device → what its `auto` comes to there: the precision, the sampler's share of the card, its sleep.
+"""Configuration and device → its `auto` values resolved: precision, the sampler's share of the GPU, whether it sleeps.
 
-A command settles them once, at its start: what runs is what is printed and what is written down.
+A command resolves them once, at its start, so that what runs is what is printed and saved.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from rollout.servable import check_computes, check_precision, precision_of
 
 C = TypeVar("C", Config, SftConfig)
 
-# Of what there is, left to what no estimate knows: fragments, kernels' workspaces.
+# Share of the memory left free for what no estimate covers: fragmentation, workspaces of kernels.
 MARGIN = 0.05
-# vLLM's own activations, workspaces and CUDA graphs beside weights and cache, as it said itself of a 1.5B model on an
+# vLLM's activations, workspaces and CUDA graphs, besides weights and cache, as vLLM reported for a 1.5B model on an
 # H200 (docs/memory.md).
 ENGINE_GIB = 2.2
 
 
 def settle_precision(config: C, device_type: str, *, resume: bool = False) -> C:
-    """The configuration with a precision for `auto` in `model.dtype`. A run that is resumed keeps the one it began in.
+    """The configuration with `auto` in `model.dtype` resolved. A resumed run keeps the precision it began with.
 
-    Raises `ConfigError` where the sampler that it needs cannot serve its adapters in that.
+    Raises `ConfigError` if the sampler cannot serve the run's adapters in that precision.
     """
     begun = began_with(Path(config.output_dir), "model", "dtype") if resume else None
     if config.model.dtype == "auto":
         dtype = begun if begun in DTYPES else precision_of("auto", device_type)
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
-    # Supervised training samples nothing.
+    # Supervised training has no sampler.
     adapter = config.method == "lora" and config.module == Config.module
     try:
         check_precision(config.model.precision, device_type, "model.dtype", adapter=adapter)
@@ -57,23 +57,23 @@ def settle_precision(config: C, device_type: str, *, resume: bool = False) -> C:
 def settle_share(
     config: Config, meta_model: nn.Module, ranks: int, gpu_gib: float, free_gib: float | None = None
 ) -> Config:
-    """The configuration with values for `auto` in `rollout.memory_fraction` and `rollout.sleep`, on cards of that size.
+    """The configuration with `auto` in `rollout.memory_fraction` and `rollout.sleep` resolved, for GPUs of that size.
 
-    Awake the sampler keeps its share while the learner works, which is what it is for as long as the estimate finds
-    room for the learner and, beside it, for the weights and for keys and values of all that is sampled side by side at
-    its longest. Asleep it has what the learner leaves while it does not work.
+    An awake sampler keeps its share while the learner works. It stays awake if the estimate finds room for the learner
+    and, next to it, for the sampler's weights and the keys and values of all sequences sampled at once, at their
+    longest. A sleeping sampler gets what the learner leaves free while it is not working.
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         meta_model: See `rl_engine.policy.base_model.load_meta_model`.
-        ranks: Processes that share what ZeRO shards, and the groups.
-        gpu_gib: Memory of a card, all of it.
-        free_gib: What of it is free before anything is loaded; all of it when absent.
+        ranks: Number of processes that share the groups and what ZeRO shards.
+        gpu_gib: Total memory of a GPU.
+        free_gib: Memory that is free before anything is loaded; the total if absent.
     """
     rollout = config.rollout
     share, sleep = rollout.memory_fraction, rollout.sleep
     if rollout.placement == "ray":
-        # Workers have cards of their own, and never sleep.
+        # Workers have their own GPUs and never sleep.
         share = WHOLE_CARD if share == "auto" else share
         return config.model_copy(update={"rollout": rollout.model_copy(update={"memory_fraction": share})})
     learner = Memory(parts=tuple(learner_parts(config, meta_model, ranks, gpu_gib)))
@@ -84,14 +84,14 @@ def settle_share(
     if sleep == "auto":
         sleep = (wanted if share == "auto" else share * gpu_gib) > beside
     if share == "auto":
-        # Where that is less than the sampler cannot do without, the check of the memory says so, and what would help.
+        # If there is less than the sampler's minimum, the memory check reports it and says what would help.
         decided = max(min(WHOLE_CARD, (alone if sleep else beside) / gpu_gib), min(1.0, least / gpu_gib))
         share = math.floor(decided * 100) / 100 or 0.01
     return config.model_copy(update={"rollout": rollout.model_copy(update={"memory_fraction": share, "sleep": sleep})})
 
 
 def _sampler_gib(config: Config, meta_model: nn.Module, ranks: int) -> tuple[float, float]:
-    """(what an engine needs for one sequence, what it can use), GiB of each of its cards."""
+    """(what an engine needs at least, for one sequence; what it can make use of), GiB on each of its GPUs."""
     size = DTYPES[config.model.precision].itemsize
     cards = config.rollout.tensor_parallel_size
     weights = sum(parameter.numel() for parameter in meta_model.parameters()) * size
@@ -103,14 +103,15 @@ def _sampler_gib(config: Config, meta_model: nn.Module, ranks: int) -> tuple[flo
 
 
 def settle_card(config: Config, ranks: Ranks) -> Config:
-    """`settle_on_card`, the same on every rank: each asks its own card, and all are to run one configuration."""
+    """`settle_on_card`, with rank 0's result on every rank: each looks at its own GPU, but all must run the same
+    configuration."""
     return ranks.broadcast(settle_on_card(config, ranks))
 
 
 def settle_on_card(config: Config, ranks: Ranks) -> Config:
-    """`settle_share` for this rank's card; on a CPU there is none to share.
+    """`settle_share` for this rank's GPU; a CPU has nothing to share.
 
-    Raises `ValueError` for a card that does not compute in the run's precision.
+    Raises `ValueError` for a GPU that cannot compute in the run's precision.
     """
     if ranks.device.type != "cuda":
         return config
@@ -122,7 +123,7 @@ def settle_on_card(config: Config, ranks: Ranks) -> Config:
 
 
 def sampler_line(config: Config) -> str:
-    """What the sampler has of the card, for people; for a configuration that is settled."""
+    """The sampler's share of the GPU as text, for a settled configuration."""
     rollout = config.rollout
     share = f"{rollout.card_share:.0%} of "
     if rollout.placement == "ray":

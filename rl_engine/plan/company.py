@@ -1,4 +1,4 @@
-"""Several runs on one base and one sampler → the memory that a rank will need, and how many can be at work at once."""
+"""Several runs on one base and one sampler → the memory that a rank will need, and how many can run at once."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from rl_engine.policy.base_model import load_meta_model
 from rl_engine.run.peaks import Available, available
 
 OF_EACH = ("adapter", "gradients", "Adam's moments", "ZeRO's copy", "ZeRO's bucket", "sampler adapter")
-"""Parts that every run at work has of its own; of the others there is one for all, as large as the largest."""
+"""Parts that each active run has for itself. The other parts exist once, at the size of the largest run's."""
 GRADING = "grading"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a rank is."""
+    """The machine and device that a rank runs on."""
 
     title: str
     room: Available
     on_gpu: bool
     alone: Callable[[Config], Memory]
-    """What a run by itself needs there."""
+    """The memory that a single run needs there."""
     settle: Callable[[Config], Config]
-    """A run's configuration with its share of a card there decided."""
+    """Resolves a run's share of a GPU there."""
 
     @classmethod
     def here(cls, ranks: Ranks) -> Place:
@@ -49,7 +49,7 @@ class Place:
 
     @classmethod
     def on(cls, devices: Devices) -> Place:
-        """GPUs that are not here; of the machine they are in nothing is known."""
+        """GPUs elsewhere; nothing is known about the machine they are in."""
         return cls(
             title=f"{devices.count} × {devices.gib:g} GiB",
             room=Available(device_gib=devices.gib, host_gib=math.inf),
@@ -59,8 +59,8 @@ class Place:
         )
 
     def together(self, configs: Sequence[Config], at_once: int) -> Memory:
-        """What `at_once` of the runs, which are settled, need: each as large as the largest of them, with a grader for
-        each kind of reward."""
+        """The memory for `at_once` of the settled runs, each counted as large as the largest of them, with a grader for
+        each distinct reward configuration."""
         largest: dict[tuple[str, bool], Part] = {}
         for part in (part for config in configs for part in self.alone(config).parts):
             known = largest.get((part.name, part.on_host))
@@ -71,10 +71,10 @@ class Place:
         return Memory(parts=tuple(replace(part, gib=part.gib * times.get(part.name, 1)) for part in largest.values()))
 
     def settled(self, configs: Sequence[Config], at_once: int) -> list[Config]:
-        """The runs as they are with so many of them at a time: of a card the one sampler has the least of their shares.
+        """The runs settled for `at_once` of them at a time; the one sampler gets the smallest of their shares of a GPU.
 
-        While one of several learns others are at their completions, and it never sleeps. Where one has it for itself it
-        sleeps for every run as soon as it has to for one.
+        With several at once the sampler never sleeps: while one run learns, others are sampling. With one at a time, it
+        sleeps for every run if it has to for any.
         """
         if not self.on_gpu:
             return [*configs]
@@ -85,7 +85,7 @@ class Place:
         return [_with_rollout(config, memory_fraction=share) for config in settled]
 
     def has_room(self, configs: Sequence[Config], at_once: int) -> bool:
-        """Whether so many of the runs, which are settled, fit."""
+        """Whether `at_once` of the settled runs fit."""
         try:
             check_fits(self.together(configs, at_once), self.room)
         except ConfigError:
@@ -98,8 +98,8 @@ def _with_rollout(config: Config, **values: Any) -> Config:
 
 
 def settle_together(configs: Sequence[Config], place: Place, wanted: int | None) -> tuple[list[Config], int]:
-    """The runs settled, and how many are at work at a time: as many as are wanted, on a CPU all of them where nobody
-    says, and on a GPU as many as there is memory for. Whether there is any for one shows in `check_together`."""
+    """The settled runs, and how many run at a time: `wanted` if given, otherwise all of them on a CPU and as many as
+    memory allows on a GPU. `check_together` finds out whether there is enough for even one."""
     at_once = min(wanted or len(configs), len(configs))
     settled = place.settled(configs, at_once)
     while wanted is None and place.on_gpu and at_once > 1 and not place.has_room(settled, at_once):
@@ -109,7 +109,7 @@ def settle_together(configs: Sequence[Config], place: Place, wanted: int | None)
 
 
 def check_together(configs: Sequence[Config], place: Place, at_once: int) -> None:
-    """Raises `ConfigError` where so many of the runs, which are settled, do not fit."""
+    """Raise `ConfigError` if `at_once` of the settled runs do not fit."""
     try:
         check_fits(place.together(configs, at_once), place.room)
     except ConfigError as error:
@@ -119,7 +119,7 @@ def check_together(configs: Sequence[Config], place: Place, at_once: int) -> Non
 
 
 def company_lines(configs: Sequence[Config], place: Place, at_once: int) -> dict[str, str]:
-    """For people: how many are at work at once, and what they need against as many processes."""
+    """Lines for the console: how many run at once, and what they need compared with as many separate processes."""
     lines = {"together": f"{at_once} of {len(configs)} runs at a time, on one base model and one sampler"}
     if at_once > 1:
         lines["memory"] = f"about {_most(place.together(configs, at_once)):.2f} GiB at the most"
@@ -130,8 +130,8 @@ def company_lines(configs: Sequence[Config], place: Place, at_once: int) -> dict
 
 
 def plan_together(configs: Sequence[Config], devices: Sequence[Devices]) -> list[dict[str, str]]:
-    """For people: the groups that can train together, and what each needs on each choice of devices or, without one,
-    here. Raises `ConfigError` where two runs have one directory."""
+    """Lines for the console: the groups that can train together, and what each needs on each choice of devices, or on
+    this machine if none is given. Raises `ConfigError` if two runs have the same directory."""
     places = [Place.on(each) for each in devices] or [Place.here(Ranks(0, 1, torch.device("cpu")))]
     told: list[dict[str, str]] = []
     for group in groups_of(configs):

@@ -1,4 +1,4 @@
-"""A forecast and some devices → how the run sits on them: memory by part, concurrent sequences, seconds of a step."""
+"""A forecast and some devices → the run on these devices: memory by part, concurrent sequences, seconds per step."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ class DevicePlan:
     title: str
     count: int
     memory: Memory
-    """What one device and the process that has it need."""
+    """What one device and its process need."""
     room: Available
     """What they have."""
     refusals: tuple[str, ...]
-    """Why the run cannot be there."""
+    """Why the run does not fit."""
     sampler: GpuSampler | None
     """How vLLM's share of a GPU is used; None on a CPU."""
     sleeps: bool
-    """Whether it gives its share back while the learner works."""
+    """Whether vLLM gives its share back while the learner works."""
     concurrent_sequences: int
     """Sequences that a device samples at once."""
     groups: int
-    """Prompts that the busiest device samples completions of."""
+    """Prompts for which the busiest device samples completions."""
     idle: int
     """Devices without a group to sample."""
     time: StepTime | None
 
 
 def on_gpus(made: Forecast, devices: Devices, speed: Throughput | DataSheet | None) -> DevicePlan:
-    """One process a GPU, data parallel. Of the machines they are in nothing is known: their memory is not checked."""
+    """Data parallel with one process per GPU. The machines' own memory is unknown and not checked."""
     work = made.work
     config = settle_share(made.config, made.meta_model, devices.count, devices.gib)
     memory = estimate(config, made.meta_model, devices.count, gpu_gib=devices.gib)
@@ -109,7 +109,7 @@ def on_this_cpu(made: Forecast, speed: Throughput | DataSheet | None) -> DeviceP
 
 
 def _refusals(memory: Memory, room: Available) -> tuple[str, ...]:
-    """Why the memory does not suffice, or nothing."""
+    """Why the memory is not enough; empty if it is."""
     try:
         check_fits(memory, room)
     except ConfigError as error:

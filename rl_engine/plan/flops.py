@@ -1,6 +1,6 @@
 """Configuration, model and a step's tokens → floating-point operations.
 
-Nothing here is measured. A multiply-add is two operations (FLOP); padding, norms and softmax are not counted.
+Nothing here is measured. A multiply-add counts as two operations (FLOP); padding, norms and softmax are not counted.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from rl_engine.policy.lora.targets import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiplyAdds:
-    """Multiply-adds of one token passing forward."""
+    """Multiply-adds of one token in a forward pass."""
 
     matrices: int
-    """Those of all linear layers but the output embedding; of a mixture, of the experts a token passes through."""
+    """In all linear layers except the output embedding; in a mixture, only in the experts that a token uses."""
     adapter: int
-    """Those of the rank-wide matrices beside them."""
+    """In the LoRA factors of these layers."""
     head: int
-    """Those of the output embedding."""
+    """In the output embedding."""
     head_adapter: int
     attended: int
-    """For each position that is attended to: a score and a weighted sum in every head."""
+    """Per position attended to: a score and a weighted sum in every head."""
 
     @classmethod
     def of(cls, meta_model: nn.Module, lora: LoraConfig) -> MultiplyAdds:
@@ -65,14 +65,14 @@ class MultiplyAdds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFlops:
-    """Floating-point operations of one step, all devices together."""
+    """Floating-point operations of one step, summed over devices."""
 
     sampling: float
-    """Prompts once a group, then a token at a time."""
+    """Each prompt once per group, then one token at a time."""
     learning: float
     """Forward and backward."""
     recomputed: float
-    """Passes that are made once more: for gradient checkpointing, for the KL to the base, for old log-probabilities."""
+    """Additional passes: for gradient checkpointing, the KL to the base, and old log-probabilities."""
 
     @property
     def total(self) -> float:
@@ -80,8 +80,8 @@ class StepFlops:
 
 
 def forward_flops(multiply_adds: MultiplyAdds, work: Workload, *, prompts: int, adapted: bool) -> float:
-    """Operations of one pass over a step's tokens, each prompt passed `prompts` times, logits of completion tokens
-    alone.
+    """Operations of one forward pass over a step's tokens, computing each group's prompt `prompts` times, and logits
+    for completion tokens only.
 
     A position attends to itself and to all before it: Σ t = n(n + 1)/2.
     """
@@ -101,10 +101,10 @@ def forward_flops(multiply_adds: MultiplyAdds, work: Workload, *, prompts: int, 
 def learning_flops(multiply_adds: MultiplyAdds, work: Workload, *, prompts: int, method: Method) -> float:
     """Operations of forward and backward over a step's tokens.
 
-    A trained matrix is multiplied with three times: forward, for the gradient of its input, for its own. A frozen one
-    needs no gradient of its own: that is the third which LoRA saves, (2 + 6r/N)/3 of an N × N matrix. Attention has no
-    weights: its backward pass is twice its forward pass in both. (Counted with it, and small: the gradients of the very
-    first layer's inputs, which LoRA does not compute.)
+    A trained matrix takes three products: the forward pass, the gradient of its input and its own gradient. A frozen
+    matrix needs no gradient of its own, which is the third that LoRA saves: an N × N matrix costs (2 + 6r/N)/3 of full
+    fine-tuning. Attention has no weights, so its backward pass is twice its forward pass with both methods. (The
+    gradients of the very first layer's inputs, which LoRA does not compute, are counted too; they are small.)
     """
     forward = forward_flops(multiply_adds, work, prompts=prompts, adapted=method == "lora")
     if method == "full":
@@ -116,7 +116,7 @@ def learning_flops(multiply_adds: MultiplyAdds, work: Workload, *, prompts: int,
 
 
 def step_flops(config: Config, meta_model: nn.Module, work: Workload, *, method: Method, device_type: str) -> StepFlops:
-    """What one step of this run asks for, with LoRA or with every weight learning, on `cpu` or `cuda`."""
+    """The operations of one step of this run, with LoRA or full fine-tuning, on `cpu` or `cuda`."""
     multiply_adds = MultiplyAdds.of(meta_model, config.lora)
     adapted = method == "lora"
     prompts = 1 if choose_layout(config, meta_model.config, device_type) in SHARING else work.completions
@@ -133,7 +133,7 @@ def step_flops(config: Config, meta_model: nn.Module, work: Workload, *, method:
         recomputed += forward_flops(multiply_adds, work, prompts=prompts, adapted=False)
     recomputed *= epochs
     if needs_old_logprobs(config.loss):
-        # Scored before the first update: all that is learned from after it.
+        # Everything trained on after the first update is scored before it.
         recomputed += forward if epochs > 1 else forward * (updates - 1) / updates
     return StepFlops(
         sampling=forward_flops(multiply_adds, work, prompts=1, adapted=adapted),

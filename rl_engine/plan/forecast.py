@@ -1,4 +1,4 @@
-"""Configuration and model → what the run asks for and what to beware of, in lines for people."""
+"""Configuration and model → what the run needs and warnings about it, as lines for the console."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rollout.servable import context_length
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What can be said of a run before it runs, from its configuration and its model's."""
+    """What is known about a run before it starts, from its configuration and the model's."""
 
     config: Config
     meta_model: nn.Module
@@ -33,24 +33,24 @@ class Forecast:
     total: int
     """Parameters of the model."""
     groups: dict[str, int]
-    """Parameters that learn, by kind of layer."""
+    """Trainable parameters by kind of layer."""
     capacity: Capacity
     rule: Rate | None
-    """The rate that `auto` would be; None where no rule is known."""
+    """The rate that `auto` would give; None if no rule is known."""
     rate: float
-    """The run's own."""
+    """The run's own learning rate."""
     lora: StepFlops
     full: StepFlops
-    """The same step with every weight learning."""
+    """The same step with full fine-tuning."""
     warnings: dict[str, str]
 
     def capacity_for(self, information_bits: float) -> Capacity:
-        """The same adapter against other information."""
+        """The capacity of the same parameters for another amount of information."""
         return capacity_of(self.meta_model, self.config.lora, self.config.method, information_bits)
 
     @property
     def flops(self) -> StepFlops:
-        """Those of the run's own method."""
+        """The operations of a step with the run's own method."""
         return self.lora if self.config.method == "lora" else self.full
 
 
@@ -62,14 +62,14 @@ def forecast(
     prompt_tokens: int | None = None,
     completion_tokens: int | None = None,
 ) -> Forecast:
-    """All that is asked for, before what it weighs (`memory.py`) and how long it takes (`step_time.py`).
+    """Everything except memory (`memory.py`) and time (`step_time.py`).
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         meta_model: See `rl_engine.policy.base_model.load_meta_model`.
         device_type: `cpu` or `cuda`, which lay out micro-batches differently.
-        prompt_tokens: Mean length of prompts; the longest allowed when absent.
-        completion_tokens: Mean length of completions; the longest allowed when absent.
+        prompt_tokens: Mean length of prompts; the longest allowed if absent.
+        completion_tokens: Mean length of completions; the longest allowed if absent.
     """
     text_config = meta_model.config.get_text_config()  # type: ignore[operator, union-attr]
     work = Workload.of(config, prompt_tokens, completion_tokens)
@@ -102,13 +102,13 @@ def forecast(
 
 
 def first_lines(config: Config, meta_model: nn.Module) -> dict[str, str]:
-    """What a run prints before its first step, beside the parameters that learn: capacity, compute, warnings."""
+    """What a run prints before its first step, besides its trainable parameters: capacity, compute, warnings."""
     made = forecast(config, meta_model, device_type="cuda" if torch.cuda.is_available() else "cpu")
     return {name: text for name, text in lines_of(made).items() if name != "parameters"}
 
 
 def lines_of(made: Forecast) -> dict[str, str]:
-    """Lines of name and value, one for each warning."""
+    """Names and values of the forecast's lines, including one line for each warning."""
     return {
         "parameters": _parameters(made),
         "capacity": _capacity(made),
@@ -133,7 +133,7 @@ def _capacity(made: Forecast) -> str:
 
 
 def describe_capacity(capacity: Capacity, config: Config) -> str:
-    """The share that is asked for, and the rank that would do."""
+    """The share of the capacity that is needed, and the rank that would be enough."""
     if config.method == "full":
         return f"{capacity.share:.2%}"
     plain = "a plain adapter of " if config.lora.is_tiny else ""

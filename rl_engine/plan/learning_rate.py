@@ -1,7 +1,7 @@
-"""A model's family and size, and a run's length → the learning rate to start from, with its derivation and its sources.
+"""A model's family and size, and a run's length → the learning rate to start from, with its derivation and sources.
 
-What `optim.lr: auto` means. The other two rules need no code: α = 32 at every rank, so that the update is scaled by
-32/r, and the rate is constant.
+This is what `optim.lr: auto` means. The other two rules need no code: α = 32 at every rank, so that the update is
+scaled by 32/r, and a constant rate.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from rl_engine.config import Config, Method
 
 ALPHA = 32.0
-"""LoRA Without Regret: with α/r in front of B·A, one α and one rate serve every rank."""
+"""LoRA Without Regret: with the factor α/r on B·A, one α and one rate serve every rank."""
 
-# tinker-cookbook, hyperparam_utils.get_lr: fitted on supervised runs of Llama and Qwen models.
+# tinker-cookbook, hyperparam_utils.get_lr: fitted to supervised runs of Llama and Qwen models.
 BASE_RATE = 5e-5
 REFERENCE_HIDDEN = 2000
 FAMILIES = {
@@ -24,14 +24,14 @@ FAMILIES = {
     "qwen3": ("Qwen", 0.0775),
     "qwen3_moe": ("Qwen", 0.0775),
 }
-"""`model_type` of a model's config → (family, power of its hidden size)."""
+"""`model_type` in a model's config → (family, exponent of the hidden size)."""
 
-# LoRA Without Regret: the best LoRA rate over the best rate of full fine-tuning.
+# LoRA Without Regret: ratio of the best LoRA rate to the best rate of full fine-tuning.
 LORA_RATIO, SHORT_LORA_RATIO = 10, 15
 SHORT_RUN_STEPS = 100
 
-# tinker-cookbook's recipes of reinforcement learning with LoRA. They are of 8B models, whose hidden size is 4096; the
-# one that starts at 4e-5 has 57 steps of 128 problems × 16 completions.
+# tinker-cookbook's recipes for reinforcement learning with LoRA. They train 8B models, whose hidden size is 4096; the
+# one that starts at 4e-5 takes 57 steps of 128 problems × 16 completions.
 RL_RATE, RL_LOWEST, RL_HIGHEST = 4e-5, 1e-5, 8e-5
 RL_HIDDEN = 4096
 RL_COMPLETIONS = 128 * 16
@@ -39,28 +39,29 @@ RL_COMPLETIONS = 128 * 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """A learning rate, and how it came about.
+    """A learning rate and its derivation.
 
     Example: `Rate(value=4e-5, derivation=("4e-05: where reinforcement learning with LoRA starts …",))`
     """
 
     value: float
     derivation: tuple[str, ...]
-    """Sentences for people, each with its source."""
+    """Sentences for the user, each with its source."""
 
     def describe(self) -> str:
         return f"{self.value:.3g}: " + "; ".join(self.derivation)
 
 
 def learning_rate(model_type: str, hidden: int, *, method: Method, steps: int, reinforcement: bool) -> Rate:
-    """The rate of a run.
+    """The learning rate of a run.
 
     Args:
-        model_type: As in the model's config, `qwen3`; an unknown one is said to be unknown and gets no power.
+        model_type: As in the model's config, such as `qwen3`. For an unknown type the derivation says so, and the
+            hidden size is ignored.
         hidden: The model's hidden size.
         method: What is trained.
         steps: Optimizer updates of the run.
-        reinforcement: Whether the run is of reinforcement learning; supervised otherwise.
+        reinforcement: Whether the run is reinforcement learning rather than supervised.
     """
     supervised = supervised_rate(model_type, hidden, method=method, steps=steps)
     if not reinforcement:
@@ -94,7 +95,7 @@ def learning_rate(model_type: str, hidden: int, *, method: Method, steps: int, r
 
 
 def supervised_rate(model_type: str, hidden: int, *, method: Method, steps: int) -> Rate:
-    """LR = 5e-5 · (10 if LoRA else 1) · (2000/hidden)^p, and 15 for 10 in runs of fewer than 100 updates."""
+    """LR = 5e-5 · (10 if LoRA else 1) · (2000/hidden)^p, with 15 instead of 10 in runs of fewer than 100 updates."""
     family, power = FAMILIES.get(model_type, (None, 0.0))
     ratio = _ratio(steps) if method == "lora" else 1
     value = BASE_RATE * ratio * (REFERENCE_HIDDEN / hidden) ** power
@@ -124,11 +125,11 @@ def _unknown(model_type: str) -> str:
 
 
 def rate_of_run(config: Config, model_config: Any) -> Rate:
-    """The rate for a configured run of reinforcement learning.
+    """The learning rate for a configured run of reinforcement learning.
 
     Args:
-        config: The run's.
-        model_config: The model's, as transformers' `AutoConfig` reads it.
+        config: The run's configuration.
+        model_config: The model's configuration, as transformers' `AutoConfig` reads it.
     """
     text_config = model_config.get_text_config()
     updates = config.train.steps * config.learner.updates
@@ -138,5 +139,5 @@ def rate_of_run(config: Config, model_config: Any) -> Rate:
 
 
 def chosen_rate(lr: float | str, rule: Rate) -> float:
-    """`optim.lr` as a number: what `auto` comes to is the rule's."""
+    """`optim.lr` as a number; `auto` takes the rule's."""
     return rule.value if isinstance(lr, str) else lr

@@ -1,6 +1,6 @@
 """Configuration and model → the memory that a rank will need, by part and by phase.
 
-All sizes are GiB of one rank. A part is counted in the phases that hold it; the largest sum must fit.
+All sizes are GiB on one rank. A part counts in each phase that holds it; the phase with the largest sum must fit.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from rollout.engine import smallest_allowed_rank
 FP32 = 4
 PHASES = ("rollout", "learn", "sync")
 
-# Resident memory of a process with torch, transformers, peft, DeepSpeed and vLLM in it, and of one grading process
-# (docs/memory.md). Of a CUDA context nothing was measured: a usual figure.
+# Resident memory of a process that has loaded torch, transformers, peft, DeepSpeed and vLLM, and of one grading process
+# (docs/memory.md). The CUDA context is a usual figure, not measured.
 LIBRARIES_GIB = 0.85
-# That oneDNN keeps for every size of a batch, up to 1,024 of them: 0.25 to 0.5 in a run of the embedded model.
+# Code that oneDNN keeps for every batch size, up to 1,024 of them: 0.25 to 0.5 in a run of the embedded model.
 PRODUCTS_GIB = 0.3
 GRADER_GIB = 0.08
 CUDA_CONTEXT_GIB = 1.0
-# What vLLM keeps of the card while it sleeps: its CUDA graphs and workspaces, 1 to 3 GiB by what is written of it; not
-# measured here.
+# What vLLM keeps on the GPU while it sleeps: CUDA graphs and workspaces, reported as 1 to 3 GiB; not measured here.
 ASLEEP_GIB = 2.0
 # The local cluster's own processes (docs/memory.md).
 RAY_GIB = 0.6
-# The CPU's allocator keeps what is freed below 32 MiB, and micro-batches of different widths do not fit into each
-# other's holes: a share of the activations that was measured on top of them, for the process and for each run in it.
+# The CPU's allocator keeps freed blocks below 32 MiB, and micro-batches of different widths do not fit into each
+# other's holes. This is the measured overhead as a share of the activations, once for the process and once for each
+# run in it.
 HEAP_SLACK = 0.25
 HEAP = "heap slack"
-# vLLM on the CPU holds its weights as it loaded them and packed for its matrix products.
+# vLLM on the CPU holds its weights twice: as loaded, and packed for its matrix products.
 CPU_SAMPLER_COPIES = 2
-# Arrays of a chunk's logits in float32 that live at once: those of the chunk before are dropped one by one. A head that
-# learns computes them again in the backward pass, beside their gradients.
+# Float32 arrays of a chunk's logits that are alive at once; those of the previous chunk are freed one by one. A trained
+# head recomputes them in the backward pass, next to their gradients.
 FROZEN_LOGITS, TRAINED_LOGITS = 5, 7
-# The sampler's logits, log-probabilities, probabilities and random numbers, float32, a row for each sequence.
+# The sampler's logits, log-probabilities, probabilities and random numbers, float32, one row per sequence.
 SAMPLER_LOGITS = 5
-# Most elements of the float32 buffer that DeepSpeed makes to reduce gradients through; on the CPU only what is used of
-# it takes memory.
+# Largest size, in elements, of the float32 buffer through which DeepSpeed reduces gradients; on a CPU only the part in
+# use takes memory.
 ZERO_BUCKET = 500_000_000
-# vLLM's smallest budget for prompts here (`rollout/vllm/engine.py`): their activations are a few rows wide.
+# vLLM's smallest token budget for prefill here (`rollout/vllm/engine.py`); its activations are a few rows wide.
 PREFILL_TOKENS = 8192
 
 SHARDING = ("learner.zero_stage",)
@@ -72,7 +72,7 @@ class Part:
     keys: tuple[str, ...] = ()
     """Settings that make it smaller."""
     on_host: bool = False
-    """CUDA: in the machine's memory, not the GPU's."""
+    """In a run on CUDA: whether it is in the machine's memory instead of the GPU's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class Memory:
     parts: tuple[Part, ...]
 
     def part(self, name: str) -> float:
-        """GiB of the parts of that name; 0 where there is none."""
+        """GiB of the parts with that name; 0 if there is none."""
         return sum(part.gib for part in self.parts if part.name == name)
 
     def held(self, phase: str, *, on_host: bool = False) -> list[Part]:
@@ -91,19 +91,19 @@ class Memory:
         return sorted(held, key=lambda part: -part.gib)
 
     def needed(self, phase: str, *, on_host: bool = False) -> float:
-        """GiB of a phase's parts together."""
+        """Total GiB of a phase's parts."""
         return sum(part.gib for part in self.held(phase, on_host=on_host))
 
 
 def layer_bytes(widths: Widths, size: int, row: int, attention: str = "sdpa") -> int:
-    """Bytes a token that one decoder layer keeps for its backward pass, in a precision of `size` bytes.
+    """Bytes per token that one decoder layer saves for its backward pass, in a precision of `size` bytes.
 
-    Counted: the float32 input of both norms; the input of the attention's and of the feed-forward's first matrices;
-    queries, keys and values (repeated to all heads), attention's output, its normalizer, what a token keeps of its
-    `row` of positions (with sdpa the mask, with eager every head's weights too, in float32 and cast, with shared
-    prompts the cast ones); gate, activated gate, up and their product; where there are norms of queries and keys, the
-    float32 input of those.
-    Not counted: the LoRA layers' rank-wide products and everything that is freed before the layer ends.
+    Counted: the float32 input of both norms; the input of the first matrices of attention and feed-forward; queries,
+    keys and values (repeated to all heads), the output of attention and its normalizer; what a token keeps for the
+    `row` positions of its row (sdpa: the mask; eager: also every head's weights, in float32 and cast; shared prompts:
+    the cast weights); gate, activated gate, up and their product; the float32 input of the norms of queries and keys,
+    if there are any.
+    Not counted: the rank-wide products of LoRA layers, and everything freed before the layer ends.
     """
     heads = widths.heads * widths.head_dim
     norms = 2 * FP32 * widths.hidden
@@ -123,10 +123,10 @@ def layer_bytes(widths: Widths, size: int, row: int, attention: str = "sdpa") ->
 def activation_bytes(
     widths: Widths, size: int, tokens: int, row: int, *, checkpointing: bool, attention: str = "sdpa"
 ) -> int:
-    """Bytes held at the end of the forward pass over `tokens` tokens in rows of `row`, with the gradients of one layer
-    on the way back.
+    """Bytes held at the end of the forward pass over `tokens` tokens in rows of `row`, plus the gradients of one layer
+    in the backward pass.
 
-    With gradient checkpointing each layer keeps only its input, and one layer at a time is computed again.
+    With gradient checkpointing each layer saves only its input, and one layer at a time is recomputed.
     """
     one = layer_bytes(widths, size, row, attention)
     kept = widths.layers * size * widths.hidden + one if checkpointing else widths.layers * one
@@ -135,10 +135,10 @@ def activation_bytes(
 
 
 def expert_sum_bytes(config: Config, meta_model: nn.Module, size: int) -> int:
-    """Bytes of W + B·A of every adapted stack of experts, which PEFT makes in each forward pass and keeps for the
-    backward pass, in a precision of `size` bytes, and of the gradient of one of them.
+    """Bytes of W + B·A for all adapted stacks of experts, plus the gradient of one of them, in a precision of `size`
+    bytes. PEFT materializes these sums in each forward pass and keeps them for the backward pass.
 
-    With gradient checkpointing one layer's are there at a time.
+    With gradient checkpointing only one layer's sums exist at a time.
     """
     if config.method != "lora":
         return 0
@@ -157,7 +157,7 @@ def microbatch_tokens(config: Config) -> tuple[int, int]:
     """(padded tokens of the largest possible micro-batch, longest possible sample)."""
     longest = config.data.max_prompt_tokens + config.sampling.max_tokens
     rows = config.train.problems_per_step * config.sampling.n
-    # A sample over the budget has a micro-batch of its own.
+    # A sample over the budget gets a micro-batch of its own.
     return max(longest, min(config.learner.tokens_per_microbatch, rows * longest)), longest
 
 
@@ -165,10 +165,10 @@ def estimate(config: Config, meta_model: nn.Module, ranks: int, *, gpu_gib: floa
     """What a rank will need.
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         meta_model: See `rl_engine.policy.base_model.load_meta_model`.
-        ranks: Processes that share what ZeRO shards.
-        gpu_gib: Memory of the GPU; None for a run on the CPU. The sampler's share of it has been decided
+        ranks: Number of processes that share what ZeRO shards.
+        gpu_gib: Memory of the GPU; None for a run on the CPU. The sampler's share of it must be settled already
             (`rl_engine/plan/card.py`).
     """
     parts = [*learner_parts(config, meta_model, ranks, gpu_gib), *_sampling(config, meta_model, ranks, gpu_gib)]
@@ -176,7 +176,7 @@ def estimate(config: Config, meta_model: nn.Module, ranks: int, *, gpu_gib: floa
 
 
 def learner_parts(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: float | None) -> list[Part]:
-    """What a rank will need beside the sampler; see `estimate`."""
+    """What a rank will need besides the sampler; see `estimate`."""
     cuda = gpu_gib is not None
     total = sum(parameter.numel() for parameter in meta_model.parameters())
     trainable = trainable_parameters(config, meta_model)
@@ -194,8 +194,8 @@ def learner_parts(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: fl
 
 
 def _weights(config: Config, total: int, trainable: int, fixed: int, ranks: int) -> list[Part]:
-    """What the learner computes with. ZeRO-3 shards everything that is part of the trained model, but what an adapter
-    keeps beside what learns."""
+    """The learner's weights. ZeRO-3 shards the whole trained model, except the fixed values that an adapter keeps
+    besides its trained ones."""
     size = DTYPES[config.model.precision].itemsize
     share = ranks if config.learner.zero_stage == 3 else 1
     if config.method == "lora":
@@ -203,7 +203,7 @@ def _weights(config: Config, total: int, trainable: int, fixed: int, ranks: int)
             Part(name="base weights", gib=total * size / share / GIB, keys=SHARDING),
             Part(name="adapter", gib=(trainable / share + fixed) * FP32 / GIB, keys=("lora.rank",)),
         ]
-    # A layer's cast weights stay for its backward pass, unless the layer is computed again.
+    # A layer's cast weights are kept for its backward pass, unless the layer is recomputed.
     cast_share = share if config.learner.gradient_checkpointing else 1
     cast = trainable * size / cast_share if size < FP32 else 0
     reference = total * size if config.loss.kl_coef > 0 else 0
@@ -217,8 +217,8 @@ def _weights(config: Config, total: int, trainable: int, fixed: int, ranks: int)
 def _optimizer(config: Config, trainable: int, ranks: int, cuda: bool) -> list[Part]:
     """Gradients, Adam's moments, and DeepSpeed's own float32 copy of the shard it updates.
 
-    Stage 1 shards moments, stage 2 gradients too. Offloading moves a rank's shards into the machine's memory, which
-    on the CPU is where they are.
+    Stage 1 shards the moments, stage 2 the gradients too. Offloading moves a rank's shards to the machine's memory; on
+    the CPU they are there anyway.
     """
     stage = config.learner.zero_stage
     away = cuda and config.learner.offload_optimizer
@@ -236,8 +236,8 @@ def _optimizer(config: Config, trainable: int, ranks: int, cuda: bool) -> list[P
 
 
 def _kept_as(attention: str, layout: str, meta_model: nn.Module, cuda: bool) -> str:
-    """The attention of `layer_bytes` that keeps as much: torch's fused kernels keep nothing of a row's square, as long
-    as no mask is made."""
+    """The attention name for which `layer_bytes` counts as much as this one keeps: torch's fused kernels keep nothing
+    that is quadratic in the row, as long as there is no mask."""
     if attention == VARLEN:
         return "flash_attention_2" if cuda else SHARED
     unmasked = attention == "sdpa" and layout == "padded" and not sees_padding(meta_model.config)
@@ -245,7 +245,7 @@ def _kept_as(attention: str, layout: str, meta_model: nn.Module, cuda: bool) -> 
 
 
 def _learning(config: Config, meta_model: nn.Module, cuda: bool) -> list[Part]:
-    """What the forward and backward pass of the largest micro-batch holds."""
+    """What the forward and backward passes of the largest micro-batch hold."""
     widths = Widths.of(meta_model)
     size = DTYPES[config.model.precision].itemsize
     tokens, longest = microbatch_tokens(config)
@@ -273,12 +273,12 @@ def _learning(config: Config, meta_model: nn.Module, cuda: bool) -> list[Part]:
 
 
 def heap_shares(runs: int) -> int:
-    """How many times `HEAP_SLACK` a process keeps in which so many runs are at work."""
+    """How many times `HEAP_SLACK` applies to a process with `runs` active runs."""
     return runs + 1
 
 
 def _sampling(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: float | None) -> list[Part]:
-    """What samples on this machine; with a pool, this rank's share of its workers."""
+    """The sampler on this machine or, with a pool, this rank's share of the pool's workers."""
     rollout = config.rollout
     published, _ = kept_values(config, meta_model)
     if rollout.placement == "inprocess":
@@ -290,16 +290,16 @@ def _sampling(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: float 
     worker = [Part(name="sampler libraries", gib=LIBRARIES_GIB)]
     if gpu_gib is None:
         worker += _cpu_sampler(config, meta_model, published, config.training_piece)
-    # On CUDA they have GPUs of their own.
+    # On CUDA, workers have their own GPUs.
     number = rollout.workers
-    assert number != "max"  # that is of a cluster
+    assert number != "max"  # only allowed with a cluster's address
     return [
         *(
             replace(
                 part,
                 name=f"{part.name}, {number} {'worker' if number == 1 else 'workers'}",
                 gib=part.gib * number / ranks,
-                phases=PHASES,  # they may be sampling ahead
+                phases=PHASES,  # workers may be sampling ahead
                 keys=("rollout.workers", *part.keys),
                 on_host=gpu_gib is not None,
             )
@@ -310,12 +310,12 @@ def _sampling(config: Config, meta_model: nn.Module, ranks: int, gpu_gib: float 
 
 
 def _cpu_sampler(config: Config, meta_model: nn.Module, published: int, prompts: int) -> list[Part]:
-    """vLLM on the CPU, asked for `prompts` prompts at a time."""
+    """vLLM on the CPU, given `prompts` prompts at a time."""
     size = DTYPES[config.model.precision].itemsize
     widths = Widths.of(meta_model)
     total = sum(parameter.numel() for parameter in meta_model.parameters())
     if getattr(meta_model.config, "tie_word_embeddings", False):
-        # vLLM holds an output embedding that is tied to the input's as one more matrix.
+        # vLLM keeps a tied output embedding as a separate matrix.
         total += widths.vocabulary * widths.hidden
     rows = min(config.rollout.max_num_seqs, prompts * config.sampling.n)
     logits = rows * widths.vocabulary * FP32 * SAMPLER_LOGITS
@@ -334,7 +334,7 @@ def _cpu_sampler(config: Config, meta_model: nn.Module, published: int, prompts:
 
 
 def _adapter_slots(config: Config, published: int) -> float:
-    """GiB of the slot that vLLM computes with, padded to a rank it allows, and of the adapters that are loaded."""
+    """GiB of vLLM's adapter slot, padded to a rank that vLLM allows, and of the loaded adapters."""
     if config.method != "lora":
         return 0.0
     padded = smallest_allowed_rank(config.lora.served_rank) / (config.lora.served_factor * config.lora.rank)
@@ -342,8 +342,8 @@ def _adapter_slots(config: Config, published: int) -> float:
 
 
 def _gpu_sampler(config: Config, total: int, gpu_gib: float) -> list[Part]:
-    """vLLM takes its share of the GPU whole: weights, cache and activations. Asleep it keeps the weights in the
-    machine's memory, and on the GPU what it does not know how to give back."""
+    """vLLM reserves its whole share of the GPU for weights, cache and activations. While asleep it keeps the weights in
+    the machine's memory, and on the GPU whatever it cannot release."""
     rollout = config.rollout
     size = DTYPES[config.model.precision].itemsize
     awake = ("rollout", "sync") if rollout.sleep else PHASES
@@ -357,7 +357,7 @@ def _gpu_sampler(config: Config, total: int, gpu_gib: float) -> list[Part]:
 
 
 def _syncing(config: Config, published: int, cuda: bool) -> list[Part]:
-    """The version on its way to the sampler: float32 values on the CPU, and for a whole model their cast copy."""
+    """The version being published to the sampler: float32 values on the CPU and, for a full model, their cast copy."""
     size = DTYPES[config.model.precision].itemsize
     copies = FP32 if config.method == "lora" else FP32 + size
     return [Part(name="version being published", gib=published * copies / GIB, phases=("sync",), on_host=cuda)]

@@ -1,4 +1,4 @@
-"""Estimated memory against what there is → a refusal that names what helps, or lines for people."""
+"""Estimated against available memory → an error that names what helps, or lines for the console."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from rl_engine.plan.memory import PHASES, Memory
 from rl_engine.run.peaks import Available
 
 WORTH_NAMING = 0.01
-"""Share of a phase below which a part's settings are no help."""
+"""Share of a phase's memory below which changing a part's settings would not help."""
 
 
 def check_fits(memory: Memory, available: Available) -> None:
-    """Raises `ConfigError` naming the largest part and the settings that help, when a phase needs more than there
-    is."""
+    """Raise `ConfigError` if a phase needs more than is available, naming the largest part and what helps."""
     for on_host, room in ((False, available.device_gib), (True, available.host_gib)):
         phase = max(PHASES, key=lambda name: memory.needed(name, on_host=on_host))
         needed = memory.needed(phase, on_host=on_host)
@@ -30,7 +29,7 @@ def check_fits(memory: Memory, available: Available) -> None:
 
 
 def memory_lines(memory: Memory, available: Available) -> dict[str, str]:
-    """Lines of name and value: every phase against what there is, then every part."""
+    """Names and values for the console: every phase against what is available, then every part."""
     lines = {}
     for phase in PHASES:
         text = f"{memory.needed(phase):.2f} GiB of {available.device_gib:.2f} available"

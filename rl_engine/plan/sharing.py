@@ -1,4 +1,4 @@
-"""Configurations → which of them can train in one process on one base model and one sampler, and why others cannot.
+"""Configurations → which of them can train in one process on one base model and one sampler, and why the others cannot.
 
 Imports neither torch nor vllm.
 """
@@ -21,7 +21,7 @@ SHARED = (
     "rollout.kv_cache_gib",
     "rollout.tensor_parallel_size",
 )
-"""Beside `model.name`, what one base and one sampler have one value of."""
+"""Besides `model.name`, the keys that must be equal to share one base model and one sampler."""
 
 
 @dataclass(slots=True)
@@ -29,22 +29,22 @@ class NamedConfig:
     """One run among several."""
 
     name: str
-    """Where it is, without what the others' places have too."""
+    """Its output directory, without the parts that all the runs have in common."""
     config: Config
 
 
 @dataclass(slots=True)
 class Group:
-    """Cells that can share; where it is one that cannot share with any, `alone` says why."""
+    """Cells that can share a base; `alone` says why a single cell cannot share with any other."""
 
     cells: list[NamedConfig]
     alone: str | None = None
     apart: list[str] = field(default_factory=list)
-    """Why its cells are not in an earlier group, for people."""
+    """Why its cells are not in an earlier group, as text for the user."""
 
 
 def why_alone(config: Config) -> str | None:
-    """Why a run can share with no other; None where it can."""
+    """Why a run cannot share with any other; None if it can."""
     if config.method == "full":
         return "method is full: every weight of its model is its own"
     if config.learner.zero_stage == 3:
@@ -55,7 +55,7 @@ def why_alone(config: Config) -> str | None:
 
 
 def why_not_together(first: Config, second: Config) -> str | None:
-    """Why two runs cannot share a base and a sampler; None where they can."""
+    """Why two runs cannot share a base and a sampler; None if they can."""
     for config in (first, second):
         if (why := why_alone(config)) is not None:
             return why
@@ -69,9 +69,9 @@ def why_not_together(first: Config, second: Config) -> str | None:
 
 
 def groups_of(configs: Sequence[Config]) -> list[Group]:
-    """The runs in groups that can share, in the order in which they were given.
+    """The runs in groups that can share, in the order given.
 
-    Raises `ConfigError` where two of them have one output directory.
+    Raises `ConfigError` if two of them have the same output directory.
     """
     groups: list[Group] = []
     for cell in named(configs):
@@ -91,7 +91,7 @@ def groups_of(configs: Sequence[Config]) -> list[Group]:
 
 
 def named(configs: Sequence[Config]) -> list[NamedConfig]:
-    """The runs, each by the part of its output directory that no other has."""
+    """The runs, each named by the part of its output directory that differs between them."""
     paths = [Path(config.output_dir).resolve() for config in configs]
     for index, path in enumerate(paths):
         if path in paths[:index]:
@@ -111,7 +111,7 @@ def named(configs: Sequence[Config]) -> list[NamedConfig]:
 
 
 def _common(parts: Sequence[tuple[str, ...]]) -> int:
-    """How many of their first parts are the same in all."""
+    """The length of the common prefix."""
     return next((i for i, same in enumerate(zip(*parts, strict=False)) if len({*same}) > 1), min(map(len, parts)))
 
 

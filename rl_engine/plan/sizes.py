@@ -1,4 +1,4 @@
-"""Configuration and model → the sizes that the rest is counted from: of a transformer, of a step, of the cards."""
+"""Configuration and model → the sizes that everything else is computed from: of a transformer, a step and the GPUs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-# Kinds of layers, as configurations call them, that have no keys and values: those with a state, and those without any
-# attention.
+# Kinds of layers, by their names in configurations, that have no keys and values: layers with a recurrent state, and
+# layers without attention.
 UNATTENDING = frozenset({"linear_attention", "mamba", "conv", "recurrent", "mlp", "moe"})
-# What a layer's state has the sizes of: Mamba's, a gated delta rule's, an RG-LRU's, Kimi's, and that of lightning
+# Attributes whose product is the size of a layer's state: for Mamba, the gated delta rule, RG-LRU, Kimi and lightning
 # attention.
 STATES: tuple[tuple[str, ...], ...] = (
     ("intermediate_size", "ssm_state_size"),
@@ -27,42 +27,42 @@ STATES: tuple[tuple[str, ...], ...] = (
     ("num_heads", "head_dim", "head_dim"),
     ("num_attention_heads", "head_dim", "head_dim"),
 )
-# Families whose states vLLM keeps in float32, whatever the model computes in.
+# Families whose states vLLM keeps in float32, whatever the model's precision.
 EXACT_STATES = frozenset({"nemotron_h", "kimi_linear"})
 EXACT = "mamba_ssm_dtype"
-"""Where a configuration says so itself (Qwen3.5)."""
+"""The key by which a configuration says so itself (Qwen3.5)."""
 SHARED_EXPERTS = ("shared_expert_intermediate_size", "shared_intermediate_size")
-"""What families call the width of the experts that every token passes through."""
+"""Names, in different families, of the width of the experts that every token passes through."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
-    """The sizes of a transformer that its activations, caches and matrix products are made of; where its layers differ,
-    the largest."""
+    """The sizes of a transformer that determine its activations, caches and matrix products; the largest if its layers
+    differ."""
 
     hidden: int
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
-    """Of queries and keys."""
+    """Head size of queries and keys."""
     value_dim: int
     attending: int
     """Layers that attend to other positions."""
     kv_layers: int
     """Layers with keys and values of their own."""
     conv_state: int
-    """Inputs that the convolutions of a sequence keep, all layers together."""
+    """Number of inputs that the convolutions keep per sequence, over all layers."""
     recurrent_state: int
-    """Numbers of a sequence's states, all layers together."""
+    """Number of values in a sequence's states, over all layers."""
     exact_states: bool
-    """Whether the sampler keeps those in float32."""
+    """Whether the sampler keeps these states in float32."""
     kv_values: int
-    """What one token leaves in the cache of one layer: keys and values of its heads, or the latent that they are made
-    of again (DeepSeek)."""
+    """Number of values that one token has in the cache of one layer: keys and values of its heads, or the latent that
+    they are recomputed from (DeepSeek)."""
     intermediate: int
-    """Width of one token's feed-forward layers together: of all active experts, and of those that all tokens share,
-    where there are several."""
+    """Total width of the feed-forward layers that one token passes through; in a mixture, of all active and all shared
+    experts."""
     vocabulary: int
     normed_heads: bool
     """Whether queries and keys pass through a norm of their own (Qwen3)."""
@@ -74,22 +74,22 @@ class Widths:
         def largest(name: str) -> Any:
             return max(said_of_layers(text_config, name), default=0)
 
-        # Families without attention state none.
+        # Families without attention have no such key.
         heads = largest("num_attention_heads") or 1
         kv_heads = largest("num_key_value_heads") or heads
         head_dim = largest("head_dim") or text_config.hidden_size // heads
-        # With a latent it is that of the positions' part alone.
+        # With a latent, `head_dim` covers only the rotary part.
         rotated, latent = largest("qk_rope_head_dim"), largest("kv_lora_rank")
         head_dim = largest("qk_nope_head_dim") + rotated if latent else head_dim
         value_dim = largest("v_head_dim") or head_dim
         experts = largest("num_experts_per_tok") or largest("top_k_experts")
         dense = largest("intermediate_size") or 4 * text_config.hidden_size
         expert = largest("moe_intermediate_size") or dense
-        # Llama 4 calls that of its experts by the plain name.
+        # Llama 4 uses the plain name for the width of its experts.
         between = largest("intermediate_size_mlp")
         shared = largest("n_shared_experts") * expert or max(map(largest, SHARED_EXPERTS))
         if largest("top_k_experts"):
-            shared = dense  # Gemma 4 has its experts beside a dense layer
+            shared = dense  # Gemma 4 has a dense layer next to its experts
         kinds = layer_kinds(meta_model.config)
         attending = sum(kind not in UNATTENDING for kind in kinds) if kinds else text_config.num_hidden_layers
         conv_state, recurrent_state = _states(meta_model)
@@ -116,11 +116,11 @@ class Widths:
         return self.kv_layers * self.kv_values * size
 
     def state_bytes(self, size: int) -> int:
-        """Bytes of one sequence's states, however long it is."""
+        """Bytes of one sequence's states, whatever its length."""
         return self.conv_state * size + self.recurrent_state * (4 if self.exact_states else size)
 
     def sequence_bytes(self, tokens: float, size: int) -> float:
-        """Bytes that a sequence of so many tokens takes of the sampler's cache."""
+        """Bytes that a sequence of `tokens` tokens takes in the sampler's cache."""
         return tokens * self.kv_bytes(size) + self.state_bytes(size)
 
 
@@ -133,15 +133,15 @@ class Workload:
 
     steps: int
     groups: int
-    """Prompts of a step."""
+    """Prompts per step."""
     completions: int
-    """How many of each prompt."""
+    """Completions per prompt."""
     prompt_tokens: int
     completion_tokens: int
 
     @classmethod
     def of(cls, config: Config, prompt_tokens: int | None = None, completion_tokens: int | None = None) -> Workload:
-        """The run's completions, each at the given length or else at the longest allowed."""
+        """The run's workload, with the given lengths or else the longest allowed."""
         return cls(
             steps=config.train.steps,
             groups=config.train.problems_per_step,
@@ -152,7 +152,7 @@ class Workload:
 
     @property
     def episodes(self) -> int:
-        """Completions of a step."""
+        """Completions per step."""
         return self.groups * self.completions
 
 
@@ -168,7 +168,7 @@ class Devices:
 
     @classmethod
     def parse(cls, text: str) -> Devices:
-        """`8x80` or `8x80GiB`. Raises `ConfigError` for anything else."""
+        """Parse `8x80` or `8x80GiB`. Raises `ConfigError` for anything else."""
         count, _, gib = text.lower().removesuffix("gib").partition("x")
         try:
             devices = cls(count=int(count), gib=float(gib))
@@ -180,11 +180,11 @@ class Devices:
 
 
 def _states(meta_model: nn.Module) -> tuple[int, int]:
-    """(what the convolutions of a sequence keep, numbers of its states), of all layers, seen at the layers as they are
-    made: those with a convolution over positions, and those that decay (lightning attention)."""
+    """(`conv_state`, `recurrent_state`) of `Widths`, read from the instantiated layers: those with a convolution over
+    positions, and those with a decay (lightning attention)."""
     from torch.nn import Conv1d
 
-    from rl_engine.policy.logprobs import decoder_of  # heavy, for commands that have failed before
+    from rl_engine.policy.logprobs import decoder_of  # heavy; a command may fail before it is needed
 
     conv = recurrent = 0
     for module in decoder_of(meta_model).modules():
@@ -198,11 +198,11 @@ def _states(meta_model: nn.Module) -> tuple[int, int]:
 
 
 def _dense_width(meta_model: nn.Module) -> int:
-    """Width of the widest feed-forward layer as it is made, seen at what leads back from it; 0 where none is found.
-    Families make another of the one that they state (two thirds of it: LFM2; half: RecurrentGemma)."""
+    """Width of the widest feed-forward layer, read from its instantiated down projection; 0 if none is found. Some
+    families use another width than their configuration states (LFM2 two thirds of it, RecurrentGemma half)."""
     from torch.nn import Linear
 
-    from rl_engine.policy.lora.targets import group_of  # heavy, for commands that have failed before
+    from rl_engine.policy.lora.targets import group_of  # heavy; a command may fail before it is needed
 
     hidden = meta_model.config.get_text_config().hidden_size  # type: ignore[operator, union-attr]
     return max(

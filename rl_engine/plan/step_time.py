@@ -1,8 +1,8 @@
-"""A step's tokens and operations, and how fast a device is → seconds of sampling and learning.
+"""A step's tokens and operations, and the speed of a device → seconds of sampling and learning.
 
-The speed is measured (a run of one's own), given (tokens a second), or the GPU's data sheet, which gives a bound. Data
-parallel over devices, as the engine works: groups of completions are dealt out to be sampled, completions to be
-learned from, and the device with most of them is waited for.
+The speed is measured (in an earlier run), given (tokens per second), or taken from the GPU's data sheet, which gives a
+bound. Devices work data parallel, as in the engine: groups are dealt out for sampling, completions for learning, and
+all wait for the device with the most.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rl_engine.run.trained import read_configuration
 
 
 def most_per_device(items: int, devices: int) -> int:
-    """The items that the device with most of them is dealt."""
+    """Number of items on the device that is dealt the most."""
     return math.ceil(items / devices)
 
 
@@ -43,14 +43,14 @@ class StepTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """Completion tokens a second of one device, sampled and learned from."""
+    """Completion tokens per second that one device samples and learns from."""
 
     sampling: float
     learning: float
     other_s: float = 0.0
     source: str
     completion_tokens: int | None = None
-    """Mean length that was measured with it."""
+    """Mean completion length in the same measurement."""
 
     @classmethod
     def given(cls, sampling: float, learning: float) -> Throughput:
@@ -68,9 +68,9 @@ class Throughput:
 
 
 def measured(run: Path, config: Config, devices: int) -> Throughput:
-    """The speed of a run of one's own, over its steps after the first, which has the engine's warm-up in it.
+    """The measured speed of an earlier run, over all its steps but the first, which includes the engine's warm-up.
 
-    Raises `ConfigError` where it has no steps, or had another model or method.
+    Raises `ConfigError` if the run has no such steps, or used another model or method.
     """
     found = read_configuration(run)
     ran = found[1] if found else None
@@ -102,7 +102,7 @@ def measured(run: Path, config: Config, devices: int) -> Throughput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSampler:
-    """How vLLM's share of a GPU is used, in GiB; its activations come out of the cache's part."""
+    """How vLLM's share of a GPU is used, in GiB; activations are counted as part of the cache."""
 
     weights: float
     kv_cache: float
@@ -113,7 +113,7 @@ class GpuSampler:
         return cls(weights=weights, kv_cache=max(0.0, config.rollout.card_share * gib - weights))
 
     def concurrent_sequences(self, config: Config, widths: Widths, work: Workload) -> int:
-        """Sequences of prompt and completion that fit the cache at once."""
+        """Number of sequences, prompt and completion, that fit the cache at once."""
         size = DTYPES[config.model.precision].itemsize
         one = widths.sequence_bytes(work.prompt_tokens + work.completion_tokens, size)
         return min(config.rollout.max_num_seqs, int(self.kv_cache * GIB / one))
@@ -121,7 +121,7 @@ class GpuSampler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSheet:
-    """A GPU's peak in the model's precision, its memory's bandwidth, and the share of the peak that is reached."""
+    """A GPU's peak speed in the model's precision, its memory bandwidth, and the share of the peak that is reached."""
 
     tflops: float
     tb_per_s: float
@@ -130,9 +130,9 @@ class DataSheet:
     def predict(
         self, config: Config, widths: Widths, sampler: GpuSampler, work: Workload, flops: StepFlops, devices: Devices
     ) -> StepTime:
-        """Learning at the share of the peak. Sampling by the roofline of decoding: a token of every sequence needs all
-        weights and what its sequence keeps read once, or its multiply-adds done, whichever takes longer. No engine is
-        faster; how much slower it is must be measured.
+        """Learning runs at the given share of the peak. Sampling follows the roofline of decoding: generating one token
+        for every sequence takes reading all weights and all cached states once, or doing the multiply-adds, whichever
+        takes longer. No engine is faster; how much slower it is must be measured.
         """
         per_s = self.tflops * 1e12 * self.mfu
         rows = most_per_device(work.groups, devices.count) * work.completions

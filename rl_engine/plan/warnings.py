@@ -1,4 +1,4 @@
-"""A planned run → warnings in plain words: one small function for each thing that is known to go wrong."""
+"""A planned run → warnings in plain words: one small function for each known problem."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from rl_engine.plan.learning_rate import (
 )
 from rollout.work_items import piece_size, pieces_of
 
-# Updates between sampling and learning beyond which an unbounded ratio is warned of; at two, seen here, it is as good
-# as on policy (docs/cluster.md).
+# Updates between sampling and learning above which an unbounded ratio gets a warning. At two, measured here, training
+# is as good as on policy (docs/cluster.md).
 MANY_UPDATES = 4
 MANY_STALE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
-    """What the warnings look at."""
+    """What the warnings are based on."""
 
     config: Config
     rate: float
-    """The rate the run will use."""
+    """The learning rate of the run."""
     hidden: int
     context: int
-    """Positions of the model."""
+    """Context length of the model."""
     groups: frozenset[str]
-    """Kinds of layers that learn."""
+    """Kinds of layers that are trained."""
     capacity: Capacity
 
     @property
@@ -44,7 +44,7 @@ class PlannedRun:
 
     @property
     def has_no_rule(self) -> bool:
-        """Whether no recipe's rate says anything of this run's."""
+        """Whether no recipe's learning rate applies to this run."""
         return self.is_lora and self.config.lora.is_tiny
 
 
@@ -61,7 +61,7 @@ def batch_large_for_lora(run: PlannedRun) -> str | None:
 
 
 def rate_of_the_other_method(run: PlannedRun) -> str | None:
-    """The recipes' range is of models of 8B; small ones take more, so only too little is said of them."""
+    """The recipes' range is for 8B models. Small models take higher rates, so they are only warned about low ones."""
     bounds = f"{RL_LOWEST:g} … {RL_HIGHEST:g}"
     if run.has_no_rule:
         return None
@@ -134,7 +134,7 @@ def reinforce_moves_on(run: PlannedRun) -> str | None:
 
 
 def ratio_without_bounds(run: PlannedRun) -> str | None:
-    """With each update since the tokens were sampled their ratios spread, and nothing bounds them."""
+    """The ratios spread with each update since the tokens were sampled, and nothing bounds them."""
     loss, updates, staleness = run.config.loss, run.config.learner.updates, run.config.rollout.max_staleness
     if loss.name != "importance_sampling" or loss.correction != "none":
         return None
@@ -164,7 +164,7 @@ def idle_workers(run: PlannedRun) -> str | None:
     if rollout.placement != "ray" or rollout.workers == "max":
         return None
     step, piece = config.train.problems_per_step, config.training_piece
-    # What is asked for ahead is there too while the learner waits for a step.
+    # While the learner waits for a step, prompts requested ahead of it are being sampled too.
     pieces = pieces_of(step, piece) * (1 + rollout.max_staleness)
     if pieces >= rollout.workers:
         return None
@@ -189,7 +189,7 @@ WARNINGS: dict[str, Callable[[PlannedRun], str | None]] = {
     "context": longer_than_the_context,
     "workers": idle_workers,
 }
-"""Name → the warning's text, or None where there is nothing to warn of."""
+"""Name → function that returns the warning's text, or None if there is nothing to warn about."""
 
 
 def warnings_of(run: PlannedRun) -> dict[str, str]:

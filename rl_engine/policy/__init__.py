@@ -1,1 +1,1 @@
-"""Model → what is trained of it, and how it computes: adapters, log-probabilities, attention."""
+"""Model → what is trained in it, and how it computes: adapters, log-probabilities, attention."""

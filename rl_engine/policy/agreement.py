@@ -1,8 +1,7 @@
-"""Policy → whether its log-probabilities are those of the model's own forward pass: asked once, before anything is
-sampled.
+"""Policy → whether its log-probabilities match the model's own forward pass; checked once, before anything is sampled.
 
-The learner takes the last hidden states and makes log-probabilities of them itself, in chunks. What else a family does
-to its logits it knows from the configuration (`rl_engine/policy/logits.py`); a family that does more is found out here.
+The learner computes log-probabilities from the last hidden states itself, in chunks. It reads what else a model family
+does to its logits from the configuration (`rl_engine/policy/logits.py`); this check catches families that do more.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from rl_engine.policy.logprobs import LogprobModel
 from rl_engine.policy.micro_batch import MicroBatch
 
 PROMPT_TOKENS = 64
-"""Most tokens of the prompt that is compared: all logits of it are made at once."""
+"""Maximum tokens of the prompt that are compared, since all their logits are computed at once."""
 
-# Both sides have the same hidden states, so that float32 differs by rounding alone. In bfloat16 the model's own logits
-# are rounded: between 16 and 32 they are 2⁻³ apart.
+# Both sides use the same hidden states, so float32 differs by rounding only. In bfloat16 the model's own logits are
+# rounded: between 16 and 32 they are spaced 2⁻³ apart.
 LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Largest mean difference of a token's log-probability, by the precision of the output embedding, nats."""
+"""Largest mean difference of a token's log-probability, by the output embedding's precision, nats."""
 
 
 class DisagreementError(ValueError):
@@ -30,7 +29,7 @@ class DisagreementError(ValueError):
 
 @torch.no_grad()
 def own_logprobs(policy: LogprobModel, batch: MicroBatch) -> Tensor:
-    """[N] nats: the completion tokens' log-probabilities by the model's own forward pass, all logits at once."""
+    """[N] nats: the completion tokens' log-probabilities from the model's own forward pass, with all logits at once."""
     logits_BTV: Tensor = policy.causal_lm(**batch.model_inputs(policy.causal_lm.config), use_cache=False).logits
     logits_NV = logits_BTV.flatten(0, 1).index_select(0, batch.source_N).float() / policy.temperature
     return logits_NV.log_softmax(dim=-1).gather(1, batch.target_N[:, None]).squeeze(1)
@@ -38,9 +37,9 @@ def own_logprobs(policy: LogprobModel, batch: MicroBatch) -> Tensor:
 
 @torch.no_grad()
 def check_agreement(policy: LogprobModel, batch: MicroBatch, name: str) -> None:
-    """Compare the policy as it learns with the model as it is evaluated: dropout that stayed on is a difference too.
+    """Compare the policy in training mode with the model in evaluation mode, so that active dropout shows up too.
 
-    Raises `DisagreementError` when they are further apart than rounding.
+    Raises `DisagreementError` if they differ by more than rounding.
     """
     learned = policy.causal_lm.training
     try:
@@ -70,7 +69,7 @@ def _kind(policy: LogprobModel) -> str:
 def check_with_prompts(
     policy: LogprobModel, prompts: Sequence[Sequence[int]], batch_of: Callable[[Sequence[int]], MicroBatch], name: str
 ) -> None:
-    """`check_agreement` on the first prompt of two tokens or more, if there is one."""
+    """Run `check_agreement` on the first prompt with at least two tokens, if there is one."""
     for prompt in prompts:
         if len(prompt) > 1:
             check_agreement(policy, batch_of(prompt[:PROMPT_TOKENS]), name)

@@ -1,9 +1,9 @@
 """Queries, keys and values of a micro-batch whose samples share their prompts → attention over them.
 
-The samples of a group begin with the same tokens. Laid out as one row, every prompt once and then every completion, the
-model computes a prompt once for its whole group; only attention has to know that completion and prompt belong together.
-Shapes beyond the legend of `rl_engine/learner/advantages.py`: Q prompts of a micro-batch, L positions of a prompt, D
-size of a head.
+The samples of a group begin with the same tokens. With every prompt laid out once in a row, followed by every
+completion, the model computes a prompt once for its whole group; only attention needs to know which completion belongs
+to which prompt. Shapes beyond the legend of `rl_engine/learner/advantages.py`: Q prompts in a micro-batch, L positions
+per prompt, D head size.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from transformers import AttentionInterface
 from rl_engine.config.file import ConfigError
 
 NAME = "shared_prompt"
-# Architectures of transformers whose attention is the plain causal one, by rotary positions that are passed in, where
-# their layers slide no window. tests/policy/test_packed_attention.py compares each of these with rows of their own.
+# transformers architectures with plain causal attention and rotary positions that are passed in, as long as no layer
+# uses a sliding window. tests/policy/test_packed_attention.py compares each of them with one row per sample.
 MODEL_TYPES = frozenset(
     {
         *("apertus", "arcee", "cohere", "ernie4_5", "ernie4_5_moe", "flex_olmo", "gemma", "glm", "glm4"),
@@ -35,8 +35,8 @@ MODEL_TYPES = frozenset(
     }
 )
 
-# Those that know samples of one row apart by positions that begin again, in the masks that transformers makes of them.
-# tests/policy/test_attention.py compares each of these with rows of their own.
+# Architectures for which transformers builds masks that separate the samples of a row where position ids restart.
+# tests/policy/test_attention.py compares each of them with one row per sample.
 PACKABLE = frozenset(
     {
         *("apertus", "arcee", "cohere", "cohere2", "cwm", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5"),
@@ -51,13 +51,13 @@ PACKABLE = frozenset(
 
 
 def check_packable(model_config: Any, key: str) -> None:
-    """Raises `ConfigError` naming the key that asks for samples end to end, for a family that would mix them."""
+    """Raise `ConfigError`, naming the key that asks for packed samples, for a family that would attend across them."""
     if model_config.model_type not in PACKABLE:
         raise ConfigError(
             f"{key} puts samples end to end, and models of type {model_config.model_type} are not known to tell them "
             "apart by positions that begin again: they would attend across them"
         )
-    # Chunks are counted from the beginning of a row, where only the first sample begins.
+    # Chunks are counted from the start of the row, which is the start of the first sample only.
     if "chunked_attention" in (getattr(model_config, "layer_types", None) or ()):
         raise ConfigError(
             f"{key} puts samples end to end, and a model of type {model_config.model_type} attends within chunks of "
@@ -66,16 +66,16 @@ def check_packable(model_config: Any, key: str) -> None:
 
 
 def sees_padding(model_config: Any) -> bool:
-    """Whether padding behind a row's tokens must be masked. Where positions look back alone none sees what comes after
-    it, and without a mask torch's fused kernels take over: with one, attention computes the full square of a row.
+    """Whether right padding must be masked. Under purely causal attention no token sees the padding after it, and
+    without a mask torch uses its fused kernels; with one, attention computes the full square of a row.
 
-    The families whose samples may lie end to end look back alone; tests/policy/test_attention.py compares each of them.
+    The packable families are purely causal; tests/policy/test_attention.py compares each of them.
     """
     return model_config.model_type not in PACKABLE
 
 
 def has_plain_attention(model_config: Any) -> bool:
-    """Whether a model's configuration asks for nothing but causal attention over everything before."""
+    """Whether a model's configuration asks for plain causal attention over all earlier positions in every layer."""
     kinds = set(getattr(model_config, "layer_types", None) or ["full_attention"])
     slides = getattr(model_config, "use_sliding_window", True) and getattr(model_config, "sliding_window", None)
     return model_config.model_type in MODEL_TYPES and kinds == {"full_attention"} and not slides
@@ -83,32 +83,32 @@ def has_plain_attention(model_config: Any) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedPrompts:
-    """How a row is laid out: Q prompts of L positions, then B completions of C positions, each padded on the right."""
+    """Layout of a row: Q prompts of L positions, then B completions of C positions, each padded on the right."""
 
     prompts: int
     prompt_width: int
     prompt_of_B: Tensor
-    """[B] which of the prompts a completion continues."""
+    """[B] index of the prompt that each completion continues."""
     prompt_mask_BL: Tensor
-    """[B, L] whether the position of a completion's prompt holds a token."""
+    """[B, L] whether the position in the completion's prompt holds a token."""
 
     def to(self, device: torch.device) -> SharedPrompts:
         return replace(self, prompt_of_B=self.prompt_of_B.to(device), prompt_mask_BL=self.prompt_mask_BL.to(device))
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q kᵀ · scale) v where nothing is to `drop`, by plain matrix products: for the short rows of a CPU's
-    micro-batches several times as fast as torch's fused kernel, whose backward pass dominates there.
+    """softmax(q kᵀ · scale) v over the keys not in `drop`, by plain matrix products. For the short rows of a CPU's
+    micro-batches it is several times as fast as torch's fused kernel, whose backward pass dominates there.
 
     Scores and softmax are float32. With P the probabilities and g = ∂L/∂out: ∂L/∂v = Pᵀ g, and with
-    dS = P ∘ (g vᵀ − rowsum(P ∘ g vᵀ)) · scale: ∂L/∂q = dS k, ∂L/∂k = dSᵀ q. P is kept, in the precision of v.
+    dS = P ∘ (g vᵀ − rowsum(P ∘ g vᵀ)) · scale: ∂L/∂q = dS k, ∂L/∂k = dSᵀ q. P is saved in the precision of v.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, drop: Tensor, scale: float) -> Tensor:
         rows, heads, queries, size = q.shape
         kv_heads, keys = k.shape[1:3]
-        # The heads that share keys and values are more queries of one head.
+        # Query heads that share keys and values are treated as additional queries of one head.
         q = q.reshape(rows, kv_heads, -1, size)
         scores = (q.float() * scale) @ k.float().mT
         scores.view(rows, kv_heads, -1, queries, keys).masked_fill_(drop[:, None, None], float("-inf"))
@@ -135,7 +135,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, drop: Tensor, scale: float) -> Tenso
         k: [R, kv heads, S, D]; heads is a multiple of kv heads.
         v: as k.
         drop: [R or 1, T, S] which keys a query must not see.
-        scale: of the scores.
+        scale: factor on the scores.
 
     Returns:
         [R, heads, T, D].
@@ -146,7 +146,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, drop: Tensor, scale: float) -> Tenso
 
 
 def _blocks(x: Tensor, layout: SharedPrompts) -> tuple[Tensor, Tensor]:
-    """[1, heads, T, D] of the row → ([Q, heads, L, D] of prompts, [B, heads, C, D] of completions)."""
+    """The row, [1, heads, T, D] → (its prompts, [Q, heads, L, D]; its completions, [B, heads, C, D])."""
     heads, size = x.shape[1], x.shape[3]
     cut = layout.prompts * layout.prompt_width
     of_prompts = x[0, :, :cut].view(heads, layout.prompts, -1, size).transpose(0, 1)
@@ -155,7 +155,7 @@ def _blocks(x: Tensor, layout: SharedPrompts) -> tuple[Tensor, Tensor]:
 
 
 def positions_after(count: int, device: torch.device) -> Tensor:
-    """[count, count] which positions come after which: what causal attention drops."""
+    """[count, count] the upper triangle: the pairs of query and later key that causal attention drops."""
     return torch.ones(count, count, dtype=torch.bool, device=device).triu(1)
 
 
@@ -170,17 +170,17 @@ def shared_prompt_attention(
     layout: SharedPrompts,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of transformers' interface over a row of shared prompts: prompts attend to themselves, completions to
-    their prompt and to themselves.
+    """Attention function for transformers' attention interface, over a row of shared prompts: prompts attend to
+    themselves, completions to their prompt and to themselves.
 
     Args:
         module: the attention layer; not used.
         query: [1, heads, T, D].
         key: [1, kv heads, T, D].
         value: as key.
-        attention_mask: none is made for this layout.
-        scaling: of the scores.
-        layout: what T is made of.
+        attention_mask: not used; none is built for this layout.
+        scaling: factor on the scores.
+        layout: which positions of T are prompts and completions.
 
     Returns:
         ([1, T, heads, D], None).
@@ -188,12 +188,12 @@ def shared_prompt_attention(
     q_prompt, q_own = _blocks(query, layout)
     k_prompt, k_own = _blocks(key, layout)
     v_prompt, v_own = _blocks(value, layout)
-    # Padding is on the right, where no earlier position looks.
+    # Padding is on the right, so causal attention never sees it.
     of_prompts = attend(q_prompt, k_prompt, v_prompt, positions_after(layout.prompt_width, query.device)[None], scaling)
     width = q_own.shape[2]
     drop_prompt = ~layout.prompt_mask_BL[:, None].expand(-1, width, -1)
     drop_own = positions_after(width, query.device).expand(len(layout.prompt_of_B), -1, -1)
-    # `index_select`, since the gradient of indexing by `[]` is added by whichever thread of a CPU is first.
+    # `index_select`, because the gradient of `[]` indexing is accumulated on a CPU in nondeterministic thread order.
     of_completions = attend(
         q_own,
         torch.cat([k_prompt.index_select(0, layout.prompt_of_B), k_own], dim=2),
@@ -208,23 +208,23 @@ def shared_prompt_attention(
 AttentionInterface.register(NAME, shared_prompt_attention)
 
 
-# Samples that lie end to end in one row. On CUDA it is torch's own kernel for sequences of any length, which is flash
-# attention: no position is padding, no mask is made, and heads that share keys and values need no copies of them. On a
-# CPU plain products compute the same, piece by piece. A piece is a sample, or, where a group's prompt lies in the row
-# once, that prompt or what continues it; it attends to its keys, of which its own are the last. S pieces of the row, K
-# keys of all pieces, t tokens of one, H heads.
+# Attention over samples packed end to end in one row. On CUDA this is torch's variable-length kernel, which is flash
+# attention: no padding, no mask, and no copies of keys and values for the heads that share them. On a CPU, plain matrix
+# products compute the same, piece by piece. A piece is a sample or, if a group's prompt is in the row only once, that
+# prompt or one of its completions. It attends to its list of keys, which ends with its own.
+# Shapes: S pieces in the row, K keys of all pieces, t tokens of one piece, H heads.
 
 VARLEN = "varlen"
-# What the kernel computes: flash attention's precisions, sizes of a head and cards.
+# What flash attention supports: head sizes, and the lowest compute capability.
 LARGEST_HEAD = 256
 HEAD_STEP = 8
 CAPABILITY = (8, 0)
 
 
 PACKED_SHARED = "packed_shared"
-"""The layout of such a row in which every prompt lies once."""
+"""The layout of a packed row that holds every prompt once."""
 SHARING = (NAME, PACKED_SHARED)
-"""The layouts that compute a group's prompt once."""
+"""The layouts that compute a group's prompt only once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,25 +232,25 @@ class PackedRows:
     """Where the pieces of a row are, and what each attends to."""
 
     bounds: Tensor
-    """[S + 1] int32, where each begins and the last one ends. Numbers of Python's would be part of what is compiled."""
+    """[S + 1] int32 cumulative lengths of the pieces. A tensor, as the compiler would specialize on Python integers."""
     longest: int
-    """Tokens of the longest."""
+    """Tokens in the longest piece."""
     key_bounds: Tensor
-    """[S + 1] int32, likewise of their keys."""
+    """[S + 1] int32 cumulative counts of the pieces' keys."""
     most_keys: int
-    """Keys of the piece that has most."""
+    """Largest number of keys of any piece."""
     keys_K: Tensor | None = None
-    """The position of each key, piece by piece; None where every piece has its own keys alone, which is the row."""
+    """[K] the position of each key, piece by piece; None if every piece attends only to its own keys, as in the row."""
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> PackedRows:
-        """Samples that attend to themselves."""
+        """Pieces of these lengths that attend only to themselves."""
         bounds, longest = _bounds(lengths), max(lengths)
         return cls(bounds=bounds, longest=longest, key_bounds=bounds, most_keys=longest)
 
     @classmethod
     def continuing(cls, lengths: Sequence[int], continued: Sequence[int | None]) -> PackedRows:
-        """Pieces of those lengths, each with the piece before it that it continues."""
+        """Pieces of these lengths; `continued` gives the index of the earlier piece that each continues, or None."""
         ends = list(itertools.accumulate(lengths, initial=0))
         own = [torch.arange(start, end) for start, end in itertools.pairwise(ends)]
         keys = [
@@ -276,18 +276,18 @@ def _bounds(lengths: Sequence[int]) -> Tensor:
 
 
 def is_computed(model_config: Any, dtype: str, device_type: str) -> bool:
-    """Whether this attention is for models of that configuration, computing in `model.dtype`, on `cpu` or `cuda`."""
+    """Whether `VARLEN` can compute a model with this configuration, in `dtype` (`model.dtype`) on `cpu` or `cuda`."""
     if not has_plain_attention(model_config):
         return False
     head = getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
     fits = dtype == "bfloat16" and head % HEAD_STEP == 0 and head <= LARGEST_HEAD
-    # An estimate for CUDA may be made where there is none.
+    # Without CUDA on this machine the call is an estimate for another, which is assumed to be capable.
     able = not torch.cuda.is_available() or torch.cuda.get_device_capability() >= CAPABILITY
     return device_type == "cpu" or (fits and able)
 
 
 def by_products(q_THD: Tensor, k_KHD: Tensor, v_KHD: Tensor, rows: PackedRows, scale: float) -> Tensor:
-    """[T, H, D] attention of each piece by plain matrix products; keys and values may have fewer heads."""
+    """[T, H, D] attention within each piece by plain matrix products; keys and values may have fewer heads."""
     queries, keys = (bounds.diff().tolist() for bounds in (rows.bounds, rows.key_bounds))
     outputs = []
     for q, k, v in zip(q_THD.split(queries), k_KHD.split(keys), v_KHD.split(keys), strict=True):
@@ -298,8 +298,8 @@ def by_products(q_THD: Tensor, k_KHD: Tensor, v_KHD: Tensor, rows: PackedRows, s
 
 
 def by_kernel(q_THD: Tensor, k_KHD: Tensor, v_KHD: Tensor, rows: PackedRows, scale: float) -> Tensor:
-    """As `by_products`, by the kernel of `torch.nn.attention.varlen`."""
-    from torch.nn.attention.varlen import varlen_attn  # loads torch's compiler, so where it is used alone
+    """Same as `by_products`, using the kernel of `torch.nn.attention.varlen`."""
+    from torch.nn.attention.varlen import varlen_attn  # imported only when used, as it loads torch's compiler
 
     options: dict[str, Any] = {}
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
@@ -307,8 +307,8 @@ def by_kernel(q_THD: Tensor, k_KHD: Tensor, v_KHD: Tensor, rows: PackedRows, sca
     else:  # before torch 2.13
         shared_by = q_THD.shape[1] // k_KHD.shape[1]
         k_KHD, v_KHD = (x_KHD.repeat_interleave(shared_by, dim=1) for x_KHD in (k_KHD, v_KHD))
-    # Everything before and nothing after, where a piece's last query stands at its last key: the window is how torch
-    # 2.11 and later spell causal.
+    # This window is how torch 2.11 and later spell causal: all keys before and none after, with a piece's last query
+    # aligned to its last key.
     options |= {"scale": scale, "window_size": (-1, 0)}
     sizes = (rows.bounds, rows.key_bounds, rows.longest, rows.most_keys)
     output: Any = varlen_attn(q_THD, k_KHD, v_KHD, *sizes, **options)
@@ -326,15 +326,15 @@ def packed_attention(
     layout: PackedRows,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of transformers' interface over a row of pieces end to end.
+    """Attention function for transformers' attention interface, over a row of packed pieces.
 
     Args:
         module: the attention layer; not used.
         query: [1, heads, T, D].
         key: [1, kv heads, T, D].
         value: as key.
-        attention_mask: none is made for this layout.
-        scaling: of the scores.
+        attention_mask: not used; none is built for this layout.
+        scaling: factor on the scores.
         layout: where the pieces are.
 
     Returns:
@@ -343,7 +343,7 @@ def packed_attention(
     compute = by_products if query.device.type == "cpu" else by_kernel
     q_THD, k_KHD, v_KHD = (x[0].transpose(0, 1) for x in (query, key, value))
     if layout.keys_K is not None:
-        # What a prompt's keys get from all that continue it is added in float32.
+        # In float32, so that the gradients a prompt's keys receive from all its completions are summed in float32.
         k_KHD, v_KHD = (x_THD.float().index_select(0, layout.keys_K).to(x_THD.dtype) for x_THD in (k_KHD, v_KHD))
     return compute(q_THD, k_KHD, v_KHD, layout, scaling)[None], None
 

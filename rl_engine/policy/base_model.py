@@ -1,4 +1,4 @@
-"""Model name → its weights on this rank's device, ready to be adapted or trained."""
+"""Model name → the model on this rank's device, ready to be adapted or trained."""
 
 from __future__ import annotations
 
@@ -33,37 +33,38 @@ from rl_engine.policy.attention import (
 from rollout.config import ModelConfig
 from rollout.models import auto_class, load_model, locate_config, locate_model, meta_model, read_model_config
 
-# Attention over shared prompts keeps its probabilities: beyond this many tokens they outgrow everything else.
+# Shared-prompt attention saves its probabilities; beyond this many tokens they dominate memory.
 LONGEST_SHARED = 2048
 # attention_dropout, resid_pdrop, layerdrop, router_jitter_noise, …
 NOISE = re.compile(r"drop|jitter")
-# PhiMoE's says how far apart two experts may be to be asked both, in evaluation too; vLLM has 0.01, as checkpoints do.
+# In PhiMoE it says how far apart the scores of two experts may be for both to be used, in evaluation too. vLLM uses
+# 0.01, the value in the checkpoints.
 NO_NOISE = frozenset({("phimoe", "router_jitter_noise")})
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def load_causal_lm(config: Config, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """The base model in `model.dtype`, or in another, as the learner computes it."""
+    """The base model as the learner computes it, in `dtype` or else `model.dtype`."""
     model = load_weights(config.model, attention_of(config, device), dtype)
     return _made_ready(model.to(device), config, device)
 
 
 LoadBase = Callable[[Config, torch.device], Any]
-"""A run's own base model, to be adapted: `load_causal_lm`, or `SharedBase.model_of`."""
+"""Loads a run's own base model, to be adapted: `load_causal_lm` or `SharedBase.model_of`."""
 
 
 class SharedBase:
-    """One copy of the weights for several runs, each with modules of its own around them.
+    """One copy of the weights for several runs, each of which has its own modules around them.
 
-    A run freezes the weights and adapts its modules; nothing that it does there is seen by another.
+    A run freezes the weights and adapts its own modules, which no other run sees.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._model = load_weights(config.model, attention_of(config, device)).to(device)
 
     def model_of(self, config: Config, device: torch.device) -> Any:
-        """See `load_causal_lm`. The parameters are new ones, with the storage of the shared: what a library writes on
-        a parameter, such as whether it learns, is this run's alone. Tied ones stay tied."""
+        """See `load_causal_lm`. The parameters are new objects that share the storage of the common weights, so that
+        what a library sets on a parameter, such as `requires_grad`, affects this run only. Tied weights stay tied."""
         own = {id(one): nn.Parameter(one.detach(), one.requires_grad) for one in self._model.parameters()}
         model = copy.deepcopy(self._model, own)
         attention = attention_of(config, device)
@@ -73,8 +74,7 @@ class SharedBase:
 
 
 def _made_ready(model: Any, config: Config, device: torch.device) -> Any:
-    """The model, computing activations again in the backward pass where that is asked for, and norms as a card does
-    best."""
+    """The model with gradient checkpointing if configured, and with fused norms on a GPU."""
     if config.learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if device.type == "cuda":
@@ -83,8 +83,8 @@ def _made_ready(model: Any, config: Config, device: torch.device) -> Any:
 
 
 def fuse_norms(model: nn.Module) -> None:
-    """Let the model's RMS norms be computed by torch's own kernel, which is one where transformers' steps are six, and
-    rounds once where they round twice (Zhang and Sennrich 2019, equation 4)."""
+    """Compute the model's RMS norms with torch's own kernel: one kernel instead of the six of transformers, rounding
+    once instead of twice (Zhang and Sennrich 2019, equation 4)."""
     known: dict[type[nn.Module], bool] = {}
     for module in model.modules():
         kind = type(module)
@@ -101,8 +101,8 @@ def _fused_norm(norm: Any, hidden: Tensor) -> Tensor:
 
 
 def _is_plain_rms_norm(module: nn.Module) -> bool:
-    """Whether a layer computes w · x / √(mean(x²) + ε) and nothing else, seen by trying it: families write layers of
-    that name that add one to w, have a gate, or round elsewhere."""
+    """Whether a layer computes exactly w · x / √(mean(x²) + ε). It is tried out, because some families' layers of that
+    name add one to w, have a gate, or round elsewhere."""
     weight, epsilon = (getattr(module, name, None) for name in ("weight", "variance_epsilon"))
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not isinstance(epsilon, float):
         return False
@@ -117,7 +117,7 @@ def _is_plain_rms_norm(module: nn.Module) -> bool:
 
 
 def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:
-    """A model on the CPU, in `model.dtype` or in another, with nothing random in it."""
+    """A model on the CPU, in `dtype` or else `model.dtype`, with dropout and other noise switched off."""
     model_config = without_noise(load_model_config(model))
     attention = computable(attention, model_config)
     try:
@@ -139,8 +139,9 @@ def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None =
 
 
 def computable(attention: str, model_config: Any) -> str:
-    """The attention that computes a model where `attention` is asked for: eager in the place of sdpa where transformers
-    has none for a family (GPT-OSS), or one that leaves scores uncapped which the sampler caps (Gemma 2)."""
+    """The attention implementation to use when `attention` is requested. It replaces sdpa by eager if transformers has
+    no sdpa for the family (GPT-OSS), or if sdpa would skip the soft cap that the sampler applies to scores (Gemma 2).
+    """
     if attention != "sdpa":
         return attention
     made = _get_model_class(model_config, auto_class(model_config)._model_mapping)
@@ -151,7 +152,7 @@ def computable(attention: str, model_config: Any) -> str:
 def load_model_config(model: ModelConfig) -> Any:
     """The model's own configuration, as transformers reads its config.json.
 
-    Raises `ValueError` for one that it does not know, `ConfigError` for a quantized checkpoint.
+    Raises `ValueError` for one that transformers does not know, `ConfigError` for a quantized checkpoint.
     """
     model_config = read_model_config(locate_config(model), model.revision, f"model.name: {model.name}")
     quantized = getattr(model_config, "quantization_config", None)
@@ -166,12 +167,12 @@ def load_model_config(model: ModelConfig) -> Any:
 
 
 def noise_of(model_config: Any) -> dict[str, float]:
-    """The dropout rates and router jitters of a configuration that are not zero, by name, those of its parts too."""
+    """The nonzero dropout rates and router jitters of a configuration and its nested configurations, by name."""
     return {name: value for part in _parts(model_config) for name, value in _noise_of_part(part).items()}
 
 
 def without_noise(model_config: Any) -> Any:
-    """The configuration with `noise_of` set to zero: the sampler has none, and the two are to compute one policy."""
+    """The configuration with `noise_of` set to zero: the sampler has no noise, and both must compute one policy."""
     for part in _parts(model_config):
         for name in _noise_of_part(part):
             setattr(part, name, 0.0)
@@ -179,7 +180,7 @@ def without_noise(model_config: Any) -> Any:
 
 
 def model_notes(model: ModelConfig) -> list[str]:
-    """For people: what of the checkpoint's configuration is switched off."""
+    """Notes for the user about what is switched off in the checkpoint's configuration."""
     noise = ", ".join(f"{name} {value:g}" for name, value in noise_of(load_model_config(model)).items())
     return [f"model: {noise} of the checkpoint's configuration is switched off: the sampler has none"] if noise else []
 
@@ -199,19 +200,19 @@ def _noise_of_part(part: Any) -> dict[str, float]:
 
 
 def published_config(model: ModelConfig) -> Any:
-    """The configuration of a whole model that is written: the checkpoint's own, in `model.dtype`."""
+    """The configuration written with a full model: the checkpoint's own, with `model.dtype`."""
     model_config = load_model_config(model)
     model_config.dtype = DTYPES[model.precision]
     return model_config
 
 
 def layout_of(config: Config, device: torch.device) -> str:
-    """How this run lays out its micro-batches on that device."""
+    """The layout of this run's micro-batches on `device`."""
     return choose_layout(config, load_model_config(config.model), device.type)
 
 
 def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
-    """What `learner.layout` comes to for a model of this configuration on `cpu` or `cuda`, one of `LAYOUTS`."""
+    """Resolve `learner.layout`, for a model with this configuration on `cpu` or `cuda`, to one of `LAYOUTS`."""
     if config.learner.layout == "packed":
         check_packable(model_config, "learner.layout packed")
     if config.learner.layout in ("padded", "packed"):
@@ -239,7 +240,7 @@ def choose_layout(config: Config, model_config: Any, device_type: str) -> str:
 
 
 def check_attention(attention: str, key: str) -> None:
-    """Raises `ConfigError` for an attention whose kernels are not installed or have no device here."""
+    """Raise `ConfigError` for an attention whose kernels are not installed or that needs a device that is missing."""
     if attention != "flash_attention_2":
         return
     if not torch.cuda.is_available():
@@ -249,14 +250,14 @@ def check_attention(attention: str, key: str) -> None:
 
 
 def attention_of(config: Config, device: torch.device) -> str:
-    """The attention that this run's learner computes by on that device."""
+    """The attention implementation of this run's learner on `device`."""
     model_config = load_model_config(config.model)
     return choose_attention(config, choose_layout(config, model_config, device.type), model_config, device.type)
 
 
 def choose_attention(config: Config, layout: str, model_config: Any, device_type: str) -> str:
-    """The attention that computes a layout: shared prompts have one of their own, and so have samples end to end where
-    it is given as sdpa, which would mask them apart."""
+    """The attention implementation for a layout. Shared prompts have their own, and so do packed samples if the
+    configuration says sdpa, which would need a mask to separate them."""
     if layout in SHARING:
         return NAME if layout == NAME else VARLEN
     packed = layout == "packed" and config.learner.attention == "sdpa"
@@ -266,8 +267,8 @@ def choose_attention(config: Config, layout: str, model_config: Any, device_type
 
 
 def load_meta_model(model: ModelConfig) -> Any:
-    """The model on torch's meta device, which has modules and sizes but no weights, from its configuration alone.
+    """The model on torch's meta device, from its configuration alone: modules and sizes, but no weights.
 
-    Raises `ValueError` as `load_model_config`.
+    Raises `ValueError` as `load_model_config` does.
     """
     return meta_model(load_model_config(model), f"model.name: {model.name}")

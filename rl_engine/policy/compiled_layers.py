@@ -1,4 +1,4 @@
-"""Decoder layers → those that torch has compiled, where that is worth its time and computes the same."""
+"""Decoder layers → layers compiled by torch, if that is worth the time and computes the same gradients."""
 
 from __future__ import annotations
 
@@ -17,48 +17,49 @@ from rl_engine.policy.base_model import attention_of
 from rl_engine.policy.logits import compiler_said
 
 WORTH_COMPILING = 100_000_000
-"""Parameters of a model whose passes are long enough: compiling takes 15 s at 1.5B in a process without vLLM (H200)."""
+"""Fewest parameters for which passes are long enough: compiling takes 15 s at 1.5B in a process without vLLM (H200)."""
 FORMS = 64
 MOVED = 0.01
 ADAPTERS = 3
-"""What is tried. A gradient of one number in which nearly all cancels is rounding in bfloat16: by itself that was up to
-three quarters of a tensor at rank 1. With other values it is another tensor's, and the least of three were 7 % (28 and
-64 layers, against float32, on a CPU)."""
+"""Number of random adapters on which gradients are compared. Where the terms of a gradient nearly cancel, bfloat16
+leaves mostly rounding: at rank 1, up to three quarters of a tensor. Other adapter values make that happen in other
+tensors, so each tensor's smallest error of the three counts; it was up to 7 % (28 and 64 layers, against float32, on a
+CPU)."""
 SAME_GRADIENT = 0.25
-"""Share by which gradients may differ and still be the same: what a compiler loses is missing as a whole, whatever the
-values are."""
+"""Relative difference up to which gradients count as the same. What a compiler loses is missing as a whole, whatever
+the values are."""
 
 
 class NotCompiledWarning(UserWarning):
-    """The layers stay as they are, and the learner's passes take longer."""
+    """The layers are not compiled, and the learner's passes take longer."""
 
 
 def is_worth_compiling(config: Config, model: nn.Module, device: torch.device) -> bool:
-    """Whether torch's compiler makes up for the time that it takes at a run's start: on a card, for a model of some
-    size whose layers are of one form, whatever the lengths of the samples in a micro-batch."""
+    """Whether compiling pays for the time it takes at the start of a run: on a GPU, for a model that is large enough
+    and whose layers all have the same form, whatever the lengths of the samples in a micro-batch."""
     if device.type != "cuda" or attention_of(config, device) != VARLEN:
         return False
-    # Each layer would be compiled anew: classes of its own cast its weights, or its adapter is not the next one's.
+    # Each layer would be compiled separately: its weights are cast by classes of its own, or its adapter is different.
     differ = config.method == "full" or config.lora.rank_pattern or config.lora.alpha_pattern
-    # Weights are gathered between the operations that would become one; experts are asked as the tokens say.
+    # Operations cannot be fused where ZeRO-3 gathers weights between them, or where the tokens choose the experts.
     parameters = dict(model.named_parameters())
     broken = config.learner.zero_stage == 3 or any("experts" in name for name in parameters)
     return not differ and not broken and sum(one.numel() for one in parameters.values()) >= WORTH_COMPILING
 
 
 def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> bool:
-    """Let torch compile the decoder layers for the passes that learn: a layer's small operations become few kernels.
+    """Compile the decoder layers for passes with gradients, which fuses a layer's small operations into a few kernels.
 
-    `tried` computes something that has a gradient, with the model. Where the compiler or what it has made does not work
-    here, or computes another gradient than the layers themselves, that is said and the layers stay as they are.
-    Whether they are compiled is returned.
+    `tried` runs the model and returns something differentiable. If the compiler or its output does not work here, or
+    gives other gradients than the plain layers, this warns and leaves the layers as they are.
+    Returns whether the layers are compiled.
     """
-    import torch._dynamo  # loads the compiler, so where it is used alone
+    import torch._dynamo  # imported only when used, as it loads the compiler
 
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     compiled = [_compiled_where_it_learns(layer.forward) for layer in layers]
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Beyond its limit torch leaves a layer as it is, and hardly says so. Runs of other ranks in this process count too.
+    # Past this limit torch stops compiling with barely a notice. Runs with other LoRA ranks in this process count too.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
     errors = []
     try:
@@ -68,8 +69,8 @@ def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> bool:
                 with _forwards(layers, compiled):
                     errors.append(shares_of_error(_gradients(tried, learned), expected))
     except torch.OutOfMemoryError:
-        raise  # of which the layers themselves take no less
-    except (RuntimeError, AssertionError) as raised:  # of the compiler, or of kernels that it made
+        raise  # the plain layers need no less memory
+    except (RuntimeError, AssertionError) as raised:  # from the compiler, or from kernels that it made
         said = f"torch.compile does not work here: {compiler_said(raised)}"
     else:
         error = float(torch.stack(errors).amin(dim=0).max())
@@ -84,7 +85,7 @@ def compile_layers(model: nn.Module, tried: Callable[[], Tensor]) -> bool:
 
 @contextlib.contextmanager
 def _forwards(layers: Sequence[Any], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
-    """Inside the block the layers compute by these."""
+    """Inside the block, the layers use these forward functions."""
     for layer, forward in zip(layers, forwards, strict=True):
         layer.forward = forward
     try:
@@ -100,8 +101,8 @@ def _gradients(tried: Callable[[], Tensor], learned: Sequence[nn.Parameter]) -> 
 
 @contextlib.contextmanager
 def _moved(parameters: Sequence[nn.Parameter], number: int) -> Iterator[None]:
-    """Other values inside the block, for each number: of an adapter as it begins, half has no gradient to be
-    compared."""
+    """Inside the block, perturb the parameters by random values seeded with `number`: in a freshly started adapter,
+    half of the parameters have no gradient to compare."""
     kept = [parameter.detach().clone() for parameter in parameters]
     draw = torch.Generator().manual_seed(number)
     with torch.no_grad():
@@ -116,15 +117,16 @@ def _moved(parameters: Sequence[nn.Parameter], number: int) -> Iterator[None]:
 
 
 def shares_of_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
-    """The share by which each tensor differs from that expected, by norms. What is a thousandth of the largest tensor
-    expected, or less, is compared with that: of it rounding may be the whole."""
+    """Relative error of each tensor, in norms. The denominator is at least a thousandth of the largest expected norm,
+    since tensors smaller than that may consist of rounding errors only."""
     norms = torch.stack([tensor.norm() for tensor in expected])
     differences = torch.stack([(one - other).norm() for one, other in zip(found, expected, strict=True)])
     return differences / norms.clamp_min(norms.max() / 1000)
 
 
 def _compiled_where_it_learns(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Passes without a gradient are few, and would each be compiled anew: with the adapter, and without."""
+    """Compile a forward function for passes with gradients only. Passes without are few, and would have to be compiled
+    separately, with the adapter and without."""
     compiled = torch.compile(forward, dynamic=True)
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Base model → one whose every weight learns: full fine-tuning, the reference arm of every claim about LoRA.
+"""Base model → a model with all weights trainable: full fine-tuning, the reference arm of every claim about LoRA.
 
-The weights that learn are float32, so that an update far below bfloat16's resolution is not lost; the forward pass
-computes in `model.dtype` with their cast values, which are what is published and what the sampler serves.
+The master weights are float32, so that updates far below bfloat16's resolution are not lost. The forward pass casts
+them to `model.dtype`, and the cast weights are what is published and what the sampler serves.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WEIGHTS = "model.safetensors"
 
 
 class _Cast(nn.Module):
-    """A weight as the forward pass sees it."""
+    """Casts a master weight for the forward pass."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def masters_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The float32 parameters, by the names they have in a checkpoint."""
+    """The float32 parameters, by their names in a checkpoint."""
     return {
         name.replace("parametrizations.", "").removesuffix(".original"): parameter
         for name, parameter in model.named_parameters()
@@ -54,7 +54,7 @@ def masters_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def write_model(directory: Path, tensors: dict[str, Tensor], model_config: Any, tokenizer: Any) -> None:
-    """Write an ordinary checkpoint, in the precision that the model's configuration states."""
+    """Write an ordinary checkpoint, in the precision stated in the model's configuration."""
     cast = {name: tensor.to(model_config.dtype).contiguous() for name, tensor in tensors.items()}
     save_file(cast, directory / WEIGHTS, metadata={"format": "pt"})
     model_config.save_pretrained(directory)
@@ -62,10 +62,10 @@ def write_model(directory: Path, tensors: dict[str, Tensor], model_config: Any, 
 
 
 class FullPolicy:
-    """Every weight of the model, and where a KL penalty needs it a frozen copy of what it was."""
+    """All weights of the model and, if there is a KL penalty, a frozen copy of the base model."""
 
     def __init__(self, config: Config, device: torch.device, load: LoadBase = load_causal_lm) -> None:
-        """`load` gives the frozen copy; weights that learn are nobody else's."""
+        """`load` loads the frozen copy; the trained weights are never shared."""
         self._config = config
         self.causal_lm: Any = load_causal_lm(config, device, torch.float32)
         compute_in(self.causal_lm, DTYPES[config.model.precision])

@@ -1,5 +1,5 @@
-"""A model's configuration → what it does to hidden · W before the softmax: multipliers, divisors, soft caps; and the
-softmax of a chunk of logits as a GPU computes it, in few passes."""
+"""A model's configuration → what it does to hidden · W before the softmax: multipliers, divisors, soft caps; and a
+softmax of a chunk of logits that takes few passes on a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What a factor in a text configuration does to the logits. transformers spells the same things in these ways.
+# Keys of transformers' text configurations → the multiplier of the logits that each stands for.
 MULTIPLIERS: dict[str, Callable[[float], float]] = {
     "logit_scale": lambda value: value,
     "lm_head_multiplier": lambda value: value,
@@ -27,7 +27,7 @@ CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitTransform:
-    """z = x / divisor, and with a cap c then z = c · tanh(x / (divisor · c)), of x = W h + b.
+    """With x = W h + b: z = x / divisor, or z = c · tanh(x / (divisor · c)) with a cap c.
 
     Example: `LogitTransform(divisor=8.0)` is Granite's, `LogitTransform(cap=30.0)` Gemma 2's.
     """
@@ -36,19 +36,19 @@ class LogitTransform:
     cap: float | None = None
 
     def tempered(self, temperature: float) -> LogitTransform:
-        """Followed by a division by the sampler's temperature."""
+        """This transform followed by a division by the sampler's temperature."""
         return LogitTransform(
             divisor=self.divisor * temperature, cap=None if self.cap is None else self.cap / temperature
         )
 
     def apply(self, raw_nV: Tensor) -> Tensor:
-        """[n, V] float32 → what the softmax is taken of."""
+        """[n, V] float32 raw logits → [n, V] logits to take the softmax of."""
         if self.divisor != 1:
             raw_nV = raw_nV / self.divisor
         return raw_nV if self.cap is None else torch.tanh(raw_nV / self.cap) * self.cap
 
     def cap_slope(self, logits_nV: Tensor) -> Tensor | None:
-        """[n, V] the derivative of the cap where it gave `logits_nV`; None without one."""
+        """[n, V] the cap's derivative at the point where it returned `logits_nV`; None without a cap."""
         return None if self.cap is None else 1 - (logits_nV / self.cap).square()
 
 
@@ -56,9 +56,9 @@ PLAIN = LogitTransform()
 
 
 def transform_of(model_config: Any) -> LogitTransform:
-    """What a model with this configuration does to its logits, as far as the configuration names it.
+    """What a model with this configuration does to its logits, as far as the configuration says.
 
-    `rl_engine/policy/agreement.py` finds out whether that is all.
+    `rl_engine/policy/agreement.py` checks that there is nothing more.
     """
     text = model_config.get_text_config()
     factors = {name: getattr(text, name, None) for name in MULTIPLIERS}
@@ -69,15 +69,15 @@ def transform_of(model_config: Any) -> LogitTransform:
     return LogitTransform(divisor=1 / multiplier, cap=caps[0] if caps else None)
 
 
-# On a GPU a logit takes part in a few thousand multiplications, 6 picoseconds of an H100's; written and read in float32
-# by one operation after the other it costs 45 bytes of traffic, 13 picoseconds. Compiled into one kernel each chunk is
-# read three times and written once, in 16 bits.
+# On a GPU a logit takes part in a few thousand multiplications, which is 6 picoseconds on an H100. Writing and reading
+# it in float32, one operation after another, costs 45 bytes of memory traffic, 13 picoseconds. Compiled into one
+# kernel, each chunk is read three times and written once, in 16 bits.
 
 Chunk = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def head_chunk(raw_nV: Tensor, target_n: Tensor, divisor: float, cap: float | None) -> Chunk:
-    """The policy of each row, and what each logit pulls.
+    """Log-probability and entropy of each row, and their gradients at the logits, up to sign and divisor.
 
     Args:
         raw_nV: [n, V] hidden · W + b.
@@ -87,7 +87,7 @@ def head_chunk(raw_nV: Tensor, target_n: Tensor, divisor: float, cap: float | No
 
     Returns:
         ([n] log-probability of the target and [n] entropy, nats, float32; [n, V] (onehot − p)·s and [n, V] p·(log p +
-        H)·s, in the precision of `raw_nV`), with s the cap's slope.
+        H)·s, in the precision of `raw_nV`), where s is the cap's slope.
     """
     logits_nV = raw_nV.float() / divisor
     slope_nV: Tensor | float = 1.0
@@ -99,14 +99,14 @@ def head_chunk(raw_nV: Tensor, target_n: Tensor, divisor: float, cap: float | No
     entropy_n = -(probs_nV * all_nV).sum(dim=-1)
     logprob_n = all_nV.gather(1, target_n[:, None]).squeeze(1)
     is_target_nV = torch.arange(raw_nV.shape[1], device=raw_nV.device) == target_n[:, None]
-    # The difference is formed before it is rounded: where a token is nearly certain little is left of it.
+    # Subtract before rounding: for a nearly certain token the difference is tiny.
     pull_nV = torch.where(is_target_nV, 1 - probs_nV, -probs_nV) * slope_nV
     entropy_pull_nV = probs_nV * (all_nV + entropy_n[:, None]) * slope_nV
     return logprob_n, entropy_n, pull_nV.to(raw_nV.dtype), entropy_pull_nV.to(raw_nV.dtype)
 
 
 def only(parts: int) -> Callable[..., tuple[Tensor, ...]]:
-    """`head_chunk` for its first results: what is not asked for is not written."""
+    """`head_chunk` limited to its first `parts` results; the others are never written to memory."""
 
     def first(raw_nV: Tensor, target_n: Tensor, divisor: float, cap: float | None) -> tuple[Tensor, ...]:
         return head_chunk(raw_nV, target_n, divisor, cap)[:parts]
@@ -115,17 +115,17 @@ def only(parts: int) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def compiler_said(error: Exception) -> str:
-    """The first lines of what torch's compiler says: which part of it failed, and why."""
+    """The first two lines of an error of torch's compiler: which part of it failed, and why."""
     return " ".join(str(error).strip().splitlines()[:2])
 
 
 @functools.cache
 def compiled(parts: int) -> Callable[..., tuple[Tensor, ...]]:
-    """`only(parts)` as one kernel; where torch's compiler does not work here, the same step by step, and it is said."""
+    """`only(parts)` as one kernel. If torch's compiler does not work here, it warns and runs uncompiled."""
     chosen: list[Any] = [torch.compile(only(parts), fullgraph=True)]
 
     def call(raw_nV: Tensor, target_n: Tensor, divisor: float, cap: float | None) -> tuple[Tensor, ...]:
-        # Chunks differ in rows, and are not to be compiled for each number of them.
+        # The number of rows varies between chunks; mark it dynamic to avoid recompiling for each.
         for tensor in (raw_nV, target_n):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         try:

@@ -1,6 +1,6 @@
-"""Hidden states → log-probabilities of the sampled tokens, in chunks: no [B, T, V] tensor is ever made.
+"""Hidden states → log-probabilities of the sampled tokens, in chunks: no [B, T, V] tensor is ever materialized.
 
-The legend of shapes is in `rl_engine/learner/advantages.py`; n of the N completion tokens are a chunk's.
+The legend of shapes is in `rl_engine/learner/advantages.py`; a chunk holds n of the N completion tokens.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch.utils.checkpoint import checkpoint
 from rl_engine.policy.logits import PLAIN, LogitTransform, compiled, transform_of
 from rl_engine.policy.micro_batch import MicroBatch
 
-# Float32 logits that are computed at once. On a GPU 512 rows keep its matrix units busy; more save launches, as long as
-# five copies of a chunk are little of the card's memory. On a CPU buffers beyond 32 MiB are taken from the system anew
-# each time, page by page, so a chunk stays below.
+# Float32 logits computed at once. On a GPU, 512 rows keep the matrix units busy; more rows save kernel launches, as
+# long as five copies of a chunk are a small part of its memory. On a CPU, buffers over 32 MiB are mapped from the
+# system again each time, page by page, so a chunk stays below that.
 CHUNK = 512
 CHUNK_BYTES = 512 * 2**20
 CPU_CHUNK_BYTES = 28 * 2**20
 
 
 def rows_at_once(vocabulary: int, device_type: str) -> int:
-    """Completion tokens whose logits are computed together, on `cpu` or `cuda`."""
+    """Number of completion tokens whose logits are computed together, on `cpu` or `cuda`."""
     if device_type != "cpu":
         return max(CHUNK, CHUNK_BYTES // (4 * vocabulary))
     return max(16, CPU_CHUNK_BYTES // (4 * vocabulary))
@@ -37,17 +37,17 @@ def _of_logits(logits_nV: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor, Ten
     """(log-probability of each target, entropy, all log-probabilities, all probabilities)."""
     all_nV = logits_nV.log_softmax(dim=-1)
     probs_nV = all_nV.exp()
-    # Σ p log p: where p underflows to zero the product is zero, not NaN, since log p stays finite.
+    # Σ p log p: if p underflows to zero, the product is zero and not NaN, since log p stays finite.
     entropy_n = -torch.linalg.vecdot(probs_nV, all_nV)
     return all_nV.gather(1, target_n[:, None]).squeeze(1), entropy_n, all_nV, probs_nV
 
 
 def _pull_of_targets(weight_VH: Tensor, probs_nV: Tensor, target_n: Tensor, slope_nV: Tensor | None) -> Tensor:
-    """[n, H] s_y W[y] − Σ_v p_v s_v W[v], with s the cap's slope, 1 without one; the divisor is left out.
+    """[n, H] s_y W[y] − Σ_v p_v s_v W[v], where s is the cap's slope (1 without a cap); the divisor is left out.
 
-    Where a token is nearly certain the two terms are nearly the same. In bfloat16 their rounding is then larger than
-    what is left of them, so that the difference (onehot − p) is formed first, in float32, and rounded once. In float32
-    the difference of the products has 5 digits left where p is 0.99.
+    For a nearly certain token the two terms nearly cancel. In bfloat16 their rounding errors would exceed the
+    difference, so (onehot − p) is computed first, in float32, and rounded once. In float32 the difference of the
+    products still has 5 digits at p = 0.99.
     """
     if weight_VH.dtype == torch.float32 and slope_nV is None:
         return weight_VH[target_n] - probs_nV @ weight_VH
@@ -60,7 +60,7 @@ def _pull_of_targets(weight_VH: Tensor, probs_nV: Tensor, target_n: Tensor, slop
 def _frozen_chunk(
     raw_nV: Tensor, target_n: Tensor, weight_VH: Tensor, transform: LogitTransform, parts: int
 ) -> tuple[Tensor, ...]:
-    """The first `parts` of: [n] log-probabilities, [n] entropies, and [n, H] what each pulls at the hidden states."""
+    """The first `parts` of: [n] log-probabilities, [n] entropies, and [n, H] their gradients at the hidden states."""
     if raw_nV.is_cuda and raw_nV.dtype != torch.float32:
         logprob_n, entropy_n, *pulls = compiled(parts)(raw_nV, target_n, transform.divisor, transform.cap)
         signed = zip(pulls, (transform.divisor, -transform.divisor), strict=False)
@@ -83,8 +83,8 @@ class _FrozenHead(torch.autograd.Function):
     """log p(y_i) = z_i[y_i] − logsumexp(z_i) and H_i = −Σ_v p_v log p_v with z_i = t(W h_i + b), W and b frozen.
 
     With s_v = t'(W[v] h_i + b_v): ∂log p(y_i)/∂h_i = s_y W[y_i] − Σ_v p_v s_v W[v] and ∂H_i/∂h_i = −Σ_v p_v (log p_v +
-    H_i) s_v W[v]: one vector of the hidden size a token each. They are computed while the chunk's probabilities are at
-    hand, so that the backward pass needs no logits again.
+    H_i) s_v W[v]. Each is one vector of the hidden size per token. They are computed in the forward pass, while the
+    chunk's probabilities are available, so that the backward pass does not recompute logits.
     """
 
     @staticmethod
@@ -121,10 +121,10 @@ class _FrozenHead(torch.autograd.Function):
 
 
 class _TrainedHead(torch.autograd.Function):
-    """As `_FrozenHead`, where W learns: with g = ∂L/∂log p(y_i) and e = ∂L/∂H_i of a row, what is pulled at its logits
-    is d_v = (g (1[v = y] − p_v) − e p_v (log p_v + H)) t'_v, ∂L/∂h = d W and ∂L/∂W = Σ_i d_i h_iᵀ.
+    """Same as `_FrozenHead`, but W is trained. With g = ∂L/∂log p(y_i) and e = ∂L/∂H_i of a row, the gradient at its
+    logits is d_v = (g (1[v = y] − p_v) − e p_v (log p_v + H)) t'_v; ∂L/∂h = d W and ∂L/∂W = Σ_i d_i h_iᵀ.
 
-    The logits are computed again in the backward pass. The sum over chunks is float32 and rounded once.
+    The backward pass recomputes the logits. The sum over chunks is float32 and rounded once.
     """
 
     @staticmethod
@@ -187,9 +187,9 @@ def token_logprobs(
         hidden_NH: [N, H] last hidden states at the positions that predict the targets.
         weight_VH: [V, H] output embedding, frozen.
         target_N: [N] token ids.
-        temperature: of the sampler; the policy is the tempered distribution.
-        bias_V: [V] of the output embedding, where it has one, frozen.
-        transform: what the model makes of hidden · W + b.
+        temperature: the sampler's; the policy is the tempered distribution.
+        bias_V: [V] bias of the output embedding, if it has one, frozen.
+        transform: what the model does to hidden · W + b.
         learn_entropy: whether the entropy carries a gradient.
 
     Returns:
@@ -209,7 +209,7 @@ def token_logprobs_of_trained_head(
     rows: int = CHUNK,
     transform: LogitTransform = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """As `token_logprobs`, for a head that learns too: each chunk's logits are computed again in the backward pass."""
+    """Same as `token_logprobs`, for a trainable head: the backward pass recomputes each chunk's logits."""
     tempered = transform.tempered(temperature)
 
     def of_chunk(hidden_nH: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,17 +224,17 @@ def token_logprobs_of_trained_head(
 
 
 def decoder_of(causal_lm: Any) -> Any:
-    """What makes the last hidden states: the language model alone where there are others beside it."""
+    """The module that returns the last hidden states: in a multimodal model, the language model's decoder alone."""
     decoder = causal_lm.get_decoder()
-    # Where transformers finds none under a name that it knows, it names the whole model (Llama 4).
+    # If transformers finds no decoder under a name it knows, it returns the whole model (Llama 4).
     if decoder is causal_lm:
         return causal_lm.model
     return decoder_of(decoder) if getattr(decoder, "lm_head", None) is not None else decoder
 
 
 class LogprobModel(nn.Module):
-    """A causal language model of transformers, with or without LoRA layers in it, that answers with
-    log-probabilities of completion tokens."""
+    """Wraps a causal language model of transformers, with or without LoRA layers, to return the log-probabilities of
+    completion tokens."""
 
     def __init__(self, causal_lm: Any, temperature: float, *, learn_entropy: bool = False) -> None:
         super().__init__()
@@ -244,8 +244,9 @@ class LogprobModel(nn.Module):
         self.transform = transform_of(causal_lm.config)
 
     def train(self, mode: bool = True) -> LogprobModel:
-        """The sampled policy is the model as it is evaluated. Some families draw dropout, jitter or whole experts in
-        their training mode, whatever their configuration says: it is for what recomputes its activations alone."""
+        """Keep the model in evaluation mode, since that is the policy being sampled: in training mode some families
+        apply dropout or jitter or drop whole experts, whatever their configuration says. Only modules with gradient
+        checkpointing enter training mode, which they need to recompute activations."""
         super().train(mode)
         self.causal_lm.eval()
         for module in self.causal_lm.modules():
@@ -259,19 +260,20 @@ class LogprobModel(nn.Module):
 
     @property
     def head_is_frozen(self) -> bool:
-        """Whether the output embedding is just a matrix: nothing learns it, and no adapter is in front of it."""
+        """Whether the output embedding is a plain frozen matrix, without an adapter."""
         return type(self.head) is nn.Linear and not self.head.weight.requires_grad
 
     @property
     def head_is_cast(self) -> bool:
-        """Whether the output embedding is a matrix that learns in float32 and is read in 16 bits."""
+        """Whether the output embedding is a matrix that is trained in float32 and cast to 16 bits when read."""
         return isinstance(self.head, nn.Linear) and parametrize.is_parametrized(self.head, "weight")
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """([N] log-probabilities, [N] entropies) of the batch's completion tokens, in nats."""
         inputs = batch.model_inputs(self.causal_lm.config)
         hidden_BTH = decoder_of(self.causal_lm)(**inputs, use_cache=False).last_hidden_state
-        # The first tokens of a group share a position; the gradient of indexing by `[]` would be added in any order.
+        # The first tokens of a group share a source position; with `[]` indexing, their gradients would be accumulated
+        # in nondeterministic order.
         hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, batch.source_N)
         if self.head_is_frozen:
             return token_logprobs(
@@ -284,7 +286,7 @@ class LogprobModel(nn.Module):
                 learn_entropy=self.learn_entropy,
             )
         if self.head_is_cast:
-            # Cast here, once a pass, and not for each chunk forward and backward.
+            # Cast once per pass here, rather than for each chunk, forward and backward.
             logprob_N, entropy_N = _TrainedHead.apply(  # type: ignore[no-untyped-call]
                 hidden_NH,
                 self.head.weight,

@@ -1,4 +1,4 @@
-"""`method` → what is trained: the table of the ways to change a model."""
+"""`method` → what is trained: the table of training methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is trained: the seam between the learner and the ways to change a model."""
+"""What is trained: the interface between the learner and the training methods."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ LogprobFunction = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 
 
 class TrainablePolicy(Protocol):
-    """A causal language model, which of its parameters learn, and how they are published."""
+    """A causal language model, which of its parameters are trained, and how they are published."""
 
     causal_lm: Any
     parameters: dict[str, nn.Parameter]
-    """What learns, float32, by the names it is published under."""
+    """The trainable parameters, float32, by published name."""
     has_base: bool
-    """Whether the base model is at hand to be compared with."""
+    """Whether the base model is available for comparison."""
 
     def describe(self) -> str:
-        """For people: what is trained, in numbers."""
+        """What is trained, in numbers, for the console."""
         ...
 
     def param_groups(self) -> list[tuple[float, list[nn.Parameter]]]:
-        """Every parameter that learns once, in groups: (multiple of `optim.lr`, parameters)."""
+        """Groups of (multiple of `optim.lr`, parameters) that contain every trainable parameter once."""
         ...
 
     def begin(self, passes: Iterator[Callable[[], Any]]) -> None:
-        """Take the first values from another adapter, or from the model's activations in forward passes over the run's
-        prompts, where the method asks for that; nothing otherwise. Not for a run that goes on from a checkpoint."""
+        """Set the initial values, if the method takes them from another adapter or from the model's activations in
+        `passes` (forward passes over the run's prompts). Not called for a run that resumes from a checkpoint."""
         ...
 
     def as_base(self, policy: LogprobFunction) -> AbstractContextManager[LogprobFunction]:
-        """Inside the block, what answers with log-probabilities under the base model. `policy` does under what is
-        trained. Only where `has_base`."""
+        """Give, inside the block, a function that computes log-probabilities under the base model; `policy` computes
+        them under the trained one. Only if `has_base`."""
         ...
 
     def shard_base(self, shard: Callable[[nn.Module], Any]) -> None:
-        """Let `shard` spread over the ranks what is kept of the base model besides what is trained."""
+        """Use `shard` to distribute a separate copy of the base model, if there is one, over the ranks."""
         ...
 
     def prepare_for_zero3(self) -> list[tuple[nn.Module, nn.Parameter]]:
-        """(module, parameter) pairs where a module's own forward pass reads a parameter of another."""
+        """(module, parameter) pairs in which the module's forward pass reads a parameter of another module."""
         ...
 
     def write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
-        """Write a version, from float32 tensors on the CPU, gathered from all ranks."""
+        """Write a version from float32 tensors on the CPU, gathered from all ranks."""
         ...
 
     def manifest_entries(self) -> dict[str, Any]:
-        """What the manifest says of every version."""
+        """What the manifest of every version says."""
         ...

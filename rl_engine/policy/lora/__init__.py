@@ -1,1 +1,1 @@
-"""Base model → base model with an adapter that learns: where it starts, how it computes, and the files it is."""
+"""Base model → base model with a trainable adapter: how it starts, how it computes, and its files."""

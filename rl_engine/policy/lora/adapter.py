@@ -1,4 +1,4 @@
-"""Model → model with a LoRA adapter that learns, and the files it is published as."""
+"""Model → model with a trainable LoRA adapter, and the files it is published as."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from rollout.config import ModelConfig
 from rollout.models import locate_model
 
 NUMBERS = "numbers"
-"""Name of what learns where all layers share it, in checkpoints."""
+"""Name, in checkpoints, of the trained numbers that all layers share."""
 
 
 def describe_adapter(config: LoraConfig, coverage: Coverage) -> str:
-    """For people: what the adapter is, in numbers."""
+    """The adapter in numbers, for the console."""
     scale = f"alpha {config.alpha:g}" + (" over √rank" if config.rslora else "")
     start = f", continued from {config.start_from}" if config.start_from else ""
     if config.is_tiny:
@@ -59,7 +59,7 @@ def peft_config_for(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
     experts = [path for path, layer in matched.items() if layer.experts]
     by_weight = [path for path, layer in matched.items() if not layer.experts and is_by_weight(model, path)]
     linears = [path for path in matched if path not in {*experts, *by_weight}]
-    # Leaf names where they mean just these layers, so that adapter_config.json stays readable.
+    # Use leaf names if they match exactly these layers, so that adapter_config.json stays readable.
     leaves = sorted({path.rpartition(".")[2] for path in linears})
     named = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in leaves}
     exact = bool(leaves) and named == set(linears)
@@ -69,7 +69,7 @@ def peft_config_for(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
     peft_config = PeftLoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=config.rank,
-        # PEFT calls it an integer and divides by the rank: fractions work, whole numbers are written as such.
+        # PEFT types it as an integer but only divides it by the rank, so fractions work. Whole numbers stay integers.
         lora_alpha=int(config.alpha) if config.alpha.is_integer() else config.alpha,  # type: ignore[arg-type]
         target_modules=leaves if exact else linears,
         target_parameters=[*experts, *weights] or None,
@@ -85,10 +85,10 @@ def peft_config_for(model: nn.Module, config: LoraConfig) -> PeftLoraConfig:
 
 
 def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftModel, Coverage]:
-    """Freeze the model and add the adapter, in float32: with the default start A uniform in ±1/√d_in, B zero; scale
-    α/r.
+    """Freeze the model and add the adapter, in float32, with scale α/r. With the default start, A is uniform in
+    ±1/√d_in and B is zero.
 
-    What is drawn is drawn from `seed` and nothing else. The weights of the model stay as they are.
+    Random values depend only on `seed`. The model's weights are unchanged.
     """
     coverage = coverage_of(model, config)
     converted = STARTS[config.init].served == "converted"
@@ -97,9 +97,9 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> tuple[PeftMo
         if parameter.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the base model is {parameter.dtype} at {name}; bfloat16 and float32 are supported")
     with torch.random.fork_rng(), warnings.catch_warnings():
-        # An adapter of the output embedding alone is what is wanted where it is tied to the input's.
+        # With tied embeddings, adapting only the output embedding is intended.
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        # PEFT looks among modules alone for what a rank is given to; the count below sees that weights got theirs.
+        # PEFT searches only modules for the keys of these patterns; the count below checks that weights got theirs.
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         torch.manual_seed(seed)
         with unchanged(model, coverage.modules if converted else ()):
@@ -121,7 +121,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
-    """The trained parameters under the names PEFT saves them by, or the numbers that all layers share under theirs."""
+    """The trained parameters by the names PEFT saves them under; numbers that all layers share are under `NUMBERS`."""
     return {
         NUMBERS if name.endswith(f".{NUMBERS}") else name.replace(".default.weight", ".weight"): parameter
         for name, parameter in model.named_parameters()
@@ -130,14 +130,14 @@ def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
 
 
 def peft_config_of(model: PeftModel, config: LoraConfig, base_model: str) -> dict[str, Any]:
-    """What goes into adapter_config.json: PEFT's own fields of the adapter as it is served, which loads as a plain
-    LoRA whatever it started from."""
+    """The content of adapter_config.json: PEFT's own fields for the served adapter, which loads as a plain LoRA
+    whatever its start."""
     fields = model.peft_config["default"].to_dict()
     fields["base_model_name_or_path"] = base_model
     fields["inference_mode"] = True
     ranks = config.served_factor
     if ranks > 1:
-        # The published adapter has the scale of the trained one: α/r, or α/√r.
+        # The published adapter keeps the scale of the trained one: α/r, or α/√r.
         alphas = math.sqrt(ranks) if config.rslora else ranks
         fields |= {"init_lora_weights": True, "r": ranks * fields["r"], "lora_alpha": alphas * fields["lora_alpha"]}
         fields["rank_pattern"] = {name: ranks * rank for name, rank in fields["rank_pattern"].items()}
@@ -146,7 +146,7 @@ def peft_config_of(model: PeftModel, config: LoraConfig, base_model: str) -> dic
 
 
 def served_tensors(model: PeftModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The adapter as it is served, from what learns, by the same names."""
+    """The served adapter's tensors, computed from the trained ones, by the same names."""
     served = {name: tensor for name, tensor in tensors.items() if name != NUMBERS}
     for path, layer in lora_layers(model).items():
         factors = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
@@ -156,7 +156,7 @@ def served_tensors(model: PeftModel, tensors: dict[str, Tensor]) -> dict[str, Te
 
 
 def write_adapter(directory: Path, model: PeftModel, config: LoraConfig, base: str, tensors: dict[str, Tensor]) -> None:
-    """Write an adapter in PEFT's format, from what learns. `base` is the name of the base model."""
+    """Write an adapter in PEFT's format, from the trained tensors. `base` is the name of the base model."""
     contiguous = {name: tensor.contiguous() for name, tensor in served_tensors(model, tensors).items()}
     save_file(contiguous, directory / PEFT_WEIGHTS, metadata={"format": "pt"})
     peft_config = peft_config_of(model, config, locate_model(base))
@@ -164,13 +164,12 @@ def write_adapter(directory: Path, model: PeftModel, config: LoraConfig, base: s
 
 
 def manifest_entries(config: LoraConfig) -> dict[str, Any]:
-    """What the manifest says of every version of an adapter."""
+    """What the manifest of every version of an adapter says."""
     return {"kind": "lora", "rank": config.served_rank, "weights": PEFT_WEIGHTS}
 
 
 def check_adapter(model: ModelConfig, config: LoraConfig, seed: int, *, begins: bool = True) -> None:
-    """Raises what `add_adapter` would raise, and where the run begins `go_on_from`, from the shapes of the model
-    alone."""
+    """Raise what `add_adapter` would raise, and `go_on_from` if the run `begins`, from the model's shapes alone."""
     shapes = load_meta_model(model)
     coverage_of(shapes, config)
     refuse_experts(shapes, config)
@@ -180,7 +179,7 @@ def check_adapter(model: ModelConfig, config: LoraConfig, seed: int, *, begins: 
 
 
 def refuse_experts(model: nn.Module, config: LoraConfig) -> None:
-    """Raises `ValueError` for a start that is made for linear layers, in a model with experts."""
+    """Raise `ValueError` for a start that only works on linear layers, in a model with experts."""
     if config.init != "default" and any(
         layer.experts or is_by_weight(model, path) for path, layer in match_targets(model, config.targets).items()
     ):
@@ -188,14 +187,14 @@ def refuse_experts(model: nn.Module, config: LoraConfig) -> None:
 
 
 def go_on_from(model: PeftModel, config: LoraConfig, base: str) -> None:
-    """Begin with the adapter of `lora.start_from`, if there is one."""
+    """Copy in the adapter of `lora.start_from`, if there is one."""
     if config.start_from is not None:
         tensors = read_adapter(Path(config.start_from), base, peft_config_of(model, config, base))
         copy_adapter(adapter_parameters(model), tensors, config.start_from)
 
 
 def param_groups(parameters: dict[str, nn.Parameter], config: LoraConfig) -> list[tuple[float, list[nn.Parameter]]]:
-    """LoRA+ (Hayou et al. 2024): B learns at `lora.plus_ratio` times the rate of A.
+    """LoRA+ (Hayou et al. 2024): B has `lora.plus_ratio` times the learning rate of A.
 
     See `TrainablePolicy.param_groups`.
     """
@@ -207,7 +206,7 @@ def param_groups(parameters: dict[str, nn.Parameter], config: LoraConfig) -> lis
 
 
 class LoraPolicy:
-    """A frozen model with an adapter that learns; the base model is the same with the adapter switched off."""
+    """A frozen model with a trainable adapter. The base model is the same model with the adapter switched off."""
 
     has_base = True
 

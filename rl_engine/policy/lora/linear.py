@@ -1,8 +1,8 @@
 """Hidden states → those of a linear layer with a LoRA update, in two passes over the output instead of PEFT's five.
 
-The update is computed in the layer's own precision, from the very values the sampler is given: the adapter is float32,
-and its cast to bfloat16 is what vLLM makes of it when it loads it. Shapes: N positions, I inputs and O outputs of the
-layer, R its rank, M trained numbers that layers share.
+The update is computed in the layer's own precision, from exactly the values that the sampler uses: the adapter is
+float32, and vLLM casts it to bfloat16 in the same way when it loads it. Shapes: N positions, I inputs and O outputs of
+the layer, R its rank, M trained numbers that the layers share.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 CARD_STEP = 8
-"""A card's fast matrix products take 16-bit rows that begin at multiples of 16 bytes: at rank 1 those for any row took
-11 % of a pass (1.5B, H200), half as much again as at rank 8."""
+"""A GPU's fast 16-bit matrix products need rows aligned to 16 bytes. At rank 1 the unaligned kernels took 11 % of a
+pass (1.5B, H200), half as much again as at rank 8."""
 
 
 class _LoraLinear(torch.autograd.Function):
     """y = x Wᵀ + b + s · (x Aᵀ) Bᵀ with W and b frozen.
 
-    With g = ∂L/∂y: ∂L/∂B = s · gᵀ (x Aᵀ), ∂L/∂A = (s · g B)ᵀ x, ∂L/∂x = g W + (s · g B) A. Both sums are accumulated by
-    the matrix product itself, so that no intermediate has the size of x or y.
+    With g = ∂L/∂y: ∂L/∂B = s · gᵀ (x Aᵀ), ∂L/∂A = (s · g B)ᵀ x, ∂L/∂x = g W + (s · g B) A. The matrix products
+    accumulate into y and ∂L/∂x in place, so that there is no further intermediate of the size of x or y.
     """
 
     @staticmethod
@@ -52,10 +52,10 @@ class _LoraLinear(torch.autograd.Function):
 
 
 class _CardLoraLinear(torch.autograd.Function):
-    """The same on a card, where a pass at rank 1 waits for the host, which takes 20 µs to ask for a kernel (H200).
+    """The same on a GPU, where a pass at rank 1 is bound by the host, which takes 20 µs to launch a kernel (H200).
 
-    A and B come in float32: they are cast and filled up here, where autograd takes no note of it. The products scale
-    by themselves, which rounds once less.
+    A and B arrive in float32 and are cast and padded in here, where autograd does not record it. The products apply the
+    scale themselves, which saves one rounding.
     """
 
     @staticmethod
@@ -66,7 +66,7 @@ class _CardLoraLinear(torch.autograd.Function):
         low_NP = x_NI @ a_PI.T
         y_NO = torch.nn.functional.linear(x_NI, weight_OI, bias_O)
         if torch.compiler.is_compiling():
-            # That of torch 2.11 computes a gradient of zero for what is changed in its place here.
+            # The compiler of torch 2.11 computes a gradient of zero for the in-place version.
             y_NO = torch.addmm(y_NO, low_NP, b_OP.T, alpha=scale)
         else:
             y_NO.addmm_(low_NP, b_OP.T, alpha=scale)
@@ -90,13 +90,13 @@ class _CardLoraLinear(torch.autograd.Function):
 
 
 def _scaled(scale: float, left: Tensor, right: Tensor) -> Tensor:
-    """The product times `scale`, in one kernel: what it would be added to counts for nothing."""
+    """The product times `scale`, in one kernel; with beta=0 the addend is ignored."""
     return torch.addmm(right.new_empty(()), left, right, beta=0, alpha=scale)
 
 
 def padded(a_RI: Tensor, b_OR: Tensor, dtype: torch.dtype, step: int) -> tuple[Tensor, Tensor]:
-    """The same update in that precision, at the next rank P that is a multiple of `step`: what is added is zero, and
-    learns nothing."""
+    """The same update in `dtype`, with zeros padding the rank to P, the next multiple of `step`. The padding is not
+    trained."""
     rank, inputs = a_RI.shape
     more = -rank % step
     if not more:
@@ -108,7 +108,7 @@ def padded(a_RI: Tensor, b_OR: Tensor, dtype: torch.dtype, step: int) -> tuple[T
 
 
 class LoraLinear(PeftLoraLinear):
-    """PEFT's LoRA layer with its own forward pass. Names, initial values and files are PEFT's."""
+    """PEFT's LoRA layer with a forward pass of our own. Names, initial values and files are PEFT's."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         (adapter,) = self.active_adapters
@@ -125,15 +125,15 @@ class LoraLinear(PeftLoraLinear):
         return y_NO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
     def remember_start(self) -> None:
-        """Take what the adapter is now off it from here on: the layer is then what it was without one."""
+        """Subtract the adapter's current value from now on, so that the layer first computes the same as the base."""
         (adapter,) = self.active_adapters
         parts: dict[str, Any] = {"start_a": self.lora_A[adapter], "start_b": self.lora_B[adapter]}
         for name, layer in parts.items():
             self.register_buffer(name, layer.weight.detach().clone(), persistent=False)
 
     def tie(self, numbers_M: nn.Parameter, a_RI: Tensor, b_OR: Tensor, projections_MRR: Tensor) -> None:
-        """Let nothing but `numbers_M`, which all layers share, learn from here on: see `lora.start.tie_to_numbers`."""
-        # Gone, and not frozen: PEFT lets A and B learn again whenever it switches an adapter off and on.
+        """Make `numbers_M`, which all layers share, the only trainable parameters: see `lora.start.tie_to_numbers`."""
+        # Removed rather than frozen: PEFT unfreezes A and B whenever it switches an adapter off and on.
         self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
         self.numbers = numbers_M
         for name, tensor in (("fixed_a", a_RI), ("fixed_b", b_OR), ("projections", projections_MRR)):
@@ -141,11 +141,11 @@ class LoraLinear(PeftLoraLinear):
 
     @property
     def is_tied(self) -> bool:
-        """Whether what learns is shared with other layers."""
-        return "numbers" in self._parameters  # `hasattr` of a module costs 10 µs where the answer is no
+        """Whether the trained numbers are shared with other layers."""
+        return "numbers" in self._parameters  # `hasattr` on a module costs 10 µs when the answer is no
 
     def learned(self) -> tuple[nn.Parameter, ...]:
-        """What learns of it: A and B, or the numbers that it shares."""
+        """The layer's trainable parameters: A and B, or the shared numbers."""
         if self.is_tied:
             return (self.numbers,)
         (adapter,) = self.active_adapters
@@ -153,8 +153,8 @@ class LoraLinear(PeftLoraLinear):
         return learned  # type: ignore[no-any-return]
 
     def served(self, *learned: Tensor) -> tuple[Tensor, Tensor]:
-        """The adapter as it is served, from what learns: with a remembered start [A; A₀] and [B, −B₀], with shared
-        numbers Vᵀ and UΣ(Σᵢ vᵢ Pᵢ)."""
+        """The served factors, computed from the trained tensors: [A; A₀] and [B, −B₀] with a remembered start, Vᵀ and
+        UΣ(Σᵢ vᵢ Pᵢ) with shared numbers, otherwise A and B."""
         names = ("fixed_a", "fixed_b", "projections") if self.is_tied else ("start_a", "start_b")
         kept = [self.get_buffer(name).to(learned[0].device) for name in names if name in self._buffers]
         if self.is_tied:
@@ -167,5 +167,5 @@ class LoraLinear(PeftLoraLinear):
         return torch.cat([a_RI, start_a]), torch.cat([b_OR, -start_b], dim=1)
 
     def outer_parameters(self) -> list[Any]:
-        """Parameters of its parts that its own forward pass reads: what ZeRO-3 must gather for it."""
+        """Parameters of submodules that this layer's own forward pass reads, which ZeRO-3 must gather for it."""
         return [*self.get_base_layer().parameters(), *self.learned()]

@@ -1,4 +1,4 @@
-"""Base model, prompts or another adapter → where an adapter starts."""
+"""Base model, prompts or another adapter → the initial values of an adapter."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rollout.adapters import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, AdapterError, 
 from rollout.models import model_title
 from rollout.peft_format import FACTOR, rank_and_scale, read_peft
 
-# Activations that EVA looks at: some times the largest useful rank, and small beside the model.
+# Number of activations that EVA uses: several times the largest useful rank, and small compared with the model.
 EVA_TOKENS = 1024
 
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module, paths: tuple[str, ...]) -> Iterator[None]:
-    """Keep the weights of these layers as they were before the block, in the memory where they were.
+    """Restore the weights of these layers after the block, in the same memory. Inside the block the layers use copies.
 
-    PEFT's SVD starts take the initial update off the base weights, some in place. Here the base stays what it is, for
-    the sampler serves it, the KL is taken to it, and other runs may share it; the initial update is taken off in the
-    adapter. Inside the block the layers have copies.
+    PEFT's SVD starts subtract the initial update from the base weights, some of them in place. Here the base must not
+    change: the sampler serves it, the KL is measured against it, and other runs may share it. The initial update is
+    subtracted in the adapter instead.
     """
     layers: list[Any] = [model.get_submodule(path) for path in paths]
     before = [layer.weight.data for layer in layers]
@@ -43,7 +43,7 @@ def fit_to_activations(layers: Mapping[str, Any], passes: Iterator[Callable[[], 
 
     Args:
         layers: LoRA layers by path.
-        passes: forward passes over the prompts, made until every layer has seen `EVA_TOKENS` tokens.
+        passes: forward passes over the prompts; they run until every layer has seen `EVA_TOKENS` tokens.
     """
     seen: dict[str, list[Tensor]] = {path: [] for path in layers}
     hooks = [
@@ -70,8 +70,8 @@ def fit_to_activations(layers: Mapping[str, Any], passes: Iterator[Callable[[], 
 
 
 def leading_directions(x_NI: Tensor, rank: int) -> Tensor:
-    """[rank, I] right singular vectors of the largest singular values, from the eigenvectors of the smaller of XᵀX and
-    XXᵀ: several times as fast as a singular value decomposition."""
+    """[rank, I] right singular vectors of the largest singular values, computed from the eigenvectors of the smaller of
+    XᵀX and XXᵀ: several times as fast as a singular value decomposition."""
     if x_NI.shape[0] >= x_NI.shape[1]:
         leading_IR: Tensor = torch.linalg.eigh(x_NI.T @ x_NI).eigenvectors[:, -rank:].flip(1)
         return leading_IR.T
@@ -81,17 +81,17 @@ def leading_directions(x_NI: Tensor, rank: int) -> Tensor:
 
 @torch.no_grad()
 def tie_to_numbers(layers: Mapping[str, Any], count: int, seed: int) -> None:
-    """TinyLoRA (Morris et al. 2026, arXiv 2602.04118): W + s · U Σ (Σᵢ vᵢ Pᵢ) Vᵀ, and only v learns.
+    """TinyLoRA (Morris et al. 2026, arXiv 2602.04118): W + s · U Σ (Σᵢ vᵢ Pᵢ) Vᵀ, where only v is trained.
 
-    U Σ Vᵀ is the weight's best approximation of the layer's rank R, Pᵢ are fixed random [R, R] matrices of each layer,
-    normal with variance 1/R, and v has `count` numbers, zero at first, that all layers share. s is the scale of every
-    adapter here, α/r; the paper has none. PEFT's module has √Σ on both sides of the sum in place of Σ before it: the
-    same span, and at rank 1 the same update.
+    U Σ Vᵀ is the weight's best approximation at the layer's rank R. The Pᵢ are fixed random [R, R] matrices, drawn for
+    each layer from a normal distribution with variance 1/R. v has `count` numbers that all layers share and that start
+    at zero. s is α/r, the scale of every adapter here; the paper has none. PEFT's module has √Σ on both sides of the
+    sum instead of Σ before it: the same span and, at rank 1, the same update.
 
     Args:
-        layers: LoRA layers by path, over base weights that are whole.
-        count: how many numbers learn.
-        seed: what the Pᵢ are drawn from, layer after layer.
+        layers: LoRA layers by path, over unsharded base weights.
+        count: number of trained numbers.
+        seed: seed of the Pᵢ, which are drawn layer by layer.
     """
     devices = {layer.get_base_layer().weight.device for layer in layers.values()}
     numbers_M = nn.Parameter(torch.zeros(count, device=devices.pop()))
@@ -100,8 +100,8 @@ def tie_to_numbers(layers: Mapping[str, Any], count: int, seed: int) -> None:
         weight_OI: Tensor = layer.get_base_layer().weight.double()
         rank = len(layer.lora_A["default"].weight)
         v_RI = leading_directions(weight_OI, rank)
-        # A library may give any direction or its opposite, and P tells them apart: a run that is resumed elsewhere
-        # must find those it began with.
+        # A singular vector's sign is arbitrary and differs between libraries, but matters once multiplied by P. Fix it,
+        # so that a run resumed on another machine finds the same directions.
         v_RI *= v_RI.gather(1, v_RI.abs().argmax(1, keepdim=True)).sign()
         projections_MRR = torch.randn(count, rank, rank, generator=generator) / rank**0.5
         # U Σ = W V.
@@ -110,15 +110,15 @@ def tie_to_numbers(layers: Mapping[str, Any], count: int, seed: int) -> None:
 
 
 def read_adapter(directory: Path, base_model: str, own_config: dict[str, Any]) -> dict[str, Tensor]:
-    """The float32 tensors of an adapter to go on from, by the names PEFT saves them under.
+    """The float32 tensors of an adapter to start from, by the names PEFT saves them under.
 
     Args:
         directory: where the adapter is.
-        base_model: name of the model that is trained on here.
-        own_config: what adapter_config.json says of the adapter that is to go on.
+        base_model: name of this run's base model.
+        own_config: adapter_config.json of this run's adapter.
 
-    Raises `AdapterError` when its files are not what its manifest states, when it is no plain LoRA, when it was trained
-    on another base model, or when the scale (alpha / rank) of a module is another.
+    Raises `AdapterError` if the files do not match their manifest, or if the adapter is not a plain LoRA, was trained
+    on another base model, or has another scale (alpha / rank) in some module.
     """
     manifest = read_manifest(directory) if (directory / MANIFEST).is_file() else {}
     peft_config = read_peft(directory, "lora.start_from")

@@ -1,4 +1,4 @@
-"""Model → the layers that an adapter touches, and how many parameters that comes to."""
+"""Model → the layers that an adapter covers, and the number of its parameters."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from rollout.models import said_of_layers
 PRESETS = ("all", "mlp", "attention")
 HEAD = "+lm_head"
 SHARED = "shared by all"
-"""The kind of what learns but is of no layer."""
+"""The group name of trained parameters that belong to no single layer."""
 
 
 class LayerSize(NamedTuple):
-    """The sizes of what a target maps: a linear layer, or the stacked layers of a mixture's experts."""
+    """The sizes of a target: a linear layer, or the stacked layers of a mixture's experts."""
 
     inputs: int
     outputs: int
@@ -38,7 +38,7 @@ class LayerSize(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """What an adapter touches.
+    """The layers that an adapter covers, and its numbers of parameters.
 
     Example: `Coverage(modules=("model.layers.0.mlp.up_proj", …), trainable=27648, total=1_800_000, …)`
     """
@@ -46,9 +46,9 @@ class Coverage:
     modules: tuple[str, ...]
     trainable: int
     published: int
-    """Values of A and B in the published adapter."""
+    """Number of values in A and B of the published adapter."""
     fixed: int
-    """Values that are kept beside what learns: a start that is taken off, or directions and projections."""
+    """Number of values kept besides the trained ones: a start to subtract, or directions and projections."""
     total: int
     """Parameters of the base model."""
     by_group: dict[str, int]
@@ -72,14 +72,14 @@ def group_of(module: str) -> str:
 
 
 def adaptable(model: nn.Module) -> dict[str, LayerSize]:
-    """Every linear layer of the language model but the output embedding, and every stack of experts, by path."""
+    """Every linear layer of the language model except the output embedding, and every stack of experts, by path."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     inside = _language_model(model)
     found = {}
     for path, module in model.named_modules():
         if not path.startswith(inside):
             continue
-        # A router may be a linear layer that goes on to choose (Llama 4).
+        # A router may subclass nn.Linear and choose experts in its forward pass (Llama 4).
         if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and module is not head:
             found[path] = LayerSize(module.in_features, module.out_features)
         if path.endswith("experts"):
@@ -91,7 +91,7 @@ def adaptable(model: nn.Module) -> dict[str, LayerSize]:
 
 
 def _language_model(model: nn.Module) -> str:
-    """What the paths of the language model begin with: nothing, but in wrappers around one."""
+    """The prefix of the language model's paths: empty, except in a wrapper around a language model."""
     model_config: Any = model.config
     if model_config.get_text_config() is model_config:
         return ""
@@ -110,9 +110,9 @@ def head_of(model: nn.Module) -> dict[str, LayerSize]:
 
 
 def match_targets(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, LayerSize]:
-    """The layers that a preset or a list of names means, by path.
+    """The layers that a preset or a list of names selects, by path.
 
-    Raises `ValueError` for a name that matches nothing, with the nearest that would.
+    Raises `ValueError` for a name that matches nothing, suggesting the nearest that would.
     """
     layers = adaptable(model)
     if not layers:
@@ -163,51 +163,52 @@ def _refused_by_peft(model: nn.Module, path: str) -> bool:
 
 
 def _is_named(path: str, target: str) -> bool:
-    """Whether a target is a layer's path, or the end of it."""
+    """Whether `target` is a layer's path or its last components."""
     return path == target or path.endswith("." + target)
 
 
 def trains_head(model: nn.Module, config: LoraConfig, method: Method) -> bool:
-    """Whether the output embedding learns, by itself or through an adapter."""
+    """Whether the output embedding is trained, directly or through an adapter."""
     return method == "full" or not head_of(model).keys().isdisjoint(match_targets(model, config.targets))
 
 
 def experts_per_token(model: Any) -> int:
-    """How many experts of a layer a token passes through; 1 where there are none. Wrappers around a language model keep
-    it in that one's configuration."""
+    """Number of experts per layer that a token passes through; 1 for a dense model. Wrappers around a language model
+    keep it in the language model's configuration."""
     text_config = model.config.get_text_config()
     names = ("num_experts_per_tok", "top_k_experts")
     return max([1, *(int(count) for name in names for count in said_of_layers(text_config, name))])
 
 
 def expert_rank(model: Any, config: LoraConfig) -> int:
-    """Rank of each expert's update: with `auto` the rank is shared out among the experts that a token passes through,
-    so that it meets as many trained parameters as in a dense layer (LoRA Without Regret)."""
+    """Rank of each expert's update. `auto` divides the rank among the experts that a token passes through, so that a
+    token meets as many trained parameters as in a dense layer (LoRA Without Regret)."""
     if config.expert_rank != "auto":
         return config.expert_rank
     return max(1, config.rank // experts_per_token(model))
 
 
 def rank_of(path: str, config: LoraConfig) -> int:
-    """A layer's rank, by PEFT's own rule: the first pattern that names it, or else `lora.rank`."""
+    """A layer's rank by PEFT's own rule: that of the first pattern that matches it, or else `lora.rank`."""
     return config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), path), config.rank)
 
 
 def alpha_of(path: str, config: LoraConfig) -> float:
-    """A layer's alpha, as `rank_of`."""
+    """A layer's alpha, by the same rule as `rank_of`."""
     return config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), path), config.alpha)
 
 
 def is_by_weight(model: Any, path: str) -> bool:
-    """Whether PEFT has to be told of a linear layer by its weight. In the families whose experts were linear layers
-    before they were stacked it takes a layer of such a name, also one of a dense or shared feed-forward layer, for an
-    expert's, and adapts the stacks in its place."""
+    """Whether a linear layer must be given to PEFT by its weight's name. In families whose experts were linear layers
+    before transformers stacked them, PEFT takes any layer with an expert's old name, even one in a dense or shared
+    feed-forward layer, for an expert, and adapts the stacks instead."""
     older = _MOE_TARGET_MODULE_MAPPING.get(_MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type, ""), {})
     return path.rpartition(".")[2] in older
 
 
 def refuse_idle_patterns(matched: dict[str, LayerSize], config: LoraConfig) -> None:
-    """Raises `ValueError` for a pattern that names no adapted layer, or experts, whose rank `expert_rank` sets."""
+    """Raise `ValueError` for a pattern that matches no adapted layer, or that matches experts: `expert_rank` sets their
+    rank."""
     for key, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         for name in pattern:
             named = [layer for path, layer in matched.items() if get_pattern_key([name], path) == name]
@@ -219,13 +220,13 @@ def refuse_idle_patterns(matched: dict[str, LayerSize], config: LoraConfig) -> N
 
 
 def dimensions(matched: dict[str, LayerSize], config: LoraConfig) -> int:
-    """Dimensions of the space of updates that fixed directions of the layers' ranks allow: rank² of each."""
+    """Dimension of the space of updates within the layers' fixed directions: the sum of rank² over layers."""
     return sum(rank_of(path, config) ** 2 for path in matched)
 
 
 def refuse_idle_numbers(matched: dict[str, LayerSize], config: LoraConfig) -> None:
-    """Raises `ValueError` for more directions than a layer has, or more trained numbers than there are directions: the
-    updates of rank r lie in a space of r² dimensions for each layer, and numbers beyond theirs repeat one another."""
+    """Raise `ValueError` if the rank exceeds the number of a layer's directions, or if there are more trained numbers
+    than dimensions: updates of rank r span r² dimensions per layer, and any further numbers would be redundant."""
     for path, layer in matched.items():
         most = min(layer.inputs, layer.outputs)
         if rank_of(path, config) > most:
@@ -243,8 +244,8 @@ def refuse_idle_numbers(matched: dict[str, LayerSize], config: LoraConfig) -> No
 
 
 def coverage_of(model: nn.Module, config: LoraConfig) -> Coverage:
-    """What an adapter of this configuration adds: rank × (inputs + outputs) for each layer or expert, all of which
-    learn but where a few numbers that they share do."""
+    """What an adapter with this configuration adds: rank × (inputs + outputs) values per layer or expert. All of them
+    are trained, unless the layers share a few trained numbers instead."""
     matched = match_targets(model, config.targets)
     refuse_idle_patterns(matched, config)
     if config.is_tiny:
