@@ -68,8 +68,8 @@ class TrainingData:
 def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) -> TrainingData:
     """Load, check and render the training problems.
 
-    Drops problems whose reference answer does not grade correct against itself, as no completion could be rewarded,
-    and prompts over the limit, which would leave no room to answer. Raises `ValueError` when nothing is left.
+    Drops problems whose reference answer does not grade correct against itself, as no completion could be rewarded, and
+    prompts over the limit, which would leave no room to answer. Raises `ValueError` when nothing is left.
     """
     rewards = config.rewards
     loaded = load_problems(

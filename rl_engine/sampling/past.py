@@ -1,10 +1,10 @@
 """Published versions → the learner as it was: the sampler is checked against the version that sampled.
 
-On-policy, the learner's first pass over a step's tokens is that check: its weights are still those that the sampler
-was given. With `rollout.max_staleness` above 0 the learner has moved on, and sampler and learner differ by what was
-learned since, which can be any amount. So the parameters of the last versions are kept, and put back for a forward pass
-over what they sampled. The limits are those of the on-policy check, because the comparison is the same: one set of
-weights in two implementations.
+On-policy, the learner's first pass over a step's tokens is that check: its weights are still those that the sampler was
+given. With `rollout.max_staleness` above 0 the learner has moved on, and sampler and learner differ by what was learned
+since, which can be any amount. So the parameters of the last versions are kept, and put back for a forward pass over
+what they sampled. The limits are those of the on-policy check, because the comparison is the same: one set of weights
+in two implementations.
 
 That pass covers one completion of each group, at about 1/n of the cost of a forward pass over the step. What it looks
 for cannot hide in the other completions: a stale, wrong or damaged adapter, or a worker of different precision, shows

@@ -26,8 +26,7 @@ def start_queue(
     config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest, engine: Engine | None = None
 ) -> RolloutQueue:
     """Start the queue that samples for this rank, on the given `engine` or on a new one. Afterwards torch's random
-    state
-    is that of the run's seed, wherever the engine is.
+    state is that of the run's seed, wherever the engine is.
 
     Raises `ConfigError` when the placement is impossible, `PoolError` when no worker starts.
     """

@@ -73,8 +73,7 @@ def share(batch: PromptBatch, ranks: Ranks) -> PromptBatch:
 @dataclass(frozen=True, slots=True)
 class LocalQueue:
     """An engine in this rank's process, with results that are reproducible bit for bit: each rank samples its share of
-    a
-    request as one batch when the request is collected."""
+    a request as one batch when the request is collected."""
 
     engine: Engine
     ranks: Ranks

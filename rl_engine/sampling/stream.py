@@ -150,8 +150,7 @@ class RolloutStream:
 
     def _limit(self, place: int, tokens: int) -> int:
         """Token limit of completions after their next segment, given their current limit `tokens` and the number
-        `place`
-        of groups that will be taken before theirs.
+        `place` of groups that will be taken before theirs.
 
         The step before the one that takes them requests all that remains, so that this too is sampled while the learner
         works.

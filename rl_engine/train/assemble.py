@@ -241,11 +241,9 @@ def assemble(
     shared: Shared | None = None,
     least_context: int = 0,
 ) -> LiveRun:
-    """Build everything that `loop.train` needs; `least_context` as in `prepare_run`.
-
-    Raises `ValueError`, `FileNotFoundError` or `OSError` for problems with the data, the model or the output directory,
-    wherever possible before any weights are loaded.
-    """
+    """Build everything `loop.train` needs; `least_context` as in `prepare_run`. Raises `ValueError`,
+    `FileNotFoundError` or `OSError` for problems with data, model or output directory, before any weights are loaded
+    wherever possible."""
     stop = stop or StopRequest()
     console = console or console_of(config, ranks)
     prepared = shared.prepared if shared else prepare_run(config, ranks, grader, console, resume, least_context)
@@ -262,8 +260,7 @@ def assemble(
     with console.phase("starting vLLM"):
         queue = start_queue(config, ranks, prepared.context, stop, shared.engine if shared else None)
     with contextlib.ExitStack() as undone:
-        # Nobody else closes the engine until the run is returned, and an open vLLM engine complains when the process
-        # exits.
+        # Until the run is returned nobody else closes the engine, and an open vLLM engine complains at exit.
         undone.callback(queue.engine.close)
         if learner.is_worth_compiling:
             with console.phase("compiling the learner's layers"):

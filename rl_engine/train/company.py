@@ -1,9 +1,9 @@
 """Configurations that can share → runs side by side in one process, on one base model and one sampler.
 
-Each run has its own thread. Only one works at a time, and a run yields its turn while it waits for samples. When all
-of them wait, the sampler advances everything in flight one token at a time until some run has its batch. That run
-grades, learns, publishes and submits its next batch, while the completions of the others stay where they are. So no run
-waits for another's longest completion, and every run stays strictly on-policy.
+Each run has its own thread. Only one works at a time, and a run yields its turn while it waits for samples. When all of
+them wait, the sampler advances everything in flight one token at a time until some run has its batch. That run grades,
+learns, publishes and submits its next batch, while the completions of the others stay where they are. So no run waits
+for another's longest completion, and every run stays strictly on-policy.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from rollout.prompts.problems import tasks_of
 from rollout.stopping import Stopped, StopRequest
 
 ON_EVERY_RANK = (NonFiniteGradientError, GradingFailedError)
-"""Errors that every rank is known to raise at the same point. Any other error could leave one of several ranks alone
-in a collective call, so it ends the process and with it all runs."""
+"""Errors that every rank is known to raise at the same point. Any other error could leave one of several ranks alone in
+a collective call, so it ends the process and with it all runs."""
 
 
 Given = dict[str, tuple[Prepared, Grader, CellConsole]]

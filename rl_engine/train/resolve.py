@@ -30,8 +30,7 @@ def resolve_together(
     configs: Sequence[Config], ranks: Ranks, wanted: int | None, *, resume: bool
 ) -> tuple[list[Config], int]:
     """Like `resolve_settings`, for runs that share a sampler. Also returns how many are in progress at a time:
-    `wanted`,
-    or as many as the machine allows."""
+    `wanted`, or as many as the machine allows."""
     configs = [_but_for_the_card(config, ranks, resume=resume) for config in configs]
     settled, at_once = ranks.broadcast(settle_together(configs, Place.here(ranks), wanted))
     for config in settled:

@@ -14,8 +14,7 @@ SOME_PROBLEM = Problem(id="", text="What is 1 + 1?", answer="2")
 
 def try_reward(config: Config) -> None:
     """Raises `RewardFunctionError` if `rewards.function` does not work, `ValueError` or `FileNotFoundError` for a
-    problem
-    file that cannot be read."""
+    problem file that cannot be read."""
     if config.rewards.function is None:
         return
     problem = first_problem(config.data, need_answer=config.rewards.correct_weight > 0)
