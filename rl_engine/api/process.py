@@ -54,8 +54,7 @@ class Child:
             raise CommandError(_message(self.module, code, output), code, output)
 
     def stop(self) -> None:
-        """Ask the command to save and exit, and wait for it; on a second interrupt, or after `GRACE_S`, it is
-        killed."""
+        """Ask the command to save and exit, and wait for it; kill it on a second interrupt or after `GRACE_S`."""
         try:
             if self.popen.poll() is None:
                 self.popen.terminate()

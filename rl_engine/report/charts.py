@@ -33,8 +33,7 @@ class Chart:
     from_zero: bool = True
     """Whether the axis starts at zero, so that heights are comparable."""
     total: Series | None = None
-    """The sum of the curves, if they are parts of a whole. They are then stacked; for several runs only the sum is
-    drawn."""
+    """The sum of the curves if they are parts of a whole: these are stacked; of several runs only the sum is drawn."""
     group: str = "Quality"
     """The page's heading that it appears under: one of `GROUPS`."""
     diagnostic: bool = False

@@ -52,8 +52,7 @@ def read_runs(directories: Sequence[Path], problems: int) -> list[ShownRun]:
 
 
 def write_page(runs: Sequence[ShownRun], output: Path, reload_s: float | None = None) -> Path:
-    """Write the page atomically, so that no browser sees half of it. With `reload_s` it reloads itself at that
-    interval."""
+    """Write the page atomically, so that no browser sees half of it. `reload_s`: how often it reloads itself."""
     output.parent.mkdir(parents=True, exist_ok=True)
     # A run and a `--watch` process may write the same page at the same time.
     scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")

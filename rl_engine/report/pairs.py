@@ -15,8 +15,7 @@ from rl_engine.report.shown_run import ShownAdapter, ShownRun
 EACH = 8
 """Most problems shown of each kind: newly right, newly wrong, most mixed, longest, and any."""
 ALL_OF_A_KIND = 40
-"""Most problems of each kind in all pairs of a page together, so that comparing many runs on many suites still fits on
-a page."""
+"""Most problems of each kind in all pairs of a page together, so that many runs on many suites still fit on a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

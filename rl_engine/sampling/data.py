@@ -14,8 +14,7 @@ from rollout.prompts.problems import Loaded, load_problems, turns_left_out
 from rollout.prompts.renderer import Renderer
 from rollout.types import Prompt
 
-# Hardly any tokenizer has tokens longer than this, so texts that exceed it times the token limit are dropped
-# untokenized.
+# Hardly any tokenizer has longer tokens, so a text of more than this times the token limit is dropped untokenized.
 CHARACTERS_PER_TOKEN = 256
 
 

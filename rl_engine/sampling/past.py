@@ -48,7 +48,7 @@ class PastVersions:
 
     @contextlib.contextmanager
     def restored(self, key: str) -> Iterator[None]:
-        """Put back the parameters of version `key` inside the block; afterwards the learner is bit for bit what it
+        """Inside the block the learner has the parameters of version `key`; afterwards it is bit for bit what it
         was."""
         now = self._copy()
         try:

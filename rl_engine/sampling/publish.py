@@ -78,8 +78,7 @@ class Publisher:
         return ref
 
     def _look(self, ref: AdapterRef) -> None:
-        """Sample the canary prompts, and compare the log-probabilities with the learner's and the answers with last
-        time's."""
+        """Sample the canary prompts, and compare the result with the learner's log-probabilities and with last time."""
         sampling = self.sampling.model_copy(update={"n": 1, "max_tokens": min(CANARY_TOKENS, self.sampling.max_tokens)})
         seeds = [f"canary/{index}" for index in range(len(self.canary))]
         groups = self.engine.generate(self.canary, sampling, ref, seeds)

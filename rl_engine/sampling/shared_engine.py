@@ -59,6 +59,5 @@ class EngineOfOne:
 
 
 def _named(group: RolloutGroup, key: str) -> RolloutGroup:
-    """The group with its completions attributed to `key`: nothing is continued here, so each completion has one
-    version."""
+    """The group with `key` on all completions: nothing is continued here, so each completion has a single version."""
     return replace(group, completions=tuple(replace(one, adapter=key) for one in group.completions))

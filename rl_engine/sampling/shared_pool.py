@@ -43,8 +43,7 @@ class RankSharedPool:
         return True
 
     def submit(self, batch: PromptBatch) -> Request:
-        """See `RolloutQueue.submit`. Requests on the other ranks are empty: they receive the results of the main
-        rank's."""
+        """See `RolloutQueue.submit`. The other ranks' requests are empty: they receive the results of the main one."""
         return Request(batch.sampling, batch.adapter) if self.pool is None else self.pool.submit(batch)
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:

@@ -57,8 +57,7 @@ class RolloutStream:
 
     @property
     def position(self) -> int:
-        """Problems that finished steps have taken. Those in flight are not counted: a resumed run requests them
-        again."""
+        """Problems that finished steps have taken. Those in flight do not count: a resumed run requests them again."""
         return self.cursor.position - self.ahead
 
     def state(self) -> dict[str, Any]:

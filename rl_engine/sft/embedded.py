@@ -153,8 +153,7 @@ def build(
         run = warm_start(Path(scratch), steps, seed)
         model: Any = AutoModelForCausalLM.from_pretrained(run / "adapters" / "latest", dtype=torch.float32)
         last = read_metrics(run)[-1]
-    # Saving in bfloat16 halves the size. The values load into float32 exactly, so the figures below match the saved
-    # model.
+    # bfloat16 halves the size. Its values load into float32 exactly, so the figures below are those of the saved model.
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(output)

@@ -32,8 +32,7 @@ class TrainableModel:
     parameters: dict[str, nn.Parameter]
     """The trainable parameters, in float32, by the names under which they are published."""
     begin: Callable[[], None]
-    """Loads the initial values from another adapter if the run continues one. Not to be called when a run is
-    resumed."""
+    """Loads the initial values from another adapter if the run continues one. Not to be called on resume."""
     param_groups: list[tuple[float, list[nn.Parameter]]]
     """(factor, parameters) pairs: each group learns at `factor` times `optim.lr`."""
     write: Callable[[Path, dict[str, Tensor]], None]

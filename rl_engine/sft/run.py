@@ -199,8 +199,7 @@ def _unrecorded(output: Path, found: RunState | None) -> dict[str, float] | None
 
 
 def resolve_learning_rate(config: SftConfig) -> SftConfig:
-    """Replace `auto` in `optim.lr` by a number, and print its derivation. A run measured in epochs counts as a long
-    one."""
+    """Replace `auto` in `optim.lr` by a number, and print its derivation. Runs measured in epochs count as long."""
     if config.optim.lr != "auto":
         return config
     steps = config.train.steps or SHORT_RUN_STEPS

@@ -26,8 +26,7 @@ from rl_engine.sft.model import TrainableModel
 
 
 def rows_of(examples: Sequence[Example], max_tokens: int, *, packing: bool) -> Dataset:
-    """The examples as a dataset for the trainer; with packing, rows of up to `max_tokens` with the lengths of their
-    parts."""
+    """The examples as the trainer's dataset; packed, rows of up to `max_tokens` with the lengths of their parts."""
     disable_progress_bars()
     rows = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
     return pack_dataset(rows, max_tokens, "bfd") if packing else rows
@@ -109,8 +108,7 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     # Some families (Qwen3.5, Gemma 4) declare that their own loss cannot be divided by the token count of the whole
-    # step, and would get the mean of micro-batch means instead. The loss here is always TRL's or ours, never the
-    # model's.
+    # step, and would get the mean of micro-batch means instead. But the loss here is always TRL's or ours.
     trainer.model_accepts_loss_kwargs = True
     return trainer
 

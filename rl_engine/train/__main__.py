@@ -126,8 +126,7 @@ def check(configs: Sequence[Config], beginning: Beginning, *, only_check: bool) 
     for config in configs:
         if only_check:
             check_writable(Path(config.output_dir), "output_dir")
-            # A dry run asks the hub for the model only; it asks for the rest after printing what it can show without
-            # them.
+            # Only the model yet: the dry run prints what it can show without the hub before it asks for the rest.
             check_hub(hub_items_of_config(config.model))
         else:
             check_place(config, resume=beginning.resume, overwrite=beginning.overwrite)

@@ -1,5 +1,4 @@
-"""Configuration → a run ready to train: loads data, model and engines, ordered so that failures come early and
-cheaply."""
+"""Configuration → a run ready to train: loads data, model and engines, in an order that makes failures cheap."""
 
 from __future__ import annotations
 
@@ -242,8 +241,7 @@ def assemble(
     least_context: int = 0,
 ) -> LiveRun:
     """Build everything `loop.train` needs; `least_context` as in `prepare_run`. Raises `ValueError`,
-    `FileNotFoundError` or `OSError` for problems with data, model or output directory, before any weights are loaded
-    wherever possible."""
+    `FileNotFoundError` or `OSError` for bad data, model or output directory, if possible before weights are loaded."""
     stop = stop or StopRequest()
     console = console or console_of(config, ranks)
     prepared = shared.prepared if shared else prepare_run(config, ranks, grader, console, resume, least_context)
@@ -294,8 +292,7 @@ def assemble(
 
 
 def saved_at_every_step(config: Config) -> Config:
-    """Make a run in a shared process save after every step: if the process dies, each run loses only its current
-    step."""
+    """Make a run in a shared process save after every step, so that if the process dies only current steps are lost."""
     return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 1})})
 
 
@@ -373,7 +370,7 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
 
 def plan_lines(config: Config) -> dict[str, str]:
     """Prompts × samples, tokens per step, learning rate, the sampler's share of a card: known once `auto` is
-    resolved."""
+    settled."""
     completions = config.train.problems_per_step * config.sampling.n
     workers, piece = config.rollout.workers, config.training_piece
     handed_out = f"{piece} prompt{'' if piece == 1 else 's'} at a time"

@@ -231,8 +231,7 @@ class Company:
         return next((one for one, lacking in zip(self._at_work, lacks, strict=True) if not lacking), None)
 
     def _leaving(self) -> bool:
-        """Whether the runs must end because a rank was asked to stop or the sampler is broken. Interrupts waiting
-        runs."""
+        """Whether the runs must end: a rank was asked to stop, or the sampler is broken. Interrupts those that wait."""
         asked = self.stop.signum or 0
         if self.ranks.count > 1:
             asked = int(self.ranks.max(torch.tensor(float(asked), device=self.ranks.device)))

@@ -54,8 +54,7 @@ def server(config: Config, model: str) -> list[str]:
 
 
 def suites_to_score(config: Config) -> tuple[str, ...]:
-    """The run's own suites, or else the held-out part of its generated problems. The user's own data have no such
-    part."""
+    """The run's own suites, or else the held-out part of its generated problems. User data have no such part."""
     generated = any(part.config.source in GENERATED for part in parts_of(config.data))
     return config.eval.suites or (("held_out",) if generated else ())
 

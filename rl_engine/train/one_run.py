@@ -53,8 +53,7 @@ def train_in_place(
     earlier: Earlier | None = None,
     shared: Shared | None = None,
 ) -> int:
-    """Train in an output directory that this process has claimed; an `earlier` run there is replaced after the first
-    step."""
+    """Train in an output directory that this process has claimed; an `earlier` run is replaced after the first step."""
     output = Path(config.output_dir)
     console = shared.console if shared else None
     with (
