@@ -1,1 +1,1 @@
-"""Scripts and notebooks → commands in processes of their own, and what they leave; `rl_engine` has its names."""
+"""Scripts and notebooks → commands in separate processes, and their results; `rl_engine` re-exports the names."""

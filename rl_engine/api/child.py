@@ -1,4 +1,4 @@
-"""`python -m rl_engine.api.child PARENT MODULE ARGUMENTS…`: a command that leaves when the process PARENT has gone."""
+"""`python -m rl_engine.api.child PARENT MODULE ARGUMENTS…`: a command that exits when the process PARENT has ended."""
 
 from __future__ import annotations
 

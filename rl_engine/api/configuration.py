@@ -1,4 +1,4 @@
-"""A file and settings, as Python has them → the configuration of a run."""
+"""A YAML file and settings from Python → the configuration of a run."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def load_config(name: str | Path, settings: Settings = ()) -> Config:
 
 
 def _as_yaml(value: Any) -> str:
-    """JSON is YAML, and says of a text that it is one."""
+    """The value as JSON, which is valid YAML and quotes strings, so that they stay strings."""
     return json.dumps(value, default=str)

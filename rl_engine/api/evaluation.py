@@ -1,4 +1,4 @@
-"""A model, adapters and suites → scores, measured in a process of its own."""
+"""A model, adapters and suites → scores, measured in a separate process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rl_engine.config.hints import near
 POLL_S = 0.2
 NAMED = {"model", "suites", "adapters", "output"}
 OPTIONS = {field.name: field.default for field in dataclasses.fields(EvalOptions) if field.name not in NAMED}
-"""Everything else that `python -m evals` can be told, and what holds when it is not."""
+"""All other options of `python -m evals`, with their defaults."""
 Adapters = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 
@@ -31,10 +31,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a base model and its adapters as `python -m evals` does, in a separate process, and return the report.
 
-    `adapters` are directories, or a mapping of names to directories; of a run, its best version is taken. `output` is a
-    JSON file in which to keep the report; with it, calling the function again continues an interrupted evaluation. Give
-    the command's other options by name, with `_` for `-`: `samples=16`, `limit=100`, `temperature=0.6`, `base=False`,
-    `records=True`, `overwrite=True`. `show` prints the command's output.
+    `adapters` are directories, or a mapping of names to directories; for a run directory, its best version is taken.
+    `output` is a JSON file in which to keep the report; with it, calling the function again continues an interrupted
+    evaluation. Give the command's other options by name, with `_` for `-`: `samples=16`, `limit=100`,
+    `temperature=0.6`, `base=False`, `records=True`, `overwrite=True`. `show` prints the command's output.
 
     The report has one entry per suite in `suites`: its `rows`, one per model (`adapter`, `avg`, its 95 % `interval`,
     `pass_at`, `tokens_mean`, …), and `minus_base`, the paired difference by adapter name; see docs/evaluation.md.
@@ -59,7 +59,7 @@ def evaluate(
 
 
 def _as_arguments(adapters: Adapters) -> Iterator[str]:
-    """`[NAME=]DIR` of each."""
+    """Each adapter as a `[NAME=]DIR` argument."""
     if isinstance(adapters, str | Path):
         yield str(adapters)
     elif isinstance(adapters, Mapping):

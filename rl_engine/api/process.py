@@ -1,4 +1,4 @@
-"""A command of ours → a process beside this one: its words as they come, its error as an exception, no orphan."""
+"""One of our commands → a child process: streamed output, errors as exceptions, no orphans."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from rollout.stopping import GRACE_S, kill_session
 
 ERROR = "error: "
-"""What a command's line begins with that says why it ends."""
+"""Prefix of the line in which a command reports why it failed."""
 
 
 class CommandError(RuntimeError):
-    """A command that failed. The text is its error line: what is wrong, and what to do about it."""
+    """A command that failed. The message is its error line: what is wrong, and what to do about it."""
 
     def __init__(self, message: str, code: int, output: str) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class CommandError(RuntimeError):
 
 @dataclass
 class Child:
-    """A command at work."""
+    """A running command."""
 
     module: str
     popen: subprocess.Popen[bytes]
@@ -40,7 +40,7 @@ class Child:
     _shown: int = field(default=0, init=False)  # bytes of the log
 
     def is_at_work(self, wait_s: float) -> bool:
-        """Whether it still is, after at most `wait_s` seconds; passes on what it has printed since."""
+        """Wait at most `wait_s` seconds, print the command's new output, and return whether it is still running."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(wait_s)
         at_work = self.popen.poll() is None
@@ -48,13 +48,13 @@ class Child:
         return at_work
 
     def check(self) -> None:
-        """Raises `CommandError` where it has ended with another exit code than 0."""
+        """Raises `CommandError` if the command ended with a nonzero exit code."""
         code, output = self.popen.wait(), self.log.read_text(errors="replace", encoding="utf-8")
         if code:
             raise CommandError(_message(self.module, code, output), code, output)
 
     def stop(self) -> None:
-        """Ask it to save and to leave, and see it off; at a second interrupt, or after `GRACE_S`, it is killed."""
+        """Ask the command to save and exit, and wait for it; kill it on a second interrupt or after `GRACE_S`."""
         try:
             if self.popen.poll() is None:
                 self.popen.terminate()
@@ -68,7 +68,7 @@ class Child:
             self._pass_on(at_work=False)
 
     def _pass_on(self, at_work: bool) -> None:
-        """Print the lines that are new; while it is at work, whole lines alone."""
+        """Print new output; while the command is running, only complete lines."""
         if not self.show:
             return
         with self.log.open("rb") as file:
@@ -77,14 +77,14 @@ class Child:
         if at_work:
             new = new[: new.rfind(b"\n") + 1]
         self._shown += len(new)
-        # To `sys.stdout` as it is now: a notebook's is the cell.
+        # Look up `sys.stdout` anew each time: in a notebook it belongs to the current cell.
         sys.stdout.write(new.decode(errors="replace"))
         sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def running(module: str, arguments: Sequence[str], *, show: bool) -> Iterator[Child]:
-    """`python -m MODULE ARGUMENTS…` while the block lasts; a block that ends earlier than it stops it."""
+    """Run `python -m MODULE ARGUMENTS…` inside the block; leaving the block stops it if it is still running."""
     with tempfile.TemporaryDirectory(prefix="rl_engine-") as place:
         log = Path(place) / "output.txt"
         child = Child(module, start(module, arguments, log), log, show)
@@ -95,8 +95,8 @@ def running(module: str, arguments: Sequence[str], *, show: bool) -> Iterator[Ch
 
 
 def start(module: str, arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """The process, which prints into the log, in a session of its own: Ctrl-C in a terminal reaches this process alone,
-    which asks it to stop."""
+    """Start the process, with its output in the log, in a new session: Ctrl-C in a terminal then reaches only this
+    process, which asks the child to stop."""
     with log.open("wb") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "rl_engine.api.child", str(os.getpid()), module, *arguments],
@@ -109,8 +109,8 @@ def start(module: str, arguments: Sequence[str], log: Path) -> subprocess.Popen[
 
 
 def environment() -> dict[str, str]:
-    """This process's, with its own places to import from: what can be imported here, as a module of reward functions
-    beside a script, can be there."""
+    """This process's environment with its import path in PYTHONPATH, so that the child can import what this process
+    can, such as a module of reward functions next to a script."""
     own = (f"{sys.prefix}{os.sep}", f"{sys.base_prefix}{os.sep}")
     places = [path or str(Path.cwd()) for path in sys.path]
     kept = dict.fromkeys(path for path in places if not path.startswith(own))
@@ -119,7 +119,7 @@ def environment() -> dict[str, str]:
 
 
 def _message(module: str, code: int, output: str) -> str:
-    """The command's own line, with what follows it; else how it ended and the last thing that it said."""
+    """The command's own error line and what follows it, or else how it ended and the last line of its output."""
     _, found, told = f"\n{output}".rpartition(f"\n{ERROR}")
     if found:
         return told.strip()

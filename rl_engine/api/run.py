@@ -1,4 +1,4 @@
-"""A run directory, finished or still at work → its metrics, completions, adapters and scores."""
+"""A run directory, finished or in progress → its metrics, completions, adapters and scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Run:
     settings: dict[str, Any]
     """`config.yaml`: the resolved configuration, including values that were chosen automatically."""
     config: Config | SftConfig | None
-    """The same, checked; None if another version of the project wrote it and this one does not accept it."""
+    """The same, validated; None if another version of the project wrote it and this one does not accept it."""
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -46,10 +46,10 @@ class Run:
 
     def completions(self, step: int | None = None) -> Iterator[dict[str, Any]]:
         """Every completion of the run, or of one step, read one step's file at a time: problem, prompt, completion,
-        verdict, reward, advantage, tokens. Empty if the run keeps none, as a supervised run.
+        verdict, reward, advantage, tokens. Empty if the run keeps none, like a supervised run.
 
-        Raises `ValueError` for a step without completions, and for a file that cannot be read; one of a step that is
-        not recorded yet is still being written, and is passed over.
+        Raises `ValueError` for a step without completions and for a file that cannot be read. Unreadable files of a
+        step that is not recorded yet are skipped, because they are still being written.
         """
         files, done = rollout_files(self.path), self.step
         if step is not None and step not in files:
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def adapters(self) -> dict[int, Path]:
-        """Version → its directory in PEFT's format, or with `method: full` that of a whole model."""
+        """Version → its directory: an adapter in PEFT's format, or with `method: full` a whole model."""
         store = AdapterStore(self.path / "adapters")
         return {version: store.path_of(version) for version in store.versions()}
 
@@ -82,7 +82,7 @@ class Run:
     @property
     def evals(self) -> list[dict[str, Any]]:
         """The run's own reports in `evals/`, each for one suite and version, with the score `avg` and its 95 %
-        `interval`; what `python -m evals` wrote beside them is left out."""
+        `interval`. Reports that `python -m evals` wrote there are not included."""
         found = map(read_report, sorted((self.path / "evals").glob("*.json")))
         return [report for report in found if isinstance(report, dict) and "suite" in report]
 
@@ -92,7 +92,8 @@ class Run:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read the run in a directory: of `rl_engine.train`, `rl_engine.sft` or a cell of a sweep, finished or in progress.
+    """Read the run in a directory: a run of `rl_engine.train` or `rl_engine.sft`, or a cell of a sweep, finished or in
+    progress.
 
     Raises `FileNotFoundError` if there is none.
     """

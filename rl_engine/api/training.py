@@ -1,4 +1,4 @@
-"""Configuration → a run in a process of its own: its metrics as they come, or the finished run."""
+"""Configuration → a run in a separate process: its metrics as they arrive, or the finished run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train_steps(
 
 def _steps(config: Config, flags: list[str], show: bool) -> Iterator[Row]:
     run, given = Path(config.output_dir).absolute(), 0
-    # A run that begins, or goes on, writes its metrics into a new file: what the old one holds is an earlier run's.
+    # A run that starts or resumes writes its metrics to a new file, so an existing file holds an earlier run's metrics.
     earlier = _file_at(run / METRICS)
     with tempfile.TemporaryDirectory(prefix="rl_engine-") as place:
         file = Path(place) / "config.yaml"
@@ -67,7 +67,7 @@ def _steps(config: Config, flags: list[str], show: bool) -> Iterator[Row]:
 
 
 def _file_at(path: Path) -> int | None:
-    """Which file has that name now; None where there is none."""
+    """The inode number of the file at `path`; None if there is none."""
     try:
         return path.stat().st_ino
     except FileNotFoundError:

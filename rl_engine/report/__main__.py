@@ -90,8 +90,8 @@ def main(
 
 
 def draw(console: Console, shown: Sequence[ShownRun], plots: Path, format: PlotFormat) -> None:
-    """Each chart as a file. Raises `ValueError` where one of somebody else's is in the way."""
-    # matplotlib takes a second to load, and the page does without it.
+    """Write each chart to a file. Raises `ValueError` if a file that is not one of our figures is in the way."""
+    # matplotlib takes a second to load, and the page does not need it.
     from rl_engine.report.plot import chart_files, plot_charts
 
     lines = {name: run.lines for name, run in zip(names_of(shown), shown, strict=True)}
@@ -102,8 +102,8 @@ def draw(console: Console, shown: Sequence[ShownRun], plots: Path, format: PlotF
 
 
 def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float) -> list[str]:
-    """Write the page whenever a run has recorded a step, until no process is at work on any, or Ctrl-C; for people,
-    which of them stopped early."""
+    """Rewrite the page whenever a run has recorded a step, until all runs have ended or Ctrl-C. Returns a line for each
+    run that stopped early."""
     seen = None
     failed = False
     with contextlib.suppress(Stopped):
@@ -114,7 +114,8 @@ def watch_runs(runs: Sequence[Path], output: Path, problems: int, every_s: float
                 try:
                     shown = read_runs(runs, problems)
                 except (FileNotFoundError, ValueError):
-                    # A version pruned or a file half written just now is settled at the next look; twice is a fault.
+                    # A version being deleted or a half-written file will be settled next time; two failures in a row
+                    # are an error.
                     if failed or seen is None:
                         raise
                     failed = True

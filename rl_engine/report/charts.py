@@ -1,4 +1,4 @@
-"""Names of metrics → the charts they make: the same on the report's page and in a paper's plots."""
+"""Names of metrics → charts, the same ones on the report's page and in plots for a paper."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ class Series:
     """Name in metrics.jsonl."""
     label: str
     low: str = ""
-    """Names of the ends of its interval, where it has one."""
+    """Metrics that hold the ends of its interval, if it has one."""
     high: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Curves that share an axis."""
+    """Curves that share a y axis."""
 
     name: str
-    """Stem of its file, where it is written to one."""
+    """Stem of the file it is written to."""
     title: str
     unit: str
-    """What stands on the axis; values under `%` are stored as fractions of one."""
+    """Label of the y axis. With `%`, values are stored as fractions and shown in per cent."""
     series: tuple[Series, ...]
     log: bool = False
-    """Drawn on a logarithmic axis unless the reader asks otherwise."""
+    """Whether the axis is logarithmic, unless the reader switches it."""
     from_zero: bool = True
-    """Whether the axis begins at zero, so that heights compare."""
+    """Whether the axis starts at zero, so that heights are comparable."""
     total: Series | None = None
-    """Sum of the curves, where they are its parts: these are stacked, and of several runs only the sum is drawn."""
+    """The sum of the curves if they are parts of a whole: these are stacked; of several runs only the sum is drawn."""
     group: str = "Quality"
-    """Heading on the page under which it stands: one of `GROUPS`."""
+    """The page's heading that it appears under: one of `GROUPS`."""
     diagnostic: bool = False
-    """Whether the page folds it away: it is opened where something looks wrong."""
+    """Whether the page hides it by default: it is for when something looks wrong."""
     reaches: float = 0.0
-    """The axis goes at least so far, in its unit, so that one completion of a thousand does not fill it."""
+    """The least upper end of the axis, in `unit`, so that one completion in a thousand does not fill the chart."""
 
 
 GROUPS = ("Quality", "Length", "Policy", "Sampler check", "Adapter", "System")
 
 
-# Of one verdict or another there is always some; these four say that an answer was not judged.
+# Verdicts that say that no answer was judged.
 UNJUDGED = ("no_answer", "unparseable", "timeout", "error")
 SUITE_TITLES = {
     "held_out": "held-out problems",
@@ -248,7 +248,7 @@ CHARTS = (
 )
 
 
-# Of supervised runs.
+# Charts of supervised runs only.
 SUPERVISED = (
     Chart(
         name="test_loss",
@@ -260,7 +260,7 @@ SUPERVISED = (
 
 
 def titles_of(metric: str) -> tuple[str, str]:
-    """The title and the unit of an axis that shows this metric alone; its name where no chart knows it."""
+    """Title and unit of an axis for this metric alone; the metric's name if no chart has it."""
     for chart in charts_of({metric}):
         for place, series in enumerate(chart.series):
             if series.key == metric:
@@ -269,7 +269,7 @@ def titles_of(metric: str) -> tuple[str, str]:
 
 
 def suites_of(keys: Collection[str]) -> list[str]:
-    """Names of the suites with a score among these metrics."""
+    """Names of the suites that have a score among these metrics."""
     return sorted({key.split("/")[1] for key in keys if key.startswith("eval/") and key.endswith("/avg")})
 
 
@@ -294,7 +294,7 @@ def accuracy_chart(*suites: str) -> Chart:
 
 
 def charts_of(keys: Collection[str]) -> list[Chart]:
-    """The charts for which there is something to draw, group by group, those that are folded away last in theirs."""
+    """The charts that have data, by group; within each group the diagnostic ones come last."""
     suites = suites_of(keys)
     shaping = sorted(key for key in keys if key.startswith("reward/term/"))
     terms = tuple(Series(key=key, label=key.removeprefix("reward/term/")) for key in shaping)

@@ -1,4 +1,4 @@
-"""rollouts/ → a bounded, repeatable choice of groups to read: some problems of every step, spread over the run."""
+"""rollouts/ → a bounded, deterministic selection of groups to read: some problems of every step, across the run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rewards import Verdict
 from rl_engine.run.records import read_rollouts, rollout_files
 
 STEPS = 256
-"""Most steps that are read; of more, every second, fourth, … is."""
+"""Most steps that are read; in a longer run, only every second, fourth, … step is."""
 SAMPLES = 8
-"""Most completions shown of a group."""
+"""Most completions shown per group."""
 CHARACTERS = 20_000
-"""Longest text shown in full; of a longer one the middle is left out."""
+"""Length of the longest text shown in full; longer ones have their middle left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,24 +48,25 @@ class ShownGroup:
     samples: int
     """Completions of the group, shown or not."""
     accuracy: float
-    """Accuracy over all of them."""
+    """Accuracy over all completions of the group, shown or not."""
     completions: tuple[ShownCompletion, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownCompletions:
-    """What is shown of a run's rollouts, in the order of steps, and how much there is."""
+    """The groups of a run's rollouts that are shown, ordered by step, and how many there are in total."""
 
     groups: tuple[ShownGroup, ...]
     steps_total: int
-    """Steps of the run; 0 where it has no completions. A person may have deleted those of some, which is no damage."""
+    """Steps of the run; 0 if it has no completions. The user may have deleted the files of some steps, which is not
+    reported as damage."""
     steps_read: int
     groups_total: int
-    """Groups of the steps that were read."""
+    """Groups in the steps that were read."""
     is_full: bool
-    """Whether the budget ended before the problems that were asked for."""
+    """Whether the budget was used up before all requested problems were included."""
     damaged: tuple[str, ...] = ()
-    """What of rollouts/ is left out because it cannot be read: a line each."""
+    """One line for each file in rollouts/ that is left out because it cannot be read."""
 
 
 NO_COMPLETIONS = ShownCompletions(groups=(), steps_total=0, steps_read=0, groups_total=0, is_full=False)
@@ -74,12 +75,12 @@ NO_COMPLETIONS = ShownCompletions(groups=(), steps_total=0, steps_read=0, groups
 def shown_completions(
     run: Path, *, problems: int, budget_bytes: int, recorded: Collection[int] = ()
 ) -> ShownCompletions:
-    """What to show: at most `problems` groups of each step, and at most `budget_bytes` of JSON in all. `recorded` are
-    the steps whose files are complete: of another, one that cannot be read is still being written.
+    """Select what to show: at most `problems` groups per step, and at most `budget_bytes` of JSON in total. `recorded`
+    are the steps whose files are complete: an unreadable file of another step is still being written.
 
-    Problems that occur at more of the steps come first, so that their history can be followed; between equals the
-    digest of the id decides, which knows nothing of how hard a problem is. Where the budget does not reach, whole
-    rounds of one group a step are left out, and of the last round steps that lie between others.
+    Problems that occur at more steps come first, so that their history can be followed. Ties are broken by the digest
+    of the id, which is independent of difficulty. If the budget is too small, whole rounds of one group per step are
+    left out, and the last round kept is thinned evenly over the steps.
     """
     files = rollout_files(run)
     read, ids_of_steps, damaged = [], [], list[str]()
@@ -119,12 +120,13 @@ def shown_completions(
 
 
 def bytes_in_page(group: ShownGroup) -> int:
-    """Length in the page, with what it escapes: a < takes six."""
+    """Size in the page, including escapes: a `<` takes six bytes."""
     return len(htmlsafe_json_dumps(asdict(group)))
 
 
 def _spread(steps: list[int]) -> list[int]:
-    """At most `STEPS` of the steps at an even distance, and the last: a longer run keeps what was chosen before."""
+    """At most `STEPS` evenly spaced steps, plus the last. The stride only doubles, so a growing run keeps to steps
+    chosen before."""
     stride = 1
     while len(steps) > stride * STEPS:
         stride *= 2
@@ -132,11 +134,11 @@ def _spread(steps: list[int]) -> list[int]:
 
 
 def _halving(index: int) -> int:
-    """Sorting by this goes through 0, 1, 2, … so that every beginning is spread evenly (van der Corput)."""
+    """Sort key under which every prefix of 0, 1, 2, … is spread evenly over the whole (van der Corput)."""
     return int(f"{index:016b}"[::-1], 2)
 
 
-# Kept between refreshes of a page that is watched. The time of change is in the key: a file is only ever replaced.
+# Cached between refreshes with --watch. The modification time is part of the key, since files are only ever replaced.
 @lru_cache(maxsize=2 * STEPS)
 def _problem_ids(path: Path, _changed_ns: int) -> tuple[str, ...]:
     rows: list[Any] = read_rollouts(path)
@@ -151,7 +153,7 @@ def _problem_ids(path: Path, _changed_ns: int) -> tuple[str, ...]:
 
 @lru_cache(maxsize=2 * STEPS)
 def _groups(path: Path, _changed_ns: int, chosen: tuple[str, ...]) -> list[ShownGroup]:
-    """The groups of those problems, in that order."""
+    """The groups of the chosen problems, in that order."""
     rows: dict[str, list[dict[str, Any]]] = {problem: [] for problem in chosen}
     for row in read_rollouts(path):
         if row["problem_id"] in rows:
@@ -186,12 +188,12 @@ def _group(rows: list[dict[str, Any]]) -> ShownGroup:
 
 
 def _adapters(row: dict[str, Any]) -> list[str]:
-    """The versions that sampled it, in order; runs from before partial rollouts name one."""
+    """The versions that sampled it, in order; runs from before partial rollouts name only one."""
     return [adapter for adapter, _ in row["legs"]] if "legs" in row else [row["adapter"]]
 
 
 def shortened(text: str) -> str:
-    """The text, with a mark in place of the middle of a very long one."""
+    """The text, with the middle replaced by a note if it is very long."""
     if len(text) <= CHARACTERS:
         return text
     half = CHARACTERS // 2

@@ -1,8 +1,8 @@
-"""Texts → the formulas in them: LaTeX as the elements of MathML, which browsers lay out without a script or a font.
+"""Texts → the formulas in them: LaTeX converted to MathML, which browsers lay out without scripts or fonts.
 
-A formula is drawn whole or not at all: what is not understood stays on the page as it was written. The library that
-reads LaTeX passes on whatever a model wrote (links, styles, unknown commands, `&` outside tables), so its answer is
-taken apart here, and only elements and attributes that are known to do no more than to lay out a formula are kept.
+A formula is drawn whole or not at all: what is not understood stays on the page as written. The LaTeX library passes on
+whatever a model wrote (links, styles, unknown commands, `&` outside tables), so its output is checked here, and only
+elements and attributes known to do nothing but lay out a formula are kept.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from jinja2.utils import htmlsafe_json_dumps
 from latex2mathml import exceptions
 from latex2mathml.converter import convert_to_element
 
-# The page's script finds the same formulas by the same pattern: both languages read it alike. A body stops at whatever
-# else begins or ends a formula, so that a text of unclosed ones is read once and not once for each. Dollars are money
-# too: as in Pandoc, none opens before a space, or closes after a space or before a digit; nor after an operator or
-# before <, as in GSM8K's `3*$5=$<<3*5=15>>15`.
+# The page's script finds the same formulas with the same pattern, which means the same in both languages. A body stops
+# at any other delimiter, so that a text full of unclosed formulas is scanned once, not once per opening. Dollars are
+# also money. As in Pandoc, a $ does not open a formula before a space, nor close one after a space or before a digit;
+# here it also closes none after an operator or before <, as in GSM8K's `3*$5=$<<3*5=15>>15`.
 FORMULA = re.compile(
     r"\$\$(?:\\[\s\S]|[^$\\])+\$\$"
     r"|\\\[(?:[^\\]|\\[^\[\]])+\\\]"
@@ -30,26 +30,26 @@ FORMULA = re.compile(
     r"|(?<![\\$])\$(?![\s$])(?:\\[\s\S]|[^$\\\n]|\n(?![ \t]*\n))+(?<![\s=+*/(<-])\$(?![0-9$<])"
 )
 LONGEST = 2_000
-"""Characters of a formula that is drawn."""
+"""Most characters of a formula that is drawn."""
 DEEPEST = 40
-"""Elements within each other."""
+"""Deepest nesting of elements."""
 FORMULAS_BYTES = 3_000_000
-"""Most bytes of formulas in a page; the rarest stay as they were written."""
+"""Most bytes of formulas in a page; the rarest stay as written."""
 
-# Macros can grow without bound, and what follows a bare % is a comment: it would be left out.
+# Macros can expand without bound, and text after a bare % would be dropped as a comment.
 REFUSED = re.compile(r"\\(?:def|\w*newcommand|\w*newenvironment|DeclareMathOperator)\b|(?<!\\)%")
-# Environments that the library does not know, as those it lays out alike without numbering the lines.
+# Environments that the library does not know → ones that it lays out the same way, without numbering lines.
 ENVIRONMENTS = {"aligned": "align*", "align": "align*", "dcases": "cases"} | dict.fromkeys(
     ("gathered", "gather", "gather*"), "matrix"
 )
 ENVIRONMENT = re.compile(r"(\\(?:begin|end)\s*\{)([a-z]+\*?)(?=\})")
-# `\mathbb R` as `\mathbb{R}`, which the library answers with the letter itself.
+# `\mathbb R` must become `\mathbb{R}`: without braces the library returns just the letter.
 UNBRACED = re.compile(r"(\\math(?:bb|bf|cal|frak|rm|scr|sf|tt)) *([A-Za-z0-9])")
 WRONG_LATEX: tuple[type[Exception], ...] = (
     *(error for error in vars(exceptions).values() if isinstance(error, type) and issubclass(error, Exception)),
     *(AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError),
 )
-"""What the library raises over LaTeX that it cannot read."""
+"""Exceptions that the library raises on LaTeX it cannot read."""
 
 ELEMENTS = frozenset(
     {
@@ -65,21 +65,21 @@ ATTRIBUTES = frozenset(
         *("width", "height", "depth", "voffset", "columnalign", "columnlines", "rowlines"),
     }
 )
-# What a style sheet can do; browsers have no other alphabets by attribute.
+# The variants a style sheet can produce; browsers ignore the others as attributes.
 VARIANTS = frozenset(("normal", "bold", "italic", "bold-italic", "sans-serif", "monospace"))
 IGNORED = frozenset(("columnspacing", "mathcolor", "rowspacing", "separator"))
-"""Without these a formula says the same."""
+"""Attributes that can be dropped without changing what a formula says."""
 
 Drawn = str | tuple[Any, ...]
-"""An element, as briefly as a page can hold it: its tag and its text, its attributes where there are some, and the
-elements in it; tag and text alone where there is nothing else.
+"""An element in compact form: (tag and text, attributes if any, child elements…), or only the string of tag and text if
+it has neither.
 
 Example: `("mfrac", {"linethickness": "0"}, "mi n", "mi k")`
 """
 
 
 def formulas_of(texts: Iterable[str]) -> dict[str, Drawn]:
-    """Each formula of the texts with its delimiters → what is drawn of it, the most frequent first."""
+    """Formula in the texts, with its delimiters → its drawn form, the most frequent first."""
     counts = Counter(found[0] for text in texts for found in FORMULA.finditer(text))
     drawn = {}
     left_bytes = FORMULAS_BYTES
@@ -94,10 +94,10 @@ def formulas_of(texts: Iterable[str]) -> dict[str, Drawn]:
     return drawn
 
 
-# Kept between refreshes of a page that is watched.
+# Cached between refreshes with --watch.
 @lru_cache(maxsize=1 << 15)
 def drawn_formula(source: str) -> Drawn | None:
-    """The `math` element of a formula with its delimiters; None where it cannot be drawn as it is meant."""
+    """The `math` element of a formula given with its delimiters; None if it cannot be drawn faithfully."""
     dollar = source.startswith("$") and not source.startswith("$$")
     latex = source[1:-1] if dollar else source[2:-2]
     if len(latex) > LONGEST or REFUSED.search(latex):
@@ -114,13 +114,13 @@ def drawn_formula(source: str) -> Drawn | None:
 
 
 def _drawn(element: Element, deepest: int) -> Drawn | None:
-    """The element with all that is in it; None where anything of it is not known."""
+    """The element with its children; None if any part of it is unknown."""
     attributes = {name: value for name, value in element.items() if name not in IGNORED}
-    # The library writes characters as references.
+    # The library writes characters as character references.
     text = html.unescape(element.text or "").strip(" \n")
     known = element.tag in ELEMENTS and attributes.keys() <= ATTRIBUTES and deepest > 0
     known = known and attributes.get("mathvariant", "normal") in VARIANTS
-    # A command that it does not know, and a mark of a table outside one, come as letters.
+    # The library emits unknown commands, and `&` outside a table, as text.
     if not known or text.startswith("\\") or text == "&":
         return None
     children = [_drawn(child, deepest - 1) for child in element]

@@ -1,4 +1,4 @@
-"""Published adapters → lines of metrics with what `rl_engine.inspect` sees in them, so that the page can draw it."""
+"""Published adapters → lines of metrics extended by what `rl_engine.inspect` measures, for the page to draw."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from rollout.adapters import MANIFEST, PEFT_CONFIG, AdapterError, AdapterStore, sha256_of
 
 VERSIONS = 16
-"""Versions that are looked into, evenly spaced, the first and the last among them."""
+"""Most versions that are inspected: evenly spaced, including the first and the last."""
 
 
 def with_insides(
     run: Path, lines: tuple[Mapping[str, float], ...]
 ) -> tuple[tuple[Mapping[str, float], ...], list[str]]:
-    """The lines; those of the first step after which a version was current hold the medians over its modules too. And a
-    line for each adapter that cannot be looked into, which is no reason to show nothing of a run.
+    """Return the lines, with medians over a version's modules added to the first step that it was current after, and a
+    message for each adapter that cannot be inspected, which does not keep the rest of the run from being shown.
 
-    Whole models are left out: the singular values of all their matrices take minutes.
+    Whole models are skipped: the singular values of all their matrices take minutes.
     """
     store = AdapterStore(run / "adapters")
     steps: dict[int, int] = {}
     for index, line in enumerate(lines):
-        # A supervised run numbers its versions by its steps.
+        # A supervised run's version numbers are its steps.
         version = line.get("adapter/version", line.get("step"))
         if version is not None:
             steps.setdefault(int(version), index)
@@ -40,7 +40,7 @@ def with_insides(
 
 
 def evenly(items: list[int], count: int) -> list[int]:
-    """At most so many of the items, evenly spaced, with both ends."""
+    """At most `count` of the items, evenly spaced, including both ends."""
     if len(items) <= count:
         return items
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
@@ -48,8 +48,8 @@ def evenly(items: list[int], count: int) -> list[int]:
 
 @cache
 def figures_of(directory: Path, sha256: str) -> dict[str, float]:
-    """Medians over the modules of an adapter whose manifest has this digest: read once, though the page is watched."""
-    # They load torch, which a report of a run without adapters has no need of.
+    """Medians over an adapter's modules, cached for --watch; `sha256`, of its manifest, is part of the cache key."""
+    # These import torch, which the report of a run without adapters does not need.
     from rl_engine.inspect.deltas import read_version
     from rl_engine.inspect.figures import median_over
 
@@ -62,6 +62,6 @@ def figures_of(directory: Path, sha256: str) -> dict[str, float]:
         "inside/used_frac": median_over(spectra, lambda one: one.used),
     }
     if not figures["inside/norm_update"]:
-        # Nothing is learned yet: a matrix of zeros has no shape.
+        # Nothing has been learned yet, and the stable rank of a zero matrix is undefined.
         del figures["inside/stable_rank"]
     return {name: value for name, value in figures.items() if value is not None}

@@ -1,4 +1,4 @@
-"""docs/metrics.md → what each metric means: the page's hints say what the documentation says."""
+"""docs/metrics.md → what each metric means, so that the page's tooltips quote the documentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAME = re.compile(r"`([^`]+)`")
 
 
 def meanings_of(keys: list[str]) -> dict[str, str]:
-    """What the documentation says of those of the metrics that it has a row for."""
+    """Metric → what the documentation says about it, for the metrics that have a row there."""
     found = {}
     for key in keys:
         for matches, text in _rows():
@@ -23,7 +23,7 @@ def meanings_of(keys: list[str]) -> dict[str, str]:
 
 @cache
 def _rows() -> tuple[tuple[Callable[[str], object], str], ...]:
-    """For each row of the page's first table: whether a name is among its names, and its text."""
+    """For each row of the first table in docs/metrics.md: a matcher for the metrics it covers, and its text."""
     page = resources.files("rl_engine.report").joinpath("assets", "metrics.md").read_text(encoding="utf-8")
     table = page.split("|---|---|---|---|\n", 1)[1].split("\n\n", 1)[0]
     rows = []
@@ -36,13 +36,14 @@ def _rows() -> tuple[tuple[Callable[[str], object], str], ...]:
 
 
 def _patterns(names: str) -> list[str]:
-    """`time/rollout_s`, `grade_s` and `completion/tokens_mean`, `…_correct`: later names lean on the first."""
+    """Patterns for the names in a cell, where later names abbreviate: `time/rollout_s`, `grade_s` or
+    `completion/tokens_mean`, `…_correct`."""
     first, *others = _NAME.findall(names)
     folder = first.rpartition("/")[0]
     whole = [first]
     for name in others:
         if name.startswith("…"):
-            # On the whole name, or in place of its last word.
+            # `…` may stand for the whole first name, or for all but its last word.
             whole += [first + name[1:], first.rpartition("_")[0] + name[1:]]
         else:
             whole.append(name if "/" in name and "<" not in folder else f"{folder}/{name}" if folder else name)

@@ -1,4 +1,4 @@
-"""A run → what it came from: who made it, when and where, and which settings are not the defaults."""
+"""A run → its origin: command, time, machine and versions, and the settings that differ from the defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rl_engine.run.origin.starts import wall_s
 
 
 def origin_of(run: ShownRun) -> dict[str, str]:
-    """What the directory knows of date, command, machine, versions, commit, seed and wall time."""
+    """What the run directory records about date, command, machine, versions, commit, seed and wall time."""
     found = {"Seed": str(run.settings.get("seed", "—"))}
     if not run.starts:
         return found
@@ -34,18 +34,18 @@ def origin_of(run: ShownRun) -> dict[str, str]:
 
 
 def settings_of_its_own(run: ShownRun) -> dict[str, tuple[str, str]]:
-    """Key → its value and the default, of all that are not left at it; `required` where there is no default."""
+    """Key → (value, default) for every key that differs from its default, which is `required` if it has none."""
     known = defaults(supervised=run.is_supervised)
     found = {}
     for key, value in run.settings.items():
-        # By value: 600 and 600.0 are one setting. Keys inside a mapping have no default.
+        # Compared by value, since 600 and 600.0 are the same setting. Keys inside a mapping have no default.
         if key != "output_dir" and value != known.get(key):
             found[key] = (plain(value), plain(known.get(key, "—")))
     return found
 
 
 def headline_of(run: ShownRun, changes: Sequence[SuiteChange]) -> tuple[str, SuiteChange, Gain | None] | None:
-    """The suite that is asked first, its change, and the paired difference where answers are kept; None without a
+    """The first suite of the configuration, its change, and the paired difference if answers were kept; None without a
     second score."""
     asked = [str(suite) for suite in run.settings.get("eval.suites") or ()]
     able = [change for change in changes if change.last["step"] > change.first["step"]]

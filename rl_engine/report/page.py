@@ -1,4 +1,4 @@
-"""Runs → one HTML file that needs nothing else: style, scripts and data are inside it."""
+"""Runs → one self-contained HTML file, with styles, scripts and data inside it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from rollout.files.durable import naming
 
 NAME = "report.html"
 PROBLEMS = 4
-"""Problems shown of each step unless asked otherwise."""
+"""Problems shown per step by default."""
 COMPLETIONS_BYTES = 10_000_000
-"""Most bytes of completions in a page, all runs together. What else there is stays far below."""
+"""Most bytes of completions in a page, for all runs together. Everything else is far smaller."""
 LINES = 2_000
-"""Steps drawn of a run; of more, every second, third, …, and all that evaluate."""
+"""Most steps drawn per run; in a longer run, only every second, third, … step, and all steps with an evaluation."""
 TITLE_END = " · rl_engine</title>"
-"""The title of every page ends so; by that one is known as ours."""
+"""Every page's title ends like this, which identifies the file as one of our reports."""
 SCRIPTS = ("charts.js", "formulas.js", "completions.js", "pairs.js", "page.js")
 
 
@@ -46,15 +46,15 @@ def write_report(directories: Sequence[Path], output: Path) -> Path:
 
 
 def read_runs(directories: Sequence[Path], problems: int) -> list[ShownRun]:
-    """The runs in these directories; their completions share the page's room evenly."""
+    """Read the runs in these directories; they share the page's budget for completions evenly."""
     budget_bytes = COMPLETIONS_BYTES // len(directories)
     return [read_run(directory, problems=problems, budget_bytes=budget_bytes) for directory in directories]
 
 
 def write_page(runs: Sequence[ShownRun], output: Path, reload_s: float | None = None) -> Path:
-    """Write the page all at once: no browser sees half of it. With `reload_s` it loads itself again so often."""
+    """Write the page atomically, so that no browser sees half of it. `reload_s`: how often it reloads itself."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    # A run and whoever watches it may write the same page at the same moment.
+    # A run and a `--watch` process may write the same page at the same time.
     scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")
     with naming(output):
         scratch.write_text(page_of(runs, reload_s), encoding="utf-8")
@@ -62,12 +62,12 @@ def write_page(runs: Sequence[ShownRun], output: Path, reload_s: float | None = 
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is such a page."""
+    """Whether a file is one of our reports."""
     return TITLE_END.encode() in path.read_bytes()
 
 
 def page_of(runs: Sequence[ShownRun], reload_s: float | None = None) -> str:
-    """The page's HTML. What runs wrote is escaped by the template, or is JSON that is only read as text."""
+    """The page's HTML. Text from runs is escaped by the template, or embedded as JSON that is only read as text."""
     script = "\n".join(_own(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
     names = names_of(runs)
@@ -100,7 +100,7 @@ def page_of(runs: Sequence[ShownRun], reload_s: float | None = None) -> str:
 
 
 def names_of(runs: Sequence[ShownRun]) -> list[str]:
-    """What each run is called: as much of the end of its directory's path as tells it from the others."""
+    """The runs' display names: the shortest path endings, of equal length, that tell them apart."""
     paths = [run.path.resolve().parts for run in runs]
     for length in range(1, max(map(len, paths))):
         names = ["/".join(path[-length:]) for path in paths]
@@ -117,7 +117,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # `tojson` writes <, >, & and ' as \u003c …, so that no completion can end the element it stands in.
+    # `tojson` writes <, >, & and ' as \u003c …, so that no completion can close the element that contains it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["percent"] = _percent
     environment.filters["points"] = _points
@@ -134,7 +134,7 @@ def _percent(score: float) -> str:
 
 
 def _points(difference: float) -> str:
-    """A difference of shares in points of per cent, with its sign."""
+    """A difference of fractions in percentage points, with its sign."""
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
@@ -145,7 +145,7 @@ def _tokens(mean: float) -> str:
 def _data(
     names: Sequence[str], runs: Sequence[ShownRun], pairs: Sequence[Pair], reload_s: float | None
 ) -> dict[str, Any]:
-    """What the scripts read."""
+    """The data that the scripts read."""
     keys = {key for run in runs for line in run.lines for key in line}
     return {
         "reload_s": reload_s,
@@ -164,7 +164,7 @@ def _data(
 
 
 def _texts(runs: Sequence[ShownRun], pairs: Sequence[Pair]) -> Iterator[str]:
-    """All that is shown of problems and completions."""
+    """All texts of problems and completions that are shown."""
     for group in (group for run in runs for group in run.completions.groups):
         yield group.problem
         yield from (completion.text for completion in group.completions)
@@ -174,7 +174,7 @@ def _texts(runs: Sequence[ShownRun], pairs: Sequence[Pair]) -> Iterator[str]:
 
 
 def _columns(lines: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
-    """Each metric over the steps, eight digits of it; null where a step has none or it is no number."""
+    """Metric → its values over the steps, to eight digits; None where a step has no value or it is not finite."""
     stride = math.ceil(len(lines) / LINES) or 1
     kept = [
         line

@@ -13,21 +13,21 @@ from rl_engine.report.completions import shortened
 from rl_engine.report.shown_run import ShownAdapter, ShownRun
 
 EACH = 8
-"""Problems shown of each kind (newly right, newly wrong, most mixed, longest, and any), at most."""
+"""Most problems shown of each kind: newly right, newly wrong, most mixed, longest, and any."""
 ALL_OF_A_KIND = 40
-"""Problems of a kind in all pairs of a page together, so that comparing many runs on many suites stays a page."""
+"""Most problems of each kind in all pairs of a page together, so that many runs on many suites still fit on a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """How much higher the second scores than the first, paired by problem."""
+    """By how much the second evaluation scores higher than the first, paired by problem."""
 
     problems: int
     mean: float
     interval: tuple[float, float]
     """95 %, bootstrap over problems."""
     newly_right: int
-    """Problems on which the second scores higher."""
+    """Problems on which the second evaluation scores higher."""
     newly_wrong: int
 
 
@@ -47,10 +47,10 @@ class PairedProblem:
     reference: str
     sides: tuple[Side, Side]
     history: tuple[tuple[int, float], ...]
-    """Step and accuracy at each evaluation of the run; empty where two runs are compared."""
+    """(step, accuracy) for each evaluation of the run; empty when two runs are compared."""
     gain: float
     mixed: float
-    """Spread of right and wrong, between 0 and 1/4."""
+    """Variance of correctness, between 0 and 1/4."""
     longest: int
     """Tokens of the longer answer."""
 
@@ -64,13 +64,13 @@ class Pair:
     labels: tuple[str, str]
     note: str
     gain: Gain | None
-    """None where nothing compares; `note` says why."""
+    """None if no problem is shared; `note` says why."""
     problems: tuple[PairedProblem, ...]
 
 
 def pairs_of(runs: Sequence[ShownRun], names: Sequence[str]) -> list[Pair]:
-    """The pairs of a page: of one run the first version beside the best on each suite, of several the last of the first
-    run beside the last of each other."""
+    """The pairs of a page. For one run: its first version beside its best, on each suite. For several: the last version
+    of the first run beside the last of each other run."""
     if len(runs) == 1:
         each = _each(len(_suites(runs[0])))
         return [pair for suite in _suites(runs[0]) for pair in _within(runs[0], suite, each)]
@@ -85,7 +85,7 @@ def _each(pairs: int) -> int:
 
 
 def gain_of(first: Mapping[str, KeptAnswer], second: Mapping[str, KeptAnswer]) -> Gain | None:
-    """Over the problems that both were asked; None where there are none."""
+    """The gain over the problems that both evaluations share; None if there are none."""
     # scipy takes a second to load.
     import numpy as np
 
@@ -106,20 +106,20 @@ def gain_of(first: Mapping[str, KeptAnswer], second: Mapping[str, KeptAnswer]) -
 
 
 def gain_of_training(run: ShownRun, suite: str) -> Gain | None:
-    """The gain from the first evaluation to the last; None where their answers are not kept."""
+    """The gain from the first evaluation to the last; None if their answers were not kept."""
     evaluated = _evaluated(run, suite)
     return gain_of(*(run.answers[suite, one.key] for one in (evaluated[0], evaluated[-1]))) if evaluated else None
 
 
 def _suites(run: ShownRun) -> list[str]:
-    """Suites with answers, in the order of the configuration."""
+    """Suites with kept answers, in the configuration's order."""
     found = {suite for suite, _ in run.answers} if run.shows_answers else set()
     asked = [str(suite) for suite in run.settings.get("eval.suites") or ()]
     return sorted(found, key=lambda suite: (asked.index(suite) if suite in asked else len(asked), suite))
 
 
 def _evaluated(run: ShownRun, suite: str) -> list[ShownAdapter]:
-    """Versions whose answers are kept, in the order of steps."""
+    """Versions whose answers were kept, ordered by step."""
     return [one for one in run.adapters if run.shows_answers and (suite, one.key) in run.answers]
 
 
@@ -162,7 +162,7 @@ def _between(runs: Sequence[ShownRun], names: Sequence[str], other: int, suite: 
         for one in (ours, theirs)
     ]
     answers = [runs[0].answers[suite, ours.key], runs[other].answers[suite, theirs.key]]
-    # The same id with another text is another problem.
+    # The same id with a different text is a different problem.
     shared = [one for one in answers[0] if one in answers[1] and answers[0][one].problem == answers[1][one].problem]
     answers = [{one: side[one] for one in shared} for side in answers]
     note = ""
@@ -186,7 +186,7 @@ def _chosen(
     history: Mapping[str, list[tuple[int, float]]],
     each: int,
 ) -> tuple[PairedProblem, ...]:
-    """Some of each kind; between equals the digest of the id decides."""
+    """Some problems of each kind; ties are broken by the digest of the id."""
     shared = [_paired(first[one], second[one], history.get(one, [])) for one in first if one in second]
     shared.sort(key=lambda one: hashlib.sha256(one.problem_id.encode()).hexdigest())
     newly_right = sorted((one for one in shared if one.gain > 0), key=lambda one: -one.gain)

@@ -1,4 +1,4 @@
-"""metrics.jsonl → pictures: `curves.png` beside a run, and each chart of one or more runs for a paper."""
+"""metrics.jsonl → figures: `curves.png` in a run directory, and each chart of one or more runs for a paper."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plot_run(run: Path) -> Path:
 
 
 def plot_charts(runs: Mapping[str, Lines], directory: Path, file_format: str) -> list[Path]:
-    """Each chart of these runs, overlaid, as `<chart>.png` or `.svg`, as wide as a column of a paper."""
+    """Draw each chart with these runs overlaid, as `<chart>.png` or `.svg`, as wide as a column of a paper."""
     directory.mkdir(parents=True, exist_ok=True)
     files = chart_files(runs, directory, file_format)
     for chart, file in zip(_charts(runs), files, strict=True):
@@ -74,8 +74,8 @@ def _charts(runs: Mapping[str, Lines]) -> list[Chart]:
 
 
 def draw_chart(axes: Axes, chart: Chart, runs: Mapping[str, Lines]) -> list[Sign]:
-    """One run: a colour and a dash for each metric. Several: a colour and a marker for each run, a dash for each
-    metric. Returns the legend."""
+    """Draw a chart and return its legend. One run: a colour and a dash pattern for each metric. Several runs: a colour
+    and a marker for each run, a dash pattern for each metric."""
     factor = 100 if chart.unit.startswith("%") else 1
     name_panel(axes, chart.title, chart.unit)
     count_along(axes, "step")
@@ -98,7 +98,7 @@ def _one_run(axes: Axes, chart: Chart, lines: Lines, factor: float) -> list[Sign
     drawn = [one for one in chart.series if any(one.key in line for line in lines)]
     signs: list[Sign] = []
     for one, colour, dash, marker in zip(drawn, cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False):
-        # What is known at a few steps alone is marked there.
+        # Metrics known at only a few steps get markers there.
         few = sum(one.key in line for line in lines) < max(3, len(lines) / 2)
         look: dict[str, Any] = {
             "color": colour,
@@ -111,7 +111,7 @@ def _one_run(axes: Axes, chart: Chart, lines: Lines, factor: float) -> list[Sign
 
 
 def _parts(axes: Axes, chart: Chart, lines: Lines) -> list[Sign]:
-    """Curves that are parts of a whole, one upon the other."""
+    """Curves that are parts of a whole, stacked."""
     drawn = [one for one in chart.series if any(one.key in line for line in lines)]
     rows = [line for line in lines if all(one.key in line for one in drawn)]
     looks: list[dict[str, Any]] = [
@@ -137,11 +137,11 @@ def _several_runs(axes: Axes, parts: Sequence[Series], runs: Mapping[str, Lines]
 
 
 def _curve(axes: Axes, series: Series, lines: Lines, factor: float, **look: Any) -> None:
-    """A metric over the steps that have it, with its interval as a band."""
+    """Draw a metric over the steps that have it, with its interval as a band."""
     rows = [line for line in lines if series.key in line]
     steps = [row["step"] for row in rows]
     values = [row[series.key] * factor for row in rows]
-    # A mark at every step would hide a long curve.
+    # A marker at every step would hide a long curve.
     (curve,) = axes.plot(steps, values, markevery=max(1, len(rows) // 10), **look)
     if series.low:
         low, high = ([row[key] * factor for row in rows] for key in (series.low, series.high))

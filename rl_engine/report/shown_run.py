@@ -1,4 +1,4 @@
-"""A run directory, finished or not → what the page shows of it."""
+"""A run directory, finished or in progress → what the page shows of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rollout.adapters import MANIFEST
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What an adapter scores on a suite, and under which conditions: one of the run's own reports in evals/."""
+    """An adapter's score on a suite, and under which conditions: one of the run's own reports in evals/."""
 
     suite: str
     suite_version: int
@@ -37,7 +37,7 @@ class Score:
 
     @property
     def condition(self) -> tuple[str, str]:
-        """The suite, and how it was asked: scores compare where both are the same."""
+        """The suite and how it was sampled. Scores are comparable if both are the same."""
         how = "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
         return (
             f"{self.suite}, version {self.suite_version}",
@@ -47,14 +47,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownAdapter:
-    """A version in adapters/, or one that has scores although it is no longer kept."""
+    """A version in adapters/, or one that has scores but is no longer on disk."""
 
     key: str
     """`AdapterRef.key`: `policy-v000005`."""
     manifest: Mapping[str, Any] | None
-    """None where the version is not kept."""
+    """None if the version is no longer on disk."""
     step: int | None
-    """The step that published it; None where no line of the metrics says so."""
+    """The step that published it; None if no line of metrics says so."""
     is_best: bool
     is_latest: bool
     scores: Mapping[tuple[str, str], Score]
@@ -63,7 +63,7 @@ class ShownAdapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownRun:
-    """What is shown of a run."""
+    """Everything that is shown of a run."""
 
     name: str
     path: Path
@@ -71,55 +71,55 @@ class ShownRun:
     settings: Mapping[str, Any]
     """The configuration with dotted keys."""
     lines: tuple[Mapping[str, float], ...]
-    """Complete lines of metrics.jsonl, with what is inside the adapters (`insides.py`)."""
+    """Complete lines of metrics.jsonl, with measurements of the adapters (`insides.py`)."""
     adapters: tuple[ShownAdapter, ...]
     """Sorted by key."""
     completions: ShownCompletions
     answers: Mapping[tuple[str, str], Mapping[str, KeptAnswer]]
-    """(suite, adapter's key) → what that evaluation kept: problem id → its answer."""
+    """(suite, adapter's key) → the answers that this evaluation kept, by problem id."""
     damaged: Sequence[str]
-    """What of adapters/ and evals/ is left out because it cannot be read: a line each."""
+    """One line for each item in adapters/ and evals/ that is left out because it cannot be read."""
     starts: Sequence[Mapping[str, Any]] = ()
-    """The processes that worked on it (`rl_engine/run/origin/starts.py`)."""
+    """The processes that worked on the run (`rl_engine/run/origin/starts.py`)."""
     shows_answers: bool = True
-    """Whether the page may hold answers to the problems of evaluations."""
+    """Whether the page may contain answers to evaluation problems."""
 
     @property
     def step(self) -> int:
-        """The last step on record; 0 before the first."""
+        """The last recorded step; 0 before the first."""
         return int(self.lines[-1]["step"]) if self.lines else 0
 
     @property
     def is_supervised(self) -> bool:
-        """Whether it learned from examples, and sampled nothing."""
+        """Whether this is a supervised run, which learns from examples and samples nothing."""
         return "sampling.n" not in self.settings
 
     @property
     def steps(self) -> int | None:
-        """The steps the configuration asks for; None for a supervised run that counts epochs."""
+        """Steps that the configuration asks for; None for a supervised run measured in epochs."""
         steps = self.settings["train.steps"]
         return None if steps is None else int(steps)
 
     @property
     def has_left(self) -> bool:
-        """Whether the process that last worked on it has ended, as far as that is noted: of one killed it is not."""
+        """Whether the last process that worked on it has recorded its end; a killed process has not."""
         return bool(self.starts) and "ended" in self.starts[-1]
 
     @property
     def is_done(self) -> bool:
-        """Whether no more steps are to come; of a run that counts epochs, whether its process has ended."""
+        """Whether all steps are done; for a run measured in epochs, whether its process has ended."""
         return self.has_left if self.steps is None else self.step >= self.steps
 
 
 def check_run(run: Path) -> None:
-    """Raises `ValueError` for what is not a run directory."""
+    """Raises `ValueError` if this is not a run directory."""
     if not (run / "config.yaml").is_file():
         of_sweep = f"; its cells' runs are {run / 'cells/*/run'}" if (run / "cells").is_dir() else ""
         raise ValueError(f"{run} is not a run directory: there is no {run / 'config.yaml'}{of_sweep}")
 
 
 def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
-    """Gather a run directory. Raises `ValueError` when it is not one."""
+    """Read a run directory. Raises `ValueError` when it is not one."""
     check_run(run)
     text = (run / "config.yaml").read_text(errors="replace", encoding="utf-8")
     settings = _settings(run / "config.yaml")
@@ -143,7 +143,7 @@ def read_run(run: Path, *, problems: int, budget_bytes: int) -> ShownRun:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """A run's configuration with dotted keys; of keys that are newer than it, the defaults."""
+    """A run's configuration with dotted keys; keys that are newer than the run have their defaults."""
     given = _dotted(read_settings(path))
     known = dict(fields(SftConfig if "train.batch_size" in given else Config))
     required = [key for key, info in known.items() if info.is_required() and key != "output_dir"]
@@ -170,8 +170,8 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[ShownA
             raise ValueError(f"{path} is damaged: it is not the manifest of a version")
         manifests[f"{manifest['name']}-{name}"] = manifest
     marks = {mark: (run / "adapters" / mark).resolve().name for mark in ("best", "latest")}
-    # A step without a signal publishes nothing: the first step that names a version made it. A supervised run numbers
-    # its versions by its steps.
+    # A step without signal publishes nothing, so a version was made by the first step that names it. A supervised run's
+    # version numbers are its steps.
     steps: dict[str, int] = {}
     for line in lines:
         number = line.get("adapter/version", line.get("step"))
@@ -197,7 +197,7 @@ def _adapters(run: Path, lines: tuple[Mapping[str, float], ...]) -> tuple[ShownA
 def _answers(
     run: Path, adapters: Sequence[ShownAdapter]
 ) -> tuple[dict[tuple[str, str], Mapping[str, KeptAnswer]], list[str]]:
-    """`ShownRun.answers` and `ShownRun.damaged`. A damaged file is no reason to show nothing of a run."""
+    """`ShownRun.answers` and `ShownRun.damaged`. Damaged files are reported, and the rest of the run is shown."""
     answers: dict[tuple[str, str], Mapping[str, KeptAnswer]] = {}
     damaged = []
     for suite, key in sorted({(score.suite, one.key) for one in adapters for score in one.scores.values()}):
@@ -212,7 +212,7 @@ def _answers(
 
 
 def _scores(run: Path) -> list[Score]:
-    """Every report in evals/; a JSON file of another kind there is passed over."""
+    """Every report in evals/; other JSON files there are skipped."""
     names = tuple(Score.__annotations__)
     scores = []
     for path in sorted((run / "evals").glob("*.json")):

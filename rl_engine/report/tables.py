@@ -20,7 +20,7 @@ from rl_engine.run.bottleneck import in_one_line
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteChange:
-    """The first, the last and the best score of a run on one suite: lines of its metrics without `eval/<suite>/`."""
+    """A run's first, last and best score on one suite: lines of its metrics with the prefix `eval/<suite>/` removed."""
 
     run: int
     suite: str
@@ -30,7 +30,7 @@ class SuiteChange:
 
 
 def overview_of(run: ShownRun) -> dict[str, str]:
-    """What ran, how far it came and how fast it was."""
+    """What ran, how far it got and how fast it was."""
     settings = run.settings
     lines = [line for line in run.lines if "throughput/tokens_per_s" in line]
     lora = f"LoRA of rank {settings['lora.rank']} on {plain(settings['lora.targets'])}"
@@ -70,14 +70,14 @@ def changes_of(runs: Sequence[ShownRun]) -> list[SuiteChange]:
 
 
 def conditions_of(run: ShownRun) -> list[tuple[str, str]]:
-    """Conditions under which the run's adapters were scored: the columns of their table."""
+    """Conditions under which the run's adapters were scored: the columns of the adapter table."""
     return sorted({condition for adapter in run.adapters for condition in adapter.scores})
 
 
 def differences_of(runs: Sequence[ShownRun]) -> dict[str, list[str]]:
-    """Keys of the configuration whose values differ between the runs; `—` where a run has no such key.
+    """Key → the runs' values, for configuration keys in which the runs differ; `—` if a run does not have the key.
 
-    A run of an earlier version, which has no such key, does not differ from one that leaves it at its default.
+    A run of an earlier version that lacks a key does not differ from a run that leaves it at its default.
     """
     keys = dict.fromkeys(key for run in runs for key in run.settings if key != "output_dir")
     known = defaults(supervised=all(run.is_supervised for run in runs))
@@ -91,7 +91,7 @@ def differences_of(runs: Sequence[ShownRun]) -> dict[str, list[str]]:
 
 @cache
 def defaults(*, supervised: bool) -> Mapping[str, Any]:
-    """Key → its default as YAML has it; `required` where there is none."""
+    """Key → its default as in YAML; `required` if it has none."""
     return {
         key: "required" if info.is_required() else _as_json(info.get_default(call_default_factory=True))
         for key, info in fields(SftConfig if supervised else Config)
@@ -103,5 +103,5 @@ def _as_json(value: Any) -> Any:
 
 
 def plain(value: Any) -> str:
-    """A value of the configuration as one would write it there."""
+    """A configuration value as it would be written in the file."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""A run's metrics → what was wrong with it, one sentence each: the red line at the top of its page."""
+"""A run's metrics → warnings, one sentence each: the red lines at the top of its page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollout.closeness import KL_LIMITS, LOGPROB_LIMITS, KlEstimate, chance
 Line = Mapping[str, float]
 Settings = Mapping[str, Any]
 NEAR = 0.5
-"""Share of a limit from which a gap is told of, though the run went on."""
+"""Fraction of a limit above which a gap is reported although the run went on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,14 +23,14 @@ class WarningRule:
 
     key: str
     limit: Callable[[Settings, Line], float]
-    """The run's settings and the step's other metrics → what the metric is told of above."""
+    """The run's settings and the step's metrics → the value above which the metric is reported."""
     text: str
-    """With `worst`, the highest value, and `steps`, at how many it was above."""
+    """Template with `worst`, the highest value, and `steps`, the number of steps above the limit."""
 
 
 def _kl_limit(settings: Settings, line: Line) -> float:
-    """What `sampler/kl` is at most where half of the limit is expected: by the rule that stops a run
-    (`rollout/closeness.py`). A run of an earlier version did not say of how many tokens it is: any amount is chance."""
+    """The largest `sampler/kl` that chance explains if half the limit is the true value, by the same rule that stops a
+    run (`rollout/closeness.py`). Runs of earlier versions lack the token count, so that any value may be chance."""
     if "sampler/tokens" not in line:
         return math.inf
     limit = NEAR * _given(settings, "rollout.max_kl", KL_LIMITS)
@@ -40,7 +40,7 @@ def _kl_limit(settings: Settings, line: Line) -> float:
 
 
 def _beyond_limit(_: Settings, line: Line) -> float:
-    """The same of the share of tokens beyond."""
+    """Like `_kl_limit`, for the fraction of tokens beyond the limit."""
     limit = NEAR * BEYOND_LIMIT
     return limit + chance(limit, int(line["sampler/tokens"]), largest=1.0) if "sampler/tokens" in line else math.inf
 
@@ -98,7 +98,7 @@ RULES = (
 
 
 def warnings_of(run: ShownRun) -> list[str]:
-    """What a reader must know before the numbers; empty for a healthy run."""
+    """What a reader must know before looking at the numbers; empty for a healthy run."""
     found = left_out(run)
     for rule in RULES:
         lines = [line for line in run.lines if rule.key in line]
@@ -110,7 +110,7 @@ def warnings_of(run: ShownRun) -> list[str]:
 
 
 def left_out(run: ShownRun) -> list[str]:
-    """What is not shown because it is damaged; the rest is."""
+    """Notes on what is left out because it is damaged."""
     return [f"{line}, and is left out" for line in run.damaged] + [
         f"{line}: its completions are left out" for line in run.completions.damaged
     ]

@@ -1,4 +1,4 @@
-"""Problems → the prompts a run trains on; what cannot be used is dropped with a reason and a count."""
+"""Problems → the prompts a run trains on; unusable rows are dropped with a reason and a count."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from rollout.prompts.problems import Loaded, load_problems, turns_left_out
 from rollout.prompts.renderer import Renderer
 from rollout.types import Prompt
 
-# Hardly any tokenizer has a longer token: a text of more than this for each token allowed is not tokenized to find out.
+# Hardly any tokenizer has longer tokens, so a text of more than this times the token limit is dropped untokenized.
 CHARACTERS_PER_TOKEN = 256
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """The prompts, and the story of the rows that did not become one."""
+    """The prompts, and why the other rows were dropped."""
 
     prompts: list[Prompt]
     dropped: Counter[str]
     examples: dict[str, str]
     unplaced: int = 0
-    """Problems with a system turn where the prompt has none."""
+    """Problems with a system turn that the prompt template has no place for."""
 
     def describe(self) -> str:
-        """What was kept and dropped, for people."""
+        """What was kept and dropped, as text for the user."""
         total = len(self.prompts) + self.dropped.total()
         lines = [f"{len(self.prompts):,} of {total:,} problems"]
         lines += [
@@ -40,12 +40,12 @@ class TrainingData:
 
     @property
     def extra_columns(self) -> list[str]:
-        """Columns that the problems bring for a reward function."""
+        """Columns that the problems provide to a reward function."""
         return list(dict.fromkeys(name for prompt in self.prompts for name in prompt.problem.extra))
 
     def repetitions(self, places: int) -> list[str]:
-        """What is otherwise than it seems, for people: turns that are left out, problems that the file repeats, and
-        those that a step of so many places holds several times."""
+        """Warnings about turns that are left out, problems that the file repeats, and problems that occur several times
+        in a step of `places` problems."""
         different = len({" ".join(prompt.problem.text.split()) for prompt in self.prompts})
         notes = []
         if self.unplaced:
@@ -67,9 +67,8 @@ class TrainingData:
 def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) -> TrainingData:
     """Load, check and render the training problems.
 
-    A reference answer that does not grade correct against itself could never be rewarded; a prompt over the limit
-    would leave no room to answer.
-    Raises `ValueError` when nothing is left.
+    Drops problems whose reference answer does not grade correct against itself, as no completion could be rewarded, and
+    prompts over the limit, which would leave no room to answer. Raises `ValueError` when nothing is left.
     """
     rewards = config.rewards
     loaded = load_problems(
@@ -104,7 +103,7 @@ def prepare(config: Config, renderer: Renderer, grader: Grader, ranks: Ranks) ->
 def cursor_of(config: Config, prompts: Sequence[Prompt]) -> Cursor[Prompt] | Mixed[Prompt]:
     """The order in which a run takes its prompts.
 
-    Raises `ValueError` where a source of `data.mix` has none.
+    Raises `ValueError` if a source of `data.mix` has no prompts.
     """
     data = config.data
     if not data.mix:

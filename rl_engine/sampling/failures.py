@@ -1,4 +1,4 @@
-"""Graded groups → whether grading itself failed on so many that a run must not go on."""
+"""Graded groups → whether grading itself failed so often that the run must stop."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rewards.types import FAILED
 from rl_engine.learner.groups import GradedGroup
 
 MOST_FAILED = 0.1
-"""Share of a step's completions on which grading may fail. What it fails on is left out of the loss, and what is left
-is then no longer the task."""
+"""Largest share of a step's completions on which grading may fail. Those completions are left out of the loss; beyond
+this share, what remains no longer represents the task."""
 
 
 class GradingFailedError(RuntimeError):
-    """The grader or a reward function does not work; the text ends with the first traceback."""
+    """The grader or a reward function does not work; the message ends with the first traceback."""
 
 
 def grading_failure(rewards: RewardConfig, step: int, groups: Sequence[GradedGroup]) -> str | None:
-    """What a person is told where grading failed on more than `MOST_FAILED` of the completions; None otherwise.
+    """Return a message if grading failed on more than `MOST_FAILED` of the completions, otherwise None.
 
-    A reward function of the user's has failed where it raised or took too long. In the first step, and the evaluation
-    before it, a single error of one is too many: it will come back in every step.
+    A user's reward function has failed if it raised or timed out. In the first step, and in the evaluation before it, a
+    single exception in a reward function stops the run, because it would come back in every step.
     """
     results = [result for group in groups for result in group.results]
     counted = FAILED if rewards.function is not None else {Verdict.ERROR}

@@ -1,4 +1,4 @@
-"""Groups as they come → graded groups: those that are there are graded while others are still sampled."""
+"""Groups as they arrive → graded groups: finished groups are graded while others are still being sampled."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ Grade = Callable[[Sequence[RolloutGroup]], list[GradedGroup]]
 
 @dataclass(eq=False)
 class GradingAside:
-    """Grading happens in processes: the thread that waits for them takes little from the one that samples.
+    """Grades groups in the background. The work happens in other processes, so the thread that waits for them takes
+    little time from the one that samples.
 
-    It grades one lot at a time, and the next is what has come meanwhile. Left by an exception, it leaves a lot that is
-    being graded to the thread: `Grader.close` ends that.
+    It grades one lot at a time; the next lot is whatever has arrived in the meantime. If an exception leaves the
+    `with` block, a lot that is being graded is left to the thread until `Grader.close` ends it.
     """
 
     grade: Grade
@@ -29,14 +30,14 @@ class GradingAside:
     _waiting: list[RolloutGroup] = field(default_factory=list, init=False)
 
     def take(self, groups: Sequence[RolloutGroup]) -> None:
-        """Grade these while something else is done."""
+        """Grade these in the background."""
         self._waiting += groups
         if not self._lots or self._lots[-1].done():
             self._lots.append(self._thread.submit(self.grade, self._waiting))
             self._waiting = []
 
     def all_of(self, groups: Sequence[RolloutGroup]) -> list[GradedGroup]:
-        """All groups, graded, in order; those that were not taken are graded here and now."""
+        """Return all groups graded, in order; those not yet passed to `take` are graded now."""
         known = {id(one.rollout): one for lot in self._lots for one in lot.result()}
         rest = [group for group in groups if id(group) not in known]
         known |= {id(one.rollout): one for one in self.grade(rest)}

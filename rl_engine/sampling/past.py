@@ -1,16 +1,16 @@
 """Published versions → the learner as it was: the sampler is checked against the version that sampled.
 
-On policy, the learner's first pass over a step's tokens is that check: it still is what the sampler was given. With
-`rollout.max_staleness` above 0 it has moved on since, and sampler and learner differ by what was learned, which can be
-any amount. The last versions' parameters are kept, therefore, and put back for a forward pass over what they sampled.
-The limits are those of the check on policy, for what is compared is the same: one set of weights in two
-implementations.
+On-policy, the learner's first pass over a step's tokens is that check: its weights are still those that the sampler was
+given. With `rollout.max_staleness` above 0 the learner has moved on, and sampler and learner differ by what was learned
+since, which can be any amount. So the parameters of the last versions are kept, and put back for a forward pass over
+what they sampled. The limits are those of the on-policy check, because the comparison is the same: one set of weights
+in two implementations.
 
-That pass covers one completion of each group, at about 1/n of a forward pass over the step. Nothing that it is for
-can hide in the others: a stale, wrong or damaged adapter, or a worker of other precision, shows in every completion of
-the batch that it sampled, and every batch is of whole groups. Of a group that several versions sampled it covers one of
-the completions that they all did, and compares each token with the version that produced it: a batch that went on with
-any of the group's completions went on with that one.
+That pass covers one completion of each group, at about 1/n of the cost of a forward pass over the step. What it looks
+for cannot hide in the other completions: a stale, wrong or damaged adapter, or a worker of different precision, shows
+in every completion of the batch that it sampled, and batches consist of whole groups. In a group that several versions
+sampled, it covers one of the completions that all of them sampled, and compares each token with the version that
+produced it: a batch that continued any of the group's completions also continued that one.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from rollout.types import AdapterRef
 
 @dataclass
 class PastVersions:
-    """The parameters of the versions that may still be sampled from. Its calls are collective."""
+    """The parameters of the versions that may still be sampled from. Calls are collective."""
 
     learner: Learner
     depth: int
-    """Versions before the newest one that are kept; with 0 none at all."""
+    """How many versions before the newest are kept; with 0 nothing is kept at all."""
     _kept: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
 
     def remember(self, ref: AdapterRef) -> None:
-        """The learner's parameters of now are those of `ref`."""
+        """Keep the learner's current parameters as those of `ref`."""
         if self.depth:
             self._kept[ref.key] = self._copy()
         while len(self._kept) > self.depth + 1:
@@ -48,7 +48,8 @@ class PastVersions:
 
     @contextlib.contextmanager
     def restored(self, key: str) -> Iterator[None]:
-        """Inside the block the learner is that version; afterwards it is bit for bit what it was."""
+        """Inside the block the learner has the parameters of version `key`; afterwards it is bit for bit what it
+        was."""
         now = self._copy()
         try:
             self._put(self._kept[key])
@@ -73,8 +74,8 @@ class PastVersions:
 def gap_of_versions(
     past: PastVersions, graded: Sequence[GradedGroup], current: AdapterRef, limits: GapLimits
 ) -> SamplerGap | None:
-    """Sampler against the versions that sampled, over all of them. None when everything is of the current version,
-    which the step itself checks, on every token.
+    """The gap between the sampler and the versions that sampled, merged over all of them. None when everything was
+    sampled by the current version, which the step itself checks, on every token.
 
     Raises `SamplerGapError` with the name of the version that is off.
     """
@@ -92,7 +93,8 @@ def gap_of_versions(
 
 
 def _rows_by_version(graded: Sequence[GradedGroup]) -> dict[str, list[TrainingSample]]:
-    """One completion of each group, another one than of its neighbour, as rows of the versions that sampled it."""
+    """One completion of each group, at a different index in neighbouring groups, split into rows by the version that
+    sampled them."""
     rows: dict[str, list[TrainingSample]] = {}
     for number, each in enumerate(graded):
         most = max(len(completion.segments) for completion in each.rollout.completions)
@@ -103,7 +105,7 @@ def _rows_by_version(graded: Sequence[GradedGroup]) -> dict[str, list[TrainingSa
             start, end = end, end + segment.tokens
             rows.setdefault(segment.adapter, []).append(
                 TrainingSample(
-                    # What earlier versions sampled is, to this one, given like the prompt.
+                    # Tokens sampled by earlier versions are context for this one, like the prompt.
                     prompt_ids=each.rollout.prompt.token_ids + chosen.token_ids[:start],
                     completion_ids=chosen.token_ids[start:end],
                     behaviour_logprobs=chosen.logprobs[start:end],

@@ -1,4 +1,4 @@
-"""Configuration → what samples: an engine in this rank's process, or workers in a Ray cluster."""
+"""Configuration → the sampler: an engine in this rank's process, or workers in a Ray cluster."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from rollout.stopping import StopRequest
 def start_queue(
     config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest, engine: Engine | None = None
 ) -> RolloutQueue:
-    """What samples for this rank, by an `engine` that is there or by one of its own. Leaves torch's random numbers at
-    the run's seed, wherever the engine is.
+    """Start the queue that samples for this rank, on the given `engine` or on a new one. Afterwards torch's random
+    state is that of the run's seed, wherever the engine is.
 
-    Raises `ConfigError` when it cannot be placed so, `PoolError` when no worker starts.
+    Raises `ConfigError` when the placement is impossible, `PoolError` when no worker starts.
     """
     check_placement(config, ranks)
     queue: RolloutQueue
@@ -36,14 +36,14 @@ def start_queue(
         queue = LocalQueue(engine, ranks, stop)
     else:
         queue = PLACEMENTS[config.rollout.placement](config, ranks, max_model_len, stop)
-    # By now they are vLLM's, or as torch chose for this process. What vLLM draws of them while it samples decides
-    # nothing, each completion having a seed of its own, but checkpoints hold their state.
+    # By now vLLM has set the random state, or it is torch's default. Numbers that vLLM draws from it while sampling
+    # affect nothing, because each completion has a seed of its own, but checkpoints store the state.
     torch.manual_seed(config.seed)
     return queue
 
 
 def check_placement(config: Config, ranks: Ranks) -> None:
-    """Raises `ConfigError` when the sampler cannot be placed so, as far as that is known before it starts."""
+    """Raises `ConfigError` when the placement is impossible, as far as that is known before the sampler starts."""
     rollout = config.rollout
     if rollout.placement == "inprocess":
         if ranks.count > 1 and rollout.tensor_parallel_size > 1:
@@ -57,7 +57,8 @@ def check_placement(config: Config, ranks: Ranks) -> None:
 
 
 def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> LocalQueue | StreamingQueue:
-    """On a CPU what is sampled together is repeated bit for bit; on a GPU nothing is, and nothing waits for a batch."""
+    """On a CPU, batches are sampled as a whole, which is reproducible bit for bit. A GPU is not reproducible anyway, so
+    requests are streamed and none waits for a batch."""
     rollout = config.rollout
     from rollout.vllm import start_engine
 
@@ -70,13 +71,13 @@ def _in_process(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequ
 def start_shared_engine(
     configs: Sequence[Config], ranks: Ranks, max_model_len: int, adapters_at_once: int
 ) -> StreamingEngine:
-    """An engine in this rank's process that serves several runs, with room for the largest adapter of any.
+    """Start an engine in this rank's process that serves several runs, with room for the largest of their adapters.
 
-    It sleeps for the learner only where one run has it for itself: else others may be at their completions.
+    It sleeps while a learner works only if one run has it to itself; otherwise other runs may be sampling.
     """
     from rollout.vllm import start_engine
 
-    first, *_ = configs  # of the sampler's settings all have one value (`rl_engine/plan/company.py`)
+    first, *_ = configs  # all have the same sampler settings (`rl_engine/plan/company.py`)
     sleep = first.rollout.sleep is True and ranks.device.type == "cuda"
     settings = _engine_settings(first, max_model_len, sleep=sleep, ranks=ranks.count)
     largest = max(config.lora.served_rank for config in configs)
@@ -84,10 +85,11 @@ def start_shared_engine(
 
 
 def _in_workers(config: Config, ranks: Ranks, max_model_len: int, stop: StopRequest) -> RankSharedPool:
-    """The main rank drives the workers, and the others hear of what they sampled.
+    """The main rank drives the workers, and the other ranks receive what they sampled.
 
-    Where a worker samples one work item at a time, one adapter does, however many are loaded (`max_loras` 1): an item
-    is of one version. Where it samples several, no version waits for another's long completions.
+    A worker that samples one work item at a time needs one adapter slot (`max_loras` 1), however many adapters are
+    loaded, because an item belongs to one version. A worker that samples several items at a time gets a slot for each
+    version, so that no version waits for another's long completions.
     """
     if not ranks.is_main:
         return RankSharedPool(None, ranks, stop)
@@ -144,12 +146,12 @@ def _pool_settings(config: Config, ranks: Ranks) -> PoolSettings:
 
 
 def _free_cards(config: Config, ranks: Ranks) -> tuple[str, ...]:
-    """The cards that this process was given and the learner does not use, by name.
+    """The names of the cards that are visible to this process and not used by the learner.
 
     Raises `ConfigError` when the workers need more.
     """
     rollout = config.rollout
-    assert rollout.workers != "max"  # that is of a cluster
+    assert rollout.workers != "max"  # only a cluster allows that
     learners = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
     free = visible_cards(torch.cuda.device_count())[learners:]
     if rollout.workers * rollout.tensor_parallel_size > len(free):

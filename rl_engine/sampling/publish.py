@@ -1,4 +1,4 @@
-"""What was trained → published version → the sampler: written once, loaded everywhere, and seen to have arrived."""
+"""Trained weights → published version → the sampler: written once, loaded everywhere, and verified to have arrived."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CANARY_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class _Sighting:
-    """What the sampler answered to the canary, and what the learner makes of the same tokens."""
+    """The sampler's answers to the canary prompts, and the learner's log-probabilities of the same tokens."""
 
     weights_sha256: str
     samples: tuple[TrainingSample, ...]
@@ -30,8 +30,8 @@ class _Sighting:
 
 @dataclass
 class Publisher:
-    """Publishes the learner's adapter and keeps the newest versions loaded in this rank's engine: one, or as many as
-    are sampled from at a time."""
+    """Publishes the learner's adapter and keeps the newest versions loaded in this rank's engine: as many as may be
+    sampled from at a time."""
 
     store: AdapterStore
     engine: Engine
@@ -41,18 +41,18 @@ class Publisher:
     sampling: SamplingConfig
     limits: GapLimits
     facts: dict[str, str]
-    """What every manifest states: base model, configuration hash."""
+    """Entries of every manifest: base model, configuration hash."""
     keep: int | None = None
-    """Published versions that stay on disk: the newest ones, and whatever `best` names."""
+    """How many of the newest versions stay on disk, besides the one that `best` points at. None keeps all."""
     past: PastVersions | None = None
-    """Where completions are sampled ahead: what the versions loaded besides the newest one were."""
+    """The parameters of earlier versions that are still loaded, for sampling ahead of the learner."""
     _loaded: list[AdapterRef] = field(default_factory=list, init=False)
     _last: _Sighting | None = field(default=None, init=False)
 
     def publish(self, version: int) -> AdapterRef:
         """Write the learner's adapter as `version`, load it, unload the oldest.
 
-        Raises `SamplerGapError` when the sampler still answers as it did before although the adapter is another.
+        Raises `SamplerGapError` when the sampler still answers as before although the adapter has changed.
         """
         whole = self.learner.weights()
         trainable = self.learner.trainable
@@ -78,13 +78,13 @@ class Publisher:
         return ref
 
     def _look(self, ref: AdapterRef) -> None:
-        """Ask the sampler the canary's prompts and compare with the learner and with last time."""
+        """Sample the canary prompts, and compare the result with the learner's log-probabilities and with last time."""
         sampling = self.sampling.model_copy(update={"n": 1, "max_tokens": min(CANARY_TOKENS, self.sampling.max_tokens)})
         seeds = [f"canary/{index}" for index in range(len(self.canary))]
         groups = self.engine.generate(self.canary, sampling, ref, seeds)
         samples = tuple(sample for group in groups for sample in training_samples(group, [0.0]))
         scored = tuple(tuple(row) for row in self.learner.score(samples))
-        # One token of a few may be unlikely enough for two kernels to round it far apart; two are another adapter.
+        # One of these few tokens may be so unlikely that two kernels round it far apart; two mean a different adapter.
         gap = furthest(scored, (sample.behaviour_logprobs for sample in samples), but=1)
         if not gap <= self.limits.logprob:
             raise SamplerGapError(
@@ -97,14 +97,14 @@ class Publisher:
         self._last = sighting
 
     def _refuse_stale(self, now: _Sighting, ref: AdapterRef) -> None:
-        """A sampler that answers to the last digit as before, while the learner's view of those very answers
-        moved, samples from the old adapter."""
+        """Raise if the sampler repeats its previous answers to the last digit while the learner's log-probabilities of
+        those answers have moved: then it still samples from the old adapter."""
         before = self._last
         if before is None or before.weights_sha256 == now.weights_sha256 or before.samples != now.samples:
             return
         if before.learner_logprobs != now.learner_logprobs:
             moved = furthest(now.learner_logprobs, before.learner_logprobs)
-            # Below what the sampler's own precision resolves, standing still proves nothing.
+            # A move smaller than the sampler's precision can resolve proves nothing.
             if not moved <= RESOLUTION[self.learner.config.model.precision]:
                 raise SamplerGapError(
                     f"{ref.key} is loaded, but the sampler answers exactly as the version before it did, while the "

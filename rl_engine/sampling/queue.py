@@ -1,4 +1,4 @@
-"""Prompts → rollouts that are asked for now and collected later: the seam between a run and whatever samples for it."""
+"""Prompts → rollouts, requested now and collected later: the seam between a run and its sampler."""
 
 from __future__ import annotations
 
@@ -17,63 +17,63 @@ Meanwhile = Callable[[Sequence[RolloutGroup]], None]
 
 
 def wait(groups: Sequence[RolloutGroup]) -> None:
-    """Nothing is done with groups before all are there."""
+    """Do nothing with groups until all have arrived."""
 
 
 class RolloutQueue(Protocol):
-    """What samples for a run. Its calls are collective: all ranks make them in the same order."""
+    """A run's sampler. Calls are collective: all ranks make them in the same order."""
 
     @property
     def engine(self) -> Engine:
-        """What samples, to load versions into and to ask at once."""
+        """The engine itself, for loading versions and for synchronous generation."""
         ...
 
     @property
     def tells_all(self) -> bool:
-        """Whether every rank hears of all groups that were sampled, not of those of its share alone."""
+        """Whether `collect` returns all sampled groups on every rank, rather than only the rank's share."""
         ...
 
     def submit(self, batch: PromptBatch) -> Request:
-        """Ask for a group of each prompt."""
+        """Request one group per prompt."""
         ...
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
-        """Go on with what a request leaves unfinished, up to `sampling.max_tokens` tokens; to be collected in its
-        place."""
+        """Continue the completions that `request` leaves unfinished, up to `sampling.max_tokens` tokens. The returned
+        request is collected in place of `request`."""
         ...
 
     def collect(self, request: Request, meanwhile: Meanwhile = wait) -> list[RolloutGroup]:
-        """Wait for the groups of a request, one a prompt, in order: all of them on every rank where the queue
-        `tells_all`, or this rank's share, as `Ranks.share` deals it.
+        """Wait for the groups of a request, one per prompt, in order: all of them on every rank if the queue
+        `tells_all`, otherwise this rank's share, as dealt by `Ranks.share`.
 
-        `meanwhile` may be given some of them as they come, each once, while others are still sampled: it is not to
-        take long.
-        Raises `Stopped` when someone asks to stop: what is not finished is dropped.
+        `meanwhile` may be called with groups as they arrive, each at most once, while others are still being sampled.
+        It must return quickly.
+        Raises `Stopped` on a request to stop; unfinished groups are dropped.
         """
         ...
 
     def where(self) -> str | None:
-        """Where workers sample, for people; None where there are none, and on other ranks than the main one."""
+        """Where the workers are, as text for the user; None without workers and on ranks other than the main one."""
         ...
 
     def mark(self) -> None:
-        """A step begins: what `metrics` counts is counted from here on."""
+        """Mark the beginning of a step: `metrics` counts from here."""
         ...
 
     def metrics(self) -> dict[str, float]:
-        """How what samples is, on the main rank."""
+        """The sampler's own metrics, on the main rank."""
         ...
 
 
 def share(batch: PromptBatch, ranks: Ranks) -> PromptBatch:
-    """What this rank samples of a batch."""
+    """This rank's share of a batch."""
     return replace(batch, prompts=ranks.share([*batch.prompts]), seeds=ranks.share([*batch.seeds]))
 
 
 @dataclass(frozen=True, slots=True)
 class LocalQueue:
-    """An engine in this rank's process, where results are repeated bit for bit: it samples when a request is collected,
-    as one batch, each rank its own share."""
+    """An engine in this rank's process, with results that are reproducible bit for bit: each rank samples its share of
+    a request as one batch when the request is collected."""
 
     engine: Engine
     ranks: Ranks
@@ -84,19 +84,19 @@ class LocalQueue:
         return False
 
     def submit(self, batch: PromptBatch) -> Request:
-        """See `RolloutQueue.submit`. Nothing waits here: the order is that of the collecting. A request is one
-        batch."""
+        """See `RolloutQueue.submit`. A request is one batch. Nothing is queued, so `urgent` has no effect: requests are
+        sampled in the order in which they are collected."""
         mine = share(batch, self.ranks)
         return split(mine, max(1, len(mine.prompts)))
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
-        """See `RolloutQueue.extend`. Nothing of it has begun, so all is sampled at once, by `adapter`."""
+        """See `RolloutQueue.extend`. Nothing has been sampled yet, so `adapter` samples everything in one go."""
         whole = Request(sampling, adapter)
         whole.items += [WorkItem(whole, item.prompts, item.seeds) for item in request.items]
         return whole
 
     def collect(self, request: Request, meanwhile: Meanwhile = wait) -> list[RolloutGroup]:
-        """See `RolloutQueue.collect`. Where this rank is stopped the others are not yet: `together` tells them."""
+        """See `RolloutQueue.collect`. If only this rank is stopped, `together` tells the others."""
         with self.stop.raised():
             return [
                 group
@@ -115,37 +115,37 @@ class LocalQueue:
 
 @dataclass(frozen=True, slots=True)
 class StreamingQueue:
-    """An engine in this rank's process, where nothing is tied to batches: each group is begun when it is asked for, and
-    sampled beside all others while any are collected."""
+    """An engine in this rank's process that does not work in batches: each group starts when it is requested, and is
+    sampled alongside all others whenever any request is being collected."""
 
     engine: StreamingEngine
     ranks: Ranks
     stop: StopRequest = field(default_factory=StopRequest)
     _going: dict[WorkItem, InFlight] = field(default_factory=dict, init=False)
     _later: list[WorkItem] = field(default_factory=list, init=False)
-    """What goes on with something that is not there yet."""
+    """Continuations whose first part has not been sampled yet."""
 
     @property
     def tells_all(self) -> bool:
         return False
 
     def submit(self, batch: PromptBatch) -> Request:
-        """See `RolloutQueue.submit`. What is urgent is sampled beside the rest; a piece is a group."""
+        """See `RolloutQueue.submit`. A work item is one group; urgent ones are sampled alongside the rest."""
         request = split(share(batch, self.ranks), 1)
         for item in request.items:
             self._going[item] = self.engine.begin(item.prompts, batch.sampling, batch.adapter, item.seeds)
         return request
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
-        """See `RolloutQueue.extend`. A group goes on as soon as what is begun of it is there."""
+        """See `RolloutQueue.extend`. A group continues as soon as its first part has been sampled."""
         more = extended(request, sampling, adapter)
         self._later.extend(more.items)
         self._begin_later()
         return more
 
     def collect(self, request: Request, meanwhile: Meanwhile = wait) -> list[RolloutGroup]:
-        """See `RolloutQueue.collect`. A request to stop is heeded between two tokens: the engine stays as it should.
-        Where this rank is stopped the others are not yet: `together` tells them."""
+        """See `RolloutQueue.collect`. A request to stop is honoured between two tokens, which leaves the engine in a
+        consistent state. If only this rank is stopped, `together` tells the others."""
         done = [item for item in request.items if item.groups is not None]
         while not request.done:
             if done:
@@ -154,7 +154,7 @@ class StreamingQueue:
         return request.groups()
 
     def _turn(self) -> list[WorkItem]:
-        """A token of all that is begun; what is there since."""
+        """Advance everything in flight by one token; return the items that are finished."""
         if self.stop.asked:
             raise Stopped
         with self.stop.noted():

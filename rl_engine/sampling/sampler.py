@@ -1,4 +1,4 @@
-"""Rollouts → graded groups: every rank grades its share, and every rank then knows the whole."""
+"""Rollouts → graded groups: every rank grades its share, and all ranks then receive the whole."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from rollout.work_items import Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradedBatch:
-    """What was collected at once, one group a prompt, in order."""
+    """The groups of one request, one per prompt, in order."""
 
     groups: list[GradedGroup]
     rollout_s: float
-    """Spent sampling them, or waiting for it."""
+    """Time spent sampling, or waiting for samples."""
     grade_s: float
-    """Spent waiting for their verdicts, once all were sampled."""
+    """Time spent waiting for verdicts after everything was sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """The queue and the grader of this rank."""
+    """This rank's queue and grader."""
 
     queue: RolloutQueue
     grader: Grader
@@ -47,7 +47,7 @@ class Sampler:
     def collect(self, request: Request) -> GradedBatch:
         """Wait for a request of the queue, and grade it.
 
-        Raises `Stopped` on every rank when any was asked to stop, `EngineError` where it was another that failed.
+        Raises `Stopped` on every rank when any was asked to stop, `EngineError` when another rank failed.
         """
         start = time.monotonic()
         grade = partial(self._grade, sampling=request.sampling)
@@ -57,7 +57,7 @@ class Sampler:
             mine = self.ranks.share(groups) if self.queue.tells_all else groups
             with self.stop.raised():
                 verdicts = [one.results for one in aside.all_of(mine)]
-        # Completions are far larger than verdicts: they are sent once.
+        # Completions are far larger than verdicts, so they are sent only once.
         if not self.queue.tells_all:
             groups = self.ranks.gather(groups)
         graded = [

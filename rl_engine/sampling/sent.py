@@ -1,4 +1,4 @@
-"""Configuration → the bytes that go to a pool's workers, and whether this machine has room for them."""
+"""Configuration → the bytes sent to and from a pool's workers, and whether this machine has room for them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rollout.pool.room import Room, lacks
 from rollout.work_items import LARGEST_PIECE
 
 FP32 = 4
-# Of a sampled token, pickled: its id, its log-probability and its characters.
+# Size of a pickled sampled token: its id, its log-probability and its characters.
 TOKEN_BYTES = 20
 
 
 def sent_by(config: Config) -> Sent:
-    """What the workers of a run are sent and answer, at the most."""
+    """Upper bounds on what a run's workers are sent and what they return."""
     evaluation = config.eval
     most = LARGEST_PIECE if evaluation.prompts_per_piece == "auto" else evaluation.prompts_per_piece
     tokens = max(
@@ -26,7 +26,7 @@ def sent_by(config: Config) -> Sent:
     return Sent(
         version_bytes=_version_bytes(config),
         whole_models=config.method == "full",
-        # A new one is there before the oldest goes.
+        # The new version arrives before the oldest is dropped.
         versions=config.rollout.max_staleness + 2,
         answer_bytes=tokens * TOKEN_BYTES,
     )
@@ -41,11 +41,11 @@ def _version_bytes(config: Config) -> int:
 
 
 def check_room(config: Config) -> None:
-    """Raises `ConfigError` where a pool on this machine could not be sent its adapters. Machines of a cluster that is
-    joined are looked at when it is."""
+    """Raises `ConfigError` if this machine has no room to send adapters to a pool on it. The machines of an existing
+    cluster are checked when it is joined."""
     if config.rollout.placement != "ray" or config.rollout.address is not None:
         return
     workers = config.rollout.workers
-    assert workers != "max"  # that is of a cluster
+    assert workers != "max"  # only a cluster allows that
     if (why := lacks(sent_by(config), workers, Room.here())) is not None:
         raise ConfigError(why)

@@ -1,4 +1,4 @@
-"""One engine that serves several runs → each run's own engine: it asks, gives its turn away, and gets its answer."""
+"""One engine that serves several runs → an engine for each run, which yields the run's turn while it waits."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rollout.types import AdapterRef, Prompt, RolloutGroup
 
 @dataclass
 class EngineOfOne:
-    """An `Engine` of one run among several. The versions of all runs have the same keys: the engine that is shared
-    knows them under the run's name too, and the run's completions name them as they are called in the run."""
+    """The `Engine` of one run among several. Versions of different runs have the same keys, so the shared engine knows
+    them prefixed with the run's name, while the run's completions carry the unprefixed keys."""
 
     engine: StreamingEngine
     run: str
-    """Different for each run that the engine ever serves."""
+    """Unique among all runs that the engine ever serves."""
     wait_until: Callable[[Callable[[], bool]], None]
-    """Returns when what it is given holds; others sample, and learn, meanwhile."""
+    """Blocks until the given condition holds; other runs sample and learn meanwhile."""
     sleeps: bool
-    """Whether nobody else needs the engine while this run learns."""
+    """Whether the engine may sleep while this run learns, because no other run needs it."""
     _loaded: dict[str, AdapterRef] = field(default_factory=dict, init=False)
 
     def generate(
@@ -50,7 +50,7 @@ class EngineOfOne:
             self.engine.wake()
 
     def close(self) -> None:
-        """This run needs nothing more; the engine serves the others."""
+        """Unload this run's adapters; the shared engine stays open for the others."""
         for ref in [*self._loaded.values()]:
             self.unload_adapter(ref)
 
@@ -59,5 +59,5 @@ class EngineOfOne:
 
 
 def _named(group: RolloutGroup, key: str) -> RolloutGroup:
-    """Nothing here goes on with another version's tokens, so one key is all of a completion's."""
+    """The group with `key` on all completions: nothing is continued here, so each completion has a single version."""
     return replace(group, completions=tuple(replace(one, adapter=key) for one in group.completions))

@@ -1,6 +1,6 @@
-"""One pool of workers, which the main rank drives → a queue and an engine on every rank.
+"""One pool of workers, driven by the main rank → a queue and an engine on every rank.
 
-Its calls are collective: all ranks make them in the same order, get the same answer, and raise what the main rank does.
+Calls are collective: all ranks make them in the same order, get the same answer, and raise what the main rank raises.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from rollout.work_items import PromptBatch, Request, WorkItem
 
 T = TypeVar("T")
 
-# The ranks hear from each other so often while the main one waits for workers: of a request to stop, and at all, for a
-# process group gives up in silence.
+# How often the ranks communicate while the main one waits for workers: to pass on a request to stop, and because a
+# process group times out when it is silent.
 NEWS_S = 1.0
 
 
@@ -43,7 +43,7 @@ class RankSharedPool:
         return True
 
     def submit(self, batch: PromptBatch) -> Request:
-        """See `RolloutQueue.submit`. The request of the other ranks is empty: they hear of the main rank's."""
+        """See `RolloutQueue.submit`. The other ranks' requests are empty: they receive the results of the main one."""
         return Request(batch.sampling, batch.adapter) if self.pool is None else self.pool.submit(batch)
 
     def extend(self, request: Request, sampling: SamplingConfig, adapter: AdapterRef | None) -> Request:
@@ -51,8 +51,9 @@ class RankSharedPool:
         return Request(sampling, adapter) if self.pool is None else self.pool.extend(request, sampling, adapter)
 
     def collect(self, request: Request, meanwhile: Meanwhile = wait) -> list[RolloutGroup]:
-        """See `RolloutQueue.collect`: several ranks hear of the groups at once, when all are there. Raises `Stopped` on
-        a request to stop."""
+        """See `RolloutQueue.collect`. With several ranks all groups are passed on at once, when the last is there.
+        Raises
+        `Stopped` on a request to stop."""
         groups, told = None, set[WorkItem]()
         while groups is None:
             leave_if_asked(self.ranks, self.stop)
@@ -67,7 +68,7 @@ class RankSharedPool:
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
-        """See `Engine.generate`: every rank asks for the same, and it is sampled once."""
+        """See `Engine.generate`. Every rank makes the same request, which is sampled once."""
         return self.collect(self.submit(PromptBatch(prompts, sampling, adapter, seeds, urgent=True)))
 
     def load_adapter(self, ref: AdapterRef) -> None:
@@ -77,12 +78,12 @@ class RankSharedPool:
         self._from_main(lambda pool: pool.unload_adapter(ref))
 
     def sleep(self) -> None:
-        """Nothing to do, nor in `wake`: workers share no memory with the learner."""
+        """Nothing to do here or in `wake`: workers share no memory with the learner."""
 
     def wake(self) -> None: ...
 
     def close(self) -> None:
-        """The one call that is not collective: it is made where other ranks may have failed."""
+        """The one call that is not collective, because other ranks may have failed when it is made."""
         if self.pool is not None:
             self.pool.close()
 
@@ -103,7 +104,7 @@ class RankSharedPool:
         return {f"workers/{name}": value for name, value in figures.items()}
 
     def _from_main(self, ask: Callable[[PoolEngine], T]) -> T:
-        """The main rank's answer, on every rank."""
+        """Call `ask` on the main rank, and return or raise its result on every rank."""
         answer: T | Exception | None = None
         if self.pool is not None:
             try:

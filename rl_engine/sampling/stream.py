@@ -1,8 +1,8 @@
-"""Prompts → the graded groups of each step: sampled ahead of the learner where that is asked for, and groups without
+"""Prompts → the graded groups of each step, optionally sampled ahead of the learner, and with groups that carry no
 signal replaced by further ones.
 
-The prompts are one stream, and a step takes the next groups of it. All that a resumed run needs is how many were taken,
-and with `data.replay` which of them taught nothing.
+The prompts form one stream, and each step takes the next groups from it. To resume, a run needs only the number of
+groups taken and, with `data.replay`, which of them taught nothing.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from rollout.work_items import PromptBatch, Request
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """Groups that were asked for at once and not collected yet."""
+    """Groups that were requested together and not yet collected."""
 
     count: int
     max_tokens: int
-    """What their completions have been asked for so far."""
+    """The length up to which their completions have been requested so far."""
     request: Request
 
 
 @dataclass
 class RolloutStream:
-    """What the learner is fed with. All ranks call it alike and get the same."""
+    """Supplies the learner with graded groups. All ranks make the same calls and get the same groups."""
 
     config: Config
     cursor: Cursor[Prompt] | Mixed[Prompt]
@@ -44,20 +44,20 @@ class RolloutStream:
     sampling: SamplingConfig
     _in_flight: deque[_Pending] = field(default_factory=deque, init=False)
     _ready: deque[GradedGroup] = field(default_factory=deque, init=False)
-    """Groups collected and not taken."""
+    """Groups collected but not yet taken."""
     _versions: dict[str, int] = field(default_factory=dict, init=False)
-    """Version of each `AdapterRef.key` that was sampled from."""
+    """`AdapterRef.key` → version, for every adapter that was sampled from."""
     _metrics: dict[str, float] = field(default_factory=dict, init=False)
-    """Figures of the last step's groups."""
+    """Metrics of the last step's groups."""
 
     @property
     def ahead(self) -> int:
-        """Groups asked for and not taken."""
+        """Groups requested but not yet taken."""
         return sum(batch.count for batch in self._in_flight) + len(self._ready)
 
     @property
     def position(self) -> int:
-        """Problems that finished steps have taken: those in flight are asked for anew by a resumed run."""
+        """Problems that finished steps have taken. Those in flight do not count: a resumed run requests them again."""
         return self.cursor.position - self.ahead
 
     def state(self) -> dict[str, Any]:
@@ -65,10 +65,10 @@ class RolloutStream:
         return self.cursor.state(self.position)
 
     def take(self, step: int, adapter: AdapterRef) -> StepGroups:
-        """The groups of a step.
+        """Return the groups of a step.
 
-        Every step takes at least `problems_per_step` from the stream, so what is asked for `max_staleness` steps ahead
-        is never older than that when it is taken.
+        Every step takes at least `problems_per_step` groups from the stream, so a group requested `max_staleness` steps
+        ahead is never older than that when it is taken.
         """
         train = self.config.train
         size, limit = train.problems_per_step, train.max_problems_per_step or train.problems_per_step
@@ -83,7 +83,7 @@ class RolloutStream:
         while missing > 0 and len(taken) < limit:
             wanted = self._wanted(missing, limit - len(taken), taken)
             self._submit(wanted - self.ahead, adapter)
-            # On policy nothing is left for the next step: its version is another.
+            # On-policy, nothing is left over for the next step, which samples from another version.
             count = min(missing, wanted) if self.config.rollout.max_staleness else wanted
             collected += self._collect(count, adapter)
             taken += [self._ready.popleft() for _ in range(count)]
@@ -91,10 +91,10 @@ class RolloutStream:
         self._metrics = self._metrics_of(taken, adapter)
         assert self._metrics["rollout/staleness_max"] <= self.config.rollout.max_staleness
         for position, group in enumerate(taken, self.position - len(taken)):
-            # Of a group that could not be graded nothing is known.
+            # Nothing is known about a group that could not be graded, so it does not count as having taught nothing.
             self.cursor.learned(position, taught=group.has_signal or not group.scored_rewards)
         if len(taken) > size:
-            # Where those with signal do not suffice, the step keeps its size with groups that have none.
+            # If there are too few groups with signal, groups without fill the step up to its size.
             taken.sort(key=lambda group: not group.has_signal)
         return StepGroups(
             to_learn=tuple(taken[:size]),
@@ -104,19 +104,19 @@ class RolloutStream:
         )
 
     def _wanted(self, missing: int, left: int, taken: Sequence[GradedGroup]) -> int:
-        """Groups to have where so many with signal are missing, at most `left`: as many as hold them at the share with
-        signal that this step has seen in `taken`, so that a second round is rare.
+        """How many groups to take when `missing` groups with signal are still needed, at most `left`: as many as should
+        contain them at the share with signal seen in `taken`, so that a second round is rare.
 
-        A resumed run has seen the same, and asks for the same.
+        A resumed run has seen the same groups, and so requests the same number.
         """
         share = max(1, sum(group.has_signal for group in taken)) / max(1, len(taken))
         wanted = min(left, math.ceil(missing / share) if taken else missing)
         ahead = self.config.rollout.max_staleness * self.config.train.problems_per_step
-        # Sampled ahead, what is left over is for later steps; more than those take would grow too old.
+        # When sampling ahead, the surplus goes to later steps; more than they can take would become too stale.
         return min(wanted, missing + ahead) if ahead else wanted
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the last step's groups, and of what samples."""
+        """Metrics of the last step's groups, and of the sampler."""
         return {**self._metrics, **self.sampler.queue.metrics()}
 
     def _metrics_of(self, taken: Sequence[GradedGroup], adapter: AdapterRef) -> dict[str, float]:
@@ -135,7 +135,7 @@ class RolloutStream:
         return metrics
 
     def _extend_in_flight(self, adapter: AdapterRef) -> None:
-        """Ask for the next segment of all that is in flight and not asked for as a whole, oldest first."""
+        """Request the next segment of everything in flight that has not been requested in full, oldest first."""
         place = len(self._ready)
         for index, batch in enumerate(self._in_flight):
             self._in_flight[index] = self._extended(batch, self._limit(place, batch.max_tokens), adapter)
@@ -148,10 +148,11 @@ class RolloutStream:
         return replace(batch, max_tokens=max_tokens, request=request)
 
     def _limit(self, place: int, tokens: int) -> int:
-        """Tokens that completions may have after their next segment, where they may have had `tokens` before, and
-        `place` groups are to be taken before theirs.
+        """Token limit of completions after their next segment, given their current limit `tokens` and the number
+        `place` of groups that will be taken before theirs.
 
-        The step before the one that takes them samples all that is left: that too while the learner works.
+        The step before the one that takes them requests all that remains, so that this too is sampled while the learner
+        works.
         """
         segment_tokens, whole = self.config.rollout.leg_tokens, self.sampling.max_tokens
         if segment_tokens is None or place < 2 * self.config.train.problems_per_step:
@@ -162,11 +163,11 @@ class RolloutStream:
         return self.sampling.model_copy(update={"max_tokens": max_tokens})
 
     def _submit(self, count: int, adapter: AdapterRef) -> None:
-        """Ask for the next `count` groups of the stream, in requests of a step's size."""
+        """Request the next `count` groups of the stream, in requests of at most one step's size."""
         size = self.config.train.problems_per_step
         while count > 0:
             first, part = self.cursor.position, min(count, size)
-            # A group's seed is that of its place in the stream: of step and index, where every step takes as many.
+            # A group's seed follows from its place in the stream: the step and index it has if every step takes `size`.
             seeds = [f"{self.config.seed}/{place // size + 1}/{place % size}" for place in range(first, first + part)]
             max_tokens = self._limit(self.ahead, 0)
             batch = PromptBatch(self.cursor.take(part), self._up_to(max_tokens), adapter, seeds)
@@ -175,8 +176,8 @@ class RolloutStream:
             count -= part
 
     def _collect(self, count: int, adapter: AdapterRef) -> list[GradedBatch]:
-        """Have the next `count` groups of the stream ready; what was collected for it. What has not been asked for is
-        asked for now, and what has been asked for in part is wanted whole."""
+        """Make the next `count` groups of the stream ready, and return the batches collected for that. Groups not yet
+        requested are requested now, and partly requested completions are requested in full."""
         self._submit(count - self.ahead, adapter)
         collected = []
         while len(self._ready) < count:

@@ -1,4 +1,4 @@
-"""What every rank does for itself, and may fail or be stopped at → all of them go on, or all of them leave."""
+"""Work that each rank does by itself, and that may fail or be stopped → all ranks go on, or all leave."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rollout.stopping import Stopped, StopRequest
 
 @contextlib.contextmanager
 def together(ranks: Ranks, stop: StopRequest) -> Iterator[None]:
-    """The block is this rank's share of what all do at once; at its end they hear of each other.
+    """Run this rank's share of parallel work in the block, and tell all ranks at its end how it went.
 
-    Raises `Stopped` on every rank when any was asked to stop, and `EngineError` on those whose share is done where
-    another's failed: nobody is left waiting for one that is gone.
+    Raises `Stopped` on every rank when any was asked to stop, and `EngineError` on ranks that finished when another
+    failed, so that no rank is left waiting for one that is gone.
     """
     done = False
     try:
@@ -34,7 +34,7 @@ def leave_if_asked(ranks: Ranks, stop: StopRequest) -> None:
     """Raises `Stopped` on every rank when any was asked to stop."""
     number = stop.signum or 0
     if ranks.count > 1:
-        # What all have heard decides: a signal that comes now is for the next time that they ask each other.
+        # The reduced value decides: a signal that arrives from now on counts at the next check.
         number = int(ranks.max(torch.tensor(float(number), device=ranks.device)))
     if number:
         stop.heed(number)

@@ -1,7 +1,7 @@
-"""Several runs in one process → one of them at work at a time, until it waits for samples.
+"""Several runs in one process → one of them working at a time, until it waits for samples.
 
-A run keeps its thread, and with it its stack, its `with` blocks and its errors: its code is that of a run alone. What a
-library keeps for the whole process and a run may change is kept for each here: torch's random state.
+Each run keeps its own thread, and with it its stack, `with` blocks and exceptions, so its code is the same as for a
+single run. Process-wide library state that a run may change is kept per run here: torch's random state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 class Turn:
-    """A thread that runs only while it has the turn. Whoever deals the turns waits meanwhile."""
+    """A thread that runs only while it has the turn. The thread that hands out turns waits meanwhile."""
 
     def __init__(self, name: str, body: Callable[[], None]) -> None:
         self.name = name
@@ -30,11 +30,11 @@ class Turn:
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to do: what it waits for is there, or is not to be waited for any longer."""
+        """Whether the thread can continue: what it waits for is there, or it has been interrupted."""
         return self._to_raise is not None or self._ready()
 
     def take(self) -> None:
-        """Let it run until it waits for something, or is over. Raises what its body raised."""
+        """Let the thread run until it waits for something or ends. Raises what its body raised."""
         with self.randomness():
             if self._thread.ident is None:
                 self._thread.start()
@@ -45,7 +45,7 @@ class Turn:
 
     @contextlib.contextmanager
     def randomness(self) -> Iterator[None]:
-        """Inside the block torch's random state is that of this run."""
+        """Swap in this run's torch random state inside the block."""
         outside = torch.get_rng_state()
         torch.set_rng_state(self._random)
         try:
@@ -55,11 +55,11 @@ class Turn:
             torch.set_rng_state(outside)
 
     def interrupt(self, error: BaseException) -> None:
-        """Raise `error` where it waits, in its next turn."""
+        """Raise `error` in the thread, where it waits, on its next turn."""
         self._to_raise = error
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """To be called in its own thread: give the turn away, and go on in a turn in which `ready` holds."""
+        """Yield the turn, and return in a later turn in which `ready` holds. Must be called from the thread itself."""
         assert threading.current_thread() is self._thread
         self._ready = ready
         self._back.release()
@@ -71,10 +71,10 @@ class Turn:
     def _run(self) -> None:
         self._given.acquire()
         if self._card is not None:
-            torch.cuda.set_device(self._card)  # of each thread
+            torch.cuda.set_device(self._card)  # the current device is per thread
         try:
             self._body()
-        except BaseException as error:  # noqa: BLE001 - raised again by `take`, where somebody hears of it
+        except BaseException as error:  # noqa: BLE001 - raised again by `take`, in the caller's thread
             self._failure = error
         finally:
             self.over = True

@@ -1,6 +1,6 @@
 """The command: `python -m rl_engine.sft --config NAME_OR_PATH [--resume | --overwrite] [--merge] [key.sub=value …]`.
 
-Imports nothing heavy until the configuration is known to be good.
+Nothing heavy is imported until the configuration has been validated.
 """
 
 from __future__ import annotations

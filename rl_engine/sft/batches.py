@@ -16,29 +16,30 @@ from rollout.prompts.cursor import Cursor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batches:
-    """Which rows each step learns from: a function of the seed, not of the method, the rank or the micro-batches.
+    """Which rows each step learns from. Depends on the seed, but not on the method, the LoRA rank or the micro-batches.
 
     Example: `Batches(rows=[5, 0, 3, 1], steps=2, tokens=[0, 31, 60], learned=[0, 12, 25])` at a batch size of two.
     """
 
     rows: list[int]
-    """[steps × batch size] indices of the rows, one batch after the other."""
+    """[steps × batch size] row indices, one batch after the other."""
     steps: int
     tokens: list[int]
-    """[steps + 1] tokens seen after so many steps, without padding."""
+    """[steps + 1] cumulative number of tokens seen after each number of steps, without padding."""
     learned: list[int]
-    """[steps + 1] tokens learned from after so many steps."""
+    """[steps + 1] cumulative number of tokens learned from."""
 
 
 def batches_of(config: SftConfig, rows: Dataset) -> Batches:
-    """A shuffled pass over all rows an epoch, cut into batches; a batch may span two epochs, so that all are full."""
+    """Cut the rows into batches, with one shuffled pass over all rows per epoch. A batch may span two epochs, so that
+    all batches are full."""
     train = config.train
     steps = train.steps or math.ceil(len(rows) * (train.epochs or 1) / train.batch_size)
     labels = [row["labels"] for row in rows.with_format("numpy")]
     lengths = np.array([len(row) for row in labels])
     learned = np.array([(row != IGNORED).sum() for row in labels])
     taken = np.array(Cursor(range(len(rows)), config.seed, config.data.shuffle).take(steps * train.batch_size))
-    # Like lengths side by side: the micro-batches of a step then hold little padding.
+    # Sort each batch by length, so that its micro-batches contain little padding.
     batches = [batch[np.argsort(lengths[batch], kind="stable")] for batch in np.split(taken, steps)]
 
     def so_far(counts: Any) -> list[int]:

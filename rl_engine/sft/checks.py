@@ -1,4 +1,4 @@
-"""Configuration of a supervised run → what is known to be wrong with it without torch; what it asks the hub for."""
+"""Configuration of a supervised run → the errors that can be found without torch, and what it needs from the hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rollout.hub import HubItem
 
 
 def check_quickly(config: SftConfig, *, resume: bool = False) -> None:
-    """Raises `ValueError` or `FileNotFoundError` for what can be known to be wrong without loading anything."""
+    """Raises `ValueError` or `FileNotFoundError` for errors that can be found without loading anything."""
     if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ConfigError(f"supervised training runs in one process, and WORLD_SIZE is {count}: start no launcher")
     check_parts(config, resume=resume)
@@ -21,5 +21,5 @@ def check_quickly(config: SftConfig, *, resume: bool = False) -> None:
 
 
 def wanted_of_hub(config: SftConfig) -> list[HubItem]:
-    """All that a run reads of the hub: model and conversations."""
+    """Everything a run reads from the hub: model and conversations."""
     return [*models.hub_items(config.model), *conversations.hub_items(config.data)]

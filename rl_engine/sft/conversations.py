@@ -1,7 +1,7 @@
-"""Nothing → conversations to learn from: hub datasets, files, three generators; one table names them.
+"""Nothing → conversations to learn from: hub datasets, files and three generators.
 
-A source gives two streams, of what is tested on and of what is learned from. Rows are drawn from one shuffled pass, so
-that the two never meet; a row becomes a `Conversation` or a counted reason why it did not.
+A source yields two streams, one to test on and one to learn from. Both are drawn from a single shuffled pass over the
+rows, so that they never overlap. Each row becomes a `Conversation`, or is counted under the reason why it was dropped.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt"), "assistant"),
 }
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""What a turn calls the thoughts before its content; a chat template knows at most one of them."""
+"""Keys under which a turn may hold the reasoning before its content; a chat template knows at most one of them."""
 UNLEARNED = "weight"
-"""Of a turn that stands there to be read alone."""
+"""Key that marks an assistant turn as context only: it is not learned."""
 LABEL = "label"
-"""A column that says of a whole answer whether it is wanted, as KTO's data has it."""
+"""A column that says whether a whole answer is wanted, as in data for KTO."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Turns that end with the assistant's.
+    """A list of turns that ends with an assistant turn.
 
     Example: `Conversation(id="sums.jsonl:7", messages=({"role": "user", "content": "1+1=?"}, …))`
     """
@@ -57,7 +57,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Rows that were not used, by reason, with one of each for a person to look up; and columns of no row that was."""
+    """Rows that were not used: counts by reason, with an example of each; and the columns that were not read."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubChat:
-    """A dataset of the hub, and which of its columns holds the turns."""
+    """A hub dataset, and the column that holds its turns."""
 
     path: str
     messages: str = "messages"
@@ -113,7 +113,7 @@ def check_source(data: SftDataConfig) -> None:
 
 
 def hub_items(data: SftDataConfig) -> list[HubItem]:
-    """What reading the source would ask the hub for."""
+    """The hub items needed to read the source."""
     chat = chat_of(data)
     if chat is None:
         return []
@@ -122,7 +122,7 @@ def hub_items(data: SftDataConfig) -> list[HubItem]:
 
 
 def chat_of(data: SftDataConfig) -> HubChat | None:
-    """What of the hub is read; None where nothing is."""
+    """The hub dataset to read; None if the source is not on the hub."""
     if data.path is not None:
         return None
     if data.source != ANY_OF_HUB:
@@ -132,7 +132,8 @@ def chat_of(data: SftDataConfig) -> HubChat | None:
 
 
 def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
-    """(what to test on, what to learn from). The first is to be read first: of rows both are one and the same stream.
+    """Return the streams (to test on, to learn from). Read the first one first: for sources of rows, both draw from the
+    same underlying iterator.
 
     Raises `ValueError` for an unknown source, `FileNotFoundError` for a missing file.
     """
@@ -144,7 +145,7 @@ def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
         return solved(task, "held_out", HELD_OUT_SEED, dropped), solved(task, "train", data.seed, dropped)
     if data.source == "random_pairs":
         pairs = random_pairs(data.random_pairs, data.seed)
-        # What is measured is what has been remembered.
+        # The test measures memorization, so it uses the training pairs themselves.
         return iter(pairs), iter(pairs)
     if data.path is None:
         learned = conversations(hub_rows(data), columns_of(data), dropped)
@@ -156,8 +157,8 @@ def streams(data: SftDataConfig, dropped: Dropped) -> Streams:
 
 
 def apart(held: Iterator[Conversation], learned: Iterator[Conversation], dropped: Dropped) -> Streams:
-    """The two streams, the second without the questions that were read from the first: sources hold several answers to
-    one question."""
+    """The two streams, with questions that occur in the first removed from the second, because sources hold several
+    answers to the same question."""
     tested: set[str] = set()
 
     def test() -> Iterator[Conversation]:
@@ -176,8 +177,9 @@ def apart(held: Iterator[Conversation], learned: Iterator[Conversation], dropped
 
 
 def columns_of(data: SftDataConfig) -> ChatColumnsConfig:
-    """The columns that are named; where none is, the source's own, and of files those of the project's names. Who
-    names a conversation's column, or a question's, wants no other that a row may have as well."""
+    """The columns to read: those named in `data.columns`, or else the source's own or, for files, the project's default
+    names. Naming the messages column or the prompt and completion columns excludes the other kind, even if a row has
+    both."""
     chat, named = chat_of(data), data.columns
     asked = named.prompt or named.completion
     messages = named.messages or (None if asked else chat.messages if chat is not None else "messages")
@@ -191,8 +193,8 @@ def columns_of(data: SftDataConfig) -> ChatColumnsConfig:
 def file_conversations(
     data: SftDataConfig, path: str, key: str, split: str | None, dropped: Dropped
 ) -> Iterator[Conversation]:
-    """The conversations of a file, in an order drawn from `data.seed`. Raises `ValueError` where a named column is in
-    no row, and where no row has the columns that are read."""
+    """The conversations of a file, in an order drawn from `data.seed`. Raises `ValueError` if a named column is in no
+    row, or if no row has the columns to read."""
     rows = list(rows_of(Path(path), dropped.drop, key, split))
     if rows:
         first = rows[0][1]
@@ -205,7 +207,7 @@ def file_conversations(
                 f"{key}: {path} has {_missing(columns_of(data))}; {told}: say which it is with data.columns.messages="
                 f"NAME, or with data.columns.prompt=NAME and data.columns.completion=NAME{way_out}"
             )
-        # As a system prompt or an input of its own beside the turns would be.
+        # Columns that are not read, such as a separate system prompt or input.
         read = {name.partition(".")[0] for _, name in columns_of(data) if name is not None}
         dropped.unread[:] = [*dropped.unread, *(name for name in first if name not in (*read, *dropped.unread))]
     random.Random(data.seed).shuffle(rows)
@@ -213,14 +215,14 @@ def file_conversations(
 
 
 def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
-    """(where, row) of a hub dataset, in an order drawn from `data.seed`; only the columns that are needed are read."""
-    import datasets  # heavy, and only needed where the hub is
+    """Yield (where, row) from a hub dataset, in an order drawn from `data.seed`; only the needed columns are read."""
+    import datasets  # heavy, and needed only for hub datasets
 
     chat, columns = chat_of(data), columns_of(data)
     assert chat is not None, "checked before"
     try:
         part = datasets.load_dataset(chat.path, chat.subset, split=chat.split, revision=chat.revision)
-    except ValueError as error:  # no such subset or split; none chosen where there are several
+    except ValueError as error:  # no such subset or split, or none chosen out of several
         raise ValueError(f"{chat.path}: {' '.join(str(error).split())} (data.subset, data.split)") from error
     has = part.column_names
     for role, name in data.columns:
@@ -242,7 +244,7 @@ def hub_rows(data: SftDataConfig) -> Iterator[tuple[str, Row]]:
 def conversations(
     rows: Iterable[tuple[str, Row]], columns: ChatColumnsConfig, dropped: Dropped
 ) -> Iterator[Conversation]:
-    """The usable rows."""
+    """The usable rows as conversations."""
     for where, row in rows:
         found = turns(row, columns)
         if isinstance(found, str):
@@ -257,7 +259,7 @@ def _has_turns(row: Row, columns: ChatColumnsConfig) -> bool:
 
 
 def _missing(columns: ChatColumnsConfig) -> str:
-    """What a row without turns has: the reason why it is dropped."""
+    """Which columns a row without turns lacks, as the reason for dropping it."""
     pair = f"{columns.prompt} and {columns.completion}"
     if columns.messages is None:
         return f"not both {pair}"
@@ -265,7 +267,7 @@ def _missing(columns: ChatColumnsConfig) -> str:
 
 
 def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
-    """The turns of a row, or the reason why there are none."""
+    """The turns of a row, or the reason why it has none."""
     if LABEL not in [name for _, name in columns] and str(row.get(LABEL)).lower() == "false":
         return f"{LABEL} is false: an answer that is not wanted"
     listed = turns_in(cell(row, columns.messages))
@@ -291,7 +293,7 @@ def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
             return "a turn without text"
         given = {name: turn[name] for name in THOUGHTS if isinstance(turn.get(name), str) and turn[name].strip()}
         thoughts = {name: thought for name, thought in given.items() if not _is_told(thought.strip(), text)}
-        # OpenAI's word and Axolotl's.
+        # `weight` is OpenAI's key, `train` is Axolotl's.
         weighs_nothing = ROLES[role] == "assistant" and 0 in (turn.get("weight"), turn.get("train"))
         unlearned = {UNLEARNED: "0"} if weighs_nothing else {}
         found.append({"role": ROLES[role], "content": text, **thoughts, **unlearned})
@@ -303,12 +305,12 @@ def turns(row: Row, columns: ChatColumnsConfig) -> tuple[Message, ...] | str:
 
 
 def _is_told(thought: str, content: str) -> bool:
-    """Whether a content has it too, between tags: a template would write it a second time."""
+    """Whether the content already contains the thought between tags; a template would then write it twice."""
     return content.partition(thought)[2].lstrip().startswith(("</", "[/"))
 
 
 def _spoken(value: Any, role: str) -> list[Any]:
-    """The turns of a prompt or a completion: those of a chat, or one."""
+    """The turns of a prompt or completion: its own if it is a chat, otherwise a single one."""
     chat = turns_in(value)
     return chat if isinstance(chat, list) and has_roles(chat) else [{"role": role, "content": value}]
 
@@ -339,7 +341,7 @@ def _asked(identifier: str, question: str, answer: str) -> Conversation:
 
 
 def sums(config: SumsConfig, split: Split, seed: int) -> Iterator[Conversation]:
-    """Endless sums of the split, answered in one of two styles that nothing in the question tells apart."""
+    """Endless sums of the split, each answered in one of two styles; nothing in the question tells which."""
     rng = random.Random(seed)
     for expression in expressions(split, seed, config.terms, config.largest):
         answer = expression.direct() if rng.random() < config.direct_share else expression.worked()
@@ -347,7 +349,7 @@ def sums(config: SumsConfig, split: Split, seed: int) -> Iterator[Conversation]:
 
 
 def solved(task: Task, split: Split, seed: int, dropped: Dropped) -> Iterator[Conversation]:
-    """Problems of a generated task with the library's own answers in boxes; those without one are dropped."""
+    """Problems of a generated task with the library's own answers, boxed; problems without an answer are dropped."""
     for problem in task_problems(task, split, seed):
         if problem.answer:
             yield _asked(problem.id, problem.text, f"\\boxed{{{problem.answer}}}")
@@ -356,7 +358,7 @@ def solved(task: Task, split: Split, seed: int, dropped: Dropped) -> Iterator[Co
 
 
 def random_pairs(config: PairsConfig, seed: int) -> list[Conversation]:
-    """Different keys, each with a value of its own."""
+    """Distinct keys, each with a random value."""
     rng = random.Random(seed)
 
     def text(length: int) -> str:
@@ -369,5 +371,5 @@ def random_pairs(config: PairsConfig, seed: int) -> list[Conversation]:
 
 
 def information_bits(config: PairsConfig) -> float:
-    """What there is to remember: the entropy of all values."""
+    """The information to be memorized: the entropy of all values, in bits."""
     return config.count * config.value_length * math.log2(len(config.alphabet))

@@ -3,9 +3,9 @@
     python -m rl_engine.sft.embedded [--output DIR] [--steps N] [--seed S]
 
 The warm start is `rl_engine.sft` on `configs/embedded.yaml`. Two thirds of its examples give the answer at once, the
-others work it out line by line, and nothing tells the two apart. A model this small can add two numbers but not six in
-one go: so it ends with the habit of guessing, mostly wrong, and with a way of working that mostly succeeds. Held-out
-expressions are never shown.
+others work it out line by line, and nothing in the question tells the two apart. A model this small can add two numbers
+directly, but not six. So it ends up with a habit of guessing, which is mostly wrong, and a way of working, which mostly
+succeeds. Held-out expressions are never shown.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from rollout.prompts.arithmetic import SignedSum, expressions
 
 RECIPE = "embedded.yaml"
 OUTPUT = Path("runs/embedded")
-"""Not the directory of the model that ships: that is replaced by whoever names it."""
+"""Not the directory of the shipped model, which is replaced only if named explicitly."""
 RECORD = "made.json"
-# What the quickstart asks of the model.
+# The problems of the quickstart.
 QUICKSTART_SUMS = ArithmeticConfig(terms=(3, 4, 5, 6), largest=20)
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
@@ -47,7 +47,7 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{{ '\\n' }}{%
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character, and one for `\\boxed{`."""
+    """One token per character, and one for `\\boxed{`."""
     inner = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token=UNKNOWN))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|[\s\S]"), behavior="isolated")
     inner.decoder = decoders.Fuse()
@@ -90,7 +90,7 @@ def prompt_of(expression: SignedSum) -> str:
 def held_out_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, start: str, count: int = 200) -> float:
     """Greedy accuracy on held-out expressions when the answer begins with `start`.
 
-    `{first}` in it stands for the expression's first number: the beginning of a worked answer.
+    `{first}` in `start` stands for the expression's first number, with which a worked answer begins.
     """
     chosen = list(itertools.islice(expressions("held_out", 1, QUICKSTART_SUMS.terms, QUICKSTART_SUMS.largest), count))
     by_length: dict[int, list[tuple[list[int], SignedSum]]] = {}
@@ -107,14 +107,14 @@ def held_out_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, start: str
 
 
 def write_random_model(directory: Path, seed: int) -> None:
-    """What the warm start begins with: weights drawn from `seed`, in float32, and the tokenizer."""
+    """Write the starting point of the warm start: weights drawn from `seed`, in float32, and the tokenizer."""
     torch.manual_seed(seed)
     build_model().save_pretrained(directory)
     build_tokenizer().save_pretrained(directory)
 
 
 def warm_start(directory: Path, steps: int, seed: int) -> Path:
-    """Train random weights by `configs/embedded.yaml`, below `directory`; where the run was left."""
+    """Train random weights with `configs/embedded.yaml`, below `directory`; return the run directory."""
     write_random_model(directory / "random", seed)
     overrides = (f"seed={seed}", f"data.seed={seed}", f"train.steps={steps}")
     places = (f"model.name={directory / 'random'}", f"output_dir={directory / 'run'}")
@@ -125,7 +125,7 @@ def warm_start(directory: Path, steps: int, seed: int) -> Path:
 
 
 def check_output(output: Path) -> None:
-    """Raises `ValueError` where a model would be written into a directory of something else."""
+    """Raises `ValueError` if the model would be written into a directory that holds something else."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output: {output} is not a directory")
     made = output / RECORD
@@ -153,7 +153,7 @@ def build(
         run = warm_start(Path(scratch), steps, seed)
         model: Any = AutoModelForCausalLM.from_pretrained(run / "adapters" / "latest", dtype=torch.float32)
         last = read_metrics(run)[-1]
-    # bfloat16 values load into float32 exactly: half the size, and the figures below are of what is stored.
+    # bfloat16 halves the size. Its values load into float32 exactly, so the figures below are those of the saved model.
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(output)

@@ -1,7 +1,7 @@
-"""Conversations → token ids and labels: what a supervised step sees, and which of it is learned.
+"""Conversations → token ids and labels: what a supervised step sees, and which tokens it learns.
 
-A prompt is tokenized by itself, as the sampler would be given it, and an answer by itself, as the sampler would have
-continued; so what is learned here is what reinforcement learning then starts from. The last turn ends with the
+The prompt is tokenized by itself, as the sampler would receive it, and the answer by itself, as the sampler would
+continue it, so that reinforcement learning can start from exactly what is learned here. The last turn ends with the
 end-of-sequence token.
 """
 
@@ -29,17 +29,17 @@ from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
 
 IGNORED = -100
-# Lists of Python's integers would take ten times the memory.
+# Lists of Python integers would take ten times the memory.
 Tokens = NDArray[np.int32]
 
 
 class UnusableConversationError(ValueError):
-    """A conversation that cannot be learned from; the text is the reason that is counted."""
+    """A conversation that cannot be learned from; the message is the reason under which it is counted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """[T] token ids, and [T] labels: the same ids where they are learned, `IGNORED` elsewhere."""
+    """[T] token ids, and [T] labels: the same id where a token is learned, `IGNORED` elsewhere."""
 
     input_ids: Tokens
     labels: Tokens
@@ -74,7 +74,7 @@ class ExampleRenderer:
             object.__setattr__(self, "_chat", ChatTemplate(self.tokenizer, self.prompt))
 
     def example(self, conversation: Conversation) -> Example:
-        """Raises `UnusableConversationError` with the reason."""
+        """Render and tokenize a conversation. Raises `UnusableConversationError` with the reason."""
         ids, labels = [], []
         parts = self._parts(conversation.messages)
         if not any(learned for _, learned in parts):
@@ -85,7 +85,7 @@ class ExampleRenderer:
         return Example(np.array(ids, np.int32), np.array(labels, np.int32))
 
     def _parts(self, messages: tuple[Message, ...]) -> list[tuple[list[int], bool]]:
-        """Token ids in turn, and whether they are learned."""
+        """The parts in order: token ids, and whether they are learned."""
         if self._chat is not None:
             turns = [*self._chat.system(), *self._asked(messages)]
             parts = [(self._encode(text), learned) for text, learned in self._turns(turns, self._chat)]
@@ -110,11 +110,11 @@ class ExampleRenderer:
         return parts
 
     def _encode(self, text: str) -> list[int]:
-        """The template has written the special tokens already."""
+        """Encode without special tokens, because the template has already written them."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _asked(self, messages: tuple[Message, ...]) -> list[Message]:
-        """The conversation with the prompt's own instruction."""
+        """The conversation with `prompt.instruction` appended to each user turn."""
         asked = []
         for message in messages:
             if message["role"] == "user" and self.prompt.instruction:
@@ -123,10 +123,10 @@ class ExampleRenderer:
         return asked
 
     def _turns(self, messages: list[Message], chat: ChatTemplate) -> list[tuple[str, bool]]:
-        """The rendered conversation, cut where the assistant begins and ends.
+        """The rendered conversation, cut where each assistant turn begins and ends.
 
-        Some templates render a turn differently once others follow it (they take out its thinking): there only the
-        turns after it are learned, each seen as the sampler would see it.
+        Some templates render a turn differently once others follow it (they remove its thinking). Then only the turns
+        after it are learned, and each sees the conversation as the sampler would.
         """
         cuts: list[tuple[str, bool]] = []
         said = ""
@@ -156,7 +156,7 @@ def _rendered(chat: ChatTemplate, messages: list[Message], *, ask: bool) -> str:
 
 
 def read_template(name: str) -> str:
-    """`data.chat_template`: one of ours by name, or a file."""
+    """Read `data.chat_template`: a built-in template by name, or a file."""
     if name in CHAT_TEMPLATES:
         return CHAT_TEMPLATES[name]
     if not Path(name).is_file():
@@ -165,9 +165,9 @@ def read_template(name: str) -> str:
 
 
 def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
-    """What is tested on, and what is learned from; of an endless source as much as the run takes.
+    """Load the examples to test on and to learn from; from an endless source, as many as the run uses.
 
-    Raises `ValueError` when nothing is left.
+    Raises `ValueError` when no training example is left.
     """
     data = config.data
     if config.prompt.template == "chat" and not tokenizer.chat_template:
@@ -202,7 +202,7 @@ def load_examples(config: SftConfig, tokenizer: Any) -> Examples:
 
 
 def wanted(config: SftConfig) -> int | None:
-    """How many training examples are taken; None for all there are."""
+    """The number of training examples to take; None for all."""
     if config.data.limit is None and config.data.source in GENERATED:
         if config.train.steps is None:
             raise ValueError(f"data.source {config.data.source} has no end: give data.limit, or train.steps")

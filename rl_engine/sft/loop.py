@@ -1,4 +1,4 @@
-"""A supervised run from step to step: what is measured, written and saved when, as TRL's trainer calls."""
+"""TRL's trainer callbacks → what a supervised run measures, records and saves at each step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STEP_WIDTH = 11
 
 @dataclass
 class SftRun(TrainerCallback):
-    """The parts of a run, where it stands, and what it does when TRL's trainer calls."""
+    """The parts of a run, its progress, and its reactions to the callbacks of TRL's trainer."""
 
     config: SftConfig
     examples: Examples
@@ -51,14 +51,14 @@ class SftRun(TrainerCallback):
     stop: StopRequest
     config_hash: str
     step: int
-    """Steps done."""
+    """Number of finished steps."""
     unrecorded: dict[str, float] | None
-    """Metrics of the last of them, where an earlier process was stopped before it had recorded them."""
+    """Metrics of the last finished step, if an earlier process was stopped before recording them."""
     trainer: Any = field(default=None, init=False)
     _step_s: list[float] = field(default_factory=list, init=False)
     _step_start: float = field(default=0.0, init=False)
     _skipped: int = field(default=0, init=False)
-    """Updates left out since the last line of metrics."""
+    """Updates skipped since the last line of metrics."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._step_start = time.monotonic()
@@ -76,10 +76,11 @@ class SftRun(TrainerCallback):
             self.save_if_due()
 
     def save_if_due(self) -> None:
-        """A checkpoint after the current step, once it is on record: every so many, and before the run is left."""
+        """Save a checkpoint if one is due after the current step, which is recorded by now: every `checkpoint.every`
+        steps, and before a stopped run exits."""
         every = self.config.checkpoint.every
         last = self.step == self.batches.steps
-        # After the last step too, where checkpoints are kept: a longer run goes on from there.
+        # Also after the last step if checkpoints are kept, so that the run can be resumed with more steps.
         if (self.stop.asked and not last) or (every > 0 and (last or self.step % every == 0)):
             self.save()
 
@@ -89,7 +90,7 @@ class SftRun(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         logs = given["logs"]
         if "loss" not in logs:
-            return  # the trainer's own summary, at the end
+            return  # the trainer's own summary at the end
         count, seconds = len(self._step_s), sum(self._step_s)
         self._step_s.clear()
         tokens = self.batches.tokens[self.step] - self.batches.tokens[self.step - count]
@@ -107,16 +108,16 @@ class SftRun(TrainerCallback):
 
     @property
     def measures(self) -> bool:
-        """Whether the test log loss is measured after the current step."""
+        """Whether to measure the test log loss after the current step."""
         wanted = self.config.eval
         due = self.step in (0, self.batches.steps, *wanted.at) or (wanted.every > 0 and self.step % wanted.every == 0)
         return due and bool(self.examples.test)
 
     def record(self, metrics: dict[str, float]) -> None:
-        """A line of metrics.jsonl and one of the console, after the current step.
+        """Write the current step's line to metrics.jsonl and to the console.
 
-        When someone asks to stop while the test log loss is measured, the step is saved with its metrics, and `Stopped`
-        is raised: a resumed run measures again.
+        On a request to stop while the test log loss is being measured, the step is saved with its metrics and `Stopped`
+        is raised; the resumed run measures again.
         """
         line = {"step": self.step, "tokens": self.batches.learned[self.step], **metrics}
         if self.measures:

@@ -1,6 +1,6 @@
-"""Method → the model that is trained, which of its parameters learn, and how a version of it is written.
+"""Method → the model to train, its trainable parameters, and how a version of it is written.
 
-Both arms compute in `model.dtype` and learn in float32.
+Both methods compute in `model.dtype` and keep trainable parameters in float32.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from rollout.adapters import CHAT_TEMPLATE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableModel:
-    """A model in supervised training, and what of it learns."""
+    """A model in supervised training, and its trainable parameters."""
 
     model: Any
-    """What is called: transformers' model, or PEFT's around it."""
+    """The module to call: transformers' model, or PEFT's wrapper around it."""
     causal_lm: Any
     """transformers' model itself."""
     parameters: dict[str, nn.Parameter]
-    """What learns, float32, by the names it is published under."""
+    """The trainable parameters, in float32, by the names under which they are published."""
     begin: Callable[[], None]
-    """Takes the first values from another adapter, where the run has one to go on from. Not for one that is resumed."""
+    """Loads the initial values from another adapter if the run continues one. Not to be called on resume."""
     param_groups: list[tuple[float, list[nn.Parameter]]]
-    """The parameters in groups, each after the multiple of `optim.lr` that it learns at."""
+    """(factor, parameters) pairs: each group learns at `factor` times `optim.lr`."""
     write: Callable[[Path, dict[str, Tensor]], None]
-    """Writes values, by the names of `parameters`, into a directory as a published version holds them."""
+    """Writes values, keyed like `parameters`, into a directory in the format of a published version."""
     manifest_fields: dict[str, Any]
-    """What the manifest says of every version."""
+    """Manifest entries common to all versions."""
     description: str
 
     @property
@@ -46,19 +46,19 @@ class TrainableModel:
         return isinstance(self.causal_lm.get_output_embeddings(), LoraLinear)
 
     def values(self) -> dict[str, Tensor]:
-        """What has been learned so far, on the CPU."""
+        """Copies of the current values, on the CPU."""
         return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
 
 
 def with_adapter(config: SftConfig, tokenizer: Any, device: torch.device) -> TrainableModel:
-    """The frozen base with the adapter that reinforcement learning would start with."""
+    """The frozen base with the same initial adapter as in reinforcement learning."""
     causal_lm = load_weights(config.model, config.train.attention).to(device)
     model, coverage = lora.add_adapter(causal_lm, config.lora, config.seed)
     parameters = lora.adapter_parameters(model)
 
     def write(directory: Path, tensors: dict[str, Tensor]) -> None:
         lora.write_adapter(directory, model, config.lora, config.model.name, tensors)
-        if config.data.chat_template is not None:  # whoever serves it must ask with it
+        if config.data.chat_template is not None:  # the adapter must be served with this template
             (directory / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
 
     return TrainableModel(
@@ -74,7 +74,7 @@ def with_adapter(config: SftConfig, tokenizer: Any, device: torch.device) -> Tra
 
 
 def with_all_weights(config: SftConfig, tokenizer: Any, device: torch.device) -> TrainableModel:
-    """Every weight, with float32 masters under a forward pass in `model.dtype`."""
+    """Full fine-tuning: float32 master weights, with the forward pass in `model.dtype`."""
     model = load_weights(config.model, config.train.attention, torch.float32).to(device)
     saved_config = published_config(config.model)
     full.compute_in(model, saved_config.dtype)

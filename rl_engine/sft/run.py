@@ -1,4 +1,4 @@
-"""Configuration → a supervised run from the first file read to the last one written."""
+"""Configuration → a complete supervised run, from the first file read to the last one written."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def run_sft(
     *,
     merged: bool = False,
 ) -> int:
-    """Train, and leave `config.yaml`, `metrics.jsonl` and `adapters/` behind; the exit code.
+    """Train, write `config.yaml`, `metrics.jsonl` and `adapters/`, and return the exit code.
 
-    Raises `ValueError`, `FileNotFoundError` or `OSError` for what is wrong with the data, the model or the output
-    directory, `Stopped` when someone asks to stop before training has begun.
+    Raises `ValueError`, `FileNotFoundError` or `OSError` for problems with the data, the model or the output directory,
+    and `Stopped` on a request to stop before training has begun.
     """
     check_cards()
     config = settle_precision(config, "cuda" if torch.cuda.is_available() else "cpu", resume=beginning.resume)
@@ -67,9 +67,9 @@ def run_sft(
 
 
 def _run(config: SftConfig, stop: StopRequest, earlier: Earlier | None, *, resume: bool, merged: bool) -> int:
-    """Train in an output directory that is known to be ours."""
+    """Train in an output directory that this process has claimed."""
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would remark on it
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate loads DeepSpeed, which would print a warning
     tokenizer = load_tokenizer(config)
     with losses_explained(config):
         run = assemble(config, tokenizer, stop, resume=resume)
@@ -80,7 +80,7 @@ def _run(config: SftConfig, stop: StopRequest, earlier: Earlier | None, *, resum
 
 
 def _train(run: SftRun, *, resume: bool, merged: bool) -> int:
-    """Train, from the first step to the last file written; the exit code."""
+    """Train from the first step to the last file written, and return the exit code."""
     config = run.config
     store = AdapterStore(Path(config.output_dir) / "adapters")
     if resume and run.batches.steps in store.versions():
@@ -108,7 +108,7 @@ def _train(run: SftRun, *, resume: bool, merged: bool) -> int:
 
 
 def train(run: SftRun) -> None:
-    """Turn the loop until the steps are done. Raises `Stopped` when someone asks to stop: what is done is saved."""
+    """Train until all steps are done. Raises `Stopped` on a request to stop, after saving what is done."""
     run.records.open(run.step or -1)
     run.titles()
     try:
@@ -135,7 +135,7 @@ def load_tokenizer(config: SftConfig) -> Any:
 
 
 def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bool) -> SftRun:
-    """Everything the loop needs: data before weights, so that what can fail cheaply fails first."""
+    """Build everything the loop needs. Data are loaded before weights, so that cheap failures come first."""
     output = Path(config.output_dir)
     if config.data.packing:
         check_packable(load_model_config(config.model), "data.packing")
@@ -180,27 +180,26 @@ def assemble(config: SftConfig, tokenizer: Any, stop: StopRequest, *, resume: bo
     run.console.print_rows(describe(run, len(rows)))
     if done:
         run.console.note(f"resumed after step {done}")
-    # A trainer wants a row, also to measure alone: where the run was stopped after its last step.
+    # The trainer needs at least one row, even if only the last step's measurement is left to do.
     left = rows.select(batches.rows[done * config.train.batch_size :] or batches.rows[:1])
     run.trainer = make_trainer(config, trainable, tokenizer, left, optimizer, run, done=done, steps=batches.steps)
     return run
 
 
 def _labelled(example: Example) -> str:
-    """Which of its tokens an example teaches."""
+    """Which tokens of an example are learned, as a string of 0s and 1s."""
     return "".join("01"[int(label != IGNORED)] for label in example.labels)
 
 
 def _unrecorded(output: Path, found: RunState | None) -> dict[str, float] | None:
-    """What a checkpoint has of its step's metrics, unless they are on record by now."""
+    """The checkpoint's metrics of its step, unless they have been recorded since."""
     if found is None or any(line["step"] == found.step for line in read_metrics(output)):
         return None
     return found.unrecorded
 
 
 def resolve_learning_rate(config: SftConfig) -> SftConfig:
-    """The configuration with a number for `auto` in `optim.lr`, printed with its derivation. A run that is measured in
-    epochs is taken for a long one."""
+    """Replace `auto` in `optim.lr` by a number, and print its derivation. Runs measured in epochs count as long."""
     if config.optim.lr != "auto":
         return config
     steps = config.train.steps or SHORT_RUN_STEPS
@@ -212,7 +211,7 @@ def resolve_learning_rate(config: SftConfig) -> SftConfig:
 
 
 def describe(run: SftRun, rows: int) -> dict[str, str]:
-    """The first lines of a run: what is about to happen, in numbers."""
+    """The first lines that a run prints: what is about to happen, in numbers."""
     config, batches = run.config, run.batches
     train = config.train
     epochs = batches.steps * train.batch_size / rows
@@ -234,7 +233,7 @@ def describe(run: SftRun, rows: int) -> dict[str, str]:
 
 
 def publish(run: SftRun, version: int) -> AdapterRef:
-    """What has been learned, as version `version`: the number of updates in it."""
+    """Publish the current values as version `version`, which is the number of updates in them."""
     config, values = run.config, run.trainable.values()
     return AdapterStore(Path(config.output_dir) / "adapters").publish(
         version,

@@ -1,4 +1,4 @@
-"""A supervised run ↔ what it takes to resume it: what is trained, and Adam's moments."""
+"""A supervised run ↔ the state needed to resume it: trained values and Adam's moments."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def save(
 ) -> None:
     """Save a checkpoint after a step; see `RunState.unrecorded`."""
     tensors = {f"value.{name}": value for name, value in trainable.values().items()}
-    count = 0  # updates that were left out do not count
+    count = 0  # skipped updates do not count
     for name, parameter in trainable.parameters.items():
-        # A parameter that no update has moved has none: the part of a wrapper that sees, when every weight learns.
+        # Parameters that no update has touched have no state, such as a vision tower in full fine-tuning.
         if adams := optimizer.state.get(parameter):
             tensors |= {f"{moment}.{name}": adams[moment].cpu().clone() for moment in MOMENTS}
             count = int(adams["step"])
@@ -50,11 +50,11 @@ def restore(
     saved: tuple[RunState, dict[str, Tensor]],
     config_hash: str,
 ) -> None:
-    """Put back what a checkpoint holds. Raises `ConfigError` where it is another run's."""
+    """Restore a checkpoint. Raises `ConfigError` if it belongs to a different run."""
     state, tensors = saved
     check_resumable(state.config_hash, config, config_hash, state.step)
     restore_rng(tensors)
-    # Checkpoints of earlier versions have no count: there it is that of the steps.
+    # Checkpoints of earlier versions have no count; for them it equals the number of steps.
     count = int(tensors.get(COUNT, state.step))
     for name, parameter in trainable.parameters.items():
         _put(parameter, tensors[f"value.{name}"])

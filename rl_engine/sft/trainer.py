@@ -1,6 +1,6 @@
 """Examples → updates, by TRL's SFTTrainer. The only file that imports trl.
 
-The loss of a step is the sum of −log p over its learned tokens, divided by their number: of the whole step, however it
+The loss of a step is the sum of −log p over its learned tokens, divided by their number in the whole step, however it
 is split into micro-batches. Examples arrive with their labels, so TRL renders, tokenizes, truncates and drops nothing.
 """
 
@@ -26,14 +26,14 @@ from rl_engine.sft.model import TrainableModel
 
 
 def rows_of(examples: Sequence[Example], max_tokens: int, *, packing: bool) -> Dataset:
-    """The examples as the trainer reads them; packed, as rows of up to `max_tokens` with the lengths of their parts."""
+    """The examples as the trainer's dataset; packed, rows of up to `max_tokens` with the lengths of their parts."""
     disable_progress_bars()
     rows = Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
     return pack_dataset(rows, max_tokens, "bfd") if packing else rows
 
 
 class _AdaptedHead(SFTTrainer):
-    """The trainer of an adapted output embedding: TRL would multiply by the embedding's own matrix alone."""
+    """Trainer for a model whose output embedding has an adapter: TRL would use only the embedding's own matrix."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -65,14 +65,14 @@ def make_trainer(
     done: int,
     steps: int,
 ) -> Any:
-    """A trainer for the steps after `done`, which takes `rows` as they come."""
+    """Make a trainer for the steps after `done`, which takes `rows` in order."""
     train, on_cpu = config.train, not torch.cuda.is_available()
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.optim.rate_factor(steps, done + step))
     arguments = TrlConfig(
         output_dir=str(Path(config.output_dir)),
         seed=config.seed,
         use_cpu=on_cpu,
-        # The model computes in its own precision already.
+        # The model already computes in its own precision.
         bf16=False,
         max_steps=steps - done,
         per_device_train_batch_size=train.microbatch,
@@ -85,7 +85,7 @@ def make_trainer(
         ddp_find_unused_parameters=False,
         gradient_checkpointing=train.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
-        # A mixture's own loss for balance is not part of what is compared.
+        # The load-balancing loss of mixture-of-experts models is left out.
         router_aux_loss_coef=0.0,
         # The run's own callback writes, saves and measures.
         logging_strategy="no",
@@ -95,7 +95,7 @@ def make_trainer(
         disable_tqdm=True,
         dataloader_pin_memory=not on_cpu,
     )
-    # Of several cards the trainer would take all at once, and TRL refuses that: a run is one card's.
+    # The trainer would use all visible cards at once, which TRL refuses; a run uses one card.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     kind, model = (_AdaptedHead, trainable.causal_lm) if trainable.head_is_adapted else (SFTTrainer, trainable.model)
     trainer = kind(
@@ -107,15 +107,15 @@ def make_trainer(
         callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)
-    # Some families (Qwen3.5, Gemma 4) say that their own loss cannot be divided by the tokens of the whole step, and
-    # would be given the mean of their micro-batches' means. The loss here is TRL's or ours, and never theirs.
+    # Some families (Qwen3.5, Gemma 4) declare that their own loss cannot be divided by the token count of the whole
+    # step, and would get the mean of micro-batch means instead. But the loss here is always TRL's or ours.
     trainer.model_accepts_loss_kwargs = True
     return trainer
 
 
 @torch.no_grad()
 def log_loss(trainer: Any, examples: Sequence[Example]) -> float:
-    """−log p of a learned token, in nats: the mean over all of them, not over micro-batches."""
+    """Mean −log p of a learned token, in nats: the mean over all tokens, not over micro-batches."""
     model = trainer.model
     was_training = model.training
     model.eval()

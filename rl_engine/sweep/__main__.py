@@ -1,5 +1,5 @@
 """The command: `python -m rl_engine.sweep --config NAME_OR_PATH [--retry-failed] [--dry-run] [--watch]
-[key.sub=value …]`, or `--redraw SUMMARY` for the figures of results that are there.
+[key.sub=value …]`, or `--redraw SUMMARY` to redraw the figures of existing results.
 
 Imports neither torch nor matplotlib.
 """
@@ -39,7 +39,7 @@ from rollout.hub import check_hub
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = new_console()
 REPORT_S = 60.0
-"""A report takes seconds of a core, which runs of half a minute need."""
+"""Shortest time between reports. A report takes seconds of CPU time, which runs of half a minute need themselves."""
 
 
 class GridCommand(ConfiguredCommand):
@@ -86,11 +86,11 @@ def main(
 
 
 def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
-    """Run, report; the exit code: 1 when no cell at all is done."""
+    """Run the sweep, write its report, and return the exit code: 1 when no cell at all is done."""
     targets = targets_of(config)
     check_ours(config.output)
     known = Results(config.output / RESULTS)
-    check_unchanged(config, targets, known)  # before cells are told as done that were run with other settings
+    check_unchanged(config, targets, known)  # or cells run with other settings would be reported as done
     if retry_failed:
         known.forget_failed()
     found = known.by_cell
@@ -125,8 +125,8 @@ def sweep(config: SweepConfig, *, retry_failed: bool, only_check: bool) -> int:
 
 
 def with_cards(config: SweepConfig, targets: Targets) -> tuple[SweepConfig, list[str]]:
-    """The sweep with as many processes at once as this machine has cards for, which is said where that is fewer, and
-    the cards of each; none where there are none."""
+    """Return the sweep with `jobs` limited to what this machine has cards for, and the cards of each process; no cards
+    on a machine without any. Prints a line if `jobs` was reduced."""
     cards = cards_here() if config.jobs > 1 else ()
     if not cards:
         return config, []
@@ -139,7 +139,7 @@ def with_cards(config: SweepConfig, targets: Targets) -> tuple[SweepConfig, list
 
 
 def now_and_then(report: Callable[[Results], object]) -> Callable[[Results], None]:
-    """The same, left out where the last time is less than `REPORT_S` ago."""
+    """`report`, but skipped if the last call was less than `REPORT_S` ago."""
     last = -math.inf
 
     def sparing(results: Results) -> None:
@@ -156,7 +156,7 @@ def code_of(found: Found) -> int:
 
 
 def show_sharing(config: SweepConfig, targets: Targets) -> Sharing:
-    """Which cells run together, what that takes, and why others run alone. Raises `ConfigError` where it takes more
+    """Print which cells run together, what that needs, and why others run alone. Raises `ConfigError` if it needs more
     memory than there is."""
     sharing = sharing_of(config, targets)
     for lines in room_lines(config, targets, sharing):

@@ -1,4 +1,4 @@
-"""Results → what a sweep shows: each arm's scores over the axis, its best axis value, and how it compares."""
+"""Results → what a sweep reports: each arm's scores over the axis, its best axis value, and comparisons."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rl_engine.sweep.statistics import (
 )
 
 Found = Mapping[str, Result]
-"""Results by the name of their cell."""
+"""Name of a cell → its result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,40 +35,41 @@ class Point:
 
     axis_value: float
     scores: Mapping[int, float]
-    """Seed → score, of the cells that are done."""
+    """Seed → score, for the cells that are done."""
     failed: int
-    """Cells that are not done and will not be."""
+    """Number of cells that have ended without a score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """An arm with the reference arm at the same other values of the grid."""
+    """An arm compared with the reference arm, at the same values of the other grid keys."""
 
     best_ratio: SeedEstimate
-    """Best axis value over the reference's."""
+    """Best axis value divided by the reference's."""
     score_difference: SeedEstimate
-    """Score minus the reference's at each one's best axis value, paired by seed."""
+    """Score minus the reference's, each at its own best axis value, paired by seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """Where an arm is at its best, and how good it is there."""
+    """Where an arm performs best, and how well."""
 
     axis_value: float
-    """The best value of the grid."""
+    """The best axis value of the grid."""
     best: SeedEstimate
-    """The best value of the curve, between those of the grid."""
+    """The maximum of the interpolated curve, between values of the grid."""
     good_range: tuple[float, float]
-    """An end that is an end of the known points means that the range goes on beyond it, or may. Before a value where a
-    run failed it ends at the last that is known to be good."""
+    """Axis values that score within `score.tolerance` of the best. An end that coincides with the first or last known
+    point means that the range may extend beyond it. Next to a value where a run failed, the range ends at the last
+    value known to be good."""
     good_decades: SeedEstimate
-    """Its width: log10 of its ends' ratio."""
+    """Width of the good range: log10 of the ratio of its ends."""
     score: SeedEstimate
-    """The score at `axis_value`, over the seeds that did not choose it where there are such."""
+    """The score at `axis_value`, over the seeds that were not used to choose it, if there are any."""
     seeds: int
-    """How many those are."""
+    """Number of seeds in `score`."""
     comparison: Comparison | None
-    """How it compares with the reference; absent for itself, and where there is none."""
+    """Comparison with the reference; None for the reference itself, and if there is no reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,26 +77,26 @@ class ArmReport:
     arm: Arm
     points: tuple[Point, ...]
     best: Best | None
-    """Absent as long as no axis value has all of `seeds`."""
+    """None as long as no axis value has scores for all of `seeds`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
     arms: tuple[ArmReport, ...]
     spread: Spread | None
-    """The spread of a score between seeds, pooled over every axis value of every arm that has several."""
+    """The spread of the score between seeds, pooled over all points that have several seeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Peak:
-    """An arm's best point, and the optima of its curve in log10 of the axis, as `statistics.redrawn` has them."""
+    """An arm's best point, and the optima of its curve and its redrawn curves (`statistics.redrawn`), in log10."""
 
     point: Point
     optima: Optima
 
 
 def due_cells(config: SweepConfig, found: Found) -> list[Cell]:
-    """Cells to run, as far as that is known: an arm's confirming ones follow from the results of its others."""
+    """The cells to run next, as far as known: an arm's confirming cells follow from the results of its other cells."""
     cells = []
     for arm in arms_of(config):
         first = _first_cells(config, arm)
@@ -107,7 +108,7 @@ def due_cells(config: SweepConfig, found: Found) -> list[Cell]:
 
 
 def cells_left(config: SweepConfig, found: Found) -> int:
-    """How many cells are still to run, those included that are not known yet."""
+    """Number of cells still to run, including those that are not known yet."""
     waiting = [arm for arm in arms_of(config) if any(cell.name not in found for cell in _first_cells(config, arm))]
     return len(due_cells(config, found)) + len(waiting) * len(config.confirm_seeds)
 
@@ -129,7 +130,7 @@ def points_of(config: SweepConfig, arm: Arm, found: Found) -> tuple[Point, ...]:
 def curves_at(
     config: SweepConfig, arm: Arm, axis_value: float, found: Found, metric: str
 ) -> tuple[list[int], list[list[float]]]:
-    """The steps that a metric's curves of all seeds have in common there, and the values at each."""
+    """The steps that a metric's curves for all seeds have in common at an axis value, and the values at each step."""
     names = [cell_of(config, arm, axis_value, seed).name for seed in (*config.seeds, *config.confirm_seeds)]
     tables = [dict(found[name].curves[metric]) for name in names if name in found and metric in found[name].curves]
     steps = sorted(set.intersection(*({*table} for table in tables))) if tables else []
@@ -137,8 +138,8 @@ def curves_at(
 
 
 def known_curve(config: SweepConfig, points: Sequence[Point]) -> tuple[list[Point], list[float]]:
-    """The points that are known, and the means over `seeds`, turned so that high is good. Where one of these failed is
-    no good place, and known to be none: −∞. Where one is not done yet nothing is known."""
+    """The known points and their means over `seeds`, with the sign such that higher is better. A point where one of
+    these seeds failed is known to be bad, with mean −∞. A point with an unfinished seed is not known."""
     sign = 1 if config.score.mode == "max" else -1
     known, means = [], []
     for point in points:
@@ -152,7 +153,7 @@ def known_curve(config: SweepConfig, points: Sequence[Point]) -> tuple[list[Poin
 
 
 def best_point(config: SweepConfig, points: Sequence[Point]) -> Point | None:
-    """The one with the best mean over `seeds`; None as long as no point has all of them."""
+    """The point with the best mean over `seeds`; None as long as no point has all of them."""
     known, means = known_curve(config, points)
     highest = max(means, default=-math.inf)
     return known[means.index(highest)] if highest > -math.inf else None
@@ -181,7 +182,7 @@ def analyse(config: SweepConfig, found: Found) -> Analysis:
 
 
 def _reference(config: SweepConfig, arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """What the arm is compared with: the reference at the same values of the grid, or the only one there is."""
+    """The arm to compare with: the reference arm at the same grid values, or else the only reference arm."""
     references = [other for other in arms if other.family == config.reference]
     same = [other for other in references if other.at == arm.at]
     found = same or (references if len(references) == 1 else [])
@@ -202,7 +203,7 @@ def _peak(
 
 
 def judged(config: SweepConfig, point: Point) -> dict[int, float]:
-    """Scores of the seeds that did not choose the point; of those that did, where there are no others."""
+    """Scores of the seeds that were not used to choose the point, or of those that were if there are no others."""
     unbiased = {seed: score for seed, score in point.scores.items() if seed in config.confirm_seeds}
     return unbiased or dict(point.scores)
 
@@ -221,12 +222,12 @@ def _best(config: SweepConfig, peak: _Peak, reference: _Peak | None) -> Best:
 
 
 def _compare(config: SweepConfig, peak: _Peak, reference: _Peak) -> Comparison | None:
-    """Absent when the two have no seed in common."""
+    """Compare an arm with the reference; None if they have no seed in common."""
     ours, theirs = judged(config, peak.point), judged(config, reference.point)
     differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if not differences:
         return None
-    with np.errstate(invalid="ignore"):  # both beyond the axis: nothing is known
+    with np.errstate(invalid="ignore"):  # ∞ − ∞ if both are beyond the axis: unknown
         ratio = peak.optima.best - reference.optima.best
     return Comparison(
         best_ratio=_power(estimate(ratio)),
@@ -235,7 +236,7 @@ def _compare(config: SweepConfig, peak: _Peak, reference: _Peak) -> Comparison |
 
 
 def _power(exponent: SeedEstimate) -> SeedEstimate:
-    """Back from log10; what is beyond the axis stays so."""
+    """10 to the power of an estimate; values beyond the axis (±∞, NaN) stay as they are."""
     interval = exponent.interval and (_ten_to(exponent.interval[0]), _ten_to(exponent.interval[1]))
     return SeedEstimate(value=_ten_to(exponent.value), interval=interval)
 

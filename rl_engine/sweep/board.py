@@ -1,4 +1,4 @@
-"""A sweep's results and its cells' metrics → a table with a row a cell, for people who watch."""
+"""A sweep's results and its cells' metrics → a live table with one row per cell."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from rl_engine.sweep.sharing import Targets
 
 WATCH_S = 2.0
 OTHER_LINES = 8
-"""Lines of a terminal that the table leaves to others."""
+"""Lines of the terminal that the table leaves free."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     cell: Cell
     step: str
-    """`3/12`; empty before the first."""
+    """`3/12`; empty before the first step."""
     values: tuple[str, ...]
-    """The newest of the score's metric and of the curves."""
+    """The newest values of the score's metric and of the curves."""
     state: str
     waits: bool
-    """Whether it has not begun."""
+    """Whether the cell has not started."""
 
 
 def rows_of(config: SweepConfig, targets: Targets, found: Found) -> list[Row]:
@@ -71,7 +71,7 @@ def _row(config: SweepConfig, targets: Targets, found: Found, cell: Cell) -> Row
 
 
 def cell_table(config: SweepConfig, rows: Sequence[Row], most: int | None = None) -> Table:
-    """Where there is room for `most` rows: those at work first, then the newest that are over, then those that wait."""
+    """The table of at most `most` rows: running cells take precedence, then ended ones, then waiting ones."""
     left_out = 0
     if most is not None and len(rows) > most:
         wanted = sorted(rows, key=lambda row: (row.waits, not row.state.endswith("last line")))[:most]
@@ -93,13 +93,13 @@ def room_of(console: Console) -> int:
 
 
 def watch(config: SweepConfig, targets: Targets, console: Console) -> Found:
-    """Draw the table of a sweep that runs elsewhere until it is done; its results then. Where the output is no
-    terminal, once for each result. Raises `ConfigError` where cells are left and no sweep is at work on them."""
+    """Draw the table of a sweep that runs elsewhere until it is done, and return its results. If the output is not a
+    terminal, the table is printed once per result. Raises `ConfigError` if cells are left and no sweep is running."""
     drawn = -1
     live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
     with live or contextlib.nullcontext():
         while True:
-            at_work = is_held(config.output / LOCK)  # asked first: a sweep that ends now has all its results
+            at_work = is_held(config.output / LOCK)  # first: a sweep that ends now has written all results
             found = Results(config.output / RESULTS).by_cell
             rows = rows_of(config, targets, found)
             if live is not None:

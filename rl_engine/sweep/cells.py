@@ -1,4 +1,4 @@
-"""A sweep's configuration → its arms, and their cells: one run each."""
+"""A sweep's configuration → its arms and their cells, each cell one run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rollout.hub import HubItem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One line of the figures: what is the same in all its cells, and the axis values they are run at.
+    """One line in the figures: the settings that all its cells share, and the axis values they run at.
 
     Example: `Arm(name="full, train.problems_per_step=16", family="full", at={"train.problems_per_step": 16},
     overrides={"method": "full"}, axis_values=(1e-5, 1e-4))`
@@ -27,9 +27,9 @@ class Arm:
 
     name: str
     family: str
-    """Its name in the configuration; empty where that names no arms."""
+    """The arm's name in the configuration; empty if the configuration names no arms."""
     at: Mapping[str, Any]
-    """Its values of the grid's keys, but the axis."""
+    """Its values for the keys of the grid, except the axis."""
     overrides: Mapping[str, Any]
     """Its other settings."""
     axis_values: tuple[float, ...]
@@ -41,7 +41,7 @@ class Cell:
     """One run. Example: `Cell(name="rank-1_optim.lr=0.001_seed=0", arm="rank 1", axis_value=0.001, seed=0, …)`"""
 
     name: str
-    """Name of its directory; a function of arm, axis value and seed."""
+    """Name of the cell's directory; a function of arm, axis value and seed."""
     arm: str
     axis_value: float
     seed: int
@@ -49,7 +49,7 @@ class Cell:
 
 
 def arms_of(config: SweepConfig) -> tuple[Arm, ...]:
-    """Every named arm at every combination of the grid, but the axis. Raises `ConfigError`."""
+    """Every named arm at every combination of the grid's keys, except the axis. Raises `ConfigError`."""
     arms = []
     for family, given in (config.arms or {"": {}}).items():
         grid = {key: _own_values(given, key, values) for key, values in config.grid.items()}
@@ -78,7 +78,7 @@ def arms_of(config: SweepConfig) -> tuple[Arm, ...]:
 
 
 def _in_effect(config: SweepConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of all cells without those that an arm switches off: `lora.alpha` in one with `method: full`."""
+    """`config.set` without the settings that an arm makes ineffective, such as `lora.alpha` with `method: full`."""
     if not given:
         return dict(config.set)
     first = {key: _own_values(given, key, values)[:1] for key, values in config.grid.items()}
@@ -87,12 +87,12 @@ def _in_effect(config: SweepConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     try:
         _, idle = resolve(COMMANDS[config.command].schema, config.base, *layers)
     except ConfigError:
-        return dict(config.set)  # `target_of` tells it of the arm's first cell
+        return dict(config.set)  # `target_of` reports it for the arm's first cell
     return {key: value for key, value in config.set.items() if not any(f"{key}.".startswith(f"{off}.") for off in idle)}
 
 
 def refuse_idle(config: SweepConfig) -> None:
-    """Raises `ConfigError` for a setting of all cells that none has. To draw what was run with one is no matter."""
+    """Raises `ConfigError` for an entry of `set` that no cell uses. Checked before running, not before redrawing."""
     for key, value in config.set.items():
         everywhere = config.arms and all(key in given for given in config.arms.values())
         if why := f"grid.{key} replaces it" if key in config.grid else "every arm gives its own" * bool(everywhere):
@@ -125,7 +125,7 @@ def cell_of(config: SweepConfig, arm: Arm, axis_value: float, seed: int) -> Cell
 
 
 def arguments_of(cell: Cell) -> list[str]:
-    """The cell's settings as a command line takes them."""
+    """The cell's settings as command-line arguments."""
     return _arguments(cell.overrides)
 
 
@@ -134,7 +134,7 @@ def _arguments(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _check_texts(schema: type[CommandConfig], settings: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` for a number or a switch where text is meant: 1.10 would arrive as 1.1, `no` as false."""
+    """Raises `ConfigError` for a number or boolean where text is expected: 1.10 would arrive as 1.1, `no` as false."""
     for key, value in settings.items():
         info = field_at(schema, key)
         if isinstance(value, bool | int | float) and info is not None and takes_text_alone(info.annotation):
@@ -143,19 +143,20 @@ def _check_texts(schema: type[CommandConfig], settings: Mapping[str, Any]) -> No
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What a cell's run must be and reach."""
+    """What a cell's run must match and reach."""
 
     config_hash: str
-    """Digest of what its configuration says, but for seed and output_dir: a default that is new changes nothing."""
+    """Digest of the settings its configuration states, except seed and output_dir. Defaults are left out, so that a new
+    one changes nothing."""
     wanted_of_hub: tuple[HubItem, ...] = ()
     steps: int | None
-    """Step of the last line of its metrics.jsonl; None where its exit code alone tells that it is complete."""
+    """Step of the last line of a complete metrics.jsonl; None if only the exit code tells that the run is complete."""
     settings: CommandConfig
-    """Those of the cell with the first seed."""
+    """Settings of the cell with the first seed."""
 
 
 def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
-    """The target of the cells of one point. Raises `ConfigError` naming the arm for settings that cannot be."""
+    """The target of the cells of one point. Raises `ConfigError` naming the arm for invalid settings."""
     command = COMMANDS[config.command]
     cell = cell_of(config, arm, axis_value, config.seeds[0])
     try:
@@ -172,8 +173,8 @@ def target_of(config: SweepConfig, arm: Arm, axis_value: float) -> Target:
 
 
 def check_cell(config: SweepConfig, cell: Cell, target: Target) -> None:
-    """What a cell reads is there, as far as that is known at once: one that was begun goes on, and reads less. Raises
-    `ConfigError` naming the arm."""
+    """Check that what a cell reads exists, as far as that can be known at once. A cell that was started before is
+    resumed, and reads less. Raises `ConfigError` naming the arm."""
     settings = target.settings.model_copy(update={"output_dir": str(config.output / "cells" / cell.name / "run")})
     try:
         COMMANDS[config.command].check(settings, resume=True)

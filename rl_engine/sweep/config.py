@@ -1,4 +1,4 @@
-"""What a sweep can be told. Imports neither torch nor matplotlib."""
+"""The configuration of a sweep. Imports neither torch nor matplotlib."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rl_engine.train import checks as train
 from rollout.config import LARGEST_SEED, Section
 from rollout.hub import HubItem
 
-# YAML takes 1e-3 for a text.
+# YAML reads 1e-3 as text.
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -36,30 +36,29 @@ class CellCommand:
     module: str
     schema: type[CommandConfig]
     restart_option: str
-    """Option under which it starts where its directory stands: `--resume`, or `--overwrite` where it cannot."""
+    """Option for starting in an existing directory: `--resume`, or `--overwrite` if the program cannot resume."""
     check: QuickCheck
-    """Settings, and whether a run that was begun goes on with them → nothing, or what they name that is not there,
-    raised."""
+    """Checks settings, and that what they name exists; raises if not. `resume`: whether an existing run continues."""
     wanted_of_hub: Callable[[Any], list[HubItem]]
     steps: Callable[[Any], int | None]
-    """Settings → the step of the last line of a finished run's metrics.jsonl; None when they do not say."""
+    """Settings → the step of the last line of a finished run's metrics.jsonl; None if the settings do not say."""
     step_scale: Literal["linear", "symlog"]
-    """How steps are drawn: a supervised loss against their logarithm, as the paper does."""
+    """Scale of the step axis: supervised losses are drawn against the logarithm of the step, as in the paper."""
     groups: Callable[[Sequence[Any]], list[Group]] | None
-    """Settings of several runs → those that can train in one process; None where none can."""
+    """Settings of several runs → groups that can train in one process; None if the program cannot do that."""
     room: Callable[[Sequence[Any], int, int], dict[str, str]] | None
-    """Settings of runs that can share, how many are at work at a time in a process, and how many processes → what they
-    need, for people; raised where that is more than there is."""
+    """(settings of runs that can share, runs in progress per process, processes) → lines for the user that say what
+    they need; raises if that is more than there is."""
     cards: Callable[[Any], int] = lambda config: 1
-    """Settings → how many cards of this machine such a run computes on, where it has some."""
+    """Settings → the number of this machine's cards that such a run uses, if the machine has any."""
     unmeasured: Callable[[Any, str], str] = lambda config, metric: ""
-    """Settings and the name of a metric → why no line of such a run's metrics.jsonl has it; empty where one may."""
+    """(settings, metric) → why no line of such a run's metrics.jsonl has the metric; empty if it may have it."""
 
 
 def _cards_of_training(config: Config) -> int:
     rollout = config.rollout
     if rollout.placement == "inprocess":
-        return rollout.tensor_parallel_size  # the learner is on one of the sampler's
+        return rollout.tensor_parallel_size  # the learner uses one of the sampler's cards
     return 1 if rollout.workers == "max" or rollout.address else 1 + rollout.workers * rollout.tensor_parallel_size
 
 
@@ -108,11 +107,12 @@ COMMANDS = {
 
 
 def flattened(tree: Any) -> Any:
-    """`{"lora": {"rank": 8}}` and `{"lora.rank": 8}` are the same setting; of two the later one holds."""
+    """Flatten to dotted keys: `{"lora": {"rank": 8}}` and `{"lora.rank": 8}` are the same setting, and the last
+    wins."""
     if tree is None:
-        return {}  # an arm that is all as it is
+        return {}  # an arm that changes nothing
     if not isinstance(tree, dict):
-        return tree  # pydantic says what is wrong with it
+        return tree  # pydantic reports the error
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
@@ -123,7 +123,7 @@ def flattened(tree: Any) -> Any:
 
 
 def axes(tree: Any) -> Any:
-    """The grid with a lone value as a list of one, and a text with commas as several values."""
+    """The grid with a single value as a list of one, and text with commas as several values."""
     flat = flattened(tree)
     if not isinstance(flat, dict):
         return flat

@@ -1,4 +1,4 @@
-"""Results → the figures of the paper: score over the axis, learning curves, best score over another key of the grid."""
+"""Results → the paper's figures: score over the axis, learning curves, best score over another key of the grid."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from rl_engine.sweep.looks import looks_of
 
 RING: Mapping[str, Any] = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.0}
 FORMATS: Mapping[str, Mapping[str, Any]] = {"png": {}, "svg": {"metadata": {"Date": None}}}
-"""The same results are the same bytes: no date."""
-# Numbers of a decade of losses that are written, by how many times the lowest the highest is at least.
+"""Format → options of `savefig`. Without a date, the same results give the same bytes."""
+# Tick labels within a decade of losses, keyed by the least ratio of the highest to the lowest loss shown.
 LOSSES = {30: (1, 3), 3: (1, 1.5, 2, 3, 5, 7), 1: (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)}
 KEY_TITLES = {
     "optim.lr": "learning rate",
@@ -34,7 +34,7 @@ KEY_TITLES = {
 
 
 def draw(config: SweepConfig, found: Found, analysis: Analysis, directory: Path) -> list[Path]:
-    """All figures that the results have something for, as PNG and as SVG; the files written."""
+    """Draw all figures that the results have data for, as PNG and SVG, and return the files written."""
     if not any(point.scores for report in analysis.arms for point in report.points):
         return []
     paths = []
@@ -47,7 +47,7 @@ def draw(config: SweepConfig, found: Found, analysis: Analysis, directory: Path)
 
 
 def figures_of(config: SweepConfig, found: Found, analysis: Analysis) -> dict[str, Figure]:
-    """The figures by the names of their files."""
+    """Stem of the file → figure."""
     figures = {f"score_against_{_short(config.axis)}": score_over_axis(config, found, analysis)}
     if any(report.best for report in analysis.arms):
         figures["learning_curves"] = learning_curves(config, found, analysis)
@@ -58,8 +58,8 @@ def figures_of(config: SweepConfig, found: Found, analysis: Analysis) -> dict[st
 
 
 def score_over_axis(config: SweepConfig, found: Found, analysis: Analysis) -> Figure:
-    """Mean score of each arm over the axis, a band from the lowest to the highest seed, a dot for each seed, a ring
-    at the best; a cross on the floor where a run failed."""
+    """Mean score of each arm over the axis, with a band from the lowest to the highest seed, a dot for each seed, a
+    ring at the best value, and a cross at the bottom where a run failed."""
     figure, (axes,) = paper_figure()
     looks = looks_of(config, [report.arm for report in analysis.arms])
     for report in analysis.arms:
@@ -85,7 +85,7 @@ def score_over_axis(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
         _leave_out_the_diverged(axes, analysis, before)
     _name(axes, config.score.metric)
     if before is not None:
-        # A line that is off the picture is still told by the legend.
+        # The legend gives the value even if the line is outside the axes.
         told = f"{before:.1%}" if titles_of(config.score.metric)[1].startswith("%") else f"{before:.3g}"
         axes.axhline(before, color="grey", linestyle=":", linewidth=1, label=f"before training: {told}")
     legend_below(figure, _signs(axes))
@@ -98,20 +98,20 @@ def _band(axes: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], colo
 
 
 def _before_training(config: SweepConfig, found: Found) -> float | None:
-    """The untrained model's score, where the runs evaluated it."""
+    """The untrained model's score, if the runs evaluated it."""
     curves = [result.curves[config.score.metric] for result in found.values() if config.score.metric in result.curves]
     before = [curve[0][1] for curve in curves if curve[0][0] == 0]
     return fmean(before) if before else None
 
 
 def _as_losses(axes: Axes) -> None:
-    """A logarithmic scale, as in the paper: what tells arms apart is small beside what all have learned."""
+    """Use a logarithmic scale, as in the paper: arms differ by little compared with what all of them have learned."""
     if all(np.min(line.get_ydata(), initial=1) > 0 for line in axes.get_lines()):
         axes.set_yscale("log")
 
 
 def _leave_out_the_diverged(axes: Axes, analysis: Analysis, before: float | None) -> None:
-    """A loss worse than the untrained model's and every arm's best would flatten all others: it is off the picture."""
+    """Crop losses that are worse than the untrained model's and every arm's best: they would flatten the others."""
     bests = [report.best.score.value for report in analysis.arms if report.best]
     scores = [score for report in analysis.arms for point in report.points for score in point.scores.values()]
     limit = max([*bests, *([] if before is None else [before])], default=max(scores))
@@ -123,7 +123,7 @@ def _leave_out_the_diverged(axes: Axes, analysis: Analysis, before: float | None
 
 
 def learning_curves(config: SweepConfig, found: Found, analysis: Analysis) -> Figure:
-    """Each metric over the steps, of each arm at its best axis value: mean over seeds, lowest to highest as a band."""
+    """Each metric over the steps, for each arm at its best axis value: mean over seeds, and a min–max band."""
     drawn = _with_curves(config, found)
     figure, panels = paper_figure(len(drawn))
     looks = looks_of(config, [report.arm for report in analysis.arms])
@@ -148,14 +148,15 @@ def learning_curves(config: SweepConfig, found: Found, analysis: Analysis) -> Fi
 
 
 def _with_curves(config: SweepConfig, found: Found) -> list[str]:
-    """The metrics to draw; one that is known before and after alone is no curve, and is left out beside others."""
+    """The metrics to draw. One that is known only before and after training is not a curve, and is drawn only if there
+    is no other."""
     steps = {metric: max(len(result.curves.get(metric, ())) for result in found.values()) for metric in config.metrics}
     return [metric for metric, count in steps.items() if count > 2] or [m for m, count in steps.items() if count]
 
 
 def best_over(config: SweepConfig, analysis: Analysis, key: str) -> Figure:
-    """Score at the best axis value over another key of the grid, with 95 % intervals: a line for the arms that differ
-    in nothing else, a level for an arm without others."""
+    """Score at the best axis value over another key of the grid, with 95 % intervals: one line for arms that differ in
+    nothing else, a horizontal line for an arm without such others."""
     figure, (axes,) = paper_figure()
     lines = _lines_over(analysis, key)
     looks = looks_of(config, [reports[0].arm for reports in lines.values()], key)
@@ -182,7 +183,7 @@ def best_over(config: SweepConfig, analysis: Analysis, key: str) -> Figure:
 
 
 def _lines_over(analysis: Analysis, key: str) -> dict[str, list[ArmReport]]:
-    """Arms that differ in one key of the grid alone, by what they share."""
+    """Arms grouped so that those in a group differ only in `key`, by a label of what they share."""
     lines: dict[str, list[ArmReport]] = {}
     for report in analysis.arms:
         others = [f"{_short(name)}={value}" for name, value in report.arm.at.items() if name != key]
@@ -191,7 +192,7 @@ def _lines_over(analysis: Analysis, key: str) -> dict[str, list[ArmReport]]:
 
 
 def _as_grid(axes: Axes, key: str, values: Collection[float]) -> None:
-    """A logarithmic axis that names the grid's own values, where they are not too near each other for that."""
+    """Make the x axis logarithmic, labelled with the grid's own values unless they are too close together."""
     axes.set_xscale("log")
     places = np.log10(sorted(values))
     near = len(places) > 1 and np.min(np.diff(places)) < 0.1 * (places[-1] - places[0])
@@ -202,7 +203,7 @@ def _as_grid(axes: Axes, key: str, values: Collection[float]) -> None:
 
 
 def _name(axes: Axes, metric: str, where: str = "") -> None:
-    """Title and unit as in the figures of a run; fractions are read as per cent."""
+    """Set title and unit as in the figures of a run; fractions are shown in per cent."""
     title, unit = titles_of(metric)
     name_panel(axes, title + where, unit)
     if axes.get_yscale() == "log":
@@ -220,7 +221,7 @@ def _signs(axes: Axes) -> list[Sign]:
 
 
 def _label(arm: Arm) -> str:
-    """Its name, with short ones of the grid's keys."""
+    """The arm's name, with the grid's keys shortened."""
     name = arm.name
     for key in arm.at:
         name = name.replace(f"{key}=", f"{_short(key)}=")
@@ -236,5 +237,5 @@ def _number(value: float) -> str:
 
 
 def _short(key: str) -> str:
-    """A key in a file's name or a legend: `optim.lr` is the rate."""
+    """A key's short form for file names and legends; `optim.lr` becomes `rate`."""
     return "rate" if key == "optim.lr" else key.split(".")[-1]

@@ -1,4 +1,4 @@
-"""Arms → how their lines look: the same in every figure, and a rank and full fine-tuning in every sweep."""
+"""Arms → line styles, the same in every figure; LoRA ranks and full fine-tuning look the same in every sweep."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rl_engine.sweep.cells import Arm
 from rl_engine.sweep.config import SweepConfig
 
 Look = dict[str, Any]
-"""What matplotlib is to draw a line with."""
+"""Keyword arguments for matplotlib's lines."""
 RANK = "lora.rank"
 SAY_NO_MORE_THAN_A_RANK = {"method", RANK, "lora.alpha"}
 FULL = "full"
-# Arms that differ in another key of the grid alone: their marks are filled, then hollow.
+# Dashes for arms that differ only in another key of the grid; their markers alternate between filled and hollow.
 DASHES = ("-", ":", "-.")
 REFERENCE_DASHES = ("--", "-.", ":")
 
 
 def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[str, Look]:
-    """Arm → its look: what is compared has a colour and a marker, other keys of the grid fill and dash it, and the
-    reference is dashed. `over` is a key that a line goes along, which then is no property of it."""
+    """Arm → its look. What is compared determines colour and marker, other keys of the grid determine fill and dash
+    pattern, and the reference is dashed. `over` is the key along which a line runs, which then does not affect it."""
     looks: dict[str, Look] = {}
     places: dict[Hashable, int] = {}
     variants: dict[Hashable, int] = {}
@@ -38,7 +38,7 @@ def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[s
             "color": colours[one],
             "marker": MARKERS[place % len(MARKERS)],
             "markerfacecolor": "white" if variant % 2 else colours[one],
-            # Drawn first, an arm is seen behind others that run where it does.
+            # Earlier arms are thicker, so that they remain visible behind later ones that overlap them.
             "linewidth": max(1.9 - 0.3 * number, 1.0),
             "markersize": max(4.6 - 0.4 * number, 3.4),
             "linestyle": dashes[variant // 2 % len(dashes)],
@@ -47,7 +47,7 @@ def looks_of(config: SweepConfig, arms: Sequence[Arm], over: str = "") -> dict[s
 
 
 def compared(config: SweepConfig, arm: Arm, over: str) -> Hashable:
-    """What an arm stands for: a rank where it says no more, the whole model, or its own name."""
+    """What an arm represents: a LoRA rank if it sets nothing else, full fine-tuning, or its own name."""
     given = config.arms.get(arm.family, {})
     told = {**given, **arm.at}
     if told.get("method") == "full":

@@ -1,4 +1,4 @@
-"""Results as they come → lines, and on a terminal a table below them with a row a cell."""
+"""Results as they arrive → console lines, with a live table of the cells below them on a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFRESH_S = 1.0
 
 @dataclass
 class SweepProgress:
-    """What a person watches. It draws when it is told to: a thread of its own would make forking unsafe."""
+    """The console output of a sweep. It draws only when called: a thread of its own would make forking unsafe."""
 
     config: SweepConfig
     targets: Targets
@@ -41,7 +41,7 @@ class SweepProgress:
         self.console.print(escape(text), soft_wrap=True)
 
     def result(self, result: Result, left: int) -> None:
-        """One line of what came of a cell, and how many are left."""
+        """Print a line with a cell's result and how many cells are left."""
         self._seconds.append(result.seconds)
         outcome = f"[bold]{result.score:.4g}[/bold]" if result.score is not None else f"[red]{result.status}[/red]"
         at_once = self.config.jobs * self.config.together
@@ -52,7 +52,7 @@ class SweepProgress:
         )
 
     def running(self, found: Found) -> None:
-        """Bring the table up to date, not more than once in `REFRESH_S`."""
+        """Update the table, at most once every `REFRESH_S`."""
         if self.console.is_terminal and time.monotonic() > self._drawn + REFRESH_S:
             self._drawn = time.monotonic()
             rows = rows_of(self.config, self.targets, found)

@@ -1,4 +1,4 @@
-"""A sweep's results → table.md, summary.json and the figures; summary.json alone → table and figures again."""
+"""A sweep's results → table.md, summary.json and figures; summary.json alone → table and figures again."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SUMMARY, TABLE = "summary.json", "table.md"
 FORMAT = 1
 TABLE_BEGINS = "Score: `"
 COLUMNS = 12
-"""Most steps shown in the table over the steps."""
+"""Most steps shown in the table of curves."""
 Rows = list[list[str]]
-"""The first one holds the titles."""
+"""The first row holds the titles."""
 
 
 def write_report(config: SweepConfig, found: Found) -> Analysis:
-    """Everything a sweep shows, into its output directory."""
+    """Write everything a sweep reports into its output directory."""
     analysis = analyse(config, found)
     summary = {
         "format": FORMAT,
@@ -44,7 +44,8 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
         "spread_degrees_of_freedom": analysis.spread and analysis.spread.freedom,
         "arms": [{"name": report.arm.name, "best": report.best and asdict(report.best)} for report in analysis.arms],
     }
-    # One result a line: a file for people, and for diffs. Of an error its last line: the log has the others.
+    # One result per line keeps the file readable and its diffs small. Of an error only the last line is kept; the log
+    # has the rest.
     head = json.dumps(strict_json(summary), indent=1).removesuffix("\n}")
     results = [asdict(replace(result, error=last_line(result.error))) for result in found.values()]
     lines = ",\n".join(f"  {json.dumps(result)}" for result in results)
@@ -54,7 +55,7 @@ def write_report(config: SweepConfig, found: Found) -> Analysis:
 
 
 def read_summary(summary: Path) -> tuple[SweepConfig, Found, Analysis]:
-    """What a summary.json holds. Raises `ConfigError` where it is not there, and for another file."""
+    """Read a summary.json. Raises `ConfigError` if it does not exist or is something else."""
     if not summary.is_file():
         hint = f": give {summary / SUMMARY}" if summary.is_dir() else ""
         raise ConfigError(f"{summary} is {'a directory' if hint else 'not there'}, no summary of a sweep{hint}")
@@ -69,7 +70,7 @@ def read_summary(summary: Path) -> tuple[SweepConfig, Found, Analysis]:
 
 
 def redraw(summary: Path) -> tuple[SweepConfig, Analysis]:
-    """Table and figures beside a summary.json, from nothing else. Raises `ConfigError` for another file."""
+    """Redraw table and figures next to a summary.json, from it alone. Raises `ConfigError` for any other file."""
     config, found, analysis = read_summary(summary)
     replaced({summary.parent / TABLE: lambda path: path.read_bytes().startswith(TABLE_BEGINS.encode())}, "--redraw")
     draw_report(config, found, analysis, summary.parent)
@@ -84,7 +85,7 @@ def draw_report(config: SweepConfig, found: Found, analysis: Analysis, directory
 
 
 def strict_json(tree: Any) -> Any:
-    """JSON has no infinity: what lies beyond the axis is null."""
+    """Replace non-finite numbers, which lie beyond the axis, by None: JSON has no infinity."""
     if isinstance(tree, dict):
         return {key: strict_json(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -93,7 +94,7 @@ def strict_json(tree: Any) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers were made with."""
+    """The system and package versions that produced the numbers."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processors": usable_cores(),
@@ -102,9 +103,9 @@ def environment() -> dict[str, Any]:
 
 
 def best_rows(config: SweepConfig, analysis: Analysis) -> Rows:
-    """A row an arm: where it is best, how good there, and how that compares with the reference."""
+    """One row per arm: where it is best, how well it scores there, and how that compares with the reference."""
     axis, reference = config.axis, config.reference
-    # Of how much the intervals of the first three rest on: Student's t of 1 is wide, of 12 nearly the normal.
+    # Say how many degrees of freedom the first intervals rest on: Student's t with 1 is wide, with 12 nearly normal.
     between = "between the values"
     between += f" (t, {analysis.spread.freedom} d.f.)" if analysis.spread else ""
     titles = ["arm", f"best {axis}", between, "good range", "score there", "seeds"]
@@ -129,7 +130,7 @@ def _best_cells(config: SweepConfig, report: ArmReport) -> list[str]:
 
 
 def _range(config: SweepConfig, best: Best, report: ArmReport) -> str:
-    """An end of what is known of the axis is marked: the good range may go on."""
+    """The good range; an end at the edge of the known axis is marked, as the range may extend beyond it."""
     low, high = best.good_range
     known, _ = known_curve(config, report.points)
     ends = known[0].axis_value, known[-1].axis_value
@@ -141,7 +142,7 @@ def _range(config: SweepConfig, best: Best, report: ArmReport) -> str:
 
 
 def _written(estimate: SeedEstimate, form: str) -> str:
-    """`0.93 (0.91 … 0.95)`; what lies beyond the axis is said to, and so is what cannot be known."""
+    """`0.93 (0.91 … 0.95)`, with `beyond` for values beyond the axis and `unknown` for those that cannot be known."""
     value = format(estimate.value, form) if math.isfinite(estimate.value) else "beyond"
     if math.isnan(estimate.value):
         return "unknown"
@@ -152,7 +153,7 @@ def _written(estimate: SeedEstimate, form: str) -> str:
 
 
 def score_rows(config: SweepConfig, analysis: Analysis) -> Rows:
-    """A row an arm, a column an axis value: mean score (seeds), and how many failed."""
+    """One row per arm, one column per axis value: mean score (number of seeds), and how many cells failed."""
     values = sorted({point.axis_value for report in analysis.arms for point in report.points})
     rows = [["arm", *(f"{value:g}" for value in values)]]
     for report in analysis.arms:
@@ -167,8 +168,8 @@ def score_rows(config: SweepConfig, analysis: Analysis) -> Rows:
 
 
 def curve_rows(config: SweepConfig, found: Found) -> Rows:
-    """A row an arm and axis value, a column a step: the score's metric, mean over the seeds. Empty where it is only
-    known before and after."""
+    """One row per arm and axis value, one column per step: the score's metric, averaged over seeds. Empty if it is
+    known only before and after training."""
     places = [(arm, value) for arm in arms_of(config) for value in arm.axis_values]
     curves = []
     for arm, value in places:

@@ -1,4 +1,4 @@
-"""A cell's run directory → its result; the sweep's results ↔ results.jsonl."""
+"""A cell's run directory → its result; a sweep's results ↔ results.jsonl."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Curve = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What came of a cell. Example: `Result(cell="rank-1_optim.lr=0.001_seed=0", status="done", score=0.93, …)`"""
+    """The outcome of a cell. Example: `Result(cell="rank-1_optim.lr=0.001_seed=0", status="done", score=0.93, …)`"""
 
     cell: str
     arm: str
@@ -34,15 +34,15 @@ class Result:
     config_hash: str
     status: Literal["done", "failed", "timeout"]
     score: float | None
-    """Score over the evaluations that `score.at` names; absent unless done."""
+    """Score over the evaluations that `score.at` selects; None unless done."""
     best: float | None
-    """The run's best evaluation; absent unless done."""
+    """The run's best evaluation; None unless done."""
     curves: Mapping[str, Curve]
-    """Metric → its values, thinned to `CURVE_POINTS`; as far as the run came."""
+    """Metric → its values, thinned to `CURVE_POINTS`, as far as the run got."""
     seconds: float
-    """Duration of the attempt that ended it."""
+    """Duration of the final attempt."""
     error: str
-    """Why it is not done: a sentence, or the last lines of its log."""
+    """Why the cell is not done: a sentence, or the last lines of its log."""
 
 
 def curve_of(lines: Iterable[Mapping[str, float]], metric: str) -> list[tuple[int, float]]:
@@ -50,14 +50,14 @@ def curve_of(lines: Iterable[Mapping[str, float]], metric: str) -> list[tuple[in
 
 
 def thinned(curve: Curve, most: int = CURVE_POINTS) -> list[tuple[int, float]]:
-    """The curve's points, at most so many, evenly spread, the first and the last among them; six significant digits."""
+    """At most `most` points of the curve, evenly spread, with the first and the last, to six significant digits."""
     last = len(curve) - 1
     picked = range(last + 1) if last < most else sorted({round(i * last / (most - 1)) for i in range(most)})
     return [(curve[i][0], float(f"{curve[i][1]:.6g}")) for i in picked if math.isfinite(curve[i][1])]
 
 
 def scores_of(lines: Sequence[Mapping[str, float]], score: ScoreConfig) -> tuple[float, float]:
-    """(score, best evaluation) of a run. Raises `ValueError` where there is none that is a number."""
+    """Return (score, best evaluation) of a run. Raises `ValueError` if the score is missing or not finite."""
     values = [value for _, value in curve_of(lines, score.metric)]
     if not values:
         names = sorted({name for line in lines for name in line})
@@ -76,7 +76,7 @@ def scores_of(lines: Sequence[Mapping[str, float]], score: ScoreConfig) -> tuple
 
 
 def measured(result: Result, run: Path, score: ScoreConfig, metrics: Sequence[str]) -> Result:
-    """The result with scores and curves from the run's metrics.jsonl; one that is done and has no score has failed."""
+    """The result with scores and curves from the run's metrics.jsonl; a finished run without a score has failed."""
     lines = read_metrics(run)
     curves = {name: curve for name in metrics if (curve := thinned(curve_of(lines, name)))}
     result = replace(result, curves=curves, score=None, best=None)
@@ -91,7 +91,7 @@ def measured(result: Result, run: Path, score: ScoreConfig, metrics: Sequence[st
 
 @dataclass
 class Results:
-    """The results by cell, and the file that holds them: one JSON object a line, replaced all at once."""
+    """The results by cell, and the file that holds them: one JSON object per line, replaced atomically."""
 
     path: Path
     by_cell: dict[str, Result] = field(default_factory=dict, init=False)
@@ -109,7 +109,7 @@ class Results:
         self.write()
 
     def forget_failed(self) -> None:
-        """Their cells are due again; the file is left as it is."""
+        """Make failed cells due again; the file is not changed yet."""
         self.by_cell = {name: result for name, result in self.by_cell.items() if result.status == "done"}
 
     def write(self) -> None:
@@ -117,6 +117,6 @@ class Results:
 
 
 def parsed(values: Mapping[str, Any]) -> Result:
-    """A result from its JSON object. Raises `TypeError` or `KeyError` when it is none."""
+    """A result from its JSON object. Raises `TypeError` or `KeyError` if it is not one."""
     curves = {name: [(step, value) for step, value in curve] for name, curve in values["curves"].items()}
     return Result(**{**values, "curves": curves})

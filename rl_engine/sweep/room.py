@@ -1,5 +1,5 @@
-"""Runs of a sweep → the memory of those that would train together, and the cards of each process: found out in a
-process that may load torch."""
+"""Runs of a sweep → the memory of those that would train together, and the cards of each process, both determined in a
+child process that may import torch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from rollout.servable import driver_version
 
 
 def company_lines(configs: Sequence[Config], together: int, jobs: int) -> dict[str, str]:
-    """For people: how many of the runs are at work at once in each of `jobs` processes, and what each process needs.
+    """Lines for the user: how many runs are in progress at once in each of `jobs` processes, and what each process
+    needs.
 
-    Raises `ConfigError` where that does not fit. The sweep itself stays without torch, whose threads a fork breaks.
+    Raises `ConfigError` if that does not fit. The sweep itself must not import torch, whose threads make forking
+    unsafe.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(reckoned, configs, together, jobs).result()
 
 
 def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, str]:
-    """The same in this process, which loads torch."""
+    """Like `company_lines`, in this process, which imports torch."""
     from dataclasses import replace
 
     import torch
@@ -37,7 +39,7 @@ def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, s
     configs, at_once = settle_together(
         [settle_precision(config, ranks.device.type) for config in configs], here, together
     )
-    # Each process has a card of its own.
+    # Each process has its own card.
     device_gib = here.room.device_gib / (1 if here.on_gpu else jobs)
     room = replace(here.room, device_gib=device_gib, host_gib=here.room.host_gib / jobs)
     place = replace(here, room=room)
@@ -51,12 +53,12 @@ def reckoned(configs: Sequence[Config], together: int, jobs: int) -> dict[str, s
         raise ConfigError(f"together={together}: {told}{share}") from error
 
 
-# Two processes on one card would each take what was free of it when they began. What shares a card is one process with
-# several runs.
+# Two processes on one card would each claim the memory that was free when they started. To share a card, several runs
+# use one process.
 
 
 def cards_here() -> tuple[str, ...]:
-    """The name of each card that a run would see; none where there is none, or torch is built for a CPU. Asked in
+    """The names of the cards that a run would see; empty if there are none or torch is built for the CPU. Determined in
     another process, as above."""
     if driver_version() is None:
         return ()
@@ -71,8 +73,8 @@ def _count() -> int:
 
 
 def dealt(cards: tuple[str, ...], jobs: int, needed: Iterable[int]) -> list[str]:
-    """The cards of each process, as `CUDA_VISIBLE_DEVICES` names them, for as many of `jobs` as there are cards for;
-    none where there are no cards to deal. `needed`: how many each run computes on."""
+    """The cards of each process, as values of `CUDA_VISIBLE_DEVICES`, for as many of `jobs` as there are cards for.
+    `needed`: how many cards each run uses."""
     each = max(needed, default=1)
     hands = [",".join(cards[first : first + each]) for first in range(0, len(cards), each)]
     return hands[: min(jobs, len(cards) // each)]

@@ -1,4 +1,4 @@
-"""Cells that are due → results, several at a time, until none is left or someone asks to stop."""
+"""Due cells → results, several at a time, until none is left or a stop is requested."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from rollout.stopping import ECHO_S, hear_stops
 
 POLL_S = 0.1
 WRITTEN = ("cells", LOGS, RESULTS, TABLE, SUMMARY)
-"""Names that a sweep writes in its directory, besides its figures."""
+"""Names that a sweep writes into its directory, besides its figures."""
 ALONE = Sharing()
 
 
 @dataclass
 class Stop:
-    """Whether someone asked the sweep to stop, and by which signal. A second request ends the runs at once, if it is
-    not an echo of the first."""
+    """Whether the sweep was asked to stop, and by which signal. A second request, unless it is an echo of the first,
+    kills the runs at once."""
 
     signum: int | None = None
     at_once: bool = False
@@ -64,7 +64,7 @@ class Stop:
 
 
 def targets_of(config: SweepConfig) -> Targets:
-    """The target of every cell, by its point. Raises `ConfigError` for settings that cannot be, or have no effect."""
+    """Point → the target of its cells. Raises `ConfigError` for settings that are invalid or have no effect."""
     refuse_idle(config)
     return {(arm.name, value): target_of(config, arm, value) for arm in arms_of(config) for value in arm.axis_values}
 
@@ -78,8 +78,8 @@ def run_sweep(
     cards: Sequence[str] = (),
     on_result: Callable[[Results], object] = lambda results: None,
 ) -> tuple[Results, Stop]:
-    """Run what has no result yet; `on_result` is called after each that comes. `cards`: see `WorkSlots`. Raises
-    `ConfigError` when `output_dir` holds runs of other settings."""
+    """Run the cells that have no result yet; `on_result` is called after each new result. `cards`: see `WorkSlots`.
+    Raises `ConfigError` when `output_dir` holds runs with other settings."""
     check_ours(config.output)
     stop = Stop()
     with sole_user(config.output) as lock, stop.heard():
@@ -104,7 +104,8 @@ def run_sweep(
 def run_cells(
     slots: WorkSlots, results: Results, stop: Stop, progress: SweepProgress, on_result: Callable[[Results], object]
 ) -> None:
-    """Start, watch and record, until nothing is due and nothing runs; once asked to stop, until nothing runs."""
+    """Start cells and record results until nothing is due or running; after a stop request, until nothing is
+    running."""
     config = slots.config
     due = due_cells(config, results.by_cell)
     while True:
@@ -119,27 +120,27 @@ def run_cells(
         time.sleep(POLL_S)
         progress.running(results.by_cell)
         for result in slots.news():
-            # A run that was told to leave has no result: the next sweep continues it.
+            # A run that was asked to stop has no result: the next sweep resumes it.
             if stop.signum is None or result.status == "done":
                 results.add(result)
-                # Asked of every look, this would read the configuration again ten times a second, beside the runs.
+                # Computed only here: in every poll, it would read the configuration ten times a second.
                 due = due_cells(config, results.by_cell)
                 progress.result(result, cells_left(config, results.by_cell))
                 on_result(results)
 
 
 def check_ours(output: Path) -> None:
-    """Raises `ConfigError` where something has a name that a sweep writes, and is not known to be one of ours."""
+    """Raises `ConfigError` if the directory contains names that a sweep writes but is not known to be a sweep's."""
     refuse_place(output)
     if holds_run(output):
         raise ConfigError(f"output_dir: {output} holds a run: give the sweep another output_dir")
-    # Sweeps were not always marked: results that can be read are a sweep's.
+    # Older sweeps have no marker, but readable results identify them.
     if not Results(output / RESULTS).by_cell:
         refuse_unmarked(output, WRITTEN, "a sweep")
 
 
 def check_unchanged(config: SweepConfig, targets: Targets, results: Results) -> None:
-    """Raises `ConfigError` when a cell was run, or begun, with other settings than it has now."""
+    """Raises `ConfigError` when a cell was run, or started, with settings other than its current ones."""
     changed = []
     for arm in arms_of(config):
         for value, seed in itertools.product(arm.axis_values, (*config.seeds, *config.confirm_seeds)):
@@ -161,7 +162,7 @@ def check_unchanged(config: SweepConfig, targets: Targets, results: Results) -> 
 
 
 def _begun_with(begun: Path) -> str:
-    """The digest of the settings that a cell was begun with."""
+    """Digest of the settings that a cell was started with."""
     try:
         return str(read_report(begun)["config_hash"])
     except (KeyError, TypeError, ValueError) as error:
@@ -170,7 +171,7 @@ def _begun_with(begun: Path) -> str:
 
 
 def remeasure(config: SweepConfig, results: Results) -> None:
-    """Scores and curves as the configuration now wants them, of runs whose metrics are still there."""
+    """Recompute scores and curves for the current configuration, for runs whose metrics still exist."""
     for name, result in results.by_cell.items():
         run = config.output / "cells" / name / "run"
         if result.status == "done" and (run / METRICS).is_file():

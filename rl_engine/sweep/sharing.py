@@ -1,4 +1,4 @@
-"""A sweep's cells → which of them run in one process, and why others cannot."""
+"""A sweep's cells → which of them share a process, and why others cannot."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from rl_engine.sweep.cells import Target, arms_of, cell_of
 from rl_engine.sweep.config import COMMANDS, SweepConfig
 
 Point = tuple[str, float]
-"""Arm and axis value: cells that differ in nothing but the seed."""
+"""(arm, axis value): identifies cells that differ only in the seed."""
 Targets = Mapping[Point, Target]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
     groups: tuple[tuple[Point, ...], ...] = ()
-    """Points whose cells can run together; a point that is in none runs each of its cells alone."""
+    """Points whose cells can run together; cells of a point in no group run alone."""
     why_apart: tuple[str, ...] = ()
-    """For people, a line for each reason."""
+    """Lines for the user, one per reason."""
 
     def group_of(self, point: Point) -> int | None:
         return next((number for number, group in enumerate(self.groups) if point in group), None)
 
 
 def sharing_of(config: SweepConfig, targets: Targets) -> Sharing:
-    """Nothing is shared where `together` is 1."""
+    """Which cells can share a process; none if `together` is 1."""
     if config.together == 1:
         return Sharing()
     groups_of = COMMANDS[config.command].groups
-    assert groups_of is not None  # else `together` has no effect, and is refused
+    assert groups_of is not None  # otherwise `together` has no effect, and was refused
     settings, points = _settings(config, targets)
     groups, alone, apart = [], dict[str, list[str]](), list[str]()
     for group in groups_of(settings):
@@ -45,7 +45,7 @@ def sharing_of(config: SweepConfig, targets: Targets) -> Sharing:
 
 
 def _settings(config: SweepConfig, targets: Targets) -> tuple[list[Any], dict[str, Point]]:
-    """The settings of a cell of every point, in a directory by which it is known, and the point of each directory."""
+    """The settings of one cell per point, each with its own output directory, and a map from directory to point."""
     settings, points = [], {}
     for arm in arms_of(config):
         for value in arm.axis_values:
@@ -56,7 +56,7 @@ def _settings(config: SweepConfig, targets: Targets) -> tuple[list[Any], dict[st
 
 
 def room_lines(config: SweepConfig, targets: Targets, sharing: Sharing) -> Sequence[dict[str, str]]:
-    """For people: what the processes of each group need. Raises `ConfigError` where that is more than there is."""
+    """Lines for the user: what the processes of each group need. Raises `ConfigError` if that is more than there is."""
     reckon = COMMANDS[config.command].room
     if reckon is None or not sharing.groups:
         return []

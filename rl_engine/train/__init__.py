@@ -1,7 +1,7 @@
-"""Configuration → a trained adapter: the parts put together, and the loop that closes the circle.
+"""Configuration → a trained adapter: assembles the parts and runs the training loop.
 
-Called, as after `from rl_engine import train`, the package is the function `rl_engine.api.training.train`: a function
-would be replaced by the package of the same name as soon as somebody imports a module of it.
+The package itself is callable: after `from rl_engine import train`, `train(…)` calls `rl_engine.api.training.train`.
+A plain function under this name would be replaced by the package as soon as anything imported one of its modules.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class _Package(ModuleType):
-    # Loaded when it is called: the command hears Ctrl-C before it loads anything.
+    # Import on call, so that the command can handle Ctrl-C before anything heavy is loaded.
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from rl_engine.api import training
 
@@ -20,7 +20,7 @@ class _Package(ModuleType):
 
     @property
     def __signature__(self) -> Any:
-        """What a notebook shows."""
+        """The signature that notebooks display."""
         import inspect
 
         from rl_engine.api import training

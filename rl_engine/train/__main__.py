@@ -1,7 +1,7 @@
 """The command: `python -m rl_engine.train --config NAME_OR_PATH [--resume|--overwrite] [--dry-run] [key.sub=value …]`;
-with several `--config` the runs train side by side.
+with several `--config` options the runs train side by side.
 
-Imports nothing heavy until the configuration is known to be good.
+Nothing heavy is imported until the configuration has been validated.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def main(
 
 
 def tell_apart(groups: Sequence[Group], together: int | None) -> None:
-    """Which of several runs do not train with which, and why; of a lone one that there is nothing to share."""
+    """Print which runs cannot train side by side and why; for a single run, say that `--together` has no effect."""
     lines = [line for group in groups for line in group.apart]
     if sum(len(group.cells) for group in groups) == 1:
         lines = [f"--together {together} has no effect: there is one run"] if (together or 1) > 1 else []
@@ -118,7 +118,7 @@ def tell_apart(groups: Sequence[Group], together: int | None) -> None:
 
 
 def check(configs: Sequence[Config], beginning: Beginning, *, only_check: bool) -> None:
-    """What can be wrong and costs no time to find, of all of them."""
+    """Run all checks that take no time, for every configuration."""
     for config in configs:
         check_quickly(config, resume=beginning.resume)
     wanted = list(dict.fromkeys(item for config in configs for item in wanted_of_hub(config)))
@@ -126,7 +126,7 @@ def check(configs: Sequence[Config], beginning: Beginning, *, only_check: bool) 
     for config in configs:
         if only_check:
             check_writable(Path(config.output_dir), "output_dir")
-            # What can be shown without the hub is shown before it is asked for the rest.
+            # Only the model yet: the dry run prints what it can show without the hub before it asks for the rest.
             check_hub(hub_items_of_config(config.model))
         else:
             check_place(config, resume=beginning.resume, overwrite=beginning.overwrite)
@@ -137,7 +137,7 @@ def check(configs: Sequence[Config], beginning: Beginning, *, only_check: bool) 
 
 
 def run(config: Config, stop: StopRequest, beginning: Beginning, *, only_check: bool) -> int:
-    """Assemble and train; the exit code. Raises `Stopped` when someone asks to stop before training has begun."""
+    """Assemble and train, and return the exit code. Raises `Stopped` on a request to stop before training has begun."""
     say_loading("torch, transformers and DeepSpeed")
     with among_ranks(config) as ranks:
         with loading():
@@ -154,17 +154,17 @@ def run(config: Config, stop: StopRequest, beginning: Beginning, *, only_check: 
 
 
 M_ARENA_MAX = -8
-"""The number that malloc.h gives this setting."""
+"""The constant for this `mallopt` setting in malloc.h."""
 
 
 def share_heap() -> None:
-    """Let all threads take memory from one heap, where each freed block is there for every run.
+    """Make all threads allocate from one heap, so that memory freed by one run can be reused by any other.
 
-    glibc gives each thread a heap of its own, which keeps what its passes have freed: for eight runs of the embedded
-    model that was 7 GiB of 11.6. One run works at a time, so that none waits for another's. It has to be asked for
-    before there are threads; other C libraries have one heap.
+    glibc gives each thread its own heap, which keeps the memory that the thread's passes have freed: 7 GiB of 11.6 for
+    eight runs of the embedded model. Only one run works at a time, so sharing a heap causes no contention. This must be
+    called before any thread starts. Other C libraries have a single heap anyway.
     """
-    with contextlib.suppress(AttributeError):  # they have no such switch
+    with contextlib.suppress(AttributeError):  # other C libraries have no mallopt
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
@@ -176,7 +176,7 @@ def run_together(
     *,
     only_check: bool,
 ) -> int:
-    """The same for the runs of a group, side by side; a dry run shows all groups."""
+    """Like `run`, for the runs of one group side by side; a dry run shows all groups."""
     share_heap()
     say_loading("torch, transformers and DeepSpeed")
     with among_ranks(groups[0].cells[0].config) as ranks:

@@ -1,4 +1,4 @@
-"""Configuration → a run ready to train: loads data, model and engines, in the order in which they can fail cheaply."""
+"""Configuration → a run ready to train: loads data, model and engines, in an order that makes failures cheap."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
 
 
 def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any token will do where the mask is zero; models without a padding token lend their end token."""
+    """The padding token, or the end-of-sequence token of models without one: masked positions may hold any token."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     assert isinstance(pad, int)
     return pad
 
 
 def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, SamplingConfig]:
-    """(training, evaluation) sampling, both with the template's stop strings."""
+    """Return the sampling settings for (training, evaluation), both with the template's stop strings."""
     stop = (*renderer.stop, *config.sampling.stop)
     training = config.sampling.model_copy(update={"stop": stop})
     evaluation = SamplingConfig(
@@ -93,8 +93,10 @@ def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, Sampl
 def load_suites(
     config: Config, renderer: Renderer, columns: Sequence[str] = ()
 ) -> tuple[list[tuple[Suite, list[Prompt]]], list[str]]:
-    """The suites of a run, and what of their rows could not be used, for people. `columns`: those that the training
-    data brings for a reward function, which is given None where a suite lacks them."""
+    """Load the run's suites, with warnings about rows that could not be used.
+
+    `columns`: the columns that the training data provides to a reward function; they are None where a suite lacks them.
+    """
     suites, notes = [], []
     for name in config.eval.suites:
         suite = find_suite(name)
@@ -119,7 +121,7 @@ def load_suites(
 
 
 def overlap_notes(data: TrainingData, suites: list[tuple[Suite, list[Prompt]]]) -> list[str]:
-    """What the training problems share with each suite, for people. Generated problems are disjoint by their making."""
+    """Warnings about training problems that also occur in a suite. Generated suites are disjoint by construction."""
     texts = {
         suite.name: [prompt.problem for prompt in prompts] for suite, prompts in suites if suite.source != GENERATOR
     }
@@ -128,15 +130,15 @@ def overlap_notes(data: TrainingData, suites: list[tuple[Suite, list[Prompt]]]) 
 
 
 def context_needed(config: Config, suites: list[tuple[Suite, list[Prompt]]], sampling: SamplingConfig) -> int:
-    """The longest prompt with the longest completion, in tokens."""
+    """Tokens of the longest prompt plus the longest completion."""
     training = config.data.max_prompt_tokens + config.sampling.max_tokens
     longest = max((len(prompt.token_ids) for _, prompts in suites for prompt in prompts), default=0)
     return max(training, longest + sampling.max_tokens)
 
 
 def check_context(config: Config, needed: int) -> None:
-    """Raises `ConfigError` when the sampler cannot serve the model, or prompts and completions do not fit into its
-    context."""
+    """Raises `ConfigError` when the sampler cannot serve the model, or when prompts and completions exceed its context
+    length."""
     model_config = load_model_config(config.model)
     name = f"model.name {config.model.name}"
     if config.method == "full" and is_wrapper(model_config):
@@ -162,7 +164,7 @@ def console_of(config: Config, ranks: Ranks) -> RunConsole:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What a run is made of, but for weights and engines."""
+    """Everything a run needs except weights and engines."""
 
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
@@ -171,16 +173,19 @@ class Prepared:
     sampling: SamplingConfig
     eval_sampling: SamplingConfig
     context: int
-    """Tokens that the longest prompt and its longest completion may take."""
+    """Tokens that the longest prompt and its completion may take together."""
 
 
 def prepare_run(
     config: Config, ranks: Ranks, grader: Grader, console: RunConsole, resume: bool, least_context: int = 0
 ) -> Prepared:
-    """Everything that can be known to be wrong without weights: the list that a run and a dry run walk alike, so that
-    both refuse the same things in the same words. Raises `ValueError`, `FileNotFoundError` or `OSError`.
+    """Check everything that can be checked without weights, and load the data.
 
-    `least_context`: tokens that the sampler is built for, where this configuration needs fewer.
+    Training and dry runs both call this, so that both refuse the same things in the same words. Raises `ValueError`,
+    `FileNotFoundError` or `OSError`.
+
+    `least_context`: the minimum context length, in tokens, to build the sampler for, even if this configuration needs
+    less.
     """
     check_fits(memory_of_run(config, ranks), available(ranks))
     layout_of(config, ranks.device)
@@ -216,7 +221,7 @@ def prepare_run(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What a run in company is given; alone it makes these for itself."""
+    """What runs trained side by side are given; a run alone creates these itself."""
 
     prepared: Prepared
     grader: Grader
@@ -235,9 +240,8 @@ def assemble(
     shared: Shared | None = None,
     least_context: int = 0,
 ) -> LiveRun:
-    """Everything `loop.train` needs; `least_context` as in `prepare_run`. Raises `ValueError`, `FileNotFoundError` or
-    `OSError` for what is wrong with the data, the model or the output directory, before any weights are loaded where
-    that can be known."""
+    """Build everything `loop.train` needs; `least_context` as in `prepare_run`. Raises `ValueError`,
+    `FileNotFoundError` or `OSError` for bad data, model or output directory, if possible before weights are loaded."""
     stop = stop or StopRequest()
     console = console or console_of(config, ranks)
     prepared = shared.prepared if shared else prepare_run(config, ranks, grader, console, resume, least_context)
@@ -254,7 +258,7 @@ def assemble(
     with console.phase("starting vLLM"):
         queue = start_queue(config, ranks, prepared.context, stop, shared.engine if shared else None)
     with contextlib.ExitStack() as undone:
-        # Until the run is handed over nobody else closes it, and vLLM left open complains at the end of the process.
+        # Until the run is returned nobody else closes the engine, and an open vLLM engine complains at exit.
         undone.callback(queue.engine.close)
         if learner.is_worth_compiling:
             with console.phase("compiling the learner's layers"):
@@ -288,12 +292,12 @@ def assemble(
 
 
 def saved_at_every_step(config: Config) -> Config:
-    """How a run in company is made: what ends the process ends all of them, and each loses the step at work alone."""
+    """Make a run in a shared process save after every step, so that if the process dies only current steps are lost."""
     return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 1})})
 
 
 def hash_of_run(config: Config, data: TrainingData) -> str:
-    """Digest of the settings and of the problems, as the policy sees them."""
+    """Digest of the settings and of the problems as the policy sees them."""
     problems = [prompt.problem for prompt in data.prompts]
     told = (f"\0{json.dumps(one.extra, sort_keys=True)}" if one.extra else "" for one in problems)
     texts = (f"{one.text}\0{one.answer}{extra}" for one, extra in zip(problems, told, strict=True))
@@ -304,7 +308,7 @@ def hash_of_run(config: Config, data: TrainingData) -> str:
 def newest_of_run(
     config: Config, checkpoints: Checkpoints, hashed: str, ranks: Ranks
 ) -> tuple[RunState, dict[str, torch.Tensor]] | None:
-    """The checkpoint to go on from. Raises `ConfigError` where it is another run's. Collective."""
+    """The checkpoint to resume from. Raises `ConfigError` if it belongs to a different run. Collective."""
     found = newest_on_all(checkpoints, ranks)
     if found is not None:
         check_resumable(found[0].config_hash, config, hashed, found[0].step)
@@ -330,7 +334,7 @@ def _publisher(
 
 
 def _continue_from(run: LiveRun, found: tuple[RunState, dict[str, torch.Tensor]] | None) -> None:
-    """Go to where the checkpoint stands, or back to the beginning; versions published after that are dropped."""
+    """Restore the checkpoint's state, or start from the beginning; later published versions are dropped."""
     if found is not None:
         state, tensors = found
         restore_learner(run.learner, tensors)
@@ -346,13 +350,14 @@ def _continue_from(run: LiveRun, found: tuple[RunState, dict[str, torch.Tensor]]
 
 
 def _without_recorded(run: LiveRun, state: RunState) -> RunState:
-    """A checkpoint's state, where its step may be on record by now: the run has gone on from there before."""
+    """The checkpoint's state, without its unrecorded metrics if its step is already in metrics.jsonl, as it is when the
+    run was resumed from this checkpoint before."""
     recorded = any(line["step"] == state.step for line in read_metrics(run.records.run))
     return replace(state, unrecorded=None) if run.learner.ranks.broadcast(recorded) else state
 
 
 def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, str]:
-    """The first lines of a run: what is about to happen, in numbers."""
+    """The first lines that a run prints: what is about to happen, in numbers."""
     return {
         "model": f"{config.model.name} ({config.model.dtype})",
         "data": f"{config.data.source}: {data.describe()}",
@@ -364,7 +369,8 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
 
 
 def plan_lines(config: Config) -> dict[str, str]:
-    """Prompts × samples, tokens a step, the rate, the sampler's share of a card: known once `auto` is settled."""
+    """Prompts × samples, tokens per step, learning rate, the sampler's share of a card: known once `auto` is
+    settled."""
     completions = config.train.problems_per_step * config.sampling.n
     workers, piece = config.rollout.workers, config.training_piece
     handed_out = f"{piece} prompt{'' if piece == 1 else 's'} at a time"

@@ -1,4 +1,4 @@
-"""Configuration of a run → what is wrong with it that can be known without torch; what it asks the hub for."""
+"""Configuration of a run → the errors that can be found without torch, and what it needs from the hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rollout.prompts import problems
 
 
 def check_quickly(config: Config, *, resume: bool = False) -> None:
-    """Raises `ValueError` or `FileNotFoundError` for what can be known to be wrong without loading anything."""
+    """Raises `ValueError` or `FileNotFoundError` for errors that can be found without loading anything."""
     check_parts(config, resume=resume)
     check_reward(config)
     check_pool(config)
@@ -39,7 +39,7 @@ def check_suites(config: Config) -> None:
 
 
 def wanted_of_hub(config: Config) -> list[HubItem]:
-    """All that a run reads of the hub: model, problems, suites."""
+    """Everything a run reads from the hub: model, problems, suites."""
     items = [*models.hub_items(config.model), *problems.hub_items(config.data)]
     for name in config.eval.suites:
         items += suite_hub_items(find_suite(name), config.eval.data_dir, "eval.suites", "give eval.data_dir=DIR")
@@ -47,7 +47,7 @@ def wanted_of_hub(config: Config) -> list[HubItem]:
 
 
 def check_pool(config: Config) -> None:
-    """Ray is installed, and where a cluster is to be joined there is one. Only the first rank drives its workers."""
+    """Check that Ray is installed, and that the cluster to join exists. Only the first rank drives the workers."""
     if config.rollout.placement != "ray":
         return
     if not is_installed("ray"):
@@ -57,7 +57,7 @@ def check_pool(config: Config) -> None:
 
 
 def check_reward(config: Config) -> None:
-    """The module of a reward function is somewhere. It is not imported: that is for the processes that grade."""
+    """Check that the module of the reward function exists, without importing it: only the grading processes do that."""
     function = config.rewards.function
     if function is None or function.startswith("trl:"):
         return

@@ -1,9 +1,9 @@
 """Configurations that can share → runs side by side in one process, on one base model and one sampler.
 
-Each run has its own thread, of which one works at a time, and gives its turn away where it waits for samples. When all
-wait, the sampler makes a token of everything that was asked for, until some run has its batch: that one grades, learns,
-publishes and asks for its next, while the others' completions stay where they are. So nobody waits for another's
-longest completion, and every run stays strictly on its own policy.
+Each run has its own thread. Only one works at a time, and a run yields its turn while it waits for samples. When all of
+them wait, the sampler advances everything in flight one token at a time until some run has its batch. That run grades,
+learns, publishes and submits its next batch, while the completions of the others stay where they are. So no run waits
+for another's longest completion, and every run stays strictly on-policy.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ from rollout.prompts.problems import tasks_of
 from rollout.stopping import Stopped, StopRequest
 
 ON_EVERY_RANK = (NonFiniteGradientError, GradingFailedError)
-"""Errors of a run that all ranks are known to meet at once. With any other one of several ranks may be left alone in a
-call that the others are not in, so that the process ends, and with it all."""
+"""Errors that every rank is known to raise at the same point. Any other error could leave one of several ranks alone in
+a collective call, so it ends the process and with it all runs."""
 
 
 Given = dict[str, tuple[Prepared, Grader, CellConsole]]
-"""Name of a run → what it is given, but for base and engine."""
+"""Name of a run → what it is given, except the base model and the engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What is asked for of every run."""
+    """Options of the command that apply to every run."""
 
     at_once: int
-    """Runs at work at a time, for which their configurations are settled."""
+    """Runs in progress at a time; the configurations were resolved for this number."""
     beginning: Beginning
 
 
 def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, wishes: Wishes) -> int:
-    """Train runs that can share; the exit code: 1 where one failed, and of a lone one its own.
+    """Train runs that can share, and return the exit code: 1 if any failed; a single run's own code.
 
-    Raises what is wrong with any of them before weights are loaded.
+    Errors in any configuration are raised before weights are loaded.
     """
     board = Board(quiet=not ranks.is_main, names=[cell.name for cell in cells])
     with contextlib.ExitStack() as stack:
@@ -80,7 +80,7 @@ def train_all(cells: Sequence[NamedConfig], ranks: Ranks, stop: StopRequest, wis
                 given[cell.name] = checked(cell.config, ranks, grader, console, wishes), grader, console
         codes = train_group(cells, given, board, ranks, stop, wishes)
     if stop.asked and (len(codes) < len(cells) or stop.exit_code in codes.values()):
-        return stop.exit_code  # nobody was left to hear it where all were over
+        return stop.exit_code  # if all runs had ended already, the request came too late to matter
     return codes[cells[0].name] if len(cells) == 1 else int(any(codes.values()))
 
 
@@ -90,7 +90,7 @@ def console_of_cell(cell: NamedConfig, board: Board, ranks: Ranks) -> CellConsol
 
 @contextlib.contextmanager
 def naming(cell: NamedConfig, cells: Sequence[NamedConfig]) -> Iterator[None]:
-    """What is wrong with one of several configurations is told with its name."""
+    """Prefix errors with the configuration's name if there are several."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
@@ -100,7 +100,7 @@ def naming(cell: NamedConfig, cells: Sequence[NamedConfig]) -> Iterator[None]:
 
 
 def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, wishes: Wishes) -> Prepared:
-    """The run's data, and that nothing of it is known to be wrong."""
+    """Check the run as far as possible without weights, and return its data."""
     if not wishes.beginning.overwrite:
         check_output(config, resume=wishes.beginning.resume)
     prepared = prepare_run(config, ranks, grader, console, wishes.beginning.resume)
@@ -113,7 +113,7 @@ def checked(config: Config, ranks: Ranks, grader: Grader, console: RunConsole, w
 def train_group(
     cells: Sequence[NamedConfig], given: Given, board: Board, ranks: Ranks, stop: StopRequest, wishes: Wishes
 ) -> dict[str, int]:
-    """The runs side by side; the exit code of each that was begun."""
+    """Train the runs side by side; return the exit code of each that was started."""
     configs, place = [cell.config for cell in cells], Place.here(ranks)
     at_once = wishes.at_once
     check_together(configs, place, at_once)
@@ -140,7 +140,7 @@ class _AtWork:
 
 @dataclass
 class Company:
-    """Who has the turn, and who comes next. On several ranks all make the same choice."""
+    """Decides which run has the turn and which comes next. All ranks make the same choice."""
 
     base: SharedBase
     engine: StreamingEngine
@@ -150,13 +150,14 @@ class Company:
     wishes: Wishes
     board: Board
     codes: dict[str, int] = field(default_factory=dict, init=False)
-    """Name of a run that is over → what its exit code would be alone."""
+    """Name of a finished run → the exit code it would have had alone."""
     _at_work: list[_AtWork] = field(default_factory=list, init=False)
-    """Who has waited longest first."""
+    """Runs in progress, the one that has waited longest first."""
     _broken: EngineError | None = field(default=None, init=False)
 
     def train(self, cells: Sequence[NamedConfig], given: Given) -> None:
-        """Until every run is over. A run that waits for a place takes that of one that is over, however it ended."""
+        """Train until every run has ended. A run that waits for a slot takes the slot of one that has ended, however it
+        ended."""
         waiting = deque(cells)
         while waiting or self._at_work:
             if self._leaving():
@@ -172,7 +173,7 @@ class Company:
 
     def _begin(self, cell: NamedConfig, prepared: Prepared, grader: Grader, console: CellConsole) -> _AtWork:
         if self.at_once == 1:
-            self.engine.wake()  # one that failed while it learned has left it asleep
+            self.engine.wake()  # a run that failed while learning has left it asleep
         stop = StopRequest()
         self.stop.others.append(stop)
         turn = Turn(cell.name, lambda: self._train(cell, stop, shared))
@@ -186,7 +187,7 @@ class Company:
         return _AtWork(turn, stop)
 
     def _train(self, cell: NamedConfig, stop: StopRequest, shared: Shared) -> None:
-        """One run, in its own thread: what happens to it is told, and is nobody else's."""
+        """Train one run, in its own thread. Its errors are reported and do not affect the other runs."""
         state, code = FAILED, 1
         self.board.state(cell.name, BEGUN)
         try:
@@ -207,7 +208,7 @@ class Company:
             self.board.state(cell.name, state)
 
     def _end_with(self, error: Exception) -> None:
-        """Raises the error again where it would leave another rank alone."""
+        """Re-raise the error if it could leave other ranks waiting."""
         cause = error.__cause__ if isinstance(error, RunFailedError) else error
         if self.ranks.count > 1 and not isinstance(cause, ON_EVERY_RANK):
             raise error
@@ -218,19 +219,19 @@ class Company:
             self._at_work.append(one)
             return
         self.stop.others.remove(one.stop)
-        gc.collect()  # DeepSpeed's engine is in circles; the next run wants its memory, and the sampler to wake in
+        gc.collect()  # DeepSpeed's engine is in reference cycles; the next run and the waking sampler need its memory
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _next(self) -> _AtWork | None:
-        """The run that has waited longest, of those that have what they wait for on every rank."""
+        """The longest-waiting run among those that can continue on every rank."""
         lacks = [not one.turn.ready for one in self._at_work]
         if self.ranks.count > 1 and lacks:
             lacks = self.ranks.max(torch.tensor(lacks, dtype=torch.float32, device=self.ranks.device)).bool().tolist()
         return next((one for one, lacking in zip(self._at_work, lacks, strict=True) if not lacking), None)
 
     def _leaving(self) -> bool:
-        """Whether the runs are to end: a rank was asked to stop, or there is no sampler left. Who waits hears it."""
+        """Whether the runs must end: a rank was asked to stop, or the sampler is broken. Interrupts those that wait."""
         asked = self.stop.signum or 0
         if self.ranks.count > 1:
             asked = int(self.ranks.max(torch.tensor(float(asked), device=self.ranks.device)))
@@ -244,7 +245,7 @@ class Company:
         return bool(asked) or self._broken is not None
 
     def _leave_out(self, waiting: deque[NamedConfig]) -> None:
-        """Those that have not begun never will."""
+        """Report the runs that were never started."""
         for cell in waiting:
             if self._broken is None:
                 self.board.note(cell.name, f"stopped as asked before training began: {UNTRAINED}")
@@ -256,7 +257,8 @@ class Company:
         waiting.clear()
 
     def _sample(self) -> None:
-        # vLLM draws numbers that it does not need. With one run they are those that it draws alone.
+        # vLLM draws random numbers that it does not need. With one run at a time they must come from that run's state,
+        # as they do when it trains alone.
         alone = self._at_work[0].turn.randomness() if self.at_once == 1 else contextlib.nullcontext()
         try:
             with alone:
@@ -268,8 +270,8 @@ class Company:
 
 
 def show_all(groups: Sequence[tuple[Group, int]], ranks: Ranks, beginning: Beginning) -> None:
-    """A dry run of each, and what those of a group need together, so many at a time. Raises what the runs would raise
-    before they load weights."""
+    """Dry-run each configuration, and show what each group needs with that many runs at a time. Raises what the runs
+    themselves would raise before they load weights."""
     cells = [cell for group, _ in groups for cell in group.cells]
     console = RunConsole(quiet=not ranks.is_main, steps=0)
     for cell in cells:

@@ -1,4 +1,4 @@
-"""Configuration → what would run, checked as far as it can be without weights."""
+"""Configuration → what would run, checked as far as is possible without weights."""
 
 from __future__ import annotations
 

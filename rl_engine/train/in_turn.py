@@ -1,7 +1,7 @@
-"""Groups of configurations that cannot share → a process for each group, one after another.
+"""Groups of configurations that cannot share → one process per group, one after another.
 
-A process gives all of its memory back, and the state that libraries keep of a model and a sampler, which no second one
-of another kind could have in the same process.
+A process that ends returns all of its memory. Libraries also keep global state for a model and a sampler, which rules
+out a second, different pair in the same process.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rollout.stopping import Stopped, StopRequest, end_with_parent
 def train_in_turn(
     groups: Sequence[Group], files: dict[str, str], at_once: int | None, arguments: Sequence[str], stop: StopRequest
 ) -> int:
-    """Train group by group; the exit code: 1 where a run failed.
+    """Train group by group, and return the exit code: 1 if any run failed.
 
     Args:
-        groups: those of `groups_of`, more than one.
-        files: name of each run → its configuration's.
-        at_once: runs of a group at work at a time; None leaves it to each process.
-        arguments: of the command, for all of them.
-        stop: heard by the process at work too, which saves and leaves.
+        groups: from `groups_of`, more than one.
+        files: name of each run → name of its configuration.
+        at_once: runs of a group in progress at a time; None leaves it to each process.
+        arguments: command-line arguments passed to every process.
+        stop: forwarded to the running process, which saves and exits.
     """
     failed = False
     for group in groups:
@@ -44,7 +44,7 @@ def train_in_turn(
 
 
 def check_ranks(groups: Sequence[Group]) -> None:
-    """Raises `ConfigError` under a launcher, whose processes can find each other for one group alone."""
+    """Raises `ConfigError` for several groups under a launcher, whose processes can rendezvous for one group only."""
     if len(groups) > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         why = next(line for group in groups for line in group.apart)
         raise ConfigError(f"{why}; on several ranks the runs of one command have to: start it by itself")

@@ -1,4 +1,4 @@
-"""The training loop: where the end of the pipeline meets its beginning."""
+"""The training loop, where the end of the pipeline meets its beginning."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LiveRun:
-    """The parts of a run, and where it stands."""
+    """The parts of a run, and its progress."""
 
     config: Config
     eval_sampling: SamplingConfig
@@ -71,18 +71,18 @@ class LiveRun:
     peaks: PhasePeaks
     config_hash: str
     step: int = 0
-    """The step at work."""
+    """The current step."""
     version: int = 0
-    """The version of what the learner has, published or about to be."""
+    """The version of the learner's current weights, published or about to be."""
     examples: list[ShownAnswer] = field(default_factory=list)
-    """One from each evaluation so far."""
+    """One per evaluation so far."""
     unsaved: bool = False
     """Whether the last finished step could not be saved when the run ended."""
     adapter: AdapterRef = field(init=False)
     finished: RunState = field(init=False)
-    """Where the run stands after the last step whose update is made: what the learner's state belongs to."""
+    """State after the last step whose update is done; it matches the learner's current weights."""
     rng: torch.Tensor = field(init=False)
-    """torch's random state there."""
+    """torch's random state at that point."""
     watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,12 +95,12 @@ class LiveRun:
 
 
 def train(run: LiveRun) -> None:
-    """Sample, grade, learn, publish, record; until the steps are done.
+    """Sample, grade, learn, publish and record until all steps are done.
 
-    When someone asks to stop, and when what samples or its check fails, the step at work is dropped and the last
-    finished one saved, before that is raised: `Stopped`, `EngineError`, `SamplerGapError`.
+    On a request to stop, or when the sampler or its check fails, the current step is dropped and the last finished one
+    is saved before the exception is raised: `Stopped`, `EngineError` or `SamplerGapError`.
     """
-    with torch.random.fork_rng(devices=()):  # a run that goes on publishes once more than one that never stopped
+    with torch.random.fork_rng(devices=()):  # a resumed run publishes once more than an uninterrupted one
         publish(run)
     peaks = run.peaks.metrics()
     if run.finished.unrecorded is not None:
@@ -148,8 +148,8 @@ def take_step(run: LiveRun) -> None:
 
 
 def finish(run: LiveRun, unrecorded: dict[str, float] | None = None) -> None:
-    """The current step's update is made: it is what is kept from now on. `unrecorded`: its metrics, until they are in
-    metrics.jsonl."""
+    """Mark the current step's update as done: a save now includes it. `unrecorded`: the step's metrics, until they are
+    in metrics.jsonl."""
     run.finished = RunState(
         step=run.step,
         position=run.stream.position,
@@ -162,8 +162,8 @@ def finish(run: LiveRun, unrecorded: dict[str, float] | None = None) -> None:
 
 
 def conclude(run: LiveRun, metrics: dict[str, float]) -> None:
-    """Evaluate where that is due, and record the step: all that is left of it once its update is made. A run that is
-    stopped here does it when it is resumed."""
+    """Evaluate if due, and record the step: everything that follows the update. A run stopped here does this when it is
+    resumed."""
     finish(run, metrics)
     wanted = due(run.step, run.config.eval.every, run) if run.step else run.config.eval.at_start
     record(run, metrics, evaluate(run) if wanted else [])
@@ -171,12 +171,12 @@ def conclude(run: LiveRun, metrics: dict[str, float]) -> None:
 
 
 def due(step: int, every: int, run: LiveRun) -> bool:
-    """Whether something done every so many steps, and after the last, is to be done."""
+    """Whether something that happens every `every` steps, and after the last, happens after this step."""
     return step == run.config.train.steps or (every > 0 and step % every == 0)
 
 
 def sample(run: LiveRun) -> StepGroups:
-    """Graded completions of the step's problems."""
+    """Sample and grade completions for the step's problems."""
     with kept(run), run.console.phase(f"step {run.step}: sampling"), run.peaks.peak_gib("rollout"):
         groups = run.stream.take(run.step, run.adapter)
         failure = grading_failure(run.config.rewards, run.step, groups.all)
@@ -189,8 +189,8 @@ def sample(run: LiveRun) -> StepGroups:
 
 @contextlib.contextmanager
 def kept(run: LiveRun) -> Iterator[None]:
-    """The last finished step is saved before anything is raised out of the block. What is raised there is raised on
-    every rank, and leaves the learner as it was."""
+    """Save the last finished step before any exception leaves the block. The block must raise on every rank or on none,
+    and must leave the learner unchanged."""
     done = False
     try:
         yield
@@ -202,8 +202,8 @@ def kept(run: LiveRun) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_without_memory(run: LiveRun) -> Iterator[None]:
-    """Where memory runs out in the block before anything is learned, the last finished step is saved. Not where there
-    are other ranks: these wait in their pass for the one that has no memory."""
+    """Save the last finished step if the block runs out of memory before anything is learned. With several ranks
+    nothing is saved, because the others are still waiting in their pass for the one that ran out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -213,15 +213,15 @@ def kept_without_memory(run: LiveRun) -> Iterator[None]:
 
 
 def learn(run: LiveRun, updates: Sequence[Sequence[TrainingSample]], groups: Sequence[GradedGroup]) -> LearnStats:
-    """The step's updates; where no group carries signal, only the measurements. A request to stop is heard until the
-    first update is made; from then on the step is finished."""
+    """Make the step's updates, or only the measurements if no group carries signal. A request to stop is honoured until
+    the first update; after that the step is finished first."""
     engine = run.sampler.engine
     engine.sleep()
     with run.console.phase(f"step {run.step}: learning"), run.peaks.peak_gib("learn"):
         limits = gap_limits(run.config)
         with kept_without_memory(run):
             earlier = gap_of_versions(run.past, groups, run.adapter, limits)
-        # With earlier versions, what the step itself sees between sampler and learner is what was learned since, too.
+        # With completions of earlier versions, the gap that the step itself measures includes what was learned since.
         limits_of_step = limits if earlier is None else None
         run.learner.set_rate(run.config.optim.rate_factor(run.config.train.steps, run.step - 1))
         with kept_without_memory(run):
@@ -236,11 +236,11 @@ def learn(run: LiveRun, updates: Sequence[Sequence[TrainingSample]], groups: Seq
 
 
 def publish(run: LiveRun) -> None:
-    """The learner's adapter, or model, becomes what samples next."""
+    """Publish the learner's adapter, or model, to the sampler."""
     try:
         with run.peaks.peak_gib("sync"):
             run.adapter = run.publisher.publish(run.version)
-    except (Stopped, PoolError) as error:  # raised on every rank; the canary's other errors may be one rank's alone
+    except (Stopped, PoolError) as error:  # raised on every rank; the canary check's other errors may be one rank's
         keep(run, error)
         raise
 
@@ -260,9 +260,10 @@ def tokens_of(groups: Sequence[GradedGroup]) -> int:
 
 
 def evaluate(run: LiveRun) -> list[EvalReport]:
-    """Score the current adapter on every suite, by the same engine that samples for training. The main rank reports.
+    """Score the current adapter on every suite, with the engine that samples for training. Only the main rank returns
+    reports.
 
-    Workers of a pool sample all suites side by side: the longest completions of one are no one's wait.
+    Workers of a pool sample all suites side by side, so that none waits for the longest completions of another.
     """
     problems = sum(len(prompts) for _, prompts in run.suites)
     piece = run.config.eval_piece(problems)
@@ -276,7 +277,7 @@ def evaluate(run: LiveRun) -> list[EvalReport]:
         return []
     if batches:
         run.examples.append(example_of(run.step, batches[0].groups[0]))
-    # Each problem's share: of suites that were sampled side by side none has a time of its own.
+    # Each problem's share of the total time: suites sampled side by side have no separate times.
     rollout_s = sum(batch.rollout_s for batch in batches) / max(problems, 1)
     reports = []
     for (suite, _), batch in zip(run.suites, batches, strict=True):
@@ -288,7 +289,7 @@ def evaluate(run: LiveRun) -> list[EvalReport]:
 
 
 def collected(run: LiveRun, suite: Suite, request: Request) -> GradedBatch:
-    """The answers to a suite. Raises `GradingFailedError` where they could not be judged."""
+    """Collect the graded answers to a suite. Raises `GradingFailedError` if they could not be graded."""
     with kept(run), run.console.phase(f"step {run.step}: evaluating {suite.name}"):
         batch = run.sampler.collect(request)
         if (failure := grading_failure(run.config.rewards, run.step, batch.groups)) is not None:
@@ -308,7 +309,7 @@ def example_of(step: int, group: GradedGroup) -> ShownAnswer:
 
 
 def record(run: LiveRun, metrics: dict[str, float], reports: Sequence[EvalReport]) -> None:
-    """The step's line in metrics.jsonl, the reports, a row on the console, the plot."""
+    """Write the step's line in metrics.jsonl, the reports, the console row and the plot."""
     if not run.is_main:
         return
     line = {"step": run.step, "adapter/version": run.adapter.version, **metrics}
@@ -319,14 +320,14 @@ def record(run: LiveRun, metrics: dict[str, float], reports: Sequence[EvalReport
     run.console.row(line, reports)
     if (waits_for := run.watch.see(line)) is not None:
         run.console.note(waits_for)
-    if reports or run.step == run.config.train.steps:  # without suites there is what was sampled to be drawn
+    if reports or run.step == run.config.train.steps:  # a run without suites still has sampling metrics to plot
         plot_run(run.records.run)
     if reports:
         mark_best(run)
 
 
 def mark_best(run: LiveRun) -> None:
-    """Let `adapters/best` name the version that scored highest so far."""
+    """Point `adapters/best` at the version that scored highest so far."""
     if not run.suites:
         return
     store = run.publisher.store
@@ -337,7 +338,7 @@ def mark_best(run: LiveRun) -> None:
 
 
 def save(run: LiveRun) -> None:
-    """A checkpoint after the last finished step, if there is one. Collective."""
+    """Save a checkpoint of the last finished step, if there is one. Collective."""
     if not run.finished.step:
         return
     tensors = learner_state(run.learner)
@@ -346,8 +347,11 @@ def save(run: LiveRun) -> None:
 
 
 def keep(run: LiveRun, error: BaseException | None) -> None:
-    """Save the last finished step before `error` ends the run. Where that fails too, for want of memory or room or of
-    the other ranks, it is noted: what came first is what a person is told. A request to stop is no error."""
+    """Save the last finished step before `error` ends the run.
+
+    If saving fails too, for lack of memory or disk space or because other ranks are gone, that is only logged, so that
+    the user is shown the original error. After a request to stop there is no such error, and the failure is raised.
+    """
     try:
         save(run)
     except (OSError, SafetensorError, MemoryError, RuntimeError) as second:
@@ -359,7 +363,7 @@ def keep(run: LiveRun, error: BaseException | None) -> None:
 
 
 def summary_paths(run: LiveRun) -> dict[str, Path]:
-    """Where a person finds what the run made."""
+    """Where to find what the run produced."""
     root, best = run.records.run, run.publisher.store.pointed("best")
     paths = {"run": root, "adapter": run.publisher.store.path_of(run.finished.version)}
     if best is not None:

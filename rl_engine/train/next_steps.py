@@ -1,4 +1,4 @@
-"""A finished run → the commands that come next, with its own paths."""
+"""A finished run → the commands to run next, with the run's own paths filled in."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rollout.prompts.problems import GENERATED, parts_of
 from rollout.servable import serving_precision
 
 NAME = "trained"
-"""What the adapter is called where it is served."""
+"""The name under which the adapter is served."""
 
 
 def next_steps(config: Config, adapter: Path) -> dict[str, str]:
-    """Purpose → command: the report, a score of the adapter where there is something to score it on, a server of it."""
+    """Purpose → command: the report, an evaluation of the adapter if there are suites for it, a server for it."""
     lora = config.method == "lora"
     run = Path(config.output_dir)
     revision = ["--revision", config.model.revision] if lora and config.model.revision else []
@@ -33,7 +33,7 @@ def next_steps(config: Config, adapter: Path) -> dict[str, str]:
     if suites := suites_to_score(config):
         model = config.model.name if lora else str(adapter)
         score = ["python", "-m", "evals", "--model", model, *revision, *(["--adapter", str(adapter)] if lora else [])]
-        # Where auto is not what the run computed in, its scores would not be the run's.
+        # Scores match the run's only in the run's precision: name it wherever `auto` would choose another.
         if config.model.dtype not in ("auto", serving_precision("auto", model, adapter=lora)):
             score += ["--dtype", config.model.dtype]
         score += ["--suite", ",".join(suites), *read_as(config), "--output", str(run / "evals" / "after.json")]
@@ -43,24 +43,24 @@ def next_steps(config: Config, adapter: Path) -> dict[str, str]:
 
 
 def server(config: Config, model: str) -> list[str]:
-    """vLLM's server of a model, on a machine like this one."""
+    """The command that starts vLLM's server for a model, on a machine like this one."""
     if torch.cuda.is_available():
         return ["vllm", "serve", model, "--dtype", config.model.dtype]
-    # The command `vllm` of the build for CPUs looks for a package of that name and does not find it. Left to itself the
-    # server takes nearly all of the machine's memory, and compiles; contexts are as long as the cache holds.
+    # In vLLM's CPU build the `vllm` command looks for a package of that name and does not find it. By default the
+    # server takes nearly all of the machine's memory and compiles; the context length is set to what the cache holds.
     cache = ["--kv-cache-memory-bytes", str(int(config.rollout.kv_cache_gib * GIB)), "--max-model-len", "auto"]
     start = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     return [*start, "--dtype", config.model.dtype, "--enforce-eager", *cache]
 
 
 def suites_to_score(config: Config) -> tuple[str, ...]:
-    """The run's own suites; else the held-out part of what is generated for it. Data of a person have no such part."""
+    """The run's own suites, or else the held-out part of its generated problems. User data have no such part."""
     generated = any(part.config.source in GENERATED for part in parts_of(config.data))
     return config.eval.suites or (("held_out",) if generated else ())
 
 
 def read_as(config: Config) -> list[str]:
-    """How its suites are read: from which directory, and of files of problems which columns."""
+    """The options that say how the suites are read: their directory and, for problem files, their columns."""
     files = [name for name in config.eval.suites if is_file_name(name) and Path(name).exists()]
     found = [columns_in(name, config.data.columns, f"suite {name}") for name in files]
     problem, answer = ({getattr(one, role) for one in found} - {None} for role in ("problem", "answer"))

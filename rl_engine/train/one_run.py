@@ -1,4 +1,4 @@
-"""Configuration → trained adapter, its report, and what a person is told: the whole of one run, alone or in company."""
+"""Configuration → trained adapter, its report and console summary: one whole run, alone or beside others."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def train_run(
     beginning: Beginning,
     shared: Shared | None = None,
 ) -> int:
-    """Take the output directory, and train; the exit code. Raises `RunFailedError` where training ended before its
-    time, `Stopped` where someone asked to stop before it had begun."""
+    """Claim the output directory, train, and return the exit code. Raises `RunFailedError` if training ended early,
+    `Stopped` on a request to stop before training had begun."""
     console = shared.console if shared else RunConsole(quiet=not ranks.is_main, steps=0)
     mine = sole_writer(config, overwrite=beginning.overwrite, keep=beginning.keep_old, say=console.note)
     with mine if ranks.is_main else contextlib.nullcontext() as earlier:
@@ -53,7 +53,7 @@ def train_in_place(
     earlier: Earlier | None = None,
     shared: Shared | None = None,
 ) -> int:
-    """Train in an output directory that is known to be ours; an `earlier` run gives way after the first step."""
+    """Train in an output directory that this process has claimed; an `earlier` run is replaced after the first step."""
     output = Path(config.output_dir)
     console = shared.console if shared else None
     with (
@@ -87,7 +87,8 @@ def train_in_place(
                 paths = {**summary_paths(run), "report": report}
                 lines = read_metrics(output)
                 run.console.summary(lines, paths)
-                # In company a run waits for the others too, which is nobody's fault.
+                # Beside other runs, waiting for the sampler includes waiting for them, which is not a bottleneck of
+                # this run.
                 if shared is None and (waits_for := in_one_line(lines, settings_of(run.config))):
                     run.console.note(waits_for)
                 run.console.examples(run.examples)
@@ -96,7 +97,7 @@ def train_in_place(
 
 
 def tell_stopped(run: LiveRun) -> None:
-    """Say what is kept, once all that can be is saved."""
+    """Print what was kept, after everything that can be saved has been."""
     finished = run.finished
     if not finished.step:
         run.console.note(f"stopped as asked before the first step was done: {UNTRAINED}")
@@ -108,7 +109,7 @@ def tell_stopped(run: LiveRun) -> None:
 
 
 def way_on(run: LiveRun) -> str:
-    """What a person can do after an error, which came when the last finished step had been saved, if it could be."""
+    """How to continue after an error. By then the last finished step has been saved, if that was possible."""
     step = run.finished.step
     if run.unsaved:
         return what_is_saved(run.config)

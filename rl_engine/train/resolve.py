@@ -1,4 +1,4 @@
-"""Configuration with `auto` in it → the one that runs, and is written down."""
+"""Configuration with `auto` values → the resolved one, which runs and is recorded."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from rl_engine.sampling.sent import check_room
 
 
 def resolve_settings(config: Config, ranks: Ranks, *, resume: bool) -> Config:
-    """The configuration with a number for every `auto` that can be resolved before the data is read. Raises
-    `ConfigError` where a pool on this machine could not be sent its adapters."""
+    """Resolve every `auto` that can be resolved before the data is read.
+
+    Raises `ConfigError` if this machine has no room to send adapters to a pool of workers on it.
+    """
     config = settle_card(_but_for_the_card(config, ranks, resume=resume), ranks)
     check_room(config)
     return config
@@ -27,8 +29,8 @@ def resolve_settings(config: Config, ranks: Ranks, *, resume: bool) -> Config:
 def resolve_together(
     configs: Sequence[Config], ranks: Ranks, wanted: int | None, *, resume: bool
 ) -> tuple[list[Config], int]:
-    """The same for runs on one sampler, with how many of them are at work at a time: `wanted`, or what the machine
-    decides."""
+    """Like `resolve_settings`, for runs that share a sampler. Also returns how many are in progress at a time:
+    `wanted`, or as many as the machine allows."""
     configs = [_but_for_the_card(config, ranks, resume=resume) for config in configs]
     settled, at_once = ranks.broadcast(settle_together(configs, Place.here(ranks), wanted))
     for config in settled:
@@ -43,7 +45,7 @@ def _but_for_the_card(config: Config, ranks: Ranks, *, resume: bool) -> Config:
 
 
 def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
-    """The configuration with a number for `auto` in `optim.lr`, which is what runs and what is written down."""
+    """Replace `auto` in `optim.lr` by a number, which is what runs and what is recorded."""
     if config.optim.lr != "auto":
         return config
     rule = rate_of_run(config, load_model_config(config.model))
@@ -52,10 +54,10 @@ def resolve_learning_rate(config: Config, console: RunConsole) -> Config:
 
 
 def resolve_pieces(config: Config, *, resume: bool) -> Config:
-    """The configuration with a number for `auto` in `rollout.prompts_per_piece`, where workers sample.
+    """Replace `auto` in `rollout.prompts_per_piece` by a number if workers sample.
 
-    What a worker is given at a time decides roundings, and so the numbers of a run: one that is resumed keeps what it
-    began with, however many workers it has now.
+    The size of a work item affects rounding, and so the numbers of a run: a resumed run keeps the size it began with,
+    however many workers it has now.
     """
     rollout = config.rollout
     if rollout.prompts_per_piece != "auto":
@@ -67,7 +69,7 @@ def resolve_pieces(config: Config, *, resume: bool) -> Config:
 
 
 def resolve_eval_pieces(config: Config, problems: int, *, resume: bool) -> Config:
-    """The same for `eval.prompts_per_piece`, once it is known how many problems an evaluation has."""
+    """Like `resolve_pieces`, for `eval.prompts_per_piece`, once the number of problems per evaluation is known."""
     if config.eval.prompts_per_piece != "auto" or config.rollout.placement == "inprocess" or not problems:
         return config
     found = began_with(Path(config.output_dir), "eval", "prompts_per_piece") if resume else None

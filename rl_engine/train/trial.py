@@ -1,4 +1,4 @@
-"""Configuration → its reward function called once, on the first of its own problems, before anything is loaded."""
+"""Configuration → one trial call of its reward function on its first problem, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from rl_engine.config import Config
 from rollout.prompts.problems import HUB, MIX, first_problem
 from rollout.types import Problem
 
-# Of a dataset on the hub, which is not read before the model's tokenizer is there.
+# Stands in for the first problem of a hub dataset, which is not read until the model's tokenizer is there.
 SOME_PROBLEM = Problem(id="", text="What is 1 + 1?", answer="2")
 
 
 def try_reward(config: Config) -> None:
-    """Raises `RewardFunctionError` where `rewards.function` does not work, `ValueError` or `FileNotFoundError` for a
+    """Raises `RewardFunctionError` if `rewards.function` does not work, `ValueError` or `FileNotFoundError` for a
     problem file that cannot be read."""
     if config.rewards.function is None:
         return
     problem = first_problem(config.data, need_answer=config.rewards.correct_weight > 0)
     if problem is None:
         if config.data.source in (HUB, MIX):
-            # What columns such a set has is known only when it is read.
+            # The columns of a hub dataset are known only once it has been read.
             return
         problem = SOME_PROBLEM
     text, answer = problem.text, problem.answer

@@ -1,1 +1,1 @@
-"""Prompts → completions, by workers on this machine or many that may be lost at any moment."""
+"""Prompts → completions, sampled by workers on one or many machines that may be lost at any moment."""

@@ -1,4 +1,4 @@
-"""What the workers do from moment to moment → how busy they were, how long work waited, and how long its tail was."""
+"""The workers' state over time → how busy they were, how long work waited, and how long the tail of a step was."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from rollout.work_items import WorkItem
 
 @dataclass(eq=False)
 class Activity:
-    """Counted since `mark`. `clock` is in seconds."""
+    """Counts from the last `mark`. `clock` is in seconds."""
 
     workers: int
-    """As many as there should be now."""
+    """How many workers there should be now."""
     clock: Callable[[], float] = time.monotonic
     _since: float = field(init=False)
     _seen: float = field(init=False)
-    """When what is below was last brought up to date."""
+    """When the fields below were last updated."""
     _sampling: frozenset[Hashable] = field(default=frozenset(), init=False)
     _waits: bool = field(default=False, init=False)
     _busy_s: dict[Hashable, float] = field(default_factory=dict, init=False)
-    """How long each worker of now, and each that was lost since `mark`, has sampled."""
+    """Seconds that each worker has sampled, for the current workers and those lost since `mark`."""
     _there_s: float = field(default=0.0, init=False)
-    """Worker-seconds that there should have been."""
+    """Worker-seconds that should have been available."""
     _tail_s: float = field(default=0.0, init=False)
     _asked: dict[WorkItem, float] = field(default_factory=dict, init=False)
     _queue_s: list[float] = field(default_factory=list, init=False)
-    """How long each item that was begun had waited."""
+    """How long each started item had waited."""
 
     def __post_init__(self) -> None:
         self._since = self._seen = self.clock()
 
     def mark(self) -> None:
-        """Count from now on."""
+        """Start counting from now."""
         self._advance()
         self._since = self._seen
         self._busy_s = dict.fromkeys(self._busy_s, 0.0)
@@ -42,30 +42,30 @@ class Activity:
         self._queue_s = []
 
     def see(self, members: Iterable[Hashable], sampling: Collection[Hashable], *, waits: bool) -> None:
-        """From now on these workers are there, those of them sample, and work waits for a worker or not."""
+        """Record the state from now on: the workers that exist, those that sample, and whether work is waiting."""
         self._advance()
         self._sampling, self._waits = frozenset(sampling), waits
         for member in members:
             self._busy_s.setdefault(member, 0.0)
 
     def resize(self, workers: int) -> None:
-        """From now on there should be so many."""
+        """Set how many workers there should be from now on."""
         self._advance()
         self.workers = workers
 
     def asked(self, items: Iterable[WorkItem]) -> None:
-        """Work has come that can be begun now; a segment that waits for the one before it cannot."""
+        """Note new work that can be started now; a segment that waits for the one before it cannot."""
         self._asked |= dict.fromkeys((item for item in items if item.ready), self.clock())
 
     def begun(self, item: WorkItem) -> None:
-        """A worker has it. What was lost and is given out again has waited once."""
+        """Note that a worker has the item. The wait of a lost item that is handed out again is counted only once."""
         if (at := self._asked.pop(item, None)) is not None:
             self._queue_s.append(self.clock() - at)
 
     def figures(self, members: Collection[Hashable]) -> dict[str, float]:
-        """Since `mark`: the mean and the least share of the time that workers sampled; mean seconds that an item waited
-        for a worker, where one was begun; and seconds in which some worker had nothing to do because the last items
-        were at others. `members` are the workers of now."""
+        """Figures since `mark`: the mean and the smallest fraction of time that workers sampled; the mean seconds that
+        an item waited for a worker, if any was started; and the seconds in which some worker was idle because others
+        had the last items. `members` are the current workers."""
         self._advance()
         passed_s = max(self._seen - self._since, 1e-9)
         figures = {

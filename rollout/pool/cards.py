@@ -1,4 +1,4 @@
-"""This machine's cards, by the names under which another process of it is given them."""
+"""This machine's cards, by the names that assign them to another process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 
 def visible_cards(count: int, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """The name of each of the `count` cards that CUDA shows this process, in its order: card 0 here may be card 4 of
-    the machine, and is named so, or by its UUID, in `CUDA_VISIBLE_DEVICES`. Whoever inherits that variable with the
-    numbers of this process in it would be given other cards."""
+    """The names of the `count` cards that CUDA shows this process, in its order. Card 0 here may be card 4 of the
+    machine, which `CUDA_VISIBLE_DEVICES` calls 4 or by its UUID. A child process given this process's own numbers in
+    that variable would get other cards."""
     given = environment.get("CUDA_VISIBLE_DEVICES")
     if given is None:
         return tuple(map(str, range(count)))

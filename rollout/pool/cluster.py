@@ -1,4 +1,4 @@
-"""The machines of a cluster → how many workers they have room for, and in words where those are."""
+"""The machines of a cluster → how many workers fit on them, and a description of where the workers are."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import ray
 log = logging.getLogger(__name__)
 
 NAMED = 8
-"""Machines beyond which they are counted instead of named."""
+"""With more machines than this they are counted instead of named."""
 LOOK_EVERY_S = 5.0
-"""How often it is seen which machines have come or gone."""
+"""How often to check which machines have come or gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A node that Ray counts as there, and all that it has, whoever uses it now."""
+    """A node that Ray considers alive, with its total resources, whether in use or not."""
 
     id: str
     address: str
@@ -30,13 +30,13 @@ class Machine:
     """Bytes of its object store."""
 
     def workers(self, cpus: int, gpus: int) -> int:
-        """How many actors of so many cores and cards fit on it. None is split over two machines."""
+        """How many actors with this many cores and cards fit on it. An actor never spans two machines."""
         fits = [has // needs for has, needs in ((self.cpus, cpus), (self.gpus, gpus)) if needs]
         return int(min(fits, default=0))
 
 
 def machines() -> list[Machine]:
-    """Those that are there, as far as Ray knows."""
+    """The machines that Ray considers alive."""
     return [
         Machine(
             id=node["NodeID"],
@@ -52,12 +52,12 @@ def machines() -> list[Machine]:
 
 @dataclass
 class Size:
-    """How many workers a pool should have: a number, or what the machines of now have room for."""
+    """How many workers a pool should have: a fixed number, or as many as fit on the current machines."""
 
     fixed: int | None
     cpus: int
     gpus: int
-    """What a worker takes, as `cpus`."""
+    """Cards per worker; `cpus` likewise."""
     workers: int = field(init=False)
     _looked: float = field(default=0.0, init=False)
 
@@ -65,11 +65,11 @@ class Size:
         self.workers = self.fixed or 1
 
     def look_again(self) -> bool:
-        """See `look`; False where that was a short while ago."""
+        """Like `look`, but at most every `LOOK_EVERY_S`; False in between."""
         return time.monotonic() - self._looked > LOOK_EVERY_S and self.look()
 
     def look(self) -> bool:
-        """Count anew; whether the number is another. Without room for any it is 1: that one waits for a machine."""
+        """Count again, and return whether the number has changed. At least 1: a worker without room waits for it."""
         first, self._looked = not self._looked, time.monotonic()
         if self.fixed is not None:
             return False
@@ -80,7 +80,7 @@ class Size:
 
 
 def placement_of(nodes: Sequence[str | None], addresses: Mapping[str, str], cards: int = 0) -> str:
-    """Where workers are, for people: `nodes` has the machine of each, None where it has no place yet."""
+    """Describe where the workers are. `nodes` has the machine of each worker, None if it has not been placed yet."""
     counts = Counter(node for node in nodes if node is not None)
     each = f" of {cards} cards" if cards > 1 else ""
     text = f"{_count(sum(counts.values()), 'worker')}{each} on {_count(len(counts), 'machine')}"

@@ -1,4 +1,4 @@
-"""Work items that wait and workers that have room → who takes what."""
+"""Waiting work items and workers with room → which worker takes which item."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Protocol, TypeVar
 from rollout.work_items import WorkItem
 
 MOST_ITEMS = 64
-"""That a worker has at once: each keeps a thread of it waiting."""
+"""Most work items that a worker has at once: each keeps one of its threads waiting."""
 
 
 class Taker(Protocol):
-    """A worker that could be given work now."""
+    """A worker that could take work now."""
 
     @property
     def items(self) -> Sequence[WorkItem]:
-        """What it samples."""
+        """The items that it is sampling."""
         ...
 
 
@@ -32,11 +32,11 @@ def completions_of(item: WorkItem) -> int:
 def deal(
     queues: Sequence[deque[WorkItem]], takers: Sequence[T], at_once: int, alone: Callable[[WorkItem], bool]
 ) -> Iterator[tuple[T, WorkItem]]:
-    """Take items out of the queues, in their order, for the workers with the fewest completions; they are to have each
-    before the next is taken.
+    """Take items from the queues in order, and yield each with the worker that has the fewest completions. The caller
+    must hand over each item before asking for the next.
 
-    A worker takes an item while it has fewer than `at_once` completions. An item that is to be `alone` goes to a worker
-    that has nothing, which gets no other; until there is one, those behind it wait.
+    A worker takes items while it has fewer than `at_once` completions. An item that must be sampled `alone` goes to an
+    idle worker, which gets no other item; the items behind it wait until there is such a worker.
     """
 
     def load(taker: T) -> int:
@@ -61,5 +61,5 @@ def deal(
 
 
 def _first(queues: Sequence[deque[WorkItem]]) -> tuple[deque[WorkItem], WorkItem] | None:
-    """The first item that can be begun, and where it waits."""
+    """The first item that can be started, with the queue it is in."""
     return next(((queue, item) for queue in queues for item in queue if item.ready), None)

@@ -1,7 +1,7 @@
-"""One thread drives an engine that takes further work while it samples; the threads of its callers wait for theirs.
+"""One thread drives an engine that accepts further work while it samples; the callers' threads wait for their results.
 
-An engine is for one thread. Between two tokens it does what else it was asked for, a version to load or a batch to
-begin, in the order of the asking.
+An engine may be used from one thread only. Between two tokens, that thread performs the other requests, such as loading
+a version or starting a batch, in the order in which they were made.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class EngineThread:
-    """`advance` is the engine's: see `StreamingEngine.advance`."""
+    """The thread of one engine. `advance` is the engine's method: see `StreamingEngine.advance`."""
 
     advance: Callable[[], list[InFlight]]
     _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "engine"), init=False)
     _going: dict[InFlight, Future[list[RolloutGroup]]] = field(default_factory=dict, init=False)
-    """Batches and who waits for them; only the engine's thread uses it."""
+    """Batch → future of its groups; used only by the engine's thread."""
 
     def call(self, what: Callable[[], T]) -> T:
-        """What it gives, done between two tokens."""
+        """Call `what` between two tokens, in the engine's thread, and return its result."""
         return self._thread.submit(what).result()
 
     def sample(self, begin: Callable[[], InFlight]) -> list[RolloutGroup]:
-        """The groups of a batch, begun at once and sampled beside the others. Raises what ended the sampling."""
+        """Start a batch now, sample it alongside the others, and return its groups. Raises what ended the sampling."""
         return self.call(partial(self._admit, begin)).result()
 
     def _admit(self, begin: Callable[[], InFlight]) -> Future[list[RolloutGroup]]:
@@ -46,7 +46,7 @@ class EngineThread:
         return answer
 
     def _turn(self) -> None:
-        """A token of everything, and in a while the next: behind what was asked for meanwhile."""
+        """Advance all batches by one token, and queue the next turn behind the requests made in the meantime."""
         try:
             for batch in self.advance():
                 groups = batch.groups()

@@ -1,4 +1,4 @@
-"""What is done about Ray before anything is loaded: what it reads from the environment while it is imported, and a try
+"""Preparations for Ray before anything is loaded: the environment variables that it reads on import, and a check
 whether there is a cluster to join."""
 
 from __future__ import annotations
@@ -7,9 +7,9 @@ import os
 import secrets
 import socket
 
-# Of each of a session's log files, in bytes; one older file is kept beside it.
+# Size of each log file of a session, in bytes; one older file is kept as well.
 LOG_BYTES = 8 * 2**20
-# That a machine has to answer.
+# How long a machine may take to answer.
 LONGEST_WAIT_S = 5.0
 WAY_OUT = (
     "start one with `ray start --head`, or leave rollout.address unset, and the run starts workers of its own here"
@@ -17,34 +17,34 @@ WAY_OUT = (
 
 
 def prepare_ray(address: str | None) -> None:
-    """Settings of this process, which a cluster that it starts inherits."""
-    # Nothing may be reported to anyone from a run.
+    """Set environment variables for this process, which a cluster that it starts inherits."""
+    # A run must not report usage to anyone.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is not None:
         return
-    # Ray binds to the address by which other machines would reach this one. Told that there is no cluster on this kind
-    # of system, it stays on the loopback device (`get_node_ip_address`); and whoever is on the machine needs a token.
+    # Ray binds to the address at which other machines reach this one. Told that clusters are disabled on this kind of
+    # system, it stays on the loopback device (`get_node_ip_address`). Other users of the machine need a token.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Ray would have its workers give way to everything else (nice 15), the grader and other people's work included.
+    # By default Ray's workers yield to everything else (nice 15), including the grader and other users' jobs.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(LOG_BYTES))
     os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", "1")
 
 
 def check_address(address: str) -> None:
-    """Raises `ValueError`, in one line, where there is no cluster to join at `rollout.address`."""
+    """Raises a one-line `ValueError` if there is no cluster to join at `rollout.address`."""
     told = f"rollout.address is {address or 'empty'}"
     if address != "auto" and not _is_host_and_port(address):
         raise ValueError(f"{told}: give auto, or the HOST:PORT of a cluster as `ray start --head` says it")
     prepare_ray(address)
-    # What `ray.init` itself asks: it finds the cluster of `auto`, and takes loopback for the machine's own address.
+    # As `ray.init` does: it finds the cluster of `auto`, and replaces loopback by the machine's own address.
     from ray._private.services import canonicalize_bootstrap_address
 
     try:
         found = canonicalize_bootstrap_address(address)
-    except (ConnectionError, ValueError) as error:  # of the latter kind is what RAY_ADDRESS says without a port
+    except (ConnectionError, ValueError) as error:  # ValueError: RAY_ADDRESS has no port
         raise ValueError(f"{told}, and no Ray cluster is found on this machine: {WAY_OUT}") from error
     host, _, port = found.rpartition(":")
     try:

@@ -1,7 +1,7 @@
-"""Lost workers → how many things went wrong, how long to wait before the next start, and which prompts are to blame.
+"""Lost workers → how many incidents there were, how long to wait before restarting, and which prompts are to blame.
 
-A machine that goes takes all its workers with it: that is one incident, not one a worker. Prompts that end whoever
-samples them are told from prompts that were unlucky by the number of incidents, and of machines, they were in.
+A machine that goes down takes all its workers with it, which is one incident, not one per worker. Prompts that kill
+their workers are told apart from unlucky ones by the number of incidents, and of machines, that they were involved in.
 """
 
 from __future__ import annotations
@@ -13,39 +13,40 @@ from dataclasses import dataclass, field
 from rollout.work_items import WorkItem
 
 TOGETHER_S = 10.0
-"""Losses on one machine within so long of each other are one incident."""
+"""Losses on one machine within this time of each other are one incident."""
 WINDOW_S = 600.0
-"""Incidents are forgotten after so long."""
+"""Incidents are forgotten after this time."""
 LONGEST_PAUSE_S = 60.0
 INCIDENTS_TO_BLAME = 3
-"""A work item that was being sampled in so many incidents is at fault itself."""
+"""A work item that was being sampled in this many incidents is itself at fault."""
 
 
 @dataclass(eq=False)
 class Incident:
-    """Losses that belong together."""
+    """Losses that count as one."""
 
     node: str | None
-    """Machine; None where a worker was lost before it had one."""
+    """The machine; None if the worker was lost before it was placed."""
     at: float
-    """When the last was lost."""
+    """When the last of the workers was lost."""
     workers: int = 1
 
 
 @dataclass(eq=False)
 class Incidents:
-    """What went wrong lately. `clock` is in seconds."""
+    """Recent incidents. `clock` is in seconds."""
 
     clock: Callable[[], float] = time.monotonic
     _recent: list[Incident] = field(default_factory=list, init=False)
     _in_a_row: dict[Incident, str] = field(default_factory=dict, init=False)
-    """Since anything was sampled, with the first cause since then."""
+    """Incidents since anything was last sampled → the cause of their first loss."""
     _charged: dict[WorkItem, list[Incident]] = field(default_factory=dict, init=False)
 
     def lost(self, node: str | None, cause: str, begun: Collection[WorkItem] = ()) -> Incident:
-        """Count a worker that was lost while it sampled `begun`.
+        """Count a worker that was lost while it was sampling `begun`.
 
-        An item is in an incident once: it was given out again when it is lost the second time, so that is another.
+        An item is involved in an incident at most once: if it is lost again, it had been handed out again, so that is
+        another incident.
         """
         now, earlier = self.clock(), [one for item in begun for one in self._charged.get(item, [])]
         self._recent = [incident for incident in self._recent if now - incident.at < WINDOW_S]
@@ -63,30 +64,31 @@ class Incidents:
         return found
 
     def suspects(self, item: WorkItem) -> bool:
-        """Whether one more incident would blame the item: sampled alone, it will have been its own. Machines go
-        without anybody's fault, so that a first loss makes no suspects."""
+        """Whether one more incident would put the blame on the item. It is then sampled alone, so that an incident is
+        its own. Machines also go down without anyone's fault, so a first loss makes no suspects."""
         return len(self._charged.get(item, [])) >= INCIDENTS_TO_BLAME - 1
 
     def sampled(self, item: WorkItem) -> None:
-        """An item has come back: the pool works, and the item is blameless."""
+        """Note that an item was sampled: the pool works, and the item is not at fault."""
         self._in_a_row.clear()
         self._charged.pop(item, None)
 
     @property
     def in_a_row(self) -> list[str]:
-        """The cause of each incident since anything was sampled, the first one first."""
+        """The causes of the incidents since anything was last sampled, oldest first."""
         return [cause for incident, cause in self._in_a_row.items() if self.clock() - incident.at < WINDOW_S]
 
     def pause_s(self) -> float:
-        """How long to wait before workers start again: nothing after a first incident, then 1, 3, 7, … seconds."""
+        """Seconds to wait before workers are restarted: 0 after the first incident, then 1, 3, 7, …"""
         now = self.clock()
         recent = sum(now - incident.at < WINDOW_S for incident in self._recent)
         return float(min(LONGEST_PAUSE_S, 2 ** max(recent - 1, 0) - 1))
 
     def blames(self, item: WorkItem, nodes: Collection[str]) -> list[Incident]:
-        """The incidents that an item was in, where they suffice to call it the cause; else none.
+        """The incidents that an item was involved in, if they suffice to call it the cause; otherwise none.
 
-        One machine may be what is wrong: the incidents are of as many machines as `nodes`, those of the cluster, allow.
+        A single machine may be what is broken, so the incidents must be on several machines, as far as the cluster's
+        `nodes` allow.
         """
         found = self._charged.get(item, [])
         machines = {incident.node for incident in found}

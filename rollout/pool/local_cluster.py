@@ -1,4 +1,4 @@
-"""This machine → a Ray cluster of its own, out of reach of others, or a place in one that runs."""
+"""This machine → a private Ray cluster of its own, or a place in an existing one."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ NOT_JOINED = (
 
 
 def start_ray(cpus: int, directory: Path, cards: Sequence[str] = (), store_bytes: int = SMALLEST_STORE) -> None:
-    """A cluster of this machine alone, on the loopback device, that keeps its sockets and logs in `directory`.
+    """Start a cluster of this machine alone, on the loopback device, with its sockets and logs in `directory`.
 
-    `cards`: those that are its own, as `visible_cards` names them. `store_bytes`: the size of the object store, which
-    holds the adapters, and the prompts and completions under way.
-    Raises `PoolError` when the directory's name is too long for the sockets, and when Ray does not start.
+    `cards`: the cards that it may use, as named by `visible_cards`. `store_bytes`: the size of the object store, which
+    holds adapters, and prompts and completions in transit.
+    Raises `PoolError` when the directory's path is too long for the sockets, and when Ray does not start.
     """
     if (why := too_long(directory)) is not None:
         raise PoolError(why)
@@ -52,31 +52,31 @@ def start_ray(cpus: int, directory: Path, cards: Sequence[str] = (), store_bytes
 
 
 def join_ray(address: str) -> None:
-    """The cluster that runs at `address`. Raises `PoolError` when it does not take this process."""
+    """Join the cluster at `address`. Raises `PoolError` when it does not accept this process."""
     with starting(f"rollout.address is {address}, and no Ray cluster there takes this process", NOT_JOINED):
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
 @contextmanager
 def starting(what: str, way_out: str) -> Iterator[None]:
-    """A call of `ray.init`: what it fails with is told as a `PoolError` of one line, `what: …: way_out`."""
+    """Context of a call to `ray.init`: turns its failure into a one-line `PoolError`, `what: …: way_out`."""
     with signals_kept():
         try:
             yield
-        # Ray has no class for it: of a process that does not answer in time it raises a bare Exception.
+        # Ray raises a bare Exception if a process does not answer in time.
         except Exception as error:
             raise PoolError(f"{what}: {first_sentence(error)}: {way_out}") from error
 
 
 def first_sentence(error: Exception) -> str:
-    """Of its first line, without the stop."""
+    """The first sentence of the error's first line, without the full stop."""
     return first_line(error).split(". ")[0].rstrip(".:")
 
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """What is started inside the block does not hear a request to stop: it is often sent to every process of a job,
-    and the run is to end them itself, when it has saved. Ray's handlers, which would end this process, do not stay."""
+    """Processes started inside the block ignore requests to stop, which are often sent to every process of a job: the
+    run ends them itself once it has saved. Ray's own handlers, which would end this process, are removed again."""
     handlers = {number: signal.getsignal(number) for number in STOPS}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
@@ -90,7 +90,7 @@ def signals_kept() -> Iterator[None]:
 
 @contextmanager
 def _visible_cards(cards: Sequence[str]) -> Iterator[None]:
-    """Inside the block a cluster that is started sees these cards alone: the others are the learner's."""
+    """A cluster started inside the block sees only these cards; the others belong to the learner."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     if cards:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(cards)

@@ -1,4 +1,4 @@
-"""A worker as the pool knows it: an actor of Ray's, what it was asked last, and how it is ended."""
+"""A worker as the pool sees it: a Ray actor, its open requests, and how it is killed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from rollout.pool.worker import PoolWorker
 from rollout.types import AdapterRef
 from rollout.work_items import WorkItem
 
-# An answer that Ray says is there takes no longer to fetch.
+# Longest time to fetch an answer that Ray reports as available.
 FETCH_S = 5.0
 
-# Of a worker that samples several items side by side: for what else it is asked meanwhile.
+# Additional threads of a worker that samples several items side by side, for other requests.
 MORE_THREADS = 4
 
 Complaint = str | None
@@ -33,41 +33,41 @@ Complaint = str | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What a worker was asked, until when it may take, and what takes the answer and says what is wrong with it."""
+    """A request to a worker, its deadline, and the function that takes the answer and says what is wrong with it."""
 
     handle: Any
     deadline: float
     accept: Callable[[Any], Complaint] = lambda _: None
     item: WorkItem | None = None
-    """What it samples; None for any other request."""
+    """The item to sample; None for other requests."""
     begun: Any = None
-    """Handle of a request that the worker takes just before the item: answered, it has begun."""
+    """Handle of a request that the worker handles just before the item: once it is answered, the item has begun."""
 
 
 @dataclass(eq=False)
 class Member:
-    """It is asked for one thing at a time besides sampling."""
+    """A worker. Besides sampling, it has at most one open request."""
 
     actor: Any
     where: Any
-    """Handle of (node, process id, directory of its files): known before the engine stands."""
+    """Handle of (node, process id, directory of its files), which is known before the engine has started."""
     call: Call | None = None
-    """What it was asked besides sampling."""
+    """Its open request besides sampling."""
     samples: list[Call] = field(default_factory=list)
-    """The items it was given."""
+    """Open requests for the items it was given."""
     ready: bool = False
     heard: float = field(default_factory=time.monotonic)
     """When it last answered."""
     loaded: set[str] = field(default_factory=set)
-    """Keys of the versions whose digest it has acknowledged."""
+    """Keys of the versions whose digests it has acknowledged."""
     node: str | None = None
-    """The machine it is on, once that is known."""
+    """The machine it is on, once known."""
     pid: int = 0
     files: Path = Path()
 
     @classmethod
     def placed(cls, cpus: int, gpus: int, *, together: bool) -> Member:
-        """An actor wherever the cluster has room for it, now or later; `together`: it samples items side by side."""
+        """Create an actor wherever the cluster has room, now or later. `together`: it samples items side by side."""
         threads = MOST_ITEMS + MORE_THREADS if together else 1
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": threads}
         remote: Any = ray.remote(**options)(PoolWorker)
@@ -75,13 +75,13 @@ class Member:
         return cls(actor, actor.__ray_call__.remote(_where))
 
     def find(self) -> str | None:
-        """The machine it is on, if that is known by now."""
+        """The machine it is on, if known by now."""
         if self.node is None and ray.wait([self.where], timeout=0)[0]:
             self.node, self.pid, self.files = answer_of(self.where)[0] or (None, 0, Path())
         return self.node
 
     def sample(self, item: WorkItem, deadline: float) -> Call:
-        """Ask it for an item's groups."""
+        """Request an item's groups."""
         request, begun = item.request, self.actor.ping.remote()
         if item.before is None:
             handle = self.actor.generate.remote(item.prompts, request.sampling, request.adapter, item.seeds)
@@ -90,15 +90,15 @@ class Member:
         return Call(handle=handle, deadline=deadline, accept=item.take, item=item, begun=begun)
 
     def load(self, ref: AdapterRef, files: Any, deadline: float) -> Call:
-        """Send it a version, whose digest it is to answer with."""
+        """Send it a version, which it must acknowledge with the digest."""
         return self._loading(self.actor.load_adapter.remote(ref, files), ref, deadline)
 
     def look(self, ref: AdapterRef, deadline: float, found: Callable[[Path | None], Complaint]) -> Call:
-        """Let it look for a version's files on its machine."""
+        """Ask it to look for a version's files on its machine."""
         return Call(handle=self.actor.look_for.remote(ref), deadline=deadline, accept=found)
 
     def load_from(self, path: Path, ref: AdapterRef, deadline: float) -> Call:
-        """Let it load a version's files, which were found good on its machine; see `load`."""
+        """Ask it to load a version's files, which have been verified on its machine; see `load`."""
         return self._loading(self.actor.load_from.remote(replace(ref, path=path)), ref, deadline)
 
     def _loading(self, handle: Any, ref: AdapterRef, deadline: float) -> Call:
@@ -112,12 +112,12 @@ class Member:
 
     @property
     def items(self) -> list[WorkItem]:
-        """What it was given to sample."""
+        """The items it was given to sample."""
         return [call.item for call in self.samples if call.item is not None]
 
     @property
     def calls(self) -> Iterator[Call]:
-        """All that it has not answered yet."""
+        """All open requests."""
         if self.call is not None:
             yield self.call
         yield from self.samples
@@ -130,13 +130,13 @@ class Member:
         self.heard = time.monotonic()
 
     def begun(self) -> list[WorkItem]:
-        """The items that it has begun. A dead worker may have been given some, and begins nothing."""
+        """The items that it has begun. A dead worker may have been given more, but never began them."""
         handles = {call.begun: call.item for call in self.samples if call.item is not None}
         there = ray.wait(list(handles), num_returns=len(handles), timeout=0)[0] if handles else []
         return [handles[handle] for handle in there if answer_of(handle)[1] is None]
 
     def end(self, *, hangs: bool = False) -> None:
-        """One that hangs may be stopped, and a stopped process hears the kernel alone."""
+        """Kill the worker. One that `hangs` may be a stopped process, which only SIGKILL ends, so that is sent too."""
         self.find()
         if hangs and self.node is not None:
             if self.node == ray.get_runtime_context().get_node_id():
@@ -150,13 +150,13 @@ class Member:
 
 
 def answer_of(handle: Any) -> tuple[Any, Complaint]:
-    """What a call returned, or why it did not."""
+    """Return (what a call returned, None) or (None, why it returned nothing)."""
     try:
         return ray.get(handle, timeout=FETCH_S), None
     except RayTaskError as error:
         return None, f"it failed: {error.cause!r}"
     except RayError as error:
-        # Of an actor that died, the first line says how; what follows is Ray's advice, or a traceback and its cause.
+        # If an actor died, the first line says how and Ray's advice follows. If it died starting, the cause comes last.
         by_its_start = isinstance(error, ActorDiedError) and error.actor_init_failed
         cause = str(error).splitlines()[-1] if by_its_start else first_line(error)
         return None, f"it died or its answer was lost: {cause}"
@@ -167,7 +167,7 @@ def _where(worker: PoolWorker) -> tuple[str, int, Path]:
 
 
 def end_process(pid: int, files: Path) -> None:
-    """SIGKILL to a process of Ray's on this machine, unless it is gone and its number another's; its files go too."""
+    """Kill a Ray process on this machine and remove its files. A reused process id is not touched."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         if "ray::" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace"):
             os.kill(pid, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""Prompts → completions, by workers on this machine or on many: a Ray actor each, with the in-process engine inside.
+"""Prompts → completions, by workers on one or many machines: Ray actors, each with an in-process engine inside.
 
-A request is split into work items of a few prompts (`rollout/work_items.py`), each sampled as one batch, or on a GPU
-several by one worker side by side. A thread watches the workers: one that dies, hangs, fails or answers from another
-adapter is replaced, and its work items are assigned again. No prompt is lost and none counted twice.
+A request is split into work items of a few prompts (`rollout/work_items.py`). Each is sampled as one batch; on a GPU a
+worker samples several side by side. A thread watches the workers: one that dies, hangs, fails or answers from the wrong
+adapter is replaced, and its work items are assigned again. No prompt is lost or counted twice.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from rollout.work_items import PromptBatch, Request, WorkItem, extended, split
 
 log = logging.getLogger(__name__)
 
-# How soon a new call is waited for, a late one noticed and a signal heard.
+# How soon a new call is waited for, a late one noticed and a signal handled.
 POLL_S = 0.05
-# For workers to leave by themselves when the pool is closed.
+# How long workers may take to exit by themselves when the pool is closed.
 CLOSE_S = 5.0
-# A worker that has nothing to do is asked now and then whether it is there, and may take so long to say so.
+# How often an idle worker is pinged, and how long it may take to answer.
 PING_EVERY_S, PING_S = 5.0, 60.0
 NO_ROOM = "it found no place in the cluster in time"
 
 
 @contextmanager
 def faults_of_ray() -> Iterator[None]:
-    """What fails in Ray itself, as where its store or its disk is full, is the pool's error; what a worker fails at is
-    its answer, and ends the worker alone."""
+    """Turn failures of Ray itself, such as a full object store or disk, into a `PoolError`. A worker's failure is not
+    one of these: it is the worker's answer, and ends only that worker."""
     try:
         yield
     except RayError as error:
@@ -67,10 +67,10 @@ class RayPool:
     settings: PoolSettings
     make_engine: Callable[[EngineSettings], ExtendingEngine] = vllm_engine
     lost: int = field(default=0, init=False)
-    """Workers that had to be given up."""
+    """Number of workers lost."""
     _workers: list[Member] = field(default_factory=list, init=False)
     _versions: dict[str, Version] = field(default_factory=dict, init=False)
-    """What workers are to have, by key."""
+    """Key → version that all workers must have."""
     _urgent: deque[WorkItem] = field(default_factory=deque, init=False)
     _waiting: deque[WorkItem] = field(default_factory=deque, init=False)
     _incidents: Incidents = field(default_factory=Incidents, init=False)
@@ -78,15 +78,15 @@ class RayPool:
     _begun: bool = field(default=False, init=False)
     """Whether a worker has ever started."""
     _start_at: float = field(default=0.0, init=False)
-    """Not before are missing workers replaced."""
+    """Missing workers are not replaced before this time."""
     _size: Size = field(init=False)
     _closing: bool = field(default=False, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
-    """Held by whoever reads or changes any of the above."""
+    """Must be held to read or change any of the above."""
     _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "pool"), init=False)
     _supervision: Future[None] = field(init=False)
     _scratch: ScratchDirectory | None = field(default=None, init=False)
-    """The files of a connection to Ray that is this pool's own."""
+    """Files of the connection to Ray, if this pool opened it."""
 
     def __post_init__(self) -> None:
         of = self.settings
@@ -99,13 +99,13 @@ class RayPool:
             self._activity.resize(self._size.workers)
             self._workers = [self._start_worker() for _ in range(self._size.workers)]
             self._supervision = self._thread.submit(self._supervise)
-            # The others may come later: what they have missed they are told then.
+            # The others may start later, and then catch up on what they have missed.
             self._wait_until(lambda: any(worker.ready for worker in self._workers))
             undone.pop_all()
 
     @property
     def alive(self) -> int:
-        """Workers that sample, or could."""
+        """Number of workers that are sampling or could be."""
         with self._changed:
             return sum(worker.ready for worker in self._workers)
 
@@ -151,21 +151,21 @@ class RayPool:
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef | None, seeds: Sequence[str]
     ) -> list[RolloutGroup]:
-        """See `Engine.generate`: ahead of everything that was submitted and not begun."""
+        """See `Engine.generate`. Takes precedence over everything that was submitted but has not begun."""
         request = self.submit(PromptBatch(prompts, sampling, adapter, seeds, urgent=True))
         self._wait_until(lambda: request.done)
         return request.groups()
 
     @faults_of_ray()
     def load_adapter(self, ref: AdapterRef) -> None:
-        """See `Engine.load_adapter`. Every worker has the files before its next work item, checked, and says what it
-        has; nobody waits for those that are busy."""
+        """See `Engine.load_adapter`. Every worker has verified and acknowledged the files before its next work item;
+        nothing waits for workers that are busy."""
         if ref.key in self._versions:
             raise AdapterError(f"{ref.key} is already loaded: names are never reused")
         version = version_of(ref)
         with self._changed:
             if isinstance(version, WholeModel):
-                self._versions.clear()  # it takes the place of the one before, in every engine
+                self._versions.clear()  # it replaces the previous one in every engine
             self._versions[ref.key] = version
             self._assign()
 
@@ -175,7 +175,7 @@ class RayPool:
             self._assign()
 
     def sleep(self) -> None:
-        """Nothing to do, nor in `wake`: workers share no memory with the learner."""
+        """Nothing to do here or in `wake`: workers share no memory with the learner."""
 
     def wake(self) -> None: ...
 
@@ -185,14 +185,14 @@ class RayPool:
             self._changed.notify_all()
         self._thread.shutdown()
         if ray.is_initialized():
-            with suppress(RayError):  # where it is Ray that failed, the first it said of that is what is told
+            with suppress(RayError):  # if Ray itself failed, report its first error
                 self._end_workers()
         if self._scratch is not None:
             ray.shutdown()
             self._scratch.remove()
 
     def _end_workers(self) -> None:
-        # One that is at work would hear of it when that is done.
+        # Only idle workers are asked to close: a busy one would not get the request before it is done.
         farewells = {worker.actor.close.remote(): worker for worker in self._workers if not any(worker.calls)}
         gone = ray.wait(list(farewells), num_returns=len(farewells), timeout=CLOSE_S)[0] if farewells else []
         left = {farewells[handle] for handle in gone}
@@ -203,7 +203,7 @@ class RayPool:
     def _connect(self) -> None:
         address, sent, workers = self.settings.address, self.settings.sent, self.settings.workers
         if ray.is_initialized():
-            return  # by whoever made this pool: they will end it
+            return  # whoever made this pool opened it, and will close it
         self._scratch = ScratchDirectory.make(SCRATCH)
         if address is None:
             assert workers is not None
@@ -219,7 +219,7 @@ class RayPool:
                     raise PoolError(why)
 
     def _start_worker(self) -> Member:
-        """A new worker that starts its engine."""
+        """Create a worker, which starts its engine."""
         settings, together = self.settings, self.settings.completions_at_once > 1
         worker = Member.placed(settings.cpus_per_worker, settings.gpus_per_worker, together=together)
 
@@ -237,7 +237,7 @@ class RayPool:
         return time.monotonic() + timeout_s
 
     def _wait_until(self, true: Callable[[], bool], timeout_s: float = float("inf")) -> bool:
-        """Whether it came true in time. Raises what ended the supervision."""
+        """Wait for a condition, and return whether it held in time. Raises what ended the supervision."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while not true():
@@ -251,21 +251,21 @@ class RayPool:
 
     @faults_of_ray()
     def _supervise(self) -> None:
-        """Hand out work and look at answers until the pool is closed. Raises `PoolError` when it cannot go on."""
-        # Nobody joins a thread whose program has ended: it ends itself.
+        """Hand out work and handle answers until the pool is closed. Raises `PoolError` when it cannot go on."""
+        # Nobody joins this thread once the main thread has ended, so it ends itself.
         while not self._closing and threading.main_thread().is_alive():
             with self._changed:
                 calls = {call.handle: (worker, call) for worker in self._workers for call in worker.calls}
                 if not calls:
                     self._changed.wait(POLL_S)
             ready, _ = ray.wait(list(calls), num_returns=1, timeout=POLL_S) if calls else ([], [])
-            if ready:  # all the others that are there too: a pass over thousands of workers takes milliseconds
+            if ready:  # fetch all other answers too: a pass over thousands of workers takes ms
                 ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
             answers = {handle: answer_of(handle) for handle in ready}
             with self._changed:
                 for handle, (worker, call) in calls.items():
                     if worker not in self._workers:
-                        continue  # lost over another call, or with its machine
+                        continue  # lost because of another call, or with its machine
                     if handle in answers:
                         self._handle_answer(worker, call, *answers[handle])
                     elif call.deadline < time.monotonic():
@@ -273,14 +273,14 @@ class RayPool:
                         self._give_up(worker, "it did not answer in time" if placed else NO_ROOM, hangs=True)
                 if self._size.look_again():
                     self._resize()
-                # Before any has started, what stopped one would stop the next.
+                # Before any worker has started, whatever stopped one would stop the next.
                 if (self._begun or not self.lost) and time.monotonic() >= self._start_at:
                     self._workers += [self._start_worker() for _ in range(self._size.workers - len(self._workers))]
                 self._assign()
                 self._changed.notify_all()
 
     def _resize(self) -> None:
-        """Machines have come or gone: workers without a place, beyond what there is room for now, are not missed."""
+        """Adapt to machines that came or went: drop unplaced workers beyond what there is room for now."""
         self._activity.resize(self._size.workers)
         surplus = max(0, len(self._workers) - self._size.workers)
         for worker in [one for one in self._workers if one.find() is None][:surplus]:
@@ -288,13 +288,13 @@ class RayPool:
             worker.end()
 
     def _assign(self) -> None:
-        """Ask every worker that has room for the next thing it has to do."""
+        """Give every worker with room its next request."""
         queues = (self._urgent, self._waiting)
         idle = not any(item.ready for queue in queues for item in queue)
         for worker in self._workers:
             if worker.call is None:
                 worker.call = self._next_call(worker, idle)
-        # Versions first, so that no item meets a worker without its adapter.
+        # Versions first, so that no item reaches a worker without its adapter.
         takers = [one for one in self._workers if one.call is None and one.loaded >= self._versions.keys()]
         for worker, item in deal(queues, takers, self.settings.completions_at_once, self._incidents.suspects):
             self._activity.begun(item)
@@ -303,7 +303,7 @@ class RayPool:
         self._activity.see(self._workers, sampling, waits=any(item.ready for queue in queues for item in queue))
 
     def _next_call(self, worker: Member, idle: bool) -> Call | None:
-        """What a worker is asked besides sampling; where it samples one item at a time, not meanwhile."""
+        """A worker's next request besides sampling; none during sampling if it samples one item at a time."""
         if worker.samples and self.settings.completions_at_once == 1:
             return None
         for key, version in self._versions.items():
@@ -316,13 +316,13 @@ class RayPool:
         return self._ping(worker) if idle and not worker.samples else None
 
     def _ping(self, worker: Member) -> Call | None:
-        """Ask a worker that has nothing to do whether it is there, if it has not been heard of for a while."""
+        """Ping an idle worker if it has not been heard from for a while."""
         if time.monotonic() - worker.heard > PING_EVERY_S:
             return Call(handle=worker.actor.ping.remote(), deadline=self._by(PING_S))
         return None
 
     def _handle_answer(self, worker: Member, call: Call, answer: Any, complaint: Complaint) -> None:
-        """Take the answer of a call that has ended."""
+        """Handle the answer of a finished call."""
         complaint = complaint or call.accept(answer)
         if complaint is not None:
             self._give_up(worker, complaint)
@@ -332,9 +332,9 @@ class RayPool:
             self._incidents.sampled(call.item)
 
     def _give_up(self, worker: Member, cause: str, *, hangs: bool = False) -> None:
-        """Give a worker up, and with it all others of its machine if that is gone; others are started after a pause.
+        """Give up a worker, and with it all others on its machine if that is gone; replacements start after a pause.
 
-        Raises `PoolError` when prompts are to blame, or when no worker is left and it is hopeless to start another.
+        Raises `PoolError` when prompts are to blame, or when no worker is left and starting another is hopeless.
         """
         worker.find()
         nodes = {machine.id for machine in machines()}
@@ -344,7 +344,7 @@ class RayPool:
         if self._size.look():
             self._resize()
         if time.monotonic() >= self._start_at:
-            # A start that is due is not put off: among thousands a worker is lost more often than that.
+            # Do not postpone a pending start: with thousands of workers, losses are more frequent than the pauses.
             self._start_at = self._by(self._incidents.pause_s())
         pause_s = max(0.0, self._start_at - time.monotonic())
         log.warning(
@@ -366,7 +366,7 @@ class RayPool:
             )
 
     def _drop(self, worker: Member, cause: str, *, hangs: bool) -> list[WorkItem]:
-        """End a worker and put what it was given back; the items that it had begun."""
+        """Kill a worker and requeue its items; return those that it had begun."""
         begun = worker.begun()
         self.lost += 1
         self._incidents.lost(worker.node, cause, begun)

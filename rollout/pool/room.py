@@ -1,4 +1,4 @@
-"""What a pool sends and writes down → the room it takes on a machine, and in words where there is too little."""
+"""What a pool sends and stores → the space it takes on a machine, and an explanation if there is too little."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pathlib import Path
 from rollout.engine import Sent
 
 SCRATCH = "rl_engine_ray_"
-# What Linux allows the name of a socket, less what Ray puts behind its directory's.
+# Linux's limit on the path of a socket, minus what Ray appends to its directory's path.
 LONGEST_DIRECTORY = 107 - len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 SHARED_MEMORY = Path("/dev/shm")
 SMALLEST_STORE = 512 * 2**20
-# A larger store than this Ray keeps nowhere but in shared memory; a smaller one on the disk, if it must.
+# Ray keeps a store larger than this only in shared memory; a smaller one may also be on disk.
 LARGEST_ON_DISK = 10_000_000_000
-# A whole model goes through the store in pieces of so many bytes, of which so many lie there at once.
+# A whole model goes through the store in pieces of this size, with this many pieces in the store at once.
 PIECE_BYTES = 256 * 2**20
 PIECES_KEPT = 4
-# Of a version on its way: names, digests, PEFT's configuration, and what the store's own bookkeeping takes.
+# Overhead of a version in transit: names, digests, PEFT's configuration, and the store's own bookkeeping.
 SLACK = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """Bytes that are free on this machine."""
+    """Free space on this machine, in bytes."""
 
     shared: int
-    """Bytes free for the object store."""
+    """Shared memory available to the object store."""
     scratch: int
-    """Bytes free in the directory of temporary files, where workers write versions down."""
+    """Disk space in the directory for temporary files, where workers write versions."""
 
     @classmethod
     def here(cls) -> Room:
@@ -43,21 +43,21 @@ class Room:
 
 
 def needed_bytes(sent: Sent) -> int:
-    """What the object store of a machine must hold at once: all versions, or of a whole model the pieces that are under
-    way; and an answer."""
+    """What a machine's object store must hold at once: all versions, or the pieces of a whole model in transit, and one
+    answer."""
     pieces = min(sent.version_bytes, PIECES_KEPT * PIECE_BYTES)
     versions = pieces if sent.whole_models else sent.versions * sent.version_bytes
     return int(SLACK * (versions + sent.answer_bytes))
 
 
 def store_bytes(sent: Sent, workers: int, room: Room) -> int:
-    """The size of a store of one's own: as much as may be under way at once, in so far as there is shared memory."""
+    """The size of the store of a local cluster: as much as may be in transit at once, if shared memory allows."""
     under_way = int(SLACK * 2 * workers * sent.answer_bytes)
     return max(SMALLEST_STORE, needed_bytes(sent), min(needed_bytes(sent) + under_way, room.shared))
 
 
 def lacks(sent: Sent, workers: int, room: Room) -> str | None:
-    """Why these workers of a cluster of one's own cannot be sent what they need, or None."""
+    """Why the workers of a local cluster cannot be sent what they need, or None."""
     if (why := too_long(Path(tempfile.gettempdir()) / f"{SCRATCH}{8 * 'x'}")) is not None:
         return why
     store = needed_bytes(sent)
@@ -67,7 +67,7 @@ def lacks(sent: Sent, workers: int, room: Room) -> str | None:
             f"{_versions(sent)} go to the workers through shared memory, {_gib(store)} with one answer, and "
             f"{SHARED_MEMORY} has {_gib(room.shared)} free: make it larger (docker run --shm-size), or {_smaller(sent)}"
         )
-    # A whole model is read where it was published: these workers see that directory.
+    # A whole model is read where it was published, because local workers see that directory.
     copies = 0 if sent.whole_models else workers * sent.versions
     written = copies * sent.version_bytes + on_disk * store
     if written > room.scratch:
@@ -80,7 +80,7 @@ def lacks(sent: Sent, workers: int, room: Room) -> str | None:
 
 
 def too_long(directory: Path) -> str | None:
-    """Why a cluster of one's own cannot have its sockets in that directory, or None."""
+    """Why a local cluster cannot have its sockets in that directory, or None."""
     if len(os.fsencode(directory)) <= LONGEST_DIRECTORY:
         return None
     return (
@@ -90,7 +90,7 @@ def too_long(directory: Path) -> str | None:
 
 
 def too_small(sent: Sent, store: int, node: str) -> str | None:
-    """Why the object store of a machine of a joined cluster cannot hold what is sent there, or None."""
+    """Why the object store on a machine of a joined cluster cannot hold what is sent there, or None."""
     needed = needed_bytes(sent)
     if store >= needed:
         return None

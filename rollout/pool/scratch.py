@@ -1,4 +1,4 @@
-"""A directory for files that nobody needs when their process is gone: removed by it, or by the next one to look."""
+"""A directory for files that are not needed after their process: removed by it, or by the next process that looks."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ LOCK = ".in_use"
 
 @dataclass(frozen=True, slots=True)
 class ScratchDirectory:
-    """`path` lies in the system's directory for temporary files and is locked while its process lives."""
+    """A directory among the system's temporary files that is locked while its process lives."""
 
     path: Path
     _lock: TextIO
 
     @classmethod
     def make(cls, prefix: str) -> ScratchDirectory:
-        """A new one; those of the same prefix that a process has left behind, killed perhaps, are removed."""
+        """Create a directory, and remove those with the same prefix that dead processes have left behind."""
         for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-            # Gone in between, in use, or not ours: either is no affair of ours.
+            # Removed in the meantime, in use, or not ours: leave it alone.
             with contextlib.suppress(OSError), _open_lock_of(left) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left)
-        path = Path(tempfile.mkdtemp(prefix=prefix))  # for its owner alone
+        path = Path(tempfile.mkdtemp(prefix=prefix))  # accessible to its owner only
         lock = os.fdopen(
             os.open(path / LOCK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w", encoding="utf-8"
         )
@@ -43,10 +43,10 @@ class ScratchDirectory:
 
 
 def _open_lock_of(directory: Path) -> TextIO:
-    """The lock of a directory that this user made, opened without a change to it.
+    """Open the lock of a directory that this user made, without changing it.
 
-    Anybody may give a name like ours to something in a shared directory: what another user owns, or leads elsewhere by
-    a link, is not touched. Raises `OSError` for it.
+    In a shared directory anyone may create something with a name like ours. Anything that another user owns, or that is
+    a link, is not touched: raises `OSError`.
     """
     inside = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

@@ -1,10 +1,10 @@
-"""A published version → every worker: an adapter as one object of the store, a whole model as files, once a machine.
+"""A published version → every worker: an adapter as one object in the store, a whole model as files, once per machine.
 
-An adapter is small, and several are loaded at a time: its bytes stay in the store as long as it may be sampled from. A
-whole model is neither: 16 GB at 8B, and each takes the place of the one before. Where a machine sees the directory that
-it was published in, its workers read it there. To another one it goes in pieces, each of which leaves the store when
-the next ones are under way. Either way one worker of a machine looks at the files, each against the manifest's digest,
-and its neighbours load what it found good.
+An adapter is small and several are loaded at a time, so its bytes stay in the store as long as it may be sampled from.
+A whole model is large (16 GB for 8B parameters) and replaces the previous one. Workers on a machine that sees the
+directory where it was published read it there. To any other machine it is sent in pieces, and each piece leaves the
+store once the following ones are in transit. Either way one worker per machine checks every file against the digest in
+the manifest, and its neighbours load the verified files.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from rollout.types import AdapterRef
 
 
 class Version(Protocol):
-    """What workers are to have."""
+    """A version that workers must have."""
 
     ref: AdapterRef
 
     def call(self, worker: Member, deadline: float) -> Call | None:
-        """The next thing to ask of a worker that does not have it; None while a neighbour sees to the files."""
+        """The next request to a worker that lacks the version; None while a neighbour is getting the files."""
         ...
 
     def forget(self, worker: Member) -> None:
-        """It is gone, and what lay with it."""
+        """Note that a worker is gone, and the files it held with it."""
         ...
 
 
 @dataclass(eq=False)
 class Adapter:
-    """Sent whole."""
+    """An adapter, sent in one piece."""
 
     ref: AdapterRef
     _files: Any = field(init=False)
-    """References into the store, by name of the file."""
+    """References into the store, by file name."""
 
     def __post_init__(self) -> None:
         names = [MANIFEST, *read_manifest(self.ref.path)["files"]]
@@ -52,12 +52,12 @@ class Adapter:
         return worker.load(self.ref, self._files, deadline)
 
     def forget(self, worker: Member) -> None:
-        """Nothing: each worker has its own copy."""
+        """Nothing to do: each worker has its own copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
-    """Bytes of a file."""
+    """A range of bytes of a file."""
 
     name: str
     start: int
@@ -66,29 +66,29 @@ class _Piece:
 
 @dataclass(eq=False)
 class _Copy:
-    """A machine's files, or the way there."""
+    """A machine's copy of the files, and its progress."""
 
     holder: Member
-    """Who sees to them, and has them if they had to be sent."""
+    """The worker that gets the files, and holds them if they had to be sent."""
     asked: bool = False
-    """Whether it has looked for them."""
+    """Whether the holder has looked for the files."""
     sent: int = 0
-    """Pieces."""
+    """Number of pieces sent."""
     path: Path | None = None
-    """Where they lie, once all of them are good."""
+    """Where the files are, once all are verified."""
 
 
 @dataclass(eq=False)
 class WholeModel:
-    """Read where it was published, or sent in pieces."""
+    """A whole model, read where it was published or sent in pieces."""
 
     ref: AdapterRef
     _pieces: list[_Piece] = field(default_factory=list, init=False)
-    """The manifest is the last: without it there is no version."""
+    """All pieces; the manifest is last, because without it there is no version."""
     _in_store: dict[int, Any] = field(default_factory=dict, init=False)
-    """The last few pieces that were sent, for machines that are about as far."""
+    """Number of a piece → its reference, for the last few pieces sent, which other machines may need soon."""
     _copies: dict[str, _Copy] = field(default_factory=dict, init=False)
-    """The copy of each machine."""
+    """Machine → its copy."""
 
     def __post_init__(self) -> None:
         for name in (*stated_manifest(self.ref.path)["files"], MANIFEST):
@@ -99,7 +99,7 @@ class WholeModel:
             ]
 
     def call(self, worker: Member, deadline: float) -> Call | None:
-        """Look for the files; where they are not, take them piece by piece and look again; then load."""
+        """Look for the files; if they are missing, receive them piece by piece and look again; then load."""
         node = worker.find()
         if node is None:
             return None
@@ -134,7 +134,7 @@ class WholeModel:
         return Call(handle=handle, deadline=deadline, accept=taken)
 
     def _stored(self, number: int) -> Any:
-        """A piece in the store; it leaves when `PIECES_KEPT` others were put after it and no worker is taking it."""
+        """A reference to a piece in the store. It leaves after `PIECES_KEPT` others, once no worker is taking it."""
         if number not in self._in_store:
             piece = self._pieces[number]
             content = np.fromfile(self.ref.path / piece.name, np.uint8, piece.count, offset=piece.start)
@@ -145,7 +145,7 @@ class WholeModel:
 
 
 def version_of(ref: AdapterRef) -> Version:
-    """What is published there, to hand out. Raises `AdapterError` where it is not what was announced."""
+    """The version published at `ref.path`, ready to send. Raises `AdapterError` if it is not what was announced."""
     if sha256_of(ref.path / MANIFEST) != ref.sha256:
         raise AdapterError(f"{ref.path} was published anew since {ref.key} was announced")
     return WholeModel(ref) if is_whole_model(stated_manifest(ref.path)) else Adapter(ref)

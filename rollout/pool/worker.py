@@ -1,4 +1,4 @@
-"""What a worker of the pool does in its own process: an engine, and the adapters it was sent."""
+"""A pool worker's own process: an engine, and the versions it was sent."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from rollout.types import AdapterRef, Prompt, RolloutGroup
 
 T = TypeVar("T")
 
-# A launcher's word for its own processes; a worker that inherits it is none of them.
+# Variables that a launcher sets for its ranks; a worker inherits them but is not a rank.
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def vllm_engine(settings: EngineSettings) -> ExtendingEngine:
-    """The engine of in-process placement."""
-    from rollout.vllm import start_engine  # here, in the worker: the pool's own process may have no vLLM
+    """The engine that in-process placement uses."""
+    from rollout.vllm import start_engine  # imported in the worker: the pool's own process may not have vLLM
 
     return start_engine(settings)
 
 
 class PoolWorker:
-    """Made before the engine, so that its process is known while that starts.
+    """The actor. It is created before the engine, so that its process is known while the engine starts.
 
-    Its calls come one at a time, or where it samples several work items side by side each in a thread of its own.
+    Calls come one at a time, or each in its own thread if it samples several work items side by side.
     """
 
     def __init__(self, cpus: int) -> None:
-        # Read when torch and vLLM are imported, which is later. Engines that bind their threads would all choose the
-        # same first cores.
+        # torch and vLLM read these on import, which comes later. Engines that bind threads would all pick the same
+        # first cores.
         os.environ.update(OMP_NUM_THREADS=str(cpus), VLLM_CPU_OMP_THREADS_BIND="nobind")
         for name in LAUNCHER:
             os.environ.pop(name, None)
@@ -47,27 +47,27 @@ class PoolWorker:
         self._loaded: dict[str, AdapterRef] = {}
         self._engine: Any = None
         self._thread: EngineThread | None = None
-        """Where several work items are sampled side by side."""
+        """The engine's thread, if several work items are sampled side by side."""
 
     def ping(self) -> None:
-        """It is there."""
+        """Answer, to show that the worker is alive."""
 
     def start(
         self, settings: EngineSettings, make_engine: Callable[[EngineSettings], ExtendingEngine], together: bool
     ) -> None:
-        """`together`: the engine is a `StreamingEngine`, and samples several work items side by side."""
+        """Start the engine. `together`: it is a `StreamingEngine` that samples several work items side by side."""
         if together:
             self._thread = EngineThread(lambda: self._engine.advance())
         self._engine = self._asked(partial(make_engine, settings))
 
     def _asked(self, what: Callable[[], T]) -> T:
-        """The engine's answer, in its thread where it has one."""
+        """Call `what` in the engine's thread, if it has one."""
         return what() if self._thread is None else self._thread.call(what)
 
     def load_adapter(self, ref: AdapterRef, files: dict[str, bytes]) -> str:
-        """Write a version's files, load it under its name, and say the digest of the manifest found here.
+        """Write a version's files, load it under its name, and return the digest of the manifest found here.
 
-        Raises `AdapterError` where a file is not what the manifest says, `OSError` where there is no room for them.
+        Raises `AdapterError` if a file does not match the manifest, `OSError` if there is no space for the files.
         """
         size, free = sum(map(len, files.values())), shutil.disk_usage(self.scratch.path).free
         if size > free:
@@ -79,9 +79,9 @@ class PoolWorker:
         return self.load_from(here)
 
     def look_for(self, ref: AdapterRef) -> Path | None:
-        """Where this machine has a version's files, as published or as `take_piece` wrote them; None where it has not.
+        """Where this machine has a version's files, as published or as written by `take_piece`; None if it has not.
 
-        Raises `AdapterError` where a file is not what the manifest says.
+        Raises `AdapterError` if a file does not match the manifest.
         """
         for path in (ref.path, self.scratch.path / ref.key):
             if (path / MANIFEST).is_file() and sha256_of(path / MANIFEST) == ref.sha256:
@@ -90,9 +90,9 @@ class PoolWorker:
         return None
 
     def take_piece(self, key: str, name: str, start: int, piece: Any, left: int) -> None:
-        """Write bytes of a version's file, of which the first come first. `left`: bytes of all that is to come.
+        """Append a piece to a version's file; pieces arrive in order. `left`: bytes still to come, this piece included.
 
-        Raises `OSError` where there is no room for them.
+        Raises `OSError` if there is no space for them.
         """
         free = shutil.disk_usage(self.scratch.path).free
         if left > free:
@@ -106,7 +106,7 @@ class PoolWorker:
             file.write(piece)
 
     def load_from(self, ref: AdapterRef) -> str:
-        """Load what lies at `ref.path`; the digest of the manifest there."""
+        """Load the version at `ref.path`, and return the digest of its manifest."""
         self._asked(partial(self._engine.load_adapter, ref))
         self._loaded[ref.key] = ref
         return sha256_of(ref.path / MANIFEST)

@@ -1,1 +1,1 @@
-"""Cells that are due → processes at work on them, each alone or several together → their results."""
+"""Due cells → processes that run them, alone or several together → their results."""

@@ -1,7 +1,7 @@
-"""Cells that can share → one process in which they train side by side, and what it tells of each.
+"""Cells that can share → one process in which they train side by side, and what it reports about each.
 
-OUTPUT/together/<number>.log    the command and all that the process printed
-OUTPUT/cells/<cell>/config.yaml the cell's settings; its log.txt has the lines that are its own
+OUTPUT/together/<number>.log    the command and everything the process printed
+OUTPUT/cells/<cell>/config.yaml the cell's settings; its log.txt has the cell's own lines
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ SETTINGS = "config.yaml"
 
 @dataclass(kw_only=True)
 class Together:
-    """A process at work on several cells, some of which wait for a place."""
+    """A process that runs several cells, some of which wait for a slot."""
 
     waiting: dict[str, CellRun]
-    """Name of a cell → its run, of those that have not begun."""
+    """Name of a cell → its run, for cells that have not started."""
     process: Process
     log: Path
     at_once: int
-    """How many are at work at a time."""
+    """How many run at a time."""
     over: bool = False
     refused: str = ""
-    """Why the process ended before any cell had begun, where it was not asked to."""
+    """Why the process ended before any cell had started, without having been asked to."""
     suspects: tuple[Cell, ...] = ()
-    """Once it is over: cells that may be why it ended early."""
+    """After it has ended: cells that may be the reason why it ended early."""
     overdue: tuple[Cell, ...] = ()
-    """Cells that were past the limit when it was asked to stop."""
+    """Cells that were past the time limit when the process was asked to stop."""
     _begun: dict[str, CellRun] = field(default_factory=dict, init=False)
-    """Those at work."""
+    """Cells that are running."""
     _read: int = field(default=0, init=False)
-    """Bytes of the log that were read."""
+    """Bytes of the log read so far."""
 
     @property
     def at_work(self) -> list[Cell]:
-        """Those that wait for a place among them: no other process may take them."""
+        """All unfinished cells, including those that wait for a slot: no other process may take them."""
         return [run.cell for run in (*self._begun.values(), *self.waiting.values())] if not self.over else []
 
     def news(self, config: SweepConfig) -> list[Result]:
         """The results of the cells that have ended since the last call."""
-        code = self.process.returncode  # before the log is read: then that is complete
+        code = self.process.returncode  # polled before reading the log, so that the log of an ended process is complete
         results = [result for line in self._new_lines(last=code is not None) if (result := self._told(line, config))]
         if code is None:
             self._end_overdue(config)
@@ -70,7 +70,7 @@ class Together:
         return results
 
     def _new_lines(self, *, last: bool) -> list[str]:
-        """What was printed since the last call, in whole lines."""
+        """Complete lines printed since the last call."""
         with self.log.open("rb") as file:
             file.seek(self._read)
             text = file.read()
@@ -80,7 +80,7 @@ class Together:
         return text.decode(errors="replace").splitlines()
 
     def _told(self, line: str, config: SweepConfig) -> Result | None:
-        """Into the cell's own log with its line; its result, where that says that it has ended."""
+        """Copy a line into its cell's own log; return the cell's result if the line says that it has ended."""
         name, _, text = line.partition("  ")
         run = self._begun.get(name) or self.waiting.get(name)
         if run is None:
@@ -90,15 +90,15 @@ class Together:
         if text == f"{STATE}{BEGUN}" and name in self.waiting:
             run.started = time.monotonic()
             self._begun[name] = self.waiting.pop(name)
-        # One that says that it failed and had not begun is no judge of itself: there was no sampler left.
+        # A cell reported as failed before it started is not at fault (the sampler was gone), so it gets no result.
         elif text in (f"{STATE}{DONE}", f"{STATE}{FAILED}") and name in self._begun:
             del self._begun[name]
             return result_of(run, config, 0 if text == f"{STATE}{DONE}" else 1)
         return None
 
     def _end_overdue(self, config: SweepConfig) -> None:
-        """Where a cell took longer than it may with its share of the process, all save and leave. Whether it is the
-        cell that hangs, or another in whose turn it waits, shows when it goes on alone."""
+        """If a cell has exceeded its time limit, scaled by its share of the process, make all of them save and exit.
+        Whether this cell hangs, or another one whose turn it waits for, shows when it continues alone."""
         if config.time_limit_s is None or self.process.asked_to_stop is not None:
             return
         limit_s = config.time_limit_s * self.at_once
@@ -108,7 +108,7 @@ class Together:
             self.process.stop()
 
     def _suspect(self, code: int) -> None:
-        """The process ended of itself, and not all of its cells have."""
+        """Note the suspects after the process ended by itself before all of its cells did."""
         runs = self._begun or self.waiting
         self.suspects = tuple(run.cell for run in runs.values())
         if code >= 0 and not self._begun and self.waiting:
@@ -118,7 +118,7 @@ class Together:
 def start_together(
     config: SweepConfig, cells: Sequence[Cell], targets: Targets, lock: int, cards: str | None
 ) -> Together:
-    """Run the cells in one process, each from where an earlier attempt left it."""
+    """Run the cells in one process, each resuming from where an earlier attempt left it."""
     command = COMMANDS[config.command]
     runs = {cell.name: begin(config, cell, targets[cell.arm, cell.axis_value]) for cell in cells}
     files = []
@@ -142,6 +142,6 @@ def settings_of(config: SweepConfig, run: CellRun) -> CommandConfig:
 
 
 def settings_file(settings: CommandConfig) -> str:
-    """A file that gives what was given, and no more: what follows from that is for the run to say."""
+    """A YAML file with only the settings that were given: the run itself derives the rest."""
     values: dict[str, Any] = settings.model_dump(mode="json", exclude_unset=True)
     return write_yaml(values)

@@ -1,7 +1,7 @@
-"""A cell → a run in a directory of its own, watched until it ends; what came of it.
+"""A cell → a run in its own directory, watched until it ends, and its result.
 
 OUTPUT/cells/<cell>/run/      the run's own directory
-OUTPUT/cells/<cell>/log.txt   the command and what it printed, of every attempt
+OUTPUT/cells/<cell>/log.txt   the command and what it printed, for every attempt
 OUTPUT/cells/<cell>/cell.json the cell, written before it starts
 """
 
@@ -28,7 +28,7 @@ from rl_engine.sweep.work.processes import Process, start_process
 from rollout.files.durable import write_synced
 
 LOCK_WAIT_S = 30.0
-"""Longest wait for the runs of a sweep that was killed, which are saving what they have."""
+"""Longest wait for runs of a killed sweep that are still saving their state."""
 TAIL_LINES, TAIL_CHARACTERS = 12, 1500
 CELL = "cell.json"
 LARGE = ("adapters", "checkpoints", "rollouts")
@@ -36,9 +36,10 @@ LARGE = ("adapters", "checkpoints", "rollouts")
 
 @contextlib.contextmanager
 def sole_user(output: Path) -> Iterator[int]:
-    """The descriptor of the sweep's lock. Runs inherit it: the lock is free when the last of them has gone, too.
+    """Hold the sweep's lock inside the block, and yield its descriptor. Runs inherit the descriptor, so the lock is
+    free only when the last of them has exited, too.
 
-    Raises `ConfigError` when another sweep works in `output`.
+    Raises `ConfigError` when another sweep is running in `output`.
     """
     output.mkdir(parents=True, exist_ok=True)
     with (output / LOCK).open("a", encoding="utf-8") as file:
@@ -52,7 +53,7 @@ def sole_user(output: Path) -> Iterator[int]:
 
 @dataclass(kw_only=True)
 class CellRun:
-    """A cell at work."""
+    """A running cell."""
 
     cell: Cell
     target: Target
@@ -74,7 +75,7 @@ class CellRun:
 
     @property
     def step(self) -> int:
-        """The last step it has recorded, −1 for none."""
+        """The last step it has recorded; −1 if none."""
         lines = read_metrics(self.run)
         return int(lines[-1]["step"]) if lines else -1
 
@@ -92,7 +93,7 @@ class Alone:
         return [] if self.over else [self.of_cell.cell]
 
     def news(self, config: SweepConfig) -> list[Result]:
-        """The cell's result, once it has ended; asks it to stop when it is past the limit."""
+        """The cell's result once it has ended. Asks the process to stop when it is past the time limit."""
         run, limit_s = self.of_cell, config.time_limit_s
         if self.process.returncode is None:
             run.overdue = run.overdue or (limit_s is not None and run.seconds > limit_s)
@@ -104,7 +105,7 @@ class Alone:
 
 
 def begin(config: SweepConfig, cell: Cell, target: Target) -> CellRun:
-    """The cell's directory, with what it is."""
+    """Create the cell's directory, with a record of the cell."""
     directory = config.output / "cells" / cell.name
     directory.mkdir(parents=True, exist_ok=True)
     record = {**asdict(cell), "config_hash": target.config_hash}
@@ -113,7 +114,7 @@ def begin(config: SweepConfig, cell: Cell, target: Target) -> CellRun:
 
 
 def start_alone(config: SweepConfig, cell: Cell, target: Target, lock: int, cards: str | None) -> Alone:
-    """Run the cell, from where an earlier attempt left it if its command can."""
+    """Run the cell, resuming from where an earlier attempt left it if its command can."""
     run = begin(config, cell, target)
     command = COMMANDS[config.command]
     line = [sys.executable, "-m", command.module, "--config", config.base, *arguments_of(cell)]
@@ -128,7 +129,7 @@ def note_command(log: Path, line: Sequence[str]) -> None:
 
 
 def result_of(run: CellRun, config: SweepConfig, code: int) -> Result:
-    """What came of a run that has ended with this exit code."""
+    """The result of a run that has ended with this exit code."""
     status: Literal["done", "failed", "timeout"] = "failed"
     reached = f"step {run.step} of {run.target.steps or 'its epochs'}"
     if code == 0 and run.step >= (run.target.steps or 0):

@@ -1,4 +1,4 @@
-"""Cells that are due → the processes at work on them: as many as `jobs`, each with one cell or with several."""
+"""Due cells → the processes that run them: up to `jobs`, each with one cell or several."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rl_engine.sweep.work.company import Together, start_together
 from rl_engine.sweep.work.runs import Alone, start_alone
 
 MOST_DEATHS = 2
-"""A cell whose process was killed so often among others goes on alone, where it can kill none but its own."""
+"""A cell whose shared process died this often continues alone, where it can take down no other cell."""
 
 
 @dataclass
@@ -27,15 +27,15 @@ class WorkSlots:
     lock: int
     say: Callable[[str], None]
     cards: Sequence[str] = ()
-    """Those of each process, one for each of `jobs`; without any a process sees what the sweep does."""
+    """The cards of each process, one entry per job; if empty, processes see the same cards as the sweep."""
     at_work: list[Alone | Together] = field(default_factory=list, init=False)
     _alone: set[str] = field(default_factory=set, init=False)
-    """Names of cells that are no longer run among others."""
+    """Names of cells that must run alone from now on."""
     _deaths: Counter[str] = field(default_factory=Counter, init=False)
-    """How often a cell was at work when the process of several was killed."""
+    """How often a cell was running when its shared process died."""
 
     def fill(self, due: Sequence[Cell]) -> None:
-        """Put cells to work, first those that come first, until every process there may be is there."""
+        """Start cells in order until `jobs` processes are running."""
         left = list(due)
         while left and len(self.at_work) < self.config.jobs:
             cells = self._next(left)
@@ -52,9 +52,9 @@ class WorkSlots:
         return next((one for one in self.cards if one not in taken), None)
 
     def _next(self, due: Sequence[Cell]) -> list[Cell]:
-        """The first cell, and others that can run with it: as many as are left for a process if every process has the
-        same number of cells to end, and enough for a company. They are taken from all over the group, as neighbours
-        are cells of one arm, and arms differ in what they cost."""
+        """The first cell, and others that can share its process: as many as give every process the same number of
+        unfinished cells, but at least `together`. They are picked evenly from the whole group, because neighbours
+        belong to one arm and arms differ in cost."""
         group = self._group(due[0])
         if group is None:
             return [due[0]]
@@ -68,7 +68,7 @@ class WorkSlots:
         return None if cell.name in self._alone else self.sharing.group_of((cell.arm, cell.axis_value))
 
     def news(self) -> list[Result]:
-        """What has ended since the last call."""
+        """Results of the cells that have ended since the last call."""
         results = [result for work in self.at_work for result in work.news(self.config)]
         for work in self.at_work:
             if work.over and isinstance(work, Together):
@@ -77,7 +77,7 @@ class WorkSlots:
         return results
 
     def _learn_from(self, ended: Together) -> None:
-        """What a process of several cannot tell of a cell shows when that cell runs alone."""
+        """Make suspect cells of an ended shared process run alone, which shows which of them is at fault."""
         if ended.overdue:
             self._part(ended.overdue, "past the time limit with its share of a process")
         if ended.refused:
