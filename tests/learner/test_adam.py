@@ -1,4 +1,4 @@
-"""Adam where its state is: fused on a card and on the host beside one, with the host's threads, and after a restore."""
+"""Adam by the place of its state: fused on a GPU and on the host of a GPU, with the host's threads, after a restore."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_the_count_is_where_the_kernel_wants_it() -> None:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of threads that are set, beside a learner whose optimizer is made as on CUDA, on a machine of four
-    processors. vLLM leaves the process one."""
+    """Records the numbers of threads that are set, with optimizers created as on CUDA, on a machine with four cores.
+    vLLM leaves the process one thread."""
     made: list[int] = []
     monkeypatch.setattr(learning, "adam", as_on_cuda)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
@@ -67,7 +67,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_an_offloaded_optimizer_steps_fused_on_the_hosts_threads(
     make_learner: Callable[..., Learner], samples: list[TrainingSample], threads: list[int]
 ) -> None:
-    """And nothing else does: after each step the process has what it had."""
+    """Only its steps run on those threads: after each step the process has its earlier number again."""
     learner = make_learner(*OFFLOADED)
     for _ in range(2):
         learner.step([samples], LOOSE)
@@ -78,7 +78,7 @@ def test_an_offloaded_optimizer_steps_fused_on_the_hosts_threads(
 def test_a_fused_optimizer_goes_on_where_it_was(
     make_learner: Callable[..., Learner], samples: list[TrainingSample], threads: list[int], settings: tuple[str, ...]
 ) -> None:
-    """Its step after a restore is the step without one, to the bit, and that of the other kernel to rounding."""
+    """The step after a restore is bit-identical to the step without one, and equals the other kernel's to rounding."""
     through, resumed = make_learner(*settings), make_learner(*settings)
     through.step([samples], LOOSE)
     restore_learner(resumed, learner_state(through))

@@ -1,4 +1,4 @@
-"""Gradients that are no number, and the rate over a run: by hand, against transformers, and to the bit on resuming."""
+"""Non-finite gradients, and the rate over a run: by hand, against transformers, and bit for bit when resuming."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LearnerMaker = Callable[..., Learner]
 
 
 def broken(samples: list[TrainingSample]) -> list[TrainingSample]:
-    """The samples with a loss that overflows, though every log-probability is a number."""
+    """The samples with a loss that overflows although all log-probabilities are finite."""
     return [*samples[:-1], replace(samples[-1], weight=math.inf)]
 
 
@@ -33,7 +33,7 @@ def broken(samples: list[TrainingSample]) -> list[TrainingSample]:
 def test_an_update_without_a_finite_gradient_never_was(
     stage: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """An update whose gradient is no number is as if it had not been."""
+    """An update with a non-finite gradient leaves no trace."""
     overrides = (f"learner.zero_stage={stage}", "optim.weight_decay=0.1", "optim.clip_norm=0.01")
     learner, other = make_learner(*overrides), make_learner(*overrides)
     for each in (learner, other):
@@ -46,7 +46,7 @@ def test_an_update_without_a_finite_gradient_never_was(
     metrics = learn_metrics(stats, 1e-3)
     assert metrics["updates/skipped"] == 1
     assert not {"loss", "grad_norm"} & metrics.keys()
-    # Both go on alike; of two updates one may be good.
+    # Both continue identically; in a step of two updates, the good one is made.
     assert other.step([samples], LOOSE).skipped == 0
     mixed = learner.step([broken(samples), samples], LOOSE)
     assert (mixed.updates, mixed.skipped) == (1, 1)
@@ -57,7 +57,7 @@ def test_an_update_without_a_finite_gradient_never_was(
 def test_several_in_a_row_stop_the_run_with_old_weights(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """Several in a row stop the run with the weights as they were."""
+    """Several in a row stop the run and leave the weights as they were."""
     learner = make_learner()
     before = learner.weights()
     for _ in range(SKIPS_IN_A_ROW - 1):
@@ -73,7 +73,7 @@ def test_a_good_update_begins_the_count_anew(make_learner: LearnerMaker, samples
         assert learner.step([broken(samples), samples], LOOSE).skipped == 1
 
 
-# The rate.
+# The learning rate.
 
 
 def test_the_rate_rises_and_falls_as_the_schedule_says() -> None:
@@ -109,7 +109,7 @@ def test_a_warm_up_that_never_ends_is_refused() -> None:
 def test_every_group_learns_at_its_rate_and_weights_decay(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """Adam's first step is the rate itself; A has no gradient yet, and only decays: A·(1 − rate·decay)."""
+    """Adam's first step has the size of the rate. A has no gradient yet and only decays: A·(1 − rate·decay)."""
     learner = make_learner("optim.lr=1e-3", "optim.weight_decay=0.5", "lora.plus_ratio=4")
     before = learner.weights()
     learner.set_rate(0.25)
@@ -126,8 +126,8 @@ def test_every_group_learns_at_its_rate_and_weights_decay(
 def test_adams_count_is_restored_where_the_optimizer_keeps_it(
     stage: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """A fused optimizer refuses a count that is on another device than its parameters: the tensor it made stays, and
-    is filled."""
+    """A fused optimizer refuses a step count on another device than its parameters, so its own tensor is kept and
+    filled."""
     learner, other = (make_learner(f"learner.zero_stage={stage}") for _ in range(2))
     for _ in range(3):
         learner.step([samples], LOOSE)

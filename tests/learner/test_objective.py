@@ -1,5 +1,4 @@
-"""Log-probabilities and micro-batches against numbers worked out by hand and by the full softmax, and the
-invariances they promise."""
+"""Log-probabilities and micro-batches against hand-computed numbers and the full softmax, and their invariances."""
 
 from __future__ import annotations
 
@@ -48,12 +47,12 @@ def test_chunked_logprobs_are_those_of_the_full_softmax(count: int, temperature:
 
 @pytest.mark.parametrize("certain", [0.9, 0.99, 0.997, 0.9999])
 def test_the_gradient_of_a_certain_token_survives_bfloat16(certain: float) -> None:
-    """W[y] − Σ p·W is a difference of nearly equal vectors: 28 % off at 0.99 when each is rounded before it."""
+    """W[y] − Σ p·W is a difference of nearly equal vectors: 28 % off at 0.99 if each is rounded first."""
     generator = torch.Generator().manual_seed(0)
     count, width, vocabulary = 32, 64, 512
     weight = torch.randn(vocabulary, width, generator=generator).bfloat16()
     target = torch.randint(0, vocabulary, (count,), generator=generator)
-    # A hidden state along the target's row, as long as makes it that likely.
+    # A hidden state along the target's row, scaled to give the target that probability.
     hidden = weight[target].double()
     low, high = torch.zeros(count, 1).double(), torch.ones(count, 1).double()
     for _ in range(60):
@@ -63,7 +62,7 @@ def test_the_gradient_of_a_certain_token_survives_bfloat16(certain: float) -> No
     rows = (low * hidden).bfloat16().requires_grad_()
     logprob, _ = token_logprobs(rows, weight, target, 1.0)
     (found,) = torch.autograd.grad(logprob.sum(), rows)
-    # The exact gradient at the logits that bfloat16 made.
+    # The exact gradient for the logits as computed in bfloat16.
     logits = (rows.detach() @ weight.T).double().requires_grad_()
     (pull,) = torch.autograd.grad(logits.log_softmax(-1).gather(1, target[:, None]).sum(), logits)
     exact = pull @ weight.double()

@@ -1,4 +1,4 @@
-"""Two threads and one micro-batch large enough for both: the same step gives the same bits, whoever is faster."""
+"""Two threads and one micro-batch large enough for both: a step is bit-identical, whichever thread is faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups → updates: who learns from what, with which weight."""
+"""Groups → updates: which completions each update trains on, and with which weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADVANTAGES = [[0.5, -0.5], [0.0, 0.0], [-0.25, 0.25]]
 
 
 def test_groups_without_signal_are_dropped_but_weigh(make_config: Any) -> None:
-    """One update drops groups without signal and counts them in the weight."""
+    """An update drops groups without signal, but its normalizer counts them."""
     config = make_config("loss.normalizer=tokens")
     (update,) = updates_of(config, GROUPS, ADVANTAGES)
     assert [(s.prompt_ids, len(s.completion_ids), s.advantage) for s in update] == [
@@ -36,9 +36,9 @@ def test_groups_without_signal_are_dropped_but_weigh(make_config: Any) -> None:
 
 
 def test_updates_get_whole_groups_and_own_normalizers(make_config: Any) -> None:
-    """Updates are dealt whole groups with normalizers of their own."""
+    """Updates get whole groups, and each has its own normalizer."""
     config = make_config("learner.updates_per_step=2", "loss.normalizer=sequence")
-    # The second update would have had the group without signal alone.
+    # The second update would have had only the group without signal.
     (update,) = updates_of(config, GROUPS, ADVANTAGES)
     assert [s.prompt_ids for s in update] == [(0,), (0,), (2,), (2,)]
     assert [s.weight for s in update] == pytest.approx([1 / (4 * n) for n in (1, 2, 5, 6)])
@@ -58,7 +58,7 @@ def test_nothing_to_learn_is_no_update(make_config: Any) -> None:
 
 
 def without(group: GradedGroup, index: int) -> GradedGroup:
-    """The group where one completion is not scored."""
+    """The group with one completion not scored."""
     results = list(group.results)
     results[index] = result(Verdict.ERROR, scored=False)
     return GradedGroup(group.rollout, tuple(results))
@@ -68,7 +68,7 @@ def without(group: GradedGroup, index: int) -> GradedGroup:
 @pytest.mark.parametrize(
     ("normalizer", "weights"),
     [
-        # Of lengths 1, 3, 4, 5 and 6 the sum is 19, and there are five; the quickstart's limit is 72 tokens.
+        # Five lengths, 1, 3, 4, 5 and 6, with sum 19; the quickstart's limit is 72 tokens.
         ("tokens", {1: 1 / 19, 3: 1 / 19, 4: 1 / 19, 5: 1 / 19, 6: 1 / 19}),
         ("constant", dict.fromkeys((1, 3, 4, 5, 6), 1 / (5 * 72))),
         ("sequence", {n: 1 / (5 * n) for n in (1, 3, 4, 5, 6)}),
@@ -77,7 +77,7 @@ def without(group: GradedGroup, index: int) -> GradedGroup:
 def test_what_is_not_scored_is_in_no_loss_and_no_normalizer(
     term: str, normalizer: str, weights: dict[int, float], make_config: Any
 ) -> None:
-    """Not even a penalty or bonus is taken on it."""
+    """Not even a penalty or bonus applies to it."""
     config = make_config(f"loss.normalizer={normalizer}", term)
     (update,) = updates_of(config, [without(GROUPS[0], 1), *GROUPS[1:]], ADVANTAGES)
     found = {len(sample.completion_ids): sample.weight for sample in update}

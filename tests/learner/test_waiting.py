@@ -1,5 +1,5 @@
-"""The learner's passes over micro-batches read no number: on a GPU each reading waits until all is computed that was
-asked for, and leaves the card idle until more is asked for."""
+"""The learner's passes over micro-batches never read a value: on a GPU each read waits for all queued work, and leaves
+the GPU idle until more is queued."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rl_engine.learner.learner import Learner
 
 pytestmark = pytest.mark.engine
 
-# What has a Python number for an answer, or a tensor whose size depends on values.
+# Operations that return a Python number, or a tensor whose size depends on values.
 READINGS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "repeat_interleave")
 
 
 class Readings(TorchDispatchMode):
-    """Notes every operation inside the block that a GPU would have to be waited for."""
+    """Records every operation inside the block that would have to wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

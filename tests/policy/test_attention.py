@@ -1,4 +1,4 @@
-"""Attention over shared prompts against torch's own, and the models it is offered for."""
+"""Attention over shared prompts against torch's own, and the models that may use it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_attention_and_its_gradients_are_those_of_torch(kv_heads: int, shared_ma
     upstream = torch.randn(3, 4, 5, 8, generator=generator, dtype=torch.float64)
     found = attend(q, k, v, drop, 0.3)
     expected = scaled_dot_product_attention(q, k, v, ~drop[:, None], scale=0.3, enable_gqa=True)
-    # Scores are computed in float32, whatever comes in: 8 products, a softmax of 7.
+    # Scores are always computed in float32: 8 products, a softmax over 7.
     assert_same_sums(found, expected, 8 + 7)
     gradients = torch.autograd.grad((found * upstream).sum(), (q, k, v))
     wanted = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
@@ -75,7 +75,7 @@ def test_heads_that_share_keys_score_as_in_padded_rows(kind: str) -> None:
         logprobs.append(LogprobModel(model, 1.0)(batch)[0])
     torch.testing.assert_close(logprobs[1], logprobs[0], atol=10 * float32_error(2 * 7 * 48), rtol=0)
     row = collate(samples, pad_id=0, layout="shared_prompt").input_ids_BT
-    # Two prompts of five positions and four completions of three: nothing is predicted from a last token.
+    # Two prompts of five positions, four completions of three: nothing is predicted from a last token.
     assert row.tolist() == [[3, 4, 5, 0, 0, 10, 11, 12, 13, 14, 6, 7, 8, 0, 0, 0, 0, 0, 0, 16, 0, 0]]
 
 
@@ -106,7 +106,7 @@ def test_a_model_of_other_attention_is_refused(tmp_path: object) -> None:
 
 
 def test_packable_families_score_as_in_rows_of_their_own() -> None:
-    """Families that may be packed score as in rows of their own."""
+    """Packed samples of packable families get the same log-probabilities as in separate rows."""
     samples = [
         TrainingSample(
             prompt_ids=(5, 6, 7),
@@ -129,7 +129,7 @@ def test_packable_families_score_as_in_rows_of_their_own() -> None:
 
 
 def test_chunks_of_a_row_are_no_chunks_of_its_samples(make_config: ConfigMaker) -> None:
-    """Llama 4 attends within 8,192 positions, which it counts from the beginning of a row."""
+    """Llama 4 attends within chunks of 8,192 positions, counted from the start of the row."""
     config, model_config = make_config("learner.layout=packed"), tiny_config("llama4_text")
     with pytest.raises(ConfigError, match=r"learner.layout packed .* attends within chunks of 8,192 positions"):
         choose_layout(config, model_config, "cpu")

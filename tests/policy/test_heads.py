@@ -1,4 +1,4 @@
-"""The output embedding's chunks: as one kernel computes them on a GPU, and where the embedding itself learns."""
+"""Chunks of the output embedding: as one kernel computes them on a GPU, and with a trainable embedding."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_kernel_of_a_gpu_computes_what_the_steps_on_a_cpu_do(transform: Logi
 
 
 def test_in_16_bits_a_certain_token_still_pulls() -> None:
-    """In 16 bits it answers in 16 bits, and a certain token still pulls."""
+    """With 16-bit input it returns 16-bit gradients, and a nearly certain token still has one."""
     raw = torch.zeros(1, 8, dtype=torch.bfloat16)
     raw[0, 3] = 12.0
     logprob, _, pull, _ = head_chunk(raw, torch.tensor([3]), 1.0, None)
@@ -89,7 +89,7 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch: pytest.Monk
 def test_a_learning_head_has_the_gradients_of_all_logits(
     transform: LogitTransform, with_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A head that learns has the gradients of all logits at once."""
+    """A trainable head gets the same gradients as from all logits at once."""
     monkeypatch.setattr(logprobs, "rows_at_once", lambda *_: 7)
     hidden, weight, bias, target = parts()
     learned = [hidden.requires_grad_(), weight.requires_grad_()] + [bias.requires_grad_()] * with_bias
@@ -105,7 +105,7 @@ def test_a_learning_head_has_the_gradients_of_all_logits(
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma", "phi"])
 def test_a_head_in_float32_is_cast_once_a_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Untied, tied to the input's, and with a bias; as the full log-softmax has it to the rounding of 16 bits."""
+    """Untied, tied to the input embedding, and with a bias; equal to the full log-softmax up to 16-bit rounding."""
     monkeypatch.setattr(logprobs, "rows_at_once", lambda *_: 5)
     model = tiny_model(kind).to(torch.float32)
     completion = tuple(range(8, 30))

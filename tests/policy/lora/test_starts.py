@@ -1,4 +1,4 @@
-"""Every way to start and scale an adapter: two steps with the real sampler, or a refusal that says what to do."""
+"""Every way to start and scale an adapter: steps with the real sampler, or an error that says what to do."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def test_a_variant_trains_and_is_served(
         vllm_engine.load_adapter(ref)
         samples = alternating(vllm_engine.generate([PROMPT], SAMPLING, ref, ["seed"]))
         vllm_engine.unload_adapter(ref)
-        # The limits are the test: float32 engines agree to 1e-5 or so.
+        # These limits are the actual test: float32 engines agree to about 1e-5.
         stats = learner.step([samples], GapLimits(kl=LOGPROB_SQUARED, logprob=2e-4))
-        # k3 of float32 rounding; the policy starts as the base model whatever the adapter starts from.
+        # Only rounding at version 0: whatever the adapter starts from, the policy starts as the base model.
         assert (abs(stats.kl_base) < LOGPROB_SQUARED) == (version == 0)
     assert all(not torch.equal(tensor, before[key]) for key, tensor in learner.weights().items())
 
 
 def test_the_svd_starts_are_pefts_over_an_untouched_base(make_config: ConfigMaker, ranks: Ranks) -> None:
-    """PiSSA: s·B₀A₀ is the best rank-2 approximation of the weight (Eckart and Young)."""
+    """For PiSSA, s·B₀A₀ is the best rank-2 approximation of the weight (Eckart and Young)."""
     learner = learner_of(make_config("lora.rank=2", "lora.init=pissa"), ranks)
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32).state_dict()
     assert isinstance(learner.trainable, LoraPolicy)
@@ -88,7 +88,7 @@ def test_the_svd_starts_are_pefts_over_an_untouched_base(make_config: ConfigMake
 
 
 def test_eva_starts_from_what_the_layers_see(make_config: ConfigMaker, ranks: Ranks) -> None:
-    """With one prompt of six tokens, rank 6 spans all a layer was given: projecting on A loses nothing."""
+    """With one prompt of six tokens, rank 6 spans all inputs of a layer: projecting onto A loses nothing."""
     learner = learner_of(make_config("lora.rank=6", "lora.init=eva"), ranks)
     assert isinstance(learner.trainable, LoraPolicy)
     seen: dict[str, torch.Tensor] = {}
@@ -106,7 +106,7 @@ def test_eva_starts_from_what_the_layers_see(make_config: ConfigMaker, ranks: Ra
 def test_eva_is_the_same_in_every_layout(
     make_config: ConfigMaker, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it sees is the prompt, to its last token, and no padding: six tokens span the same space whatever pads."""
+    """EVA sees the prompt up to its last token and no padding: six tokens span the same space in every layout."""
     spans = []
     config = make_config("lora.rank=6", "lora.init=eva")
     for layout, pad_id in (
@@ -131,7 +131,7 @@ def test_eva_is_the_same_in_every_layout(
 def test_a_start_of_ours_is_published_as_a_plain_adapter(
     start: str, make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
-    """PEFT loads it as a LoRA like any other."""
+    """PEFT loads it as an ordinary LoRA adapter."""
     learner = learner_of(make_config("lora.rank=3", f"lora.init={start}", "lora.rslora=true", "optim.lr=1e-2"), ranks)
     learner.step([samples], LOOSE)
     learner.trainable.write(tmp_path, learner.weights())
@@ -142,14 +142,14 @@ def test_a_start_of_ours_is_published_as_a_plain_adapter(
     logprobs = adapted(ids).logits[0, len(sample.prompt_ids) - 1 : -1].log_softmax(-1)
     expected = logprobs.gather(1, torch.tensor(sample.completion_ids)[:, None]).squeeze(1)
     (found,) = learner.score([sample])
-    # The converted adapter is a difference of large numbers here: a few 1e-5 of rounding.
+    # The converted adapter is a difference of large numbers here, with rounding of a few 1e-5.
     assert found == pytest.approx(expected.tolist(), abs=2e-4)
 
 
 def test_lora_plus_moves_b_that_much_further(
     make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample]
 ) -> None:
-    """Adam's first step moves every weight by its rate."""
+    """Adam's first step moves every weight by its learning rate."""
     moved = {}
     for ratio in (1, 16):
         learner = learner_of(make_config("optim.lr=1e-4", "optim.eps=1e-20", f"lora.plus_ratio={ratio}"), ranks)
@@ -189,9 +189,9 @@ def test_a_run_goes_on_from_an_adapter(
             ["lora.rank=4", "lora.rslora=true", "lora.rank_pattern={up_proj: 2}", "lora.alpha_pattern={down_proj: 8}"],
             None,
         ),
-        # 32/√4 = 64/4: the same update under the other rule.
+        # 32/√4 = 64/4: the same scale under the other rule.
         (["lora.rank=4", "lora.rslora=true"], ["lora.rank=4", "lora.alpha=64"]),
-        # Served at twice the rank, with √2 times the alpha.
+        # The adapter is served at twice the rank, with √2 times the alpha.
         (
             ["lora.rank=2", "lora.rslora=true", "lora.init=pissa"],
             ["lora.rank=4", "lora.rslora=true", "lora.alpha=45.254834"],
@@ -206,7 +206,7 @@ def test_an_adapter_of_root_scale_is_gone_on_from(
     samples: list[TrainingSample],
     tmp_path: Path,
 ) -> None:
-    """An adapter scaled by the root of its rank is gone on from."""
+    """A run can start from an adapter that is scaled by the root of its rank."""
     first = learner_of(make_config(*trained, "optim.lr=1e-2"), ranks)
     first.step([samples], LOOSE)
     ref = publish(AdapterStore(tmp_path / "a"), 0, first)
