@@ -85,7 +85,7 @@ def test_merged_means_are_over_tokens() -> None:
     )
 
 
-def test_merged_parts_are_the_whole() -> None:
+def test_merged_parts_equal_the_whole() -> None:
     gaps = [0.1, -3.0, 0.02, 0.0, 0.5, -2.5, 0.3]
     whole = measured(gaps)
     for border in range(1, len(gaps)):
@@ -94,8 +94,7 @@ def test_merged_parts_are_the_whole() -> None:
             assert getattr(merged, name) == pytest.approx(getattr(whole, name), rel=1e-12), name
 
 
-def test_a_limit_is_inclusive_and_one_of_thousands_passes() -> None:
-    """A gap exactly at a limit passes, and so does one far token in a thousand."""
+def test_limits_are_inclusive_and_one_token_in_1000_passes() -> None:
     LIMITS.check(gap(1e-3, logprob_max=0.5))
     LIMITS.check(gap(1e-3, logprob_max=9.0, tokens=1000, beyond=1e-3))
 
@@ -104,12 +103,12 @@ def test_a_limit_is_inclusive_and_one_of_thousands_passes() -> None:
     "over",
     [gap(1.1e-3), gap(0.0, beyond=2e-3), gap(math.nan), gap(0.0, beyond=1.0, logprob_max=math.nan), gap(math.inf)],
 )
-def test_what_is_over_a_limit_or_no_number_is_refused(over: SamplerGap) -> None:
+def test_a_gap_over_a_limit_or_nan_is_refused(over: SamplerGap) -> None:
     with pytest.raises(SamplerGapError, match=r"\(limit 0\.001, .*\(limit 0\.1%, .*Nothing was updated\."):
         LIMITS.check(over)
 
 
-def test_one_far_token_of_few_is_not_another_adapter() -> None:
+def test_one_far_token_among_few_is_no_wrong_adapter() -> None:
     """Observed with SmolLM2-135M in bfloat16: 115 tokens, one of them 0.945 nats apart, sampler/kl 0.0108."""
     rest = math.sqrt(2 * (115 * 0.0108 - 0.945**2 / 2) / 114)
     seen = measured([0.945, *[rest] * 114])
@@ -131,11 +130,11 @@ def test_one_far_token_of_few_is_not_another_adapter() -> None:
     ("tokens", "nats"),
     [(2, 5.0), (7, 1.0), (16, 0.6), (100, 0.3), (115, 0.25), (448, 0.2), (4000, 0.16)],
 )
-def test_tokens_that_are_all_apart_are_refused(tokens: int, nats: float) -> None:
+def test_a_gap_on_all_tokens_is_refused(tokens: int, nats: float) -> None:
     assert refused(measured([nats, -nats] * (tokens // 2) + [nats] * (tokens % 2)))
 
 
-def test_float32_tells_another_adapter_from_few_tokens() -> None:
+def test_float32_detects_another_adapter_from_few_tokens() -> None:
     limits = gap_limits(load_config("quickstart.yaml", ["model.dtype=float32"]))
     limits.check(measured([5e-4, -5e-4, 2e-4] * 40, limits))
     limits.check(measured([1e-2, *[1e-4] * 99], limits))
@@ -146,14 +145,13 @@ def test_float32_tells_another_adapter_from_few_tokens() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 2, 115, 10_000])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_token_that_is_no_number_or_infinite_is_refused(tokens: int, value: float) -> None:
-    """A single token with a NaN or infinite gap is refused."""
+def test_a_nan_or_infinite_token_is_refused(tokens: int, value: float) -> None:
     found = measured([*[0.0] * (tokens - 1), value])
     assert refused(found)
     assert refused(SamplerGap.merged([measured([0.0] * 100), found]))
 
 
-def test_the_message_names_the_token_and_its_place() -> None:
+def test_the_message_names_the_token_and_its_position() -> None:
     with pytest.raises(SamplerGapError) as caught:
         LIMITS.check(gap(0.1, logprob_max=3.0, tokens=10_000, beyond=0.25, worst=token(-4.5)))
     assert (
@@ -167,7 +165,7 @@ def test_the_message_names_the_token_and_its_place() -> None:
         LIMITS.check(gap(math.nan, logprob_max=math.nan, beyond=0.1, worst=token(math.nan)))
 
 
-def test_no_number_in_the_canary_is_no_agreement() -> None:
+def test_nan_in_the_canary_is_no_agreement() -> None:
     assert furthest([[1.0, 2.0], [3.0]], [[1.0, 2.5], [3.25]]) == 0.5
     assert furthest([[1.0, 2.0], [3.0]], [[1.0, 2.5], [3.25]], but=1) == 0.25
     assert furthest([[1.0]], [[3.0]], but=1) == 2.0
@@ -177,7 +175,7 @@ def test_no_number_in_the_canary_is_no_agreement() -> None:
         assert math.isnan(furthest([row], [[0.0, 0.0, 0.0]], but=1))
 
 
-def test_without_limits_anything_passes_but_what_is_no_number() -> None:
+def test_without_limits_everything_but_nan_passes() -> None:
     """The sampler has been checked against the versions that sampled; what was learned since may be any amount."""
     check_gap(gap(1e9, logprob_max=math.inf), None)
     with pytest.raises(SamplerGapError, match=r"no number.*Nothing was updated"):

@@ -42,7 +42,6 @@ def on_policy(learner: Learner, samples: list[TrainingSample]) -> list[TrainingS
 def test_the_update_does_not_depend_on_the_micro_batches(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """The update is the same for every split into micro-batches."""
     adapters, stats = [], []
     for budget in (10_000, 60, 1):
         learner = make_learner(f"learner.tokens_per_microbatch={budget}")
@@ -57,7 +56,7 @@ def test_the_update_does_not_depend_on_the_micro_batches(
         assert_same_adam_steps(adapter, adapters[0], learner.config.optim.rate)
 
 
-def test_padding_changes_no_logprob(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+def test_padding_does_not_change_logprobs(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     learner = make_learner()
     alone = learner.score(samples)
     batch = collate(samples, pad_id=0, layout=learner.layout)
@@ -72,7 +71,7 @@ def test_padding_changes_no_logprob(make_learner: LearnerMaker, samples: list[Tr
 @pytest.mark.parametrize("layout", ["packed", "shared_prompt", PACKED_SHARED])
 @pytest.mark.parametrize("budget", [60, 10_000])
 @pytest.mark.parametrize("more", [(), ("learner.gradient_checkpointing=true", "method=full", "optim.lr=1e-4")])
-def test_the_layout_changes_no_update(
+def test_the_layout_does_not_change_the_update(
     layout: str,
     budget: int,
     more: tuple[str, ...],
@@ -154,7 +153,7 @@ def test_b_moves_by_the_rate_at_the_first_step(make_learner: LearnerMaker, sampl
             assert not moved.any()
 
 
-def test_the_step_goes_up_the_reward(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+def test_a_step_increases_the_expected_reward(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     learner = make_learner()
     rows = on_policy(learner, samples)
     before = learner.score(rows)
@@ -165,10 +164,9 @@ def test_the_step_goes_up_the_reward(make_learner: LearnerMaker, samples: list[T
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_every_zero_stage_updates_alike_and_resumes_exactly(
+def test_zero_stages_make_the_same_update_and_resume_exactly(
     stage: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """Every ZeRO stage makes the same update and resumes bit for bit."""
     plain = make_learner("optim.clip_norm=0.01")
     sharded = make_learner(f"learner.zero_stage={stage}", "optim.clip_norm=0.01")
     for learner in (plain, sharded):
@@ -187,20 +185,22 @@ def test_every_zero_stage_updates_alike_and_resumes_exactly(
         assert torch.equal(resumed.weights()[name], tensor), name
 
 
-def test_a_state_of_another_adapter_is_refused(make_learner: LearnerMaker) -> None:
+def test_the_state_of_another_adapter_is_refused(make_learner: LearnerMaker) -> None:
     state = learner_state(make_learner("lora.rank=2"))
     with pytest.raises(ValueError, match="another adapter"):
         restore_learner(make_learner("lora.rank=1"), state)
 
 
-def test_gradient_checkpointing_changes_no_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+def test_gradient_checkpointing_does_not_change_the_update(
+    make_learner: LearnerMaker, samples: list[TrainingSample]
+) -> None:
     plain, checkpointed = make_learner(), make_learner("learner.gradient_checkpointing=true")
     for learner in (plain, checkpointed):
         learner.step([samples], LOOSE)
     assert_same_adam_steps(checkpointed.weights(), plain.weights(), plain.config.optim.rate)
 
 
-def test_a_gap_over_the_limit_stops_before_anything_is_updated(
+def test_a_gap_over_the_limit_stops_before_any_update(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
     learner = make_learner()
@@ -261,7 +261,7 @@ def llama_8b() -> LlamaForCausalLM:
         )
 
 
-def test_parameters_a_rank_of_llama_8b_are_those_of_the_paper() -> None:
+def test_llama_8b_parameters_per_rank_match_the_paper() -> None:
     """Per unit of rank: 1,769,472 in MLPs, 851,968 in attention (LoRA Without Regret, without the output embedding)."""
     model = llama_8b()
     coverage = coverage_of(model, LoraConfig(rank=1, targets="all"))
@@ -271,7 +271,7 @@ def test_parameters_a_rank_of_llama_8b_are_those_of_the_paper() -> None:
     assert "lm_head" not in coverage.modules
 
 
-def test_targets_by_name_and_the_nearest_one_when_misspelt() -> None:
+def test_targets_by_name_and_a_hint_when_misspelt() -> None:
     model = llama_8b()
     assert len(match_targets(model, ("q_proj", "v_proj"))) == 64
     assert list(match_targets(model, "model.layers.3.mlp.up_proj")) == ["model.layers.3.mlp.up_proj"]
@@ -279,14 +279,14 @@ def test_targets_by_name_and_the_nearest_one_when_misspelt() -> None:
         match_targets(model, ("v_proj", "q_porj"))
 
 
-def test_one_layer_by_its_path_trains_that_layer_alone(make_learner: LearnerMaker) -> None:
+def test_a_layer_given_by_path_is_the_only_one_trained(make_learner: LearnerMaker) -> None:
     learner = make_learner("lora.targets=[model.layers.1.mlp.up_proj]")
     assert isinstance(learner.trainable, LoraPolicy)
     assert learner.trainable.coverage.modules == ("model.layers.1.mlp.up_proj",)
     assert len(learner.parameters) == 2
 
 
-def test_what_a_rank_passes_for_the_others_sake_is_in_no_figure(
+def test_filler_micro_batches_enter_no_statistic(
     make_learner: LearnerMaker, samples: list[TrainingSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of two ranks has one micro-batch of its own, and a filler that evens out the number of passes."""
@@ -350,7 +350,7 @@ def test_nothing_is_clipped_on_policy_in_bfloat16(
 
 
 @pytest.mark.parametrize("name", CLIPPED)
-def test_later_updates_are_clipped_by_what_earlier_ones_moved(
+def test_later_updates_are_clipped_relative_to_the_step_start(
     name: str, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
     """At a vanishing rate nothing moves, and all ratios of all updates and epochs are one; at a large one they vary."""

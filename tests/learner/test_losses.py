@@ -62,8 +62,7 @@ def test_ppo_clip_by_hand(advantage: float, ratio: float, expected: float) -> No
     torch.testing.assert_close(loss, row(expected))
 
 
-def test_cispo_weighs_by_bounded_ratios_and_keeps_gradients() -> None:
-    """CISPO weights by the bounded ratio and keeps every gradient."""
+def test_cispo_weights_by_bounded_ratios_and_keeps_gradients() -> None:
     logprob = row(math.log(8.0), -LOG2).requires_grad_()
     loss = cispo(logprob, row(0.0, 0.0), row(1.0, -2.0), ONES)
     torch.testing.assert_close(loss, row(-4.0 * math.log(8.0), 2.0 * 0.5 * -LOG2))
@@ -71,7 +70,7 @@ def test_cispo_weighs_by_bounded_ratios_and_keeps_gradients() -> None:
     torch.testing.assert_close(gradient, row(-4.0, 1.0))
 
 
-def test_gspo_has_one_ratio_a_completion() -> None:
+def test_gspo_has_one_ratio_per_completion() -> None:
     """Ratios 4 and 1 have geometric mean 2, clipped to 1.5 for the good completion and unchanged for the bad one."""
     logprob = torch.tensor([[2 * LOG2, 0.0], [2 * LOG2, 0.0]])
     mask = ONES.expand(2, 2)
@@ -117,7 +116,7 @@ def test_on_policy_every_loss_has_the_policy_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_what_padding_holds_does_not_matter(name: str) -> None:
+def test_the_content_of_padding_does_not_matter(name: str) -> None:
     mask = torch.tensor([[True, False]])
     logprob = row(-1.0, 90.0).requires_grad_()
     loss = LOSSES[name](logprob, row(-1.0, -90.0), row(1.0, 1.0), mask)
@@ -130,7 +129,7 @@ def hits(*arguments: Any) -> list[int]:
     return [int(count) for count in bounds_hit(*arguments)]
 
 
-def test_bounds_are_hit_where_the_advantage_pushes_outwards() -> None:
+def test_bounds_are_hit_only_in_the_advantages_direction() -> None:
     ratio, advantage = row(0.5, 0.5, 2.0, 2.0, 1.0), row(-1.0, 1.0, -1.0, 1.0, 1.0)
     assert hits(ratio, advantage, torch.ones(1, 5, dtype=torch.bool), 0.2, 0.2) == [1, 1]
     assert hits(ratio, advantage, torch.zeros(1, 5, dtype=torch.bool), 0.2, 0.2) == [0, 0]
@@ -254,7 +253,7 @@ def test_an_objective_by_hand() -> None:
     assert total({"kl_coef": 0.2, "kl_penalty": "advantage"}, base) == pytest.approx(plain + 0.5 * 2 * 0.2 * LOG2)
 
 
-def test_a_correction_bounds_what_is_not_the_learners_own_ratio() -> None:
+def test_a_correction_bounds_the_ratio_to_the_sampler() -> None:
     """The learner's ratio is one at the first update; the ratio of 2 to the sampler is truncated to 1.5, or masked."""
     result = objective(
         LossConfig(sampler_correction="token_truncate", correction_max=1.5),
@@ -270,7 +269,7 @@ def test_a_correction_bounds_what_is_not_the_learners_own_ratio() -> None:
     assert total({"sampler_correction": "token_mask", "correction_max": 1.5}) == pytest.approx(-0.5 * 2.0)
 
 
-def test_the_ratio_is_taken_against_old_logprobs() -> None:
+def test_the_ratio_is_relative_to_old_logprobs() -> None:
     """In a later update of a step, the ratio is 2 to the step's start, whose own ratio to the sampler is ½."""
     batch = replace(micro_batch(), old_logprob_BC=row(-1.0, -2.0 - LOG2))
     config = LossConfig(sampler_correction="token_truncate")
@@ -282,7 +281,7 @@ def test_the_ratio_is_taken_against_old_logprobs() -> None:
 # The configuration.
 
 
-def test_bounds_of_the_configuration_are_those_of_the_functions() -> None:
+def test_configured_bounds_match_the_functions_defaults() -> None:
     for name, function in LOSSES.items():
         parameters = inspect.signature(function).parameters
         assert CLIP_BOUNDS.get(name, {}) == {key: parameters[key].default for key in parameters if "clip" in key}
@@ -302,6 +301,6 @@ def test_bounds_of_the_configuration_are_those_of_the_functions() -> None:
         (["learner.updates_per_step=65"], r"learner.updates_per_step is 65: more updates than .* \(64\)"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(override: list[str], message: str) -> None:
+def test_meaningless_settings_are_refused(override: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("quickstart.yaml", override)

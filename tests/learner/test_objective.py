@@ -27,7 +27,7 @@ def naive(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) ->
 
 @pytest.mark.parametrize("count", [1, CHUNK, CHUNK + 1, 2 * CHUNK + 7])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_chunked_logprobs_are_those_of_the_full_softmax(count: int, temperature: float) -> None:
+def test_chunked_logprobs_match_the_full_softmax(count: int, temperature: float) -> None:
     generator = torch.Generator().manual_seed(count)
     hidden = torch.randn(count, 16, generator=generator, requires_grad=True)
     weight = torch.randn(40, 16, generator=generator)
@@ -104,7 +104,7 @@ def test_micro_batches_stay_within_the_budget_and_lose_nothing(samples: list[Tra
     assert len(pack(samples, 1, "padded")) == len(samples)
 
 
-def test_ranks_share_all_micro_batches_and_pass_equally_often(samples: list[TrainingSample]) -> None:
+def test_ranks_share_all_micro_batches_in_equally_many_passes(samples: list[TrainingSample]) -> None:
     batches = pack(samples, 40, "padded")
     for ranks in (1, 2, 3, len(batches) + 1):
         shares = [share_of_rank(batches, rank, ranks) for rank in range(ranks)]
@@ -113,7 +113,7 @@ def test_ranks_share_all_micro_batches_and_pass_equally_often(samples: list[Trai
         assert sorted(s.advantage for s in real) == sorted(s.advantage for s in samples)
 
 
-def test_a_collated_batch_points_at_the_right_places() -> None:
+def test_a_collated_batch_points_at_the_right_positions() -> None:
     short = TrainingSample(prompt_ids=(5, 6), completion_ids=(7,), behaviour_logprobs=(-1.0,), advantage=1.0)
     long = TrainingSample(
         prompt_ids=(8,), completion_ids=(9, 10, 11), behaviour_logprobs=(-2.0, -3.0, -4.0), advantage=-1.0
@@ -129,7 +129,7 @@ def test_a_collated_batch_points_at_the_right_places() -> None:
     assert batch.behaviour_logprob_BC.tolist() == [[-2, -3, -4], [-1, 0, 0]]
 
 
-def test_a_packed_batch_has_a_prompt_once_where_it_is_shared() -> None:
+def test_a_packed_batch_holds_a_shared_prompt_once() -> None:
     one, two = (5, 6), (8, 8, 8)
     rows = [(one, (7,)), (two, (9, 10)), (one, (11, 12, 13))]
     made = [

@@ -79,12 +79,12 @@ def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, di
 
 
 @pytest.mark.parametrize("case", OF_ONE)
-def test_two_ranks_learn_what_one_does(case: str, by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
+def test_two_ranks_learn_the_same_as_one(case: str, by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
     one, two = by_ranks[1][case], by_ranks[2][case]
     assert_same_adam_steps(two, one, RATES[case.partition("-")[0]])
 
 
-def test_a_sharded_reference_penalizes_as_a_whole_one(by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
+def test_a_sharded_reference_penalizes_like_a_whole_one(by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
     whole, free = by_ranks[1]["full-KL-0"], by_ranks[1]["full-0"]
     for name, tensor in by_ranks[2]["full-KL-3"].items():
         assert float((tensor - whole[name]).abs().mean()) < 0.01 * RATES["full"], name
@@ -93,7 +93,7 @@ def test_a_sharded_reference_penalizes_as_a_whole_one(by_ranks: dict[int, dict[s
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stage", ["1", "2", "3", "3-offload"])
-def test_every_stage_learns_what_no_sharding_does(
+def test_every_stage_learns_the_same_as_without_sharding(
     method: str, stage: str, by_ranks: dict[int, dict[str, dict[str, Tensor]]]
 ) -> None:
     plain, sharded = by_ranks[1][f"{method}-0"], by_ranks[2][f"{method}-{stage}"]
@@ -109,7 +109,7 @@ def test_something_was_learned(by_ranks: dict[int, dict[str, dict[str, Tensor]]]
 
 
 @pytest.mark.parametrize(("backend", "count", "waits"), [("gloo", 2, True), ("gloo", 1, False), ("nccl", 2, False)])
-def test_gloos_threads_have_time_before_a_rank_ends(
+def test_gloo_threads_get_time_before_a_rank_ends(
     backend: str, count: int, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread that asks for the GIL during interpreter shutdown aborts the process, which no test can reproduce."""

@@ -119,7 +119,7 @@ def test_the_token_is_found_among_the_samples_of_a_micro_batch(ranks: Ranks) -> 
         assert (worst.origin, worst.place, worst.token) == (*place, 5 + index)
 
 
-def test_the_gap_of_two_ranks_is_that_of_all_their_tokens(ranks: Ranks) -> None:
+def test_the_gap_of_two_ranks_covers_all_their_tokens(ranks: Ranks) -> None:
     """The sum includes what the other rank passes to it; a single rank sees everything."""
     completions = ((-1.0 + LOG2,), (-1.0, -5.0, -2.0))
     whole = StepStatistics(ranks, logprob_limit=0.5)
@@ -140,13 +140,13 @@ def test_the_gap_of_two_ranks_is_that_of_all_their_tokens(ranks: Ranks) -> None:
     assert found.kl_error == pytest.approx(0.5 * math.sqrt(LOG2**4 + 3**4 + 1) / 4)
 
 
-def test_without_the_base_there_is_no_kl_to_it(ranks: Ranks) -> None:
+def test_kl_base_is_nan_without_a_base(ranks: Ranks) -> None:
     statistics = StepStatistics(ranks)
     count(statistics, (-1.0, -2.0), LossConfig(), advantage=1.0, base=False)
     assert math.isnan(statistics.totals().kl_base)
 
 
-def test_a_gap_that_is_no_number_is_not_passed_over(ranks: Ranks) -> None:
+def test_a_nan_gap_is_not_skipped(ranks: Ranks) -> None:
     statistics = StepStatistics(ranks)
     count(statistics, (math.nan, -2.0), LossConfig(), advantage=1.0)
     count(statistics, (-1.0, -2.0), LossConfig(), advantage=1.0)

@@ -48,7 +48,7 @@ def groups() -> list[TrainingSample]:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.usefixtures("two_threads")
-def test_a_step_is_the_same_to_the_bit_each_time(make_learner: Callable[..., Learner], method: str) -> None:
+def test_a_step_is_bit_identical_each_time(make_learner: Callable[..., Learner], method: str) -> None:
     samples, found = groups(), []
     for _ in range(3):
         learner = make_learner(f"method={method}", "optim.lr=1e-3")

@@ -154,7 +154,7 @@ def our_loss(settings: dict[str, Any], values: dict[str, Tensor]) -> tuple[Tenso
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_loss_and_gradient_are_those_of_trl(name: str, tmp_path: Path) -> None:
+def test_loss_and_gradient_match_trl(name: str, tmp_path: Path) -> None:
     theirs, ours = PAIRS[name]
     values = tensors()
     loss, gradient = trl_loss(theirs, values, tmp_path)

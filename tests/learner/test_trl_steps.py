@@ -162,7 +162,7 @@ def ours_after_a_step(config: Config, groups: list[GradedGroup], learner: Learne
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_step_is_that_of_trl(
+def test_a_step_matches_trl(
     name: str,
     groups: list[GradedGroup],
     make_learner: Callable[..., Learner],

@@ -39,7 +39,7 @@ class Readings(TorchDispatchMode):
 @pytest.mark.parametrize(
     "loss", [(), ("loss.name=ppo_clip", "loss.kl_coef=0.1", "loss.entropy_coef=0.01"), ("loss.name=gspo",)]
 )
-def test_packed_rows_read_nothing_before_the_last_micro_batch(
+def test_packed_rows_read_no_value_before_the_last_micro_batch(
     loss: tuple[str, ...], make_learner: Callable[..., Learner], samples: list[TrainingSample]
 ) -> None:
     learner = make_learner("learner.layout=packed", "learner.tokens_per_microbatch=60", *loss)
@@ -51,7 +51,7 @@ def test_packed_rows_read_nothing_before_the_last_micro_batch(
     assert statistics.totals().tokens == sum(len(sample.completion_ids) for sample in samples)
 
 
-def test_what_would_wait_is_noticed() -> None:
+def test_reading_a_value_is_noticed() -> None:
     values = torch.arange(3.0)
     with Readings() as readings:
         float(values[0])

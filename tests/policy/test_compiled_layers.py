@@ -164,8 +164,7 @@ def adapted(checkpointing: bool) -> LogprobModel:
 
 
 @pytest.mark.parametrize(("checkpointing", "layout"), [(False, "packed"), (True, "packed"), (False, PACKED_SHARED)])
-def test_compiled_layers_compute_the_same_in_one_form(checkpointing: bool, layout: str, as_on_a_card: None) -> None:
-    """Compiled layers compute the same, with the same graphs for every micro-batch."""
+def test_compiled_layers_compute_the_same_with_one_graph(checkpointing: bool, layout: str, as_on_a_card: None) -> None:
     policy = adapted(checkpointing)
     counts = [(9,), (4,), (12, 3), (2, 2, 17, 30), tuple(range(1, 12))]
     batches = [batch(*completions, layout=layout) for completions in counts]
@@ -196,7 +195,7 @@ def test_compiled_layers_compute_the_same_in_one_form(checkpointing: bool, layou
         AssertionError("expected size 3==3, stride 1==4 at dim=0; no C compiler"),
     ],
 )
-def test_layers_stay_where_the_compiler_does_not_work(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_stay_as_they_are_if_the_compiler_fails(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the compiler or the compiled code fails, the layers stay as they are, with a warning."""
 
     def broken(forward: Any, **_: Any) -> Any:
@@ -213,7 +212,7 @@ def test_layers_stay_where_the_compiler_does_not_work(error: Exception, monkeypa
     results(policy, batch(5))
 
 
-def test_memory_that_ran_out_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_not_a_compiler_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(forward: Any, **_: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -238,7 +237,7 @@ class Lost(torch.autograd.Function):
         return torch.zeros_like(grad)
 
 
-def test_layers_stay_where_the_compiler_loses_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_stay_as_they_are_if_a_gradient_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(forward: Any, **_: Any) -> Any:
         return lambda *args, **kwargs: Lost.apply(forward(*args, **kwargs))  # type: ignore[no-untyped-call]
 
@@ -253,7 +252,7 @@ def test_layers_stay_where_the_compiler_loses_a_gradient(monkeypatch: pytest.Mon
     assert all(torch.equal(parameter, before[name]) for name, parameter in policy.named_parameters())
 
 
-def test_an_adapter_at_its_start_is_tried_in_both_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_adapter_is_compared_in_both_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     """While B is zero, A has no gradient. Both gradients are compared nevertheless, and the adapter is restored."""
     seen: list[tuple[Tensor, ...]] = []
 
@@ -276,7 +275,7 @@ def test_an_adapter_at_its_start_is_tried_in_both_halves(monkeypatch: pytest.Mon
     assert all(torch.equal(one, kept) for (_, one), kept in zip(halves, before, strict=True))
 
 
-def test_what_differs_with_one_adapter_alone_is_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_with_only_one_adapter_is_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16, a gradient whose terms nearly cancel is rounding only; with another adapter, another tensor is
     affected."""
 
@@ -295,7 +294,7 @@ def test_what_differs_with_one_adapter_alone_is_rounding(monkeypatch: pytest.Mon
     assert len(own_forwards(policy)) == 4
 
 
-def test_an_error_is_of_the_tensor_that_is_wrong() -> None:
+def test_errors_are_relative_to_the_tensor_that_is_wrong() -> None:
     def worst_error(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
         return float(shares_of_error(found, expected).max())
 

@@ -59,8 +59,7 @@ def verdict(kind: str) -> str:
     return "agrees" if apart < AGREEMENT and expected.std() > 0.05 else f"{apart:.2g} nats apart"
 
 
-def test_every_familys_logprobs_are_its_own_or_it_is_refused() -> None:
-    """Each family's log-probabilities match the model's own, or it is refused."""
+def test_every_familys_logprobs_match_or_it_is_refused() -> None:
     found = {kind: verdict(kind) for kind in families()}
     assert len(found) > 100
     assert found == {kind: "refused" if kind in REFUSED else "agrees" for kind in found}
@@ -68,7 +67,7 @@ def test_every_familys_logprobs_are_its_own_or_it_is_refused() -> None:
 
 @pytest.mark.parametrize("targets", ["all", "all+lm_head"])
 @pytest.mark.parametrize("kind", ["granite", "cohere", "gemma2", "phi"])
-def test_gradients_are_those_of_the_models_own_logits(kind: str, targets: str) -> None:
+def test_gradients_match_the_models_own_logits(kind: str, targets: str) -> None:
     """Gradients of log-probabilities and entropies, through a frozen and through an adapted output embedding."""
     adapted, _ = add_adapter(tiny_model(kind), LoraConfig(rank=2, targets=targets), seed=0)
     learned = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
@@ -91,7 +90,7 @@ def test_gradients_are_those_of_the_models_own_logits(kind: str, targets: str) -
             torch.testing.assert_close(gradient, other, atol=1e-4 * float(other.abs().max()), rtol=0)
 
 
-def test_what_a_router_reads_in_evaluation_too_stays(tmp_path: Path) -> None:
+def test_a_router_setting_used_in_evaluation_is_kept(tmp_path: Path) -> None:
     """PhiMoE's jitter decides which experts are combined, so without it the model is another one. vLLM uses 0.01."""
     model = tiny_model("phimoe")
     model.config.router_jitter_noise = 0.01
@@ -121,7 +120,7 @@ def test_scores_that_the_sampler_caps_are_capped(kind: str, tmp_path: Path) -> N
     assert float((own_logprobs(LogprobModel(eager, 1.0), batch) - found).abs().max()) > 0.01
 
 
-def test_a_family_without_sdpa_is_loaded_all_the_same(tmp_path: Path) -> None:
+def test_a_family_without_sdpa_is_loaded_with_eager(tmp_path: Path) -> None:
     """GPT-OSS is an example; both the run and its memory estimate use eager attention."""
     tiny_model("gpt_oss").save_pretrained(tmp_path)
     loaded = load_weights(ModelConfig(name=str(tmp_path), dtype="float32"), "sdpa")
@@ -130,7 +129,7 @@ def test_a_family_without_sdpa_is_loaded_all_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["opt", "phimoe", "dbrx"])
-def test_dropout_and_jitter_are_off_and_stay_written_down(kind: str, tmp_path: Path) -> None:
+def test_dropout_and_jitter_are_off_but_stay_in_the_config(kind: str, tmp_path: Path) -> None:
     """OPT has dropout in its layers, PhiMoE samples experts in training mode, DBRX has its rates in nested configs."""
     model = tiny_model(kind)
     for part in (model.config, *filter(None, (getattr(model.config, name, None) for name in ("attn_config",)))):
@@ -166,7 +165,7 @@ def test_a_model_that_computes_something_unknown_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen3_5", "gemma4", "llama4"])
-def test_of_a_wrapper_the_language_model_alone_is_adapted(kind: str, tmp_path: Path) -> None:
+def test_only_a_wrappers_language_model_is_adapted(kind: str, tmp_path: Path) -> None:
     """The vision tower's layers have the same names. vLLM serves these models if torchvision is installed; with a
     stand-in for it, Gemma 3 and Mistral 3 were served with an adapter within 5e-6 nats of the learner."""
     tiny_wrapper(kind).save_pretrained(tmp_path)

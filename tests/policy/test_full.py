@@ -45,7 +45,7 @@ def make_full(make_learner: LearnerMaker) -> LearnerMaker:
     return lambda *overrides: make_learner("method=full", "optim.lr=1e-4", *overrides)
 
 
-def test_the_forward_pass_is_that_of_the_cast_model(make_config: Any, samples: list[TrainingSample]) -> None:
+def test_the_forward_pass_matches_the_cast_model(make_config: Any, samples: list[TrainingSample]) -> None:
     """Tied weights also stay tied."""
     config = make_config("method=full", "model.dtype=bfloat16")
     trainable = FullPolicy(config, CPU)
@@ -82,7 +82,7 @@ def test_an_update_below_the_resolution_of_bfloat16_is_kept(
     assert (after[name].bfloat16() == before[name].bfloat16()).float().mean() > 0.9
 
 
-def test_full_gradients_are_those_of_autograd_on_the_plain_loss(
+def test_full_gradients_match_autograd_on_the_plain_loss(
     make_full: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
     """Adam's first step is −rate · sign(gradient), compared with the signs of the plain model's own gradient."""

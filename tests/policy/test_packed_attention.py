@@ -84,7 +84,7 @@ def own_part(output_T: Tensor, lengths: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_what_continues_a_prompt_attends_as_in_a_whole_sample(kv_heads: int) -> None:
+def test_completions_attend_to_a_shared_prompt_as_to_their_own(kv_heads: int) -> None:
     """Both attention and gradients agree: those of a prompt's keys are sums over all its completions."""
     parts = row(kv_heads, PIECES)
     (q, lengths), (k, _), (v, _) = map(unshared, parts)
@@ -100,8 +100,7 @@ def test_what_continues_a_prompt_attends_as_in_a_whole_sample(kv_heads: int) -> 
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_and_gradients_are_those_of_samples_alone(kv_heads: int) -> None:
-    """Attention and its gradients equal those of each sample alone."""
+def test_attention_and_gradients_match_separate_samples(kv_heads: int) -> None:
     lengths = (5, 1, 7)
     parts = row(kv_heads, lengths)
     found, expected = by_products(*parts, PackedRows.of(lengths), 0.3), per_sample(*parts, lengths, 0.3)
@@ -113,7 +112,7 @@ def test_attention_and_gradients_are_those_of_samples_alone(kv_heads: int) -> No
         assert_same_sums(gradient, other, 2 * (8 + 7))
 
 
-def test_the_kernel_of_this_torch_takes_the_call() -> None:
+def test_this_torchs_kernel_accepts_the_call() -> None:
     """Uses torch's meta device, on which operators check their arguments and compute nothing."""
     rows = PackedRows.of((5, 1, 7)).to(torch.device("meta"))
     q, k, v = (torch.empty(13, h, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for h in (4, 2, 2))
@@ -160,7 +159,7 @@ def of_2_13(
 
 @pytest.mark.parametrize("signature", [of_2_11, of_2_13])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_kernels_of_every_torch_are_given_the_same(
+def test_every_torchs_kernel_gets_the_same_arguments(
     signature: Any, kv_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernels of older and newer torch get the same arguments as the plain products."""
@@ -182,7 +181,7 @@ def test_kernels_of_every_torch_are_given_the_same(
 WAYS = (("padded", "sdpa"), ("packed", NAME), ("shared_prompt", "shared_prompt"), (PACKED_SHARED, NAME))
 
 
-def test_every_family_learns_alike_packed_shared_and_padded() -> None:
+def test_every_family_learns_the_same_in_every_layout() -> None:
     """Log-probabilities and the gradients of all weights agree between layouts."""
     apart = {}
     for kind in sorted(MODEL_TYPES):
@@ -201,10 +200,9 @@ def test_every_family_learns_alike_packed_shared_and_padded() -> None:
     assert {case: gap for case, gap in apart.items() if not gap < 1e-4} == {}
 
 
-def test_right_padding_needs_no_mask_where_all_look_back(
+def test_right_padding_needs_no_mask_in_causal_families(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Right padding needs no mask in any purely causal family."""
     batch = collate(SAMPLES, pad_id=0, layout="padded")
     apart = {}
     for kind in sorted(PACKABLE):
@@ -221,7 +219,7 @@ def test_right_padding_needs_no_mask_where_all_look_back(
     assert batch.model_inputs(tiny_config("falcon_h1"))["attention_mask"] is not None
 
 
-def test_auto_packs_on_cuda_where_the_kernel_computes_the_model(make_config: ConfigMaker) -> None:
+def test_auto_packs_on_cuda_if_the_kernel_fits_the_model(make_config: ConfigMaker) -> None:
     def chosen(kind: str, *overrides: str, sizes: Any = None) -> tuple[str, str]:
         config, model_config = make_config("model.dtype=bfloat16", *overrides), tiny_config(kind)
         for name, value in (sizes or {}).items():
@@ -247,15 +245,13 @@ def test_auto_packs_on_cuda_where_the_kernel_computes_the_model(make_config: Con
             chosen(kind, "learner.layout=shared_prompt", "method=full", "model.dtype=float32")
 
 
-def test_packed_rows_on_a_cpu_take_the_same_way(make_config: ConfigMaker) -> None:
-    """Packed rows requested on a CPU use the same attention."""
+def test_packed_rows_on_a_cpu_use_the_same_attention(make_config: ConfigMaker) -> None:
     config = make_config("learner.layout=packed")
     assert choose_attention(config, "packed", tiny_config("qwen3"), "cpu") == NAME
     assert choose_attention(config, "packed", tiny_config("nemotron"), "cpu") == "sdpa"
 
 
-def test_families_of_plain_attention_may_be_packed() -> None:
-    """All families with plain attention are packable."""
+def test_families_with_plain_attention_are_packable() -> None:
     assert MODEL_TYPES <= PACKABLE
     slides = {kind for kind in MODEL_TYPES if not has_plain_attention(tiny_config(kind))}
     assert slides == {"mistral"}  # its default configuration has a sliding window

@@ -31,7 +31,7 @@ def embedded() -> Any:
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_it_is_tinylora_as_peft_has_it(rank: int) -> None:
+def test_tinylora_matches_pefts(rank: int) -> None:
     """Log-probabilities and their gradient agree once PEFT's projections match ours: it has √Σ on both sides."""
     count = 5
     ours, _ = add_adapter(
@@ -61,7 +61,7 @@ def test_it_is_tinylora_as_peft_has_it(rank: int) -> None:
     torch.testing.assert_close(numbers.grad, their_numbers.grad, rtol=1e-3, atol=1e-3)
 
 
-def test_the_update_lies_in_the_first_directions_of_the_weight() -> None:
+def test_the_update_lies_in_the_weights_leading_directions() -> None:
     """B·A = UΣ R Vᵀ with torch's own decomposition, and the same scale as every adapter here."""
     model, _ = add_adapter(embedded(), LoraConfig(init="tiny", rank=2, numbers=4, targets="mlp"), 0)
     numbers = torch.tensor([0.5, -1.0, 2.0, 0.25])
@@ -89,10 +89,9 @@ def test_the_update_lies_in_the_first_directions_of_the_weight() -> None:
 
 
 @pytest.mark.parametrize(("stage", "numbers"), [(0, 8), (1, 1), (2, 8), (3, 1)])
-def test_every_zero_stage_updates_alike_and_resumes_exactly(
+def test_zero_stages_make_the_same_update_and_resume_exactly(
     stage: int, numbers: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """Every ZeRO stage makes the same update and resumes bit for bit."""
     settings = (*TINY, f"lora.numbers={numbers}", "lora.targets=all+lm_head", "optim.eps=1e-7")
     plain = make_learner(*settings)
     sharded = make_learner(*settings, f"learner.zero_stage={stage}", "learner.gradient_checkpointing=true")
@@ -122,14 +121,14 @@ def test_every_zero_stage_updates_alike_and_resumes_exactly(
         (["lora.numbers=1001"], r"lora\.numbers.*less than or equal to 1000"),
     ],
 )
-def test_what_does_not_go_with_few_numbers_is_refused(
+def test_settings_incompatible_with_few_numbers_are_refused(
     overrides: list[str], message: str, make_config: Callable[..., Config]
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_config("lora.init=tiny", *overrides)
 
 
-def test_numbers_that_would_repeat_one_another_are_refused() -> None:
+def test_redundant_numbers_are_refused() -> None:
     """28 layers of rank 1 have one dimension each. At rank 6 they have 36 each, the first rank with room for 1000."""
     model = embedded()
     assert coverage_of(model, LoraConfig(init="tiny", numbers=28)).trainable == 28

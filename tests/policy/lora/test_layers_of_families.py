@@ -29,7 +29,7 @@ SAMPLE = TrainingSample(
 WITHOUT_LAYERS = {"gpt2", "gpt-sw3", "falcon"}
 
 
-def test_every_familys_layers_are_adapted_as_they_are_counted() -> None:
+def test_every_familys_adapted_layers_match_the_count() -> None:
     """PEFT wraps exactly the layers that are counted, or there are none and an error says so."""
     refused: dict[str, str] = {}
     for kind in families():
@@ -60,7 +60,7 @@ def test_every_familys_layers_are_adapted_as_they_are_counted() -> None:
         ("gemma3n_text", {}),
     ],
 )
-def test_peft_and_a_merge_compute_what_was_trained(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_peft_and_a_merge_reproduce_the_trained_model(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
     write_tiny(kind, tmp_path / "base")
     config = LoraConfig(**{"rank": 2, **settings})
     adapted, _ = add_adapter(tiny_model(kind), config, seed=0)
@@ -98,7 +98,7 @@ def test_peft_and_a_merge_compute_what_was_trained(kind: str, settings: dict[str
     torch.testing.assert_close(own_logprobs(LogprobModel(merged, 1.0), batch), expected, atol=1e-3, rtol=0)
 
 
-def test_layers_that_peft_refuses_are_left_out_or_told_of(tmp_path: Path) -> None:
+def test_layers_that_peft_refuses_are_left_out_or_reported(tmp_path: Path) -> None:
     """Mamba's kernels read the weights of its last layer directly, bypassing the layer."""
     write_tiny("falcon_h1", tmp_path)
     model = ModelConfig(name=str(tmp_path), dtype="float32")

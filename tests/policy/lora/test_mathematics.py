@@ -131,7 +131,7 @@ def test_the_first_update_is_the_same_at_every_rank() -> None:
     assert float(change_of_one.std() / change.std()) == pytest.approx(4, rel=0.3)
 
 
-def test_with_rslora_it_grows_as_the_root_of_the_rank() -> None:
+def test_with_rslora_it_grows_with_the_root_of_the_rank() -> None:
     _, change_of_one = first_updates(1)  # at rank 1 both scales are α
     _, change = first_updates(16, rslora=True)
     assert float(change.mean() / change_of_one.mean()) == pytest.approx(4, rel=0.05)
@@ -188,7 +188,7 @@ def test_two_numbers_decide_the_others_cancel(p: float, q: float) -> None:
     torch.testing.assert_close(trained(REFERENCE.rescaled(p, q)), trained(REFERENCE), rtol=1e-9, atol=1e-12)
 
 
-def test_it_holds_as_eps_vanishes_and_not_before() -> None:
+def test_it_holds_only_as_eps_vanishes() -> None:
     def error(eps: float) -> float:
         reference = trained(REFERENCE, eps=eps)
         return float((trained(REFERENCE.rescaled(0.05, 13.0), eps=eps) - reference).norm() / reference.norm())
@@ -199,7 +199,7 @@ def test_it_holds_as_eps_vanishes_and_not_before() -> None:
 
 
 @pytest.mark.parametrize("number", Setting._fields)
-def test_each_of_the_four_alone_matters(number: str) -> None:
+def test_each_of_the_four_matters_by_itself(number: str) -> None:
     reference = trained(REFERENCE)
     doubled = REFERENCE._replace(**{number: 2 * getattr(REFERENCE, number)})
     assert (trained(doubled) - reference).norm() > 0.05 * reference.norm()
@@ -242,7 +242,7 @@ def small_llama(dtype: torch.dtype) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_update_is_nothing_at_the_start(dtype: torch.dtype) -> None:
+def test_the_update_is_zero_at_the_start(dtype: torch.dtype) -> None:
     model = small_llama(dtype)
     tokens = torch.arange(20)[None]
     before = model(tokens).logits
@@ -333,7 +333,7 @@ def test_one_layer_costs_two_thirds_of_full_fine_tuning(rank: int, inputs: int, 
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_flops_of_a_model_are_those_that_torch_counts(method: Any) -> None:
+def test_the_flops_of_a_model_match_torchs_count(method: Any) -> None:
     prompt, completion, rank, rows = 7, 5, 3, 2
     length = prompt + completion
     lora = LoraConfig(rank=rank, targets="all")

@@ -73,7 +73,7 @@ def test_a_variant_trains_and_is_served(
     assert all(not torch.equal(tensor, before[key]) for key, tensor in learner.weights().items())
 
 
-def test_the_svd_starts_are_pefts_over_an_untouched_base(make_config: ConfigMaker, ranks: Ranks) -> None:
+def test_svd_starts_match_pefts_and_keep_the_base(make_config: ConfigMaker, ranks: Ranks) -> None:
     """For PiSSA, s·B₀A₀ is the best rank-2 approximation of the weight (Eckart and Young)."""
     learner = learner_of(make_config("lora.rank=2", "lora.init=pissa"), ranks)
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32).state_dict()
@@ -128,7 +128,7 @@ def test_eva_is_the_same_in_every_layout(
 
 
 @pytest.mark.parametrize("start", ["olora", "tiny"])
-def test_a_start_of_ours_is_published_as_a_plain_adapter(
+def test_our_starts_are_published_as_plain_adapters(
     start: str, make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     """PEFT loads it as an ordinary LoRA adapter."""
@@ -146,7 +146,7 @@ def test_a_start_of_ours_is_published_as_a_plain_adapter(
     assert found == pytest.approx(expected.tolist(), abs=2e-4)
 
 
-def test_lora_plus_moves_b_that_much_further(
+def test_lora_plus_moves_b_further_by_the_ratio(
     make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample]
 ) -> None:
     """Adam's first step moves every weight by its learning rate."""
@@ -160,7 +160,7 @@ def test_lora_plus_moves_b_that_much_further(
     assert moved[16] == pytest.approx(16e-4, rel=1e-4)
 
 
-def test_a_run_goes_on_from_an_adapter(
+def test_a_run_starts_from_an_adapter(
     make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     first = learner_of(make_config("lora.rank=2", "optim.lr=1e-2"), ranks)
@@ -198,7 +198,7 @@ def test_a_run_goes_on_from_an_adapter(
         ),
     ],
 )
-def test_an_adapter_of_root_scale_is_gone_on_from(
+def test_a_run_starts_from_an_rslora_adapter(
     trained: list[str],
     goes_on: list[str] | None,
     make_config: ConfigMaker,
@@ -206,7 +206,6 @@ def test_an_adapter_of_root_scale_is_gone_on_from(
     samples: list[TrainingSample],
     tmp_path: Path,
 ) -> None:
-    """A run can start from an adapter that is scaled by the root of its rank."""
     first = learner_of(make_config(*trained, "optim.lr=1e-2"), ranks)
     first.step([samples], LOOSE)
     ref = publish(AdapterStore(tmp_path / "a"), 0, first)
@@ -218,7 +217,7 @@ def test_an_adapter_of_root_scale_is_gone_on_from(
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_served_is_refused_with_a_way_out(name: str, make_config: ConfigMaker) -> None:
+def test_adapters_that_cannot_be_served_are_refused(name: str, make_config: ConfigMaker) -> None:
     with pytest.raises(ConfigError, match=rf"lora\.init is '{name}': not offered: .*use "):
         make_config(f"lora.init={name}")
 
@@ -233,7 +232,7 @@ def test_what_cannot_be_served_is_refused_with_a_way_out(name: str, make_config:
         (["lora.init=pissa", "lora.start_from=x"], r"leave lora\.init \(pissa\) out"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(overrides: list[str], message: str, make_config: ConfigMaker) -> None:
+def test_incompatible_settings_are_refused(overrides: list[str], message: str, make_config: ConfigMaker) -> None:
     with pytest.raises(ConfigError, match=message):
         make_config(*overrides)
 
