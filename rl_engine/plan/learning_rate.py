@@ -139,5 +139,5 @@ def rate_of_run(config: Config, model_config: Any) -> Rate:
 
 
 def chosen_rate(lr: float | str, rule: Rate) -> float:
-    """`optim.lr` as a number; `auto` takes the rule's."""
+    """`optim.lr` as a number; `auto` takes the rule's value."""
     return rule.value if isinstance(lr, str) else lr

@@ -287,7 +287,7 @@ def is_computed(model_config: Any, dtype: str, device_type: str) -> bool:
 
 
 def by_products(q_THD: Tensor, k_KHD: Tensor, v_KHD: Tensor, rows: PackedRows, scale: float) -> Tensor:
-    """[T, H, D] attention within each piece by plain matrix products; keys and values may have fewer heads."""
+    """[T, H, D] attention of each piece to its keys by plain matrix products; keys and values may have fewer heads."""
     queries, keys = (bounds.diff().tolist() for bounds in (rows.bounds, rows.key_bounds))
     outputs = []
     for q, k, v in zip(q_THD.split(queries), k_KHD.split(keys), v_KHD.split(keys), strict=True):

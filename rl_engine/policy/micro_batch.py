@@ -22,7 +22,7 @@ class MicroBatch:
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor | None
-    """True for tokens, false for padding; None if there is no padding."""
+    """1 for tokens, 0 for padding; None if there is no padding."""
     position_ids_BT: Tensor | None
     """Each token's position in its sample, if samples share a row."""
     layout: SharedPrompts | PackedRows | None

@@ -1,4 +1,4 @@
-"""Adam where its state is: fused on a card and on the host beside one, with the host's threads, and after a restore."""
+"""Adam by the place of its state: fused on a GPU and on the host of a GPU, with the host's threads, after a restore."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def as_on_cuda(groups: Any, config: OptimConfig, device_type: str, *, offloaded:
 @pytest.mark.parametrize(
     ("device_type", "offloaded", "fused"), [("cpu", False, False), ("cpu", True, False), ("cuda", True, True)]
 )
-def test_a_run_on_a_cpu_keeps_the_kernel_it_had(device_type: str, offloaded: bool, fused: bool) -> None:
+def test_a_cpu_run_does_not_use_the_fused_kernel(device_type: str, offloaded: bool, fused: bool) -> None:
     optimizer = adam(
         [(1.0, [torch.nn.Parameter(torch.ones(3))])], OptimConfig(lr=1e-3), device_type, offloaded=offloaded
     )
     assert optimizer.param_groups[0]["fused"] is fused
 
 
-def test_a_rank_has_its_share_of_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_gets_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert cores_of_rank() == 16
@@ -45,7 +45,7 @@ def test_a_rank_has_its_share_of_the_processors(monkeypatch: pytest.MonkeyPatch)
     assert cores_of_rank() == 1
 
 
-def test_the_count_is_where_the_kernel_wants_it() -> None:
+def test_the_step_count_is_on_the_device_the_kernel_needs() -> None:
     beside = torch.nn.Parameter(torch.ones(3, device="meta"))
     plain, fused = (adam([(1.0, [beside])], OptimConfig(lr=1e-3), kind) for kind in ("cpu", "cuda"))
     assert steps_taken(plain, beside, 7).device.type == "cpu"
@@ -54,8 +54,8 @@ def test_the_count_is_where_the_kernel_wants_it() -> None:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of threads that are set, beside a learner whose optimizer is made as on CUDA, on a machine of four
-    processors. vLLM leaves the process one."""
+    """Records the numbers of threads that are set, with optimizers created as on CUDA, on a machine with four cores.
+    vLLM leaves the process one thread."""
     made: list[int] = []
     monkeypatch.setattr(learning, "adam", as_on_cuda)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
@@ -64,10 +64,10 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-def test_an_offloaded_optimizer_steps_fused_on_the_hosts_threads(
+def test_an_offloaded_optimizer_steps_fused_on_host_threads(
     make_learner: Callable[..., Learner], samples: list[TrainingSample], threads: list[int]
 ) -> None:
-    """And nothing else does: after each step the process has what it had."""
+    """Only its steps run on those threads: after each step the process has its earlier number again."""
     learner = make_learner(*OFFLOADED)
     for _ in range(2):
         learner.step([samples], LOOSE)
@@ -75,10 +75,10 @@ def test_an_offloaded_optimizer_steps_fused_on_the_hosts_threads(
 
 
 @pytest.mark.parametrize("settings", [(), OFFLOADED], ids=["card", "host"])
-def test_a_fused_optimizer_goes_on_where_it_was(
+def test_a_fused_optimizer_resumes_bit_for_bit(
     make_learner: Callable[..., Learner], samples: list[TrainingSample], threads: list[int], settings: tuple[str, ...]
 ) -> None:
-    """Its step after a restore is the step without one, to the bit, and that of the other kernel to rounding."""
+    """The step after a restore is bit-identical to the step without one, and equals the other kernel's to rounding."""
     through, resumed = make_learner(*settings), make_learner(*settings)
     through.step([samples], LOOSE)
     restore_learner(resumed, learner_state(through))
@@ -89,7 +89,7 @@ def test_a_fused_optimizer_goes_on_where_it_was(
     assert int(learner_state(resumed)["adam_steps"]) == 2
 
 
-def test_the_fused_kernel_is_the_other_to_rounding(
+def test_the_fused_kernel_equals_the_other_up_to_rounding(
     make_learner: Callable[..., Learner], samples: list[TrainingSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = make_learner()

@@ -1,4 +1,4 @@
-"""How far sampler and learner are apart, against what may be, by hand."""
+"""The gap between sampler and learner against its limits, computed by hand."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rl_engine.learner.statistics import StepStatistics
 
 LIMITS = GapLimits(kl=1e-3, logprob=0.5)
 HALF = GapLimits(kl=1e-2, logprob=2.0)
-"""Those of bfloat16."""
+"""The limits for bfloat16."""
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def gap(
     kl: float, logprob_max: float = 0.1, tokens: int = 1_000_000, beyond: float = 0.0, worst: TokenGap | None = None
 ) -> SamplerGap:
-    """Of so many tokens that nothing is left to chance, where not told otherwise."""
+    """A gap, by default over so many tokens that chance explains nothing."""
     return SamplerGap(
         kl=kl,
         kl_error=0.0,
@@ -37,7 +37,7 @@ def gap(
 
 
 def measured(gaps: Sequence[float], limits: GapLimits = HALF) -> SamplerGap:
-    """What a step measures on tokens that are so many nats apart."""
+    """What a step measures on tokens with these gaps, in nats."""
     statistics = StepStatistics(ALONE, limits.logprob)
     sample = TrainingSample(
         prompt_ids=(1,), completion_ids=(2,) * len(gaps), behaviour_logprobs=(-1.0,) * len(gaps), advantage=0.0
@@ -68,7 +68,7 @@ def test_limits_follow_precision() -> None:
 
 
 def test_merged_means_are_over_tokens() -> None:
-    """One token at 4 and three at 8: (4 + 3 · 8) / 4 = 7; of the three two are beyond the limit of one token."""
+    """One token at 4 and three at 8: (4 + 3 · 8) / 4 = 7. Two of the three are over the per-token limit."""
     parts = [
         gap(4.0, 0.3, tokens=1, beyond=1.0, worst=token(-1.2)),
         gap(8.0, 0.2, tokens=3, beyond=2 / 3, worst=token(-1.3)),
@@ -85,7 +85,7 @@ def test_merged_means_are_over_tokens() -> None:
     )
 
 
-def test_merged_parts_are_the_whole() -> None:
+def test_merged_parts_equal_the_whole() -> None:
     gaps = [0.1, -3.0, 0.02, 0.0, 0.5, -2.5, 0.3]
     whole = measured(gaps)
     for border in range(1, len(gaps)):
@@ -94,8 +94,7 @@ def test_merged_parts_are_the_whole() -> None:
             assert getattr(merged, name) == pytest.approx(getattr(whole, name), rel=1e-12), name
 
 
-def test_a_limit_is_inclusive_and_one_of_thousands_passes() -> None:
-    """What is on a limit passes and so does one token of thousands."""
+def test_limits_are_inclusive_and_one_token_in_1000_passes() -> None:
     LIMITS.check(gap(1e-3, logprob_max=0.5))
     LIMITS.check(gap(1e-3, logprob_max=9.0, tokens=1000, beyond=1e-3))
 
@@ -104,18 +103,19 @@ def test_a_limit_is_inclusive_and_one_of_thousands_passes() -> None:
     "over",
     [gap(1.1e-3), gap(0.0, beyond=2e-3), gap(math.nan), gap(0.0, beyond=1.0, logprob_max=math.nan), gap(math.inf)],
 )
-def test_what_is_over_a_limit_or_no_number_is_refused(over: SamplerGap) -> None:
+def test_a_gap_over_a_limit_or_nan_is_refused(over: SamplerGap) -> None:
     with pytest.raises(SamplerGapError, match=r"\(limit 0\.001, .*\(limit 0\.1%, .*Nothing was updated\."):
         LIMITS.check(over)
 
 
-def test_one_far_token_of_few_is_not_another_adapter() -> None:
-    """As seen: SmolLM2-135M in bfloat16, 115 tokens, one of them 0.945 nats apart, sampler/kl 0.0108."""
+def test_one_far_token_among_few_is_no_wrong_adapter() -> None:
+    """Observed with SmolLM2-135M in bfloat16: 115 tokens, one of them 0.945 nats apart, sampler/kl 0.0108."""
     rest = math.sqrt(2 * (115 * 0.0108 - 0.945**2 / 2) / 114)
     seen = measured([0.945, *[rest] * 114])
     assert seen.kl == pytest.approx(0.0108)
     HALF.check(seen)
-    # Nor is one at the limit of a token, however few there are, nor one beyond it among a hundred; two of few are.
+    # One token at the per-token limit passes, however few tokens there are, and so does one beyond it among a hundred.
+    # Two beyond it among few tokens do not.
     for tokens in (2, 16, 100, 115, 400):
         HALF.check(measured([2.0, *[0.02] * (tokens - 1)]))
     for tokens in (100, 115, 400):
@@ -130,11 +130,11 @@ def test_one_far_token_of_few_is_not_another_adapter() -> None:
     ("tokens", "nats"),
     [(2, 5.0), (7, 1.0), (16, 0.6), (100, 0.3), (115, 0.25), (448, 0.2), (4000, 0.16)],
 )
-def test_tokens_that_are_all_apart_are_refused(tokens: int, nats: float) -> None:
+def test_a_gap_on_all_tokens_is_refused(tokens: int, nats: float) -> None:
     assert refused(measured([nats, -nats] * (tokens // 2) + [nats] * (tokens % 2)))
 
 
-def test_float32_tells_another_adapter_from_few_tokens() -> None:
+def test_float32_detects_another_adapter_from_few_tokens() -> None:
     limits = gap_limits(load_config("quickstart.yaml", ["model.dtype=float32"]))
     limits.check(measured([5e-4, -5e-4, 2e-4] * 40, limits))
     limits.check(measured([1e-2, *[1e-4] * 99], limits))
@@ -145,14 +145,13 @@ def test_float32_tells_another_adapter_from_few_tokens() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 2, 115, 10_000])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_token_that_is_no_number_or_infinite_is_refused(tokens: int, value: float) -> None:
-    """A single token that is no number or infinitely far is refused."""
+def test_a_nan_or_infinite_token_is_refused(tokens: int, value: float) -> None:
     found = measured([*[0.0] * (tokens - 1), value])
     assert refused(found)
     assert refused(SamplerGap.merged([measured([0.0] * 100), found]))
 
 
-def test_the_message_names_the_token_and_its_place() -> None:
+def test_the_message_names_the_token_and_its_position() -> None:
     with pytest.raises(SamplerGapError) as caught:
         LIMITS.check(gap(0.1, logprob_max=3.0, tokens=10_000, beyond=0.25, worst=token(-4.5)))
     assert (
@@ -166,7 +165,7 @@ def test_the_message_names_the_token_and_its_place() -> None:
         LIMITS.check(gap(math.nan, logprob_max=math.nan, beyond=0.1, worst=token(math.nan)))
 
 
-def test_no_number_in_the_canary_is_no_agreement() -> None:
+def test_nan_in_the_canary_is_no_agreement() -> None:
     assert furthest([[1.0, 2.0], [3.0]], [[1.0, 2.5], [3.25]]) == 0.5
     assert furthest([[1.0, 2.0], [3.0]], [[1.0, 2.5], [3.25]], but=1) == 0.25
     assert furthest([[1.0]], [[3.0]], but=1) == 2.0
@@ -176,8 +175,8 @@ def test_no_number_in_the_canary_is_no_agreement() -> None:
         assert math.isnan(furthest([row], [[0.0, 0.0, 0.0]], but=1))
 
 
-def test_without_limits_anything_passes_but_what_is_no_number() -> None:
-    """The sampler was checked against the versions that sampled: what was learned since may be any amount."""
+def test_without_limits_everything_but_nan_passes() -> None:
+    """The sampler has been checked against the versions that sampled; what was learned since may be any amount."""
     check_gap(gap(1e9, logprob_max=math.inf), None)
     with pytest.raises(SamplerGapError, match=r"no number.*Nothing was updated"):
         check_gap(gap(math.nan), None)

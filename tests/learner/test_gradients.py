@@ -1,4 +1,4 @@
-"""Gradients that are no number, and the rate over a run: by hand, against transformers, and to the bit on resuming."""
+"""Non-finite gradients, and the rate over a run: by hand, against transformers, and bit for bit when resuming."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ LearnerMaker = Callable[..., Learner]
 
 
 def broken(samples: list[TrainingSample]) -> list[TrainingSample]:
-    """The samples with a loss that overflows, though every log-probability is a number."""
+    """The samples with a loss that overflows although all log-probabilities are finite."""
     return [*samples[:-1], replace(samples[-1], weight=math.inf)]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_an_update_without_a_finite_gradient_never_was(
+def test_an_update_with_a_non_finite_gradient_leaves_no_trace(
     stage: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """An update whose gradient is no number is as if it had not been."""
     overrides = (f"learner.zero_stage={stage}", "optim.weight_decay=0.1", "optim.clip_norm=0.01")
     learner, other = make_learner(*overrides), make_learner(*overrides)
     for each in (learner, other):
@@ -46,7 +45,7 @@ def test_an_update_without_a_finite_gradient_never_was(
     metrics = learn_metrics(stats, 1e-3)
     assert metrics["updates/skipped"] == 1
     assert not {"loss", "grad_norm"} & metrics.keys()
-    # Both go on alike; of two updates one may be good.
+    # Both continue identically; in a step of two updates, the good one is made.
     assert other.step([samples], LOOSE).skipped == 0
     mixed = learner.step([broken(samples), samples], LOOSE)
     assert (mixed.updates, mixed.skipped) == (1, 1)
@@ -54,10 +53,9 @@ def test_an_update_without_a_finite_gradient_never_was(
         assert torch.equal(learner.weights()[name], tensor), name
 
 
-def test_several_in_a_row_stop_the_run_with_old_weights(
+def test_several_skips_in_a_row_stop_the_run_with_old_weights(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """Several in a row stop the run with the weights as they were."""
     learner = make_learner()
     before = learner.weights()
     for _ in range(SKIPS_IN_A_ROW - 1):
@@ -67,16 +65,16 @@ def test_several_in_a_row_stop_the_run_with_old_weights(
     assert all(torch.equal(learner.weights()[name], tensor) for name, tensor in before.items())
 
 
-def test_a_good_update_begins_the_count_anew(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+def test_a_good_update_resets_the_count_of_skips(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     learner = make_learner()
     for _ in range(SKIPS_IN_A_ROW):
         assert learner.step([broken(samples), samples], LOOSE).skipped == 1
 
 
-# The rate.
+# The learning rate.
 
 
-def test_the_rate_rises_and_falls_as_the_schedule_says() -> None:
+def test_the_rate_follows_the_schedule() -> None:
     def factors(steps: int = 4, **settings: object) -> list[float]:
         config = OptimConfig.model_validate({"lr": 1e-3, **settings})
         return [config.rate_factor(steps, done) for done in range(steps)]
@@ -91,7 +89,7 @@ def test_the_rate_rises_and_falls_as_the_schedule_says() -> None:
     ("schedule", "theirs"),
     [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)],
 )
-def test_the_schedules_are_those_of_transformers(schedule: str, theirs: Callable[..., object]) -> None:
+def test_the_schedules_match_transformers(schedule: str, theirs: Callable[..., object]) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
     scheduler: object = theirs(optimizer, num_warmup_steps=0, num_training_steps=7)
     config = OptimConfig.model_validate({"lr": 0.5, "schedule": schedule})
@@ -109,7 +107,7 @@ def test_a_warm_up_that_never_ends_is_refused() -> None:
 def test_every_group_learns_at_its_rate_and_weights_decay(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """Adam's first step is the rate itself; A has no gradient yet, and only decays: A·(1 − rate·decay)."""
+    """Adam's first step has the size of the rate. A has no gradient yet and only decays: A·(1 − rate·decay)."""
     learner = make_learner("optim.lr=1e-3", "optim.weight_decay=0.5", "lora.plus_ratio=4")
     before = learner.weights()
     learner.set_rate(0.25)
@@ -123,11 +121,11 @@ def test_every_group_learns_at_its_rate_and_weights_decay(
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_adams_count_is_restored_where_the_optimizer_keeps_it(
+def test_adams_step_count_is_restored_in_place(
     stage: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """A fused optimizer refuses a count that is on another device than its parameters: the tensor it made stays, and
-    is filled."""
+    """A fused optimizer refuses a step count on another device than its parameters, so its own tensor is kept and
+    filled."""
     learner, other = (make_learner(f"learner.zero_stage={stage}") for _ in range(2))
     for _ in range(3):
         learner.step([samples], LOOSE)
@@ -140,7 +138,7 @@ def test_adams_count_is_restored_where_the_optimizer_keeps_it(
     assert {float(count) for count in counts} == {3.0}
 
 
-def test_epochs_decay_and_a_moving_rate_resume_to_the_bit(
+def test_epochs_decay_and_a_schedule_resume_bit_for_bit(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
     overrides = ("learner.epochs_per_step=2", "loss.name=ppo_clip", "optim.weight_decay=0.1", "optim.schedule=linear")

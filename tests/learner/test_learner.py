@@ -1,4 +1,4 @@
-"""The learner under DeepSpeed: invariances of its update, LoRA's promises, and what is published of it."""
+"""The learner under DeepSpeed: invariances of its updates, LoRA's properties, and what it publishes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,6 @@ def on_policy(learner: Learner, samples: list[TrainingSample]) -> list[TrainingS
 def test_the_update_does_not_depend_on_the_micro_batches(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """The update does not depend on the split into micro-batches."""
     adapters, stats = [], []
     for budget in (10_000, 60, 1):
         learner = make_learner(f"learner.tokens_per_microbatch={budget}")
@@ -57,7 +56,7 @@ def test_the_update_does_not_depend_on_the_micro_batches(
         assert_same_adam_steps(adapter, adapters[0], learner.config.optim.rate)
 
 
-def test_padding_changes_no_logprob(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+def test_padding_does_not_change_logprobs(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     learner = make_learner()
     alone = learner.score(samples)
     batch = collate(samples, pad_id=0, layout=learner.layout)
@@ -72,7 +71,7 @@ def test_padding_changes_no_logprob(make_learner: LearnerMaker, samples: list[Tr
 @pytest.mark.parametrize("layout", ["packed", "shared_prompt", PACKED_SHARED])
 @pytest.mark.parametrize("budget", [60, 10_000])
 @pytest.mark.parametrize("more", [(), ("learner.gradient_checkpointing=true", "method=full", "optim.lr=1e-4")])
-def test_the_layout_changes_no_update(
+def test_the_layout_does_not_change_the_update(
     layout: str,
     budget: int,
     more: tuple[str, ...],
@@ -80,10 +79,10 @@ def test_the_layout_changes_no_update(
     samples: list[TrainingSample],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three groups: their samples share a prompt, and are of different lengths."""
+    """Three groups; the samples of a group share a prompt and differ in length."""
     rows = [replace(s, prompt_ids=samples[i % 3].prompt_ids) for i, s in enumerate(samples)]
     padded = make_learner("learner.layout=padded", *more)
-    # Which kind of row a shared prompt lies in, the device decides.
+    # The device decides which kind of row holds a shared prompt.
     monkeypatch.setattr("rl_engine.policy.base_model.choose_layout", lambda *_: layout)
     other = make_learner(f"learner.tokens_per_microbatch={budget}", *more)
     assert other.layout == layout
@@ -119,8 +118,8 @@ def first_update(learner: Learner, rows: list[TrainingSample]) -> dict[str, Tens
 def test_the_first_update_does_not_depend_on_the_rank(
     rank: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """With 1/r, the first ΔW at rank r is the mean of the first ΔWs of r adapters of rank 1 that start from its
-    rows of A. The rows are drawn alike, so in expectation every rank's first update is the same."""
+    """With the scale 1/r, the first ΔW at rank r is the mean of the first ΔWs of r rank-1 adapters that start from its
+    rows of A. The rows are identically distributed, so in expectation every rank's first update is the same."""
     wide = make_learner(f"lora.rank={rank}")
     rows = on_policy(wide, samples)
     start = learner_state(wide)
@@ -154,7 +153,7 @@ def test_b_moves_by_the_rate_at_the_first_step(make_learner: LearnerMaker, sampl
             assert not moved.any()
 
 
-def test_the_step_goes_up_the_reward(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+def test_a_step_increases_the_expected_reward(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
     learner = make_learner()
     rows = on_policy(learner, samples)
     before = learner.score(rows)
@@ -165,10 +164,9 @@ def test_the_step_goes_up_the_reward(make_learner: LearnerMaker, samples: list[T
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_every_zero_stage_updates_alike_and_resumes_exactly(
+def test_zero_stages_make_the_same_update_and_resume_exactly(
     stage: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """Every ZeRO stage makes the same update and resumes exactly."""
     plain = make_learner("optim.clip_norm=0.01")
     sharded = make_learner(f"learner.zero_stage={stage}", "optim.clip_norm=0.01")
     for learner in (plain, sharded):
@@ -187,20 +185,22 @@ def test_every_zero_stage_updates_alike_and_resumes_exactly(
         assert torch.equal(resumed.weights()[name], tensor), name
 
 
-def test_a_state_of_another_adapter_is_refused(make_learner: LearnerMaker) -> None:
+def test_the_state_of_another_adapter_is_refused(make_learner: LearnerMaker) -> None:
     state = learner_state(make_learner("lora.rank=2"))
     with pytest.raises(ValueError, match="another adapter"):
         restore_learner(make_learner("lora.rank=1"), state)
 
 
-def test_gradient_checkpointing_changes_no_update(make_learner: LearnerMaker, samples: list[TrainingSample]) -> None:
+def test_gradient_checkpointing_does_not_change_the_update(
+    make_learner: LearnerMaker, samples: list[TrainingSample]
+) -> None:
     plain, checkpointed = make_learner(), make_learner("learner.gradient_checkpointing=true")
     for learner in (plain, checkpointed):
         learner.step([samples], LOOSE)
     assert_same_adam_steps(checkpointed.weights(), plain.weights(), plain.config.optim.rate)
 
 
-def test_a_gap_over_the_limit_stops_before_anything_is_updated(
+def test_a_gap_over_the_limit_stops_before_any_update(
     make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
     learner = make_learner()
@@ -235,7 +235,7 @@ def test_a_published_adapter_loads_with_plain_peft_and_merges(
     assert scores(base) != expected
     adapted = PeftModel.from_pretrained(base, str(tmp_path))
     for found, row in zip(scores(adapted.get_base_model()), expected, strict=True):
-        # Another layout, another order of summation: 1.05e-5 was seen at log-probabilities near −14.
+        # Another layout sums in another order: 1.05e-5 was observed at log-probabilities near −14.
         assert found == pytest.approx(row, abs=LOGPROB_NATS)
     merged = adapted.merge_and_unload()
     for found, row in zip(scores(merged), expected, strict=True):
@@ -244,7 +244,7 @@ def test_a_published_adapter_loads_with_plain_peft_and_merges(
     assert (written["r"], written["lora_alpha"], written["peft_type"]) == (4, 32, "LORA")
 
 
-# Which layers.
+# Targeted layers.
 
 
 def llama_8b() -> LlamaForCausalLM:
@@ -261,8 +261,8 @@ def llama_8b() -> LlamaForCausalLM:
         )
 
 
-def test_parameters_a_rank_of_llama_8b_are_those_of_the_paper() -> None:
-    """Per unit of rank: MLP 1,769,472 and attention 851,968 (LoRA Without Regret, without the output embedding)."""
+def test_llama_8b_parameters_per_rank_match_the_paper() -> None:
+    """Per unit of rank: 1,769,472 in MLPs, 851,968 in attention (LoRA Without Regret, without the output embedding)."""
     model = llama_8b()
     coverage = coverage_of(model, LoraConfig(rank=1, targets="all"))
     assert coverage.by_group == {"attention": 851_968, "mlp": 1_769_472}
@@ -271,7 +271,7 @@ def test_parameters_a_rank_of_llama_8b_are_those_of_the_paper() -> None:
     assert "lm_head" not in coverage.modules
 
 
-def test_targets_by_name_and_the_nearest_one_when_misspelt() -> None:
+def test_targets_by_name_and_a_hint_when_misspelt() -> None:
     model = llama_8b()
     assert len(match_targets(model, ("q_proj", "v_proj"))) == 64
     assert list(match_targets(model, "model.layers.3.mlp.up_proj")) == ["model.layers.3.mlp.up_proj"]
@@ -279,17 +279,17 @@ def test_targets_by_name_and_the_nearest_one_when_misspelt() -> None:
         match_targets(model, ("v_proj", "q_porj"))
 
 
-def test_one_layer_by_its_path_trains_that_layer_alone(make_learner: LearnerMaker) -> None:
+def test_a_layer_given_by_path_is_the_only_one_trained(make_learner: LearnerMaker) -> None:
     learner = make_learner("lora.targets=[model.layers.1.mlp.up_proj]")
     assert isinstance(learner.trainable, LoraPolicy)
     assert learner.trainable.coverage.modules == ("model.layers.1.mlp.up_proj",)
     assert len(learner.parameters) == 2
 
 
-def test_what_a_rank_passes_for_the_others_sake_is_in_no_figure(
+def test_filler_micro_batches_enter_no_statistic(
     make_learner: LearnerMaker, samples: list[TrainingSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second of two ranks, with one micro-batch of its own and one that only makes it pass as often."""
+    """The second of two ranks has one micro-batch of its own, and a filler that evens out the number of passes."""
     learner = make_learner("learner.tokens_per_microbatch=1")
     rows = on_policy(learner, samples[:3])
     expected = learner.measure(rows[1:2], LOOSE)
@@ -304,13 +304,13 @@ def test_what_a_rank_passes_for_the_others_sake_is_in_no_figure(
     assert found.gap.tokens == len(rows[1].completion_ids)
 
 
-# What a clipped loss takes its ratio against.
+# The policy in the denominator of a clipped loss's ratio.
 
 CLIPPED = ("ppo_clip", "cispo", "gspo")
 
 
 def seen_by_a_sampler(rows: list[TrainingSample], noise: float) -> list[TrainingSample]:
-    """The rows as a sampler of other rounding would state them: each log-probability off by a little."""
+    """The rows as reported by a sampler with other rounding: each log-probability is slightly off."""
     generator = torch.Generator().manual_seed(2)
 
     def off(row: TrainingSample) -> tuple[float, ...]:
@@ -325,7 +325,7 @@ def seen_by_a_sampler(rows: list[TrainingSample], noise: float) -> list[Training
 def test_nothing_is_clipped_on_policy_in_bfloat16(
     name: str, budget: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """At one update a step, whatever rounding lies between sampler and learner; with no pass besides the update's."""
+    """With one update per step, whatever the rounding between sampler and learner, and without additional passes."""
     learner = make_learner(
         "model.dtype=bfloat16", f"loss.name={name}", f"learner.tokens_per_microbatch={budget}", "optim.lr=1e-2"
     )
@@ -342,18 +342,18 @@ def test_nothing_is_clipped_on_policy_in_bfloat16(
         handle.remove()
         assert stats.ratio == {"p01": 1.0, "p50": 1.0, "p99": 1.0, "max": 1.0}
         assert (stats.clip_low_frac, stats.clip_high_frac) == (0.0, 0.0)
-        # What lies between sampler and learner is the correction's: a mean of weights near one.
+        # The correction covers the difference between sampler and learner: a mean weight near one.
         assert stats.correction["mean"] == pytest.approx(1.0, abs=0.02)
         assert stats.correction["mean"] != 1.0
-        # One to learn, and one over a few completions to know the KL to the base.
+        # One per micro-batch to learn, and one over a few completions to measure the KL to the base.
         assert passes == len(pack(rows, budget, learner.layout)) + 1
 
 
 @pytest.mark.parametrize("name", CLIPPED)
-def test_later_updates_are_clipped_by_what_earlier_ones_moved(
+def test_later_updates_are_clipped_relative_to_the_step_start(
     name: str, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """At a rate of zero nothing moves, and no ratio of any update of any epoch is off one; at a large one many are."""
+    """At a vanishing rate nothing moves, and all ratios of all updates and epochs are one; at a large one they vary."""
     for rate, moves in ((1e-30, False), (1e-1, True)):
         learner = make_learner(
             f"loss.name={name}",

@@ -1,4 +1,4 @@
-"""Losses, penalties, corrections and normalizers against numbers worked out by hand and finite differences."""
+"""Losses, penalties, corrections and normalizers against hand-computed numbers and finite differences."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_reinforce_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("advantage", "ratio", "expected"),
-    # min(r·A, clip(r, 0.8, 1.28)·A): cut only where the ratio has gone the way the advantage pushes.
+    # min(r·A, clip(r, 0.8, 1.28)·A): clipped only if the ratio has moved in the direction of the advantage.
     [(1.0, 2.0, -1.28), (1.0, 0.5, -0.5), (-1.0, 2.0, 2.0), (-1.0, 0.5, 0.8), (2.0, 1.1, -2.2)],
 )
 def test_ppo_clip_by_hand(advantage: float, ratio: float, expected: float) -> None:
@@ -62,8 +62,7 @@ def test_ppo_clip_by_hand(advantage: float, ratio: float, expected: float) -> No
     torch.testing.assert_close(loss, row(expected))
 
 
-def test_cispo_weighs_by_bounded_ratios_and_keeps_gradients() -> None:
-    """CISPO weighs by the bounded ratio and keeps every gradient."""
+def test_cispo_weights_by_bounded_ratios_and_keeps_gradients() -> None:
     logprob = row(math.log(8.0), -LOG2).requires_grad_()
     loss = cispo(logprob, row(0.0, 0.0), row(1.0, -2.0), ONES)
     torch.testing.assert_close(loss, row(-4.0 * math.log(8.0), 2.0 * 0.5 * -LOG2))
@@ -71,8 +70,8 @@ def test_cispo_weighs_by_bounded_ratios_and_keeps_gradients() -> None:
     torch.testing.assert_close(gradient, row(-4.0, 1.0))
 
 
-def test_gspo_has_one_ratio_a_completion() -> None:
-    """Ratios 4 and 1, geometric mean 2, clipped to 1.5 for the good completion and left alone for the bad one."""
+def test_gspo_has_one_ratio_per_completion() -> None:
+    """Ratios 4 and 1 have geometric mean 2, clipped to 1.5 for the good completion and unchanged for the bad one."""
     logprob = torch.tensor([[2 * LOG2, 0.0], [2 * LOG2, 0.0]])
     mask = ONES.expand(2, 2)
     loss = gspo(logprob, torch.zeros(2, 2), torch.tensor([[1.0], [-1.0]]), mask, clip_low=0.5, clip_high=0.5)
@@ -95,7 +94,7 @@ def test_gradients_agree_with_finite_differences(name: str) -> None:
 
 
 def test_the_gradient_of_cispo_is_that_of_a_fixed_weight() -> None:
-    """Its value is not what its gradient belongs to, so finite differences are taken with the weight held."""
+    """The gradient is not that of the loss's value, so the finite differences hold the weight fixed."""
     logprob, old, advantage, mask = example()
     weight = token_ratio(logprob.detach(), old, mask).clamp(max=1.1)
 
@@ -117,7 +116,7 @@ def test_on_policy_every_loss_has_the_policy_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_what_padding_holds_does_not_matter(name: str) -> None:
+def test_the_content_of_padding_does_not_matter(name: str) -> None:
     mask = torch.tensor([[True, False]])
     logprob = row(-1.0, 90.0).requires_grad_()
     loss = LOSSES[name](logprob, row(-1.0, -90.0), row(1.0, 1.0), mask)
@@ -130,7 +129,7 @@ def hits(*arguments: Any) -> list[int]:
     return [int(count) for count in bounds_hit(*arguments)]
 
 
-def test_bounds_are_hit_where_the_advantage_pushes_outwards() -> None:
+def test_bounds_are_hit_only_in_the_advantages_direction() -> None:
     ratio, advantage = row(0.5, 0.5, 2.0, 2.0, 1.0), row(-1.0, 1.0, -1.0, 1.0, 1.0)
     assert hits(ratio, advantage, torch.ones(1, 5, dtype=torch.bool), 0.2, 0.2) == [1, 1]
     assert hits(ratio, advantage, torch.zeros(1, 5, dtype=torch.bool), 0.2, 0.2) == [0, 0]
@@ -146,7 +145,7 @@ def test_kl_estimators_by_hand(name: str, expected: float) -> None:
 
 
 def expectations(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, Tensor]:
-    """Exact expectation of an estimator under a policy of three tokens, and of its gradient in the logits."""
+    """Exact expectations of an estimator and of its gradient at the logits, under a policy over three tokens."""
     logits = torch.tensor([0.3, -0.4, 1.0], dtype=torch.float64, requires_grad=True)
     base = torch.tensor([0.1, 0.2, -0.5], dtype=torch.float64).log_softmax(0)
     logprob = logits.log_softmax(0)
@@ -165,7 +164,7 @@ def exact_kl() -> tuple[float, Tensor]:
 
 
 def test_what_each_estimator_is_unbiased_for() -> None:
-    """k1 and k3 in value, k2 in gradient; the gradient of k1 vanishes; as a cost of tokens k1 is exact in gradient."""
+    """k1 and k3 are unbiased in value, k2 in gradient. k1's gradient vanishes, but as a per-token cost it is exact."""
     value, gradient = exact_kl()
     assert expectations(KL_ESTIMATORS["k1"])[0] == pytest.approx(value)
     assert expectations(KL_ESTIMATORS["k3"])[0] == pytest.approx(value)
@@ -178,7 +177,7 @@ def test_what_each_estimator_is_unbiased_for() -> None:
     torch.testing.assert_close(expectations(as_a_cost)[1], gradient)
 
 
-# What lies between sampler and learner.
+# The correction for the mismatch between sampler and learner.
 
 
 @pytest.mark.parametrize(
@@ -217,16 +216,16 @@ def test_a_sequence_weight_is_cut_for_the_whole_completion() -> None:
     [("constant", (1 / 40, 1 / 40)), ("tokens", (1 / 10, 1 / 10)), ("sequence", (1 / 4, 1 / 16))],
 )
 def test_normalizers_by_hand(name: str, expected: tuple[float, float]) -> None:
-    """Two completions of 2 and 8 tokens, at most 20."""
+    """Two completions of 2 and 8 tokens; the maximum is 20."""
     weights = NORMALIZERS[name](torch.tensor([2.0, 8.0]), 20)
     torch.testing.assert_close(weights, torch.tensor(expected))
 
 
-# The whole.
+# The whole objective.
 
 
 def micro_batch() -> MicroBatch:
-    """One completion of two tokens with advantage 2 and weight ½, sampled at log-probabilities −1 and −2."""
+    """One completion of two tokens, sampled at log-probabilities −1 and −2, with advantage 2 and weight ½."""
     return collate(
         [
             TrainingSample(
@@ -250,12 +249,12 @@ def test_an_objective_by_hand() -> None:
     base = row(-1.0, -2.0)
     assert total({"kl_coef": 0.2, "kl_penalty": "k1"}, base) == pytest.approx(plain + 0.5 * 0.2 * LOG2)
     assert total({"kl_coef": 0.2, "kl_penalty": "k2"}, base) == pytest.approx(plain + 0.5 * 0.2 * 0.5 * LOG2**2)
-    # Off the second token's advantage, whose ratio is 2.
+    # The penalty reduces the advantage of the second token, whose ratio is 2.
     assert total({"kl_coef": 0.2, "kl_penalty": "advantage"}, base) == pytest.approx(plain + 0.5 * 2 * 0.2 * LOG2)
 
 
-def test_a_correction_bounds_what_is_not_the_learners_own_ratio() -> None:
-    """The learner's ratio is one at its first update; the sampler's ratio of 2 is truncated to 1.5, or masked."""
+def test_a_correction_bounds_the_ratio_to_the_sampler() -> None:
+    """The learner's ratio is one at the first update; the ratio of 2 to the sampler is truncated to 1.5, or masked."""
     result = objective(
         LossConfig(sampler_correction="token_truncate", correction_max=1.5),
         micro_batch(),
@@ -270,8 +269,8 @@ def test_a_correction_bounds_what_is_not_the_learners_own_ratio() -> None:
     assert total({"sampler_correction": "token_mask", "correction_max": 1.5}) == pytest.approx(-0.5 * 2.0)
 
 
-def test_the_ratio_is_taken_against_old_logprobs() -> None:
-    """In a later update of a step: ratio 2 against the step's start, and the start's own ratio of ½ to the sampler."""
+def test_the_ratio_is_relative_to_old_logprobs() -> None:
+    """In a later update of a step, the ratio is 2 to the step's start, whose own ratio to the sampler is ½."""
     batch = replace(micro_batch(), old_logprob_BC=row(-1.0, -2.0 - LOG2))
     config = LossConfig(sampler_correction="token_truncate")
     result = objective(config, batch, row(-1.0, -2.0), row(0.0, 0.0), None)
@@ -282,7 +281,7 @@ def test_the_ratio_is_taken_against_old_logprobs() -> None:
 # The configuration.
 
 
-def test_bounds_of_the_configuration_are_those_of_the_functions() -> None:
+def test_configured_bounds_match_the_functions_defaults() -> None:
     for name, function in LOSSES.items():
         parameters = inspect.signature(function).parameters
         assert CLIP_BOUNDS.get(name, {}) == {key: parameters[key].default for key in parameters if "clip" in key}
@@ -302,6 +301,6 @@ def test_bounds_of_the_configuration_are_those_of_the_functions() -> None:
         (["learner.updates_per_step=65"], r"learner.updates_per_step is 65: more updates than .* \(64\)"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(override: list[str], message: str) -> None:
+def test_meaningless_settings_are_refused(override: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("quickstart.yaml", override)

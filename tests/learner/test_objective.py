@@ -1,5 +1,4 @@
-"""Log-probabilities and micro-batches against numbers worked out by hand and by the full softmax, and the
-invariances they promise."""
+"""Log-probabilities and micro-batches against hand-computed numbers and the full softmax, and their invariances."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ def naive(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) ->
 
 @pytest.mark.parametrize("count", [1, CHUNK, CHUNK + 1, 2 * CHUNK + 7])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_chunked_logprobs_are_those_of_the_full_softmax(count: int, temperature: float) -> None:
+def test_chunked_logprobs_match_the_full_softmax(count: int, temperature: float) -> None:
     generator = torch.Generator().manual_seed(count)
     hidden = torch.randn(count, 16, generator=generator, requires_grad=True)
     weight = torch.randn(40, 16, generator=generator)
@@ -48,12 +47,12 @@ def test_chunked_logprobs_are_those_of_the_full_softmax(count: int, temperature:
 
 @pytest.mark.parametrize("certain", [0.9, 0.99, 0.997, 0.9999])
 def test_the_gradient_of_a_certain_token_survives_bfloat16(certain: float) -> None:
-    """W[y] − Σ p·W is a difference of nearly equal vectors: 28 % off at 0.99 when each is rounded before it."""
+    """W[y] − Σ p·W is a difference of nearly equal vectors: 28 % off at 0.99 if each is rounded first."""
     generator = torch.Generator().manual_seed(0)
     count, width, vocabulary = 32, 64, 512
     weight = torch.randn(vocabulary, width, generator=generator).bfloat16()
     target = torch.randint(0, vocabulary, (count,), generator=generator)
-    # A hidden state along the target's row, as long as makes it that likely.
+    # A hidden state along the target's row, scaled to give the target that probability.
     hidden = weight[target].double()
     low, high = torch.zeros(count, 1).double(), torch.ones(count, 1).double()
     for _ in range(60):
@@ -63,7 +62,7 @@ def test_the_gradient_of_a_certain_token_survives_bfloat16(certain: float) -> No
     rows = (low * hidden).bfloat16().requires_grad_()
     logprob, _ = token_logprobs(rows, weight, target, 1.0)
     (found,) = torch.autograd.grad(logprob.sum(), rows)
-    # The exact gradient at the logits that bfloat16 made.
+    # The exact gradient for the logits as computed in bfloat16.
     logits = (rows.detach() @ weight.T).double().requires_grad_()
     (pull,) = torch.autograd.grad(logits.log_softmax(-1).gather(1, target[:, None]).sum(), logits)
     exact = pull @ weight.double()
@@ -105,7 +104,7 @@ def test_micro_batches_stay_within_the_budget_and_lose_nothing(samples: list[Tra
     assert len(pack(samples, 1, "padded")) == len(samples)
 
 
-def test_ranks_share_all_micro_batches_and_pass_equally_often(samples: list[TrainingSample]) -> None:
+def test_ranks_share_all_micro_batches_in_equally_many_passes(samples: list[TrainingSample]) -> None:
     batches = pack(samples, 40, "padded")
     for ranks in (1, 2, 3, len(batches) + 1):
         shares = [share_of_rank(batches, rank, ranks) for rank in range(ranks)]
@@ -114,7 +113,7 @@ def test_ranks_share_all_micro_batches_and_pass_equally_often(samples: list[Trai
         assert sorted(s.advantage for s in real) == sorted(s.advantage for s in samples)
 
 
-def test_a_collated_batch_points_at_the_right_places() -> None:
+def test_a_collated_batch_points_at_the_right_positions() -> None:
     short = TrainingSample(prompt_ids=(5, 6), completion_ids=(7,), behaviour_logprobs=(-1.0,), advantage=1.0)
     long = TrainingSample(
         prompt_ids=(8,), completion_ids=(9, 10, 11), behaviour_logprobs=(-2.0, -3.0, -4.0), advantage=-1.0
@@ -130,7 +129,7 @@ def test_a_collated_batch_points_at_the_right_places() -> None:
     assert batch.behaviour_logprob_BC.tolist() == [[-2, -3, -4], [-1, 0, 0]]
 
 
-def test_a_packed_batch_has_a_prompt_once_where_it_is_shared() -> None:
+def test_a_packed_batch_holds_a_shared_prompt_once() -> None:
     one, two = (5, 6), (8, 8, 8)
     rows = [(one, (7,)), (two, (9, 10)), (one, (11, 12, 13))]
     made = [

@@ -1,4 +1,4 @@
-"""One rank and two, every ZeRO stage, an adapter and the whole model: the same weights after three steps."""
+"""One rank or two, every ZeRO stage, an adapter or the full model: the same weights after three steps."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.helpers.precision import assert_same_adam_steps
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
-# Adam divides by the size of the gradient: with eps at 1e-12 a gradient that is nothing but rounding would move its
-# weight by the whole rate, in a direction that no two orders of summation agree on.
+# Adam divides by the size of the gradient. With an eps of 1e-12, a gradient that is only rounding would move its weight
+# by the full rate, in a direction that depends on the order of summation.
 RATES = {"lora": 1e-3, "tiny": 1e-2, "full": 1e-4}
 METHODS = {
     "lora": f"optim.lr={RATES['lora']} lora.rank=2 optim.eps=1e-7",
-    # One number, of which the second rank's shard is nothing.
+    # A single number, so the second rank's shard is empty.
     "tiny": f"lora.init=tiny lora.numbers=1 optim.lr={RATES['tiny']} optim.eps=1e-7",
     "full": f"method=full optim.lr={RATES['full']} optim.eps=1e-6",
 }
@@ -36,9 +36,9 @@ STAGES = {
     "3": "learner.zero_stage=3",
     "3-offload": "learner.zero_stage=3 learner.offload_optimizer=true",
 }
-# Two updates a step, with the learner's own log-probabilities of its start kept for the correction.
+# Two updates per step, with the learner's own log-probabilities at its start kept for the correction.
 TWICE = f"{METHODS['lora']} learner.zero_stage=3 learner.updates_per_step=2 loss.sampler_correction=token_truncate"
-# A penalty that pulls: after the first step the policy is another than the reference.
+# A penalty with an effect: after the first step the policy differs from the reference.
 PENALIZED = f"{METHODS['full']} loss.kl_coef=0.5"
 CASES = {
     f"{method}-{stage}": f"{settings} {of_stage}"
@@ -47,19 +47,19 @@ CASES = {
 } | {"lora-twice": TWICE, **{f"full-KL-{stage}": f"{PENALIZED} {STAGES[stage]}" for stage in ("0", "3")}}
 
 
-# One rank's: what two learn is compared with the unsharded, and its own shards are all there is of each weight.
+# Cases run on one rank: two ranks are compared with the unsharded one, and a single rank's shards are whole weights.
 OF_ONE = {name: settings for name, settings in CASES.items() if name.endswith(("-0", "-3-offload", "-twice"))}
 
 
 def learned(directory: Path, count: int, cases: dict[str, str]) -> dict[str, dict[str, Tensor]]:
-    """The weights of every case, learned on so many ranks."""
+    """The weights of every case, trained on `count` ranks."""
     directory.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     arguments = [word for name, settings in cases.items() for word in (name, settings)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
-    environment["OMPI_COMM_WORLD_LOCAL_RANK"] = "0"  # as where mpirun starts a torchrun on each machine
+    environment["OMPI_COMM_WORLD_LOCAL_RANK"] = "0"  # as if mpirun had started a torchrun on each machine
     done = subprocess.run(
         [*command, str(ROOT / "tests" / "helpers" / "steps_of_learners.py"), str(directory), *arguments],
         env=environment,
@@ -79,12 +79,12 @@ def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, di
 
 
 @pytest.mark.parametrize("case", OF_ONE)
-def test_two_ranks_learn_what_one_does(case: str, by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
+def test_two_ranks_learn_the_same_as_one(case: str, by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
     one, two = by_ranks[1][case], by_ranks[2][case]
     assert_same_adam_steps(two, one, RATES[case.partition("-")[0]])
 
 
-def test_a_sharded_reference_penalizes_as_a_whole_one(by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
+def test_a_sharded_reference_penalizes_like_a_whole_one(by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
     whole, free = by_ranks[1]["full-KL-0"], by_ranks[1]["full-0"]
     for name, tensor in by_ranks[2]["full-KL-3"].items():
         assert float((tensor - whole[name]).abs().mean()) < 0.01 * RATES["full"], name
@@ -93,7 +93,7 @@ def test_a_sharded_reference_penalizes_as_a_whole_one(by_ranks: dict[int, dict[s
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stage", ["1", "2", "3", "3-offload"])
-def test_every_stage_learns_what_no_sharding_does(
+def test_every_stage_learns_the_same_as_without_sharding(
     method: str, stage: str, by_ranks: dict[int, dict[str, dict[str, Tensor]]]
 ) -> None:
     plain, sharded = by_ranks[1][f"{method}-0"], by_ranks[2][f"{method}-{stage}"]
@@ -101,7 +101,7 @@ def test_every_stage_learns_what_no_sharding_does(
 
 
 def test_something_was_learned(by_ranks: dict[int, dict[str, dict[str, Tensor]]]) -> None:
-    """Or the tests above would compare what did not move. Two updates a step move further than one."""
+    """Otherwise the tests above would compare unchanged weights. Two updates per step move further than one."""
     start = load_file(EMBEDDED_DIR / "model.safetensors")
     for before, after in ((start, "full-3"), (by_ranks[2]["lora-3"], "lora-twice")):
         moved = by_ranks[2][after]
@@ -109,10 +109,10 @@ def test_something_was_learned(by_ranks: dict[int, dict[str, dict[str, Tensor]]]
 
 
 @pytest.mark.parametrize(("backend", "count", "waits"), [("gloo", 2, True), ("gloo", 1, False), ("nccl", 2, False)])
-def test_gloos_threads_have_time_before_a_rank_ends(
+def test_gloo_threads_get_time_before_a_rank_ends(
     backend: str, count: int, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread that wants the interpreter's lock after its end has begun ends the process, which no test can time."""
+    """A thread that asks for the GIL during interpreter shutdown aborts the process, which no test can reproduce."""
     events = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)

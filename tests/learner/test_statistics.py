@@ -1,4 +1,4 @@
-"""The statistics of a step, by hand: of one micro-batch, of several, and of two ranks."""
+"""The statistics of a step against hand-computed numbers: one micro-batch, several, and two ranks."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def count(
     moved: bool = False,
     base: bool = True,
 ) -> None:
-    """Add a completion whose tokens the sampler drew with log-probabilities −1, −2, …; weight ½ a token.
+    """Add a completion whose tokens the sampler drew with log-probabilities −1, −2, …, each with weight ½.
 
-    Where the learner has `moved`, the step began with those log-probabilities.
+    If the learner has `moved`, the step began with those log-probabilities.
     """
     sampled = tuple(-1.0 - place for place in range(len(logprobs)))
     sample = TrainingSample(
@@ -51,7 +51,7 @@ def count(
 
 
 def test_two_tokens_one_over_the_bound(ranks: Ranks) -> None:
-    """Ratios 1 and 2, with the advantage 2: one over the bound of PPO."""
+    """Ratios 1 and 2 with advantage 2: one is over PPO's bound."""
     statistics = StepStatistics(ranks)
     count(statistics, (-1.0, -2.0 + LOG2), LossConfig(name="ppo_clip"), advantage=2.0, moved=True)
     stats = statistics.totals()
@@ -84,7 +84,7 @@ def test_means_of_micro_batches_are_over_their_tokens(ranks: Ranks) -> None:
 
 
 def test_the_correction_is_reported_with_its_bounds(ranks: Ranks) -> None:
-    """Weights policy/sampler 1 and 4; the second is held at 2, and is outside."""
+    """The weights policy/sampler are 1 and 4; the second is outside and truncated to 2."""
     statistics = StepStatistics(ranks)
     config = LossConfig(sampler_correction="token_truncate", correction_max=2.0)
     count(statistics, (-1.0, -2.0 + 2 * LOG2), config, advantage=1.0)
@@ -92,7 +92,7 @@ def test_the_correction_is_reported_with_its_bounds(ranks: Ranks) -> None:
 
 
 def test_the_share_beyond_the_limit_and_the_furthest_token(ranks: Ranks) -> None:
-    """Gaps of ln 2, and of 0, −3 and 1, against a limit of ½; the second of the second completion is furthest."""
+    """Gaps of ln 2, and of 0, −3 and 1, against a limit of ½; the second completion's second token is furthest."""
     statistics = StepStatistics(ranks, logprob_limit=0.5)
     count(statistics, (-1.0 + LOG2,), LossConfig(), advantage=1.0)
     count(statistics, (-1.0, -5.0, -2.0), LossConfig(), advantage=1.0)
@@ -119,8 +119,8 @@ def test_the_token_is_found_among_the_samples_of_a_micro_batch(ranks: Ranks) -> 
         assert (worst.origin, worst.place, worst.token) == (*place, 5 + index)
 
 
-def test_the_gap_of_two_ranks_is_that_of_all_their_tokens(ranks: Ranks) -> None:
-    """What the other rank passes to the sum is added to it; one rank alone sees the whole."""
+def test_the_gap_of_two_ranks_covers_all_their_tokens(ranks: Ranks) -> None:
+    """The sum includes what the other rank passes to it; a single rank sees everything."""
     completions = ((-1.0 + LOG2,), (-1.0, -5.0, -2.0))
     whole = StepStatistics(ranks, logprob_limit=0.5)
     for logprobs in completions:
@@ -140,13 +140,13 @@ def test_the_gap_of_two_ranks_is_that_of_all_their_tokens(ranks: Ranks) -> None:
     assert found.kl_error == pytest.approx(0.5 * math.sqrt(LOG2**4 + 3**4 + 1) / 4)
 
 
-def test_without_the_base_there_is_no_kl_to_it(ranks: Ranks) -> None:
+def test_kl_base_is_nan_without_a_base(ranks: Ranks) -> None:
     statistics = StepStatistics(ranks)
     count(statistics, (-1.0, -2.0), LossConfig(), advantage=1.0, base=False)
     assert math.isnan(statistics.totals().kl_base)
 
 
-def test_a_gap_that_is_no_number_is_not_passed_over(ranks: Ranks) -> None:
+def test_a_nan_gap_is_not_skipped(ranks: Ranks) -> None:
     statistics = StepStatistics(ranks)
     count(statistics, (math.nan, -2.0), LossConfig(), advantage=1.0)
     count(statistics, (-1.0, -2.0), LossConfig(), advantage=1.0)

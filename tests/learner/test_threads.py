@@ -1,4 +1,4 @@
-"""Two threads and one micro-batch large enough for both: the same step gives the same bits, whoever is faster."""
+"""Two threads and one micro-batch large enough for both: a step is bit-identical, whichever thread is faster."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def groups() -> list[TrainingSample]:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.usefixtures("two_threads")
-def test_a_step_is_the_same_to_the_bit_each_time(make_learner: Callable[..., Learner], method: str) -> None:
+def test_a_step_is_bit_identical_each_time(make_learner: Callable[..., Learner], method: str) -> None:
     samples, found = groups(), []
     for _ in range(3):
         learner = make_learner(f"method={method}", "optim.lr=1e-3")

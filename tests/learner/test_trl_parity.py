@@ -1,6 +1,6 @@
 """The same tensors through TRL's GRPOTrainer and through our objective: the same loss and the same gradient.
 
-TRL computes its values itself: only the forward pass of its model is replaced by fixed log-probabilities.
+TRL computes its loss itself; only the forward pass of its model is replaced by fixed log-probabilities.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rl_engine.learner.objective import objective
 from rollout.models import EMBEDDED_DIR
 
 with warnings.catch_warnings():
-    # TRL names the vLLM versions it was tried with; none is used here.
+    # TRL warns about vLLM versions it was not tested with; it uses none here.
     warnings.simplefilter("ignore")
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.engine
 MAX_TOKENS = 12
 LENGTHS = (3, 12, 5, 7, 1, 9)
 
-# TRL's settings beside ours for the same objective. Its CISPO bound is the ratio itself, ours the distance from one.
+# TRL's settings and ours for the same objective. TRL's CISPO bound is the ratio itself, ours the distance from one.
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({"loss_type": "grpo"}, {"name": "ppo_clip", "normalizer": "sequence"}),
     "dr_grpo": ({"loss_type": "dr_grpo"}, {"name": "ppo_clip", "normalizer": "constant"}),
@@ -154,7 +154,7 @@ def our_loss(settings: dict[str, Any], values: dict[str, Tensor]) -> tuple[Tenso
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_loss_and_gradient_are_those_of_trl(name: str, tmp_path: Path) -> None:
+def test_loss_and_gradient_match_trl(name: str, tmp_path: Path) -> None:
     theirs, ours = PAIRS[name]
     values = tensors()
     loss, gradient = trl_loss(theirs, values, tmp_path)

@@ -1,7 +1,7 @@
 """A step of TRL's GRPOTrainer and one of ours, from the same completions and rewards: the same weights after it.
 
-Each works out everything else by itself: advantages, its model's log-probabilities now and at the start of the step,
-the reference's, the ratio to the sampler, the loss, its gradient.
+Each computes everything else itself: advantages, its model's log-probabilities now and at the start of the step, the
+reference's, the ratio to the sampler, the loss and its gradient.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.helpers.batches import LOOSE
 from tests.helpers.builders import graded_group, prompt, result
 
 with warnings.catch_warnings():
-    # TRL names the vLLM versions it was tried with; none is used here.
+    # TRL warns about vLLM versions it was not tested with; it uses none here.
     warnings.simplefilter("ignore")
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
@@ -36,14 +36,14 @@ with warnings.catch_warnings():
 pytestmark = pytest.mark.engine
 
 MAX_TOKENS, SIZE = 24, 4
-# The last group's are all equal: nothing is to be learned of it but by a penalty.
+# In the last group all are equal: only a penalty has a gradient there.
 REWARDS = ((1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 1.0, 0.0), (1.0, 1.0, 1.0, 1.0))
-# Adam divides by the size of the gradient: an eps of 1e-6 leaves rounding alone.
+# Adam divides by the size of the gradient; an eps of 1e-6 keeps it from amplifying gradients that are only rounding.
 ADAM: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-6}
 OURS = ("method=full", "optim.lr=1e-3", "optim.eps=1e-6", f"sampling.max_tokens={MAX_TOKENS}", f"sampling.n={SIZE}")
 
 GRPO = ({"loss_type": "grpo"}, ("loss.name=ppo_clip", "loss.normalizer=sequence", "loss.baseline=group_mean_std"))
-# TRL's settings beside ours.
+# TRL's settings and ours.
 PAIRS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "grpo": GRPO,
     "grpo with KL": ({**GRPO[0], "beta": 0.3, "use_bias_correction_kl": False}, (*GRPO[1], "loss.kl_coef=0.3")),
@@ -65,9 +65,9 @@ PAIRS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.fixture(scope="module")
 def groups() -> list[GradedGroup]:
-    """Completions that transformers sampled, so that no engine need be started.
+    """Completions sampled by transformers, so that no engine needs to be started.
 
-    The log-probabilities they state are off by ±0.05 nats, as another precision would have them.
+    Their log-probabilities are off by ±0.05 nats, as in another precision.
     """
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
     model: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32)
@@ -139,7 +139,7 @@ def theirs_after_a_step(
         train_dataset=Dataset.from_dict({"prompt": ["1+1=?"]}),
         rollout_func=rollout,
     )
-    # As if its vLLM had sampled them: the weights of the correction are then TRL's own.
+    # As if TRL's vLLM had sampled them, so that TRL computes the weights of the correction itself.
     trainer.use_vllm, trainer._last_loaded_step = True, 0
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
@@ -156,26 +156,26 @@ def ours_after_a_step(config: Config, groups: list[GradedGroup], learner: Learne
     updates = updates_of(config, groups, advantages_of(groups, config.loss.baseline))
     stats = learner.step(updates, LOOSE)
     if config.learner.epochs_per_step > 1:
-        # Or the bounds would not have been compared.
+        # Otherwise the bounds would not have been compared.
         assert stats.clip_low_frac + stats.clip_high_frac > 0
     return learner.weights()
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_step_is_that_of_trl(
+def test_a_step_matches_trl(
     name: str,
     groups: list[GradedGroup],
     make_learner: Callable[..., Learner],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Twice over the same completions: the second update's ratios are against the start of the step."""
+    """Two epochs over the same completions: the second update's ratios are relative to the start of the step."""
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     settings, overrides = PAIRS[name]
     learner = make_learner(*OURS, *overrides, "learner.epochs_per_step=2", "learner.tokens_per_microbatch=200")
     start = learner.weights()
     wanted = theirs_after_a_step(settings, groups, 2, tmp_path)
     for parameter, found in ours_after_a_step(learner.config, groups, learner).items():
-        # In the mean: where a gradient is hardly more than rounding, Adam makes much of it.
+        # On average, since Adam amplifies gradients that are hardly more than rounding.
         assert (found - wanted[parameter]).abs().mean() < 1e-7, parameter
         assert (found - start[parameter]).abs().mean() > 1e-4, parameter

@@ -1,4 +1,4 @@
-"""Groups → updates: who learns from what, with which weight."""
+"""Groups → updates: which completions each update trains on, and with which weights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ GROUPS = [group(0, (1, 2)), group(1, (3, 4), signal=False), group(2, (5, 6))]
 ADVANTAGES = [[0.5, -0.5], [0.0, 0.0], [-0.25, 0.25]]
 
 
-def test_groups_without_signal_are_dropped_but_weigh(make_config: Any) -> None:
-    """One update drops groups without signal and counts them in the weight."""
+def test_groups_without_signal_are_dropped_but_counted(make_config: Any) -> None:
     config = make_config("loss.normalizer=tokens")
     (update,) = updates_of(config, GROUPS, ADVANTAGES)
     assert [(s.prompt_ids, len(s.completion_ids), s.advantage) for s in update] == [
@@ -35,10 +34,9 @@ def test_groups_without_signal_are_dropped_but_weigh(make_config: Any) -> None:
     assert [s.weight for s in update] == pytest.approx([1 / 21] * 4)
 
 
-def test_updates_get_whole_groups_and_own_normalizers(make_config: Any) -> None:
-    """Updates are dealt whole groups with normalizers of their own."""
+def test_updates_get_whole_groups_and_their_own_normalizers(make_config: Any) -> None:
     config = make_config("learner.updates_per_step=2", "loss.normalizer=sequence")
-    # The second update would have had the group without signal alone.
+    # The second update would have had only the group without signal.
     (update,) = updates_of(config, GROUPS, ADVANTAGES)
     assert [s.prompt_ids for s in update] == [(0,), (0,), (2,), (2,)]
     assert [s.weight for s in update] == pytest.approx([1 / (4 * n) for n in (1, 2, 5, 6)])
@@ -52,13 +50,13 @@ def test_a_penalty_or_bonus_learns_from_every_group(term: str, make_config: Any)
     assert len(update) == 6
 
 
-def test_nothing_to_learn_is_no_update(make_config: Any) -> None:
+def test_an_update_without_signal_is_left_out(make_config: Any) -> None:
     dull = [group(number, (1, 2), signal=False) for number in range(3)]
     assert updates_of(make_config(), dull, [[0.0, 0.0]] * 3) == []
 
 
 def without(group: GradedGroup, index: int) -> GradedGroup:
-    """The group where one completion is not scored."""
+    """The group with one completion not scored."""
     results = list(group.results)
     results[index] = result(Verdict.ERROR, scored=False)
     return GradedGroup(group.rollout, tuple(results))
@@ -68,16 +66,16 @@ def without(group: GradedGroup, index: int) -> GradedGroup:
 @pytest.mark.parametrize(
     ("normalizer", "weights"),
     [
-        # Of lengths 1, 3, 4, 5 and 6 the sum is 19, and there are five; the quickstart's limit is 72 tokens.
+        # Five lengths, 1, 3, 4, 5 and 6, with sum 19; the quickstart's limit is 72 tokens.
         ("tokens", {1: 1 / 19, 3: 1 / 19, 4: 1 / 19, 5: 1 / 19, 6: 1 / 19}),
         ("constant", dict.fromkeys((1, 3, 4, 5, 6), 1 / (5 * 72))),
         ("sequence", {n: 1 / (5 * n) for n in (1, 3, 4, 5, 6)}),
     ],
 )
-def test_what_is_not_scored_is_in_no_loss_and_no_normalizer(
+def test_unscored_completions_enter_no_loss_or_normalizer(
     term: str, normalizer: str, weights: dict[int, float], make_config: Any
 ) -> None:
-    """Not even a penalty or bonus is taken on it."""
+    """Not even a penalty or bonus applies to it."""
     config = make_config(f"loss.normalizer={normalizer}", term)
     (update,) = updates_of(config, [without(GROUPS[0], 1), *GROUPS[1:]], ADVANTAGES)
     found = {len(sample.completion_ids): sample.weight for sample in update}
@@ -86,6 +84,6 @@ def test_what_is_not_scored_is_in_no_loss_and_no_normalizer(
 
 
 @pytest.mark.parametrize("term", ["loss.kl_coef=0", "loss.kl_coef=0.1"])
-def test_where_nothing_is_scored_there_is_no_update(term: str, make_config: Any) -> None:
+def test_there_is_no_update_if_nothing_is_scored(term: str, make_config: Any) -> None:
     groups = [without(without(each, 0), 1) for each in GROUPS]
     assert updates_of(make_config(term), groups, [[0.0, 0.0]] * 3) == []

@@ -1,5 +1,5 @@
-"""The learner's passes over micro-batches read no number: on a GPU each reading waits until all is computed that was
-asked for, and leaves the card idle until more is asked for."""
+"""The learner's passes over micro-batches never read a value: on a GPU each read waits for all queued work, and leaves
+the GPU idle until more is queued."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rl_engine.learner.learner import Learner
 
 pytestmark = pytest.mark.engine
 
-# What has a Python number for an answer, or a tensor whose size depends on values.
+# Operations that return a Python number, or a tensor whose size depends on values.
 READINGS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "repeat_interleave")
 
 
 class Readings(TorchDispatchMode):
-    """Notes every operation inside the block that a GPU would have to be waited for."""
+    """Records every operation inside the block that would have to wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -39,7 +39,7 @@ class Readings(TorchDispatchMode):
 @pytest.mark.parametrize(
     "loss", [(), ("loss.name=ppo_clip", "loss.kl_coef=0.1", "loss.entropy_coef=0.01"), ("loss.name=gspo",)]
 )
-def test_packed_rows_read_nothing_before_the_last_micro_batch(
+def test_packed_rows_read_no_value_before_the_last_micro_batch(
     loss: tuple[str, ...], make_learner: Callable[..., Learner], samples: list[TrainingSample]
 ) -> None:
     learner = make_learner("learner.layout=packed", "learner.tokens_per_microbatch=60", *loss)
@@ -51,7 +51,7 @@ def test_packed_rows_read_nothing_before_the_last_micro_batch(
     assert statistics.totals().tokens == sum(len(sample.completion_ids) for sample in samples)
 
 
-def test_what_would_wait_is_noticed() -> None:
+def test_reading_a_value_is_noticed() -> None:
     values = torch.arange(3.0)
     with Readings() as readings:
         float(values[0])

@@ -1,4 +1,4 @@
-"""Attention over shared prompts against torch's own, and the models it is offered for."""
+"""Attention over shared prompts against torch's own, and the models that may use it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.precision import assert_same_sums, float32_error
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("shared_mask", [True, False])
-def test_attention_and_its_gradients_are_those_of_torch(kv_heads: int, shared_mask: bool) -> None:
+def test_attention_and_its_gradients_match_torch(kv_heads: int, shared_mask: bool) -> None:
     generator = torch.Generator().manual_seed(kv_heads)
     q = torch.randn(3, 4, 5, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     k, v = (
@@ -32,7 +32,7 @@ def test_attention_and_its_gradients_are_those_of_torch(kv_heads: int, shared_ma
     upstream = torch.randn(3, 4, 5, 8, generator=generator, dtype=torch.float64)
     found = attend(q, k, v, drop, 0.3)
     expected = scaled_dot_product_attention(q, k, v, ~drop[:, None], scale=0.3, enable_gqa=True)
-    # Scores are computed in float32, whatever comes in: 8 products, a softmax of 7.
+    # Scores are always computed in float32: 8 products, a softmax over 7.
     assert_same_sums(found, expected, 8 + 7)
     gradients = torch.autograd.grad((found * upstream).sum(), (q, k, v))
     wanted = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
@@ -41,7 +41,7 @@ def test_attention_and_its_gradients_are_those_of_torch(kv_heads: int, shared_ma
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_heads_that_share_keys_score_as_in_padded_rows(kind: str) -> None:
+def test_grouped_queries_score_as_in_padded_rows(kind: str) -> None:
     sizes = {
         "vocab_size": 30,
         "hidden_size": 32,
@@ -75,11 +75,11 @@ def test_heads_that_share_keys_score_as_in_padded_rows(kind: str) -> None:
         logprobs.append(LogprobModel(model, 1.0)(batch)[0])
     torch.testing.assert_close(logprobs[1], logprobs[0], atol=10 * float32_error(2 * 7 * 48), rtol=0)
     row = collate(samples, pad_id=0, layout="shared_prompt").input_ids_BT
-    # Two prompts of five positions and four completions of three: nothing is predicted from a last token.
+    # Two prompts of five positions, four completions of three: nothing is predicted from a last token.
     assert row.tolist() == [[3, 4, 5, 0, 0, 10, 11, 12, 13, 14, 6, 7, 8, 0, 0, 0, 0, 0, 0, 16, 0, 0]]
 
 
-def test_which_models_it_is_for() -> None:
+def test_which_models_may_share_prompts() -> None:
     assert has_plain_attention(LlamaConfig())
     assert has_plain_attention(Qwen3Config())
     assert not has_plain_attention(Qwen3Config(use_sliding_window=True, sliding_window=16, max_window_layers=0))
@@ -88,7 +88,7 @@ def test_which_models_it_is_for() -> None:
     assert has_plain_attention(AutoConfig.from_pretrained(EMBEDDED_DIR))
 
 
-def test_auto_shares_prompts_on_a_cpu_where_samples_are_short() -> None:
+def test_auto_shares_prompts_on_a_cpu_if_samples_are_short() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     short = load_config("quickstart.yaml")
     assert layout_of(short, cpu) == "shared_prompt"
@@ -98,15 +98,14 @@ def test_auto_shares_prompts_on_a_cpu_where_samples_are_short() -> None:
     assert layout_of(load_config("quickstart.yaml", ["learner.layout=packed"]), cpu) == "packed"
 
 
-def test_a_model_of_other_attention_is_refused(tmp_path: object) -> None:
+def test_a_model_with_other_attention_is_refused(tmp_path: object) -> None:
     MistralConfig(sliding_window=64).save_pretrained(str(tmp_path))
     config = load_config("quickstart.yaml", [f"model.name={tmp_path}", "learner.layout=shared_prompt"])
     with pytest.raises(ConfigError, match="does not know the attention of a mistral model"):
         layout_of(config, torch.device("cpu"))
 
 
-def test_packable_families_score_as_in_rows_of_their_own() -> None:
-    """Families that may be packed score as in rows of their own."""
+def test_packable_families_score_as_in_separate_rows() -> None:
     samples = [
         TrainingSample(
             prompt_ids=(5, 6, 7),
@@ -128,8 +127,8 @@ def test_packable_families_score_as_in_rows_of_their_own() -> None:
     assert {name: gap for name, gap in apart.items() if not gap < 1e-4} == {}
 
 
-def test_chunks_of_a_row_are_no_chunks_of_its_samples(make_config: ConfigMaker) -> None:
-    """Llama 4 attends within 8,192 positions, which it counts from the beginning of a row."""
+def test_chunked_attention_cannot_be_packed(make_config: ConfigMaker) -> None:
+    """Llama 4 attends within chunks of 8,192 positions, counted from the start of the row."""
     config, model_config = make_config("learner.layout=packed"), tiny_config("llama4_text")
     with pytest.raises(ConfigError, match=r"learner.layout packed .* attends within chunks of 8,192 positions"):
         choose_layout(config, model_config, "cpu")
@@ -138,7 +137,7 @@ def test_chunks_of_a_row_are_no_chunks_of_its_samples(make_config: ConfigMaker) 
 
 
 @pytest.mark.parametrize("kind", ["falcon", "opt", "falcon_h1", "gpt_oss", "jamba", "qwen3_next"])
-def test_others_are_refused_packed_in_one_line(kind: str, make_config: ConfigMaker) -> None:
+def test_other_families_are_refused_packing_in_one_line(kind: str, make_config: ConfigMaker) -> None:
     config = make_config("learner.layout=packed")
     with pytest.raises(ConfigError, match=rf"learner.layout packed puts samples end to end, and models of type {kind}"):
         choose_layout(config, tiny_config(kind), "cpu")

@@ -1,4 +1,4 @@
-"""Decoder layers as torch compiles them for a card: the same numbers, and one form for micro-batches of every size."""
+"""Decoder layers as torch compiles them for a GPU: the same numbers, and one graph for micro-batches of every size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.helpers.batches import LOOSE
 from tests.helpers.families import tiny_config, tiny_model
 from tests.helpers.precision import assert_same_sums
 
-# Asked by torch's compiler of what a layer is given; elsewhere it is silent about it.
+# torch's compiler reads `.grad` of a layer's inputs, which are not leaves; torch warns about that.
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")]
 
 
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore:The .grad a
 def kernel(
     q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, key_bounds: Tensor, longest: int, most_keys: int, scale: float
 ) -> Tensor:
-    """[T, H, D]: stands in for the card's kernel, which torch's compiler does not look into either."""
+    """[T, H, D]: stands in for the GPU's kernel; both are opaque to torch's compiler."""
     assert [longest, most_keys] == [int(one.diff().max()) for one in (bounds, key_bounds)]
     pieces = zip(_pieces(bounds, q), _pieces(key_bounds, k), _pieces(key_bounds, v), strict=True)
     parts = [_weights(q_HtD, k_HtD, scale) @ v_HtD for q_HtD, k_HtD, v_HtD in pieces]
@@ -101,7 +101,7 @@ def varlen_attn(
 
 @pytest.fixture
 def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls of a card, and torch's compiler without its last step, which needs one for C++."""
+    """Use the code paths of a GPU, and torch's compiler without its last stage, which needs a C++ compiler."""
     stand_in: Any = ModuleType("torch.nn.attention.varlen")
     stand_in.varlen_attn = varlen_attn
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", stand_in)
@@ -131,7 +131,7 @@ def batch(*completions: int, layout: str = "packed") -> Any:
 
 
 def results(policy: LogprobModel, given: Any) -> tuple[Tensor, Tensor]:
-    """Log-probabilities, and all gradients in a row."""
+    """Log-probabilities, and all gradients concatenated."""
     logprob_N, _ = policy(given)
     learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(logprob_N.sum(), learned)
@@ -139,7 +139,7 @@ def results(policy: LogprobModel, given: Any) -> tuple[Tensor, Tensor]:
 
 
 def own_forwards(policy: LogprobModel) -> list[torch.nn.Module]:
-    """Decoder layers whose pass is no longer that of their class."""
+    """Decoder layers whose forward function is no longer that of their class."""
     layers = [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]
     assert layers
     return [layer for layer in layers if "forward" in vars(layer)]
@@ -149,7 +149,7 @@ def adapted(checkpointing: bool) -> LogprobModel:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    # More layers than forms are allowed: one for each layer would be seen.
+    # More layers than the graphs allowed below, so that compiling each layer separately would be noticed.
     config = tiny_config("qwen2")
     config.num_hidden_layers, config.layer_types = 4, ["full_attention"] * 4
     model = AutoModelForCausalLM.from_config(config).float()
@@ -164,14 +164,13 @@ def adapted(checkpointing: bool) -> LogprobModel:
 
 
 @pytest.mark.parametrize(("checkpointing", "layout"), [(False, "packed"), (True, "packed"), (False, PACKED_SHARED)])
-def test_compiled_layers_compute_the_same_in_one_form(checkpointing: bool, layout: str, as_on_a_card: None) -> None:
-    """Compiled layers compute the same in one form for every micro-batch."""
+def test_compiled_layers_compute_the_same_with_one_graph(checkpointing: bool, layout: str, as_on_a_card: None) -> None:
     policy = adapted(checkpointing)
     counts = [(9,), (4,), (12, 3), (2, 2, 17, 30), tuple(range(1, 12))]
     batches = [batch(*completions, layout=layout) for completions in counts]
     expected = [results(policy, one) for one in batches]
     compile_layers(policy.causal_lm, lambda: policy(batches[0])[0])
-    # Inputs of the first layer need no gradient, and those of the others do.
+    # The first layer's inputs need no gradient, those of the others do: at most two graphs.
     forms = counters["stats"]["unique_graphs"]
     assert 1 <= forms <= 2
     for one, (logprob_N, gradient) in zip(batches, expected, strict=True):
@@ -191,13 +190,13 @@ def test_compiled_layers_compute_the_same_in_one_form(checkpointing: bool, layou
     "error",
     [
         torch._dynamo.exc.BackendCompilerFailed(compile_layers, RuntimeError("no C compiler"), None),
-        # Of what was compiled, in its first pass: of a kernel's start, and of what it was promised to be given.
+        # Errors of the compiled code in its first pass: launching a kernel, and an assertion on its inputs.
         RuntimeError("Triton Error [CUDA]: no C compiler"),
         AssertionError("expected size 3==3, stride 1==4 at dim=0; no C compiler"),
     ],
 )
-def test_layers_stay_where_the_compiler_does_not_work(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the compiler does not work, or what it made, the layers stay, and it is said."""
+def test_layers_stay_as_they_are_if_the_compiler_fails(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the compiler or the compiled code fails, the layers stay as they are, with a warning."""
 
     def broken(forward: Any, **_: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -213,7 +212,7 @@ def test_layers_stay_where_the_compiler_does_not_work(error: Exception, monkeypa
     results(policy, batch(5))
 
 
-def test_memory_that_ran_out_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_not_a_compiler_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(forward: Any, **_: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -227,7 +226,7 @@ def test_memory_that_ran_out_is_no_fault_of_the_compiler(monkeypatch: pytest.Mon
 
 
 class Lost(torch.autograd.Function):
-    """What passes, and no gradient back: what torch 2.11 made of a sum in its place."""
+    """Passes its input on but loses the gradient, as torch 2.11 compiled an in-place sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -238,7 +237,7 @@ class Lost(torch.autograd.Function):
         return torch.zeros_like(grad)
 
 
-def test_layers_stay_where_the_compiler_loses_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_stay_as_they_are_if_a_gradient_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(forward: Any, **_: Any) -> Any:
         return lambda *args, **kwargs: Lost.apply(forward(*args, **kwargs))  # type: ignore[no-untyped-call]
 
@@ -253,8 +252,8 @@ def test_layers_stay_where_the_compiler_loses_a_gradient(monkeypatch: pytest.Mon
     assert all(torch.equal(parameter, before[name]) for name, parameter in policy.named_parameters())
 
 
-def test_an_adapter_at_its_start_is_tried_in_both_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With B zero nothing reaches A: its gradient is compared all the same, and the adapter is then what it was."""
+def test_a_new_adapter_is_compared_in_both_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While B is zero, A has no gradient. Both gradients are compared nevertheless, and the adapter is restored."""
     seen: list[tuple[Tensor, ...]] = []
 
     def shares(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Tensor:
@@ -276,9 +275,9 @@ def test_an_adapter_at_its_start_is_tried_in_both_halves(monkeypatch: pytest.Mon
     assert all(torch.equal(one, kept) for (_, one), kept in zip(halves, before, strict=True))
 
 
-def test_what_differs_with_one_adapter_alone_is_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16 a tensor in which nearly all cancels has no other gradient; with another adapter it is not that
-    one."""
+def test_a_difference_with_only_one_adapter_is_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, a gradient whose terms nearly cancel is rounding only; with another adapter, another tensor is
+    affected."""
 
     def compiled(forward: Any, **_: Any) -> Any:
         calls = itertools.count()
@@ -295,14 +294,14 @@ def test_what_differs_with_one_adapter_alone_is_rounding(monkeypatch: pytest.Mon
     assert len(own_forwards(policy)) == 4
 
 
-def test_an_error_is_of_the_tensor_that_is_wrong() -> None:
+def test_errors_are_relative_to_the_tensor_that_is_wrong() -> None:
     def worst_error(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
         return float(shares_of_error(found, expected).max())
 
     expected = (torch.full((4,), 10.0), torch.tensor([3.0, 4.0]), torch.tensor([1e-6]))
     same = (expected[0] * 1.01, expected[1], torch.tensor([2e-6]))
     assert worst_error(same, expected) == pytest.approx(0.01, rel=1e-4)
-    # The third is compared with a thousandth of the first, whose norm is 20.
+    # The third is divided by a thousandth of the first's norm, which is 20.
     assert worst_error((*expected[:2], torch.tensor([0.005])), expected) == pytest.approx(0.25, rel=1e-3)
     assert worst_error((expected[0], torch.zeros(2), expected[2]), expected) == pytest.approx(1)
     assert math.isnan(worst_error((expected[0], torch.full((2,), math.nan), expected[2]), expected))
@@ -333,7 +332,7 @@ def test_a_learner_with_compiled_layers_makes_the_same_updates(
 def test_a_policy_that_has_not_moved_has_a_ratio_of_one(
     monkeypatch: pytest.MonkeyPatch, make_config: ConfigMaker, ranks: Any, samples: list[TrainingSample]
 ) -> None:
-    """Though compiled layers round otherwise than a pass without a gradient does, and clips lie close."""
+    """This holds although compiled layers round differently from a pass without gradients, and clips are tight."""
 
     def rounding(forward: Any, **_: Any) -> Any:
         return lambda *args, **kwargs: 1.001 * forward(*args, **kwargs)

@@ -1,5 +1,5 @@
-"""Every family of text models that transformers has and vLLM serves: the learner's log-probabilities are those of the
-model's own forward pass, or it is refused."""
+"""Every family of text models that transformers has and vLLM serves: the learner's log-probabilities match the model's
+own forward pass, or the family is refused."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from tests.conftest import ConfigMaker
 from tests.helpers.families import VOCABULARY, families, tiny_model, tiny_wrapper
 
 AGREEMENT = 1e-4
-"""Nats, of float32 logits of size one to ten."""
+"""Nats, for float32 logits between one and ten in size."""
 SAMPLE = TrainingSample(
     prompt_ids=(5,), completion_ids=tuple(range(6, 40)), behaviour_logprobs=(0.0,) * 34, advantage=1.0
 )
-# Heads of several layers (the BERTs, ModernBERT), and a cut vocabulary (Inkling): not offered, and said so.
+# Heads with several layers (the BERTs, ModernBERT) and a truncated vocabulary (Inkling): refused with an error.
 REFUSED = {
     *("bert", "camembert", "data2vec-text", "electra", "ernie", "roberta", "roberta-prelayernorm", "roc_bert"),
     *("xlm-roberta", "xlm-roberta-xl", "xmod", "modernbert-decoder", "inkling_text"),
@@ -47,7 +47,7 @@ REFUSED = {
 
 
 def verdict(kind: str) -> str:
-    """What the start-up check says of a tiny random model, and what a comparison at its own tolerance does."""
+    """The results of the start-up check on a tiny random model, and of a comparison at this file's own tolerance."""
     policy = LogprobModel(tiny_model(kind), temperature=0.7)
     batch = collate([SAMPLE], pad_id=0, layout="padded")
     try:
@@ -59,8 +59,7 @@ def verdict(kind: str) -> str:
     return "agrees" if apart < AGREEMENT and expected.std() > 0.05 else f"{apart:.2g} nats apart"
 
 
-def test_every_familys_logprobs_are_its_own_or_it_is_refused() -> None:
-    """Log-probabilities of every family are the model's own, or it is refused."""
+def test_every_familys_logprobs_match_or_it_is_refused() -> None:
     found = {kind: verdict(kind) for kind in families()}
     assert len(found) > 100
     assert found == {kind: "refused" if kind in REFUSED else "agrees" for kind in found}
@@ -68,8 +67,8 @@ def test_every_familys_logprobs_are_its_own_or_it_is_refused() -> None:
 
 @pytest.mark.parametrize("targets", ["all", "all+lm_head"])
 @pytest.mark.parametrize("kind", ["granite", "cohere", "gemma2", "phi"])
-def test_gradients_are_those_of_the_models_own_logits(kind: str, targets: str) -> None:
-    """Of log-probabilities and entropies, through a frozen output embedding and through an adapted one."""
+def test_gradients_match_the_models_own_logits(kind: str, targets: str) -> None:
+    """Gradients of log-probabilities and entropies, through a frozen and through an adapted output embedding."""
     adapted, _ = add_adapter(tiny_model(kind), LoraConfig(rank=2, targets=targets), seed=0)
     learned = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     for parameter in learned:
@@ -87,12 +86,12 @@ def test_gradients_are_those_of_the_models_own_logits(kind: str, targets: str) -
         gradients = torch.autograd.grad((mine * weights).sum(), learned, retain_graph=True)
         wanted = torch.autograd.grad((own * weights).sum(), learned, retain_graph=True)
         for gradient, other in zip(gradients, wanted, strict=True):
-            # Sums of terms of either sign: rounding is relative to the largest, not to what is left of them.
+            # Sums of terms of both signs: rounding is relative to the largest term, not to their sum.
             torch.testing.assert_close(gradient, other, atol=1e-4 * float(other.abs().max()), rtol=0)
 
 
-def test_what_a_router_reads_in_evaluation_too_stays(tmp_path: Path) -> None:
-    """PhiMoE's jitter says which experts are asked together: without it a model is another one. vLLM has 0.01."""
+def test_a_router_setting_used_in_evaluation_is_kept(tmp_path: Path) -> None:
+    """PhiMoE's jitter decides which experts are combined, so without it the model is another one. vLLM uses 0.01."""
     model = tiny_model("phimoe")
     model.config.router_jitter_noise = 0.01
     model.config.attention_dropout = 0.25
@@ -108,7 +107,7 @@ def test_what_a_router_reads_in_evaluation_too_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["gemma2", "vaultgemma"])
 def test_scores_that_the_sampler_caps_are_capped(kind: str, tmp_path: Path) -> None:
-    """torch's fused attention leaves the cap out, and vLLM does not. A small one shows it."""
+    """torch's fused attention omits the soft cap, vLLM does not. A small cap makes the difference visible."""
     model = tiny_model(kind)
     model.config.attn_logit_softcapping = 0.5
     model.save_pretrained(tmp_path)
@@ -121,8 +120,8 @@ def test_scores_that_the_sampler_caps_are_capped(kind: str, tmp_path: Path) -> N
     assert float((own_logprobs(LogprobModel(eager, 1.0), batch) - found).abs().max()) > 0.01
 
 
-def test_a_family_without_sdpa_is_loaded_all_the_same(tmp_path: Path) -> None:
-    """GPT-OSS and others: in a run and in its estimate alike."""
+def test_a_family_without_sdpa_is_loaded_with_eager(tmp_path: Path) -> None:
+    """GPT-OSS is an example; both the run and its memory estimate use eager attention."""
     tiny_model("gpt_oss").save_pretrained(tmp_path)
     loaded = load_weights(ModelConfig(name=str(tmp_path), dtype="float32"), "sdpa")
     assert loaded.config._attn_implementation == "eager"
@@ -130,8 +129,8 @@ def test_a_family_without_sdpa_is_loaded_all_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["opt", "phimoe", "dbrx"])
-def test_dropout_and_jitter_are_off_and_stay_written_down(kind: str, tmp_path: Path) -> None:
-    """OPT drops in its layers, PhiMoE samples its experts in training mode, DBRX keeps its rates in parts."""
+def test_dropout_and_jitter_are_off_but_stay_in_the_config(kind: str, tmp_path: Path) -> None:
+    """OPT has dropout in its layers, PhiMoE samples experts in training mode, DBRX has its rates in nested configs."""
     model = tiny_model(kind)
     for part in (model.config, *filter(None, (getattr(model.config, name, None) for name in ("attn_config",)))):
         for name in ("dropout", "attention_dropout", "router_jitter_noise", "attn_pdrop"):
@@ -156,7 +155,7 @@ def test_dropout_and_jitter_are_off_and_stay_written_down(kind: str, tmp_path: P
 def test_a_model_that_computes_something_unknown_is_refused(
     ranks: Ranks, tmp_path: Path, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that computes something unknown is refused when the learner is made."""
+    """A model that computes something unknown is refused when the learner is created."""
     tiny_model("granite").save_pretrained(tmp_path)
     config = make_config(f"model.name={tmp_path}", "learner.layout=padded")
     Learner(config, ranks, 0, [[3, 4, 5, 6]])
@@ -166,9 +165,9 @@ def test_a_model_that_computes_something_unknown_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen3_5", "gemma4", "llama4"])
-def test_of_a_wrapper_the_language_model_alone_is_adapted(kind: str, tmp_path: Path) -> None:
-    """The layers that see have the same names. vLLM serves these where torchvision is installed; with a stand-in for
-    that, Gemma 3 and Mistral 3 were served with an adapter within 5e-6 nats of the learner."""
+def test_only_a_wrappers_language_model_is_adapted(kind: str, tmp_path: Path) -> None:
+    """The vision tower's layers have the same names. vLLM serves these models if torchvision is installed; with a
+    stand-in for it, Gemma 3 and Mistral 3 were served with an adapter within 5e-6 nats of the learner."""
     tiny_wrapper(kind).save_pretrained(tmp_path)
     source = ModelConfig(name=str(tmp_path), dtype="float32")
     assert load_model_config(source).get_text_config().vocab_size == VOCABULARY

@@ -1,4 +1,4 @@
-"""Full fine-tuning in the same engine: float32 masters under a cast forward pass, the same update at every ZeRO stage,
+"""Full fine-tuning in the same engine: float32 masters with a cast forward pass, the same update at every ZeRO stage,
 and a sampler that follows the whole model."""
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def make_full(make_learner: LearnerMaker) -> LearnerMaker:
     return lambda *overrides: make_learner("method=full", "optim.lr=1e-4", *overrides)
 
 
-def test_the_forward_pass_is_that_of_the_cast_model(make_config: Any, samples: list[TrainingSample]) -> None:
-    """And tied weights stay tied."""
+def test_the_forward_pass_matches_the_cast_model(make_config: Any, samples: list[TrainingSample]) -> None:
+    """Tied weights also stay tied."""
     config = make_config("method=full", "model.dtype=bfloat16")
     trainable = FullPolicy(config, CPU)
     assert {p.dtype for p in trainable.parameters.values()} == {torch.float32}
@@ -56,7 +56,7 @@ def test_the_forward_pass_is_that_of_the_cast_model(make_config: Any, samples: l
         expected, _ = LogprobModel(plain, 1.0)(batch)
         found, _ = LogprobModel(trainable.causal_lm, 1.0)(batch)
     assert torch.equal(found, expected)
-    # One matrix for both ends: it is listed, trained and published once.
+    # The tied embedding is listed, trained and published once.
     assert trainable.parameters.keys() == dict(plain.named_parameters()).keys()
     assert "lm_head.weight" not in trainable.parameters
 
@@ -78,14 +78,14 @@ def test_an_update_below_the_resolution_of_bfloat16_is_kept(
     name = "model.layers.0.mlp.up_proj.weight"
     moved = (after[name] - before[name]).abs()
     assert 1e-6 < moved.max() < 3e-6
-    # Rounded to bfloat16 at every step most of it would be gone.
+    # Rounding to bfloat16 at every step would lose most of it.
     assert (after[name].bfloat16() == before[name].bfloat16()).float().mean() > 0.9
 
 
-def test_full_gradients_are_those_of_autograd_on_the_plain_loss(
+def test_full_gradients_match_autograd_on_the_plain_loss(
     make_full: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """Adam's first step is −rate · sign(gradient): against the signs of the plain model's own gradient."""
+    """Adam's first step is −rate · sign(gradient), compared with the signs of the plain model's own gradient."""
     learner = make_full()
     before = learner.weights()
     learner.step([samples], LOOSE)
@@ -101,7 +101,7 @@ def test_full_gradients_are_those_of_autograd_on_the_plain_loss(
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
-        # Where the gradient is not lost in rounding.
+        # Only where the gradient exceeds rounding.
         clear = parameter.grad.abs() > 1e-3 * parameter.grad.abs().max()
         assert (moved[name].sign() == -parameter.grad.sign())[clear].float().mean() > 0.999, name
 
@@ -122,12 +122,12 @@ def test_zero_stages_make_the_same_update_and_resume_exactly(
     samples: list[TrainingSample],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Everything is sharded, the smallest weight included.
+    # Shard everything, even the smallest weight.
     monkeypatch.setattr("rl_engine.learner.learner.PERSISTENT_PARAMETERS", 0)
     plain = make_full("loss.kl_coef=0.1", *[o for o in overrides if o.startswith("model.")])
     sharded = make_full("loss.kl_coef=0.1", *overrides)
     if "learner.zero_stage=3" in overrides:
-        # The reference too is spread over the ranks: outside a pass nothing of it is whole.
+        # The reference is sharded too: outside a forward pass none of its parameters is whole.
         assert isinstance(sharded.trainable, FullPolicy)
         assert all(parameter.numel() == 0 for parameter in sharded.trainable._base.parameters())
     stats = [learner.step([samples], LOOSE) for learner in (plain, sharded)]
@@ -151,7 +151,7 @@ def test_the_sampler_follows_the_whole_model(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And its weights are hashed once as they are published, and once as they are loaded."""
+    """Its weights are also hashed only once when published and once when loaded."""
     hashed: Counter[Path] = Counter()
     monkeypatch.setattr(adapters, "sha256_of", lambda path: (hashed.update([path]), sha256_of(path))[1])
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
@@ -187,15 +187,15 @@ def test_the_sampler_follows_the_whole_model(
     weights = [path for path in hashed.elements() if path.name == WEIGHTS]
     assert len(weights) == 2 * 4
     stats = learner.measure(rows, TIGHT)
-    # Nothing asks for the base model here, and it is not loaded for a figure.
+    # Nothing here needs the base model, and it is not loaded just for a metric.
     assert math.isnan(stats.kl_base)
     assert "policy/kl_base" not in learn_metrics(stats, 1e-3)
-    # Old versions leave the disk, all but the best, and the base model has left the sampler.
+    # Old versions are deleted, except the best, and the sampler no longer holds the base model.
     assert publisher.store.versions() == [0, 2, 3]
     with pytest.raises(AdapterError, match="the base model is gone"):
         whole_model_engine.generate(prompts, SAMPLING, None, ["x"] * len(prompts))
 
-    # What is published is an ordinary checkpoint of the same policy.
+    # The published version is an ordinary checkpoint of the same policy.
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "adapters" / "latest", dtype=torch.float32)
     with torch.no_grad():
         logprob_N, _ = LogprobModel(model, 1.0)(collate(rows[:1], pad_id=0, layout="padded"))

@@ -1,4 +1,4 @@
-"""The output embedding's chunks: as one kernel computes them on a GPU, and where the embedding itself learns."""
+"""Chunks of the output embedding: as one kernel computes them on a GPU, and with a trainable embedding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parts(rows: int = 23, vocabulary: int = 40, hidden: int = 16) -> tuple[Tenso
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_the_kernel_of_a_gpu_computes_what_the_steps_on_a_cpu_do(transform: LogitTransform) -> None:
+def test_the_gpu_kernel_computes_the_same_as_the_cpu_steps(transform: LogitTransform) -> None:
     hidden, weight, bias, target = parts()
     raw = torch.nn.functional.linear(hidden, weight, bias)
     expected = _frozen_chunk(raw, target, weight, transform, 4)
@@ -39,8 +39,8 @@ def test_the_kernel_of_a_gpu_computes_what_the_steps_on_a_cpu_do(transform: Logi
         assert_same_sums(one, other, 4 * 40)
 
 
-def test_in_16_bits_a_certain_token_still_pulls() -> None:
-    """In 16 bits it answers in 16 bits, and a certain token still pulls."""
+def test_in_16_bits_a_certain_token_still_has_a_gradient() -> None:
+    """With 16-bit input it returns 16-bit gradients, and a nearly certain token still has one."""
     raw = torch.zeros(1, 8, dtype=torch.bfloat16)
     raw[0, 3] = 12.0
     logprob, _, pull, _ = head_chunk(raw, torch.tensor([3]), 1.0, None)
@@ -66,7 +66,7 @@ def test_the_compiler_finds_one_graph_for_any_number_of_rows(monkeypatch: pytest
     assert len(graphs) == 1
 
 
-def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_it_warns_once_and_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     def backend(graph: Any, _: Any) -> Any:
         raise RuntimeError("Failed to find C compiler")
 
@@ -86,10 +86,9 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_a_learning_head_has_the_gradients_of_all_logits(
+def test_a_trained_head_has_the_gradients_of_all_logits(
     transform: LogitTransform, with_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A head that learns has the gradients of all logits at once."""
     monkeypatch.setattr(logprobs, "rows_at_once", lambda *_: 7)
     hidden, weight, bias, target = parts()
     learned = [hidden.requires_grad_(), weight.requires_grad_()] + [bias.requires_grad_()] * with_bias
@@ -104,8 +103,8 @@ def test_a_learning_head_has_the_gradients_of_all_logits(
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma", "phi"])
-def test_a_head_in_float32_is_cast_once_a_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Untied, tied to the input's, and with a bias; as the full log-softmax has it to the rounding of 16 bits."""
+def test_a_float32_head_is_cast_once_per_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Untied, tied to the input embedding, and with a bias; equal to the full log-softmax up to 16-bit rounding."""
     monkeypatch.setattr(logprobs, "rows_at_once", lambda *_: 5)
     model = tiny_model(kind).to(torch.float32)
     completion = tuple(range(8, 30))
@@ -131,7 +130,7 @@ def test_a_head_in_float32_is_cast_once_a_pass(kind: str, monkeypatch: pytest.Mo
     assert float((gradient - other).norm() / other.norm()) < 0.02
 
 
-def test_chunks_of_a_gpu_are_as_large_as_their_budget_allows() -> None:
+def test_gpu_chunks_are_as_large_as_their_budget_allows() -> None:
     assert rows_at_once(151_936, "cuda") == 883
     assert rows_at_once(49_152, "cuda") == 2730
     assert rows_at_once(1_000_000, "cuda") == 512

@@ -1,4 +1,4 @@
-"""What the learner computes in another way where there is a card, computed here both ways on a CPU."""
+"""What the learner computes differently on a GPU, computed here in both ways on a CPU."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.helpers.precision import assert_same_sums
 
 PLAIN = ("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3")
 OTHERS = ("gemma", "gemma2", "gpt2", "starcoder2")
-"""Norms that add one to their weight, or that subtract the mean."""
+"""Families whose norms add one to their weight, or subtract the mean."""
 
 
 def outputs(model: torch.nn.Module) -> tuple[Tensor, Tensor]:
-    """Last logits, and the gradient of the input embedding."""
+    """Logits, and the gradient of the input embedding."""
     logits = model(input_ids=torch.tensor([[3, 7, 1, 9, 20, 4]])).logits
     embedding = model.get_input_embeddings().weight  # type: ignore[operator]
     draw = torch.Generator().manual_seed(0)
@@ -29,7 +29,7 @@ def outputs(model: torch.nn.Module) -> tuple[Tensor, Tensor]:
 def test_fused_norms_change_nothing_but_rounding(family: str) -> None:
     torch.manual_seed(0)
     model = tiny_model(family).float().eval()
-    with torch.no_grad():  # weights of ones would hide what is done with them
+    with torch.no_grad():  # weights of one would hide how they are used
         for name, parameter in model.named_parameters():
             if "norm" in name and parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -41,17 +41,17 @@ def test_fused_norms_change_nothing_but_rounding(family: str) -> None:
         assert_same_sums(found, other, 64 * 8)
 
 
-def test_norms_of_a_whole_family_are_fused() -> None:
+def test_all_norms_of_a_model_are_fused() -> None:
     model = tiny_model("qwen3")
     fuse_norms(model)
     norms = [module for name, module in model.named_modules() if name.endswith("norm")]
-    assert len(norms) == 2 * 4 + 1  # before attention and MLP, of queries and keys; the last
+    assert len(norms) == 2 * 4 + 1  # per layer: before attention and MLP, of queries and keys; and the final one
     assert all("forward" in vars(norm) for norm in norms)
 
 
 @pytest.mark.parametrize("learns_a", [True, False])
 @pytest.mark.parametrize("rank", [1, 3, 8, 20])
-def test_a_layer_as_a_card_computes_it_is_the_same_layer(rank: int, learns_a: bool) -> None:
+def test_the_layer_for_gpus_computes_the_same(rank: int, learns_a: bool) -> None:
     draw = torch.Generator().manual_seed(rank)
     x, weight, bias, a, b, upstream = (
         torch.randn(shape, generator=draw, dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_a_layer_as_a_card_computes_it_is_the_same_layer(rank: int, learns_a: bo
         assert_same_sums(found, expected, 10 * rank)
 
 
-def test_a_card_is_given_a_rank_that_is_a_multiple_of_eight() -> None:
+def test_ranks_are_padded_to_a_multiple_of_eight_for_gpus() -> None:
     a, b = padded(torch.ones(3, 6), torch.ones(5, 3), torch.bfloat16, CARD_STEP)
     assert (list(a.shape), list(b.shape), a.dtype, b.dtype) == ([8, 6], [5, 8], torch.bfloat16, torch.bfloat16)
     assert [float(part.sum()) for part in (a[:3], b[:, :3], a, b)] == [18, 15, 18, 15]
@@ -76,8 +76,8 @@ def test_a_card_is_given_a_rank_that_is_a_multiple_of_eight() -> None:
     assert (len(whole[0]), whole[1].shape[1]) == (16, 16)
 
 
-def test_an_adapter_under_16_bit_sees_what_the_sampler_is_given() -> None:
-    """An adapter in float32 under 16 bit learns in float32 and sees what the sampler is given."""
+def test_an_adapter_in_16_bit_uses_the_samplers_values() -> None:
+    """A float32 adapter in a 16-bit model gets float32 gradients, computed with the values that the sampler uses."""
     draw = torch.Generator().manual_seed(0)
     x, weight, a, b = (torch.randn(shape, generator=draw) for shape in ((10, 6), (5, 6), (2, 6), (5, 2)))
     learned = a.requires_grad_(), b.requires_grad_()

@@ -1,5 +1,5 @@
-"""Samples end to end in one row: attention against torch's own, whole families against padded rows, and the call of
-the kernel that computes it on CUDA, which is not here."""
+"""Samples packed end to end in one row: attention against torch's own, whole families against padded rows, and the call
+of the kernel that computes it on CUDA, which is not available here."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def row(kv_heads: int, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor
 
 
 def per_sample(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float) -> Tensor:
-    """Torch's attention on each sample alone."""
+    """torch's attention on each sample alone."""
     parts = zip(*(x.transpose(0, 1)[None].split(lengths, dim=2) for x in (q, k, v)), strict=True)
     outputs = [
         scaled_dot_product_attention(q_one, k_one, v_one, is_causal=True, scale=scale, enable_gqa=True)
@@ -63,13 +63,13 @@ def per_sample(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale:
     return torch.cat(outputs, dim=2)[0].transpose(0, 1)
 
 
-# Two prompts of 4 and 2 tokens, and what continues them: two and three completions.
+# Two prompts of 4 and 2 tokens, with two and three completions.
 PIECES, CONTINUED = (4, 3, 5, 2, 1, 6, 2), (None, 0, 0, None, 3, 3, 3)
 
 
 def unshared(x_T: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """A row of those pieces → every sample with a copy of its prompt, and the lengths of the samples; prompts of which
-    no completion is told apart are samples too."""
+    """A row of those pieces → every sample with its own copy of the prompt, and the lengths of the samples. A prompt by
+    itself is a sample too."""
     pieces = x_T.split(PIECES)
     samples = [
         piece if before is None else torch.cat([pieces[before], piece])
@@ -79,13 +79,13 @@ def unshared(x_T: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 
 def own_part(output_T: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """Of such samples, what stands in the row of pieces."""
+    """The part of those samples' output that belongs to the row of pieces."""
     return torch.cat([one[-count:] for one, count in zip(output_T.split(lengths), PIECES, strict=True)])
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_what_continues_a_prompt_attends_as_in_a_whole_sample(kv_heads: int) -> None:
-    """Attention, and the gradients: those of a prompt's keys are the sums over all that continue it."""
+def test_completions_attend_to_a_shared_prompt_as_to_their_own(kv_heads: int) -> None:
+    """Both attention and gradients agree: those of a prompt's keys are sums over all its completions."""
     parts = row(kv_heads, PIECES)
     (q, lengths), (k, _), (v, _) = map(unshared, parts)
     expected = own_part(per_sample(q, k, v, lengths, 0.3), lengths)
@@ -100,21 +100,20 @@ def test_what_continues_a_prompt_attends_as_in_a_whole_sample(kv_heads: int) -> 
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_and_gradients_are_those_of_samples_alone(kv_heads: int) -> None:
-    """Attention and its gradients are those of each sample alone."""
+def test_attention_and_gradients_match_separate_samples(kv_heads: int) -> None:
     lengths = (5, 1, 7)
     parts = row(kv_heads, lengths)
     found, expected = by_products(*parts, PackedRows.of(lengths), 0.3), per_sample(*parts, lengths, 0.3)
     upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    # Scores are computed in float32, whatever comes in: 8 products, a softmax of 7.
+    # Scores are always computed in float32: 8 products, a softmax over 7.
     assert_same_sums(found, expected, 8 + 7)
     gradients = torch.autograd.grad((found * upstream).sum(), parts)
     for gradient, other in zip(gradients, torch.autograd.grad((expected * upstream).sum(), parts), strict=True):
         assert_same_sums(gradient, other, 2 * (8 + 7))
 
 
-def test_the_kernel_of_this_torch_takes_the_call() -> None:
-    """On torch's meta device, where operators check what they are given and compute nothing."""
+def test_this_torchs_kernel_accepts_the_call() -> None:
+    """Uses torch's meta device, on which operators check their arguments and compute nothing."""
     rows = PackedRows.of((5, 1, 7)).to(torch.device("meta"))
     q, k, v = (torch.empty(13, h, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for h in (4, 2, 2))
     found = by_kernel(q, k, v, rows, 0.3)
@@ -130,7 +129,7 @@ def of_2_11(
     query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *,
     return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
 ) -> Tensor:  # fmt: skip
-    """The signature of torch 2.11: every head has keys of its own."""
+    """The signature in torch 2.11: every head needs its own keys."""
     assert query.shape[1:] == key.shape[1:]
     return of_2_13(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
 
@@ -140,7 +139,7 @@ def of_2_13(
     return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    """The signature of torch 2.13."""
+    """The signature in torch 2.13."""
     assert enable_gqa or query.shape[1:] == key.shape[1:]
     assert cu_seq_k is not None
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
@@ -150,7 +149,7 @@ def of_2_13(
     assert (max(lengths), max(keys)) == (max_q, max_k)
     outputs = []
     for q, k, v in zip(query.split(lengths), key.split(keys), value.split(keys), strict=True):
-        # Flash attention's causal is that of the last query at the last key.
+        # Flash attention's causal mask aligns the last query with the last key.
         sees = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
         q_1HtD, k_1HtD, v_1HtD = (x.transpose(0, 1)[None] for x in (q, k, v))
         output = scaled_dot_product_attention(q_1HtD, k_1HtD, v_1HtD, attn_mask=sees, scale=scale, enable_gqa=True)
@@ -160,10 +159,10 @@ def of_2_13(
 
 @pytest.mark.parametrize("signature", [of_2_11, of_2_13])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_kernels_of_every_torch_are_given_the_same(
+def test_every_torchs_kernel_gets_the_same_arguments(
     signature: Any, kv_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kernels of older and newer torch are given what the products are."""
+    """The kernels of older and newer torch get the same arguments as the plain products."""
     stand_in: Any = ModuleType("torch.nn.attention.varlen")
     stand_in.varlen_attn = signature
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", stand_in)
@@ -182,8 +181,8 @@ def test_kernels_of_every_torch_are_given_the_same(
 WAYS = (("padded", "sdpa"), ("packed", NAME), ("shared_prompt", "shared_prompt"), (PACKED_SHARED, NAME))
 
 
-def test_every_family_learns_alike_packed_shared_and_padded() -> None:
-    """Log-probabilities, and the gradients of all weights."""
+def test_every_family_learns_the_same_in_every_layout() -> None:
+    """Log-probabilities and the gradients of all weights agree between layouts."""
     apart = {}
     for kind in sorted(MODEL_TYPES):
         policy = LogprobModel(tiny_model(kind), 1.0)
@@ -192,7 +191,7 @@ def test_every_family_learns_alike_packed_shared_and_padded() -> None:
         for layout, attention in WAYS:
             policy.causal_lm.config._attn_implementation = attention
             logprob_N, _ = policy(collate(SAMPLES, pad_id=0, layout=layout))
-            # Of a mixture's experts some may be asked nothing.
+            # Some of a mixture's experts may get no tokens.
             gradients = torch.autograd.grad(logprob_N.sum(), learned, allow_unused=True, materialize_grads=True)
             results.append((logprob_N.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
         for (name, _), (logprob_N, gradient) in zip(WAYS[1:], results[1:], strict=True):
@@ -201,10 +200,9 @@ def test_every_family_learns_alike_packed_shared_and_padded() -> None:
     assert {case: gap for case, gap in apart.items() if not gap < 1e-4} == {}
 
 
-def test_right_padding_needs_no_mask_where_all_look_back(
+def test_right_padding_needs_no_mask_in_causal_families(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Padding on the right needs no mask in any family that looks back alone."""
     batch = collate(SAMPLES, pad_id=0, layout="padded")
     apart = {}
     for kind in sorted(PACKABLE):
@@ -221,7 +219,7 @@ def test_right_padding_needs_no_mask_where_all_look_back(
     assert batch.model_inputs(tiny_config("falcon_h1"))["attention_mask"] is not None
 
 
-def test_auto_packs_on_cuda_where_the_kernel_computes_the_model(make_config: ConfigMaker) -> None:
+def test_auto_packs_on_cuda_if_the_kernel_fits_the_model(make_config: ConfigMaker) -> None:
     def chosen(kind: str, *overrides: str, sizes: Any = None) -> tuple[str, str]:
         config, model_config = make_config("model.dtype=bfloat16", *overrides), tiny_config(kind)
         for name, value in (sizes or {}).items():
@@ -230,16 +228,16 @@ def test_auto_packs_on_cuda_where_the_kernel_computes_the_model(make_config: Con
         return layout, choose_attention(config, layout, model_config, "cuda")
 
     assert chosen("qwen3") == chosen("llama") == chosen("mixtral") == ("packed", NAME)
-    # It computes 16 bits, and heads of up to 256; windows and caps are not asked for.
+    # The kernel computes in 16 bits, with heads of up to 256 in steps of 8, without windows or caps.
     assert chosen("qwen3", "model.dtype=float32") == ("padded", "sdpa")
     assert chosen("qwen3", sizes={"head_dim": 512}) == chosen("qwen3", sizes={"head_dim": 36}) == ("padded", "sdpa")
     assert chosen("deepseek_v3") == chosen("nemotron") == ("padded", "sdpa")
     assert chosen("gemma2") == ("padded", "eager")
-    # What is asked for is done.
+    # Explicit settings are respected.
     assert chosen("qwen3", "learner.layout=padded") == ("padded", "sdpa")
     assert chosen("qwen3", "learner.attention=eager") == ("padded", "eager")
     assert chosen("qwen3", "learner.layout=packed", "learner.attention=flash_attention_2")[1] == "flash_attention_2"
-    # Long or short, shared prompts are what auto takes on a CPU alone; where they are asked for, rows have no padding.
+    # auto uses shared prompts only on a CPU, whatever the length; if they are requested, rows have no padding.
     assert chosen("qwen3", "sampling.max_tokens=8")[0] == chosen("qwen3", "sampling.max_tokens=9000")[0] == "packed"
     assert chosen("qwen3", "learner.layout=shared_prompt") == (PACKED_SHARED, NAME)
     for kind, words in (("qwen3", "on CUDA is computed in bfloat16"), ("gemma2", "does not know the attention")):
@@ -247,15 +245,13 @@ def test_auto_packs_on_cuda_where_the_kernel_computes_the_model(make_config: Con
             chosen(kind, "learner.layout=shared_prompt", "method=full", "model.dtype=float32")
 
 
-def test_packed_rows_on_a_cpu_take_the_same_way(make_config: ConfigMaker) -> None:
-    """Where packed rows are asked for on a CPU they take the same way."""
+def test_packed_rows_on_a_cpu_use_the_same_attention(make_config: ConfigMaker) -> None:
     config = make_config("learner.layout=packed")
     assert choose_attention(config, "packed", tiny_config("qwen3"), "cpu") == NAME
     assert choose_attention(config, "packed", tiny_config("nemotron"), "cpu") == "sdpa"
 
 
-def test_families_of_plain_attention_may_be_packed() -> None:
-    """The families of plain attention are among those that may be packed."""
+def test_families_with_plain_attention_are_packable() -> None:
     assert MODEL_TYPES <= PACKABLE
     slides = {kind for kind in MODEL_TYPES if not has_plain_attention(tiny_config(kind))}
-    assert slides == {"mistral"}  # whose own default is a window
+    assert slides == {"mistral"}  # its default configuration has a sliding window

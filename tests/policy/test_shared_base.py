@@ -1,4 +1,4 @@
-"""Several learners on one base model: each learns as on a base of its own, and none moves a bit of it."""
+"""Several learners on one base model: each learns as if the base were its own, and none changes a bit of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rl_engine.policy.lora.adapter import LoraPolicy
 
 PROMPTS = [(18, 5, 19, 7, 8, 3)] * 200
 KINDS = (
-    ("lora.rank=2", "lora.init=olora"),  # whose start PEFT takes off the weights in place
+    ("lora.rank=2", "lora.init=olora"),  # PEFT subtracts its start from the weights in place
     ("lora.rank=4", "lora.init=pissa", "learner.zero_stage=1"),
     ("lora.rank=1", "lora.init=eva", "learner.zero_stage=2", "learner.gradient_checkpointing=true"),
     ("lora.rank=3", "lora.init=tiny", "lora.numbers=20", "learner.zero_stage=2", "learner.gradient_checkpointing=true"),

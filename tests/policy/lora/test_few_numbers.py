@@ -1,4 +1,4 @@
-"""`lora.init: tiny`: a few numbers that all layers share, against PEFT's own module, and what is refused."""
+"""`lora.init: tiny`: a few trained numbers that all layers share, against PEFT's own module, and what is refused."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def embedded() -> Any:
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_it_is_tinylora_as_peft_has_it(rank: int) -> None:
-    """Log-probabilities and their gradient, with PEFT's projections made ours: it has √Σ on both sides."""
+def test_tinylora_matches_pefts(rank: int) -> None:
+    """Log-probabilities and their gradient agree once PEFT's projections match ours: it has √Σ on both sides."""
     count = 5
     ours, _ = add_adapter(
         embedded(), LoraConfig(init="tiny", rank=rank, alpha=float(rank), numbers=count, targets=NAMES), 3
@@ -61,8 +61,8 @@ def test_it_is_tinylora_as_peft_has_it(rank: int) -> None:
     torch.testing.assert_close(numbers.grad, their_numbers.grad, rtol=1e-3, atol=1e-3)
 
 
-def test_the_update_lies_in_the_first_directions_of_the_weight() -> None:
-    """B·A = UΣ R Vᵀ of torch's own decomposition, in the scale of every adapter here."""
+def test_the_update_lies_in_the_weights_leading_directions() -> None:
+    """B·A = UΣ R Vᵀ with torch's own decomposition, and the same scale as every adapter here."""
     model, _ = add_adapter(embedded(), LoraConfig(init="tiny", rank=2, numbers=4, targets="mlp"), 0)
     numbers = torch.tensor([0.5, -1.0, 2.0, 0.25])
     served = served_tensors(model, {"numbers": numbers})
@@ -76,7 +76,7 @@ def test_the_update_lies_in_the_first_directions_of_the_weight() -> None:
         a_RI, b_OR = (served[f"{path}.lora_{factor}.weight"].double() for factor in "AB")
         inside_RR = (u_OR / s_R).T @ b_OR @ a_RI @ vh_RI.T
         torch.testing.assert_close((u_OR * s_R) @ inside_RR @ vh_RI, b_OR @ a_RI, atol=1e-4, rtol=1e-4)
-        # Signs are the library's choice, and whoever resumes elsewhere must find the same.
+        # Signs depend on the library, but a run resumed elsewhere must find the same ones.
         assert (a_RI.gather(1, a_RI.abs().argmax(1, keepdim=True)) > 0).all()
     config = LoraConfig(init="tiny", rank=2, numbers=4, targets="mlp")
     fields = peft_config_of(model, config, "base")
@@ -89,10 +89,9 @@ def test_the_update_lies_in_the_first_directions_of_the_weight() -> None:
 
 
 @pytest.mark.parametrize(("stage", "numbers"), [(0, 8), (1, 1), (2, 8), (3, 1)])
-def test_every_zero_stage_updates_alike_and_resumes_exactly(
+def test_zero_stages_make_the_same_update_and_resume_exactly(
     stage: int, numbers: int, make_learner: LearnerMaker, samples: list[TrainingSample]
 ) -> None:
-    """Every ZeRO stage makes the same update and resumes exactly."""
     settings = (*TINY, f"lora.numbers={numbers}", "lora.targets=all+lm_head", "optim.eps=1e-7")
     plain = make_learner(*settings)
     sharded = make_learner(*settings, f"learner.zero_stage={stage}", "learner.gradient_checkpointing=true")
@@ -101,7 +100,7 @@ def test_every_zero_stage_updates_alike_and_resumes_exactly(
         for _ in range(2):
             learner.step([samples], LOOSE)
     assert_same_adam_steps(sharded.weights(), plain.weights(), plain.config.optim.rate)
-    # Its KL to the base was measured with the adapter off, and nothing else learns since it is on again.
+    # Measuring the KL to the base switched the adapter off and on, which must not have made anything else trainable.
     assert [name for name, p in sharded.policy.named_parameters() if p.requires_grad and "numbers" not in name] == []
 
     resumed = make_learner(*settings, f"learner.zero_stage={stage}", "learner.gradient_checkpointing=true")
@@ -122,15 +121,15 @@ def test_every_zero_stage_updates_alike_and_resumes_exactly(
         (["lora.numbers=1001"], r"lora\.numbers.*less than or equal to 1000"),
     ],
 )
-def test_what_does_not_go_with_few_numbers_is_refused(
+def test_settings_incompatible_with_few_numbers_are_refused(
     overrides: list[str], message: str, make_config: Callable[..., Config]
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_config("lora.init=tiny", *overrides)
 
 
-def test_numbers_that_would_repeat_one_another_are_refused() -> None:
-    """28 layers of rank 1 have a dimension each; 36 of them at rank 6 are the first to hold 1000."""
+def test_redundant_numbers_are_refused() -> None:
+    """28 layers of rank 1 have one dimension each. At rank 6 they have 36 each, the first rank with room for 1000."""
     model = embedded()
     assert coverage_of(model, LoraConfig(init="tiny", numbers=28)).trainable == 28
     with pytest.raises(ValueError, match=r"numbers is 29, and 28 layers of lora\.rank 1 have 28 dim.* lora\.rank=2"):

@@ -1,4 +1,4 @@
-"""Which layers of every family are adapted, and whether PEFT and a merge make the same model of the files."""
+"""Which layers of each family are adapted, and whether PEFT and a merge load the files as the same model."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.helpers.families import families, tiny_config, tiny_model, write_tiny
 SAMPLE = TrainingSample(
     prompt_ids=(5,), completion_ids=tuple(range(6, 40)), behaviour_logprobs=(0.0,) * 34, advantage=1.0
 )
-# Their linear layers are of classes of their own.
+# Their linear layers have their own classes.
 WITHOUT_LAYERS = {"gpt2", "gpt-sw3", "falcon"}
 
 
-def test_every_familys_layers_are_adapted_as_they_are_counted() -> None:
-    """PEFT wraps just the layers that are counted, or there are none, which is said in a line."""
+def test_every_familys_adapted_layers_match_the_count() -> None:
+    """PEFT wraps exactly the layers that are counted, or there are none and an error says so."""
     refused: dict[str, str] = {}
     for kind in families():
         with torch.device("meta"):
@@ -44,23 +44,23 @@ def test_every_familys_layers_are_adapted_as_they_are_counted() -> None:
     assert refused.keys() == WITHOUT_LAYERS, refused
 
 
-# PEFT looks among modules alone for what a rank is given to.
+# PEFT searches only modules for the keys of these patterns.
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match")
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        # A dense layer and shared experts beside stacks whose parts had the same names once.
+        # A dense layer and shared experts next to stacked experts whose parts once had the same names.
         ("deepseek_v3", {}),
         ("glm4_moe_lite", {"rank_pattern": {"up_proj": 3}, "alpha_pattern": {"gate_proj": 5.0}}),
         ("qwen3_next", {"targets": "mlp"}),
         ("afmoe", {"targets": "attention"}),
-        # Stacks that are turned, and layers that are called by numbers.
+        # Transposed stacks, and layers named by numbers.
         ("gpt_oss", {}),
         ("llama4_text", {"rank": 8}),
         ("gemma3n_text", {}),
     ],
 )
-def test_peft_and_a_merge_compute_what_was_trained(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_peft_and_a_merge_reproduce_the_trained_model(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
     write_tiny(kind, tmp_path / "base")
     config = LoraConfig(**{"rank": 2, **settings})
     adapted, _ = add_adapter(tiny_model(kind), config, seed=0)
@@ -98,8 +98,8 @@ def test_peft_and_a_merge_compute_what_was_trained(kind: str, settings: dict[str
     torch.testing.assert_close(own_logprobs(LogprobModel(merged, 1.0), batch), expected, atol=1e-3, rtol=0)
 
 
-def test_layers_that_peft_refuses_are_left_out_or_told_of(tmp_path: Path) -> None:
-    """Mamba's kernels read the weights of its last layer past the layer."""
+def test_layers_that_peft_refuses_are_left_out_or_reported(tmp_path: Path) -> None:
+    """Mamba's kernels read the weights of its last layer directly, bypassing the layer."""
     write_tiny("falcon_h1", tmp_path)
     model = ModelConfig(name=str(tmp_path), dtype="float32")
     assert any(path.endswith("out_proj") for path in adaptable(tiny_model("falcon_h1")))

@@ -1,12 +1,12 @@
-"""What LoRA Without Regret says of the parametrisation, worked out on one layer in float64.
+"""What LoRA Without Regret says about the parametrization, checked on one layer in float64.
 
-The layer is y = (W + (α/r)·B·A) x with A uniform in ±1/√d_in and B zero; G is the gradient of the loss by the
-effective weight. Then ∂L/∂B = (α/r)·G·Aᵀ and ∂L/∂A = (α/r)·Bᵀ·G, and Adam with eps → 0 moves every entry of B by LR_B
-in its first step and A, whose gradient is zero, not at all:
+The layer is y = (W + (α/r)·B·A) x with A uniform in ±1/√d_in and B zero; G is the gradient of the loss with respect to
+the effective weight. Then ∂L/∂B = (α/r)·G·Aᵀ and ∂L/∂A = (α/r)·Bᵀ·G. In its first step, Adam with eps → 0 moves every
+entry of B by LR_B, and does not move A, whose gradient is zero:
 
-    ΔW₁ = −α · LR_B · (1/r) Σ_k sign(G a_k) a_kᵀ,   a_k the rows of A.
+    ΔW₁ = −α · LR_B · (1/r) Σ_k sign(G a_k) a_kᵀ,   where a_k are the rows of A.
 
-This is a mean over r independent rows, so its expectation is the same at every rank, and its spread falls as 1/√r.
+This is a mean over r independent rows, so its expectation is the same at every rank and its spread falls as 1/√r.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from rollout.config import ModelConfig
 INPUTS, OUTPUTS, EXAMPLES = 16, 12, 40
 ALPHA = 32.0
 TINY_EPS = 1e-40
-"""Below any gradient here: Adam's steps then have a size that no factor of the loss changes."""
+"""Smaller than any gradient here, so that scaling the loss does not change the size of Adam's steps."""
 
 
 def uniform(*shape: int, seed: int) -> Tensor:
@@ -53,7 +53,7 @@ WEIGHT_OI = uniform(OUTPUTS, INPUTS, seed=3)
 
 
 class Regression:
-    """Our LoRA layer in PEFT's hands, and least squares with it."""
+    """A least-squares problem with our LoRA layer, set up by PEFT."""
 
     def __init__(self, rank: int, alpha: float = ALPHA, *, rslora: bool = False) -> None:
         linear = nn.Linear(INPUTS, OUTPUTS, bias=False, dtype=torch.float64)
@@ -66,7 +66,7 @@ class Regression:
         self.b: nn.Parameter = self.layer.lora_B["default"].weight
 
     def start(self, seed: int, scale: float = 1.0) -> None:
-        """PEFT's initial values, drawn from the seed; A times `scale`."""
+        """Reset to PEFT's initial values, drawn from the seed, with A multiplied by `scale`."""
         torch.manual_seed(seed)
         self.layer.reset_lora_parameters("default", True)
         self.a.data *= scale
@@ -80,7 +80,7 @@ class Regression:
         return error.square().mean()
 
     def learn(self, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
-        """Losses before each step and after the last."""
+        """Train and return the loss before each step and after the last."""
         losses = []
         for _ in range(steps):
             optimizer.zero_grad()
@@ -96,13 +96,13 @@ class Regression:
 
 
 def gradient() -> Tensor:
-    """G at the start: of the mean of squares, 2 (W X − T) Xᵀ / entries."""
+    """G at the start, for the mean of squares: 2 (W X − T) Xᵀ / entries."""
     return 2 * (X_NI @ WEIGHT_OI.T - TARGET_NO).T @ X_NI / TARGET_NO.numel()
 
 
 @functools.cache
 def first_updates(rank: int, *, rslora: bool = False) -> tuple[Tensor, Tensor]:
-    """(ΔW of each seed's first step, ⟨G, ΔW⟩ of each: the change of the loss to first order)."""
+    """Per seed: (ΔW of the first step; ⟨G, ΔW⟩, the first-order change of the loss)."""
     made = Regression(rank, rslora=rslora)
     updates = []
     for seed in range(SEEDS):
@@ -120,26 +120,26 @@ SEEDS = 60
 
 
 def test_the_first_update_is_the_same_at_every_rank() -> None:
-    """In expectation over the initial A."""
+    """This holds in expectation over the initial A."""
     (one, change_of_one), (many, change) = first_updates(1), first_updates(16)
     error = ((one.var(0) + many.var(0)) / SEEDS).sqrt()
-    # 192 entries: a chance of one in a hundred that any is 4.2 standard errors off.
+    # With 192 entries, the chance that any is 4.2 standard errors off is about one in a hundred.
     assert ((one.mean(0) - many.mean(0)).abs() / error).max() < 4.2
-    # The loss falls by as much, to first order; for one row as surely as for many, less evenly.
+    # To first order the loss falls by the same amount, and surely for one row too, though with more spread.
     assert float(change.mean()) == pytest.approx(float(change_of_one.mean()), rel=0.05)
     assert float(change_of_one.mean()) < -10 * float(change_of_one.std()) / SEEDS**0.5
     assert float(change_of_one.std() / change.std()) == pytest.approx(4, rel=0.3)
 
 
-def test_with_rslora_it_grows_as_the_root_of_the_rank() -> None:
-    _, change_of_one = first_updates(1)  # where both scales are α
+def test_with_rslora_it_grows_with_the_root_of_the_rank() -> None:
+    _, change_of_one = first_updates(1)  # at rank 1 both scales are α
     _, change = first_updates(16, rslora=True)
     assert float(change.mean() / change_of_one.mean()) == pytest.approx(4, rel=0.05)
 
 
 @functools.cache
 def early_falls(rank: int, *, rslora: bool = False) -> list[list[float]]:
-    """By how much each of five small steps has lowered the loss, for each of 20 seeds: [step][seed]."""
+    """[step][seed]: how much the loss has fallen after each of five small steps, for each of 20 seeds."""
     made = Regression(rank, rslora=rslora)
     falls = []
     for seed in range(20):
@@ -150,7 +150,7 @@ def early_falls(rank: int, *, rslora: bool = False) -> list[list[float]]:
 
 
 def test_early_learning_curves_of_ranks_coincide() -> None:
-    """With rsLoRA they do not."""
+    """With rsLoRA they do not coincide."""
     for one, many in zip(early_falls(1), early_falls(16), strict=True):
         error = math.hypot(stdev(one), stdev(many)) / 20**0.5
         assert abs(fmean(one) - fmean(many)) < 4 * error
@@ -160,11 +160,11 @@ def test_early_learning_curves_of_ranks_coincide() -> None:
 
 
 class Setting(NamedTuple):
-    """The four numbers of a LoRA under Adam."""
+    """The four hyperparameters of LoRA under Adam."""
 
     alpha: float = ALPHA
     init_a: float = 1.0
-    """Times PEFT's."""
+    """Relative to PEFT's initial A."""
     lr_a: float = 2e-3
     lr_b: float = 2e-3
 
@@ -176,7 +176,7 @@ REFERENCE = Setting()
 
 
 def trained(setting: Setting, *, eps: float = TINY_EPS, steps: int = 10) -> Tensor:
-    """ΔW after some steps, from the same A times `init_a`, at rank 3."""
+    """ΔW after `steps` steps at rank 3, starting from the same A times `init_a`."""
     made = Regression(3, setting.alpha)
     made.start(7, setting.init_a)
     made.learn(made.adam(setting.lr_a, setting.lr_b, eps), steps)
@@ -188,7 +188,7 @@ def test_two_numbers_decide_the_others_cancel(p: float, q: float) -> None:
     torch.testing.assert_close(trained(REFERENCE.rescaled(p, q)), trained(REFERENCE), rtol=1e-9, atol=1e-12)
 
 
-def test_it_holds_as_eps_vanishes_and_not_before() -> None:
+def test_it_holds_only_as_eps_vanishes() -> None:
     def error(eps: float) -> float:
         reference = trained(REFERENCE, eps=eps)
         return float((trained(REFERENCE.rescaled(0.05, 13.0), eps=eps) - reference).norm() / reference.norm())
@@ -199,15 +199,15 @@ def test_it_holds_as_eps_vanishes_and_not_before() -> None:
 
 
 @pytest.mark.parametrize("number", Setting._fields)
-def test_each_of_the_four_alone_matters(number: str) -> None:
+def test_each_of_the_four_matters_by_itself(number: str) -> None:
     reference = trained(REFERENCE)
     doubled = REFERENCE._replace(**{number: 2 * getattr(REFERENCE, number)})
     assert (trained(doubled) - reference).norm() > 0.05 * reference.norm()
 
 
 def test_lora_plus_is_a_move_along_the_second_number() -> None:
-    """LR_A = η/λ and LR_B = η leave α · init_A · LR_B alone and multiply init_A / LR_A by λ: one rate η, λ times the
-    initial A and α/λ are the same training."""
+    """LR_A = η/λ and LR_B = η keep α · init_A · LR_B and multiply init_A / LR_A by λ. A single rate η with λ times the
+    initial A and α/λ gives the same training."""
     ratio, lr = 16.0, REFERENCE.lr_b
 
     def plus(steps: int) -> Tensor:
@@ -222,7 +222,7 @@ def test_lora_plus_is_a_move_along_the_second_number() -> None:
     moved = Setting(alpha=ALPHA / ratio, init_a=ratio)
     for steps in (1, 2, 10):
         torch.testing.assert_close(plus(steps), trained(moved, steps=steps), rtol=1e-9, atol=1e-12)
-    # The first step depends on the first number alone, the tenth on both.
+    # The first step depends only on the first of these two numbers, the tenth on both.
     plain = trained(REFERENCE, steps=1)
     torch.testing.assert_close(plus(1), plain, rtol=1e-9, atol=1e-12)
     assert (plus(10) - trained(REFERENCE)).norm() > 0.05 * plus(10).norm()
@@ -242,7 +242,7 @@ def small_llama(dtype: torch.dtype) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_update_is_nothing_at_the_start(dtype: torch.dtype) -> None:
+def test_the_update_is_zero_at_the_start(dtype: torch.dtype) -> None:
     model = small_llama(dtype)
     tokens = torch.arange(20)[None]
     before = model(tokens).logits
@@ -254,7 +254,7 @@ def test_the_update_is_nothing_at_the_start(dtype: torch.dtype) -> None:
         assert not layer.get_delta_weight("default").any()
         limit = layer.in_features**-0.5
         largest = float(layer.lora_A["default"].weight.detach().abs().max())
-        # PEFT draws A in the base model's precision.
+        # PEFT initializes A in the base model's precision.
         assert 0.9 * limit < largest <= limit * (1 + torch.finfo(dtype).eps)
 
 
@@ -282,7 +282,7 @@ QWEN3_8B = Qwen3Config(
 @pytest.mark.parametrize(
     ("model_config", "mlp", "attention", "head"),
     [
-        # By hand: Σ (inputs + outputs) of gate, up, down; of q, k, v, o; of the output embedding.
+        # By hand, Σ (inputs + outputs): of gate, up and down; of q, k, v and o; of the output embedding.
         (LLAMA_8B, 32 * 3 * (4096 + 14336), 32 * (2 * 8192 + 2 * 5120), 4096 + 128256),
         (QWEN3_8B, 36 * 3 * (4096 + 12288), 36 * (2 * 8192 + 2 * 5120), 4096 + 151936),
     ],
@@ -302,7 +302,7 @@ def test_parameters_of_8b_models_from_their_configs_alone(
             assert found.trainable == rank * 2_753_792
 
 
-# The counter does not know the product that is added in place.
+# torch's FLOP counter does not know the in-place addmm.
 IN_PLACE: dict[Any, Any] = {
     torch.ops.aten.addmm_: lambda total, left, right, *_, **__: 2 * left[0] * left[1] * right[1],
 }
@@ -310,7 +310,7 @@ IN_PLACE: dict[Any, Any] = {
 
 @pytest.mark.parametrize(("rank", "inputs", "outputs"), [(1, 64, 64), (8, 64, 64), (4, 96, 32)])
 def test_one_layer_costs_two_thirds_of_full_fine_tuning(rank: int, inputs: int, outputs: int) -> None:
-    """And the rank's share, (2 + 6r/N)/3 together."""
+    """Plus the share of the rank: (2 + 6r/N)/3 in total."""
     tokens = 5
     x = torch.randn(tokens, inputs, requires_grad=True)
     full = nn.Linear(inputs, outputs, bias=False)
@@ -333,7 +333,7 @@ def test_one_layer_costs_two_thirds_of_full_fine_tuning(rank: int, inputs: int, 
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_flops_of_a_model_are_those_that_torch_counts(method: Any) -> None:
+def test_the_flops_of_a_model_match_torchs_count(method: Any) -> None:
     prompt, completion, rank, rows = 7, 5, 3, 2
     length = prompt + completion
     lora = LoraConfig(rank=rank, targets="all")
@@ -355,12 +355,12 @@ def test_the_flops_of_a_model_are_those_that_torch_counts(method: Any) -> None:
         policy(batch)[0].sum().backward()
     work = Workload(steps=1, groups=1, completions=rows, prompt_tokens=prompt, completion_tokens=completion)
     expected = learning_flops(multiply_adds, work, prompts=rows, method=method)
-    # Plain attention computes the half that the mask hides, too.
+    # Plain attention also computes the half that the mask hides.
     expected += 3 * 2 * rows * multiply_adds.attended * (length**2 - length * (length + 1) / 2)
     if method == "lora":
-        # The gradients of the very first layer's inputs, of q, k and v.
+        # The gradients of the inputs of the very first layer's q, k and v are not computed.
         expected -= 2 * rows * length * (32 * (32 + 16 + 16) + rank * 3 * 32)
     else:
-        # A head that learns computes its logits again.
+        # A trained head recomputes its logits.
         expected += 2 * rows * completion * multiply_adds.head
     assert counter.get_total_flops() == expected

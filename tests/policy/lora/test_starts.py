@@ -1,4 +1,4 @@
-"""Every way to start and scale an adapter: two steps with the real sampler, or a refusal that says what to do."""
+"""Every way to start and scale an adapter: steps with the real sampler, or an error that says what to do."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def test_a_variant_trains_and_is_served(
         vllm_engine.load_adapter(ref)
         samples = alternating(vllm_engine.generate([PROMPT], SAMPLING, ref, ["seed"]))
         vllm_engine.unload_adapter(ref)
-        # The limits are the test: float32 engines agree to 1e-5 or so.
+        # These limits are the actual test: float32 engines agree to about 1e-5.
         stats = learner.step([samples], GapLimits(kl=LOGPROB_SQUARED, logprob=2e-4))
-        # k3 of float32 rounding; the policy starts as the base model whatever the adapter starts from.
+        # Only rounding at version 0: whatever the adapter starts from, the policy starts as the base model.
         assert (abs(stats.kl_base) < LOGPROB_SQUARED) == (version == 0)
     assert all(not torch.equal(tensor, before[key]) for key, tensor in learner.weights().items())
 
 
-def test_the_svd_starts_are_pefts_over_an_untouched_base(make_config: ConfigMaker, ranks: Ranks) -> None:
-    """PiSSA: s·B₀A₀ is the best rank-2 approximation of the weight (Eckart and Young)."""
+def test_svd_starts_match_pefts_and_keep_the_base(make_config: ConfigMaker, ranks: Ranks) -> None:
+    """For PiSSA, s·B₀A₀ is the best rank-2 approximation of the weight (Eckart and Young)."""
     learner = learner_of(make_config("lora.rank=2", "lora.init=pissa"), ranks)
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32).state_dict()
     assert isinstance(learner.trainable, LoraPolicy)
@@ -88,7 +88,7 @@ def test_the_svd_starts_are_pefts_over_an_untouched_base(make_config: ConfigMake
 
 
 def test_eva_starts_from_what_the_layers_see(make_config: ConfigMaker, ranks: Ranks) -> None:
-    """With one prompt of six tokens, rank 6 spans all a layer was given: projecting on A loses nothing."""
+    """With one prompt of six tokens, rank 6 spans all inputs of a layer: projecting onto A loses nothing."""
     learner = learner_of(make_config("lora.rank=6", "lora.init=eva"), ranks)
     assert isinstance(learner.trainable, LoraPolicy)
     seen: dict[str, torch.Tensor] = {}
@@ -106,7 +106,7 @@ def test_eva_starts_from_what_the_layers_see(make_config: ConfigMaker, ranks: Ra
 def test_eva_is_the_same_in_every_layout(
     make_config: ConfigMaker, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it sees is the prompt, to its last token, and no padding: six tokens span the same space whatever pads."""
+    """EVA sees the prompt up to its last token and no padding: six tokens span the same space in every layout."""
     spans = []
     config = make_config("lora.rank=6", "lora.init=eva")
     for layout, pad_id in (
@@ -128,10 +128,10 @@ def test_eva_is_the_same_in_every_layout(
 
 
 @pytest.mark.parametrize("start", ["olora", "tiny"])
-def test_a_start_of_ours_is_published_as_a_plain_adapter(
+def test_our_starts_are_published_as_plain_adapters(
     start: str, make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
-    """PEFT loads it as a LoRA like any other."""
+    """PEFT loads it as an ordinary LoRA adapter."""
     learner = learner_of(make_config("lora.rank=3", f"lora.init={start}", "lora.rslora=true", "optim.lr=1e-2"), ranks)
     learner.step([samples], LOOSE)
     learner.trainable.write(tmp_path, learner.weights())
@@ -142,14 +142,14 @@ def test_a_start_of_ours_is_published_as_a_plain_adapter(
     logprobs = adapted(ids).logits[0, len(sample.prompt_ids) - 1 : -1].log_softmax(-1)
     expected = logprobs.gather(1, torch.tensor(sample.completion_ids)[:, None]).squeeze(1)
     (found,) = learner.score([sample])
-    # The converted adapter is a difference of large numbers here: a few 1e-5 of rounding.
+    # The converted adapter is a difference of large numbers here, with rounding of a few 1e-5.
     assert found == pytest.approx(expected.tolist(), abs=2e-4)
 
 
-def test_lora_plus_moves_b_that_much_further(
+def test_lora_plus_moves_b_further_by_the_ratio(
     make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample]
 ) -> None:
-    """Adam's first step moves every weight by its rate."""
+    """Adam's first step moves every weight by its learning rate."""
     moved = {}
     for ratio in (1, 16):
         learner = learner_of(make_config("optim.lr=1e-4", "optim.eps=1e-20", f"lora.plus_ratio={ratio}"), ranks)
@@ -160,7 +160,7 @@ def test_lora_plus_moves_b_that_much_further(
     assert moved[16] == pytest.approx(16e-4, rel=1e-4)
 
 
-def test_a_run_goes_on_from_an_adapter(
+def test_a_run_starts_from_an_adapter(
     make_config: ConfigMaker, ranks: Ranks, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     first = learner_of(make_config("lora.rank=2", "optim.lr=1e-2"), ranks)
@@ -189,16 +189,16 @@ def test_a_run_goes_on_from_an_adapter(
             ["lora.rank=4", "lora.rslora=true", "lora.rank_pattern={up_proj: 2}", "lora.alpha_pattern={down_proj: 8}"],
             None,
         ),
-        # 32/√4 = 64/4: the same update under the other rule.
+        # 32/√4 = 64/4: the same scale under the other rule.
         (["lora.rank=4", "lora.rslora=true"], ["lora.rank=4", "lora.alpha=64"]),
-        # Served at twice the rank, with √2 times the alpha.
+        # The adapter is served at twice the rank, with √2 times the alpha.
         (
             ["lora.rank=2", "lora.rslora=true", "lora.init=pissa"],
             ["lora.rank=4", "lora.rslora=true", "lora.alpha=45.254834"],
         ),
     ],
 )
-def test_an_adapter_of_root_scale_is_gone_on_from(
+def test_a_run_starts_from_an_rslora_adapter(
     trained: list[str],
     goes_on: list[str] | None,
     make_config: ConfigMaker,
@@ -206,7 +206,6 @@ def test_an_adapter_of_root_scale_is_gone_on_from(
     samples: list[TrainingSample],
     tmp_path: Path,
 ) -> None:
-    """An adapter scaled by the root of its rank is gone on from."""
     first = learner_of(make_config(*trained, "optim.lr=1e-2"), ranks)
     first.step([samples], LOOSE)
     ref = publish(AdapterStore(tmp_path / "a"), 0, first)
@@ -218,7 +217,7 @@ def test_an_adapter_of_root_scale_is_gone_on_from(
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_served_is_refused_with_a_way_out(name: str, make_config: ConfigMaker) -> None:
+def test_adapters_that_cannot_be_served_are_refused(name: str, make_config: ConfigMaker) -> None:
     with pytest.raises(ConfigError, match=rf"lora\.init is '{name}': not offered: .*use "):
         make_config(f"lora.init={name}")
 
@@ -233,7 +232,7 @@ def test_what_cannot_be_served_is_refused_with_a_way_out(name: str, make_config:
         (["lora.init=pissa", "lora.start_from=x"], r"leave lora\.init \(pissa\) out"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(overrides: list[str], message: str, make_config: ConfigMaker) -> None:
+def test_incompatible_settings_are_refused(overrides: list[str], message: str, make_config: ConfigMaker) -> None:
     with pytest.raises(ConfigError, match=message):
         make_config(*overrides)
 
