@@ -92,7 +92,7 @@ def test_what_the_quickstart_page_says_to_try_is_a_configuration(command: str) -
 
 
 def test_the_quickstart_page_shows_the_first_lines_of_a_run() -> None:
-    """As `describe` in rl_engine/train/assemble.py puts them together, but for the problems, which have to be graded."""
+    """As `describe` of rl_engine/train/assemble.py has them, but for the problems, which would have to be graded."""
     config = load_config("quickstart.yaml")
     model = load_meta_model(config.model)
     training = describe_adapter(config.lora, coverage_of(model, config.lora))
