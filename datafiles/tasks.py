@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 OURS = {"seed": "the seed is the run's own `seed`", "size": "how many problems is said in data.limit"}
 """Settings that every task has and that are said elsewhere."""
@@ -86,11 +86,16 @@ def open_task(task: Task, seed: int, size: int, where: str = "data.") -> Any:
         raise TaskError(f"{where}task_settings is {shown}, which {task.name} refuses: {_reason(error)}") from error
 
 
+def _no_solver(*_: Any) -> NoReturn:
+    raise RuntimeError("its solver is not installed: pip install pycosat, which needs a C compiler")
+
+
 @lru_cache(maxsize=1)
 def _imported() -> Any:
     if "pycosat" not in sys.modules and importlib.util.find_spec("pycosat") is None:
         # A solver for one task of a hundred (zebra_puzzles), imported with all of them, and built by a C compiler.
-        sys.modules["pycosat"] = ModuleType("pycosat")
+        sys.modules["pycosat"] = stand_in = ModuleType("pycosat")
+        vars(stand_in)["itersolve"] = _no_solver
     with warnings.catch_warnings():
         # Of its dependencies' code, when Python compiles that for the first time.
         warnings.simplefilter("ignore", SyntaxWarning)

@@ -80,7 +80,7 @@ def grid(policies: Sequence[PolicyResult]) -> list[Row]:
     tasks = [f"{score.task} ({score.metric})" for score in base.scores]
     head = ["", *tasks, *(["mean", "change"] if tasks else [])]
     if any(policy.divergence for policy in policies):
-        head += ["KL(base‖policy), nats a token (95 %)", "by k3 (95 %)"]
+        head += ["KL(base‖policy), nats per token (95 %)", "by k3 (95 %)"]
     rows = [tuple(head)]
     for policy in policies:
         row = [policy.label, *(percent(mean) for mean in accuracies(policy))]

@@ -157,5 +157,5 @@ def _measured(run: TrainingRun, step: int | None) -> Rows:
         return []
     rows = [("training time", f"{sum(line['time/step_s'] for line in lines):,.0f} s, the sum of the steps")]
     if "policy/kl_base" in lines[-1]:
-        rows.append(("KL to the base model", f"{lines[-1]['policy/kl_base']:.3g} nats a token at the last step"))
+        rows.append(("KL to the base model", f"{lines[-1]['policy/kl_base']:.3g} nats per token at the last step"))
     return rows

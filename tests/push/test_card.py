@@ -104,7 +104,7 @@ def test_the_recipe_is_the_configurations(run: Path, tmp_path: Path) -> None:
     assert rows["optimizer"] == "Adam 0.9/0.95, constant rate 3e-05"
     assert rows["steps"] == "3 of 5, one update each; 1,536 completions"
     assert rows["training time"] == "6 s, the sum of the steps"
-    assert rows["KL to the base model"] == "0.03 nats a token at the last step"
+    assert rows["KL to the base model"] == "0.03 nats per token at the last step"
     assert rows["seed"] == "7"
 
 

@@ -129,7 +129,7 @@ def test_the_command_from_adapter_to_table(vllm_engine: Any, policies: Policies,
     assert still["tasks"]["sums"]["change"] == 0
     assert report["tasks"]["sums"]["documents"] == 5
     table = options.output.with_suffix(".md").read_text()
-    assert table.startswith("|  | sums (acc_norm) | mean | change | KL(base‖policy), nats a token (95 %) |")
+    assert table.startswith("|  | sums (acc_norm) | mean | change | KL(base‖policy), nats per token (95 %) |")
     assert f"{100 * moved['tasks']['sums']['accuracy']:.1f} ± " in table
     assert "moved-v000000" in console.export_text()
     with pytest.raises(ValueError, match="--overwrite"):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from typing import Any
 
 import pytest
@@ -78,6 +79,12 @@ def test_problems_are_a_function_of_the_seed_in_every_process() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=environment
     )
     assert json.loads(said.stdout) == [[one.id, one.text, one.answer] for one in mine]
+
+
+@pytest.mark.skipif(PathFinder.find_spec("pycosat") is not None, reason="the solver is installed here")
+def test_a_task_without_its_solver_says_what_to_install() -> None:
+    with pytest.raises(TaskError, match=r"^data.task: zebra_puzzles makes no problem.*pip install pycosat"):
+        check_source(source(task="zebra_puzzles"))
 
 
 @pytest.mark.parametrize("name", sorted(UNREPEATABLE))
