@@ -26,10 +26,11 @@ EXTRA = "got unexpected extra argument"
 # How torch, CUDA's libraries and the system say it; torch's own error is a RuntimeError.
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")
 
-# How the system, and Python of a thread, says that there are no more; the shell's option of the limit, and its number.
+# How the system, Python of a thread, and C++ of one say that there are no more; the shell's option, and its number.
 LIMITS = {
     "Too many open files": ("-n", resource.RLIMIT_NOFILE),
     "can't start new thread": ("-u", resource.RLIMIT_NPROC),
+    "Resource temporarily unavailable": ("-u", resource.RLIMIT_NPROC),
 }
 
 # What DeepSpeed's launcher gives each of its processes, beside the variable that is read.
@@ -78,14 +79,17 @@ def out_of_memory(error: Exception) -> str | None:
 
 
 def limit_reached(error: Exception) -> str | None:
-    """What a person is told where a library says of a limit of the shell's that it was reached; None of another error.
-    Python's own error of it is an `OSError`."""
+    """What a person is told where a library says of a limit of the shell's, or of a container's, that it was reached;
+    None of another error. Python's own error of files is an `OSError`."""
     if not isinstance(error, RuntimeError):
         return None
     said = str(error).partition("\n")[0]
     for words, (option, limit) in LIMITS.items():
         if words in said:
-            return f"{words}: this shell allows {resource.getrlimit(limit)[0]}, and ulimit {option} raises that"
+            allowed = resource.getrlimit(limit)[0]
+            if allowed == resource.RLIM_INFINITY:
+                return f"{words}: this shell has no limit, so its container or job has (pids.max)"
+            return f"{words}: this shell allows {allowed}, and ulimit {option} raises that"
     return None
 
 

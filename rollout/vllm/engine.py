@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import subprocess
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +16,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
+    from vllm.platforms import current_platform
     from vllm.v1.engine.exceptions import EngineDeadError
 
 from datafiles.text import first_line
@@ -38,6 +41,9 @@ from rollout.vllm.ranks import leave_ranks_out
 
 leave_transformers_alone()
 leave_ranks_out()
+
+# How vLLM and torch say it, of a card and of a machine.
+NO_MEMORY = re.compile("out of memory|allocate memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +80,16 @@ class VllmEngine:
                 self._llm = LLM(**engine_arguments(self.settings))
             except (ValueError, NotImplementedError, AssertionError, AttributeError, LookupError, ImportError) as error:
                 raise why_not(error, self.settings.model) from error
+            except subprocess.CalledProcessError as error:
+                raise EngineError(f"vLLM did not start: {error} On a CPU it needs lscpu, of util-linux") from error
             except RuntimeError as error:  # of torch itself, or of vLLM in words of its own
                 said = first_line(error).rstrip(".")
-                if "out of memory" not in said:
+                if not NO_MEMORY.search(said):
                     raise
+                share = "cache (kv_cache_gib)" if current_platform.is_cpu() else "share of the card (memory_fraction)"
                 raise EngineError(
-                    f"vLLM did not start: {said}. What lowers it: its share of the card (memory_fraction), and what it "
-                    "samples at once (max_num_seqs)"
+                    f"vLLM did not start: {said}. What lowers it: its {share}, and what it samples at once "
+                    "(max_num_seqs)"
                 ) from error
         self._ids_given = self.settings.max_loras
         self._decoder = Decoder.of(self._llm.get_tokenizer())

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,7 +101,11 @@ GLOO = "[enforce fail at /pytorch/gloo/transport/tcp/device.cc:186] rv != -1. -1
 
 @pytest.mark.parametrize(
     ("message", "said", "option"),
-    [(GLOO, "Too many open files", "-n"), ("can't start new thread", "can't start new thread", "-u")],
+    [
+        (GLOO, "Too many open files", "-n"),
+        ("can't start new thread", "can't start new thread", "-u"),
+        ("Resource temporarily unavailable", "Resource temporarily unavailable", "-u"),
+    ],
 )
 def test_a_limit_of_the_shell_is_named(
     message: str, said: str, option: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
@@ -118,6 +123,11 @@ def test_a_limit_of_the_shell_is_named(
     assert (result.exit_code, result.stderr) == (1, f"error: {line}\n")
     with pytest.raises(RunFailedError, match=f"^step 3: {line}\n"), losses_explained(make_config(), lambda: "step 3: "):
         raise RuntimeError(message)
+    monkeypatch.setattr("resource.getrlimit", lambda limit: (resource.RLIM_INFINITY,) * 2)
+    assert (
+        CliRunner().invoke(app).stderr
+        == f"error: {said}: this shell has no limit, so its container or job has (pids.max)\n"
+    )
 
 
 def test_another_error_is_left_as_it_is(make_config: Callable[..., Config]) -> None:

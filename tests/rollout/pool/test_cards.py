@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,21 @@ def test_a_home_that_cannot_be_written_keeps_no_kernels(home: str, monkeypatch: 
     importlib.reload(rollout.vllm)
     assert "TRITON_CACHE_DIR" not in os.environ
     assert not Path(home).exists()
+
+
+@pytest.mark.parametrize("home", ["/proc/nobody", "~"])
+def test_vllm_has_a_place_where_there_is_no_home(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It told a page about that at every start, or kept what it had found out in a directory called `~`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "mine")
+    importlib.reload(rollout.vllm)
+    assert os.environ["VLLM_CACHE_ROOT"] == "mine"
+    monkeypatch.delenv("VLLM_CACHE_ROOT")
+    importlib.reload(rollout.vllm)
+    place = Path(os.environ["VLLM_CACHE_ROOT"])
+    assert place.is_dir()
+    assert place.parent == Path(tempfile.gettempdir())
+    place.rmdir()
 
 
 def test_a_run_says_where_kernels_are_kept_before_one_is_made(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -264,15 +265,28 @@ def test_a_prompt_of_unknown_characters_is_answered_all_the_same(vllm_engine: An
     assert len(group.completions) == SAMPLING.n
 
 
-def test_a_start_without_memory_names_what_lowers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+CARD_IS_FULL = "CUDA out of memory occurred when warming up sampler with 512 dummy requests.\nMore of it"
+HOST_IS_FULL = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to get 9 bytes."
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError(CARD_IS_FULL), r"CUDA out of memory .* requests\. What lowers it: its "),
+        (RuntimeError(HOST_IS_FULL), r".*: you tried to get 9 bytes\. What lowers it: its "),
+        (subprocess.CalledProcessError(127, "lscpu --json"), "Command 'lscpu --json' .* On a CPU it needs lscpu"),
+    ],
+    ids=["card", "host", "lscpu"],
+)
+def test_a_start_that_fails_says_what_it_lacks(error: Exception, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from rollout.vllm import engine
 
     def fails(**_: Any) -> None:
-        raise RuntimeError("CUDA out of memory occurred when warming up sampler with 512 dummy requests.\nMore of it")
+        raise error
 
     monkeypatch.setattr(engine, "LLM", fails)
     settings = EngineSettings(model=locate_model("embedded"), dtype="float32", max_model_len=64, lora_rank=0)
-    with pytest.raises(EngineError, match=r"^vLLM did not start: CUDA out of memory .* requests\. What lowers it: "):
+    with pytest.raises(EngineError, match=f"^vLLM did not start: {told}"):
         engine.VllmEngine(settings)
 
 
