@@ -93,7 +93,7 @@ def main(
         Path | None, typer.Option(metavar="FILE", help="Write every disagreement here as JSON Lines.")
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="How many disagreements of each kind to print.")] = 2,
-    workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")] = 2,
 ) -> None:
     """Compare our verdicts on GSM8K completions with those of lm-evaluation-harness."""
     console = Console(highlight=False)

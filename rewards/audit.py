@@ -110,9 +110,9 @@ def main(
     form: Annotated[
         list[str] | None, typer.Option(help="Answer form; may be repeated. Default: the run's, or boxed.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")] = 2,
     timeout_s: Annotated[
-        float, typer.Option(min=0.1, help="Time limit for grading one completion, in seconds.")
+        float, typer.Option(min=0.1, max=600, help="Time limit for grading one completion, in seconds.")
     ] = 10.0,
     show: Annotated[int, typer.Option(min=0, help="How many disagreements of each kind to print.")] = 10,
 ) -> None:

@@ -138,8 +138,8 @@ def main(
         list[Path] | None, typer.Option(help="Evaluation file to check for overlap; may be repeated.")
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every finding here as JSON Lines.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit for grading one reference, in seconds.")] = 5.0,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")] = 2,
+    timeout_s: Annotated[float, typer.Option(min=0.1, max=600, help="Time limit for one reference, in seconds.")] = 5.0,
     show: Annotated[int, typer.Option(min=0, help="How many findings of each kind to print.")] = 10,
 ) -> None:
     """Check a problem file before training on it."""

@@ -253,16 +253,22 @@ def refuse_place(run: Path) -> None:
     if not whole.name:
         raise ConfigError(f"output_dir: {run} is the root of the file system: give a directory in it")
     new = [path.name for path in (run, *run.parents) if not path.exists()]
-    if unfilled := [name for name in new if re.search(r"[*]|\$\w", name)]:
+    if unfilled := [name for name in new if re.search(r"[*?]|\$\w", name)]:
         raise ConfigError(
             f"output_dir: {run} would be made with the name {unfilled[0]!r}, which a shell fills in and nothing "
             "else does: write the whole path (in a file a variable is ${oc.env:NAME})"
         )
+    refuse_inside(run, "output_dir")
+
+
+def refuse_inside(place: Path, key: str, but: str = "") -> None:
+    """Raises `ConfigError` for a place among what a run writes in its directory, and removes; `but` by that name."""
+    whole = place.resolve()
     for above in whole.parents:
         name = whole.relative_to(above).parts[0]
-        if name in WRITTEN and (above / MARKER).is_file():
+        if name in WRITTEN and name != but and (above / MARKER).is_file():
             raise ConfigError(
-                f"output_dir: {run} is in {above / name}, which the run in {above} writes, and removes when it is "
+                f"{key}: {place} is in {above / name}, which the run in {above} writes, and removes when it is "
                 "replaced: give a directory elsewhere"
             )
 
