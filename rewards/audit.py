@@ -9,7 +9,6 @@ that is correct for us and for none of them may be a false positive. Neither is 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, get_args
@@ -20,7 +19,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from datafiles.settings import read_settings
-from rewards.command import Command, say_error
+from rewards.command import Command, say_error, write_rows
 from rewards.config import AnswerForm, RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, Row, chunks, read_rows, refuse_existing
@@ -144,8 +143,7 @@ def main(
             where = f"step {row['step']}, {row['problem_id']}, sample {row['sample']}"
             what = f"reference {row['reference']!r}, answer {row['extracted']!r}: {row['verdict']} by {row['rule']}"
             console.print(f"          {escape(f'{where}: {what}')}", soft_wrap=True, highlight=False)
-    if output is not None:
-        output.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    write_rows(output, found)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,6 +60,21 @@ def lead_nowhere(stream: IO[str]) -> None:
     """What Python still holds of it would fail again when the program ends, and be its exit code."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.suppress(io.UnsupportedOperation):
         os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def write_rows(output: Path | None, rows: Iterable[Any]) -> None:
+    """The last that a command does: JSON Lines, in a file that is not there. Its place was free when it began; nothing
+    of somebody else's is replaced, and half a file is not left."""
+    if output is None:
+        return
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    except OSError as error:
+        if not isinstance(error, FileExistsError):
+            output.unlink(missing_ok=True)
+        say_error(f"--output: {output} cannot be written: {error.strerror}", 1)
+        raise typer.Exit(1) from None
 
 
 def out_of_memory(error: Exception) -> str | None:
