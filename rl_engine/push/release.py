@@ -132,9 +132,12 @@ def _copy_run(run: TrainingRun, folder: Path) -> None:
         (place / "evals" / path.name).write_text(
             json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-    for name, target in ((METRICS, place), (PLOT, folder)):
-        if (run.directory / name).is_file():
-            shutil.copyfile(run.directory / name, target / name)
+    if (run.directory / METRICS).is_file():
+        # Of a run at work the last line may be half there.
+        lines = "".join(json.dumps(line) + "\n" for line in run.metrics)
+        (place / METRICS).write_text(lines, encoding="utf-8")
+    if (run.directory / PLOT).is_file():
+        shutil.copyfile(run.directory / PLOT, folder / PLOT)
 
 
 def _write_report(run: TrainingRun, page: Path, *, completions: bool) -> None:

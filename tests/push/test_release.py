@@ -113,7 +113,12 @@ def test_the_manifest_vouches_for_the_release(run: Path, tmp_path: Path) -> None
 
 
 def test_the_same_run_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    first, second = release(run, tmp_path / "a"), release(run, tmp_path / "b")
+    """Also while a line of its metrics is being written."""
+    first = release(run, tmp_path / "a")
+    assert (first / "run/metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "rew')
+    second = release(run, tmp_path / "b")
     assert files_of(first) == files_of(second)
     for path in files_of(first):
         assert (first / path).read_bytes() == (second / path).read_bytes(), path
