@@ -122,8 +122,8 @@ def main(
         Literal["auto", "bfloat16", "float32"],
         typer.Option(help="auto: bfloat16, or float32 for `embedded` on a CPU."),
     ] = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit for grading one sample, in seconds.")] = 5.0,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")] = 2,
+    timeout_s: Annotated[float, typer.Option(min=0.1, max=600, help="Time limit for one sample, in seconds.")] = 5.0,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="CUDA only: how many GPUs share the model.")] = 1,
     memory_fraction: Annotated[
         float, typer.Option(min=0.05, max=1, help="CUDA only: share of each GPU's memory to use.")

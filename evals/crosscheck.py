@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from rich.table import Table
 from evals.command import exit_with_error
 from evals.suites import ANSWER_FORMS
 from rewards import GradeItem, Grader, GradeResult, RewardConfig, Verdict
-from rewards.command import Command
+from rewards.command import Command, write_rows
 from rewards.records import BadRecord, read_rows, refuse_existing
 
 FILTER = "flexible-extract"
@@ -93,7 +92,7 @@ def main(
         Path | None, typer.Option(metavar="FILE", help="Write every disagreement here as JSON Lines.")
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="How many disagreements of each kind to print.")] = 2,
-    workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")] = 2,
 ) -> None:
     """Compare our verdicts on GSM8K completions with those of lm-evaluation-harness."""
     console = Console(highlight=False)
@@ -120,8 +119,7 @@ def main(
     ]
     print_counts(console, ours, theirs)
     print_kinds(console, found, show)
-    if output is not None:
-        output.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    write_rows(output, found)
 
 
 def print_counts(console: Console, ours: Sequence[GradeResult], theirs: Sequence[Theirs]) -> None:

@@ -9,7 +9,6 @@ that is correct for us and for none of them may be a false positive. Neither is 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
@@ -22,7 +21,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from datafiles.settings import read_settings
-from rewards.command import Command, say_error
+from rewards.command import Command, say_error, write_rows
 from rewards.config import AnswerForm, RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, Row, chunks, read_rows, refuse_existing
@@ -133,9 +132,9 @@ def main(
     form: Annotated[
         list[str] | None, typer.Option(help="Answer form; may be repeated. Default: the run's, or boxed.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")] = 2,
     timeout_s: Annotated[
-        float, typer.Option(min=0.1, help="Time limit for grading one completion, in seconds.")
+        float, typer.Option(min=0.1, max=600, help="Time limit for grading one completion, in seconds.")
     ] = 10.0,
     show: Annotated[int, typer.Option(min=0, help="How many disagreements of each kind to print.")] = 10,
 ) -> None:
@@ -165,8 +164,7 @@ def main(
         raise typer.Exit(2) from None
     what = str(files[0]) if len(files) == 1 else f"{len(files)} files"
     _report(console, f"{what}: {count} completions", found, show)
-    if output is not None:
-        output.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    write_rows(output, found)
 
 
 def _report(console: Console, heading: str, found: list[Row], show: int) -> None:

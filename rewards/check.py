@@ -8,7 +8,6 @@ reference cannot be graded or a problem overlaps a file given with --against, so
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from datafiles.problems import Columns, ProblemRow, missing_columns, problem_row
 from datafiles.rows import rows_of, way_out
 from datafiles.text import TextFileError
 from rewards import overlap
-from rewards.command import Command, say_error
+from rewards.command import Command, say_error, write_rows
 from rewards.config import RewardConfig
 from rewards.grader import Grader
 from rewards.records import BadRecord, chunks, refuse_existing
@@ -138,8 +137,8 @@ def main(
         list[Path] | None, typer.Option(help="Evaluation file to check for overlap; may be repeated.")
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every finding here as JSON Lines.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Number of grading processes.")] = 2,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit for grading one reference, in seconds.")] = 5.0,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Number of grading processes.")] = 2,
+    timeout_s: Annotated[float, typer.Option(min=0.1, max=600, help="Time limit for one reference, in seconds.")] = 5.0,
     show: Annotated[int, typer.Option(min=0, help="How many findings of each kind to print.")] = 10,
 ) -> None:
     """Check a problem file before training on it."""
@@ -161,9 +160,7 @@ def main(
         say_error(str(error), 2)
         raise typer.Exit(2) from None
     _report(console, data, rows, findings, show)
-    if output is not None:
-        lines = [json.dumps({"kind": f.kind, "id": f.id, "what": f.what}) + "\n" for f in findings]
-        output.write_text("".join(lines), encoding="utf-8")
+    write_rows(output, ({"kind": f.kind, "id": f.id, "what": f.what} for f in findings))
     if any(finding.kind in {"ungradable", "overlap"} for finding in findings):
         raise typer.Exit(1)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,8 @@ from typer.core import TyperCommand
 OPTION = re.compile(r"--?[a-zA-Z]")
 # What the parser raises of arguments that it cannot take; typer has no name of its own for it.
 USAGE_ERROR: Any = typer.BadParameter.__base__
+# Shells fill in a `~` at the beginning of a word alone. What is sampled from is told as it is written.
+FROM_HOME = re.compile(r"(--(?!model=)[a-z-]+=)?(~/.*)", re.DOTALL)
 EXTRA = "got unexpected extra argument"
 # How torch, CUDA's libraries and the system say it; torch's own error is a RuntimeError.
 OUT_OF_MEMORY = re.compile("out of memory|allocate memory|ALLOC_FAILED")
@@ -66,6 +69,21 @@ def lead_nowhere(stream: IO[str]) -> None:
     """What Python still holds of it would fail again when the program ends, and be its exit code."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.suppress(io.UnsupportedOperation):
         os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def write_rows(output: Path | None, rows: Iterable[Any]) -> None:
+    """The last that a command does: JSON Lines, in a file that is not there. Its place was free when it began; nothing
+    of somebody else's is replaced, and half a file is not left."""
+    if output is None:
+        return
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    except OSError as error:
+        if not isinstance(error, FileExistsError):
+            output.unlink(missing_ok=True)
+        say_error(f"--output: {output} cannot be written: {error.strerror}", 1)
+        raise typer.Exit(1) from None
 
 
 def out_of_memory(error: Exception) -> str | None:
@@ -165,6 +183,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         args = [arg for arg in args if arg != OF_LAUNCHER.format(os.environ.get("LOCAL_RANK"))]
+        args = [_from_home(arg) for arg in args]
         given = list(args)
         before_dashes = given[: given.index("--")] if "--" in given else given
         known = [name for param in self._options(ctx) for name in (*param.opts, *param.secondary_opts)]
@@ -237,6 +256,12 @@ class Command(TyperCommand):
             example = (self.epilog or "").partition("\n")[0]
             return f"{_name(param)} is missing. {(param.help or '').rstrip('.')}. {example}"
         return f"{_as_given(param, args)}: {words}"
+
+
+def _from_home(arg: str) -> str:
+    """`--output=~/x.json` with the home directory in it; elsewhere a directory called ~ would be made."""
+    found = FROM_HOME.fullmatch(arg)
+    return f"{found[1] or ''}{os.path.expanduser(found[2])}" if found else arg  # noqa: PTH111 - no home is no error
 
 
 def _name(param: Any) -> str:

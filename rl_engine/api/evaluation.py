@@ -12,6 +12,7 @@ from typing import Any
 from evals.options import EvalOptions
 from rl_engine.api.process import running
 from rl_engine.config.hints import near
+from rollout.models import from_home
 
 POLL_S = 0.2
 NAMED = {"model", "suites", "adapters", "output"}
@@ -46,7 +47,7 @@ def evaluate(
         raise TypeError(f"evaluate() has no option {name!r}: {hint}")
     names = [suites] if isinstance(suites, str) else suites
     with tempfile.TemporaryDirectory(prefix="rl_engine-") as place:
-        report = Path(place) / "scores.json" if output is None else Path(output)
+        report = Path(place) / "scores.json" if output is None else from_home(output)
         arguments = [f"--model={model}", *(f"--suite={name}" for name in names), f"--output={report}"]
         arguments += [f"--adapter={adapter}" for adapter in _as_arguments(adapters)]
         arguments += [_flag(name, value) for name, value in options.items() if value != OPTIONS[name]]

@@ -192,7 +192,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         tree = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_yaml_problem(error, text)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if tree in (None, {}):
         raise ConfigError(f"{path}: the file is empty")

@@ -25,6 +25,7 @@ from evals.command import exit_with_error, new_console, say_loading, stoppable
 from rewards.command import Command
 from rl_engine.inspect.figures import FIGURES, by_kind, median_over
 from rl_engine.inspect.versions import directories
+from rollout.adapters import PEFT_CONFIG
 from rollout.files.durable import check_writable
 from rollout.files.ownership import figure_metadata, is_figure, is_json, replaced
 
@@ -80,6 +81,8 @@ def main(
         if plot is not None and plot.suffix not in PLOTS:
             raise ValueError(f"--plot is {str(plot)!r}: give a name that ends in {', '.join(PLOTS)}")
         found = [directory for path in adapters for directory in directories(path)]
+        if base is not None and all((directory / PEFT_CONFIG).is_file() for directory in found):
+            raise ValueError(f"--base is {base}, and has no effect: an adapter is an update by itself")
         with stoppable():
             say_loading("torch")
             show(found, base, only, notes, modules=modules, plot=plot, output=output)

@@ -20,6 +20,8 @@ from rich.markup import escape
 
 from evals.command import exit_with_error, new_console, quiet_libraries, say_loading, settle_torch, stoppable
 from rewards.command import Command
+from rl_engine.run.output import refuse_inside
+from rl_engine.run.records import MERGED
 from rl_engine.run.trained import TrainedAdapter, merged_dtype_of, read_meant
 from rollout.config import ModelConfig
 from rollout.files.alone import alone_at
@@ -59,6 +61,7 @@ def main(
 def check_place(output: Path) -> None:
     """Raises `FileExistsError` where something is there, `ValueError` where nothing can be written."""
     check_free(output)
+    refuse_inside(output, "--output", but=MERGED)
     check_writable(output.parent, "--output")
 
 

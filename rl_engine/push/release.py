@@ -23,10 +23,12 @@ from rl_engine.push.model_card import Release, card_text
 from rl_engine.report.completions import NO_COMPLETIONS
 from rl_engine.report.page import NAME as REPORT
 from rl_engine.report.page import PROBLEMS, read_runs, write_page
+from rl_engine.run.output import refuse_inside
 from rl_engine.run.records import METRICS
 from rl_engine.run.trained import RUN_CONFIG, TrainedAdapter, TrainingRun
 from rollout.adapters import CHAT_TEMPLATE, MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, sha256_of, write_manifest
 from rollout.files.alone import alone_at
+from rollout.files.durable import check_writable
 from rollout.files.ownership import place_aside
 from rollout.models import from_home
 
@@ -43,6 +45,10 @@ def make_release(release: Release, folder: Path, say: Callable[[str], None] = pr
     Raises `FileExistsError` rather than replace a directory that is not an earlier release, `OccupiedError` where
     another process makes it.
     """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise FileExistsError(f"--output: {folder} is no directory: give another")
+    refuse_inside(folder, "--output")
+    check_writable(folder.parent, "--output")
     with alone_at(folder):
         _make(release, folder, say)
     return files_of(folder)
@@ -126,9 +132,12 @@ def _copy_run(run: TrainingRun, folder: Path) -> None:
         (place / "evals" / path.name).write_text(
             json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-    for name, target in ((METRICS, place), (PLOT, folder)):
-        if (run.directory / name).is_file():
-            shutil.copyfile(run.directory / name, target / name)
+    if (run.directory / METRICS).is_file():
+        # Of a run at work the last line may be half there.
+        lines = "".join(json.dumps(line) + "\n" for line in run.metrics)
+        (place / METRICS).write_text(lines, encoding="utf-8")
+    if (run.directory / PLOT).is_file():
+        shutil.copyfile(run.directory / PLOT, folder / PLOT)
 
 
 def _write_report(run: TrainingRun, page: Path, *, completions: bool) -> None:

@@ -78,7 +78,7 @@ class Checkpoints:
                 continue
             return _read_state(path / STATE), load_state(path / TENSORS)
         if found:
-            raise AdapterError(f"every checkpoint in {self.root} is damaged")
+            raise AdapterError(f"every checkpoint in {self.root} is damaged: --overwrite starts over")
         return None
 
     def _is_intact(self, path: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rl_engine.config import Config
 from rl_engine.config.file import ConfigError
 from rl_engine.config.sft import SftConfig
-from rl_engine.run.output import begins, check_output, refuse_occupied, refuse_place
+from rl_engine.run.output import begins, check_output, refuse_mount, refuse_occupied, refuse_place, refuse_unmarked
 from rl_engine.run.services import TRACKERS
 from rollout.adapters import PEFT_CONFIG, AdapterError, adapters_inside, gone_version, meant_version
 from rollout.files.durable import check_writable
@@ -76,5 +76,8 @@ def check_place(config: Config | SftConfig, *, resume: bool, overwrite: bool) ->
     check_writable(run, "output_dir")
     refuse_place(run)
     refuse_occupied(run)
+    if overwrite:
+        refuse_unmarked(run)
+        refuse_mount(run)
     if not overwrite and not (resume and config.optim.lr == "auto"):
         check_output(config, resume=resume)

@@ -94,6 +94,7 @@ def sole_writer(
         try:
             if overwrite and _written(run):
                 refuse_unmarked(run)
+                refuse_mount(run)
                 with _set_aside(run, _described(run, config), keep=keep, say=say) as earlier:
                     yield earlier
             else:
@@ -217,6 +218,7 @@ def dry_output(config: Config | SftConfig, beginning: Beginning) -> list[str]:
         return [f"--resume would continue after step {newest} of the run in {run}", *notes]
     if beginning.overwrite:
         refuse_unmarked(run)
+        refuse_mount(run)
         then = "kept there" if beginning.keep_old else "removed after the first step of this one"
         return [f"--overwrite would move {_described(run, config)} to {place_aside(run)}, {then}"]
     return [f"{run} holds a run already: to train there, --resume continues it and --overwrite replaces it"]
@@ -253,16 +255,32 @@ def refuse_place(run: Path) -> None:
     if not whole.name:
         raise ConfigError(f"output_dir: {run} is the root of the file system: give a directory in it")
     new = [path.name for path in (run, *run.parents) if not path.exists()]
-    if unfilled := [name for name in new if re.search(r"[*]|\$\w", name)]:
+    if unfilled := [name for name in new if re.search(r"[*?]|\$\w", name)]:
         raise ConfigError(
             f"output_dir: {run} would be made with the name {unfilled[0]!r}, which a shell fills in and nothing "
             "else does: write the whole path (in a file a variable is ${oc.env:NAME})"
         )
+    refuse_inside(run, "output_dir")
+
+
+def refuse_mount(run: Path) -> None:
+    """Raises `ConfigError` where a run is to be moved aside from a file system of its own, as a container's volume is:
+    nothing is moved from one to another."""
+    if _written(run) and run.resolve().is_mount():
+        raise ConfigError(
+            f"output_dir: {run} is a mount point, and --overwrite moves the run in it to a place beside it: move that "
+            f"away by hand, or give a directory in {run}"
+        )
+
+
+def refuse_inside(place: Path, key: str, but: str = "") -> None:
+    """Raises `ConfigError` for a place among what a run writes in its directory, and removes; `but` by that name."""
+    whole = place.resolve()
     for above in whole.parents:
         name = whole.relative_to(above).parts[0]
-        if name in WRITTEN and (above / MARKER).is_file():
+        if name in WRITTEN and name != but and (above / MARKER).is_file():
             raise ConfigError(
-                f"output_dir: {run} is in {above / name}, which the run in {above} writes, and removes when it is "
+                f"{key}: {place} is in {above / name}, which the run in {above} writes, and removes when it is "
                 "replaced: give a directory elsewhere"
             )
 

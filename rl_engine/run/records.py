@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rl_engine.learner.groups import GradedGroup
 
 METRICS = "metrics.jsonl"
+MERGED = "merged"
 WRITTEN = (
     MARKER,
     CONFIG,
@@ -37,7 +38,7 @@ WRITTEN = (
     "adapters",
     "checkpoints",
     "evals",
-    "merged",
+    MERGED,
     "tensorboard",
     "curves.png",
     "report.html",

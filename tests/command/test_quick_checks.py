@@ -152,6 +152,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*SFT, "data.source=arithmetic", "output_dir=/proc/run"), "nothing can be written in /proc"),
     ((*SFT, "model.name=weightless"), "has no weights"),
     ((*EVALS, "--suite", "gone.jsonl"), "suite gone: no such file: gone.jsonl"),
+    ((*EVALS, "--timeout-s", "1000"), "--timeout-s is '1000': input should be less than or equal to 600"),
     ((*EVALS, "--problem", "q"), "--problem is q, and has no effect: no suite is a file"),
     ((*EVALS, "--suite", "gone.jsonl", "--answer", "a"), "suite gone: no such file: gone.jsonl"),
     ((*EVALS, "--suite", "gsm8k", "--data-dir", "empty"), "--data-dir: empty has no gsm8k_test.jsonl for the suite"),

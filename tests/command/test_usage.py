@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +89,17 @@ def line_of(module: str, *arguments: str, **environment: str) -> str:
     assert result.exit_code == 2, result.output
     assert result.output.count("\n") == bool(result.output)
     return result.output
+
+
+@pytest.mark.parametrize("given", [("--output=~/taken",), ("--output", "~/taken")])
+def test_a_home_that_no_shell_filled_in_is_filled_in(
+    given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `=` bash leaves a ~ as it is; a directory of that name would be made, which nobody dares to remove."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "taken").touch()
+    told = CliRunner().invoke(app_of("rl_engine.merge"), ["--adapter", "x", *given]).output
+    assert told.startswith(f"error: --output: {tmp_path}/taken already exists")
 
 
 @pytest.mark.parametrize(("module", "param"), INCOMPLETE, ids=lambda each: getattr(each, "name", each))

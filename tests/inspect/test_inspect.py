@@ -245,6 +245,8 @@ def test_damaged_absent_and_unmatched_are_said_to_be(tmp_path: Path, full_run: P
     fine = adapter(tmp_path / "fine", torch.ones(4, 1))
     with pytest.raises(AdapterError, match="'q_proj'"):
         read_version(fine, None, only="q_proj")
+    told = CliRunner().invoke(app, [str(fine), "--base", "embedded"]).output
+    assert told.startswith("error: --base is embedded, and has no effect: an adapter is an update by itself")
     damaged = full_run / "adapters" / "v000001"
     assert (damaged / MANIFEST).is_file()
     save_file({"other": torch.zeros(2, 2)}, damaged / "model.safetensors")

@@ -86,6 +86,8 @@ def test_what_another_makes_meanwhile_is_not_replaced(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "merged"
+    inside = merge(run, run / "adapters" / "mine")
+    assert f"error: --output: {run}/adapters/mine is in {run}/adapters, which the run in {run} writes" in inside.stderr
     with alone_at(place):
         assert f"error: --output: another process is at work on {place} (" in merge(run, place).stderr
 

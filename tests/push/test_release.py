@@ -113,7 +113,12 @@ def test_the_manifest_vouches_for_the_release(run: Path, tmp_path: Path) -> None
 
 
 def test_the_same_run_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    first, second = release(run, tmp_path / "a"), release(run, tmp_path / "b")
+    """Also while a line of its metrics is being written."""
+    first = release(run, tmp_path / "a")
+    assert (first / "run/metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "rew')
+    second = release(run, tmp_path / "b")
     assert files_of(first) == files_of(second)
     for path in files_of(first):
         assert (first / path).read_bytes() == (second / path).read_bytes(), path
@@ -129,6 +134,9 @@ def test_a_directory_that_is_no_release_is_not_replaced(run: Path, tmp_path: Pat
     (folder / "run/evals/old.json").write_text("{}")
     release(run, folder)
     assert not (folder / "run/evals/old.json").exists()
+    for place, said in (("adapters/mine", "adapters, which the run in"), ("config.yaml", "is no directory")):
+        with pytest.raises((ValueError, FileExistsError), match=f"^--output: .*{said}"):
+            release(run, run / place)
     with alone_at(folder), pytest.raises(OccupiedError, match="another process is at work on"):
         release(run, folder)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from datafiles.problems import Columns
 from rewards import audit, check
+from rewards.command import write_rows
 from rewards.second_opinion import understands
 
 RUNNER = CliRunner()
@@ -196,6 +201,22 @@ def test_a_place_that_takes_no_file_is_told_before_grading(command: Any, tmp_pat
     assert "cannot be written" in " ".join(told.output.split())
     unreadable = RUNNER.invoke(command, ["/proc/self/mem"])
     assert (unreadable.exit_code, unreadable.exception.__class__) == (2, SystemExit)
+
+
+def test_what_was_made_meanwhile_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command's place was free when it began; and of what cannot be written whole nothing stays."""
+    mine, other = tmp_path / "mine.jsonl", tmp_path / "other.jsonl"
+    mine.write_text("mine")
+
+    def rows() -> Iterator[dict[str, int]]:
+        yield {"a": 1}
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for place, said in ((mine, "File exists"), (other, "No space left on device")):
+        with pytest.raises(typer.Exit):
+            write_rows(place, rows())
+        assert capsys.readouterr().err == f"error: --output: {place} cannot be written: {said}\n"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_reports_directory_is_made(tmp_path: Path) -> None:

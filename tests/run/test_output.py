@@ -99,6 +99,22 @@ def test_no_run_begins_where_it_would_be_lost(
     check_place(config_in(Path("run/mine")), resume=False, overwrite=False)
 
 
+def test_a_run_is_not_moved_aside_from_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a container has a volume: nothing is renamed from one file system to another."""
+    run = tmp_path / "run"
+    before = made_run(run)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == run)
+    for refused in (
+        lambda: check_place(config_in(run), resume=False, overwrite=True),
+        lambda: dry_output(config_in(run), Beginning(overwrite=True)),
+        lambda: sole_writer(config_in(run), overwrite=True).__enter__(),
+    ):
+        with pytest.raises(ConfigError, match=f"^output_dir: {run} is a mount point, and --overwrite moves"):
+            refused()
+    assert contents(run) == before | {".lock": b""}
+    check_place(config_in(run), resume=True, overwrite=False)
+
+
 def test_the_working_directory_s_run_is_kept_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = made_run(tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
