@@ -29,7 +29,7 @@ Piece = tuple[list[Prompt], list[str]]
 
 
 def sample(engine: Any, pieces: list[Piece], sampling: SamplingConfig, at_once: int) -> tuple[list[InFlight], int]:
-    """Return (completions of the pieces, engine steps). A new piece starts while fewer than `at_once` completions are
+    """Return (completions of the pieces, engine steps). Pieces start while fewer than `at_once` completions are
     left."""
     waiting, begun, turns = deque(pieces), list[InFlight](), 0
     while waiting or any(not one.done for one in begun):

@@ -153,7 +153,7 @@ def containers(image: bytes | bytearray) -> Iterator[list[Code]]:
 
 
 def wanted(codes: list[Code], arch: int) -> list[Code]:
-    """The entries of a fat binary that a card of this architecture loads: its own code, or the newest PTX not above
+    """The entries of a fat binary that a card of this architecture loads: its own code, else the newest PTX up to
     it."""
     own = [code for code in codes if code.kind == ELF and code.arch == arch]
     portable = [code for code in codes if code.kind == PTX and code.arch <= arch]

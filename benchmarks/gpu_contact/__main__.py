@@ -35,8 +35,7 @@ OUT = Path("runs/gpu_contact")
 
 
 def contact(asked: list[Stage], deadline: float, out: Path, sizes: str) -> list[Outcome]:
-    """Run the stages until the deadline (monotonic seconds); write a line, update the page and report as each one
-    ends."""
+    """Run the stages until the deadline (monotonic seconds); record and print each outcome, and update the page."""
     out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for outcome in run_all(asked, deadline, out):

@@ -1,5 +1,4 @@
-"""A stage's process → its measurements, one JSON line each as soon as it is known, so that a cut-off stage keeps
-them."""
+"""A stage's process → its measurements, one JSON line each as soon as known, so that a cut-off stage keeps them."""
 
 from __future__ import annotations
 

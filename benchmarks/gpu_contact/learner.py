@@ -43,8 +43,8 @@ class Arm:
     times: int = 1
     """Rows of the micro-batch, in multiples of `Sizes.rows`."""
     compiled: bool = True
-    """Whether layers are compiled where a run would compile them. Runs have no setting for this; it is measured
-    here."""
+    """Whether layers are compiled where a run would compile them. Runs have no setting for this; here it is
+    measured."""
     shape: int = 0
     """Index into `Sizes.shapes`."""
     group: bool = False

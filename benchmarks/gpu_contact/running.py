@@ -105,8 +105,7 @@ def _outcome(stage: Stage, outcome: str, reason: str) -> Outcome:
 
 
 def _exit_code(command: Sequence[str], limit_s: float, log: TextIO, environment: Mapping[str, str]) -> int | None:
-    """Run the command and return its exit code, or None if it had to be killed. Its child processes are killed with
-    it."""
+    """Run the command and return its exit code, or None if it had to be killed. Its children are always killed."""
     process = None
     try:
         with _heard_after(signal.SIGTERM, signal.SIGINT):

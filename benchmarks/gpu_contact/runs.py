@@ -19,8 +19,7 @@ def metrics_of(run: Path) -> list[Row]:
 
 
 def steps_of(run: Path, name: str) -> list[Row]:
-    """A row for the first step, in which kernels are compiled and tuned, and one with the medians of the later
-    steps."""
+    """A row for the first step, in which kernels are compiled and tuned, and one with the medians of later steps."""
     lines = [line for line in metrics_of(run) if line["step"] > 0]
     parts = {"first step": lines[:1], "steps after it, medians": lines[1:]}
     return [{"kind": "step", "run": name, "which": which, **_medians(part)} for which, part in parts.items() if part]

@@ -54,8 +54,7 @@ class Sizes:
     name: str
     dtype: str
     shapes: dict[str, dict[str, Any]]
-    """Name → config.json of the models with random weights; the first one is also sampled from, in whole training
-    steps."""
+    """Name → config.json of the models with random weights; the first one also runs whole training steps."""
     problems: int
     """Problems per step; times `samples` is the number of completions sampled side by side."""
     samples: int
