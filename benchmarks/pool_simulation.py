@@ -3,8 +3,8 @@
 It models what `rl_engine/train/loop.py`, `rl_engine/sampling/stream.py` and `rollout/pool/ray_pool.py` do:
 
 - At the beginning of step s the learner requests everything up to step s + k (k: `rollout.max_staleness`) that has not
-  been requested yet, and waits until the whole request that contains step s is complete. So the first request covers k
-  + 1 steps.
+  been requested yet, and waits until the whole request that contains step s is complete. Therefore the first
+  request covers k + 1 steps.
 - A request is split into pieces of `prompts_per_piece`. The next piece goes to the first free worker.
 - The learner grades, learns, writes the version and has it loaded. Every worker loads it before its next piece; a
   worker that missed versions loads all that are still needed. The canary, two prompts of at most eight tokens, goes
@@ -19,8 +19,9 @@ It models what `rl_engine/train/loop.py`, `rl_engine/sampling/stream.py` and `ro
 The parts:
 
 - A decoding step with r running sequences takes `longest_s + token_s · r`, and r falls as a batch drains. A piece needs
-  as many decoding steps as its longest completion has tokens, so they add up to `longest_s · longest + token_s ·
-  tokens`. With `sequence_s` per sequence for the prompts and `call_s` for the call, that is `Decoding.seconds`.
+  as many decoding steps as its longest completion has tokens, which add up to
+  `longest_s · longest + token_s · tokens`. With `sequence_s` per sequence for the prompts and `call_s` for the call,
+  that is `Decoding.seconds`.
 - In a worker with slots, r counts the remaining sequences of all slots; prompts of two versions are decoded side by
   side.
 - Learning takes `learn_token_s` for each completion token of the groups with signal. If the step was sampled by an
