@@ -3,8 +3,8 @@
 It models what `rl_engine/train/loop.py`, `rl_engine/sampling/stream.py` and `rollout/pool/ray_pool.py` do:
 
 - At the beginning of step s the learner requests everything up to step s + k (k: `rollout.max_staleness`) that has not
-  been requested yet, and waits until the whole request that contains step s is complete. Therefore the first
-  request covers k + 1 steps.
+  been requested yet, and waits until the whole request that contains step s is complete. Therefore the first request
+  covers k + 1 steps.
 - A request is split into pieces of `prompts_per_piece`. The next piece goes to the first free worker.
 - The learner grades, learns, writes the version and has it loaded. Every worker loads it before its next piece; a
   worker that missed versions loads all that are still needed. The canary, two prompts of at most eight tokens, goes
