@@ -1,12 +1,12 @@
-"""Tokens per second of sampling pieces one after the other, and of beginning the next ones while the longest
-completions of the one before are still sampled.
+"""Sampling speed with pieces one after the other, and with the next piece started while the longest completions of the
+one before are still being sampled.
 
     python -m benchmarks.admission [--model embedded] [--pieces 12] [--completions 32] [--rounds 5]
 
-One engine that samples `--completions` at once, as many as a piece has. Both arms sample the same pieces under the same
-seeds, in turns within a round: drained, each piece alone, as on a CPU; admitted, a piece is begun while fewer
-completions than that are left, as on a GPU. How much it brings follows from how the lengths are spread: `--temperature`
-spreads those of the embedded model. The ratio is the median of the rounds' own.
+One engine samples up to `--completions` at once, which is the size of a piece. Both arms sample the same pieces with
+the same seeds, alternating within a round. Drained: each piece alone, as on a CPU. Admitted: a piece is started as soon
+as fewer completions than that are left, as on a GPU. The gain depends on the spread of lengths, which `--temperature`
+changes for the embedded model. The ratio is the median over rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Piece = tuple[list[Prompt], list[str]]
 
 
 def sample(engine: Any, pieces: list[Piece], sampling: SamplingConfig, at_once: int) -> tuple[list[InFlight], int]:
-    """(the pieces' completions, how many tokens deep the engine went): a piece is begun while fewer are left."""
+    """Return (completions of the pieces, engine steps). Pieces start while fewer than `at_once` completions are
+    left."""
     waiting, begun, turns = deque(pieces), list[InFlight](), 0
     while waiting or any(not one.done for one in begun):
         while waiting and sum(one.left for one in begun) < at_once:
@@ -53,7 +54,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over both arms.")] = 5,
     kv_cache_gib: Annotated[float, typer.Option(help="CPU only: memory for keys and values.")] = 0.5,
 ) -> None:
-    """Print tokens per second and tokens a turn of both arms and, last, the ratio."""
+    """Print tokens per second and tokens per engine step of both arms and, last, the ratio."""
     from rollout.vllm.engine import VllmEngine
 
     path, size = locate_model(model), completions // SAMPLES

@@ -1,7 +1,7 @@
 r"""A reference → completions that state it in other forms, and completions that are wrong.
 
-Each rule is a row of a table: a function from a reference to a completion, or to None where it does not apply. The
-rules know nothing of the verifier; what they write is right, or wrong, by construction.
+Each rule is a function from a reference to a completion, or to None if it does not apply, and is listed in a table. The
+rules know nothing about the verifier: the completions they write are right, or wrong, by construction.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Form = Callable[[str], str | None]
 
 
 def value(reference: str) -> Fraction | None:
-    """The value of a reference that is one plain number."""
+    """The value of a reference that is a single plain number, otherwise None."""
     if _INTEGER.fullmatch(reference) or _DECIMAL.fullmatch(reference):
         return Fraction(reference)
     match = _FRACTION.fullmatch(reference)
@@ -42,7 +42,7 @@ def value(reference: str) -> Fraction | None:
 
 
 def pieces(text: str, at: str) -> list[str]:
-    """The text between the characters `at` that stand outside all brackets."""
+    """Split the text at the characters `at` that are outside all brackets."""
     found, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -54,7 +54,7 @@ def pieces(text: str, at: str) -> list[str]:
 
 
 def is_expression(text: str) -> bool:
-    """Whether a text is one mathematical value, as opposed to a list, a relation, a set, words or a unit."""
+    """Whether the text is a single mathematical value, as opposed to a list, a relation, a set, words or a unit."""
     return not re.search(
         r"[,=<>:;|%]|\\(?:text|le|ge|ne|in|cup|cap|pm|mp|begin|mbox|\{|circ|to|equiv|mathbb|infty|\$|ldots)|^[A-Z]",
         text,
@@ -62,14 +62,14 @@ def is_expression(text: str) -> bool:
 
 
 def terms(text: str) -> list[str] | None:
-    """Two or more terms of a sum with plus signs alone, or None."""
+    """The terms of a sum that has only plus signs, at least two, or None."""
     found = pieces(text, "+")
     plain = is_expression(text) and len(found) > 1 and all(found) and all(len(pieces(t, "-")) == 1 for t in found)
     return found if plain else None
 
 
 def members(text: str) -> list[str] | None:
-    """The different values of a list without brackets or in braces, or None."""
+    """The members of a list of distinct values, without brackets or in braces, or None."""
     inside = text[2:-2] if text.startswith(r"\{") and text.endswith(r"\}") else text
     if re.search(r"\\(?:text|pm|ldots|infty|mid|begin|[,!;])|[|=<>:]|\d,\d{3}(?!\d)", inside):
         return None
@@ -148,7 +148,7 @@ def with_over(reference: str) -> str | None:
 
 
 def decimals_in_bounds(reference: str) -> str | None:
-    """Fractions with a short decimal, inside whatever else the reference says."""
+    """Replace fractions that have a short decimal form, within the rest of the reference."""
 
     def decimal(match: re.Match[str]) -> str:
         number = Fraction(int(match.group(1)), int(match.group(2)) or 1)
@@ -223,7 +223,7 @@ def unit_added(reference: str) -> str | None:
 def as_inequality(reference: str) -> str | None:
     match = _INTERVAL.fullmatch(reference)
     if match is None or (match.group(1) + match.group(4) in {"()", "[]"} and r"\infty" not in reference):
-        return None  # a point or a vector, for all that the reference says
+        return None  # may be a point or a vector
     left, low, high, right = (group.strip() for group in match.groups())
     below = "" if low == r"-\infty" else f"{low} {'<' if left == '(' else chr(92) + 'le'} "
     above = "" if high == r"\infty" else f" {'<' if right == ')' else chr(92) + 'le'} {high}"

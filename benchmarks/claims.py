@@ -1,10 +1,10 @@
-"""A sweep of the claims → the figure that its own cannot be: the score against what is not the sweep's axis.
+"""A sweep of the claims → a figure that the sweep cannot draw itself: the score over something other than its axis.
 
     python -m benchmarks.claims docs/regret/numbers/summary.json
     python -m benchmarks.claims docs/regret/batch_rank/summary.json
 
-Both show the score of each arm at its best rate, with the interval over seeds of the sweep's table, and are drawn from
-the summary alone, beside it.
+Both show the score of each arm at its best rate, with the interval over seeds from the sweep's table. They are drawn
+from the summary alone, and written next to it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from rl_engine.sweep.looks import Look, looks_of
 from rl_engine.sweep.report import read_summary
 
 BESIDE = 1.08
-"""How far apart lines of the same batch stand, as a factor: their intervals would lie on each other."""
+"""Horizontal offset, as a factor, between points of the same batch size, whose intervals would otherwise overlap."""
 
 
 def settings_of(config: SweepConfig, report: ArmReport) -> Config:
-    """An arm's run, as the sweep would start it."""
+    """The configuration of an arm's run, as the sweep would start it."""
     cell = cell_of(config, report.arm, report.points[0].axis_value, config.seeds[0])
     return read_config(Config, config.base, arguments_of(cell))
 
 
 def score_over_numbers(config: SweepConfig, reports: Sequence[ArmReport]) -> Figure:
-    """Score against trained numbers, a line through the arms of few numbers and one through the ranks; beside them how
-    many numbers the run's episodes would fill."""
+    """Score over the number of trained parameters: one line through the tiny adapters, one through the ranks, and a
+    mark where the run's episodes would fill the capacity."""
     figure, (axes,) = paper_figure()
     configs = {report.arm.name: settings_of(config, report) for report in reports}
     meta_model = load_meta_model(next(iter(configs.values())).model)
@@ -70,7 +70,7 @@ def score_over_numbers(config: SweepConfig, reports: Sequence[ArmReport]) -> Fig
 
 
 def score_over_batch(config: SweepConfig, reports: Sequence[ArmReport]) -> Figure:
-    """Score against the problems in a step, a line for what is compared: a rank, or full fine-tuning."""
+    """Score over problems per step, with one line for each rank and for full fine-tuning."""
     figure, (axes,) = paper_figure()
     looks = looks_of(config, [report.arm for report in reports])
     lines: dict[str, list[tuple[int, ArmReport]]] = {}
@@ -90,7 +90,7 @@ def score_over_batch(config: SweepConfig, reports: Sequence[ArmReport]) -> Figur
 
 
 def with_interval(axes: Axes, places: Sequence[float], reports: Sequence[ArmReport], look: Look) -> None:
-    """The scores of the arms that have one, with their 95 % over seeds."""
+    """Draw the scores of the arms that have one, with 95 % intervals over seeds."""
     found = [(place, report.best.score) for place, report in zip(places, reports, strict=True) if report.best]
     heights = [score.value for _, score in found]
     ends = [score.interval or (score.value, score.value) for _, score in found]
@@ -115,7 +115,7 @@ def main(summary: Annotated[Path, typer.Argument(help="summary.json of sweep_num
         title, unit = titles_of(config.score.metric)
         name_panel(axes, f"{title}\nat the best learning rate", unit)
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, 0.0), min(high, 1.0))  # an interval of two seeds may end beyond what there is
+        axes.set_ylim(max(low, 0.0), min(high, 1.0))  # an interval over two seeds may extend beyond the possible range
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         legend_below(figure, axes.get_legend_handles_labels()[0])
         for ending, options in FORMATS.items():

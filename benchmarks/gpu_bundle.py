@@ -1,16 +1,16 @@
-"""The CUDA lock → one archive for a card's machine without a network, on which Python 3.12 and torch are given.
+"""The CUDA lock → one archive for a GPU machine without a network that already has Python 3.12 and torch.
 
     python -m benchmarks.gpu_bundle .gpu/bundle.tar.xz           # here: a minute or two, and a network
 
     python3 -c "import tarfile; tarfile.open('.gpu/bundle.tar.xz').extractall('site', filter='data')"     # there
     PYTHONPATH=$PWD/site:$PWD python3 -m benchmarks.gpu_contact --out DIR
 
-PACKED goes in, at the versions of `requirements/cuda.txt`. GIVEN is what such a machine has besides Python, in versions
-of its own, which the first stage of `benchmarks.gpu_contact` shows. LEFT_OUT is what the path that trains never imports
-(`tests/benchmarks/test_gpu_bundle.py` holds it to that). vLLM's wheel is most of it: what serves other models, other
-cards and other languages is dropped, and in the compiled files that stay the code for other cards is zeroed. Sizes and
-offsets stay as they were, and zeros pack to nothing. DeepSpeed has no wheel: its installed files are copied, which are
-Python alone.
+The archive contains PACKED, at the versions of `requirements/cuda.txt`. GIVEN is what such a machine has besides
+Python, in its own versions, which the first stage of `benchmarks.gpu_contact` reports. LEFT_OUT is never imported on
+the training path (`tests/benchmarks/test_gpu_bundle.py` checks that). Most of the archive is vLLM's wheel. The parts
+for other models, other cards and other languages are dropped, and in the remaining compiled files the code for other
+cards is zeroed: sizes and offsets stay the same, and zeros compress to nothing. DeepSpeed has no wheel, so its
+installed files, which are pure Python, are copied.
 """
 
 from __future__ import annotations
@@ -87,17 +87,17 @@ GIVEN = frozenset(
     }
 )
 LEFT_OUT = frozenset({"ray", "trl", "datasets"})
-"""Of what the project depends on: a cluster's workers, supervised training, and files that come as tables."""
+"""Dependencies that are left out: for cluster workers, supervised training, and tabular data files."""
 
-# In vLLM's wheel: its server in Rust, headers and pages, kernels of mixtures, of quantized and of other models,
-# flash attention 2 (a Hopper card takes 3), and its benchmarks.
+# In vLLM's wheel: the Rust server, headers and web pages, kernels for mixture-of-experts, quantized and other models,
+# flash attention 2 (Hopper cards use 3), and benchmarks.
 DROPPED = re.compile(
     r"vllm-rs$|\.(hpp|h|cuh|jpg|js|css)$|_moe_C|_flashmla|_flashkda|_qutlass|_deepselect|_vllm_fa2_C|deep_gemm/_C|_rust_"
     r"|^vllm/benchmarks/"
 )
 PRUNED = ("vllm/_C_stable_libtorch.abi3.so", "vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so")
 
-# A fat binary: a header, then entries of code for one card each (ELF), or for the driver to compile (PTX).
+# A fat binary: a header, then entries, each with code for one architecture (ELF) or for the driver to compile (PTX).
 FAT_MAGIC = 0xBA55ED50
 PTX, ELF = 1, 2
 FAT_SECTION = ".nv_fatbin"
@@ -105,7 +105,7 @@ ALIGNED = 8
 
 
 def pins(lock: str) -> dict[str, str]:
-    """Name → version of a lock's lines."""
+    """Name → version, from the lines of a lock file."""
     lines = (line.split(";")[0].strip() for line in lock.splitlines() if "==" in line)
     return {name: version for name, _, version in (line.partition("==") for line in lines)}
 
@@ -117,12 +117,12 @@ class Code:
     kind: int
     arch: int
     start: int
-    """Offset of its payload in the file."""
+    """Offset of the payload in the file."""
     size: int
 
 
 def sections(image: bytes | bytearray, name: str) -> Iterator[tuple[int, int]]:
-    """(offset, size) of a 64-bit ELF file's sections of that name."""
+    """Yield (offset, size) of the sections with this name in a 64-bit ELF file."""
     (table,) = struct.unpack_from("<Q", image, 0x28)
     width, count, names = struct.unpack_from("<HHH", image, 0x3A)
     headers = [struct.unpack_from("<IIQQQQIIQQ", image, table + index * width) for index in range(count)]
@@ -153,7 +153,8 @@ def containers(image: bytes | bytearray) -> Iterator[list[Code]]:
 
 
 def wanted(codes: list[Code], arch: int) -> list[Code]:
-    """Of a fat binary, what a card of this architecture loads: its own code, or else the newest PTX not above it."""
+    """The entries of a fat binary that a card of this architecture loads: its own code, else the newest PTX up to
+    it."""
     own = [code for code in codes if code.kind == ELF and code.arch == arch]
     portable = [code for code in codes if code.kind == PTX and code.arch <= arch]
     newest = max((code.arch for code in portable), default=0)
@@ -161,7 +162,7 @@ def wanted(codes: list[Code], arch: int) -> list[Code]:
 
 
 def pruned(image: bytes, arch: int = HOPPER) -> bytes:
-    """The file with the code of all other cards zeroed."""
+    """The file with the code for all other cards zeroed."""
     kept = bytearray(image)
     for codes in containers(image):
         loaded = wanted(codes, arch)
@@ -172,7 +173,7 @@ def pruned(image: bytes, arch: int = HOPPER) -> bytes:
 
 
 def download(wheels: Path, versions: dict[str, str]) -> None:
-    """Fetch the wheels of PACKED that are not there, by pip."""
+    """Download the missing wheels of PACKED with pip."""
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     target = ["--python-version", PYTHON, "--implementation", "cp", *platforms]
     fetch = ["download", "--quiet", "--no-deps", "--only-binary=:all:", *target, "-d", str(wheels)]
@@ -181,9 +182,9 @@ def download(wheels: Path, versions: dict[str, str]) -> None:
 
 
 def unpack(wheels: Path, site: Path) -> None:
-    """Every wheel's files, but for what DROPPED names of vLLM's; PRUNED without other cards' code.
+    """Unpack every wheel, except vLLM's files that match DROPPED; prune other cards' code from PRUNED.
 
-    Raises `SystemExit` where a package is there twice, as after a change of the lock: both would be unpacked.
+    Raises `SystemExit` if a package is there in two versions, as after a change of the lock: both would be unpacked.
     """
     found = sorted(wheels.glob("*.whl"))
     names = Counter(wheel.name.partition("-")[0] for wheel in found)
@@ -199,7 +200,7 @@ def unpack(wheels: Path, site: Path) -> None:
 
 
 def copy_installed(package: str, site: Path) -> None:
-    """An installed package's files and its metadata."""
+    """Copy an installed package's files and metadata."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise SystemExit(f"{package} is not installed here, and it has no wheel to take instead: run `make` first")
@@ -213,7 +214,7 @@ def main(
     lock: Annotated[Path, typer.Option(help="Versions.")] = ROOT / "requirements/cuda.txt",
     wheels: Annotated[Path | None, typer.Option(help="Directory to keep the downloaded wheels in.")] = None,
 ) -> None:
-    """Pack what a card's machine lacks."""
+    """Pack what a GPU machine lacks."""
     with tempfile.TemporaryDirectory() as scratch:
         place, site = wheels or Path(scratch) / "wheels", Path(scratch) / "site"
         download(place, pins(lock.read_text()))

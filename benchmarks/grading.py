@@ -1,11 +1,11 @@
-"""Verdicts per second, ours against plain math-verify in process, on the same completions.
+"""Verdicts per second: our grader against plain in-process math-verify, on the same completions.
 
     python -m benchmarks.grading [--data-dir ../shared/data] [--workers 2] [--limit N]
 
-Completions look like a policy's: the reference solution with its answer in a box, and for every second one
-the answer of another problem in its place. `GSM8K` has integer answers, `MATH-500` everything else. Each
-set is graded with a fresh grader and no repeated pair, so that the cache by (answer, reference) helps only
-as much as it does in training. The peer grades one after the other in this process, with its own limits.
+Completions resemble a policy's: the reference solution with a boxed answer, which in every second one is the answer to
+another problem. `GSM8K` has integer answers, `MATH-500` everything else. Each set is graded by a fresh grader and
+without repeated pairs, so that the cache by (answer, reference) helps only as much as in training. math-verify grades
+one completion after the other in this process, with its own time limits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def completions(rows: list[dict[str, Any]]) -> list[GradeItem]:
     items = []
     for number, row in enumerate(rows):
         answer = row["answer"] if number % 2 == 0 else rows[(number + 1) % len(rows)]["answer"]
-        # The steps without their boxes, then one box: what a trained policy writes.
+        # The steps without their boxes, then one box, as a trained policy writes.
         steps = _LAST_BOX.sub("{", row["solution"])
         text = f"{steps}\n\nTherefore, the answer is $\\boxed{{{answer}}}$."
         items.append(GradeItem(completion=text, reference=row["answer"]))
@@ -45,7 +45,7 @@ def completions(rows: list[dict[str, Any]]) -> list[GradeItem]:
 
 def ours(items: list[GradeItem], workers: int) -> tuple[float, list[bool]]:
     with Grader(workers=workers) as grader:
-        grader.grade(items[:1] * workers)  # start the workers: paid once a run
+        grader.grade(items[:1] * workers)  # start the workers, a cost paid once per run
         begin = time.perf_counter()
         results = grader.grade(items)
         seconds = time.perf_counter() - begin
@@ -53,7 +53,7 @@ def ours(items: list[GradeItem], workers: int) -> tuple[float, list[bool]]:
 
 
 def peer(items: list[GradeItem]) -> tuple[float, list[bool]]:
-    """math-verify as its README shows it."""
+    """math-verify as used in its README."""
     from math_verify import parse, verify
 
     logging.disable(logging.WARNING)

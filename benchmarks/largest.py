@@ -1,9 +1,9 @@
-"""Nothing → the second task of claim 7, which sums have nothing to do with: naming the largest of some numbers.
+"""Nothing → the second task of claim 7, which has nothing to do with sums: naming the largest of several numbers.
 
     python -m benchmarks.largest
 
-writes `largest_learn.jsonl` and `largest_test.jsonl` beside this file. `7 19 4?` is answered `\\boxed{19}`: no sum is
-written with spaces, so that nothing in the second task says that sums should be answered otherwise than they were.
+writes `largest_learn.jsonl` and `largest_test.jsonl` next to this file. `7 19 4?` is answered `\\boxed{19}`. No sum is
+written with spaces, so nothing in the second task suggests answering sums differently than before.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LEARNED, TESTED = 1280, 256
-"""Questions: 40 steps of 32, and as many as the embedded model has held-out sums."""
+"""Numbers of questions: 40 steps of 32, and as many as the embedded model has held-out sums."""
 HELD_OUT_SHARE = 0.1
 
 
 def questions(seed: int) -> Iterator[tuple[str, int]]:
-    """Endless different questions with their answers: the largest of three to six numbers up to 20."""
+    """An endless stream of distinct questions with answers: the largest of three to six numbers up to 20."""
     rng, known = random.Random(seed), set[str]()
     while True:
         numbers = [rng.randint(1, 20) for _ in range(rng.randint(3, 6))]
@@ -31,12 +31,12 @@ def questions(seed: int) -> Iterator[tuple[str, int]]:
 
 
 def is_held_out(question: str) -> bool:
-    """A function of the question, so that the two files never share one."""
+    """Whether a question is held out, as a function of the question, so that the two files never share one."""
     return hashlib.sha256(question.encode()).digest()[0] < 256 * HELD_OUT_SHARE
 
 
 def lines(count: int, *, held_out: bool) -> str:
-    """JSON Lines of so many questions of a split."""
+    """`count` questions of a split as JSON Lines."""
     found: list[str] = []
     for question, answer in questions(seed=0):
         if len(found) == count:

@@ -1,15 +1,15 @@
-"""Tokens a second of the learner's forward and backward pass, LoRA and full, against the machine's matrix products.
+"""Tokens per second of the learner's forward and backward pass, LoRA and full, against the machine's matrix products.
 
     python -m benchmarks.learner --model DIR_OR_HUB_ID
 
-The bound is measured in the same run: the time of nothing but the linear layers' matrix products, shape by shape, at
-the micro-batch's size (for LoRA the forward product and the input's gradient; for full the weight's gradient too; the
-output embedding on completion tokens alone). LoRA, full and bound take turns, and medians are compared. Where a run
-compiles its layers, LoRA's are compiled.
+The bound is measured in the same run: the time of only the linear layers' matrix products, shape by shape, at the size
+of the micro-batch (for LoRA the forward product and the input's gradient, for full also the weight's gradient; the
+output embedding for completion tokens only). LoRA, full and bound alternate, and medians are compared. LoRA's layers
+are compiled where a run would compile them.
 
-MFU is the operations of those products, a second of the pass, against what one large square product of the same
-precision reaches on the same device. On a card every time is taken to the end of its kernels, and the last column is
-the most that torch had allocated there, both learners' weights included.
+MFU is the operations of those products per second of the pass, relative to what one large square product of the same
+precision achieves on the same device. On a card all times include waiting for the kernels, and the last column is the
+peak memory allocated by torch, including the weights of both learners.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from rl_engine.policy.micro_batch import MicroBatch
 from rollout.config import ModelConfig
 
 Seconds = dict[str, list[float]]
-# Sides of the square product that the device's speed is measured by.
+# Sides of the square product that measures the device's speed.
 SQUARE_PRODUCT = "one large product"
 SQUARE = {"cpu": 2048, "cuda": 8192}
 
 
 def micro_batch(sequences: int, group: int, prompt: int, completion: int, vocabulary: int, layout: str) -> MicroBatch:
-    """Random tokens of one size: what they say does not matter to how long they take."""
+    """A micro-batch of random tokens, all rows of one length: the time does not depend on what the tokens are."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, vocabulary, (sequences, prompt + completion), generator=generator).tolist()
     return collate(
@@ -65,7 +65,7 @@ def micro_batch(sequences: int, group: int, prompt: int, completion: int, vocabu
 
 
 def pass_of(learner: Learner, batch: MicroBatch) -> Callable[[], None]:
-    """One forward and backward pass of a micro-batch, as a step makes it."""
+    """One forward and backward pass of a micro-batch, as in a training step."""
 
     def run() -> None:
         logprob_N, entropy_N = learner.deepspeed_engine(batch)
@@ -76,7 +76,7 @@ def pass_of(learner: Learner, batch: MicroBatch) -> Callable[[], None]:
 
 
 def shapes_of(model: nn.Module, batch: MicroBatch) -> list[tuple[int, int, int, int]]:
-    """(rows, inputs, outputs, how often) of the linear layers' products."""
+    """(rows, inputs, outputs, count) of the linear layers' products."""
     positions = batch.input_ids_BT.numel()
     everywhere = Counter((layer.inputs, layer.outputs) for layer in adaptable(model).values())
     vocabulary, hidden = model.get_output_embeddings().weight.shape  # type: ignore[operator]
@@ -85,12 +85,12 @@ def shapes_of(model: nn.Module, batch: MicroBatch) -> list[tuple[int, int, int, 
 
 
 def operations(model: nn.Module, batch: MicroBatch, *, weights: bool) -> int:
-    """Of `products`; a multiply-add is two."""
+    """Operations in `products`; a multiply-add counts as two."""
     return sum(2 * n * i * o * count for n, i, o, count in shapes_of(model, batch)) * (3 if weights else 2)
 
 
 def products(model: nn.Module, batch: MicroBatch, dtype: torch.dtype, *, weights: bool) -> Callable[[], None]:
-    """The matrix products alone, on the batch's device. `weights`: those of the weights' gradients too."""
+    """The matrix products alone, on the batch's device. `weights`: also those for the weights' gradients."""
     made = partial(torch.randn, dtype=dtype, device=batch.input_ids_BT.device)
     operands = [(made(n, i), made(o, i), made(n, o), count) for n, i, o, count in shapes_of(model, batch)]
 
@@ -106,7 +106,7 @@ def products(model: nn.Module, batch: MicroBatch, dtype: torch.dtype, *, weights
 
 
 def square(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
-    """(one large product, its operations)."""
+    """Return (one large product, its number of operations)."""
     side = SQUARE[device.type]
     left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
 
@@ -117,7 +117,7 @@ def square(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], None]
 
 
 def finish(device: torch.device) -> None:
-    """Wait for what was asked of a card: a call returns before its kernels do."""
+    """Wait for a card to finish: a call returns before its kernels have."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -125,7 +125,7 @@ def finish(device: torch.device) -> None:
 def timed(
     work: dict[str, Callable[[], None]], rounds: int, device: torch.device
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """(median seconds of each, taken in turns after one round of warming up; on a card its peak GiB)."""
+    """Return (median seconds of each, measured alternately after a warm-up round; on a card the peak GiB of each)."""
     seconds: Seconds = {name: [] for name in work}
     peaks = {}
     for turn in range(rounds + 1):
@@ -144,7 +144,7 @@ def timed(
 
 
 def show_profile(run: Callable[[], None], device: torch.device) -> None:
-    """Where one pass spends its time: on a card, of its kernels."""
+    """Print where one pass spends its time; on a card, the time of its kernels."""
     kinds = torch.profiler.ProfilerActivity
     on_card = device.type == "cuda"
     with torch.profiler.profile(activities=[kinds.CPU, *([kinds.CUDA] if on_card else [])]) as profiler:
@@ -175,7 +175,7 @@ def main(
         list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings of the learner.")
     ] = None,
 ) -> None:
-    """Time LoRA, full and the matrix products in turns."""
+    """Time LoRA, full fine-tuning and the matrix products alternately."""
     warnings.simplefilter("ignore")
     ranks = join_ranks()
     lora = Learner(config_of(model, dtype, "lora", rank, overrides or ()), ranks, 0)

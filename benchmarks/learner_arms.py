@@ -1,9 +1,10 @@
-"""Seconds of the learner's forward and backward pass by each way to lay out and attend to samples of unequal length.
+"""Seconds of the learner's forward and backward pass for each way to lay out and attend to samples of unequal length.
 
     python -m benchmarks.learner_arms --model DIR_OR_HUB_ID [KEY.SUB=VALUE …]
 
-`mask` is padded rows as they were before masks were left out; `shared` computes the prompt of a group once; `compiled`
-is packed rows with compiled decoder layers, as a run on a card has them. Ways take turns, and medians are compared.
+`mask` is padded rows with an attention mask, as before masks were left out; `shared` computes the prompt of a group
+once; `compiled` is packed rows with compiled decoder layers, as in a run on a card. Arms alternate, and medians are
+compared.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ ARMS = {
 
 
 def samples_of(sequences: int, group: int, prompt: int, completion: int, vocabulary: int) -> list[TrainingSample]:
-    """Random tokens; `group` after each other have one prompt, the completions are from a half to the whole of
-    `completion` long."""
+    """Samples of random tokens. Each run of `group` samples shares a prompt; completions have from half of `completion`
+    tokens to all of them."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.linspace(completion / 2, completion, sequences).int().tolist()
     rows = torch.randint(3, vocabulary, (sequences, prompt + completion), generator=generator).tolist()
@@ -63,7 +64,7 @@ def samples_of(sequences: int, group: int, prompt: int, completion: int, vocabul
 
 
 def pass_by(arm: Arm, learner: Learner, ranks: Ranks, samples: list[TrainingSample]) -> Callable[[], None]:
-    """A forward and backward pass of all samples; the learner is that of the arm's layout."""
+    """A forward and backward pass over all samples, with a learner that has the arm's layout."""
     run = pass_of(learner, collate(samples, 0, learner.layout).to(ranks.device))
     if arm.compiled:
         if ranks.device.type != "cuda":
@@ -92,7 +93,7 @@ def main(
         list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]…", help="Settings of the learner.")
     ] = None,
 ) -> None:
-    """Time the ways in turns."""
+    """Time the arms alternately."""
     warnings.simplefilter("ignore")
     ranks = join_ranks()
     work = {}

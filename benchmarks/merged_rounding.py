@@ -1,9 +1,9 @@
-"""What is lost when an adapter is merged into bfloat16 weights instead of being served beside them.
+"""What is lost when an adapter is merged into bfloat16 weights instead of being served separately.
 
     python -m benchmarks.merged_rounding RUN_DIR [--adapter DIR] [--rows 64]
 
-Serving W' = bfloat16(W + ΔW), made anew from the pristine W each step, would spare a sampler the adapter's own
-products. The run's completions are scored under its adapter four times: in float32 (what is meant), live in bfloat16,
+Serving W' = bfloat16(W + ΔW), recomputed from the original W at each step, would save a sampler the adapter's own
+products. The run's completions are scored with its adapter in four ways: in float32 (what is meant), live in bfloat16,
 merged in bfloat16, and in float32 with W' (the rounding of the weights alone). A sampler that serves W' is as far from
 the learner, which computes live, as the third is from the second.
 """
@@ -31,7 +31,7 @@ BF16, FP32 = torch.bfloat16, torch.float32
 
 
 def tokens_of(run: Path, rows: int) -> list[tuple[list[int], int]]:
-    """(token ids, how many are the prompt's) of the run's last completions."""
+    """(token ids, length of the prompt) of the run's last completions."""
     last = sorted((run / "rollouts").glob("step*.jsonl.gz"))[-1]
     with gzip.open(last, "rt", encoding="utf-8") as file:
         lines = [json.loads(line) for line in itertools.islice(file, rows)]
@@ -40,7 +40,7 @@ def tokens_of(run: Path, rows: int) -> list[tuple[list[int], int]]:
 
 @torch.no_grad()
 def logprobs(model: Any, rows: list[tuple[list[int], int]]) -> Tensor:
-    """Of every completion token of all rows, nats, float64."""
+    """Log-probabilities of all completion tokens in all rows, in nats, float64."""
     found = []
     for ids, prompt in rows:
         logits = model(torch.tensor([ids])).logits[0, :-1].double().log_softmax(dim=-1)
@@ -49,7 +49,7 @@ def logprobs(model: Any, rows: list[tuple[list[int], int]]) -> Tensor:
 
 
 def lost(base: Any, meant: Any, served: Any) -> float:
-    """‖W' − W − ΔW‖ / ‖ΔW‖ over all weights that the adapter changes."""
+    """Relative rounding error ‖W' − W − ΔW‖ / ‖ΔW‖ over all weights that the adapter changes."""
     weights, kept = dict(meant.named_parameters()), dict(served.named_parameters())
     error = change = 0.0
     for name, before in base.named_parameters():
@@ -65,12 +65,12 @@ def main(
     adapter: Annotated[Path | None, typer.Option(help="Of the run's, another than the newest.")] = None,
     rows: Annotated[int, typer.Option(help="Completions that are scored.")] = 64,
 ) -> None:
-    """Score a run's completions under its adapter, live and merged."""
+    """Score a run's completions with its adapter, live and merged."""
     source = locate_model(load_config(str(run / "config.yaml"), []).model.name)
     scored = tokens_of(run, rows)
 
     def base(dtype: torch.dtype) -> Any:
-        """The base as it is served, its weights rounded to bfloat16, computing in `dtype`."""
+        """The base model as served, with weights rounded to bfloat16, computing in `dtype`."""
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=BF16)
         return model.to(dtype).eval()
 

@@ -1,9 +1,9 @@
-"""A sweep's summary → how far arms are apart that its own table does not compare: paired by seed, each at its best.
+"""A sweep's summary → differences between arms that its own table does not compare, paired by seed, each at its best.
 
     python -m benchmarks.paired docs/regret/batch_rank/summary.json 'rank 64, 128 × 3' 'full, 128 × 3'
 
-The first arm minus the second, in the score's own unit. Of two pairs the first difference minus the second is printed
-too, seed by seed.
+Prints the first arm minus the second, in the score's own unit. For two pairs it also prints the first difference minus
+the second, paired by seed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rl_engine.sweep.report import read_summary
 from rl_engine.sweep.statistics import mean_over_seeds
 
 Scores = Mapping[int, float]
-"""By seed."""
+"""Seed → score."""
 
 
 def scores_of(summary: Path) -> dict[str, Scores]:
-    """Arm → the scores that judge it, at its best value. Raises `ConfigError` for a file that is no summary."""
+    """Arm → the scores that judge it, at its best axis value. Raises `ConfigError` if the file is not a summary."""
     config, _, analysis = read_summary(summary)
     return {
         report.arm.name: judged(config, next(one for one in report.points if one.axis_value == report.best.axis_value))
@@ -34,12 +34,12 @@ def scores_of(summary: Path) -> dict[str, Scores]:
 
 
 def difference(first: Scores, second: Scores) -> dict[int, float]:
-    """Of the seeds that both have."""
+    """First minus second, for the seeds that both have."""
     return {seed: score - second[seed] for seed, score in first.items() if seed in second}
 
 
 def told(name: str, differences: Scores) -> str:
-    """With its 95 % over seeds. Raises `ConfigError` where the two have no seed in common."""
+    """A line with the mean difference and its 95 % interval over seeds. Raises `ConfigError` if no seed is shared."""
     if not differences:
         raise ConfigError(f"{name}: no seed in common")
     found = mean_over_seeds([*differences.values()])
@@ -51,7 +51,7 @@ def main(
     summary: Annotated[Path, typer.Argument(help="A sweep's summary.json.")],
     arms: Annotated[list[str], typer.Argument(help="Arms, two and two.")],
 ) -> None:
-    """Print differences of arms."""
+    """Print differences between arms."""
     try:
         scores = scores_of(summary)
         if unknown := [arm for arm in arms if arm not in scores]:

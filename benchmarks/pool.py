@@ -1,15 +1,15 @@
-"""Seconds of a step and tokens a second: sampling in process, and in one and two Ray workers, on policy and one step
+"""Seconds per step and tokens per second: sampling in process, and in one and two Ray workers, on-policy and one step
 ahead.
 
     python -m benchmarks.pool [--rounds 2] [--steps 6] [--output docs/benchmarks/pool.json]
 
-Each arm is a run by `python -m rl_engine.train` of the quickstart's model, problems and seeds, without evaluations;
-the seconds are those of its metrics.jsonl. A round is a run of every arm, one after the other. The first two steps of
-each run and its last are left out: the first warms up, the second has been sampled with it where sampling runs ahead,
-and in the last nothing is left to sample ahead. A step's tokens a second are divided by those of the same step in
-process, of the same round.
+Each arm is a run of `python -m rl_engine.train` with the quickstart's model, problems and seeds, without evaluations;
+seconds are taken from its metrics.jsonl. A round is one run of every arm, one after the other. The first two steps of
+each run and the last are left out: the first warms up, the second was sampled together with it if sampling runs ahead,
+and in the last nothing is left to sample ahead. A step's tokens per second are divided by those of the same step in
+process, in the same round.
 
-Before them, what the parts of sampling take is measured for `python -m benchmarks.pool_model`
+Before the runs, the costs of the parts of sampling are measured for `python -m benchmarks.pool_model`
 (`benchmarks/pool_parts.py`).
 """
 
@@ -43,7 +43,7 @@ LAST = "2 workers, k = 1"
 
 
 def parts_of(config: Config, repeats: int) -> Parts:
-    """Of the configuration that the arms run."""
+    """Measure the parts for the configuration that the arms run."""
     model = locate_model(config.model.name)
     problems = load_problems(config.data, split="train", seed=config.seed).problems[: config.train.problems_per_step]
     return measure_parts(
@@ -65,7 +65,7 @@ def parts_of(config: Config, repeats: int) -> Parts:
 
 
 def run_arm(name: str, settings: list[str], directory: Path) -> None:
-    """A run of its own. Raises `SystemExit` with the end of what it said where it fails."""
+    """Run an arm in its own process. If it fails, raises `SystemExit` with the end of its output."""
     command = [sys.executable, "-m", "rl_engine.train", "--config", CONFIG, "--overwrite", f"output_dir={directory}"]
     said = subprocess.run(
         [*command, *settings, *ARMS[name].overrides()],
@@ -79,7 +79,7 @@ def run_arm(name: str, settings: list[str], directory: Path) -> None:
 
 
 def run_arms(rounds: int, settings: list[str]) -> tuple[list[MeasuredRun], list[list[list[int]]]]:
-    """(all runs, the completion lengths of one in process)."""
+    """Return (all runs, the completion lengths of one in-process run)."""
     runs: list[MeasuredRun] = []
     lengths: list[list[list[int]]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -96,7 +96,7 @@ def run_arms(rounds: int, settings: list[str]) -> tuple[list[MeasuredRun], list[
 
 
 def table(measured: Measured) -> list[str]:
-    """A row an arm: medians over steps and rounds."""
+    """One row per arm: medians over steps and rounds."""
     titles = ("waits", "grades", "learns", "syncs", "step, s", "tokens/s", "of in process", "lowest … highest")
     rows = [f"{'':18}" + "".join(f"{title:>{max(10, len(title) + 2)}}" for title in titles)]
     for name in ARMS:
@@ -119,7 +119,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="Batches of each kind when the parts are measured.")] = 3,
     output: Annotated[Path, typer.Option(help="JSON file of everything measured.")] = MEASURED,
 ) -> None:
-    """Measure the parts, then the arms in turns; write all of it down and print a row an arm."""
+    """Measure the parts, then the arms in turn; write everything to a file and print one row per arm."""
     settings = [
         *(f"train.steps={steps}", f"train.problems_per_step={problems}", f"checkpoint.every={steps}"),
         *(f"rollout.prompts_per_piece={prompts_per_piece}", f"rollout.cpus_per_worker={cpus_per_worker}"),

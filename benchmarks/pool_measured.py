@@ -1,4 +1,4 @@
-"""What `benchmarks.pool` measured, as its JSON file has it → the costs and the work that the simulation is fed with."""
+"""The JSON file written by `benchmarks.pool` → the costs and the work that the simulation takes as input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Arm:
     """How a run samples."""
 
     workers: int
-    """0: in the learner's process."""
+    """Number of workers; 0 samples in the learner's process."""
     staleness: int
 
     def overrides(self) -> list[str]:
@@ -48,7 +48,7 @@ MOST_STALE = max(arm.staleness for arm in ARMS.values())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredStep:
-    """Seconds as `metrics.jsonl` has them."""
+    """Seconds as recorded in `metrics.jsonl`."""
 
     rollout_s: float
     grade_s: float
@@ -56,14 +56,14 @@ class MeasuredStep:
     sync_s: float
     step_s: float
     between_s: float
-    """From the end of the step before to the beginning of this one; 0 for the first."""
+    """From the end of the previous step to the beginning of this one; 0 for the first."""
     tokens: int
     learned_tokens: int
-    """Of the groups with signal."""
+    """Completion tokens of the groups with signal."""
 
     @property
     def tokens_per_s(self) -> float:
-        """Over the time from step to step."""
+        """Tokens per second over the time from step to step."""
         return self.tokens / (self.step_s + self.between_s)
 
 
@@ -76,7 +76,7 @@ class MeasuredRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """All of one invocation."""
+    """Everything measured by one invocation."""
 
     environment: dict[str, Any]
     cores: int
@@ -84,7 +84,7 @@ class Measured:
     prompts_per_piece: int
     parts: Parts
     lengths: list[list[list[int]]]
-    """Completion tokens of each step, problem and sample of a run in process."""
+    """Completion tokens by step, problem and sample, of an in-process run."""
     runs: tuple[MeasuredRun, ...]
 
     @classmethod
@@ -97,7 +97,7 @@ class Measured:
         return cls(**{**facts, "parts": Parts.of(facts["parts"]), "runs": runs})
 
     def write(self, path: Path) -> None:
-        """A line for each run and for each step's lengths: a difference can be read."""
+        """Write one line per run and per step's lengths, so that diffs are readable."""
         facts = asdict(self)
         lists = {name: facts.pop(name) for name in ("lengths", "runs")}
         lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items()]
@@ -107,14 +107,14 @@ class Measured:
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
     def steps_of(self, arm: str) -> list[tuple[MeasuredStep, ...]]:
-        """Of each round the same steps for every arm: those that are `steady` where most is sampled ahead."""
+        """The same steps of each round for every arm: those `steady` for the arm that samples furthest ahead."""
         return [tuple(steady(MOST_STALE, run.steps)) for run in self.runs if run.arm == arm]
 
     def median(self, arm: str, value: Callable[[MeasuredStep], float]) -> float:
         return statistics.median(value(step) for steps in self.steps_of(arm) for step in steps)
 
     def speeds(self, arm: str) -> list[float]:
-        """Tokens a second of each step over those of the same step in process, in the same round."""
+        """Tokens per second of each step divided by those of the same step in process, in the same round."""
         return [
             step.tokens_per_s / other.tokens_per_s
             for steps, others in zip(self.steps_of(arm), self.steps_of(IN_PROCESS), strict=True)
@@ -122,7 +122,7 @@ class Measured:
         ]
 
     def work(self) -> list[StepWork]:
-        """The steps of a run in process."""
+        """The work of each step, from an in-process run."""
         steps = next(run.steps for run in self.runs if run.arm == IN_PROCESS)
         return [
             StepWork(lengths=np.array(lengths), learned_tokens=step.learned_tokens)
@@ -130,8 +130,9 @@ class Measured:
         ]
 
     def costs(self, arm: str) -> Costs:
-        """Learning and sync are those of the arm in process or of the one with one worker and k = 0, where nothing else
-        is at work then; the check those of the last steps of the arms with k > 0, where nothing is sampled any more."""
+        """The costs for an arm. Learning and sync are taken from the in-process arm or the one with one worker and k =
+        0, where nothing else runs meanwhile; the check from the last steps of the arms with k > 0, in which nothing is
+        sampled any more."""
         parts, pooled = self.parts, ARMS[arm].workers > 0
         alone = ONE_WORKER if pooled else IN_PROCESS
         completions = len(self.lengths[0]) * len(self.lengths[0][0])
@@ -160,7 +161,7 @@ class Measured:
         return replace(of_pool, decoding=parts.engine, publish_s=sync_s, **none)
 
     def simulated(self, name: str) -> Sequence[StepSeconds]:
-        """The steps of an arm as the model has them: the same ones as `steps_of`."""
+        """The simulated steps of an arm: the same ones as in `steps_of`."""
         arm = ARMS[name]
         cores = Cores(
             count=self.cores,
@@ -178,7 +179,7 @@ class Measured:
 
 
 def read_run(directory: Path) -> tuple[tuple[MeasuredStep, ...], list[list[list[int]]]]:
-    """(its steps, their completion lengths by problem and sample)."""
+    """Return (the run's steps, their completion lengths by problem and sample)."""
     steps, lengths, before = [], [], 0.0
     for line in read_metrics(directory)[1:]:
         path = directory / "rollouts" / f"step{int(line['step']):06d}.jsonl.gz"
@@ -188,7 +189,7 @@ def read_run(directory: Path) -> tuple[tuple[MeasuredStep, ...], list[list[list[
                 sample = (record["completion_tokens"], record["reward"])
                 groups.setdefault(record["problem_id"], []).append(sample)
         lengths.append([[tokens for tokens, _ in group] for group in groups.values()])
-        # The file is written at the end of the step: what lies between two of them is the period.
+        # The file is written at the end of the step, so the time between two files is the period.
         written = path.stat().st_mtime
         steps.append(
             MeasuredStep(

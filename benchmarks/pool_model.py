@@ -1,20 +1,20 @@
-"""What `benchmarks.pool` measured → what the simulation makes of the same runs, and of many more workers.
+"""The measurements of `benchmarks.pool` → simulations of the same runs, and of runs with many more workers.
 
     python -m benchmarks.pool_model [MEASURED.json] [--workers 1,4,16] [--tails 0.5,1,1.5] [--staleness 0,1,2,4]
 
-`benchmarks/pool_simulation.py` says what is simulated, how, and what is left out. The first table has simulated
-beside measured for the arms that were run. Seconds of learning and of the sync are taken from the arms with k = 0, so
-there the comparison tests sampling alone; with k = 1 it also tests how learner and workers share the cores, for which
+`benchmarks/pool_simulation.py` describes what is simulated, how, and what is left out. The first table compares
+simulated with measured times for the arms that were run. Learning and sync times are taken from the arms with k = 0, so
+there the comparison tests only sampling; with k = 1 it also tests how learner and workers share the cores, for which
 nothing is fitted.
 
-The other tables are of a run that was not made: each worker with cores of its own, a learner of `--learner-ranks`
-such machines that divides its work ideally, larger steps, and completions of lognormal length: `--tails` are the
-standard deviations of the length's logarithm, cut off at `--max-tokens`, the mean the same for all. Pieces are what
-`rollout.prompts_per_piece: auto` makes of them. Everything takes the time it takes on the machine that was measured.
+The other tables are for runs that were not made: each worker has its own cores, the learner has `--learner-ranks` such
+machines and divides its work ideally, steps are larger, and completion lengths are lognormal. `--tails` are the
+standard deviations of the logarithm of the length, which is cut off at `--max-tokens`; all have the same mean. Pieces
+have the size that `rollout.prompts_per_piece: auto` gives them. All costs are those of the measured machine.
 
-The last table has what workers that die cost, at `--failures` an hour each and `--start-s` until another stands: the
-share of the time in which workers do not sample, and the share of all tokens that was sampled in vain; with pieces, and
-with continuous admission (a worker takes a prompt whenever one of its own is done).
+The last table shows the cost of workers that die, each `--failures` times an hour and replaced after `--start-s`: the
+share of time in which workers do not sample, and the share of tokens sampled in vain. It has pieces and continuous
+admission, in which a worker takes a prompt whenever one of its own is done.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ from rl_engine.drawing.style import COLOURS, MARKERS, legends_under, name_panel,
 from rollout.work_items import piece_size
 
 POOLED = "2 workers, k = 0"
-"""Whose costs the larger runs have."""
+"""The arm whose costs the larger runs use."""
 STEADY = 4
-"""Steps that a simulated step time is the mean of."""
+"""Number of steps over which simulated times are averaged."""
 
 
 def mean_of_cut(location: float, tail: float, limit: float) -> float:
-    """E[min(X, limit)] of a lognormal X with mean `location` and standard deviation `tail` of its logarithm."""
+    """E[min(X, limit)] of a lognormal X whose logarithm has mean `location` and standard deviation `tail`."""
     z = (math.log(limit) - location) / tail
     below = math.exp(location + tail**2 / 2) * norm.cdf(z - tail)
     return float(below + limit * norm.sf(z))
 
 
 def lognormal_lengths(shape: tuple[int, ...], mean: float, tail: float, limit: int, seed: int) -> npt.NDArray[np.int64]:
-    """Lengths of at least 1 and at most `limit` tokens whose mean is `mean` up to rounding and chance.
+    """Draw lengths between 1 and `limit` tokens whose mean is `mean`, up to rounding and chance.
 
-    Raises `ValueError` where the mean is not below the limit.
+    Raises `ValueError` if the mean is not below the limit.
     """
     if not mean < limit:
         raise ValueError(f"a mean of {mean:g} tokens is not below the limit of {limit:,}")
@@ -67,18 +67,18 @@ def lognormal_lengths(shape: tuple[int, ...], mean: float, tail: float, limit: i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Of a run with many workers."""
+    """Results for a run with many workers."""
 
     step_s: float
     idle: float
-    """Share of the time in which workers do not sample."""
+    """Share of time in which workers do not sample."""
     lost: float
-    """Tokens that were sampled in vain, of those that were not."""
+    """Tokens sampled in vain, relative to those that were not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """A run with many workers."""
+    """The size of a run with many workers."""
 
     problems: int
     samples: int
@@ -86,10 +86,10 @@ class Scale:
     max_tokens: int
     learner_ranks: int
     signal: float
-    """Share of the tokens that is learned from."""
+    """Share of tokens that are learned from."""
 
     def steps(self, tail: float, staleness: int) -> list[StepWork]:
-        """As many as it takes to be steady. The same completions whatever the workers and the staleness."""
+        """Enough steps to reach a steady state, with the same completions whatever the workers and the staleness."""
         shape = (self.problems, self.samples)
         lengths = [
             lognormal_lengths(shape, self.mean_tokens, tail, self.max_tokens, seed)
@@ -98,7 +98,7 @@ class Scale:
         return [StepWork(lengths=each, learned_tokens=self.signal * float(each.sum())) for each in lengths]
 
     def step_s(self, costs: Costs, workers: int, tail: float, staleness: int) -> float:
-        """Mean over steady steps, from one to the next."""
+        """Mean time from one steady step to the next."""
         return self.answer(costs, workers, tail, staleness).step_s
 
     def answer(
@@ -111,7 +111,7 @@ class Scale:
         continuous: bool = False,
         failures: Failures | None = None,
     ) -> Answer:
-        """Means over steady steps, from one to the next."""
+        """Means over steady steps, each counted to the beginning of the next."""
         setting = Setting(
             workers=workers,
             staleness=staleness,
@@ -121,7 +121,7 @@ class Scale:
             failures=failures,
         )
         work = self.steps(tail, staleness)
-        # The first step that waits after those that were sampled at the start finds more there than later ones do.
+        # The first step that waits after those sampled at the start finds more completions ready than later steps do.
         steps = steady(staleness + 1, simulate(costs, setting, work))
         seconds = sum(step.step_s + step.between_s for step in steps)
         return Answer(
@@ -132,11 +132,11 @@ class Scale:
 
 
 Curves = dict[float, dict[int, list[float]]]
-"""Step seconds by tail and staleness, for each number of workers."""
+"""Tail → staleness → step seconds for each number of workers."""
 
 
 def comparison(measured: Measured) -> list[str]:
-    """Seconds of each phase, simulated / measured; and how far the simulated step is off."""
+    """Table of the seconds of each phase, simulated / measured, and the error of the simulated step."""
     titles = [phase.removesuffix("_s") for phase in (*PHASES, "step_s")]
     rows = [f"{'simulated / measured, s':24}" + "".join(f"{title:>16}" for title in titles) + f"{'off by':>10}"]
     for name in ARMS:
@@ -151,7 +151,7 @@ def comparison(measured: Measured) -> list[str]:
 
 
 def error_of(measured: Measured, name: str) -> float:
-    """Of the simulated median step, relative to the measured one."""
+    """Error of the simulated median step, relative to the measured one."""
     made = statistics.median(step.step_s for step in measured.simulated(name))
     return made / measured.median(name, lambda step: step.step_s) - 1
 
@@ -165,7 +165,8 @@ def table(curves: dict[int, list[float]], workers: Sequence[int], tail: float) -
 
 
 def failing(scale: Scale, costs: Costs, workers: Sequence[int], tail: float, failures: Failures) -> list[str]:
-    """Step, idle share and lost tokens: with and without failures, in pieces and with continuous admission."""
+    """Table of step time, idle share and lost tokens, with and without failures, in pieces and admitted
+    continuously."""
     arms: dict[str, dict[str, Any]] = {
         "pieces": {},
         "pieces, failures": {"failures": failures},
@@ -183,7 +184,7 @@ def failing(scale: Scale, costs: Costs, workers: Sequence[int], tail: float, fai
 
 
 def draw(measured: Measured, curves: Curves, workers: Sequence[int], path: Path) -> None:
-    """The arms that were run, measured and simulated; and a panel for each tail."""
+    """Draw the arms that were run, measured and simulated, and a panel for each tail."""
     with paper_style():
         figure, (first, *panels) = paper_figure(1 + len(curves))
         _draw_arms(measured, first)
@@ -198,7 +199,7 @@ def draw(measured: Measured, curves: Curves, workers: Sequence[int], path: Path)
 
 
 def _draw_arms(measured: Measured, axes: Axes) -> None:
-    """Lowest, median and highest measured step; the simulated one beside it."""
+    """Draw the lowest, median and highest measured step, with the simulated one next to it."""
     for place, name in enumerate(ARMS):
         seconds = [step.step_s for steps in measured.steps_of(name) for step in steps]
         middle = statistics.median(seconds)
@@ -230,7 +231,7 @@ def main(
     failures: Annotated[float, typer.Option(min=0, help="Deaths of a worker in an hour.")] = 0.05,
     start_s: Annotated[float, typer.Option(min=0, help="Until a worker that is started samples.")] = 120,
 ) -> None:
-    """Print simulated beside measured, then the step time by workers, tail and staleness; draw both."""
+    """Print simulated and measured times, then the step time by workers, tail and staleness; draw both."""
     found = Measured.read(measured)
     print("\n".join(comparison(found)))
     counts, tail_values = [int(value) for value in numbers(workers)], numbers(tails)

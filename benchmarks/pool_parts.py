@@ -1,8 +1,8 @@
-"""An engine, and a pool of two workers → what the parts of sampling take: the figures that the simulation is fed with.
+"""An engine, and a pool of two workers → the costs of the parts of sampling, which the simulation takes as input.
 
-Nothing else is at work meanwhile. Batches of several sizes, cut off at several lengths, are timed, and what a call, a
-sequence, a decoding step and a token take is fitted to them (`pool_setting.Decoding`), by least squares of the
-relative error with no part below zero.
+Nothing else runs meanwhile. Batches of several sizes, cut off at several lengths, are timed, and the costs of a call, a
+sequence, a decoding step and a token are fitted to them (`pool_setting.Decoding`), by non-negative least squares of the
+relative error.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from rollout.types import AdapterRef, Prompt
 
 WORKERS = 2
 CUTS = (8, 24, 72)
-"""Longest completions, in tokens, of the batches that are timed."""
+"""Token limits of the timed batches."""
 CANARY_PROMPTS, CANARY_TOKENS = 2, 8
-"""As in `rl_engine/train/assemble.py` and `rl_engine/sampling/publish.py`."""
+"""Same values as in `rl_engine/train/assemble.py` and `rl_engine/sampling/publish.py`."""
 HANDLES = (2, 4096)
-"""Calls under way at which the driver is timed."""
+"""Numbers of open calls at which the driver is timed."""
 DRIVER_REPEATS = 50
 Timed = list[tuple[float, npt.NDArray[np.int64]]]
-"""Seconds and completion lengths of each batch."""
+"""(seconds, completion lengths) of each batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Seconds; see `pool_setting.Costs`."""
+    """Costs in seconds; see `pool_setting.Costs`."""
 
     worker: Decoding
     worker_error: float
     """Median relative error of the fit."""
     engine: Decoding
-    """In process, with all cores."""
+    """In process, using all cores."""
     engine_error: float
     all_busy: float
-    """Speed of a worker while the other one is at a batch of the same size, of one alone 1."""
+    """Speed of a worker while the other samples a batch of the same size, relative to a worker alone."""
     canary_s: float
     load_s: float
     send_s: float
@@ -65,7 +65,7 @@ class Parts:
         return cls(**{**facts, **decodings})
 
     def describe(self) -> str:
-        """Lines for people."""
+        """A description for the user."""
         fits = {"a worker": (self.worker, self.worker_error), "in process": (self.engine, self.engine_error)}
         lines = [
             f"a batch {name}: {d.call_s * 1e3:.1f} ms, {d.sequence_s * 1e3:.2f} a sequence, {d.longest_s * 1e3:.2f} a "
@@ -82,7 +82,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What the engines are asked."""
+    """What the engines are asked to sample."""
 
     engine: EngineSettings
     prompts: Sequence[Prompt]
@@ -93,7 +93,7 @@ class Question:
 
 
 def measure_parts(question: Question) -> Parts:
-    """Each engine in a process of its own: vLLM binds the process that it is in to cores."""
+    """Measure each engine in its own process, because vLLM binds its process to cores."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as process:
         alone = process.submit(time_engine, question).result()
         pool = process.submit(time_pool, question).result()
@@ -101,7 +101,7 @@ def measure_parts(question: Question) -> Parts:
 
 
 def fit(timed: Timed) -> tuple[Decoding, float]:
-    """(what the parts take, median relative error)."""
+    """Return (costs of the parts, median relative error)."""
     features = np.array([[1, len(lengths), lengths.max(), lengths.sum()] for _, lengths in timed], dtype=float)
     took = np.array([seconds for seconds, _ in timed])
     found, _ = nnls(features / took[:, None], np.ones(len(took)))
@@ -110,7 +110,7 @@ def fit(timed: Timed) -> tuple[Decoding, float]:
 
 
 def time_engine(question: Question) -> dict[str, Any]:
-    """In process, up to the whole step as one batch."""
+    """Time an in-process engine, with batches up to a whole step."""
     from rollout.vllm.engine import VllmEngine
 
     with closing(VllmEngine(question.engine)) as engine, tempfile.TemporaryDirectory() as scratch:
@@ -121,7 +121,7 @@ def time_engine(question: Question) -> dict[str, Any]:
 
 
 def time_pool(question: Question) -> dict[str, Any]:
-    """By two workers, with everything that Ray adds."""
+    """Time two workers, including everything that Ray adds."""
     from rollout.pool.environment import prepare_ray
 
     prepare_ray(None)
@@ -154,7 +154,7 @@ def time_pool(question: Question) -> dict[str, Any]:
 
 
 def _sizes(most: int) -> list[int]:
-    """1, 4, 16, … prompts, and the most."""
+    """1, 4, 16, … prompts, and `most`."""
     return [*(4**power for power in range(most.bit_length()) if 4**power < most), most]
 
 
@@ -166,7 +166,7 @@ def _publish(directory: str, question: Question, version: int) -> AdapterRef:
 def _timed(
     engine: Engine, prompts: Sequence[Prompt], sampling: SamplingConfig, adapter: AdapterRef, seed: str
 ) -> tuple[float, npt.NDArray[np.int64]]:
-    """(seconds, completion lengths)."""
+    """Return (seconds, completion lengths) of one batch."""
     begin = time.perf_counter()
     groups = engine.generate(prompts, sampling, adapter, [f"{seed}/{index}" for index in range(len(prompts))])
     seconds = time.perf_counter() - begin
@@ -174,7 +174,7 @@ def _timed(
 
 
 def _time_batches(engine: Engine, question: Question, adapter: AdapterRef, sizes: Sequence[int]) -> Timed:
-    """Every size and cut, `repeats` times over, each time other completions; a round before that warms up."""
+    """Time every size and cut `repeats` times, each time with other completions, after a warm-up round."""
     timed = []
     for repeat in range(question.repeats + 1):
         for size in sizes:
@@ -185,7 +185,7 @@ def _time_batches(engine: Engine, question: Question, adapter: AdapterRef, sizes
 
 
 def _all_busy(pool: Engine, question: Question, adapter: AdapterRef) -> float:
-    """A piece for one worker against the same twice for both, in turns."""
+    """Speed of a worker when both sample the same piece, relative to one sampling it alone; measured alternately."""
     prompts = question.prompts[: question.prompts_per_piece]
     sampling = SamplingConfig(n=question.samples, max_tokens=max(CUTS))
     ratios = []
@@ -197,7 +197,7 @@ def _all_busy(pool: Engine, question: Question, adapter: AdapterRef) -> float:
 
 
 def _sync(pool: Engine, question: Question, directory: str) -> dict[str, float]:
-    """Canary, and canary behind a new version."""
+    """Seconds of a canary, and of loading a version, as the extra time of a canary right after it."""
     prompts, canary = question.prompts[:CANARY_PROMPTS], SamplingConfig(n=1, max_tokens=CANARY_TOKENS)
     canaries, loads = [], []
     for version in range(1, 2 * question.repeats + 1):
@@ -214,7 +214,7 @@ def _sync(pool: Engine, question: Question, directory: str) -> dict[str, float]:
 
 
 def _driver() -> dict[str, float]:
-    """What a call costs the process that sends it and takes its answer, with few and with many others under way."""
+    """What a call costs the process that sends it and takes its answer, with few and with many other open calls."""
     import ray
 
     class Quick:
@@ -237,7 +237,7 @@ def _driver() -> dict[str, float]:
             time.sleep(0.01)
             begin = time.perf_counter()
             handles = list(dict.fromkeys([*under_way, handle]))
-            # As `RayPool` does.
+            # As in `RayPool`.
             ray.wait(handles, num_returns=1, timeout=1.0)
             ready, _ = ray.wait(handles, num_returns=len(handles), timeout=0)
             ray.get(ready)

@@ -1,4 +1,4 @@
-"""What the simulation of a pool is told, and what it answers: parts, a configuration, the work of a step; seconds."""
+"""Input and output of the pool simulation: costs of the parts, a configuration, the work of a step → seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """Seconds of sampling a piece, of an engine that has its cores to itself."""
+    """Costs of sampling a piece, for an engine that has its cores to itself."""
 
     call_s: float
     sequence_s: float
@@ -19,7 +19,7 @@ class Decoding:
     token_s: float
 
     def seconds(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Of the batches with these completion lengths, (…, sequences) → (…)."""
+        """Seconds of the batches with these completion lengths, (…, sequences) → (…)."""
         longest, tokens = lengths.max(axis=-1), lengths.sum(axis=-1)
         seconds: npt.NDArray[np.float64] = (
             self.call_s + self.sequence_s * lengths.shape[-1] + self.longest_s * longest + self.token_s * tokens
@@ -29,20 +29,20 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Seconds of the parts, each measured with nothing else at work."""
+    """Seconds of the parts, each measured with nothing else running."""
 
     decoding: Decoding
     canary_s: float
-    """Of a worker."""
+    """For a worker."""
     load_s: float
-    """Of a worker, for one version."""
+    """For a worker, per version."""
     learn_token_s: float
     check_token_s: float
     grade_completion_s: float
     record_completion_s: float
-    """Between two steps, by one rank alone."""
+    """Between two steps, on one rank only."""
     publish_s: float
-    """The sync without load and canary."""
+    """The sync without loading and canary."""
     send_s: float = 0.0
     answer_s: float = 0.0
     scan_s: float = 0.0
@@ -50,19 +50,19 @@ class Costs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cores:
-    """Who shares what."""
+    """How learner and workers share a machine's cores."""
 
     count: float = math.inf
-    """Cores of the machine that learner and workers share."""
+    """Cores of the machine that the learner and the workers share."""
     worker: int = 1
-    """Threads of a worker."""
+    """Threads per worker."""
     learner: int = 1
-    """Threads that learn."""
+    """Threads of the learner."""
     all_busy: float = 1.0
-    """Speed of a core while all are busy; of one alone 1."""
+    """Speed of a core while all are busy, relative to one busy core alone."""
 
     def pace(self, threads: float) -> float:
-        """Speed of each of so many threads."""
+        """Speed of each of this many threads."""
         if threads <= 1 or math.isinf(self.count):
             return 1.0
         busy = min(threads, self.count)
@@ -72,18 +72,18 @@ class Cores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failures:
-    """How workers die, and what it takes to replace one."""
+    """How often workers die, and how long it takes to replace one."""
 
     per_hour: float
-    """Of each worker, alive or at work, at any moment alike."""
+    """Failure rate of each worker, the same at any time, whether it is working or idle."""
     start_s: float
-    """Until a worker that is started has its engine."""
+    """Seconds until a new worker has its engine."""
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A run's configuration, as far as it matters here."""
+    """The part of a run's configuration that matters here."""
 
     workers: int
     staleness: int
@@ -91,23 +91,23 @@ class Setting:
     learner_ranks: int = 1
     cores: Cores = field(default_factory=Cores)
     continuous: bool = False
-    """Whether workers take a prompt whenever one is done, and no pieces."""
+    """Whether workers take single prompts whenever one is done, instead of pieces."""
     failures: Failures | None = None
 
     @property
     def slots(self) -> int:
-        """Of a worker: what it is asked for side by side."""
+        """Requests that a worker handles side by side."""
         return self.prompts_per_piece if self.continuous else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepWork:
-    """What one step samples and learns from."""
+    """The work of one step: what it samples and learns from."""
 
     lengths: npt.NDArray[np.int64]
-    """Completion tokens, (problems, samples)."""
+    """Completion tokens, shape (problems, samples)."""
     learned_tokens: float
-    """Of the groups with signal."""
+    """Completion tokens of the groups with signal."""
 
     @property
     def tokens(self) -> int:
@@ -116,7 +116,7 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSeconds:
-    """As `metrics.jsonl` has them, and what lies behind the step."""
+    """Times as in `metrics.jsonl`, and what happens after the step."""
 
     rollout_s: float
     """The learner's wait for completions."""
@@ -125,9 +125,9 @@ class StepSeconds:
     sync_s: float
     between_s: float
     busy_s: float = 0.0
-    """In which workers sampled, all together, until the next step."""
+    """Total seconds in which workers sampled until the next step."""
     lost_tokens: float = 0.0
-    """That workers had sampled when they died."""
+    """Tokens that workers had sampled when they died."""
 
     @property
     def step_s(self) -> float:
@@ -135,7 +135,7 @@ class StepSeconds:
 
 
 def pieces_of(lengths: npt.NDArray[np.int64], prompts_per_piece: int, decoding: Decoding) -> list[float]:
-    """Seconds of the pieces of a request with these lengths, (prompts, samples)."""
+    """Seconds of the pieces of a request with these lengths, shape (prompts, samples)."""
     whole = len(lengths) // prompts_per_piece * prompts_per_piece
     samples = lengths.shape[1]
     seconds: list[float] = decoding.seconds(lengths[:whole].reshape(-1, prompts_per_piece * samples)).tolist()

@@ -1,39 +1,41 @@
-"""Seconds of the parts of a step → seconds of whole steps: learner and pool of workers, event by event.
+"""Seconds of the parts of a step → seconds of whole steps: a discrete-event simulation of learner and workers.
 
-What is simulated is what `rl_engine/train/loop.py`, `rl_engine/sampling/stream.py` and `rollout/pool/ray_pool.py` do:
+It models what `rl_engine/train/loop.py`, `rl_engine/sampling/stream.py` and `rollout/pool/ray_pool.py` do:
 
-- At the beginning of step s the learner asks for everything up to step s + k (k: `rollout.max_staleness`) that has
-  not been asked for, and waits until the whole request that step s is part of is there. The first request, therefore,
-  is of k + 1 steps.
-- A request is cut into pieces of `prompts_per_piece`. The next piece goes to the first free worker.
-- The learner grades, learns, writes the version and has it loaded; every worker loads it before its next piece, one
-  that missed some loads all that are still needed. The canary, two prompts of at most eight tokens, goes ahead of all
-  pieces that wait, and the learner waits for it.
-- With continuous admission a worker has `prompts_per_piece` slots instead of a piece: each takes the next prompt as
-  soon as its own completions are done.
-- Workers die, each at `Failures.per_hour`, at work or not. What one was at is lost, and its prompts go ahead of all
-  that wait. The next is started after the pause of `rollout/pool/incidents.py`, starts for `start_s`, and loads all
-  versions that are needed.
+- At the beginning of step s the learner requests everything up to step s + k (k: `rollout.max_staleness`) that has not
+  been requested yet, and waits until the whole request that contains step s is complete. Therefore the first request
+  covers k + 1 steps.
+- A request is split into pieces of `prompts_per_piece`. The next piece goes to the first free worker.
+- The learner grades, learns, writes the version and has it loaded. Every worker loads it before its next piece; a
+  worker that missed versions loads all that are still needed. The canary, two prompts of at most eight tokens, goes
+  ahead of all waiting pieces, and the learner waits for it.
+- With continuous admission a worker has `prompts_per_piece` slots instead of a piece: each slot takes the next prompt
+  as soon as its own completions are done.
+- Workers die, each at the rate `Failures.per_hour`, whether they are working or not. The work in progress is lost, and
+  its prompts go ahead of all that wait. The replacement starts after the pause of `rollout/pool/incidents.py`, takes
+  `start_s` to start, and loads all versions that are needed.
 - One thread of the learner's process, the driver, sends every call and takes every answer, one after the other.
 
 The parts:
 
-- A decoding step with r running sequences takes `longest_s + token_s · r`, and as a batch drains r falls. A piece has
-  its longest completion's number of them, so their sum is `longest_s · longest + token_s · tokens`; with `sequence_s`
-  a sequence for the prompts and `call_s` for the call, that is `Decoding.seconds`.
-- In a worker with slots r is what is left of all of them; prompts of two versions are decoded side by side.
-- Learning takes `learn_token_s` for each completion token of the groups with signal. Where the step was sampled by an
-  older version, the check of that version takes `check_token_s` for each token of the step. Grading, and recording
-  between the steps, take as long as there are completions.
-- A call takes the driver `send_s`. It takes all answers that are there in one pass, of `scan_s · W` with W calls under
-  way and `answer_s` for each.
-- Cores: each thread that has work runs at `Cores.pace`. On C cores shared by learner and workers n > C threads get C
-  / n of their speed each, whoever they belong to; and C busy cores are `all_busy` as fast each as one alone. Without
-  a number of cores every worker and the learner have their own.
+- A decoding step with r running sequences takes `longest_s + token_s · r`, and r falls as a batch drains. A piece needs
+  as many decoding steps as its longest completion has tokens, which add up to
+  `longest_s · longest + token_s · tokens`. With `sequence_s` per sequence for the prompts and `call_s` for the call,
+  that is `Decoding.seconds`.
+- In a worker with slots, r counts the remaining sequences of all slots; prompts of two versions are decoded side by
+  side.
+- Learning takes `learn_token_s` for each completion token of the groups with signal. If the step was sampled by an
+  older version, the check of that version takes `check_token_s` for each token of the step. The time for grading, and
+  for recording between steps, is proportional to the number of completions.
+- A call takes the driver `send_s`. It takes all available answers in one pass, which costs `scan_s · W` with W open
+  calls, and `answer_s` per answer.
+- Cores: each thread that has work runs at `Cores.pace`. On C cores shared by learner and workers, n > C threads each
+  get C / n of their speed, whoever they belong to; and C busy cores each run at `all_busy` of the speed of one core
+  alone. Without a number of cores every worker and the learner have their own.
 
-Left out: machines that die with several workers, workers that differ in speed, dynamic sampling, evaluations and
-checkpoints, that a token costs more with a longer context, a limit of sequences side by side, the network. The learner
-is one process; `learner_ranks` divides the time of learning and grading and nothing else.
+Left out: machines that die with several workers, workers of different speed, dynamic sampling, evaluations and
+checkpoints, the higher cost of a token in a longer context, a limit on sequences side by side, the network. The learner
+is one process; `learner_ranks` divides only the time of learning and grading.
 """
 
 from __future__ import annotations
@@ -54,63 +56,64 @@ T = TypeVar("T")
 
 
 def simulate(costs: Costs, setting: Setting, steps: Sequence[StepWork]) -> list[StepSeconds]:
-    """The seconds of each step of a run of these steps."""
+    """Simulate a run with these steps; return the seconds of each."""
     return _Simulation(costs, setting, steps).run()
 
 
 def steady(staleness: int, steps: Sequence[T]) -> Sequence[T]:
-    """The steps between the run's beginning and its end.
+    """The steps without those at the run's beginning and end.
 
-    The first warms up, the next k were sampled with it; in the last k nothing is left to sample ahead.
+    The first step warms up, the next k were sampled together with it, and in the last k nothing is left to sample
+    ahead.
     """
     return steps[1 + staleness : len(steps) - staleness]
 
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """How many of its pieces are not there yet."""
+    """The number of pieces that are still missing."""
 
     missing: int
 
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """What a slot is given."""
+    """Work for a slot."""
 
     request: _Request
     seconds: float
-    """Of a piece, which the worker samples alone; of a prompt that it samples beside others they depend on those."""
+    """Seconds of a piece, which the worker samples alone. A prompt's time depends on those sampled beside it."""
     tokens: float = 0.0
     longest: float = 0.0
-    """Decoding steps of a prompt; 0 of a piece."""
+    """Decoding steps of a prompt; 0 for a piece."""
     sequences: int = 0
 
 
 @dataclass(slots=True)
 class _Batch:
-    """What a worker with slots decodes: a step takes `longest_s`, and `token_s` for each sequence that is left. Of a
-    prompt's, which end one after the other, the mean counts."""
+    """What a worker with slots decodes: a step takes `longest_s` plus `token_s` for each remaining sequence. A prompt's
+    sequences end one after the other; their mean number is used."""
 
     steps: float = 0.0
     """Decoding steps since the beginning."""
     at: float = 0.0
-    """When that was; later than now while a prompt is read."""
+    """Time at which `steps` was computed; in the future while a prompt is being read."""
     running: float = 0.0
-    """Sequences."""
+    """Running sequences."""
     items: dict[int, tuple[WorkItem, float]] = field(default_factory=dict)
-    """By slot, with the step at which it ends."""
+    """Slot → (item, decoding step at which it ends)."""
     turn: int = 0
-    """Counts what was scheduled for it: the last counts."""
+    """Number of times its next end was scheduled; only the last one is valid."""
 
 
 Waits = Generator[_Request | tuple[float, int], None, None]
-"""A learner that yields what it waits for, or its own work as (seconds, threads)."""
+"""A learner as a generator that yields what it waits for, or its own work as (seconds, threads)."""
 
 
 class _Simulation:
-    """Everything happens at a time of the machine's clock. When n threads share it, work that would take a second alone
-    takes 1 / pace(n) seconds: all are slowed alike, so ends of work are kept on a clock of work done, and keep their
-    order whatever begins in between."""
+    """The simulation has two clocks. When n threads share the machine, work that takes one second alone takes 1 /
+    pace(n) seconds. All threads slow down alike, so events are kept on a clock of work done, where they keep their
+    order whatever starts in between."""
 
     def __init__(self, costs: Costs, setting: Setting, steps: Sequence[StepWork]) -> None:
         self.costs, self.setting, self.steps = costs, setting, steps
@@ -121,27 +124,27 @@ class _Simulation:
         self._number = 0
         self._driver_free = 0.0
         self._version = 0
-        # What samples on its own is a slot; slot // `setting.slots` is its worker.
+        # A slot samples independently; slot // `setting.slots` is its worker.
         slots = setting.workers * setting.slots
         self._loaded = [0] * slots
         self._idle = deque(range(slots))
         self._life = [0] * slots
-        """Workers that a slot has been of, counted."""
+        """Slot → number of workers that it has belonged to so far."""
         self._batches = [_Batch() for _ in range(setting.workers)]
         self._at_work: dict[int, tuple[WorkItem | None, float, float]] = {}
-        """With when it began and when it ends."""
+        """Slot → (item, begin, end)."""
         self._busy_s = self._lost_tokens = 0.0
         self._hire_at = 0.0
         self._incidents = Incidents(clock=lambda: self.now)
         self._in_flight = 0
         self._answers: list[tuple[int, int, WorkItem | None]] = []
-        """Not taken yet."""
+        """Answers that the driver has not taken yet."""
         self._urgent: deque[WorkItem] = deque()
         self._waiting: deque[WorkItem] = deque()
         self._learner = self._learn()
         self._awaited: _Request | None = None
         self._done: list[StepSeconds] = []
-        # What was measured alone was slowed by the threads of its own.
+        # The costs measured alone already include the slowdown by the part's own threads.
         self._worker_pace = setting.cores.pace(setting.cores.worker)
         self._learner_pace = setting.cores.pace(setting.cores.learner)
         if setting.failures is not None:
@@ -163,7 +166,7 @@ class _Simulation:
         heapq.heappush(self._events, (worked, self._number, action, arguments))
 
     def _driven(self, seconds: float) -> float:
-        """When the driver has done this too."""
+        """Queue work for the driver, and return when it will be done."""
         self._driver_free = max(self._worked, self._driver_free) + seconds
         return self._driver_free
 
@@ -206,7 +209,7 @@ class _Simulation:
             )
 
     def _resume(self) -> None:
-        """The learner has what it waited for: on to the next thing that takes time."""
+        """Continue the learner, which has what it waited for, to the next thing that takes time."""
         for wanted in self._learner:
             if isinstance(wanted, _Request):
                 if wanted.missing:
@@ -231,7 +234,7 @@ class _Simulation:
         return self._submit(list(zip(pieces_of(lengths, size, decoding), tokens.tolist(), strict=True)))
 
     def _submit(self, items: Sequence[tuple[Any, ...]], *, urgent: bool = False) -> _Request:
-        """Items by their seconds, tokens, and so on."""
+        """Submit items, given as the fields of `WorkItem` after the request."""
         request = _Request(len(items))
         (self._urgent if urgent else self._waiting).extend(WorkItem(request, *each) for each in items)
         while self._idle and (self._urgent or self._waiting):
@@ -246,7 +249,7 @@ class _Simulation:
     # The workers
 
     def _assign(self, slot: int) -> None:
-        """Versions first, then what is urgent."""
+        """Give a slot its next work: missed versions first, then urgent items."""
         missed = self._version - self._loaded[slot]
         if missed:
             self._loaded[slot] = self._version
@@ -265,7 +268,7 @@ class _Simulation:
         self._at(begin, self._begin, slot, self._life[slot], seconds * self._worker_pace, item)
 
     def _begin(self, slot: int, life: int, seconds: float, item: WorkItem | None) -> None:
-        if life != self._life[slot]:  # it has died since
+        if life != self._life[slot]:  # the worker has died since
             self._in_flight -= 1
             self._give_back(item)
             return
@@ -290,7 +293,7 @@ class _Simulation:
             self._at(self._worked, self._take_answers)
 
     def _take_answers(self) -> None:
-        """A pass of the driver, as soon as it is free: all answers that are there by then."""
+        """Make a pass of the driver as soon as it is free, over all answers that are available by then."""
         if self._driver_free > self._worked:
             self._at(self._driver_free, self._take_answers)
             return
@@ -311,7 +314,7 @@ class _Simulation:
                 self._resume()
 
     def _advance(self, batch: _Batch) -> None:
-        """Bring a batch up to now."""
+        """Advance a batch to the present."""
         passed = max(0.0, self._worked - batch.at)
         if batch.items and passed:
             decoding = self.costs.decoding
@@ -320,7 +323,7 @@ class _Simulation:
         batch.at = max(batch.at, self._worked)
 
     def _admit(self, slot: int, item: WorkItem) -> None:
-        """A prompt joins what its worker decodes, which stands still while it is read."""
+        """Add a prompt to its worker's batch, which pauses while the prompt is read."""
         batch, decoding = self._batches[slot // self.setting.slots], self.costs.decoding
         self._advance(batch)
         reading_s = decoding.call_s / self.setting.slots + decoding.sequence_s * item.sequences
@@ -331,7 +334,7 @@ class _Simulation:
         self._plan(batch)
 
     def _plan(self, batch: _Batch) -> None:
-        """When the next of its prompts is done."""
+        """Schedule the end of the batch's next prompt."""
         batch.turn += 1
         if batch.items:
             slot, (_, ends) = min(batch.items.items(), key=lambda pair: pair[1][1])
@@ -354,7 +357,7 @@ class _Simulation:
             self._at(self._worked + self._random.exponential(3600 / failures.per_hour), self._die, worker)
 
     def _die(self, worker: int) -> None:
-        """Its slots are gone with what they were at; the next worker is started as the pool does."""
+        """Kill a worker: its slots lose their work, and a replacement is started as in the pool."""
         failures, slots = self.setting.failures, self.setting.slots
         assert failures is not None
         self._idle = deque(slot for slot in self._idle if slot // slots != worker)

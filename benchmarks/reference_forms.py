@@ -1,9 +1,9 @@
-"""How often the verifier knows a reference in another form, and a wrong answer beside it.
+"""How often the verifier accepts a reference in another form, and rejects a wrong answer.
 
     python -m benchmarks.reference_forms [--data-dir ../shared/data] [--references 2000] [--show]
 
-Takes references of MATH, DeepMath and DAPO and writes each in five other correct forms and five wrong ones, by the
-rules of `benchmarks.answer_forms`.
+Takes references from MATH, DeepMath and DAPO, and writes each in up to five other correct forms and five wrong ones, by
+the rules of `benchmarks.answer_forms`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMS_EACH = 5
 
 
 def references(data_dir: Path, count: int) -> list[str]:
-    """Different references of the files, the same ones each time, as many from each."""
+    """Distinct references from the files, the same ones each time, equally many from each."""
     chosen: list[str] = []
     for file in FILES:
         rows = (data_dir / file).read_text(encoding="utf-8").splitlines()
@@ -36,7 +36,7 @@ def references(data_dir: Path, count: int) -> list[str]:
 
 
 def written(reference: str, forms: dict[str, Form], offset: int) -> Iterator[tuple[str, str]]:
-    """(rule, completion) for the first five rules that apply, rarer ones first; the common last four take turns."""
+    """Yield (rule, completion) for the first five rules that apply, rarer ones first; the last four rotate."""
     names = list(forms)
     common = names[-4:]
     shift = offset % len(common)
@@ -49,7 +49,7 @@ def written(reference: str, forms: dict[str, Form], offset: int) -> Iterator[tup
 
 
 Case = tuple[str, str, str, bool]
-"""Rule, reference, completion, and whether the completion is right."""
+"""(rule, reference, completion, whether the completion is right)."""
 
 
 def cases(data_dir: Path, count: int) -> list[Case]:
@@ -62,7 +62,7 @@ def cases(data_dir: Path, count: int) -> list[Case]:
 
 
 def misjudged(grader: Grader, written_cases: list[Case]) -> list[tuple[Case, str]]:
-    """Cases on which the verdict differs from what the rule made, with the verdict."""
+    """Cases whose verdict differs from what the rule intended, with the verdict."""
     results = grader.grade([(completion, reference) for _, reference, completion, _ in written_cases])
     return [
         (case, str(result.verdict))
@@ -76,7 +76,7 @@ def main(
     count: Annotated[int, typer.Option("--references", help="How many references.")] = 2000,
     show: Annotated[bool, typer.Option(help="Print every case that was misjudged.")] = False,
 ) -> None:
-    """Print the shares of correct and of wrong forms that were judged so; last, both together."""
+    """Print the shares of correct and of wrong forms that were judged correctly and, last, of both together."""
     made = cases(data_dir, count)
     with Grader(workers=2) as grader:
         failed = misjudged(grader, made)

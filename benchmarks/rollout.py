@@ -1,11 +1,11 @@
-"""Tokens per second of sampling: without an adapter, with one as vLLM multiplies it, and with one as we do.
+"""Tokens per second of sampling: without an adapter, with vLLM's adapter kernels, and with ours.
 
     python -m benchmarks.rollout [--model embedded] [--dtype auto] [--sequences 16,64,128,512] [--rounds 5]
 
-Every arm is an engine in a process of its own; each round asks all of them, one after the other, for the same
-prompts under the same seeds. The adapter has rank 1 on every linear layer and values so small that the arms sample
-nearly the same completions; `max 8` serves it padded to vLLM's next rank. Ratios are medians of the rounds' own.
-As a run's sampler the arms are compiled on a card and not on a CPU (`rollout/vllm/arguments.py`).
+Every arm is an engine in its own process. In each round all of them sample the same prompts with the same seeds, one
+after the other. The adapter has rank 1 on every linear layer, and values so small that all arms sample nearly the same
+completions; `max 8` serves it padded to vLLM's next rank. Ratios are medians over rounds. As in a run, the engines are
+compiled on a card and not on a CPU (`rollout/vllm/arguments.py`).
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from rollout.types import AdapterRef, Prompt
 
 GOAL = 0.9
 SAMPLES = 8
-"""Completions a prompt."""
+"""Completions per prompt."""
 BASE, OURS = "no adapter", "rank 1, ours"
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One engine: the rank it is built for, 0 for none, and whose arithmetic it uses."""
+    """One engine: the rank it is built for (0 for none), and whether it uses our adapter kernels or vLLM's."""
 
     lora_rank: int
     own_products: bool
 
 
 THEIRS = {BASE: Arm(0, False), "rank 1, vLLM": Arm(1, False), "max 8, vLLM": Arm(8, False)}
-# On a card vLLM's kernels serve alone.
+# On a card only vLLM's kernels are used.
 ARMS = {
     "cpu": {**THEIRS, OURS: Arm(1, True), "max 8, ours": Arm(8, True)},
     "cuda": THEIRS,
@@ -56,7 +56,7 @@ ARMS = {
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What every arm is given."""
+    """The work of every arm."""
 
     model: str
     dtype: Dtype
@@ -72,7 +72,7 @@ class Work:
 
 
 def write_adapter(directory: Path, model: str) -> None:
-    """A random adapter of rank 1 in PEFT's format on every linear layer but the output head."""
+    """Write a random rank-1 adapter in PEFT's format on every linear layer except the output head."""
     import torch
     from safetensors.torch import save_file
 
@@ -100,7 +100,7 @@ def render(model: str, count: int) -> list[Prompt]:
 
 
 def serve(arm: Arm, work: Work, pipe: Connection) -> None:
-    """The child's side: an engine that answers (number of sequences, occasion) with tokens per second, until None."""
+    """The child process: an engine that answers (number of sequences, seed) with tokens per second, until None."""
     from rollout.vllm.engine import VllmEngine
 
     longest = max(len(prompt.token_ids) for prompt in work.prompts)
@@ -112,7 +112,7 @@ def serve(arm: Arm, work: Work, pipe: Connection) -> None:
             lora_rank=arm.lora_rank,
             own_products=arm.own_products,
             kv_cache_gib=work.kv_cache_gib,
-            # All arms are there at once, on one card.
+            # All arms share one card.
             memory_fraction=WHOLE_CARD / len(work.arms),
         )
     )
@@ -133,7 +133,7 @@ def serve(arm: Arm, work: Work, pipe: Connection) -> None:
 
 @contextmanager
 def engines(work: Work) -> Iterator[dict[str, Connection]]:
-    """A pipe to each arm's process. They start one after the other: starts disturb each other."""
+    """Start the arms' processes and yield a pipe to each. They start one by one, because starts disturb each other."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     try:
@@ -154,7 +154,7 @@ def engines(work: Work) -> Iterator[dict[str, Connection]]:
 
 
 def measure(pipes: dict[str, Connection], sequences: int, rounds: int) -> dict[str, list[float]]:
-    """Tokens per second of each arm in each round. A round before them warms up and is not counted."""
+    """Tokens per second of each arm in each round, after a warm-up round."""
     speeds: dict[str, list[float]] = {name: [] for name in pipes}
     for number in range(rounds + 1):
         for name, pipe in pipes.items():
@@ -166,7 +166,7 @@ def measure(pipes: dict[str, Connection], sequences: int, rounds: int) -> dict[s
 
 
 def ratio(speeds: dict[str, list[float]], name: str) -> float:
-    """An arm's share of the speed without an adapter."""
+    """An arm's speed relative to the speed without an adapter."""
     return statistics.median(a / b for a, b in zip(speeds[name], speeds[BASE], strict=True))
 
 
@@ -184,7 +184,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds over all arms.")] = 5,
     kv_cache_gib: Annotated[float, typer.Option(help="Memory for keys and values of each engine.")] = 1.0,
 ) -> None:
-    """Print tokens per second by arm and number of sequences and, last, our share at the largest number."""
+    """Print tokens per second by arm and number of sequences and, last, our ratio at the largest number."""
     import torch
 
     device_type = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,13 +1,13 @@
-"""What is left of the first task after the second: the runs of a sweep of the second task → accuracy, KL, and a figure.
+"""The runs of a sweep of the second task → what is left of the first task: accuracy, KL and a figure.
 
     python -m benchmarks.second_task runs/claims/second_task
     python -m benchmarks.second_task runs/claims/second_task_rl
     python -m benchmarks.second_task docs/regret/second_task --redraw
 
-Of each arm, and each length of training, the runs at the best rate for the second task are measured: greedy accuracy on
+For each arm and each length of training, the runs at the best rate for the second task are measured: greedy accuracy on
 the held-out sums that the embedded model was made for and on the second task's questions, and KL(base‖policy) on the
-sums' prompts. Supervised runs are asked by `python -m evals`; reinforcement learning has evaluated its own on both as
-it went. KL is by `python -m evals.forgetting`, of the last versions.
+sums' prompts. Supervised runs are evaluated by `python -m evals`; reinforcement learning runs have already evaluated
+both tasks during training. KL is measured by `python -m evals.forgetting`, for the last versions.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from rollout.adapters import PEFT_CONFIG
 
 FIRST, SECOND = "held_out", "benchmarks/largest_test.jsonl"
 OWN_FIRST, OWN_SECOND = "eval/held_out/avg", "eval/largest_test/avg"
-"""The same two by the evaluations of reinforcement learning."""
+"""The same two tasks in the metrics of reinforcement learning runs."""
 LOG_LOSS = "test/log_loss"
 MAX_TOKENS = "72"
 RESULTS, FIGURE = "forgetting.json", "learned_against_kept"
 REFERENCE = "full"
 LEVEL = 0.3
-"""Of the second task: where runs that learn at different speeds are compared."""
+"""Accuracy on the second task at which runs that learn at different speeds are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class Trained:
     rate: float
     curves: Mapping[str, Curve]
     directory: Path
-    """Its last version."""
+    """Directory of its last version."""
 
     @property
     def steps(self) -> int:
@@ -82,23 +82,23 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """What a run has learned after so many steps, and what it has left of the first task."""
+    """What a run has learned after `steps` steps, and what is left of the first task."""
 
     arm: str
     seed: int
     steps: int
     rate: float
     second_task_log_loss: float | None
-    """On the second task's test questions, nats a token of the answers; None where no answers were given."""
+    """On the second task's test questions, in nats per answer token; None for runs that were given no answers."""
     second_task_accuracy: float
     first_task_accuracy: float
     kl_base: float | None
-    """KL(base‖policy) on the first task's prompts, nats a token, by k3; None before the last version."""
+    """KL(base‖policy) on the first task's prompts, in nats per token, k3 estimator; None before the last version."""
 
 
 def trained_runs(sweep: Path) -> list[Trained]:
-    """Those that judge each arm at its best rate, in the order of arms, steps and seeds: not the seeds that chose the
-    rate, where there are others."""
+    """The runs that judge each arm at its best rate, ordered by arm, steps and seed; without the seeds that chose the
+    rate if there are others."""
     config, found, analysis = read_summary(sweep / SUMMARY)
     runs = []
     for report in analysis.arms:
@@ -124,7 +124,7 @@ def run(*arguments: str) -> None:
 
 
 def engines_of(runs: Sequence[Trained]) -> list[list[Trained]]:
-    """Adapters share an engine; a whole model takes the base's place, and needs one of its own."""
+    """Runs grouped by engine: adapters share one, while a whole model replaces the base and needs its own."""
     adapters = [one for one in runs if not one.is_full]
     return [adapters, *([one] for one in runs if one.is_full)]
 
@@ -134,7 +134,7 @@ def adapters(runs: Sequence[Trained]) -> list[str]:
 
 
 def accuracies(runs: Sequence[Trained], place: Path) -> dict[str, tuple[float, float]]:
-    """Label → greedy accuracy on the first task and on the second, the base's among them."""
+    """Label → greedy accuracy on the first and on the second task, for the base model too."""
     output, found = place / "accuracy.json", dict[str, tuple[float, float]]()
     common = ("--suite", f"{FIRST},{SECOND}", "--problem", "prompt", "--answer", "answer", "--max-tokens", MAX_TOKENS)
     for some in engines_of(runs):
@@ -164,7 +164,7 @@ def divergences(runs: Sequence[Trained], place: Path) -> list[tuple[Trained, flo
 
 
 def after_supervision(runs: Sequence[Trained], place: Path) -> tuple[tuple[float, float], list[Left]]:
-    """The base's accuracy on both tasks, and each run's at its end."""
+    """The base model's accuracy on both tasks, and each run's at its end."""
     right = accuracies(runs, place)
     lefts = [
         Left(
@@ -183,7 +183,7 @@ def after_supervision(runs: Sequence[Trained], place: Path) -> tuple[tuple[float
 
 
 def by_own_evaluations(runs: Sequence[Trained]) -> tuple[tuple[float, float], list[Left]]:
-    """The same where each run evaluated its versions on both tasks."""
+    """Like `after_supervision`, for runs that evaluated their versions on both tasks."""
     lefts = [
         Left(
             arm=one.arm,
@@ -203,7 +203,7 @@ def by_own_evaluations(runs: Sequence[Trained]) -> tuple[tuple[float, float], li
 
 
 def measure(sweep: Path) -> dict[str, Any]:
-    """Every run at a best rate, and the base."""
+    """Measure every run at a best rate, and the base model."""
     runs = trained_runs(sweep)
     moved = {(one.arm, one.steps, one.seed): divergence for one, divergence in divergences(runs, sweep)}
     supervised = all(one.is_supervised for one in runs)
@@ -214,7 +214,7 @@ def measure(sweep: Path) -> dict[str, Any]:
 
 
 def means(lefts: Sequence[Left]) -> list[Left]:
-    """One of each arm and length: the mean over seeds."""
+    """Means over seeds, for each arm and length."""
     groups: dict[tuple[str, int], list[Left]] = {}
     for one in lefts:
         groups.setdefault((one.arm, one.steps), []).append(one)
@@ -234,14 +234,14 @@ def means(lefts: Sequence[Left]) -> list[Left]:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """None where any is."""
+    """The mean; None if any value is None."""
     known = [value for value in values if value is not None]
     return fmean(known) if len(known) == len(values) else None
 
 
 def kept_at(lefts: Sequence[Left], before: tuple[float, float], level: float) -> float | None:
-    """What is left of the first task when one run first reaches `level` of the second, on the straight line between its
-    evaluations; None where it never does. `before`: the base's accuracy on the first task and on the second."""
+    """What is left of the first task when a run first reaches `level` on the second, interpolated linearly between its
+    evaluations; None if it never does. `before`: the base model's accuracy on the first and on the second task."""
     path = [(before[1], before[0]), *((one.second_task_accuracy, one.first_task_accuracy) for one in lefts)]
     for (learned, kept), (learned_then, kept_then) in pairwise(path):
         if learned < level <= learned_then:
@@ -250,13 +250,13 @@ def kept_at(lefts: Sequence[Left], before: tuple[float, float], level: float) ->
 
 
 def by_seed(lefts: Sequence[Left], arm: str) -> dict[int, list[Left]]:
-    """An arm's runs, each from its shortest to its longest."""
+    """Seed → an arm's runs, by number of steps."""
     own = sorted((one for one in lefts if one.arm == arm), key=lambda one: one.steps)
     return {seed: [one for one in own if one.seed == seed] for seed in sorted({one.seed for one in own})}
 
 
 def told(differences: Sequence[float]) -> str:
-    """In per cent or points, with 95 % over seeds."""
+    """The mean in per cent or points, with a 95 % interval over seeds."""
     if not differences:
         return ""
     found = mean_over_seeds(differences)
@@ -265,8 +265,8 @@ def told(differences: Sequence[float]) -> str:
 
 
 def comparisons(lefts: Sequence[Left], before: tuple[float, float]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Arm, steps, and in points what it has learned and kept beyond the reference, paired by seed; then the same where
-    the second task has reached `LEVEL`, with what is kept there, the reference's included."""
+    """Rows of arm, steps, and what it has learned and kept more than the reference, in points, paired by seed; then the
+    same at `LEVEL` on the second task, with what is kept there, also for the reference."""
     runs = {arm: by_seed(lefts, arm) for arm in dict.fromkeys(one.arm for one in lefts)}
     theirs = runs[REFERENCE]
     for arm, ours in runs.items():
@@ -283,7 +283,7 @@ def comparisons(lefts: Sequence[Left], before: tuple[float, float]) -> Iterator[
 
 
 def draw(lefts: Sequence[Left], base: float, path: Path, options: dict[str, Any]) -> None:
-    """Learned against kept: a line for each arm through its lengths, a dot for each run."""
+    """Draw what was kept over what was learned: a line per arm through its lengths, a dot per run."""
     with paper_style():
         figure, (axes,) = paper_figure()
         arms = list(dict.fromkeys(one.arm for one in lefts))
@@ -311,7 +311,7 @@ def main(
     sweep: Annotated[Path, typer.Argument(help="Output directory of a sweep of the second task.")],
     redraw: Annotated[bool, typer.Option(help=f"Draw again from its {RESULTS}; measure nothing.")] = False,
 ) -> None:
-    """Measure what the second task left of the first."""
+    """Measure how much of the first task is left after the second."""
     if not redraw:
         (sweep / RESULTS).write_text(json.dumps(measure(sweep), indent=1) + "\n")
     facts = json.loads((sweep / RESULTS).read_text())

@@ -1,14 +1,14 @@
-"""Seconds of a whole training step, ours and that of TRL's GRPOTrainer, on the same work in one run.
+"""Seconds of a whole training step, ours and TRL's GRPOTrainer's, on the same work in one run.
 
     python -m benchmarks.step_vs_trl small                             # 3.2 M-parameter Qwen3, float32, 64 x 8 x 48
     python -m benchmarks.step_vs_trl smollm2 --model DIR_OR_HUB_ID     # SmolLM2-135M, bfloat16, 8 x 16 x 96
 
-A step samples a group for each prompt, learns from all of it, and leaves the new rank-1 adapter (all linear layers)
-where the next step samples from. Both arms get the same prompts and the same model, with an end token outside its
-vocabulary so that every completion has its full length, and rewards that give each group a signal; grading is no part
-of it. TRL samples with transformers' generate: its vLLM mode does not run on a CPU. Gradient checkpointing is off in
-both, and TRL learns in as many micro-batches as keep its logits in memory. The arms are processes that take turns, so
-that each has the machine to itself.
+A step samples a group for each prompt, learns from all of it, and makes the new rank-1 adapter (on all linear layers)
+available to the next step's sampling. Both arms get the same prompts and the same model, with an end token outside its
+vocabulary so that every completion has its full length, and rewards that give each group a signal; grading is not
+included. TRL samples with transformers' `generate`, because its vLLM mode does not run on a CPU. Gradient checkpointing
+is off in both, and TRL uses as many micro-batches as its logits need to fit into memory. The arms are processes that
+take turns, so that each has the machine to itself.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Work:
 
 
 WORK = {"small": Work("float32", 64, 8, 48, 4), "smollm2": Work("bfloat16", 8, 16, 96, 8)}
-# What an arm says of a step: seconds, prompt tokens, completion tokens.
+# An arm's report of a step: seconds, prompt tokens, completion tokens.
 Report = tuple[float, int, int]
 
 
@@ -94,7 +94,7 @@ def prepare(work: Work, model: str | None, directory: Path) -> list[str]:
 
 
 def ours(work: Work, directory: str, texts: list[str], pipe: Connection) -> None:
-    """The parts of a step as `rl_engine.train.loop` puts them together."""
+    """Our arm: the parts of a step as assembled by `rl_engine.train.loop`."""
     from rl_engine.learner.learner import Learner
     from rl_engine.learner.ranks import join_ranks
     from rl_engine.learner.updates import training_samples
@@ -153,7 +153,7 @@ def our_config(work: Work, directory: str) -> Config:
 
 
 def our_prompts(directory: str, texts: list[str]) -> tuple[list[Prompt], int]:
-    """(the prompts, the padding token): texts are rendered already, special tokens and all."""
+    """Return (prompts, padding token). The texts are already rendered, including special tokens."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -164,7 +164,7 @@ def our_prompts(directory: str, texts: list[str]) -> tuple[list[Prompt], int]:
 
 
 def trl(work: Work, directory: str, texts: list[str], pipe: Connection) -> None:
-    """GRPOTrainer, held before each of its steps until it is this arm's turn."""
+    """TRL's arm: GRPOTrainer, held before each step until it is this arm's turn."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer, TrainerCallback
@@ -204,7 +204,7 @@ def trl(work: Work, directory: str, texts: list[str], pipe: Connection) -> None:
 
 
 def trl_arguments(work: Work, directory: str) -> Any:
-    """The same objective as ours, and nothing that a step does not need."""
+    """Arguments for the same objective as ours, without anything that a step does not need."""
     from trl.trainer.grpo_config import GRPOConfig
 
     from rl_engine.policy.base_model import DTYPES
@@ -242,7 +242,7 @@ def child(arm: Arm, work: Work, directory: str, texts: list[str], pipe: Connecti
 
 
 def measure(work: Work, directory: str, texts: list[str], steps: int) -> dict[str, list[Report]]:
-    """Steps of both arms in turns, the first of each for warming up."""
+    """Run steps of both arms alternately, the first of each as a warm-up."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
@@ -274,7 +274,7 @@ def main(
     model: Annotated[str | None, typer.Option(help="Directory or hub id; a random 3.2 M model when absent.")] = None,
     steps: Annotated[int, typer.Option(help="Measured steps of each arm, after one that is not.")] = 3,
 ) -> None:
-    """Time whole steps of both in turns."""
+    """Time whole steps of both alternately."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory() as directory:
         texts = prepare(WORK[size], model, Path(directory))

@@ -1,15 +1,16 @@
-"""Eight cells of the quickstart's task, one after another, in two processes, and together: wall time and peak memory.
+"""Wall time and peak memory of eight cells of the quickstart's task: one after another, in two processes, and together.
 
     python -m benchmarks.together [--steps 3] [--cells 8] [--ways one,two,together] [--output FILE.json]
 
-The cells are those of a sweep over ranks 1, 8 and 64 and three rates, but the last. Each way is such a sweep by the
-public command, with nothing but `jobs` and `together` changed: (a) `one`, a process a cell, with all cores; (b) `two`,
-two processes at a time of half of the cores each; (c) `together`, all in one process with all cores. The wall time is
-the command's, its start and its figures included. Memory is the proportional share (PSS) of the command and everything
-that it started, summed, the highest of a look every half second: pages that several processes share count once.
+The cells are those of a sweep over ranks 1, 8 and 64 and three rates, except the last. Each way runs such a sweep with
+the public command, changing only `jobs` and `together`: (a) `one`, one process per cell, with all cores; (b) `two`, two
+processes at a time with half of the cores each; (c) `together`, all in one process with all cores. The wall time is
+that of the command, including startup and figures. Memory is the proportional set size (PSS) of the command and all its
+children, summed and sampled every half second, of which the maximum is reported; shared pages count once.
 
-The last line is (a)'s time over (c)'s. A quarter of an hour on two quiet cores. Of such short cells much is their
-start, which (c) has once: `--steps 12` is a sweep of `make claims`, and takes three quarters of an hour.
+The last line is (a)'s time divided by (c)'s. It takes a quarter of an hour on two idle cores. Startup, which (c) pays
+only once, is a large part of such short cells: `--steps 12` corresponds to a sweep of `make claims`, and takes three
+quarters of an hour.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ WAYS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A way that was gone."""
+    """The measurements of one way."""
 
     way: str
     wall_s: float
     peak_gib: float
-    """The highest sum of proportional shares."""
+    """The highest sum of proportional set sizes."""
     tokens: int
     """Completion tokens that the cells' steps sampled."""
     scores: dict[str, float]
@@ -71,13 +72,13 @@ class Measured:
 
 
 def sweep_of(cells: int, steps: int, output: Path) -> str:
-    """The sweep's file: an arm for each rank, whose last rates are left out until so many cells are left."""
+    """The sweep's configuration file: an arm per rank, with only the first `cells` combinations of rank and rate."""
     wanted = [(rank, rate) for rank in RANKS for rate in RATES][:cells]
     arms = {f"rank {rank}": {"lora.rank": rank, "optim.lr": [r for of, r in wanted if of == rank]} for rank in RANKS}
     return json.dumps(
         {
             "base": BASE,
-            # As the quickstart: every five steps, and before and after.
+            # Evaluated as in the quickstart: every five steps, and before and after training.
             "set": {"train.steps": steps, "log.tensorboard": False},
             "grid": {"optim.lr": list(RATES)},
             "arms": {name: given for name, given in arms.items() if given["optim.lr"]},
@@ -88,7 +89,7 @@ def sweep_of(cells: int, steps: int, output: Path) -> str:
 
 
 def go(way: Way, cells: int, steps: int, place: Path) -> Measured:
-    """Raises `RuntimeError` where a cell is not done."""
+    """Run the cells in one way and measure it. Raises `RuntimeError` if a cell is not done."""
     output, file = place / way.name, place / f"{way.name}.yaml"
     file.write_text(sweep_of(cells, steps, output))
     command = [sys.executable, "-m", "rl_engine.sweep", "--config", str(file), f"jobs={way.jobs}"]
@@ -119,7 +120,7 @@ def log_of(place: Path, way: Way) -> str:
 
 
 def shares_of(pid: int) -> int:
-    """Bytes that a process and all it started hold, each page divided by those who share it."""
+    """Proportional set size of a process and its children, in bytes: shared pages are divided among their users."""
     total = 0
     try:
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -128,13 +129,13 @@ def shares_of(pid: int) -> int:
     for process in family:
         try:
             total += process.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended since
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended in the meantime
             continue
     return total
 
 
 def tokens_of(output: Path) -> int:
-    """Completion tokens by the metrics of all cells: tokens a second of a step times its seconds."""
+    """Completion tokens of all cells, from their metrics: tokens per second of each step times its seconds."""
     total = 0.0
     for file in output.glob("cells/*/run/metrics.jsonl"):
         for line in map(json.loads, file.read_text().splitlines()):

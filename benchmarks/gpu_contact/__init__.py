@@ -1,1 +1,1 @@
-"""A card nobody has met → everything worth knowing of this project on it, in under ten minutes."""
+"""An unknown card → everything worth knowing about this project on it, in under ten minutes."""

@@ -1,15 +1,14 @@
-"""The first ten minutes on a card: does all of this project run there, and how fast?
+"""The first ten minutes on a card: does everything in this project run there, and how fast?
 
     python -m benchmarks.gpu_contact --deadline 590 --out DIR [--model DIR] [--only STAGE …]
 
-Every stage is a process with a time limit of its own and a log, `DIR/<stage>.log`; one that fails or takes too long
-never stops the next, and what the deadline leaves no time for is said to be cut. All but the doctor are planned to fit
-590 s on a card like an H100 (`stages.py`); `--only doctor` asks for 70 s, and `--model` for 130 s more.
-`DIR/contact.jsonl` gets a line as each stage ends, and `DIR/contact.md` is written anew with it: tables, and the last
-lines of what failed. On a machine without a card the same stages run with tiny shapes (a few minutes): that shows that
-they run, and nothing else.
+Every stage is a process with its own time limit and log, `DIR/<stage>.log`. A stage that fails or takes too long never
+stops the next, and stages for which no time is left are reported as cut. All stages except the doctor are planned to
+fit into 590 s on a card like an H100 (`stages.py`); `--only doctor` takes 70 s, and `--model` adds 130 s. As each stage
+ends, `DIR/contact.jsonl` gets a line and `DIR/contact.md` is rewritten, with tables and the last lines of what failed.
+On a machine without a card the same stages run with tiny shapes in a few minutes, which only shows that they run.
 
-It needs what a run of the quickstart needs, and no network. Where only Python and torch are given, `python -m
+It needs what a run of the quickstart needs, and no network. For machines that have only Python and torch, `python -m
 benchmarks.gpu_bundle` packs the rest into one archive for PYTHONPATH.
 """
 
@@ -36,7 +35,7 @@ OUT = Path("runs/gpu_contact")
 
 
 def contact(asked: list[Stage], deadline: float, out: Path, sizes: str) -> list[Outcome]:
-    """Run the stages until the deadline (monotonic seconds), with a line, a page and a word for each as it ends."""
+    """Run the stages until the deadline (monotonic seconds); record and print each outcome, and update the page."""
     out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for outcome in run_all(asked, deadline, out):
@@ -50,7 +49,7 @@ def contact(asked: list[Stage], deadline: float, out: Path, sizes: str) -> list[
 
 
 def chosen(every: list[Stage], names: list[str]) -> list[Stage]:
-    """The stages of those names and what they come after, in their order; all of them where none is named."""
+    """The named stages and the stages they depend on, in order; all of them if none is named."""
     after = {stage.name: stage.after for stage in every}
     if unknown := [name for name in names if name not in after]:
         raise typer.BadParameter(f"--only {unknown[0]}: the stages are {', '.join(after)}")
@@ -72,7 +71,7 @@ def main(
 ) -> None:
     """Run every stage that the deadline leaves time for."""
     end = time.monotonic() + deadline
-    # As an interrupt does, a request to end reaches the stage at work.
+    # Like an interrupt, SIGTERM must reach the running stage.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if model is not None and not (model / "config.json").is_file():
         raise typer.BadParameter(f"--model {model}: no config.json is there")

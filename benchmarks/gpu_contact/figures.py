@@ -1,4 +1,4 @@
-"""A stage's process → what it measured, a JSON line as soon as it is known: a stage that is cut off keeps the rest."""
+"""A stage's process → its measurements, one JSON line each as soon as known, so that a cut-off stage keeps them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 FILE = "GPU_CONTACT_FIGURES"
-"""The environment variable that names the file; nothing is written where it is absent."""
+"""The environment variable that names the file; without it nothing is written."""
 
 
 def note(kind: str, **figures: Any) -> None:
-    """Write down, and print, one row of figures. `kind`: the table it belongs to."""
+    """Record and print one row of figures. `kind`: the table it belongs to."""
     line = json.dumps({"kind": kind, **figures})
     print(line, flush=True)
     if FILE in os.environ:
@@ -21,7 +21,7 @@ def note(kind: str, **figures: Any) -> None:
 
 
 def noted(path: Path) -> list[dict[str, Any]]:
-    """The rows in a file; a last line that was cut off is left out."""
+    """The rows in a file, without a truncated last line."""
     if not path.is_file():
         return []
     lines = path.read_text().split("\n")[:-1]

@@ -1,12 +1,12 @@
-"""Stage D: forward and backward passes of one micro-batch, random weights in memory: tokens/s, MFU, peak memory.
+"""Stage D: forward and backward passes of one micro-batch with random weights: tokens/s, MFU, peak memory.
 
-All arms in one process, one after another with the card to itself: loading the libraries takes longer than an arm.
-Building a learner does too, and neighbours that differ in their rows alone share one. Completions have lengths from
-three quarters of the width to all of it, as sampled ones do: rows of one length would hide what padding and a mask
-cost. FLOP are those of the model (`rl_engine/plan/flops.py`); what checkpointing computes twice counts once. Their
-share is of the product that the same process measured before. The peak is that of the passes and of an update after
-them. On a card one more pass is looked into by torch's profiler: how many kernels it asks for and how long they take,
-which tells whether the card waits to be asked.
+All arms run in one process, one after another with the card to themselves, because importing the libraries takes longer
+than an arm. So does building a learner, so consecutive arms that differ only in their rows share one. Completion
+lengths range from three quarters of the width to all of it, similar to sampled ones: rows of equal length would hide
+the cost of padding and masks. FLOPs are the model's (`rl_engine/plan/flops.py`); what checkpointing recomputes counts
+once. MFU is relative to the matrix product measured before in the same process. The peak covers the passes and one
+update after them. On a card, torch's profiler examines one more pass: the number of kernels launched and their total
+time, which shows whether the card waits for launches.
 """
 
 from __future__ import annotations
@@ -37,24 +37,25 @@ class Arm:
     """One way to compute the micro-batch."""
 
     settings: tuple[str, ...] = ()
-    """Of the learner, besides what a run takes where nobody says more."""
+    """Settings of the learner, on top of a run's defaults."""
     mask: str = "as it is"
-    """Of padded rows, one of MASKS."""
+    """Attention mask of padded rows, one of MASKS."""
     times: int = 1
-    """Rows of the micro-batch, in those of `Sizes.rows`."""
+    """Rows of the micro-batch, in multiples of `Sizes.rows`."""
     compiled: bool = True
-    """Where a run compiles its layers. That they are not is no setting: it is here to be measured."""
+    """Whether layers are compiled where a run would compile them. Runs have no setting for this; here it is
+    measured."""
     shape: int = 0
-    """Place among `Sizes.shapes`."""
+    """Index into `Sizes.shapes`."""
     group: bool = False
-    """Whether all rows begin with one prompt, of a quarter of the longest row."""
+    """Whether all rows share one prompt, a quarter as long as the longest row."""
 
     def shares_learner(self, other: Arm | None) -> bool:
-        """Whether what was built for `other` computes this one too."""
+        """Whether the learner built for `other` can compute this arm too."""
         return other is not None and replace(other, mask=self.mask, times=self.times, group=self.group) == self
 
 
-# In the order of what they are worth.
+# Most valuable first.
 ARMS: dict[str, Arm] = {
     "rank 1": Arm(),
     "rank 1, twice the rows": Arm(times=2),
@@ -71,7 +72,7 @@ ARMS: dict[str, Arm] = {
 
 
 def samples_of(sizes: Sizes, vocabulary: int, *, group: bool = False) -> list[Any]:
-    """Random completions, the longest first, each after a short prompt of its own or all after one long one."""
+    """Random completions, longest first, each after its own short prompt or all after one long prompt."""
     import torch
 
     from rl_engine.learner.batching import TrainingSample
@@ -97,8 +98,8 @@ def samples_of(sizes: Sizes, vocabulary: int, *, group: bool = False) -> list[An
 
 
 def masked(batch: Any, mask: str) -> Any:
-    """The micro-batch of padded rows with the mask that says where tokens are, or without one: padding is on the
-    right, where causal attention does not look."""
+    """The micro-batch of padded rows with an attention mask, or without: padding is on the right, where causal
+    attention does not look."""
     import torch
 
     if mask == "as it is":
@@ -113,7 +114,7 @@ def masked(batch: Any, mask: str) -> Any:
 
 
 def model_flops(samples: list[Any], meta_model: Any, config: Any) -> float:
-    """What one pass over the samples asks for, each prompt as often as it is there."""
+    """FLOPs of one pass over the samples, counting each prompt as often as it occurs."""
     from rl_engine.plan.flops import MultiplyAdds, learning_flops
     from rl_engine.plan.sizes import Workload
 
@@ -132,7 +133,7 @@ def model_flops(samples: list[Any], meta_model: Any, config: Any) -> float:
 
 
 def start_learner(directory: Path, sizes: Sizes, settings: list[str]) -> Any:
-    """The learner of a run, but for the weights: they are drawn where a run reads them."""
+    """Start a run's learner, but with random weights instead of weights read from disk."""
     from rl_engine.command import join_ranks_quietly
     from rl_engine.config import load_config
     from rl_engine.learner.learner import Learner
@@ -154,14 +155,14 @@ def start_learner(directory: Path, sizes: Sizes, settings: list[str]) -> Any:
 
 
 def peak_gib() -> float | None:
-    """The most that was allocated on the card since the last arm."""
+    """Peak memory allocated on the card since the last arm, in GiB."""
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
 
 
 def kernels_of(run: Callable[[], None]) -> dict[str, float | None]:
-    """How many kernels a card is asked for, and their seconds added up."""
+    """The number of kernels launched on a card, and their total seconds."""
     import torch
 
     if not torch.cuda.is_available():
@@ -174,7 +175,7 @@ def kernels_of(run: Callable[[], None]) -> dict[str, float | None]:
 
 
 def build(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> Any:
-    """The learner of an arm, its layers compiled where a run would compile them."""
+    """Build an arm's learner, with layers compiled where a run would compile them."""
     import torch._dynamo
 
     from rl_engine.policy.compiled_layers import NotCompiledWarning
@@ -183,18 +184,18 @@ def build(arm: Arm, directory: Path, sizes: Sizes, vocabulary: int) -> Any:
     torch._dynamo.reset()
     if arm.compiled and learner.is_worth_compiling:
         with warnings.catch_warnings():
-            # An arm that is not what it is called is no figure.
+            # An arm that silently runs uncompiled must not be reported.
             warnings.simplefilter("error", NotCompiledWarning)
             learner.compile_layers([samples_of(sizes, vocabulary)[0].prompt_ids])
     return learner
 
 
 class NoGradientError(RuntimeError):
-    """What was timed has computed nothing that could be learned from."""
+    """The timed passes computed nothing that could be learned from."""
 
 
 def check_learns(learner: Any) -> None:
-    """Raise `NoGradientError` where the passes have left no gradient: then they were not what a step makes."""
+    """Raise `NoGradientError` if the passes left no gradient: then they are not what a training step does."""
     import torch
 
     kept = [parameter.grad for parameter in learner.parameters.values() if parameter.grad is not None]
@@ -204,7 +205,7 @@ def check_learns(learner: Any) -> None:
 
 
 def measure(arm: Arm, learner: Any, sizes: Sizes, vocabulary: int) -> dict[str, Any]:
-    """The figures of one arm."""
+    """Measure one arm."""
     from benchmarks.learner import pass_of
     from rl_engine.learner.batching import collate
     from rl_engine.policy.base_model import load_meta_model
@@ -217,7 +218,7 @@ def measure(arm: Arm, learner: Any, sizes: Sizes, vocabulary: int) -> dict[str, 
     seconds = seconds_of(run, sizes.rounds)
     kernels = kernels_of(run)
     check_learns(learner)
-    # An update too: Adam's moments are part of the peak.
+    # Include an update, because Adam's moments are part of the peak.
     learner.deepspeed_engine.step()
     tokens = sum(sample.num_tokens for sample in samples)
     return {
@@ -233,7 +234,7 @@ def measure(arm: Arm, learner: Any, sizes: Sizes, vocabulary: int) -> dict[str, 
 
 
 def release() -> None:
-    """Give back what nothing refers to any more."""
+    """Free unreferenced memory, and reset the peak statistics."""
     import torch
 
     gc.collect()
@@ -243,7 +244,7 @@ def release() -> None:
 
 
 def main(sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")]) -> None:
-    """Measure every arm; one that the memory does not hold, or that is not what it is called, is said and left."""
+    """Measure every arm; one that does not fit into memory, or does not run as named, is reported and skipped."""
     import torch
 
     from rl_engine.learner.ranks import leave_ranks

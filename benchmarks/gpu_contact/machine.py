@@ -1,8 +1,8 @@
-"""Stage A: what is installed, what the card is called, and how fast its products and copies are.
+"""Stage A: what is installed, the card's name, and how fast its matrix products and copies are.
 
-While those are measured vLLM looks at the classes of the models that later stages sample from, each in a process of its
-own that loads all of vLLM again. It does so once a machine, and keeps what it saw under `VLLM_CACHE_ROOT`: on an H200
-that was 18 s of the first start.
+Meanwhile vLLM inspects the classes of the models that later stages sample from, each in a process that imports all of
+vLLM again. It does so once per machine and caches the result under `VLLM_CACHE_ROOT`: on an H200 that was 18 s of the
+first start.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import typer
 from benchmarks.gpu_contact.figures import note
 from benchmarks.gpu_contact.sizes import SIZES, Sizes
 
-# What the training path imports, in its order, and vLLM's compiled parts.
+# What the training path imports, in order, and vLLM's compiled parts.
 MODULES = (
     "torch",
     "triton",
@@ -41,16 +41,16 @@ MODULES = (
     "torch.nn.attention.varlen",
     "flash_attn",
 )
-# Of the shapes that are drawn, and of the embedded model.
+# Model classes of the random shapes and of the embedded model.
 CLASSES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
-# What an import, or a look at a class, may raise.
+# What importing a module, or inspecting a class, may raise.
 NOT_THERE = (ImportError, OSError, RuntimeError, AttributeError, KeyError)
 FLOP_OF_MULTIPLY_ADD = 2
 WARM_UPS = 3
 
 
 def tried(name: str, look: Callable[[], str]) -> dict[str, Any]:
-    """What came of it: what was found, or the error."""
+    """A row with what was found, or with the error."""
     start = time.perf_counter()
     try:
         found = look()
@@ -60,12 +60,12 @@ def tried(name: str, look: Callable[[], str]) -> dict[str, Any]:
 
 
 def version_of(name: str) -> str:
-    """The version of a module that can be imported."""
+    """Import a module, and return its version."""
     return str(getattr(importlib.import_module(name), "__version__", "imported"))
 
 
 def look_at(architecture: str) -> str:
-    """Have vLLM look at a model's class, as its first start does."""
+    """Make vLLM inspect a model's class, as its first start does."""
     from vllm.model_executor.models.registry import ModelRegistry
 
     ModelRegistry.models[architecture].inspect_model_cls()
@@ -73,7 +73,7 @@ def look_at(architecture: str) -> str:
 
 
 def driver() -> str:
-    """nvidia-smi's name, driver and memory of each card, or why there is no answer."""
+    """Name, driver and memory of each card from nvidia-smi, or why it did not answer."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
@@ -85,7 +85,7 @@ def driver() -> str:
 
 
 def seconds_of(work: Callable[[], Any], rounds: int) -> float:
-    """Median seconds of one call, after some that are not counted; the card has finished when a call is over."""
+    """Median seconds per call, after some warm-up calls; each call includes waiting for the card to finish."""
     import torch
 
     def once() -> float:
@@ -101,12 +101,12 @@ def seconds_of(work: Callable[[], Any], rounds: int) -> float:
 
 
 def product_flops(side: int, dtype: str, rounds: int) -> float:
-    """FLOP/s of a square matrix product of random numbers: zeros multiply faster than data does."""
+    """FLOP/s of a square matrix product of random numbers, as zeros multiply faster than real data."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    together = 10  # products a measurement, so that a launch is no part of it
+    together = 10  # products per measurement, so that launch overhead does not count
 
     def products() -> None:
         for _ in range(together):
@@ -116,7 +116,7 @@ def product_flops(side: int, dtype: str, rounds: int) -> float:
 
 
 def bytes_per_s(mib: int, rounds: int) -> float:
-    """Bytes read and written a second by a copy within the device's memory."""
+    """Bytes read and written per second by a copy within the device's memory."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,12 +126,12 @@ def bytes_per_s(mib: int, rounds: int) -> float:
 
 
 def main(sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")]) -> None:
-    """Versions and imports first, which may fail one by one; then the two ceilings."""
+    """Report versions and imports, each of which may fail, and then measure the two ceilings."""
     given = SIZES[sizes]
     note("machine", driver=driver(), python=sys.version.split()[0])
     for name in MODULES:
         note("import", **tried(name, partial(version_of, name)))
-    # What they import is there, so that they wait for their processes, and launches of products for nobody.
+    # Everything is imported by now, so these threads only wait for their processes and do not delay kernel launches.
     with ThreadPoolExecutor() as pool:
         looks = [pool.submit(tried, f"vLLM's {name}", partial(look_at, name)) for name in CLASSES]
         measure(given)
@@ -140,7 +140,7 @@ def main(sizes: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")]
 
 
 def measure(sizes: Sizes) -> None:
-    """The card's name and its two ceilings."""
+    """Record the card's name and its two ceilings."""
     import torch
 
     cuda = torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""Outcomes → a page of Markdown whose tables fit into docs/benchmarks.md and docs/gpu.md."""
+"""Outcomes → a Markdown page whose tables can go into docs/benchmarks.md and docs/gpu.md."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from benchmarks.gpu_contact.sizes import ADAPTER, IDLE
 Row = dict[str, Any]
 MFU_GOAL, ADAPTER_GOAL, SAMPLING_GOAL = 0.40, 0.90, 20_000
 GOAL_TOKENS = 128
-"""Completions side by side that the goals of sampling are about."""
+"""Completions side by side to which the sampling goals refer."""
 
 
 def rows_of(outcomes: Iterable[Outcome], kind: str) -> list[Row]:
-    """All figures of one kind, in the order in which they were measured."""
+    """All figures of one kind, in the order of measurement."""
     return [row for outcome in outcomes for row in outcome.figures if row["kind"] == kind]
 
 
 def card_of(outcomes: Iterable[Outcome]) -> str:
-    """The card's name as torch gives it."""
+    """The card's name according to torch."""
     return next((row["card"] for row in rows_of(outcomes, "machine") if "card" in row), "an unknown card")
 
 
 def sampled(outcomes: Iterable[Outcome]) -> dict[str, Row]:
-    """Each arm of sampling, at the median speed of its rounds."""
+    """Each sampling arm, with the median speed over its rounds."""
     rounds: dict[str, list[Row]] = {}
     for row in rows_of(outcomes, "sampling"):
         rounds.setdefault(row["arm"], []).append(row)
@@ -36,13 +36,13 @@ def sampled(outcomes: Iterable[Outcome]) -> dict[str, Row]:
 
 
 def adapter_ratio(outcomes: Sequence[Outcome]) -> float | None:
-    """Tokens/s with an adapter of rank 1 over those without one, of one engine; None where one was not measured."""
+    """Tokens/s with a rank-1 adapter divided by tokens/s without, in one engine; None if either was not measured."""
     speeds = {arm: row["tokens_per_s"] for arm, row in sampled(outcomes).items()}
     return speeds[ADAPTER] / speeds[IDLE] if {ADAPTER, IDLE} <= speeds.keys() else None
 
 
 def number(value: Any, digits: int = 0) -> str:
-    """A figure for a table; a dash where there is none."""
+    """A figure for a table; a dash if there is none."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
@@ -60,7 +60,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def page(outcomes: Sequence[Outcome], sizes: str) -> str:
-    """The whole page, of as many stages as are over."""
+    """The whole page, for the stages that have ended."""
     sections = [
         *_head(outcomes, sizes),
         *_stages(outcomes, sizes),
@@ -86,7 +86,7 @@ def _head(outcomes: Sequence[Outcome], sizes: str) -> list[str]:
 
 
 def _stages(outcomes: Sequence[Outcome], sizes: str) -> list[str]:
-    """On a card with the seconds that were planned, which are a card's."""
+    """The table of stages; on a card with the planned seconds, which are for a card."""
     planned = sizes == "card"
     rows = [
         (
@@ -175,7 +175,7 @@ def _sampling(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _waits(outcomes: Sequence[Outcome]) -> list[str]:
-    """What a step of decoding waits for."""
+    """What a decoding step waits for."""
     lines = []
     for row in rows_of(outcomes, "decoding step"):
         whole, busy = (
@@ -221,7 +221,7 @@ def _learner(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _goals(outcomes: Sequence[Outcome], sizes: str) -> list[str]:
-    """Measured against the goals; on a CPU they mean nothing."""
+    """Results against the goals; nothing on a CPU, where the goals do not apply."""
     if sizes != "card":
         return []
     mfus = [row["mfu"] for row in rows_of(outcomes, "learner")]
@@ -246,7 +246,7 @@ def _goals(outcomes: Sequence[Outcome], sizes: str) -> list[str]:
 
 
 def _logs(outcomes: Sequence[Outcome]) -> list[str]:
-    """The doctor's report, and the last lines of whatever did not pass."""
+    """The doctor's report, and the last lines of every stage that did not pass."""
     shown = [one for one in outcomes if one.last_lines and (one.name == "doctor" or not one.passed)]
     lines = []
     for one in shown:

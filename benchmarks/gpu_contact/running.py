@@ -1,4 +1,4 @@
-"""Stages → what came of each: processes one after the other, each within its limit and all within the deadline."""
+"""Stages → their outcomes: processes one after the other, each within its limit and all within the deadline."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from benchmarks.gpu_contact.stages import Stage
 ROOT = Path(__file__).parents[2]
 PASSED, FAILED, OVERLONG, CUT, SKIPPED = "passed", "failed", "over its limit", "cut by the deadline", "skipped"
 LEAST_S = 10.0
-"""With less left no stage is begun: nothing would come of it."""
+"""With less time left no stage is started, because it would achieve nothing."""
 GRACE_S = 5.0
-"""That a process has to leave when it is asked to."""
+"""Time that a process has to exit after SIGTERM."""
 LAST_LINES = 25
 ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "COLUMNS": "160",
-    # Empty is not set: else every stage would compile the libraries' Python again.
+    # Empty means unset. If it were set, every stage would recompile the libraries' Python code.
     "PYTHONDONTWRITEBYTECODE": "",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a stage."""
+    """The outcome of a stage."""
 
     name: str
     asks: str
@@ -43,13 +43,13 @@ class Outcome:
     """PASSED, FAILED, OVERLONG, CUT or SKIPPED."""
     seconds: float = 0.0
     expected_s: float = 0.0
-    """What it takes on a card like an H100."""
+    """Seconds that it takes on a card like an H100."""
     exit: int | None = None
     reason: str = ""
     figures: tuple[dict[str, Any], ...] = ()
-    """What it measured, up to where it ended."""
+    """What it measured until it ended."""
     last_lines: tuple[str, ...] = ()
-    """Of its log."""
+    """The last lines of its log."""
 
     @property
     def passed(self) -> bool:
@@ -57,9 +57,9 @@ class Outcome:
 
 
 def run_all(stages: Sequence[Stage], deadline: float, out: Path) -> Iterator[Outcome]:
-    """Run each stage, whatever came of those before it, and yield its outcome when it is over.
+    """Run each stage, whatever the outcome of those before it, and yield its outcome when it has ended.
 
-    `deadline` is on the monotonic clock; `out` gets `<stage>.log`.
+    `deadline` is on the monotonic clock; logs go to `<stage>.log` in `out`.
     """
     outcomes: dict[str, Outcome] = {}
     for stage in stages:
@@ -77,7 +77,7 @@ def run_all(stages: Sequence[Stage], deadline: float, out: Path) -> Iterator[Out
 
 
 def run_stage(stage: Stage, limit_s: float, log: Path) -> Outcome:
-    """Run one stage for at most so many seconds."""
+    """Run one stage for at most `limit_s` seconds."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu_contact-") as place:
         figures = Path(place) / "figures.jsonl"
@@ -85,7 +85,7 @@ def run_stage(stage: Stage, limit_s: float, log: Path) -> Outcome:
             code = _exit_code(stage.command, limit_s, file, {FILE: str(figures)})
         found = (*noted(figures), *stage.read())
     if code is None:
-        # A limit that the deadline shortened is the deadline's.
+        # If the deadline shortened the limit, the stage was cut by the deadline.
         outcome = OVERLONG if limit_s >= stage.limit_s else CUT
         reason = f"ended after {limit_s:.0f} s"
     else:
@@ -105,7 +105,7 @@ def _outcome(stage: Stage, outcome: str, reason: str) -> Outcome:
 
 
 def _exit_code(command: Sequence[str], limit_s: float, log: TextIO, environment: Mapping[str, str]) -> int | None:
-    """Of the command, or None where it had to be ended. Whatever it started is ended with it."""
+    """Run the command and return its exit code, or None if it had to be killed. Its children are always killed."""
     process = None
     try:
         with _heard_after(signal.SIGTERM, signal.SIGINT):
@@ -133,8 +133,8 @@ def _exit_code(command: Sequence[str], limit_s: float, log: TextIO, environment:
 
 @contextlib.contextmanager
 def _heard_after(*numbers: signal.Signals) -> Iterator[None]:
-    """Signals that come inside the block are heard at its end: a handler that raises while a process is being started
-    would leave one that nobody knows of. (A mask would not do: it holds for one thread, and libraries have others.)"""
+    """Defer signals that arrive inside the block to its end: a handler that raises while a process is being started
+    would leave an orphan. (A signal mask would not do: it applies to one thread, and libraries have others.)"""
     came: list[int] = []
     handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
     try:
@@ -147,6 +147,6 @@ def _heard_after(*numbers: signal.Signals) -> Iterator[None]:
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To all processes of the stage: it was given a group of its own."""
+    """Send a signal to all processes of a stage, which has its own process group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)

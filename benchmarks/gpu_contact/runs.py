@@ -1,4 +1,4 @@
-"""A run's directory → the figures of its steps. Written by the stages whose command is the project's own."""
+"""A run directory → the figures of its steps, for the stages that run one of the project's own commands."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PHASES = ("rollout_s", "learn_s", "sync_s", "step_s")
 
 
 def metrics_of(run: Path) -> list[Row]:
-    """The lines of a run's metrics.jsonl; none where it is not there."""
+    """The lines of a run's metrics.jsonl; none if it does not exist."""
     return noted(run / "metrics.jsonl")
 
 
 def steps_of(run: Path, name: str) -> list[Row]:
-    """A row for the first step, in which kernels are compiled and tuned, and one of the medians of those after it."""
+    """A row for the first step, in which kernels are compiled and tuned, and one with the medians of later steps."""
     lines = [line for line in metrics_of(run) if line["step"] > 0]
     parts = {"first step": lines[:1], "steps after it, medians": lines[1:]}
     return [{"kind": "step", "run": name, "which": which, **_medians(part)} for which, part in parts.items() if part]
@@ -43,7 +43,7 @@ def _medians(lines: Sequence[Mapping[str, float]]) -> Row:
 
 
 def _sampled(lines: Sequence[Mapping[str, float]]) -> float | None:
-    """Completion tokens by the time of sampling alone: a step's throughput is of the whole step."""
+    """Completion tokens per second of sampling: the recorded throughput refers to the whole step."""
     values = [
         line["throughput/tokens_per_s"] * line["time/step_s"] / line["time/rollout_s"]
         for line in lines
@@ -53,7 +53,7 @@ def _sampled(lines: Sequence[Mapping[str, float]]) -> float | None:
 
 
 def trained(run: Path, name: str) -> list[Row]:
-    """What a run of the quickstart has learned, and its steps."""
+    """What a quickstart run has learned, and its steps."""
     lines = metrics_of(run)
     scores = [line["eval/held_out/avg"] for line in lines if "eval/held_out/avg" in line]
     if not scores:
@@ -63,7 +63,7 @@ def trained(run: Path, name: str) -> list[Row]:
 
 
 def resumed(run: Path, name: str, steps: int, more: int) -> list[Row]:
-    """Whether every step up to `steps` is there once, and a row for the last `more` of them, which followed."""
+    """Whether each step up to `steps` is recorded exactly once, and a row for the last `more`, which were resumed."""
     lines = [line for line in metrics_of(run) if line["step"] > 0]
     found = [line["step"] for line in lines]
     later = [line for line in lines if line["step"] > steps - more]

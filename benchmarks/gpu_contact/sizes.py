@@ -1,14 +1,14 @@
-"""How much each stage is given: what a card of 80 GiB is asked for, and what a CPU does in a test."""
+"""The amount of work in each stage, for a card with 80 GiB and for a CPU in a test."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-# What the engine of a run of rank 1 is asked for.
+# Sampling arms, both in the engine of a rank-1 run.
 IDLE, ADAPTER = "no adapter", "rank 1"
 
-# The public config.json of Qwen2.5, as far as sizes and arithmetic are concerned. Weights are drawn at random.
+# The public config.json of Qwen2.5, as far as it affects sizes and arithmetic. Weights are random.
 QWEN2_5: dict[str, Any] = {
     "model_type": "qwen2",
     "architectures": ["Qwen2ForCausalLM"],
@@ -54,28 +54,28 @@ class Sizes:
     name: str
     dtype: str
     shapes: dict[str, dict[str, Any]]
-    """Name → config.json of the models that weights are drawn for; the first is sampled from and trained whole."""
+    """Name → config.json of the models with random weights; the first one also runs whole training steps."""
     problems: int
-    """Of a step; times `samples` is what is sampled side by side."""
+    """Problems per step; times `samples` is the number of completions sampled side by side."""
     samples: int
     tokens: int
-    """Of every completion that is sampled: random weights never end one."""
+    """Tokens of every sampled completion: random weights never end one early."""
     rows: int
-    """Completions of the learner's micro-batch."""
+    """Completions in the learner's micro-batch."""
     width: int
     """Tokens of the longest of them, prompt included."""
     product: int
     """Side of the matrices whose product is measured."""
     copied_mib: int
     rounds: int
-    """Times a thing is measured, after one that is not counted."""
+    """How often each thing is measured, after a warm-up."""
     quickstart_steps: int
     patience: float
-    """What a stage's limit, made for the card, is multiplied with."""
+    """Factor on the stages' time limits, which are made for the card."""
     settings: tuple[str, ...]
-    """What every run of a command is told here besides."""
+    """Additional settings of every run."""
     quickstart: tuple[str, ...]
-    """What the quickstart is told besides."""
+    """Additional settings of the quickstart."""
 
     @property
     def first_shape(self) -> str:

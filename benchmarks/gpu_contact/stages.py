@@ -1,10 +1,11 @@
-"""Sizes → the stages in the order of what they are worth: what is asked first, the deadline cuts last.
+"""Sizes → the stages, most valuable first, so that the deadline cuts the least valuable ones.
 
-The seconds are those of an H200 (docs/gpu.md says which of them were measured): all before the doctor fit a deadline of
-590 together. The last of these is the learner, whose figures come one by one from its first minute on.
-Most of them are starts. vLLM compiles the model, compiles Triton's kernels and captures its graphs; what it has
-compiled for a configuration it keeps under `VLLM_CACHE_ROOT`, and Triton what is the same for all models, so that the
-quickstart's start is cheap a second time (`resume`, `doctor`) and the step's own finds the kernels.
+The seconds are for an H200 (docs/gpu.md says which of them were measured). All stages before the doctor fit into a
+deadline of 590 s together. The last of these is the learner, whose figures arrive one by one from its first minute on.
+Most of the time is startup: vLLM compiles the model, compiles Triton kernels and captures CUDA graphs. It caches what
+it has compiled for a configuration under `VLLM_CACHE_ROOT`, and Triton caches what is the same for all models, so that
+the quickstart's configuration starts quickly the second time (`resume`, `doctor`) and the `step` stage finds the
+kernels.
 """
 
 from __future__ import annotations
@@ -19,41 +20,41 @@ from benchmarks.gpu_contact.runs import resumed, steps_of, trained
 from benchmarks.gpu_contact.sizes import Sizes
 
 MORE_STEPS = 2
-"""That the resumed run makes."""
+"""Steps that the resumed run adds."""
 SPARE_S = 90.0
-"""That a stage may take longer than expected: what a start of the 1.5B model spent on what a cache may hold (18 s to
-look at the model's class, 25 s to compile it, about 20 s to compile kernels), and files read for the first time."""
+"""How much longer than expected a stage may take: what the 1.5B model's start spent on work that may be cached (18 s to
+inspect the model's class, 25 s to compile it, about 20 s to compile kernels), and reading files for the first time."""
 PYTHON = (sys.executable, "-m")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One process and how long it may take.
+    """One process, and how long it may take.
 
     Example: `Stage(name="doctor", asks="…", command=("python", "-m", "rl_engine.doctor"), expected_s=70)`
     """
 
     name: str
     asks: str
-    """The question it answers."""
+    """The question that it answers."""
     command: tuple[str, ...]
     expected_s: float
-    """What it takes on a card like an H100."""
+    """Seconds that it takes on a card like an H100."""
     patience: float = 1.0
-    """What its limit is multiplied with elsewhere."""
+    """Factor on its limit on other machines."""
     after: str | None = None
-    """The stage without which it can do nothing."""
+    """The stage that it depends on."""
     read: Callable[[], list[dict[str, Any]]] = field(default=list)
-    """What can be read in the files it leaves, besides what it notes itself."""
+    """Reads figures from the files it leaves, in addition to those it records itself."""
 
     @property
     def limit_s(self) -> float:
-        """What it may take."""
+        """Seconds that it may take."""
         return self.patience * (self.expected_s + SPARE_S)
 
 
 def stages(sizes: Sizes, scratch: Path, model: Path | None) -> list[Stage]:
-    """All of them. `scratch`: where runs and checkpoints go. `model`: a real model's directory, if there is one."""
+    """All stages. `scratch`: where runs and checkpoints go. `model`: a real model's directory, if there is one."""
     real = [_real_model(sizes, scratch, model)] if model else []
     first = [_machine(sizes), _quickstart(sizes, scratch), _resume(sizes, scratch), _step(sizes, scratch)]
     asked = [*first, _learner(sizes), _doctor(sizes), *real]
@@ -116,7 +117,7 @@ def _resume(sizes: Sizes, scratch: Path) -> Stage:
 
 
 def _step(sizes: Sizes, scratch: Path) -> Stage:
-    """Three whole steps of the first shape, and decoding with and without an adapter in the run's engine."""
+    """Three whole steps with the first shape, and decoding with and without an adapter in the run's engine."""
     shape, run = sizes.first_shape, scratch / "step"
     side_by_side = sizes.problems * sizes.samples
     settings = (
@@ -127,12 +128,12 @@ def _step(sizes: Sizes, scratch: Path) -> Stage:
         f"sampling.max_tokens={sizes.tokens}",
         f"train.problems_per_step={sizes.problems}",
         "train.steps=3",
-        # No more than three steps ask for, and no graphs of batches that nobody samples.
+        # Only as many problems as three steps need, and no CUDA graphs for batch sizes that are never sampled.
         f"data.limit={3 * sizes.problems}",
         f"rollout.max_num_seqs={side_by_side}",
         "eval.suites=[]",
         "optim.lr=1e-5",
-        # Random weights solve nothing: completions are told apart by their text.
+        # Random weights solve nothing, so rewards depend on the completions' text.
         "rewards.correct_weight=0",
         "rewards.function=rl_engine.doctor.reward:spread",
         "rewards.function_weight=1",

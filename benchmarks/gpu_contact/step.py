@@ -1,14 +1,14 @@
-"""Stage E: a run of three whole steps at the first shape, and then tokens a second of its own engine with the run's
-adapter and without: what vLLM's adapter kernels cost.
+"""Stage E: a run of three whole steps with the first shape, and then the tokens per second of its engine with the run's
+adapter and without, which show the cost of vLLM's adapter kernels.
 
-One engine for both: its start takes longer than all that is measured. A request without an adapter gets CUDA graphs of
-its own there, captured while no adapter was active, in which vLLM's adapter operations ask for no kernel: they return
-before it (`lora_shrink_op.py`, `lora_expand_op.py`). What an engine built without adapters would gain besides, where
-no such operation stands between two others, is not in the figure; `python -m benchmarks.rollout` has such an arm. All
-completions of a round are sampled side by side and have the full length, and rounds with and without take turns.
+Both use one engine, because starting it takes longer than all measurements. Requests without an adapter get their own
+CUDA graphs, captured while no adapter was active, in which vLLM's adapter operations return without launching a kernel
+(`lora_shrink_op.py`, `lora_expand_op.py`). An engine built without adapter support would gain a little more, because
+these operations would not separate others; `python -m benchmarks.rollout` has such an arm. All completions of a round
+are sampled side by side at full length, and rounds with and without an adapter alternate.
 
-In the end two short rounds say what a step of decoding waits for: by torch's profiler the seconds in which the card is
-at work, and by Python's the functions that the host spends the rest in.
+Finally, two short rounds show what a decoding step waits for: torch's profiler gives the seconds in which the card is
+busy, and Python's profiler the functions in which the host spends its time.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ ROUNDS = 2
 WARM_UP_TOKENS = 16
 LOOKED_AT_TOKENS = 64
 FUNCTIONS = 12
-"""Of the host's, that are told."""
+"""How many of the host's functions are reported."""
 
 
 def sampling_of(sizes: Sizes, tokens: int) -> SamplingConfig:
-    """So many tokens, or all that a completion may have, of every completion."""
+    """Sampling settings for `tokens` tokens per completion, but at most the full length."""
     return SamplingConfig(n=sizes.samples, temperature=1.0, max_tokens=min(tokens, sizes.tokens))
 
 
 def speed(engine: Any, sizes: Sizes, prompts: list[Prompt], adapter: AdapterRef | None, occasion: str) -> float:
-    """Completion tokens a second of one batch. Raises `SystemExit` where a completion is shorter than asked for."""
+    """Completion tokens per second of one batch. Raises `SystemExit` if a completion is shorter than requested."""
     sampling = sampling_of(sizes, sizes.tokens)
     begin = time.perf_counter()
     groups = engine.generate(prompts, sampling, adapter, [f"{occasion}/{index}" for index in range(len(prompts))])
@@ -56,10 +56,10 @@ def speed(engine: Any, sizes: Sizes, prompts: list[Prompt], adapter: AdapterRef 
 
 
 def decode(run: Any, sizes: Sizes) -> None:
-    """Ask the engine of a run that is trained, with its newest version and without any."""
+    """Measure the engine of a finished run, with the newest version and without an adapter."""
     engine, prompts = run.sampler.engine, render(run.config.model.name, sizes.problems)
     arms: dict[str, AdapterRef | None] = {IDLE: None, ADAPTER: run.adapter}
-    # The run has sampled with its adapters; without one nothing has been asked yet.
+    # The run has sampled with its adapters, but never without one, so warm that up.
     engine.generate(
         prompts, sampling_of(sizes, WARM_UP_TOKENS), None, [f"warm/{index}" for index in range(len(prompts))]
     )
@@ -72,7 +72,7 @@ def decode(run: Any, sizes: Sizes) -> None:
 
 
 def look_into(engine: Any, sizes: Sizes, prompts: list[Prompt], adapter: AdapterRef) -> None:
-    """Where the time of a decoding step goes: on the card, and in which functions of the host."""
+    """Record where the time of a decoding step goes: on the card, and in which functions of the host."""
     sampling = sampling_of(sizes, LOOKED_AT_TOKENS)
 
     def decode_few() -> None:
@@ -85,7 +85,7 @@ def look_into(engine: Any, sizes: Sizes, prompts: list[Prompt], adapter: Adapter
     profile = cProfile.Profile()
     profile.runcall(decode_few)
     stats = pstats.Stats(profile).get_stats_profile()
-    # By their own time: that of all they call would name the loop.
+    # Sorted by own time: by cumulative time, the loop itself would come first.
     slowest = sorted(stats.func_profiles.items(), key=lambda item: item[1].tottime, reverse=True)[:FUNCTIONS]
     for name, one in slowest:
         where = f"{Path(one.file_name).name}:{one.line_number}" if one.line_number else "built in"
@@ -93,7 +93,7 @@ def look_into(engine: Any, sizes: Sizes, prompts: list[Prompt], adapter: Adapter
 
 
 def decode_at_the_end(sizes: Sizes) -> None:
-    """Have the runs of this process ask their engines, too, when they are trained and before those are closed."""
+    """Make runs in this process measure their engines after training, before the engines are closed."""
     from rl_engine.train import one_run
     from rl_engine.train.loop import LiveRun, train
 

@@ -1,7 +1,8 @@
-"""The public configuration of a model → one with random weights: a checkpoint on disk, or in memory on the card.
+"""The public configuration of a model → a model with random weights: a checkpoint on disk, or in memory on the card.
 
-No tokenizer can be fetched, so the embedded model's is padded to the vocabulary with made-up words: every token that
-random weights sample has a text. The end token is beyond the vocabulary, so that every completion has its full length.
+No tokenizer can be downloaded, so the embedded model's is padded to the vocabulary size with made-up words, which gives
+every token that random weights may sample a text. The end token is outside the vocabulary, so that every completion has
+its full length.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ NEVER = "<never>"
 
 
 def write_shape(directory: Path, shape: dict[str, Any], dtype: str) -> None:
-    """Everything of a checkpoint but its weights."""
+    """Write a checkpoint without its weights."""
     directory.mkdir(parents=True, exist_ok=True)
     vocabulary = shape["vocab_size"]
     ends = {"eos_token_id": vocabulary, "pad_token_id": 0, "bos_token_id": None}
@@ -36,7 +37,7 @@ def write_shape(directory: Path, shape: dict[str, Any], dtype: str) -> None:
 
 
 def random_model(directory: Path, attention: str, dtype: Any) -> Any:
-    """A model of the configuration in `directory`, drawn on the card where there is one."""
+    """A model with the configuration in `directory` and random weights, on the card if there is one."""
     import torch
 
     from rl_engine.policy.base_model import load_model_config, without_noise
@@ -50,12 +51,12 @@ def random_model(directory: Path, attention: str, dtype: Any) -> Any:
 
 
 def write_checkpoint(directory: Path, sizes: Sizes, shape: str) -> dict[str, Any]:
-    """Write a whole checkpoint of that shape; what it is, for a table. Nothing of it stays on the card."""
+    """Write a complete checkpoint of this shape, and return its figures for a table. Nothing stays on the card."""
     import torch
 
     write_shape(directory, sizes.shapes[shape], sizes.dtype)
     model = random_model(directory, "sdpa", getattr(torch, sizes.dtype))
-    # Not the model's own files: they would name the tokenizer's end token as transformers sees it.
+    # Restore our config files: those that transformers saves would name another end token.
     config = (directory / "config.json").read_text()
     generation = (directory / "generation_config.json").read_text()
     model.save_pretrained(directory)

@@ -15,8 +15,8 @@ VERSIONS = 16
 def with_insides(
     run: Path, lines: tuple[Mapping[str, float], ...]
 ) -> tuple[tuple[Mapping[str, float], ...], list[str]]:
-    """Return the lines, with medians over a version's modules added to the first step that it was current after, and a
-    message for each adapter that cannot be inspected, which does not keep the rest of the run from being shown.
+    """Return the lines and a message for each adapter that cannot be inspected; the rest of the run is shown anyway.
+    The medians over a version's modules are added to the line of the first step after which that version was current.
 
     Whole models are skipped: the singular values of all their matrices take minutes.
     """

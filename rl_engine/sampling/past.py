@@ -48,8 +48,7 @@ class PastVersions:
 
     @contextlib.contextmanager
     def restored(self, key: str) -> Iterator[None]:
-        """Inside the block the learner has the parameters of version `key`; afterwards it is bit for bit what it
-        was."""
+        """Inside the block the learner has version `key`'s parameters; afterwards it is bit for bit as before."""
         now = self._copy()
         try:
             self._put(self._kept[key])

@@ -52,8 +52,7 @@ class RankSharedPool:
 
     def collect(self, request: Request, meanwhile: Meanwhile = wait) -> list[RolloutGroup]:
         """See `RolloutQueue.collect`. With several ranks all groups are passed on at once, when the last is there.
-        Raises
-        `Stopped` on a request to stop."""
+        Raises `Stopped` on a request to stop."""
         groups, told = None, set[WorkItem]()
         while groups is None:
             leave_if_asked(self.ranks, self.stop)

@@ -25,9 +25,9 @@ class Batches:
     """[steps × batch size] row indices, one batch after the other."""
     steps: int
     tokens: list[int]
-    """[steps + 1] cumulative number of tokens seen after each number of steps, without padding."""
+    """[steps + 1] total tokens seen after 0, 1, … steps, without padding."""
     learned: list[int]
-    """[steps + 1] cumulative number of tokens learned from."""
+    """[steps + 1] total tokens learned from after 0, 1, … steps."""
 
 
 def batches_of(config: SftConfig, rows: Dataset) -> Batches:

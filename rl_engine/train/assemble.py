@@ -369,8 +369,7 @@ def describe(config: Config, data: TrainingData, learner: Learner) -> dict[str, 
 
 
 def plan_lines(config: Config) -> dict[str, str]:
-    """Prompts × samples, tokens per step, learning rate, the sampler's share of a card: known once `auto` is
-    settled."""
+    """Prompts × samples, tokens per step, learning rate, the sampler's share of a card; needs every `auto` settled."""
     completions = config.train.problems_per_step * config.sampling.n
     workers, piece = config.rollout.workers, config.training_piece
     handed_out = f"{piece} prompt{'' if piece == 1 else 's'} at a time"

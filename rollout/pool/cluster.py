@@ -57,7 +57,7 @@ class Size:
     fixed: int | None
     cpus: int
     gpus: int
-    """Cards per worker; `cpus` likewise."""
+    """Cards per worker; `cpus` are its cores."""
     workers: int = field(init=False)
     _looked: float = field(default=0.0, init=False)
 

@@ -1,6 +1,6 @@
 'use strict';
-// Metrics → curves, drawn as SVG. A chart is an entry of data.charts; a curve is {label, colour, dash, points} with
-// points [{step, value, low, high}] in the order of steps.
+// Metrics → curves, drawn as SVG. A chart is an entry of data.charts; a curve is {label, colour, dash, points}, with
+// points [{step, value, low, high}] ordered by step.
 
 const HEIGHT = 250, WIDE_HEIGHT = 480;
 const PAD = {top: 10, right: 12, bottom: 34};
@@ -32,7 +32,7 @@ function scientific(value, digits) {
   return (Number(factor) === 1 ? '' : `${Number(factor)}×`) + `10${raised}`;
 }
 
-/** A number as it is written where neighbours differ by about `resolution`. */
+/** Format a number with as many digits as neighbours that differ by about `resolution` need. */
 function formatted(value, resolution) {
   if (value === 0) return '0';
   const size = Math.max(Math.abs(value), resolution);
@@ -42,7 +42,7 @@ function formatted(value, resolution) {
   return text.replace('-', '−');
 }
 
-/** Round values over [low, high], at most about `count` of them: a factor times a power of ten apart. */
+/** At most about `count` round values in [low, high], spaced by a factor times a power of ten. */
 function linearScale(low, high, count, factors = [1, 2, 2.5, 5, 10]) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -72,12 +72,12 @@ function logScale(low, high) {
     }
   const plain = value => value >= 0.01 && value < 1e4 || value === 0;
   const exact = value => plain(value) ? String(Number(value.toPrecision(3))) : scientific(value, 2);
-  // One notation along an axis.
+  // Use the same notation along an axis.
   const text = ticks.every(plain) ? exact : value => value === 1 ? '1' : scientific(value, 1);
   return {low, high, ticks, place: value => (Math.log10(value) - bottom) / (top - bottom), text, exact};
 }
 
-/** Values a chart's axis has to hold. */
+/** Values that a chart's axis must cover. */
 function extent(curves) {
   let low = Infinity, high = -Infinity;
   for (const {points} of curves)
@@ -101,13 +101,13 @@ function valueScale(chart, curves, log) {
   return linearScale(low === 0 ? 0 : low - margin, high === 0 ? 0 : high + margin, 6);
 }
 
-/** Whether an axis by powers of ten would show more: everything positive, and over more than a power of ten. */
+/** Whether a logarithmic axis would show more: all values are positive and span more than a power of ten. */
 function mayBeLog(curves) {
   const [low, high] = extent(curves);
   return low > 0 && high >= 10 * low;
 }
 
-/** The mean over `span` points around each, over fewer at the ends; what has an interval stays as it is. */
+/** Average over `span` points around each point, fewer at the ends; points with an interval stay as they are. */
 function smoothed(points, span) {
   if (span === 1 || points.some(point => point.low !== undefined)) return points;
   return points.map((point, index) => {
@@ -117,7 +117,7 @@ function smoothed(points, span) {
   });
 }
 
-/** Each curve on top of those before it: points gain low and high. A step that a curve lacks counts as nothing. */
+/** Stack each curve on those before it, which gives points low and high. Steps that a curve lacks count as zero. */
 function stacked(curves) {
   const heights = new Map();
   return curves.map(curve => ({...curve, area: true, points: curve.points.map(point => {
@@ -127,7 +127,7 @@ function stacked(curves) {
   })}));
 }
 
-/** Draw the curves into a chart's figure, and let the pointer ask for values. */
+/** Draw the curves into a chart's figure, and show values under the pointer. */
 function draw(figure, chart, curves, {log, span, steps}) {
   const width = figure.clientWidth;
   const whole = figure.classList.contains('wide') ? WIDE_HEIGHT : HEIGHT;
@@ -173,14 +173,14 @@ function drawCurve(image, curve, {log, span, steps, placeX, placeY}) {
   const even = smoothed(visible, span);
   if (even !== visible) image.append(line(visible, {'stroke-opacity': 0.25}));
   if (even.length) image.append(line(even, {}));
-  // What is known at a few steps alone is marked there.
+  // Metrics known at only a few steps get markers there.
   const few = visible.length < Math.max(3, (steps[1] - steps[0]) / 2);
   if (visible.length < FEW_POINTS && (banded.length || few))
     for (const point of visible)
       image.append(svg('circle', {cx: placeX(point.step), cy: placeY(point.value), r: 3, fill: curve.colour}));
 }
 
-/** A line at the step nearest to the pointer, and the values there. */
+/** Show a line at the step nearest to the pointer, and the values there. */
 function followPointer(figure, image, curves, {left, inner, placeX, x, y}) {
   const steps = [...new Set(curves.flatMap(curve => curve.points.map(point => point.step)))];
   const cursor = svg('line', {class: 'cursor', y1: PAD.top, y2: PAD.top + inner.height, visibility: 'hidden'});
@@ -212,7 +212,7 @@ function followPointer(figure, image, curves, {left, inner, placeX, x, y}) {
   };
 }
 
-/** The sign of a curve in legends. */
+/** A curve's symbol in legends. */
 function key({colour, dash, area}) {
   const made = svg('svg', {class: 'key', width: 22, height: 10});
   made.append(area ? svg('rect', {x: 5, width: 12, height: 10, fill: colour, class: 'area'}) :

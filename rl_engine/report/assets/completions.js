@@ -1,11 +1,11 @@
 'use strict';
-// Sampled groups → a browser: which problems there are under the filters, one problem's completions side by side, and
-// the same problem at other steps.
+// Sampled groups → a browser: the problems that match the filters, one problem's completions side by side, and the same
+// problem at other steps.
 
-// Not by colour alone: each verdict has a sign and its name.
+// Verdicts are not told apart by colour alone: each has a symbol and its name.
 const SIGNS = {correct: '✓', incorrect: '✗', no_answer: '∅', unparseable: '?', timeout: '…', error: '!'};
 const LONG = 400;
-// How the list is sorted: the groups come in the order of steps.
+// Orders of the list; groups arrive ordered by step.
 const longestOf = group => Math.max(...group.completions.map(completion => completion.tokens));
 const ORDERS = {
   steps: () => 0,
@@ -15,7 +15,7 @@ const ORDERS = {
 const by = id => document.getElementById(id);
 const plainVerdict = verdict => verdict.replace('_', ' ');
 
-/** Groups that hold a completion the filters ask for, in the order of steps. */
+/** Groups with a completion that matches the filters, ordered by step. */
 function matching(groups, {step, verdict, text}) {
   const wanted = text.toLowerCase();
   return groups.filter(group =>
@@ -25,7 +25,7 @@ function matching(groups, {step, verdict, text}) {
       .some(part => part.toLowerCase().includes(wanted))));
 }
 
-/** Fill the list of problems and the group beside it. `choose` is called with the group a reader goes to. */
+/** Fill the list of problems and the group next to it. `choose` is called with the group that the reader selects. */
 function showCompletions(data, state, choose) {
   const run = data.runs[state.run], {groups} = run;
   fillFilters(groups, state);
@@ -46,7 +46,7 @@ function showCompletions(data, state, choose) {
 
 const isChosen = (group, state) => group.problem_id === state.problem && group.step === state.groupStep;
 
-/** Replace the children, and leave the keyboard where it was. */
+/** Replace the children, and keep the keyboard focus where it was. */
 function refill(container, children) {
   const place = [...container.children].findIndex(child => child.contains(document.activeElement));
   container.replaceChildren(...children);
@@ -54,7 +54,7 @@ function refill(container, children) {
   (next?.querySelector('button') ?? next)?.focus({preventScroll: true});
 }
 
-/** Scroll a list, and not the page, so far that one of its entries is seen. */
+/** Scroll a list, but not the page, until one of its entries is visible. */
 function keepInSight(list, index) {
   const entry = list.children[index];
   if (!entry) return;
@@ -93,7 +93,7 @@ function fillFilters(groups, state) {
 
 const right = group => Math.round(group.accuracy * group.samples);
 
-/** A sign for each completion. */
+/** A symbol for each completion. */
 function signs(group) {
   const made = element('span', {className: 'signs', title: `${right(group)} of ${group.samples} right`});
   for (const {verdict} of group.completions)
@@ -125,7 +125,7 @@ function showGroup(group, groups, state, choose, readable) {
   by('cards').replaceChildren(...shown.map(completion => card(completion, readable)));
 }
 
-/** The steps at which the same problem was sampled, to step through. */
+/** Buttons for the steps at which the same problem was sampled. */
 function showHistory(group, groups, choose) {
   const note = textContent => element('span', {className: 'note', textContent});
   const to = (other, textContent, title) =>

@@ -1,9 +1,9 @@
 'use strict';
-// A text → the same text with its formulas drawn: each with its LaTeX as the tooltip, and as what is copied of it.
+// A text → the same text with its formulas drawn; the LaTeX of each is its tooltip, and is what gets copied.
 
 const MATHML = 'http://www.w3.org/1998/Math/MathML';
 
-/** The nodes of a text. What could not be drawn, and everything where the reader asks for it, is as it was written. */
+/** The nodes of a text. Formulas that cannot be drawn stay as written, and all of them do if the reader wants that. */
 function withFormulas(text, {formula, formulas}, asWritten) {
   if (asWritten) return [text];
   const nodes = [];
@@ -18,7 +18,7 @@ function withFormulas(text, {formula, formulas}, asWritten) {
   return [...nodes, text.slice(end)];
 }
 
-/** An element as formulas.py writes it down: `[head, attributes, …elements]`, or its head alone. */
+/** Build an element from the form used by formulas.py: `[head, attributes, …elements]`, or only its head. */
 function mathml(drawn) {
   const [head, ...rest] = Array.isArray(drawn) ? drawn : [drawn];
   const [tag, ...words] = head.split(' ');
@@ -30,7 +30,7 @@ function mathml(drawn) {
   return made;
 }
 
-/** Copy a part of one text as it was written. Left alone, browsers copy a line for each formula. */
+/** Copy part of a text as written. By default, browsers copy each formula as a line of its own. */
 function copyAsWritten(event) {
   const range = getSelection().getRangeAt(0);
   const within = range.commonAncestorContainer;

@@ -1,5 +1,5 @@
 'use strict';
-// The page: which runs are shown, what the charts draw, what a reader chose, and, in a watched run, loading again.
+// The page: which runs are shown, what the charts draw, the reader's choices, and reloading of a watched run.
 
 const data = JSON.parse(by('data').textContent);
 const OWN_KEY = 'chosen by the reader';
@@ -15,7 +15,7 @@ const state = {
 if (!data.runs[state.run]) state.run = 0;
 if (!data.pairs[state.pair]) state.pair = 0;
 
-/** A metric that no chart draws, and that moves where one does. */
+/** The first metric that no chart draws, preferably one that changes. */
 function firstToDraw() {
   const others = data.keys.filter(name => !DRAWN.has(name));
   return others.find(name => data.runs.some(run => new Set(run.metrics[name]).size > 2)) ?? others[0];
@@ -23,7 +23,7 @@ function firstToDraw() {
 
 const isShown = index => !state.off.includes(data.runs[index].name);
 
-/** The points of one metric of a run; a step without it has none. */
+/** The points of one metric of a run; steps without the metric have none. */
 function pointsOf(metrics, {key, low, high}, factor) {
   const points = [];
   (metrics[key] ?? []).forEach((value, index) => {
@@ -35,7 +35,7 @@ function pointsOf(metrics, {key, low, high}, factor) {
   return points;
 }
 
-/** One run: a colour and a dash for each metric. Several: a colour for each run, a dash for each metric. */
+/** One run: a colour and a dash pattern per metric. Several runs: a colour per run, a dash pattern per metric. */
 function curvesOf(chart) {
   const several = data.runs.length > 1;
   const parts = several && chart.total ? [chart.total] : chart.series;
@@ -56,7 +56,7 @@ function curvesOf(chart) {
   return chart.total && !several ? stacked(curves) : curves;
 }
 
-/** The one value of curves that never move: worth a sentence, not a chart. Undefined where there is more to see. */
+/** The single value of curves that never change, which needs a sentence, not a chart; otherwise undefined. */
 function constant(curves) {
   const [low, high] = extent(curves);
   return high - low <= 1e-6 * Math.abs(high) && curves.some(curve => curve.points.length > 1) ? low : undefined;
@@ -71,7 +71,7 @@ function redraw(figure) {
   const curves = curvesOf(chart);
   figure.hidden = Boolean(figure.chart) && (curves.length === 0 || constant(curves) !== undefined);
   figure.querySelector('svg.plot')?.remove();
-  // In a fold that is closed a figure has no width.
+  // A figure in a collapsed section has no width.
   if (figure.hidden || !curves.length || !figure.clientWidth) return;
   const positive = curves.some(curve => curve.points.some(point => point.value > 0));
   const log = positive && (state.log[chart.name] ?? chart.log ?? false);
@@ -87,18 +87,18 @@ function redraw(figure) {
   draw(figure, chart, curves, {log, span: state.span, steps: stepsShown()});
 }
 
-/** What docs/metrics.md says of what a chart draws, each sentence once. */
+/** What docs/metrics.md says about a chart's metrics, each sentence once. */
 function meaningOf(chart) {
   return [...new Set(chart.series.map(({key}) => data.meanings[key]).filter(Boolean))].join(' ');
 }
 
-/** The first and the last step of what is shown: all charts share their axis. */
+/** The first and the last step shown; all charts share this axis. */
 function stepsShown() {
   const steps = data.runs.filter((run, index) => isShown(index)).map(run => run.metrics.step).filter(Boolean);
   return [Math.min(...steps.map(of => of[0])), Math.max(...steps.map(of => of.at(-1)))];
 }
 
-/** The runs' colours stand in the page's head; a chart explains what is particular to it. */
+/** A chart's own legend; the runs' colours are explained at the top of the page. */
 function legendOf(chart, curves) {
   if (data.runs.length === 1)
     return curves.length > 1 ? curves.map(curve => element('span', {}, key(curve), ` ${curve.label}`)) : [];
@@ -108,7 +108,7 @@ function legendOf(chart, curves) {
     element('span', {}, key({colour: 'var(--ink)', dash: dash(index)}), ` ${series.label}`));
 }
 
-/** The frame of a chart; without one, of the chart whose metric the reader chooses. */
+/** The frame of a chart or, without one, of the chart whose metric the reader chooses. */
 function makeFigure(chart) {
   const name = chart?.name ?? OWN_KEY;
   const text = (tag, textContent, className) => element(tag, {className, textContent});
@@ -139,7 +139,7 @@ function makeFigure(chart) {
   return figure;
 }
 
-/** The charts under one heading, the diagnostics among them folded away. */
+/** The charts under one heading, with the diagnostic ones collapsed. */
 function makeGroup(name) {
   const charts = data.charts.filter(chart => chart.group === name);
   if (!charts.length) return undefined;
@@ -180,7 +180,7 @@ function redrawAll() {
   by('constant').textContent = still.length ? `The same at every step: ${still.join('; ')}.` : '';
 }
 
-/** Hide what belongs to a run that is switched off. */
+/** Hide everything that belongs to a run that is switched off. */
 function showRuns() {
   for (const part of document.querySelectorAll('[data-run]')) part.hidden = !isShown(part.dataset.run);
   for (const box of document.querySelectorAll('#runs input')) box.checked = isShown(box.value);
@@ -199,14 +199,14 @@ function browse() {
   save();
   showCompletions(data, state, group => {
     Object.assign(state, {problem: group.problem_id, groupStep: group.step});
-    // A step of the history outside the filters: the filters give way.
+    // The chosen step of the history does not match the filters, so reset them.
     if (state.step !== 'all') state.step = String(group.step);
     if (!matching([group], state).length) Object.assign(state, {verdict: 'all', text: ''});
     browse();
   });
 }
 
-/** Problems and completions, with formulas as the reader wants them. */
+/** Show problems and completions, with formulas the way the reader wants them. */
 function showTexts() {
   by('as-written').hidden = !Object.keys(data.formulas).length;
   by('as-written').setAttribute('aria-pressed', state.asWritten);
@@ -269,7 +269,7 @@ function listen() {
 
 function reloadLater() {
   by('fresh').textContent = `live, ${new Date(document.lastModified).toLocaleTimeString()}`;
-  // Not under the hands of someone who is marking text.
+  // Do not redraw while the reader is selecting text.
   const reload = () => getSelection().isCollapsed ? location.reload() : setTimeout(reload, 1000);
   setTimeout(reload, 1000 * data.reload_s);
 }

@@ -1,5 +1,5 @@
 'use strict';
-// Two evaluations of the same problems → a list of problems, and the two answers to one of them side by side.
+// Two evaluations of the same problems → a list of problems, with the two answers to one of them side by side.
 
 const KINDS = {
   right: [problem => problem.gain > 0, (one, other) => other.gain - one.gain],
@@ -8,11 +8,11 @@ const KINDS = {
   longest: [() => true, (one, other) => other.longest - one.longest],
 };
 
-/** Fill the section; `save` is called with every choice. */
+/** Fill the section; `save` is called on every choice. */
 function showPairs(data, state, save) {
   const pair = data.pairs[state.pair];
   const of = kind => pair.problems.filter(KINDS[kind][0]).sort(KINDS[kind][1]);
-  // A kind without a problem gives way to one that has some.
+  // If the chosen kind has no problems, switch to one that has some.
   const kind = of(state.pairOrder).length ? state.pairOrder : Object.keys(KINDS).find(name => of(name).length);
   const found = kind ? of(kind) : [];
   const again = changes => {
@@ -50,7 +50,7 @@ function gainText({gain, note, suite, labels, problems}) {
     `Shown: ${problems.length}, some of each kind. ${note}`;
 }
 
-/** A sign of one sample, a count of several. */
+/** A symbol for a single sample, a count for several. */
 function sign({verdicts}) {
   if (verdicts.length === 1) return element('span', {className: verdicts[0], textContent: SIGNS[verdicts[0]]});
   const right = verdicts.filter(verdict => verdict === 'correct').length;
