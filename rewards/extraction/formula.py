@@ -46,6 +46,8 @@ _RELATIONS = frozenset(
 )
 
 _DELIMITER = re.compile(r"(?<!\\)(?:\$\$?|\\[\[\]()])|\\(?:begin|end)(?=\{)")
+_ENDS_BEFORE = re.compile(r"(?:(?<!\\)\$|[=:&\n]|\\[(\[])\s*$")
+_ENDS_AFTER = re.compile(r"\s*(?:$|\$|[.,](?!\d)|[;:]|\\[)\]]|\\end(?![A-Za-z]))")
 _BARS_BEFORE = re.compile(r"(?:(?:\\left)?\||\\lvert)\s*$")
 _BARS_AFTER = re.compile(r"\s*(?:(?:\\right)?\||\\rvert)")
 _BRACKET = re.compile(r"\s*[{\[]")
@@ -74,6 +76,8 @@ def in_formula(text: str, box: Box) -> Box:
     """The box with its formula in its place, if it has one."""
     if box.nested:
         return box
+    if _ENDS_BEFORE.search(text, max(0, box.start - 8), box.start) and _ENDS_AFTER.match(text, box.end):
+        return with_unit_after(text, box)  # most boxes, at once
     around = _around(text, box)
     if not around.more:
         return with_unit_after(text, box)
