@@ -141,6 +141,12 @@ def _split_said(name: str) -> str:
     return said.pop() if len(said) == 1 else ""
 
 
+def split_in(value: object) -> str:
+    """The split that a cell is the name of; nothing for any other cell."""
+    found = SPLIT_IN_NAME.fullmatch(value.lower()) if isinstance(value, str) else None
+    return str(found[found.lastindex or 0]) if found else ""
+
+
 def shards_of(path: Path) -> dict[str, list[Path]]:
     """The files of a directory that are data by their names, under the split that those say; "" where they say none."""
     found: dict[str, list[Path]] = {}

@@ -16,6 +16,7 @@ from datafiles.cells import (
     cell,
     for_json,
     has_column,
+    held_in,
     named,
     paths_of,
     plain,
@@ -34,6 +35,11 @@ OTHER_NAMES = {
         "solution",
     ),
 }
+
+
+CHOICES = ("choices", "options")
+"""What columns of choices are called, of which the answer names one."""
+LETTER = re.compile(r"\(?([A-Ja-j])\)?\.?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +95,8 @@ def problem_rows(
             drop(f"no {columns.problem}", where)
         elif not answer and need_answer:
             drop(f"no {columns.answer or 'answer'}", where)
+        elif unasked := _unasked_choices(row, columns, asked.text, answer):
+            drop(f"its answer names one of its {unasked}, a column that {columns.problem} does not repeat", where)
         elif identifier in seen:
             drop("id seen before", where)
         elif not _is_text(identifier + asked.text + asked.system + answer):
@@ -103,6 +111,19 @@ def problem_rows(
                 subject=plain(cell(row, columns.subject)),
                 extra=_others(row, columns) if with_extra else {},
             )
+
+
+def _unasked_choices(row: Row, columns: Columns, asked: str, answer: str) -> str:
+    """The column of the choices that nobody is shown, though the answer is the letter or the number of one."""
+    name = next((name for name in CHOICES if name in row and name not in columns.named), "")
+    held = held_in(row.get(name))
+    if isinstance(held, Mapping):
+        held = held.get("text", list(held.values()))  # ARC's way, and {"A": …}
+    if not isinstance(held, list) or not held:
+        return ""
+    texts = [plain(choice) for choice in held]
+    names_one = LETTER.fullmatch(answer) or (answer.isdecimal() and int(answer) < len(texts))
+    return name if names_one and answer not in texts and not any(text in asked for text in texts if text) else ""
 
 
 def _others(row: Row, columns: Columns) -> dict[str, Any]:

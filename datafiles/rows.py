@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from datafiles.cells import ROLE_NAMES
-from datafiles.formats import DELIMITERS, SPLITS, STATE, WHAT_IS_READ, format_of, missing_shards, shards_of
+from datafiles.formats import DELIMITERS, SPLITS, STATE, WHAT_IS_READ, format_of, missing_shards, shards_of, split_in
 from datafiles.text import TextFileError, TwiceError, each_once, first_line, read_json, text_lines
 
 Row = Mapping[str, Any]
 Drop = Callable[[str, str], None]
 """Told of what is not used: the reason, and where it stands."""
 BLANK, NOT_JSON, NO_OBJECT = "blank line", "not JSON", "not a JSON object"
+SPLIT, OF_ANOTHER_SPLIT = "split", "a row of the split {!r}, by its column split"
 ROWS_NAMES = frozenset({"data", "rows", "items", "records", "examples", "instances", "problems", "train", "test"})
 ROWS_AT_ONCE = 1024
 # Excel writes, and reads, a line above the names that says what ends a cell.
@@ -30,13 +31,42 @@ LONGEST_CELL = 2**27
 def rows_of(path: Path, drop: Drop, key: str, split: str | None = None) -> Iterator[tuple[str, Row]]:
     """(where, row) of what `path` holds, in its own order. What is no row is dropped with a reason.
 
-    `split` chooses from a directory of several; `key` is what messages call the place where the path was given.
+    `split` chooses from a directory of several, and from rows that say their split in a column; `key` is what messages
+    call the place where the path was given.
     Raises `FileNotFoundError` where nothing is, and `TextFileError` for what cannot be read.
     """
+    return _of_split(_all_rows(path, drop, key, split), split or "train", drop, f"{key}: {path}")
+
+
+def _of_split(rows: Iterator[tuple[str, Row]], wanted: str, drop: Drop, named: str) -> Iterator[tuple[str, Row]]:
+    """The rows of a split, where some say that they are of it; all, where the column only says what they are."""
+    others: list[tuple[str, Row, str]] = []
+    found = False
+    for where, row in rows:
+        said = split_in(row.get(SPLIT))
+        if said == wanted and not found:
+            found = True
+            for place, _, other in others:
+                drop(OF_ANOTHER_SPLIT.format(other), place)
+        if said in ("", wanted):
+            yield where, row
+        elif found:
+            drop(OF_ANOTHER_SPLIT.format(said), where)
+        else:
+            others.append((where, row, said))
+    if found:
+        return
+    if len(splits := sorted({said for _, _, said in others})) > 1:
+        raise TextFileError(f"{named} has no rows of the split {wanted!r}: it has {', '.join(splits)}; give them apart")
+    for where, row, _ in others:
+        yield where, row
+
+
+def _all_rows(path: Path, drop: Drop, key: str, split: str | None) -> Iterator[tuple[str, Row]]:
     found = format_of(path, key)
     if found.kind == "shards":
         for shard in _shards(path, drop, key, split):
-            yield from rows_of(shard, drop, key)
+            yield from _all_rows(shard, drop, key, None)
         return
     if found.kind == "empty":
         drop("an empty file", path.name)

@@ -44,7 +44,7 @@ class Finding:
     what: str
 
 
-def load(path: Path, columns: Columns, key: str) -> tuple[list[ProblemRow], list[Finding]]:
+def load(path: Path, columns: Columns, key: str, split: str | None = None) -> tuple[list[ProblemRow], list[Finding]]:
     """The rows that training would take, read as it reads them, and why it drops the others. Those without an answer
     are kept: they cannot be graded.
 
@@ -56,8 +56,8 @@ def load(path: Path, columns: Columns, key: str) -> tuple[list[ProblemRow], list
         if reason != "blank line":
             found.append(Finding("unusable", where, reason))
 
-    kept = list(problem_rows(rows_of(path, drop, key), columns, drop, need_answer=False))
-    _, first = next(rows_of(path, lambda *_: None, key), ("", None))
+    kept = list(problem_rows(rows_of(path, drop, key, split), columns, drop, need_answer=False))
+    _, first = next(rows_of(path, lambda *_: None, key, split), ("", None))
     if first is not None and not any(row.answer for row in kept):
         told = missing_columns(first, columns, path, key, need_answer=True, option="--{role}={name}")
         if told:
@@ -119,9 +119,10 @@ def repeats(rows: list[ProblemRow]) -> list[Finding]:
 
 def overlaps(rows: list[ProblemRow], other: Path, columns: Columns) -> list[Finding]:
     """Problems that an evaluation file holds as well; its columns are named as the data's, or as the project names
-    them."""
-    _, first = next(rows_of(other, lambda *_: None, "--against"), ("", {}))
-    others, _ = load(other, columns if has_column(first, columns.problem) else Columns(), "--against")
+    them. Of several splits `test` is read, as evaluations do."""
+    key, split = "--against", "test"
+    _, first = next(rows_of(other, lambda *_: None, key, split), ("", {}))
+    others, _ = load(other, columns if has_column(first, columns.problem) else Columns(), key, split)
     pairs = overlap.between(_problems(rows), _problems(others, f"{other.name}:"))
     return [Finding("overlap", pair.left, f"{pair.kind} with {pair.right}") for pair in pairs]
 

@@ -94,7 +94,7 @@ def judge_reference(reference: str) -> Judgement:
 
 def _belied(found: Extracted, reference: str) -> bool:
     """The text after the answer states another answer."""
-    claims = later_claims(found.tail)
+    claims = [*later_claims(found.tail), *filter(None, [found.closing])]
     return bool(claims) and same_answer(claims[-1], reference)[0] is Verdict.INCORRECT
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rewards.extraction import surroundings
 from rewards.extraction.beside import with_sign_and_unit
@@ -46,6 +46,7 @@ _EMPHASIS = tuple(
     re.compile(rf"(?<![\w)]){mark}(?=\S)(.+?)(?<=\S){mark}(?![\w(])") for mark in (r"\*\*", "__", r"\*", "_", "`")
 )
 _HASHES_LINE = re.compile(r"^\s*####\s*(?P<answer>\S.*?)\s*$")
+_LONE_VALUE = re.compile(r"(?=\D*\d)(?:[-+\d.,/\s{}^()%\[\]]|\\[A-Za-z]+|\\[()\[\]])+")
 MAX_LINE = 400
 _TEXT = re.compile(r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}\s*")
 _OPERATORS = frozenset("-*|&")
@@ -61,6 +62,8 @@ class Extracted:
     answer: str
     tail: str = ""
     """What the completion says after the answer."""
+    closing: str = ""
+    """A value that stands alone at the end of what was said after the thought that holds the box."""
     several: bool = False
     """The answer was put together from several boxes side by side."""
 
@@ -93,16 +96,19 @@ def boxed(completion: str) -> Extracted | Refused:
     speech = own_words(completion, first_box_end=everything.complete[0].end)
     text = speech.said
     boxes = everything if text == completion else find_boxes(text)
+    closing = ""
     if not boxes.complete and speech.thought:
         text = speech.thought
         boxes = find_boxes(text)
+        closing = _lone_value(speech.said)
     if not boxes.complete:
         return Refused("no_complete_box")
     last = boxes.complete[-1]
     if speech.goes_on:
         return Refused("another_turn_follows", last.content)
     tail = text[last.end :] + (speech.said if text is speech.thought else "")
-    return _settle(text, boxes, tail)
+    found = _settle(text, boxes, tail)
+    return replace(found, closing=closing) if isinstance(found, Extracted) else found
 
 
 def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
@@ -246,6 +252,13 @@ def _plain(line: str) -> str:
     for pattern in _EMPHASIS:
         line = pattern.sub(r"\1", line)
     return line.strip(" *_")
+
+
+def _lone_value(said: str) -> str:
+    """6 of a last line **6**, which answers as a box would."""
+    lines = [line for line in said[-3 * MAX_LINE :].split("\n") if line.strip(_ONLY_MARKS)]
+    last = _plain(lines[-1]).strip("$ .") if lines else ""
+    return last if _LONE_VALUE.fullmatch(last) else ""
 
 
 def _line_answer(answer: str, goes_on: bool) -> Extracted | Refused:

@@ -110,6 +110,8 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?:\{\s*\})?\^\s*\{?(\d+)\}?\s*/\s*_\s*\{?(\d+)\}?", r"\\frac{\1}{\2}"),
         (r"\^\s*\{\s*(?:\\text\s*\{)?\s*(?:st|nd|rd|th)\s*\}?\s*\}", ""),
         (r"\\p?mod\s*(\w+)(?!\w)", r"\\pmod{\1}"),
+        (r"\\text\s*\{\s*\(?\s*mod(?:ulo)?\s+(\w+)\s*\)?\s*\}", r"\\pmod{\1}"),
+        (r"\\text\s*\{\s*([-+]?)\s*\}", r"\1 "),
         (r"\(\s*(?:\\text\s*\{\s*mod\s*\}|\\bmod|\\mod|mod)\s*\{?\s*(\w+)\s*\}?\s*\)", r"\\pmod{\1}"),
         (r"\{\s*,\s*\}", ","),
         (r"(?<!\\)%", r"\\%"),

@@ -130,6 +130,53 @@ def test_a_name_with_a_word_in_another_says_no_split(name: str, tmp_path: Path) 
     assert loaded.dropped == {"a file that says no split, beside files that do": 1}
 
 
+@pytest.mark.parametrize(
+    ("row", "answerable"),
+    [
+        ({"choices": ["Rome", "Oslo"], "answer": 1}, False),
+        ({"choices": ["Rome", "Oslo"], "answer": "B"}, False),
+        ({"options": {"A": "Rome", "B": "Oslo"}, "answer": "(B)"}, False),
+        ({"choices": {"text": ["Rome", "Oslo"], "label": ["A", "B"]}, "answer": "B"}, False),
+        ({"options": "['A)Rome', 'B)Oslo']", "answer": "B"}, True),  # a text, as anything may be
+        ({"choices": ["Rome", "Oslo"], "answer": "Oslo"}, True),
+        ({"choices": ["1", "2"], "answer": 1}, True),
+        ({"choices": [], "answer": "B"}, True),
+        ({"choices": ["Rome", "Oslo"], "answer": "B", "problem": "Which? A. Rome B. Oslo"}, True),
+        ({"answer": "B"}, True),
+    ],
+)
+def test_choices_that_are_not_asked_leave_no_problem(row: dict[str, Any], answerable: bool, tmp_path: Path) -> None:
+    """MMLU, AQuA and ARC have them so: to a question alone the answer B is a guess."""
+    rows = [{"problem": "The capital of Norway?", **row}, {"problem": "1+1?", "answer": "2"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    loaded = load(tmp_path / "rows.jsonl")
+    assert len(loaded.problems) == 1 + answerable
+    assert all("a column that problem does not repeat" in reason for reason in loaded.dropped)
+
+
+def test_a_column_that_says_the_split_keeps_tested_rows_apart(tmp_path: Path) -> None:
+    rows = [
+        {"problem": f"{n}?", "answer": "1", "split": said} for n, said in enumerate(("test", "train", "hard", "test"))
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load(path)
+    assert [one.text for one in loaded.problems] == ["1?", "2?"]
+    assert loaded.dropped == {"a row of the split 'test', by its column split": 2}
+    assert [one.text for one in load(path, split="test").problems] == ["0?", "2?", "3?"]
+
+
+def test_a_column_that_says_one_split_chooses_nothing(tmp_path: Path) -> None:
+    """Who gives a file of test rows means them; of two other splits none may be guessed."""
+    path = tmp_path / "rows.jsonl"
+    row = {"problem": "1?", "answer": "1"}
+    path.write_text("".join(json.dumps({**row, "split": said}) + "\n" for said in ("test", "test")))
+    assert len(load(path).problems) == 2
+    path.write_text("".join(json.dumps({**row, "split": said}) + "\n" for said in ("test", "dev")))
+    with pytest.raises(ValueError, match=r"rows.jsonl has no rows of the split 'train': it has dev, test"):
+        load(path)
+
+
 def test_a_shard_that_is_not_there_is_counted(tmp_path: Path) -> None:
     """A download that broke off: half of a suite is another suite."""
     for part in (0, 3):

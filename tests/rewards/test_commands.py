@@ -76,6 +76,15 @@ def test_what_only_its_own_text_equals_is_told(reference: str, understood: float
     assert understands("", reference, "") == understood
 
 
+def test_check_compares_with_what_an_evaluation_reads(tmp_path: Path) -> None:
+    """Of a directory with a training set, too, its test set: the training set of the benchmark is no leak."""
+    (tmp_path / "bench").mkdir()
+    write(tmp_path / "bench" / "train.jsonl", [problem("a", LONG.format(60))])
+    write(tmp_path / "bench" / "test.jsonl", [problem("b", OTHER.format(7))])
+    rows, _ = check.load(write(tmp_path / "mine.jsonl", [problem("m", OTHER.format(7))]), Columns(), "DATA")
+    assert [found.id for found in check.overlaps(rows, tmp_path / "bench", Columns())] == ["m"]
+
+
 def test_check_of_a_clean_file_succeeds(tmp_path: Path) -> None:
     data = write(tmp_path / "train.jsonl", [problem("a", LONG.format(60)), problem("e", OTHER.format(7), r"\frac12")])
     result = RUNNER.invoke(check.app, [str(data), "--workers", "1"])
