@@ -169,6 +169,7 @@ def made_by_transformers(what: str) -> Iterator[None]:
         LookupError,
         ImportError,
         ArithmeticError,
+        AssertionError,
         RuntimeError,
     ) as error:
         found = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error

@@ -39,6 +39,16 @@ WITHOUT_ADAPTERS = frozenset(
 )
 # A family's layer that vLLM has another in the place of, whose adapter it refuses, or leaves out without a word.
 REPLACED = {"glm4": ("gate_up_proj", "two layers"), "gpt_bigcode": ("c_attn", "a layer of its own")}
+HEAD = "lm_head"
+# Text models whose output embedding vLLM adapts too; in all others it refuses the adapter when it is loaded.
+WITH_HEAD = frozenset(
+    {
+        *("apertus", "ernie4_5", "exaone4", "exaone_moe", "falcon_h1", "granite", "granite_swa", "granitemoe"),
+        *("granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hyperclovax", "inkling_text", "jamba", "lfm2"),
+        *("lfm2_moe", "llama", "llama4_text", "minicpm3", "mixtral", "nemotron", "nemotron_h", "phi3", "qwen3"),
+        *("qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe"),
+    }
+)
 
 Dtype = Literal["bfloat16", "float32"]
 # What `auto` comes to. On CUDA vLLM multiplies adapters in 16 bits alone; on a CPU float32 is what it agrees with the
@@ -131,11 +141,16 @@ def check_adaptable(model_config: Any, layers: Iterable[str], key: str, way_out:
     leaves = sorted({path.rpartition(".")[2] for path in layers})
     leaf, other = REPLACED.get(model_config.model_type, ("", ""))
     if leaf in leaves:
-        others = ", ".join(one for one in leaves if one != leaf)
-        raise ValueError(
-            f"{key}: vLLM serves no adapter of {leaf} in a model of type {model_config.model_type}, where it has "
-            f"{other} in its place: {way_out or f'give the others, [{others}]'}"
-        )
+        why = f", where it has {other} in its place"
+    elif HEAD in leaves and model_config.get_text_config().model_type not in WITH_HEAD:
+        leaf, why = HEAD, ""
+    else:
+        return
+    others = ", ".join(one for one in leaves if one != leaf)
+    raise ValueError(
+        f"{key}: vLLM serves no adapter of {leaf} in a model of type {model_config.model_type}{why}: "
+        f"{way_out or f'give the others, [{others}]'}"
+    )
 
 
 def _head_sizes(text: Any) -> set[int]:

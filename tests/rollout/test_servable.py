@@ -19,6 +19,7 @@ from rl_engine.policy.lora.targets import adaptable
 from rollout.servable import (
     CPU_HEAD_SIZES,
     UNSERVED,
+    WITH_HEAD,
     WITHOUT_ADAPTERS,
     check_adaptable,
     check_servable,
@@ -88,7 +89,7 @@ def test_it_is_refused_in_one_line(
 
 
 def test_what_vllm_does_not_serve_is_listed() -> None:
-    no_class, no_adapters, classes = set(), set(), {}
+    no_class, no_adapters, with_head, classes, seen = set(), set(), set(), {}, set()
     for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         if name in ModelRegistry.models:
             classes[kind] = ModelRegistry.models[name]
@@ -97,12 +98,17 @@ def test_what_vllm_does_not_serve_is_listed() -> None:
     for kind, served in classes.items():
         # Without torchvision wrappers cannot be looked into, nor what is defined beside them.
         with contextlib.suppress(ModuleNotFoundError):
-            if not supports_lora(served.load_model_cls()):
+            model_class = served.load_model_cls()
+            seen.add(kind)
+            if not supports_lora(model_class):
                 no_adapters.add(kind)
+            elif "lm_head" in model_class.embedding_modules and is_text(kind):
+                with_head.add(kind)
     assert no_class - NO_DECODERS == UNSERVED - TRIED
     assert classes.keys().isdisjoint(UNSERVED)
     assert no_adapters <= WITHOUT_ADAPTERS
     assert {kind for kind in WITHOUT_ADAPTERS if kind in classes and is_text(kind)} <= no_adapters
+    assert with_head == WITH_HEAD & seen
     taken = classes["glm4"].load_model_cls().packed_modules_mapping["gate_up_proj"]
     assert taken == ["gate_proj", "up_proj"]
 
@@ -118,6 +124,14 @@ def test_layers_that_vllm_splits_are_told_with_the_others() -> None:
         check_adaptable(tiny_config("gpt_bigcode"), ["transformer.h.0.attn.c_attn"], "--adapter A", "merge it")
     check_adaptable(tiny_config("glm4"), ["model.layers.0.mlp.down_proj"], "lora.targets")
     check_adaptable(tiny_config("phi3"), ["model.layers.0.mlp.gate_up_proj"], "lora.targets")
+
+
+def test_an_output_embedding_without_adapters_is_told() -> None:
+    """Qwen2, Mistral and Gemma are among them. vLLM would say so at length, when all is loaded."""
+    for kind in ("qwen2", "mistral", "gemma3"):
+        with pytest.raises(ValueError, match=rf"^lora.targets: .* of lm_head in .* {kind}: give the others, \[q_proj\]$"):
+            check_adaptable(AutoConfig.for_model(kind), ["model.layers.0.q_proj", "lm_head"], "lora.targets")
+    check_adaptable(AutoConfig.for_model("qwen3"), ["model.layers.0.q_proj", "lm_head"], "lora.targets")
 
 
 def test_others_are_not() -> None:
