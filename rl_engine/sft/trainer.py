@@ -107,6 +107,8 @@ def make_trainer(
         callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)
+    # Any token will do where the mask is zero; the tokenizer's own may have been added to it and not to the model.
+    vars(trainer.data_collator)["pad_token_id"] = 0
     # Some families (Qwen3.5, Gemma 4) say that their own loss cannot be divided by the tokens of the whole step, and
     # would be given the mean of their micro-batches' means. The loss here is TRL's or ours, and never theirs.
     trainer.model_accepts_loss_kwargs = True
