@@ -20,7 +20,7 @@ from evals.launch.group import Launch
 from evals.options import EvalOptions, check_place, check_quickly, find_suites, samples_path
 from evals.partial_results import PartialResults
 from evals.policies import BASE_MODEL, Policy, find_policies
-from evals.prepare import PreparedSuite, prepare_suite
+from evals.prepare import PLAIN_TEMPLATE, PreparedSuite, prepare_suite
 from evals.results import FORMAT, SuiteResult, describe, result_of, write_samples
 from evals.sampling import Batch, batches_of, sample, unfinished
 from evals.scoring.outcomes import Outcome
@@ -31,8 +31,9 @@ from rewards import Grader, RewardConfig
 from rollout.config import DataConfig
 from rollout.engine import EngineSettings
 from rollout.files.durable import write_synced
-from rollout.models import locate_model, read_model_config, read_tokenizer, weights_in
+from rollout.models import end_tokens, locate_model, read_model_config, read_tokenizer, weights_in
 from rollout.prompts.problems import load_problems
+from rollout.prompts.renderer import Renderer
 from rollout.servable import check_servable, check_vocabulary, context_length, serving_precision
 
 StartEngine = Callable[[EngineSettings], Any]
@@ -67,6 +68,9 @@ def evaluate(options: EvalOptions, launch: Launch, console: Console, start_engin
     check_vocabulary(asked, model_config, tokenizer, f"--model {options.model}")
     shared = overlaps(options, suites)
     remarks = [f"{policy.label}: {remark}" for policy in policies for remark in policy.remarks]
+    ends = end_tokens(model, options.revision, model_config, tokenizer)
+    if told := Renderer(tokenizer, suites[0].prompt).endless_turn(ends, suites[0].sampling.stop):
+        remarks.append(f"{told}; --template {PLAIN_TEMPLATE} asks as a base model is asked")
     if trained is not None:
         remarks += [*overridden(trained, suites[0].prompt), *model_overridden(options.model, trained)]
     for warning in (*remarks, *(found.describe() for found in shared.values() if found)):

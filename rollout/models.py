@@ -189,10 +189,13 @@ def made_by_transformers(what: str) -> Iterator[None]:
         LookupError,
         ImportError,
         ArithmeticError,
+        AssertionError,
         RuntimeError,
     ) as error:
         found = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
         said = first_line(found)
+        if "trust_remote_code" in said:
+            said = "it needs custom code that lies beside it, which is never run: give a model that transformers knows"
         kind = "" if isinstance(found, ValueError) else f"{type(found).__name__}: "
         raise ValueError(f"{what}: its config.json makes no model here: {kind}{said}") from error
 
@@ -210,6 +213,19 @@ def read_tokenizer(place: str, revision: str | None = None) -> Any:
     if Path(getattr(tokenizer, "vocab_file", None) or "").name == TEKKEN:
         raise ValueError(f"{place} {_only_tekken(place)}")
     return tokenizer
+
+
+def end_tokens(place: str, revision: str | None, model_config: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a completion, as vLLM reads them: those of generation_config.json, where there is none of
+    config.json, and the tokenizer's."""
+    from transformers import GenerationConfig  # heavy, as in `read_tokenizer`
+
+    try:
+        stated = GenerationConfig.from_pretrained(place, revision=revision or "main").eos_token_id
+    except OSError:
+        stated = GenerationConfig.from_model_config(model_config).eos_token_id
+    ends = stated if isinstance(stated, list) else [stated]
+    return {end for end in (*ends, tokenizer.eos_token_id) if end is not None}
 
 
 def _only_tekken(place: str) -> str:

@@ -37,8 +37,24 @@ WITHOUT_ADAPTERS = frozenset(
         *("mimo_v2_flash", "paddleocr_vl", "stablelm", "zamba2"),
     }
 )
+# Text models whose class vLLM has in one file with those of models that see.
+BESIDE_SEEING = frozenset({"qwen3_5_moe_text", "qwen3_5_text", "qwen4_exp_text"})
 # A family's layer that vLLM has another in the place of, whose adapter it refuses, or leaves out without a word.
 REPLACED = {"glm4": ("gate_up_proj", "two layers"), "gpt_bigcode": ("c_attn", "a layer of its own")}
+# Of keys and values that are stored compressed vLLM absorbs the expanding layer into queries and outputs when it loads
+# the weights. Its adapter is wrapped and never asked; MiniCPM 3's class alone computes with the layer.
+ABSORBED = ("kv_b_proj", "two matrices made of its weight")
+EXPANDED = frozenset({"minicpm3"})
+HEAD = "lm_head"
+# Text models whose output embedding vLLM adapts too; in all others it refuses the adapter when it is loaded.
+WITH_HEAD = frozenset(
+    {
+        *("apertus", "ernie4_5", "exaone4", "exaone_moe", "falcon_h1", "granite", "granite_swa", "granitemoe"),
+        *("granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hyperclovax", "inkling_text", "jamba", "lfm2"),
+        *("lfm2_moe", "llama", "llama4_text", "minicpm3", "mixtral", "nemotron", "nemotron_h", "phi3", "qwen3"),
+        *("qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe"),
+    }
+)
 
 Dtype = Literal["bfloat16", "float32"]
 # What `auto` comes to. On CUDA vLLM multiplies adapters in 16 bits alone; on a CPU float32 is what it agrees with the
@@ -73,6 +89,20 @@ def check_vocabulary(rows: Iterable[Sequence[int]], model_config: Any, tokenizer
         )
 
 
+def check_positions(model_config: Any, name: str, needed: int) -> None:
+    """Raises `ValueError` where a sampler with room for `needed` tokens turns positions by other factors than a learner
+    does: of two sets vLLM takes the one for long texts as soon as it has room for one, and transformers by the longest
+    text at hand. `name`: as in `check_servable`."""
+    rope = getattr(model_config.get_text_config(), "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") == "longrope" and limit and needed > limit and rope["short_factor"] != rope["long_factor"]:
+        raise ValueError(
+            f"prompt and completion may take {needed:,} tokens, and {name} turns positions by other factors beyond "
+            f"{limit:,} (longrope): vLLM would take those for short samples too, and the learner would not; lower "
+            "data.max_prompt_tokens, sampling.max_tokens or eval.max_tokens"
+        )
+
+
 def layer_kinds(model_config: Any) -> list[str]:
     """What kind of layer each one is, as a model says; nothing where it does not, and all attend to all positions."""
     text = model_config.get_text_config()
@@ -104,11 +134,12 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
             f"{name} is of type {kind}, which vLLM {VLLM} serves without adapters alone: use method=full, or a model "
             "of another type"
         )
-    if text is not model_config and importlib.util.find_spec("torchvision") is None:
+    sees = text is not model_config
+    if (sees or kind in BESIDE_SEEING) and importlib.util.find_spec("torchvision") is None:
+        part = "whose language model is one part beside others" if sees else "which vLLM has beside models that see"
         raise ValueError(
-            f"{name} is of type {kind}, whose language model is one part beside others, and vLLM "
-            "serves those with torchvision alone, which is not installed: install the build of torchvision that "
-            "belongs to this torch, or use a text model"
+            f"{name} is of type {kind}, {part}, and vLLM serves those with torchvision alone, which is not installed: "
+            "install the build of torchvision that belongs to this torch, or use a text model of another type"
         )
     if torch.cuda.is_available():
         return
@@ -128,14 +159,21 @@ def check_servable(model_config: Any, name: str, *, adapter: bool) -> None:
 def check_adaptable(model_config: Any, layers: Iterable[str], key: str, way_out: str | None = None) -> None:
     """Raises `ValueError` where vLLM serves no adapter of one of these layers, which are given by their paths; `key` is
     what chose them, and without a `way_out` the others can be chosen."""
-    leaves = sorted({path.rpartition(".")[2] for path in layers})
+    leaves, text = sorted({path.rpartition(".")[2] for path in layers}), model_config.get_text_config()
     leaf, other = REPLACED.get(model_config.model_type, ("", ""))
+    if getattr(text, "kv_lora_rank", None) and text.model_type not in EXPANDED:
+        leaf, other = ABSORBED
     if leaf in leaves:
-        others = ", ".join(one for one in leaves if one != leaf)
-        raise ValueError(
-            f"{key}: vLLM serves no adapter of {leaf} in a model of type {model_config.model_type}, where it has "
-            f"{other} in its place: {way_out or f'give the others, [{others}]'}"
-        )
+        why = f", where it has {other} in its place"
+    elif HEAD in leaves and text.model_type not in WITH_HEAD:
+        leaf, why = HEAD, ""
+    else:
+        return
+    others = ", ".join(one for one in leaves if one != leaf)
+    raise ValueError(
+        f"{key}: vLLM serves no adapter of {leaf} in a model of type {model_config.model_type}{why}: "
+        f"{way_out or f'give the others, [{others}]'}"
+    )
 
 
 def _head_sizes(text: Any) -> set[int]:

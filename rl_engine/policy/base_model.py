@@ -40,6 +40,8 @@ NOISE = re.compile(r"drop|jitter")
 # In PhiMoE it says how far apart the scores of two experts may be for both to be used, in evaluation too. vLLM uses
 # 0.01, the value in the checkpoints.
 NO_NOISE = frozenset({("phimoe", "router_jitter_noise")})
+# vLLM's layers of these families look back at one position more than config.json says, as the models were trained.
+WIDER_WINDOWS = frozenset({"cohere2", "cohere2_moe"})
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -119,6 +121,8 @@ def _is_plain_rms_norm(module: nn.Module) -> bool:
 def load_weights(model: ModelConfig, attention: str, dtype: torch.dtype | None = None) -> Any:
     """A model on the CPU, in `dtype` or else `model.dtype`, with dropout and other noise switched off."""
     model_config = without_noise(load_model_config(model))
+    if model_config.model_type in WIDER_WINDOWS:
+        model_config.sliding_window += 1
     attention = computable(attention, model_config)
     try:
         return load_model(

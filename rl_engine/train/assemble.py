@@ -52,26 +52,22 @@ from rl_engine.train.resolve import resolve_eval_pieces
 from rollout.adapters import AdapterStore
 from rollout.config import SamplingConfig
 from rollout.engine import Engine
-from rollout.models import is_wrapper, locate_model, read_tokenizer
+from rollout.models import end_tokens, is_wrapper, locate_model, read_tokenizer
 from rollout.prompts.problems import tasks_of, turns_left_out
 from rollout.prompts.renderer import Renderer
-from rollout.servable import check_adaptable, check_servable, check_vocabulary, context_length
+from rollout.servable import check_adaptable, check_positions, check_servable, check_vocabulary, context_length
 from rollout.stopping import StopRequest
 from rollout.types import Prompt
 
 CANARY_PROMPTS = 2
+PAD_ID = 0
+"""What fills up rows: any token will do where the mask is zero, and a tokenizer's own may be one that was added to it
+and not to the model."""
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = read_tokenizer(locate_model(config.model.name), config.model.revision)
     return tokenizer
-
-
-def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token, or the end-of-sequence token of models without one: masked positions may hold any token."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    assert isinstance(pad, int)
-    return pad
 
 
 def samplings(config: Config, renderer: Renderer) -> tuple[SamplingConfig, SamplingConfig]:
@@ -155,6 +151,7 @@ def check_context(config: Config, needed: int) -> None:
             f"prompt and completion may take {needed} tokens, and {config.model.name} has a context of {limit}: "
             "lower data.max_prompt_tokens, sampling.max_tokens or eval.max_tokens"
         )
+    check_positions(model_config, config.model.name, needed)
 
 
 def console_of(config: Config, ranks: Ranks) -> RunConsole:
@@ -166,7 +163,6 @@ def console_of(config: Config, ranks: Ranks) -> RunConsole:
 class Prepared:
     """Everything a run needs except weights and engines."""
 
-    tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
     data: TrainingData
     suites: list[tuple[Suite, list[Prompt]]]
@@ -196,20 +192,23 @@ def prepare_run(
     tokenizer = load_tokenizer(config)
     renderer = Renderer(tokenizer, config.prompt)
     sampling, eval_sampling = samplings(config, renderer)
+    model_config = load_model_config(config.model)
+    ends = end_tokens(locate_model(config.model.name), config.model.revision, model_config, tokenizer)
     with console.phase("reading and checking problems"):
         data = prepare(config, renderer, grader, ranks)
         suites, notes = load_suites(config, renderer, data.extra_columns)
         notes += data.repetitions(config.train.max_problems_per_step or config.train.problems_per_step)
         notes += overlap_notes(data, suites) if ranks.is_main else []
+    if (told := renderer.endless_turn(ends, sampling.stop)) is not None:
+        notes.append(f"warning: {told}; give the token in sampling.stop, or another prompt.template")
     for line in [*model_notes(config.model), *notes]:
         console.note(line)
     context = max(least_context, context_needed(config, suites, eval_sampling))
     check_context(config, context)
     asked = [*data.prompts, *(prompt for _, prompts in suites for prompt in prompts)]
     model_name = f"model.name {config.model.name}"
-    check_vocabulary((one.token_ids for one in asked), load_model_config(config.model), tokenizer, model_name)
+    check_vocabulary((one.token_ids for one in asked), model_config, tokenizer, model_name)
     return Prepared(
-        tokenizer=tokenizer,
         renderer=renderer,
         data=data,
         suites=suites,
@@ -251,9 +250,9 @@ def assemble(
     hashed = hash_of_run(config, data)
     found = newest_of_run(config, checkpoints, hashed, ranks) if resume else None
     with console.phase("loading the model"):
-        pad_id, prompts = pad_id_of(prepared.tokenizer), [prompt.token_ids for prompt in data.prompts]
+        prompts = [prompt.token_ids for prompt in data.prompts]
         load = shared.load_base if shared else load_causal_lm
-        learner = Learner(config, ranks, pad_id, prompts, load, begins=found is None)
+        learner = Learner(config, ranks, PAD_ID, prompts, load, begins=found is None)
     console.print_rows(describe(config, data, learner))
     with console.phase("starting vLLM"):
         queue = start_queue(config, ranks, prepared.context, stop, shared.engine if shared else None)

@@ -21,6 +21,7 @@ Message = dict[str, str]
 # evaluation. One that reads `date_string` or the like takes another through prompt.template_arguments.
 DATE = datetime.datetime(2026, 1, 1)
 PROBE = "How much is six times seven?"
+ANSWER = "Forty-two."
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,17 @@ class ChatTemplate:
             list(messages), tokenize=False, add_generation_prompt=ask, **arguments
         )
         return str(text)
+
+    def end_of_turn(self) -> int | None:
+        """The special token that the template writes behind an answer; None where it writes none there."""
+        turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": ANSWER}]
+        try:
+            behind = self.render(turns, ask=False).rpartition(ANSWER)[2]
+        except TemplateError:
+            return None
+        first = self.tokenizer.encode(behind.lstrip(), add_special_tokens=False)[:1]
+        special = [number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special]
+        return next((number for number in first if number in special), None)
 
     def _try(self) -> None:
         """Some templates refuse roles, and some leave out what they do not expect."""

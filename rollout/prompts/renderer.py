@@ -7,7 +7,7 @@ not end its turn by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,18 @@ class Renderer:
     def stop(self) -> tuple[str, ...]:
         """Stop strings that belong to the template."""
         return FRAMES[self.config.template].stop if self.config.template in FRAMES else ()
+
+    def endless_turn(self, ends: Collection[int], stop: Collection[str]) -> str | None:
+        """What a person is told where the chat template ends a turn with a token that ends no completion: neither one
+        of `ends` nor of the strings `stop`. A model that knows the template writes on behind it."""
+        number = self._chat.end_of_turn() if self._chat is not None else None
+        if number is None or number in ends or (token := str(self.tokenizer.decode([number]))) in stop:
+            return None
+        known = ", ".join(repr(self.tokenizer.decode([end])) for end in sorted(ends))
+        return (
+            f"the chat template ends a turn with {token!r}, and completions of this model (a base model?) end with "
+            f"{known} alone: they may go on behind the answer"
+        )
 
     def render(self, problem: Problem) -> Prompt:
         question = problem.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import subprocess
 import warnings
@@ -255,6 +256,13 @@ class VllmEngine:
         self._llm.llm_engine.add_lora(request)
         if request.lora_int_id not in self._llm.llm_engine.list_loras():
             raise AdapterError(f"vLLM did not load {ref.path}")
+        (left_out, *_) = self._llm.apply_model(functools.partial(_left_out, number=request.lora_int_id))
+        if left_out:
+            self._llm.llm_engine.remove_lora(request.lora_int_id)
+            raise AdapterError(
+                f"{ref.path} adapts {left_out[0]}, of which vLLM's model takes no adapter ({len(left_out)} of its "
+                "layers are such): it would sample without them"
+            )
         self._loaded[ref.key] = request
 
     def _load_weights(self, ref: AdapterRef) -> None:
@@ -299,6 +307,15 @@ class VllmEngine:
         if adapter.key not in self._loaded:
             raise AdapterError(f"{adapter.key} is not loaded; loaded are {sorted(self._loaded) or 'none'}")
         return self._loaded[adapter.key]
+
+
+def _left_out(model: Any, number: int) -> list[str]:
+    """Layers of a loaded adapter that vLLM's model has no place for, but for experts, which are stacked there under
+    other names."""
+    manager = model.lora_manager
+    return sorted(
+        name for name in manager.get_adapter(number).loras if name not in manager.modules and ".experts" not in name
+    )
 
 
 def _repack_tied_head(model: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from rl_engine.config import LoraConfig, load_config
 from rl_engine.config.file import ConfigError
@@ -118,6 +119,21 @@ def test_scores_that_the_sampler_caps_are_capped(kind: str, tmp_path: Path) -> N
     torch.testing.assert_close(found, own_logprobs(LogprobModel(eager, 1.0), batch), atol=AGREEMENT, rtol=0)
     eager.set_attn_implementation("sdpa")
     assert float((own_logprobs(LogprobModel(eager, 1.0), batch) - found).abs().max()) > 0.01
+
+
+def test_a_window_is_as_wide_as_the_samplers(tmp_path: Path) -> None:
+    """vLLM's Cohere 2 looks back at one position more than its configuration says: seen, they were 1 nat apart."""
+    model = tiny_model("cohere2")
+    model.config.sliding_window = 8
+    model.save_pretrained(tmp_path)
+    source = ModelConfig(name=str(tmp_path), dtype="float32")
+    batch = collate([SAMPLE], pad_id=0, layout="padded")
+    found = own_logprobs(LogprobModel(load_weights(source, "sdpa"), 1.0).eval(), batch)
+    narrow = own_logprobs(LogprobModel(AutoModelForCausalLM.from_pretrained(tmp_path).eval(), 1.0), batch)
+    wide_model = AutoModelForCausalLM.from_pretrained(tmp_path, sliding_window=9).eval()
+    torch.testing.assert_close(found, own_logprobs(LogprobModel(wide_model, 1.0), batch), atol=AGREEMENT, rtol=0)
+    assert float((found - narrow).abs().max()) > 0.01
+    assert published_config(source).sliding_window == 8
 
 
 def test_a_family_without_sdpa_is_loaded_with_eager(tmp_path: Path) -> None:

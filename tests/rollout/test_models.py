@@ -39,6 +39,7 @@ DAMAGED: list[tuple[dict[str, Any], str]] = [
     ({"layer_types": ["full_attention"]}, "layer_types"),
     ({"rope_parameters": {"rope_type": "magic", "rope_theta": 1e4}}, "magic"),
     ({"torch_dtype": "float7", "dtype": "float7"}, "float7"),
+    ({"pad_token_id": 32000}, "Padding_idx must be within num_embeddings"),
     ({"quantization_config": [1]}, "list"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     ({"model_type": "qwen99"}, "qwen99"),

@@ -17,10 +17,13 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from rl_engine.policy.lora.targets import adaptable
 from rollout.servable import (
+    BESIDE_SEEING,
     CPU_HEAD_SIZES,
     UNSERVED,
+    WITH_HEAD,
     WITHOUT_ADAPTERS,
     check_adaptable,
+    check_positions,
     check_servable,
     context_length,
     keeps_states,
@@ -75,7 +78,7 @@ def test_head_sizes_are_those_of_vllms_cpu_build() -> None:
         ("mamba2", {}, r"is of type mamba2, which vLLM 0.32 serves without adapters alone: use method=full"),
         ("gemma3n", {}, r"is of type gemma3n, which vLLM 0.32 serves without adapters alone"),
         ("gemma4_text", {"head_dim": 48}, "has attention heads of size 48, 512, "),
-        *((kind, {}, f"is of type {kind}, .* torchvision") for kind in WRAPPERS),
+        *((kind, {}, f"is of type {kind}, .* torchvision") for kind in (*WRAPPERS, "qwen3_5_text")),
     ],
 )
 def test_it_is_refused_in_one_line(
@@ -88,7 +91,7 @@ def test_it_is_refused_in_one_line(
 
 
 def test_what_vllm_does_not_serve_is_listed() -> None:
-    no_class, no_adapters, classes = set(), set(), {}
+    no_class, no_adapters, with_head, classes, seen = set(), set(), set(), {}, set()
     for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         if name in ModelRegistry.models:
             classes[kind] = ModelRegistry.models[name]
@@ -97,12 +100,19 @@ def test_what_vllm_does_not_serve_is_listed() -> None:
     for kind, served in classes.items():
         # Without torchvision wrappers cannot be looked into, nor what is defined beside them.
         with contextlib.suppress(ModuleNotFoundError):
-            if not supports_lora(served.load_model_cls()):
+            model_class = served.load_model_cls()
+            seen.add(kind)
+            if not supports_lora(model_class):
                 no_adapters.add(kind)
+            elif "lm_head" in model_class.embedding_modules and is_text(kind):
+                with_head.add(kind)
     assert no_class - NO_DECODERS == UNSERVED - TRIED
     assert classes.keys().isdisjoint(UNSERVED)
     assert no_adapters <= WITHOUT_ADAPTERS
     assert {kind for kind in WITHOUT_ADAPTERS if kind in classes and is_text(kind)} <= no_adapters
+    assert with_head == WITH_HEAD & seen
+    if importlib.util.find_spec("torchvision") is None:
+        assert {kind for kind in classes.keys() - seen if is_text(kind)} - WITHOUT_ADAPTERS == BESIDE_SEEING
     taken = classes["glm4"].load_model_cls().packed_modules_mapping["gate_up_proj"]
     assert taken == ["gate_proj", "up_proj"]
 
@@ -116,8 +126,35 @@ def test_layers_that_vllm_splits_are_told_with_the_others() -> None:
         check_adaptable(tiny_config("gpt_bigcode"), adaptable(tiny_model("gpt_bigcode")), "lora.targets")
     with pytest.raises(ValueError, match=r"^--adapter A: .* of c_attn .* in its place: merge it$"):
         check_adaptable(tiny_config("gpt_bigcode"), ["transformer.h.0.attn.c_attn"], "--adapter A", "merge it")
+    for kind in ("deepseek_v3", "glm4_moe_lite"):
+        with pytest.raises(ValueError, match=r"of kv_b_proj in .* two matrices .* give the others, \[o_proj\]$"):
+            check_adaptable(tiny_config(kind), ["layers.0.self_attn.kv_b_proj", "layers.0.self_attn.o_proj"], "K")
+    check_adaptable(tiny_config("minicpm3"), ["model.layers.0.self_attn.kv_b_proj"], "lora.targets")
     check_adaptable(tiny_config("glm4"), ["model.layers.0.mlp.down_proj"], "lora.targets")
     check_adaptable(tiny_config("phi3"), ["model.layers.0.mlp.gate_up_proj"], "lora.targets")
+
+
+def test_an_output_embedding_without_adapters_is_told() -> None:
+    """Qwen2, Mistral and Gemma are among them. vLLM would say so at length, when all is loaded."""
+    for kind in ("qwen2", "mistral", "gemma3"):
+        with pytest.raises(
+            ValueError, match=rf"^lora.targets: .* of lm_head in .* {kind}: give the others, \[q_proj\]$"
+        ):
+            check_adaptable(AutoConfig.for_model(kind), ["model.layers.0.q_proj", "lm_head"], "lora.targets")
+    check_adaptable(AutoConfig.for_model("qwen3"), ["model.layers.0.q_proj", "lm_head"], "lora.targets")
+
+
+def test_room_for_longer_texts_than_short_factors_are_for() -> None:
+    """vLLM and transformers would take different ones of Phi-4-mini's for all that is shorter."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+    small = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    phi = AutoConfig.for_model("phi3", **small, rope_parameters=rope)
+    check_positions(phi, "M", 4096)
+    with pytest.raises(
+        ValueError, match=r"^prompt .* 4,097 tokens, and M turns positions .* beyond 4,096 \(longrope\)"
+    ):
+        check_positions(phi, "M", 4097)
+    check_positions(AutoConfig.for_model("llama"), "M", 10**6)
 
 
 def test_others_are_not() -> None:

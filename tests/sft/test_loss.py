@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rl_engine.sft.batches import batches_of
 from rl_engine.sft.examples import IGNORED, Example
 from rl_engine.sft.loop import SftRun
 from rl_engine.sft.run import run_sft
-from rl_engine.sft.trainer import rows_of
+from rl_engine.sft.trainer import log_loss, rows_of
 from rollout.models import EMBEDDED_DIR
 from tests.helpers.families import tiny_wrapper
 from tests.helpers.precision import LOGPROB_NATS, float32_error
@@ -66,6 +67,18 @@ def test_loss_and_gradient_are_those_of_the_cross_entropy(arm: str, tmp_path: Pa
         assert line["grad_norm"] == pytest.approx(norm, rel=float32_error(30 * 512))
         for name, gradient in zip(plain.trainable.parameters, gradients, strict=True):
             assert float((found.seen[name] - gradient).abs().max()) < float32_error(30 * 512) * norm, (name, overrides)
+
+
+def test_a_padding_token_that_the_model_lacks_is_not_used(tmp_path: Path) -> None:
+    """One that was added to the tokenizer alone, as to Llama 2 in many a script: no row may hold it."""
+    shutil.copytree(EMBEDDED_DIR, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(tmp_path / "model")
+    run = assembled(tmp_path, f"model.name={tmp_path / 'model'}", "data.test_size=2")
+    short, long = run.examples.test[0], run.examples.train[0]
+    longer = Example(np.tile(long.input_ids, 2), np.tile(long.labels, 2))
+    assert log_loss(run.trainer, [short, longer]) > 0
 
 
 def test_of_several_cards_a_run_takes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +13,9 @@ from rl_engine.config.file import ConfigError
 from rl_engine.run.output import check_output
 from rl_engine.run.records import Records
 from rl_engine.sampling.data import TrainingData
-from rl_engine.train.assemble import overlap_notes, pad_id_of, plan_lines
+from rl_engine.train.assemble import overlap_notes, plan_lines
 from rl_engine.train.resolve import resolve_eval_pieces, resolve_pieces
 from tests.helpers.builders import prompt
-
-
-def test_a_model_without_a_padding_token_lends_its_end() -> None:
-    tokenizer: Any = SimpleNamespace(pad_token_id=None, eos_token_id=7)
-    assert pad_id_of(tokenizer) == 7
 
 
 def test_a_run_is_warned_of_overlap_but_not_of_generated_sums() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import mistral_common
 import pytest
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from rollout.config import WRITTEN_BY_US, PromptConfig
 from rollout.frames import FRAMES
-from rollout.models import EMBEDDED_DIR, locate_model, read_tokenizer
+from rollout.models import EMBEDDED_DIR, end_tokens, locate_model, read_tokenizer
 from rollout.prompts.renderer import Renderer
 from rollout.types import Problem
 from rollout.vllm.decoder import Decoder
@@ -41,6 +41,25 @@ def test_of_several_chat_templates_the_default_one_is_taken(tokenizer: Any) -> N
     tokenizer.chat_template = {"tool_use": "{{ tools }}", "rag": own}
     with pytest.raises(ValueError, match=r"2 chat templates \(tool_use, rag\), none of them called default: write"):
         Renderer(tokenizer, config)
+
+
+def test_a_turn_that_ends_no_completion_is_told(tokenizer: Any, tmp_path: Path) -> None:
+    """Base models of Qwen come with the template of those that are spoken to, and with another end of their own."""
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<end>\n{% endfor %}"
+    renderer, end = Renderer(tokenizer, PromptConfig()), tokenizer.eos_token_id
+    found = renderer.endless_turn({tokenizer.pad_token_id}, ())
+    assert found is not None
+    assert found.startswith(
+        "the chat template ends a turn with '<end>', and completions of this model (a base model?) "
+    )
+    assert found.endswith(" end with '<pad>' alone: they may go on behind the answer")
+    assert renderer.endless_turn({end}, ()) is None
+    assert renderer.endless_turn(set(), ("<end>",)) is None
+    assert Renderer(tokenizer, PromptConfig(template="plain")).endless_turn(set(), ()) is None
+    config = AutoConfig.for_model("qwen2", eos_token_id=7)
+    assert end_tokens(str(tmp_path), None, config, tokenizer) == {7, end}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
+    assert end_tokens(str(tmp_path), None, config, tokenizer) == {5, 6, end}
 
 
 def test_a_mistral_has_the_tokenizer_of_the_others(tokenizer: Any, tmp_path: Path) -> None:

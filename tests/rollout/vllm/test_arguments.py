@@ -6,14 +6,34 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 from vllm.config import LoadConfig
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.transformers_utils.config import get_config
 
 from rollout.engine import EngineSettings
 from rollout.models import EMBEDDED_DIR
-from rollout.vllm.arguments import engine_arguments
+from rollout.vllm.arguments import engine_arguments, overrides_of
+
+
+@pytest.mark.parametrize("stated", [None, ["Qwen3Model"], ["Qwen3ForSequenceClassification"], ["MineForCausalLM"]])
+def test_vllm_takes_the_class_that_learns(stated: list[str] | None) -> None:
+    """Whatever config.json calls it: of none, or of a part of a model, vLLM makes one that continues no text."""
+    config = AutoConfig.for_model("qwen3", architectures=stated)
+    assert overrides_of(config) == {"architectures": ["Qwen3ForCausalLM"]}
+    assert overrides_of(AutoConfig.for_model("phimoe", architectures=["PhiMoEForCausalLM"])) == {}
+
+
+def test_queries_of_ministral_3_are_scaled_by_the_sampler_too() -> None:
+    """Beyond 16,384 positions; vLLM reads the factor in Mistral's own format alone."""
+    text = {"model_type": "ministral3"}
+    scaling = {"llama_4_scaling": {"beta": 0.1, "original_max_position_embeddings": 16384}}
+    alone = AutoConfig.for_model("ministral3", architectures=["Ministral3ForCausalLM"])
+    assert overrides_of(alone) == scaling
+    inside = AutoConfig.for_model("mistral3", architectures=["Mistral3ForConditionalGeneration"], text_config=text)
+    assert overrides_of(inside) == {"text_config": scaling}
 
 
 def test_weights_in_mistrals_own_format_are_not_sampled_from(tmp_path: Path) -> None:

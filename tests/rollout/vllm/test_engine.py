@@ -250,6 +250,24 @@ def test_the_canary_catches_a_sampler_that_keeps_the_old_adapter(
         publisher.publish(1)
 
 
+def test_an_adapter_of_which_vllm_leaves_out_a_layer_is_refused(
+    vllm_engine: Any, prompts: list[Prompt], make_learner: LearnerMaker, ranks: Ranks, tmp_path: Path
+) -> None:
+    """vLLM itself warns when it starts, and samples as if the adapter did not have it: the first step sees nothing,
+    since B is zero."""
+    ref = publisher_of(make_learner(), vllm_engine, ranks, prompts, tmp_path).publish(0)
+    path, taken = "model.layers.1.mlp.down_proj", {}
+    vllm_engine._llm.apply_model(lambda model: taken.update({path: model.lora_manager.modules.pop(path)}))
+    try:
+        with pytest.raises(AdapterError, match=rf"adapts {path}, of which .* takes no adapter \(1 of its layers"):
+            vllm_engine.load_adapter(replace(ref, name="left_out"))
+    finally:
+        vllm_engine._llm.apply_model(lambda model: model.lora_manager.modules.update(taken))
+    vllm_engine.load_adapter(again := replace(ref, name="left_out"))
+    for loaded in (ref, again):
+        vllm_engine.unload_adapter(loaded)
+
+
 def test_an_adapter_that_did_not_change_passes_the_canary(
     vllm_engine: Any, prompts: list[Prompt], make_learner: LearnerMaker, ranks: Ranks, tmp_path: Path
 ) -> None:
