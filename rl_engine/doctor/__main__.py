@@ -120,8 +120,8 @@ def settings_rows(config: Config, ranks: Ranks) -> dict[str, str]:
         "device": f"{ranks.device}, {ranks.count} rank(s), {'nccl' if cuda else 'gloo'}",
         "attention": f"{kernel} over {layout} rows in the learner, vLLM's own in the sampler",
         "sampler": sampler_line(config) if cuda else f"{rollout.kv_cache_gib:g} GiB of KV cache",
-        "learner": f"ZeRO stage {learner.zero_stage}{offload}, {learner.tokens_per_microbatch:,} tokens per micro-batch, "
-        f"gradient checkpointing {'on' if learner.gradient_checkpointing else 'off'}",
+        "learner": f"ZeRO stage {learner.zero_stage}{offload}, {learner.tokens_per_microbatch:,} tokens per "
+        f"micro-batch, gradient checkpointing {'on' if learner.gradient_checkpointing else 'off'}",
     }
 
 

@@ -57,8 +57,8 @@ def check_agreement(policy: LogprobModel, batch: MicroBatch, name: str) -> None:
     limit = LIMITS[policy.head.weight.dtype]
     if not gap <= limit:
         raise DisagreementError(
-            f"model.name {name}: the learner's log-probabilities of a prompt are {gap:.3g} nats per token from those of "
-            f"the model's own forward pass (limit {limit:g}): models of type {_kind(policy)} compute something "
+            f"model.name {name}: the learner's log-probabilities of a prompt are {gap:.3g} nats per token from those "
+            f"of the model's own forward pass (limit {limit:g}): models of type {_kind(policy)} compute something "
             "that the learner does not know, and are not supported; use a model of another family"
         )
 
