@@ -21,8 +21,8 @@ def main() -> None:
 
 
 def leave_without(parent: int) -> None:
-    """Ask this process to stop when the one that started it is gone, by whatever cause. The kernel's own signal for it
-    comes when the thread that started it is gone: a server or a notebook has many."""
+    """Ask this process to stop when its parent process has ended, for whatever reason. The kernel's own signal would
+    already come when the thread that started it ends, and a server or a notebook has many threads."""
     while os.getppid() == parent:
         time.sleep(LOOK_S)
     os.kill(os.getpid(), signal.SIGTERM)

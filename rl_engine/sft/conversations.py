@@ -37,7 +37,7 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 UNLEARNED = "weight"
 """Key that marks an assistant turn as context only: it is not learned."""
 LABEL = "label"
-"""A column that says whether a whole answer is wanted, as in data for KTO."""
+"""Column that says whether the answer as a whole is desirable, as in KTO data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,8 +316,8 @@ def _spoken(value: Any, role: str) -> list[Any]:
 
 
 def _joined(prompt: list[Any], completion: list[Any]) -> list[Any] | None:
-    """A prompt and its completion, which in data of preferences often is the whole conversation, the prompt included;
-    None for a completion that asks something else."""
+    """The turns of a prompt and its completion. In preference data the completion is often the whole conversation,
+    including the prompt. None if the completion asks something else."""
     asked = [_said(turn) for turn in completion if _speaker(turn) == "user"]
     if not completion or _speaker(completion[0]) not in ("user", "system"):
         return [*prompt, *completion]

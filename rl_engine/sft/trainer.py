@@ -107,7 +107,7 @@ def make_trainer(
         callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)
-    # Any token will do where the mask is zero; the tokenizer's own may be missing from the model.
+    # Any token will do where the mask is zero; the tokenizer's padding token may not exist in the model.
     vars(trainer.data_collator)["pad_token_id"] = 0
     # Some families (Qwen3.5, Gemma 4) declare that their own loss cannot be divided by the token count of the whole
     # step, and would get the mean of micro-batch means instead. But the loss here is always TRL's or ours.

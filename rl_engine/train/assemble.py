@@ -61,8 +61,8 @@ from rollout.types import Prompt
 
 CANARY_PROMPTS = 2
 PAD_ID = 0
-"""What fills up rows: any token will do where the mask is zero, and a tokenizer's own may be one that was added to it
-and not to the model."""
+"""Padding token. Any token will do where the mask is zero, and the tokenizer's own may have been added to the tokenizer
+but not to the model."""
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:

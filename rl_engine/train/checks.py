@@ -25,7 +25,7 @@ def check_quickly(config: Config, *, resume: bool = False) -> None:
 
 
 def check_suites(config: Config) -> None:
-    """There are all suites, and no two have one name: the scores of one would stand for those of the other."""
+    """Check that all suites exist and that no two share a name, under which their scores would be confused."""
     seen: dict[str, str] = {}
     for given in config.eval.suites:
         suite = find_suite(given)
