@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import rollout.vllm  # noqa: F401  says where compiled kernels are kept: torch would decide that with the first of them
-from evals.launch.group import is_launched
+from evals.launch.group import is_launched, joining
 
 T = TypeVar("T")
 
@@ -112,12 +112,13 @@ def join_ranks() -> Ranks:
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if cuda:
         torch.cuda.set_device(local_rank)
-    if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
-        # A store in memory: torch's own would listen on every interface, and believe whoever comes.
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=0, world_size=1)
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
+    with joining():
+        if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
+            # A store in memory: torch's own would listen on every interface, and believe whoever comes.
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=0, world_size=1)
+        if not deepspeed.comm.is_initialized():
+            deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     device = torch.device(f"cuda:{local_rank}") if cuda else torch.device("cpu")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
