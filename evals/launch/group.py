@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import re
+import socket
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,6 +14,8 @@ from datetime import timedelta
 PATIENCE = timedelta(hours=12)
 # What torchrun and DeepSpeed's launcher tell each process. Its number on its machine, LOCAL_RANK, has a default.
 TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# How gloo says it, which a single process uses too.
+NO_INTERFACE = re.compile(r"Unable to find (interface|address) for: (?P<name>\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,21 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     return not missing
 
 
+@contextlib.contextmanager
+def joining() -> Iterator[None]:
+    """Raises `ValueError` where gloo does not find the network interface that it is told, as one that is another
+    machine's."""
+    try:
+        yield
+    except RuntimeError as error:
+        if (found := NO_INTERFACE.search(str(error))) is None:
+            raise
+        there = ", ".join(name for _, name in socket.if_nameindex())
+        raise ValueError(
+            f"GLOO_SOCKET_IFNAME is {found['name']!r}, and no network interface of that name is up: there are {there}"
+        ) from error
+
+
 def join_launch() -> Launch:
     """Enter the launcher's process group, when there is one. Raises `ValueError`, see `is_launched`."""
     if not is_launched() or (count := int(os.environ["WORLD_SIZE"])) == 1:
@@ -59,7 +79,8 @@ def join_launch() -> Launch:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    with joining():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     return Launch(dist.get_rank(), count)
 
 

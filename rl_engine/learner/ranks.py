@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import rollout.vllm  # noqa: F401  sets the directory of compiled kernels, before torch picks one for the first kernel
-from evals.launch.group import is_launched
+from evals.launch.group import is_launched, joining
 
 T = TypeVar("T")
 
@@ -112,12 +112,13 @@ def join_ranks() -> Ranks:
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if cuda:
         torch.cuda.set_device(local_rank)
-    if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
-        # An in-memory store: torch's default listens on every interface and trusts anyone who connects.
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=0, world_size=1)
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
+    with joining():
+        if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
+            # An in-memory store: torch's default listens on every interface and trusts anyone who connects.
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=0, world_size=1)
+        if not deepspeed.comm.is_initialized():
+            deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     device = torch.device(f"cuda:{local_rank}") if cuda else torch.device("cpu")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from evals.launch.group import TOLD, is_launched
+from evals.launch.group import TOLD, is_launched, joining
 from evals.launch.presence import lost_rank
 from tests.helpers.launched import launched
 
@@ -52,6 +52,16 @@ def test_other_libraries_errors_of_lost_ranks_are_told_too() -> None:
 @pytest.mark.parametrize("message", ["", "mat1 and mat2 shapes cannot be multiplied", INTERFACE], ids=range(3))
 def test_no_other_error_is_taken_for_a_lost_rank(message: str) -> None:
     assert lost_rank(RuntimeError(message)) is None
+
+
+def test_an_interface_that_is_not_there_is_named() -> None:
+    with (
+        pytest.raises(ValueError, match=r"^GLOO_SOCKET_IFNAME is 'eth9', and no .* is up: there are .*\blo\b"),
+        joining(),
+    ):
+        raise RuntimeError(INTERFACE)
+    with pytest.raises(RuntimeError, match="another"), joining():
+        raise RuntimeError("another")
 
 
 @pytest.mark.parametrize(
