@@ -48,6 +48,7 @@ ROOMS = (
     "rollout.vllm",
     "rollout.pool",
     "rollout",
+    "evals.launch",
     "evals.command",
     "evals.suites",
     "evals.contamination",
