@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rewards.extraction import surroundings
-from rewards.extraction.beside import with_sign_and_unit
+from rewards.extraction.beside import has_sign_before, with_unit_after
 from rewards.extraction.boxes import Box, Boxes, find_boxes
 from rewards.extraction.turns import own_words
 
@@ -113,7 +113,7 @@ def boxed(completion: str) -> Extracted | Refused:
 
 def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
     """Decide among the boxes of the final text which one, or which row of them, is the answer."""
-    boxes = Boxes(tuple(with_sign_and_unit(text, box) for box in found.complete), found.unfinished)
+    boxes = Boxes(tuple(with_unit_after(text, box) for box in found.complete), found.unfinished)
     last = boxes.complete[-1]
     content = _unwrapped(last.content) if last.nested else last.content
     if content is None:
@@ -123,6 +123,7 @@ def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
     group = _side_by_side(text, boxes.complete)
     for rule, applies in (
         ("negated", surroundings.is_negated(text, group[0].start, last.end)),
+        ("sign_before_box", any(has_sign_before(text, box.start) for box in group)),
         ("alternatives", surroundings.is_alternative(text, group[0].start, last.end)),
         ("retracted", surroundings.is_retracted(tail)),
         ("unfinished_box_follows", _unfinished_differs(text, boxes, last)),
