@@ -1,7 +1,7 @@
 r"""A box → the answer in it, with the sign before it and the unit after it.
 
-`x = -\left(\boxed{5}\right)` says -5, and `\boxed{5}` cm is not 5 m. Whatever else surrounds a box is not part of the
-answer. Solutions of MATH and AIME box the part that was asked for: `\sqrt{\boxed{448}}`, `\boxed{19}x^3` and
+`x = -\left(\boxed{5}\right)` means -5, and `\boxed{5}` cm is not 5 m. Nothing else around a box is part of the answer:
+solutions in MATH and AIME box only the part that the problem asks for, so `\sqrt{\boxed{448}}`, `\boxed{19}x^3` and
 `355\boxed{680}` mean 448, 19 and 680.
 """
 
@@ -29,7 +29,7 @@ _SIGN_BEFORE = (
         rf"{_BRACKETS}{_SIGN}(?:{_SPACE})*{_OPENERS}(?:\\\$)?\{{?$"
     ),
 )
-"""In `x - \\boxed{5}` the sign stands between two terms, and in a line `- \\boxed{5}` it may mark an item of a list."""
+"""A sign before a box. In `x - \\boxed{5}` it joins two terms, and in a line `- \\boxed{5}` it may be a list bullet."""
 _SIMPLE = re.compile(r"(?:[\w.\\{}]|,(?=\d{3}))+")
 
 _NUMBER = re.compile(r"\s*[-+]?(?:[\d.,]|\\[dt]?frac\{?\d+\}?\{?\d+\}?)+\s*")
@@ -39,11 +39,11 @@ _WORDS_AFTER = re.compile(
     r"(?P<words>(?:[A-Za-z]+|/)(?:[ /-][A-Za-z]{2,}){0,3})(?:\}?\s*\^\{?(?P<power>[23]))?"
 )
 _NO_UNITS = frozenset({"in", "second", "gal", "mo", "min", "deg", "buck", "yard", "pound", "pounds"})
-"""Units that are everyday words as well, or of two kinds."""
+"""Names of units that are also everyday words, or names of two units."""
 
 
 def with_sign_and_unit(text: str, box: Box) -> Box:
-    """The box as its text means it; a box of boxes stays as it is."""
+    """The box with the sign and unit that the text around it gives it; a box of boxes is returned unchanged."""
     return box if box.nested else _with_sign(text, _with_unit(text, box))
 
 
@@ -77,5 +77,5 @@ def _with_unit(text: str, box: Box) -> Box:
 
 
 def _is_unit(words: str, in_text: bool) -> bool:
-    r"""Whether they are a unit beyond doubt: outside of `\text`, m may be an unknown."""
+    r"""Whether the words are certainly a unit: outside `\text`, m may be a variable."""
     return (in_text or len(words) > 1) and is_known(read_unit(words) or "")
