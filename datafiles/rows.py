@@ -17,7 +17,7 @@ from datafiles.text import TextFileError, TwiceError, each_once, first_line, rea
 
 Row = Mapping[str, Any]
 Drop = Callable[[str, str], None]
-"""A callback for what is not used, with the reason and the place."""
+"""Called with the reason and the place for each row or file that is not used."""
 BLANK, NOT_JSON, NO_OBJECT = "blank line", "not JSON", "not a JSON object"
 ROWS_NAMES = frozenset({"data", "rows", "items", "records", "examples", "instances", "problems", "train", "test"})
 ROWS_AT_ONCE = 1024

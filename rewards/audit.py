@@ -91,7 +91,7 @@ def _item(row: Row) -> GradeItem:
 
 
 def rollout_files(given: Sequence[Path]) -> list[Path]:
-    """The rollout files that the arguments stand for; a run or other directory stands for its files, sorted by name.
+    """The rollout files to audit: the given files, and those in the given runs or other directories, sorted by name.
 
     Raises `BadRecord` for a directory without such files.
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 NGRAM = 13
 COMMON_LIMIT = 5
-"""A run that more problems than this share is a set phrase ("where m and n are relatively prime …"), not a repeat."""
+"""A run shared by more problems than this is a formula ("where m and n are relatively prime …"), not a repeat."""
 
 _WORD = re.compile(r"\\?[a-z]+|\d+")
 Problems = Sequence[tuple[str, str]]
@@ -40,7 +40,7 @@ def _runs(tokens: list[str]) -> set[int]:
 
 
 def formulas(*files: Problems) -> set[int]:
-    """Runs that more than COMMON_LIMIT problems of one file share."""
+    """The runs that more than COMMON_LIMIT problems of one file share."""
     common: set[int] = set()
     for problems in files:
         counts = Counter(run for _, text in problems for run in _runs(words(text)))

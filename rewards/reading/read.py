@@ -361,7 +361,7 @@ def _between_commas(inside: str) -> list[str]:
 
 
 def _spread(piece: str, node: Node) -> tuple[Node, ...]:
-    r"""The elements of a list or set that a piece of it stands for: 1 \pm 2 is two elements."""
+    r"""The elements that a piece of a list or set contributes: two for 1 \pm 2, otherwise one."""
     if isinstance(node, Items) and _PLUS_MINUS.search(piece):
         return node.elements
     return (node,)

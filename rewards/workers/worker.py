@@ -54,7 +54,7 @@ def preload(settings: wire.Message) -> None:
 
 def _load_scorers(tasks: list[wire.Message]) -> None:
     global _scorers_failure
-    from rewards.workers import scorers  # loads reasoning-gym, so only if a task is used
+    from rewards.workers import scorers  # its library is loaded only if a task is used
 
     try:
         scorers.load(tasks)
