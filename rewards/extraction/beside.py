@@ -25,8 +25,7 @@ _SIGN_BEFORE = re.compile(
     r"|(?:(?:^|\n)[ \t]*|\$|\*\*|(?<![\\A-Za-z])[A-Za-z]{2,}\s+|[.:,;]\s+)"
     rf"{_OPENERS}{_SIGN}(?:{_SPACE})*{_WRAPPERS}(?:\\\$)?\{{?$"
 )
-"""A sign of the box itself: in `x - \\boxed{5}` it stands between two terms, and in a line `- \\boxed{5}` it may mark a
-list item."""
+"""A sign before a box. In `x - \\boxed{5}` it joins two terms, and in a line `- \\boxed{5}` it may be a list bullet."""
 
 _NUMBER = re.compile(r"\s*[-+]?(?:[\d.,]|\\[dt]?frac\{?\d+\}?\{?\d+\}?)+\s*")
 _PERCENT = re.compile(rf"(?:{_SPACE})*\\?%")
@@ -35,11 +34,11 @@ _WORDS_AFTER = re.compile(
     r"(?P<words>(?:[A-Za-z]+|/)(?:[ /-][A-Za-z]{2,}){0,3})(?:\}?\s*\^\{?(?P<power>[23]))?"
 )
 _NO_UNITS = frozenset({"in", "second", "gal", "mo", "min", "deg", "buck", "yard", "pound", "pounds"})
-"""Units that are everyday words as well, or of two kinds."""
+"""Names of units that are also everyday words, or names of two units."""
 
 
 def has_sign_before(text: str, start: int) -> bool:
-    r"""`x = -\boxed{5}`, `-\left(\boxed{5}\right)`."""
+    r"""Whether a box has a sign of its own: `x = -\boxed{5}`, `-\left(\boxed{5}\right)`."""
     return _SIGN_BEFORE.search(text[max(0, start - REACH) : start]) is not None
 
 
@@ -62,5 +61,5 @@ def with_unit_after(text: str, box: Box) -> Box:
 
 
 def _is_unit(words: str, in_text: bool) -> bool:
-    r"""Whether they are a unit beyond doubt: outside of `\text`, m may be an unknown."""
+    r"""Whether the words are certainly a unit: outside `\text`, m may be a variable."""
     return (in_text or len(words) > 1) and is_known(read_unit(words) or "")
