@@ -31,8 +31,8 @@ LONGEST_CELL = 2**27
 def rows_of(path: Path, drop: Drop, key: str, split: str | None = None) -> Iterator[tuple[str, Row]]:
     """(where, row) for every row in `path`, in the files' order. Anything that is not a row is dropped with a reason.
 
-    `split` selects from a directory with several splits, and from rows that name their split in a column. `key` names the
-    setting or argument that gave the path, for messages. Raises `FileNotFoundError` if nothing is there, and
+    `split` selects from a directory with several splits, and from rows that name their split in a column. `key` names
+    the setting or argument that gave the path, for messages. Raises `FileNotFoundError` if nothing is there, and
     `TextFileError` if it cannot be read.
     """
     return _of_split(_all_rows(path, drop, key, split), split or "train", drop, f"{key}: {path}")

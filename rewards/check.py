@@ -118,8 +118,8 @@ def repeats(rows: list[ProblemRow]) -> list[Finding]:
 
 
 def overlaps(rows: list[ProblemRow], other: Path, columns: Columns) -> list[Finding]:
-    """Problems that are also in an evaluation file, whose columns have the data's names or the project's defaults. As in
-    an evaluation, `test` is read from a file with several splits."""
+    """Problems that are also in an evaluation file, whose columns have the data's names or the project's defaults. From
+    a file with several splits, `test` is read, as in an evaluation."""
     key, split = "--against", "test"
     _, first = next(rows_of(other, lambda *_: None, key, split), ("", {}))
     others, _ = load(other, columns if has_column(first, columns.problem) else Columns(), key, split)
