@@ -34,10 +34,12 @@ _SIMPLE = re.compile(r"(?:[\w.\\{}]|,(?=\d{3}))+")
 
 _NUMBER = re.compile(r"\s*[-+]?(?:[\d.,]|\\[dt]?frac\{?\d+\}?\{?\d+\}?)+\s*")
 _PERCENT = re.compile(rf"(?:{_SPACE})*\\?%")
-_WORDS_AFTER = re.compile(
-    rf"(?:\$\$?|\\[)\]]|\*\*){{0,2}}(?:\s|{_SPACE}){{0,2}}(?P<text>\\(?:text|mathrm|mbox)\s*\{{\s*)?"
-    r"(?P<words>(?:[A-Za-z]+|/)(?:[ /-][A-Za-z]{2,}){0,3})(?:\}?\s*\^\{?(?P<power>[23]))?"
+_UNIT_AFTER = re.compile(
+    rf"(?:\$\$?|\\[)\]]|\*\*){{0,2}}(?:[\s~]|{_SPACE}){{0,2}}(?P<text>\\(?:text|mathrm|mbox)\s*\{{[\s~]*)?"
+    r"(?P<unit>(?:(?:square|cubic|sq|cu) )?[A-Za-z]+)(?:\}?\s*\^\{?(?P<power>[23])\}?)?\}?"
+    r"(?=\s*(?:[.,;:!?()\]*]|\$(?!\s*\^)|\\[)\]]|\Z)|[ \t]*\n)"
 )
+"""A unit with which the formula or the part of the sentence ends: 60 km goes on in "60 km/h" and "60 km an hour"."""
 _NO_UNITS = frozenset({"in", "second", "gal", "mo", "min", "deg", "buck", "yard", "pound", "pounds"})
 """Units that are everyday words as well, or of two kinds."""
 
@@ -64,18 +66,13 @@ def _with_unit(text: str, box: Box) -> Box:
         return box
     if _PERCENT.match(text, box.end):
         return replace(box, content=rf"{box.content}\%")
-    match = _WORDS_AFTER.match(text, box.end)
-    if match is None:
+    match = _UNIT_AFTER.match(text, box.end)
+    if match is None or not _is_unit(match["unit"], match["text"] is not None):
         return box
-    words = match["words"].split(" ")
-    for count in range(len(words), 0, -1):
-        unit = " ".join(words[:count])
-        if not {words[0].lower(), words[count - 1].lower()} & _NO_UNITS and _is_unit(unit, match["text"] is not None):
-            power = f"^{match['power']}" if match["power"] and count == len(words) else ""
-            return replace(box, content=rf"{box.content}\text{{ {unit}}}{power}")
-    return box
+    power = f"^{match['power']}" if match["power"] else ""
+    return replace(box, content=rf"{box.content}\text{{ {match['unit']}}}{power}")
 
 
-def _is_unit(words: str, in_text: bool) -> bool:
-    r"""Whether they are a unit beyond doubt: outside of `\text`, m may be an unknown."""
-    return (in_text or len(words) > 1) and is_known(read_unit(words) or "")
+def _is_unit(unit: str, in_text: bool) -> bool:
+    r"""Whether it is a unit beyond doubt: outside of `\text`, m may be an unknown."""
+    return (in_text or len(unit) > 1) and unit.lower() not in _NO_UNITS and is_known(read_unit(unit) or "")
