@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rewards.extraction import surroundings
-from rewards.extraction.beside import has_sign_before, with_unit_after
 from rewards.extraction.boxes import Box, Boxes, find_boxes
 from rewards.extraction.turns import own_words
 
@@ -46,7 +45,8 @@ _EMPHASIS = tuple(
     re.compile(rf"(?<![\w)]){mark}(?=\S)(.+?)(?<=\S){mark}(?![\w(])") for mark in (r"\*\*", "__", r"\*", "_", "`")
 )
 _HASHES_LINE = re.compile(r"^\s*####\s*(?P<answer>\S.*?)\s*$")
-_LONE_VALUE = re.compile(r"(?=\D*\d)(?:[-+\d.,/\s{}^()%\[\]]|\\[A-Za-z]+|\\[()\[\]])+")
+_LONE_VALUE = re.compile(r"(?![-+] |\d+[.)] )(?=\D*\d)(?:[-+\d.,/\s{}^()%\[\]]|\\[A-Za-z]+|\\[()\[\]])+")
+"""And no item of a list, which tells a part of the answer."""
 MAX_LINE = 400
 _TEXT = re.compile(r"\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}\s*")
 _OPERATORS = frozenset("-*|&")
@@ -112,9 +112,8 @@ def boxed(completion: str) -> Extracted | Refused:
     return replace(found, closing=closing) if isinstance(found, Extracted) else found
 
 
-def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
+def _settle(text: str, boxes: Boxes, tail: str) -> Extracted | Refused:
     """Decide which of the text's boxes, or which row of boxes, is the answer."""
-    boxes = Boxes(tuple(with_unit_after(text, box) for box in found.complete), found.unfinished)
     last = boxes.complete[-1]
     content = _unwrapped(last.content) if last.nested else last.content
     if content is None:
@@ -124,7 +123,7 @@ def _settle(text: str, found: Boxes, tail: str) -> Extracted | Refused:
     group = _side_by_side(text, boxes.complete)
     for rule, applies in (
         ("negated", surroundings.is_negated(text, group[0].start, last.end)),
-        ("sign_before_box", any(has_sign_before(text, box.start) for box in group)),
+        ("sign_before_box", any(surroundings.has_sign_before(text, box.start) for box in group)),
         ("alternatives", surroundings.is_alternative(text, group[0].start, last.end)),
         ("retracted", surroundings.is_retracted(tail)),
         ("unfinished_box_follows", _unfinished_differs(text, boxes, last)),

@@ -101,6 +101,18 @@ _CLAIMED = re.compile(
     r"|\b(?:guess|option|candidate|try)\b[^.\n]{0,15}$",
     re.IGNORECASE,
 )  # fmt: skip
+_SPACE = r"\\[,;:! ]"
+_OPENERS = r"(?:(?:\\left\s*)?[({]\s*)*"
+_SIGN = r"(?:[-−±]|\+-|\\[pm][pm](?![A-Za-z]))"
+_WRAPPERS = r"(?:\\left|\\math[a-z]+(?=\s*\{)|[({])*"
+_SIGN_BEFORE = re.compile(
+    r"(?:[=≈⇒→]|\\(?:approx|equiv|implies|(?:Long)?[rR]ightarrow|q?quad)|\\[(\[])\s*"
+    rf"{_OPENERS}{_SIGN}(?:\s|{_SPACE})*{_WRAPPERS}\s*(?:\\\$\s*)?\{{?$"
+    r"|(?:(?:^|\n)[ \t]*|\$|\*\*|(?<![\\A-Za-z])[A-Za-z]{2,}\s+|[.:,;]\s+)"
+    rf"{_OPENERS}{_SIGN}(?:{_SPACE})*{_WRAPPERS}(?:\\\$)?\{{?$"
+)
+"""A sign of the box's own. In `x - \\boxed{5}` it joins two terms; a line `- \\boxed{5}` may be an item of a list."""
+_SIGN_REACH = 60
 MIN_PROSE_WORDS = 3
 
 
@@ -118,6 +130,11 @@ def is_negated(text: str, start: int, end: int) -> bool:
     if any(mark in lowered for mark in _NEGATING_MARKS) and _NEGATED_BEFORE.search(before):
         return True
     return _NEGATED_AFTER.match(text[end : end + REACH]) is not None
+
+
+def has_sign_before(text: str, start: int) -> bool:
+    r"""Whether a box has a sign of its own: `x = -\boxed{5}`, `-\left(\boxed{5}\right)`."""
+    return _SIGN_BEFORE.search(text[max(0, start - _SIGN_REACH) : start]) is not None
 
 
 def is_alternative(text: str, start: int, end: int) -> bool:

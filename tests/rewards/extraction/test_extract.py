@@ -18,13 +18,18 @@ from rewards.extraction.extract import Extracted, Refused, extract
         (r"<think>\boxed{1}</think>\boxed{2}", "2"),
         (r"\boxed{\boxed{72}}", "72"),
         (r"\boxed{\boxed{2}, \boxed{3}}", "2, 3"),
-        # A unit after the box belongs to the answer.
-        (r"$\boxed{72}\text{ cm}^2$", r"72\text{ cm}^2"),
-        (r"$\boxed{72}\,\mathrm{cm}$", r"72\text{ cm}"),
-        (r"$\boxed{72}$ square meters in all", r"72\text{ square meters}"),
-        (r"$\boxed{72}\%$", r"72\%"),
-        (r"\boxed{72}%", r"72\%"),
-        # The rest of a formula does not, as in the solutions of MATH and AIME.
+        # Nothing else around a box is part of the answer: no unit, and nothing of a formula, as in MATH and AIME.
+        (r"$\boxed{72}\text{ cm}$", "72"),
+        (r"\boxed{72} km/h", "72"),
+        (r"$\boxed{72}\text{ m/s}$", "72"),
+        (r"$\boxed{72}\text{ kg}\cdot\text{m}$", "72"),
+        (r"$\boxed{72}$ feet per second.", "72"),
+        (r"$\boxed{72}$ miles an hour", "72"),
+        (r"$\boxed{72}$ cm$^2$ or cm²", "72"),
+        (r"\boxed{72} cm²", "72"),
+        (r"\boxed{72} meters squared", "72"),
+        (r"\boxed{72} degrees Celsius", "72"),
+        (r"\boxed{72} dollars per day", "72"),
         (r"so $2(a+b) = \sqrt{\boxed{448}}$.", "448"),
         (r"$= \frac{\boxed{453}}{2^{14}}.$", "453"),
         (r"$3 \cdot 16 \cdot 6 \cdot 720 = 207\boxed{360}$", "360"),
@@ -35,7 +40,6 @@ from rewards.extraction.extract import Extracted, Refused, extract
         (r"$\angle A = \boxed{72}^\circ$", "72"),
         (r"So x=\boxed{72} is the answer.", "72"),
         (r"\[ \boxed{72} is what we get (the total)!", "72"),
-        # Words, labels, dashes and prices around it are none.
         (r"$\boxed{72} \text{ ways}$", "72"),
         (r"Step 2 \boxed{72} - done", "72"),
         (r"(2) \boxed{72} (since $8 \cdot 9 = 72$)", "72"),
