@@ -1,4 +1,4 @@
-"""Completions whose answer, or whose refusal, a reader can tell; the tricks are in cases/completions.jsonl."""
+"""Completions with an answer, or none, that any reader can tell; the tricks are in cases/completions.jsonl."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from rewards.extraction.extract import Extracted, Refused, extract
         (r"$\angle A = \boxed{72}^\circ$", "72"),
         (r"So x=\boxed{72} is the answer.", "72"),
         (r"\[ \boxed{72} is what we get (the total)!", "72"),
-        # Words, labels, dashes and prices around it are none.
+        # Words, labels, dashes and prices around the box are not units.
         (r"$\boxed{72} \text{ ways}$", "72"),
         (r"Step 2 \boxed{72} - done", "72"),
         (r"(2) \boxed{72} (since $8 \cdot 9 = 72$)", "72"),
