@@ -1,7 +1,7 @@
-"""The documentation as files: every page has its place on the site, and what a page quotes is what the product says.
+"""The documentation as files: every page is in the site's navigation, and quoted messages match those in the code.
 
 `make docs` checks the rest of the site: links that its generators make, the API reference, and that nothing is fetched
-from a network. It does not read the pages beside docs/, nor follow a link to them further than to the file.
+from a network. It does not read pages outside docs/, and checks only that a link to one of them leads to a file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which directories are policies that can be measured."""
+"""Which directories hold a policy that can be evaluated."""
 
 from __future__ import annotations
 

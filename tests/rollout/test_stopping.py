@@ -1,4 +1,4 @@
-"""A program that is asked to stop."""
+"""How a program handles a request to stop."""
 
 from __future__ import annotations
 

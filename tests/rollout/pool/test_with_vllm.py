@@ -1,4 +1,4 @@
-"""Workers with vLLM sample what the engine in process samples."""
+"""Workers with vLLM sample exactly what the in-process engine samples."""
 
 from __future__ import annotations
 

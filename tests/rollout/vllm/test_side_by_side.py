@@ -24,7 +24,7 @@ pytestmark = pytest.mark.engine
 RANKS = (1, 8, 64)
 SAMPLING = SamplingConfig(n=4, temperature=1.0, max_tokens=20)
 GAP = 1e-4
-"""The largest difference, in nats, between two implementations in float32."""
+"""The largest gap, in nats, between two float32 implementations."""
 
 
 def sample(refs: list[AdapterRef | None], prompts: list[Prompt], seeds: list[list[str]], answer: Connection) -> None:
