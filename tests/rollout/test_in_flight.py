@@ -1,4 +1,4 @@
-"""The engine accepts more work while it samples: this changes nobody's completions, and none is lost."""
+"""The engine accepts more work while it samples: this changes no batch's completions, and none is lost."""
 
 from __future__ import annotations
 
