@@ -1,4 +1,4 @@
-"""The rules of the tree: who may import whom, what stays light, and how long a file may be."""
+"""The layout rules of the repository: who may import whom, what stays light, and how long a file may be."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ ROOMS = (
     "rl_engine.sweep",
     "rl_engine",
 )
-# What may be used of our own packages. `rewards` and `rollout` know nothing of each other; both read `datafiles`.
+# Which of our own packages each may import. `rewards` and `rollout` know nothing of each other; both read `datafiles`.
 MAY_IMPORT = {
     "datafiles": {"datafiles"},
     "rewards": {"rewards", "datafiles"},
@@ -125,7 +125,7 @@ LIGHT = (
     "rl_engine.train.__main__",
     "rollout.config",
 )
-# Files of a room, its `__init__.py` and `__main__.py` among them.
+# Files in a room, including its `__init__.py` and `__main__.py`.
 LARGEST_ROOM = 15
 
 
@@ -138,7 +138,7 @@ MODULES = {module_of(path): path for path in FILES}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The modules that a file imports, at its top, inside functions, or for its types alone."""
+    """The modules that a file imports: at the top, inside functions, or only for type checking."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -191,7 +191,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def upward(graph: dict[str, set[str]], rooms: tuple[str, ...]) -> list[str]:
-    """Imports of a room from one that stands on it."""
+    """Imports from a room that is higher up."""
     height = {module: rooms.index(room_of(module)) for module in graph}
     return [
         f"{module} imports {other} from above"
@@ -215,7 +215,7 @@ def test_rooms_import_only_from_rooms_below_them() -> None:
 
 
 def test_no_command_imports_another() -> None:
-    """What commands share is in `command.py`, and what one has that others need is a file of its room."""
+    """Code that commands share is in `command.py`; code of one command that others need is in a file of its room."""
     imported = {other for others in GRAPH.values() for other in others}
     assert {name for name in imported if name.endswith(".__main__")} == set()
 
@@ -244,7 +244,7 @@ def test_a_name_of_a_class_means_one_thing() -> None:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef):
                 named.setdefault(node.name, []).append(module)
-    # What a file keeps to itself is read in that file alone.
+    # A private class may have the same name in several files, because only its own file uses it.
     assert {name: homes for name, homes in named.items() if len(homes) > 1 and not name.startswith("_")} == {}
 
 
@@ -256,14 +256,14 @@ def test_tests_lie_in_folders_named_as_what_they_test() -> None:
 
 
 def test_a_test_has_a_name_that_can_be_read_at_a_glance() -> None:
-    """What more there is to say is its docstring."""
+    """Anything more belongs in the docstring."""
     longest = 60
     files = (ROOT / "tests").rglob("test_*.py")
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
     tests = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     assert [test.name for test in tests if len(test.name) > longest] == []
     for test in tests:
-        (ast.get_docstring(test) or "").encode()  # Python 3.13 compiles nothing around one with half a surrogate pair
+        (ast.get_docstring(test) or "").encode()  # Python 3.13 cannot compile half a surrogate pair in a docstring
 
 
 def test_the_top_of_rl_engine_holds_rooms() -> None:
@@ -272,7 +272,6 @@ def test_the_top_of_rl_engine_holds_rooms() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_imports_what_it_may_and_stays_short(path: Path) -> None:
-    """A file imports only what its package may and stays short."""
     package = path.relative_to(ROOT).parts[0]
     assert packages_of(path) & set(PACKAGES) <= MAY_IMPORT[package]
     assert_short(path)
@@ -293,13 +292,13 @@ def assert_short(path: Path) -> None:
 
 
 def texts_by_locale(tree: ast.AST) -> list[str]:
-    """Where a file of text is opened in whatever encoding the machine's locale has."""
+    """Calls that open a text file in the encoding of the machine's locale."""
     found = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
         name, words = node.func.attr, ast.unparse(node)
-        # What is no file: a descriptor, and a run's records, which are opened at a step.
+        # Not files: descriptors, and a run's records, which are opened at a step.
         opens = name == "open" and not words.startswith(("os.", "store.", "run.records."))
         reads = name in ("read_text", "write_text") or (opens and not re.search(r"'[rwa]b'", words))
         if reads and "encoding=" not in words:

@@ -1,4 +1,4 @@
-"""What docs/security.md promises, as far as it can be seen without a run."""
+"""What docs/security.md promises, as far as it can be checked without a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rollout.models import refuse_code_of_models
 from tests.test_layout import FILES, ROOT
 
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
-# What runs code that somebody else may have written: unpickling, YAML's own objects, a shell, a model's own files.
+# Ways to run code that somebody else may have written: unpickling, YAML object tags, a shell, a model's own code.
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 FORBIDDEN_CALLS = {
     "eval",
@@ -49,7 +49,7 @@ def test_nothing_runs_code_that_came_as_data(path: Path) -> None:
 
 
 def test_a_pickle_in_the_place_of_a_checkpoint_is_not_opened(tmp_path: Path) -> None:
-    """Vouched for by its manifest, as somebody would who hands it on."""
+    """The manifest vouches for the file, as an attacker who passes on a checkpoint would arrange."""
 
     class Evil:
         def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
@@ -69,20 +69,20 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_not_opened(tmp_path: Path) -> 
 def test_a_run_by_itself_listens_on_loopback_alone(ranks: Ranks) -> None:
     assert ranks.count == 1
     listening = [c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN]
-    # A socket of both families shows 127.0.0.1 as ::ffff:127.0.0.1.
+    # A dual-stack socket shows 127.0.0.1 as ::ffff:127.0.0.1.
     assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
 
 
 @pytest.mark.parametrize("function", [None, "mine:reward"])
 def test_grading_processes_are_told_no_secrets(function: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless they run a reward function of yours."""
+    """Unless they run the user's own reward function."""
     secrets = {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "hub_password"}
     for name in secrets:
         monkeypatch.setenv(name, "hidden")
     monkeypatch.setattr(processes, "CLOSE_LIMIT_S", 0.01)
     fork_server = processes.ForkServerProcess({"function": function})
     told: dict[str, str] = {}
-    while not told:  # a process has no environment until the new program has replaced the one that was forked
+    while not told:  # a process shows no environment until exec has replaced the forked program
         told = psutil.Process(fork_server.pid).environ()
     fork_server.close()
     assert secrets & told.keys() == (secrets if function else set())

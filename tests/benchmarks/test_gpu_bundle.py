@@ -1,4 +1,4 @@
-"""The archive for a machine with a card: what is in it, whose code it keeps, and that a run needs nothing else."""
+"""The archive for a machine with a GPU: its contents, the GPU code it keeps, and that a run needs nothing else."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def elf(content: bytes) -> bytes:
 
 def test_only_the_cards_own_code_is_kept_and_nothing_moves() -> None:
     codes = [(ELF, 80, b"a" * 24), (ELF, 90, b"b" * 16), (PTX, 90, b"c" * 32), (ELF, 100, b"d" * 8)]
-    # Zeros between two of them, as a linker aligns.
+    # Zero padding between two fat binaries, as a linker aligns them.
     image = elf(fat_binary(codes) + bytes(8) + fat_binary([(ELF, 90, b"e" * 8), (ELF, 120, b"f" * 8)]))
     kept = pruned(image, 90)
     assert len(kept) == len(image)
@@ -82,7 +82,6 @@ def test_only_the_cards_own_code_is_kept_and_nothing_moves() -> None:
     ],
 )
 def test_a_card_without_code_takes_the_newest_that_compiles(codes: list[Code], kept: list[int]) -> None:
-    """Without code of its own, a card takes the newest that can be compiled."""
     assert [code.arch for code in wanted(codes, 90)] == kept
 
 
@@ -92,7 +91,6 @@ def test_a_lock_is_read_with_its_markers() -> None:
 
 
 def test_what_is_packed_is_locked_and_has_a_place() -> None:
-    """What is packed is locked, and every dependency has a place."""
     assert LOCK.keys() >= PACKED | COPIED
     assert not PACKED & GIVEN
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -114,8 +112,8 @@ def test_what_a_hopper_card_runs_is_not_dropped() -> None:
 
 
 def test_a_run_imports_nothing_that_the_machine_would_lack(tmp_path: Path) -> None:
-    """Everything up to the first weights, the engine's modules, and the doctor's, where ray, trl, datasets and all else
-    that is neither packed nor given cannot be found."""
+    """Load everything up to the first weights, and the modules of the engine and the doctor, in a process that cannot
+    find ray, trl, datasets or anything else that is neither packed nor already on the machine."""
     code = (
         "import rl_engine.doctor.selftest, rl_engine.train.assemble, rl_engine.report.page, rollout.vllm.engine\n"
         "import benchmarks.gpu_contact.__main__, benchmarks.gpu_contact.learner, benchmarks.gpu_contact.step\n"

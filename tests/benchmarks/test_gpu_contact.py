@@ -1,4 +1,4 @@
-"""The first contact with a card: stages as processes, their limits, and what is read of them."""
+"""The first contact with a GPU: stages as processes, their time limits, and how their figures are read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def scripted(name: str, code: str, limit_s: float = 60, **others: Any) -> Stage:
 
 def test_a_stage_that_fails_or_lasts_never_stops_the_next(tmp_path: Path) -> None:
     left = tmp_path / "left"
-    # A process of the overlong stage's own, which would write its file a second later.
+    # A child process of the overlong stage, which would write its file a second later.
     child = f"import time; time.sleep(1.5); open({str(left)!r}, 'w')"
     overlong = (
         f"import subprocess, sys, time; {NOTE}note('sampling', arm='one', sequences=1, tokens=1, tokens_per_s=2.0); "
@@ -60,7 +60,7 @@ def test_a_stage_that_fails_or_lasts_never_stops_the_next(tmp_path: Path) -> Non
     lines = [json.loads(line) for line in (tmp_path / "out/contact.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == [stage.name for stage in asked]
     assert lines[0]["exit"] == 1
-    # What an overlong stage had measured is kept.
+    # The figures that an overlong stage had already noted are kept.
     assert [row.get("arm") for line in lines for row in line["figures"]] == ["one", "two", None]
     text = (tmp_path / "out/contact.md").read_text()
     assert "## Stages: 2 of 5 passed" in text
@@ -80,7 +80,7 @@ def test_what_the_deadline_cuts_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     assert "it was not begun" in (tmp_path / "contact.md").read_text()
 
 
-# The command with one stage that lasts, in a process that is spared torch, which only says whether there is a card.
+# The command with one long stage, in a process where torch is a stub that only says whether there is a GPU.
 ENDLESS = """
 import sys, types
 sys.modules["torch"] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False))
@@ -93,7 +93,7 @@ command.stages = lambda *_: [stage]
 typer.run(command.main)
 """
 
-# The same, asked to end at the moment when the stage's process is there and nobody has been told so.
+# The same, asked to stop at the moment when the stage's process exists but nothing has recorded it yet.
 STARTING = """
 import os, pathlib, signal, subprocess, sys
 fork = subprocess._fork_exec
@@ -127,8 +127,8 @@ def test_a_stage_that_is_being_started_is_ended_too(name: str, code: int, tmp_pa
 
 @pytest.mark.parametrize("name", SIZES)
 def test_every_stage_is_told_settings_that_exist(name: str, tmp_path: Path) -> None:
-    """`learner.layout: packed` and the like may be refused when the arm runs, and are then said to have failed; a key
-    that is not there is a mistake of ours."""
+    """`learner.layout: packed` and similar values may be refused when the arm runs, and are then reported as failed. A
+    key that does not exist is a mistake in the stages themselves."""
     asked = stages(SIZES[name], tmp_path, tmp_path / "SmolLM2")
     assert len({stage.name for stage in asked}) == len(asked)
     assert {stage.after for stage in asked} <= {stage.name for stage in asked} | {None}
@@ -139,22 +139,23 @@ def test_every_stage_is_told_settings_that_exist(name: str, tmp_path: Path) -> N
 
 
 def test_all_before_the_doctor_fits_the_default_deadline(tmp_path: Path) -> None:
-    """Ten minutes on a card, a start of the device included; what one takes longer than planned the last one lacks. The
-    doctor comes after that: runs before it have been resumed, and have slept."""
+    """The stages before the doctor fit into ten minutes on a GPU, including the start of the device; a stage that
+    overruns takes time from the last one. The doctor may lie beyond the deadline, since earlier stages already cover
+    resuming and sleeping."""
     asked = stages(SIZES["card"], tmp_path, None)
     default = inspect.signature(main).parameters["deadline"].default
     assert asked[-1].name == "doctor"
     assert sum(stage.expected_s for stage in asked[:-1]) <= default == 590
     (resume,) = (stage for stage in asked if stage.name == "resume")
     assert {"--resume", "rollout.sleep=true"} <= set(resume.command)
-    # A start whose caches hold nothing is no reason to end a stage.
+    # A cold start with empty caches must not end a stage.
     assert all(stage.limit_s == stage.expected_s + stages_module.SPARE_S for stage in asked)
     assert [stage.limit_s for stage in stages(CPU, tmp_path, None)] == [CPU.patience * one.limit_s for one in asked]
 
 
 def test_the_page_names_the_stages_with_what_is_planned_for_them(tmp_path: Path) -> None:
-    """docs/gpu.md: every stage with its seconds, in their order, their sum, and a check of every line of its table that
-    is a stage, a test or a command that exists."""
+    """docs/gpu.md lists every stage with its seconds, in order, and their sum. Each line of its table of checks names a
+    stage, test or command that exists."""
     text = (ROOT / "docs/gpu.md").read_text()
     asked = stages(SIZES["card"], tmp_path, tmp_path)
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
@@ -176,8 +177,8 @@ def test_the_page_names_the_stages_with_what_is_planned_for_them(tmp_path: Path)
 
 
 def test_every_stage_finds_what_another_compiled(tmp_path: Path) -> None:
-    """vLLM's cache is the home directory's unless the caller says otherwise, and no stage says so for itself; the
-    libraries' Python is compiled once whatever the caller has set."""
+    """vLLM's cache is in the home directory unless the caller says otherwise, and no stage overrides that. Python
+    bytecode of the libraries is cached whatever the caller has set."""
     asked = [
         scripted("one", f"{NOTE}import os; note('seen', **{{n: os.environ.get(n) for n in {CACHES}}})"),
     ]
@@ -189,7 +190,6 @@ def test_every_stage_finds_what_another_compiled(tmp_path: Path) -> None:
 
 
 def test_single_stages_come_with_what_they_need_before(tmp_path: Path) -> None:
-    """Single stages can be asked for with what they come after."""
     every = stages(CPU, tmp_path, None)
     assert chosen(every, []) == every
     assert [stage.name for stage in chosen(every, ["doctor", "resume"])] == ["quickstart", "resume", "doctor"]
@@ -222,13 +222,13 @@ def test_a_run_is_read_by_its_steps(tmp_path: Path) -> None:
     write_metrics(tmp_path / "run", [*lines[:3], {**lines[3], "eval/held_out/avg": 0.75}])
     first, later = steps_of(tmp_path / "run", "run")
     assert (first["step_s"], later["step_s"], later["peak_gib"]) == (8, 3, 4)
-    # A hundred tokens a step, sampled in half of its time.
+    # A hundred tokens a step, sampled in half of the step's time.
     assert first["sampling_tokens_per_s"] == pytest.approx(25)
     assert trained(tmp_path / "run", "run")[0]["held_out_after"] == 0.75
     whole, more = resumed(tmp_path / "run", "run", 3, 1)
     assert whole == {"kind": "resumed", "steps": 3, "whole": True}
     assert (more["step_s"], more["which"]) == (4, "resumed, the sampler asleep while the learner works")
-    # One that ended before its first step has none.
+    # A run that ended before its first step has no such figures.
     assert [row["kind"] for row in resumed(tmp_path / "run", "run", 4, 1)] == ["resumed"]
     assert not resumed(tmp_path / "run", "run", 4, 1)[0]["whole"]
     assert steps_of(tmp_path / "nothing", "run") == []

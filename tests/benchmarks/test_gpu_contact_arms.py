@@ -1,4 +1,4 @@
-"""The arms that the first contact with a card measures, of the learner and of decoding."""
+"""The learner and decoding arms that the first contact with a GPU measures."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_an_arm_that_the_memory_does_not_hold_leaves_the_others(
     assert [(row["kind"], row["arm"]) for row in rows] == [("left out", "a"), *(("learner", arm) for arm in "bcde")]
     assert [row["tokens"] for row in rows[1:]] == [2 * (32 + 24), *[32 + 24] * 3]
     assert [row["model"] for row in rows[1:]] == ["tiny"] * 3 + ["tiny-untied"]
-    # Two that differ in their rows alone share a learner.
+    # Two arms that differ only in their rows share a learner.
     assert [arm for arm in built if arm == arms["c"]] == []
     assert len(built) == 4
     text = page([outcome("learner", *rows)], "cpu")
@@ -83,20 +83,20 @@ def test_random_weights_never_end_and_every_token_has_a_text(tmp_path: Path) -> 
     texts = [tokenizer.decode([number]) for number in range(3, vocabulary)]
     assert len(set(texts)) == vocabulary - 3
     assert "" not in texts
-    # transformers reads the tokenizer of this family in its own way: the line's end of the template gets lost.
+    # transformers reads this family's tokenizer in its own way, and loses the template's newline.
     assert tokenizer.decode(tokenizer.encode("12+3-4=?")) == "12+3-4=?"
 
 
 @pytest.fixture
 def drawn(tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory of the tiny shape, without weights: the learner draws them, until the test is over."""
+    """The directory of the tiny shape, without weights: the learner draws random ones for the length of the test."""
     monkeypatch.setattr(base_model, "load_weights", base_model.load_weights)
     write_shape(tmp_path / "tiny", CPU.shapes["tiny"], "float32")
     return tmp_path / "tiny"
 
 
 def test_right_padded_rows_need_no_mask(drawn: Path) -> None:
-    """Without a mask, right-padded rows are computed as with one."""
+    """Without a mask, right-padded rows give the same results as with one."""
     started = learner.start_learner(drawn, CPU, ["learner.layout=padded"])
     batch = collate(learner.samples_of(CPU, 256), 0, "padded")
     with torch.no_grad():
@@ -119,19 +119,20 @@ def test_an_arm_of_the_learner_is_measured(drawn: Path, monkeypatch: pytest.Monk
     assert row["tokens"] == 32 + 24
     assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["seconds"])
     assert row["peak_gib"] is None
-    # By hand, multiply-adds of one token in the linear layers of both layers, and in the output embedding.
+    # Calculated by hand: multiply-adds per token in the linear layers of both blocks, and in the output embedding.
     width, wide = 64, 128
     linear = 2 * (2 * width * width + 2 * width * width // 2 + 3 * width * wide)
     predicted = row["tokens"] - 2 * learner.PROMPT
     frozen = 2 * 2 * (row["tokens"] * linear + predicted * width * 256)
-    # The rank and attention come to it.
+    # The adapter and attention come on top.
     assert frozen < row["tflops"] * 1e12 * row["seconds"] < 1.3 * frozen
 
 
 def test_an_arm_that_is_not_what_it_is_called_is_no_figure(
     drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Layers that stayed as they were are not compiled ones, and what leaves no gradient is no pass of a step."""
+    """Layers that were not compiled are not reported as compiled, and a pass that leaves no gradient is not reported as
+    a step's pass."""
 
     def stay(*_: Any) -> None:
         warnings.warn(
@@ -158,7 +159,7 @@ def test_an_arm_that_is_not_what_it_is_called_is_no_figure(
 
 
 def test_a_steps_engine_is_asked_with_its_adapter_and_without(tmp_path: Path) -> None:
-    """The stage's command, in a process that has its libraries loaded."""
+    """Runs the stage's command in a process that has already loaded its libraries."""
     (stage,) = [one for one in stages(CPU, tmp_path, None) if one.name == "step"]
     settings = [word for word in stage.command if "=" in word]
     checkpoint = tmp_path / "tiny"
@@ -173,7 +174,7 @@ def test_a_steps_engine_is_asked_with_its_adapter_and_without(tmp_path: Path) ->
         prepare=partial(step.decode_at_the_end, CPU),
     )
     assert code == 0, output
-    # Noted as it is measured: a stage that is cut off keeps its rounds.
+    # Each figure is noted as it is measured, so a stage that is cut off keeps its rounds.
     idle, adapter, *again, looked_at, _ = (rows := noted(figures))[: 2 * step.ROUNDS + 2]
     host = rows[2 * step.ROUNDS + 1 :]
     assert [row["arm"] for row in again] == [IDLE, ADAPTER] * (step.ROUNDS - 1)
@@ -191,7 +192,7 @@ def test_a_steps_engine_is_asked_with_its_adapter_and_without(tmp_path: Path) ->
     (first, later) = stage.read()
     assert first["kind"] == "step"
     assert later["sampling_tokens_per_s"] > 0
-    # What the run asks for is what the engine is built for.
+    # The engine is built for the size that the run asks for.
     assert load_config("quickstart.yaml", settings).rollout.max_num_seqs == 4
 
 
@@ -211,7 +212,7 @@ def test_rounds_take_turns_and_count_whole_completions_alone(tmp_path: Path) -> 
     config = SimpleNamespace(model=SimpleNamespace(name=str(tmp_path)))
     run = SimpleNamespace(sampler=sampler, config=config, adapter="newest")
     step.decode(run, CPU)
-    # Two short rounds in the end are looked into.
+    # Two short rounds at the end are profiled.
     assert [adapter for adapter, _ in asked] == [None, None, "newest", None, "newest", "newest", "newest"]
     sampler.engine.length -= 1
     with pytest.raises(SystemExit, match="completions ended before their full length"):

@@ -1,4 +1,4 @@
-"""The learner's benchmark computes as a run does."""
+"""The learner's benchmark computes the same as a run does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_layers_are_compiled_where_a_run_compiles_them(
 
     monkeypatch.setattr(Learner, "is_worth_compiling", worth)
     monkeypatch.setattr(Learner, "compile_layers", compile_layers)
-    monkeypatch.setattr(learner, "leave_ranks", lambda: None)  # the session's engine is in the group
+    monkeypatch.setattr(learner, "leave_ranks", lambda: None)  # the session's engine is in the process group
     learner.main("embedded", dtype="float32", sequences=2, prompt=5, completion=4, rounds=1)
     assert compiled == ([5] if worth else [])
     assert "LoRA learner to matrix products ratio" in capsys.readouterr().out

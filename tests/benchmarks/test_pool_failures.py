@@ -1,4 +1,4 @@
-"""Workers of a pool that die: what is sampled again, and what it costs."""
+"""Pool workers that die: what is sampled again, and what it costs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ONE_SECOND = replace(COSTS, decoding=Decoding(call_s=10.0, sequence_s=0, longest
 
 
 def dying(*at: float, start_s: float = 5.0) -> Any:
-    """Failures at these times, by hand: of the first worker, then of the next."""
+    """Scripted failures at these times: the first worker's, then the next one's."""
 
     left = list(at)
 
@@ -32,9 +32,9 @@ def dying(*at: float, start_s: float = 5.0) -> Any:
 
 
 def test_what_a_dead_worker_was_at_is_sampled_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand: two workers, six pieces of 10 s. The second dies at 4 s, and the piece it had goes ahead of the others;
-    another stands at 4 + 5 = 9 s and takes it. The first has done 3 pieces at 30 s, the other 2 at 29 s and takes the
-    sixth."""
+    """By hand: two workers, six pieces of 10 s. The second worker dies at 4 s, and its piece goes to the front of the
+    queue. Its replacement is ready at 4 + 5 = 9 s and takes it. The first worker has done 3 pieces at 30 s; the
+    replacement has done 2 at 29 s and takes the sixth."""
     failures, drawn = dying(math.inf, 4.0)
     (work,) = works(1)
     monkeypatch.setattr("benchmarks.pool_simulation.np.random.default_rng", drawn)
@@ -62,7 +62,7 @@ def test_workers_that_never_die_are_as_without_failures(staleness: int) -> None:
 
 @pytest.mark.parametrize("continuous", [False, True])
 def test_workers_die_at_the_rate_and_lose_half_a_piece_each(continuous: bool) -> None:
-    """The tokens lost are, in the mean, those of half of a piece for each death of a busy worker."""
+    """On average, each death of a busy worker loses the tokens of half a piece."""
     steps = works(40)
     rate = 30.0
     found = simulate(

@@ -1,4 +1,4 @@
-"""The costs of a pool are found again from what a run of it measured."""
+"""The fit recovers the costs of a pool from the measurements of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_fit_finds_what_batches_were_made_of() -> None:
 
 
 def measured_from(costs: Costs, parts: Parts, steps: list[StepWork]) -> Measured:
-    """What a machine would have measured that is as the model says."""
+    """The measurements of a machine that behaves exactly as the model says."""
     draft = Measured(
         environment={},
         cores=2,
@@ -73,7 +73,7 @@ def as_measured(step: StepSeconds, work: StepWork) -> MeasuredStep:
 
 
 def test_a_machine_that_is_as_the_model_says_is_found_again(tmp_path: Path) -> None:
-    """Costs are read back out of the steps, check and sync included, and every arm is met."""
+    """The costs are recovered from the steps, check and sync included, and the model predicts every arm."""
     steps = [replace(work, learned_tokens=work.tokens // 2) for work in works(8)]
     parts = Parts(
         worker=DECODING,

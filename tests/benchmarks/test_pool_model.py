@@ -40,7 +40,7 @@ def list_schedule(seconds: list[float], workers: int) -> float:
 
 
 def test_a_batch_takes_the_sum_of_its_decoding_steps() -> None:
-    """A batch takes the sum of its decoding steps, each cheaper when a sequence has ended."""
+    """Each decoding step gets cheaper once a sequence has ended."""
     lengths = np.array([3, 1, 7, 7])
     steps = sum(0.02 + 0.001 * int((lengths > at).sum()) for at in range(7))
     assert DECODING.seconds(lengths) == pytest.approx(0.5 + 4 * 0.01 + steps)
@@ -76,38 +76,38 @@ def test_with_a_worker_for_each_piece_the_longest_is_waited_for() -> None:
 
 @pytest.mark.parametrize("staleness", [1, 2, 4])
 def test_faster_sampling_makes_a_step_as_long_as_learning(staleness: int) -> None:
-    """Where sampling is faster, a step ahead takes what the learner takes."""
+    """If sampling is faster than learning, a step of an asynchronous run takes as long as the learner."""
     steps, slow = works(12), replace(COSTS, learn_token_s=0.02)
     found = simulate(slow, setting(6, staleness), steps)
     for work, step in list(zip(steps, found, strict=True))[1 + staleness :]:
         assert step.rollout_s == 0.0
         assert step.learn_s == pytest.approx(work.learned_tokens * 0.02 + work.tokens * 0.0005, rel=EXACT)
-        # Free workers load at once, and the canary goes to the first.
+        # Free workers load the adapter at once, and the first of them gets the canary.
         assert step.sync_s == pytest.approx(SYNC_S, rel=EXACT)
 
 
 def test_where_learning_is_faster_one_worker_is_never_idle_ahead() -> None:
-    """The period is what the worker does: its pieces, a version and a canary."""
+    """The period is the worker's own work: its pieces, loading a version and a canary."""
     steps, fast = works(30), replace(COSTS, learn_token_s=1e-5, check_token_s=0.0, record_completion_s=0.0)
     found = steady(1, simulate(fast, setting(1, 1), steps))
     sampled = [sum(pieces(work)) + COSTS.load_s + COSTS.canary_s for work in steps[2:-1]]
-    # Step s waits for pieces of s, and its canary for one of s + 1: over many steps that evens out.
+    # Step s waits for pieces of s, and its canary for a piece of s + 1; over many steps that evens out.
     assert sum(step.step_s for step in found) == pytest.approx(sum(sampled), rel=0.03)
 
 
 def test_the_first_request_ahead_is_of_several_steps() -> None:
-    """The first request ahead is of several steps and the last steps ask for nothing."""
+    """The first request covers several steps, and the last steps request nothing."""
     steps = works(4)
     found = simulate(COSTS, setting(1, 2), steps)
     assert found[0].rollout_s == pytest.approx(sum(sum(pieces(work)) for work in steps[:3]), rel=EXACT)
     assert found[1].rollout_s == found[2].rollout_s == 0.0
-    # The first is of the version that the learner is; the others are checked.
+    # The first step's version is the learner's own; the later steps are checked.
     for work, step, stale in zip(steps, found, (False, True, True, True), strict=True):
         assert step.grade_s + step.learn_s == pytest.approx(learner_s(work, stale=stale), rel=EXACT)
 
 
 def test_a_canary_waits_for_the_worker_and_goes_first() -> None:
-    """Pieces of 10 s, a learner of 5: while the worker is at a piece of the next step, its end is waited for."""
+    """Pieces of 10 s, a learner of 5 s: the canary waits until the worker has finished its piece of the next step."""
     costs = replace(
         COSTS,
         decoding=Decoding(call_s=10.0, sequence_s=0, longest_s=0, token_s=0),
@@ -118,7 +118,8 @@ def test_a_canary_waits_for_the_worker_and_goes_first() -> None:
         publish_s=0.0,
     )
     found = simulate(costs, setting(1, 1, prompts_per_piece=6), works(3))
-    # Asked for: 4 pieces, 40 s. Then 2 of step 3 from the second step's beginning; the canary behind the first of them.
+    # The first request is 4 pieces, 40 s. From the start of the second step, 2 pieces of step 3; the canary runs after
+    # the first of them.
     assert found[0].step_s == pytest.approx(40 + 5 + 0.2 + 0.3)
     assert found[1].rollout_s == 0.0
     assert found[1].sync_s == pytest.approx(5 + 0.2 + 0.3)
@@ -126,8 +127,8 @@ def test_a_canary_waits_for_the_worker_and_goes_first() -> None:
 
 
 def test_threads_share_the_cores() -> None:
-    """By hand: 3 threads on 2 cores have 2/3 of a core each. A learner of two threads and 6 s alone, and a worker with
-    a piece of 4 s: the piece ends after 6 s with 4 s of the learning done, and the last 2 s have both cores."""
+    """By hand: 3 threads on 2 cores get 2/3 of a core each. A learner with two threads takes 6 s alone, and a worker
+    has a piece of 4 s. The piece ends after 6 s, with 4 s of the learning done, and the last 2 s have both cores."""
     costs = replace(
         COSTS,
         decoding=Decoding(call_s=4.0, sequence_s=0, longest_s=0, token_s=0),
@@ -146,8 +147,8 @@ def test_threads_share_the_cores() -> None:
 
 
 def test_cores_that_slow_each_other_down() -> None:
-    """Two single threads at 0.8 each; two workers alone take 1 / 0.8 as long as one; of the learner's two threads that
-    is in the measured seconds already."""
+    """Two single threads run at 0.8 each, so two workers take 1 / 0.8 as long as one alone. For the learner's two
+    threads the measured seconds already include this."""
     cores = Cores(count=2, worker=1, learner=2, all_busy=0.8)
     assert [cores.pace(threads) for threads in (1, 2, 4)] == pytest.approx([1, 0.8, 0.4])
     work = works(1)
@@ -160,7 +161,6 @@ def test_cores_that_slow_each_other_down() -> None:
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 @pytest.mark.parametrize("cores", [Cores(), Cores(count=2, worker=1, learner=2, all_busy=0.9)])
 def test_nothing_is_faster_than_there_is_capacity_for(staleness: int, cores: Cores) -> None:
-    """Nothing is sampled or learned faster than there is capacity for."""
     steps = works(9)
     for workers in (1, 2, 4, 7):
         found = simulate(COSTS, setting(workers, staleness, cores=cores), steps)
@@ -176,7 +176,7 @@ def test_nothing_is_faster_than_there_is_capacity_for(staleness: int, cores: Cor
 
 @pytest.mark.parametrize("seed", range(5))
 def test_more_workers_never_sample_a_step_more_slowly(seed: int) -> None:
-    """True on policy, where pieces depend on nothing but a free worker."""
+    """This holds on policy, where a piece waits for nothing but a free worker."""
     steps = works(2, seed)
     times = [[step.rollout_s for step in simulate(COSTS, setting(n), steps)] for n in range(1, 9)]
     for fewer, more in pairwise(times):
@@ -184,7 +184,8 @@ def test_more_workers_never_sample_a_step_more_slowly(seed: int) -> None:
 
 
 def test_the_driver_sends_and_answers_one_call_after_the_other() -> None:
-    """100 workers, a piece of 1 s each: all are sent in 100 × 0.1 s, then the answers taken, 0.05 s each, in passes."""
+    """100 workers with a piece of 1 s each: all are sent in 100 × 0.1 s, then the answers are taken, 0.05 s each, in
+    passes."""
     costs = replace(
         COSTS, decoding=Decoding(call_s=1.0, sequence_s=0, longest_s=0, token_s=0), send_s=0.1, answer_s=0.05
     )
@@ -192,14 +193,15 @@ def test_the_driver_sends_and_answers_one_call_after_the_other() -> None:
     found = simulate(costs, setting(100, prompts_per_piece=1), [work])
     assert found[0].rollout_s == pytest.approx(10 + 100 * 0.05)
     slower = simulate(replace(costs, scan_s=0.001), setting(100, prompts_per_piece=1), [work])
-    # 90 have ended while the driver sends; the other 10 end while it takes those. A piece that ends as it begins counts
-    # for either pass.
+    # 90 have finished while the driver sends; the other 10 finish while it takes those answers. A piece that finishes
+    # just as a pass begins may count for either pass.
     assert slower[0].rollout_s == pytest.approx(10 + 100 * 0.05 + 0.001 * (100 + 10), abs=0.0011)
 
 
 def test_prompts_side_by_side_by_hand() -> None:
-    """One worker of two slots and three prompts of one sequence, of 10, 30 and 20 tokens. Two take 1 + 2 s a step, one
-    takes 1 + 1: ten steps of 3 s, then the third joins: twenty of 3 s, and both are done."""
+    """One worker with two slots, and three prompts of one sequence each, of 10, 30 and 20 tokens. A decoding step takes
+    1 + 2 s for two sequences and 1 + 1 s for one. After ten steps of 3 s the third joins; after twenty more of 3 s both
+    are done."""
     costs = replace(
         COSTS, decoding=Decoding(call_s=0.0, sequence_s=0.0, longest_s=1.0, token_s=1.0), canary_s=0.0, load_s=0.0
     )
@@ -208,9 +210,9 @@ def test_prompts_side_by_side_by_hand() -> None:
     assert found.rollout_s == pytest.approx(90)
     assert found.busy_s == pytest.approx(90)
     (pieces,) = simulate(costs, setting(1), [work])
-    # In pieces of two: 30 steps and 40 tokens, and then 20 and 20.
+    # In pieces of two: 30 steps and 40 tokens, then 20 and 20.
     assert pieces.rollout_s == pytest.approx(70 + 40)
-    # A prompt is read while nothing is decoded.
+    # Nothing is decoded during the prefill of a prompt.
     reading = replace(costs, decoding=replace(costs.decoding, sequence_s=0.5))
     assert simulate(reading, setting(1, continuous=True), [work])[0].rollout_s == pytest.approx(90 + 1.5)
 
@@ -239,7 +241,7 @@ def test_every_tail_has_the_same_mean_and_ends_at_the_limit(tail: float) -> None
     assert lengths.mean() == pytest.approx(512, rel=0.02)
     assert lengths.min() >= 1
     assert lengths.max() <= 8192
-    # Against numbers: E[min(X, limit)] as a mean over draws.
+    # Numerical check: E[min(X, limit)] as a mean over draws.
     drawn = np.exp(3.0 + tail * np.random.default_rng(1).standard_normal(1_000_000))
     assert mean_of_cut(3.0, tail, 50) == pytest.approx(float(np.minimum(drawn, 50).mean()), rel=5e-3)
     with pytest.raises(ValueError, match="not below the limit of 512"):
@@ -247,7 +249,6 @@ def test_every_tail_has_the_same_mean_and_ends_at_the_limit(tail: float) -> None
 
 
 def test_a_larger_run_feeds_every_worker_and_divides_learning() -> None:
-    """A larger run gives every worker a piece and divides the learning."""
     scale = Scale(problems=8, samples=4, mean_tokens=50, max_tokens=400, learner_ranks=10, signal=0.5)
     steps = scale.steps(1.0, 0)
     assert all(a.tokens != b.tokens for a, b in pairwise(steps))
@@ -256,5 +257,5 @@ def test_a_larger_run_feeds_every_worker_and_divides_learning() -> None:
         for work in steps[2:-1]
     ]
     assert scale.step_s(COSTS, 8, 1.0, 0) == pytest.approx(float(np.mean(by_hand)), rel=EXACT)
-    # Ahead, learning hides behind sampling.
+    # In an asynchronous run, learning hides behind sampling.
     assert scale.step_s(COSTS, 1, 1.0, 1) < scale.step_s(COSTS, 1, 1.0, 0)

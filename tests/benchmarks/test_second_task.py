@@ -1,4 +1,4 @@
-"""benchmarks/second_task.py and benchmarks/paired.py: what of a sweep's runs is judged, and how it is compared."""
+"""benchmarks/second_task.py and benchmarks/paired.py: which of a sweep's runs they judge, and how they compare them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def swept(
 
 
 def write_results(config: SweepConfig, scores: dict[tuple[str, float, int], float]) -> None:
-    """The summary of a sweep, from its scores by arm, rate and seed."""
+    """Write the summary of a sweep from its scores by arm, rate and seed."""
     found = {}
     for arm in arms_of(config):
         for rate in arm.axis_values:
@@ -85,7 +85,7 @@ def test_what_is_kept_is_read_off_where_as_much_is_learned() -> None:
     base, lefts = by_own_evaluations([trained(1)])
     # From (0.25, 0.375) to (0.5, 0.25), a fifth of the way.
     assert kept_at(lefts, base, 0.3) == pytest.approx(0.35)
-    assert kept_at(lefts, base, 0.135) == pytest.approx(0.4375)  # half-way from the base's (0.02, 0.5)
+    assert kept_at(lefts, base, 0.135) == pytest.approx(0.4375)  # halfway from the base's (0.02, 0.5)
     assert kept_at(lefts, base, 0.6) is None
 
 
@@ -94,7 +94,7 @@ def test_arms_are_compared_seed_by_seed_with_the_reference() -> None:
     full = [replace(one, arm="full", second_task_accuracy=one.second_task_accuracy + 0.25) for one in lefts]
     rows = {(arm, steps): cells for arm, steps, *cells in comparisons([*lefts, *full], base)}
     assert rows["rank 1", "10"] == ["-25.0 (-25.0 … -25.0), 2 seeds", "0.0 (0.0 … 0.0), 2 seeds", ""]
-    # By hand on the straight lines, at 30 %: 35 and 16.25 against 42.71 and 30.28.
+    # Worked out by hand on the straight lines, at 30 %: 35 and 16.25 against 42.71 and 30.28.
     assert rows["rank 1", "at 30%"][1].startswith("-10.9 (")
     assert rows["full", "at 30%"][2].startswith("36.5 (")
     assert ("full", "10") not in rows
@@ -120,10 +120,10 @@ def test_a_directory_without_an_adapter_is_a_whole_model(tmp_path: Path) -> None
 
 def test_arms_of_a_sweep_are_paired_by_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = swept(tmp_path, {"a": {"lora.rank": 1}, "b": {"lora.rank": 8}}, [1e-3], [0, 1, 2])
-    of_seeds = {"a": (0.9, 0.5, 0.7), "b": (0.1, 0.4, 0.5)}  # the first chose the rate
+    of_seeds = {"a": (0.9, 0.5, 0.7), "b": (0.1, 0.4, 0.5)}  # the first seed chose the rate
     write_results(config, {(arm, 1e-3, seed): score for arm, own in of_seeds.items() for seed, score in enumerate(own)})
     paired.main(tmp_path / "summary.json", ["a", "b"])
-    # 0.1 and 0.2: the mean, and 12.7062 × 0.0707 / √2 on both sides.
+    # Differences 0.1 and 0.2: their mean, ± 12.7062 × 0.0707 / √2.
     assert capsys.readouterr().out == "a − b: +0.1500 (-0.4853 … +0.7853), 2 seeds\n"
     paired.main(tmp_path / "summary.json", ["a", "b", "b", "a"])
     assert capsys.readouterr().out.splitlines()[-1] == "the first − the second: +0.3000 (-0.9706 … +1.5706), 2 seeds"

@@ -1,4 +1,4 @@
-"""What the commands share: errors in a line, and no question to the hub where none is needed."""
+"""What the commands share: one-line errors, and no request to the hub when none is needed."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ UNSAVED = "No checkpoint of this run was saved."
 def test_an_error_of_the_system_comes_with_the_way_out(
     error: OSError, saved: bool, hints: list[str], make_config: Callable[..., Config]
 ) -> None:
-    """And nothing is said to be saved where nothing is."""
+    """Nothing is reported as saved if nothing is."""
     config = make_config("log.tensorboard=false")
     run = Path(config.output_dir)
     Records(run, config).open(-1)
     if saved:
         (run / "checkpoints" / "step000010").mkdir(parents=True)
-    # The rate that a command is given as auto is on record as a number.
+    # A run that was given the rate `auto` has a number on record.
     given = make_config("log.tensorboard=false", "optim.lr=auto")
     assert with_hint(error, given).split("\n") == [str(error), *hints]
 
@@ -110,7 +110,7 @@ GLOO = "[enforce fail at /pytorch/gloo/transport/tcp/device.cc:186] rv != -1. -1
 def test_a_limit_of_the_shell_is_named(
     message: str, said: str, option: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By libraries, in errors of no type of their own."""
+    """Libraries report such limits in errors without a type of their own."""
     monkeypatch.setattr("resource.getrlimit", lambda limit: (64, 64))
     line = f"{said}: this shell allows 64, and ulimit {option} raises that"
     app = typer.Typer(pretty_exceptions_enable=False)
@@ -142,7 +142,7 @@ def sft_config(*settings: str) -> SftConfig:
 
 
 def test_a_run_without_memory_is_told_what_takes_less(make_config: Callable[..., Config]) -> None:
-    """What is named first may change with --resume, and what has been done already is not named."""
+    """The settings named first may be changed with --resume, and settings that already are as advised are not named."""
     fresh = "learner.tokens_per_microbatch=64", "learner.gradient_checkpointing=false"
     spared = "train.microbatch_size=1", "train.gradient_checkpointing=true"
     for config, keys in (
@@ -164,7 +164,7 @@ def test_a_run_without_memory_is_told_what_takes_less(make_config: Callable[...,
 
 
 def test_a_run_that_lost_a_rank_is_told_to_go_on(make_config: Callable[..., Config]) -> None:
-    """By gloo, whose error is a plain one: torch has no type of it."""
+    """gloo's error is a plain RuntimeError: torch has no type for it."""
     said = "[/pytorch/third_party/gloo/transport/tcp/pair.cc:537] Read error [::1]:14029: Connection reset by peer."
     with pytest.raises(RunFailedError) as failed, losses_explained(make_config(), lambda: "step 3: "):
         raise RuntimeError(f"{said} This is typically caused by a remote worker hanging or bugs in the application.")
@@ -176,7 +176,7 @@ def test_a_run_that_lost_a_rank_is_told_to_go_on(make_config: Callable[..., Conf
 
 
 def test_nothing_is_called_saved_that_is_not(make_config: Callable[..., Config]) -> None:
-    """Where no checkpoint is, or that of an earlier run with other settings which has come back."""
+    """There is no checkpoint, or only one of an earlier run with other settings."""
     error, config = OSError(errno.EIO, "Input/output error"), make_config("log.tensorboard=false")
     assert with_hint(error, config).endswith("\nNo checkpoint of this run was saved.")
     Records(Path(config.output_dir), config).open(-1)
@@ -224,7 +224,7 @@ def test_a_base_model_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
 def test_no_command_ends_for_what_an_old_locale_cannot_say(
     encoding: str, errors: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    r"""`\udce4` is a byte of a file's name, which is no UTF-8: that of `ä` on an old disk."""
+    r"""`\udce4` is a byte of a file name that is not UTF-8, such as `ä` on an old disk."""
     app = typer.Typer()
 
     @app.command(cls=Command)
@@ -247,7 +247,7 @@ def test_a_full_disk_behind_stderr_ends_no_command(monkeypatch: pytest.MonkeyPat
 
 
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
-    """What a library's C code prints would be in it."""
+    """Otherwise the file would contain whatever a library's C code prints."""
     program = f"""
 import os, sys
 from {open_what_is_closed.__module__} import open_what_is_closed as opened
@@ -266,7 +266,7 @@ with open(sys.argv[1], "w") as file:
 def test_a_rank_of_another_program_silences_no_command(
     count: str | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a launcher's processes the first alone says that all were stopped."""
+    """Only the launcher's first process says that all were stopped."""
     app = typer.Typer()
 
     @app.command(cls=Command)
@@ -297,7 +297,7 @@ def test_a_rank_of_another_program_silences_no_command(
 def test_a_process_knows_its_number_on_its_machine(
     told: dict[str, str], settled: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A PyTorchJob, which gives each process a machine, does not tell it that."""
+    """A PyTorchJob gives each process a machine of its own and does not set LOCAL_RANK."""
     environment = dict(told)
     monkeypatch.setattr(os, "environ", environment)
     settle_rank()
@@ -307,9 +307,9 @@ def test_a_process_knows_its_number_on_its_machine(
 def test_python_without_docstrings_is_told_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """transformers ended with a message on the docstrings of its own code, or logged a page of them."""
+    """transformers used to fail with a message about the docstrings in its own code, or to log a page of them."""
     monkeypatch.setattr("evals.command.sys", SimpleNamespace(flags=SimpleNamespace(optimize=2)))
-    say_loading("torch")  # alone it loads
+    say_loading("torch")  # torch alone loads without docstrings
     with pytest.raises(typer.Exit):
         say_loading("torch and transformers")
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: PYTHONOPTIMIZE is 2 (python -OO)")

@@ -1,4 +1,5 @@
-"""`--help` of every command: switches as switches, an example that its own parser takes, what ships."""
+"""`--help` of every command: flags shown as flags, an example that the command's own parser accepts, the shipped
+files."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def test_help_shows_switches_as_such_and_an_example(module: str) -> None:
     assert "bool>" not in text
     assert CliRunner().invoke(app_of(module), ["-h"]).exit_code == 0
     (example,) = re.findall(rf"Example: python -m {module} (.*)", text)
-    # It is one that the command's own parser takes.
+    # The command's own parser accepts it.
     get_command(app_of(module)).make_context(module, shlex.split(example), resilient_parsing=False)
 
 

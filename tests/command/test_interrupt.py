@@ -1,4 +1,5 @@
-"""Ctrl-C in a command, from its first line on: one line and code 130; SIGTERM where there is something to tidy up."""
+"""Ctrl-C in a command, from its first line on: one line and exit code 130; SIGTERM if there is something to clean
+up."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tests.helpers.run_directories import trained_run
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted({module for module, _ in COMMANDS.values() if not module.startswith("rewards.")})
-# In the place of a library that every command loads first.
+# Stands in for a library that every command loads first.
 TYPER = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
 
 
@@ -40,7 +41,7 @@ def ask(number: int) -> Callable[..., Any]:
     return act
 
 
-# A command, and what it is at.
+# A command, and the function it is in when it is asked to stop.
 AT_WORK = [
     (("rl_engine.report", "run", "--output", "page.html"), "write_page"),
     (("rl_engine.inspect", "run"), "inspect"),
@@ -55,7 +56,6 @@ AT_WORK = [
 def test_a_command_that_is_asked_to_stop_says_so_in_one_line(
     command: tuple[str, ...], at: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A command at work that is asked to stop says so in one line."""
     monkeypatch.chdir(tmp_path)
     trained_run(Path("run"), "lora.rank=2")
     main = importlib.import_module(f"{command[0]}.__main__")

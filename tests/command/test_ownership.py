@@ -1,4 +1,4 @@
-"""Every command that writes: what is somebody else's stays as it is, and a result of ours that is replaced is said."""
+"""Every command that writes leaves other people's files alone, and says so when it replaces a result of its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MINE = "years of work\n"
 
 
 def refused(app: typer.Typer, *arguments: object) -> str:
-    """What the command says on its way out with code 2."""
+    """The command's output; it must exit with code 2."""
     found = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert found.exit_code == 2, found.output
     assert "Traceback" not in found.output
@@ -40,7 +40,7 @@ def refused(app: typer.Typer, *arguments: object) -> str:
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short names are not folded in what a command says."""
+    """Work in the temporary directory, so that paths are short and do not wrap in the output."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -56,7 +56,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_file_of_somebody_else_is_not_replaced(app: typer.Typer, option: str, name: str, tmp_path: Path) -> None:
-    """Whatever else is wrong with the command, nothing of it is read before."""
+    """The check comes first: whatever else is wrong with the command, none of its inputs is read before."""
     mine = Path(name)
     mine.write_text(MINE)
     said = refused(app, "nowhere", option, mine)
@@ -91,7 +91,7 @@ def test_reports_and_plots_replace_their_own_and_say_so() -> None:
 
 @pytest.mark.parametrize("option", ["--output", "--plots"])
 def test_a_report_s_place_is_tried_before_it_is_drawn(option: str) -> None:
-    """And nothing is called replaced that stays."""
+    """A file that stays in place is not reported as replaced."""
     start_run(Path("run"))
     assert CliRunner().invoke(report_app, ["run"]).exit_code == 0
     Path("file").write_text(MINE)
@@ -122,7 +122,7 @@ def test_figures_of_adapters_replace_their_own_and_say_so() -> None:
 @pytest.mark.parametrize("name", ["scores.json", "scores.md", "scores.samples.jsonl.gz"])
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_an_evaluation_replaces_nothing_of_somebody_else(name: str, overwrite: bool, tmp_path: Path) -> None:
-    """Neither its report nor what stands beside it, whatever is asked for."""
+    """Neither the report nor its companion files are replaced, with or without `--overwrite`."""
     (tmp_path / name).write_text(MINE)
     output = tmp_path / "scores.json"
     companions = [tmp_path / "scores.md", tmp_path / "scores.samples.jsonl.gz"]
@@ -138,13 +138,13 @@ def test_an_evaluation_replaces_its_own_when_asked(tmp_path: Path) -> None:
     told = check_output(output, overwrite=True, companions=[table])
     assert told == [f"replaces {path}, an earlier result" for path in (output, table)]
     output.unlink()
-    # Interrupted between the two.
+    # The command was interrupted between the two files.
     assert len(check_output(output, overwrite=False, companions=[table], unfinished=True)) == 1
 
 
 @pytest.mark.parametrize("text", [MINE, "[1]\n", '{"a": 1}\n'])
 def test_a_file_named_like_an_unfinished_evaluation_stays(text: str, tmp_path: Path) -> None:
-    """A file that only has the name of an unfinished evaluation stays."""
+    """A file that only has the name of an unfinished evaluation is left alone."""
     beside = tmp_path / "scores.partial-notes.jsonl"
     beside.write_text(MINE)
     partial = PartialResults(tmp_path / "scores.json", {"seed": 0})

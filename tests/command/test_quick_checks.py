@@ -1,4 +1,4 @@
-"""What is wrong with a command is said in a second, in one line, before anything heavy is loaded."""
+"""A command reports a mistake within a second, in one line, before it loads anything heavy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from rollout.models import EMBEDDED_DIR
 
 ROOT = Path(__file__).parents[2]
-# A process that cannot load these, and answers one command after another.
+# A process that cannot import these libraries, and runs one command after another.
 COMMANDS = """
 import importlib, json, sys, time
 for name in "torch vllm transformers deepspeed peft trl datasets sympy math_verify scipy matplotlib ray".split():
@@ -40,7 +40,7 @@ EVALS = ("evals", "--model", "embedded", "--suite", "held_out", "--output", "out
 
 
 def answers(directory: Path, *commands: tuple[str, ...], **environment: str) -> list[tuple[int, str, float, str]]:
-    """(exit code, output, seconds of a processor, what ended it) of each command."""
+    """(exit code, output, CPU seconds, exception that ended it) of each command."""
     hub = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(directory / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS],
@@ -66,7 +66,7 @@ def model_directory(place: Path, *left_out: str) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A directory with what a person may point a command at."""
+    """A directory with things that a user may point a command at."""
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "metrics.jsonl").write_text('{"step": 0}\n')
     (tmp_path / "taken" / ".rl_engine").write_text("")
@@ -204,14 +204,14 @@ def test_a_mistake_is_said_in_two_seconds_without_the_libraries(here: Path) -> N
 
 @pytest.mark.parametrize("package", ["wandb", "trackio"])
 def test_a_tracker_that_is_not_installed_is_said_at_once(here: Path, package: str) -> None:
-    """A directory of its name is left wherever one of them has run."""
+    """A directory with the tracker's name, as each tracker leaves where it has run, does not count as the package."""
     (here / package).mkdir()
     (missing,) = answers(here, (*TRAIN, f"log.{package}=mine"))
     assert missing[:2] == (2, f"error: log.{package} is set, and {package} is not installed: pip install {package}")
 
 
 def test_the_line_before_the_silence_names_what_is_loaded(here: Path) -> None:
-    """The next thing a good command does is to load torch, which is not there."""
+    """A correct command next loads torch, which this process cannot import."""
     commands = [(*TRAIN, "output_dir=new"), EVALS, (*SFT, "data.source=arithmetic"), ("rl_engine.doctor",)]
     for _, output, _, cause in answers(here, *commands):
         assert output.startswith("loading torch, transformers and "), output
@@ -219,7 +219,7 @@ def test_the_line_before_the_silence_names_what_is_loaded(here: Path) -> None:
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """Answers a question about a repository by its name."""
+    """Answers a request for a repository by its name."""
 
     def do_HEAD(self) -> None:
         status, code = next(

@@ -1,4 +1,4 @@
-"""What a command says of arguments that it cannot take, and to whom: one line, once, with code 2."""
+"""How a command reports arguments that it cannot accept, and on which ranks: one line, once, with code 2."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SAID = [
     (("report",), "RUN_DIR is missing. Run directories; several are compared. Example: python -m rl_engine.report"),
     (("report", "x", "--format", "gif"), "--format is 'gif': 'gif' is not one of 'svg', 'png'"),
     (("push", "--adapter", "x", "--repo", "a/b", "y"), "got unexpected extra argument"),
-    # What is no setting is not told to be one.
+    # A word that is not a setting gets no hint that it might be one.
     (("sft", "--config", "sft_jsonl.yaml", "--dry-run"), "there is no option --dry-run: there are --config, --help"),
     (("sft", "--together", "3", "--config", "sft_jsonl.yaml"), "there is no option --together: there are --config,"),
     (("train", "--config", "quickstart.yaml", "--merge"), "there is no option --merge: there are --config, --dry-run"),
@@ -57,7 +57,7 @@ SAID = [
     (("sft", "--output-dir=x"), "there is no option --output-dir (a setting is written without dashes, output_dir=x)"),
     (("sweep", "--jobs", "3"), "there is no option --jobs (a setting is written without dashes, jobs=3)"),
     (("sweep", "--set.seed", "3"), "there is no option --set.seed (a setting is written without dashes, set.seed=3)"),
-    # Nor is an option that is written as a setting.
+    # Nor does an option that is written like a setting.
     (
         ("train", "--config", "quickstart", "dry_run=true"),
         "dry_run=true: --dry-run is an option of this command: write --d",
@@ -74,7 +74,7 @@ SAID = [
         ("push", "--adapter", "x", "--repo", "a/b", "private=true"),
         "private=true: --private is an option of this command",
     ),
-    # Of two configurations one would count.
+    # Only one of two configurations would take effect.
     (
         ("sft", "--config", "sft_jsonl", "--config", "gsm8k"),
         "--config is given twice, and this command takes one",
@@ -84,7 +84,7 @@ SAID = [
 
 
 def line_of(module: str, *arguments: str, **environment: str) -> str:
-    """What a command says on its way out with code 2: one line, or none."""
+    """The command's output, one line or none; it must exit with code 2."""
     result = CliRunner().invoke(app_of(module), arguments, env=environment)
     assert result.exit_code == 2, result.output
     assert result.output.count("\n") == bool(result.output)
@@ -95,7 +95,8 @@ def line_of(module: str, *arguments: str, **environment: str) -> str:
 def test_a_home_that_no_shell_filled_in_is_filled_in(
     given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After `=` bash leaves a ~ as it is; a directory of that name would be made, which nobody dares to remove."""
+    """After `=` bash does not expand a `~`. The command would create a directory of that name, which nobody dares to
+    remove."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "taken").touch()
     told = CliRunner().invoke(app_of("rl_engine.merge"), ["--adapter", "x", *given]).output
@@ -121,7 +122,7 @@ def test_the_line_names_option_value_and_way_out(command: tuple[str, ...], words
 def test_one_process_of_a_launcher_says_what_is_wrong(
     module: str, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On several machines the first of each: a file may be missing on one of them alone."""
+    """On several machines, the first process of each reports it: a file may be missing on only one of them."""
     monkeypatch.setattr("rewards.command._told_to_leave", lambda _: True)
     said = line_of(module, *arguments)
     assert said.startswith("error: ")
@@ -133,16 +134,18 @@ def test_one_process_of_a_launcher_says_what_is_wrong(
 
 @pytest.mark.parametrize("module", CONFIGURED)
 def test_what_deepspeed_s_launcher_adds_is_no_option(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`deepspeed --module` puts it before what a person gave; the variable beside it is what is read."""
+    """`deepspeed --module` puts the option before the user's own arguments; the command reads the environment variable
+    instead."""
     arguments = ("--local_rank=0", "--config", "gone.yaml")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)  # left by a test that has joined a process group
+    monkeypatch.delenv("LOCAL_RANK", raising=False)  # left by a test that joined a process group
     assert "gone.yaml" in line_of(module, *arguments, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     assert line_of(module, *arguments).startswith("error: there is no option --local_rank")
 
 
 @pytest.mark.parametrize(("asked", "code"), [(True, 2), (False, 3)])
 def test_a_silent_process_ends_with_its_own_code(asked: bool, code: int) -> None:
-    """It waits: a launcher ends all when one has left, and would end the first before that has spoken."""
+    """The silent process waits, because a launcher ends all processes once one has exited, and so might end the first
+    one before it has reported the error."""
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

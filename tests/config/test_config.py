@@ -1,4 +1,4 @@
-"""Configuration: what ships loads, what is wrong is said by key, value and range."""
+"""Configuration: the shipped files load, and a mistake is reported with its key, value and range."""
 
 from __future__ import annotations
 

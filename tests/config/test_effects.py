@@ -1,4 +1,4 @@
-"""Keys without effect: refused where someone gave them, left out where something later switched them off."""
+"""Keys without effect: refused where the user gave them, left out where a later override switched them off."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rl_engine.sweep.config import SweepConfig
 from rl_engine.train.__main__ import app
 from tests.helpers.sweep_fake import sweep_of
 
-# What a rule has is not here. Of every other key it is said why none is needed.
+# The keys that need no rule, with the reason. Keys that have a rule are not listed here.
 ALWAYS = """
 seed output_dir method model.name model.dtype data.source data.level data.limit data.shuffle data.replay data.seed
 data.max_prompt_tokens data.test_size data.max_tokens data.packing prompt.template prompt.instruction
@@ -40,13 +40,13 @@ log.tensorboard log.wandb log.trackio log.every
 command base set grid arms axis seeds confirm_seeds score.metric score.mode score.at score.tolerance curves jobs
 time_limit_s keep
 """
-# The schema itself refuses these where they mean nothing, in whatever way they are read.
+# The schema itself refuses these if they would mean nothing, however the configuration is read.
 CHECKED = """
 data.mix prompt.system prompt.frame prompt.template_arguments loss.clip_low loss.clip_high sampling.top_k sampling.min_p
 rollout.max_staleness rollout.leg_tokens eval.best
 rewards.function_arguments learner.offload_optimizer reference
 """
-# A configuration is written on one machine and run on another: whether there is a card, or a second rank.
+# A configuration may be written on one machine and run on another, so it does not know about GPUs or further ranks.
 BY_MACHINE = "rollout.kv_cache_gib rollout.memory_fraction rollout.tensor_parallel_size learner.zero_stage"
 NO_RULE = [keys.split() for keys in (ALWAYS, CHECKED, BY_MACHINE)]
 
@@ -129,7 +129,6 @@ def test_the_rules_and_the_lists_here_name_keys_that_exist() -> None:
 
 @pytest.mark.parametrize("key", IDLE)
 def test_a_key_without_effect_is_refused_with_the_way_out(key: str, tmp_path: Path) -> None:
-    """A key without effect is refused in a line with the way out."""
     base, given, cure = IDLE[key]
     name, *before = base.split()
     schema = schema_of(name)
@@ -140,7 +139,7 @@ def test_a_key_without_effect_is_refused_with_the_way_out(key: str, tmp_path: Pa
         assert line.startswith(f"command line: {key} is ")
         assert "has no effect" in line
         assert "\n" not in line
-    # In a file of one's own the same, under the file's name.
+    # The same in the user's own file, under the file's name.
     tree = yaml.safe_load(read_config(schema, name, before).to_yaml())
     where = tree
     *path, last = key.split(".")
@@ -154,7 +153,7 @@ def test_a_key_without_effect_is_refused_with_the_way_out(key: str, tmp_path: Pa
     mine.write_text(yaml.safe_dump(tree))
     with pytest.raises(ConfigError, match=rf"mine\.yaml: {key} is .* has no effect"):
         read_config(schema, str(mine))
-    # With what it needs it is taken.
+    # With the key that it needs, it is accepted.
     value: Any = read_config(schema, name, [*before, given, cure])
     for part in key.split("."):
         value = getattr(value, part)
@@ -162,7 +161,7 @@ def test_a_key_without_effect_is_refused_with_the_way_out(key: str, tmp_path: Pa
 
 
 def test_the_quickstart_with_a_file_says_how(tmp_path: Path) -> None:
-    """At the command, before anything is loaded or made."""
+    """The command refuses it before anything is loaded or created."""
     run = tmp_path / "run"
     result = CliRunner().invoke(app, ["--config", "quickstart.yaml", "data.path=my.jsonl", f"output_dir={run}"])
     assert result.exit_code == 2
@@ -174,7 +173,8 @@ def test_the_quickstart_with_a_file_says_how(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gsm8k.yaml", "sft_jsonl.yaml", "sft_tulu3.yaml"])
 def test_a_name_of_the_hub_beside_a_file_is_refused_or_left_out(name: str, tmp_path: Path) -> None:
-    """The file is read. Where a file of settings names the hub's, a command line may name one's own instead."""
+    """data.path wins. If a settings file names a dataset on the hub, the command line may replace it with a local
+    file."""
     schema, given = schema_of(name), ["data.name=org/set", "data.path=mine.jsonl", "data.source=hub"]
     for order in (given, given[::-1]):
         with pytest.raises(
@@ -260,7 +260,7 @@ def test_a_value_that_is_the_default_is_no_question() -> None:
 def test_what_the_command_line_switches_off_is_left_out(
     name: str, overrides: list[str], left_out: str, tmp_path: Path
 ) -> None:
-    """The object that runs is the one that is written down, and it loads again."""
+    """The configuration that runs is the one written to config.yaml, and it loads again."""
     schema = schema_of(name)
     config: Any = read_config(schema, name, overrides)
     value = config
@@ -273,8 +273,8 @@ def test_what_the_command_line_switches_off_is_left_out(
 
 
 def test_what_leaving_out_switches_off_is_left_out_too(tmp_path: Path) -> None:
-    """A file that samples its evaluations, run without any: what was left of their sampling made config.yaml one that
-    could not be run again."""
+    """A file that sets sampling for its evaluations, run without any evaluation: the leftover sampling settings used to
+    make a config.yaml that could not be loaded again."""
     mine, resolved = tmp_path / "mine.yaml", tmp_path / "config.yaml"
     sampled = "eval: {temperature: 0.6, top_k: 20, min_p: 0.1, "
     mine.write_text((CONFIGS / "quickstart.yaml").read_text().replace("eval: {", sampled))

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, as its user is told: one line, headed by where it was said, with the way out."""
+"""The messages for mistakes in a configuration: one line, headed by where the mistake was made, with the way out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rl_engine.sweep.config import SweepConfig
 from rl_engine.train import __main__ as train
 from tests.helpers.told import message, value
 
-# What is written there.
+# How values are written.
 
 
 @pytest.mark.parametrize(("written", "meant"), [("010", 10), ("08", 8), ("1_000", 1000), ("0x10", 16), ("1e3", 1000)])
@@ -79,7 +79,7 @@ def test_a_setting_of_all_cells_is_named_as_the_sweep_has_it() -> None:
     assert told.endswith("no such key; set.lora.rank is one of all cells, grid.lora.rank has values to compare")
 
 
-# Where it was said.
+# Where the mistake was made.
 
 
 def test_a_problem_is_headed_by_where_it_was_said(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_problem_is_headed_by_where_it_was_said(tmp_path: Path) -> None:
     assert both[0] == "command line:"
     assert [line.split()[0] for line in both[1:3]] == ["lora.rank:", "optim.lr"]
     assert both[3:] == [f"{mine}:", "  seeed: no such key; did you mean seed?"]
-    # Only together are these wrong, and the file was there first.
+    # These two are wrong only in combination, and the file came first.
     assert message("quickstart.yaml", "eval.n=4").startswith("command line: eval.n is 4")
     assert message("quickstart.yaml", "log.wandb=${oc.env:NO_SUCH_NAME}").startswith("command line: Environment")
 
@@ -193,7 +193,7 @@ def test_a_number_in_place_of_a_variable_is_no_warning(monkeypatch: pytest.Monke
 
 
 def test_that_there_is_no_home_directory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a user whom the system does not know, as in a container that was given a number."""
+    """The system has no entry for the user, as in a container that was started with a numeric user id."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     told = message("quickstart.yaml", "output_dir=~/runs/a")
@@ -201,7 +201,7 @@ def test_that_there_is_no_home_directory_is_told(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_path_from_the_home_directory_leads_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No shell has seen what stands in a file, and after `data.path=` it leaves a `~` alone."""
+    """The shell does not expand a `~` in a file, or after `data.path=`."""
     monkeypatch.setenv("HOME", str(tmp_path))
     assert value("output_dir", "output_dir=~/runs/a") == f"{tmp_path}/runs/a"
     assert value("data.path", "data.source=file", "data.path=~/a.jsonl") == f"{tmp_path}/a.jsonl"
@@ -219,7 +219,7 @@ def test_a_dotted_key_in_a_file_is_shown_in_its_section(tmp_path: Path) -> None:
 
 
 def test_a_section_may_be_taken_back_and_given_anew() -> None:
-    """Overrides hold in turn."""
+    """Overrides apply in order."""
     assert value("eval.every", "eval=null", "eval.suites=held_out") == 10
 
 
@@ -253,7 +253,7 @@ def test_a_file_that_is_no_configuration_is_told_in_one_line(
     path = tmp_path / "mine.yaml"
     path.write_bytes(text)
     if b"${" in text and overrides:
-        return  # then it is not needed
+        return  # the override replaces the value that cannot be resolved
     result = CliRunner().invoke(train.app, ["--config", str(path), *overrides])
     assert result.exit_code == 2
     assert result.output.startswith(f"error: {path}")
@@ -280,7 +280,6 @@ def test_a_directory_is_told_to_name_its_file(tmp_path: Path) -> None:
 
 
 def test_a_grid_on_the_command_line_is_as_in_a_file() -> None:
-    """A grid on the command line is what it would be in a file."""
     overrides = ["grid.lora.rank=1,8", "grid.optim.lr=1e-3", "arms={one: {}, two: null}", "reference=null"]
     config = read_config(SweepConfig, "sweep_rates.yaml", overrides)
     assert config.grid == {"lora.rank": (1, 8), "optim.lr": (1e-3,)}
@@ -295,7 +294,7 @@ def test_a_mistake_in_ones_own_file_is_told_as_one(tmp_path: Path) -> None:
     assert message(str(path)).startswith(f"{path}: data.test_size: no such key")
 
 
-# At the command.
+# Through the command.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Keys that are not ours: other commands', other libraries', and those that are nearly ours."""
+"""Keys that are not ours: those of other commands, those of other libraries, and misspellings of ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rl_engine.sweep import __main__ as sweep
 from rl_engine.train import __main__ as train
 from tests.helpers.told import SCHEMAS, message
 
-# Another command's file.
+# Settings of another command's file.
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
@@ -56,7 +56,7 @@ def test_what_ships_for_a_command_is_listed_and_loads(schema: type[CommandConfig
         assert _loads(schema, name)
 
 
-# What others call it.
+# Other libraries' names for a key.
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
@@ -71,7 +71,7 @@ def test_what_others_call_a_key_leads_to_keys_that_exist(name: str) -> None:
                 "quickstart.yaml" if found[0] else "sft_jsonl.yaml",
                 [f"{key}={text}"],
             )
-    # What a schema has under this very name needs no translation.
+    # A name that the schema itself has needs no translation.
     if "." not in name:
         for schema, base in ((Config, "quickstart.yaml"), (SftConfig, "sft_jsonl.yaml")):
             if name not in schema.model_fields:

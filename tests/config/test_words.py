@@ -1,4 +1,4 @@
-"""The pages under docs/ and the descriptions of the keys: one spelling, British with -ize, and one word for a thing."""
+"""The pages under docs/ and the key descriptions: one spelling, British with -ize, and one word for each thing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rl_engine.config.sft import SftConfig
 from rl_engine.sweep.config import SweepConfig
 
 PAGES = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
-# What is code keeps the spelling that it has.
+# Code keeps its own spelling.
 CODE = re.compile(r"^```.*?^```|`[^`]*`|^    .*$|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
-# A spelling that is not ours → one that is.
+# Another spelling → ours.
 OURS = {
     r"\w*(?:normal|penal|optim|quant|token|initial|recogn|summar|minim|maxim|organ)is(?:e[drs]?|ing|ation)": "-ize",
     r"behaviors?": "behaviour",
@@ -28,7 +28,7 @@ OURS = {
 
 
 def misspelt(text: str) -> list[str]:
-    """Words of the text, code apart, that have another spelling here, each with that one."""
+    """The words of the text, apart from code, that are spelled differently here, each with our spelling."""
     prose = CODE.sub(" ", text)
     return [
         f"{match[0]}: {ours}"
@@ -44,7 +44,8 @@ def test_a_page_has_one_spelling(page: Path) -> None:
 
 @pytest.mark.parametrize("schema", [Config, SftConfig, SweepConfig])
 def test_a_key_says_what_it_sets(schema: type[CommandConfig]) -> None:
-    """In a sentence of its own: not `Of the adapter and the order of problems.`, which leans on the key's name."""
+    """The description is a sentence of its own, unlike `Of the adapter and the order of problems.`, which needs the
+    key's name."""
     for key, info in fields(schema):
         said = info.description or ""
         assert misspelt(said) == [], key

@@ -1,4 +1,4 @@
-"""Files that are not what they should be: each is named with what it is and the way out, and nothing is guessed."""
+"""Malformed data files: each is reported with what is wrong and the way out, and nothing is guessed."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def without_rows(path: Path) -> None:
     ],
 )
 def test_a_file_without_rows_is_one_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    """For training with rewards, and with given answers."""
+    """In training with rewards and in supervised training."""
     path = tmp_path / name
     without_rows(path) if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"^data.path: {path} (?:{message}|.*{message})") as refused:
@@ -219,7 +219,8 @@ def test_other_columns_are_named_with_the_key_that_maps_them(
 
 
 def test_a_named_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
-    """A level or an id under another name would be read of nothing. One that some rows have is read of those."""
+    """Otherwise a mistyped name for the level or id column would silently read nothing. A column that only some rows
+    have is read from those."""
     path = tmp_path / "rows.jsonl"
     path.write_text(ROW + json.dumps({"problem": "?", "answer": 2, "meta": {"level": 3}}) + "\n")
     assert [one.level for one in load(path, columns=ColumnsConfig(level="meta.level")).problems] == ["", "3"]
@@ -269,7 +270,8 @@ def test_an_error_is_a_line_even_where_it_says_nothing(error: Exception, line: s
     ],
 )
 def test_our_own_lines_are_read_or_named(tmp_path: Path, content: bytes, held: Any) -> None:
-    """What an editor leaves is passed over; a line that a crash cut short only where lines are added one by one."""
+    """Traces of an editor are skipped. A line that a crash cut short is skipped only in files that grow line by
+    line."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     if isinstance(held, list):

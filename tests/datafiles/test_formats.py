@@ -1,4 +1,4 @@
-"""One table in every format that people have it in: the same problems come out, in the same order."""
+"""One table in every common format: the same problems come out, in the same order."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def indented(path: Path) -> None:
 
 
 def old_mac(write: Callable[[Path], None]) -> Callable[[Path], None]:
-    """With carriage returns alone at the ends of its lines."""
+    """The file with bare carriage returns as line ends."""
 
     def write_so(path: Path) -> None:
         write(path)
@@ -90,7 +90,7 @@ def old_mac(write: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 def marked(write: Callable[[Path], None]) -> Callable[[Path], None]:
-    """With a byte-order mark."""
+    """The file with a byte-order mark."""
 
     def write_so(path: Path) -> None:
         write(path)
@@ -115,7 +115,7 @@ def first_row_group_empty(path: Path) -> None:
 
 
 def shards_without_rows(path: Path) -> None:
-    """Some shards of a split have none."""
+    """A split in which some shards have no rows."""
     shards(path)
     for name in ("a.parquet", "z.parquet"):
         datasets.Dataset.from_list(ROWS).select([]).to_parquet(path / name)
@@ -247,7 +247,6 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) 
 
 
 def test_shards_are_of_one_format_and_one_split(tmp_path: Path) -> None:
-    """Shards are of one format and a split is chosen from them."""
     shards_of_splits(tmp_path / "d")
     data = DataConfig(source="file", path=str(tmp_path / "d"), split="validation", limit=3)
     assert len(load_problems(data, split="train", seed=0).problems) == 3
@@ -260,10 +259,10 @@ def test_shards_are_of_one_format_and_one_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", ["{}", "gsm8k_{}", "math-{}-v2", "2024.{}", "AIME {}", "gsm8k{}", "MATH{}A"])
 def test_a_split_is_a_word_of_a_name_as_for_the_datasets_library(tmp_path: Path, names: str) -> None:
-    """What is to be tested on is not trained on; a file that says no split is left out, and not without a word."""
+    """Test data is never trained on. A file whose name states no split is left out, and that is reported."""
     glued = (
         names[0] != "{" and names[names.index("{") - 1].isalnum()
-    )  # as people's files, not the library's, are called
+    )  # as users name files, unlike the datasets library
     for split in ("train", "test"):
         name = names.format(split.title() if glued else split)
         (tmp_path / f"{name}.jsonl").write_text(f'{{"problem": "{split}", "answer": 1}}\n')
@@ -271,7 +270,7 @@ def test_a_split_is_a_word_of_a_name_as_for_the_datasets_library(tmp_path: Path,
     for split in ("train", "test"):
         found = [row["problem"] for _, row in rows_of(tmp_path, lambda *_: None, "data.path", split)]
         assert found == [split]
-        assert glued or split in expected  # the library's names for them
+        assert glued or split in expected  # the datasets library recognizes these names
     (tmp_path / "latest.jsonl").write_text('{"problem": "neither", "answer": 1}\n')
     loaded = load_problems(DataConfig(source="file", path=str(tmp_path)), split="train", seed=0)
     assert [one.text for one in loaded.problems] == ["train"]
@@ -281,7 +280,7 @@ def test_a_split_is_a_word_of_a_name_as_for_the_datasets_library(tmp_path: Path,
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("chat", ["role content", "from value"])
 def test_a_lone_row_with_a_chat_is_a_row(indent: int | None, chat: str, tmp_path: Path) -> None:
-    """And no object around an array of rows."""
+    """Nor is it taken for an object around an array of rows."""
     row = {"data": [dict(zip(chat.split(), turn, strict=True)) for turn in (("user", "1+1=?"), ("assistant", "2"))]}
     (tmp_path / "row.json").write_text(json.dumps(row, indent=indent))
     assert [found for _, found in rows_of(tmp_path / "row.json", print, "")] == [row]
@@ -292,7 +291,7 @@ def test_a_lone_row_with_a_chat_is_a_row(indent: int | None, chat: str, tmp_path
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.json", "rows.jsonl.gz"])
 def test_an_empty_shard_is_left_out_and_counted(name: str, tmp_path: Path) -> None:
-    """A shard without a byte, whatever its place."""
+    """Zero-byte shards, first and last in the directory."""
     FORMATS[name](tmp_path / name)
     for empty in (f"a-{name}", f"z-{name}"):
         (tmp_path / empty).write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
@@ -303,7 +302,7 @@ def test_an_empty_shard_is_left_out_and_counted(name: str, tmp_path: Path) -> No
 
 
 def test_a_suite_file_may_have_columns_of_its_own(tmp_path: Path) -> None:
-    """Those that are named, as far as the file has them; else the project's."""
+    """The named columns if the file has them, otherwise the project's own."""
     named = ColumnsConfig(problem="question", answer="solution")
     for row in (
         {"question": "1+1=?", "solution": "2"},
@@ -321,7 +320,7 @@ def test_a_suite_file_may_have_columns_of_its_own(tmp_path: Path) -> None:
 
 
 def asked(row: dict[str, Any], **columns: str) -> Any:
-    """(problem, system turn, answer) of one row, or why it is dropped."""
+    """(problem, system turn, answer) of one row, or the reason why it is dropped."""
     from datafiles.problems import Columns, problem_rows
 
     reasons: list[str] = []
@@ -377,7 +376,7 @@ def test_an_answer_is_unwrapped_or_the_row_dropped(answer: Any, expected: str) -
 
 
 def test_nan_is_nothing_as_pandas_writes_it(tmp_path: Path) -> None:
-    """In the rows of a DataFrame that were written one by one, an empty cell is NaN: no id, no level."""
+    """In rows of a DataFrame written one by one, an empty cell is NaN: it means no id and no level."""
     rows = [{"problem": f"{number}+1", "answer": 2, "id": math.nan, "level": math.nan} for number in range(3)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

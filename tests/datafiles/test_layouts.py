@@ -1,4 +1,4 @@
-"""Rows as public data sets and the programs of others lay them out: the same problem comes out of each."""
+"""Rows in the layouts of public datasets and other programs: the same problem comes out of each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def verl() -> pd.DataFrame:
 
 
 def as_numpy_has_it(path: Path) -> pd.DataFrame:
-    """Read from Parquet a list is an array of NumPy's, which writes no commas between its items."""
+    """When read from Parquet, a list is a NumPy array, whose text has no commas between items."""
     verl().to_parquet(path)
     return pd.read_parquet(path)
 
@@ -75,7 +75,8 @@ VERL: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("answer", ["reward_model.ground_truth", "reward_model"])
 @pytest.mark.parametrize("name", VERL)
 def test_a_problem_is_itself_however_its_row_is_written(name: str, answer: str, tmp_path: Path) -> None:
-    """A chat or a mapping that has become text in between is not asked, or graded by, as its spelling."""
+    """A chat or mapping that was turned into text is parsed again: its text is neither asked as the problem nor used as
+    the reference."""
     VERL[name](tmp_path / name)
     columns = {"problem": "prompt", "answer": "reward_model" if name == "of_openai.jsonl" else answer}
     loaded = load(tmp_path / name, columns)
@@ -101,7 +102,7 @@ def test_what_is_asked_may_be_json_itself(text: str, tmp_path: Path) -> None:
 
 
 def test_a_word_for_no_answer_is_none(tmp_path: Path) -> None:
-    """NuminaMath-1.5 has them for a fifth of its problems: who writes `proof` in a box has solved nothing."""
+    """NuminaMath-1.5 has such words for a fifth of its problems: a box with `proof` in it is no solution."""
     rows = [{"problem": f"{n}?", "answer": answer} for n, answer in enumerate(("proof", "notfound", "Proof", "none"))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     loaded = load(tmp_path / "rows.jsonl")
@@ -120,7 +121,8 @@ def test_a_capital_letter_begins_a_word_of_a_files_name(tmp_path: Path) -> None:
     "name", ["HumanEval", "human_eval", "C-Eval", "AGIEval", "train_test_overlap", "latest", "contest", "retrained"]
 )
 def test_a_name_with_a_word_in_another_says_no_split(name: str, tmp_path: Path) -> None:
-    """Beside a training set it is left out, and counted; beside others that say none it is one of them."""
+    """Such a file is left out, and counted, beside a training set; beside other files without a split it is one of
+    them."""
     for stem in (name, "other"):
         (tmp_path / f"{stem}.jsonl").write_text(json.dumps({"problem": stem, "answer": "1"}))
     assert {one.text for one in load(tmp_path).problems} == {name, "other"}
@@ -137,7 +139,7 @@ def test_a_name_with_a_word_in_another_says_no_split(name: str, tmp_path: Path) 
         ({"choices": ["Rome", "Oslo"], "answer": "B"}, False),
         ({"options": {"A": "Rome", "B": "Oslo"}, "answer": "(B)"}, False),
         ({"choices": {"text": ["Rome", "Oslo"], "label": ["A", "B"]}, "answer": "B"}, False),
-        ({"options": "['A)Rome', 'B)Oslo']", "answer": "B"}, True),  # a text, as anything may be
+        ({"options": "['A)Rome', 'B)Oslo']", "answer": "B"}, True),  # plain text, which may be anything
         ({"choices": ["Rome", "Oslo"], "answer": "Oslo"}, True),
         ({"choices": ["1", "2"], "answer": 1}, True),
         ({"choices": [], "answer": "B"}, True),
@@ -146,7 +148,7 @@ def test_a_name_with_a_word_in_another_says_no_split(name: str, tmp_path: Path) 
     ],
 )
 def test_choices_that_are_not_asked_leave_no_problem(row: dict[str, Any], answerable: bool, tmp_path: Path) -> None:
-    """MMLU, AQuA and ARC have them so: to a question alone the answer B is a guess."""
+    """MMLU, AQuA and ARC have such columns: for the question alone, the answer B would be a guess."""
     rows = [{"problem": "The capital of Norway?", **row}, {"problem": "1+1?", "answer": "2"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     loaded = load(tmp_path / "rows.jsonl")
@@ -167,7 +169,8 @@ def test_a_column_that_says_the_split_keeps_tested_rows_apart(tmp_path: Path) ->
 
 
 def test_a_column_that_says_one_split_chooses_nothing(tmp_path: Path) -> None:
-    """Who gives a file of test rows means them; of two other splits none may be guessed."""
+    """A user who gives a file of test rows means those rows; but with two splits, neither of them `train`, none may be
+    guessed."""
     path = tmp_path / "rows.jsonl"
     row = {"problem": "1?", "answer": "1"}
     path.write_text("".join(json.dumps({**row, "split": said}) + "\n" for said in ("test", "test")))
@@ -178,7 +181,7 @@ def test_a_column_that_says_one_split_chooses_nothing(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_is_not_there_is_counted(tmp_path: Path) -> None:
-    """A download that broke off: half of a suite is another suite."""
+    """An incomplete download: half of a suite is a different suite."""
     for part in (0, 3):
         rows = [{"problem": f"{part}+1", "answer": "1"}]
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"train-{part:05}-of-00004.parquet")
@@ -190,14 +193,14 @@ def test_a_shard_that_is_not_there_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_link_to_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
-    """As in a hub's cache whose files were cleared, or copied without what the links name."""
+    """As in a hub cache whose files were deleted, or that was copied without the link targets."""
     (tmp_path / "a.jsonl").write_text(json.dumps({"problem": "1+1", "answer": "2"}))
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "blobs" / "0f")
     with pytest.raises((FileNotFoundError, TextFileError), match=r"^data.path: no such file: .*b\.jsonl"):
         load(tmp_path)
     (tmp_path / "b.jsonl").rename(tmp_path / "test.jsonl")
     (tmp_path / "a.jsonl").rename(tmp_path / "train.jsonl")
-    assert len(load(tmp_path).problems) == 1  # who trains needs no test set
+    assert len(load(tmp_path).problems) == 1  # training needs no test set
     with pytest.raises(FileNotFoundError, match=r"^data.path: no such file: .*test\.jsonl"):
         load(tmp_path, split="test")
 

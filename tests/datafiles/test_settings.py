@@ -12,7 +12,7 @@ import yaml
 
 from datafiles.settings import read_settings, read_yaml, write_yaml
 
-# Where 1.1 reads something else than is written, or PyYAML something else than 1.1.
+# Values that YAML 1.1 reads differently from what is written, or PyYAML differently from YAML 1.1.
 WRITTEN: dict[str, Any] = {
     "010": "010",
     "0123456789": "0123456789",
@@ -78,7 +78,8 @@ def test_what_is_no_plain_value_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["🙂 é \n\t", "𝔽", "\x7f\ufffe"])
 def test_json_is_yaml_beyond_its_first_plane_too(text: str) -> None:
-    """JSON spells a letter beyond U+FFFF in two escapes, which YAML knows for two letters that no file can hold."""
+    """JSON spells a character beyond U+FFFF as two escapes, which YAML reads as two surrogates that no file can
+    hold."""
     assert read_yaml(json.dumps({text: text})) == {text: text}
 
 

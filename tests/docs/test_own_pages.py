@@ -1,4 +1,4 @@
-"""docs/own-rewards.md, own-data.md and serving.md: their files, cells and commands, as a reader uses them."""
+"""docs/own-rewards.md, own-data.md and serving.md: their files, cells and commands, run as a reader would run them."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def write_files(page: str) -> None:
-    """The blocks that begin with the name of a file."""
+    """Write the blocks that begin with a file name to those files."""
     for block in blocks(page, "python") + blocks(page, "yaml"):
         if name := NAMED.match(block):
             Path(name[1]).write_text(block)
 
 
 def cells(page: str) -> list[str]:
-    """The other blocks of Python, which are run one after the other."""
+    """The other Python blocks, which are run one after the other."""
     return [block for block in blocks(page, "python") if not NAMED.match(block)]
 
 
 def train_commands() -> Iterator[tuple[str, list[str]]]:
-    """Page and arguments of every training command."""
+    """The page and arguments of every training command."""
     for page in PAGES:
         for line in re.sub(r"\\\n +", "", (DOCS / page).read_text()).splitlines():
             if line.startswith("    " + TRAIN):
@@ -59,7 +59,7 @@ def train_commands() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory to work in, from which modules are imported; afterwards they are forgotten."""
+    """An empty working directory from which modules can be imported; they are removed from `sys.modules` afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
@@ -70,7 +70,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def functions(place: Path) -> Callable[[str], Any]:
-    """The page's reward functions by `module:name`."""
+    """Looks up the page's reward functions by `module:name`."""
     write_files("own-rewards.md")
 
     def find(path: str) -> Any:
@@ -86,7 +86,7 @@ def run_cells(page: str, replaced: dict[str, str] | None = None) -> dict[str, An
     for said, here in (replaced or {}).items():
         assert source.count(said) == 1
         source = source.replace(said, here)
-    exec(compile(source, page, "exec"), names)  # what a reader does
+    exec(compile(source, page, "exec"), names)  # run the cells as a reader would
     return names
 
 
@@ -181,7 +181,7 @@ def test_the_page_on_data_makes_a_set_that_training_takes(
     test = (place / "test.jsonl").read_text().splitlines()
     assert sorted(train + test) == sorted(whole)
     assert 20 < len(test) < 80
-    # A problem of the training set among the test's, under another id.
+    # Add a problem of the training set to the test set, under another id.
     leaked = json.loads(train[7])
     with (place / "test.jsonl").open("a") as file:
         file.write(json.dumps({**leaked, "id": "another"}) + "\n")

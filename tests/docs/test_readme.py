@@ -1,4 +1,4 @@
-"""README.md and the pages that begin where it ends: their examples run, and what they name is there."""
+"""README.md and the pages it leads to: their examples run, and the things they name exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
 LONGEST = 130
-# The example names a model of the hub. The embedded one knows sums alone, and no sentence after the problem.
+# The example names a model on the hub. The embedded model only knows sums, and no instruction after the problem.
 HERE = (
     "model.name=embedded",
     "model.dtype=float32",
@@ -68,7 +68,6 @@ def test_the_examples_of_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_quickstart_page_explains_what_a_run_shows() -> None:
-    """The quickstart page explains what the run shows and writes."""
     titles = {column.title for column in COLUMNS}
     assert titles == set(
         re.findall(r"^\| `(.+?)` \|", QUICKSTART.partition("## The table")[2].partition("##")[0], re.M)
@@ -92,7 +91,8 @@ def test_what_the_quickstart_page_says_to_try_is_a_configuration(command: str) -
 
 
 def test_the_quickstart_page_shows_the_first_lines_of_a_run() -> None:
-    """As `describe` of rl_engine/train/assemble.py writes them, but for the problems, which would have to be graded."""
+    """The lines are those that `describe` in rl_engine/train/assemble.py writes, except for the problems, which would
+    have to be graded."""
     config = load_config("quickstart.yaml")
     model = load_meta_model(config.model)
     training = describe_adapter(config.lora, coverage_of(model, config.lora))

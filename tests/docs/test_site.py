@@ -1,7 +1,7 @@
-"""The documentation as files: every page has its place on the site, and what a page quotes is what the product says.
+"""The documentation as files: every page is in the site's navigation, and quoted messages match those in the code.
 
 `make docs` checks the rest of the site: links that its generators make, the API reference, and that nothing is fetched
-from a network. It does not read the pages beside docs/, nor follow a link to them further than to the file.
+from a network. It does not read pages outside docs/, and checks only that a link to one of them leads to a file.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 QUOTE = re.compile(r"^```text\n(.*?)^```$|^\| `([^`]{40,})` \|", re.DOTALL | re.MULTILINE)
 VALUE = re.compile(r"%[sd]|\{[^}]*\}|\$\(\w+\)")
-"""What stands for a value in a message: of logging, of `str.format`, of make."""
+"""Placeholders in a message: those of logging, of `str.format` and of make."""
 LINK = re.compile(r"(?<=\]\()([^)#\s:]*)(?:#([^)\s]*))?(?=\))")
 FENCED = re.compile(r"^( *)(`{3,}|~{3,})(?s:.*?)^ *\2 *$", re.MULTILINE)
 HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
 LINES = re.compile(r"L\d+(-L\d+)?")
-"""What a code host calls the lines of a file."""
+"""A line anchor, as code hosts write it."""
 SHORTEST = 9
-"""Characters of a message between two values that are looked for."""
+"""The fewest characters of a message between two placeholders that are looked for."""
 LONGEST_VALUE = 50
-"""More characters in a row are not values of an example, but words that the product does not say."""
+"""A longer run of characters is not an example value, but text that the product does not print."""
 
 
 class _Reader(yaml.SafeLoader):
-    """Reads mkdocs.yml, whose tags name functions of its own."""
+    """Reads mkdocs.yml, whose tags name functions that the plain loader does not know."""
 
 
 _Reader.add_multi_constructor("", lambda *_: None)
 
 
 def pages_of(entry: Any) -> Iterator[str]:
-    """The pages of a part of the navigation."""
+    """The pages in one part of the navigation."""
     if isinstance(entry, str):
         yield entry
     else:
@@ -55,7 +55,7 @@ def test_every_page_is_in_the_navigation_once() -> None:
 
 
 def anchors_of(text: str) -> set[str]:
-    """Of its headings, as code hosts and the site make them; one that is there twice is numbered."""
+    """The anchors of the headings, as code hosts and the site make them; repeated headings are numbered."""
     found: dict[str, int] = {}
     for heading in HEADING.findall(FENCED.sub("", text)):
         plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
@@ -65,7 +65,7 @@ def anchors_of(text: str) -> set[str]:
 
 
 def lost_links(text: str, folder: Path) -> list[str]:
-    """Links of a page in this folder that lead to no file, or to no place in it."""
+    """Links on a page in this folder that lead to no file, or to no anchor in it."""
     lost = []
     for file, anchor in LINK.findall(re.sub(r"`[^`\n]*`", "", FENCED.sub("", text))):
         target = folder / file
@@ -73,7 +73,7 @@ def lost_links(text: str, folder: Path) -> list[str]:
             lost.append(file)
         elif anchor and not (LINES.fullmatch(anchor) and target.suffix != ".md"):
             held = text if not file else target.read_text() if target.suffix == ".md" else ""
-            # `::: name` is the API reference of that name, whose anchors only the site has.
+            # `::: name` inserts the API reference of that name, whose anchors exist only on the site.
             if anchor not in anchors_of(held) and "\n::: " not in held:
                 lost.append(f"{file}#{anchor}")
     return lost
@@ -98,7 +98,7 @@ def test_a_link_that_leads_nowhere_is_seen() -> None:
 
 @cache
 def words_of_the_product() -> tuple[str, ...]:
-    """What stands between the values of every text in the sources and the Makefile, the longest first."""
+    """The text between the values in every message in the sources and the Makefile, longest first."""
     texts = re.findall(r'echo "([^"]+)"', (ROOT / "Makefile").read_text())
     for package in ("datafiles", "rewards", "rollout", "evals", "rl_engine"):
         for path in (ROOT / package).rglob("*.py"):
@@ -109,7 +109,7 @@ def words_of_the_product() -> tuple[str, ...]:
 
 
 def unsaid(quote: str) -> list[str]:
-    """The parts of a quote that stand in no message, and are too long to be values of an example."""
+    """The parts of a quote that are in no message and are too long to be example values."""
     rest = " ".join(quote.split()).removeprefix("error: ")
     for piece in words_of_the_product():
         rest = rest.replace(piece, "\n")

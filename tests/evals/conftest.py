@@ -1,4 +1,4 @@
-"""What the tests of evaluation share."""
+"""Fixtures that the tests of evaluation share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training problems that a suite holds too."""
+"""Training problems that are also in a suite."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def test_training_problems_that_a_suite_holds_are_counted() -> None:
     formula = "find the remainder when the number m plus n is divided by one thousand where {} is given"
     suite = problems(STORY.format(3), formula.format("it"), "What is 2 + 2?")
     training = problems(
-        STORY.format("3!"),  # word for word: punctuation does not count
-        STORY.format(5),  # the story goes on in other numbers
+        STORY.format("3!"),  # the same words: punctuation does not count
+        STORY.format(5),  # the same story with other numbers
         "Something else entirely",
-        *(formula.format(name) for name in "abcdefg"),  # held by more than five: a formula
+        *(formula.format(name) for name in "abcdefg"),  # shared by more than five problems, so a formula
     )
     (found,) = contamination(training, {"mine": suite})
     assert (found.training, found.exact, found.ngram, found.touched) == (10, 1, 1, 1)
     assert found.examples == (("p0", "mine:p0"), ("p1", "mine:p0"))
     assert "2 of 10 training problems overlap mine" in found.describe()
-    # The same file, hence the same ids, on both sides.
+    # The same file on both sides, hence the same ids.
     (same,) = contamination(suite, {"mine": suite})
     assert (same.exact, bool(same)) == (3, True)
     assert not contamination(problems("Nothing alike"), {"mine": suite})[0]

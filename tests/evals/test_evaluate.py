@@ -1,4 +1,4 @@
-"""The whole evaluation with a scripted engine: known success rates are found, interruptions leave no trace."""
+"""The whole evaluation with a scripted engine: it finds the known success rates, and interruptions leave no trace."""
 
 from __future__ import annotations
 
@@ -44,19 +44,20 @@ BASE_RATE, ADAPTER_RATE = 0.3, 0.6
 
 @pytest.fixture(autouse=True)
 def _one_grader(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting grading processes anew for every evaluation would take most of the time."""
+    """Starting new grading processes for every evaluation would take most of the time."""
     monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda *_: contextlib.nullcontext(grader))
 
 
 @dataclass
 class Scripted(Streaming):
-    """An engine that is right at a known rate, differently by sample, and never twice differently to one request."""
+    """An engine that is right at a known rate, varies by sample, and always answers the same request in the same
+    way."""
 
     rates: dict[str, float]
     breaks_after: int | None = None
-    """Calls after which it is interrupted."""
+    """Raises an interrupt after this many calls."""
     asked: list[tuple[str, str]] = field(default_factory=list)
-    """(adapter, problem id) of every problem it was asked."""
+    """(adapter, problem id) of every problem that it was given."""
     calls: int = 0
     settings: EngineSettings | None = None
 
@@ -94,7 +95,7 @@ class Scripted(Streaming):
 
 
 class Unhurried(Scripted):
-    """What it gives is graded while it samples on."""
+    """Its completions are graded while it continues to sample."""
 
     def advance(self) -> list[InFlight]:
         time.sleep(0.2)
@@ -102,7 +103,7 @@ class Unhurried(Scripted):
 
 
 class Counting(Scripted):
-    """It notes how many batches are begun at each turn."""
+    """Records how many batches are in flight at each turn."""
 
     def advance(self) -> list[InFlight]:
         self.there = [*self.__dict__.get("there", []), len(self.later)]
@@ -127,14 +128,14 @@ def scripted(**settings: Any) -> Scripted:
 
 
 def measure(options: EvalOptions, engine: Scripted, launch: Launch = ALONE) -> str:
-    """Run the command's work; what it printed."""
+    """Run the command's work and return what it printed."""
     out = io.StringIO()
     evaluate(options, launch, Console(file=out, width=200), engine.start)
     return out.getvalue()
 
 
 def timeless(path: Path) -> Any:
-    """The JSON without what the clock decides."""
+    """The JSON without the values that depend on the clock."""
     found = json.loads(path.read_text())
     for key in ("when", "seconds"):
         del found[key]
@@ -160,7 +161,7 @@ def test_known_rates_are_found_within_their_intervals(tmp_path: Path, adapter: P
     assert difference["p_value"] < 0.001
     assert (trained["adapter"], trained["problems"], trained["samples"]) == ("policy-v000007", 200, 4)
     assert (suite["suite"], suite["sampling"]["temperature"], suite["sampling"]["top_p"]) == ("held_out", 0.6, 0.95)
-    # One engine for both, in slots of the smallest rank that fits.
+    # One engine for both, with slots of the smallest rank that fits.
     assert engine.settings is not None
     assert (engine.settings.lora_rank, engine.settings.dtype) == (2, "float32")
     markdown = (tmp_path / "out.md").read_text()
@@ -177,7 +178,8 @@ def test_known_rates_are_found_within_their_intervals(tmp_path: Path, adapter: P
 def test_batches_side_by_side_score_what_they_score_alone(
     at_once: int, tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches have 64 completions, of two policies: two of them, four or all are begun before the first is there."""
+    """Batches have 64 completions and belong to two policies; two, four or all of them begin before the first is
+    done."""
     measure(options_for(tmp_path, adapter, output=tmp_path / "alone.json"), scripted())
     monkeypatch.setattr("evals.evaluate.completions_at_once", lambda _: at_once)
     engine = Counting({"base": BASE_RATE, "policy-v000007": ADAPTER_RATE})
@@ -191,7 +193,7 @@ def test_batches_side_by_side_score_what_they_score_alone(
 def test_each_policy_has_its_share_of_the_time_of_batches(
     tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All are there at once: neither was sampled in no time."""
+    """All batches finish at once, yet neither policy was sampled in no time."""
 
     class AtOnce(Scripted):
         def advance(self) -> list[InFlight]:
@@ -209,7 +211,7 @@ def test_each_policy_has_its_share_of_the_time_of_batches(
 def test_an_interrupted_evaluation_goes_on_from_what_is_kept(
     tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An interrupted evaluation of batches side by side goes on from what is kept."""
+    """This also holds if its batches were sampled side by side."""
     monkeypatch.setattr("evals.evaluate.completions_at_once", lambda _: 10**6)
     options = options_for(tmp_path, adapter)
     measure(replace(options, output=tmp_path / "whole.json"), scripted())
@@ -223,7 +225,7 @@ def test_an_interrupted_evaluation_goes_on_from_what_is_kept(
 
 @pytest.mark.parametrize("calls", [1, 5])
 def test_an_interrupted_evaluation_ends_like_one_that_was_not(calls: int, tmp_path: Path, adapter: Path) -> None:
-    """60 problems are four batches of sixteen at most, for each of two policies."""
+    """60 problems make four batches of at most sixteen for each of the two policies."""
     whole, engine = scripted(), scripted(breaks_after=calls)
     measure(options_for(tmp_path, adapter, output=tmp_path / "whole.json"), whole)
     options = options_for(tmp_path, adapter)
@@ -257,7 +259,8 @@ def test_an_evaluation_goes_on_with_its_own_settings_alone(tmp_path: Path, adapt
 
 
 def test_an_evaluation_that_replaces_one_goes_on_too(tmp_path: Path, adapter: Path) -> None:
-    """The command with `--overwrite` begins anew each time, and without it an interrupted one was refused."""
+    """The command with `--overwrite` used to start over each time, and without it an interrupted evaluation was
+    refused."""
     options = options_for(tmp_path, adapter)
     measure(options, scripted())
     anew = replace(options, seed=1, overwrite=True)
@@ -272,7 +275,7 @@ def test_an_evaluation_that_replaces_one_goes_on_too(tmp_path: Path, adapter: Pa
 
 
 def test_two_processes_do_not_finish_one_evaluation(tmp_path: Path, adapter: Path) -> None:
-    """The first one to end removed what the other had kept."""
+    """The first one to finish used to remove the other's partial results."""
     options = options_for(tmp_path, adapter)
     with closing(PartialResults(options.output, {"seed": 0})) as other:
         other.begin(overwrite=False)
@@ -284,7 +287,7 @@ def test_two_processes_do_not_finish_one_evaluation(tmp_path: Path, adapter: Pat
 
 
 def test_of_two_processes_that_begin_at_once_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each found no results of the other's, and both wrote."""
+    """Neither used to find results of the other, and both wrote."""
     one, other = (PartialResults(tmp_path / "out.json", {"seed": 0}) for _ in range(2))
 
     def written_meanwhile(*_: Any) -> None:
@@ -299,7 +302,7 @@ def test_of_two_processes_that_begin_at_once_one_does(tmp_path: Path, monkeypatc
 
 
 def test_an_evaluation_goes_on_with_the_same_weights_alone(tmp_path: Path, adapter: Path) -> None:
-    """A name such as `adapters/latest` is another model's an hour later."""
+    """A name such as `adapters/latest` may be a different model an hour later."""
     model = tmp_path / "embedded"
     shutil.copytree(EMBEDDED_DIR, model)
     options = options_for(tmp_path, adapter, model=str(model), adapters=())
@@ -313,7 +316,7 @@ def test_an_evaluation_goes_on_with_the_same_weights_alone(tmp_path: Path, adapt
 
 
 def test_a_rank_without_a_batch_starts_its_engine_too(tmp_path: Path, adapter: Path) -> None:
-    """An engine stands when those of all ranks stand: where one is left out, the others wait for ever."""
+    """An engine is ready only when those of all ranks are; if one rank were left out, the others would wait forever."""
     options = options_for(tmp_path, adapter, limit=4, adapters=())
 
     class Second(Launch):
@@ -337,7 +340,7 @@ def test_several_processes_do_not_share_models(tmp_path: Path, adapter: Path) ->
 
 
 def test_nothing_is_started_when_all_is_finished(tmp_path: Path, adapter: Path) -> None:
-    """Interrupted after the last batch, before the report."""
+    """The evaluation was interrupted after the last batch, before the report."""
     options, engine = options_for(tmp_path, adapter), scripted()
     measure(replace(options, output=tmp_path / "first.json"), engine)
     partial = PartialResults(options.output, {})
@@ -354,7 +357,7 @@ def test_two_ranks_deal_the_batches_and_one_reports(tmp_path: Path, adapter: Pat
     options, engines, barriers = options_for(tmp_path, adapter), (scripted(), scripted()), itertools.count(1)
 
     class Turns(Launch):
-        """The second rank does its share while the main one waits for it to have read the partial results."""
+        """The second rank does its share while the main one waits for it to read the partial results."""
 
         def barrier(self) -> None:
             if next(barriers) == 2:
@@ -385,14 +388,14 @@ def test_overlap_with_training_problems_is_printed_and_kept(tmp_path: Path, adap
     assert found["contamination"]["exact"] == 1
     assert found["minus_base"]["policy-v000007"]["test"] == "McNemar, exact"
     assert "dropped 1 rows: not JSON (for one, exam.jsonl:4)" in text
-    # The default length is cut to what the model can hold, and that is said.
+    # The default length is cut to what the model's context can hold, and that is reported.
     assert "the model's context is 256" in text
     assert found["sampling"]["max_tokens"] < 256
     assert "a\\|b" in (tmp_path / "out.md").read_text()
 
 
 def test_asked_to_stop_the_command_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of a batch that takes a minute; the same command then goes on."""
+    """It is asked to stop in the middle of a batch that takes a minute; the same command then continues."""
     engine, handlers = scripted(), {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     generate = engine.generate
 

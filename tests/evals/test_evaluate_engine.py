@@ -1,4 +1,4 @@
-"""The command's work on the real sampler: several adapters in one engine, none touched by the others."""
+"""The command's work with the real sampler: several adapters in one engine, none affected by the others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Borrowed:
-    """The session's engine, from which adapters are taken off again in place of closing it."""
+    """The session's engine, which is not closed; instead, the loaded adapters are unloaded."""
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.loaded = inner, list[AdapterRef]()
@@ -54,7 +54,7 @@ class Borrowed:
 
 
 def write_random(directory: Path, rank: int) -> None:
-    """An adapter of the embedded model's down projections that changes what it says."""
+    """A random adapter on the embedded model's down projections that changes the model's output."""
     draw = torch.Generator().manual_seed(rank)
     tensors = {}
     for layer in range(4):
@@ -70,7 +70,7 @@ def write_random(directory: Path, rank: int) -> None:
 def test_adapters_of_several_ranks_take_turns_in_one_engine(
     vllm_engine: Any, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A published one of rank 3 and a plain PEFT one of rank 1 score, side by side, what each scores alone."""
+    """A published adapter of rank 3 and a plain PEFT adapter of rank 1 score the same side by side as alone."""
     monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda *_: contextlib.nullcontext(grader))
     store = AdapterStore(tmp_path / "adapters", name="side")
     published = store.publish(1, lambda directory: write_random(directory, 3), {"rank": 3, "base_model": "embedded"})
@@ -105,7 +105,7 @@ def test_adapters_of_several_ranks_take_turns_in_one_engine(
 def test_batches_side_by_side_say_what_they_say_alone(
     vllm_engine: Any, grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To rounding, as on a GPU."""
+    """The completions match up to rounding, as on a GPU."""
     monkeypatch.setattr("evals.evaluate.Grader.from_config", lambda *_: contextlib.nullcontext(grader))
     work: dict[str, Any] = {"suites": ("held_out",), "limit": 9, "samples": 2, "max_tokens": 24, "batch": 6}
     asked = EvalOptions(model="embedded", records=True, output=tmp_path, **work)
@@ -120,7 +120,7 @@ def test_batches_side_by_side_say_what_they_say_alone(
     monkeypatch.setattr("evals.evaluate.completions_at_once", lambda _: 10)
     beside = said("beside")
     assert len(beside) == 18
-    # A token is another only where two were all but equally likely.
+    # A token differs only where two were nearly equally likely.
     assert sum(one != other for one, other in zip(alone, beside, strict=True)) <= 1
 
 

@@ -1,4 +1,4 @@
-"""A launcher's processes that lose each other: torch's own error of it, and what a person is told."""
+"""A launcher's processes that lose each other: torch's own error, and the message for the user."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ INTERFACE = (
 
 
 def test_a_killed_ranks_end_is_told_by_the_other(tmp_path: Path) -> None:
-    """By gloo, on CPUs."""
+    """On CPUs, where gloo reports it."""
     done = launched(tmp_path, IS_KILLED)
     (told,) = done.stdout.splitlines()
     assert told.startswith("rank 0 lost another rank (")
@@ -72,7 +72,7 @@ def test_an_interface_that_is_not_there_is_named() -> None:
         ("1", TOLD, False),
         ("1", ("MASTER_PORT",), False),
         ("2", ("WORLD_SIZE",), False),
-        ("1", ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"), False),  # RANK is left of something else
+        ("1", ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"), False),  # RANK is a leftover from something else
     ],
 )
 def test_a_launcher_names_all_that_it_started(count: str, missing: tuple[str, ...], launched: bool) -> None:

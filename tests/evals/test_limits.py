@@ -1,4 +1,4 @@
-"""Control groups as containers and schedulers write them, in a directory of their form."""
+"""Control groups in the layout that containers and schedulers write, in a directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def many_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def grouped(tmp_path: Path, line: str, files: dict[str, str]) -> dict[str, Path]:
-    """A process in the group that `line` names, with the groups' files."""
+    """A process in the group that `line` names, with the files of the groups."""
     (tmp_path / "memberships").write_text(f"1:devices:/\n{line}\n")
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def test_the_memory_of_a_control_group_is_all_there_is(
 def test_no_more_threads_than_a_control_group_has_processors_for(
     line: str, files: dict[str, str], cores: int, tmp_path: Path
 ) -> None:
-    """Libraries would start 64, and each would wait for one that is kept waiting."""
+    """Libraries would start 64, and each would wait for a thread that is being throttled."""
     assert usable_cores(**grouped(tmp_path, line, files)) == cores
     assert usable_cores(tmp_path, tmp_path / "none") == 64
 

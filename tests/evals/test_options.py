@@ -1,4 +1,4 @@
-"""Options of `python -m evals` that would do nothing are refused, before anything is loaded."""
+"""Options of `python -m evals` without effect are refused before anything is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which directories are policies that can be measured."""
+"""Which directories hold a policy that can be evaluated."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_published_versions_and_plain_peft_directories_are_taken(tmp_path: Path,
 
 
 def test_a_directory_may_hold_the_sign_that_ends_a_name(tmp_path: Path) -> None:
-    """Those of a sweep do: `rank-1_optim.lr=0.001_seed=0`."""
+    """The directories of a sweep do: `rank-1_optim.lr=0.001_seed=0`."""
     write_peft(tmp_path / "lr=0.001_seed=0")
     plain, named = policies(str(tmp_path / "lr=0.001_seed=0"), f"rank 1, seed 0={tmp_path}/lr=0.001_seed=0")
     assert (plain.label, named.label) == ("lr=0.001_seed=0", "rank 1, seed 0")
@@ -99,7 +99,7 @@ def test_what_vllm_cannot_serve_on_this_model_is_refused(settings: dict[str, Any
 def test_no_layer_of_an_adapter_may_be_another_models(
     module: str, inputs: int, outputs: int, words: str, tmp_path: Path
 ) -> None:
-    """A vocabulary that grew, other heads, a narrower MLP: vLLM would copy the part, or pass the layer over."""
+    """An extended vocabulary, other head sizes, a narrower MLP: vLLM would copy only a part, or skip the layer."""
     write_peft(tmp_path / "mine")
     file = tmp_path / "mine" / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -114,7 +114,7 @@ def test_no_layer_of_an_adapter_may_be_another_models(
 
 
 def test_an_adapter_that_vllm_would_leave_out_is_refused(tmp_path: Path) -> None:
-    """vLLM has another layer in the place of StarCoder's `c_attn`: the base model would be measured."""
+    """vLLM implements StarCoder's `c_attn` with a different layer, so it would measure the base model."""
     config, name = tiny_config("gpt_bigcode"), "base_model.model.transformer.h.0.attn.c_attn.lora"
     write_peft(tmp_path / "mine", target_modules=["c_attn"])
     tensors = {f"{name}_A.weight": torch.zeros(2, 64), f"{name}_B.weight": torch.zeros(128, 2)}
@@ -127,7 +127,7 @@ def test_an_adapter_that_vllm_would_leave_out_is_refused(tmp_path: Path) -> None
 
 
 def test_layers_that_an_adapter_names_and_does_not_hold_are_said(tmp_path: Path) -> None:
-    """Of a file that is not whole. PEFT warns of it, vLLM serves the base model there without a word."""
+    """The file is incomplete. PEFT warns about it; vLLM silently serves the base model for those layers."""
     write_peft(tmp_path / "whole")
     write_peft(tmp_path / "half", layers=3, target_modules=["q_proj", "query_key_value"])
     write_peft(tmp_path / "meant", layers=3, layers_to_transform=[0, 1, 2])

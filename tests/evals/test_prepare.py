@@ -1,4 +1,4 @@
-"""A suite as one model is asked it."""
+"""A suite as it is prompted for one model."""
 
 from __future__ import annotations
 

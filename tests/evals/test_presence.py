@@ -1,4 +1,4 @@
-"""A launcher's processes that hear of each other, of one that has gone, and of one that hangs."""
+"""Heartbeats between a launcher's processes, with one that is gone and one that hangs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from evals.launch.presence import Presence
 from tests.helpers.launched import launched
 from tests.helpers.waiting import until
 
-# A program as the commands are: what it is at stands in the place of LOAD, and rank 1 does in the place of ACT.
+# A program like the commands: its work replaces LOAD, and what rank 1 does replaces ACT.
 PROGRAM = """
 import os, signal, subprocess, sys, time
 from evals.launch import presence
@@ -53,13 +53,13 @@ ALL_STOP = (
     "ranks = f'$(pgrep -P {os.getppid()})'; "
     "subprocess.Popen(['bash', '-c', f'kill -STOP {ranks}; sleep 3; kill -CONT {ranks}'])"
 )
-# For so long that the launcher, too, finds that it does not answer; not for as long as that would wait.
+# Long enough for the launcher to find, too, that the rank does not answer, but shorter than the launcher would wait.
 HANGS = "subprocess.Popen(['setsid', 'bash', '-c', f'kill -STOP {os.getpid()}; sleep 5; kill -CONT {os.getpid()}'])"
 
 
 def test_a_rank_that_hangs_is_given_up(tmp_path: Path) -> None:
-    """In gloo, which would wait for half an hour. Before that all are stopped for longer than one may be silent, as by
-    a scheduler that suspends what it runs, and go on."""
+    """The other rank waits in gloo, which would wait for half an hour. Earlier, all ranks are stopped for longer than
+    one may be silent, as by a scheduler that suspends its jobs, and then continue."""
     hangs = f"{ALL_STOP}; time.sleep(4); say_error('goes on', 1); {HANGS}; time.sleep(60)"
     code, lines = told(tmp_path, act=hangs, load="launch.barrier()")
     assert code == 1
@@ -72,7 +72,7 @@ def test_a_rank_that_hangs_is_given_up(tmp_path: Path) -> None:
 
 
 def test_ranks_that_their_launcher_leaves_behind_end_too(tmp_path: Path) -> None:
-    """It holds what they hear each other by; nobody else would end them."""
+    """The launcher holds the store through which they hear each other, and nothing else would end them."""
     code, lines = told(tmp_path, act="os.kill(os.getppid(), signal.SIGKILL)", load="time.sleep(60)")
     assert code == -signal.SIGKILL
     assert sorted(lines) == [
@@ -87,7 +87,7 @@ def test_ranks_that_their_launcher_leaves_behind_end_too(tmp_path: Path) -> None
 
 
 def test_a_rank_that_is_ended_for_another_says_so(tmp_path: Path) -> None:
-    """By the launcher, while it loads, and waits for nobody."""
+    """The launcher ends it while it loads and waits for no other rank."""
     code, lines = told(tmp_path, act="os.kill(os.getpid(), signal.SIGKILL)", load="time.sleep(60)")
     assert code == 1
     assert lines == [
@@ -103,7 +103,7 @@ def test_ranks_that_are_asked_to_stop_while_they_load_say_so(tmp_path: Path) -> 
 
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Presence]]:
-    """Three processes' presences in one."""
+    """Three processes' presences in one process."""
     monkeypatch.setattr(presence, "BEAT_S", 0.1)
     store = dist.HashStore()  # type: ignore[attr-defined]
     ranks = [Presence(rank, 3, store, pytest.fail) for rank in range(3)]
@@ -113,7 +113,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Presence]]:
 
 
 def test_who_leaves_knows_who_failed_and_who_is_there(three: list[Presence]) -> None:
-    """One that was not asked goes on, and is not lost."""
+    """One that does not leave is still alive, not lost."""
     three[0].leave(failed=False)
     three[1].leave(failed=False)
     assert three[0].lost() == []
@@ -122,7 +122,7 @@ def test_who_leaves_knows_who_failed_and_who_is_there(three: list[Presence]) -> 
 
 
 def test_one_that_is_still_starting_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the launcher's processes one may take longer to begin than another may be silent."""
+    """One of the launcher's processes may take longer to start than another may be silent."""
     monkeypatch.setattr(presence, "BEAT_S", 0.1)
     monkeypatch.setattr(presence, "SILENT_S", 0.5)
     said: list[str] = []
@@ -140,7 +140,7 @@ def test_one_that_is_still_starting_is_not_silent(monkeypatch: pytest.MonkeyPatc
 
 def test_one_that_is_not_heard_is_lost(three: list[Presence]) -> None:
     assert three[0].lost() == []
-    three[1].close()  # its last word was a beat
+    three[1].close()  # the last thing it sent was a beat
     three[0].leave(failed=False)
     assert three[0].lost() == [1]
 
@@ -153,7 +153,8 @@ class GoneStore:
 
 
 def test_where_one_is_that_never_comes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lives, and another has waited in gloo for half an hour. Those that wait as well are not named."""
+    """The rank is alive, and another has waited for it in gloo for half an hour. Ranks that wait as well are not
+    named."""
     monkeypatch.setattr(presence, "BEAT_S", 60.0)
     waits = "9 distributed_c10d.py:2810 in barrier"
     here = Presence(0, 3, GoneStore(), pytest.fail)
@@ -171,7 +172,7 @@ def test_where_one_is_that_never_comes_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_where_the_store_is_gone_nobody_is_called_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was a process of the launcher, which ends all of them."""
+    """The store belonged to a process of the launcher, which ends all ranks."""
     monkeypatch.setattr(presence, "BEAT_S", 0.1)
     alone = Presence(0, 2, GoneStore(), pytest.fail)
     assert alone.lost() == []
@@ -179,7 +180,7 @@ def test_where_the_store_is_gone_nobody_is_called_lost(monkeypatch: pytest.Monke
 
 
 def test_one_left_behind_before_it_heard_of_another_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The launcher, and the store with it, was killed at once."""
+    """The launcher, and the store with it, was killed right away."""
     monkeypatch.setattr(presence, "BEAT_S", 0.1)
     monkeypatch.setattr(presence, "SILENT_S", 0.5)
     said: list[str] = []

@@ -1,4 +1,4 @@
-"""Suites: what is asked, and how."""
+"""Suites: their problems, and how they are prompted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEFINED = {
 
 
 def definition(name: str) -> str:
-    """Six digits of a digest of everything in the definition that can move a score."""
+    """The first six hex digits of a digest of everything in the definition that can change a score."""
     suite = SUITES[name]
     source = SOURCES.get(suite.source)
     fields = {
@@ -50,7 +50,7 @@ def definition(name: str) -> str:
 
 
 def test_a_suite_changes_with_its_version_alone() -> None:
-    """Where this fails the definition of a suite changed: raise its version, then write both down here."""
+    """If this fails, the definition of a suite has changed: raise its version, then record both here."""
     assert {name: (suite.version, definition(name)) for name, suite in SUITES.items()} == DEFINED
 
 
@@ -102,7 +102,7 @@ def test_a_file_is_a_suite_and_a_suite_may_lie_in_two_files(tmp_path: Path) -> N
 
 
 def test_parts_that_number_their_problems_alike_stay_apart(tmp_path: Path) -> None:
-    """What is sampled is kept by id: two problems of one id would share an answer."""
+    """Samples are saved by id: two problems with the same id would share an answer."""
     for name, more in (("math500", 1), ("math_test_minus500", 9)):
         rows = [{"id": i, "problem": f"What is {i} + {more}?", "answer": str(i + more)} for i in range(2)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""What `pip install .` gives: everything a command needs, on every Python that is served."""
+"""`pip install .` installs everything a command needs, on every supported Python."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tracked(*paths: str) -> list[str]:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the contents of the built wheel, and nothing else of the project."""
     place = tmp_path_factory.mktemp("wheel")
-    # A copy, since a build leaves its scratch in the tree that it builds from.
+    # Build from a copy, since a build leaves its scratch files in the source tree.
     for path in tracked("pyproject.toml", "README.md", "LICENSE", *PACKAGES):
         (place / "source" / path).parent.mkdir(parents=True, exist_ok=True)
         (place / "source" / path).write_bytes((ROOT / path).read_bytes())
@@ -45,7 +45,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(directory: Path, *words: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Python on these words, in a directory that is not the project's."""
+    """Run Python with these arguments in a directory that is not the project's."""
     environment = {**os.environ, "PYTHONPATH": str(path)}
     return subprocess.run(
         [sys.executable, *words], cwd=directory, env=environment, capture_output=True, text=True, timeout=120
@@ -75,8 +75,8 @@ def test_a_command_of_the_wheel_runs_from_another_directory(installed: Path, tmp
     ],
 )
 def test_a_file_in_the_place_of_a_package_is_named(theirs: str, command: tuple[str, ...], tmp_path: Path) -> None:
-    """Python looks into the current directory first, and said that one of ours "is not a package"."""
-    (tmp_path / "configs").mkdir()  # without a file of Python in it, it hides nothing
+    """Python searches the current directory first, and used to say that one of our packages "is not a package"."""
+    (tmp_path / "configs").mkdir()  # a directory without Python files shadows nothing
     (tmp_path / theirs).parent.mkdir(exist_ok=True)
     (tmp_path / theirs).touch()
     answer = run(tmp_path, *command)
@@ -106,7 +106,8 @@ def test_every_command_is_listed_and_answers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("python", NEWER)
 def test_newer_pythons_are_served_by_the_same_lock(python: str) -> None:
-    """Each installed package allows that Python, and all it asks for there is in the lock at a version it takes."""
+    """Each installed package allows that Python, and all its requirements there are in the lock at an allowed
+    version."""
     assert python in SpecifierSet(PROJECT["requires-python"])
     environment = {"python_version": python, "python_full_version": f"{python}.1", "extra": ""}
     lock = {}
@@ -115,13 +116,13 @@ def test_newer_pythons_are_served_by_the_same_lock(python: str) -> None:
         if requirement.marker is None or requirement.marker.evaluate(environment):
             (specifier,) = requirement.specifier
             lock[canonicalize_name(requirement.name)] = specifier.version
-    # Not for text, or for GPUs alone: left out on purpose (pyproject.toml, requirements/lock.sh).
+    # Needed only for images and audio, or for GPUs: left out on purpose (pyproject.toml, requirements/lock.sh).
     left_out = {"torchvision", "torchaudio", "torchcodec", "triton"}
     problems = []
     for distribution in distributions():
         name = canonicalize_name(distribution.metadata["Name"])
         if name not in lock:
-            continue  # a tool of the tests, or the project itself
+            continue  # a tool used by the tests, or the project itself
         if python + ".1" not in SpecifierSet(distribution.metadata["Requires-Python"] or ""):
             problems.append(f"{name} does not allow Python {python}")
         for text in distribution.requires or ():

@@ -1,4 +1,4 @@
-"""Golden answers, one line each in cases/answers.tsv: what a careful reader accepts for a reference."""
+"""Golden answers, one per line in cases/answers.tsv: which ones a careful reader accepts for a reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ CASES = Path(__file__).parent / "cases" / "answers.tsv"
 
 
 def cases(*, both_ways: bool = False) -> list[tuple[str, str, str]]:
-    """Expected, reference, answer; with `both_ways` only those that say the same the other way round."""
+    """(expected, reference, answer) of each case; with `both_ways` only those with the same verdict the other way
+    round."""
     rows = [line.split("\t") for line in CASES.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     return [(row[0], row[1], row[2]) for row in rows if len(row) == 3 or not both_ways]
 

@@ -77,7 +77,8 @@ def test_what_only_its_own_text_equals_is_told(reference: str, understood: float
 
 
 def test_check_compares_with_what_an_evaluation_reads(tmp_path: Path) -> None:
-    """Of a directory with a training set, too, its test set: the training set of the benchmark is no leak."""
+    """If a directory also has a training set, only its test set is compared: the benchmark's training set is no
+    leak."""
     (tmp_path / "bench").mkdir()
     write(tmp_path / "bench" / "train.jsonl", [problem("a", LONG.format(60))])
     write(tmp_path / "bench" / "test.jsonl", [problem("b", OTHER.format(7))])
@@ -149,7 +150,7 @@ def test_audit_sorts_disagreements(tmp_path: Path, compressed: bool) -> None:
 
 
 def test_audit_takes_runs_and_files(tmp_path: Path) -> None:
-    """A run, whose rollouts are meant, and a file of another run, each with its own answer forms."""
+    """A run, which means its rollouts, and a file of another run, each with its own answer forms."""
     for run, said in (("one", "\\boxed{5}"), ("two", "#### 5")):
         (tmp_path / run / "rollouts").mkdir(parents=True)
         for step in (1, 2):
@@ -173,7 +174,7 @@ def test_audit_takes_runs_and_files(tmp_path: Path) -> None:
 
 
 def test_audit_looks_for_answers_where_the_run_did(tmp_path: Path) -> None:
-    """With another form every recorded verdict would seem to have changed."""
+    """With other answer forms every recorded verdict would seem to have changed."""
     run = tmp_path / "run"
     rollouts = run / "rollouts" / "step000001.jsonl.gz"
     assert audit.forms_of(rollouts) == ("boxed",)
@@ -213,7 +214,8 @@ def test_a_place_that_takes_no_file_is_told_before_grading(command: Any, tmp_pat
 
 
 def test_what_was_made_meanwhile_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A command's place was free when it began; and of what cannot be written whole nothing stays."""
+    """A file that appeared after the command began is not replaced, and a file that cannot be written completely is
+    removed."""
     mine, other = tmp_path / "mine.jsonl", tmp_path / "other.jsonl"
     mine.write_text("mine")
 

@@ -1,4 +1,4 @@
-"""Golden completions, one a line in cases/completions.jsonl: what counts as the answer, and what is a trick."""
+"""Golden completions, one per line in cases/completions.jsonl: what counts as the answer, and what is a trick."""
 
 from __future__ import annotations
 

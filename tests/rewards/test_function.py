@@ -1,4 +1,5 @@
-"""Users' reward functions: what each is called with, which values count, and the trial call before a run."""
+"""Users' reward functions: the arguments they are called with, the values that count, and the trial call before a
+run."""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ def exits(completion, reference, problem): os._exit(1)
 def has_its_timer_run_out(completion, reference, problem): os.kill(os.getpid(), signal.SIGALRM)
 number = 5
 """
-# Takes more than a grading process may, once it is loaded or before.
+# Takes more memory than a grading process may, when imported or when called.
 TENSORS = """
 import torch
 
@@ -84,7 +85,7 @@ def hoards(completion, reference, problem): return torch.ones(2**31)[0]
 
 @pytest.fixture(autouse=True)
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Modules of a user's, in the directory that the command is started from."""
+    """A user's modules, in the directory that the command is started from."""
     (tmp_path / "my_rewards.py").write_text(MINE)
     (tmp_path / "my_broken.py").write_text("import math\n\ndef reward(completion:\n    return 1.0\n")
     (tmp_path / "my_needy.py").write_text("import no_such_package_here\n")
@@ -162,7 +163,7 @@ def test_what_cannot_be_called_is_refused(path: str, message: str) -> None:
     [("other_columns", 0.5), ("column", 3.0), ("column_lists", 3.0), ("open_ended", 4.0), ("item", 6.0)],
 )
 def test_the_datas_other_columns_are_given_by_name(name: str, value: float) -> None:
-    """Ours keep their meaning where a column is called like them."""
+    """Our own arguments keep their meaning if a column has the same name."""
     request = {**REQUEST, "extra": {"tests": [1, 2], "labels": 3, "problem": "another"}}
     assert load(f"my_rewards:{name}", {})(request) == value
 
@@ -219,7 +220,7 @@ def test_the_trial_call_of_a_function_that_works_says_nothing(path: str | None) 
 
 
 def test_a_module_may_load_what_takes_more_than_a_judgement() -> None:
-    """Of torch the libraries alone do, and it looks for a place of temporary files when it is imported."""
+    """torch's shared libraries alone take more, and torch looks for a temporary directory when it is imported."""
     try_function(RewardConfig(function="my_tensors:score", memory_mib=512), ITEM)
 
 
@@ -228,7 +229,7 @@ def test_a_function_may_import_when_it_is_called() -> None:
 
 
 def test_none_and_failures_are_not_scored() -> None:
-    """None and failures are not scored and references are not blamed."""
+    """Items without a score are not scored, and the reference is not blamed for them."""
     items: list[Any] = [ITEM]
     for path, verdict, detail in (
         ("my_rewards:nothing", "correct", "the reward function returned None"),
@@ -244,7 +245,7 @@ def test_none_and_failures_are_not_scored() -> None:
 
 
 def test_what_could_not_be_judged_counts_as_nothing_if_asked() -> None:
-    """None is no failure, and is never counted."""
+    """None is not a failure, and is never counted."""
     items: list[Any] = [ITEM]
     for path, verdict, scored in (("my_rewards:nan", "error", True), ("my_rewards:nothing", "correct", False)):
         config = RewardConfig(workers=1, function=path, mask_unscored=False, format_weight=0.5)

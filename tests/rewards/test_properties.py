@@ -1,4 +1,4 @@
-"""Whatever the value: an answer equals itself in every spelling, and a perturbed value in none."""
+"""For any value: an answer equals itself in every spelling, and a perturbed value in none."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ LATEX = st.lists(
 @given(LATEX, LATEX)
 @example([r"\frac"], ["1", r"\le", "i"])
 def test_any_latex_gets_a_verdict(answer: list[str], reference: list[str]) -> None:
-    """No exception leaves the judge: what it cannot read it calls unparseable."""
+    """The judge never raises: it calls whatever it cannot read unparseable."""
     verdict, _ = same_answer("".join(answer), "".join(reference))
     assert isinstance(verdict, Verdict)
 

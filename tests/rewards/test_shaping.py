@@ -1,4 +1,4 @@
-"""Shaping terms against numbers worked out by hand, the configuration's errors, and users' functions."""
+"""Shaping terms against values worked out by hand, configuration errors, and users' functions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ def test_format(completion: str, think: bool, value: float) -> None:
 )
 @pytest.mark.parametrize("think", [False, True])
 def test_a_thought_opened_by_the_prompt_is_closed(completion: str, think: bool, value: float) -> None:
-    """A thought that the prompt opened is closed by the completion."""
     config = RewardConfig(format_weight=1.0, format_think=think)
     item = GradeItem(completion=completion, reference="1", prompt="2 - 1?<|assistant|>\n<think>\n")
     assert shaping_terms(item, config) == {"format": value}
@@ -60,7 +59,7 @@ def test_overlong_is_linear_in_the_buffer(tokens: int | None, value: float) -> N
 
 def test_repetition() -> None:
     assert repetition_term("a b c d e f", ngram=2) == 0.0
-    assert repetition_term("a b a b a b", ngram=2) == pytest.approx(-0.6)  # 5 pairs, 2 of them different
+    assert repetition_term("a b a b a b", ngram=2) == pytest.approx(-0.6)  # 5 pairs, 2 of them distinct
     assert repetition_term("a", ngram=2) == 0.0
     assert repetition_term("loop " * 100_000, ngram=20) < -0.99
 
@@ -152,7 +151,7 @@ def test_a_trl_function_that_takes_arguments() -> None:
 
 @pytest.mark.parametrize("path", ["no_such_module_anywhere:name", "math:no_such_name"])
 def test_a_function_that_cannot_be_loaded_is_an_error(path: str) -> None:
-    """A function that cannot be loaded is an error and not a wrong answer."""
+    """It does not count as a wrong answer."""
     with Grader.from_config(RewardConfig(workers=1, function=path)) as grader:
         (result,) = grader.grade([("\\boxed{5}", "5")])
     assert result.verdict == "error"
@@ -165,7 +164,7 @@ def box(answer: str) -> str:
 
 
 def test_what_was_cut_off_is_masked_where_that_is_asked_for() -> None:
-    """Its verdict stays known; nothing is paid or charged for it."""
+    """The verdict is kept, but the item earns no reward and no penalty."""
     items = [GradeItem(completion=box("5"), reference="5", truncated=cut) for cut in (False, True)]
     for masked in (False, True):
         with Grader.from_config(RewardConfig(workers=1, mask_truncated=masked, format_weight=0.5)) as grader:

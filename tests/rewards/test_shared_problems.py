@@ -1,4 +1,4 @@
-"""On real references and the graded development answers: skipped where the shared files are absent."""
+"""Real references and the graded development answers; skipped if the shared files are absent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_reference_is_correct_against_itself(grader: Grader, name: str) ->
 
 
 def test_references_are_known_in_other_forms(grader: Grader) -> None:
-    """A sample; `python -m benchmarks.reference_forms` takes two thousand references."""
+    """A sample; `python -m benchmarks.reference_forms` checks two thousand references."""
     assert misjudged(grader, cases(SHARED, 80)) == []
 
 
@@ -63,7 +63,8 @@ def test_the_fast_path_never_changes_a_verdict(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_different_references_are_different() -> None:
-    """No MATH-500 reference equals the next one unless both are the same value: nothing is too lenient."""
+    """No MATH-500 reference equals the next one unless both have the same value, so the comparison is not too
+    lenient."""
     references = sorted({row["answer"] for row in rows("math500.jsonl")})
     equal = {
         (one, other) for one, other in itertools.pairwise(references) if same_answer(other, one)[0] is Verdict.CORRECT

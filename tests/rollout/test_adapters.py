@@ -1,4 +1,4 @@
-"""Published versions: complete or absent, and believed only as far as the manifest goes."""
+"""Published versions: complete or absent, and trusted only as far as the manifest vouches for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def store(tmp_path: Path) -> AdapterStore:
 
 
 def test_a_version_has_digests_and_latest_points_at_it(store: AdapterStore) -> None:
-    """A version is published with digests and latest points at it."""
     store.publish(0, write_weights, {"rank": 1, "base_model": "m"})
     ref = store.publish(1, write_weights, {"rank": 1, "base_model": "m"})
     assert (ref.key, ref.version, ref.rank) == ("policy-v000001", 1, 1)
@@ -35,7 +34,7 @@ def test_a_version_has_digests_and_latest_points_at_it(store: AdapterStore) -> N
 
 
 def test_of_a_run_the_best_version_is_meant_else_the_newest(store: AdapterStore) -> None:
-    """And which was taken is said; a version, by whatever name, is meant as it is."""
+    """The choice is reported. A version that is named in any way is taken as it is."""
     run = store.root.parent
     nothing = meant_version(run)
     assert (nothing.directory, nothing.why) == (run, "")
@@ -55,7 +54,7 @@ def test_of_a_run_the_best_version_is_meant_else_the_newest(store: AdapterStore)
             store.root / name,
             "",
         )
-    # The best one is gone: its link names nothing.
+    # The best version was deleted, so its link is broken.
     store.point("best", 1)
     store.delete(1)
     assert meant_version(run).directory == store.path_of(2)
@@ -74,7 +73,7 @@ def test_of_a_run_the_best_version_is_meant_else_the_newest(store: AdapterStore)
 
 @pytest.mark.parametrize("left", ["nothing", "a file", "the version itself"])
 def test_a_run_that_was_copied_without_links_has_versions(left: str, store: AdapterStore) -> None:
-    """As through a store of objects, an archive, or git where it makes no links."""
+    """For example through an object store, an archive, or git on a system where it does not create symlinks."""
     for version in range(3):
         store.publish(version, write_weights, {"rank": 1})
     run, link = store.root.parent, store.root / "latest"

@@ -1,4 +1,4 @@
-"""How far a mean of few tokens may be above its limit by chance, against distributions and drawn tokens."""
+"""How far a mean over few tokens may exceed its limit by chance, against distributions and drawn tokens."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def poisson_beyond(count: int, expected: float) -> float:
 
 @pytest.mark.parametrize("tokens", [1, 2, 16, 50, 100, 115, 448, 1000, 5000, 20_000, 100_000])
 def test_a_share_at_its_limit_is_over_once_in_hundreds_of_steps(tokens: int) -> None:
-    """Of so many tokens, each beyond with probability 0.001: the largest count that passes, and how often honest
-    steps have more. A normal variable is more than 3 standard errors above its mean in 0.00135 of all cases."""
+    """Each token is over with probability 0.001: the largest count that passes, and how often honest steps exceed it. A
+    normal variable is more than 3 standard errors above its mean in 0.00135 of all cases."""
     limit = 1e-3
     passes = math.floor(tokens * (limit + chance(limit, tokens, largest=1.0)))
     assert passes >= 1
@@ -38,8 +38,8 @@ SIZES = [1, 2, 5, 20, 115, 448, 4000]
 @pytest.mark.parametrize("tokens", SIZES)
 @pytest.mark.parametrize("scale", [1.0, 1e-2], ids=["0.01 and 2 nats", "1e-6 and 0.02 nats"])
 def test_an_expectation_at_the_limit_passes_however_spread(tokens: int, scale: float) -> None:
-    """Gaps whose mean cost is exactly the limit: normal, heavy-tailed, a few of equal size, a few at the very limit of
-    one token. Without an allowance nearly half of the steps are over it."""
+    """Gaps whose mean cost is exactly the limit: normal, heavy-tailed, a few of equal size, a few at the limit for a
+    single token. Without an allowance nearly half of the steps would exceed the limit."""
     draw = np.random.default_rng(0)
     size = (400, tokens)
     drawn = {
@@ -65,14 +65,15 @@ def test_tokens_that_are_all_apart_are_found_in_one_step(tokens: int, spread: fl
 
 @pytest.mark.parametrize(("tokens", "spread"), [(50, 3.0), (115, 1.5), (448, 0.75), (4000, 0.4)])
 def test_another_adapter_is_found_by_one_token_of_five(tokens: int, spread: float) -> None:
-    """The error of such a mean is as large as itself in the smaller of them: there the bound finds it."""
+    """In the smaller cases the standard error of such a mean is as large as the mean itself; there the bound finds
+    it."""
     draw = np.random.default_rng(0)
     rows = draw.normal(0, spread, (400, tokens)) * (draw.random((400, tokens)) < 0.2)
     assert sum(not estimate(row).within(0.01, 2.0) for row in rows) >= 340
 
 
 def test_the_larger_a_gap_the_rather_it_is_found() -> None:
-    """Of tokens all apart alike, from some size on every size is."""
+    """If all tokens have the same gap, every gap above a certain size is found, and none below it."""
     for tokens in (2, 7, 20, 115, 4000):
         found = [not estimate(np.full(tokens, gap)).within(0.01, 2.0) for gap in np.geomspace(1e-3, 10, 200)]
         assert found == sorted(found)
@@ -87,7 +88,8 @@ def test_what_is_no_finite_number_is_never_within(kl: float) -> None:
 
 @pytest.mark.parametrize("tokens", [2, 16, 115, 8192])
 def test_a_few_unreasonable_tokens_are_found_among_many(tokens: int) -> None:
-    """One token may be as far apart as a token may be; four at 50 nats are no rounding, though their error is large."""
+    """One token may have the largest gap that a single token is allowed. Four tokens at 50 nats are not rounding,
+    although their standard error is large."""
     one = np.zeros(tokens)
     one[0] = 2.0
     assert estimate(one).within(0.01, 2.0)

@@ -1,4 +1,4 @@
-"""The engine takes further work while it samples: nobody's completions are another's for that, and none is lost."""
+"""The engine accepts more work while it samples: this changes no batch's completions, and none is lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def prompts(tokenizer: Any) -> list[Prompt]:
 
 @pytest.fixture
 def engine(vllm_engine: Any) -> Iterator[Any]:
-    """The session's, which is left with nothing in flight whatever happens to the test."""
+    """The session's engine, which has nothing in flight afterwards, whatever happens in the test."""
     yield vllm_engine
     while vllm_engine._asked:
         vllm_engine.advance()
@@ -39,7 +39,7 @@ def seeds(prompts: Sequence[Prompt], occasion: str) -> list[str]:
 
 
 def until_done(engine: Any, count: int) -> list[InFlight]:
-    """The batches that come back, in their order."""
+    """The batches that finish, in order."""
     done: list[InFlight] = []
     while len(done) < count:
         done += engine.advance()
@@ -47,7 +47,8 @@ def until_done(engine: Any, count: int) -> list[InFlight]:
 
 
 def test_what_is_begun_beside_others_is_what_it_is_alone(engine: Any, prompts: list[Prompt]) -> None:
-    """Begun when the one before has some tokens, with other lengths, and asked for whole in the middle of it."""
+    """The second batch begins when the first already has some tokens, with another length limit; a third one is
+    generated as a whole while both are in flight."""
     first, second, third = prompts[:3], prompts[3:], prompts[1:4]
     alone = [
         engine.generate(some, sampling, None, seeds(some, occasion))
@@ -115,7 +116,7 @@ def test_what_is_left_of_a_batch_is_known_on_the_way(engine: Any, prompts: list[
     ("error", "cards"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), 1),
-        # What vLLM raises of processes of its own, one a card.
+        # Errors that vLLM raises for its worker processes, one per GPU.
         (RuntimeError("Worker failed with error 'CUDA out of memory'"), 2),
         (TimeoutError("RPC call to execute_model timed out."), 2),
     ],

@@ -1,4 +1,4 @@
-"""Loading libraries without looking for cycles in what they make."""
+"""Loading libraries without garbage-collecting what they create."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A config.json of anybody's: what describes no model is told in one line, and code beside one is not run."""
+"""Any config.json: one that describes no model is reported in one line, and code beside it is not run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rollout.config import ModelConfig
 from rollout.models import EMBEDDED_DIR, read_tokenizer
 
 EMBEDDED: dict[str, Any] = json.loads((EMBEDDED_DIR / "config.json").read_text())
-# What a person may have typed, and what the line says of it.
+# Mistakes that a user may have made, and what the message says.
 DAMAGED: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": "4"}, "num_hidden_layers' expected int, got str"),
     ({"vocab_size": None}, "vocab_size' expected int, got NoneType"),
@@ -75,7 +75,7 @@ def test_a_plan_neither_runs_nor_asks_about_a_model_s_code(tmp_path: Path, monke
 
 UP = "model.layers.1.mlp.up_proj.weight"
 Stored = dict[str, Tensor]
-# What a file of weights may hold in place of the embedded model's own, and what is said of it.
+# What a weights file may hold instead of the embedded model's own weights, and what the message says.
 OTHERS: dict[str, tuple[Callable[[Stored], Stored], str]] = {
     "wrapped": (lambda own: {f"module.{name}": value for name, value in own.items()}, "hold 47 of the weights"),
     "not_whole": (lambda own: {name: value for name, value in own.items() if name != UP}, rf"hold 1 of .* \({UP}\)"),
@@ -88,7 +88,8 @@ OTHERS: dict[str, tuple[Callable[[Stored], Stored], str]] = {
 
 @pytest.mark.parametrize(("others", "words"), OTHERS.values(), ids=OTHERS)
 def test_no_weight_is_drawn_at_random(others: Callable[[Stored], Stored], words: str, tmp_path: Path) -> None:
-    """transformers would train on with them: supervised training has no sampler to compare with, nor has a merge."""
+    """transformers would continue with random weights, and neither supervised training nor a merge has a sampler to
+    compare with."""
     shutil.copytree(EMBEDDED_DIR, tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").unlink()
     save_file(others(load_file(EMBEDDED_DIR / "model.safetensors")), tmp_path / "model.safetensors")
@@ -98,7 +99,7 @@ def test_no_weight_is_drawn_at_random(others: Callable[[Stored], Stored], words:
 
 @pytest.fixture
 def mistral(tmp_path: Path) -> Path:
-    """A model as Mistral publishes some: the only tokenizer is that of their own library."""
+    """A model as Mistral publishes some: its only tokenizer is in the format of Mistral's own library."""
     place = tmp_path / "a 'mistral'"
     place.mkdir()
     (place / "config.json").write_text(json.dumps({**EMBEDDED, "model_type": "mistral"}))
@@ -116,7 +117,7 @@ def test_a_model_with_tekken_alone_is_refused_before_loading(mistral: Path) -> N
 
 
 def test_the_command_that_is_named_writes_mistral_s_tokens(mistral: Path) -> None:
-    """Tokens and chat template are those of Mistral's own library, for conversations and for what stands in them."""
+    """Tokens and chat template match Mistral's own library, for conversations and for the texts in them."""
     with pytest.raises(ValueError, match=r"has no tokenizer but tekken\.json") as refused:
         read_tokenizer(str(mistral))
     _, *command = shlex.split(str(refused.value).rpartition("into it with  ")[2])

@@ -1,4 +1,5 @@
-"""Adapters that PEFT itself wrote elsewhere: what is read as it is, and what is refused before anything is loaded."""
+"""Adapters that PEFT itself wrote elsewhere: which are read as they are, and which are refused before anything is
+loaded."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def base() -> Any:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[..., Path]:
-    """What PEFT saves of an adapter of the embedded model with these settings, its update far from zero."""
+    """Makes what PEFT saves for an adapter of the embedded model with these settings; its update is far from zero."""
 
     def make(**settings: Any) -> Path:
         with warnings.catch_warnings():
@@ -92,7 +93,7 @@ def test_a_plain_lora_goes_on_as_what_peft_makes_of_it(name: str, made: Callable
     directory = made(**settings)
     expected = logits(PeftModel.from_pretrained(base(), directory))
     assert (expected - logits(base())).abs().max() > 0.01
-    # Fields of a newer PEFT that are not in use, and a base model by another path.
+    # Unused fields of a newer PEFT, and a base model under a different path.
     change(directory, of_a_newer_peft=None, another=False, base_model_name_or_path="/elsewhere/embedded")
     config = load_config("quickstart.yaml", [*START, *here, f"lora.start_from={directory}"])
     check_parts(config)
@@ -179,7 +180,7 @@ def test_more_or_less_than_lora_is_refused_before_loading(name: str, made: Calla
 
 
 def test_the_model_of_an_adapter_may_lie_in_the_hubs_cache(made: Callable[..., Path]) -> None:
-    """As it does for who loads a model by the path of its snapshot, whose last part is a commit."""
+    """If the user loaded the model by the path of its snapshot, the last part of that path is a commit."""
     directory = made()
     config = load_config("quickstart.yaml", [*START, f"lora.start_from={directory}"])
     change(directory, base_model_name_or_path="/cache/models--me--Embedded/snapshots/0a1b2c")

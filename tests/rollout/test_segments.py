@@ -1,4 +1,4 @@
-"""Completions in segments: what is joined is what would have been sampled at once, and each token is its version's."""
+"""Completions in segments: joined, they are what would be sampled in one go, and each token belongs to its version."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ END = 0
 
 
 def utf8(token_ids: Sequence[int]) -> str:
-    """A tokenizer whose tokens are bytes: a character may take several. The end has no text."""
+    """A tokenizer whose tokens are bytes, so that a character may take several. The end token has no text."""
     return bytes(token for token in token_ids if token != END).decode(errors="replace")
 
 
 def sampled(tokens: bytes, start: int, max_tokens: int, stop: Sequence[str], key: str) -> Completion:
-    """What a sampler makes that would say `tokens`, from one of them on: it knows of none before, as vLLM."""
+    """What a sampler that would say `tokens` returns from position `start` on. Like vLLM, it does not see the earlier
+    ones."""
     said: tuple[int, ...] = ()
     text, reason = "", "length"
     for token in tokens[start:max_tokens]:
@@ -56,8 +57,8 @@ def sampled(tokens: bytes, start: int, max_tokens: int, stop: Sequence[str], key
 )
 @pytest.mark.parametrize("stop", [(), ("\nUser:",), ("Zz", "é №", "\nUser:", "User:")])
 def test_segments_make_what_is_sampled_at_once(said: bytes, stop: tuple[str, ...]) -> None:
-    """Borders within characters and within stop strings included: what neither segment sees ends the whole where it
-    would have ended it at once."""
+    """Segments may also end within characters and within stop strings: a stop string that neither segment sees whole
+    ends the joined completion where it would have ended it in one go."""
     at_once = sampled(said, 0, 40, stop, "v1")
     for first in range(1, 40):
         for second in range(first + 1, 41, 3):
@@ -86,7 +87,7 @@ def test_what_goes_on_draws_numbers_of_its_own() -> None:
     assert sample_seed("7/2/1", 3, 0) == sample_seed("7/2/1", 3)
 
 
-# From here on with vLLM.
+# The tests below use vLLM.
 
 SAMPLING = SamplingConfig(n=4, max_tokens=40)
 SHORT = SAMPLING.model_copy(update={"max_tokens": 12})
@@ -94,7 +95,7 @@ SHORT = SAMPLING.model_copy(update={"max_tokens": 12})
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Any) -> list[Prompt]:
-    """Sums whose first line of working is there: the model then goes on working, greedily too."""
+    """Sums with the first line of the working: the model then continues the working, even with greedy sampling."""
     texts = ("13+10+20-1=?\n13+10=23\n", "7+11-17+3=?\n7+11=18\n", "12+16+16+16=?\n12+16=28\n", "5-2-1+9=?\n5-2=3\n")
     problems = [Problem(id=text, text=text, answer="") for text in texts]
     return [Prompt(problem=p, text=p.text, token_ids=tuple(tokenizer(p.text)["input_ids"])) for p in problems]
@@ -109,10 +110,9 @@ def places(prompts: list[Prompt]) -> list[str]:
 def test_greedy_segments_of_one_version_make_one_completion(
     vllm_engine: Any, prompts: list[Prompt], places: list[str]
 ) -> None:
-    """Greedy segments of one version are the completion sampled at once."""
     greedy = SAMPLING.model_copy(update={"temperature": 0.0, "n": 1})
     text = vllm_engine.generate(prompts, greedy, None, places)[0].completions[0].text
-    # Tokens of this model are single characters: the second stop string lies on both sides of the first border.
+    # Tokens of this model are single characters, so the second stop string spans the first border.
     for stop, segments in (((), 3), ((text[4:7],), 2)):
         sampling = greedy.model_copy(update={"stop": stop})
         at_once = vllm_engine.generate(prompts, sampling, None, places)
@@ -147,7 +147,8 @@ def test_legs_are_a_function_of_the_seed(vllm_engine: Any, prompts: list[Prompt]
 def test_each_leg_is_its_versions_own(
     make_learner: Callable[..., Learner], vllm_engine: Any, prompts: list[Prompt], places: list[str], tmp_path: Path
 ) -> None:
-    """Two versions far apart: against each token's own the gap is rounding, against the other's it is not."""
+    """The two versions are far apart: against its own version a token's gap is rounding, against the other it is
+    not."""
     learner = make_learner("optim.lr=1e-2")
     past = PastVersions(learner, depth=1)
     store = AdapterStore(tmp_path / "adapters", name="in_segments")

@@ -1,4 +1,4 @@
-"""What vLLM cannot serve is refused in one line, before anything is loaded."""
+"""Models that vLLM cannot serve are refused in one line, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from rollout.servable import (
 )
 from tests.helpers.families import families, is_text, tiny_config, tiny_model
 
-# vLLM would serve these through transformers' own classes, and stops at layers that it does not know.
+# vLLM would serve these through transformers' own classes, but fails at layers that it does not know.
 TRIED = {"diffllama", "minimax", "recurrent_gemma"}
-# Without a class too: encoders, and decoders that have one beside them.
+# These have no class in vLLM either: encoders, and decoders with an encoder.
 NO_DECODERS = {
     *(
         "bart",
@@ -98,7 +98,7 @@ def test_what_vllm_does_not_serve_is_listed() -> None:
         elif not getattr(transformers, name).is_backend_compatible():
             no_class.add(kind)
     for kind, served in classes.items():
-        # Without torchvision wrappers cannot be looked into, nor what is defined beside them.
+        # Without torchvision, wrappers cannot be inspected, nor can classes in the same module.
         with contextlib.suppress(ModuleNotFoundError):
             model_class = served.load_model_cls()
             seen.add(kind)
@@ -118,7 +118,7 @@ def test_what_vllm_does_not_serve_is_listed() -> None:
 
 
 def test_layers_that_vllm_splits_are_told_with_the_others() -> None:
-    """It would refuse the first adapter, at length, when all is loaded."""
+    """vLLM would refuse the first adapter, at length, after everything is loaded."""
     paths = [path for path in adaptable(tiny_model("glm4")) if path.endswith(("q_proj", "gate_up_proj", "down_proj"))]
     with pytest.raises(ValueError, match=r"^lora.targets: .* of gate_up_proj in .* others, \[down_proj, q_proj\]$"):
         check_adaptable(tiny_config("glm4"), paths, "lora.targets")
@@ -135,7 +135,7 @@ def test_layers_that_vllm_splits_are_told_with_the_others() -> None:
 
 
 def test_an_output_embedding_without_adapters_is_told() -> None:
-    """Qwen2, Mistral and Gemma are among them. vLLM would say so at length, when all is loaded."""
+    """Qwen2, Mistral and Gemma are among them. vLLM would say so at length, after everything is loaded."""
     for kind in ("qwen2", "mistral", "gemma3"):
         with pytest.raises(
             ValueError, match=rf"^lora.targets: .* of lm_head in .* {kind}: give the others, \[q_proj\]$"
@@ -145,7 +145,7 @@ def test_an_output_embedding_without_adapters_is_told() -> None:
 
 
 def test_room_for_longer_texts_than_short_factors_are_for() -> None:
-    """vLLM and transformers would take different ones of Phi-4-mini's for all that is shorter."""
+    """For all shorter texts, vLLM and transformers would use different factors of Phi-4-mini."""
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
     small = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
     phi = AutoConfig.for_model("phi3", **small, rope_parameters=rope)

@@ -1,4 +1,4 @@
-"""A program that is asked to stop."""
+"""How a program handles a request to stop."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rollout.stopping import Stopped, StopRequest
 
 
 def ended(act: Callable[[StopRequest], object]) -> int:
-    """How a process that does this ends: the signal that ended it, or 40 and the one it has heard; 1 more where that
-    was raised."""
+    """How a process that runs `act` ends: the signal that killed it, or 40 plus the signal that it heard, plus 1 if
+    that was raised."""
     child = os.fork()
     if child == 0:
         code = 39
@@ -33,7 +33,8 @@ def ended(act: Callable[[StopRequest], object]) -> int:
 
 
 def test_who_is_started_by_one_that_is_gone_ends() -> None:
-    """Killed between its fork and the child's asking, a parent would leave it behind for ever."""
+    """A parent that is killed between its fork and the child's request would otherwise leave the child behind
+    forever."""
     assert ended(lambda _: stopping.end_with_parent(os.getppid())) == 40
     assert ended(lambda _: stopping.end_with_parent(os.getpid())) == 41 + signal.SIGTERM
 
@@ -69,7 +70,7 @@ def test_a_terminal_that_is_closed_asks_too() -> None:
 
 
 def test_an_import_that_a_request_broke_is_that_request() -> None:
-    """transformers, for one, says that a module is missing when Ctrl-C comes while it loads one."""
+    """transformers, for example, reports a missing module if Ctrl-C arrives while it imports one."""
 
     def broken(ask: bool) -> Callable[[StopRequest], object]:
         def act(stop: StopRequest) -> None:
@@ -88,7 +89,7 @@ def test_an_import_that_a_request_broke_is_that_request() -> None:
 
 
 def test_a_request_is_raised_but_where_it_is_noted() -> None:
-    """A request is raised but where it is noted and again where that waits for it."""
+    """Inside `noted` it is only recorded; `raised` within it raises again."""
 
     def ask() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -115,7 +116,7 @@ def test_a_request_is_raised_but_where_it_is_noted() -> None:
 
 
 def test_another_process_asked_first_makes_no_second_signal() -> None:
-    """What another process was asked makes the first signal here no second."""
+    """A request that another process received does not make the first signal here count as the second."""
 
     def act(stop: StopRequest) -> None:
         with stop.noted():

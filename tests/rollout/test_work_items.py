@@ -1,4 +1,4 @@
-"""How a request is cut."""
+"""How a request is split into work items."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rollout.work_items import LARGEST_PIECE, piece_size, pieces_of
         (40, 2, 10),  # two turns of ten, not 16 and 16 and then 8
         (32, 3, 11),
         (31, 16, 2),
-        (33, 16, 2),  # of three there would be eleven
+        (33, 16, 2),  # pieces of three would make eleven
         (8, 16, 1),
         (17, 1, 9),
         (0, 4, 1),
@@ -34,7 +34,7 @@ def test_every_worker_has_one_in_few_turns_of_even_shares() -> None:
             assert 1 <= piece <= LARGEST_PIECE
             pieces = pieces_of(prompts, piece)
             assert pieces >= min(workers, prompts)
-            # Nobody has more to do than an even share and one piece.
+            # No worker has more to do than an even share and one piece.
             assert pieces_of(pieces, workers) * piece <= prompts / workers + 2 * piece
             if prompts % (workers * LARGEST_PIECE) == 0:
                 assert piece == LARGEST_PIECE

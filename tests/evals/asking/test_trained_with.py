@@ -1,4 +1,4 @@
-"""An adapter is asked as its run asked, wherever its run is, unless told otherwise: and then that is said."""
+"""An adapter is prompted as in its own run, wherever the run is, unless told otherwise; any difference is reported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def options(**given: Any) -> EvalOptions:
 
 
 def pushed(ref: AdapterRef, run: Path) -> Path:
-    """The version as a repository of the hub holds it."""
+    """The version in the form of a hub repository."""
     folder = run.parent / "downloaded"
     shutil.copytree(ref.path, folder)
     (folder / "run").mkdir()
@@ -128,7 +128,7 @@ def test_adapters_of_different_prompts_are_not_asked_one_of_them(tmp_path: Path)
 
 
 def merged(ref: AdapterRef, run: Path) -> Path:
-    """A model that the version was merged into, as `merge/weights.py` records it."""
+    """A model into which the version was merged, with the records that `merge/weights.py` writes."""
     folder = run.parent / "merged"
     (folder / "run").mkdir(parents=True)
     for file in (ref.path / MANIFEST, run / "config.yaml"):
@@ -143,13 +143,13 @@ def test_a_merged_model_is_asked_as_its_adapter(tmp_path: Path) -> None:
     assert trained is not None
     assert (trained.prompt.instruction, list(trained.stop)) == ("Think.", STOP)
     assert trained.describe().startswith(f"asked as in training ({model}/run/config.yaml)")
-    # Somebody's directory of that name is no record of ours.
+    # A user's own directory of that name is not a record of ours.
     (model / "run" / MANIFEST).unlink()
     assert agreed(str(model), [Policy(label="base")]) is None
 
 
 def test_an_adapter_on_a_merged_model_is_asked_as_before(tmp_path: Path) -> None:
-    """And that the model was trained otherwise is said."""
+    """It also reports that the model was trained with other prompts."""
     model = merged(write_run(tmp_path / "first", reinforced("prompt.instruction=Think.")), tmp_path / "first")
     policy = Policy(label="mine", ref=write_run(tmp_path / "second", reinforced("prompt.instruction=Be brief.")))
     trained = agreed(str(model), [policy])
@@ -184,7 +184,7 @@ TASK = ("data.source=reasoning_gym", "data.task=chain_sum", "data.task_settings=
 
 @needs_reasoning_gym
 def test_an_adapter_of_a_task_is_asked_held_out_problems(tmp_path: Path, tokenizer: Any) -> None:
-    """And as long as its run asked, graded by the task's scorer; by whatever kind of run it was made."""
+    """The length limit is that of its run, the task's scorer grades, and the kind of run does not matter."""
     text = load_config("gsm8k.yaml", [*TASK, "eval.suites=held_out", "eval.max_tokens=33"]).to_yaml()
     supervised = read_config(SftConfig, "sft_jsonl.yaml", [*TASK, "data.path=null", "data.limit=9"]).to_yaml()
     for name, written, longest in (("run", text, 33), ("sft", supervised, 72)):

@@ -1,4 +1,4 @@
-"""Scores of given tokens, and how far a policy is from the base: against transformers, PEFT and enumeration."""
+"""Scores of given tokens, and the divergence of a policy from the base: against transformers, PEFT and enumeration."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ LN2 = math.log(2)
 
 
 def test_the_estimators_by_hand() -> None:
-    """Base (½, ¼, ¼), policy (¼, ¼, ½), each outcome as often as the base draws it: no noise is left."""
+    """Base (½, ¼, ¼), policy (¼, ¼, ½), with each outcome as often as the base draws it, so there is no sampling
+    noise."""
     draws = np.log(np.array([0.25, 0.25, 0.25, 0.5]) / np.array([0.5, 0.5, 0.25, 0.25]))
     found = estimate([draws], completions=4)
     assert found.kl == pytest.approx(LN2 / 4)
     assert found.kl_k3 == pytest.approx(LN2 / 4)
     assert (found.prompts, found.completions, found.tokens) == (1, 4, 4)
-    # A token counts as a token, whichever prompt it follows.
+    # Every token has the same weight, whichever prompt it follows.
     assert estimate([np.full(3, -0.2), np.full(1, -0.6)], completions=2).kl == pytest.approx(0.3)
 
 
@@ -105,7 +106,8 @@ def test_an_adapter_that_adds_nothing_has_not_moved(vllm_engine: Any, policies: 
 
 @pytest.mark.engine
 def test_the_divergence_of_one_token_is_the_exact_one(vllm_engine: Any, policies: Policies, tokenizer: Any) -> None:
-    """Worked steps cut off anywhere, so that many next tokens are likely; 21 of them can be enumerated."""
+    """Worked steps cut off anywhere, so that many next tokens are likely; with a vocabulary of 21 they can be
+    enumerated."""
     texts = [f"{a}+{b}={c}" for a in (3, 14) for b in (5, 17) for c in ("?\n", "?", "", "?\n1", "?\n\\boxed{")]
     prompts, samples_each = prompts_of(tokenizer, texts), 12
     exact, variances = [], []
@@ -130,7 +132,7 @@ def test_the_divergence_of_one_token_is_the_exact_one(vllm_engine: Any, policies
 
 @dataclass
 class Deaf:
-    """An engine whose scoring does not know of the adapter."""
+    """An engine whose scoring ignores the adapter."""
 
     inner: Any
 
@@ -155,7 +157,7 @@ def test_scores_that_are_not_the_samplers_are_not_trusted(vllm_engine: Any, poli
 
 @dataclass
 class Scripted:
-    """An engine that samples and scores tokens with log-probabilities so many nats apart."""
+    """An engine that samples and scores tokens with logprobs that differ by the given number of nats."""
 
     gaps: list[float]
 
@@ -177,7 +179,7 @@ class Scripted:
     ("gaps", "trusted"),
     [
         ([0.01] * 16, True),
-        ([0.945, *[0.09] * 30], True),  # a mean of 0.018 in bfloat16, by one unlikely token
+        ([0.945, *[0.09] * 30], True),  # a mean of 0.018 in bfloat16, due to one unlikely token
         ([3.0, *[0.0] * 30], True),
         ([0.3] * 100, False),
         ([2.5] * 8, False),

@@ -1,4 +1,4 @@
-"""The command of forgetting: from arguments to prompts, adapters, engine, table and JSON."""
+"""The forgetting command: from arguments to prompts, adapters, engine, table and JSON."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_one_document_has_no_standard_error() -> None:
 
 
 def test_prompts_of_a_run_are_its_own(tokenizer: Any, tmp_path: Path) -> None:
-    """A sample of the training problems, asked as the run asks them."""
+    """A sample of the training problems, prompted as in the run."""
     run_file = tmp_path / "config.yaml"
     sections: dict[str, Any] = {
         "seed": 4,
@@ -82,7 +82,7 @@ def test_prompts_of_a_run_are_its_own(tokenizer: Any, tmp_path: Path) -> None:
 
 @dataclass
 class Lasting:
-    """The session's engine, which a command must not end, with adapters under the names that it is told."""
+    """The session's engine, which a command must not close, with adapters under the names that it is given."""
 
     inner: Any
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness asks our engine: the same answers as transformers', from the same requests as its own."""
+"""lm-evaluation-harness on our engine: the same answers as transformers gives, from the same requests as its own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_harness_scores_what_transformers_scores(
 
 
 def sum_of(policies: Policies, tokenizer: Any, ref: AdapterRef | None, problem: str, option: str) -> float:
-    """log p of the option and the line's end before it: the harness moves trailing blanks into the continuation."""
+    """log p of the option and the newline before it: the harness moves trailing whitespace into the continuation."""
     context, whole = (tokenizer(text).input_ids for text in (f"{problem}=?", f"{problem}=?\n{option}"))
     logprobs = policies.logprobs(ref, whole)
     return float(sum(logprobs[i - 1, whole[i]] for i in range(len(context), len(whole))))
@@ -52,14 +52,14 @@ def test_tasks_that_cannot_be_served_are_refused(
     write_task(tmp_path, "free", output_type="generate_until", metric_list=[{"metric": "exact_match"}])
     with pytest.raises(ValueError, match="free is generate_until"):
         harness.load_tasks(["free"], tmp_path, tokenizer)
-    # To read all that comes with the harness takes most of a minute.
+    # Loading all tasks that come with the harness takes most of a minute.
     own = harness.TaskManager
     monkeypatch.setattr(harness, "TaskManager", lambda **asked: own(**{**asked, "include_defaults": False}))
     with pytest.raises(ValueError, match="no task hellaswg"):
         harness.load_tasks(["free", "hellaswg"], tmp_path, tokenizer)
 
 
-# In the columns of the hub's datasets.
+# Rows with the columns of the hub's datasets.
 HUB_ROWS: dict[str, list[dict[str, Any]]] = {
     "hellaswag": [
         {
@@ -120,7 +120,7 @@ def test_the_local_copies_of_the_guide_ask_what_the_harness_asks(tokenizer: Any,
 
 
 def requests_of(harness: Any, directory: Path, tokenizer: Any) -> dict[str, list[Any]]:
-    """(context, continuation), and which of them is right, of every request of the three tasks."""
+    """(context, continuation), which of them is right, and the metrics, for every request of the three tasks."""
     tasks = harness.load_tasks(list(HUB_ROWS), directory, tokenizer).loaded["tasks"]
     for task in tasks.values():
         task.build_all_requests()

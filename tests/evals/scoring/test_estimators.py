@@ -32,13 +32,13 @@ def test_an_interval_of_nothing_is_refused() -> None:
 
 
 def test_a_bootstrap_of_one_is_refused() -> None:
-    """All of its resamples are alike: an interval without width would claim certainty."""
+    """All of its resamples are the same: an interval of width zero would claim certainty."""
     with pytest.raises(ValueError, match="at least two problems"):
         bootstrap(np.array([0.5]))
 
 
 def test_the_bootstrap_is_as_wide_as_the_normal_approximation() -> None:
-    """Its seed is fixed."""
+    """It is deterministic, because its seed is fixed."""
     scores = np.random.default_rng(0).random(400)
     low, high = bootstrap(scores)
     assert high - low == pytest.approx(2 * 1.96 * scores.std() / 20, rel=0.1)
@@ -52,14 +52,14 @@ def test_average_counts_problems_and_samples() -> None:
 
 
 def test_problems_that_all_score_alike_are_no_certainty() -> None:
-    """A bootstrap of thirty zeros would say that the score is 0 and nothing else."""
+    """A bootstrap of thirty zeros would claim that the score is exactly 0."""
     assert mean_interval(np.zeros(30)) == wilson(0, 30)
     assert mean_interval(np.full(10, 0.5)) == wilson(5, 10)
     assert average(np.zeros((30, 16), dtype=bool)) == (0.0, wilson(0, 30))
 
 
 def test_the_interval_of_an_average_covers_as_often_as_it_says() -> None:
-    """60 problems of a known mean difficulty (a uniform one: 0.5), 8 samples each, drawn 200 times."""
+    """60 problems whose success rates are uniform (mean 0.5), 8 samples each, drawn 200 times."""
     draw = np.random.default_rng(1)
     covered = 0
     for _ in range(200):
@@ -78,7 +78,7 @@ def test_pass_at_k_is_the_mean_over_all_subsets() -> None:
 
 
 def test_pass_at_k_is_the_formula_of_the_paper() -> None:
-    """Chen et al. 2021, equation 1, in exact integers: n = 200 samples as there, k = 1, 10, 100."""
+    """Chen et al. 2021, equation 1, in exact integers: n = 200 samples as in the paper, k = 1, 10, 100."""
     correct = np.arange(200)[None, :] < np.array([0, 1, 7, 60, 200])[:, None]
     found = pass_at_k(correct)
     for row, c in zip(found, (0, 1, 7, 60, 200), strict=True):
@@ -87,7 +87,7 @@ def test_pass_at_k_is_the_formula_of_the_paper() -> None:
 
 
 def brute_majority(votes: Votes, k: int) -> float:
-    """Every subset of k samples votes; ties share."""
+    """Majority votes of every subset of k samples; ties share."""
     samples = ["right"] * votes.right + [None] * votes.silent
     samples += [f"wrong{i}" for i, size in enumerate(votes.wrong) for _ in range(size)]
     won, subsets = 0.0, list(itertools.combinations(samples, k))
@@ -122,7 +122,7 @@ def test_maj_at_k_by_hand_and_at_size() -> None:
     assert maj_at_k(Votes(3, (2,), 0), 2) == pytest.approx(3 / 10 + 6 / 10 / 2)  # both right, or one of each
     large = Votes(30, (20, 10, 3, 1), 0)
     assert maj_at_k(large, 64) == 1.0
-    # One sample or two say no more than the average does.
+    # One or two samples give the same value as the average.
     assert maj_at_k(large, 1) == pytest.approx(30 / 64)
     assert maj_at_k(large, 2) == pytest.approx(30 / 64)
     draw, won = np.random.default_rng(0), 0.0
@@ -136,7 +136,7 @@ def test_maj_at_k_by_hand_and_at_size() -> None:
 
 
 def test_one_sample_each_is_mcnemar_by_hand() -> None:
-    """10 problems that only the first solves, 2 that only the second does: 2 · (1 + 12 + 66) / 2¹²."""
+    """10 problems that only the first solves, 2 that only the second solves: 2 · (1 + 12 + 66) / 2¹²."""
     first = np.array([1.0] * 10 + [0.0] * 2 + [1.0] * 20 + [0.0] * 8)
     second = np.array([0.0] * 10 + [1.0] * 2 + [1.0] * 20 + [0.0] * 8)
     found = paired(first, second)
@@ -150,7 +150,7 @@ def test_one_sample_each_is_mcnemar_by_hand() -> None:
 
 
 def test_differences_all_alike_do_not_claim_certainty() -> None:
-    """One problem, or the same answers twice: (b − c)/(n + 2) ± z √((b + c + 1)/(n + 2) − that²)/√(n + 2)."""
+    """One problem, or the same answers twice. With d = (b − c)/(n + 2): d ± z √((b + c + 1)/(n + 2) − d²)/√(n + 2)."""
     nothing, all_30 = np.zeros(30), np.ones(30)
     same = paired(all_30, all_30)
     assert same.mean == 0

@@ -1,4 +1,4 @@
-"""What is kept of an evaluation's answers: every verdict, and a text of each problem."""
+"""The answers that an evaluation keeps: every verdict, and one text per problem."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ def test_answers_come_back_and_are_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_an_absent_file_is_empty_and_a_damaged_one_is_named(tmp_path: Path) -> None:
-    """An absent file holds no answers and a damaged one is named."""
     path = kept_path(tmp_path, "s", "a")
     assert kept_answers(path) == {}
     keep_answers(tmp_path, "s", "a", [outcome("a", Verdict.CORRECT)])

@@ -22,7 +22,7 @@ def test_an_outcome_survives_its_file() -> None:
 
 
 def test_a_thought_opened_by_the_prompt_holds_no_answer(grader: Grader) -> None:
-    """A thought that the prompt opened holds no answer until it is closed."""
+    """The completion may close the thought, and its answer then counts."""
     opened = prompt("?<|assistant|>\n<think>\n", problem="?", answer="1")
     said = (r"\boxed{1} or so", r"maybe 2</think>\boxed{1}")
     group = RolloutGroup(prompt=opened, completions=tuple(completion(text) for text in said))

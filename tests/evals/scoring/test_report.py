@@ -32,7 +32,7 @@ def test_a_report_by_hand(tmp_path: Path, grader: Grader) -> None:
     assert (report.adapter, report.adapter_sha256, report.suite_version) == (key, "9f", 1)
     assert (report.avg, report.problems, report.samples) == (0.5, 3, 2)
     assert {k: estimate.value for k, estimate in report.pass_at.items()} == {1: 0.5, 2: pytest.approx(2 / 3)}
-    # One right and one wrong answer tie: half a point.
+    # One right and one wrong answer tie, for half a point.
     assert report.maj_at[2].value == pytest.approx((1 + 0 + 0.5) / 3)
     assert (report.tokens_mean, report.tokens_mean_correct) == (34 / 6, 11 / 3)
     assert report.tokens_mean_wrong == 23 / 3

@@ -1,4 +1,4 @@
-"""Votes: which answers state the same."""
+"""Votes: which answers are the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_wrong_answers_are_counted_by_what_they_state(grader: Grader) -> None:
         [
             outcome("a", *map(sample, ("1/2", "0.5", r"\frac{2}{4}", "3")), right, sample(None, Verdict.NO_ANSWER)),
             outcome("b", *map(sample, ("x+1", "1+x", "x+2", "{broken", "{broken"))),
-            # Refused although it states the reference: the verdict counts, not the text.
+            # Graded incorrect although it is the same as the reference: the verdict counts, not the text.
             outcome("c", right, sample("7"), sample("7")),
         ],
         grader,
@@ -25,7 +25,7 @@ def test_wrong_answers_are_counted_by_what_they_state(grader: Grader) -> None:
 
 
 def test_comparisons_are_bounded(grader: Grader) -> None:
-    """Beyond the limit an answer equals only its own text."""
+    """Beyond the limit, an answer equals only answers with the same text."""
     many = [str(number) for number in range(10, 10 + MOST_COMPARED)]
     (votes,) = count_votes([outcome("a", *map(sample, [*many, *many, "10.0", "99", "99"]))], grader)
     assert votes.wrong == (2,) * (MOST_COMPARED + 1) + (1,)

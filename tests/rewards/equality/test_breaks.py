@@ -1,4 +1,4 @@
-"""Functions in pieces against their values, worked out with fractions at every end of a piece and between."""
+"""Piecewise functions against their values, computed with fractions at the ends of every piece and in between."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def written(breaks: list[int]) -> str:
 @settings(max_examples=40, deadline=None)
 @given(ends, ends)
 def test_sums_of_distances_are_equal_where_their_values_are(one: list[int], other: list[int]) -> None:
-    """Such a sum is linear between its ends, so its values at the ends and beyond decide."""
+    """Such a sum is linear between its breakpoints, so its values at the breakpoints and beyond them decide."""
     everywhere = sorted({*one, *other})
     points = [Fraction(everywhere[0] - 1), *map(Fraction, everywhere), Fraction(everywhere[-1] + 1)]
     equal = all(distances(one, x) == distances(other, x) for x in points)

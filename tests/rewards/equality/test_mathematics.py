@@ -1,4 +1,4 @@
-"""The identity test on identities from the textbook, and on functions that only look alike."""
+"""The identity test on textbook identities, and on functions that only look alike."""
 
 from __future__ import annotations
 

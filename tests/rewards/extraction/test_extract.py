@@ -1,4 +1,4 @@
-"""Completions whose answer, or whose refusal, a reader can tell; the tricks are in cases/completions.jsonl."""
+"""Completions with an answer, or none, that any reader can tell; the tricks are in cases/completions.jsonl."""
 
 from __future__ import annotations
 

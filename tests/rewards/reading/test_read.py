@@ -1,4 +1,4 @@
-"""Texts whose kind a reader can tell, and the unknown that an inequality is about."""
+"""Texts whose kind any reader can tell, and the unknown that an inequality is about."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What escapes, JSON and web pages did to a text is undone; nothing else is."""
+"""Damage to a text by escapes, JSON and web pages is undone; nothing else is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs made to hang, crash, blow up or escape: a verdict within the limit, and nothing left behind."""
+"""Inputs made to hang, crash, blow up or escape: each gets a verdict within the limit, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rewards import Grader
 
 LIMIT_S = 2.0
 SLACK_S = 8.0
-"""On top of the limit and its second: a machine that is busy with other things."""
+"""On top of the time limit and its extra second, for a machine that is busy with other things."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_hostile_item_gets_a_verdict_in_time(name: str, strict_grader: Grader)
 
 
 def test_neighbours_are_not_touched(strict_grader: Grader) -> None:
-    """Hostile items among ordinary ones: every ordinary verdict is what it is alone."""
+    """Hostile items among ordinary ones: each ordinary item gets the verdict that it gets alone."""
     items = []
     for hostile in HOSTILE.values():
         items += [(box("2x+3"), "3+2x"), hostile, (box("7"), "8")]

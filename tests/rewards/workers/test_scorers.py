@@ -16,7 +16,7 @@ from tests.helpers.generated import needs_reasoning_gym
 
 pytestmark = needs_reasoning_gym
 
-# One of each kind of answer: numbers, words, lists, grids, expressions, moves, code.
+# One task for each kind of answer: numbers, words, lists, grids, expressions, moves, code.
 KINDS = (
     *("base_conversion", "basic_arithmetic", "bf", "calendar_arithmetic", "complex_arithmetic", "count_primes"),
     *("decimal_arithmetic", "fraction_simplification", "game_of_life", "group_anagrams", "knights_knaves"),
@@ -53,7 +53,7 @@ def one(grader: Grader, given: GradeItem) -> GradeResult:
 
 
 def test_every_task_finds_its_own_answer_right(grader: Grader) -> None:
-    """In the workers, after the journey there: a scorer that met other types there would say otherwise."""
+    """The check runs in the workers, so it would notice if an entry's types changed on the way there."""
     entries = [entry_of(task) for task in TASKS]
     results = grader.check_references([entry["entry"]["answer"] for entry in entries], entries)
     wrong = {entry["task"]: result.detail for entry, result in zip(entries, results, strict=True) if result.reward != 1}
@@ -99,7 +99,7 @@ def test_a_scorer_that_fails_is_an_error_and_no_wrong_answer(grader: Grader) -> 
 
 
 def test_a_scorer_has_the_time_and_weight_of_all_grading() -> None:
-    """The scorer of countdown works out what it is told, and some answers take for ever."""
+    """The countdown scorer evaluates the answer that it is given, and some answers take forever."""
     entry = entry_of(COUNTDOWN)
     said = ("9**9**9**9", entry["entry"]["answer"], "1 + 1")
     config = RewardConfig(workers=1, timeout_s=1.0, correct_weight=2.0)

@@ -1,4 +1,4 @@
-"""The worker pool: started late, used from anywhere, replaced when it dies, gone when closed."""
+"""The worker pool: started lazily, usable from anywhere, replaced when it dies, gone when closed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def is_fork_server(process: psutil.Process) -> bool:
 
 
 def inheritable_sockets() -> list[int]:
-    """Beyond the standard streams."""
+    """The inheritable sockets beyond the standard streams."""
     links = [(int(each.name), str(each.readlink())) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
     return [
         number for number, told in links if number > 2 and told.startswith("socket:") and os.get_inheritable(number)
@@ -73,7 +73,7 @@ def test_close_leaves_no_process_behind() -> None:
         assert verdicts(grader.grade([RIGHT] * 40)) == ["correct"] * 40
         mine = [process for process in descendants() if process.pid not in before]
         assert len(mine) == 3  # the fork server and two workers
-        assert inheritable_sockets() == sockets  # other processes that this one starts are given no end of theirs
+        assert inheritable_sockets() == sockets  # none is inherited by other child processes
     assert wait_until_gone(mine)
     grader.close()
     with pytest.raises(ValueError, match="closed"):
@@ -155,13 +155,14 @@ def test_a_killed_fork_server_is_started_again() -> None:
 def test_a_confined_worker_needs_no_further_module(
     pool_grader: Grader, reference: str, answer: str, verdict: str
 ) -> None:
-    """Sympy imports numpy and more when first asked; a worker that may not touch the environment cannot."""
+    """SymPy imports numpy and more on first use, which a worker without access to the environment cannot."""
     (result,) = pool_grader.grade([(f"\\boxed{{{answer}}}", reference)])
     assert result.verdict == verdict, result.detail
 
 
 def test_what_libraries_reserve_counts_against_no_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As OpenBLAS does for each core, numpy's and scipy's own: on sixteen cores it is more than `memory_mib`."""
+    """OpenBLAS, for example, reserves memory per core, once for numpy and once for scipy: on sixteen cores more than
+    `memory_mib`."""
     (tmp_path / "sitecustomize.py").write_text("import mmap\nreserved = mmap.mmap(-1, 2**31)\n")
     monkeypatch.syspath_prepend(tmp_path)
     items = [(f"\\boxed{{\\frac{{{n}x}}{{7}} + \\sqrt{{{n}}}}}", f"\\sqrt{{{n}}} + {n}x/7") for n in range(11, 41)]
@@ -196,12 +197,12 @@ for mib in (0, 400, 1000, 0):
 
 
 def test_memory_that_a_library_ran_out_of_is_no_answer() -> None:
-    """math-verify catches whatever is raised: an answer for which memory was short is an error, not wrong."""
+    """math-verify catches every exception: an answer for which memory ran out is an error, not wrong."""
     done = subprocess.run(
         [sys.executable, "-c", SWALLOWED], env=environment(own_code=True), capture_output=True, text=True, check=True
     )
     short = "out of memory (rewards.memory_mib is 512)"
-    # After such an answer a worker makes way for another; what comes later cannot be told from what was.
+    # After such an answer the worker is replaced, because it could not tell a later shortage from this one.
     assert done.stdout.splitlines() == ["compared", "compared", short, "compared"], done.stderr
 
 
@@ -276,7 +277,8 @@ print(*[r.verdict for r in grader.grade([({right!r}, {reference!r})])], flush=Tr
 
 
 def run_script(then: str, limit: float = 3.0) -> subprocess.Popen[str]:
-    """A program without a main guard, which no start method forgives but ours does not mind."""
+    """Run a program without a main guard; every start method of multiprocessing would fail on it, but our workers do
+    not."""
     source = SCRIPT.format(limit=limit, right=RIGHT[0], reference=RIGHT[1], then=textwrap.dedent(then))
     return subprocess.Popen(
         [sys.executable, "-c", source], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -284,7 +286,6 @@ def run_script(then: str, limit: float = 3.0) -> subprocess.Popen[str]:
 
 
 def test_a_script_without_a_main_guard_ends_cleanly() -> None:
-    """A script without a main guard ends cleanly and prints nothing else."""
     with run_script("pass") as script:
         out, err = script.communicate(timeout=120)
         assert script.returncode == 0
@@ -308,7 +309,7 @@ def test_under_spawn() -> None:
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_when_the_program_is_stopped_its_workers_go_with_it(signal_number: signal.Signals) -> None:
     """Ctrl-C, kill and kill -9 in the middle of an item that would take a minute."""
-    # A shell that puts the tests in the background has them ignore Ctrl-C, and children inherit that.
+    # A shell that runs the tests in the background makes them ignore Ctrl-C, and child processes inherit that.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); print('listening', flush=True)"
     then = f"{listen}; grader.grade([({HANGS[0]!r}, {HANGS[1]!r})])"
     with run_script(then, limit=60.0) as script:

@@ -1,4 +1,4 @@
-"""A cluster of Ray's for all tests of the pool, and pools in it."""
+"""One Ray cluster for all tests of the pool, and pools in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.scripted_engine import ScriptedEngine
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Path]:
-    """A local cluster for all tests; when it is gone nothing of it may be left."""
+    """A local cluster for all tests; nothing of it may be left once it is shut down."""
     import ray
 
     from rollout.pool.local_cluster import start_ray
@@ -27,10 +27,11 @@ def ray_cluster() -> Iterator[Path]:
     scratch = ScratchDirectory.make("rl_engine_ray_test_")
     start_ray(4, scratch.path)
     yield scratch.path
-    # Other tests' processes may be of Ray too: those of this cluster name its directory, or are children of such.
+    # Other tests may have Ray processes too: those of this cluster name its directory, or are children of such a
+    # process.
     family: dict[psutil.Process, str] = {}
     for process in rays_processes():
-        with contextlib.suppress(psutil.NoSuchProcess):  # a worker that a test has killed just now
+        with contextlib.suppress(psutil.NoSuchProcess):  # a worker that a test has just killed
             if str(scratch.path) in " ".join(process.cmdline()):
                 family |= {each: each.name() for each in (process, *process.children(recursive=True))}
     ray.shutdown()
@@ -42,7 +43,7 @@ def ray_cluster() -> Iterator[Path]:
 
 @pytest.fixture
 def make_pool(ray_cluster: Path, tmp_path: Path) -> Iterator[PoolMaker]:
-    """Pools of a single worker with a scripted engine, whose script lies in `tmp_path`."""
+    """Makes pools with a scripted engine, whose script is in `tmp_path`, and by default a single worker."""
     from rollout.pool.ray_pool import RayPool
 
     made = []

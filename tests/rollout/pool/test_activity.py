@@ -1,4 +1,4 @@
-"""How busy workers were, worked by hand on a clock that the test turns."""
+"""How busy the workers were, calculated by hand on a clock that the test advances."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def items() -> list[WorkItem]:
 
 
 def test_a_pool_that_grows_is_busy_by_the_workers_that_it_had(clock: Clock, activity: Activity) -> None:
-    """Four for 3 s, all busy; then six for 1 s, of whom the four are."""
+    """Four workers for 3 s, all busy; then six for 1 s, of which the same four are busy."""
     activity.mark()
     activity.see("abcd", "abcd", waits=True)
     clock.now += 3
@@ -70,7 +70,7 @@ def test_shares_queue_and_tail_by_hand(clock: Clock, activity: Activity) -> None
 
 
 def test_what_goes_on_counts_from_the_mark(clock: Clock, activity: Activity) -> None:
-    """What was before the mark is not counted and what goes on is."""
+    """Time before the mark does not count, even for a worker that is still busy."""
     activity.see("abcd", "abcd", waits=False)
     clock.now += 5
     activity.mark()
@@ -79,7 +79,6 @@ def test_what_goes_on_counts_from_the_mark(clock: Clock, activity: Activity) -> 
 
 
 def test_a_lost_worker_has_worked_and_a_missing_one_is_idle(clock: Clock, activity: Activity) -> None:
-    """A worker that was lost has worked and one that is missing is idle."""
     activity.see("abcd", "abcd", waits=True)
     clock.now += 2
     activity.see("abc", "abc", waits=True)

@@ -1,4 +1,4 @@
-"""Nobody at `rollout.address` is a line at once, before torch or vLLM are loaded."""
+"""If nothing listens at `rollout.address`, one line says so at once, before torch or vLLM is loaded."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from rollout.pool.environment import check_address
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """On every device of the machine, as a cluster's head is."""
+    """A server on every network interface of the machine, like a cluster's head."""
     with socket.create_server(("", 0)) as server:
         yield server
 
 
 @pytest.fixture
 def closed() -> int:
-    """A port that nobody listens at."""
+    """A port that nothing listens on."""
     with socket.create_server(("", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else runs on this machine."""
+    """Hide any Ray cluster that runs on this machine."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", list)
     monkeypatch.setattr("ray._private.utils.read_ray_address", lambda _: None)

@@ -1,4 +1,4 @@
-"""A machine's cards: by which names another process is given them, and what is said where torch cannot use them."""
+"""A machine's GPUs: the names by which another process is given them, and the messages if torch cannot use them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ UUIDS = ("GPU-6c1f3d4e-0000-0000-0000-000000000001", "MIG-6c1f3d4e-0000-0000-000
         ("4,5,6,7", 4, ("4", "5", "6", "7")),
         ("7, 3", 2, ("7", "3")),
         (",".join(UUIDS), 2, UUIDS),
-        # CUDA reads up to what is no card.
+        # CUDA reads the list up to the first entry that is no GPU.
         ("2,-1,3", 1, ("2",)),
         ("", 0, ()),
     ],
@@ -69,7 +69,7 @@ def test_a_local_pool_gets_the_cards_after_the_learners(
 
 @pytest.fixture
 def old_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine whose nvidia-smi answers, with a torch for CUDA 13 that sees no card."""
+    """A machine whose nvidia-smi works, with a torch for CUDA 13 that sees no GPU."""
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 550.54.15\necho 550.54.15\n")
     program.chmod(0o755)
@@ -163,7 +163,7 @@ def test_an_old_card_computes_in_float32_alone(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def one_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which CUDA shows this process one card."""
+    """A machine on which CUDA shows this process one GPU."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -184,7 +184,7 @@ def test_a_process_without_a_card_of_its_own_says_so(one_card: None, monkeypatch
 def test_a_card_is_named_so_that_the_sampler_finds_it(
     name: str, one_card: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM asks NVML for the card of that very UUID; CUDA is content with its first letters."""
+    """vLLM asks NVML for the GPU with exactly that UUID, whereas CUDA accepts a prefix."""
     for known in ("3", "0,1", " 2", ",".join(UUIDS)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", known)
         check_cards()
@@ -194,7 +194,8 @@ def test_a_card_is_named_so_that_the_sampler_finds_it(
 
 
 def test_what_is_compiled_for_a_card_serves_every_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's kernels: torch's compiler would keep them beside the one model that an engine has compiled."""
+    """This is about Triton's kernels: torch's compiler would cache them with the one model that an engine has
+    compiled."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "of-one-model"))
     monkeypatch.setenv("TRITON_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
@@ -208,7 +209,8 @@ def test_what_is_compiled_for_a_card_serves_every_engine(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("home", ["/proc/nobody", "~"])
 def test_a_home_that_cannot_be_written_keeps_no_kernels(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's compiler then takes its own place, and nothing fails at the first kernel. `~` is that of nobody's."""
+    """torch's compiler then uses its own directory, and nothing fails at the first kernel. `~` stands for a user
+    without a home directory."""
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     monkeypatch.setenv("TRITON_HOME", home)
     importlib.reload(rollout.vllm)
@@ -218,7 +220,7 @@ def test_a_home_that_cannot_be_written_keeps_no_kernels(home: str, monkeypatch: 
 
 @pytest.mark.parametrize("home", ["/proc/nobody", "~"])
 def test_vllm_has_a_place_where_there_is_no_home(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It told a page about that at every start, or kept what it had found out in a directory called `~`."""
+    """vLLM used to log a page about that at every start, or to write its cache to a directory called `~`."""
     monkeypatch.setenv("XDG_CACHE_HOME", home)
     monkeypatch.setenv("VLLM_CACHE_ROOT", "mine")
     importlib.reload(rollout.vllm)

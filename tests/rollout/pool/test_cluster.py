@@ -1,4 +1,4 @@
-"""A pool as large as its cluster: room counted by hand."""
+"""A pool that uses its whole cluster: its size counted by hand."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def test_the_size_is_what_the_machines_have_room_for(
     there = [HEAD]
     monkeypatch.setattr("rollout.pool.cluster.machines", lambda: there)
     size, fixed = Size(None, 1, 2), Size(5, 1, 2)
-    # Nothing has room for a worker with cards: one waits for a machine that has.
+    # No machine has room for a worker with GPUs: the pool waits for one that has.
     assert (size.look(), size.workers) == (False, 1)
     there += [NODE, NODE]
-    assert not size.look_again()  # it has just looked
+    assert not size.look_again()  # it has only just looked
     assert (size.look(), size.workers) == (True, 6)
     assert "the cluster has room for 6 sampling workers" in caplog.text
     there.pop()

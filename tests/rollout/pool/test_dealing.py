@@ -1,4 +1,4 @@
-"""Which worker takes which work item, worked by hand."""
+"""Which worker gets which work item, worked out by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def dealt(
 
 
 def test_one_at_a_time_each_free_worker_takes_the_next() -> None:
-    """With one at a time, each free worker takes the next in order."""
     waiting = some(5)
     items, workers = list(waiting), [Worker(), Worker(), Worker()]
     workers[1].items.append(some(1)[0])
@@ -42,7 +41,8 @@ def test_one_at_a_time_each_free_worker_takes_the_next() -> None:
 
 
 def test_several_go_to_the_worker_with_the_fewest_completions() -> None:
-    """Room for 12 completions: items of 4 go in turns; one of 8 is taken while fewer than 12 are there."""
+    """Room for 12 completions: items of 4 are dealt in turn; an item of 8 is accepted by a worker with fewer than
+    12."""
     waiting, workers = some(5), [Worker(), Worker()]
     workers[0].items.append(some(2, 2)[0])
     items = list(waiting)
@@ -57,7 +57,7 @@ def test_several_go_to_the_worker_with_the_fewest_completions() -> None:
 
 
 def test_urgent_items_go_first_and_unready_ones_not_at_all() -> None:
-    """What is urgent goes first, what waits for another segment not at all."""
+    """Items that wait for an earlier segment are not dealt at all."""
     urgent, waiting = some(1), some(1)
     later = deque(extended(some(1)[0].request, SamplingConfig(n=SAMPLES), None).items)
     first, second = urgent[0], waiting[0]
@@ -73,7 +73,7 @@ def test_what_is_suspected_is_sampled_alone() -> None:
     suspects = (items[0], items[2])
     dealt([waiting], workers, 64, suspects)
     assert workers[0].items == [items[0]]
-    # The other worker may take more; the next suspect, and all behind it, wait until somebody has nothing.
+    # The other worker may take more. The next suspect, and all items behind it, wait until a worker is idle.
     assert workers[1].items[1:] == [items[1]]
     workers[1].items.clear()
     dealt([waiting], workers, 64, suspects)

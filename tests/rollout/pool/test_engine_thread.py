@@ -1,4 +1,4 @@
-"""One thread drives the engine; what its callers wait for comes to each of them, errors too."""
+"""One thread drives the engine; every caller gets its own result or error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLING = SamplingConfig(n=2)
 
 
 class Watched(StreamingScripted):
-    """It notes its threads, and how many batches it has had at once."""
+    """Records the threads that drive it, and the largest number of batches that it has had at once."""
 
     def advance(self) -> Any:
         self.__dict__.setdefault("threads", set()).add(threading.get_ident())
@@ -63,7 +63,7 @@ def test_callers_are_served_side_by_side_by_one_thread(engine: Watched, callers:
 def test_an_end_is_everybodys_error_and_a_bad_call_its_own(
     engine: Watched, callers: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    """What ends the sampling is everybody's error and a bad call its own."""
+    """An error that ends the sampling goes to every caller; that of a bad call goes only to its caller."""
     thread = EngineThread(engine.advance)
     slow = callers.submit(ask, engine, thread, 0, "slow")
     while not engine.going:

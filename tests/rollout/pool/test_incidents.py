@@ -1,4 +1,4 @@
-"""What counts as one thing that went wrong, and what as prompts that are to blame."""
+"""Which losses count as one incident, and when prompts are to blame."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def items(count: int) -> list[WorkItem]:
 
 
 def test_a_machine_with_all_its_workers_is_one_incident() -> None:
-    """Eight at work, four idle, and each of the eight items is in it once."""
+    """Eight busy workers and four idle ones are lost, and each of the eight items counts once."""
     incidents, given = Incidents(Clock()), items(8)
     for item in given:
         incidents.lost("a", "it died", [item])
@@ -36,7 +36,7 @@ def test_a_machine_with_all_its_workers_is_one_incident() -> None:
 
 
 def test_what_was_lost_together_is_suspected_first() -> None:
-    """What was lost together is suspected before any of it could be blamed."""
+    """Items that were lost together become suspects before any of them could be blamed."""
     incidents, (poison, other) = Incidents(Clock()), items(2)
     for _ in range(INCIDENTS_TO_BLAME - 1):
         assert not incidents.suspects(poison)
@@ -63,7 +63,7 @@ def test_other_machines_and_later_losses_are_other_incidents() -> None:
 
 
 def test_prompts_that_end_any_worker_are_blamed_however_fast() -> None:
-    """On a single machine, where another machine cannot tell; and never for what others were lost to."""
+    """On a single machine there is no other one to compare with; an item is never blamed for the losses of others."""
     incidents, (poison, other) = Incidents(Clock()), items(2)
     for count in range(1, INCIDENTS_TO_BLAME + 1):
         incidents.lost("a", "it died", [poison])
@@ -74,7 +74,7 @@ def test_prompts_that_end_any_worker_are_blamed_however_fast() -> None:
 
 
 def test_a_machine_that_is_bad_does_not_make_its_prompts_bad() -> None:
-    """Where there are others, an item is to blame only once it has cost workers of as many as are needed."""
+    """On several machines, an item is to blame only after it has cost workers on as many of them as are needed."""
     incidents, (item,) = Incidents(Clock()), items(1)
     for _ in range(2 * INCIDENTS_TO_BLAME):
         incidents.lost("bad", "it died", [item])
@@ -97,7 +97,6 @@ def test_an_item_that_comes_back_is_blameless_and_ends_the_row() -> None:
 
 
 def test_the_pause_grows_with_incidents_and_is_forgotten() -> None:
-    """The pause grows with the incidents and is forgotten in time."""
     clock = Clock()
     incidents = Incidents(clock)
     pauses = []

@@ -1,4 +1,4 @@
-"""Machines of a cluster that come and go while a pool has workers on them."""
+"""Machines that join and leave the cluster while a pool has workers on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.waiting import until
 
 pytestmark = [
     pytest.mark.engine,
-    # Ray closes its log files when it is collected.
+    # Ray closes its log files when it is garbage-collected.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -26,7 +26,7 @@ pytestmark = [
 def test_a_machine_that_goes_takes_all_its_workers_at_once(
     make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray says which machines are there; what is left of the pool goes on elsewhere."""
+    """Ray says which machines are alive; the rest of the pool continues elsewhere."""
     from rollout.pool.cluster import machines
 
     pool = make_pool(workers=3, cpus_per_worker=0)
@@ -49,7 +49,7 @@ def test_a_machine_that_goes_takes_all_its_workers_at_once(
 
 @contextlib.contextmanager
 def another_machine(cpus: int) -> Iterator[Any]:
-    """A second machine of the session's cluster, as far as Ray can tell: a raylet of its own."""
+    """A second machine of the session's cluster, as far as Ray can tell: its own raylet."""
     import ray
     from ray._private.node import Node
     from ray._private.parameter import RayParams
@@ -68,7 +68,7 @@ def another_machine(cpus: int) -> Iterator[Any]:
 
 
 def test_the_machine_of_two_of_three_workers_dies(make_pool: PoolMaker, tmp_path: Path) -> None:
-    """One of three workers has room here."""
+    """This machine has room for one of the three workers."""
     import ray
 
     with another_machine(cpus=6) as machine:
@@ -93,9 +93,9 @@ def test_a_machine_that_comes_is_used_and_a_gone_one_not_missed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Two cores a worker: the machine that is there has four, and the one that comes has three."""
+    """Two cores per worker: the first machine has four cores, and the second one three."""
     import ray
-    from ray._private.node import Node  # as ray.cluster_utils does, for a head of its own
+    from ray._private.node import Node  # as in ray.cluster_utils, but for our own head node
     from ray._private.parameter import RayParams
 
     monkeypatch.setattr("rollout.pool.cluster.LOOK_EVERY_S", 0.5)
@@ -126,7 +126,7 @@ def test_a_machine_that_comes_is_used_and_a_gone_one_not_missed(
         assert len({pid for pid, _, _ in log_of(tmp_path)}) == 3
     finally:
         machine.kill_all_processes(check_alive=False, allow_graceful=False)
-    # A worker that Ray calls unavailable first, and another that it still starts there, are lost twice.
+    # A worker that Ray first calls unavailable, and another that Ray is still starting there, are lost twice.
     until(lambda: pool.lost > 0 and pool._size.workers == 2, 120)
     assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
     until(lambda: pool.alive == len(pool._workers) == 2)

@@ -1,4 +1,4 @@
-"""What a call to a worker came to, where it did not return."""
+"""How a worker call that did not return a result is classified."""
 
 from __future__ import annotations
 

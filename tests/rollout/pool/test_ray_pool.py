@@ -39,7 +39,7 @@ from tests.helpers.waiting import until
 
 pytestmark = [
     pytest.mark.engine,
-    # Ray closes its log files when it is collected.
+    # Ray closes its log files when it is garbage-collected.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -47,7 +47,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of the pool that most tests share."""
+    """The script directory of the pool that most tests share."""
     return tmp_path_factory.mktemp("script")
 
 
@@ -63,7 +63,8 @@ def pool(ray_cluster: Path, script: Path) -> Iterator[Any]:
 def test_whatever_befalls_the_workers_the_answer_is_the_same(
     pool: Any, script: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Killed, stopped, failing, answering from another version: each is replaced and its prompts are sampled again."""
+    """Workers are killed, stopped, fail, or answer from another version: each is replaced and its prompts are sampled
+    again."""
     faults = {1: "die", 4: "hang", 7: "raise", 9: "stale", 10: "slow"}
     for fault in faults.values():
         (script / fault).touch()
@@ -84,7 +85,7 @@ def test_whatever_befalls_the_workers_the_answer_is_the_same(
     prompts = [prompt_of(number, "slow") for number in range(20, 24)]
     pool.mark()
     pool.generate(prompts, SAMPLING, None, seeds(prompts))
-    # Two pieces of two, half a second for each prompt, side by side.
+    # Two pieces of two prompts, half a second per prompt, side by side.
     figures = pool.figures()
     assert 0.5 < figures["busy_min_frac"] <= figures["busy_frac"] <= 1
     assert figures["queue_s"] < 0.5 > figures["tail_s"]
@@ -102,7 +103,7 @@ def test_adapters_reach_every_worker_and_those_that_come_later(pool: Any, script
     lost = pool.lost
     urgent = [prompt_of(8, "die")]
     assert pool.generate(urgent, SAMPLING, new, seeds(urgent)) == expected(urgent, new)
-    assert pool.collect(ahead, 0.0) is None  # what is urgent goes before what waits
+    assert pool.collect(ahead, 0.0) is None  # urgent work goes before waiting work
     assert pool.collect(ahead, 60) == expected(prompts, old)
     assert pool.lost == lost + 1
     with pytest.raises(AdapterError, match="never reused"):
@@ -113,7 +114,8 @@ def test_adapters_reach_every_worker_and_those_that_come_later(pool: Any, script
 
 
 def test_what_is_unfinished_goes_on_whatever_befalls_workers(pool: Any, script: Path, tmp_path: Path) -> None:
-    """Begun while the segment before may still be under way, in the same items, by whoever is free."""
+    """An extension may begin while the previous segment is still being sampled, in the same items, on any free
+    worker."""
     until(lambda: pool.alive == 2)
     refs = [published(tmp_path, version) for version in (10, 11, 12)]
     faults = {1: "slow", 2: "die"}
@@ -138,7 +140,7 @@ def test_what_is_unfinished_goes_on_whatever_befalls_workers(pool: Any, script: 
                 Segment(adapter=ref.key, tokens=count) for ref, count in zip(refs, tokens, strict=False)
             )
     assert {len(c.segments) for group in groups for c in group.completions} == {1, 2, 3}
-    # Work items stay as they were split, in each of the three segments, and one was given out twice.
+    # Work items keep their split in each of the three segments, and one was dealt twice.
     items = Counter(tuple(ids) for _, _, ids in log_of(script)[begun:])
     assert sum(items.values()) == 3 * 5 + 1
     assert items.keys() == {("long0", "long1"), ("long2", "long3"), ("long4", "long5"), ("long6", "long7"), ("long8",)}
@@ -150,7 +152,7 @@ def test_what_is_unfinished_goes_on_whatever_befalls_workers(pool: Any, script: 
 
 
 def test_an_answer_must_go_on_with_what_was_given() -> None:
-    """An answer that does not go on with what was given is refused."""
+    """Otherwise it is refused."""
     engine, prompts = ScriptedEngine(scripted(Path("/nowhere"))), [prompt_of(0, name="long")]
     short = SAMPLING.model_copy(update={"max_tokens": 1})
     request = split(PromptBatch(prompts, short, None, seeds(prompts)), 1)
@@ -165,7 +167,7 @@ def test_an_answer_must_go_on_with_what_was_given() -> None:
     segment = replace(begun, token_ids=(7,))
     whole = joined(begun, segment, (), str)
     for other in (
-        begun,  # left as it was
+        begun,  # unchanged
         replace(whole, token_ids=(8, 7)),
         replace(whole, logprobs=(-2.0, -1.0)),
         replace(whole, earlier=(Segment(adapter="policy-v000001", tokens=1),)),
@@ -190,7 +192,7 @@ def test_an_adapter_changed_since_published_reaches_no_worker(pool: Any, tmp_pat
 def test_a_worker_with_a_damaged_adapter_never_samples(
     make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker whose adapter was damaged on the way never samples."""
+    """The copy of the adapter that the worker receives does not match the digest."""
     import ray
 
     put = ray.put
@@ -205,7 +207,8 @@ def test_a_worker_with_a_damaged_adapter_never_samples(
 
 
 def test_a_request_to_stop_leaves_the_workers_at_work(pool: Any) -> None:
-    """A terminal, a scheduler and `timeout` send it to every process; the run ends them itself, when it has saved."""
+    """A terminal, a scheduler and `timeout` signal every process; the run ends the workers itself, once it has
+    saved."""
     until(lambda: pool.alive == 2)
     lost = pool.lost
     for process in rays_processes():
@@ -220,7 +223,7 @@ def test_a_request_to_stop_leaves_the_workers_at_work(pool: Any) -> None:
 def test_fewer_workers_go_on_and_none_left_says_why(
     pool: Any, script: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last test of this pool: it ends it."""
+    """This is the last test of the shared pool, because it ends it."""
     until(lambda: pool.alive == 2)
     pool.settings = replace(pool.settings, max_restarts=0)
     monkeypatch.setattr(Incidents, "pause_s", lambda _: 60.0)
@@ -238,7 +241,7 @@ def test_fewer_workers_go_on_and_none_left_says_why(
 def test_workers_that_die_idle_are_replaced_and_blame_nobody(
     make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three of four at once, one of them at work: one incident, and the pool is soon as large as it was."""
+    """Three of four die at once, one of them busy: that is one incident, and the pool is soon at full size again."""
     monkeypatch.setattr("rollout.pool.ray_pool.PING_EVERY_S", 0.2)
     monkeypatch.setattr("rollout.pool.incidents.INCIDENTS_TO_BLAME", 2)
     pool = make_pool(workers=4, cpus_per_worker=0, max_restarts=0)
@@ -254,14 +257,14 @@ def test_workers_that_die_idle_are_replaced_and_blame_nobody(
     assert pool.collect(request, 60) == expected(prompts)
     until(lambda: pool.alive == 4)
     assert pool.lost == 3
-    # And of those who have nothing to do it is noticed without any work.
+    # The loss of an idle worker is noticed even without any work.
     (pid, *_) = [worker.pid for worker in pool._workers if worker.find()]
     os.kill(pid, signal.SIGKILL)
     until(lambda: pool.lost == 4 and pool.alive == 4)
 
 
 def test_a_later_loss_does_not_put_off_an_earlier_start(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a pool whose workers are lost faster than the pause ends would shrink to nothing."""
+    """Otherwise a pool that loses workers faster than the pause ends would shrink to nothing."""
     monkeypatch.setattr("rollout.pool.ray_pool.PING_EVERY_S", 0.1)
     monkeypatch.setattr(Incidents, "pause_s", lambda _: 60.0)
     pool = make_pool(workers=3, cpus_per_worker=0)
@@ -293,7 +296,7 @@ def make_together(make_pool: PoolMaker, **settings: Any) -> Any:
 def test_workers_sample_side_by_side_whatever_befalls_them(
     make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lost worker gives back all that it had; nothing is lost, and nothing counted twice."""
+    """A lost worker's items go back to the queue; none is lost, and none counts twice."""
     monkeypatch.setattr(Incidents, "pause_s", lambda _: 0.0)
     pool = make_together(make_pool, max_restarts=8)
     until(lambda: pool.alive == 2)
@@ -301,7 +304,7 @@ def test_workers_sample_side_by_side_whatever_befalls_them(
     prompts = [prompt_of(number, "slow") for number in range(8)]
     start = time.monotonic()
     assert pool.generate(prompts, SAMPLING, None, seeds(prompts)) == expected(prompts)
-    # Half a second each: four at a time by two workers, where one at a time took two seconds.
+    # Half a second per prompt: two workers sample four at a time, which would take two seconds one at a time.
     assert time.monotonic() - start < 1.5
     assert Counter(pid for pid, _, _ in log_of(tmp_path)).most_common()[0][1] == 4
     figures = pool.figures()
@@ -317,7 +320,6 @@ def test_workers_sample_side_by_side_whatever_befalls_them(
 
 
 def test_a_new_adapter_samples_while_long_completions_go_on(make_pool: PoolMaker, tmp_path: Path) -> None:
-    """An adapter is loaded and sampled from while long completions of another go on."""
     pool = make_together(make_pool, workers=1)
     old, new = published(tmp_path, 0), published(tmp_path, 1)
     pool.load_adapter(old)
@@ -334,11 +336,11 @@ def test_a_new_adapter_samples_while_long_completions_go_on(make_pool: PoolMaker
 def test_of_several_side_by_side_the_one_at_fault_is_named(
     make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was lost with it twice is sampled alone, then, and blameless."""
+    """Items that were lost twice together with it are then sampled alone, and cleared."""
     monkeypatch.setattr(Incidents, "pause_s", lambda _: 0.0)
     pool = make_together(make_pool, workers=1, max_restarts=8)
     prompts = [prompt_of(0, "slow"), prompt_of(1, "slow"), prompt_of(2, "poison"), prompt_of(3, "slow")]
     with pytest.raises(PoolError, match=r"lost 3 times while they sampled the same prompts \(p2\): it died"):
         pool.generate(prompts, SAMPLING, None, seeds(prompts))
-    # How many are begun before the worker dies is a matter of speed.
+    # How many items begin before the worker dies depends on timing.
     assert [ids for _, _, ids in log_of(tmp_path)][-1] == ["p2"]

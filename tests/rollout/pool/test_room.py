@@ -1,4 +1,4 @@
-"""The room that a pool's adapters and answers take, by hand, and what is said where there is too little."""
+"""The memory that a pool's adapters and answers take, calculated by hand, and the message if there is too little."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rollout.engine import Sent
 from rollout.pool.room import LARGEST_ON_DISK, SMALLEST_STORE, Room, lacks, needed_bytes, store_bytes, too_small
 
 GIB = 2**30
-# Rank 512 of an 8B model, on policy.
+# Rank 512 on an 8B model, on policy.
 LARGE = Sent(version_bytes=5 * GIB, versions=2, answer_bytes=GIB // 2)
 AMPLE = Room(shared=200 * GIB, scratch=2000 * GIB)
 
@@ -19,7 +19,7 @@ AMPLE = Room(shared=200 * GIB, scratch=2000 * GIB)
 def test_a_store_holds_every_version_and_what_is_under_way() -> None:
     assert needed_bytes(LARGE) == int(1.1 * 10.5 * GIB)
     assert store_bytes(LARGE, 8, AMPLE) == needed_bytes(LARGE) + int(1.1 * 8 * GIB)
-    # Completions may wait on the disk; versions may not.
+    # Completions may spill to disk; versions may not.
     assert store_bytes(LARGE, 8, replace(AMPLE, shared=15 * GIB)) == 15 * GIB
     assert store_bytes(LARGE, 8, replace(AMPLE, shared=1)) == needed_bytes(LARGE)
     assert store_bytes(Sent(), 8, AMPLE) == SMALLEST_STORE
@@ -34,7 +34,7 @@ def test_what_fits_is_not_spoken_of() -> None:
 
 
 def test_of_a_whole_model_few_pieces_are_in_the_store() -> None:
-    """8B in bfloat16 fits into a store that holds no version of it."""
+    """An 8B model in bfloat16 can be sent through a store that is too small for a whole version."""
     sent = Sent(version_bytes=16 * GIB, whole_models=True, answer_bytes=GIB)
     assert needed_bytes(sent) == int(1.1 * 2 * GIB)
     assert needed_bytes(replace(sent, version_bytes=GIB // 2)) == int(1.1 * 1.5 * GIB)
@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_told_with_the_way_out(sent: Sent, room: Room, word
 
 
 def test_a_machine_with_too_small_a_store_is_named() -> None:
-    """A machine of a joined cluster with a small store is named."""
+    """It belongs to a cluster that the run has joined."""
     why = too_small(LARGE, GIB, "10.0.0.1")
     assert why is not None
     assert "the object store of 10.0.0.1 has 1.00 GiB, and 2 versions of 5.00 GiB" in why
@@ -82,7 +82,6 @@ def test_a_machine_with_too_small_a_store_is_named() -> None:
 
 
 def test_too_long_a_directory_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory with too long a name is told of before anything is loaded."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: "/scratch/of/a/user/with/a/name")
     why = lacks(Sent(), 1, AMPLE)
     assert why is not None

@@ -1,4 +1,4 @@
-"""A directory under a name that anybody can guess, in a directory that everybody writes in."""
+"""A directory with a predictable name, in a directory that everyone can write to."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_what_a_killed_process_left_goes_and_what_is_used_stays(shared: Path) ->
 
 
 def test_a_link_leads_nowhere(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Neither is what it points at emptied, nor the directory that holds it removed."""
+    """A symlink's target is not emptied, and neither is the directory that holds the target removed."""
     precious = tmp_path_factory.mktemp("home") / "thesis.txt"
     precious.write_text("years")
     (shared / "ours_lock").mkdir()
     (shared / "ours_lock" / LOCK).symlink_to(precious)
     (shared / "ours_directory").symlink_to(left_behind(precious.parent / "run"))
     (shared / "ours_pipe").mkdir()
-    os.mkfifo(shared / "ours_pipe" / LOCK)  # opening one waits for a writer
+    os.mkfifo(shared / "ours_pipe" / LOCK)  # opening a pipe would wait for a writer
     ScratchDirectory.make("ours_").remove()
     assert precious.read_text() == "years"
     assert (precious.parent / "run" / "log").exists()

@@ -1,4 +1,4 @@
-"""A pool begins or says why not, is out of others' reach, and leaves nothing when it ends."""
+"""A pool starts or says why not, is inaccessible to others, and leaves nothing behind when it ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.waiting import until
 ROOT = Path(__file__).parents[3]
 pytestmark = [
     pytest.mark.engine,
-    # Ray closes its log files when it is collected.
+    # Ray closes its log files when it is garbage-collected.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -35,7 +35,7 @@ def test_a_pool_that_cannot_start_says_why_at_once(make_pool: PoolMaker, tmp_pat
 
 
 def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine without the project, for one: Ray's first line says only that the actor died."""
+    """For example on a machine without the project: Ray's first line says only that the actor died."""
 
     class Unmade:
         def __init__(self, cpus: int) -> None:
@@ -51,7 +51,7 @@ def test_a_worker_that_cannot_be_made_says_why(make_pool: PoolMaker, monkeypatch
 def test_what_fails_in_ray_itself_is_an_error_of_the_pool(
     make_pool: PoolMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that what is finished is saved, and it is told in a line: a store that others have filled, for one."""
+    """So finished work is saved, and the error is one line. Example: an object store that others have filled."""
     from ray.exceptions import ObjectStoreFullError
 
     pool = make_pool()
@@ -68,7 +68,7 @@ def test_what_fails_in_ray_itself_is_an_error_of_the_pool(
         pool.generate([prompt_of(1)], SAMPLING, None, seeds([prompt_of(1)]))
     with monkeypatch.context() as patch:
         patch.setattr("ray.kill", full)
-        pool.close()  # says nothing in the place of that
+        pool.close()  # raises no error of its own that would hide the first
 
 
 def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
@@ -90,7 +90,7 @@ def test_a_directory_whose_name_is_too_long_for_sockets_is_named() -> None:
     ],
 )
 def test_ray_that_does_not_start_or_take_us_is_told_in_a_line(said: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it raises, with the key and the way out."""
+    """Whatever Ray raises, the message is one line with the key and the way out."""
     from rollout.pool.local_cluster import join_ray, start_ray
 
     def init(**_: Any) -> None:
@@ -111,7 +111,7 @@ def test_ray_that_does_not_start_or_take_us_is_told_in_a_line(said: Exception, m
 
 
 def test_the_local_cluster_is_out_of_reach(ray_cluster: Path) -> None:
-    """Its processes listen on the loopback device alone, and ask for a token."""
+    """Its processes listen only on the loopback interface, and require a token."""
     found = []
     for process in rays_processes():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -123,7 +123,7 @@ def test_the_local_cluster_is_out_of_reach(ray_cluster: Path) -> None:
 
 
 def test_a_pool_is_closed_at_once_while_its_workers_sample(make_pool: PoolMaker, tmp_path: Path) -> None:
-    """A run that is asked to stop has seconds, not what a piece may take; nothing is left behind."""
+    """A run that is asked to stop has only seconds, not the time that a piece may take; nothing is left behind."""
     import ray
 
     (tmp_path / "hang").touch()
@@ -141,7 +141,7 @@ def test_a_pool_is_closed_at_once_while_its_workers_sample(make_pool: PoolMaker,
 
 
 def test_a_program_with_a_pool_still_hears_a_request_to_stop() -> None:
-    """Ray puts a handler of its own in the place of the program's, which ends it."""
+    """Ray replaces the program's signal handler with one that ends the program."""
     code = """
 import os, signal
 from pathlib import Path

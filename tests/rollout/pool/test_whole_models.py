@@ -1,4 +1,5 @@
-"""Whole models in the pool: looked at once a machine, sent in pieces where it cannot see them, the newest alone."""
+"""Whole models in the pool: checked once per machine, sent in pieces to machines that do not see the files, only the
+newest kept."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ WEIGHTS = os.urandom(5_500)
 
 
 def published(root: Path, version: int) -> AdapterRef:
-    """Weights of several pieces, and a file without a byte."""
+    """A version whose weights make several pieces, with an empty file beside them."""
 
     def write(directory: Path) -> None:
         (directory / "weights").write_bytes(WEIGHTS + bytes([version]))
@@ -45,7 +46,7 @@ def published(root: Path, version: int) -> AdapterRef:
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The versions that a worker was asked to look for, every file of them."""
+    """The versions that workers were asked to look for, once per request."""
     from rollout.pool.member import Member
 
     monkeypatch.setattr("rollout.pool.ray_pool.PING_EVERY_S", 0.2)
@@ -61,7 +62,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def elsewhere(looked: list[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The workers do not see where versions are published. What is put into the store, in bytes."""
+    """The workers do not see the publishing directory. The sizes in bytes of everything that is put into the store."""
     import ray
 
     from rollout.pool.member import Member
@@ -79,12 +80,12 @@ def elsewhere(looked: list[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def copies(pool: Any, key: str) -> int:
-    """Workers that have the version's files with their own."""
+    """The number of workers that have a copy of the version's files."""
     return sum((worker.files / key).is_dir() for worker in pool._workers if worker.find())
 
 
 def test_workers_that_see_the_files_read_them_there(make_pool: PoolMaker, tmp_path: Path, looked: list[str]) -> None:
-    """One of them looks at them; a worker that comes later has the newest alone."""
+    """Only one of them checks the files; a worker that starts later gets only the newest version."""
     pool = make_pool(workers=3, cpus_per_worker=0)
     until(lambda: pool.alive == 3)
     prompts = [prompt_of(number, "slow") for number in range(6)]
@@ -103,7 +104,7 @@ def test_workers_that_see_the_files_read_them_there(make_pool: PoolMaker, tmp_pa
     assert pool.generate(prompts, SAMPLING, ref, seeds(prompts)) == expected(prompts, ref)
     assert looked[2:] == ["policy-v000001"]
     assert (ref.path / "weights").is_file()
-    # What it was before is gone from every engine.
+    # Earlier weights are gone from every engine.
     with pytest.raises(AdapterError, match=r"policy-v000000 is not loaded; loaded are \['policy-v000001'\]"):
         pool.submit(PromptBatch(prompts, SAMPLING, replace(ref, version=0), seeds(prompts)))
 
@@ -111,7 +112,6 @@ def test_workers_that_see_the_files_read_them_there(make_pool: PoolMaker, tmp_pa
 def test_a_machine_without_the_files_gets_them_once_in_pieces(
     make_pool: PoolMaker, tmp_path: Path, looked: list[str], elsewhere: list[int]
 ) -> None:
-    """A machine that does not see the files is sent them once and in pieces."""
     pool = make_pool(workers=2, cpus_per_worker=0)
     until(lambda: pool.alive == 2)
     prompts = [prompt_of(number, "slow") for number in range(4)]
@@ -120,11 +120,11 @@ def test_a_machine_without_the_files_gets_them_once_in_pieces(
         pool.load_adapter(ref)
         assert pool.generate(prompts, SAMPLING, ref, seeds(prompts)) == expected(prompts, ref)
         until(lambda: all(worker.loaded == {ref.key} for worker in pool._workers))  # noqa: B023 - called at once
-        # An empty file, six pieces of the weights, the last one smaller, and the manifest.
+        # An empty file, six pieces of the weights of which the last is smaller, and the manifest.
         assert sorted(elsewhere)[-5:] == [1_000] * 5
         assert len(elsewhere) == 8
         assert not pool._versions[ref.key]._in_store
-    # Before the pieces are sent and after.
+    # Once before the pieces are sent and once after.
     assert looked == ["policy-v000000"] * 2 + ["policy-v000001"] * 2
     until(lambda: (copies(pool, "policy-v000000"), copies(pool, "policy-v000001")) == (0, 1))
     holder = next(iter(pool._versions[ref.key]._copies.values())).holder
@@ -161,7 +161,7 @@ def test_a_worker_without_room_says_so_before_it_writes(monkeypatch: pytest.Monk
 
 
 def test_the_pieces_under_way_are_small() -> None:
-    """A whole model of 8B in bfloat16 is 16 GB."""
+    """A whole 8B model in bfloat16 is 16 GB."""
     assert PIECE_BYTES * PIECES_KEPT <= 2**30
 
 
@@ -174,7 +174,7 @@ def test_workers_sample_what_the_engine_in_process_samples(
     elsewhere: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """To the last digit, after each of two versions, the second one sent in pieces."""
+    """Bit for bit, after each of two versions, the second of which is sent in pieces."""
     monkeypatch.setattr("rollout.pool.versions.PIECE_BYTES", 2**20)
     texts = ("3+4=?", "9+8+1=?", "7-5=?", "2+2=?")
     prompts = [

@@ -1,4 +1,4 @@
-"""Workers with vLLM sample what the engine in process samples."""
+"""Workers with vLLM sample exactly what the in-process engine samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.same_groups import assert_same_but_for_rounding
 
 pytestmark = [
     pytest.mark.engine,
-    # Ray closes its log files when it is collected.
+    # Ray closes its log files when it is garbage-collected.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -27,9 +27,9 @@ pytestmark = [
 def test_workers_sample_what_the_engine_in_process_samples(
     make_pool: PoolMaker, make_learner: Callable[..., Learner], vllm_engine: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
-    """To the last digit, where the batches are the same: a work item is one.
+    """Bit for bit, if the batches are the same: a work item is one batch.
 
-    A batch of other prompts beside it may round a prompt's numbers otherwise, so work items are compared.
+    Other prompts in the batch may change the rounding of a prompt's numbers, so whole work items are compared.
     """
     from rollout.pool.worker import vllm_engine as make_vllm
 
@@ -63,7 +63,7 @@ def test_workers_sample_what_the_engine_in_process_samples(
 def test_side_by_side_a_worker_samples_what_it_does_alone(
     make_pool: PoolMaker, vllm_engine: Any, tokenizer: Any
 ) -> None:
-    """To rounding, which a batch of others decides too."""
+    """Up to rounding, which depends on the other rows of the batch."""
     from rollout.pool.worker import vllm_engine as make_vllm
 
     texts = ("3+4=?", "9+8+1=?", "7-5=?", "2+2=?", "8+8=?")

@@ -1,4 +1,4 @@
-"""The problems of a step: sums that are made, and rows that are drawn, mixed and drawn again."""
+"""The problems of a step: generated sums, and rows that are drawn, mixed and drawn again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rollout.config import ArithmeticConfig
 from rollout.prompts.arithmetic import SignedSum, arithmetic_problems, expressions
 from rollout.prompts.cursor import Cursor, Mixed
 
-# What the warm start of the embedded model shows (configs/embedded.yaml).
+# The sums that the embedded model's warm start shows (configs/embedded.yaml).
 SHOWN = ArithmeticConfig(terms=(2, 3, 4, 5, 6), largest=20)
 
 
@@ -38,7 +38,7 @@ def test_answers_and_worked_steps_are_right() -> None:
 
 
 def test_the_generator_is_a_function_of_its_seed_and_ends() -> None:
-    """The generator is a function of its seed and stops when all is used."""
+    """Equal seeds give equal problems, and it stops when all expressions are used."""
     assert arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3) == arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3)
     assert arithmetic_problems(QUICKSTART_SUMS, "train", 50, 3) != arithmetic_problems(QUICKSTART_SUMS, "train", 50, 4)
     tiny = ArithmeticConfig(terms=(2,), largest=2)
@@ -62,7 +62,7 @@ def test_the_cursor_shuffles_each_epoch_and_resumes_anywhere() -> None:
 
 
 def test_what_taught_nothing_is_drawn_as_rarely_as_stated() -> None:
-    """Items below 500 teach nothing: of them about a fifth is in each further epoch; all others are."""
+    """Items below 500 teach nothing: each further epoch draws about a fifth of them, and all of the others."""
     cursor = Cursor(list(range(1000)), seed=1, replay=0.2)
     passes = []
     for _ in range(4):
@@ -88,8 +88,6 @@ def test_where_nothing_taught_anything_all_are_drawn_again() -> None:
 
 
 def test_a_mix_keeps_its_weights_and_resumes_anywhere() -> None:
-    """A mix keeps to its weights at every place and resumes anywhere."""
-
     def made() -> Mixed[str]:
         return Mixed([Cursor([f"a{i}" for i in range(5)], "0/0"), Cursor([f"b{i}" for i in range(50)], "0/1")], [3, 1])
 

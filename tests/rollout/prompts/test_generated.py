@@ -1,4 +1,4 @@
-"""Generated tasks: what is trained on and what is held out never meet, and what cannot be had is said in one line."""
+"""Generated tasks: training and held-out problems never overlap, and an impossible request is refused in one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def source(**given: Any) -> DataConfig:
 
 @pytest.mark.parametrize("task", [SUMS, FEW, LETTERS, HAYSTACK], ids=lambda task: task.key)
 def test_no_text_is_both_trained_on_and_held_out(task: Task) -> None:
-    """Whatever the seeds and the sizes: spacing aside, and though a small task is drawn until it has no more."""
+    """This holds for all seeds and sizes, ignoring whitespace, even if a small task is drawn until it is exhausted."""
     train = {" ".join(one.text.split()) for seed in (0, 1, 2**40) for one in some(task, "train", seed, 400)}
     held_out = {" ".join(one.text.split()) for seed in (0, 1) for one in some(task, "held_out", seed, 100)}
     assert len(train) > 100
@@ -49,7 +49,7 @@ def test_no_text_is_both_trained_on_and_held_out(task: Task) -> None:
 
 
 def test_the_parts_are_drawn_from_seeds_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entry i is made from seed + i, below 2**32, which numpy takes for the last."""
+    """Entry i is made from seed + i, which stays below 2**32, the limit of numpy's seeds."""
     drawn: list[int] = []
 
     def opened(task: Task, seed: int, size: int, where: str = "") -> Any:
@@ -89,7 +89,6 @@ def test_a_task_without_its_solver_says_what_to_install() -> None:
 
 @pytest.mark.parametrize("name", sorted(UNREPEATABLE))
 def test_a_task_that_changes_with_the_process_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task whose problems change with the process is refused."""
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     with pytest.raises(TaskError, match=f"data.task is '{name}', whose problems.*PYTHONHASHSEED=0"):
         check_source(source(task=name))

@@ -1,4 +1,4 @@
-"""Problem sources, the generator, the cursor: bad rows are dropped with a reason, nothing else is lost."""
+"""Problem sources, the generator, the cursor: bad rows are dropped with a reason, and nothing else is lost."""
 
 from __future__ import annotations
 
@@ -237,7 +237,8 @@ def test_the_system_turn_of_a_chat_is_the_system_prompt(tmp_path: Path, grader: 
 def test_problems_whose_chat_began_before_them_are_counted(
     tmp_path: Path, renderer: Renderer, grader: Grader, ranks: Ranks
 ) -> None:
-    """Examples, or a dialogue without which the question means nothing: only the last turn of the user is asked."""
+    """The earlier turns are examples, or a dialogue without which the question means nothing, but only the last user
+    turn is asked."""
     user, model = {"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}
     chats = [[user], [user, model], [user, model, user], [model, user], [{"role": "system", "content": "3"}, user]]
     config = config_of(write_jsonl(tmp_path / "rows.jsonl", [{"problem": chat, "answer": "2"} for chat in chats]))
@@ -247,7 +248,7 @@ def test_problems_whose_chat_began_before_them_are_counted(
     assert [prompt.problem.continues for prompt in data.prompts] == [False, False, True, True, False]
 
 
-# What becomes a prompt.
+# How a row becomes a prompt.
 
 
 def config_of(path: str, **data: Any) -> Config:
@@ -290,7 +291,8 @@ def test_what_cannot_be_rewarded_or_does_not_fit_is_dropped(
 def test_hostile_rows_cost_neither_the_run_nor_its_time(
     tmp_path: Path, renderer: Renderer, grader: Grader, ranks: Ranks
 ) -> None:
-    """Ten megabytes of problem or answer, JSON nested without end, half a character: dropped, each with its reason."""
+    """A problem or answer of ten megabytes, endlessly nested JSON, half a surrogate pair: each is dropped with its
+    reason."""
     rows = [
         {"id": "good", "problem": "1+1=?", "answer": "2"},
         {"id": "problem of 10 MB", "problem": "1+" * 5_000_000 + "1=?", "answer": "5000001"},
@@ -303,7 +305,7 @@ def test_hostile_rows_cost_neither_the_run_nor_its_time(
     config = config_of(write_jsonl(tmp_path / "rows.jsonl", rows), max_prompt_tokens=20)
     start = time.process_time()
     data = prepare(config, renderer, grader, ranks)
-    assert time.process_time() - start < 5  # to tokenize the problem alone takes longer
+    assert time.process_time() - start < 5  # tokenizing that problem alone would take longer
     assert [prompt.problem.id for prompt in data.prompts] == ["good", "odd"]
     assert data.examples == {
         "not JSON": "rows.jsonl:4",

@@ -1,4 +1,4 @@
-"""Prompt templates: what the model sees, and what ends it."""
+"""Prompt templates: what the model sees, and what ends a completion."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_chat_template_is_the_models_own(tokenizer: Any) -> None:
 
 
 def test_of_several_chat_templates_the_default_one_is_taken(tokenizer: Any) -> None:
-    """As older tokenizers have them, each under a name."""
+    """Older tokenizers have several templates, each under a name."""
     config, own = PromptConfig(instruction=None), tokenizer.chat_template
     tokenizer.chat_template = {"tool_use": "{{ tools }}", "default": own}
     assert Renderer(tokenizer, config).render(PROBLEM).text == "1+{2}=?\n"
@@ -44,7 +44,7 @@ def test_of_several_chat_templates_the_default_one_is_taken(tokenizer: Any) -> N
 
 
 def test_a_turn_that_ends_no_completion_is_told(tokenizer: Any, tmp_path: Path) -> None:
-    """Base models of Qwen come with the template of those that are spoken to, and with another end of their own."""
+    """Qwen's base models come with the chat template of the chat models, but with a different end token."""
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<end>\n{% endfor %}"
     renderer, end = Renderer(tokenizer, PromptConfig()), tokenizer.eos_token_id
     found = renderer.endless_turn({tokenizer.pad_token_id}, ())
@@ -63,7 +63,8 @@ def test_a_turn_that_ends_no_completion_is_told(tokenizer: Any, tmp_path: Path) 
 
 
 def test_a_mistral_has_the_tokenizer_of_the_others(tokenizer: Any, tmp_path: Path) -> None:
-    """And with it its chat template and what the sampler reads of it, though a file of Mistral's own lies there too."""
+    """Its chat template and the sampler's decoder are the same too, although a tokenizer file in Mistral's own format
+    is there."""
     for path in EMBEDDED_DIR.iterdir():
         if path.name != "config.json":
             (tmp_path / path.name).symlink_to(path)
@@ -88,7 +89,8 @@ def test_a_frame_holds_the_problem_to_the_letter(name: str, tokenizer: Any) -> N
 
 
 def test_no_prompt_ends_where_a_text_does(tokenizer: Any) -> None:
-    """A tokenizer that was saved to train with ends every text by a token after which a model says anything."""
+    """A tokenizer that was saved for training adds an end token to every text, and a model may say anything after
+    that."""
     config = PromptConfig(template="plain", instruction=None)
     expected = Renderer(tokenizer, config).render(PROBLEM)
     end = (tokenizer.eos_token, tokenizer.eos_token_id)
@@ -135,7 +137,7 @@ def test_a_path_that_is_no_model_is_an_error() -> None:
     assert locate_model("org/name") == "org/name"
 
 
-# Chat templates as families write them, in little.
+# Small versions of the chat templates of model families.
 CHATS = {
     "thinks": "{% for m in messages %}{{ m.content }}{% endfor %}"
     "{% if not enable_thinking %}<think></think>{% endif %}",
@@ -176,7 +178,6 @@ def test_the_date_in_a_prompt_is_the_same_on_every_day(tokenizer: Any) -> None:
 def test_a_template_that_cannot_hold_what_is_asked_is_refused(
     chat: str, settings: dict[str, Any], words: str, tokenizer: Any
 ) -> None:
-    """A template that cannot hold what is asked is refused in one line."""
     tokenizer.chat_template = CHATS[chat]
     with pytest.raises(ValueError, match=words) as caught:
         Renderer(tokenizer, PromptConfig(**settings))

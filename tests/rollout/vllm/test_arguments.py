@@ -1,4 +1,4 @@
-"""What vLLM is started with makes it read the files that the learner reads."""
+"""vLLM's start-up arguments make it read the files that the learner reads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from rollout.vllm.arguments import engine_arguments, overrides_of
 
 @pytest.mark.parametrize("stated", [None, ["Qwen3Model"], ["Qwen3ForSequenceClassification"], ["MineForCausalLM"]])
 def test_vllm_takes_the_class_that_learns(stated: list[str] | None) -> None:
-    """Whatever config.json calls it: of none, or of a part of a model, vLLM makes one that continues no text."""
+    """This does not depend on `architectures` in config.json. If that is absent, or names a part of a model, vLLM would
+    build a model that generates no text."""
     config = AutoConfig.for_model("qwen3", architectures=stated)
     assert overrides_of(config) == {"architectures": ["Qwen3ForCausalLM"]}
     assert overrides_of(AutoConfig.for_model("phimoe", architectures=["PhiMoEForCausalLM"])) == {}
 
 
 def test_queries_of_ministral_3_are_scaled_by_the_sampler_too() -> None:
-    """Beyond 16,384 positions; vLLM reads the factor in Mistral's own format alone."""
+    """This matters beyond 16,384 positions; vLLM reads the factor only from Mistral's own format."""
     text = {"model_type": "ministral3"}
     scaling = {"llama_4_scaling": {"beta": 0.1, "original_max_position_embeddings": 16384}}
     alone = AutoConfig.for_model("ministral3", architectures=["Ministral3ForCausalLM"])
@@ -37,8 +38,8 @@ def test_queries_of_ministral_3_are_scaled_by_the_sampler_too() -> None:
 
 
 def test_weights_in_mistrals_own_format_are_not_sampled_from(tmp_path: Path) -> None:
-    """They lie beside transformers' in Mistral's directories, and stay what they were when the model is trained on: an
-    evaluation scored the model of before."""
+    """Mistral's directories hold them beside those of transformers, and training does not change them: an evaluation
+    used to score the old model."""
     model = tmp_path / "model"
     shutil.copytree(EMBEDDED_DIR, model)
     weights = load_file(model / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The real sampler: it samples what it is told, from the adapter it is told, as the learner computes it."""
+"""The real sampler: it samples what it is asked for, from the adapter it is given, with the learner's logprobs."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_length_limit_stop_string_and_greedy(vllm_engine: Any, prompts: list[Pro
 
 
 def test_several_end_tokens_end_and_special_tokens_are_text(prompts: list[Prompt], tmp_path: Path) -> None:
-    """A closing brace ends a completion as well, as `<|eot_id|>` does beside the tokenizer's end; `=` is declared
+    """A closing brace also ends a completion, as `<|eot_id|>` does beside the tokenizer's end token; `=` is declared
     special, as `<think>` is."""
 
     from rollout.models import EMBEDDED_DIR
@@ -160,7 +160,7 @@ def test_sampler_and_learner_agree_before_and_after_an_update(
 def test_an_adapter_of_the_output_embedding_reaches_the_sampler(
     vllm_engine: Any, prompts: list[Prompt], make_learner: LearnerMaker, ranks: Ranks, tmp_path: Path
 ) -> None:
-    """It is tied to the input embedding in this model, which must stay as it is."""
+    """In this model it is tied to the input embedding, which must not change."""
     learner = make_learner("lora.targets=all+lm_head", "lora.rank=2", "optim.lr=1e-2")
     publisher = publisher_of(learner, vllm_engine, ranks, prompts, tmp_path)
     before = publisher.publish(0)
@@ -190,7 +190,7 @@ def test_names_are_never_reused_and_damage_is_refused(
 
 
 def test_weights_that_would_have_to_be_unpickled_are_refused(vllm_engine: Any, tmp_path: Path) -> None:
-    """vLLM takes adapter_model.bin where there are no safetensors."""
+    """vLLM reads adapter_model.bin if there is no safetensors file."""
     torch.save({"w": torch.ones(1)}, tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_config.json").write_text("{}")
     write_manifest(tmp_path, {"name": "foreign", "version": 0})
@@ -201,7 +201,7 @@ def test_weights_that_would_have_to_be_unpickled_are_refused(vllm_engine: Any, t
 
 @dataclass
 class StaleEngine:
-    """A sampler that answers from the first adapter it ever loaded, whatever it is told to load."""
+    """A sampler that answers from the first adapter that it ever loaded, whatever it is told to load."""
 
     inner: Any
     first: AdapterRef | None = field(default=None)
@@ -253,8 +253,8 @@ def test_the_canary_catches_a_sampler_that_keeps_the_old_adapter(
 def test_an_adapter_of_which_vllm_leaves_out_a_layer_is_refused(
     vllm_engine: Any, prompts: list[Prompt], make_learner: LearnerMaker, ranks: Ranks, tmp_path: Path
 ) -> None:
-    """vLLM itself warns when it starts, and samples as if the adapter did not have it: the first step sees nothing,
-    since B is zero."""
+    """vLLM itself warns at start-up, and samples as if the adapter did not have the layer. The first step would not
+    reveal it, since B is zero."""
     ref = publisher_of(make_learner(), vllm_engine, ranks, prompts, tmp_path).publish(0)
     path, taken = "model.layers.1.mlp.down_proj", {}
     vllm_engine._llm.apply_model(lambda model: taken.update({path: model.lora_manager.modules.pop(path)}))
@@ -310,7 +310,7 @@ def test_a_start_that_fails_says_what_it_lacks(error: Exception, told: str, monk
 
 @dataclass
 class Sleeper:
-    """Of vLLM what sleeps, wakes and ends; it is its own engine, core and tokenizer."""
+    """Stands in for vLLM's LLM: it can sleep, wake and end, and is its own engine, core and tokenizer."""
 
     has_room: bool = True
     asleep: bool = False
@@ -345,7 +345,7 @@ class Sleeper:
 def test_what_ends_is_awake_where_there_is_room(
     sleeps: bool, has_room: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a run stops at while its learner works finds the sampler asleep."""
+    """A run that is stopped while its learner works finds the sampler asleep."""
     from rollout.vllm import engine
 
     sleeper = Sleeper(has_room=has_room)

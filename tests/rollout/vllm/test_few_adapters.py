@@ -1,4 +1,4 @@
-"""Rows of one adapter or of several: the numbers of vLLM's own arithmetic where it is right, for less work."""
+"""Rows with one adapter or several: the same numbers as vLLM's own arithmetic where that is right, for less work."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from rollout.types import Problem, Prompt
 from rollout.vllm.few_adapters import PROVIDER, FewAdaptersWrapper
 
 ADAPTER = 7
-"""Its number at vLLM; it lies in slot 0."""
+"""Its number in vLLM; it is in slot 0."""
 INPUTS = 32
 # One rounding of a sum of terms near one; bfloat16 keeps eight bits.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def wrappers(rows: list[int], prefill: bool = True) -> tuple[FewAdaptersWrapper, PunicaWrapperCPU]:
-    """Ours and vLLM's, told that row i is served by adapter `rows[i]`, 0 for none."""
+    """Our wrapper and vLLM's, told that adapter `rows[i]` serves row i, 0 for none."""
     both = FewAdaptersWrapper(64, 64, "cpu"), PunicaWrapperCPU(64, 64, "cpu")
     for wrapper in both:
         wrapper.update_metadata(LoRAMapping(tuple(rows), tuple(rows), is_prefill=prefill), [ADAPTER], 2, 100)
@@ -59,7 +59,7 @@ def test_a_layer_gets_what_vllm_adds(
     ours.add_lora_linear(y, x, a, b, scale, slices)
     assert not torch.equal(y, before)
     torch.testing.assert_close(y, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
-    # And no further than vLLM's from what the adapter says.
+    # The result is no further than vLLM's from the exact value.
     exact = before.double() + torch.cat(
         [scale * x.double() @ p[0, 0].double().T @ q[0, 0].double().T for p, q in zip(a, b, strict=True)], 1
     )
@@ -85,7 +85,7 @@ def test_logits_get_what_vllm_adds_whatever_the_padding(rank: int, padding: int)
 @pytest.mark.parametrize("prefill", [True, False], ids=["prefill", "decode"])
 @pytest.mark.parametrize("rank", [1, 8])
 def test_rows_without_an_adapter_are_left_alone(rank: int, prefill: bool) -> None:
-    """vLLM's CPU wrapper takes its index -1 for the last slot, and gives these rows the adapter all the same."""
+    """vLLM's CPU wrapper reads its index -1 as the last slot, and applies that adapter to these rows."""
     torch.manual_seed(0)
     rows = [ADAPTER, 0, 0, ADAPTER, 0]
     served = torch.tensor(rows) == ADAPTER
@@ -98,13 +98,13 @@ def test_rows_without_an_adapter_are_left_alone(rank: int, prefill: bool) -> Non
     torch.testing.assert_close(y, torch.where(served.unsqueeze(1), expected, before))
     nobody.add_lora_linear(y := before.clone(), x, a, b, 1.0, (16, 8))
     assert torch.equal(y, before)
-    head = wrappers(rows, prefill)[0]  # another layer, as its matrices lie elsewhere
+    head = wrappers(rows, prefill)[0]  # a new wrapper: another layer's matrices would be elsewhere in memory
     head.add_lora_logits(y := before[:, :16].clone(), x, a[0], b[0], 1.0)
     torch.testing.assert_close(y, torch.where(served.unsqueeze(1), expected, before)[:, :16])
 
 
 RANKS = {1: 1, 2: 8, 3: 64}
-"""vLLM's number of an adapter → its rank."""
+"""The adapter's number in vLLM → its rank."""
 MIXED = {
     "in runs": [1] * 4 + [2] * 3 + [3] * 5 + [0] * 2,
     "by turns": [1, 0, 3, 2, 2, 3, 1, 0, 3, 1, 2, 1, 3, 0],
@@ -113,7 +113,7 @@ MIXED = {
 
 
 def several(slices: tuple[int, ...], dtype: torch.dtype) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Matrices of three adapters of different rank in the slots that `in_slots` gives them, filled up with zeros."""
+    """Matrices of three adapters of different rank, in the slots given by `IN_SLOTS`, padded with zeros."""
     largest = max(RANKS.values())
     a = tuple(torch.zeros(3, 1, largest, INPUTS, dtype=dtype) for _ in slices)
     b = tuple(torch.zeros(3, 1, width, largest, dtype=dtype) for width in slices)
@@ -159,7 +159,7 @@ def test_each_row_gets_the_share_of_its_own_adapter(rows: list[int], dtype: torc
 
 
 def test_another_adapter_in_a_slot_is_another() -> None:
-    """The matrices of the one before are kept as long as it is there, and no longer."""
+    """The matrices of the previous adapter are kept as long as it is in the slot, and no longer."""
     torch.manual_seed(0)
     wrapper = FewAdaptersWrapper(64, 64, "cpu")
     a, b = torch.zeros(2, 1, 8, INPUTS), torch.zeros(2, 1, 16, 8)
@@ -180,7 +180,8 @@ def test_another_adapter_in_a_slot_is_another() -> None:
 
 
 def write_adapter(directory: Path) -> None:
-    """A random adapter of rank 2 of the embedded model, on a part of each fused layer and on the plain ones."""
+    """A random rank 2 adapter of the embedded model, on a part of each fused layer and on the layers that are not
+    fused."""
     shape = AutoConfig.from_pretrained(EMBEDDED_DIR)
     hidden, heads = shape.hidden_size, shape.num_attention_heads * shape.head_dim
     layers = {"self_attn.q_proj": (hidden, heads), "self_attn.o_proj": (heads, hidden)}
@@ -201,7 +202,6 @@ def write_adapter(directory: Path) -> None:
 def test_the_engine_samples_as_with_vllms_own_arithmetic(
     vllm_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine samples what it samples with vLLM's own arithmetic."""
     ref = AdapterStore(tmp_path, name="products").publish(0, write_adapter, {"rank": 2})
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
     prompts = [
@@ -237,7 +237,7 @@ def test_the_engine_samples_as_with_vllms_own_arithmetic(
 @pytest.mark.engine
 @pytest.mark.parametrize(("max_tokens", "reason"), [(6, "length"), (24, "stop")])
 def test_the_text_is_the_one_vllm_makes_on_the_way(vllm_engine: Any, max_tokens: int, reason: str) -> None:
-    """A stop string that never comes makes vLLM write the text itself."""
+    """A stop string that never occurs makes vLLM detokenize the text itself."""
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR)
     prompt = Prompt(
         problem=Problem(id="x", text="x", answer=""), text="x", token_ids=tuple(tokenizer("3+4=").input_ids)
@@ -250,7 +250,7 @@ def test_the_text_is_the_one_vllm_makes_on_the_way(vllm_engine: Any, max_tokens:
 
 
 def test_the_kernel_norms_as_vllm_does() -> None:
-    """Rows of a slice, as q and k are normed, and a sum's norm in place of its terms."""
+    """Rows of a slice, the shape in which q and k are normalized, and the norm of a sum, written over its terms."""
     torch.manual_seed(0)
     x, residual, weight = torch.randn(6, 3, 64)[:, 1:], torch.randn(6, 64), torch.randn(64)
     kernel, steps = (ir.ops.rms_norm.impls[name].impl_fn for name in (PROVIDER, "native"))

@@ -1,4 +1,4 @@
-"""Models of transformers stay what they are when vLLM serves their class in the same process."""
+"""Models of transformers remain usable when vLLM serves their class in the same process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.helpers.families import tiny_config
 
 
 def test_a_decorated_class_is_plain_for_everyone_but_vllm() -> None:
-    """Without: AttributeError `do_not_compile` of a model made before, and no configuration for one made after."""
+    """Otherwise models made before fail with AttributeError `do_not_compile`, and for those made after there is no vLLM
+    configuration."""
     kind, ids = "olmo", torch.arange(5)[None]
     before = AutoModel.from_config(tiny_config(kind)).eval()
     called = []
@@ -28,6 +29,6 @@ def test_a_decorated_class_is_plain_for_everyone_but_vllm() -> None:
     with set_current_vllm_config(VllmConfig()):
         theirs = AutoModel.from_config(tiny_config(kind)).eval()
     assert hasattr(theirs, "do_not_compile")
-    # Decorated once more, as by the next engine.
+    # Decorated again, as by the next engine.
     assert support_torch_compile(dynamic_arg_dims={"input_ids": 1})(cls) is cls
     assert torch.equal(before(input_ids=ids).last_hidden_state, expected)

@@ -1,4 +1,4 @@
-"""On a CPU nothing is compiled for an engine: a machine may have no compiler."""
+"""On a CPU nothing is compiled for an engine, because the machine may have no compiler."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def test_sampling_asks_for_no_compiler(vllm_engine: Any, monkeypatch: pytest.Mon
     (group,) = vllm_engine.generate([PROMPT], SamplingConfig(n=2, max_tokens=3), None, ["one"])
     assert asked
     assert all(value < 0 for completion in group.completions for value in completion.logprobs)
-    with pytest.raises(Exception, match="No working"):  # as vLLM has it
+    with pytest.raises(Exception, match="No working"):  # raised by vLLM's own version
         batched_count_greater_than(torch.zeros(2, 3), torch.zeros(2, 1))

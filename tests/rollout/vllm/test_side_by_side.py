@@ -1,4 +1,4 @@
-"""Several adapters of one engine in one batch: what PEFT makes of each, and nothing of another's."""
+"""Several adapters of one engine in one batch: each gives what PEFT gives, unaffected by the others."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.engine
 RANKS = (1, 8, 64)
 SAMPLING = SamplingConfig(n=4, temperature=1.0, max_tokens=20)
 GAP = 1e-4
-"""Nats of float32 between two implementations."""
+"""The largest gap, in nats, between two float32 implementations."""
 
 
 def sample(refs: list[AdapterRef | None], prompts: list[Prompt], seeds: list[list[str]], answer: Connection) -> None:
-    """In a process of its own: closing this engine here would end the session's too."""
+    """Runs in a process of its own, because closing this engine here would also end the session's."""
     from rollout.vllm.engine import VllmEngine
 
     engine = VllmEngine(
@@ -45,7 +45,7 @@ def sample(refs: list[AdapterRef | None], prompts: list[Prompt], seeds: list[lis
     for adapter in filter(None, dict.fromkeys(refs)):
         engine.load_adapter(adapter)
     batches = []
-    # One after the other, so that rows of different adapters and of different ages share every step.
+    # The batches begin one after the other, so that rows of different adapters and lengths share every step.
     for ref, own in zip(refs, seeds, strict=True):
         batches.append(engine.begin(prompts, SAMPLING, ref, own))
         engine.advance()
@@ -56,12 +56,13 @@ def sample(refs: list[AdapterRef | None], prompts: list[Prompt], seeds: list[lis
 
 
 def adapted(rank: int, root: Path) -> tuple[Any, AdapterRef | None]:
-    """A random adapter of attention, feed-forward and head, as PEFT computes it and as it is published."""
+    """A random adapter of attention, feed-forward and head: the PEFT model that computes it, and the published
+    version."""
     torch.manual_seed(rank)
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_DIR, dtype=torch.float32).eval()
     targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj", "lm_head"][: 3 if rank == 8 else 6]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the head is tied to the input, which PEFT advises against
+        warnings.simplefilter("ignore")  # PEFT warns about adapting the head because it is tied to the input embedding
         model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=32, target_modules=targets)).eval()
         for key, weight in model.named_parameters():
             if "lora_B" in key:
