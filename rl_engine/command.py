@@ -142,7 +142,7 @@ def among_ranks(config: Config) -> Iterator[Ranks]:
 
 
 def join_ranks_quietly() -> Ranks:
-    """Join the process group. This imports torch first of all. Raises `ValueError` if torch cannot use the cards."""
+    """Join the process group; imports torch. Raises `ValueError` if torch cannot use the cards."""
     settle_torch()
     quiet_libraries()
     with loading():

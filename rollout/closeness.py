@@ -38,7 +38,7 @@ class KlEstimate:
     kl: float
     error: float
     """Standard error, √(Σ c²)/n over the contributions c of n tokens. It is taken about zero, not about their mean: one
-    token, or two equal ones, would give a spread of zero."""
+    token, or two equal ones, say nothing about the spread."""
     tokens: int
 
     def within(self, limit: float, logprob: float) -> bool:

@@ -1,4 +1,4 @@
-"""Settings of the sampling side: frozen, with unknown keys rejected and a description for every field."""
+"""Settings of the sampling side: frozen, closed to unknown keys, every field with a description."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def _resolved(layers: Sequence[Layer], whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
-    """Where and what a YAML error is: `, line 3: what is wrong there`."""
+    """Location and cause of a YAML error: `, line 3: what is wrong there`."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None or problem is None:
         return f": {first_line(error)}"

@@ -43,7 +43,7 @@ class Licence:
     name: str | None = None
     link: str | None = None
     origin: str | None = None
-    """Where it is from: `given` by the user who pushes, or `base` for the base model's card."""
+    """Its origin: `given` by the user who pushes, or `base` for the base model's card."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,8 +65,7 @@ def _way_out(place: Path) -> str:
 
 
 def is_installed(package: str) -> bool:
-    """Whether the package is installed. A mere directory of this name does not count: wandb creates one where it
-    runs."""
+    """Whether the package is installed. A directory of this name is not enough: wandb leaves one wherever it ran."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
 

@@ -44,7 +44,7 @@ class PhasePeaks:
     """The peak memory of each phase, in GiB: of this process on the CPU; on CUDA everything allocated on the card.
 
     On the CPU the kernel tracks the peak, so no spike is missed. If its mark cannot be reset, the value is the resident
-    size at the end of the phase, and a warning says so once.
+    size at the end of the phase, and a warning is logged once.
 
     On CUDA torch tracks the peak of its allocator's reserved memory, which still includes sampler memory released by
     sleep. The value is therefore the memory in use at the end of the phase according to the driver, plus the difference

@@ -43,7 +43,7 @@ class BaseModel:
     hub_id: str | None
     """None if the model exists only on this machine."""
     directory: Path | None
-    """Where the run loaded it from; None for a hub model."""
+    """The directory that the run loaded it from; None for a hub model."""
     revision: str | None
 
     @property
@@ -51,7 +51,7 @@ class BaseModel:
         return self.directory == EMBEDDED_DIR
 
     def source(self) -> str:
-        """Where to load it from: the directory, else the hub id. Raises `ValueError` if there is neither."""
+        """What to load: the directory, else the hub id. Raises `ValueError` if there is neither."""
         if self.directory is not None and self.directory.is_dir():
             return str(self.directory)
         if self.hub_id is not None:

@@ -22,7 +22,7 @@ COUNT = 2048
 # The library makes entry i of a dataset from its seed + i, so each split gets its own half of the 32-bit range.
 FIRST_SEED: dict[Split, int] = {"train": 0, "held_out": 2**31}
 SEEDS, ENTRIES = 2**30, 2**30
-# A task counts as exhausted after this many draws per problem found, but at least so many, without a new problem.
+# A task counts as exhausted after DRAWS_AT_LEAST + DRAWS_PER_PROBLEM · (problems found) draws without a new problem.
 DRAWS_PER_PROBLEM, DRAWS_AT_LEAST = 20, 500
 # Exceptions that the library's generators were seen to raise for inconsistent settings.
 ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

@@ -34,8 +34,8 @@ class Matrices:
     """An adapter's matrices for one layer, without the padding to the largest rank."""
 
     a: Tensor
-    """[Σ ranks, inputs], the A of all slices stacked, so that x is read once and the product has more than one column,
-    which would be slow in bfloat16."""
+    """[Σ ranks, inputs], the A of all slices stacked: x is read only once, and products with a single column, which are
+    slow in bfloat16, are avoided."""
     b: tuple[Tensor, ...]
     """Each [outputs, rank]."""
     rank: int
